@@ -146,7 +146,7 @@ def recorded(
     graphs = bundle.manifest.model.graphs()
     recorders = {graph.name: _Recorder(ir.load(bundle.path / graph.file), activations, names) for graph in graphs}
     model = observed_model(bundle.manifest, recorders)
-    num_tokens, done, show = 0, 0, shares(progress, "hearing recordings")
+    num_tokens, done, show = 0, 0, shares(progress, "recognising recordings")
     for frames in features:
         for begin in range(0, len(frames), PIECE_FRAMES):
             output = model.encode(frames[begin : begin + PIECE_FRAMES])

@@ -1,4 +1,4 @@
-"""Layers rounded for recordings: the arithmetic, bundles, errors, and the command."""
+"""Layers rounded for recordings: arithmetic, bundles, errors, and the command."""
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +24,7 @@ MADE = [*(conversion(name) for name in CONVERSIONS), FINE, conversion("int4", 64
 
 @pytest.fixture
 def correlated():
-    """Inputs [n, in] as of a network: few directions hold most of their energy, and they have a mean."""
+    """Return inputs [n, in] like those in a network: most energy in few directions, and a mean."""
     random = np.random.default_rng(0)
     directions = random.normal(size=(80, 80)) * np.geomspace(1, 0.02, 80)[:, np.newaxis]
     return (random.normal(size=(2000, 80)) @ directions + random.normal(size=80)).astype(np.float32)
@@ -36,7 +36,7 @@ def weight():
 
 
 def inputs_of(inputs, others=None):
-    """Some rows of what a product was to read and of what it reads."""
+    """Return a function that reads some rows of the original inputs and of the actual inputs of a product."""
 
     def read(rows):
         part = inputs[rows]
@@ -47,7 +47,7 @@ def inputs_of(inputs, others=None):
 
 @pytest.mark.parametrize("made", MADE, ids=str)
 def test_compensated_rounding_changes_outputs_less(correlated, weight, made, fits_16_bits):
-    """80 rows are no multiple of 32 and 64. Pairs of rows in int8 still fit in 16 bits."""
+    """80 rows are not a multiple of 32 or 64. Pairs of rows in int8 still fit in 16 bits."""
     moments = (correlated.T @ correlated).astype(np.float64)
     moments[np.diag_indices(80)] += 1e-3 * moments.trace() / 80
     found = compensated(weight, moments, made)
@@ -59,7 +59,7 @@ def test_compensated_rounding_changes_outputs_less(correlated, weight, made, fit
 
 @pytest.mark.parametrize("made", [conversion(name, 16) for name in CONVERSIONS], ids=str)
 def test_without_correlation_only_the_weights_count(weight, made):
-    """All is then the same as without recordings."""
+    """The result is the same as without recordings."""
     for found, plain in zip(compensated(weight, np.eye(80), made), made.parts(weight), strict=True):
         np.testing.assert_array_equal(found, plain)
 
@@ -73,13 +73,13 @@ def test_biases_take_the_mean_error(correlated, weight):
 
 
 def test_a_product_makes_up_for_wrong_inputs(correlated, weight):
-    """The second of an expert gets what the rounded first one gives: here inputs that are all too small."""
+    """The second product of an expert reads the output of the rounded first: here inputs that are too small."""
     product = fitted(inputs_of(correlated, correlated * 0.8), np.ones(2000, np.float32), weight, None, FINE)
     assert relative_error(correlated @ weight, product(correlated * 0.8)) < 0.08
 
 
 def test_tokens_count_by_the_share_of_the_expert_in_their_output(correlated, weight):
-    """Halves of the tokens with different directions: the half with large shares has the smaller error."""
+    """Two halves of the tokens have different directions. The half with large shares has the smaller error."""
     tokens = np.concatenate([correlated, correlated[:, ::-1]])
     errors = []
     for shares in ([1, 0.05], [0.05, 1]):
@@ -89,7 +89,7 @@ def test_tokens_count_by_the_share_of_the_expert_in_their_output(correlated, wei
 
 
 def test_rows_in_pieces_give_the_same_layer(correlated, weight, monkeypatch):
-    """But for the last bits of sums; some numbers then round the other way."""
+    """Only the last bits of sums differ, which rounds some numbers the other way."""
     products = [(weight, np.ones(24, np.float32)), (weight.T.copy(), None)]
     given = products, np.tanh, correlated, np.linspace(0, 1, 2000, dtype=np.float32), FOUR
     whole = fitted_layer(*given)
@@ -101,10 +101,11 @@ def test_rows_in_pieces_give_the_same_layer(correlated, weight, monkeypatch):
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_layer_is_better_with_all_products_rounded_for_it(correlated, weight, gated):
-    """Than with each rounded to the nearest; the activation of a gated layer is that of the first product, its gate."""
+    """The reference rounds each product to the nearest value. A gated layer's activation applies to the first product,
+    its gate."""
     random = np.random.default_rng(2)
     b1, b2, w2 = (random.normal(size=size).astype(np.float32) for size in (24, 80, (24, 80)))
-    weight = 0.05 * weight  # else tanh gives 1 and -1 alone
+    weight = 0.05 * weight  # otherwise tanh returns only 1 and -1
     first = [(weight, None), (weight[:, ::-1].copy(), None)] if gated else [(weight, b1)]
     second = (w2, None if gated else b2)
 
@@ -123,7 +124,7 @@ def test_a_layer_is_better_with_all_products_rounded_for_it(correlated, weight, 
 
 
 def test_silence_alone_gives_plain_rounding(weight):
-    """Tokens without any variance say nothing: no division by zero, and no weight that is not a number."""
+    """Tokens without variance cause no division by zero and no NaN weight."""
     silent = np.zeros((100, 80), np.float32)
     product = fitted(inputs_of(silent), np.ones(100, np.float32), weight, np.zeros(24, np.float32), FINE)
     np.testing.assert_array_equal(product.parts[0], FINE.parts(weight)[0])
@@ -131,16 +132,16 @@ def test_silence_alone_gives_plain_rounding(weight):
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Noise that rises and falls at another rate in each, 24 s in all."""
+    """Write noise whose loudness varies at a different rate in each recording, 24 s in total."""
     return write_noise(tmp_path_factory.mktemp("recordings"), 6, 64_000)
 
 
-NUM_PRODUCTS = 2 * (48 + 24) + 42  # of all experts of moe_tiny, and of its other layers
+NUM_PRODUCTS = 2 * (48 + 24) + 42  # all experts of moe_tiny, and its other layers
 
 
 @pytest.fixture(scope="module")
 def calibrated(bundle, recordings, tmp_path_factory):
-    """The tiny bundle quantized for the recordings."""
+    """Quantize the tiny bundle for the recordings."""
     out = tmp_path_factory.mktemp("calibrated") / "bundle"
     return quantize_bundle(bundle.path, out, recipe("int4-experts", calibration=sorted(recordings.iterdir())))[0]
 
@@ -155,7 +156,8 @@ def initializers(bundle, graph):
 
 @pytest.mark.slow
 def test_calibrated_experts_are_nearer_to_float32(bundle, calibrated, quantized, recordings):
-    """Than without calibration, on other sounds of that kind; and experts alone are, by as much."""
+    """Errors are smaller than without calibration, on other sounds of that kind; those of the experts are smaller by as
+    much."""
     noise = np.random.default_rng(9).standard_normal(64_000) * np.abs(np.sin(np.arange(64_000) / 2500)) * 0.2
     stream = FeatureStream(bundle.manifest.features)
     stream.accept(noise.astype(np.float32))
@@ -166,7 +168,7 @@ def test_calibrated_experts_are_nearer_to_float32(bundle, calibrated, quantized,
 
 @pytest.fixture
 def rounded(bundle, tmp_path):
-    """A function from recordings to the bundle that is smoothed with them and then rounded plainly."""
+    """Return a function that smooths the bundle with recordings and then rounds to the nearest values."""
 
     def make(files):
         activations = recorded(bundle, features_of(bundle, files), tmp_path)
@@ -186,7 +188,7 @@ def test_only_weights_and_biases_change(calibrated, rounded, recordings):
 
 @pytest.mark.slow
 def test_manifest_and_report_say_what_was_calibrated(bundle, recordings, tmp_path, capsys):
-    """With one recording no expert gets enough tokens."""
+    """With one recording, no expert receives enough tokens."""
     one = recipe("int4-experts", calibration=[recordings / "0.wav"])
     out, report = quantize_bundle(bundle.path, tmp_path / "out", one, audio=[recordings / "1.wav"])
     said = out.manifest.quantization["calibration"]
@@ -211,7 +213,7 @@ def test_experts_without_enough_tokens_are_rounded_as_without_any(bundle, rounde
 
 @pytest.mark.slow
 def test_what_several_graphs_read_counts_once(bundle, recordings, tmp_path):
-    """The encoder's output is an input of CTC head and decoder: twice as many rows would pass for enough of them."""
+    """The encoder's output is an input of CTC head and decoder; counted twice, its rows would seem enough."""
     features = features_of(bundle, sorted(recordings.iterdir()))
     num_frames = sum(len(bundle.load().encode(frames)) for frames in features)
     assert len(recorded(bundle, features, tmp_path).rows("encoder_out")) == num_frames
@@ -236,7 +238,7 @@ def test_command_takes_files_folders_and_lists(bundle, recordings, tmp_path, cap
     paths = [str(tmp_path / "list.tsv"), str(recordings / "1.wav"), str(recordings)]
     arguments = ["quantize", str(bundle.path), str(tmp_path / "out"), "--no-report", "--calibrate", *paths]
     assert main([*arguments, "--recipe", "int4-experts"]) == 0
-    assert "hearing recordings: #" in capsys.readouterr().err
+    assert "recognising recordings: #" in capsys.readouterr().err
     assert {file.name for file in (tmp_path / "out").iterdir()} == {file.name for file in bundle.path.iterdir()}
     found = Bundle.open(tmp_path / "out").manifest.quantization["calibration"]
     assert found["seconds"] == pytest.approx(8 * 4, abs=0.5)

@@ -121,7 +121,7 @@ def test_a_calibration_is_kept_for_other_recipes(exported, recordings, tmp_path,
     keeping = ["--calibrate", str(speech), "--calibration", str(kept)]
     assert main(["quantize", source, str(tmp_path / "int8"), *keeping, *options]) == 0
     shown = capsys.readouterr().err
-    for title in ("hearing recordings", "smoothing channels", "rounding encoder.onnx", "rounding decoder.onnx"):
+    for title in ("recognising recordings", "smoothing channels", "rounding encoder.onnx", "rounding decoder.onnx"):
         assert re.search(rf"{title}: #+\.* +\d+%, \d+:\d\d left", shown)
     shutil.rmtree(speech)
     files = []

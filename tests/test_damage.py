@@ -1,4 +1,4 @@
-"""Damage by layer, the switches that measure it, and better formats for the layers that hurt."""
+"""Damage by layer, the switched graphs that measure it, and better formats for damaging layers."""
 
 import functools
 import json
@@ -41,7 +41,7 @@ HURT, HURT_VALUE = "encoder.encoders.1.conv_module", "encoder/encoders.1/norm_co
 
 @pytest.fixture(scope="module")
 def bundle(export_quickly, tmp_path_factory):
-    """Of fewer layers and experts than moe_tiny."""
+    """Export a bundle with fewer layers and experts than moe_tiny."""
     folder, encoder = tmp_path_factory.mktemp("small"), {"mlp_type": "moe", "n_expert": 4}
     config = random_config(encoder_conf=encoder, decoder_conf={"num_blocks": 1, "r_num_blocks": 1})
     write_random_checkpoint(folder / "checkpoint", config, seed=2)
@@ -50,7 +50,7 @@ def bundle(export_quickly, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def version(bundle, tmp_path_factory):
-    """A function from the name of a recipe to the small bundle quantized by it."""
+    """Return a function from a recipe's name to the small bundle quantized by it."""
     return functools.cache(
         lambda name: quantize_bundle(bundle.path, tmp_path_factory.mktemp(name) / "bundle", recipe(name))[0]
     )
@@ -63,7 +63,7 @@ def recordings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """Enough for limits on damage: a quarter chooses, and half of the others judge."""
+    """Enough for limits on damage: a quarter chooses, and half of the rest judges."""
     return write_noise(tmp_path_factory.mktemp("many"), 12, 32_000)
 
 
@@ -74,13 +74,13 @@ def features(bundle, recordings):
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    """Damage is measured with onnxruntime alone."""
+    """Measure damage with onnxruntime only."""
     monkeypatch.setenv("U2MOE_KERNELS", "onnxruntime")
 
 
 @pytest.fixture(scope="module")
 def hurt(bundle, tmp_path_factory):
-    """The tiny bundle with an outlier of 512 times the size before the convolution of block 1, and it in int8."""
+    """Return the tiny bundle with an outlier of 512 times the size before the convolution of block 1, and in int8."""
     folder = tmp_path_factory.mktemp("hurt")
 
     def add_outlier(model):
@@ -94,7 +94,7 @@ def hurt(bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def beyond_smoothing(bundle, tmp_path_factory):
-    """An outlier in the encoder output, which is read by more than weights: in int8 the CTC head is of no use."""
+    """Return a bundle with an outlier in the encoder output, which also other nodes read: int8 ruins its CTC head."""
 
     def add_outlier(model):
         factors = {"encoder.after_norm.weight": 512, "encoder.after_norm.bias": 512, "ctc.ctc_lo.weight": 1 / 512}
@@ -111,7 +111,7 @@ def beyond_smoothing(bundle, tmp_path_factory):
 
 @pytest.mark.parametrize("names", [["int8"], ["int4-experts"], ["int8", "int4-experts"], ["int8", "int4"]])
 def test_switches_choose_between_versions(bundle, version, features, names):
-    """All layers at a level give that version. Their functions and weights may have the same names."""
+    """With all layers at a level, the graph equals that version. Functions and weights may have the same names."""
     versions = [bundle, *map(version, names)]
     graph = SwitchedGraph(*(read_single(item.path / "encoder.onnx") for item in versions))
     assert len(graph.bytes["encoder.encoders.0.feed_forward"]) == len(versions)
@@ -122,12 +122,12 @@ def test_switches_choose_between_versions(bundle, version, features, names):
         np.testing.assert_allclose(found, expected.load().encode(features[0]), rtol=0, atol=2e-5)
     (feeds,), layer = session.feeds, list(graph.bytes)[len(graph.bytes) // 2]
     expected, values = graph.run(feeds, {layer: 1}), feeds
-    for number, part in enumerate(graph.parts):  # from where a layer begins, the rest is the same
+    for number, part in enumerate(graph.parts):  # starting at a layer gives the same result
         if part.layer == layer:
             known = [(feeds, part.after(values, part.run(values, 1)))]
             found = SwitchedSession(graph, {layer: 1}, number + 1, known).run(feeds)
             np.testing.assert_array_equal(found["output"], expected["output"])
-            other = {**feeds, "chunk": feeds["chunk"] + 1}  # what is known does not belong to other feeds
+            other = {**feeds, "chunk": feeds["chunk"] + 1}  # known values are not used for other feeds
             assert not np.array_equal(
                 SwitchedSession(graph, {}, number + 1, known).run(other)["output"], found["output"]
             )
@@ -148,7 +148,8 @@ def test_the_layer_that_hurts_is_found_with_its_channel(hurt, features):
 
 
 def test_recordings_calibrate_choose_or_judge(bundle, monkeypatch):
-    """Each for one thing, unless there are few; a long one is cut into pieces, of which each is like a recording."""
+    """Each recording has one purpose unless there are few. Long recordings are cut into pieces that count as
+    recordings."""
     lengths = [[6000, 9000, 30_000, 12_000]]
     monkeypatch.setattr(
         "u2moe.quantize.recordings.features_of",
@@ -175,14 +176,14 @@ def test_nothing_quantized_is_no_damage(hurt, features):
 
 
 def test_large_outputs_are_compared_in_pieces(hurt, features, monkeypatch):
-    """Of a value, of hypotheses, and of recordings: one at a time gives the same damage."""
+    """Values, hypotheses and recordings are processed in pieces with the same damage."""
     whole = DamageMeter(hurt, features).measure()
     for module, name in ((damage, "PIECE"), (damage, "MOST_BYTES"), (comparison, "MOST_SCORES")):
         monkeypatch.setattr(module, name, 100 if name == "PIECE" else 1)
     meter = DamageMeter(hurt, features)
     for own, other in zip(meter.measure().layers, whole.layers, strict=True):
         assert own.alone == pytest.approx(other.alone, rel=1e-3, abs=1e-6)
-        # what hypotheses have in common counts once where they are scored together
+        # hypotheses scored together share their common prefix
         assert own.errors == pytest.approx(other.errors, rel=0.1)
         assert own.outliers == other.outliers
     runs = [feeds["hyps"] for own in meter._references for feeds in own.feeds["decoder"]]
@@ -191,7 +192,7 @@ def test_large_outputs_are_compared_in_pieces(hurt, features, monkeypatch):
 
 
 def test_a_calibrated_bundle_reports_its_damage(hurt, recordings, tmp_path, capsys):
-    """Smoothing has taken the outlier away; the table is in the report and on the screen."""
+    """Smoothing has removed the outlier; the table is in the report and on the screen."""
     source, plain = hurt
     arguments = ["quantize", str(source.path), str(tmp_path / "out"), "--calibrate", str(recordings)]
     assert main([*arguments, "--list", str(recordings)]) == 0
@@ -209,7 +210,7 @@ def test_a_calibrated_bundle_reports_its_damage(hurt, recordings, tmp_path, caps
 
 
 def changed_tokens(reference, found, features):
-    """Edits between the greedy texts of two bundles, as a share of the tokens of the first."""
+    """Return the edits between the greedy texts of two bundles, as a share of the first's tokens."""
     texts = [
         [ctc_greedy_search(model.ctc(model.encode(frames))).tokens for frames in features]
         for model in (reference.load(), found.load())
@@ -252,7 +253,7 @@ def test_layers_beyond_smoothing_stay_in_16_bits(beyond_smoothing, many, feature
 
 
 def test_a_limit_on_size_gives_the_layers_that_hurt_more_bytes(exported, recordings, tmp_path, monkeypatch):
-    """From 4 bits on, in wider blocks if they are too large."""
+    """Starting with 4 bits, in wider blocks if the bundle is too large."""
     smallest, _ = quantize_bundle(exported("moe_tiny"), tmp_path / "int4", recipe("int4"))
     size = sum(file.stat().st_size for file in smallest.path.iterdir())
     monkeypatch.setattr("u2moe.quantize.run.BLOCK_SIZES", (32,))
@@ -290,7 +291,7 @@ def test_a_limit_on_time_gives_the_layers_that_hurt_as_much_of_it(bundle, record
 
 
 def test_measurements_are_kept_for_the_next_run(bundle, many, tmp_path, monkeypatch):
-    """Until the bundle is written; those of other recordings are not used."""
+    """They are kept until the bundle is written; measurements of other recordings are not used."""
     files, out, journal = sorted(many.iterdir()), tmp_path / "out", tmp_path / "out.damage.jsonl"
     calibrated, goal = recipe("int8-experts", calibration=files), Goal(max_damage=0.9, resume=True)
     measure, asked = DamageMeter._nats, []
@@ -317,7 +318,7 @@ def test_measurements_are_kept_for_the_next_run(bundle, many, tmp_path, monkeypa
 
 
 def test_layers_get_better_formats_until_words_are_right(bundle, recordings, tmp_path, monkeypatch):
-    """Twice as many steps each time, until there are no more."""
+    """The number of steps doubles each time, until no steps are left."""
     rises = iter(["rose", "rose", "rose", ""])
     monkeypatch.setattr(quantizer, "build_report", lambda *_, **__: {"changes": {}})
     monkeypatch.setattr(quantizer, "_risen", lambda *_: next(rises))
@@ -332,7 +333,7 @@ def test_layers_get_better_formats_until_words_are_right(bundle, recordings, tmp
 
 
 class Scripted:
-    """A model whose results for features [1, 1] are scripted by their number: its n-best, and the decoders' scores."""
+    """A model with scripted results for features [1, 1], by their number: its n-best and the decoders' scores."""
 
     has_decoder = True
 
@@ -343,7 +344,7 @@ class Scripted:
         return frames
 
     def ctc(self, output):
-        """Two frames: the best token has 60 %, the one after it 39 %."""
+        """Return two frames in which the best token has 60 % and the next 39 %."""
         vocab_size, best = self.manifest.model.vocab_size, self.best[int(output[0, 0])]
         probabilities = np.full((2, vocab_size), 1e-30)
         probabilities[0, [best, best + 1]] = 0.6, 0.4
@@ -357,14 +358,14 @@ class Scripted:
 
 
 def test_each_model_rescores_its_own_hypotheses(bundle):
-    """The second pass of a quantized model cannot choose what its own first pass does not find."""
+    """The second pass of a quantized model cannot choose hypotheses that its first pass does not find."""
     features = [np.full((1, 1), number, np.float32) for number in range(3)]
     first = Scripted(bundle.manifest, [5, 5, 5], [5, 5, 5])
     found = compare(first, Scripted(bundle.manifest, [5, 8, 5], [5, 5, 6]), features)
     assert found.edits.tolist() == [[0, 0], [1, 1], [0, 1]]
     assert found.tokens.tolist() == [[1, 1]] * 3
     assert found.divergences[0] == 0
-    assert found.divergences[1] > found.divergences[2] > 1  # of both passes, and of the second alone
+    assert found.divergences[1] > found.divergences[2] > 1  # both passes, and only the second
     assert found.data()["changed_texts"] == 2
     assert set(found.passes()) == {"greedy", "second_pass"}
 
@@ -377,7 +378,7 @@ def spread(edits, tokens):
     ("count", "low", "high"), [(0, 0, 3.689), (1, 0.0253, 5.572), (10, 4.795, 18.39), (100, 81.36, 121.6)]
 )
 def test_intervals_are_those_of_poisson(count, low, high):
-    """Garwood's exact limits, to 1 % of the number of edits or 0.03; one edit in each recording is no cluster."""
+    """Garwood's exact limits, to 1 % of the edits or 0.03. One edit in each recording is not clustered."""
     found = share_of(*spread([1] * count + [0] * (400 - count), [5] * 400))
     assert found.value == pytest.approx(count / 2000)
     assert 2000 * found.low == pytest.approx(low, rel=0.01, abs=0.03)
@@ -386,7 +387,8 @@ def test_intervals_are_those_of_poisson(count, low, high):
 
 
 def test_intervals_hold_for_edits_that_come_together():
-    """Edits in a tenth of the recordings, five on average: the upper end lies below the truth in about 2.5 %."""
+    """Edits occur in a tenth of the recordings, five on average. In about 2.5 % of cases the upper limit is below the
+    truth."""
     random, above, naive = np.random.default_rng(0), 0, 0
     for _ in range(400):
         edits = random.binomial(1, 0.1, 80) * (1 + random.poisson(4, 80))
@@ -398,7 +400,7 @@ def test_intervals_hold_for_edits_that_come_together():
 
 
 def test_decoders_cross_attention_counts(bundle, features, tmp_path):
-    """With an outlier in the encoder's output, which CTC head and cross attention read, these cost most."""
+    """An outlier in the encoder's output makes its readers, CTC head and cross attention, the most damaging layers."""
 
     def add_outlier(models):
         (site,) = (site for site in sites_of(*models) if site.name == "encoder_out")
@@ -413,7 +415,7 @@ def test_decoders_cross_attention_counts(bundle, features, tmp_path):
 
 
 def test_folders_of_killed_processes_are_removed(tmp_path):
-    """Not those of processes that live, nor new ones that theirs has not locked yet."""
+    """Folders of running processes stay, as do new folders that are not locked yet."""
     killed, new, ancient = (tmp_path / f"{TEMPORARY}{name}" for name in ("killed", "new", "ancient"))
     for folder in (killed, new, ancient):
         folder.mkdir()
@@ -425,7 +427,7 @@ def test_folders_of_killed_processes_are_removed(tmp_path):
 
 
 def test_what_cannot_be_met_is_refused_before_anything_is_measured(bundle, many, tmp_path, monkeypatch):
-    """A size that the smallest formats do not have, recordings that cannot show so few changes, nothing to resume."""
+    """Sizes below the smallest formats, recordings that cannot show so few changes, and nothing to resume."""
     monkeypatch.setattr("u2moe.quantize.run.recorded", Mock(side_effect=AssertionError("measured")))
     calibrated, out = recipe("int8", calibration=sorted(many.iterdir())), tmp_path / "out"
     with pytest.raises(QuantizationError, match=r"at most 0.1 MB\): the smallest formats, int8, take 0\.\d\d MB"):
@@ -441,7 +443,8 @@ def test_what_cannot_be_met_is_refused_before_anything_is_measured(bundle, many,
 
 
 def test_a_limit_holds_if_the_end_of_its_interval_does(bundle, many, tmp_path, monkeypatch):
-    """In nats here; if more recordings would show it the error says how much, and each try has half of the doubt."""
+    """The limit is in nats. The error states how many recordings would be enough; each attempt uses half of the
+    doubt."""
     calibrated = recipe("int8-experts", calibration=sorted(many.iterdir()))
     doubts, holds = [], FormatSearch._holds
 
@@ -480,7 +483,7 @@ def measured(layer, alone, sizes):
 
 @pytest.fixture
 def ladder():
-    """By gain for each byte: c to int8, a to int8, b to float32, a to float32."""
+    """Steps by gain per byte: c to int8, a to int8, b to float32, a to float32."""
     layers = [
         measured("a", [0, 1.0, 5.0], [800, 200, 100]),
         measured("b", [0, 0.5, 0.5], [800, 200, 100]),
@@ -506,7 +509,7 @@ def test_the_fewest_steps_are_chosen(ladder, enough, expected):
 
 
 def test_a_budget_buys_the_best_steps(ladder):
-    """Not a second step without the first; and what saves time comes before all else."""
+    """A second step never comes without the first; steps that save time come first."""
     found = ladder.most(lambda step: [step.bytes], [250])
     assert [(step.layer, step.level) for step in found] == [("c", 1), ("a", 1)]
     assert ladder.most(lambda step: [step.bytes], [-1]) is None
@@ -515,7 +518,7 @@ def test_a_budget_buys_the_best_steps(ladder):
 
 
 def test_goals_are_checked(bundle, recordings, tmp_path):
-    """Too few tokens to tell, limits that are none, and numbers that are not finite; nothing is written."""
+    """Too few tokens, invalid limits, and numbers that are not finite are errors; nothing is written."""
     few = recipe("int8", calibration=[recordings / "0.wav"])
     with pytest.raises(
         AudioError, match=r"found 0 tokens in the recordings reserved for judging.*needs at least 36681 tokens"

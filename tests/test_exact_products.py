@@ -1,7 +1,7 @@
-"""Integer products are exact on every processor: the largest values through the real functions.
+"""Integer products are exact on every processor, tested with the largest values through the real functions.
 
-On a processor whose products are exact anyway the first tests cannot fail, so they run once more in an emulator of one
-whose products of pairs saturate, where there is one (Debian: qemu-user).
+On a processor with exact products, the first tests cannot fail. They therefore run again in an emulator of a processor
+whose sums of pairs saturate, if one is installed (Debian: qemu-user).
 """
 
 import os
@@ -21,13 +21,14 @@ pytestmark = pytest.mark.slow
 
 EMULATOR = shutil.which("qemu-x86_64")
 SATURATES = "U2MOE_TEST_SATURATES"
-"""Set where products of pairs saturate."""
+"""Set if sums of pairs saturate."""
 DIM = 32
 INT8 = Int8Conversion()
 
 
 def extreme_weights(rows):
-    """Columns of weights as large as they come: all of one sign, in pairs of one sign, alternating, and random ones."""
+    """Return columns of the largest possible weights: all of one sign, in pairs of one sign, alternating, and
+    random."""
     random = np.random.default_rng(0)
     weight = random.choice([-1.0, 1.0], (rows, DIM))
     weight[:, 0], weight[:, 1] = 1, -1
@@ -38,7 +39,7 @@ def extreme_weights(rows):
 
 
 def extreme_rows(shape):
-    """Activations that are all as large as their row's largest, and of either sign or 0 at random."""
+    """Return activations that all have their row's largest magnitude, with random signs or 0."""
     x = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], shape).astype(np.float32)
     rows = x.reshape(-1, shape[-1])
     rows[0], rows[1:2] = 1, -1
@@ -62,7 +63,7 @@ def test_largest_rows(kind, num_tokens, session_of):
 @pytest.mark.parametrize("kind", CONVERSIONS)
 @pytest.mark.parametrize("num_tokens", [1, 9])
 def test_largest_tokens_and_hidden_activations(num_tokens, kind, session_of):
-    """All hidden units of an expert are the same, and with them the integers that stand for them."""
+    """All hidden units of an expert are the same, and so are their integers."""
     made = conversion(kind, 16)
     size = made.block_size
     mixture = Mixture(num_experts=2, top_k=1, activation="relu", bias=False, weights=kind, block_size=size)
@@ -77,13 +78,13 @@ def test_largest_tokens_and_hidden_activations(num_tokens, kind, session_of):
     x = np.ones((1, num_tokens, DIM), np.float32)
     expected = x.astype(float) @ restored["w1"] @ restored["w2"]
     found = session_of([made.mixture(mixture, DIM, 24)], {"x": 3}, initial).run(None, {"x": x})[0]
-    # blocks of onnxruntime's kernel in 4 bits have scales in float16
+    # blocks of onnxruntime's 4-bit kernel have scales in float16
     np.testing.assert_allclose(found, expected, atol=(1e-3 if size else 1e-5) * np.abs(expected).max())
 
 
 @pytest.mark.skipif(SATURATES not in os.environ, reason="needs a processor whose pairs saturate")
 def test_a_processor_whose_pairs_saturate_gets_larger_weights_wrong(session_of):
-    """What the other tests would see: it is why they prove something there."""
+    """The other tests would detect this, which shows that they are meaningful there."""
     integers = np.full((DIM, DIM), 127, np.int8)
     x = np.ones((1, 3, DIM), np.float32)
     session = session_of(

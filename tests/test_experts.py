@@ -1,4 +1,4 @@
-"""Mixtures of experts in every number format, against plain numpy, token by token."""
+"""Mixtures of experts in every number format, compared with plain numpy token by token."""
 
 import dataclasses
 
@@ -25,19 +25,19 @@ class Experts:
     act: object
     weights: dict
     biases: dict
-    """By "w1" and "w2", [experts, out]."""
+    """Weights by "w1" and "w2", [experts, out]."""
     least_hidden: float = 1e-20
-    """The smallest peak that the hidden activations of a token are rounded with."""
+    """Smallest peak with which the hidden activations of a token are rounded."""
 
     def shares(self, token):
-        """The weight of each expert of a token, most likely first."""
+        """Return the weight of each expert of a token, the most likely first."""
         logits = token @ self.gate
         chosen = np.argsort(-logits, kind="stable")[: self.top_k]
         shares = np.exp(logits[chosen] - logits.max())
         return dict(zip(chosen, shares / shares.sum(), strict=True))
 
     def said_of(self, tokens, *, rounded):
-        """[tokens, dim] for tokens of that shape; with activations as they are, or rounded to integers."""
+        """Compute [tokens, dim] for tokens of that shape, with exact or rounded activations."""
         rows = rounded_rows if rounded else lambda x, _=0: x
         result = np.zeros_like(tokens)
         for row, token in enumerate(tokens):
@@ -50,7 +50,7 @@ class Experts:
 
 
 LIMITS = {"fp32": 1e-5, "fp16": 3e-3, "int8": 3e-3, "int4": 1.5e-2}
-"""Of the relative error, of each format. A step of an activation on the edge of rounding is 1/127 of its row's peak;
+"""Limit of the relative error of each format. An activation at the edge of rounding changes by 1/127 of its row's peak.
 MatMulNBits rounds blocks of a row, which is finer."""
 ROUND_ROWS = ("int8", "int4")
 """Formats whose products round activations."""
@@ -65,7 +65,7 @@ def test_every_format_has_a_limit():
 @pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (4, 1), (3, 3), (1, 1)])
 @pytest.mark.parametrize(("kind", "activation"), CASES)
 def test_tokens_get_the_weighted_sum_of_their_experts(kind, activation, num_experts, top_k, has_bias, session_of):
-    """Against plain numpy; experts differ so much that a wrong one, one too few or a wrong weight would show."""
+    """Experts differ so much that a wrong expert, a missing one or a wrong weight would show."""
     random, (dim, hidden) = np.random.default_rng(2), (32, 64)
     gate = random.standard_normal((dim, num_experts)).astype(np.float32) * 0.3
     shapes = {"w1": (dim, hidden), "w2": (hidden, dim)}
@@ -94,7 +94,7 @@ def test_tokens_get_the_weighted_sum_of_their_experts(kind, activation, num_expe
     initial = {value.name: initial[value.name] for value in list(function.inputs)[1:]}
     session = session_of([function], {"x": 3}, initial, dtype=dtype)
     x = random.standard_normal((2, 20, dim)).astype(dtype)
-    x[0, 3] = 0  # weights of experts are all alike
+    x[0, 3] = 0  # all experts get the same weight
     found = session.run(None, {"x": x})[0]
 
     least_hidden = (LOWEST.get(activation, 0) if kind == "int8" else 0) or 1e-20

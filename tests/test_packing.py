@@ -1,4 +1,4 @@
-"""Bundles whose weights are packed for native kernels: equal results, from the file itself, and refused elsewhere."""
+"""Bundles packed for native kernels: equal results, weights used from the file, clear errors elsewhere."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ print(bool(np.array_equal(model.encode(features), before)))
 
 @pytest.fixture(scope="module")
 def float32(exported, export_quickly, tmp_path_factory):
-    """A function from the name of a checkpoint, a golden one or "gated", to the folder of its float32 bundle."""
+    """Return a function from a checkpoint's name, a golden one or "gated", to the folder of its float32 bundle."""
     folder = tmp_path_factory.mktemp("gated")
     gated = export_quickly(write_configuration("gated", folder / "checkpoint"), folder / "bundle")
     return lambda name: gated if name == "gated" else exported(name)
@@ -83,7 +83,7 @@ def test_a_gated_model_computes_what_onnxruntime_does(float32, tmp_path):
     folder = float32("gated")
     bundle, _ = quantize_bundle(folder, tmp_path / "out", recipe("int8"))
     for plain, native in zip(outputs(bundle, "onnxruntime"), outputs(bundle), strict=True):
-        # a step of 1/127 where the last bits of one layer move an activation of the next to the other integer
+        # one step of 1/127 if the last bits of one layer change the rounding of an activation in the next
         np.testing.assert_allclose(native, plain, rtol=0.05, atol=0.05)
     for graph in ("encoder.onnx", "decoder.onnx"):
         before, after = ([node.op_type for node in ir.load(path / graph).graph] for path in (folder, bundle.path))
@@ -98,7 +98,7 @@ def packed(exported, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists mapped files")
 def test_weights_are_used_where_they_lie(packed):
     model = packed.load()
     assert model.kernels.native
@@ -146,7 +146,7 @@ def test_another_layout_is_refused_by_name(packed, tmp_path):
 @pytest.mark.slow
 def test_nothing_to_pack_is_an_error(exported, tmp_path):
     plain = recipe("fp32", {"embeddings": "int8"}, packed=True)
-    with pytest.raises(BundleError, match=r"native kernels use no weights of recipe fp32\[embeddings=int8\]"):
+    with pytest.raises(BundleError, match=r"recipe fp32\[embeddings=int8\] has no weights that native kernels use"):
         quantize_bundle(exported("moe_tiny"), tmp_path / "plain", plain)
     assert not (tmp_path / "plain").exists()
 

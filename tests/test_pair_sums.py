@@ -1,4 +1,4 @@
-"""Pairs of int8 weights leave room for any activations in 16 bits: all weights of bundles, by arithmetic."""
+"""Pairs of int8 weights leave room for any activations in 16 bits: checked for all weights of bundles."""
 
 import onnx_ir as ir
 import pytest
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def factors(model):
-    """The int8 weights of a graph that are multiplied with activations, by name."""
+    """Return the int8 weights of a graph that are multiplied by activations, by name."""
     integers = [value for value in model.graph.initializers.values() if value.dtype == ir.DataType.INT8]
     return {value.name: value.const_value.numpy() for value in integers if group_of(value) != "embeddings"}
 

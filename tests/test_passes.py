@@ -1,4 +1,4 @@
-"""Which layers quantization swaps for which, what it refuses, and what it leaves behind."""
+"""Replacement of layers by quantization: which layers, what is refused, and what remains."""
 
 from collections import Counter
 
@@ -15,12 +15,12 @@ from u2moe.runtime.graph.layers import PLAIN_LAYERS
 
 @pytest.fixture
 def graph_of(exported):
-    """A function from the name of a graph of moe_tiny to a model of its own."""
+    """Return a function from the name of a moe_tiny graph to a new copy of its model."""
     return lambda name: ir.load(exported("moe_tiny") / f"{name}.onnx")
 
 
 def layers_of(model):
-    """The number of calls of each function."""
+    """Count the calls of each function."""
     return Counter(plain_name(node.op_type) for node in model.graph if node.domain == "u2moe")
 
 
@@ -42,7 +42,7 @@ def test_every_product_of_the_recipe_is_quantized(graph_of):
     encoder, before = graph_of("encoder"), layers_of(graph_of("encoder"))
     quantize_graph(encoder, recipe("int8"))
     found = layers_of(encoder)
-    biases = 1  # of positions, which stay in float32
+    biases = 1  # of positions; it stays float32
     assert found["Linear"] == biases
     assert found["Int8Linear"] + found["Int8MatMul"] == before["Linear"] - biases + before["Subsampling"]
     assert found["Int8MixtureOfExperts"] == before["MixtureOfExperts"] > 0

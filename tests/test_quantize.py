@@ -63,9 +63,9 @@ def test_routers_biases_and_norms_stay_as_they_are(name, float32, quantized):
     assert len(kept) > 200
     for key in kept:
         stacked = re.fullmatch(r"(.*\.experts)\.(\d+)\.(w_2\.bias)", key)
-        if stacked and name != "int4-experts":  # one tensor holds the second biases of all experts
+        if stacked and name != "int4-experts":  # one tensor contains the second biases of all experts
             found = after[f"{stacked[1]}.{stacked[3]}"][int(stacked[2])]
-        elif key not in after:  # rows of one weight, the bias in the last
+        elif key not in after:  # the last row of a weight is the bias
             assert key == "encoder.embed.conv.0.bias"
             found = after["encoder.embed.conv.0.weight.rows"][-1]
         else:
@@ -83,14 +83,14 @@ def test_routers_biases_and_norms_stay_as_they_are(name, float32, quantized):
         assert relative_error(before[key], made.restored(parts, len(before[key]))) < limit, key
 
 
-# Errors of the encoder output: int8 rounds weights and activations to 1/127 of their largest, about 0.4 % each, in
-# three blocks; 4-bit weights are off by 8 %. Some router margins of these random weights are below that, and a flip
-# adds more.
+# Errors of the encoder output. Int8 rounds weights and activations to 1/127 of their largest, about 0.4 % each, in
+# three blocks; 4-bit weights are off by 8 %. Some router margins of these random weights are smaller, and a changed
+# choice of experts adds to the error.
 ENCODER_ERROR = {"int8": 0.06, "int8-experts": 0.04, "int4-experts": 0.2, "fp16": 0.03}
 
 
 def test_int4_is_refused_without_optimisations(quantized):
-    """With them onnxruntime computes scales when it loads a graph; without them MatMulNBits gives zeros."""
+    """Without them, MatMulNBits returns zeros, because onnxruntime does not compute scales at load time."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with pytest.raises(ProviderError, match="weights in 4 bits need onnxruntime's optimisations"):
@@ -111,7 +111,7 @@ def test_outputs_are_close_to_float32(name, utterance, float32, quantized, utter
 
 @pytest.mark.parametrize("name", sorted(ENCODER_ERROR))
 def test_parameters_are_counted_whatever_their_format(name, float32, quantized):
-    """Here a token passes through 2 of 8 experts; blocks of 4 bits are filled up."""
+    """A token passes through 2 of 8 experts. Blocks of 4 bits are padded."""
     whole, found = count_parameters(float32), count_parameters(quantized(name))
     assert found == {
         kind: pytest.approx(number, rel=0.1 if "int4" in name else 0.001) for kind, number in whole.items()
@@ -123,7 +123,7 @@ def test_parameters_are_counted_whatever_their_format(name, float32, quantized):
 
 @pytest.mark.parametrize("name", ["int8", "int8-experts", "int4-experts"])
 def test_a_frame_does_not_depend_on_its_chunk_or_batch(name, quantized):
-    """One activation scale per token: streams in one batch, and a first chunk with or without what follows, agree."""
+    """Activations have one scale per token: batched streams agree, as does a first chunk with or without later ones."""
     model = quantized(name).load()
     features = np.random.default_rng(3).normal(8, 2, (2, 131, 80)).astype(np.float32)
     alone = [model.encode(row, 16, 4) for row in features]
@@ -131,7 +131,7 @@ def test_a_frame_does_not_depend_on_its_chunk_or_batch(name, quantized):
     loud = features.copy()
     loud[1] += 50
     pair, _ = model.encoder.step(loud[:, :67], model.encoder.start(2), required_cache_size=64)
-    # Where products of other heights round otherwise, an integer may be the next; a shared scale would show.
+    # Products of another height may round to the next integer; a shared scale would give larger errors.
     assert relative_error(alone[0][:16], pair[0]) < 0.02
 
 
@@ -140,7 +140,9 @@ def test_recipe_is_recorded_and_bundle_is_smaller(float32, quantized):
     assert bundle.manifest.quantization["recipe"] == "int8"
     assert bundle.manifest.quantization["num_weights"]["experts"] == 144
     size = {
-        b: sum(file.size for name, file in b.manifest.files.items() if name != "features.onnx")  # which has no weights
+        b: sum(
+            file.size for name, file in b.manifest.files.items() if name != "features.onnx"
+        )  # features.onnx has no weights
         for b in (float32, bundle)
     }
     assert size[bundle] < 0.35 * size[float32]
@@ -149,7 +151,7 @@ def test_recipe_is_recorded_and_bundle_is_smaller(float32, quantized):
 def test_what_several_products_read_is_quantized_once(quantized):
     """Queries and keys of a block, both halves of its GLU, and the projections of positions in all blocks.
 
-    Native kernels know the last by their names (`linear_pos`), and keep what they have projected.
+    Native kernels recognise the projections by their names (`linear_pos`) and keep their results.
     """
     graph = ir.load(quantized("int8").path / "encoder.onnx").graph
     read = {node.name: node.inputs[0] for node in graph if node.op_type.startswith("Int8MatMul")}
@@ -188,7 +190,7 @@ def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(float32, quantiz
 
 @pytest.fixture
 def separate(float32, tmp_path):
-    """The tiny bundle with weights in files beside its graphs."""
+    """Return the tiny bundle with weights in files next to its graphs."""
     source = tmp_path / "source"
     with BundleWriter(source) as staging:
         for graph in float32.manifest.model.graphs():
@@ -210,7 +212,7 @@ def test_weights_with_a_second_name_are_refused(separate, tmp_path):
 
 @pytest.mark.parametrize(("name", "limit"), [("int8", 10_000), ("fp16", 10**9)])
 def test_weights_beside_the_graph(name, limit, separate, quantized, monkeypatch, tmp_path):
-    """Large graphs keep their weights in a file of their own, before and after: the outputs are the same."""
+    """Large graphs keep their weights in a separate file, before and after, with the same outputs."""
     monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", limit)
     bundle, _ = quantize_bundle(separate, tmp_path / "out", recipe(name))
     assert ("encoder.onnx.data" in bundle.manifest.files) == (limit == 10_000)
@@ -275,7 +277,7 @@ def test_options_without_use_are_refused(float32, tmp_path, capsys, options, mes
 
 
 def scaled(source, folder, **exponents):
-    """A bundle with weights scaled by powers of two, by the last names of their graph, as `ctc_lo_weight`."""
+    """Write a bundle with weights scaled by powers of two, named by their last names such as `ctc_lo_weight`."""
 
     def rewrite(model):
         for name, value in model.graph.initializers.items():
@@ -289,7 +291,7 @@ def scaled(source, folder, **exponents):
 @pytest.mark.parametrize("exponent", [-22, 22])
 @pytest.mark.parametrize("kind", ["fp16", "int4"])
 def test_what_half_precision_does_not_hold_stays_float32(kind, exponent, float32, clip, tmp_path):
-    """Layers kept in fp16, scales in 4 bits: a network whose encoder output and CTC head are scaled is the same."""
+    """The network computes the same with scaled encoder output and CTC head: layers kept in fp16, scales in 4 bits."""
     source = scaled(
         float32, tmp_path / "scaled", after_norm_weight=exponent, after_norm_bias=exponent, ctc_lo_weight=-exponent
     )
@@ -340,7 +342,7 @@ def test_weights_that_are_not_finite_are_named(layer, number, float32, tmp_path,
     ("decoder", "int4", {"after_norm_weight": 10, "output_layer_weight": 124}, "noise"),
 ])  # fmt: skip
 def test_graphs_that_overflow_are_not_written(graph, name, exponents, sound, float32, tmp_path, capsys, monkeypatch):
-    """Nor those that do so for speech alone."""
+    """Also if they overflow only for speech."""
     source, out = scaled(float32, tmp_path / "source", **exponents), tmp_path / "out"
     if sound != "noise":
         monkeypatch.setattr("u2moe.quantize.changes.noise", lambda _: [])
@@ -350,7 +352,7 @@ def test_graphs_that_overflow_are_not_written(graph, name, exponents, sound, flo
 
 
 def test_nodes_of_a_graph_in_half_precision_stay_float32_with_such_weights(float32, clip, tmp_path):
-    """So does what passes between two of them: neither weights nor the encoder's output are lost."""
+    """So do values between two such nodes. Neither weights nor the encoder's output are lost."""
     source = scaled(float32, tmp_path / "scaled", after_norm_weight=-22, after_norm_bias=-22, ctc_lo_weight=22)
     made, _ = quantize_bundle(source.path, tmp_path / "out", RECIPES["fp16"])
     (frames,) = features_of(float32, [clip])
@@ -378,7 +380,7 @@ def test_features_end_at_their_limit(float32, clip):
 
 
 def test_outputs_of_an_untrained_network_are_compared():
-    """With a large vocabulary none of its tokens is likely."""
+    """With a large vocabulary, no token is likely."""
 
     class Untrained:
         def __init__(self, best):

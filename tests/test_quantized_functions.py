@@ -1,4 +1,4 @@
-"""Functions of quantized products and convolutions, against numpy and torch."""
+"""Functions of quantized products and convolutions, compared with numpy and torch."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,8 @@ def test_int8_matmul_is_what_it_says(session_of):
 
 @pytest.mark.parametrize("kind", sorted(LOWEST))
 def test_int8_rows_of_an_activation_are_searched_for_the_largest_value_alone(kind, session_of):
-    """The same as of any rows, but where all values are so small that the lowest that there can be would not fit."""
+    """Results equal those of any rows, unless all values are so small that the activation's lowest value would not
+    fit."""
     random = np.random.default_rng(4)
     x = IN_TORCH[kind](torch.from_numpy(random.standard_normal((2, 5, 24)).astype(np.float32))).numpy()
     integers, scale = int8_columns(random.standard_normal((24, 7)).astype(np.float32))
@@ -56,7 +57,7 @@ def test_an_embedding_gives_the_rows_of_its_table(name):
 
 
 def convolved(x, weight, bias, stride):
-    """Relu of a convolution in torch, over [batch, channels, time, frequency]."""
+    """Compute relu of a convolution in torch, over [batch, channels, time, frequency]."""
     return torch.relu(torch.nn.functional.conv2d(x, torch.from_numpy(weight), torch.from_numpy(bias), stride))
 
 

@@ -1,4 +1,4 @@
-"""Which products of a graph become which function."""
+"""The functions that replace products of a graph."""
 
 import collections
 
@@ -14,7 +14,7 @@ from u2moe.runtime.graph.builder import GraphBuilder
 
 
 def quantized_graph(build, group="feed_forward"):
-    """The layers that a graph of one input x [rows, 8] has after quantization."""
+    """Return the layers of a graph with one input x [rows, 8] after quantization."""
     g = GraphBuilder("one")
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", 8))
     with g.scope("layer", group=group):

@@ -1,4 +1,4 @@
-"""What to quantize, and how: options, checked at birth."""
+"""Recipes: which weights get which format; options are checked on construction."""
 
 from pathlib import Path
 

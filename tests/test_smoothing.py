@@ -1,4 +1,4 @@
-"""Large activation channels move into the weights: equal in float32, and harmless in int8."""
+"""Large activation channels move into the weights: identical in float32, and harmless in int8."""
 
 import re
 
@@ -17,10 +17,10 @@ from u2moe.runtime import Bundle
 
 HYPOTHESES = [[1, 2, 3], [4], []]
 PARTS = [slice(0, 1), slice(2, 4)]
-"""Of `outputs`: log-probabilities, and scores of the decoders."""
+"""Fields of `outputs`: log-probabilities, and scores of the decoders."""
 
 KINDS = ("norms", "heads", "front", "projection", "output")
-"""Rescalings that "all" combines."""
+"""Rescalings combined by "all"."""
 
 
 @pytest.fixture(scope="module", params=["moe_tiny", pytest.param("dense_tiny", marks=pytest.mark.endurance)])
@@ -30,7 +30,7 @@ def plain(request, exported):
 
 @pytest.fixture(scope="module")
 def hard(plain, tmp_path_factory):
-    """The bundle with outliers: at least one of the channels of every site is 32 to 256 times as large."""
+    """Write the bundle with outliers: at each site, at least one channel is 32 to 256 times as large."""
 
     def add_outliers(models):
         random = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def recordings(tmp_path_factory):
 
 
 def outputs(bundle, frames):
-    """Everything that a bundle computes of features but for the encoder output, whose channels are scaled, too."""
+    """Compute all outputs of a bundle for features, except the encoder output, whose channels are scaled."""
     model = bundle.load()
     encoded, streamed = model.encode(frames), model.encode(frames, 8, 2)
     return [model.ctc(encoded), model.ctc(streamed), *model.rescore(encoded, HYPOTHESES)]
@@ -62,7 +62,7 @@ def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, record
     smoothed = rewritten_together(hard, tmp_path / "smoothed", lambda models: smooth(models, activations))
     again = recorded(smoothed, features_of(plain, recordings[1:]), tmp_path)
     for site in sites_of(*(ir.load(smoothed.path / graph.file) for graph in plain.manifest.model.graphs())):
-        if site.name:  # what was recorded is scaled with the graph
+        if site.name:  # recorded rows are scaled with the graph
             np.testing.assert_array_equal(again.rows(site.name), activations.rows(site.name))
     for expected, *others in zip(*(outputs(item, frames) for item in (plain, hard, smoothed)), strict=True):
         for found in others:
@@ -71,7 +71,7 @@ def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, record
 
 @pytest.mark.slow
 def test_int8_loses_to_outliers_until_they_are_smoothed(plain, hard, recordings, tmp_path):
-    """Then it is as good as without outliers."""
+    """Smoothing makes it as good as without outliers."""
     (frames,) = features_of(plain, recordings[:1])
     calibrated = recipe("int8", calibration=recordings[1:])
     expected = outputs(plain, frames)
@@ -94,7 +94,8 @@ def calibrated_plain(plain, recordings, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["all", "tiny", *(pytest.param(kind, marks=pytest.mark.endurance) for kind in KINDS)])
 def test_rescalings_that_change_nothing_in_float32_cost_nothing(kind, plain, calibrated_plain, recordings, tmp_path):
-    """Written without `sites_of`: gains of norms, values of heads, channels of the front end, encoder output."""
+    """The rescalings do not use `sites_of`: gains of norms, values of heads, channels of the front end, encoder
+    output."""
     rescaled = rewritten_together(plain, tmp_path / "rescaled", lambda models: rescale(models, kind))
     frames = features_of(plain, recordings[:1])[0]
     expected = outputs(plain, frames)
@@ -105,13 +106,13 @@ def test_rescalings_that_change_nothing_in_float32_cost_nothing(kind, plain, cal
     made = (calibrated_plain, calibrated, lost)
     plainly, calibratedly, hardly = (relative_error(expected[0], outputs(bundle, frames)[0]) for bundle in made)
     assert calibratedly < 1.25 * plainly
-    assert hardly > 1.5 * calibratedly or kind == "tiny"  # which changes all channels of a token alike
+    assert hardly > 1.5 * calibratedly or kind == "tiny"  # "tiny" changes all channels of a token alike
     sizes = [sum(file.stat().st_size for file in bundle.path.glob("*.onnx*")) for bundle in made]
     assert sizes[0] == sizes[1]
 
 
 def rescale(models, kind):
-    """Powers of two for channels of the layers of a kind, and their inverses where these are read."""
+    """Multiply channels of the layers of a kind by powers of two, and divide where they are read."""
     random = np.random.default_rng(7)
     weights = {name: value for model in models for name, value in model.graph.initializers.items()}
 
@@ -156,7 +157,7 @@ def rescale(models, kind):
 
 
 def test_sites_are_where_nothing_else_reads_the_channels(plain):
-    """Nor is anything scaled that leaves the graph, or whose weight has another use."""
+    """Values that leave the graph and weights with other uses are not scaled."""
     model = ir.load(plain.path / "encoder.onnx")
     names = {site.name for site in sites_of(model)}
     assert any("norm_mha" in name for name in names)
@@ -170,7 +171,7 @@ def test_sites_are_where_nothing_else_reads_the_channels(plain):
 
 
 def test_channels_of_equal_size_stay(plain, tmp_path):
-    """Rows and weights without differences give no reason to scale."""
+    """Rows and weights without differences are not scaled."""
     model = ir.load(plain.path / "encoder.onnx")
     for site in sites_of(model):
         for weight in site.read:
@@ -185,7 +186,7 @@ def test_channels_of_equal_size_stay(plain, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gated", "moe_gqa_rms_norm", "relu", "post_norm", "transformer_moe"])
 def test_every_kind_of_layer_stays_equal(name, export_quickly, tmp_path):
-    """All sites scaled at random; in a network with post-norm, residuals read the normalisations, too."""
+    """All sites are scaled at random. In a post-norm network, residuals also read the normalisations."""
     written = export_quickly(write_configuration(name, tmp_path / "checkpoint", vocab_size=31), tmp_path / "bundle")
     bundle, num_sites = Bundle.open(written), []
 

@@ -1,4 +1,4 @@
-"""Groups of weights: known to the exporter, kept by quantization, read by everybody."""
+"""Groups of weights: set by the exporter, kept by quantization, read everywhere."""
 
 import re
 from collections import Counter
@@ -48,7 +48,7 @@ def weights_of(path):
 
 
 def check_gates(name, path):
-    """The gates of gated layers are feed-forward weights; routers are those of mixtures of experts alone."""
+    """Check that gates of gated layers are feed-forward weights and only mixtures have routers."""
     found = {(graph, group_of(value)) for graph, value in weights_of(path) if GATE.search(value.name)}
     encoder = "routers" if name == "gated-mixture" else "feed_forward"
     assert found == {("encoder", encoder), ("decoder", "feed_forward")}

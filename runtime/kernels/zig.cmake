@@ -1,4 +1,4 @@
-# A toolchain file: compiles with Zig, which brings the C and C++ libraries of every target. `make musl` uses it.
+# A CMake toolchain file for Zig, which brings the C and C++ libraries of every target. `make musl` uses it.
 #   cmake -S . -B build --toolchain zig.cmake -DZIG=.../zig -DZIG_TARGET=aarch64-linux-musl
 set(ZIG zig CACHE FILEPATH "Zig's program; that of PyPI's package ziglang lies in its folder")
 set(ZIG_TARGET x86_64-linux-musl CACHE STRING "ARCHITECTURE-SYSTEM or ARCHITECTURE-SYSTEM-LIBRARY, as Zig names them")
@@ -11,6 +11,6 @@ elseif(ZIG_TARGET MATCHES "windows")
   set(CMAKE_SYSTEM_NAME Windows)
 else()
   set(CMAKE_SYSTEM_NAME Linux)
-  set(dynamic -dynamic)  # else each check of CMake links statically, for which Zig compiles all of musl
+  set(dynamic -dynamic)  # otherwise each check of CMake links statically, and Zig compiles all of musl
 endif()
 set(CMAKE_CXX_COMPILER "${ZIG}" c++ -target "${ZIG_TARGET}" ${dynamic})

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def library():
-    """The file of the installed library, or of the one that `test_sanitizers.py` has built."""
+    """Return the installed library, or the one that `test_sanitizers.py` has built."""
     if built := os.environ.get("U2MOE_TEST_KERNELS"):
         return Path(built)
     package = pytest.importorskip(
@@ -21,7 +21,7 @@ def library():
 
 @pytest.fixture(scope="session")
 def operators(library):
-    """The names that the library registers on this processor: NEON leaves the convolutions to onnxruntime."""
+    """Return the names that the library registers on this processor. NEON has no convolutions."""
     describe = ctypes.CDLL(str(library)).u2moe_kernels_describe
     describe.restype = ctypes.c_size_t
     text = ctypes.create_string_buffer(describe(None, ctypes.c_size_t(0)))

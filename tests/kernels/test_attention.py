@@ -1,4 +1,4 @@
-"""Native attention with a cache against its function, and with inputs that do not fit each other."""
+"""Native attention with a cache compared with its function, and inputs that do not match."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,12 @@ from u2moe.runtime.graph.attention import Heads
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 2e-5
-"""Sums in another order, and another exponential: relative to values of size 1."""
+"""Tolerance relative to values of size 1: sums have another order, and the exponential differs."""
 MASKED = np.finfo(np.float32).min
 
 
 def feeds_of(random, heads, batch, time, past, *, relative, wide=(1, 1, 1)):
-    """Random inputs; `wide` as for `attention_shapes`."""
+    """Return random inputs; `wide` as for `attention_shapes`."""
     shapes = attention_shapes(heads, batch, time, past, relative=relative, wide=wide)
     feeds = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     feeds["bias"][random.random(feeds["bias"].shape) < 0.2] = MASKED
@@ -41,7 +41,7 @@ def test_attention_computes_what_its_function_does(library, heads, sizes, wide, 
 
 
 def test_what_no_query_may_see_is_not_seen(library):
-    """Masked keys and values may hold any number; a row that sees nothing is the mean of all, as in the graph."""
+    """Masked keys and values may contain any number; a row that sees nothing is the mean of all, as in the graph."""
     random, heads = np.random.default_rng(0), Heads(num_heads=2, num_kv_heads=2, size=20)
     session = session_with(attention_model(heads, relative=False), library)
     feeds = feeds_of(random, heads, 2, 5, 9, relative=False, wide=(1, 0, 0))
@@ -57,13 +57,13 @@ def test_what_no_query_may_see_is_not_seen(library):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["query", "key_value", "cache", "bias"])
 def test_what_is_no_number_stays_none(library, name, bad):
-    """As in the function: a damaged model is found by it."""
+    """As in the function, so that a damaged model is detected."""
     heads = Heads(num_heads=2, num_kv_heads=2, size=20)
     feeds = feeds_of(np.random.default_rng(2), heads, 1, 4, 5, relative=False)
     feeds[name].reshape(-1)[-1] = bad
     model = attention_model(heads, relative=False)
     expected, found = (session_with(model, file).run(None, feeds)[0] for file in (None, library))
-    assert np.isnan(found).any() or name == "cache"  # of which another block is read
+    assert np.isnan(found).any() or name == "cache"  # another block of the cache is read
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
 
 
@@ -80,7 +80,7 @@ def test_threads_and_neighbours_change_no_bit_of_attention(library):
 
 
 def test_a_batch_of_any_size_without_frames_is_empty(library):
-    """And at once: rows without frames are not gone through."""
+    """It is computed at once, without visiting rows."""
     heads, batch = Heads(num_heads=2, num_kv_heads=1, size=8), 2**40
     session = session_with(attention_model(heads, relative=False), library)
     context, kept = session.run(None, feeds_of(np.random.default_rng(0), heads, batch, 0, 0, relative=False))

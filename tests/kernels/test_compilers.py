@@ -1,4 +1,4 @@
-"""The kernels from other compilers and for other processors: no warning, and the same digest everywhere."""
+"""The kernels with other compilers and for other processors: no warnings, and the same digest everywhere."""
 
 import os
 import platform
@@ -12,7 +12,8 @@ pytestmark = pytest.mark.slow
 
 SOURCE = Path(__file__).parents[2] / "runtime" / "kernels"
 DIGEST = "de790d08efc5d6bc"
-"""Of the results of all layers in `cases.h`, on every instruction set and machine. What changes it changes results."""
+"""Digest of the results of all layers in `cases.h`, the same on every instruction set and machine. If it changes,
+results change."""
 PROGRAMS = [f"u2moe_kernels_{name}" for name in ("digests", "stress", "rates")]
 WINDOWS = ["-DCMAKE_SYSTEM_NAME=Windows", "-DCMAKE_SYSTEM_PROCESSOR=AMD64", "-DCMAKE_EXE_LINKER_FLAGS=-static"]
 BUILDS = {
@@ -23,7 +24,7 @@ BUILDS = {
         ["qemu-aarch64", "-cpu", "max"], {"neon-i8mm", "neon-dot", "neon", "scalar"}),
     "mingw": ("x86_64-w64-mingw32-g++-posix", WINDOWS, ["wine"], {"avx2", "scalar"}),
 }  # fmt: skip
-"""By name: compiler, options of CMake, what runs the program, and instruction sets that must take part."""
+"""Builds by name: compiler, CMake options, runner of the program, and instruction sets that must take part."""
 FUSED = """
 #include <cstddef>
 #include <cstdio>
@@ -50,7 +51,7 @@ int main() {
   return 0;
 }
 """
-"""Compares with the C library's, which is exact in glibc."""
+"""Compares with the C library's function, which is exact in glibc."""
 
 
 @pytest.mark.endurance  # `make test` builds the wheel with warnings as errors
@@ -64,7 +65,7 @@ def test_no_warning_and_the_same_results(name, tmp_path):
     run("cmake", "-S", SOURCE, "-B", tmp_path, "-DCMAKE_BUILD_TYPE=None", *options)
     run("cmake", "--build", tmp_path, "--target", *PROGRAMS, "u2moe_kernels")
     if prefix == ["wine"] and "WINEPREFIX" not in os.environ:
-        return  # that it compiles is seen; a folder for wine takes 800 MB, so it must be given
+        return  # compiled but not run: wine needs a folder of 800 MB, which the caller must name
     found = dict(line.split() for line in run(*prefix, next(tmp_path.glob(f"{PROGRAMS[0]}*"))).splitlines())
     assert set(found.values()) == {DIGEST}
     if "avx2" not in isas or "avx2" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):

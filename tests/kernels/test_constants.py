@@ -1,4 +1,4 @@
-"""Constants of a graph at places of a file where no number may lie in memory; onnxruntime maps them there."""
+"""Constants of a graph at file offsets that are not aligned in memory, where onnxruntime maps them."""
 
 import numpy as np
 import onnx
@@ -39,7 +39,7 @@ def test_inputs_may_be_constants_at_any_place_of_a_file(library, tmp_path):
 
 
 def saved_at_odd_places(model, folder):
-    """The file of a model whose constants lie in another one, where no float may lie in memory."""
+    """Write a model with its constants in another file, at odd offsets."""
     data = b"odd"
     for tensor in model.graph.initializer:
         data += bytes((1 - len(data)) % 8)

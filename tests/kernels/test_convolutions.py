@@ -1,4 +1,4 @@
-"""The front end's native convolutions against their function."""
+"""The front end's native convolutions compared with their function."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,9 @@ from layers import convolutions_model, session_with
 from u2moe.quantize.passes.front_end import FirstConvolutions, Window
 
 ROUNDING = 3e-6
-"""Relative error of a row by the order of additions alone."""
+"""Relative error of a row from the order of additions only."""
 STEPS = 0.03
-"""The same where values between two integers were rounded to the other one of them."""
+"""The same if values halfway between two integers were rounded to the other one."""
 
 
 def layer(*, bins=23, channels=20, out=40, first=(3, 2), second=(3, 2), **changed):

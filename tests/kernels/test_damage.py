@@ -1,4 +1,4 @@
-"""Nodes that lie about their attributes, weights and shapes: an error of onnxruntime, and never a crash."""
+"""Nodes with wrong attributes, weights and shapes: an error of onnxruntime, never a crash."""
 
 import numpy as np
 import onnx
@@ -86,7 +86,7 @@ def test_rows_of_another_size_are_an_error_when_it_runs(library):
 @pytest.mark.parametrize("layer", ["attention", "convolution"])
 @given(st.data())
 def test_inputs_that_do_not_fit_are_an_error(library, layer, data):
-    """Or fit after all: then outputs have the shapes that they should."""
+    """If they match after all, outputs have the right shapes."""
     shapes = attention_shapes(HEADS, 2, 3, 4, relative=True, wide=(True, True, True))
     if layer == "convolution":
         shapes = {"linear": (2, 3, 8), "gate": (2, 3, 8), "cache": (3, 2, FORM.kernel - 1, 8)}

@@ -1,4 +1,4 @@
-"""Every instruction set of this processor, by the variable that forces one; each in a process of its own."""
+"""Every instruction set of this processor, forced by the environment variable, in separate processes."""
 
 import os
 import subprocess
@@ -33,9 +33,9 @@ def test_a_value_that_json_would_not_have_is_named(library):
 
 @pytest.mark.endurance
 def test_operators_compute_the_same_on_each(library):
-    """All of `test_operators`, once more for each instruction set but the best, with fewer layers drawn.
+    """Run all of `test_operators` on each instruction set except the best, with fewer random layers.
 
-    That all sets give the same bits is seen in `test_compilers`, too.
+    `test_compilers` also checks that all sets return the same bits.
     """
     for isa in eval(run("-c", PRINT.format("isas")).stdout)[1:]:
         found = run("-m", "pytest", "-q", "-x", OPERATORS, "-p", "no:cacheprovider", isa=isa)

@@ -1,9 +1,9 @@
-"""Native operators against the functions whose place they take, and products against plain numpy.
+"""Native operators compared with the functions that they replace, and products with plain numpy.
 
-Integer sums are exact, so the results differ by the order in which floats are added. Where that moves a hidden
-activation across the middle between two integers, it is rounded to the other one: one step of 1/127 of the largest
-in its row. This is rare (how rare depends on the processor, so a quarter of the rows may have it). test_experts,
-test_quantized_functions and test_exact_products compare functions with numpy, too.
+Integer sums are exact, so results differ only by the order of float additions. This may round a hidden activation
+halfway between two integers to the other one: a step of 1/127 of the largest in its row. It is rare, depending on the
+processor; a quarter of the rows may have it. test_experts, test_quantized_functions and test_exact_products also
+compare functions with numpy.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ from u2moe.runtime.graph.activation import ACTIVATIONS, lowest_of
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 3e-6
-"""Relative error of a row by the order of additions alone."""
+"""Relative error of a row from the order of additions only."""
 STEPS = 0.03
-"""The same where a few of its few hidden activations are rounded to the other integer."""
+"""The same if a few hidden activations are rounded to the other integer."""
 INT8 = Int8Conversion()
 
 
 def row_errors(expected, found):
-    """The error of each row, relative to the mean size of a row."""
+    """Return the error of each row, relative to the mean size of a row."""
     expected, found = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (expected, found))
     size = np.sqrt(np.mean(np.sum(np.square(expected), axis=1))) if expected.size else 1.0
     return np.linalg.norm(expected - found, axis=1) / max(size, 1e-30)
@@ -42,7 +42,7 @@ def check_rows(expected, found):
 
 
 def in_int8(weights, mixture, sizes):
-    """Experts in 4 bits as those in int8 that native kernels make of them."""
+    """Return 4-bit experts as the int8 experts that native kernels make of them."""
     found = {"gate": weights["gate"]}
     if mixture.bias:
         found["w2_bias"] = np.stack([weights[f"e{expert}_w2_bias"] for expert in range(mixture.num_experts)])
@@ -82,7 +82,7 @@ def random_mixture(mixture, dim, hidden, seed):
 
 
 def check_mixture(library, mixture, sizes, x, seed):
-    """In int8 as its function; in 4 bits, to the last bit, as in int8."""
+    """Compare int8 with its function, and 4 bits with int8 to the last bit."""
     model, weights, _ = random_mixture(mixture, *sizes, seed)
     if mixture.weights == "int4":
         (in_four,) = session_with(model, library).run(None, {"x": x})
@@ -104,7 +104,7 @@ def test_a_mixture_computes_what_its_function_does(library, mixture, sizes, num_
 @pytest.mark.parametrize("num_experts", [1, 3])
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_hidden_activations_beyond_a_cache(library, kind, num_experts):
-    """Rows of an expert in several parts, and experts in several groups: 384 kB hold 65 rows of this size."""
+    """Rows of an expert in several parts, and experts in several groups: 384 kB can store 65 rows of this size."""
     mixture = Mixture(
         num_experts=num_experts, top_k=min(2, num_experts), activation="swish", weights=kind,
         block_size=32 * (kind == "int4"),
@@ -115,7 +115,7 @@ def test_hidden_activations_beyond_a_cache(library, kind, num_experts):
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "gated"])
 def test_threads_and_neighbours_change_no_bit(library, kind):
-    """However many threads there are, and whatever else is in the call."""
+    """Neither the number of threads nor other rows of the call matter."""
     if kind == "gated":
         random = np.random.default_rng(9)
         model = feed_forward_model("swish", (200, 1500), bias=True, is_gated=True, random=random)
@@ -155,7 +155,7 @@ def test_products_compute_what_numpy_does(library, num_rows, inner, columns, kin
 
 
 def test_pairs_beyond_16_bits_are_exact(library):
-    """All weights and activations as large as they can be, which saturates where pairs are added in 16 bits."""
+    """All weights and activations have the largest magnitude, which saturates sums of pairs in 16 bits."""
     x = np.ones((5, 128), np.float32)
     weights = {"weight": np.full((128, 40), 127, np.int8), "scale": np.ones(40, np.float32)}
     rows = layer_model(INT8.rows(), {"x": np.float32}, {}, {"activation": ""})
@@ -170,7 +170,7 @@ MOST_ROWS = 65536
 
 @pytest.mark.parametrize("weight", [-128, 127])
 def test_sums_of_the_longest_rows_are_exact(library, weight):
-    """32 bits hold them, but not many more."""
+    """32 bits can store them, with little room."""
     weights = {"weight": np.full((MOST_ROWS, 2), weight, np.int8), "scale": np.ones(2, np.float32)}
     product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
     q = np.stack([np.full(MOST_ROWS, code, np.uint8) for code in (0, 255)])
@@ -232,7 +232,7 @@ def test_a_linear_layer_computes_what_its_function_does(library, bias, kind, num
 def test_a_layer_in_int4_is_the_one_in_int8_whose_weights_it_holds(
     library, operator, sizes, num_rows, block_size, bias, seed
 ):
-    """To the last bit; no activation is named for a product in int4."""
+    """The results are identical to the last bit. Int4 products name no activation."""
     random, ones = np.random.default_rng(seed), {"w1": sizes, "w2": sizes[::-1]}
     shapes = {"Linear": {"weight": sizes}, "FeedForward": ones, "GatedFeedForward": {"gate": sizes, **ones}}[operator]
     four, eight = {}, {}
@@ -258,7 +258,8 @@ def test_a_layer_in_int4_is_the_one_in_int8_whose_weights_it_holds(
 @pytest.mark.parametrize("kind", ["", *ACTIVATIONS])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_rows_that_are_no_numbers_give_none(library, kind, bad):
-    """On every instruction set; a damaged model is found by it. Without an activation, a product alone."""
+    """This holds on every instruction set, so that a damaged model is detected. Without an activation: only the
+    product."""
     random = np.random.default_rng(5)
     if kind:
         model = feed_forward_model(kind, (60, 50), bias=False, is_gated=False, random=random)
@@ -272,7 +273,7 @@ def test_rows_that_are_no_numbers_give_none(library, kind, bad):
 
 
 def feed_forward_model(kind, sizes, *, bias, is_gated, random):
-    """A feed-forward layer of one call."""
+    """Build a model with one call of a feed-forward layer."""
     weights = {}
     for name, shape in (("gate", sizes), ("w1", sizes), ("w2", sizes[::-1])):
         if name == "gate" and not is_gated:

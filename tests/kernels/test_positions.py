@@ -1,6 +1,6 @@
-"""Products of positions, whose rows come again: what is kept of them must be what would be computed, to the last bit.
+"""Products of positions, whose rows repeat: kept rows must equal computed rows to the last bit.
 
-The layer is known by the name of its node.
+The layer is recognised by the name of its node.
 """
 
 import os
@@ -25,7 +25,7 @@ POSITIONS, OTHERS = (
     "encoder/encoders.3/self_attn/linear_q/Int8MatMul",
 )
 INNER, COLUMNS, MOST, PLACES = 70, 40, 512, 16
-"""`MOST` rows are kept, each at one of `PLACES`, which its first 64 bytes and its scale choose."""
+"""`MOST` rows are kept, each at one of `PLACES`, chosen by its first 64 bytes and its scale."""
 FED = {"q": np.uint8, "row_scale": np.float32}
 
 
@@ -40,12 +40,12 @@ def product(name, columns=COLUMNS):
 
 @pytest.fixture(scope="module")
 def models():
-    """The same product as one of positions and as another."""
+    """Build the same product as one of positions and as another."""
     return [product(name) for name in (POSITIONS, OTHERS)]
 
 
 def rows_of(numbers):
-    """The row of each number; of every seven, some differ only in the last byte or in the scale."""
+    """Return the row of each number. Of every seven rows, some differ only in the last byte or in the scale."""
     numbers = np.asarray(numbers)
     q = np.random.default_rng(1).integers(1, 256, (1 + numbers.max(initial=0) // 7, INNER), np.uint8)[numbers // 7]
     q[..., -1] = numbers % 7 // 2 + 1
@@ -53,7 +53,7 @@ def rows_of(numbers):
 
 
 def calls_of_streams():
-    """Calls as streams make them: sequences of neighbouring positions, in any order; and some that are longer."""
+    """Return calls like those of streams: runs of neighbouring positions in any order, some of them long."""
     sequences = st.tuples(
         st.tuples(st.integers(0, 5), st.integers(0, 90)), st.lists(st.integers(0, 800), min_size=5, max_size=5)
     )
@@ -69,14 +69,15 @@ def run(session, call):
 @pytest.mark.slow
 @given(calls_of_streams())
 def test_streams_in_any_order_change_no_bit(library, models, calls):
-    """Batches that grow and shrink, resets, streams in turn, chunks of any size, more rows than are kept."""
+    """Batches grow and shrink, streams reset and alternate, chunks have any size, and there are more rows than are
+    kept."""
     positions, others = (session_with(model, library) for model in models)
     for call in calls:
         np.testing.assert_array_equal(run(positions, call), run(others, call))
 
 
 def test_rows_that_share_their_places_change_no_bit(library, models):
-    """Equal in what is looked at first, and twice as many as there are places; some are twice in a call."""
+    """Rows are equal in what is compared first, and twice as many as places; some occur twice in a call."""
     positions, others = (session_with(model, library) for model in models)
     random = np.random.default_rng(2)
     rows = np.tile(random.integers(1, 256, INNER, np.uint8), (2 * PLACES, 1))
@@ -96,8 +97,8 @@ def test_scales_that_are_no_numbers_change_no_bit(library, models):
 
 
 def test_threads_that_share_a_session_change_no_bit(library):
-    """Only one at a time has the rows, which the calls of others would overwrite; those compute all of theirs."""
-    # the thread sanitizer sees it in the first calls, and takes long
+    """Only one call at a time uses the kept rows; the others compute all of theirs."""
+    # the thread sanitizer finds errors in the first calls, and is slow
     count, columns = (12, 200) if os.environ.get("LD_PRELOAD") else (200, 3000)
     positions, others = (session_with(product(name, columns=columns), library) for name in (POSITIONS, OTHERS))
     random = np.random.default_rng(3)
@@ -111,10 +112,10 @@ def test_threads_that_share_a_session_change_no_bit(library):
         assert all(pool.map(is_equal, range(count)))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="whether a mapped file follows its changes depends on the system")
+@pytest.mark.skipif(sys.platform != "linux", reason="whether mapped memory follows its file depends on the system")
 @pytest.mark.parametrize("is_of_positions", [True, False])
 def test_only_positions_are_kept_and_new_rows_are_computed(library, models, tmp_path, is_of_positions):
-    """Of packed weights that change in their file: what is computed anew is zero."""
+    """Packed weights change in their file: rows that are computed again become zero."""
     model = ir.from_proto(onnx.load_from_string(models[0 if is_of_positions else 1]))
     assert pack_graph(model, installed_kernels().layout) == 1
     save_mapped(model, tmp_path / "layer.onnx")
@@ -127,4 +128,4 @@ def test_only_positions_are_kept_and_new_rows_are_computed(library, models, tmp_
     np.testing.assert_array_equal(after[0, 48:], 0)
     np.testing.assert_array_equal(after[1], 0)
     run(session, ((1, 4 * MOST), [1000] * 5))
-    np.testing.assert_array_equal(run(session, ((1, 20), [16] * 5)), 0)  # gave way to those
+    np.testing.assert_array_equal(run(session, ((1, 20), [16] * 5)), 0)  # these rows were dropped

@@ -1,7 +1,7 @@
-"""Do the kernels touch what they must not, or race? Sanitizers, valgrind, and thousands of malformed layers.
+"""Memory errors and races in the kernels: sanitizers, valgrind, and thousands of malformed layers.
 
-Each check builds the library anew; every array then has memory of its own, AMX is emulated, and all instruction sets of
-this processor take part. Needs CMake, g++ and, for the last one, valgrind, which has no AVX-512.
+Each check builds the library again. Every array then has separate memory, AMX is emulated, and all instruction sets of
+this processor take part. Needs CMake, g++ and, for the last check, valgrind, which has no AVX-512.
 """
 
 import os
@@ -20,30 +20,30 @@ TESTS = ("operators", "constants", "attention", "convolutions", "streamed_convol
 SESSIONS = "sessions"
 """Tests of memory, threads and processes, which are the same on every instruction set."""
 EMULATED = "amx"
-"""Its products are tested alone: everything else is as with AVX-512 VNNI."""
+"""Only its products are tested; everything else is as with AVX-512 VNNI."""
 FORKING = "forks_while_threads"
-"""Not under the address sanitizer: the allocator of GCC 12's hung in 3 of 100 children of a program whose threads only
-called `malloc`. The thread sanitizer and valgrind have them."""
+"""Not run under the address sanitizer: the allocator of GCC 12's hung in 3 of 100 children of a program whose threads
+only called `malloc`. The thread sanitizer and valgrind run them."""
 THREADED = "threads or come_and_go or any_order or forked"
 OPTIONS = {
-    # Python and onnxruntime leave memory behind when they end. Use after return is not looked for: the stack for that
-    # is less aligned than the vectors that GCC 12 keeps on it, and programs crash there.
+    # Python and onnxruntime leak memory when they end. Use after return is not checked: its stack is less aligned than
+    # the vectors that GCC 12 keeps on it, and programs crash.
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:allocator_may_return_null=1:hard_rss_limit_mb=6000",
     "UBSAN_OPTIONS": "print_stacktrace=1",
-    # Python and onnxruntime are not built with the sanitizer: what they do to each other with memcpy is not judged.
+    # Python and onnxruntime are built without the sanitizer, so their memcpy calls are not checked.
     "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1:die_after_fork=0",
-    "U2MOE_TEST_EXAMPLES": "12",  # of each test: under a sanitizer they take many times as long
+    "U2MOE_TEST_EXAMPLES": "12",  # per test: they are many times slower under a sanitizer
 }
 PRELOADED = {"address,undefined": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
 VALGRIND = ("valgrind", "--quiet", "--error-exitcode=9")
 
 
 class Build:
-    """Programs and library with a sanitizer, in a folder of their own."""
+    """Programs and library with a sanitizer, in a separate folder."""
 
     def __init__(self, kind, folder):
         self.folder = folder
-        # the thread sanitizer of GCC 12 does not start where the system places programs at will
+        # GCC 12's thread sanitizer does not start with randomised addresses
         self.prefix = ["setarch", "--addr-no-randomize"] if kind == "thread" else []
         options = [
             "-DU2MOE_CHECKED=ON", "-DU2MOE_AMX_EMULATED=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -g",
@@ -68,7 +68,7 @@ class Build:
         return done.stdout
 
     def program(self, name, *prefix):
-        """What a program prints, line by line in words, on all instruction sets."""
+        """Return the words that a program prints, line by line, on all instruction sets."""
         return [line.split() for line in self._run(*self.prefix, *prefix, self.folder / name).splitlines()]
 
     def tests(self, names, isa, *options):
@@ -76,14 +76,14 @@ class Build:
         files = [f"tests/kernels/test_{name}.py" for name in names]
         library = self.folder / f"lib{LIBRARY}.so"
         own = {"LD_PRELOAD": self.preloaded, "U2MOE_TEST_KERNELS": str(library), "U2MOE_KERNELS_ISA": isa}
-        waiting = ["-o", "faulthandler_timeout=7500"]  # as `make endurance`, or thousands of layers end at 15 minutes
+        waiting = ["-o", "faulthandler_timeout=7500"]  # as `make endurance`: the usual limit of 15 minutes is too short
         pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *waiting, *files, *options]
         return self._run(*self.prefix, *pytest_run, **own)
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """A function from the kind of a sanitizer to a build, made once."""
+    """Return a function from the kind of a sanitizer to a build, made once."""
     made = {}
 
     def of(kind):
@@ -98,7 +98,8 @@ def build(tmp_path_factory):
 
 
 def test_addresses_and_undefined_behaviour(build):
-    """Programs, then tests of operators on each instruction set, and of sessions on the best that is not emulated."""
+    """Run programs, then tests of operators on each instruction set, and of sessions on the best that is not
+    emulated."""
     own = build("address,undefined")
     digests = dict(own.program(DIGESTS))
     assert len(set(digests.values())) == 1
@@ -115,7 +116,7 @@ def test_malformed_layers(build):
 
 
 def test_threads(build):
-    """The program with threads, then tests through onnxruntime."""
+    """Run the program with threads, then tests through onnxruntime."""
     own = build("thread")
     own.program(STRESS)
     for isa in dict(own.program(DIGESTS)):
@@ -127,4 +128,4 @@ def test_values_that_nobody_has_written(build):
         pytest.skip("valgrind is not installed")
     own = build("")
     own.program(DIGESTS, *VALGRIND, "--leak-check=full", "--errors-for-leak-kinds=definite")
-    own.program(STRESS, *VALGRIND)  # which forks: what the threads of a parent hold is lost in its children
+    own.program(STRESS, *VALGRIND)  # the program forks: memory held by a parent's threads is lost in its children

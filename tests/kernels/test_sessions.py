@@ -1,4 +1,5 @@
-"""Sessions of the library side by side, in threads, over forks, and as it comes and goes; without the recogniser."""
+"""Sessions of the library side by side, in threads, over forks, and while it is loaded and unloaded; without the
+recogniser."""
 
 import os
 import signal
@@ -17,12 +18,12 @@ from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.attention import Heads
 
 CHILD_S = 120
-"""Limit for a forked process, which would otherwise wait for a lock without end."""
+"""Limit in seconds for a forked process, which could otherwise wait for a lock forever."""
 DIM = 60
 
 
 def layers():
-    """Layers as models, and what each is fed."""
+    """Return layers as models, with their feeds."""
     random = np.random.default_rng(0)
     x = random.standard_normal((70, DIM)).astype(np.float32)
     int8 = Mixture(num_experts=5, top_k=2, activation="swish", weights="int8")
@@ -101,7 +102,7 @@ for number in range(50):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists mapped files")
 def test_the_library_is_unloaded_and_leaves_no_memory_behind(library, tmp_path):
     if os.environ.get("LD_PRELOAD"):
         pytest.skip("sanitizers keep freed memory")
@@ -111,12 +112,12 @@ def test_the_library_is_unloaded_and_leaves_no_memory_behind(library, tmp_path):
     lines = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()
     mapped, memory = zip(*(line.split() for line in lines), strict=True)
     assert set(mapped) == {"False"}
-    # The C++ library inside keeps 73 kB for exceptions, 2 MB in 30 rounds. The scratch of a call would be 35 MB.
+    # The bundled C++ library keeps 73 kB for exceptions, 2 MB in 30 rounds. Scratch memory of a call would be 35 MB.
     assert float(memory[-1]) - float(memory[19]) < 12
 
 
 def in_child(use):
-    """Whether `use` returns True in a forked process, which is killed if it hangs."""
+    """Return whether `use` returns True in a forked process, which is killed if it hangs."""
     child = os.fork()
     if child == 0:
         os._exit(0 if use() else 1)
@@ -135,9 +136,9 @@ def in_child(use):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_process_forks_while_threads_compute(library):
-    """At any moment: locks of the library that threads hold then must be free in the child, which lacks these threads.
+    """Locks of the library that threads hold during the fork must be free in the child, which lacks these threads.
 
-    The child has sessions of its own: onnxruntime has locks in each, which it does not free.
+    The child creates new sessions, because onnxruntime's sessions have locks that it does not free.
     """
     expected = outputs(library)
     sessions, others = (sessions_of(library) for _ in range(2))

@@ -1,4 +1,5 @@
-"""The native convolution of streamed blocks and layer normalisations against their functions, and inputs that lie."""
+"""The native convolution of streamed blocks and layer normalisations: compared with their functions, and wrong
+inputs."""
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from u2moe.runtime.graph.layers import add_normalization, normalization
 from u2moe.runtime.model.session import ONNXRUNTIME_ERRORS
 
 ROUNDING = 2e-5
-"""Sums in another order, for values of size 1."""
+"""Tolerance for values of size 1: sums have another order."""
 BLOCKS = 3
 FED = {"linear": np.float32, "gate": np.float32, "cache": np.float32, "block": np.int64}
 
@@ -36,7 +37,7 @@ def test_a_convolution_computes_what_its_function_does(library, form, sizes, see
     random = np.random.default_rng(seed)
     model, feeds = streamed_convolution_model(form, sizes[2], random), feeds_of(random, form.kernel, *sizes)
     expected, found = (session_with(model, file).run(None, feeds) for file in (None, library))
-    # two channels may lie so close together that their difference, which is normalised, is mostly rounding
+    # two channels may be so close that their normalised difference is mostly rounding error
     tolerance = 50 * ROUNDING if form.norm and sizes[2] == 2 else ROUNDING
     np.testing.assert_allclose(found[0], expected[0], atol=tolerance, rtol=tolerance)
     np.testing.assert_allclose(found[1], expected[1], atol=ROUNDING, rtol=ROUNDING)

@@ -1,4 +1,4 @@
-"""Where the library of native operators is, and what it is; onnxruntime loads it."""
+"""Location and description of the library of native operators, which onnxruntime loads."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _NAMES = {"win32": "u2moe_kernels.dll"}
 
 
 def library_path() -> Path:
-    """The library, for `SessionOptions.register_custom_ops_library`."""
+    """Return the path of the library, for `SessionOptions.register_custom_ops_library`."""
     return Path(__file__).parent / _NAMES.get(sys.platform, "libu2moe_kernels.so")
 
 
 @functools.cache
 def _described() -> str:
-    """The library's description of itself, as JSON."""
+    """Return the library's description of itself, as JSON."""
     describe = ctypes.CDLL(str(library_path())).u2moe_kernels_describe
     describe.argtypes, describe.restype = (ctypes.c_char_p, ctypes.c_size_t), ctypes.c_size_t
     text = ctypes.create_string_buffer(describe(None, 0))
@@ -33,15 +33,15 @@ def _described() -> str:
 
 
 def description() -> dict[str, Any]:
-    """The library's features on this machine.
+    """Return the library's features on this machine.
 
     Returns:
-        isa: the instruction set that it uses; isas: all that this processor has, best first; domain and operators: what
-        it registers, without the numbered twins; contract: the version of their inputs, attributes and results; layout:
-        that of packed weights; api: that of onnxruntime's C API that it asks for.
+        isa: the instruction set in use; isas: all of this processor, best first; domain and operators: registered
+            names, without the numbered twins; contract: version of their inputs, attributes and results; layout:
+            version of the packed layout; api: required version of onnxruntime's C API.
 
     Raises:
-        ValueError: U2MOE_KERNELS_ISA names an instruction set that is unknown or that this processor lacks.
+        ValueError: U2MOE_KERNELS_ISA names an instruction set that is unknown or missing on this processor.
     """
     found: dict[str, Any] = json.loads(_described())
     if "error" in found:
