@@ -60,7 +60,7 @@ class Section(Record):
         """Return a text without characters that a file name cannot have, or None for null."""
         value = self.value(key)
         if value is not None and not (isinstance(value, str) and NAMEABLE.fullmatch(value)):
-            raise self.wrong(key, value, "a text or null")
+            raise self.wrong(key, value, "a string or null")
         return value
 
     def choice(self, key: str, default: Choice, supported: tuple[Choice, ...]) -> Choice:

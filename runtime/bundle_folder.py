@@ -148,7 +148,7 @@ def _decoded(file: Path, content: bytes) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BundleError(f"{file}: is not UTF-8 at byte {error.start}") from error
+        raise BundleError(f"{file}: is not valid UTF-8 at byte {error.start}") from error
 
 
 def _read_tokens(files: BundleFiles, manifest: Manifest) -> list[str]:

@@ -161,10 +161,10 @@ class AnyOptions(BundledOptions[Open]):
     def __post_init__(self) -> None:
         check_options(self)
         if self.language_model not in (None, NONE) and self.search in WITHOUT_BEAM:
-            raise ValueError(f"language_model needs a prefix beam search or rescoring, search is {self.search!r}")
+            raise ValueError(f"language_model needs a prefix beam search or rescoring, but search is {self.search!r}")
         if self.grammar is not None:
             if self.search in WITHOUT_BEAM:
-                raise ValueError(f"grammar needs a prefix beam search or rescoring, search is {self.search!r}")
+                raise ValueError(f"grammar needs a prefix beam search or rescoring, but search is {self.search!r}")
             if self.language_model not in (None, NONE):
                 raise ValueError("a grammar replaces the language model: pass only one of them")
 

@@ -119,7 +119,7 @@ def recognize(
         raise ValueError(f"vad must be a VoiceActivityDetector or None, got {vad!r}")
     if reader.sample_rate != vad.sample_rate:
         raise ValueError(
-            f"the voice activity detector needs audio at {vad.sample_rate} Hz, the model's is {reader.sample_rate} Hz"
+            f"the voice activity detector needs audio at {vad.sample_rate} Hz, the model {reader.sample_rate} Hz"
         )
     return _speech(decode, stream, reader, vad)
 

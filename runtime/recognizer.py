@@ -414,6 +414,6 @@ class Recognizer:
         context = None if graph else self.context if hotwords is None else self._words.context(hotwords)
         if context is not None and chosen.search in WITHOUT_BEAM:
             if self._has_own_hotwords or hotwords is not None:
-                raise ValueError(f"hotwords need a prefix beam search or rescoring, search is {chosen.search!r}")
+                raise ValueError(f"hotwords need a prefix beam search or rescoring, but search is {chosen.search!r}")
             context = None
         return Stream(StreamState(self.model, self.vocabulary, chosen, context, self._words.fusion(chosen), graph))

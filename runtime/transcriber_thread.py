@@ -113,10 +113,10 @@ class TranscriberThread:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Enter the lock, unless the input is finished or this is a forked child process, which lacks the thread.
+        """Hold the lock, after checking that the input is open and the process has not forked.
 
         Raises:
-            StreamError: the transcriber can no longer be used.
+            StreamError: the input is finished, or this is a forked child process, which lacks the thread.
         """
         if os.getpid() != self._process:  # checked before locking: the lock may have been held when the process forked
             raise StreamError("this transcriber belongs to the process that forked this one: create a new one")

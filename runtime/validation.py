@@ -107,7 +107,7 @@ def checked_number(
         above: alternatively, an exclusive lower limit.
         most: largest allowed value.
         unit: unit for the error, such as "seconds".
-        from_text: whether to accept numbers as text.
+        from_text: whether to accept numbers as strings.
 
     Raises:
         FieldError: another type, NaN, infinite, or out of range.
@@ -136,14 +136,14 @@ def checked_flag(name: str, value: object) -> bool:
 
 
 def checked_text(name: str, value: object) -> str:
-    """Check a non-empty text. Raises FieldError for anything else."""
+    """Check a non-empty string. Raises FieldError for anything else."""
     if not isinstance(value, str) or not value:
-        raise wrong(name, "a text", value)
+        raise wrong(name, "a string", value)
     return value
 
 
 def checked_choice(name: str, value: object, choices: Collection[Choice]) -> Choice:
-    """Check a text that must be one of the choices. Raises FieldError for anything else."""
+    """Check a string that must be one of the choices. Raises FieldError for anything else."""
     for choice in choices if isinstance(value, str) else ():
         if value == choice:
             return choice
@@ -206,11 +206,11 @@ class Record:
     def number(
         self, key: str, default: float | None = None, *, least: float | None = None, most: float | None = None
     ) -> float:
-        """Return a field that is a finite number or its text, because YAML 1.1 reads 1e-5 (without a dot) as text."""
+        """Return a field that is a finite number or its string: YAML 1.1 reads 1e-5 (without a dot) as a string."""
         return checked_number(self.field(key), self.value(key, default), least=least, most=most, from_text=True)
 
     def seconds(self, key: str) -> float | None:
-        """Return a field that is a time in seconds or its text. Returns None if it is missing."""
+        """Return a field that is a time in seconds or its string. Returns None if it is missing."""
         value = self.value(key)
         return None if value is None else checked_seconds(self.field(key), value)
 
@@ -219,16 +219,16 @@ class Record:
         return checked_flag(self.field(key), self.value(key, default))
 
     def text(self, key: str) -> str:
-        """Return a field that is a non-empty text."""
+        """Return a field that is a non-empty string."""
         return checked_text(self.field(key), self.value(key))
 
     def label(self, key: str) -> str | None:
-        """Return a field that is a text or a number, as text. Returns None if it is missing."""
+        """Return a field that is a string or a number, as a string. Returns None if it is missing."""
         value = self.value(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
         if not isinstance(value, str | None):
-            raise self.wrong(key, value, "a text")
+            raise self.wrong(key, value, "a string")
         return value
 
     def record(self, key: str) -> Record:
@@ -248,7 +248,7 @@ class Record:
 
 
 def checked_seconds(name: str, value: object) -> float:
-    """Check a time in seconds or its text. Raises FieldError for anything else."""
+    """Check a time in seconds or its string. Raises FieldError for anything else."""
     return checked_number(name, value, least=0, unit="seconds", from_text=True)
 
 

@@ -132,7 +132,7 @@ def locked(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failures_named(file: Path) -> Iterator[None]:
-    """Turn an OSError raised inside into one whose message names the file. The error number stays."""
+    """Turn an OSError raised inside into one with the same number whose message names the file."""
     try:
         yield
     except OSError as error:

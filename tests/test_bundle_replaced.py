@@ -228,7 +228,7 @@ def test_records_that_are_refused(beside, tmp_path, change, message):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"offset": 1 << 40}, r"bytes at offset 1099511627776 end after \d+"),
+    ({"offset": 1 << 40}, r"bytes at offset 1099511627776 exceed the size \d+"),
     ({"shape": [1, 1]}, r"length is \d+ bytes, expected 4"),
 ])  # fmt: skip
 def test_records_that_do_not_fit_their_files(beside, tmp_path, monkeypatch, change, message):

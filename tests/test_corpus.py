@@ -118,7 +118,7 @@ def test_what_fails_becomes_a_row(corpus, tmp_path):
         "missing": "no such file",
         "text": "cannot be read as audio",
         "cut": "it is truncated",
-        "data.list:6": "line 6: key must be a text, got None",
+        "data.list:6": "line 6: key must be a string, got None",
         "empty": "has no audio from 900 s",
     }.items():
         assert error in rows[key]["error"]

@@ -356,7 +356,7 @@ def test_names_need_not_be_utf8(tmp_path):
     (only, b"fLaC\0\0\0", "not a list of recordings, but a binary file, perhaps a recording"),
     (only, b'{"wav": "a"', "must be a JSON object"),
     (only, b'{"path": "a"}', r"one of audio_filepath \(nemo\), wav \(wenet\), recording \(lhotse\), got path"),
-    (only, b'{"key": 1, "wav": "a"}', "line 1: key must be a text, got 1"),
+    (only, b'{"key": 1, "wav": "a"}', "line 1: key must be a string, got 1"),
     (only, b'{"key":"k", "wav":"a", "start":-1}', "line 1: start must be a number of seconds, at least 0, got -1"),
     (only, b"\x1f\x8bno gzip", "cannot be read as a list"),
     (read_recordings, b"\xff\xfe", "cannot be read as a list of recordings: "),

@@ -180,7 +180,7 @@ def test_names_that_are_no_text(bundle, tmp_path):
     content = (bundle.path / "ctc.onnx").read_bytes()
     assert b"u2moe.version" in content
     (tmp_path / "ctc.onnx").write_bytes(content.replace(b"u2moe.version", b"u2m\xf7e.version"))
-    with pytest.raises(BundleError, match=r"ctc\.onnx: a name in it is not text"):
+    with pytest.raises(BundleError, match=r"ctc\.onnx: contains a name that is not valid text"):
         session(bundle, file=tmp_path / "ctc.onnx")
 
 

@@ -251,7 +251,7 @@ def test_keys_of_the_conformer_are_unknown_to_the_transformer():
     ("model_conf.reverse_weight", 1.5, "reverse_weight must be a number between 0 and 1, got 1.5"),
     ("dataset_conf.fbank_conf.frame_shift", 30, "dataset_conf: frame_shift_ms"),
     ("dataset_conf.resample_conf.resample_rate", 16e3, "resample_rate must be an integer, got 16000.0"),
-    ("cmvn_conf.cmvn_file", 3, "cmvn_file must be a text or null, got 3"),
+    ("cmvn_conf.cmvn_file", 3, "cmvn_file must be a string or null, got 3"),
 ])  # fmt: skip
 def test_what_no_checkpoint_can_have_is_an_error(path, value, message):
     with pytest.raises(CheckpointError, match=f"train.yaml: .*{message}"):
@@ -385,8 +385,8 @@ def test_aliases_are_read(tmp_path):
     ("encoder_conf.n_expert", 4096, "must be at most 2048 in each of 4 layers, got 4096"),
     ("decoder_conf.n_expert", 8192, "must be at most 4096 in each of 2 layers, got 8192"),
     pytest.param("encoder_conf.norm_eps", 10**400, "must be a number between 0 and 1, got 1000", id="large"),
-    ("tokenizer_conf.symbol_table_path", "a\0b", "must be a text or null, got 'a.x00b'"),
-    ("cmvn_conf.cmvn_file", "\ud800", "must be a text or null, got '.ud800'"),
+    ("tokenizer_conf.symbol_table_path", "a\0b", "must be a string or null, got 'a.x00b'"),
+    ("cmvn_conf.cmvn_file", "\ud800", "must be a string or null, got '.ud800'"),
 ])  # fmt: skip
 def test_sizes_are_limited_before_anything_is_built(path, value, message):
     conf = {"mlp_type": "moe"}

@@ -315,7 +315,7 @@ def test_what_is_refused_changes_nothing(own, blocks):
     with Transcriber(own, on_final=finals.append) as transcriber:
         with pytest.raises(AudioOverflowError):
             transcriber.feed(8000, np.zeros(88_000, np.float32))
-        with pytest.raises(AudioError, match=r"sample rate first: the arguments are \(sample_rate, samples\)"):
+        with pytest.raises(AudioError, match=r"sample_rate must be the first argument: \(sample_rate, samples\)"):
             transcriber.feed(blocks[0], RATE)
         for block in blocks:
             transcriber.feed(RATE, block)

@@ -32,7 +32,7 @@ def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """
     if samples is None or isinstance(samples, str | bytes | bytearray | memoryview):
         raise AudioError(
-            f"samples must be an array, got {type(samples).__name__}: raw 16-bit audio is np.frombuffer(data, np.int16)"
+            f"samples must be an array, got {type(samples).__name__}: try np.frombuffer(data, np.int16)"
         )
     try:
         array = np.asarray(samples)
@@ -61,7 +61,7 @@ def checked_rate(sample_rate: object) -> float:
         AudioError: not a number, or out of range.
     """
     if isinstance(sample_rate, list | tuple | np.ndarray) and np.size(sample_rate) != 1:
-        raise AudioError("sample rate first: the arguments are (sample_rate, samples)")
+        raise AudioError("sample_rate must be the first argument: (sample_rate, samples)")
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, int | float | np.integer | np.floating):
         raise AudioError(f"sample rate must be a number of Hz, got {sample_rate!r:.80}")
     if not _LOWEST_RATE <= sample_rate <= _HIGHEST_RATE:

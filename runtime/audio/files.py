@@ -327,7 +327,7 @@ def _ends_with_last_ogg_page(file: str | os.PathLike[str] | BinaryIO) -> bool:
 
 
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
-"""Suffixes of audio files when a folder is searched."""
+"""Suffixes that count as audio files in a folder search."""
 APPLE_DOUBLE = "._"
 """Prefix of the metadata files of macOS, which have the suffix of an audio file but contain no audio."""
 _MOST_NAMED = 5

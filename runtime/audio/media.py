@@ -30,7 +30,7 @@ _STATES_LENGTH = re.compile("mov|matroska|asf")
 """Containers whose header states the length. For others, ffmpeg estimates it."""
 _TAGGED_LENGTH = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _MOST_CHANNELS = 64
-"""Maximum that ffmpeg converts."""
+"""Maximum number of channels that ffmpeg converts."""
 _CUT_OFF_S = 0.5
 _LONGEST_PACKET_S = 2.0
 """Longest duration accepted from a damaged packet, which may state any value."""

@@ -129,7 +129,7 @@ def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
 
 
 class _Mixer:
-    """Mixer of several channels to one. It warns if the channels cancel each other."""
+    """Mixer of several channels to one, which warns if the channels cancel each other."""
 
     def __init__(self, name: str, num_channels: int, sample_rate: float, channel: int | None) -> None:
         if channel is not None and (not isinstance(channel, int) or isinstance(channel, bool)):

@@ -65,7 +65,7 @@ class BundleFiles:
         """Check that a file exists, has the listed size and has not changed. Returns its size.
 
         Raises:
-            BundleError: missing, unreadable, not listed, not a regular file of this folder, or without a plain name.
+            BundleError: missing, unreadable, not listed, not a regular file of this folder, or not a plain file name.
             IntegrityError: its size differs from the listed size, or it was replaced or modified.
         """
         path = self.folder / plain_name(name, str(self.folder))

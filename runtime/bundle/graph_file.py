@@ -74,7 +74,7 @@ class GraphFile:
             if tensor.offset + tensor.length > sizes[tensor.file]:
                 where = f"{path}: weight {tensor.name!r:.200}"
                 raise BundleError(
-                    f"{where}: {tensor.length} bytes at offset {tensor.offset} end after {sizes[tensor.file]}"
+                    f"{where}: {tensor.length} bytes at offset {tensor.offset} exceed the size {sizes[tensor.file]}"
                 )
 
     def weights(self, is_native: Callable[[str], bool]) -> dict[str, npt.NDArray[Any]]:

@@ -68,7 +68,7 @@ class StaticForm:
     histories: tuple[StaticHistory, ...] = ()
     """Caches whose size is also fixed in dynamic bundles."""
     frequencies: tuple[float, ...] = ()
-    """Float32 factors of positions before their sines and cosines."""
+    """Float32 frequencies, by which positions are multiplied before sine and cosine."""
     interleaved: bool = True
     """Whether sines and cosines alternate; otherwise all sines come first."""
 
@@ -149,7 +149,7 @@ class ModelConfig:
     caches: tuple[contract.Cache, ...] = ()
     """Caches that a stream keeps from chunk to chunk; none if the encoder cannot stream."""
     chunk_multiple: int = option("integer", 1, least=1)
-    """Factor of all chunk sizes, because layers at a lower frame rate take several encoder frames at a time."""
+    """Chunk sizes must be multiples of this, because layers at a lower rate take several encoder frames at a time."""
     frame_reduction: int = option("integer", 1, least=1)
     """Frames after the subsampling per encoder frame. Chunks need features for all of them."""
     max_position: int = option("integer", 5000, least=1)
@@ -233,7 +233,7 @@ class FeatureConfig:
             raise wrong("num_ceps", f"at most num_mel_bins, {self.num_mel_bins}", self.num_ceps)
         if not 0 <= self.low_hz < self.top_hz <= self.sample_rate / 2:
             raise ValueError(
-                f"low_hz and high_hz must be edges of bands below half the sample_rate {self.sample_rate}, "
+                f"low_hz and high_hz must be ascending and at most half the sample_rate {self.sample_rate}, "
                 f"got {self.low_hz} and {self.high_hz}"
             )
 
@@ -305,7 +305,7 @@ class ExternalTensor:
     file: str
     offset: int
     length: int
-    """Number of bytes."""
+    """Length in bytes."""
     type: str
     """Element type, as named by numpy or ml_dtypes: "float32", "int8", "int4"."""
     shape: tuple[int, ...]

@@ -24,7 +24,7 @@ from u2moe.runtime.errors import BundleError, BundleWarning
 from u2moe.runtime.validation import checked_choice, checked_number, checked_object, refused_as, wrong
 
 FORMAT = "u2moe-bundle"
-_SCALARS = {bool: "true or false", int: "an integer", str: "a text"}
+_SCALARS = {bool: "true or false", int: "an integer", str: "a string"}
 
 
 def format_manifest(manifest: Manifest) -> str:

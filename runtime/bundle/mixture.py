@@ -36,7 +36,7 @@ class Mixture:
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"top_k must be between 1 and num_experts {self.num_experts}, got {self.top_k}")
         if not self.activation:
-            raise ValueError("activation must be named, got ''")
+            raise ValueError("activation must not be empty")
         if self.weights not in WEIGHT_FORMATS:
             raise ValueError(f"weights must be one of {', '.join(WEIGHT_FORMATS)}, got {self.weights!r}")
         if self.block_size < 0:

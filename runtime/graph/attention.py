@@ -14,7 +14,7 @@ from u2moe.runtime.graph.builder import GraphBuilder, build_function
 END = 2**63 - 1
 """End of a slice that extends to the end of the axis."""
 _LANES = 16
-"""Maximum numbers that onnxruntime adds at once, one in each lane of a vector."""
+"""Maximum number of values that onnxruntime adds at once, one in each lane of a vector."""
 _BLOCK = 16_384
 """Keys times channels of a head (a power of two, at least 16) whose products onnxruntime adds in one block."""
 

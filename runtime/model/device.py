@@ -25,7 +25,7 @@ _MEMORIES = {
 """Providers with device memory: its name in onnxruntime, and the provider that slices and joins values there. All other
 providers take values in CPU memory."""
 _FAN_IN = 8
-"""Maximum values that one call joins."""
+"""Maximum number of values that one call joins."""
 
 Index = int | slice | None
 

@@ -59,7 +59,7 @@ class Encoder:
             chunk_lens: valid frames of each row [batch]; None: all.
 
         Returns:
-            Encoder output [batch, time, dim] and the caches for the next step, both on the host or the device.
+            Encoder output [batch, time, dim] and the caches for the next step, both on the host or both on the device.
         """
         config = self.config
         num_rows, num_frames = chunk.shape[:2]

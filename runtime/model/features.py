@@ -25,7 +25,7 @@ FLOOR = float(np.finfo(np.float32).eps)
 _LIFTER = 22.0
 _SCALE = 32768.0
 _BLOCK = 32
-"""Frames at a time. With more, malloc returns the memory to the system, which costs a page fault per 4 KB."""
+"""Frames computed at a time. With more, malloc returns memory to the system, which costs a page fault per 4 KB."""
 
 Floats = npt.NDArray[np.float64]
 

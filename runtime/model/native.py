@@ -116,7 +116,7 @@ def of_graph(function: str, graph: str) -> str:
 
 
 def checked_kernels(kernels: str | None) -> str:
-    """Check a choice of kernels and return it. For None, return the default from the environment.
+    """Check and return a choice of kernels. None means the default, which the environment may set.
 
     Raises:
         ValueError: the choice is not one of `KERNELS`.

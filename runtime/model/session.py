@@ -88,7 +88,7 @@ class Session:
             _check_tensors(file, "output", graph.outputs, self._session.get_outputs(), manifest.model)
             check_metadata(self._session.get_modelmeta().custom_metadata_map, manifest, file)
         except UnicodeDecodeError as error:
-            raise BundleError(f"{file}: a name in it is not text: {error}") from error
+            raise BundleError(f"{file}: contains a name that is not valid text: {error}") from error
 
     @property
     def providers(self) -> tuple[str, ...]:

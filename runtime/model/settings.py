@@ -86,7 +86,7 @@ class SessionSettings:
         if self.sess_options is not None and not isinstance(self.sess_options, onnxruntime.SessionOptions):
             raise ValueError(f"sess_options must be onnxruntime.SessionOptions or None, got {self.sess_options!r}")
         if self.num_threads is not None and self.sess_options is not None:
-            raise ValueError("num_threads and sess_options cannot be combined: set intra_op_num_threads yourself")
+            raise ValueError("num_threads and sess_options cannot be combined: set its intra_op_num_threads")
         for provider, options in zip(self.providers, self.provider_options, strict=False):
             if provider == DEFAULT_PROVIDER and options:  # onnxruntime would ignore them
                 raise ValueError(f"{provider} takes no options, got {next(iter(options))!r}; see sess_options")
@@ -98,7 +98,7 @@ class SessionSettings:
                 raise ProviderError(f"{provider} is not installed; installed: {', '.join(available)}; {remedy}")
         if self.kernels == "native" and self.sess_options is not None:
             raise ValueError(
-                "kernels and sess_options cannot be combined: "
+                "kernels and sess_options cannot be combined: call "
                 "sess_options.register_custom_ops_library(str(u2moe_kernels.library_path()))"
             )
         self.chosen  # noqa: B018 - fail here, not at the first session
