@@ -32,7 +32,7 @@ def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """
     if samples is None or isinstance(samples, str | bytes | bytearray | memoryview):
         raise AudioError(
-            f"samples must be an array, got {type(samples).__name__}: 16-bit bytes: np.frombuffer(data, np.int16)"
+            f"samples must be an array, got {type(samples).__name__}: convert bytes by np.frombuffer(data, np.int16)"
         )
     try:
         array = np.asarray(samples)
