@@ -1,8 +1,9 @@
 """How near is one mixture of experts to the bound of the machine, by tokens per call and recipe?
 
-    python -m u2moe.benchmarks.studies.moe_layer
+    python -m u2moe.benchmarks.studies.moe_layer [--narrow]
 
-The layers are those of the preset moe-1b with seeded random weights, so that routing is nearly uniform, the worst case.
+The layers are those of the preset moe-1b with seeded random weights, so that routing is nearly uniform, the worst case;
+with --narrow those, too, with as many weights in more and narrower experts, in chunks.
 Several layers with separate weights take turns on one thread, so that no cache holds them, as in a network. The bound
 is the larger of the time to read the weights of the experts with tokens and the time of their products, at the rates
 that onnxruntime's kernels reach in the same run.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ import torch
 
 from u2moe.benchmarks.instruments.rates import best_rate, measure_rates, read_rate, session_of
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds, spread_of
-from u2moe.benchmarks.results.files import machine_key, measured, publish
+from u2moe.benchmarks.results.files import machine_key, measured, measured_here, publish, read_json
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.script import run_script, study_parser
@@ -40,29 +41,43 @@ from u2moe.runtime.model.native import CPU, choose_kernels
 Array = npt.NDArray[Any]
 FLOAT, INT8, INT4 = "fp32", "int8", "int4-experts"
 BITS = {FLOAT: 32, INT8: 8, INT4: 4}  # of an expert's weight, by recipe
-DIM, HIDDEN, NUM_EXPERTS, TOP_K = 576, 1920, 8, 2
+DIM = 576
 TOKENS = (1, 4, 16, 64, 250)
 """16 tokens are a chunk of the encoder, 250 are ten seconds of audio."""
 NUM_BYTES = 160_000_000  # of all weights that take turns: more than most last-level caches
 CALL_S = 0.03  # at least, of one measurement
-BOUNDS = {16: "read_s", 250: "arithmetic_s"}
+CHUNK = 16
+BOUNDS = {CHUNK: "read_s", 250: "arithmetic_s"}
 """The bound of a layer in int8, by tokens."""
-LIMITS = {16: 0.7, 250: 1.05}
+LIMITS = {CHUNK: 0.7, 250: 1.03}
 """Most that a layer with experts in int4 may take beside one in int8, with native kernels, by tokens."""
+RATE = 0.9
+"""Least of the rate at which narrow experts are read beside those of the paper, with native kernels, by a chunk."""
+
+
+class Shape(NamedTuple):
+    """Experts of a layer, how many work for a token, and their hidden units."""
+
+    experts: int
+    top_k: int
+    hidden: int
+
+
+PAPER, NARROW = Shape(8, 2, 1920), (Shape(16, 2, 960), Shape(32, 4, 480))
 
 
 class Layers:
     """`num_bytes` of mixtures of experts with random weights in the recipe `name`, run in turn on the same tokens."""
 
-    def __init__(self, name: str, num_bytes: int) -> None:
-        model = moe_graph(max(1, -(-num_bytes * 8 // (2 * NUM_EXPERTS * DIM * HIDDEN * BITS[name]))))
+    def __init__(self, name: str, num_bytes: int, shape: Shape) -> None:
+        model = moe_graph(max(1, -(-num_bytes * 8 // (2 * shape.experts * DIM * shape.hidden * BITS[name]))), shape)
         if name != FLOAT:
             quantize_graph(model, recipe(name))
-        self.recipe = name
+        self.recipe, self.shape = name, shape
         weights = [(group_of(value), value.const_value) for value in model.graph.initializers.values()]
         self.gates = [tensor.numpy() for group, tensor in weights if group == "routers" and tensor is not None]
         experts = sum(tensor.nbytes for group, tensor in weights if group == "experts" and tensor is not None)
-        self.bytes_per_expert = experts / (len(self.gates) * NUM_EXPERTS)
+        self.bytes_per_expert = experts / (len(self.gates) * shape.experts)
         content = ir.to_proto(model).SerializeToString()
         self._sessions = {"seconds": session_of(content, "onnxruntime")}
         if choose_kernels("auto", [CPU]).native and name != FLOAT:
@@ -77,25 +92,27 @@ class Layers:
 
     def touched(self, x: Array) -> float:
         """Return the number of experts with at least one token, averaged over the layers."""
-        chosen = [np.argpartition(-(x @ gate), TOP_K - 1, axis=1)[:, :TOP_K] for gate in self.gates]
+        top_k = self.shape.top_k
+        chosen = [np.argpartition(-(x @ gate), top_k - 1, axis=1)[:, :top_k] for gate in self.gates]
         return statistics.fmean(len(np.unique(experts)) for experts in chosen)
 
     def bound(self, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
         """Return the bound for these tokens, and its components."""
         read_s = self.touched(x) * self.bytes_per_expert / read_rate(dict(rates), NUM_BYTES)
         rate = best_rate(dict(rates), "float" if self.recipe == FLOAT else "integer")
-        arithmetic_s = len(x) * TOP_K * 2 * DIM * HIDDEN / rate
+        arithmetic_s = len(x) * self.shape.top_k * 2 * DIM * self.shape.hidden / rate
         return {
-            "recipe": self.recipe, "tokens": len(x), "experts": self.touched(x), "read_s": read_s,
+            "recipe": self.recipe, "shape": self.shape, "tokens": len(x), "experts": self.touched(x), "read_s": read_s,
             "arithmetic_s": arithmetic_s, "least_s": max(read_s, arithmetic_s),
         }  # fmt: skip
 
 
-def moe_graph(num_layers: int) -> ir.Model:
+def moe_graph(num_layers: int, shape: Shape) -> ir.Model:
     """Return a graph of `num_layers` layers with the same input "x" [tokens, dim], each with its own output."""
     config = FeedForward(
-        kind="moe", hidden=HIDDEN, activation="swish", bias=True, num_experts=NUM_EXPERTS, num_experts_per_token=TOP_K
-    )
+        kind="moe", hidden=shape.hidden, activation="swish", bias=True, num_experts=shape.experts,
+        num_experts_per_token=shape.top_k,
+    )  # fmt: skip
     names = [f"y{index}" for index in range(num_layers)]
     x, *outputs = (contract.Tensor(name=name, dtype="float32", axes=("tokens", "dim")) for name in ("x", *names))
     graph = contract.Graph(name="layers", inputs=(x,), outputs=tuple(outputs))
@@ -113,27 +130,29 @@ def moe_graph(num_layers: int) -> ir.Model:
     return g.model(graph, inputs, results, axis, {})
 
 
-def measure(tokens: Sequence[int] = TOKENS, num_bytes: int = NUM_BYTES, repetitions: int = 7) -> dict[str, Any]:
-    """Rates of the machine; for each recipe and number of tokens the bound, and spreads of times, by `Layers.cases`."""
-    layers = {name: Layers(name, num_bytes) for name in BITS}
+def measure(
+    tokens: Sequence[int] = TOKENS,
+    num_bytes: int = NUM_BYTES,
+    repetitions: int = 7,
+    *,
+    shapes: Sequence[Shape] = (PAPER,),
+    recipes: Sequence[str] = tuple(BITS),
+) -> dict[str, Any]:
+    """Rates of the machine; for each layer and number of tokens the bound, and spreads of times, by `Layers.cases`."""
     random = np.random.default_rng(0)
-    inputs = {count: random.standard_normal((count, DIM), np.float32) for count in tokens}
+    inputs = [random.standard_normal((count, DIM), np.float32) for count in tokens]
+    layers = [Layers(name, num_bytes, shape) for name in recipes for shape in shapes]
+    pairs = [(own, x) for own in layers for x in inputs]
     rates = measure_rates([num_bytes], 1, repetitions=repetitions)
-    cases = {
-        (name, count, key): call
-        for count, x in inputs.items()
-        for name, own in layers.items()
-        for key, call in own.cases(x).items()
-    }
-    found = interleaved(cases, repetitions, title="layers")
-    entries = {(name, count): own.bound(x, rates) for name, own in layers.items() for count, x in inputs.items()}
-    for (name, count, key), seconds in found.items():
-        entries[name, count][key] = Spread.of(seconds).data()
-    return {"kernels": choose_kernels("auto", [CPU]).data(), "rates": rates, "layers": list(entries.values())}
+    entries = [own.bound(x, rates) for own, x in pairs]
+    cases = {(number, key): call for number, pair in enumerate(pairs) for key, call in pair[0].cases(pair[1]).items()}
+    for (number, key), seconds in interleaved(cases, repetitions, title="layers").items():
+        entries[number][key] = Spread.of(seconds).data()
+    return {"kernels": choose_kernels("auto", [CPU]).data(), "rates": rates, "layers": entries}
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Native layers with experts in int4 beside those in int8, on each machine."""
+    """Native layers with experts in int4 beside those in int8, and narrow experts beside wide ones, on each machine."""
     for where, content in results["machines"].items():
         native = {(item["recipe"], item["tokens"]): item.get("native_s") for item in content["layers"]}
         for count, limit in LIMITS.items():
@@ -141,6 +160,26 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
             if one and other:
                 name, found = f"native layer of experts, int4 / int8, {count} tokens", one["median"] / other["median"]
                 yield Target(name=name, where=where, found=found, limit=limit, at_most=True)
+        for item, wide in _narrow(content):
+            name = f"native {item['recipe']}, {CHUNK} tokens, {_title(item)} / {_title(wide)}, bytes a second"
+            yield Target(name=name, where=where, found=_rate(item, wide, "read_s"), limit=RATE, at_most=False)
+
+
+def _narrow(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield each narrow layer on native kernels, and the paper's in the same format and the same run."""
+    items = [item for item in content.get("narrow", {"layers": []})["layers"] if "native_s" in item]
+    wide = {item["recipe"]: item for item in items if tuple(item["shape"]) == PAPER}
+    yield from ((item, wide[item["recipe"]]) for item in items if item not in wide.values())
+
+
+def _rate(item: Mapping[str, Any], wide: Mapping[str, Any], work: str) -> float:
+    """Return the rate at which native kernels do `work`, "read_s" or "arithmetic_s", over that of another layer."""
+    one, other = (each[work] / each["native_s"]["median"] for each in (item, wide))
+    return float(one / other)
+
+
+def _title(item: Mapping[str, Any]) -> str:
+    return "{} x top-{} x {}".format(*item["shape"])
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
@@ -176,12 +215,32 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
         "onnxruntime / bound", "native / bound",
     )  # fmt: skip
     yield table(header, rows)
+    if "narrow" not in content:
+        return
+    yield f"Narrow experts beside those of the paper. {measured(content['narrow'])}"
+    rows = []
+    for item, wide in _narrow(content):
+        allowed = item["arithmetic_s"] / item["least_s"] / (wide["arithmetic_s"] / wide["least_s"])
+        ratios = [_rate(item, wide, "read_s"), _rate(item, wide, "arithmetic_s"), allowed]
+        cells = [1e3 * each["native_s"]["median"] for each in (item, wide)] + ratios
+        rows.append([item["recipe"], _title(item), f"{item['experts']:.1f}", *(f"{each:.2f}" for each in cells)])
+    shown = (
+        f"native kernels, {CHUNK} tokens", "layer", "with tokens", "ms", f"{_title({'shape': PAPER})}, ms",
+        "rate of bytes / its", "rate of products / its", "as bounds allow",
+    )  # fmt: skip
+    yield table(shown, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    args = study_parser("moe_layer", __doc__).parse_args(arguments)
-    publish(args.results, measure(), values, per_machine=True)
+    parser = study_parser("moe_layer", __doc__)
+    parser.add_argument("--narrow", action="store_true", help="measure only narrow experts beside the paper's")
+    args = parser.parse_args(arguments)
+    own = measured_here()
+    own |= measure((CHUNK,), shapes=(PAPER, *NARROW), recipes=(INT8, INT4)) if args.narrow else measure()
+    kept = read_json(args.results).get("machines", {}).get(machine_key(own), {})
+    found = {**own, "layers": [], **kept, "narrow": own} if args.narrow else {**kept, **own}
+    publish(args.results, found, values, per_machine=True)
 
 
 if __name__ == "__main__":
