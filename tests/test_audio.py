@@ -116,7 +116,7 @@ def test_files_that_are_refused(tmp_path):
     with pytest.raises(AudioError, match=r"nothing\.wav: no such file"):
         read_audio(tmp_path / "nothing.wav", RATE)
     for name in ("text.wav", "text.mp3", "text.raw", "text"):
-        (tmp_path / name).write_text("this is no audio")
+        (tmp_path / name).write_text("not audio")
         with pytest.raises(AudioError, match=f"{name}: cannot be read as audio"):
             read_audio(tmp_path / name, RATE)
     with pytest.raises(AudioError, match="is a folder, expected a file"):
@@ -305,7 +305,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert find_audio([tmp_path / "recordings"]) == [tmp_path / "recordings" / "one" / "a.wav"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="its pipes always block")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows pipes always block")
 @pytest.mark.parametrize("buffering", [-1, 0])
 def test_raw_audio_from_a_pipe_that_does_not_block(buffering):
     samples = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)

@@ -165,7 +165,7 @@ def float32(exported):
     return exported("moe_tiny")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", ["int4-experts", "fp16"])
 def test_nothing_of_a_loaded_bundle_is_mapped(float32, tmp_path, monkeypatch, name):
     monkeypatch.setattr(graph_file, "_SMALL", 0)

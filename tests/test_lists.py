@@ -204,7 +204,7 @@ def test_commands_that_hang_are_ended_with_all_they_started(monkeypatch):
         samples_of(Entry(key="k", source=Command(command="sleep 9; echo")))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 def test_devices_and_pipes_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.wav")
     with Sources() as sources:

@@ -85,7 +85,7 @@ def resident(file):
     return sum(map(int, found)) << 10 if found else None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_is_packed_leaves_the_memory_of_the_file(tmp_path):
     """The file may then change, because it is not read again."""
     random = np.random.default_rng(0)

@@ -13,7 +13,7 @@ DISTRIBUTIONS = (".", "runtime/demo", "runtime/kernels")
 RELEASED = ("runtime/cpp/include/u2moe.h", "examples/c/rust/Cargo.toml", "examples/c/rust/u2moe/Cargo.toml")
 WRITTEN = ("README.md", "CHANGELOG.md", "CITATION.cff", "runtime/web/package.json", "runtime/demo/README.md", *RELEASED)
 REPOSITORY = "https://host.example/org/u2moe"
-pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="no make")
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_nothing_is_written_at_home_from_node(tmp_path):
     assert list(home.iterdir()) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_ends(tmp_path):
     code = """
 import os, signal, sys, time

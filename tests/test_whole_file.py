@@ -23,7 +23,7 @@ from u2moe.runtime.whole_file import (
     write_text,
 )
 
-posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
 
 def names_in(folder):

@@ -23,4 +23,4 @@ def test_each_word_is_explained_once_and_in_one_place():
     page = (ROOT / "docs" / "how" / "words.md").read_text(encoding="utf-8")
     words = re.findall(r"^\| \*\*([a-z ]+)\*\* \| [A-Z`].*\. \|$", page, re.MULTILINE)
     assert len(words) == len(set(words)) == page.count("| **")
-    assert len(words) <= 40, "a reader remembers no more"
+    assert len(words) <= 40, "keep the glossary short"

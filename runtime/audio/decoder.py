@@ -47,7 +47,7 @@ _CPU_S, _CPU_SHARE = 5.0, 0.25
 """Maximum CPU seconds of decoding, and additional CPU seconds per second of audio."""
 _BUFFER_S = 10.0
 _MEMORY = 512 << 20
-"""Maximum bytes of address space for a file."""
+"""Maximum address space for decoding a file, in bytes."""
 _DESCRIPTORS = 32
 _NICENESS = 10
 """Added to the niceness of the starting thread, because decoding is less urgent than other work."""

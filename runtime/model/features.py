@@ -161,7 +161,7 @@ def constants_of(config: FeatureConfig) -> Constants:
     )
 
 
-# The last bit of numpy's vectorized functions depends on the processor. Bundles must not, so `math` is used here.
+# The last bit of numpy's vectorized functions depends on the processor. Bundles must not, so use `math` below.
 
 
 def _window(kind: str, length: int) -> Floats:

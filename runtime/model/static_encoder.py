@@ -102,7 +102,7 @@ class StaticEncoder(Encoder):
         return outputs, position // config.frame_reduction + -(-frames // config.frame_reduction)
 
     def position(self, offset: int, frames: int) -> int:
-        """Return the position of a chunk of `frames` frames after the subsampling; see `next_offset` of the encoder."""
+        """Return the position of a chunk with `frames` frames after subsampling; see `next_offset` of the encoder."""
         reduction = self.config.frame_reduction
         offset, limit, base = (
             each * reduction for each in (offset, self.config.max_position, self.form.first_position)
