@@ -91,7 +91,7 @@ class EncoderArchitecture:
     num_blocks: int
     subsampling: SubsamplingKind
     positions: PositionKind
-    """WeNet's name of the positional encodings. Some attention kinds ignore it."""
+    """WeNet's name for the positional encodings. Some attention kinds ignore it."""
     attention: Attention
     feed_forward: FeedForward
     macaron: bool

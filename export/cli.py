@@ -34,7 +34,7 @@ def add_export(subparsers: Subparsers) -> None:
         help="random weights, for measuring only; CHECKPOINT may be just a train.yaml",
     )
     parser.add_argument(
-        "--vocab-size", type=int, metavar="N", help="with --random: tokens (default: as in file, or 5000)"
+        "--vocab-size", type=int, metavar="N", help="vocabulary size with --random (default: as in train.yaml, or 5000)"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the random weights (default: 0)")
     parser.add_argument(
@@ -190,7 +190,7 @@ def _run_sherpa(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
 
 def run_validate(args: argparse.Namespace) -> int:
-    """Validate and print the checks."""
+    """Validate a bundle and print the results."""
     from u2moe.runtime.bundle_folder import Bundle
 
     bundle = Bundle.open(find_bundle(args.bundle))

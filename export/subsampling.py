@@ -19,7 +19,7 @@ class Subsampling(nn.Module):
     """Maps features to the input of the blocks, including the scale of the positional encodings."""
 
     POSITIONS = "pos_enc"
-    """WeNet's name of the module with positional encodings."""
+    """WeNet's name for the module with positional encodings."""
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()

@@ -218,7 +218,7 @@ def test_quantized_graphs_in_ort_format_need_no_native_kernels(quantized, tmp_pa
 def test_targets_and_names(bundle, tmp_path):
     with pytest.raises(ValueError, match="profile must be one of streaming, offline, clip, ort, got 'other'"):
         convert_bundle(bundle.path, tmp_path / "out", "other")
-    with pytest.raises(UnsupportedError, match="not converted in place"):
+    with pytest.raises(UnsupportedError, match="cannot convert a bundle in place"):
         convert_bundle(bundle.path, bundle.path, "offline", overwrite=True)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("")

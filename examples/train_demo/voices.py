@@ -31,7 +31,7 @@ RHVOICES = "alan bdl clb".split()
 KOKORO_VOICES = 40
 """Number of mixtures of Kokoro's five styles."""
 HIBARI_OTHERS = 1000
-"""Number of speakers that Hibari is changed to."""
+"""Number of speakers derived from Hibari."""
 UNVOICED = 40.0
 """Hz below which its pitch means unvoiced."""
 

@@ -52,7 +52,7 @@ class ConformerBlock(nn.Module):
     """Half feed-forward (macaron, optional), attention, convolution (optional) and feed-forward, each residual."""
 
     NORMS: ClassVar[tuple[str, str]] = ("norm_mha", "norm_ff")
-    """WeNet's names of the normalisations of the attention and of the feed-forward layer."""
+    """WeNet's names for the normalisations of the attention and of the feed-forward layer."""
     norm_mha: nn.Module
     norm_ff: nn.Module
 

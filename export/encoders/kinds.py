@@ -21,7 +21,7 @@ from u2moe.export.yaml_section import Section
 
 
 class Reader(Protocol):
-    """Reads the architecture from a train.yaml; `normalized` says whether feature statistics are part of it."""
+    """Reads the architecture from a train.yaml; `normalized`: whether feature statistics are part of it."""
 
     def __call__(self, top: Section, *, normalized: bool) -> EncoderArchitecture:
         """Return the architecture."""

@@ -130,7 +130,7 @@ class EncoderNodes:
     """Builds the encoder. Values that all blocks share are computed once."""
 
     ATTENTION: ClassVar[str] = "self_attn"
-    """WeNet's name of a block's attention."""
+    """WeNet's name for a block's attention."""
 
     def __init__(self, g: GraphBuilder, encoder: SpeechEncoder, inputs: dict[str, ir.Value], max_position: int) -> None:
         self.g = g

@@ -81,7 +81,7 @@ def convert_bundle(
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
     opened = Bundle.open(bundle)
     if Path(out).resolve() == opened.path.resolve():
-        raise UnsupportedError(f"{opened.path}: a bundle is not converted in place; name another folder")
+        raise UnsupportedError(f"{opened.path}: cannot convert a bundle in place: choose another folder")
     with BundleWriter(out, overwrite=overwrite, marker=TOKENS_FILE) as staging:
         staging.add(TOKENS_FILE, opened.path / TOKENS_FILE)
         if profile == "ort":

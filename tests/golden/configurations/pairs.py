@@ -125,7 +125,7 @@ def networks(chance, draws):
 
 
 def designed(seed=1):
-    """Return configurations that complete the accepted pairs; each has the most missing pairs."""
+    """Return configurations for the missing accepted pairs, each chosen because it has most of them."""
     known = networks(random.Random(seed), 2000)
     missing, chosen = frozenset().union(*(pairs for _, pairs in known)) - proved_pairs(), []
     while missing:
