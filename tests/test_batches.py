@@ -1,4 +1,4 @@
-"""Streams that are decoded together give what each gives alone."""
+"""Streams that are decoded together have the same results as separately."""
 
 import dataclasses
 import gc
@@ -41,7 +41,7 @@ def loaded(bundle, **settings):
 
 @pytest.fixture(scope="module", params=["float32", "float32 bound", "int8", "int8 bound", "int8 alone"])
 def recognizer(request, bundle, quantized):
-    """Of the tiny bundle, with native kernels where they are installed, or alone; with values bound to the device."""
+    """Make recognisers of the tiny bundle: native kernels if installed, onnxruntime, and values bound to a device."""
     precision, _, how = request.param.partition(" ")
     bundle = bundle if precision == "float32" else quantized(precision)
     return loaded(bundle, kernels="onnxruntime" if how == "alone" else None, io_binding=how == "bound")
@@ -49,7 +49,7 @@ def recognizer(request, bundle, quantized):
 
 @pytest.mark.parametrize("num_left_chunks", [2, 0, -1])
 def test_a_batch_gives_what_one_by_one_gives(recognizer, sound, num_left_chunks):
-    """Loud and quiet streams: scales of activations that they shared would show."""
+    """Loud and quiet streams, which would reveal shared scales of activations."""
     options = dataclasses.replace(TINY, num_left_chunks=num_left_chunks)
     sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] * (0.2 + 0.2 * i) for i in range(7)]
     alone = [feed(recognizer, samples, options=options) for samples in sounds]
@@ -87,7 +87,7 @@ def test_recordings_of_like_length_share_a_call_with_full_context(recognizer, so
 @settings(max_examples=4)
 @given(st.data())
 def test_batches_may_change_from_chunk_to_chunk(recognizer, sound, data):
-    """Streams come and go, pause and change places: caches must stay those of their own stream."""
+    """Streams start, end, pause and change places: caches must stay with their stream."""
     sounds = [np.roll(sound, 5000 * i)[: 30_000 + 4567 * i] for i in range(5)]
     alone = [feed(recognizer, samples, options=TINY) for samples in sounds]
     streams = [recognizer.create_stream(TINY) for _ in sounds]
@@ -110,7 +110,7 @@ def test_batches_may_change_from_chunk_to_chunk(recognizer, sound, data):
 
 @pytest.mark.parametrize(("time", "nums_chunks"), [(1, (3, 9, 14, 22)), (3, (0, 1, 5, 6)), (4, (3, 150, 290, 301))])
 def test_padding_of_caches_changes_no_bit(recognizer, time, nums_chunks):
-    """Short chunks, and more keys than onnxruntime adds in one block."""
+    """Short chunks, with more keys than onnxruntime adds in one block."""
     encoder, rng = recognizer.model.encoder, np.random.default_rng(time)
     config = encoder.config
     num_frames = config.window + (time - 1) * config.subsampling_rate
@@ -132,7 +132,7 @@ def test_padding_of_caches_changes_no_bit(recognizer, time, nums_chunks):
 
 @pytest.fixture(scope="module", params=["float32", "int8", "int8 alone", "falls back"])
 def pair(request, bundle, quantized):
-    """Two recognisers of one bundle: one keeps values as arrays, the other in the memory of the device."""
+    """Make two recognisers of a bundle: one keeps values as arrays, the other in device memory."""
     bundle = quantized("int8") if request.param.startswith("int8") else bundle
     kernels, providers = "onnxruntime" if "alone" in request.param else None, ["CPUExecutionProvider"]
     if request.param == "falls back":  # a provider that leaves all nodes to the CPU
@@ -180,7 +180,7 @@ def test_device_memory_of_a_stream_is_its_own_rows_and_freed_with_it(pair, sound
 
 
 def test_utterances_that_end_together_are_rescored_together(recognizer, sound, monkeypatch):
-    """One call for those of like length, and what each would be given alone."""
+    """Streams of similar length share a call, and get the same results as separately."""
     options = dataclasses.replace(TINY, endpoint=None)
     sounds = [sound[:40_000], sound[::-1][:40_000], sound[:15_000], 0.999 * sound[:40_000]]
     alone = [feed_together(recognizer, [samples], [options])[0] for samples in sounds]

@@ -59,12 +59,12 @@ def test_output_folder_is_resumed(bundle, recognizer, clips, capsys):
     assert (out / "a.srt").read_text(encoding="utf-8") == "mine"
     stdout, err = capsys.readouterr()
     assert stdout == ""
-    assert err.startswith(f"1 of 3 are already in {out}: kept (remove them to have them made again)\n")
+    assert err.startswith(f"1 of 3 are already in {out}: kept (remove them to recognise them again)\n")
     assert err.endswith("u2moe: error: 1 of 3 files failed\n")
 
 
 def test_a_transcript_that_was_half_written_is_written_again(bundle, recognizer, clips, monkeypatch):
-    """As where the power fails amid a write: what the next run would take for done must not be there."""
+    """As in a power failure during a write: no file may look complete to the next run."""
     out = clips / "out"
     arguments = ["-f", "srt", "-o", out, clips / "a.wav"]
     write_bytes = Path.write_bytes
@@ -83,7 +83,7 @@ def test_a_transcript_that_was_half_written_is_written_again(bundle, recognizer,
 
 
 def written(folder):
-    """Content of the files in a folder, without those that are hidden."""
+    """Return the content of the files in a folder, except hidden ones."""
     return {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if not file.name.startswith(".")}
 
 
@@ -130,7 +130,7 @@ def test_progress_and_partial_results_in_place_on_a_terminal(bundle, clips, caps
     shown = err.split("\r\x1b[K")
     partials = [text for text in shown if text and not text.startswith("[")]
     assert len(set(partials)) > 3
-    # where a partial result stands, no progress takes its place
+    # progress never replaces a partial result
     assert all(not text.startswith("[") or int(text.partition("%")[0].split()[-1]) < 100 for text in shown)
     followers = [after for before, after in itertools.pairwise(shown) if before in partials]
     assert not [after for after in followers if after.startswith("[1/2] ")]
@@ -152,7 +152,7 @@ def test_a_bar_shows_how_far_all_files_are(bundle, clips, capsys, monkeypatch):
     (clips / "aa.wav").write_text("no audio")
     soundfile.write(clips / "long.wav", np.zeros(26 * 16_000), 16_000)
     assert transcribe(bundle, clips) == 1
-    assert "#" not in capsys.readouterr().err  # not where nobody watches
+    assert "#" not in capsys.readouterr().err  # only on a terminal
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert transcribe(bundle, clips) == 1
     drawn = [line.split(", ") for line in capsys.readouterr().err.split("\r\x1b[K") if line.startswith("[")]
@@ -173,7 +173,7 @@ def test_what_the_system_refuses_is_one_line(bundle, clips, capsys, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", write_bytes)
-    assert transcribe(bundle, "-o", clips / "out", clips) == 1  # the second file is not recognised in vain
+    assert transcribe(bundle, "-o", clips / "out", clips) == 1  # stops after the first file
     assert (
         capsys.readouterr().err
         == f"u2moe: error: {clips / 'out' / 'a.txt'}: cannot be written: No space left on device\n"
@@ -196,8 +196,8 @@ def test_a_bad_file_does_not_stop_the_others(bundle, clips, capsys):
     (["--providers", "RocketExecutionProvider"], "RocketExecutionProvider is not installed"),
     (["--num-threads", "1000000"], "num_threads must be at "),
     (["--raw", "s16le:8000:0"], "num_channels must be "),
-    (["--providers", "CPUExecutionProvider,"], "--providers must be names, separated by commas"),
-    (["--hotwords", os.devnull], "holds no hotwords"),
+    (["--providers", "CPUExecutionProvider,"], "--providers must be names separated by commas"),
+    (["--hotwords", os.devnull], "contains no hotwords"),
     (["--num-left-chunks", "4"], "--num-left-chunks needs --chunk-size or --stream"),
     (["-f", "events", "-o", "x"], "-f events is for stdout: leave out --output"),
 ])  # fmt: skip
@@ -235,7 +235,7 @@ def test_bundled_model_and_clips_are_the_default(bundle, clips, capsys, monkeypa
 
 
 def test_demo_is_a_bundle_for_every_command(bundle, tmp_path, capsys, monkeypatch):
-    """Of those that take any bundle."""
+    """Of all commands that accept a bundle."""
     monkeypatch.setattr(bundle_location, "DEMO_FOLDER", bundle.path)
     monkeypatch.setattr("u2moe.runtime.cli.push.push_bundle", lambda folder, *_, **__: str(folder))
     for arguments in (["inspect", "demo"], ["validate", "demo"], ["push", "demo", "org/name"]):
@@ -244,7 +244,7 @@ def test_demo_is_a_bundle_for_every_command(bundle, tmp_path, capsys, monkeypatc
     assert cli.main(["quantize", "demo", str(tmp_path / "out"), "--no-report"]) == 0
     assert cli.main(["convert", "demo", str(tmp_path / "ort"), "--profile", "ort"]) == 0
     monkeypatch.setattr(bundle_location, "DEMO_FOLDER", tmp_path / "own")
-    shutil.copytree(bundle.path, tmp_path / "own")  # which is written anew
+    shutil.copytree(bundle.path, tmp_path / "own")  # it is replaced
     assert cli.main(["lm", "attach", "demo", "none"]) == 0
 
 
@@ -262,15 +262,15 @@ NOT_RAW = ("s16le", "mp3:16000", "s16le:x", "s16le:8000:2:3")
 def test_wrong_usage_is_exit_code_2(capsys):
     for arguments, message in (
         ([], "required: COMMAND"),
-        (["dance"], "'dance' is no command"),
-        (["transcibe"], "'transcibe' is no command: did you mean transcribe?"),
+        (["dance"], "unknown command 'dance'"),
+        (["transcibe"], "unknown command 'transcibe': did you mean transcribe?"),
         (["transcribe", "--beamsize", "3"], "unrecognized arguments: --beamsize: did you mean --beam-size?"),
         (["corpus", "score", "OUT", "--bye"], "unrecognized arguments: --bye: did you mean --by?"),
         (["transcribe", "--search", "viterbi"], "invalid choice: 'viterbi'"),
         (["transcribe", "--search", "ctc_gredy"], ": did you mean ctc_greedy?"),
         (["lm", "trian"], ": did you mean train?"),
-        (["transcribe", "https://host/a.wav"], "https://host/a.wav: addresses are not read: download it"),
-        (["transcribe", ""], "argument FILE: a name is empty"),
+        (["transcribe", "https://host/a.wav"], "https://host/a.wav: URLs are not supported: download it"),
+        (["transcribe", ""], "argument FILE: a file name is empty"),
         *(
             (["transcribe", "--raw", raw], f"ENCODING:HZ[:CHANNELS], such as s16le:16000, got {raw!r}")
             for raw in NOT_RAW
@@ -292,7 +292,7 @@ def test_help_needs_nothing_that_computes():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     names = done.stderr.split()
     assert (done.returncode, sorted(names[:-1])) == (0, ["u2moe", "u2moe.__main__", "u2moe.commands"])
-    assert int(names[-1]) < 200  # with onnxruntime and numpy there are five times as many
+    assert int(names[-1]) < 200  # with onnxruntime and numpy, there would be five times as many
     for name, (_, _, summary) in cli.COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(summary)}$", done.stdout, re.MULTILINE)
 
@@ -310,7 +310,7 @@ def test_what_few_need_stands_apart_in_long_helps():
 
 
 def test_every_hint_names_what_is_there():
-    """Until u2moe is on an index, its names must not be suggested."""
+    """Until u2moe is on an index, messages must not suggest its names."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for part in ("kernels", "demo"):
         assert (ROOT / f"runtime/{part}/pyproject.toml").is_file()
@@ -325,7 +325,7 @@ def test_every_hint_names_what_is_there():
 
 def test_one_file_that_is_named_is_written(bundle, recognizer, clips, capsys):
     out = clips / "texts" / "talk.srt"
-    for _ in range(2):  # again: what was asked for by name is made anew
+    for _ in range(2):  # again: a file given by name is overwritten
         out.parent.mkdir(exist_ok=True)
         out.write_text("old", encoding="utf-8")
         assert transcribe(bundle, "-o", out, clips / "a.wav") == 0
@@ -348,7 +348,7 @@ def test_a_recording_without_samples_is_an_error(bundle, clips, capsys):
         assert transcribe(bundle, *options, clips / "none.wav") == 1
         out, err = capsys.readouterr()
         assert out == ""
-        assert "none.wav: holds no samples" in err
+        assert "none.wav: contains no samples" in err
 
 
 def test_commands_of_packages_that_are_not_there(capsys, monkeypatch):
@@ -358,12 +358,12 @@ def test_commands_of_packages_that_are_not_there(capsys, monkeypatch):
 
 
 def test_every_package_that_may_be_missing_has_its_extra():
-    """So that what a command needs is named by what to install, also where that is a part of something else."""
+    """Each package that a command needs maps to an extra to install."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     known = {*sys.stdlib_module_names, "numpy", "onnxruntime", "soundfile", "soxr", "u2moe", *cli.EXTRAS}
-    known |= {"fsspec", "sounddevice", "u2moe_kernels"}  # those who import them say what to install
+    known |= {"fsspec", "sounddevice", "u2moe_kernels"}  # their importers report what to install
     for package in project["tool"]["setuptools"]["package-dir"].values():
-        if package.startswith("benchmarks") and package != "benchmarks/bench":  # no commands
+        if package.startswith("benchmarks") and package != "benchmarks/bench":  # not commands
             continue
         for file in (ROOT / package).glob("*.py"):
             nodes = [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
@@ -374,7 +374,7 @@ def test_every_package_that_may_be_missing_has_its_extra():
 
 
 def test_an_extra_that_is_missing_is_named(bundle, tmp_path):
-    """As after pip install 'u2moe[cpu]': what other tests have imported is not there in a new process."""
+    """As after pip install 'u2moe[cpu]', in a new process without the imports of other tests."""
     program = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'onnx', 'onnx_ir', 'yaml')))\n"
         "from u2moe.runtime import cli\n"

@@ -1,4 +1,4 @@
-"""What goes wrong around `u2moe transcribe`: names, encodings, streams that are closed, Ctrl-C."""
+"""Faults around `u2moe transcribe`: names, encodings, closed streams, Ctrl-C."""
 
 import json
 import os
@@ -132,7 +132,7 @@ def test_segments_are_printed_as_they_are_found(bundle, recognizer, sound, tmp_p
     pytest.param([], signal.SIGINT, 130, marks=pytest.mark.endurance),
 ])  # fmt: skip
 def test_ctrl_c_and_sigterm_keep_what_was_recognised(bundle, sound, tmp_path, arguments, number, status):
-    """Ten hours that are given up after their first segments."""
+    """Ten hours of audio, interrupted after the first segments."""
     header = 44
     soundfile.write(tmp_path / "long.wav", np.tile(sound, 900), 16_000)
     assert (tmp_path / "long.wav").stat().st_size > header + 3600 * 32_000 - 1

@@ -1,4 +1,4 @@
-"""What `u2moe transcribe` takes: trees, standard input, raw audio, tracks; and its events."""
+"""Inputs of `u2moe transcribe`: trees, standard input, raw audio, tracks; and its events."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def clips(tmp_path, sound):
 
 @pytest.fixture
 def feed(monkeypatch):
-    """A function that puts bytes on the standard input."""
+    """Return a function that puts bytes on standard input."""
     return lambda content: monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
 
 
@@ -36,7 +36,7 @@ def test_folders_are_mirrored_and_equal_stems_allowed(bundle, clips, capsys):
     for name in ("deep/a.wav", "deep/er/a.wav", "deep/er/a.flac"):
         soundfile.write(clips / name, soundfile.read(clips / "b.wav")[0], 16_000)
     out = clips / "out"
-    for expected in ("", f"5 of 5 are already in {out}: kept (remove them to have them made again)\n"):
+    for expected in ("", f"5 of 5 are already in {out}: kept (remove them to recognise them again)\n"):
         assert transcribe(bundle, "-o", out, clips) == 0
         assert capsys.readouterr().err == expected
     assert written(out) == ["a.txt", "b.txt", "deep/a.txt", "deep/er/a.flac.txt", "deep/er/a.wav.txt"]
@@ -48,7 +48,7 @@ def test_files_of_one_name_in_several_folders(bundle, clips):
     other = clips / "c" / ".." / "c" / "a.wav"
     assert transcribe(bundle, "-o", clips / "out", clips / "a.wav", clips / "c" / "a.wav") == 0
     assert written(clips / "out") == ["c/a.txt", f"{clips.name}/a.txt"]
-    assert transcribe(bundle, "-o", clips / "again", clips / "c" / "a.wav", other) == 0  # the same, spelled otherwise
+    assert transcribe(bundle, "-o", clips / "again", clips / "c" / "a.wav", other) == 0  # the same file
     assert len(written(clips / "again")) == 2
 
 

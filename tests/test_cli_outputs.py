@@ -1,4 +1,4 @@
-"""`u2moe transcribe -o`: what is there already, what several runs do to each other, what is damaged."""
+"""`u2moe transcribe -o`: existing files, concurrent runs, damaged recordings."""
 
 import io
 import json
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def run(bundle, clips, capsys):
-    """Transcribe `clips`; the texts that are there then, and what was said on stderr."""
+    """Transcribe `clips`; return the texts in the folder, and stderr."""
 
     def transcribe(*arguments, model=bundle, expected=0):
         out = clips / "out"
@@ -92,9 +92,9 @@ def test_what_was_recognised_before_damage_is_kept_apart(run, clips, sound):
     texts, err = run(expected=1)
     assert sorted(texts) == ["a.txt.partial", "b.txt"]
     assert texts["a.txt.partial"].strip()
-    assert f"{clips / 'a.flac'}: not complete: {clips / 'out' / 'a.txt.partial'}\n" in err
+    assert f"{clips / 'a.flac'}: incomplete: {clips / 'out' / 'a.txt.partial'}\n" in err
     assert err.endswith("u2moe: error: 1 of 2 files failed\n")
-    soundfile.write(clips / "a.flac", sound, 16_000)  # it was only being copied
+    soundfile.write(clips / "a.flac", sound, 16_000)  # it was still being copied
     texts, _ = run()
     assert sorted(texts) == ["a.txt", "b.txt"]
 
@@ -112,7 +112,7 @@ def test_json_says_that_it_is_not_complete(bundle, clips, sound, capsys):
 
 def test_a_name_that_has_no_room_for_the_suffix_is_one_failure(bundle, clips, sound, capsys):
     soundfile.write(clips / f"{'n' * 252}.au", sound, 16_000)
-    soundfile.write(clips / f"{'p' * 250}.au", sound, 16_000)  # whose partial transcript would have none
+    soundfile.write(clips / f"{'p' * 250}.au", sound, 16_000)  # its partial transcript would have too long a name
     out = clips / "out"
     assert cli.main(["transcribe", "--model", str(bundle.path), "-f", "json", "-o", str(out), str(clips)]) == 1
     assert sorted(file.name for file in out.glob("[a-z]*")) == ["a.json", "b.json", f"{'p' * 250}.json"]

@@ -1,4 +1,4 @@
-"""Committed words: what no later partial result changes, and what the second pass revises of it."""
+"""Committed words: no later partial result changes them, but the second pass may."""
 
 import dataclasses
 import threading
@@ -37,7 +37,7 @@ def fusions(tmp_path_factory):
 
 
 def random_speech(random):
-    """Log-probabilities [frames, symbols]: blanks, and frames in which one to three tokens compete."""
+    """Draw log-probabilities [frames, symbols]: blanks, and frames in which one to three tokens compete."""
     num = random.integers(1, 120)
     scores = random.normal(0, random.choice([0.3, 1, 2]), (num, len(SYMBOLS)))
     scores[:, 0] += random.choice([2, 4, 8, 12])
@@ -47,7 +47,7 @@ def random_speech(random):
 
 
 def check_stream(seed, fusions):
-    """Search random speech, and check at the end of each chunk what was committed before; the numbers of tokens."""
+    """Search random speech; after each chunk, check the tokens committed before. Return their numbers."""
     random = np.random.default_rng(seed)
     frames, context = random_speech(random), CONTEXT if random.random() < 0.3 else None
     fusion = fusions[random.integers(len(fusions))]
@@ -70,14 +70,14 @@ def check_stream(seed, fusions):
         search.commit(settled)
         assert search.next_peak() >= peak
         peak, committed = search.next_peak(), committed + settled
-        # The words of the best hypothesis begin with those that are committed: none is half a word.
+        # The best hypothesis begins with the committed words: none is part of a word.
         texts = [word.text for word in VOCABULARY.words(committed)]
         assert [word.text for word in VOCABULARY.words(best)][: len(texts)] == texts
     return len(committed), len(best)
 
 
 def test_no_frame_changes_what_is_committed(fusions):
-    # In the last ones a hypothesis comes back that is behind another in blanks alone.
+    # In the last seeds, a hypothesis returns that was behind another only in blanks.
     seeds = (*range(60), 764, 1540, 1576, 1834)
     found = np.array([check_stream(seed, fusions) for seed in seeds])
     committed, recognised = found.sum(axis=0)
@@ -91,7 +91,7 @@ def test_no_frame_changes_what_is_committed_in_a_thousand_streams(fusions):
 
 
 def test_beaten_hypotheses_hold_nothing_back():
-    """Variants of the first words stay in the beam to the end: what all hypotheses have in common is nothing."""
+    """Variants of the first words stay in the beam, so the hypotheses have no token in common."""
     scores = np.full((60, len(SYMBOLS)), -9.0)
     scores[:, 0] = 0.0
     scores[4::8, 2:5] = np.where(np.arange(7)[:, None] % 2, [4.0, 1.0, 1.0], [1.0, 4.0, 1.0])
@@ -154,7 +154,7 @@ def test_with_full_context_nothing_is_committed_before_the_end(toy):
 
 
 def test_a_cut_takes_words_to_the_next_segment(toy):
-    """Rule 3 cuts before the last words: these were committed, but the cut revises nothing."""
+    """Rule 3 cuts before the last words. They were committed, but the cut does not count as a revision."""
     samples, _ = say("ABCD" * 8, [0.35] + [0.1] * 31, tone_s=0.5)
     seen, finals = partials(toy, samples, [1600] * (len(samples) // 1600), CHUNKED)
     most = {segment: found.num_committed for (segment, _), found in seen.items()}

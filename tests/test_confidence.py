@@ -46,11 +46,11 @@ def test_confidences_are_what_the_bundle_says_they_are_worth(bundle, model, soun
     assert expected
     for before, after in zip(plain, scaled, strict=True):
         assert after.confidence == pytest.approx(sum(word.confidence for word in after.words) / len(after.words))
-        assert (after.text, after.nbest) == (before.text, before.nbest)  # what ranks stays as it is
+        assert (after.text, after.nbest) == (before.text, before.nbest)  # the ranking is unchanged
 
 
 def test_calibration_is_kept_by_quantization_and_not_in_the_graphs(bundle, tmp_path):
-    """It is found when the graphs are there already, and found again later: they must go on fitting the manifest."""
+    """A calibration is added to existing graphs, and later changed: the graphs must still fit the manifest."""
     calibration = Calibration(scale=1.5, bias=-0.5)
     folder = shutil.copytree(bundle.path, tmp_path / "bundle")
     write_calibration(folder, calibration.scale, calibration.bias)
@@ -61,5 +61,5 @@ def test_calibration_is_kept_by_quantization_and_not_in_the_graphs(bundle, tmp_p
 
 
 def test_the_model_that_ships_is_calibrated():
-    """As the embedding guide says."""
+    """As described in the embedding guide."""
     assert Bundle.open(DEMO_FOLDER).manifest.calibration is not None

@@ -23,7 +23,7 @@ def log_add(*values):
 
 
 class Score:
-    """Scores of a prefix in the restatement below; names as in WeNet."""
+    """Scores of a prefix in the reference implementation below; names as in WeNet."""
 
     def __init__(self):
         self.s = self.ns = self.v_s = self.v_ns = self.cur_token_prob = -math.inf
@@ -45,7 +45,7 @@ class Score:
 
 
 def plain_prefix_beam_search(log_probs, beam_size, blank=0):
-    """WeNet's algorithm restated without any of our shortcuts: every token times every prefix, prefixes as tuples."""
+    """WeNet's algorithm without our shortcuts: every token with every prefix, prefixes as tuples."""
     start = Score()
     start.s = start.v_s = start.v_ns = 0.0
     current = [((), start)]
@@ -82,12 +82,12 @@ def test_searches_equal_wenet(golden):
         hypotheses = ctc_prefix_beam_search(log_probs, 10)
         assert [h.tokens for h in hypotheses] == expected["nbest"]
         assert [h.times for h in hypotheses] == expected["nbest_times"]
-        # WeNet adds in double too: what differs is the order of rounding.
+        # WeNet also adds in double precision; only the order of rounding differs.
         np.testing.assert_allclose([h.score for h in hypotheses], expected["nbest_scores"], atol=1e-9)
 
 
 def spoken_log_probs(seed, time, vocab, blank, height):
-    """What a trained model gives: blank nearly everywhere, and now and then one or two frames of a token."""
+    """Log-probabilities like those of a trained model: mostly blank, with tokens of one or two frames."""
     rng = np.random.default_rng(seed)
     values = rng.standard_normal((time, vocab)) * 2
     values[:, blank] += height
@@ -109,7 +109,7 @@ SPOKEN = {
 @pytest.mark.parametrize("spoken", [pytest.param(True, marks=pytest.mark.slow), False])
 @given(**SPOKEN)
 def test_prefix_beam_search_equals_plain_algorithm(spoken, seed, time, vocab, beam_size, height, data):
-    """Where blank dominates most frames, and where nothing does."""
+    """With blank dominating most frames, and without a dominating token."""
     blank = data.draw(st.integers(0, vocab - 1))
     log_probs = (
         spoken_log_probs(seed, time, vocab, blank, height)
@@ -125,7 +125,7 @@ def test_prefix_beam_search_equals_plain_algorithm(spoken, seed, time, vocab, be
 
 @given(**SPOKEN, step=st.sampled_from([0.0, 0.5, 2.0]))
 def test_extensions_that_are_not_tried_would_change_nothing(seed, time, vocab, beam_size, height, data, step):
-    """To the last bit, also among equal scores and with impossible tokens."""
+    """Equal to the last bit, also with equal scores and impossible tokens."""
     blank = data.draw(st.integers(0, vocab - 1))
     log_probs = spoken_log_probs(seed, time, vocab, blank, height)
     if step:
@@ -184,12 +184,12 @@ def test_any_split_gives_the_same_hypotheses(seed, splits, beam_size, penalty):
     height=st.sampled_from([1.0, 5.0, 30.0]),
 )
 def test_a_penalty_of_the_blank_is_that_of_wenet(seed, penalty, blank, height):
-    """`ctc_logprobs` of WeNet takes it from the blank's logit."""
+    """WeNet's `ctc_logprobs` subtracts it from the blank's logit."""
     logits = np.random.default_rng(seed).normal(0, height, (30, 12)).astype(np.float32)
     wanted = logits.astype(np.float64)
     wanted[:, blank] -= penalty
     found = penalize_blank(log_softmax(logits).astype(np.float32), penalty, blank)
-    # What float32 rounds away of the other tokens where blank is certain grows with the penalty.
+    # If blank is certain, float32 rounding of the other tokens grows with the penalty.
     limit = 1e-5 + 1.2e-7 * math.exp(penalty) + np.spacing(np.abs(log_softmax(wanted)).max().astype(np.float32)) * 4
     assert np.abs(found - log_softmax(wanted)).max() < limit
     assert found.dtype == np.float32

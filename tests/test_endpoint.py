@@ -13,7 +13,7 @@ FRAME_S = 0.04
 
 
 def log_probs(pattern, blank=0):
-    """[time, 3] from a string: "_" silence, "x" speech."""
+    """Make log-probabilities [time, 3] from a string: "_" silence, "x" speech."""
     probabilities = np.full((len(pattern), 3), 0.05)
     for frame, char in enumerate(pattern):
         probabilities[frame, blank] = 0.9 if char == "_" else 0.2
@@ -62,7 +62,7 @@ def test_rules_can_be_switched_off():
 
 
 class SayingFusion:
-    """A language model that finds what it is told of each number of tokens."""
+    """A language model with a given end probability for each number of tokens."""
 
     def __init__(self, *ends):
         self.ends, self.ngrams = ends, SimpleNamespace(end=None if None in ends else 1)
@@ -72,7 +72,7 @@ class SayingFusion:
 
 
 def heard(*scores):
-    """Hypotheses with 1, 2, ... tokens."""
+    """Make hypotheses with 1, 2, ... tokens."""
     return [Hypothesis(tokens=[1] * num, score=score, times=[0] * num) for num, score in enumerate(scores, start=1)]
 
 
@@ -85,7 +85,7 @@ def heard(*scores):
     ((None, 0.3), heard(-5.0), 31),
 ])  # fmt: skip
 def test_the_end_of_a_turn_is_early_where_a_sentence_ends_and_late_where_it_does_not(ends, hypotheses, num_frames):
-    """After half of the silence of rule 2, or half as much again; of several hypotheses by their shares."""
+    """After 0.5 or 1.5 times the silence of rule 2; several hypotheses are weighted by their shares."""
     asked, frames = [], log_probs("x" + "_" * 59)
     for fusion in (SayingFusion(*ends), None):
         endpointer = Endpointer(EndpointConfig(turn=0.1), FRAME_S, fusion=fusion)
@@ -115,7 +115,7 @@ def test_portions_do_not_matter(pattern, sizes):
 
 
 def ends(config, portions):
-    """Frames after which the utterances of a recording end."""
+    """Return the frames after which the utterances of a recording end."""
     endpointer, found, position = Endpointer(config, FRAME_S), [], 0
     for portion in portions:
         rest = portion

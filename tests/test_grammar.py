@@ -1,4 +1,4 @@
-"""Grammars: what they allow, by brute force over phrases; phrases as events; and what is wrong with bad ones."""
+"""Grammars: allowed texts, compared with brute force over phrases; phrases as events; and errors."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ GRAMMARS = {
 
 
 def is_sequence(words, allowed):
-    """Whether words are phrases one after the other."""
+    """Return whether words are a sequence of phrases."""
     return not words or any(
         words[: len(phrase)] == phrase and is_sequence(words[len(phrase) :], allowed) for phrase in allowed
     )
@@ -54,13 +54,13 @@ def is_allowed(tokens, lines):
 
 @functools.cache
 def sequences_of(lines):
-    """All allowed sequences of at most four tokens."""
+    """Return all allowed sequences of at most four tokens."""
     known = [*range(1, len(SYMBOLS) - 1), *[REST] * ("[unk]" in lines)]
     return [each for size in range(5) for each in itertools.product(known, repeat=size) if is_allowed(each, lines)]
 
 
 def score_of(tokens, log_probs):
-    """The log-probability of all alignments of tokens, by the recursion over frames of CTC."""
+    """Return the log-probability of all alignments of tokens, by CTC's recursion over frames."""
     blank, last = np.zeros(len(tokens) + 1), np.zeros(len(tokens) + 1)
     blank[0] = 1.0
     for row in np.exp(log_probs.astype(float)):
@@ -192,7 +192,7 @@ def test_a_grammar_stands_alone(toy, chosen, message):
 
 
 def test_second_passes_score_what_was_heard_for_the_rest(recognizer, sound):
-    """Hypotheses of the n-best are all in the grammar; where they have the rest, the decoder reads the best tokens."""
+    """All n-best hypotheses are in the grammar. In place of the rest, the decoder reads the best tokens."""
     letters = [symbol for symbol in recognizer.vocabulary.symbols if symbol.strip("▁").isalpha()][:6]
     grammar = [symbol.replace("▁", " ") for symbol in letters]
     found = recognizer.transcribe(sound, grammar=[*grammar, "[unk]"]).segments

@@ -47,7 +47,7 @@ def test_first_pass_searches(recognizer, sound, options, choose):
     options = dataclasses.replace(options, chunk_size=16, num_left_chunks=1)
     result = recognizer.transcribe(sound, options=options).segments[0]
     assert result.tokens == expected.tokens
-    # The first pass sums from chunk to chunk in the same order as over the whole.
+    # The first pass sums chunks in the same order as the whole recording.
     assert result.score == pytest.approx(expected.score, abs=1e-3)
     assert result.times == [round(time * 0.04, 3) for time in expected.times]
     words = recognizer.vocabulary.words(expected.tokens)
@@ -62,14 +62,14 @@ def test_attention_search(recognizer, sound):
     result = recognizer.transcribe(sound[:16_000], options=DecodingOptions(search="attention", beam_size=3)).segments[0]
     assert len(result.nbest) == 3
     assert result.nbest[0].ctc_score is None
-    # The decoder knows no times: those of a forced alignment, if there is one.
+    # The decoder has no times: they are from a forced alignment, if possible.
     assert result.times == sorted(result.times)
     assert len(result.times) in (0, len(result.tokens))
     assert len(result.words) == len(result.times)
 
 
 def test_alternatives_have_texts_of_their_own(bundle, model, sound):
-    """Of spellings with other tokens, as character and subword vocabularies have them, the best stands for all."""
+    """Of several tokenizations of the same text, only the best is an alternative."""
     plain = Recognizer(bundle, model).transcribe(sound).segments[0]
     symbols = ["a"] * len(bundle.vocabulary)
     doubled = types.SimpleNamespace(manifest=bundle.manifest, vocabulary=Vocabulary(symbols, bundle.manifest.text))
@@ -92,7 +92,7 @@ def test_weights_of_the_options_win(recognizer, sound):
 
 
 def test_arrays_are_heard_and_told_piece_by_piece_as_files_are(recognizer, sound, tmp_path):
-    """However long: their features are never in memory all at once."""
+    """For any length: features are never all in memory at the same time."""
     long = np.tile(sound, 8)
     soundfile.write(tmp_path / "a.wav", long, 16_000, subtype="FLOAT")
     told = {"array": [], "file": []}
@@ -110,7 +110,7 @@ def test_little_or_nothing(recognizer, samples):
 
 
 def test_model_that_was_trained_for_one_chunk_size(bundle, model, sound):
-    """WeNet then applies a chunk mask always: full context does not exist."""
+    """WeNet then always applies a chunk mask, so there is no full context."""
     config = dataclasses.replace(model.config, static_chunk_size=8)
     manifest = dataclasses.replace(bundle.manifest, model=config)
     static = Recognizer(bundle, Model(manifest, model.encoder.session, model._ctc, model._decoder))
@@ -163,7 +163,7 @@ def test_warm_up_runs_every_graph_and_changes_no_result(bundle, model, sound, mo
 
 
 def test_what_is_dropped_is_freed_at_once(bundle, sound):
-    """Not when the garbage is collected: a model may hold a gigabyte."""
+    """Immediately, not at garbage collection: a model may take a gigabyte."""
     recognizer = Recognizer(bundle, bundle.load())
     recognizer.transcribe(sound)
     stream = recognizer.create_stream()

@@ -8,7 +8,7 @@ from u2moe.runtime.options import RescoringWeights
 
 
 def weights_of(mode):
-    """0.3 and 0.0 from "attention_rescoring ctc=0.3 rev=0.0"."""
+    """Return 0.3 and 0.0 from "attention_rescoring ctc=0.3 rev=0.0"."""
     ctc, reverse = (float(part.split("=")[1]) for part in mode.split()[1:])
     return RescoringWeights(ctc_weight=ctc, reverse_weight=reverse)
 
@@ -43,7 +43,7 @@ def test_the_first_of_equals_wins_and_all_are_sorted():
     assert [item.hypothesis.tokens[0] for item in ranked] == [1, 2, 0, 3]
     assert (
         ranked[0].score == ranked[0].attention_score == -1.0
-    )  # no right-to-left decoder: reverse_weight means nothing
+    )  # no right-to-left decoder: reverse_weight has no effect
 
 
 def test_confidence_is_the_geometric_mean_over_tokens_and_eos():
@@ -79,7 +79,7 @@ def test_every_head_that_counts_has_a_voice(right, reverse_weight, probabilities
 
 
 def chain(tokens):
-    """A decoder over {0, 1, eos=2} that likes 0 at first, but knows that only 1 ends well."""
+    """A decoder over {0, 1, eos=2} that prefers 0 first, although only 1 leads to a probable end."""
     table = {(): [0.6, 0.3, 0.1], (0,): [0.3, 0.3, 0.4], (1,): [0.01, 0.01, 0.98]}
     return np.log(np.array([table.get(tuple(row), [0.3, 0.3, 0.4]) for row in tokens], np.float32))
 
@@ -111,4 +111,4 @@ def test_length_penalty_prefers_longer_sequences():
     short_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=0.0)
     long_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
     assert len(long_first[0].tokens) > len(short_first[0].tokens)
-    assert [] not in [h.tokens for h in long_first[:-1]]  # a length of 0 can only come last
+    assert [] not in [h.tokens for h in long_first[:-1]]  # a length of 0 must be last

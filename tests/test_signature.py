@@ -118,7 +118,7 @@ def test_the_command_line(signed, keys, ort_bundle, capsys, tmp_path):
     assert main(["verify", str(folder)]) == main(["verify", str(folder), by_new]) == 0
     told, key = capsys.readouterr().err, key_id(public_key(keys["new"]))
     for words in ("nobody\n", f"{key}\n", f"{key} (not verified: see --public-key)\n"):
-        assert f"is whole, and signed by {words}" in told
+        assert f"is complete, and signed by {words}" in told
     for command in (["verify", str(folder)], ["transcribe", "--model", str(signed), str(tmp_path)]):
         assert main([*command, by_other]) == 1
         assert "bundle.sig: is signed by" in capsys.readouterr().err

@@ -12,7 +12,7 @@ CHUNKED = DecodingOptions(chunk_size=16, num_left_chunks=2)
 
 
 def recognise(recognizer, samples, splits=(), *, options=CHUNKED, rate=16_000, stream=None):
-    """The final result of samples that come in portions, decoded after each."""
+    """Return the final result of samples that arrive in portions and are decoded after each."""
     stream = stream or recognizer.create_stream(options)
     start = 0
     for length in splits:
@@ -99,7 +99,7 @@ def test_reset_begins_anew(recognizer, sound):
     assert stream.get_result().text == ""
     assert recognise(recognizer, sound[:30_000], stream=stream) == expected
     stream.reset()
-    stream.accept_waveform(44_100, sound)  # another rate is fine in another utterance
+    stream.accept_waveform(44_100, sound)  # another utterance may have another rate
     stream.reset()
     assert recognise(recognizer, sound[:30_000], stream=stream) == expected
 
@@ -144,7 +144,7 @@ def test_bundle_that_cannot_stream(bundle, model):
 
 @pytest.mark.slow
 def test_a_long_stream_keeps_its_size(export_quickly, golden_checkpoint, tmp_path, sound):
-    """Three minutes, past many moves of the position: caches and state stay as large as after ten seconds."""
+    """After three minutes, caches and state are as large as after ten seconds."""
     recognizer = Recognizer.from_pretrained(
         export_quickly(golden_checkpoint("moe_tiny"), tmp_path / "bundle", max_position=300)
     )
@@ -165,7 +165,7 @@ def test_a_long_stream_keeps_its_size(export_quickly, golden_checkpoint, tmp_pat
 
 @pytest.mark.parametrize("rate", [8000, 44_100])
 def test_the_last_samples_of_another_rate_are_heard_too(recognizer, sound, rate):
-    """The filter of the resampler holds some back until the end."""
+    """The filter of the resampler keeps some samples until the end."""
     stream = recognizer.create_stream()
     stream.accept_waveform(rate, sound)
     held_back = len(sound) / rate - stream.duration

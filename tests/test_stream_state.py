@@ -1,4 +1,4 @@
-"""The states of an utterance, from audio to its result, and what an observer of the pipeline sees of it."""
+"""The phases of an utterance, from audio to result, and the calls of a pipeline's observer."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from u2moe.runtime.decoding.stream_state import StreamState
 
 @given(st.integers(1, 20), st.lists(st.integers(1, 30_000), max_size=4))
 def test_what_is_missing_completes_a_window(chunk_size, lengths):
-    """With less there is none, with as much there is one."""
+    """With less audio there is no window; with this much there is one."""
     toy = toy_recognizer()
     stream = toy.create_stream(dataclasses.replace(CHUNKED, chunk_size=chunk_size))
     for length in lengths:
@@ -57,7 +57,7 @@ def test_an_observer_sees_every_utterance_once_and_changes_nothing(options):
 
 
 def test_a_reset_waits_for_the_thread_that_decodes():
-    """What it is about to add is of the source before."""
+    """The work in progress belongs to the previous source."""
     begun, may_go_on = threading.Event(), threading.Event()
 
     @contextlib.contextmanager

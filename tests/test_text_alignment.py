@@ -187,7 +187,7 @@ def test_the_command_names_what_is_wrong(command, tmp_path):
     code, _, err = command("a.wav", "deep/b.wav", "--text", "texts/a.txt")
     assert (code, err) == (
         1,
-        "u2moe: error: texts/a.txt: is the text of one recording: name a folder of texts for several\n",
+        "u2moe: error: texts/a.txt: is one text for several recordings: name a folder of texts\n",
     )
     (tmp_path / "a.txt").write_text("4", encoding="utf-8")
     assert "a.wav with a.txt: text: line 1, '4': the vocabulary has no '4'" in command("a.wav")[2]

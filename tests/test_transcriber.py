@@ -1,4 +1,4 @@
-"""Transcribers with callbacks: events in order and once, errors, a bounded queue, the end."""
+"""Transcribers with callbacks: ordered events, errors, a bounded queue, and closing."""
 
 import dataclasses
 import gc
@@ -15,7 +15,7 @@ from u2moe.runtime import AudioError, AudioOverflowError, ProviderError, StreamE
 
 
 class Events:
-    """What was called back, in order."""
+    """The callbacks so far, in order."""
 
     def __init__(self):
         self.partial, self.final, self.errors, self.threads = [], [], [], set()
@@ -94,7 +94,7 @@ def test_a_forked_process_has_no_thread(own, monkeypatch):
         ):
             with pytest.raises(StreamError, match="belongs to the process that forked this one"):
                 call()
-        with transcriber._thread.changed:  # as by a thread of the parent, when it was forked
+        with transcriber._thread.changed:  # as if a thread of the parent held it during the fork
             ending = threading.Thread(target=lambda: (transcriber._thread.finish(), transcriber._thread._abandon()))
             ending.start()
             ending.join(LIMIT_S)
@@ -167,7 +167,7 @@ def test_an_error_in_a_callback_that_cannot_be_told_ends_the_transcriber(own, bl
     *(({"max_queue_s": limit}, "max_queue_s must be a number of seconds above 0") for limit in (0, float("inf"))),
 ])  # fmt: skip
 def test_arguments_that_are_refused(own, argument, message):
-    """Without a warning that it was not closed: it was never open."""
+    """Without a warning that it was not closed, since it was never open."""
     with pytest.raises(ValueError, match=message):
         Transcriber(own, **argument)
 
@@ -310,7 +310,7 @@ def test_an_unclosed_transcriber_warns_and_recognises_what_it_was_fed(own, block
 
 
 def test_what_is_refused_changes_nothing(own, blocks):
-    """Not even the rate, which the first samples decide."""
+    """Refused samples do not set the sample rate either."""
     finals, bad = [], (np.full(5, np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(5, np.int32))
     with Transcriber(own, on_final=finals.append) as transcriber:
         with pytest.raises(AudioOverflowError):

@@ -51,7 +51,7 @@ def test_of_partial_results_that_wait_only_the_last_is_kept(own, blocks):
 
 
 def test_a_callback_takes_its_events_from_the_iteration(own, blocks):
-    """What waits to be taken is no longer true when the segment is final."""
+    """A queued partial result is dropped when the segment is final."""
 
     async def run():
         finals = []

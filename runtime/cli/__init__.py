@@ -1,4 +1,4 @@
-"""The command `u2moe`: parse, one call."""
+"""The command line `u2moe`."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ EXTRAS = {
     "uvicorn": "server", "websockets": "server",
     "pyarrow": "parquet", "ray": "ray", "wetext": "written",
 }  # fmt: skip
-"""The extra that installs each package needed by only some sub-commands."""
+"""The extra that installs each package that only some commands need."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 for success, 1 for a failure, 2 for wrong usage."""
+    """Run the command line; return the exit status: 0 for success, 1 for a failure, 2 for wrong usage."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     with standard_streams(), warnings_as_lines():
         return _run(arguments)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[list[int]]:
-    """Treat SIGTERM like Ctrl-C, so that what was recognised is kept; yields a list that gets its number."""
+    """Treat SIGTERM like Ctrl-C, to keep what was recognised; yield a list that receives the signal number."""
     received: list[int] = []
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
@@ -68,7 +68,7 @@ def _sigterm_as_interrupt() -> Iterator[list[int]]:
 
 def _run(arguments: list[str]) -> int:
     received: list[int] = []
-    failed = 1  # of u2moe bench, whose 1 says that a limit does not hold, 2
+    failed = 1  # 2 for u2moe bench, where 1 means that a limit is exceeded
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     try:
         args = _parsed(command, arguments)
@@ -78,7 +78,7 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         show_progress("")
         code = 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output has gone: so do we
+    except BrokenPipeError:  # the reader of our output has gone
         silence_stdout()
         return failed
     except ModuleNotFoundError as error:
@@ -86,11 +86,11 @@ def _run(arguments: list[str]) -> int:
         remedy = f": {install_command(extra)}" if extra else ", not installed here"
         complain(f"'u2moe {command}' needs the Python package {error.name}{remedy}")
         return failed
-    except (U2moeError, ValueError, OSError) as error:  # of the system: a full disk, a folder that may not be written
+    except (U2moeError, ValueError, OSError) as error:  # OSError: such as a full disk
         complain(str(error))
         return failed
     except Exception:
-        if failed == 1:  # as Python itself
+        if failed == 1:  # as Python does
             raise
         traceback.print_exc()
         return failed
@@ -98,10 +98,10 @@ def _run(arguments: list[str]) -> int:
 
 
 def _parsed(command: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments; wrong ones end the program with exit code 2 and say what may have been meant."""
+    """Parse arguments. Wrong ones end the program with exit status 2 and a suggestion."""
     found = parser([command])
     if command and command not in COMMANDS:
-        found.error(f"{command!r} is no command{meant(command, COMMANDS)}")
+        found.error(f"unknown command {command!r}{meant(command, COMMANDS)}")
     args, unknown = found.parse_known_args(arguments)
     if unknown:
         options = re.findall(r"(?<!\w)--[a-z][a-z-]*", args.parser.format_help())
@@ -110,9 +110,9 @@ def _parsed(command: str, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """The parser of the command line, with the options of these commands; the others have only their summaries.
+    """Return the parser of the command line, with the options of these commands; others have only their summaries.
 
-    With all of them it serves completion: `shtab --shell=bash u2moe.runtime.cli.parser` (pip install shtab).
+    With all commands, it is used for completion: `shtab --shell=bash u2moe.runtime.cli.parser` (pip install shtab).
     """
     found = argparse.ArgumentParser(prog="u2moe", description="Recognise speech with U2++ models on onnxruntime.")
     found.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")

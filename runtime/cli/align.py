@@ -1,4 +1,4 @@
-"""`u2moe align`: times of the words of texts in their recordings, and what does not fit."""
+"""`u2moe align`: times of the words of texts in their recordings, and misfits."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from u2moe.runtime.result import Alignment
 from u2moe.runtime.text.formats import FORMATS
 
 WORDS = "ctm"
-"""The format unless another is chosen: a line for each word."""
+"""The default format: a line for each word."""
 _MOST_WARNINGS = 10
 
 
 def add_align(subparsers: Subparsers) -> None:
-    """`u2moe align FILES...`."""
+    """Add `u2moe align FILES...`."""
     parser = subparsers.add_parser(
         "align",
         help="find the times of the words of a text",
-        description="Find when the words of texts are said in their recordings, of any length: for subtitles, editors "
-        "and training. Words that do not fit are reported. 'u2moe corpus --align' does it for lists.",
+        description="Find when the words of texts are spoken in their recordings: for subtitles, editors and "
+        "training. Words that do not fit are reported. For lists, use 'u2moe corpus --align'.",
     )
     parser.add_argument("files", nargs="+", type=named_path, metavar="FILE", help="audio files, media files, folders")
     parser.add_argument(
         "--text",
         type=named_path,
         metavar="PATH",
-        help="text of the recording, or folder of texts (default: talk.txt beside talk.wav), in UTF-8. Lines and full "
-        "stops end sentences; numbers are written as words",
+        help="text of the recording, or folder of texts, in UTF-8 (default: talk.txt next to talk.wav). Lines and full "
+        "stops end sentences; numbers must be words",
     )
     add_output(parser, FORMATS, WORDS)
     parser.add_argument(
@@ -45,7 +45,7 @@ def add_align(subparsers: Subparsers) -> None:
         type=float,
         default=MIN_SCORE,
         metavar="X",
-        help=f"words with a lower score, between 0 and 1, do not fit (default: {MIN_SCORE})",
+        help=f"report words with a lower score, from 0 to 1, as misfits (default: {MIN_SCORE})",
     )
     add_model(parser)
     experts = parser.add_argument_group("for experts")
@@ -58,14 +58,14 @@ def add_align(subparsers: Subparsers) -> None:
 def run_align(args: argparse.Namespace) -> int:
     """Align every recording with its text."""
     if args.text is not None and not args.text.is_dir() and (len(args.files) > 1 or args.files[0].is_dir()):
-        raise ValueError(f"{args.text}: is the text of one recording: name a folder of texts for several")
+        raise ValueError(f"{args.text}: is one text for several recordings: name a folder of texts")
     return run_each(args, WORDS, lambda *recording: _alignment(args, *recording))
 
 
 def _alignment(
     args: argparse.Namespace, recognizer: Recognizer, item: Input, output: Output, on_progress: Callable[[float], None]
 ) -> tuple[Alignment, bool]:
-    """The alignment of a recording, with warnings of what does not fit; it is never interrupted."""
+    """Align a recording, and warn of misfits. The second value, whether it was interrupted, is always False."""
     file = args.text or item.file.with_suffix(".txt")
     file = file / f"{item.place}.txt" if file.is_dir() else file
     try:
@@ -84,5 +84,5 @@ def _alignment(
     for warning in alignment.warnings[:_MOST_WARNINGS]:
         warn(f"{item.name}: {warning}")
     if len(alignment.warnings) > _MOST_WARNINGS:
-        warn(f"{item.name}: and {len(alignment.warnings) - _MOST_WARNINGS} more; -f json has all")
+        warn(f"{item.name}: and {len(alignment.warnings) - _MOST_WARNINGS} more; -f json contains all")
     return alignment, False

@@ -1,4 +1,4 @@
-"""`u2moe corpus`: a corpus on this machine, or on a Ray cluster; and `status`, `merge` and `score` of its results."""
+"""`u2moe corpus`: recognition on this machine or a Ray cluster, and `status`, `merge` and `score` of the results."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _BASIC = {"num_workers", "retry_failed", "align"}
 
 
 def add_corpus(subparsers: Subparsers) -> None:
-    """`u2moe corpus LIST OUT`, and `u2moe corpus status`, `merge` and `score`."""
+    """Add `u2moe corpus LIST OUT`, and `u2moe corpus status`, `merge` and `score`."""
     parser: CommandParser = subparsers.add_parser(
         "corpus",
         help="recognise a corpus, each utterance exactly once",
-        description="Recognise the utterances of a list. Results are written in blocks; a second run does what is\n"
-        "missing. Any number of machines may work on one folder. Of its results:\n\n"
-        "  u2moe corpus status OUT      what is done, what is missing, and what failed\n"
-        "  u2moe corpus merge OUT FILE  all rows in one file\n"
-        "  u2moe corpus score OUT       word errors",
+        description="Recognise the utterances of a list. Results are written in blocks; run it again to continue.\n"
+        "Any number of machines may work on one folder. For its results:\n\n"
+        "  u2moe corpus status OUT      show progress and errors\n"
+        "  u2moe corpus merge OUT FILE  write all rows to one file\n"
+        "  u2moe corpus score OUT       count word errors",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="formats of lists:\n" + "".join(f"  {name:8} {FORMATS[name].description}\n" for name in FORMATS),
     )
@@ -50,7 +50,7 @@ def add_corpus(subparsers: Subparsers) -> None:
         "--shard", type=_shard, default=Shard(), metavar="I/N", help="only blocks I, I + N, I + 2 N, ..."
     )
     experts.add_argument(
-        "--ray", metavar="ADDRESS", help='run on this Ray cluster; "auto": the one found here, "local": this machine'
+        "--ray", metavar="ADDRESS", help='run on this Ray cluster; "auto": an existing one, "local": this machine'
     )
     parser.set_defaults(run=run_corpus_command)
 
@@ -63,7 +63,7 @@ def _shard(text: str) -> Shard:
 
 
 def run_corpus_command(args: argparse.Namespace) -> int:
-    """Recognise what is missing; failed utterances are counted, and the exit code tells of them."""
+    """Recognise the missing utterances; return 1 if any failed."""
     run: Callable[..., RunProgress] = run_corpus
     if args.ray is not None:
         from u2moe.runtime.corpus.ray import run_on_ray  # noqa: PLC0415 - an extra
@@ -76,14 +76,14 @@ def run_corpus_command(args: argparse.Namespace) -> int:
 
 
 def report(progress: RunProgress) -> int:
-    """Say what was done; returns the exit code."""
+    """Report what was done; return the exit status."""
     hours, speed = progress.seconds / 3600, progress.seconds / max(progress.elapsed_s, 1e-9)
     tell(
         f"{progress.num_done} utterances, {hours:.2f} hours of audio in {progress.elapsed_s:.1f} s "
-        f"({speed:.0f} times real time); {progress.num_before} were there before"
+        f"({speed:.0f} times real time); {progress.num_before} were already done"
     )
     if progress.num_elsewhere:
-        tell(f"{progress.num_elsewhere} are being recognised by other processes")
+        tell(f"{progress.num_elsewhere} are in progress in other processes")
     if progress.num_deaths:
         tell(f"{progress.num_deaths} worker processes died and were replaced")
     if progress.num_warned:
@@ -97,7 +97,7 @@ def report(progress: RunProgress) -> int:
 
 
 def describe_progress(progress: RunProgress) -> str:
-    """How far a run is: "1200 of 20000, 43 times real time, 1:10:05 left"."""
+    """Return the progress of a run as a text: "1200 of 20000, 43 times real time, 1:10:05 left"."""
     done = progress.num_before + progress.num_recognized
     parts = [f"{done}" if progress.total is None else f"{done} of {progress.total}"]
     if progress.elapsed_s > 0:
@@ -111,7 +111,7 @@ def describe_progress(progress: RunProgress) -> str:
 
 
 class _Display:
-    """Shows progress: on a terminal all the time, elsewhere (in the log of a job) a line now and then."""
+    """Shows progress: continuously on a terminal, and elsewhere (such as in the log of a job) every few minutes."""
 
     def __init__(self) -> None:
         self._kept = time.monotonic()
@@ -126,13 +126,13 @@ class _Display:
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
-    """Show what is done, by whom the rest is being done, errors of utterances, and warnings."""
+    """Show progress, active processes, errors and warnings."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
     parser.set_defaults(run=run_status)
 
 
 def add_merge(parser: argparse.ArgumentParser) -> None:
-    """Write all results into one file."""
+    """Write all results to one file."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
     parser.add_argument(
         "file", metavar="FILE", help="one file with all rows, in the order of the list: .jsonl, .csv or .parquet"
@@ -142,15 +142,15 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
 
 def add_score(parser: argparse.ArgumentParser) -> None:
     """Count word errors."""
-    parser.add_argument("outputs", nargs="+", metavar="OUT", help="folders of results with transcripts in the list")
+    parser.add_argument("outputs", nargs="+", metavar="OUT", help="folders of results of lists with transcripts")
     parser.add_argument("--by", metavar="FIELD", help="speaker, length, or a field of the list, such as set")
-    parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances with most errors")
+    parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances with the most errors")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_score)
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Show what is done, and problems; exit code 1 while something is missing or has failed."""
+    """Show progress and problems; return 1 if utterances are missing or failed."""
     folder = OutputFolder(args.output)
     run = folder.description()
     blocks = folder.finished_blocks()
@@ -167,7 +167,7 @@ def run_status(args: argparse.Namespace) -> int:
 
 
 def _show_problems(folder: OutputFolder) -> int:
-    """Show the first warnings and the first errors; returns the number of utterances that failed."""
+    """Show the first warnings and errors; return the number of failed utterances."""
     warnings, errors = [], []
     for outcome in read_outcomes(folder):
         warnings += [f"{outcome.key}\twarning: {warning}\n" for warning in outcome.warnings]
@@ -194,7 +194,7 @@ def run_score(args: argparse.Namespace) -> int:
     found = score(itertools.chain.from_iterable(map(read_outcomes, folders)), by=args.by, num_worst=max(args.worst, 0))
     num_missing = [folder.num_missing() for folder in folders]
     if any(number != 0 for number in num_missing):
-        tell("utterances are missing: this is the score of those that are there")
+        tell("utterances are missing: this is the score of the others")
     print_result(json.dumps(_as_json(found), ensure_ascii=False) + "\n" if args.json else _as_text(found))
     return 0
 

@@ -1,4 +1,4 @@
-"""The inputs of `u2moe transcribe`: files, folders, standard input and raw audio, and where each transcript goes."""
+"""Inputs of `u2moe transcribe`: files, folders, standard input and raw audio, and the places of transcripts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STDIN = Path("-")
 
 
 class RawFormat(NamedTuple):
-    """How samples without a header are to be read; see `RawAudio`."""
+    """The format of samples without a header; see `RawAudio`."""
 
     encoding: str
     sample_rate: float
@@ -33,10 +33,10 @@ class Input:
     """A recording to recognise.
 
     Attributes:
-        name: what messages and results call it.
-        file: its path; `STDIN` for the standard input.
-        place: path of its transcript in the output folder, without the suffix of the format.
-        audio, channel, track: what to recognise; see `Recognizer.transcribe`.
+        name: name in messages and results.
+        file: path of the recording; `STDIN` for standard input.
+        place: path of the transcript in the output folder, without the suffix of the format.
+        audio, channel, track: audio to recognise; see `Recognizer.transcribe`.
     """
 
     name: str
@@ -48,20 +48,20 @@ class Input:
 
 
 def add_channel(parser: Options) -> None:
-    """Options for what is heard of a recording."""
+    """Add options for the channel and the track of a recording."""
     parser.add_argument(
-        "--channel", type=int, metavar="N", help="use only this channel, 0 for the left one (default: the average)"
+        "--channel", type=int, metavar="N", help="use only this channel; 0 is the left one (default: the average)"
     )
     parser.add_argument(
-        "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: the default one)"
+        "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: the file's own)"
     )
 
 
 def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
-    """Everything to recognise, and the number of paths with nothing to recognise, which are reported.
+    """Return the recordings, and the number of paths without recordings, which are reported.
 
     Args:
-        args: `files`, `channel`, `track` and `raw`.
+        args: with `files`, `channel`, `track` and `raw`.
     """
     found: list[tuple[Path, Path]] = []
     num_failed = 0
@@ -77,13 +77,13 @@ def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
 
 
 def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
-    if path == STDIN and sys.stdin is None:  # as in a service that has none
+    if path == STDIN and sys.stdin is None:  # as in some services
         raise ValueError("-: standard input is closed")
     file: File = cast("File", sys.stdin.buffer) if path == STDIN else path
     audio: File | RawAudio = file
     if args.raw:
         audio = RawAudio(file=file, **args.raw._asdict())
-    is_bundled = not args.files  # whose folder is long, and of no interest
+    is_bundled = not args.files  # their folder is long and irrelevant
     return Input(
         name="stdin" if path == STDIN else path.name if is_bundled else str(path),
         file=path,
@@ -95,13 +95,13 @@ def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
 
 
 def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
-    """Where each file's transcript goes: folders are mirrored.
+    """Return where each file's transcript goes: folders are mirrored.
 
-    Where two would be one, as of a.wav and a.flac, they keep their suffixes; where that is not enough, the names of
-    the folders above what was searched come before them.
+    If two places would be equal, such as for a.wav and a.flac, they keep their suffixes. If that is not enough, the
+    names of folders above the searched ones are added.
 
     Args:
-        found: pairs of the folder that was searched, or in which the file lies, and the file.
+        found: pairs of the searched folder, or the folder of the file, and the file.
     """
     roots = {file: root for root, file in found}
     places: dict[Path, PurePath] = {}
@@ -116,7 +116,7 @@ def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
 
 
 def _proposed(root: Path, file: Path, level: int) -> PurePath:
-    """By level: without the suffix, with it, the same below one folder more, and so on."""
+    """Return a place by level: without the suffix, with it, then the same with one more folder, and so on."""
     inside = str(file.relative_to(root))
     above = [part for part in root.absolute().parts[1:] if part != ".."][-(level // 2) :] if level >= 2 else []
     return PurePath(*above) / (inside if level % 2 else inside[: len(inside) - len(file.suffix)])

@@ -1,4 +1,4 @@
-"""`u2moe lm`: train, convert and tune language models."""
+"""`u2moe lm`: train, convert, tune and attach language models."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from u2moe.runtime.recognizer import Recognizer
 
 
 def add_lm(subparsers: Subparsers) -> None:
-    """`u2moe lm train|build|tune`."""
+    """Add `u2moe lm train|build|tune|attach`."""
     parser = subparsers.add_parser(
         "lm",
         help="make language models for a domain",
@@ -59,7 +59,7 @@ def add_lm(subparsers: Subparsers) -> None:
 def _add_train(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "train",
-        help="make a model from text",
+        help="train a model on text",
         description="Estimate an n-gram model from text (modified Kneser-Ney). Punctuation is removed, and sentences "
         "end at full stops and lines.",
     )
@@ -72,7 +72,7 @@ def _add_train(commands: Subparsers) -> None:
         nargs="+",
         default=[0],
         metavar="N",
-        help="counts up to which n-grams of each order are left out, such as 0 0 1 (default: 0, none)",
+        help="for each order, remove n-grams with at most this count, such as 0 0 1 (default: 0, none)",
     )
     add_declared(parser, TextOptions)
     parser.set_defaults(run=run_train)
@@ -80,7 +80,7 @@ def _add_train(commands: Subparsers) -> None:
 
 def _add_build(commands: Subparsers) -> None:
     parser = commands.add_parser(
-        "build", help="convert a model", description="Convert an ARPA file into a compact file, or back."
+        "build", help="convert a model", description="Convert an ARPA file to a compact file, or the other way round."
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="ARPA file (also .gz) or compact file")
     _add_output(parser)
@@ -92,9 +92,9 @@ def _add_tune(commands: Subparsers) -> None:
         "tune",
         help="find the weights of a model",
         description="Find the weights and the blank penalty with the fewest word errors on recordings with "
-        "transcripts, which no test may contain.",
+        "transcripts. Do not use test data.",
     )
-    parser.add_argument("list", type=Path, metavar="LIST", help="recordings with transcripts, as for u2moe corpus")
+    parser.add_argument("list", type=Path, metavar="LIST", help="list with transcripts, as for u2moe corpus")
     parser.add_argument("--lm", required=True, metavar="FILE", help="the language model; none: tune only the penalty")
     add_model(parser)
     add_declared(parser, DecodingOptions, BUNDLED)
@@ -105,12 +105,11 @@ def _add_attach(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "attach",
         help="put a model into a bundle",
-        description="Write a bundle anew with a language model and its weights in it, which every runtime then uses "
-        "unless told otherwise.",
+        description="Write a language model and its weights into a bundle. All runtimes then use it by default.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle")
     parser.add_argument("lm", metavar="MODEL", help="with weights, as 'u2moe lm tune' prints them; none: remove it")
-    add_declared(parser, DecodingOptions, BUNDLED, **dict.fromkeys(BUNDLED, "as it is"))
+    add_declared(parser, DecodingOptions, BUNDLED, **dict.fromkeys(BUNDLED, "unchanged"))
     parser.set_defaults(run=run_attach)
 
 
@@ -148,7 +147,7 @@ def run_tune(args: argparse.Namespace) -> int:
     encoded = EncodedRecordings(recognizer.bundle, recognizer.model, decoding)
     _encode(encoded, read_utterances(args.list), recognizer.bundle.manifest.features.sample_rate)
     if not encoded.num_words:
-        raise ValueError(f"{args.list}: no recording with words in its transcript can be used")
+        raise ValueError(f"{args.list}: contains no usable recording with words in its transcript")
     tell("first pass")
     best, decoding, _ = tune(encoded, best, second_pass=False, on_trial=_tell_trial)
     tuned = list(FIRST_GRID)
@@ -184,7 +183,7 @@ def _encode(encoded: EncodedRecordings, utterances: Iterable[Entry], sample_rate
             if utterance.text is None:
                 complain(f"{utterance.key}: has no transcript")
             elif len(samples) > LONGEST_S * sample_rate:
-                complain(f"{utterance.key}: lasts {len(samples) / sample_rate:.0f} s, only {LONGEST_S} s are possible")
+                complain(f"{utterance.key}: lasts {len(samples) / sample_rate:.0f} s, expected at most {LONGEST_S} s")
             else:
                 encoded.add(utterance.text, samples)
     show_progress("")
@@ -197,7 +196,7 @@ def _tell_trial(trial: Trial) -> None:
 
 def _check_output(file: Path) -> None:
     if file.suffix.lower() == ".gz" and not _is_arpa(file):
-        raise ValueError(f"{file}: only ARPA files are compressed, expected a name that ends in .arpa.gz")
+        raise ValueError(f"{file}: only ARPA files can be compressed: use a name that ends in .arpa.gz")
     try_to_write(file)
 
 

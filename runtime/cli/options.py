@@ -1,4 +1,4 @@
-"""Options shared by several commands: the model, how to decode, hotwords and the language model."""
+"""Options shared by several commands: model, decoding, hotwords and language model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from u2moe.runtime.text.written.formatter import LANGUAGES, TextFormat
 from u2moe.runtime.validation import refused_as
 
 FORMAT_TEXT = "--format-text"
-Subparsers = Any  # argparse has no public names for these
+Subparsers = Any  # argparse has no public types for these
 Options = Any
 Hotwords = tuple[str | tuple[str, float], ...]
 
@@ -33,15 +33,15 @@ _TYPES = {"integer": int, "number": float, "choice": str, "text": str, "texts": 
 
 
 def meant(name: str, names: Iterable[str]) -> str:
-    """A suggestion for an unknown name: ": did you mean NAME?", or nothing."""
+    """Return a suggestion for an unknown name: ": did you mean NAME?", or nothing."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f": did you mean {close[0]}?" if close else ""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command that may have actions besides: `u2moe corpus status OUT` beside `u2moe corpus LIST OUT`.
+    """The parser of a command that may also have actions, such as `u2moe corpus status OUT` in `u2moe corpus LIST OUT`.
 
-    If the first argument is the name of an action, that action runs; a file of the same name is ./NAME.
+    If the first argument is the name of an action, that action runs. Write ./NAME for a file of the same name.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -49,19 +49,19 @@ class CommandParser(argparse.ArgumentParser):
         self.actions: dict[str, argparse.ArgumentParser] = {}
 
     def add_action(self, name: str, description: str | None) -> argparse.ArgumentParser:
-        """The parser of a new action."""
+        """Add an action, and return its parser."""
         action = self.actions[name] = argparse.ArgumentParser(prog=f"{self.prog} {name}", description=description)
         action.set_defaults(parser=action)
         return action
 
     def error(self, message: str) -> NoReturn:
-        """End the program with exit code 2; where a choice is not among those that exist, with what may be meant."""
+        """End the program with exit status 2; if a choice is unknown, suggest one."""
         found = re.search(r"invalid choice: '(.+)' \(choose from (.+)\)", message)
         super().error(message + (meant(found[1], re.findall(r"[\w-]+", found[2])) if found else ""))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """The options, and arguments that are none."""
-        args = [  # the language may be left out, also before the name of a file
+        """Return the options, and the unknown arguments."""
+        args = [  # the language is optional, also before a file name
             f"{each}=en" if each == FORMAT_TEXT and not {*args[place + 1 : place + 2]} & {*LANGUAGES} else each
             for place, each in enumerate(args or ())
         ]
@@ -71,7 +71,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_model(parser: Options) -> None:
-    """The option `--model`."""
+    """Add the option `--model`."""
     parser.add_argument(
         "--model",
         metavar="BUNDLE",
@@ -80,12 +80,12 @@ def add_model(parser: Options) -> None:
 
 
 def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str) -> Options:
-    """Options for model and decoding.
+    """Add options for model and decoding.
 
     Args:
-        parser: of the command.
-        kind: the class of options that the command can use.
-        otherwise: what holds if an option is not given, where the command differs from its declaration.
+        parser: parser of the command.
+        kind: class of options that the command supports.
+        otherwise: default shown in the help, if the command differs from the declaration.
 
     Returns:
         The group of options for experts, to which the command may add its own.
@@ -99,7 +99,7 @@ def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str)
 
 
 def add_declared(parser: Options, kind: Any, only: Container[str] | None = None, **otherwise: str) -> None:
-    """An option for each field of a dataclass that declares a flag, or `only` for some of them."""
+    """Add an option for each field of a dataclass that declares a flag, or only for some of them."""
     for name, declared in _with_flags(kind).items():
         if only is not None and name not in only:
             continue
@@ -122,7 +122,7 @@ def add_declared(parser: Options, kind: Any, only: Container[str] | None = None,
 
 
 def declared_in(args: argparse.Namespace, kind: Any) -> dict[str, Any]:
-    """What was given of the options of `add_declared`."""
+    """Return the given options of `add_declared`."""
     return {name: value for name in _with_flags(kind) if (value := getattr(args, name, None)) is not None}
 
 
@@ -131,25 +131,25 @@ def _with_flags(kind: Any) -> dict[str, Option]:
 
 
 def add_session(parser: Options) -> None:
-    """Options of onnxruntime's sessions."""
+    """Add options of onnxruntime sessions."""
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     add_public_key(parser)
 
 
 def add_public_key(parser: Options) -> None:
-    """The option `--public-key`."""
+    """Add the option `--public-key`."""
     parser.add_argument(
         "--public-key",
         metavar="FILE",
         type=Path,
         action="append",
-        help="take only a bundle that this key has signed, or another one that is named so (PEM; see 'u2moe sign')",
+        help="accept only bundles signed by this key (PEM; see 'u2moe sign'), or by another given one",
     )
 
 
 def public_keys_in(args: argparse.Namespace) -> tuple[str, ...] | None:
-    """The keys in the files that --public-key names; None: anybody may have signed the bundle."""
+    """Return the keys in the files of --public-key; None: any bundle is accepted."""
     if (files := getattr(args, "public_key", None)) is None:
         return None
     texts = {file: file.read_text(encoding="utf-8", errors="replace") for file in files}
@@ -160,39 +160,39 @@ def public_keys_in(args: argparse.Namespace) -> tuple[str, ...] | None:
 
 
 def add_words(parser: Options) -> None:
-    """Options for words: hotwords, a grammar, a language model, and how they are written."""
+    """Add options for words: hotwords, a grammar, a language model, and written text."""
     parser.add_argument(
         "--hotwords",
         type=Path,
         metavar="FILE",
-        help='phrases to prefer, one per line ("NAME :2.5"); none: not even those of the bundle',
+        help='phrases to prefer, one per line ("NAME :2.5"); none: also disables those of the bundle',
     )
     parser.add_argument(
         "--grammar",
         type=Path,
         metavar="FILE",
-        help='what may be said, one phrase per line ("lights (on | off)", "[unk]" for all else, "<slot> = a | b")',
+        help='allowed phrases, one per line ("lights (on | off)", "[unk]" for other speech, "<slot> = a | b")',
     )
     parser.add_argument(
         "--lm",
         metavar="FILE[,NAME=X...]",
-        help="n-gram model: ARPA, .gz, or made by 'u2moe lm'; demo: the English one of the demo model; none: not even "
-        f"that of the bundle. Perhaps with {', '.join(options_of(FusionWeights))}, as 'u2moe lm tune' prints them, or "
-        "with files of words that are as probable as a word of the model: ',<name>=names.txt'",
+        help="n-gram model: ARPA, .gz, or made by 'u2moe lm'; demo: the English one of the demo model; none: also "
+        f"disables that of the bundle. Optionally with {', '.join(options_of(FusionWeights))}, as printed by 'u2moe lm "
+        "tune', or with files of words that share the probability of a word of the model: ',<name>=names.txt'",
     )
     parser.add_argument(
         FORMAT_TEXT,
         choices=LANGUAGES,
-        help="digits for numbers, in English also small letters; zh and ja need the extra written (alone: en)",
+        help="write numbers as digits, and English in sentence case; zh and ja need the extra written (default: en)",
     )
 
 
 def decoding_choice(
     args: argparse.Namespace, directory: Path, kind: Any = DecodingOptions
 ) -> tuple[DecodingOptions, Hotwords | None]:
-    """How to decode with the bundle in `directory`, and its hotwords, from the options of `kind` and `add_words`.
+    """Return how to decode with the bundle in `directory`, and hotwords, from the options of `kind` and `add_words`.
 
-    In written text, words of hotwords and of the language model have the capitals that they have there.
+    Written text keeps the capitals of words in hotwords and in the language model.
 
     Raises:
         ValueError: an option is out of range, or its file cannot be read.
@@ -215,15 +215,15 @@ def decoding_choice(
 
 
 def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: Any = DecodingOptions) -> ModelChoice:
-    """The model and how to decode, from the options of `add_decoding`.
+    """Return the model and how to decode, from the options of `add_decoding`.
 
     Args:
-        args: what was given.
-        directory: folder of the bundle; None: as --model says.
-        kind: the class of options that the command can use.
+        args: parsed arguments.
+        directory: folder of the bundle; None: chosen by --model.
+        kind: class of options that the command supports.
 
     Raises:
-        ValueError, LanguageModelError: as of `decoding_choice`.
+        ValueError, LanguageModelError: as for `decoding_choice`.
     """
     directory = directory or chosen_bundle(args.model)
     options, hotwords = decoding_choice(args, directory, kind)
@@ -234,22 +234,22 @@ def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: 
 
 
 def providers_in(args: argparse.Namespace) -> tuple[str, ...]:
-    """What --providers names; ValueError: not names, separated by commas."""
+    """Return the names in --providers; raise ValueError unless they are separated by commas."""
     providers = (DEFAULT_PROVIDER,) if args.providers is None else tuple(map(str.strip, args.providers.split(",")))
     if not all(providers):
-        raise ValueError(f"--providers must be names, separated by commas, got {args.providers!r}")
+        raise ValueError(f"--providers must be names separated by commas, got {args.providers!r}")
     return providers
 
 
 def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
-    """The folder of the bundle that an option names; says so if none does, and the demo model is used."""
+    """Return the folder of the bundle that an option names; without a name, report that the demo model is used."""
     if name is None:
         tell(f"demo model; use {option} for another")
     return find_bundle(name)
 
 
 def _hotwords_in(file: Path | None) -> Hotwords | None:
-    """Hotwords in the file that --hotwords names; None: those of the bundle."""
+    """Read the hotwords in the file of --hotwords; None: the hotwords of the bundle."""
     if file is None or str(file) == NONE:
         return None if file is None else ()
     try:
@@ -257,15 +257,15 @@ def _hotwords_in(file: Path | None) -> Hotwords | None:
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from error
     if not hotwords:
-        raise ValueError(f"{file}: holds no hotwords")
+        raise ValueError(f"{file}: contains no hotwords")
     return hotwords
 
 
 def language_model_options(text: str) -> LanguageModelOptions:
-    """The language model in the value of --lm, such as "FILE,weight=0.4,<name>=names.txt".
+    """Parse the value of --lm, such as "FILE,weight=0.4,<name>=names.txt".
 
     Raises:
-        LanguageModelError: it cannot be read.
+        LanguageModelError: the model cannot be read.
         ValueError: a number is out of range, or a file of words cannot be read.
     """
     found = re.fullmatch(r"(.*?)((?:,[^,=]+=[^,]*)*)", text, re.DOTALL)

@@ -1,4 +1,4 @@
-"""`u2moe push`: a bundle and its model card to a repository of the Hugging Face hub, in one commit."""
+"""`u2moe push`: commit a bundle and its model card to a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -32,39 +32,40 @@ A speech recognition model for u2moe: {encoder} with CTC{decoder}, {use}; {mb:.0
 u2moe transcribe --model {name} talk.mp3
 ```
 
-**To be written by its author:** language, training data, word errors and on what, limits, licence.
+**To be completed by the author:** language, training data, word errors and test sets, limits, licence.
 
 Written by {producer}.
 """
 
 
 def add_push(subparsers: Subparsers) -> None:
-    """`u2moe push`."""
+    """Add `u2moe push`."""
     parser = subparsers.add_parser(
         "push",
         help="publish a bundle on the Hugging Face hub",
-        description="Check a bundle and put it into a repository of the Hugging Face hub in one commit, with a model "
-        "card where there is none. HF_TOKEN is the key, as for all of the hub's tools. Needs the extra hub.",
+        description="Check a bundle and commit it to a repository of the Hugging Face hub, with a model card if there "
+        "is none. Uses the token HF_TOKEN, like all tools of the hub. Needs the extra hub.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle; demo: the demo model")
-    parser.add_argument("name", metavar="NAME", help="org/name, made if it is not there, or org/name@branch")
-    parser.add_argument("--private", action="store_true", help="make a repository that only its owners see")
+    parser.add_argument("name", metavar="NAME", help="org/name or org/name@branch; created if missing")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.set_defaults(run=run_push)
 
 
 def run_push(args: argparse.Namespace) -> int:
-    """Publish a bundle; says where."""
+    """Publish a bundle, and print its address."""
     if not is_repository(args.name):
-        raise ValueError(f"{args.name!r} is no name of a repository: org/name or org/name@branch")
+        raise ValueError(f"{args.name!r} is not the name of a repository: use org/name or org/name@branch")
     tell(push_bundle(find_bundle(args.bundle), args.name, private=args.private))
     return 0
 
 
 def push_bundle(folder: Path, name: str, *, private: bool = False) -> str:
-    """Check a bundle and commit its files, and a card where there is none; returns the address of the commit.
+    """Check a bundle and commit its files, and a card if there is none; return the address of the commit.
 
     Raises:
-        BundleError: not a whole bundle, or the hub refuses or cannot be reached; it then holds what it held before.
+        BundleError: the bundle is incomplete, or the hub refuses it or is unreachable. The repository is then
+            unchanged.
     """
     from huggingface_hub import CommitOperationAdd, HfApi  # noqa: PLC0415 - an extra
 
@@ -84,13 +85,13 @@ def push_bundle(folder: Path, name: str, *, private: bool = False) -> str:
             added.append(CommitOperationAdd(CARD_FILE, content))
         message = f"Bundle written by {bundle.manifest.producer}"
         return str(api.create_commit(repository, added, commit_message=message, revision=branch or None).commit_url)
-    except Exception as error:  # the client's errors have no common base, and change with its versions
+    except Exception as error:  # the client's errors have no common base class
         message = str(error).strip().partition("\n")[0]
         raise BundleError(f"{name}: cannot be published: {message}") from error
 
 
 def model_card(manifest: Manifest, name: str) -> bytes:
-    """A model card in the hub's form: facts from the bundle, and places for its author to fill in."""
+    """Return a model card in the hub's format: facts from the bundle, and places for the author to fill in."""
     encoder = manifest.architecture.get("encoder", {})
     experts = encoder.get("feed_forward", {}).get("num_experts")
     kind = str(encoder.get("kind", "an encoder")).replace("_", "-")

@@ -1,4 +1,4 @@
-"""`u2moe serve`: parse, one call."""
+"""`u2moe serve`: run the server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BASIC = {"host", "port"}
 
 
 def add_serve(subparsers: Subparsers) -> None:
-    """`u2moe serve [BUNDLE]`."""
+    """Add `u2moe serve [BUNDLE]`."""
     parser = subparsers.add_parser(
         "serve",
         help="run a server for existing speech recognition clients",
@@ -40,14 +40,14 @@ def add_serve(subparsers: Subparsers) -> None:
         action="append",
         default=[],
         metavar="NAME=BUNDLE",
-        help="a model that clients choose by this name, the first by default; instead of BUNDLE; may be repeated",
+        help="model that clients select by this name, instead of BUNDLE; may be repeated, the first is the default",
     )
     parser.add_argument(
         "--api-key",
         type=Path,
         metavar="FILE",
-        help=f"file with the key that clients must send (or ${_KEY_VARIABLE}), or with a name, a key and a number of "
-        "streams on each line; read anew on SIGHUP",
+        help=f"file with the key that clients must send (or ${_KEY_VARIABLE}), or lines of a name, a key and a number "
+        "of streams; reloaded on SIGHUP",
     )
     add_declared(parser, ServerOptions, _BASIC)
     add_words(parser)
@@ -61,7 +61,7 @@ def add_serve(subparsers: Subparsers) -> None:
         "sherpa-offline or vosk at /, for clients without paths; may be repeated",
     )
     add_declared(experts, ServerOptions, options_of(ServerOptions).keys() - _BASIC)
-    experts.add_argument("--max-upload", type=int, default=512, metavar="MB", help="size of a file (default: 512)")
+    experts.add_argument("--max-upload", type=int, default=512, metavar="MB", help="largest upload (default: 512)")
     add_declared(experts, Limits)
     add_declared(experts, DecodingOptions, BUNDLED)
     add_session(experts)
@@ -86,7 +86,7 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 def _bundles(args: argparse.Namespace) -> dict[str, Path]:
-    """The folder of each model."""
+    """Return the folder of each model."""
     if not args.model:
         bundle = chosen_bundle(args.bundle, "serve BUNDLE")
         return {bundle.name: bundle}
@@ -104,13 +104,13 @@ def _protocol_ports(values: list[str]) -> dict[str, int]:
 
 
 def _named(option: str, form: str, values: list[str]) -> dict[str, str]:
-    """The values of a repeated option, by name."""
+    """Return the values of a repeated option, by name."""
     named: dict[str, str] = {}
     for text in values:
         name, _, value = text.partition("=")
         if not (name and value):
             raise ValueError(f"{option} must be {form}, got {text!r}")
         if name in named:
-            raise ValueError(f"{option} must name each once, got {name} twice")
+            raise ValueError(f"{option}: found {name} twice, expected different names")
         named[name] = value
     return named

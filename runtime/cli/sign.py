@@ -1,4 +1,4 @@
-"""`u2moe sign` and `u2moe verify`: who a bundle is from, in any format of graphs, and whether it is whole."""
+"""`u2moe sign` and `u2moe verify`: signatures and integrity of bundles, in any format of graphs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _MANIFEST_LIMIT = 64 << 20
 
 
 def add_sign(subparsers: Subparsers) -> None:
-    """`u2moe sign`."""
+    """Add `u2moe sign`."""
     parser = subparsers.add_parser(
         "sign",
         help="sign a bundle, so that programs can check its origin",
-        description=f"Sign the manifest of a bundle by Ed25519, and so each file that it lists, in {SIGNATURE_FILE} of "
-        "its folder, which is replaced. 'openssl genpkey -algorithm ed25519 -out private.pem' makes a key, and "
-        "'openssl pkey -in private.pem -pubout -out public.pem' its public half. Needs the extra sign.",
+        description="Sign the manifest of a bundle with Ed25519, and thereby all files that it lists. Replaces "
+        f"{SIGNATURE_FILE} in its folder. To make a key, use 'openssl genpkey -algorithm ed25519 -out private.pem', "
+        "and 'openssl pkey -in private.pem -pubout -out public.pem' for its public part. Needs the extra sign.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
     parser.add_argument(
@@ -33,17 +33,17 @@ def add_sign(subparsers: Subparsers) -> None:
         type=Path,
         action="append",
         required=True,
-        help="private key in PEM; may be repeated, for programs that know an older or a newer key",
+        help="private key in PEM; may be repeated, for programs that have an older or a newer key",
     )
     parser.set_defaults(run=run_sign)
 
 
 def add_verify(subparsers: Subparsers) -> None:
-    """`u2moe verify`."""
+    """Add `u2moe verify`."""
     parser = subparsers.add_parser(
         "verify",
         help="compare the files of a bundle with their digests, and show its signers",
-        description="Compare the files of a bundle with their digests, and show its signers. Does not load graphs.",
+        description="Compare the files of a bundle with their digests, and show who signed it. Loads no graph.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle; demo: the demo model")
     add_public_key(parser)
@@ -51,7 +51,7 @@ def add_verify(subparsers: Subparsers) -> None:
 
 
 def run_sign(args: argparse.Namespace) -> int:
-    """Sign a bundle that is whole; says by which keys."""
+    """Sign a complete bundle, and report the keys."""
     content = _whole(args.bundle)
     keys = {str(file): file.read_bytes() for file in args.key}
     write_text(args.bundle / SIGNATURE_FILE, signed_text(content, keys))
@@ -60,17 +60,17 @@ def run_sign(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Compare a bundle with its digests; says who signed it."""
+    """Compare a bundle with its digests, and report who signed it."""
     folder, keys = find_bundle(args.bundle), public_keys_in(args)
     content = _whole(folder)
     signatures = signatures_in(folder) if keys or (folder / SIGNATURE_FILE).exists() else {}
     unverified = ", ".join(f"{key} (not verified: see --public-key)" for key in signatures)
-    tell(f"{folder}: is whole, and signed by {signer(folder, content, keys) if keys else unverified or 'nobody'}")
+    tell(f"{folder}: is complete, and signed by {signer(folder, content, keys) if keys else unverified or 'nobody'}")
     return 0
 
 
 def _whole(folder: Path) -> bytes:
-    """The manifest of a bundle whose files are compared with it; BundleError, IntegrityError: it is not whole."""
+    """Return the manifest of a bundle after checking its files; raise BundleError or IntegrityError if any differs."""
     content = BundleFiles(folder).read(MANIFEST_FILE, _MANIFEST_LIMIT)
     digests = parse_manifest(content.decode(errors="replace"), folder / MANIFEST_FILE).files
     files = BundleFiles(folder, digests)

@@ -1,4 +1,4 @@
-"""Output of the command line to stdout and stderr, whether they are terminals, files, pipes or closed."""
+"""Output of the command line to stdout and stderr, which may be terminals, files, pipes or closed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BAR_WIDTH = 20
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Make sure that stdout and stderr exist, however the program was started.
+    """Ensure that stdout and stderr exist, however the program was started.
 
     File names that are not valid text are written as their original bytes. Writing to a closed stdout is an error.
     """
@@ -31,7 +31,7 @@ def standard_streams() -> Iterator[None]:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, so that no other file gets it
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, so no other file gets it
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")
     with contextlib.ExitStack() as stack:
@@ -54,7 +54,7 @@ def warnings_as_lines() -> AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def logging_to_stderr(*, is_verbose: bool) -> Iterator[None]:
-    """Log to stderr, if `is_verbose`."""
+    """Log to stderr if `is_verbose`."""
     logger = logging.getLogger("u2moe")
     level = logger.level
     handler = logging.StreamHandler()
@@ -74,7 +74,7 @@ def print_result(text: str) -> None:
 
     Raises:
         BrokenPipeError: the reader has closed the pipe.
-        U2moeError: it cannot be written, or not in the encoding of stdout.
+        U2moeError: stdout cannot be written, or its encoding lacks a character.
     """
     try:
         sys.stdout.write(text)
@@ -86,7 +86,7 @@ def print_result(text: str) -> None:
         raise U2moeError(
             f"stdout cannot write {character!a} in {error.encoding}: set PYTHONIOENCODING=utf-8, or use --output"
         ) from error
-    except OSError as error:  # a full disk, most of all
+    except OSError as error:  # usually a full disk
         silence_stdout()
         raise U2moeError(f"stdout: cannot be written: {error.strerror or error}") from error
 
@@ -101,25 +101,25 @@ def print_json(line: str) -> None:
 
 
 def escaped(line: str) -> str:
-    """A line of JSON in ASCII."""
+    """Return a line of JSON in ASCII."""
     return json.dumps(json.loads(line)) + "\n"
 
 
 def silence_stdout() -> None:
-    """Discard unwritten output, about which Python would complain on exit."""
+    """Discard unwritten output, for which Python would report an error on exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_progress(text: str) -> None:
-    """Replace the current line of a terminal by the end of `text`; does nothing elsewhere."""
+    """Replace the current line of a terminal by the end of `text`; do nothing elsewhere."""
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns - 1, 1)
         _write_stderr(f"\r\x1b[K{text[-width:]}")
 
 
 def show_latest(text: str) -> None:
-    """Show a text that replaces the one before: in place on a terminal, as a line on stderr elsewhere."""
+    """Show a text that replaces the previous one: in place on a terminal, as a line on stderr elsewhere."""
     if sys.stderr.isatty():
         show_progress(text)
     else:
@@ -147,13 +147,13 @@ def _tell(kind: str, message: str) -> None:
 
 
 def _write_stderr(text: str) -> None:
-    with contextlib.suppress(OSError):  # messages are lost, but results do not depend on them
+    with contextlib.suppress(OSError):  # lost messages must not affect results
         sys.stderr.write(text)
         sys.stderr.flush()
 
 
 class ProgressBar:
-    """The progress of several files, on a terminal: "[2/5] ########............  43 %, 1:10 left, lecture.mp3"."""
+    """A progress bar on a terminal for several files: "[2/5] ########............  43 %, 1:10 left, lecture.mp3"."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files
@@ -170,7 +170,7 @@ class ProgressBar:
         self.show(0.0)
 
     def show(self, seconds: float) -> None:
-        """Draw it with `seconds` of the file done."""
+        """Draw the bar with `seconds` of the file done."""
         done = self._before + min(seconds, self._durations[self._number])
         share = done / max(self._total, 1e-9)
         drawn = round(share * _BAR_WIDTH)

@@ -1,1 +1,1 @@
-"""From samples to hypotheses to words: searches, context, second pass, times, confidences and endpoints."""
+"""From samples to words: searches, hotwords, second pass, times, confidences and endpoints."""

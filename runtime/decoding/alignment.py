@@ -14,21 +14,21 @@ import numpy.typing as npt
 from u2moe.runtime.text.vocabulary import Vocabulary
 
 _BLOCK_LEN = 2048
-"""Encoder frames between two scores that are kept. The path through a block is computed again when it is traced."""
+"""Encoder frames between two stored scores. The path through a block is recomputed when it is traced."""
 _MOST_IN_MEMORY = 1 << 26
-"""Bytes of scores and log-probabilities that are kept in memory; more are kept in a temporary file."""
+"""Bytes of scores and log-probabilities kept in memory. Further ones go to a temporary file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedToken:
-    """One token of the most probable alignment.
+    """A token of the most probable alignment.
 
     Attributes:
         token: token id.
         start: first encoder frame of the token.
-        end: the frame after its last one.
-        peak: the frame where it is most probable; the first of several.
-        confidence: its probability there.
+        end: encoder frame after its last one.
+        peak: frame where it is most probable; the first of several.
+        confidence: its probability at the peak.
     """
 
     token: int
@@ -39,15 +39,15 @@ class AlignedToken:
 
 
 class Aligner:
-    """The most probable CTC alignment of tokens with log-probabilities that arrive in parts of any length.
+    """Finds the most probable CTC alignment of tokens with log-probabilities that arrive in parts of any length.
 
-    It is exact (Viterbi), of recordings of any length: it keeps only the log-probabilities of these tokens, and the
-    scores of every 2048th frame, from which paths are traced back block by block; what exceeds 64 MB is in a temporary
-    file. It takes time * len(tokens) steps. Of equally probable alignments it is the one that stays longest.
+    The search is exact (Viterbi) for recordings of any length, in time * len(tokens) steps. It stores only the
+    log-probabilities of these tokens and the scores of every 2048th frame, and traces paths back block by block. Data
+    beyond 64 MB is in a temporary file. Of equally probable alignments, it chooses the one that advances last.
 
     Attributes:
-        num_frames: frames so far.
-        num_needed: frames without which no alignment is possible: one for each token and between equal ones.
+        num_frames: number of frames so far.
+        num_needed: minimum number of frames of an alignment: one for each token, and one between equal tokens.
 
     Args:
         tokens: token ids, none of them blank.
@@ -55,7 +55,7 @@ class Aligner:
         blank: id of the blank token.
 
     Raises:
-        ValueError: tokens that are blank or outside the vocabulary.
+        ValueError: a token is blank or outside the vocabulary.
     """
 
     def __init__(self, tokens: Sequence[int], vocab_size: int, blank: int = 0) -> None:
@@ -63,20 +63,20 @@ class Aligner:
             raise ValueError(f"tokens must be ids below {vocab_size} and not blank {blank}, got {list(tokens)}")
         self.num_frames = 0
         self._tokens = np.asarray(tokens, np.int64)
-        # The blank is the first of the kept columns.
+        # The first of the kept columns is the blank.
         kept, columns = np.unique(self._tokens, return_inverse=True)
         self._kept, self._columns = np.concatenate([[blank], kept]), columns + 1
-        # Blank may be left out between two different tokens.
+        # Blank is optional between two different tokens.
         self._skip = np.where(np.diff(self._tokens, prepend=blank) != 0, 0.0, -np.inf)
         self._skip[:1] = -np.inf
         self.num_needed = len(self._tokens) + int(np.isneginf(self._skip[1:]).sum())
-        # Scores of paths that end in the blank before each token and after the last, and of those that end in each
+        # Scores of paths that end in the blank before each token or after the last one, and of paths that end in a
         # token. They begin in the first blank, before the first frame.
         self._blanks = np.full(len(self._tokens) + 1, -np.inf)
         self._blanks[0] = 0.0
         self._ends = np.full(len(self._tokens), -np.inf)
         self._waiting = [np.zeros((0, len(self._kept)), np.float32)]
-        self._blocks = tempfile.SpooledTemporaryFile(max_size=_MOST_IN_MEMORY)  # noqa: SIM115 - as long as this lives
+        self._blocks = tempfile.SpooledTemporaryFile(max_size=_MOST_IN_MEMORY)  # noqa: SIM115 - closed by the finalizer
         weakref.finalize(self, self._blocks.close)
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
@@ -91,14 +91,14 @@ class Aligner:
             self._waiting = [frames]
 
     def finish(self) -> list[AlignedToken] | None:
-        """A span for each token, in order and without overlap; None: no alignment is possible."""
+        """Return a span for each token, in order and without overlap; None: no alignment is possible."""
         self._search(np.concatenate(self._waiting))
         if not len(self._tokens):
             return []
         if not max(self._ends[-1], self._blanks[-1]) > -np.inf:
             return None
         path, log_probs = self._trace()
-        # A state is twice the index of a token for the blank before it, and one more for the token.
+        # State 2 i is the blank before token i, and state 2 i + 1 is the token.
         starts = np.searchsorted(path, 2 * np.arange(len(self._tokens)) + 1)
         ends = np.searchsorted(path, 2 * np.arange(len(self._tokens)) + 2)
         aligned = []
@@ -109,13 +109,13 @@ class Aligner:
         return aligned
 
     def _search(self, frames: npt.NDArray[np.float32]) -> None:
-        """Advance the scores over a block of frames [time, kept], and keep both."""
+        """Advance the scores over a block of frames [time, kept], and store the frames and the scores before them."""
         for part in (self._blanks, self._ends, np.ascontiguousarray(frames, np.float32)):
             self._blocks.write(part.tobytes())
         _viterbi(self._blanks, self._ends, frames.astype(np.float64), self._columns, self._skip)
 
     def _trace(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """State and its log-probability in each frame [time] of the best path, which is traced from its end."""
+        """Trace the best path from its end: the state and its log-probability in each frame [time]."""
         num_tokens, num_kept = len(self._tokens), len(self._kept)
         path, found = np.empty(self.num_frames, np.int64), np.empty(self.num_frames, np.float32)
         state = 2 * num_tokens - 1 if self._ends[-1] >= self._blanks[-1] else 2 * num_tokens
@@ -127,7 +127,7 @@ class Aligner:
             self._blocks.seek(number * block_size)
             scores = np.frombuffer(self._blocks.read(scores_len))
             frames = np.frombuffer(self._blocks.read(4 * num_frames * num_kept), np.float32).reshape(-1, num_kept)
-            # A path takes at most a token per frame: earlier ones do not matter.
+            # A path takes at most one token per frame, so earlier tokens do not matter.
             first, last = max(state // 2 - num_frames, 0), min(state // 2 + 1, num_tokens)
             blanks, ends = scores[first : last + 1].copy(), scores[num_tokens + 1 :][first:last].copy()
             columns, skip = self._columns[first:last], self._skip[first:last].copy()
@@ -143,7 +143,7 @@ class Aligner:
 
 
 def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int = 0) -> list[AlignedToken] | None:
-    """The alignment of `tokens` with log-probabilities [time, vocab]; see `Aligner` for the rest."""
+    """Align `tokens` with log-probabilities [time, vocab]; see `Aligner` for the rest."""
     aligner = Aligner(tokens, log_probs.shape[1], blank)
     aligner.advance(log_probs)
     return aligner.finish()
@@ -152,17 +152,17 @@ def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int 
 def find_cut(
     vocabulary: Vocabulary, tokens: Sequence[int], log_probs: npt.NDArray[np.float32], blank: int = 0
 ) -> int | None:
-    """Where to cut an utterance that continues: in the longest pause between two words in its second half.
+    """Find where to cut an utterance that continues: in the longest pause between two words of its second half.
 
     Args:
         vocabulary: groups tokens into words.
-        tokens: the tokens recognised so far.
+        tokens: tokens recognised so far.
         log_probs: [time, vocab] of the utterance.
         blank: id of the blank token.
 
     Returns:
-        Number of frames before the cut, which splits no word of the most probable alignment; None if there are not two
-        words to cut between.
+        Number of frames before the cut, which splits no word of the most probable alignment. None if there are fewer
+        than two words.
     """
     words = vocabulary.words(tokens)
     aligned = align(log_probs, tokens, blank)
@@ -184,11 +184,12 @@ def _viterbi(
     skip: npt.NDArray[np.float64],
     steps: npt.NDArray[np.int8] | None = None,
 ) -> None:
-    """Advance scores of paths over `frames` [time, kept], in place; `columns` are those of the tokens.
+    """Advance scores of paths over `frames` [time, kept], in place. `columns` are the columns of the tokens.
 
-    Paths end in the blank before each token or after the last (`blanks`), or in a token (`ends`), which may follow the
-    one before it without a blank where `skip` is 0, not -inf. `steps` [time, 2 * tokens + 1] gets the number of states,
-    which are blank, token, blank, ..., by which the best path to each advances in each frame.
+    `blanks` are scores of paths that end in the blank before each token or after the last one. `ends` are scores of
+    those that end in a token. Where `skip` is 0, not -inf, a token may follow the one before it without a blank. States
+    are blank, token, blank, .... `steps` [time, 2 * tokens + 1] gets the number of states by which the best path to
+    each state advances.
     """
     before = np.full(len(ends), -np.inf)
     for number, frame in enumerate(frames):

@@ -1,12 +1,16 @@
-"""What later frames cannot change: the tokens with which each hypothesis begins that may still become the best.
+"""Commitment: finds the tokens that no later frame can change.
 
-In clear speech a beam fills with variants of words long past: its hypotheses have hardly a token in common, but most of
-them are already beaten. One prefix *beats* another if both have the same last token and the same states of language
-model and hotwords, and if its alignments are more probable, those that end in blank and those that do not, with what
-the search adds for the prefix. Whatever follows adds the same to both: the first stays ahead, and in the beam, as long
-as the other is there. If the beam also has a prefix with which the beaten one begins, that passes on alignments: it has
-to be beaten in the same way, by the prefix that lacks the same last tokens. So a hypothesis will never be the best once
-it is beaten, and all hypotheses that are not beaten begin with the tokens that are settled.
+These are the tokens that all hypotheses share that may still become the best. In clear speech, a beam fills with
+variants of past words: its hypotheses share hardly any tokens, but most of them are already beaten.
+
+A prefix *beats* another one under three conditions. Both have the same last token. Both have the same states of
+language model and hotwords. Its alignments, those that end in blank and the others, are more probable, including the
+prefix's `extra`. Later frames add the same to both, so the first stays ahead, and in the beam, as long as the other one
+is there.
+
+If the beam also contains a shorter prefix of the beaten one, that passes on alignments. It must be beaten in the same
+way, by the winner without the same last tokens. A beaten hypothesis will never be the best, so the tokens that all
+others share are settled.
 """
 
 from __future__ import annotations
@@ -18,11 +22,11 @@ from operator import itemgetter
 from u2moe.runtime.decoding.beam_search import Beam, BeamSearch, Prefix
 
 _ROUNDING = 1e-6
-"""How much better the winner must be: far more than rounding errors add up to."""
+"""How much better the winner must be: far more than accumulated rounding errors."""
 
 
 class Commitment:
-    """The committed tokens of a beam search, with which its best hypothesis begins from now on."""
+    """The committed tokens of a beam search: the best hypothesis begins with them from now on."""
 
     def __init__(self, search: BeamSearch) -> None:
         self._search = search
@@ -34,21 +38,21 @@ class Commitment:
         return self._last.depth
 
     def holds_for(self, prefix: Prefix) -> bool:
-        """Whether a prefix of this search begins with the committed tokens."""
+        """Return whether a prefix of this search begins with the committed tokens."""
         return prefix.ancestor(self._last.depth) is self._last
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Commit further tokens, of those that are settled."""
+        """Commit further settled tokens."""
         self._last = self._search.extension(self._last, tokens) or self._last
 
     def next_peak(self) -> float:
-        """The earliest frame at which any token peaks that may follow the committed ones; infinite without any."""
+        """Return the earliest frame at which a token may peak after the committed ones; infinite if there is none."""
         return min((beam.earliest_peak(self.num_tokens) for beam in self._live()), default=math.inf)
 
     def num_settled(self, tokens: Sequence[int], word_starts: bytes) -> float:
-        """How many of the tokens that follow the committed ones in the best hypothesis can be committed, too.
+        """Return how many tokens of the best hypothesis after the committed ones can also be committed.
 
-        And a half if a word begins after them, whichever token follows.
+        The number ends in .5 if a word begins after them, whichever token follows.
         """
         live = sorted(self._shared(tokens, word_starts), key=itemgetter(0))
         beams = {beam.prefix: beam for beam in self._search.beams}
@@ -66,7 +70,7 @@ class Commitment:
         return settled
 
     def _shared(self, tokens: Sequence[int], word_starts: bytes) -> Iterator[tuple[float, Beam]]:
-        """How many of these tokens, see `num_settled`, each hypothesis has that begins with the committed ones."""
+        """For each hypothesis that begins with the committed tokens, yield how many of these tokens it shares."""
         base, node = self._last.depth, self._last
         numbers = {node: 0}
         for number, token in enumerate(tokens, start=1):
@@ -87,7 +91,7 @@ class Commitment:
         return [beam for beam in self._search.beams if self.holds_for(beam.prefix)]
 
     def _beats(self, rival: Beam, line: Sequence[Beam], beams: Mapping[Prefix, Beam]) -> bool:
-        """Whether a beam beats the first of some prefixes, each an extension of the one before, and so on."""
+        """Return whether a beam beats the first of some prefixes, its extension the second, and so on."""
         better: Prefix | None = rival.prefix
         depth = line[0].prefix.depth
         for beam in line:
@@ -100,7 +104,7 @@ class Commitment:
 
 
 def _line(prefix: Prefix, beams: Mapping[Prefix, Beam], least_depth: int) -> Iterator[Beam]:
-    """The beams of a prefix and of the prefixes with which it begins, the longest first."""
+    """Yield the beams of a prefix and of its shorter prefixes, longest first."""
     node: Prefix | None = prefix
     while node is not None and node.depth >= least_depth:
         if node in beams:
@@ -109,7 +113,7 @@ def _line(prefix: Prefix, beams: Mapping[Prefix, Beam], least_depth: int) -> Ite
 
 
 def _have_same_future(one: Prefix, other: Prefix) -> bool:
-    """Whether the scores of further tokens are the same after both."""
+    """Return whether further tokens get the same scores after both prefixes."""
     mine, theirs = one.language, other.language
     if one.token != other.token or one.state != other.state or one.phrase is not other.phrase:
         return False

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from u2moe.runtime.bundle.manifest import Calibration
 
 _SMALLEST = 1e-6
-"""Confidences are clipped to this distance from 0 and 1, so that their odds are finite."""
+"""Confidences are clipped to this distance from 0 and 1 to keep their odds finite."""
 
 
 def word_confidence(probabilities: Sequence[float], calibration: Calibration | None) -> float:
-    """Confidence of a word, given the probabilities of its tokens: the smallest of them, calibrated (Platt scaling).
+    """Return the confidence of a word: the lowest probability of its tokens, calibrated by Platt scaling.
 
-    A word is correct only if all its tokens are. On real recordings the minimum separated correct from incorrect words
-    better than the usual geometric mean. The calibration scales and shifts its log-odds to the expected share of
-    correct words.
+    A word is correct only if all its tokens are. On real recordings, the minimum separated correct from incorrect words
+    better than the usual geometric mean. The calibration scales and shifts the log-odds, to match the share of correct
+    words.
     """
     confidence = min(probabilities)
     if calibration is None:

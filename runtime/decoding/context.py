@@ -1,13 +1,11 @@
-"""Hotwords: phrases that a search prefers, as an Aho-Corasick automaton over text. Independent of acoustics.
+"""Hotwords: phrases that a search prefers, as an Aho-Corasick automaton over text.
 
-The automaton reads characters, and a token advances it by the characters of its symbol. A phrase is therefore found
-in any tokenization (▁CAT, ▁C AT or ▁ C A T), although a bundle does not say how its training text was tokenized, and
-its bonus depends only on the text. Transitions are cached by state and token, so that a search needs one look-up for
-each.
+The automaton reads characters; a token advances it by the characters of its symbol. It therefore finds a phrase in any
+tokenization (▁CAT, ▁C AT or ▁ C A T). A bundle does not state how its training text was tokenized. The bonus
+depends only on the text. Transitions are cached by state and token, so a search needs one look-up for each.
 
-Text and phrases are read as words with a boundary on either side ("▁NEW▁YORK▁"): CAT is not found in CATS or in
-BOBCAT. Each character of a script without spaces, and of Korean, whose words have endings, counts as a word and is
-therefore found anywhere.
+Text and phrases are words with boundaries on both sides ("▁NEW▁YORK▁"): CAT is not found in CATS or BOBCAT. In scripts
+without spaces, and in Korean, whose words have endings, each character counts as a word and is found anywhere.
 """
 
 from __future__ import annotations
@@ -20,45 +18,45 @@ from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, is_syllabic
 from u2moe.runtime.validation import checked_number
 
 Hotwords = Iterable[str | tuple[str, float]] | Mapping[str, float]
-"""Phrases, each alone or with its weight; or a mapping from phrases to weights."""
+"""Phrases with or without weights, or a mapping from phrases to weights."""
 
 DEFAULT_WEIGHT = 1.5
-"""Bonus per token, as a log-probability, of a hotword without a weight."""
+"""Bonus per token of a hotword without a weight, as a log-probability."""
 MOST_WEIGHT = 100.0
-"""A token of a phrase with this weight beats any other token that is not impossible."""
+"""Largest weight: a token of such a phrase beats any other possible token."""
 LONGEST_PHRASE = 200
-"""Characters of a phrase: memory and time grow with them."""
+"""Longest phrase in characters, which bounds memory and time."""
 
 _MAX_MOVES = 1 << 18
 _ROUNDING = 1e-6
-"""Far more than the order of additions can change."""
+"""Far more than a different order of additions can change."""
 
 
 class ContextGraph:
     """The bonus that hotwords add to the score of a hypothesis.
 
     A finished hypothesis earns the bonus of a phrase for every occurrence in its words, and nothing for incomplete
-    phrases. While it grows, it also holds `partial`: a share of the bonus of the phrase that it may be about to
-    complete, in proportion to the characters matched so far. That share is recomputed for each state, so a match that
-    breaks off loses it again.
+    phrases. A growing hypothesis also has a `partial` bonus: a share for the phrase that it may be about to complete,
+    in proportion to the characters matched so far. The share is recomputed for each state, so it is lost if the match
+    ends.
 
-    The bonus of a phrase is its weight times the number of tokens in its shortest tokenization, so that weights are
-    comparable with those of WeNet (context score) and sherpa-onnx (hotwords score).
+    The bonus of a phrase is its weight times the number of tokens in its shortest tokenization. Weights are therefore
+    comparable with WeNet's context score and sherpa-onnx's hotwords score.
 
     Attributes:
         start: state of an empty hypothesis.
-        hotwords: the phrases, with their weights.
-        symbols: symbols of the vocabulary for which it was made.
-        most_gain: upper bound of what a token adds to the bonus of a growing hypothesis, its share included.
+        hotwords: the phrases and their weights.
+        symbols: symbols of the vocabulary.
+        most_gain: upper bound of what a token adds to the bonus of a growing hypothesis, including its share.
 
     Args:
-        hotwords: phrases, each alone or with a weight above 0 and at most 100. If a phrase is given twice, the larger
-            weight counts.
+        hotwords: phrases, with or without a weight above 0 and at most 100. If a phrase occurs twice, the larger weight
+            counts.
         vocabulary: vocabulary of the model.
 
     Raises:
-        ValueError: no hotwords, an empty one, a weight out of range, or a character that the vocabulary does not have
-            in either case.
+        ValueError: the list is empty, a hotword is empty, a weight is out of range, or the vocabulary lacks a character
+            in both cases.
     """
 
     def __init__(self, hotwords: Hotwords, vocabulary: Vocabulary) -> None:
@@ -78,7 +76,7 @@ class ContextGraph:
             for following in arcs.values()
         )
         self.most_gain = step * max(map(len, self._spellings)) + _ROUNDING
-        # Phrases begin with a boundary: only after one is the state the node of that boundary, or a deeper one.
+        # Phrases begin with a boundary. Only after a boundary is the state its node, or a deeper one.
         self.start = self._next[0][WORD_BOUNDARY]
         self._after_boundary = [False] * len(self._next)
         for arcs in self._next:
@@ -87,7 +85,7 @@ class ContextGraph:
         self._moves: dict[tuple[int, int], tuple[int, float]] = {}
 
     def advance(self, state: int, token: int) -> tuple[int, float]:
-        """State after `token`, and the bonus of the phrases that it completes."""
+        """Return the state after `token`, and the bonus of the phrases that it completes."""
         move = self._moves.get((state, token))
         if move is None:
             move = self._read(state, self._spellings[token])
@@ -97,15 +95,15 @@ class ContextGraph:
         return move
 
     def partial(self, state: int) -> float:
-        """The share of a bonus that a growing hypothesis holds in `state`, and loses if the phrase is not completed."""
+        """Return the share of a bonus in `state`, which is lost if the phrase is not completed."""
         return self._partial[state]
 
     def finish(self, state: int) -> float:
-        """The bonus of the phrases that are completed by ending in `state`."""
+        """Return the bonus of the phrases that are completed at the end of a hypothesis in `state`."""
         return self._read(state, WORD_BOUNDARY)[1]
 
     def score(self, tokens: Sequence[int]) -> float:
-        """The bonus of a finished hypothesis."""
+        """Return the bonus of a finished hypothesis."""
         state, total = self.start, 0.0
         for token in tokens:
             state, bonus = self.advance(state, token)
@@ -147,7 +145,7 @@ class ContextGraph:
         self._output[self._grow(state, WORD_BOUNDARY)] = bonus
 
     def _link(self) -> list[int]:
-        """Failure links: for each state, the longest proper suffix that begins a phrase.
+        """Compute failure links: for each state, the longest proper suffix that begins a phrase.
 
         Each state also inherits the bonuses that its suffixes complete, and their partial share if it is larger.
         """
@@ -167,7 +165,7 @@ class ContextGraph:
 
 
 def writable(phrases: Iterable[str], vocabulary: Vocabulary) -> list[str]:
-    """Those of some phrases that a vocabulary can write."""
+    """Return the phrases that a vocabulary can write."""
     spelling = Spelling(vocabulary)
 
     def can_write(phrase: str) -> bool:
@@ -180,7 +178,7 @@ def writable(phrases: Iterable[str], vocabulary: Vocabulary) -> list[str]:
 
 
 def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
-    """Hotwords from lines of "phrase" or "phrase :weight", as in sherpa-onnx; skips "# ..." and empty lines.
+    """Parse lines of "phrase" or "phrase :weight", as in sherpa-onnx; comments ("# ...") and empty lines are skipped.
 
     Raises:
         ValueError: a weight is not a number; the message names the line.
@@ -202,9 +200,9 @@ def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
 
 
 def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
-    """Phrases with their validated weights."""
+    """Yield phrases with their validated weights."""
     if isinstance(hotwords, str | bytes) or not isinstance(hotwords, Iterable):
-        raise ValueError(  # noqa: TRY004 - wrong options are all one error
+        raise ValueError(  # noqa: TRY004 - all wrong options raise ValueError
             f"hotwords must be a list of phrases, or a mapping from phrases to weights, got {hotwords!r}"
         )
     for hotword in hotwords.items() if isinstance(hotwords, Mapping) else hotwords:
@@ -218,7 +216,7 @@ def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
 
 
 def _bonuses(hotwords: Iterable[tuple[str, float]], vocabulary: Vocabulary) -> dict[tuple[str, ...], float]:
-    """Bonus of each phrase, given as its words in the characters of the vocabulary."""
+    """Return the bonus of each phrase, which is a tuple of its words in the characters of the vocabulary."""
     spelling = Spelling(vocabulary)
     bonuses: dict[tuple[str, ...], float] = {}
     for phrase, weight in hotwords:
@@ -230,7 +228,7 @@ def _bonuses(hotwords: Iterable[tuple[str, float]], vocabulary: Vocabulary) -> d
 
 
 def _words(phrase: str, spelling: Spelling) -> tuple[str, ...]:
-    """Words of a phrase, in the letter case of the vocabulary."""
+    """Return the words of a phrase, in the letter case of the vocabulary."""
     words = with_boundaries(phrase, is_syllabic).replace(WORD_BOUNDARY, " ").split()
     if not words:
         raise ValueError(f"hotword {phrase!r} is empty")

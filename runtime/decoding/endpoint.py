@@ -1,6 +1,6 @@
 """Endpoint detection: Kaldi's rules on the blanks of the CTC head and, with full context, pauses in the audio.
 
-Pure arithmetic on frames. If an utterance is ended within speech, `alignment.find_cut` decides where to cut it.
+If an utterance ends within speech, `alignment.find_cut` decides where to cut it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from u2moe.runtime.decoding.pauses import first_pause
 from u2moe.runtime.options import SHORTEST_PAUSE_S, EndpointConfig
 
 SILENCE_LOG_PROB = math.log(0.8)
-"""A frame is silence where blank is more probable than this, as in WeNet."""
+"""A frame is silent if blank is more probable than this, as in WeNet."""
 PAUSE = 0
-"""Used instead of a rule number: a pause in the audio."""
+"""Rule number of a pause in the audio."""
 
 _SILENT_BEFORE_CUT_S = 0.12
 """A pause with a token this close before its middle is quiet speech."""
 _EARLY, _LATE = 0.5, 1.5
-"""Factors of the silence of rule 2 where a sentence is likely to have ended, and where it is not."""
+"""Factors of the silence of rule 2, if a sentence is likely to have ended and if not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class Endpoint:
     """The end of an utterance.
 
     Attributes:
-        num_frames: how many of the frames just given belong to the utterance.
+        num_frames: number of the frames just passed that belong to the utterance.
         rule: number of the rule that fired (the lowest if several did), or `PAUSE`.
-        trailing_silence: frames of silence at its end.
+        trailing_silence: number of silent frames at the end.
     """
 
     num_frames: int
@@ -44,26 +44,26 @@ class Endpoint:
     trailing_silence: int
 
     def is_within_speech(self, frame_s: float) -> bool:
-        """Whether there is so little silence before it that it may split a word."""
+        """Return whether the silence before the endpoint is so short that it may split a word."""
         return self.trailing_silence * frame_s < SHORTEST_PAUSE_S
 
 
 class Endpointer:
-    """Finds the first frame at which a rule fires, for any split of the frames.
+    """Finds the first frame at which a rule fires. The split of frames into calls does not matter.
 
-    With `EndpointConfig.turn`, whether a sentence has ended is asked once in each silence, when it is long enough for
-    an early end. All hypotheses of the first pass are asked: only those that agree say it clearly.
+    With `EndpointConfig.turn`, it checks once in each silence whether a sentence has ended, when the silence is long
+    enough for an early end. All hypotheses of the first pass are used, since the result is clear only if they agree.
     """
 
     def __init__(self, config: EndpointConfig, frame_s: float, blank: int = 0, fusion: Fusion | None = None) -> None:
-        """Start an utterance with frames `frame_s` seconds apart; the language model is for `EndpointConfig.turn`."""
+        """Start an utterance with frames `frame_s` seconds apart. `fusion` is used for `EndpointConfig.turn`."""
         self._blank = blank
         self._fusion = fusion if config.turn and fusion and fusion.ngrams.end is not None else None
         self._turn = config.turn or 1.0
 
-        # Seconds as whole frames: 1.2 s of 40 ms is 30 frames although 30 * 0.04 < 1.2 in floating point.
+        # Whole frames: 1.2 s are 30 frames of 40 ms, although 30 * 0.04 < 1.2 in floating point.
         def in_frames(factor: float) -> list[tuple[int, bool, int, int]]:
-            """The rules, with the silence of rule 2 times `factor`."""
+            """Return the rules, with the silence of rule 2 times `factor`."""
             return [
                 (number, rule.must_contain_nonsilence,
                  _frames(rule.min_trailing_silence * (factor if number == 2 else 1), frame_s),
@@ -90,11 +90,11 @@ class Endpointer:
     def advance(
         self, log_probs: npt.NDArray[np.float32], search_to: Callable[[int], Sequence[Hypothesis]] | None = None
     ) -> Endpoint | None:
-        """Continue through log-probabilities [time, vocab]; None while no rule fires.
+        """Continue through log-probabilities [time, vocab]; return None until a rule fires.
 
         When a rule fires, the utterance has ended: call `reset`, and pass the frames after `Endpoint.num_frames` again.
-        For `EndpointConfig.turn`, `search_to` gives the hypotheses after some of these frames; their number rises from
-        call to call.
+        For `EndpointConfig.turn`, `search_to` returns the hypotheses after the first n of these frames; n increases
+        from call to call.
         """
         for index, silent in enumerate((log_probs[:, self._blank] > SILENCE_LOG_PROB).tolist(), start=1):
             self._num_frames += 1
@@ -116,7 +116,7 @@ class Endpointer:
 
 
 def end_probability(hypotheses: Sequence[Hypothesis], fusion: Fusion) -> float:
-    """The language model's probability that a sentence ends here, over hypotheses of a beam, best first."""
+    """Return the language model's probability that a sentence ends here, over hypotheses of a beam, best first."""
     shares = [math.exp(each.score - hypotheses[0].score) for each in hypotheses]
     ends = (share * fusion.end_probability(each.tokens) for share, each in zip(shares, hypotheses, strict=True))
     return sum(ends) / sum(shares)
@@ -125,16 +125,16 @@ def end_probability(hypotheses: Sequence[Hypothesis], fusion: Fusion) -> float:
 class PauseRule:
     """With full context, ends a window of a long recording, and the utterance, in the middle of its first pause.
 
-    This takes two steps, because the loudness of a window is known before it is encoded, but its tokens only
-    afterwards: `end_of_window` finds the pause, and `endpoint` confirms it unless the CTC head has found tokens there.
-    A recording that fits into one window is encoded as a whole, as in WeNet.
+    This takes two steps, since the loudness of a window is known before it is encoded, but its tokens only afterwards.
+    `end_of_window` finds the pause, and `endpoint` confirms it unless the CTC head has found tokens there. A recording
+    that fits into one window is encoded as a whole, as in WeNet.
     """
 
     def __init__(self, min_pause: float | None, frame_s: float, level_s: float) -> None:
         """Start a recording.
 
         Args:
-            min_pause: minimum seconds of a pause; None: do not end windows.
+            min_pause: minimum seconds of a pause; None: windows do not end at pauses.
             frame_s: seconds per encoder frame.
             level_s: seconds per loudness frame.
         """
@@ -146,13 +146,13 @@ class PauseRule:
         self._pause_len = 0  # encoder frames of the pause in which the last window ends, if any
 
     def end_of_window(self, levels: npt.NDArray[np.float32], start: int, *, is_full: bool, is_last: bool) -> int | None:
-        """Encoder frames of a window up to the middle of its first pause; None: use the whole window.
+        """Return the encoder frames of a window up to the middle of its first pause; None: use the whole window.
 
         Args:
-            levels: loudness of its feature frames [frames].
-            start: encoder frame of the recording at which it begins.
-            is_full: whether it has the maximum length.
-            is_last: whether the recording ends with it.
+            levels: loudness of the feature frames [frames].
+            start: encoder frame of the recording at which the window begins.
+            is_full: whether the window has the maximum length.
+            is_last: whether the recording ends with the window.
         """
         self._pause_len = 0
         self._is_long |= is_full
@@ -165,10 +165,10 @@ class PauseRule:
         return int(sum(pause) / 2 / self._frame_s)
 
     def endpoint(self, num_frames: int, trailing_silence: int) -> Endpoint | None:
-        """The end of the utterance, if the window ends in a pause that is also silent for the CTC head.
+        """Return the end of the utterance, if the window ends in a pause that is also silent for the CTC head.
 
         Args:
-            num_frames: encoder frames of the recording so far.
+            num_frames: number of encoder frames of the recording so far.
             trailing_silence: number of final frames in which blank is probable.
         """
         pause_len, self._pause_len = self._pause_len, 0
@@ -181,4 +181,4 @@ class PauseRule:
 
 
 def _frames(seconds: float, frame_s: float) -> int:
-    return math.ceil(min(round(seconds / frame_s, 6), sys.maxsize))  # what overflows is never reached
+    return math.ceil(min(round(seconds / frame_s, 6), sys.maxsize))  # infinite silence is never reached

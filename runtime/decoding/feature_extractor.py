@@ -1,4 +1,4 @@
-"""From the samples of a stream to windows of features and their loudness. Runs no model."""
+"""From the samples of a stream to windows of features and their loudness."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from u2moe.runtime.model.features import FeatureStream
 class FeatureExtractor:
     """Turns samples into windows of features for chunks of `chunk_size` encoder frames; None: a single window.
 
-    With `knows_last`, whether a window is the last is known when it is taken; see `Windows`.
-
-    `padding_s` seconds of silence may be added before and after the samples; see `Padding`.
+    With `knows_last`, it is known whether a window is the last when it is taken; see `Windows`. Up to `padding_s`
+    seconds of silence are added before and after the samples; see `Padding`.
 
     Attributes:
-        num_samples: samples received, at the model's rate, without that silence.
+        num_samples: number of samples received, at the model's rate, without that silence.
         is_finished: whether the input is finished.
         window: features [frames, mel] of the last window taken.
     """
@@ -46,11 +45,11 @@ class FeatureExtractor:
         self._levels_start = 0
 
     def accept(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
-        """Append samples, float32 [n]. The first rate applies to all.
+        """Append samples, float32 [n]. The sample rate must stay the same.
 
         Raises:
             StreamError: the input is finished.
-            AudioError: an invalid rate, or a different one than before; nothing is appended.
+            AudioError: the rate is invalid or has changed; nothing is appended.
         """
         if self.is_finished:
             raise StreamError("the input of this stream is finished: reset it, or create another stream")
@@ -62,7 +61,7 @@ class FeatureExtractor:
         self._accept(self._resampler.accept(samples))
 
     def finish(self) -> None:
-        """Finish the input, so that the last window may be short.
+        """Finish the input; the last window may then be short.
 
         Raises:
             StreamError: the input is already finished.
@@ -82,12 +81,12 @@ class FeatureExtractor:
 
     @property
     def lead_s(self) -> float:
-        """Seconds of silence before the first sample, rounded to milliseconds as times of results are."""
+        """Seconds of silence before the first sample, rounded to milliseconds like times of results."""
         return (self._padding.num_before * 1000 + self._sample_rate // 2) // self._sample_rate / 1000
 
     @property
     def end_s(self) -> float:
-        """Seconds of the source so far, rounded down to whole milliseconds as times of results are."""
+        """Seconds of the source so far, rounded down to whole milliseconds."""
         return self.num_samples * 1000 // self._sample_rate / 1000
 
     @property
@@ -97,9 +96,9 @@ class FeatureExtractor:
 
     @property
     def missing_s(self) -> float:
-        """Seconds of audio missing for the next window. The resampler may hold back a little more.
+        """Seconds of audio missing for the next window. The resampler may need a little more.
 
-        May be an underestimate before the first frame, when it is unknown whether silence will be added.
+        May be too low before the first frame, when it is unknown whether silence will be added.
         """
         num_frames = self._windows.num_missing
         if num_frames <= self._features.num_ready:
@@ -123,7 +122,7 @@ class FeatureExtractor:
         return (len(self.window) - self._config.window) // self._config.subsampling_rate + 1
 
     def take_window(self) -> bool:
-        """Take the next window; False: there is none."""
+        """Take the next window; return False if there is none."""
         if not self.has_window:
             return False
         features = self._features.take(self._windows.num_missing)
@@ -136,7 +135,7 @@ class FeatureExtractor:
         return True
 
     def shorten_window(self, num_frames: int) -> None:
-        """End the last window after `num_frames` encoder frames: the next one begins with the rest of it."""
+        """End the last window after `num_frames` encoder frames. The next window begins with the rest of it."""
         rate = self._config.subsampling_rate
         self._windows.put_back(self.window[num_frames * rate : self._windows.stride])
         self.window = self.window[: self._config.num_features(num_frames)]
@@ -147,11 +146,11 @@ class FeatureExtractor:
         self._windows.put_back(self.window[(end - num_frames) * rate : end * rate])
 
     def levels(self, num_frames: int) -> npt.NDArray[np.float32]:
-        """Loudness of the first `num_frames` feature frames that have not been discarded."""
+        """Return the loudness of the first `num_frames` feature frames that have not been discarded."""
         return np.array(self._levels[:num_frames], np.float32)
 
     def forget(self, num_frames: int) -> None:
-        """Discard the loudness of everything before this encoder frame."""
+        """Discard the loudness of everything before an encoder frame."""
         start = num_frames * self._config.subsampling_rate
         del self._levels[: start - self._levels_start]
         self._levels_start = start

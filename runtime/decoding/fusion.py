@@ -1,7 +1,7 @@
-"""Shallow fusion: language model scores for hypotheses that grow token by token, with look-ahead inside words.
+"""Shallow fusion: language model scores for hypotheses that grow by tokens, with look-ahead inside words.
 
-A word is scored when it ends. Until then the hypothesis has the score of the best completion of its last word, which is
-an upper bound of the final score. Apart from the word bonus, which is added when a word begins, scores never rise; the
+A word is scored when it ends. Until then, the hypothesis has the score of the best completion of its last word, an
+upper bound of the final score. Scores never rise, except for the word bonus, which is added when a word begins. The
 search uses this to prune.
 """
 
@@ -25,11 +25,11 @@ _Value = TypeVar("_Value")
 _LAST = "\U0010ffff"
 _MAX_STATES = 1 << 17
 _SLACK = 1e-9
-"""Tolerance above the rounding errors of sums of scores."""
+"""Tolerance, larger than the rounding errors of sums of scores."""
 
 
 _NO_MOVES: dict[int, tuple[FusionState, float]] = {}
-"""Shared by states without cached moves; never written to."""
+"""Shared by states without cached moves. Never modified."""
 
 
 class FusionState:
@@ -38,9 +38,9 @@ class FusionState:
     Attributes:
         history: history before the current word, a node of the model.
         begun: letters of the current word so far; empty between words.
-        open: score of its best completion; 0 between words.
+        open: score of the best completion of the current word; 0 between words.
         moves: cache by token of the next state and the score of the words that the token ends.
-        ended: cache of the score of the current word if it ends here, and the next history.
+        ended: cache of the score of the current word if it ends here, and of the next history.
         losses: cache of `Fusion.losses`.
     """
 
@@ -58,23 +58,23 @@ class FusionState:
 class Fusion:
     """Scores the tokens of a vocabulary with a language model.
 
-    Caches a limited number of states. Thread-safe: a race computes a state twice.
+    Caches a limited number of states. Thread-safe: a race only computes a state twice.
 
     Attributes:
         start: state of an empty hypothesis.
-        gains: upper bound by token of what it adds to the score: the bonus of the words that it may begin.
+        gains: by token, an upper bound of what it adds to the score: the bonus of the words that it may begin.
         most_gain: the largest of `gains`.
         ends_word: by token, whether it ends the preceding word.
-        rescoring_weight: factor of its score in the second pass.
+        rescoring_weight: factor of the score in the second pass.
         ngrams: the model, with its words sorted by their spelling in the vocabulary.
         symbols: symbols of the vocabulary.
         numbers: weight, word bonus, score of unknown words, and rescoring weight.
-        is_by_token: whether it predicts tokens rather than words.
+        is_by_token: whether the model predicts tokens instead of words.
         classes: words by class.
     """
 
     def __init__(self, options: LanguageModelOptions, vocabulary: Vocabulary) -> None:
-        # Keeps no reference to the options: they are weak keys of the recogniser's cache.
+        # Keep no reference to the options: they are weak keys of the recogniser's cache.
         self._scale = options.weight * LN10
         self._word_bonus = options.word_bonus
         self._unknown_score = options.unknown_score / LN10
@@ -112,10 +112,10 @@ class Fusion:
         self.start = FusionState(self.ngrams.begin, "", 0.0)
 
     def check_words(self, source: str) -> None:
-        """Check that the model can ever score a hypothesis higher than unknown words.
+        """Check that the model can score any hypothesis higher than unknown words.
 
         Raises:
-            LanguageModelError: the vocabulary has none of its words, or can spell none; begins with `source`.
+            LanguageModelError: the vocabulary can spell none of its words; the message begins with `source`.
         """
         letters = set("".join(self._spellings))
         names = self.ngrams.words
@@ -125,24 +125,24 @@ class Fusion:
             raise LanguageModelError(f"{source}: found words such as {names[:3]}, expected {expected}")
 
     def advance(self, state: FusionState, token: int) -> tuple[FusionState, float]:
-        """State after `token`, and the score of the words that it ends."""
+        """Return the state after `token`, and the score of the words that it ends."""
         move = state.moves.get(token)
         if move is None:
             move = self._read_token(state, token) if self._by_token else self._read(state, self._spellings[token])
-            if state.moves is _NO_MOVES:  # as most states have
+            if state.moves is _NO_MOVES:  # most states share it
                 state.moves = {}
             state.moves[token] = move
         return move
 
     def finish(self, state: FusionState) -> float:
-        """The score of the last word, and of the end of the sentence, for a hypothesis that ends in `state`."""
+        """Return the score of the last word and the end of the sentence, for a hypothesis that ends in `state`."""
         state, score = self._read(state, WORD_BOUNDARY)
         if self.ngrams.end is not None:
             score += self._scale * self.ngrams.step(state.history, self.ngrams.end)[0]
         return score
 
     def end_probability(self, tokens: Sequence[int]) -> float:
-        """The probability that a sentence ends after these tokens; 0 if the model knows no ends."""
+        """Return the probability that a sentence ends after these tokens; 0 if the model has no sentence ends."""
         state = self.start
         for token in tokens:
             state, _ = self.advance(state, token)
@@ -150,7 +150,7 @@ class Fusion:
         return 0.0 if self.ngrams.end is None else math.pow(10, self.ngrams.step(state.history, self.ngrams.end)[0])
 
     def score(self, tokens: Sequence[int]) -> float:
-        """The score of a finished hypothesis; 0 for an empty one."""
+        """Return the score of a finished hypothesis; 0 for an empty one."""
         state, total = self.start, 0.0
         for token in tokens:
             state, score = self.advance(state, token)
@@ -169,11 +169,11 @@ class Fusion:
         return self._state(history, begun), score
 
     def losses(self, state: FusionState | None) -> tuple[float, float, float]:
-        """Upper bounds of what the next token adds to the score.
+        """Return upper bounds of what the next token adds to the score.
 
-        The first two, at most 0, are added to its `gains`: for tokens that continue the current word, and so begin one
-        word less, and for tokens that end it (`ends_word`), which replaces the score of its best completion by its own.
-        The third is for any token, with its gain.
+        The first two, at most 0, are added to its `gains`. The first is for tokens that continue the current word, and
+        so begin one word less. The second is for tokens that end it (`ends_word`): the score of its best completion is
+        replaced by its own. The third is for any token, including its gain.
         """
         if state is None:
             return 0.0, 0.0, self.most_gain
@@ -184,7 +184,7 @@ class Fusion:
         return state.losses
 
     def _ended(self, state: FusionState) -> tuple[float, int]:
-        """The score of the current word if it ends here, and the next history."""
+        """Return the score of the current word if it ends here, and the next history."""
         if state.ended is None:
             state.ended = self._word(state.history, state.begun)
         return state.ended
@@ -202,7 +202,7 @@ class Fusion:
         if state is None:
             if len(self._states) >= _MAX_STATES:
                 states, self._states = self._states, {}
-                for old in states.values():  # those in use stay valid, but keep no others alive
+                for old in states.values():  # states in use stay valid, but keep no others alive
                     old.moves = _NO_MOVES
                 self.start.moves = _NO_MOVES
             state = FusionState(history, begun, self._open(history, beginning) if begun else 0.0)
@@ -210,7 +210,7 @@ class Fusion:
         return state
 
     def _open(self, history: int, beginning: _Beginning | None) -> float:
-        """An upper bound of the score of any word with this prefix."""
+        """Return an upper bound of the score of any word with this prefix."""
         best, _ = self._unknown(history)
         if beginning is not None:
             if beginning.low < beginning.high:
@@ -221,7 +221,7 @@ class Fusion:
         return self._scale * best + self._word_bonus
 
     def _word(self, history: int, spelled: str) -> tuple[float, int]:
-        """The score of a word, and the next history; of several words with this spelling, the most probable counts."""
+        """Return the score of a word, the most probable one with this spelling, and the next history."""
         beginning = self._beginning(spelled)
         if beginning is None or not beginning.words:
             score, after = self._unknown(history)
@@ -234,7 +234,7 @@ class Fusion:
         return self._scale * best + self._word_bonus, following
 
     def _unknown(self, history: int) -> tuple[float, int]:
-        """The log10 probability of an out-of-vocabulary word, and the next history."""
+        """Return the log10 probability of an out-of-vocabulary word, and the next history."""
         found = self._unknowns.get(history)
         if found is None:
             score, after = 0.0, 0
@@ -245,7 +245,7 @@ class Fusion:
         return found
 
     def _beginning(self, begun: str) -> _Beginning | None:
-        """The words of the model or of a class with this prefix; None: there are none."""
+        """Return the words of the model or of a class with this prefix; None: there are none."""
         with contextlib.suppress(KeyError):
             return self._beginnings[begun]
         low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
@@ -266,7 +266,7 @@ class _Beginning(NamedTuple):
     Attributes:
         low: id of the first word of the model.
         high: id after the last word of the model.
-        best_alone: the largest of their unigram probabilities.
+        best_alone: largest of their unigram log-probabilities.
         words: words that equal the prefix, with log10 of their share of the probability (0 for words of the model).
         entries: words of classes with the prefix.
     """
@@ -279,14 +279,14 @@ class _Beginning(NamedTuple):
 
 
 def _remember(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:
-    """Add to a cache, which is cleared when it is full."""
+    """Add to a cache, which is cleared when full."""
     if len(cache) >= _MAX_STATES:
         cache.clear()
     cache[key] = value
 
 
 def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, list[str]]:
-    """The model, with its words sorted by their spelling in the vocabulary, and these spellings."""
+    """Return the model with its words sorted by their spelling in the vocabulary, and these spellings."""
     num_spelled = sum(not is_special(word) for word in ngrams.words)
     spelled = [spell(word) for word in ngrams.words[:num_spelled]]
     if any(before > after for before, after in pairwise(spelled)) or any(map(is_special, ngrams.words[:num_spelled])):
@@ -296,7 +296,7 @@ def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, 
 
 
 def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
-    """A function that converts words to the letter case of the vocabulary, if it has a single one."""
+    """Return a function that converts words to the letter case of the vocabulary, if it has a single one."""
     letters = "".join(symbol for symbol in symbols if not is_special(symbol))
     if letters == letters.upper():
         return str.upper
@@ -304,5 +304,5 @@ def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
 
 
 def _num_starts(characters: str) -> int:
-    """Largest number of words that begin in these characters, which may or may not continue a word."""
+    """Return the largest number of words that begin in these characters, which may continue a word."""
     return sum(bool(part) for part in characters.split(WORD_BOUNDARY))

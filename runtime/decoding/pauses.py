@@ -1,4 +1,4 @@
-"""Times of tokens and words: spans around the peaks of CTC, and word boundaries moved to the pauses of the audio."""
+"""Times of tokens and words: spans around the peaks of CTC, and word boundaries moved to pauses in the audio."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.text.vocabulary import Word
 
 _LONGEST_TOKEN_S = 1.0
-"""Longest span of a token in seconds: it extends at most half of this from its peak."""
+"""Longest span of a token in seconds. It extends at most half of this from its peak."""
 _MIN_PAUSE_S = 0.08
-"""Shorter silences are the closures of stop consonants, within words."""
+"""Shortest pause in seconds. Shorter silences are stop consonants within words."""
 _POWER = 0.25
 _QUIETEST = 12.0
-"""Nats of energy (52 dB) below the loud parts; differences in level below this floor are ignored."""
+"""Floor of the level, in nats of energy (52 dB) below the loud parts."""
 _QUIET = 0.2
-"""Quiet means the lowest fifth of the range between the floor and the loud parts."""
+"""Quiet is the lowest fifth of the range between the floor and the loud parts."""
 _MIN_BEFORE_PAUSE_S = 0.2
-"""A recording is not cut in a pause that begins earlier than this: there is nothing before it."""
+"""A recording is not cut in a pause that begins earlier than this, in seconds."""
 
 Span = tuple[float, float]
 """Start and end in seconds."""
@@ -31,10 +31,10 @@ _start_of, _end_of = itemgetter(0), itemgetter(1)
 
 
 def loudness(features: npt.NDArray[np.float32], config: FeatureConfig) -> npt.NDArray[np.float32]:
-    """Loudness [frames] of features [frames, size], on the scale of log energy.
+    """Return the loudness [frames] of features [frames, size], on the scale of log energy.
 
-    As in Stevens' law of perceived loudness, it sums powers of the band energies, so that hum, which fills only a few
-    bands, counts less. Of MFCC, it is the mean of the log energies, which is what their first coefficient is.
+    As in Stevens' law of perceived loudness, it sums powers of the band energies. Hum, which fills few bands, counts
+    less. For MFCC it is the first coefficient, the mean of the log energies.
     """
     if config.num_ceps:
         return features[:, 0] / np.float32(math.sqrt(config.num_mel_bins))
@@ -44,7 +44,7 @@ def loudness(features: npt.NDArray[np.float32], config: FeatureConfig) -> npt.ND
 
 
 def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
-    """Quiet stretches of an utterance, in seconds from its first frame.
+    """Return the quiet stretches of an utterance, in seconds from its first frame.
 
     Args:
         levels: loudness [frames].
@@ -61,12 +61,12 @@ def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
 
 
 def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: float, after_s: float) -> Span | None:
-    """The first pause after some audio that lasts at least `min_pause_s` and has its middle after `after_s`.
+    """Return the first pause after some audio that has its middle after `after_s`, or None.
 
     Args:
         levels: loudness [frames].
         frame_s: seconds from one frame to the next.
-        min_pause_s: minimum length in seconds, counting only the part within the frames.
+        min_pause_s: minimum length of the pause in seconds, counting only the part within the frames.
         after_s: seconds from the first frame.
     """
     pauses = find_pauses(levels, frame_s)
@@ -75,10 +75,10 @@ def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: fl
 
 
 def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[Span]:
-    """Start and end of each token in seconds, from the encoder frames at which they peak.
+    """Return start and end of each token in seconds, from the encoder frames at which they peak.
 
-    As in WeNet's `gen_timestamps_from_peak`, tokens meet halfway between their peaks, but extend at most half a second
-    from their own peak, and stay within the audio.
+    As in WeNet's `gen_timestamps_from_peak`, tokens meet halfway between their peaks, extend at most half a second from
+    their own peak, and stay within the audio.
     """
     spans = []
     for index, time in enumerate(times):
@@ -99,15 +99,15 @@ def word_spans(
     start: int = 0,
     num_frames: int,
 ) -> list[Span]:
-    """Start and end of each word in seconds, rounded to milliseconds: as of its tokens, but at pauses where there are.
+    """Return start and end of each word in seconds, rounded to milliseconds: from its tokens, but moved to pauses.
 
     Args:
         words: tokens of each word.
         times: encoder frames at which the tokens peak.
         frame_s: seconds per encoder frame.
-        pauses: the pauses in order, on the clock of the result.
-        start: the frame from which `times` count, on that clock.
-        num_frames: frames from `start` to the end of the audio.
+        pauses: pauses in order, on the clock of the result.
+        start: frame from which `times` count, on that clock.
+        num_frames: number of frames from `start` to the end of the audio.
     """
     begin, spans = start * frame_s, token_spans(times, frame_s, num_frames * frame_s)
     meeting = [(begin + spans[word.begin][0], begin + spans[word.end - 1][1]) for word in words]
@@ -116,15 +116,15 @@ def word_spans(
 
 
 def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence[Span]) -> list[Span]:
-    """Move word boundaries to the pauses: words end where the longest pause between two peaks begins.
+    """Move word boundaries to pauses: a word ends where the longest pause between two peaks begins.
 
-    The next word begins where it ends. Boundaries stay as they are if there is no pause, or if it is so far from the
-    peak that there is other speech in between.
+    The next word begins where the pause ends. A boundary stays without a pause, or if the pause is so far from the
+    peak that there is other speech between them.
 
     Args:
         words: start and end of each word, in order.
         peaks: peaks of the first and last token of each word.
-        pauses: the pauses in order, on the same clock.
+        pauses: pauses in order, on the same clock.
     """
     starts, ends = [start for start, _ in words], [end for _, end in words]
     for place in range(len(words) + 1):
@@ -132,7 +132,7 @@ def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence
         after = peaks[place][0] if place < len(words) else np.inf
         earliest = starts[place - 1] if place else -np.inf
         latest = ends[place] if place < len(words) else np.inf
-        # A token may peak slightly before or after its word: within the pause itself.
+        # A token may peak slightly before or after its word, within the pause.
         near = pauses[bisect_left(pauses, before, key=_end_of) : bisect_right(pauses, after, key=_start_of)]
         between = [(start, end) for start, end in near if start > earliest and end < latest]
         if not between:

@@ -22,32 +22,32 @@ from u2moe.runtime.model.model import Model, batches_of
 from u2moe.runtime.result import Result
 
 MAX_BATCH = 32
-"""Largest encoder batch in chunks: a larger one saves no time but takes more memory."""
+"""Largest encoder batch in chunks. Larger ones save no time but take more memory."""
 _MAX_WHOLE = 8
 _MAX_WHOLE_FRAMES = 6000
-"""Largest batch of windows with full context, in windows and in feature frames (a minute of audio): attention needs
-memory quadratic in the length, and larger batches save no more time."""
+"""Largest batch of windows with full context, in windows and in feature frames (a minute of audio). The memory of
+attention is quadratic in the length, and larger batches save no more time."""
 _MOST_PADDING = 1.1
-"""Longest window of such a batch, in lengths of its shortest."""
+"""Longest window of such a batch, relative to its shortest."""
 
 Chunk = tuple["StreamState", npt.NDArray[np.float32]]
 """A stream and a window of its features [frames, mel]."""
 Ended = tuple["StreamState", "list[Hypothesis]"]
-"""A stream and the first-pass hypotheses of its current utterance, which has ended."""
+"""A stream, and the first-pass hypotheses of its current utterance, which has ended."""
 T = TypeVar("T", bound="tuple[StreamState, Any]")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concluded:
-    """An utterance that has ended, with or without words; encoder frames count from the start of the stream.
+    """An utterance that has ended, with or without words. Encoder frames count from the start of the stream.
 
     Attributes:
-        start: its first encoder frame.
-        num_frames: its number of encoder frames.
+        start: first encoder frame of the utterance.
+        num_frames: number of its encoder frames.
         window_start: first encoder frame of the last encoded window.
         window_len: number of feature frames of that window.
-        result: its final result.
+        result: the final result.
     """
 
     start: int
@@ -62,8 +62,8 @@ class Observer:
     """Hooks for measurements, called in the decoding thread.
 
     Attributes:
-        features: returns a context manager around the computation of features.
-        searching: returns a context manager around each part of the first pass: CTC search, hotwords and endpoints.
+        features: returns a context manager for the computation of features.
+        searching: returns a context manager for each part of the first pass: CTC search, hotwords and endpoints.
         concluded: called with each finished utterance before the next one begins.
     """
 
@@ -73,7 +73,7 @@ class Observer:
 
 
 class Pipeline:
-    """Decodes any number of streams of one bundle together. Holds no state of them."""
+    """Decodes any number of streams of one bundle together. Keeps no state of them."""
 
     def __init__(self, bundle: Bundle, model: Model, observer: Observer | None = None) -> None:
         self._model = model
@@ -104,7 +104,7 @@ class Pipeline:
             raise failure
 
     def _settle(self, streams: Sequence[StreamState]) -> None:
-        """Conclude finished utterances, and decide about those left open with full context."""
+        """Conclude finished utterances; with full context, decide about open ones."""
         while ended := [stream for stream in _working(streams) if stream.phase is Phase.SEARCHED]:
             for stream in ended:
                 endpoint = stream.utterance.endpoint
@@ -124,7 +124,7 @@ class Pipeline:
                 stream.begin_again()
 
     def _cut(self, stream: StreamState) -> None:
-        """End the current utterance between two of its words, if there are two, so that no word is cut."""
+        """End the current utterance between two of its words, if there are two."""
         log_probs = self._model.ctc(stream.utterance.encoder_out())
         best, _ = stream.utterance.heard(stream.utterance.hypotheses()[0])
         num_frames = find_cut(self._vocabulary, best.tokens, log_probs, self._model.config.blank)
@@ -132,7 +132,7 @@ class Pipeline:
             stream.cut(num_frames, log_probs)
 
     def _conclude(self, streams: Sequence[StreamState]) -> None:
-        """Give each current utterance, whose search is complete, its final result."""
+        """Compute the final result of each current utterance, whose search is complete."""
         ended: list[Ended] = []
         for stream in streams:
             with stream.failing(), self._observer.searching():
@@ -155,13 +155,13 @@ class Pipeline:
         return self._second_pass.results([stream for stream, _ in ended], [hypotheses for _, hypotheses in ended])
 
     def _search(self, chunks: Sequence[Chunk]) -> None:
-        """Run one chunk of each stream through the encoder, the CTC head and the first pass."""
+        """Run a chunk of each stream through the encoder, the CTC head and the first pass."""
         for (stream, _), (frames, row) in _apart(self._frames, chunks):
             with stream.failing(), self._observer.searching():
                 stream.advance(frames, row)
 
     def _frames(self, chunks: Sequence[Chunk]) -> list[tuple[Frames, CacheRow]]:
-        """Encoder frames and next caches of each stream."""
+        """Return the encoder frames and next caches of each stream."""
         output, caches, log_probs = self._encode(chunks)
         lens = [len(own) for own in output]
         if log_probs is None:
@@ -172,7 +172,7 @@ class Pipeline:
         return list(zip(frames, caches, strict=True))
 
     def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[Value], list[CacheRow], npt.NDArray[np.float32] | None]:
-        """Encoder output [time, dim] and next caches of each stream, from one call; see `Caches.log_probs`."""
+        """Return encoder output [time, dim] and next caches of each stream, from one call; see `Caches.log_probs`."""
         config, encoder, options = self._model.config, self._model.encoder, chunks[0][0].options
         lengths = np.array([len(window) for _, window in chunks])
         features = np.zeros((len(chunks), lengths.max(), chunks[0][1].shape[1]), np.float32)
@@ -191,7 +191,7 @@ class Pipeline:
 
 
 def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
-    """Batches of chunks that may share an encoder call: same chunk size and left context, limited in number."""
+    """Yield batches of chunks with the same chunk size and left context, limited in number."""
     groups: dict[tuple[int | None, int], list[Chunk]] = {}
     for stream, window in chunks:
         key = (stream.options.chunk_size, stream.options.num_left_chunks)
@@ -204,25 +204,25 @@ def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
 
 
 def _is_alike(batch: list[Chunk], longer: Chunk) -> bool:
-    """Whether a window with full context joins shorter ones, because padding them costs less than a call saves."""
+    """Return whether a window with full context joins shorter ones: padding them costs less than a call saves."""
     num_frames = len(longer[1])
     is_full = len(batch) == _MAX_WHOLE or (len(batch) + 1) * num_frames > _MAX_WHOLE_FRAMES
     return not is_full and num_frames <= _MOST_PADDING * len(batch[0][1])
 
 
 def _working(streams: Sequence[StreamState]) -> list[StreamState]:
-    """The streams that have not failed."""
+    """Return the streams that have not failed."""
     return [stream for stream in streams if stream.failure is None]
 
 
 def _apart(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> Iterator[tuple[T, R]]:
     """Yield each item with its result, computed together.
 
-    If that fails, bisects to find the items that cause the error, whose streams have then failed.
+    If that fails, bisect to find the items that cause the error. Their streams have then failed.
     """
     try:
         results = compute(items)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it concerns only some of them
+    except Exception as error:  # noqa: BLE001 - any error may concern only some items
         if len(items) == 1:
             items[0][0].failure = error
             return

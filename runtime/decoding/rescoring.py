@@ -4,15 +4,12 @@ This is WeNet's formula, with weights chosen at run time::
 
     score = (1 - reverse_weight) * left_to_right + reverse_weight * right_to_left + ctc_weight * ctc
 
-where the attention scores are sums of log-probabilities, including eos. WeNet's own tools default to ctc_weight 0 and
-reverse_weight 0 (Python `recognize.py`) or 0.5 and 0 (C++ runtime). Our defaults are those of the checkpoint's
-training, recorded in the bundle (0.3 and 0.3 in the U2++ recipes).
+The attention scores are sums of log-probabilities, including eos. WeNet's tools default to ctc_weight 0 and
+reverse_weight 0 (Python `recognize.py`), or 0.5 and 0 (C++ runtime). Our defaults are those of the checkpoint's
+training, as recorded in the bundle (0.3 and 0.3 in the U2++ recipes).
 
-The bonus of hotwords counts in full, regardless of ctc_weight: scaled down with the first pass, as in WeNet, a bonus
-that found a name would be too weak to keep it. (Half the bonus was tried: it finds 4 % fewer names and changes 75
-instead of 80 of 1124 texts without hotwords, most of which both passes prefer anyway once they have been found.)
-
-So does the score of a language model, times a factor of its own.
+The bonus of hotwords is not scaled by ctc_weight. If it were, as in WeNet, it could find a name in the first pass but
+would be too weak to keep it. The score of a language model has its own factor instead.
 """
 
 from __future__ import annotations
@@ -34,9 +31,9 @@ class Rescored:
     """A hypothesis after the second pass.
 
     Attributes:
-        hypothesis: the hypothesis of the first pass, with its score.
+        hypothesis: hypothesis of the first pass, with its score.
         score: combined score of both passes.
-        attention_score: score of the second pass alone, as the weighted sum of both directions.
+        attention_score: score of the second pass: the weighted sum of both directions.
         confidence: geometric mean of the probabilities of tokens and eos, between 0 and 1.
         token_confidences: decoder probability of each token, as in WeNet; the mean of both directions if reverse_weight
             is not 0.
@@ -61,7 +58,7 @@ def attention_rescoring(
     Args:
         hypotheses: results of the first pass, best first.
         scores: decoder scores of their tokens.
-        weights: of the first pass, the right-to-left decoder and the language model.
+        weights: weights of the first pass, the right-to-left decoder and the language model.
     """
     use_right = scores.right is not None and weights.reverse_weight > 0
     rescored = []
@@ -101,15 +98,15 @@ def attention_beam_search(
     length_penalty: float = 0.0,
     count_sos: bool = False,
 ) -> list[Hypothesis]:
-    """Beam search with only the left-to-right decoder, best first; there are no times without the CTC head.
+    """Run a beam search with only the left-to-right decoder, best first. Hypotheses have no times.
 
     Args:
-        next_log_probs: gives the log-probabilities [n, vocab] of the next token for n token sequences.
+        next_log_probs: returns the log-probabilities [n, vocab] of the next token for n token sequences.
         max_len: number of tokens after which the search stops; in WeNet, the number of encoder frames.
-        beam_size: sequences kept from step to step.
+        beam_size: number of sequences kept from step to step.
         eos: id of the token that ends a sequence.
-        length_penalty: scores are divided by length ** length_penalty; the length does not count eos. What has
-            no length comes last, with the score as it is.
+        length_penalty: scores are divided by length ** length_penalty. The length does not count eos. Sequences of
+            length 0 come last and keep their score.
         count_sos: whether the length includes sos; in WeNet it does if sos and eos are different tokens.
     """
     beams: list[tuple[float, list[int], bool]] = [(0.0, [], False)]

@@ -1,4 +1,4 @@
-"""Final results of utterances from the first-pass hypotheses: second pass, text, words and times."""
+"""Final results of utterances from first-pass hypotheses: second pass, text, words and times."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SecondPass:
         self._model = model
 
     def results(self, streams: Sequence[StreamState], hypotheses: Sequence[list[Hypothesis]]) -> list[Result]:
-        """The final result of the current utterance of each stream; those of similar length share a decoder call.
+        """Return the final result of each stream's utterance. Those of similar length share a decoder call.
 
         Args:
             streams: streams whose current utterance has ended.
@@ -58,7 +58,7 @@ class SecondPass:
         return [stream.presented(result) for stream, result in zip(streams, results, strict=True)]
 
     def _attention_search(self, encoder_out: Value, options: DefiniteOptions) -> list[Hypothesis]:
-        """Hypotheses of the decoder alone; the best one gets token times from the CTC head."""
+        """Return hypotheses of only the decoder; the best one gets token times from the CTC head."""
         config = self._model.config
         found = attention_beam_search(
             lambda tokens: self._model.token_scores(encoder_out, tokens).next,
@@ -79,7 +79,7 @@ class SecondPass:
     def _result(
         self, stream: StreamState, hypotheses: list[Hypothesis], rescored: list[Rescored] | None = None
     ) -> Result:
-        """Text, words and alternatives from hypotheses, best first, with their second-pass scores."""
+        """Return text, words and alternatives from hypotheses, best first, with their second-pass scores."""
         frame_s, utterance, vocabulary = stream.frame_s, stream.utterance, stream.vocabulary
         begin_s, end_s = utterance.start * frame_s, utterance.end * frame_s
         if not hypotheses:
@@ -97,7 +97,7 @@ class SecondPass:
         nbest: dict[str, Alternative] = {}
         for i, hypothesis in enumerate(hypotheses):
             text = vocabulary.text(hypothesis.tokens)
-            if text in nbest:  # the same text from other tokens, less probable
+            if text in nbest:  # the same text from less probable tokens
                 continue
             nbest[text] = Alternative(
                 text=text,
@@ -131,7 +131,7 @@ class SecondPass:
     def _words(
         self, stream: StreamState, words: list[Word], times: Sequence[int], probabilities: Sequence[float]
     ) -> list[WordResult]:
-        """Words of a hypothesis with times; boundaries are refined by the pauses between words."""
+        """Return the words of a hypothesis with times; boundaries are moved to the pauses between words."""
         utterance = stream.utterance
         spans = word_spans(
             words, times, stream.frame_s, stream.pauses(), start=utterance.start, num_frames=utterance.num_frames
@@ -150,7 +150,7 @@ class SecondPass:
 def _as_found(
     rescored: Rescored, found: Sequence[Hypothesis], heard: Sequence[tuple[Hypothesis, list[int]]]
 ) -> Rescored:
-    """The second pass of a hypothesis that was rescored as it was heard, see `Utterance.heard`."""
+    """Return the second pass of the original hypothesis from that of its heard version; see `Utterance.heard`."""
     place = next(place for place, (each, _) in enumerate(heard) if each is rescored.hypothesis)
     probabilities = rescored.token_probabilities
     least = np.minimum.reduceat(probabilities, heard[place][1]).tolist() if probabilities else []

@@ -1,4 +1,4 @@
-"""The state of a stream during recognition, behind the public `Stream`. Runs no graph; `pipeline` does."""
+"""The state of a stream during recognition, behind the public `Stream`. For running graphs see `pipeline`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from u2moe.runtime.text.vocabulary import Vocabulary
 from u2moe.runtime.text.written.formatter import formatter_of
 
 LONGEST_WINDOW_S = 30.0
-"""Maximum seconds encoded at once with full context, if utterances end by endpoints."""
+"""Maximum seconds encoded at once with full context, if there are endpoints."""
 
 
 class StreamState:
-    """What a stream received, its current utterance, the results of earlier ones, and the caches of the encoder.
+    """The audio of a stream, its current utterance, the results of earlier ones, and the caches of the encoder.
 
-    The current utterance goes through these phases (`Phase`), and the next one begins where it ends:
+    The current utterance passes through these phases (`Phase`), and the next one begins where it ends:
 
         RECEIVING  input                           -> WINDOWS
         WINDOWS    take_window, then advance       -> RECEIVING, WINDOWS, or SEARCHED at an endpoint or the last window
@@ -45,25 +45,24 @@ class StreamState:
     With full context, an utterance that may continue after its window is either cut and concluded, or restarted with
     the next window (`begin_again`).
 
-    One thread may feed (`input`) while another decodes (everything after `claim`) and a third requests
-    results.
+    One thread may feed audio (`input`), while another decodes (everything after `claim`) and a third requests results.
 
     Attributes:
-        lock: held while anything of it changes.
-        model: that it was created for.
-        options: definite options, see `Stream.options`; `chunk_size` None means full context.
+        lock: held while anything changes.
+        model: the model that it was created for.
+        options: definite options, see `Stream.options`. `chunk_size` None means full context.
         context: hotwords.
         fusion: language model.
-        grammar: of what may be said.
-        vocabulary: that of results.
-        weights: of the second pass.
+        grammar: grammar.
+        vocabulary: vocabulary of results.
+        weights: weights of the second pass.
         caches: caches of the encoder for the next chunk.
         extractor: the samples, as windows of features.
         utterance: the current utterance.
-        segments: final results that were not taken yet.
+        segments: final results that have not been taken yet.
         window_start: encoder frame at which the last window begins.
         frame_s: seconds per encoder frame.
-        failure: the error by which decoding has failed, and audio was lost, until `reset`; None: it has not.
+        failure: error that made decoding fail and lost audio, until `reset`; None: no failure.
     """
 
     def __init__(
@@ -95,10 +94,10 @@ class StreamState:
         self.reset()
 
     def reset(self) -> None:
-        """Discard everything and start a new source, after the work of a thread that is decoding this one.
+        """Discard everything and start a new source, after waiting for another thread that decodes this stream.
 
         Raises:
-            StreamError: it is this thread that is decoding.
+            StreamError: this thread is decoding the stream.
         """
         with self.lock:
             if self._decoder == threading.get_ident():
@@ -124,17 +123,17 @@ class StreamState:
             self.window_start = 0
             self._begin_utterance(0, 0)
 
-    # Called by programs, through a stream.
+    # Called by programs, through `Stream`.
 
     @contextlib.contextmanager
     def input(self) -> Iterator[FeatureExtractor]:
-        """What takes samples, unless decoding has failed; no other thread uses it meanwhile."""
+        """Yield the extractor for samples, locked for this thread; raise StreamError if decoding failed."""
         with self.lock:
             self._check()
             yield self.extractor
 
     def result(self, num_alternatives: int = 0) -> Result:
-        """The partial or final result of the current utterance; a partial one with alternatives of the first pass."""
+        """Return the partial or final result of the current utterance; a partial one with first-pass alternatives."""
         with self.lock:
             result = self.utterance.result(self.vocabulary, self.frame_s, self.model.manifest.calibration)
             if result.is_final:
@@ -148,13 +147,13 @@ class StreamState:
             return self.presented(dataclasses.replace(result, nbest=list(nbest.values())) if nbest else result)
 
     def presented(self, result: Result) -> Result:
-        """A result for programs: with times of the source, and written as `DefiniteOptions.text_format` has it."""
+        """Return a result for programs: with times of the source, and in the text format of the options."""
         if self._padding_s:
             result = without_padding(result, self.extractor.lead_s, self.extractor.end_s)
         return result if self._formatter is None else self._formatter.result(result, self.vocabulary)
 
     def take_segments(self) -> list[Result]:
-        """Final results of the utterances that ended since the last call, except those without words."""
+        """Return final results of the utterances that ended since the last call, except those without words."""
         with self.lock:
             segments, self.segments = self.segments, []
             return segments
@@ -175,9 +174,9 @@ class StreamState:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Claim the stream for a thread, because chunks must be in order.
+        """Claim the stream for a thread, since chunks must be decoded in order.
 
-        What ends the thread in the middle of its work, such as KeyboardInterrupt, loses audio: only `reset` helps.
+        An exception in the middle of the work, such as KeyboardInterrupt, loses audio; then only `reset` helps.
         """
         with self.lock:
             self._released.wait_for(lambda: self._decoder is not None or not self._num_resets)
@@ -199,14 +198,14 @@ class StreamState:
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """Work for this stream alone: an error becomes its `failure`, and others continue."""
+        """Turn an error in the block into this stream's `failure`; other streams continue."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - the work is lost, whatever the error is
+        except Exception as error:  # noqa: BLE001 - any error loses the work
             self.failure = error
 
     def take_window(self) -> npt.NDArray[np.float32] | None:
-        """Features [frames, mel] of the next chunk, or None. With full context it may end within a pause."""
+        """Return the features [frames, mel] of the next chunk, or None. With full context it may end within a pause."""
         with self.lock:
             extractor = self.extractor
             if not extractor.take_window():
@@ -230,7 +229,7 @@ class StreamState:
             self._advance(frames)
 
     def cut(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
-        """End the current utterance after `num_frames` frames, given the log-probabilities [time, vocab] of all."""
+        """End the current utterance after `num_frames` frames. `log_probs` [time, vocab] cover all its frames."""
         with self.lock:
             self.result()
             self.utterance.shorten(num_frames, log_probs)
@@ -254,7 +253,7 @@ class StreamState:
 
     @property
     def may_go_on(self) -> bool:
-        """Whether the current utterance has frames of a window with full context and may continue."""
+        """Whether the current utterance has frames of a window with full context, and may continue."""
         is_undecided = self.phase in (Phase.RECEIVING, Phase.WINDOWS)
         return self.options.chunk_size is None and self.utterance.num_frames > 0 and is_undecided
 
@@ -264,13 +263,13 @@ class StreamState:
         return 2 * self.utterance.num_frames > self.extractor.num_window_frames
 
     def begin_again(self) -> None:
-        """Discard the frames of the current utterance: the next window begins with them."""
+        """Discard the frames of the current utterance; the next window begins with them."""
         with self.lock:
             self.extractor.repeat_window(self.utterance.num_frames)
             self._begin_utterance(self.utterance.number, self.utterance.start)
 
     def pauses(self) -> list[tuple[float, float]]:
-        """Pauses in the current utterance, in seconds from the source's first frame."""
+        """Return the pauses in the current utterance, in seconds from the first frame of the source."""
         begin = self.utterance.start * self.frame_s
         with self.lock:
             levels = self.extractor.levels(self.utterance.num_frames * self.model.config.subsampling_rate)
@@ -283,7 +282,7 @@ class StreamState:
     def _begin_utterance(self, number: int, start: int) -> None:
         needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
         output_size = self.model.config.output_size
-        # Not a method: an utterance that referred to its stream would keep the model until the garbage is collected.
+        # Not a method: a reference from the utterance to its stream would keep the model until garbage collection.
         library, blank = self.model.search_library, self.model.config.blank
         search = partial(_search, library, self.options, blank, self.context, self.fusion, self.grammar)
         self.utterance = Utterance(

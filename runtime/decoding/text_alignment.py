@@ -1,4 +1,4 @@
-"""Aligns a text with encoder output as it comes: spelling, times and scores of words, and what does not fit."""
+"""Aligning a text with encoder output: spelling, times and scores of words, and misfits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from u2moe.runtime.text.spelling import Spelling
 from u2moe.runtime.text.vocabulary import Vocabulary, Word, join_texts
 
 MIN_SCORE = 0.01
-"""Words with a lower score do not fit unless another limit is chosen."""
+"""Default limit: words with a lower score are misfits."""
 _MOST_SHOWN = 5
 _LEAST_PROBABILITY = 1e-30
 _LEAST_UNWRITTEN_S = 0.5
-"""Seconds for which a stretch is heard at least that counts as missing in the text."""
+"""Minimum seconds of speech that count as missing in the text."""
 
 
 class TextAligner:
@@ -30,11 +30,11 @@ class TextAligner:
 
     Args:
         text: sentences, which end at lines and full stops, in any letter case.
-        vocabulary: of the model.
+        vocabulary: vocabulary of the model.
         blank: id of the blank token.
 
     Raises:
-        AlignmentError: the text has no words, or some that the vocabulary cannot write.
+        AlignmentError: the text has no words, or words that the vocabulary cannot write.
     """
 
     def __init__(self, text: str, vocabulary: Vocabulary, blank: int) -> None:
@@ -45,19 +45,19 @@ class TextAligner:
         self._pauses: list[Span] = []
 
     def advance(self, stream: StreamState) -> None:
-        """Add the current utterance of a stream, when it has ended."""
+        """Add the current utterance of a stream after it has ended."""
         log_probs = stream.model.ctc(stream.utterance.encoder_out())
         self._aligner.advance(log_probs)
         self._heard.append(log_probs.argmax(axis=1) != self._blank)
         for start, end in stream.pauses():
-            goes_on = self._pauses and start <= self._pauses[-1][1]  # from the utterance before
+            goes_on = self._pauses and start <= self._pauses[-1][1]  # from the previous utterance
             self._pauses.append((self._pauses.pop()[0] if goes_on else start, end))
 
     def finish(self, stream: StreamState, min_score: float) -> Alignment:
-        """The alignment of the whole recording, after its last utterance; words with a lower score do not fit.
+        """Return the alignment of the whole recording, after its last utterance. Words below `min_score` are misfits.
 
         Raises:
-            AlignmentError: nothing is heard, or the recording is too short for the text.
+            AlignmentError: no speech is heard, or the recording is too short for the text.
         """
         frame_s, lead_s, duration = stream.frame_s, stream.extractor.lead_s, stream.extractor.end_s
         num_frames, needed_s = self._aligner.num_frames, self._aligner.num_needed * frame_s
@@ -105,13 +105,13 @@ class TextAligner:
 
 
 def score_of(aligned: Sequence[AlignedToken], word: Word) -> float:
-    """Geometric mean of the probabilities of a word's tokens: it told right from wrong words better than the least."""
+    """Return the geometric mean of a word's token probabilities, which is a better score than the minimum."""
     probabilities = np.array([token.confidence for token in aligned[word.begin : word.end]])
     return float(np.exp(np.log(np.maximum(probabilities, _LEAST_PROBABILITY)).mean()))
 
 
 def _spelled(text: str, vocabulary: Vocabulary) -> tuple[list[tuple[str, list[Word]]], list[int]]:
-    """Sentences of a text and their words, as they are written, and the tokens of all."""
+    """Return the sentences of a text with their words as written, and the tokens of all."""
     spelling, before = Spelling(vocabulary), ""
     sentences: list[tuple[str, list[Word]]] = []
     tokens: list[int] = []
@@ -141,7 +141,7 @@ def _spelled(text: str, vocabulary: Vocabulary) -> tuple[list[tuple[str, list[Wo
 
 
 def _unwritten(heard: npt.NDArray[np.bool_], aligned: Sequence[AlignedToken], least: int) -> list[tuple[int, int]]:
-    """Stretches of at least `least` frames, apart from the tokens of the text, in which others are `heard` [time]."""
+    """Return stretches of at least `least` frames, outside the tokens of the text, where others are `heard` [time]."""
     places = np.flatnonzero(heard)
     edges = [0, *(edge for token in aligned for edge in (token.start - 1, token.end + 1)), len(heard)]
     between = (places[slice(*np.searchsorted(places, gap))] for gap in zip(edges[::2], edges[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""One utterance: the audio from one endpoint to the next while it is being recognised, as encoder frames."""
+"""An utterance during recognition: the audio from one endpoint to the next, as encoder frames."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Phase(Enum):
     RECEIVING = "receiving"
     """Too little audio for the next window of features."""
     WINDOWS = "windows"
-    """At least one window waits for the encoder."""
+    """At least one window is ready for the encoder."""
     SEARCHED = "searched"
-    """It has ended and the first pass is complete; the second pass is missing."""
+    """The utterance has ended and the first pass is complete; the second pass is pending."""
     CONCLUDED = "concluded"
-    """It has its final result, and the source has ended."""
+    """The utterance has its final result, and the source has ended."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +52,7 @@ class Frames:
         return Frames(output=self.output[part], log_probs=self.log_probs[part])
 
     def followed_by(self, others: Frames) -> Frames:
-        """These frames followed by others."""
+        """Return these frames followed by others."""
         return Frames(
             output=joined([self.output, others.output], 0),
             log_probs=np.concatenate([self.log_probs, others.log_probs]),
@@ -60,7 +60,7 @@ class Frames:
 
 
 class Utterance:
-    """An utterance while it is being recognised.
+    """An utterance during recognition.
 
     Attributes:
         number: number of its segment, if it gets words.
@@ -69,8 +69,8 @@ class Utterance:
         endpoint: the endpoint that ended it, if any.
         surplus: frames after its end, with which the next utterance begins; None: none.
 
-    `new_search` creates its first-pass search. `keeps_output` says whether `encoder_out` will be needed, `commits`
-    whether its frames are never encoded again. `grammar` is that of the search, if it has one.
+    `new_search` creates its first-pass search. `keeps_output` states whether `encoder_out` will be needed, `commits`
+    whether its frames are never encoded again. `grammar` is the grammar of the search, if any.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Utterance:
         self._committed: list[int] = []
         self._num_committed = 0
         self._grammar = grammar
-        self._phrases: list[tuple[int, int, float]] = []  # places of committed tokens, and their least probability
-        self._loudest: list[int] = []  # by frame, the most probable token; if blank is more probable, minus one and it
+        self._phrases: list[tuple[int, int, float]] = []  # range of committed tokens, and lowest probability
+        self._loudest: list[int] = []  # by frame, the most probable token t; if blank is more probable, ~t
 
     @property
     def end(self) -> int:
-        """Encoder frame of the source after its last one so far."""
+        """Encoder frame of the source after the last one so far."""
         return self.start + self.num_frames
 
     def advance(self, frames: Frames, endpointer: Endpointer | None) -> None:
@@ -128,7 +128,7 @@ class Utterance:
         self._result = None
 
     def shorten(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
-        """End it after `num_frames` frames; the rest is surplus. Its partial result stays until the final one.
+        """End the utterance after `num_frames` frames; the rest is surplus. The partial result stays.
 
         Args:
             num_frames: number of frames to keep.
@@ -147,22 +147,22 @@ class Utterance:
         self._advance(log_probs[:num_frames])
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
-        """First-pass hypotheses so far, best first; times count from its first frame."""
+        """Return first-pass hypotheses so far, best first. Times count from the first frame of the utterance."""
         return self._search.hypotheses(limit)
 
     def finish_search(self) -> list[Hypothesis]:
-        """Finish the search; returns the final hypotheses."""
+        """Finish the search; return the final hypotheses."""
         self._search.finish()
         return self._search.hypotheses()
 
     def encoder_out(self) -> Value:
-        """Encoder output [time, dim]."""
+        """Return the encoder output [time, dim]."""
         return joined(self._outputs, 0)
 
     def heard(self, found: Hypothesis) -> tuple[Hypothesis, list[int]]:
-        """A hypothesis with the most probable tokens where it has a grammar's `rest`, and where its tokens begin then.
+        """Replace a grammar's `rest` in a hypothesis by the most probable tokens; also return where its tokens begin.
 
-        Their penalties and costs are in `context_score`; times and probabilities are left out.
+        `context_score` contains their penalties and costs. Times and probabilities are left out.
         """
         rest = None if self._grammar is None else self._grammar.rest
         if rest not in found.tokens:
@@ -177,7 +177,7 @@ class Utterance:
             path = self._loudest[begin : None if end is None else end + 1]
             runs = [each for each, _ in itertools.groupby([max(path[0], ~path[0]), *path[1:]])]
             if end is not None and len(runs) > 1:
-                runs.pop()  # of the token that follows
+                runs.pop()  # belongs to the next token
             tokens += [each for each in runs if each >= 0]
             num += len(tokens) - begins[-1]
         lost = num * REST_PENALTY + found.tokens.count(rest) * REST_COST
@@ -193,12 +193,12 @@ class Utterance:
             self._loudest += np.where(words.max(axis=1) > log_probs[:, blank], best, ~best).tolist()
 
     def result(self, vocabulary: Vocabulary, frame_s: float, calibration: Calibration | None = None) -> Result:
-        """The partial result, or the final one once it is concluded.
+        """Return the partial result, or the final one after the utterance is concluded.
 
         Args:
-            vocabulary: turns tokens into text.
+            vocabulary: converts tokens to text.
             frame_s: seconds per encoder frame.
-            calibration: of confidences.
+            calibration: calibration of confidences.
         """
         if self._result is None:
             best = self._search.best()
@@ -226,12 +226,12 @@ class Utterance:
         return self._result
 
     def num_revised(self, vocabulary: Vocabulary, tokens: Sequence[int]) -> int:
-        """How many committed words the final tokens revise, see `Result.revised`; only words before a cut count."""
+        """Return how many committed words, before a cut, the final tokens revise; see `Result.revised`."""
         committed, final = vocabulary.words(self._committed), vocabulary.words(tokens)
         return num_revised([word.text for word in committed], [word.text for word in final])
 
     def commit(self, vocabulary: Vocabulary) -> None:
-        """Find the words that no later partial result changes; after every chunk, whoever asks for results."""
+        """Find the words that no later partial result changes. Called after every chunk."""
         if self._commits:
             tokens, ends = self._search.settled(vocabulary.word_starts)
             words = vocabulary.complete_words(tokens, ends=ends)
@@ -250,6 +250,6 @@ class Utterance:
         return self._result is not None and self._result.is_final
 
     def conclude(self, result: Result) -> None:
-        """Set the final result, and release the data it was computed from."""
+        """Set the final result, and release the data from which it was computed."""
         self._result = result
         self._outputs = [self._outputs[0][:0]]

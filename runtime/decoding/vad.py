@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     import os
 
 _WINDOW, _CONTEXT = 512, 64
-"""Samples per probability, and the number of preceding samples that are also input."""
+"""Samples per probability, and number of preceding samples that are also input."""
 _RATE = 16_000
 _WINDOW_S = _WINDOW / _RATE
 _MAX_WINDOWS = 256
 _PACKAGE = "silero_vad"
 _FILES = ("silero_vad_16k_sequence.onnx", "silero_vad_16k_op15.onnx", "silero_vad.onnx")
-"""Files of the package, fastest first; older versions have only the last."""
+"""Files of the package, fastest first. Older versions contain only the last."""
 _LAYOUTS = (
     ({"input", "state", "sr"}, 2),
     ({"input", "state"}, 2),
-    ({"input", "h", "c"}, 3),  # any number of windows in one run
+    ({"input", "h", "c"}, 3),  # any number of windows per run
 )
-"""Inputs and number of outputs of the files that come with silero VAD 5 and 6."""
+"""Inputs and numbers of outputs of the files of silero VAD 5 and 6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class VadOptions:
         threshold: speech begins when its probability reaches this.
         end_threshold: speech ends when its probability falls below this.
         min_silence: seconds of silence that end a span of speech.
-        padding: seconds of silence kept on either side of a span; at most half of `min_silence`.
+        padding: seconds of silence kept on either side of a span, at most half of `min_silence`.
     """
 
     threshold: float = option("number", 0.5, above=0, most=1)
@@ -87,8 +87,8 @@ class VoiceActivityDetector:
     """Finds speech in recordings at 16 kHz. Stateless and thread-safe.
 
     Args:
-        file: silero VAD 5 or 6 as ONNX; None: the file in the installed package silero-vad, of which nothing else is
-            used (`pip install --no-deps silero-vad` does without torch).
+        file: silero VAD 5 or 6 as ONNX; None: the file in the installed package silero-vad. Nothing else of the package
+            is used, so `pip install --no-deps silero-vad` suffices, without torch.
         options: when speech begins and ends.
 
     Raises:
@@ -129,10 +129,10 @@ class VoiceActivityDetector:
             raise BundleError(f"{path}: is not silero VAD 5 or 6: {error}") from error
 
     def speech(self, blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[Speech]:
-        """Spans of speech with their padding, in parts, as the buffers arrive; silence is dropped.
+        """Yield spans of speech with their padding, in parts, as buffers arrive; silence is dropped.
 
         Args:
-            blocks: consecutive samples at 16 kHz, float32 [n]; the split into buffers does not matter.
+            blocks: consecutive samples at 16 kHz, float32 [n]. The split into buffers does not matter.
         """
         states, context = self._start(), np.zeros(_CONTEXT, np.float32)
         spans = _SpeechSpans(self.options)
@@ -148,7 +148,7 @@ class VoiceActivityDetector:
         self, samples: npt.NDArray[np.float32], states: dict[str, npt.NDArray[np.float32]],
         context: npt.NDArray[np.float32],
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]:  # fmt: skip
-        """Speech probability of each window, and states and context for the next call."""
+        """Return the speech probability of each window, and states and context for the next call."""
         if not len(samples):
             return np.zeros(0, np.float32), states, context
         whole = np.concatenate([context, samples])
@@ -174,17 +174,17 @@ class VoiceActivityDetector:
 
 
 def _installed_file() -> Path:
-    """The network in the package silero-vad, located without importing it, which would import torch."""
+    """Find the network in the package silero-vad without importing it, which would import torch."""
     spec = importlib.util.find_spec(_PACKAGE)
     folders = [Path(folder) / "data" for folder in (spec.submodule_search_locations or ())] if spec else []
     for file in (folder / name for name in _FILES for folder in folders):
         if file.is_file():
             return file
-    raise BundleError("silero-vad is not installed: pip install --no-deps silero-vad, or name a file of its network")
+    raise BundleError("silero-vad is not installed: pip install --no-deps silero-vad, or name the file of its network")
 
 
 class _SpeechSpans:
-    """From window probabilities to spans of speech. Samples are numbered from the start of the recording."""
+    """Turns window probabilities into spans of speech. Samples are numbered from the start of the recording."""
 
     def __init__(self, options: VadOptions) -> None:
         self._options = options
@@ -197,7 +197,7 @@ class _SpeechSpans:
         self._speaks = self._begins = False
 
     def accept(self, buffer: npt.NDArray[np.float32], probabilities: list[float]) -> Iterator[Speech]:
-        """The parts that are certain after some more complete windows."""
+        """Yield the parts that are certain after more complete windows."""
         end = self._held_start + len(self._held)
         self._held = np.concatenate([self._held, buffer])
         for probability in probabilities:
@@ -218,7 +218,7 @@ class _SpeechSpans:
         self._held, self._held_start = self._held[keep - self._held_start :], keep
 
     def finish(self) -> Iterator[Speech]:
-        """The end of the last span, if it is open."""
+        """Yield the end of the last span, if it is open."""
         if self._speaks:
             yield self._take(min(self._spoken + self._padding, self._held_start + len(self._held)), ends=True)
 
@@ -230,7 +230,7 @@ class _SpeechSpans:
 
 
 def _whole_windows(buffers: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
-    """The samples in complete windows, a limited number at a time; the last one is padded with silence."""
+    """Yield the samples in complete windows, a limited number at a time. The last window is padded with silence."""
     rest = np.zeros(0, np.float32)
     for buffer in buffers:
         for start in range(0, len(buffer), _MAX_WINDOWS * _WINDOW):

@@ -1,4 +1,4 @@
-"""The words of searches: hotwords, language models and grammars, made once for the vocabulary of a bundle."""
+"""Hotwords, language models and grammars of searches, made once for the vocabulary of a bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from u2moe.runtime.text.grammar import Grammar
 
 
 class SearchWords:
-    """What streams with the same language model, or the same grammar, share."""
+    """Language models and grammars that streams of a bundle share."""
 
     def __init__(self, bundle: Bundle, blank: int) -> None:
         self._bundle = bundle
@@ -27,7 +27,7 @@ class SearchWords:
         self._graphs: weakref.WeakKeyDictionary[Grammar, PhraseGraph] = weakref.WeakKeyDictionary()
 
     def context(self, hotwords: Hotwords | ContextGraph | None) -> ContextGraph | None:
-        """Hotwords; None: those of the bundle."""
+        """Return the automaton of hotwords; None: the hotwords of the bundle."""
         vocabulary = self._bundle.vocabulary
         if hotwords is None:
             lines = self._bundle.manifest.decoding.hotwords
@@ -44,7 +44,7 @@ class SearchWords:
 
     @functools.cached_property
     def language_model(self) -> LanguageModelOptions | None:
-        """The bundle's language model; None: it has none."""
+        """The bundle's language model, or None."""
         found = self._bundle.language_model() if self._bundle.manifest.decoding.language_model else None
         if found is not None:
             fusion = self._fusions[found] = Fusion(found, self._bundle.vocabulary)
@@ -52,7 +52,7 @@ class SearchWords:
         return found
 
     def fusion(self, options: DefiniteOptions) -> Fusion | None:
-        """The language model of definite options."""
+        """Return the language model of definite options."""
         chosen = options.language_model
         if not isinstance(chosen, LanguageModelOptions):
             return None
@@ -61,7 +61,7 @@ class SearchWords:
         return self._fusions[chosen]
 
     def graph(self, options: DefiniteOptions, hotwords: object) -> PhraseGraph | None:
-        """The grammar of definite options; ValueError: there are hotwords beside it."""
+        """Return the grammar of definite options; raise ValueError if there are also hotwords."""
         chosen = options.grammar
         if chosen is None:
             return None

@@ -28,7 +28,7 @@ def test_hotwords_that_cannot_be_read_name_their_file(tmp_path, capsys):
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
     (["--port", "70000"], "at most 65535"),
-    (["--protocol", "vosk=1", "--protocol", "vosk=2"], "must name each once, got vosk twice"),
+    (["--protocol", "vosk=1", "--protocol", "vosk=2"], "found vosk twice, expected different names"),
     (["--model", "a=x", "--model", "a=y"], "name models as BUNDLE or with --model, not both"),
     (["--tls-certificate", "no.pem", "--tls-key", "no.key"], "no.pem: no such file, expected one in PEM for TLS"),
     (["--protocol", "grpc=1"], "must be one of wenet, sherpa, sherpa-offline, vosk, wyoming"),
