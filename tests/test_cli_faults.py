@@ -159,7 +159,7 @@ sys.exit(cli.main(sys.argv[1:]))
         process.send_signal(number)
         printed, err = process.communicate(timeout=120)
     assert process.returncode == status
-    assert "long.wav: interrupted; what was recognised is kept" in err
+    assert "long.wav: interrupted; the text so far is kept" in err
     if "-o" in arguments:
         assert [file.name for file in out.iterdir()] == ["long.txt.partial"]
         printed = (out / "long.txt.partial").read_text(encoding="utf-8")

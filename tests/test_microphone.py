@@ -228,7 +228,7 @@ def test_listen_until_ctrl_c_to_the_last_word(bundle, spoken, sounddevice, capsy
     written = FORMATS[form]
     assert out == (written.header or "") + "".join(written.segment(each, "microphone") for each in expected)
     lines = err.splitlines()
-    assert lines[0] == "listening, Ctrl-C ends"
+    assert lines[0] == "listening; press Ctrl-C to stop"
     assert len(lines) > 2  # partial results
     assert sounddevice.settings["device"] == 1
 

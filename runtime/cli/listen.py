@@ -1,4 +1,4 @@
-"""`u2moe listen`: the microphone."""
+"""`u2moe listen`: recognition from a microphone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from u2moe.runtime.transcriber import Transcriber
 
 
 def add_listen(subparsers: Subparsers) -> None:
-    """`u2moe listen`."""
+    """Add `u2moe listen`."""
     parser = subparsers.add_parser(
         "listen",
         help="recognise speech from a microphone",
@@ -27,19 +27,19 @@ def add_listen(subparsers: Subparsers) -> None:
         f"Needs sounddevice: {install_command('microphone')}.",
     )
     choices = [name for name, each in FORMATS.items() if each.segment is not None]
-    told = f"json: one segment per line; {EVENTS}: partial results and phrases of a grammar, too"
+    told = f"json: one segment per line; {EVENTS}: also partial results and phrases of a grammar"
     parser.add_argument("-f", "--format", choices=[*choices, EVENTS], default=TEXT, help=told)
     experts = add_decoding(parser, chunk_size="as in training, or 16")
     experts.add_argument(
         "--device",
         metavar="NAME",
-        help="number or part of the name (default: the system's default); list: show the microphones and exit",
+        help="number or part of the name (default: the system's default); list: list microphones and exit",
     )
     parser.set_defaults(run=run_listen)
 
 
 def run_listen(args: argparse.Namespace) -> int:
-    """Recognise speech from a microphone until Ctrl-C, including everything said before."""
+    """Recognise speech from a microphone until Ctrl-C, including everything spoken before."""
     if args.device == "list":
         for number, name in input_devices():
             print_result(f"{number}\t{name}\n")
@@ -63,7 +63,7 @@ def run_listen(args: argparse.Namespace) -> int:
         on_error=on_error,
     )
     with transcriber, contextlib.closing(Microphone(transcriber, device=device)) as microphone:
-        tell("listening, Ctrl-C ends")
+        tell("listening; press Ctrl-C to stop")
         output.begin()
         with contextlib.suppress(KeyboardInterrupt):
             microphone.start()

@@ -1,4 +1,4 @@
-"""Where transcripts go: to stdout in one of the formats, to stdout as events for programs, or to a folder."""
+"""Output of transcripts: to stdout in one of the formats, to stdout as events for programs, or to a folder."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.whole_file import failures_named, probe, remove_stale_parts, write_bytes
 
 TEXT = "txt"
-"""The format unless another is chosen. Of several recordings on stdout, it is a line for each, with its name."""
+"""The default format. For several recordings on stdout, it is a line for each, with its name."""
 EVENTS = "events"
-"""The format, for stdout alone, of a line of JSON for each segment as it is found, each partial result, each end."""
+"""A format only for stdout: a line of JSON for each segment when it is found, partial result, and end."""
 
 
 def add_output(parser: Options, formats: Iterable[str], default: str, about: str = "") -> None:
-    """Options for the format and the place of results."""
+    """Add options for the format and the place of results."""
     parser.add_argument(
         "-f",
         "--format",
         choices=tuple(formats),
-        help=f"default: {default}, or as the name of -o ends; json: an object per recording{about}",
+        help=f"default: {default}, or the suffix of -o; json: an object per recording{about}",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="PATH",
-        help="a folder: one file per recording, in folders like theirs; those that are already there are kept. The "
-        "name of a file in one of the formats, such as talk.srt: that file, for a single recording",
+        help="a folder: one file per recording, in the same folder structure; existing files are kept. A file name "
+        "with the suffix of a format, such as talk.srt: that file, for a single recording",
     )
 
 
 class Output:
-    """Takes the results of recordings."""
+    """A destination of the results of recordings."""
 
-    _told = ("", 0, 0)  # recording, segment, and how many of its phrases
+    _told = ("", 0, 0)  # recording, segment, and number of its phrases already printed
 
     def missing(self, inputs: Sequence[Input]) -> Sequence[Input]:
-        """The recordings that remain to be recognised."""
+        """Return the recordings that remain to be recognised."""
         return inputs
 
     def begin(self) -> None:
-        """Segments are written as they are found, in any format that has them, after what is before all of them."""
+        """Write segments as they are found, in any format that has segments; first write the header."""
 
     def take(self, item: Input, result: Result) -> None:
-        """A partial or final result, after the phrases of a grammar that have become certain."""
+        """Handle a partial or final result, after the phrases of a grammar that have become certain."""
         place = (item.name, result.segment)
         num = self._told[2] if self._told[:2] == place else 0
         for phrase in result.phrases[num:]:
@@ -65,34 +65,34 @@ class Output:
         (self.segment if result.is_final else self.partial)(item, result)
 
     def phrase(self, item: Input, result: Result, phrase: PhraseResult) -> None:
-        """A phrase of a result, once."""
+        """Handle a phrase of a result; called once for each phrase."""
 
     def partial(self, _item: Input, result: Result) -> None:
-        """A new partial result of a stream."""
+        """Handle a new partial result of a stream."""
         show_latest(result.text)
 
     def segment(self, item: Input, segment: Result) -> None:
-        """A segment, as soon as it is found."""
+        """Handle a segment, as soon as it is found."""
 
     def transcript(self, item: Input, transcript: Transcript) -> None:
-        """All of a recording, or what was recognised of it. Raises U2moeError if it cannot be written."""
+        """Handle the transcript of a recording, or what was recognised of it; raise U2moeError if writing fails."""
         raise NotImplementedError
 
     def failure(self, item: Input, message: str) -> None:
-        """Nothing of a recording could be recognised, or its transcript could not be written."""
+        """Handle a recording that could not be recognised, or whose transcript could not be written."""
 
 
 def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Input], default: str = TEXT) -> Output:
-    """The output for these recordings.
+    """Return the output for these recordings.
 
     Args:
-        path: a folder, or a file whose name ends in a format; None: stdout.
-        file_format: one of `FORMATS`, or `EVENTS`; None: as the name of the file says, or `default`.
+        path: a folder, or a file whose suffix is a format; None: stdout.
+        file_format: one of `FORMATS`, or `EVENTS`; None: the suffix of the file, or `default`.
         inputs: the recordings.
-        default: as above.
+        default: default format.
 
     Raises:
-        ValueError: transcripts of several recordings would make one file of no format, or be written to the same file.
+        ValueError: the format cannot contain several recordings, or several would be written to the same file.
         OSError: the folder cannot be written.
     """
     suffix = "" if path is None or path.is_dir() else path.suffix.removeprefix(".")
@@ -106,12 +106,12 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
     if file_format == EVENTS:
         return _Events()
     if FORMATS[file_format].segment is None and len(inputs) > 1:
-        raise ValueError(f"{file_format} of several files needs --output: one output would be many files")
+        raise ValueError(f"{file_format} of several recordings needs --output with a folder")
     return _Stdout(file_format, is_single=len(inputs) == 1)
 
 
 class _Stdout(Output):
-    """Prints transcripts in a format; a single recording segment by segment, where the format can be written so."""
+    """Prints transcripts in a format. A single recording is printed by segments, if the format allows it."""
 
     def __init__(self, file_format: str, *, is_single: bool) -> None:
         self._name = file_format
@@ -177,10 +177,10 @@ def _print_event(kind: str, item: Input, content: dict[str, Any]) -> None:
 
 
 class _Folder(Output):
-    """Writes a file for each recording; several processes may write to the folder at once."""
+    """Writes a file for each recording. Several processes may write to the folder at the same time."""
 
     def __init__(self, folder: Path, file_format: str, inputs: Sequence[Input], file: Path | None = None) -> None:
-        """The output for recordings; `file`: where the transcript of the only one goes, even if it is there."""
+        """Prepare the output for recordings. `file`: write the only transcript there, even if it exists."""
         self._folder = folder
         self._format = file_format
         self._file = file
@@ -195,33 +195,33 @@ class _Folder(Output):
         probe(folder)
 
     def missing(self, inputs: Sequence[Input]) -> Sequence[Input]:
-        """Files that are there are kept, whoever wrote them."""
+        """Return the recordings without a file; existing files are kept."""
         if self._file is not None:
             return inputs
         missing = [item for item in inputs if item.file == STDIN or not self._is_there(item)]
         if len(missing) < len(inputs):
             count = f"{len(inputs) - len(missing)} of {len(inputs)}"
-            tell(f"{count} are already in {self._folder}: kept (remove them to have them made again)")
+            tell(f"{count} are already in {self._folder}: kept (remove them to recognise them again)")
         return missing
 
     def transcript(self, item: Input, transcript: Transcript) -> None:
         content = self._encoded(format_transcript(transcript, self._format, name=item.name))
         file = self._file_of(item)
-        partial = file.with_name(f"{file.name}.partial")  # never in the place of a complete one
+        partial = file.with_name(f"{file.name}.partial")  # never replaces a complete one
         target = file if transcript.complete else partial
         try:
             with failures_named(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(target, content)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk concerns all of them
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk affects all recordings
                 raise
             raise U2moeError(str(error)) from error
         if transcript.complete:
             with contextlib.suppress(OSError):
                 partial.unlink()
         else:
-            tell(f"{item.name}: not complete: {partial}")
+            tell(f"{item.name}: incomplete: {partial}")
 
     def _file_of(self, item: Input) -> Path:
         return self._file or self._folder / f"{item.place}.{self._format}"
@@ -229,11 +229,11 @@ class _Folder(Output):
     def _is_there(self, item: Input) -> bool:
         try:
             return self._file_of(item).exists()
-        except (OSError, ValueError):  # the error is reported when it is written
+        except (OSError, ValueError):  # the error is reported when writing
             return False
 
     def _encoded(self, content: str) -> bytes:
-        """The content of a file; the name of a recording in it may not be valid text."""
+        """Return the encoded content of a file, which may contain a name that is not valid text."""
         if FORMATS[self._format].is_json:
             with contextlib.suppress(UnicodeEncodeError):
                 return content.encode()
@@ -245,7 +245,7 @@ def try_to_write(file: Path | None) -> None:
     """Check before long work whether its report can be written to `file`, without changing it.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     if file is None:
         return

@@ -1,4 +1,4 @@
-"""`u2moe transcribe`: files, folders and pipes, one at a time; a failure of one does not stop the others."""
+"""`u2moe transcribe`: files, folders and pipes, one at a time; a failure does not stop the others."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from u2moe.runtime.text.formats import FORMATS
 
 _STREAM_BUFFER_S = 0.1
 Work = Callable[[Recognizer, Input, Output, Callable[[float], None]], tuple[Transcript, bool]]
-"""What is done with a recording; the last argument gets the seconds that are done."""
+"""Processes a recording. The last argument is called with the seconds done."""
 
 
 def add_transcribe(subparsers: Subparsers) -> None:
-    """`u2moe transcribe [FILES...]`."""
+    """Add `u2moe transcribe [FILES...]`."""
     parser = subparsers.add_parser(
         "transcribe",
         help="recognise audio files",
@@ -46,7 +46,7 @@ def add_transcribe(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--stream", action="store_true", help="recognise chunk by chunk and show partial results")
     events = (
-        "a JSON object for each segment as it is found, each partial result (--stream), and the end of each recording"
+        "a JSON object for each segment when it is found, each partial result (--stream), and the end of each recording"
     )
     add_output(parser, (*FORMATS, EVENTS), TEXT, f"; events, for programs: {events}")
     experts = add_decoding(parser, chunk_size="full context; with --stream as in training, or 16")
@@ -55,23 +55,23 @@ def add_transcribe(subparsers: Subparsers) -> None:
         "--raw",
         type=_raw_format,
         metavar="ENCODING:HZ[:CHANNELS]",
-        help=f"files are samples without a header, read as they come, such as s16le:16000; {', '.join(ENCODINGS)}",
+        help=f"read samples without a header, as they arrive, such as s16le:16000; {', '.join(ENCODINGS)}",
     )
     experts.add_argument(
         "--vad",
         metavar="MODEL",
-        help="recognise only where silero VAD finds speech; silero: the installed one (pip install --no-deps "
-        "silero-vad), or an ONNX file of it",
+        help="recognise only where silero VAD finds speech; silero: the installed package (pip install --no-deps "
+        "silero-vad), or an ONNX file",
     )
     parser.set_defaults(run=run_transcribe)
 
 
 def named_path(text: str) -> Path:
-    """A path that is not empty, as an unset variable of a shell script is: it would be the current folder."""
+    """Return a path; refuse empty names, such as from an unset shell variable, which would be the current folder."""
     if not text:
-        raise argparse.ArgumentTypeError("a name is empty")
+        raise argparse.ArgumentTypeError("a file name is empty")
     if re.match(r"[a-z]+://", text):
-        raise argparse.ArgumentTypeError(f"{text}: addresses are not read: download it, or pipe it into 'transcribe -'")
+        raise argparse.ArgumentTypeError(f"{text}: URLs are not supported: download it, or pipe it into 'transcribe -'")
     return Path(text)
 
 
@@ -90,12 +90,12 @@ def run_transcribe(args: argparse.Namespace) -> int:
 
 
 def run_each(args: argparse.Namespace, default: str, transcribe: Work) -> int:
-    """Make and write the transcript of every recording; failures are reported, and the rest continues.
+    """Make and write the transcript of every recording. Failures are reported, and the rest continues.
 
     Args:
-        args: of `find_inputs`, `add_output` and `model_choice`.
-        default: the format unless another is chosen.
-        transcribe: returns a transcript and whether Ctrl-C interrupted it; its segments are already in the output.
+        args: for `find_inputs`, `add_output` and `model_choice`.
+        default: default format.
+        transcribe: returns a transcript, whose segments are already in the output, and whether Ctrl-C interrupted it.
     """
     inputs, num_failed = find_inputs(args)
     num_asked = len(inputs) + num_failed
@@ -137,7 +137,7 @@ def _transcript(
     args: argparse.Namespace, vad: VoiceActivityDetector | None, recognizer: Recognizer, item: Input, output: Output,
     on_progress: Callable[[float], None],
 ) -> tuple[Transcript, bool]:  # fmt: skip
-    """A transcript, and whether Ctrl-C interrupted it: it then has everything recognised before.
+    """Return a transcript, and whether Ctrl-C interrupted it. It then contains everything recognised before.
 
     Raises:
         AudioError: none of the audio can be read.
@@ -181,11 +181,11 @@ def _transcript(
                 recognizer.segments(item.audio, vad=vad, on_progress=progressed, channel=item.channel, track=item.track)
             )
     except KeyboardInterrupt:
-        error, is_interrupted = AudioError(f"{item.name}: interrupted; what was recognised is kept"), True
+        error, is_interrupted = AudioError(f"{item.name}: interrupted; the text so far is kept"), True
     except AudioError as damage:
         if seconds == 0:
             raise
         error = damage
     if seconds == 0 and not is_interrupted:
-        raise AudioError(f"{item.name}: holds no samples")
+        raise AudioError(f"{item.name}: contains no samples")
     return transcript_of(segments, seconds, error), is_interrupted

@@ -1,8 +1,6 @@
-"""CTC searches over log-probabilities, whole or frame by frame: greedy, and prefix beam search.
+"""CTC searches over log-probabilities, whole or frame by frame: greedy search and prefix beam search.
 
-Prefix beam search may prefer hotwords and follow a language model.
-
-Pure functions, and the incremental searches behind them. The beam itself is in `beam_search`.
+Prefix beam search supports hotwords, a language model and a grammar. The beam itself is in `beam_search`.
 """
 
 from __future__ import annotations
@@ -28,13 +26,13 @@ class Hypothesis:
 
     Attributes:
         tokens: token ids, without blank, sos and eos.
-        score: log-probability of all alignments (prefix beam search) or of the best one (greedy search), including the
-            bonus of hotwords and the score of a language model.
+        score: log-probability of all alignments (prefix beam search) or the best one (greedy search), including the
+            bonus of hotwords and the score of the language model.
         times: encoder frame where each token peaks (prefix beam search) or begins (greedy search).
-        context_score: the bonus of hotwords in `score`.
+        context_score: bonus of hotwords in `score`.
         probabilities: CTC probability of each token at that frame.
-        language_score: the score of a language model in `score`; before `finish`, with that of the best completion of
-            the last word.
+        language_score: score of the language model in `score`. Before `finish`, it includes the best completion of the
+            last word.
     """
 
     tokens: list[int]
@@ -46,9 +44,9 @@ class Hypothesis:
 
 
 def penalize_blank(log_probs: npt.NDArray[np.float32], penalty: float, blank: int = 0) -> npt.NDArray[np.float32]:
-    """Log-probabilities as if the blank's score before the softmax were lower by `penalty`.
+    """Return log-probabilities as if the blank's score before the softmax were lower by `penalty`.
 
-    As WeNet's `ctc_logprobs` with `blank_penalty`, within 6e-8 x exp(penalty), because log-probabilities are rounded.
+    Like WeNet's `ctc_logprobs` with `blank_penalty`, within 6e-8 x exp(penalty), since log-probabilities are rounded.
 
     Args:
         log_probs: [time, vocab].
@@ -57,7 +55,7 @@ def penalize_blank(log_probs: npt.NDArray[np.float32], penalty: float, blank: in
     """
     if penalty == 0:
         return log_probs
-    # One number for each frame, by the C library as in C++, so that all runtimes round alike.
+    # One frame at a time, with the C library as in C++: all runtimes round in the same way.
     lost = math.expm1(-penalty)
     totals = [math.log1p(lost * math.exp(min(score, 0.0))) for score in log_probs[:, blank].tolist()]
     result = log_probs - np.array(totals, np.float32)[:, np.newaxis]
@@ -66,7 +64,7 @@ def penalize_blank(log_probs: npt.NDArray[np.float32], penalty: float, blank: in
 
 
 def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0, *, blank_penalty: float = 0.0) -> Hypothesis:
-    """The most probable token of each frame, with repeats merged and blanks removed.
+    """Return the most probable token of each frame, with repeats merged and blanks removed.
 
     Args:
         log_probs: [time, vocab].
@@ -88,17 +86,17 @@ def ctc_prefix_beam_search(
     grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> list[Hypothesis]:
-    """The most probable token sequences over all their alignments, best first.
+    """Return the most probable token sequences over all their alignments, best first.
 
-    At most `beam_size` of them; with hotwords, at most twice as many.
+    There are at most `beam_size` of them, and with hotwords at most twice as many.
 
     Args:
         log_probs: [time, vocab].
-        beam_size: prefixes kept from frame to frame, and tokens per frame that may extend them.
+        beam_size: number of prefixes kept from frame to frame, and of tokens per frame that may extend them.
         blank: id of the blank token.
         context: hotwords to prefer.
-        fusion: language model to follow.
-        grammar: what the hypotheses may be.
+        fusion: language model.
+        grammar: grammar to which hypotheses are restricted.
         blank_penalty: see `penalize_blank`.
     """
     search = PrefixBeamSearch(beam_size, blank, context, fusion, grammar=grammar, blank_penalty=blank_penalty)
@@ -108,7 +106,7 @@ def ctc_prefix_beam_search(
 
 
 class GreedySearch:
-    """`ctc_greedy_search`, frame by frame: any split of the frames gives the same result."""
+    """`ctc_greedy_search` frame by frame. The split into calls does not change the result."""
 
     def __init__(self, blank: int = 0, *, blank_penalty: float = 0.0) -> None:
         self.blank = blank
@@ -135,31 +133,31 @@ class GreedySearch:
         self._last = int(best[-1])
         for score in log_probs[
             np.arange(len(best)), best
-        ].tolist():  # one at a time: splits must not change the rounding
+        ].tolist():  # one at a time: a split must not change the rounding
             self._score += score
         self.num_frames += len(best)
 
     def finish(self) -> None:
-        """End the input; has no effect in this search."""
+        """End the input. This has no effect in this search."""
 
     def best(self) -> Hypothesis:
-        """The only hypothesis so far."""
+        """Return the only hypothesis so far."""
         return self.hypotheses()[0]
 
     def settled(self, _word_starts: bytes) -> tuple[list[int], bool]:
-        """The tokens so far after the committed ones: none of them changes. What follows is open."""
+        """Return the tokens after the committed ones, which never change; later ones are unknown."""
         return self._tokens[self._num_committed :], False
 
     def commit(self, tokens: Sequence[int]) -> None:
-        """Commit further tokens, of those that are settled."""
+        """Commit further settled tokens."""
         self._num_committed += len(tokens)
 
     def next_peak(self) -> int:
-        """Frame of the first token that is not committed; the number of frames without one."""
+        """Return the frame of the first token that is not committed; without one, the number of frames."""
         return self._times[self._num_committed] if self._num_committed < len(self._times) else self.num_frames
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
-        """The only hypothesis so far."""
+        """Return the only hypothesis so far, in a list."""
         best = Hypothesis(
             tokens=list(self._tokens),
             score=self._score,
@@ -170,15 +168,15 @@ class GreedySearch:
 
 
 class PrefixBeamSearch:
-    """`ctc_prefix_beam_search`, frame by frame: any split of the frames gives the same result.
+    """`ctc_prefix_beam_search` frame by frame. The split into calls does not change the result.
 
-    A language model adds its score to that of the prefixes, by which they are ranked.
+    With a language model, prefixes are ranked by score including that of the model.
 
-    With hotwords two searches run side by side. One ignores them; the other ranks prefixes by score plus bonus (WeNet's
-    second prune). The hypotheses are all of the first, and those of the second that have a bonus. Hotwords that no
-    hypothesis contains therefore change nothing, to the last bit. `finish` removes the bonus of incomplete phrases.
+    With hotwords, two searches run in parallel. One ignores them; the other ranks prefixes by score plus bonus (WeNet's
+    second prune). The hypotheses are all of the first, and those of the second with a bonus. Hotwords that no
+    hypothesis contains therefore do not change a single bit. `finish` removes the bonus of incomplete phrases.
 
-    With a grammar, only what it allows is searched; `finish` removes incomplete phrases, perhaps all hypotheses.
+    With a grammar, only allowed hypotheses are searched. `finish` removes incomplete phrases, which may leave none.
     """
 
     def __init__(
@@ -216,7 +214,7 @@ class PrefixBeamSearch:
     def advance_by(self, tokens: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], *more: list[float]) -> None:
         """Continue the search with the most probable tokens of the next frames and their log-probabilities.
 
-        Both are [time, n], n the beam size, as `most_probable` gives them, any penalty of the blank included; `more`
+        Both are [time, n], where n is the beam size, as returned by `most_probable`, after any blank penalty. `more`
         are further arguments of `BeamSearch.advance`.
         """
         for frame in zip(tokens.tolist(), scores.tolist(), *more, strict=True):
@@ -230,16 +228,16 @@ class PrefixBeamSearch:
             search.finish()
 
     def best(self) -> Hypothesis:
-        """The best hypothesis so far that begins with the committed tokens.
+        """Return the best hypothesis so far that begins with the committed tokens.
 
-        It is the best of all, unless hotwords have brought in one that both searches know with different scores.
+        It is the best of all, except if hotwords add one that both searches contain with different scores.
         """
         return _hypothesis(self._best()) if self._searches[0].beams else Hypothesis(tokens=[], score=0.0, times=[])
 
     def settled(self, word_starts: bytes) -> tuple[list[int], bool]:
-        """The tokens after the committed ones that no later frame changes, and whether a word begins after them.
+        """Return the tokens after the committed ones that no later frame changes, and whether a word begins after them.
 
-        With a grammar, first decides on the phrase that is sure, if any (`BeamSearch.decide`).
+        With a grammar, first decides on a phrase that is certain (`BeamSearch.decide`).
         """
         if self._grammar is not None:
             self._searches[0].decide()
@@ -249,19 +247,19 @@ class PrefixBeamSearch:
         return tokens[: int(num)], num % 1 > 0 or bool(self._grammar and phrase and self._grammar.is_whole(phrase))
 
     def commit(self, tokens: Sequence[int]) -> None:
-        """Commit further tokens, of those that are settled."""
+        """Commit further settled tokens."""
         for each in self._commitments:
             each.extend(tokens)
 
     def next_peak(self) -> int:
-        """The earliest frame at which a token may follow the committed ones. It never moves back.
+        """Return the earliest frame at which a token may follow the committed ones. It never decreases.
 
         Later frames only append tokens, move the last peak of an alignment forward, or end a hypothesis.
         """
         return int(min(self.num_frames, *(each.next_peak() for each in self._commitments)))
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
-        """The prefixes so far, best first; at most `limit`."""
+        """Return the prefixes so far, best first, at most `limit`."""
         return [_hypothesis(beam) for beam in self._beams()[:limit]]
 
     def _best(self) -> Beam:
@@ -269,7 +267,7 @@ class PrefixBeamSearch:
         return next(beams)
 
     def _beams(self) -> list[Beam]:
-        """Those of the first search, and those of the second that have a bonus, best first."""
+        """Return the beams of the first search, and those of the second with a bonus, best first."""
         beams = self._searches[0].beams
         if self.context is not None:
             named = [beam for beam in self._searches[1].beams if beam.prefix.bonus > 0]

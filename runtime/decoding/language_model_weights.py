@@ -1,4 +1,4 @@
-"""Tunes the weights of a language model and the blank penalty, on recordings that are encoded once, for a bundle.
+"""Tuning of language model weights and the blank penalty, on recordings that are encoded once, for a bundle.
 
 Memory: the encoder output and the most probable tokens of each frame, about a megabyte per minute of audio.
 """
@@ -42,9 +42,9 @@ FIRST_GRID: dict[str, tuple[float, ...]] = {
 }
 """Values to try in the first pass."""
 SECOND_GRID: dict[str, tuple[float, ...]] = {"rescoring_weight": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)}
-"""Values to try in the second pass, once the weights of the first pass are chosen."""
+"""Values to try in the second pass, after the weights of the first pass are chosen."""
 LONGEST_S = 60
-"""Seconds of a recording that `u2moe lm tune` takes: the memory of full context grows with the square."""
+"""Longest recording in seconds for `u2moe lm tune`: memory of full context grows with the square of the length."""
 _NUM_ROUNDS = 2
 
 
@@ -55,9 +55,9 @@ class EncodedRecording:
     Attributes:
         transcript: reference text.
         encoder_out: [time, dim].
-        tokens: the most probable tokens of each frame [time, n], one more than the beam holds.
-        scores: their log-probabilities [time, n].
-        blank_scores: those of the blank [time].
+        tokens: most probable tokens of each frame [time, n], one more than the beam size.
+        scores: log-probabilities of these tokens [time, n].
+        blank_scores: log-probabilities of the blank [time].
     """
 
     transcript: str
@@ -70,14 +70,14 @@ class EncodedRecording:
     def most_probable(
         self, beam_size: int, penalty: float, blank: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Tokens of each frame and their scores, both [time, beam], as the search finds them with a blank penalty."""
+        """Return the tokens of each frame and their scores, both [time, beam], after a blank penalty."""
         rows = penalize_blank(np.column_stack([self.blank_scores, self.scores]), penalty)
         scores = np.where(self.tokens == blank, rows[:, :1], rows[:, 1:])
         order = np.lexsort((self.tokens, -scores))[:, :beam_size]
         return np.take_along_axis(self.tokens, order, 1), np.take_along_axis(scores, order, 1)
 
     def token_scores(self, model: Model, hypotheses: Sequence[Sequence[int]]) -> TokenScores:
-        """Decoder scores of hypotheses, cached."""
+        """Return decoder scores of hypotheses; they are cached."""
         wanted = [tuple(tokens) for tokens in hypotheses]
         new = [tokens for tokens in dict.fromkeys(wanted) if tokens not in self._decoded]
         if new:
@@ -96,7 +96,7 @@ class EncodedRecording:
 
 
 class EncodedRecordings:
-    """Recordings encoded with full context, for many searches; `decoding` None: as the bundle's defaults say."""
+    """Recordings encoded with full context, for many searches. `decoding` None: the bundle's defaults."""
 
     def __init__(self, bundle: Bundle, model: Model, decoding: BundledOptions[Never] | None = None) -> None:
         self.recordings: list[EncodedRecording] = []
@@ -106,7 +106,7 @@ class EncodedRecordings:
 
     @property
     def num_words(self) -> int:
-        """Number of words of all transcripts."""
+        """Number of words in all transcripts."""
         return sum(len(words(recording.transcript)) for recording in self.recordings)
 
     def add(self, transcript: str, samples: Samples) -> None:
@@ -135,7 +135,7 @@ class EncodedRecordings:
     def texts(
         self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
     ) -> list[str]:
-        """The text of every recording; `decoding` None: as when they were encoded."""
+        """Return the text of every recording. `decoding` None: as when they were encoded."""
         vocabulary, decoding, blank = self._bundle.vocabulary, decoding or self.decoding, self._model.config.blank
         fusion = None if options is None else Fusion(options, vocabulary)
         weights = decoding.weights() if options is None else decoding.weights(options.rescoring_weight)
@@ -154,7 +154,7 @@ class EncodedRecordings:
     def word_errors(
         self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
     ) -> WordErrors:
-        """Word errors of all recordings."""
+        """Return the word errors of all recordings."""
         errors = WordErrors()
         texts = self.texts(options, decoding, second_pass=second_pass)
         for recording, text in zip(self.recordings, texts, strict=True):
@@ -164,7 +164,7 @@ class EncodedRecordings:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Word errors with some weights; with none, without a language model and with the bundle's blank penalty."""
+    """Word errors with some weights. Empty `weights`: no language model, and the bundle's blank penalty."""
 
     weights: dict[str, float]
     num_errors: int
@@ -187,12 +187,12 @@ def tune(
         start: the model and its initial weights; None: only the blank penalty is tuned.
         decoding: initial options; None: as the recordings were encoded.
         second_pass: whether to count the errors of the second pass.
-        grid: values of weights, and of options of decoding that do not change what is encoded; None: `FIRST_GRID` or
+        grid: values of weights and of decoding options, which must not affect the encoder; None: `FIRST_GRID` or
             `SECOND_GRID`.
         on_trial: called with each trial.
 
     Returns:
-        The best options of both kinds, and all trials, the first of them without a language model.
+        The best options of both kinds, and all trials. The first trial is without a language model.
     """
     best, own = (start, decoding or recordings.decoding), options_of(BundledOptions)
     grid = {name: values for name, values in (grid or (SECOND_GRID if second_pass else FIRST_GRID)).items()
@@ -230,7 +230,7 @@ def tune(
 
 
 def _padded(rows: Iterable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Rows of different lengths as one array, padded with zeros."""
+    """Return rows of different lengths as one array, padded with zeros."""
     listed = list(rows)
     result = np.zeros((len(listed), max(map(len, listed))), np.float32)
     for target, row in zip(result, listed, strict=True):
@@ -242,15 +242,15 @@ LANGUAGE_MODEL_FILE = "language.lm"
 
 
 def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, **defaults: Any) -> Bundle:
-    """Write a bundle anew in its place, with a language model in it. Its graphs stay as they are.
+    """Replace a bundle by one with a language model. The graphs do not change.
 
     Args:
         folder: the bundle.
-        model: the language model and its weights; None: the bundle will have none.
-        defaults: of `DecodingOptions`, by the names of `BundledOptions`; those not named stay as they are.
+        model: the language model and its weights; None: remove the language model.
+        defaults: new defaults of `DecodingOptions`, by the names of `BundledOptions`; others are kept.
 
     Raises:
-        BundleError: not a bundle, or the folder holds other files, which would be lost.
+        BundleError: the folder is not a bundle, or contains other files, which would be lost.
         LanguageModelError: the model does not fit the vocabulary.
         ValueError: the model has classes, or a default is out of range.
     """
@@ -258,7 +258,7 @@ def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, *
     kept, before = dict(bundle.manifest.files), bundle.manifest.decoding
     strangers = {file.name for file in bundle.path.iterdir()} - {MANIFEST_FILE, SIGNATURE_FILE, *kept}
     if strangers:
-        raise BundleError(f"{bundle.path}: found {min(strangers)!r}, expected only its files: it is written anew")
+        raise BundleError(f"{bundle.path}: found {min(strangers)!r}, expected only its own files: it is replaced")
     if before.language_model is not None:
         del kept[before.language_model.file]
     with BundleWriter(folder, overwrite=True) as staging:
@@ -267,7 +267,7 @@ def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, *
         language_model = None
         if model is not None:
             if model.classes:
-                raise ValueError(f"classes: found {', '.join(model.classes)}, expected none: give them with --lm")
+                raise ValueError(f"classes: found {', '.join(model.classes)}, expected none: pass them with --lm")
             Fusion(model, bundle.vocabulary).check_words("the language model")
             write_compact(model.model.ngrams, staging.path / LANGUAGE_MODEL_FILE)
             language_model = BundledLanguageModel(file=LANGUAGE_MODEL_FILE, **model.weights)

@@ -1,24 +1,24 @@
-"""The most probable tokens of each frame, from which searches go on."""
+"""The most probable tokens of each frame, with which searches continue."""
 
 import numpy as np
 import numpy.typing as npt
 
 _NUM_BLOCKS = 8
-"""Blocks per wanted token into which the vocabulary is divided: few enough to save work."""
+"""The vocabulary is divided into this many blocks per wanted token."""
 
 
 def most_probable(
     log_probs: npt.NDArray[np.float32], num: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The `num` most probable tokens of each frame, or all, and their scores, descending, ties by id: [time, num]."""
+    """Return the `num` most probable tokens of each frame, or all, with scores [time, num], descending, ties by id."""
     num_frames, vocab = log_probs.shape
     num = min(num, vocab)
     width = max(vocab // (_NUM_BLOCKS * num), 1)
     num_blocks = vocab // width
     peaks = log_probs[:, : width * num_blocks].reshape(num_frames, width, num_blocks).max(axis=1)
     if np.isnan(peaks.max()) or np.isnan(log_probs[:, width * num_blocks :]).any():
-        raise ValueError("log_probs hold NaN")
-    # At least `num` tokens are as probable as the lowest of the `num` highest peaks, and few others.
+        raise ValueError("log_probs contain NaN")
+    # At least `num` tokens, and few more, are as probable as the lowest of the `num` highest peaks.
     least = np.partition(peaks, num_blocks - num, axis=1)[:, num_blocks - num, np.newaxis]
     places = np.flatnonzero(log_probs >= least)
     frames, scores = places // vocab, log_probs.reshape(-1)[places]

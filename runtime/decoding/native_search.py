@@ -1,4 +1,4 @@
-"""Prefix beam search by the library of u2moe-kernels: that of the C++ runtime, equal to `ctc` to the last bit."""
+"""Prefix beam search of the C++ runtime, in the library of u2moe-kernels. It equals `ctc` to the last bit."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "commit": (_POINTER, _POINTER, _SIZE),
     "free": (_POINTER,),
 }
-"""Functions that return a handle, or null if they have failed. One whose arguments change gets another name."""
+"""Functions that return a handle, or null on failure. A function gets a new name if its arguments change."""
 _WRITERS: dict[str, tuple[type, ...]] = {
     "hypotheses": (_POINTER, _SIZE, _POINTER, _SIZE),
     "best": (_POINTER, _POINTER, _SIZE),
     "settled": (_POINTER, ctypes.c_char_p, _SIZE, _POINTER, _SIZE),
 }
-"""Functions that write numbers where there is room, and return how many there are, or 0 if they have failed."""
+"""Functions that write numbers if there is room, and return how many there are, or 0 on failure."""
 _ALL = 2**32 - 1
 _ROOM = 256
 
@@ -57,14 +57,14 @@ class _Library:
         self.next_peak.argtypes = (_POINTER,)
 
     def call(self, name: str, *arguments: Any) -> int:
-        """The handle that a function returns; RuntimeError, with the library's message, if it has failed."""
+        """Return the handle that a function returns; raise RuntimeError with the library's message on failure."""
         handle: int | None = getattr(self._functions, f"u2moe_search_{name}")(*arguments)
         if handle is None:
             raise RuntimeError(self._functions.u2moe_search_error().decode(errors="replace"))
         return handle
 
     def read(self, name: str, *arguments: Any) -> list[float]:
-        """The numbers that a function writes."""
+        """Return the numbers that a function writes."""
         room = _ROOM
         while True:
             found = np.empty(room)
@@ -77,7 +77,7 @@ class _Library:
             room = size
 
     def free(self, handle: int) -> None:
-        """Free what a handle refers to."""
+        """Free the object of a handle."""
         self._functions.u2moe_search_free(handle)
 
 
@@ -86,13 +86,13 @@ class _Handle:
 
     def __init__(self, library: _Library, name: str, *arguments: Any) -> None:
         self.value = library.call(name, *arguments)
-        # At exit a thread may still use it.
+        # Another thread may still use it at exit.
         weakref.finalize(self, library.free, self.value).atexit = False
 
 
 @cache
 def _library(file: Path) -> _Library | None:
-    """The library in a file; None: it is of a version without a search."""
+    """Load a library; return None if its version has no search."""
     try:
         return _Library(file)
     except AttributeError:
@@ -109,7 +109,7 @@ def new_search(
     grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> PrefixBeamSearch | NativeSearch:
-    """A prefix beam search by the library in `file`; by Python without one."""
+    """Create a prefix beam search in the library `file`, or in Python without one."""
     library = None if file is None else _library(file)
     if library is None:
         return PrefixBeamSearch(beam_size, blank, context, fusion, grammar=grammar, blank_penalty=blank_penalty)
@@ -117,7 +117,7 @@ def new_search(
 
 
 class NativeSearch:
-    """`PrefixBeamSearch` in the library. Other threads of Python run while it searches."""
+    """`PrefixBeamSearch` in the library. Other Python threads run while it searches."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class NativeSearch:
         if len(log_probs):
             rows = np.ascontiguousarray(log_probs, np.float32)
             if np.isnan(rows.max()):
-                raise ValueError("log_probs hold NaN")
+                raise ValueError("log_probs contain NaN")
             with NATIVE_CALLS:
                 self._library.call("advance", self._handle.value, rows.ctypes.data, *rows.shape)
 
@@ -150,30 +150,30 @@ class NativeSearch:
         self._library.call("finish", self._handle.value)
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
-        """The prefixes so far, best first; at most `limit`."""
+        """Return the prefixes so far, best first, at most `limit`."""
         return _parsed(self._library.read("hypotheses", self._handle.value, _ALL if limit is None else limit))
 
     def best(self) -> Hypothesis:
-        """The best hypothesis so far; see `PrefixBeamSearch`."""
+        """Return the best hypothesis so far; see `PrefixBeamSearch`."""
         return _parsed(self._library.read("best", self._handle.value))[0]
 
     def settled(self, word_starts: bytes) -> tuple[list[int], bool]:
-        """The tokens after the committed ones that no later frame changes; see `PrefixBeamSearch`."""
+        """Return the tokens after the committed ones that no later frame changes; see `PrefixBeamSearch`."""
         ends, *tokens = self._library.read("settled", self._handle.value, word_starts, len(word_starts))
         return list(map(int, tokens)), ends > 0
 
     def commit(self, tokens: Sequence[int]) -> None:
-        """Commit further tokens, of those that are settled."""
+        """Commit further settled tokens."""
         rows = np.array(tokens, np.intc)
         self._library.call("commit", self._handle.value, rows.ctypes.data, len(rows))
 
     def next_peak(self) -> int:
-        """The earliest frame at which a token may follow the committed ones."""
+        """Return the earliest frame at which a token may follow the committed ones."""
         return int(self._library.next_peak(self._handle.value))
 
 
 def _parsed(values: list[float]) -> list[Hypothesis]:
-    """Hypotheses from the numbers that `u2moe_search_hypotheses` writes."""
+    """Parse hypotheses from the numbers that `u2moe_search_hypotheses` writes."""
     found, place = [], 1
     for _ in range(int(values[0])):
         num, (score, context_score, language_score) = int(values[place]), values[place + 1 : place + 4]
@@ -197,7 +197,7 @@ _handles: weakref.WeakKeyDictionary[ContextGraph | Fusion | PhraseGraph, _Handle
 
 
 def _handle_of(library: _Library, given: ContextGraph | Fusion | PhraseGraph) -> _Handle:
-    """What searches need, in the library; made once."""
+    """Return the library's object for hotwords, a language model or a grammar, made once."""
     handle = _handles.get(given)
     if handle is None:
         if isinstance(given, ContextGraph):
@@ -230,5 +230,5 @@ def _strings(texts: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
 
 
 def _tokens(symbols: Sequence[str]) -> bytes:
-    """The vocabulary as a tokens.txt."""
+    """Return the vocabulary as the content of tokens.txt."""
     return "".join(f"{symbol} {number}\n" for number, symbol in enumerate(symbols)).encode()
