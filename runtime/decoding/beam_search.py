@@ -1,9 +1,9 @@
 """Prefix beam search, frame by frame: prefixes as a tree, their alignments, and pruning.
 
-Prefixes are ranked by the log-probability of their alignments plus the score of a language model, if there is one.
+Prefixes are ranked by the log-probability of their alignments, plus the score of the language model, if any.
 
-The results are WeNet's (`wenet/transformer/search.py`), including its quirks: times are the peaks of the single best
-(Viterbi) alignment, not of the sum, and the Viterbi score of an alignment ending in blank is overwritten each frame.
+The results equal WeNet's (`wenet/transformer/search.py`), including its quirks. Times are the peaks of the best
+(Viterbi) alignment, not of the sum. The Viterbi score of an alignment that ends in blank is overwritten each frame.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from u2moe.runtime.decoding.phrases import REST_COST, PhraseGraph, PhraseState
 
 _NEVER = -math.inf
 _SURE, _SURE_AFTER = 0.99, 4
-"""A phrase is decided on if it has this share of the probability of all phrases in the beam, and half of that of the
-whole beam, more frames after its last peak."""
+"""A phrase is decided on if it has this share of the probability of all phrases, and half of that of the whole beam. It
+also takes more than this number of frames since its last peak."""
 
 _Times = tuple["_Times", int, float] | None
-"""Peaks of a prefix's tokens, (frame, log-probability), as a linked list from the last token, shared by prefixes."""
+"""Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token that prefixes share."""
 
 
 _Candidate = tuple[float, int, int, int]
-"""A candidate for the beam: minus its rank, order, index of the prefix, rank of the token that extends it.
+"""A candidate for the beam: negative rank, order, index of the prefix, rank of the token that extends it.
 
-That of the token is -1 if the prefix stays. The order, the point at which WeNet would first meet it, breaks ties.
+The rank of the token is -1 if the prefix stays. The order is the point at which WeNet meets the candidate first; it
+breaks ties.
 """
 
 
 class Prefix:
-    """A token sequence as a node of a tree. Equal sequences share one node while any beam needs it.
+    """A token sequence as a node of a tree. Equal sequences share a node while any beam needs it.
 
-    `state` is the hotword state after it, `earned` the bonus of complete hotwords, and `bonus` the bonus for ranking,
-    which includes the share of an incomplete one. `language`, `spoken` and `language_score` are the same for the
-    language model: its state, the score of complete words, and the score for ranking. `extra` is what the search adds
-    to the log-probability of its alignments. `phrase` is the state of a grammar.
+    `state` is the hotword state, `earned` the bonus of complete hotwords, and `bonus` the bonus for ranking, which
+    includes the share of an incomplete hotword. For the language model, these are `language`, `spoken` (score of
+    complete words) and `language_score`. `extra` is the search's addition to the log-probability of the alignments.
+    `phrase` is the state of the grammar.
     """
 
     __slots__ = (
@@ -57,7 +58,7 @@ class Prefix:
         self.earned = self.bonus = self.spoken = self.language_score = self.extra = 0.0
 
     def tokens(self, begin: int = 0) -> list[int]:
-        """Token ids from the first, or from number `begin`, to the last."""
+        """Return the token ids, from position `begin`."""
         result = []
         node = self
         while node.parent is not None and node.depth > begin:
@@ -66,7 +67,7 @@ class Prefix:
         return result[::-1]
 
     def ancestor(self, depth: int) -> Prefix | None:
-        """The prefix of the first `depth` tokens; None if there are fewer."""
+        """Return the prefix of the first `depth` tokens; None if there are fewer."""
         node: Prefix | None = self
         while node is not None and node.depth > depth:
             node = node.parent
@@ -76,9 +77,9 @@ class Prefix:
 class Beam:
     """A prefix and the log-probability of its alignments with the frames so far.
 
-    `blank` sums the alignments that end in blank, `token` those that end in the prefix's last token, `total` both;
-    `rank` is the total plus what the search adds for the prefix. `best_blank` and `best_token` are those of the single
-    best alignment, `blank_times` and `token_times` its peaks; `best` and `times` are of the better one of both.
+    `blank` sums the alignments that end in blank, `token` those that end in the last token, and `total` both. `rank` is
+    the total plus the prefix's `extra`. `best_blank` and `best_token` are scores of the best single alignment of either
+    kind, `blank_times` and `token_times` its peaks. `best` and `times` belong to the better of the two.
     """
 
     __slots__ = (
@@ -103,7 +104,7 @@ class Beam:
         self.token_times = None
 
     def earliest_peak(self, number: int) -> float:
-        """Earliest frame at which token `number` peaks in its alignments; infinite if there is no such token."""
+        """Return the earliest frame at which token `number` peaks in the alignments; infinite if there is none."""
         earliest = math.inf
         for times in (self.blank_times, self.token_times):
             node = times
@@ -114,7 +115,7 @@ class Beam:
         return earliest
 
     def peaks(self) -> tuple[list[int], list[float]]:
-        """Frames where the tokens peak in that alignment, and their probabilities there."""
+        """Return the frames where the tokens peak in the best alignment, and their probabilities there."""
         frames, probabilities = [], []
         times = self.times
         while times is not None:
@@ -125,12 +126,12 @@ class Beam:
 
 
 class BeamSearch:
-    """The best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two of these.
+    """Keeps the best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two of these.
 
-    The work per frame depends on its likely tokens. Extensions of a prefix are tried in order of probability until they
-    fall below the worst of the best so far, those that stay included: in most frames of speech blank is so probable
-    that none is tried. The result equals that of the full search, as the limit takes into account by how much a
-    language model lifts an extension at most (`Fusion.losses`), and hotwords if they affect the ranking
+    The work per frame depends on the number of likely tokens. Extensions of a prefix are tried in order of probability,
+    until they fall below the worst of the best candidates, which include prefixes that stay. In most frames of speech,
+    blank is so probable that none is tried. The result equals that of a full search: the limit includes the most that a
+    language model can add to an extension (`Fusion.losses`), and hotwords, if they affect the ranking
     (`ContextGraph.most_gain`).
 
     Attributes:
@@ -163,13 +164,13 @@ class BeamSearch:
         root.prefix.phrase = None if grammar is None else grammar.start
         root.blank = root.total = root.rank = root.best = root.best_blank = root.best_token = 0.0
         self.beams = [root]
-        # A prefix may leave the beam and return while longer prefixes survive: it must then be the same node.
+        # A prefix that leaves the beam and returns while longer prefixes survive must be the same node.
         self._prefixes: weakref.WeakValueDictionary[tuple[Prefix, int], Prefix] = weakref.WeakValueDictionary()
 
     def advance(self, tokens: list[int], scores: list[float], rest_start: float = _NEVER) -> None:
-        """Process one frame: its most probable tokens and their log-probabilities, in descending order.
+        """Process a frame: its most probable tokens and their log-probabilities, in descending order.
 
-        `rest_start` is that of the grammar's `rest` where it begins a word.
+        `rest_start` is the log-probability of the grammar's `rest` at the beginning of a word.
         """
         self._rest_start = rest_start
         beams = self.beams
@@ -200,7 +201,7 @@ class BeamSearch:
         ranked += self._extensions(ranked, merged, tokens, scores)
         ranked.sort()
         del ranked[self.beam_size :]
-        # Only when all that grows has been built from the beams before this frame may the others change in place.
+        # Beams may change in place only after all extensions have been built from their old values.
         self.beams = [
             moved.get(index, beams[index]) if rank < 0 else self._grown(index, tokens[rank], scores[rank], -least)
             for least, _, index, rank in ranked
@@ -211,14 +212,14 @@ class BeamSearch:
         self.num_frames += 1
 
     def extension(self, prefix: Prefix, tokens: Iterable[int]) -> Prefix | None:
-        """The extension of a prefix by tokens; None if no beam needs it."""
+        """Return the extension of a prefix by tokens; None if no beam needs it."""
         node: Prefix | None = prefix
         for token in tokens:
             node = None if node is None else self._prefixes.get((node, token))
         return node
 
     def decide(self) -> None:
-        """Keep only what begins with the phrase of a grammar that is sure, the last one of the best prefix, if any."""
+        """If the last phrase of the best prefix is certain, keep only the hypotheses that begin with it."""
         best = self.beams[0]
         node, times = best.prefix, best.times
         while times is not None and node.parent is not None:
@@ -235,7 +236,7 @@ class BeamSearch:
             node, times = node.parent, times[0]
 
     def finish(self) -> None:
-        """Keep only the earned bonus, score the last word by the language model, and drop what a grammar forbids."""
+        """Finish: keep only earned bonuses, score the last words by the language model, drop incomplete phrases."""
         if self._grammar is not None:
             self.beams = [beam for beam in self.beams if beam.prefix.phrase and beam.prefix.phrase.accepts]
         for beam in self.beams:
@@ -248,13 +249,13 @@ class BeamSearch:
     def _extensions(
         self, kept: list[_Candidate], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
     ) -> list[_Candidate]:
-        """The extensions that may be among the `beam_size` best, beside the prefixes that stay.
+        """Return the extensions that may be among the `beam_size` best, together with the prefixes that stay.
 
-        `merged` are those, as index of the prefix and rank of the token, that lead to a prefix that stays.
+        `merged` contains extensions (index of prefix, rank of token) whose result is a prefix that stays.
         """
         fusion, follow = self.fusion, None if self._grammar is None else self._grammar.advance
-        # The best so far, as a heap. What is below the least of them is not among the best. (What equals it may be: the
-        # order decides.)
+        # The best so far, as a heap. Candidates below the least of them cannot be among the best. Equal ones may be:
+        # the order decides.
         best = sorted([_NEVER] * self.beam_size + [-stays[0] for stays in kept])[-self.beam_size :]
         first = next((score for token, score in zip(tokens, scores, strict=True) if token != self.blank), _NEVER)
         if self.beams[0].rank + self._most_gain + first < best[0]:
@@ -268,7 +269,7 @@ class BeamSearch:
         width = 2 * len(self.beams)
         for index, beam in enumerate(self.beams):
             if not likely or beam.rank + self._most_gain + likely[0][2] < best[0]:
-                break  # and so are those that follow
+                break  # later beams are no better
             prefix, phrase = beam.prefix, beam.prefix.phrase
             losses = (0.0, 0.0, 0.0) if fusion is None else fusion.losses(prefix.language)
             most = beam.rank + losses[2] + self._most_bonus
@@ -292,13 +293,13 @@ class BeamSearch:
         return candidates
 
     def _stay(self, index: int, parent: int | None, score: float, blank_score: float) -> Beam:
-        """Prefix `index` after a frame that has its last token, with log-probability `score`, among the likely ones.
+        """Return prefix `index` after a frame whose likely tokens include its last token, with log-probability `score`.
 
-        Its alignments add blank, repeat that token, or extend those of its `parent`, if that is in the beam, too.
+        Its alignments add blank, repeat that token, or extend the alignments of its `parent`, if that is in the beam.
         """
         old = self.beams[index]
         new = Beam(old.prefix)
-        goes_on = old.prefix.token == self._rest  # after blanks, too
+        goes_on = old.prefix.token == self._rest  # also after blanks
         new.blank, new.token = old.total + blank_score, (old.total if goes_on else old.token) + score
         new.best_blank, new.blank_times = old.best + blank_score, old.times
         if parent is not None and parent < index:
@@ -322,7 +323,7 @@ class BeamSearch:
         return new
 
     def _grown(self, index: int, token: int, score: float, rank: float) -> Beam:
-        """Prefix `index` extended by a token."""
+        """Return prefix `index` extended by a token."""
         parent = self.beams[index]
         new = Beam(self._prefix(parent.prefix, token))
         self._grow(new, parent, score)
@@ -330,9 +331,9 @@ class BeamSearch:
         return new
 
     def _grow(self, new: Beam, parent: Beam, score: float) -> None:
-        """Add to `new` the alignments of `parent` extended by a token with log-probability `score` in this frame."""
+        """Add to `new` the alignments of `parent`, extended by a token with log-probability `score` in this frame."""
         entered = self._entered(parent.prefix, new.prefix.token, score)
-        if parent.prefix.token == new.prefix.token:  # the same token again: only after a blank
+        if parent.prefix.token == new.prefix.token:  # a repeated token needs a blank before it
             total, best, times = parent.blank, parent.best_blank, parent.blank_times
         else:
             total, best, times = parent.total, parent.best, parent.times
@@ -342,13 +343,13 @@ class BeamSearch:
             new.token_times = (times, self.num_frames, score)
 
     def _entered(self, prefix: Prefix, token: int, score: float) -> float:
-        """The log-probability `score` of a token that extends a prefix; the words of `rest` begin as words do."""
+        """Return the log-probability of a token that extends a prefix; `rest` counts as at the beginning of a word."""
         if token != self._rest:
             return score
         return (score if prefix.phrase and prefix.phrase.is_apart else self._rest_start) - REST_COST
 
     def _bonus(self, prefix: Prefix, token: int) -> float:
-        """The hotword bonus in the rank of a prefix extended by a token."""
+        """Return the hotword bonus in the rank of a prefix extended by a token."""
         if self._ranking is None:
             return 0.0
         state, earned = self._ranking.advance(prefix.state, token)

@@ -1,9 +1,9 @@
-"""A grammar for the search: which tokens may follow, as an automaton over characters. Independent of acoustics.
+"""A grammar for the search: the tokens that may follow, as an automaton over characters.
 
-As for hotwords, a token advances it by the characters of its symbol. A phrase is therefore allowed in any tokenization,
-because a bundle does not say how its training text was divided, and a model does not always divide words alike.
+As for hotwords, a token advances it by the characters of its symbol. A phrase is therefore allowed in any tokenization.
+A bundle does not state how its training text was tokenized, and a model may tokenize a word in several ways.
 
-The automaton is made deterministic where searches come by. Phrases share the states of their common beginning.
+States are made deterministic when a search reaches them. Phrases share the states of their common beginning.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from u2moe.runtime.text.spelling import Spelling
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, with_boundaries
 
 REST_PENALTY, REST_COST = 0.5, 3.0
-"""Taken from the log-probability of the most probable token of a frame where it counts as a part of `[unk]`, and of its
-beginning: a phrase among other words makes two of them."""
+"""Subtracted from the log-probability of a frame's most probable token if it counts as `[unk]`, and of each beginning of
+`[unk]`. A phrase between other words makes two of them."""
 MOST_PLACES = 1 << 18
-"""Places in all phrases, characters that they do not share: memory grows with them."""
+"""Most places (characters that phrases do not share), which bounds memory."""
 MIN_TOKENS = 32
-"""Tokens of the grammar that are considered in each frame, if there are as many; more with a wider beam."""
+"""Number of tokens of the grammar considered in each frame; more with a wider beam."""
 
 _MAX_STATES = 1 << 16
 _ROOT = 0
 
 
 class PhraseState:
-    """Where a hypothesis is in the grammar.
+    """The state of a hypothesis in the grammar.
 
     Attributes:
         places: places of phrases that its last characters may have reached.
         is_apart: whether it ends in a word boundary.
-        accepts: whether it may end here: with a complete phrase, or before any.
+        accepts: whether it may end here: after a complete phrase, or before the first.
         moves: cache by token of the next state; None: not allowed.
     """
 
@@ -52,20 +52,20 @@ class PhraseState:
 
 
 class PhraseGraph:
-    """The automaton of a grammar for a vocabulary. Thread-safe: a race computes a state twice.
+    """The automaton of a grammar for a vocabulary. Thread-safe: a race only computes a state twice.
 
     Attributes:
         start: state of an empty hypothesis.
-        lines: of the grammar.
-        rest: token that stands for other words, the one after the vocabulary's; None: they are not allowed.
+        lines: lines of the grammar.
+        rest: token for other words, after those of the vocabulary; None: other words are not allowed.
         vocabulary: the vocabulary, with that token.
         blank: id of the blank token.
-        tokens: its id and those of tokens that may be parts of a phrase, in order.
-        word_starts: ids of those that begin a word.
+        tokens: its id and the ids of tokens that may be part of a phrase, in order.
+        word_starts: ids of tokens that begin a word.
 
     Raises:
-        GrammarError: a slot is not defined or contains itself, a phrase may be empty or has characters that the
-            vocabulary lacks, or the grammar is too large.
+        GrammarError: the grammar is too large, a slot is undefined or contains itself, or a phrase may be empty or has
+            characters that the vocabulary lacks.
     """
 
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary, blank: int = 0) -> None:
@@ -79,7 +79,7 @@ class PhraseGraph:
         self._spelling = Spelling(vocabulary)
         self._words: dict[str, list[str]] = {}
         self._arcs: list[dict[str, list[int]]] = [{}]
-        self._single = {_ROOT}  # places with one way to them
+        self._single = {_ROOT}  # places that only one place leads to
         self._ends: set[int] = set()
         for line, expression in grammar.phrases.items():
             what = f"grammar: phrase {line!r:.80}"
@@ -100,7 +100,7 @@ class PhraseGraph:
         self.word_starts = np.flatnonzero(np.frombuffer(vocabulary.word_starts, np.uint8))
 
     def advance(self, state: PhraseState, token: int) -> PhraseState | None:
-        """State after `token`; None: it is not allowed."""
+        """Return the state after `token`; None: it is not allowed."""
         try:
             return state.moves[token]
         except KeyError:
@@ -117,7 +117,7 @@ class PhraseGraph:
     def most_probable(
         self, log_probs: npt.NDArray[np.float32], beam_size: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]:
-        """The likely tokens of those that may be allowed, and the score of `rest` where it begins a word."""
+        """Return the likely tokens of the grammar, their scores, and the score of `rest` at the beginning of a word."""
         tokens, starts = self.tokens, [-math.inf] * len(log_probs)
         rows = log_probs[:, tokens]
         if self.rest is not None:
@@ -130,18 +130,18 @@ class PhraseGraph:
         return tokens[places], scores, starts
 
     def is_whole(self, state: PhraseState) -> bool:
-        """Whether the last word is complete, whatever follows."""
+        """Return whether the last word is complete, whatever follows."""
         return state.accepts and (
             state.is_apart or all(self._arcs[place].keys() <= {WORD_BOUNDARY} for place in state.places)
         )
 
     def phrases(self, tokens: Sequence[int], *, is_final: bool = True) -> list[tuple[int, int]]:
-        """Begin and end of each complete phrase in tokens that are allowed; the longest where there is a choice.
+        """Return begin and end of each complete phrase in allowed tokens; the longest if several are possible.
 
-        Unless they are final, without the one at the end that may become a longer one.
+        If the tokens are not final, a last phrase that may become longer is left out.
         """
         num = len(tokens)
-        following: dict[int, int | None] = {num: None}  # by place, the end of the phrase that begins there
+        following: dict[int, int | None] = {num: None}  # by begin, the end of the phrase
         for begin in range(num - 1, -1, -1):
             ends, may_go_on = self._read(tokens, begin)
             if may_go_on and not is_final:
@@ -157,7 +157,7 @@ class PhraseGraph:
         return found
 
     def _read(self, tokens: Sequence[int], begin: int) -> tuple[list[int], bool]:
-        """Where a phrase may end that begins at `begin`, and whether it may go on after the last token."""
+        """Return where a phrase that begins at `begin` may end, and whether it may continue after the last token."""
         if self._is_between(tokens[begin]):
             return [begin + 1], False
         places, is_apart, is_complete = self.start.places, True, False
@@ -175,7 +175,7 @@ class PhraseGraph:
         return ends, any(self._arcs[place] for place in places)
 
     def _is_between(self, token: int) -> bool:
-        """Whether a token is no part of a phrase where none has begun."""
+        """Return whether a token is outside of phrases when none has begun."""
         return token == self.rest or self._spellings[token] == WORD_BOUNDARY
 
     def _step(self, state: PhraseState, character: str) -> PhraseState | None:
@@ -198,7 +198,7 @@ class PhraseGraph:
     def _add(
         self, expression: Expression, places: frozenset[int], within: tuple[str, ...], what: str
     ) -> frozenset[int]:
-        """Places at the ends of an expression that begins at `places`, in the slots and brackets ("") of `within`."""
+        """Add an expression at `places`, within slots and brackets ("") `within`; return its end places."""
         check_nested(len(within), what)
         ends: set[int] = set()
         for alternative in expression:
@@ -235,7 +235,7 @@ class PhraseGraph:
         return places
 
     def _spelled(self, text: str, what: str) -> list[str]:
-        """The words of a text in the characters of the vocabulary."""
+        """Return the words of a text in the characters of the vocabulary."""
         if text not in self._words:
             try:
                 words = with_boundaries(text).replace(WORD_BOUNDARY, " ").split()
