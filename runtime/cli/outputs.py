@@ -106,7 +106,7 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
     if file_format == EVENTS:
         return _Events()
     if FORMATS[file_format].segment is None and len(inputs) > 1:
-        raise ValueError(f"{file_format} of several recordings needs --output with a folder")
+        raise ValueError(f"{file_format} of several files needs --output with a folder")
     return _Stdout(file_format, is_single=len(inputs) == 1)
 
 
