@@ -28,7 +28,7 @@ def add_align(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "align",
         help="find the times of the words of a text",
-        description="Find when the words of texts are spoken in their recordings: for subtitles, editors and "
+        description="Find the times of the words of texts in their recordings: for subtitles, editors and "
         "training. Words that do not fit are reported. For lists, use 'u2moe corpus --align'.",
     )
     parser.add_argument("files", nargs="+", type=named_path, metavar="FILE", help="audio files, media files, folders")

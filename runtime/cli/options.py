@@ -39,7 +39,7 @@ def meant(name: str, names: Iterable[str]) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command that may also have actions, such as `u2moe corpus status OUT` in `u2moe corpus LIST OUT`.
+    """The parser of a command with actions, such as `u2moe corpus status OUT` besides `u2moe corpus LIST OUT`.
 
     If the first argument is the name of an action, that action runs. Write ./NAME for a file of the same name.
     """
@@ -105,7 +105,7 @@ def add_declared(parser: Options, kind: Any, only: Container[str] | None = None,
             continue
         default = otherwise.get(name) or declared.otherwise or declared.default
         default = f"{default:g}" if isinstance(default, float) else default
-        shown = f"as in the bundle, {default} unless chosen" if declared.in_bundle else default
+        shown = f"as in the bundle, else {default}" if declared.in_bundle else default
         if declared.kind == "flag":
             parser.add_argument(declared.flag, dest=name, action="store_true", help=declared.about)
             continue
@@ -144,7 +144,7 @@ def add_public_key(parser: Options) -> None:
         metavar="FILE",
         type=Path,
         action="append",
-        help="accept only bundles signed by this key (PEM; see 'u2moe sign'), or by another given one",
+        help="accept only bundles signed by this key (PEM; see 'u2moe sign'); may be repeated for other keys",
     )
 
 

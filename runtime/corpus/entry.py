@@ -114,7 +114,7 @@ class ListOptions:
 
     Attributes:
         root: folder to which paths are relative. None: the folder of the list.
-        allow_pipes: whether to run entries that are shell commands (ending in "|").
+        allow_pipes: run entries that are shell commands (ending in "|").
         channel: channel to use for every recording, 0 for the left one. None: the channel that the list names, or the
             average of all.
     """

@@ -95,7 +95,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
 
 
 def _write_csv(rows: Iterator[Row], file: Path) -> int:
-    """Write a table with the fields that have a single value in all rows; return the number of rows."""
+    """Write the fields that are single values as CSV; return the number of rows."""
     num_rows, first = 0, next(rows, {})
     columns = [name for name in first if name not in ("segments", "options", "fields", "warnings", "model")]
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:

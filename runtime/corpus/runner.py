@@ -27,11 +27,11 @@ class CorpusOptions:
 
     Attributes:
         list_options: how to interpret the entries of the list.
-        block_size: number of entries in a block, which is the unit of writing and of loss when a process is killed.
+        block_size: number of entries per block; a killed process loses its block.
         shard: which blocks to recognise.
         num_workers: number of processes. None: one per available core.
-        retry_failed: whether to repeat blocks with failed entries.
-        align: whether to align the transcripts of the list with the audio instead of recognising it.
+        retry_failed: repeat blocks with failed entries.
+        align: align the transcripts of the list with the audio instead of recognising it.
     """
 
     list_options: ListOptions = option("record", ListOptions(), record=ListOptions)

@@ -29,7 +29,7 @@ LONGEST_PHRASE = 200
 
 _MAX_MOVES = 1 << 18
 _ROUNDING = 1e-6
-"""Far more than a different order of additions can change."""
+"""Tolerance, far larger than rounding errors of sums."""
 
 
 class ContextGraph:

@@ -1,4 +1,4 @@
-"""The most probable tokens of each frame, with which searches continue."""
+"""The most probable tokens of each frame, for searches."""
 
 import numpy as np
 import numpy.typing as npt

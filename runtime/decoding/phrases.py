@@ -22,7 +22,7 @@ from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, with_bounda
 
 REST_PENALTY, REST_COST = 0.5, 3.0
 """Subtracted from the log-probability of a frame's most probable token if it counts as `[unk]`, and of each beginning
-of `[unk]`. A phrase between other words makes two of them."""
+of `[unk]`. A phrase between other words has one before it and one after it."""
 MOST_PLACES = 1 << 18
 """Most places (characters that phrases do not share), which bounds memory."""
 MIN_TOKENS = 32

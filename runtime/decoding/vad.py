@@ -47,7 +47,7 @@ class VadOptions:
         threshold: speech begins when its probability reaches this.
         end_threshold: speech ends when its probability falls below this.
         min_silence: seconds of silence that end a span of speech.
-        padding: seconds of silence kept on either side of a span, at most half of `min_silence`.
+        padding: seconds of silence kept on either side of a span; at most half of `min_silence`.
     """
 
     threshold: float = option("number", 0.5, above=0, most=1)

@@ -26,9 +26,8 @@ class TextOptions:
     """How to read text.
 
     Attributes:
-        raw: whether each line is one sentence, split at white space and not normalised.
-        keep_case: whether to keep the letter case; otherwise text becomes lower case. Both work with an upper-case
-            vocabulary.
+        raw: each line is one sentence, split at white space and not normalised.
+        keep_case: keep the letter case; otherwise text becomes lower case. Both work with an upper-case vocabulary.
     """
 
     raw: bool = option("flag", default=False, flag="--raw")
