@@ -1,4 +1,4 @@
-"""Bundles of fixed shape against the bundles that they were made from."""
+"""Bundles of fixed shape against their source bundles."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def folder(static):
 
 
 def recognised(recognizer, sound, sizes, options):
-    """Tokens, text and times of every segment of streams that are decoded together, each fed in its own buffers."""
+    """Return tokens, text and times of all segments of streams decoded together, each fed in its own buffers."""
     streams = [recognizer.create_stream(options) for _ in sizes]
     segments = [[] for _ in sizes]
     for turn in range(max(-(-len(sound) // size) for size in sizes) + 1):
@@ -77,7 +77,7 @@ def recognised(recognizer, sound, sizes, options):
 @pytest.mark.parametrize("network", ["moe_tiny", "dense_tiny"])
 @pytest.mark.parametrize("search", ["attention_rescoring", "ctc_prefix_beam", "attention"])
 def test_texts_are_those_of_the_bundle(static, exported, sound, network, search):
-    """In all splits, alone and together with other streams, and where utterances end within a chunk."""
+    """In all splits, alone and together with other streams, and if utterances end within a chunk."""
     options = dataclasses.replace(DYNAMIC, search=search)
     expected = recognised(Recognizer.from_pretrained(exported(network)), sound, [len(sound)], options)[0]
     assert len(expected) > 1
@@ -89,7 +89,7 @@ def test_texts_are_those_of_the_bundle(static, exported, sound, network, search)
 
 
 def test_runner_of_somebody_else(folder, sound):
-    """Gets every input in the stated shape; its outputs are what is recognised."""
+    """A foreign runner receives every input in the stated shape, and its outputs are recognised."""
     stated = json.loads((folder / "static.json").read_text())
     session = onnxruntime.InferenceSession(folder / "static.onnx")
     shapes = {each["name"]: tuple(each["shape"]) for each in stated["inputs"]}
@@ -152,13 +152,13 @@ OTHERS = (
     "stack_n_frames_whisper_positions",
     "moe_top_3",
 )
-"""Encoders with frame rates, caches, attention, positions and mixtures that the golden networks do not have."""
+"""Encoders with frame rates, caches, attention, positions and mixtures that the golden networks lack."""
 
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(("multiple", "left"), [pytest.param(1, 3, marks=pytest.mark.endurance), (5, 1)])
 def test_other_encoders(name, multiple, left, export_quickly, tmp_path):
-    """Small chunks, whose history is longer than they are, and odd ones as long as their left context."""
+    """Small chunks that are shorter than their history, and odd ones as long as their left context."""
     bundle = Bundle.open(export_quickly(write_configuration(name, tmp_path / "checkpoint"), tmp_path / "bundle"))
     size = multiple * bundle.manifest.model.chunk_multiple
     written = convert_static(bundle.path, tmp_path / "static", chunk_size=size, num_left_chunks=left)
@@ -168,7 +168,7 @@ def test_other_encoders(name, multiple, left, export_quickly, tmp_path):
 
 
 def test_a_wrong_weight_is_found(bundle, tmp_path, monkeypatch):
-    """And nothing is written."""
+    """Nothing is written."""
     folded = folding.folded
 
     def damaged(model, feeds=None):
@@ -190,13 +190,13 @@ def test_what_cannot_have_a_fixed_shape(bundle, quantized, folder, export_quickl
             convert_static(source, tmp_path / "static", **options)
         assert not (tmp_path / "static").exists()
 
-    refused(quantized("int8").path, "quantization: weights are .*int8.*made from a bundle in float32")
-    refused(folder, r"model\.static: is of fixed shape already")
+    refused(quantized("int8").path, "quantization: weights are .*int8.*needs a float32 bundle")
+    refused(folder, r"model\.static: already has a fixed shape")
     refused(bundle.path, "num_left_chunks must be", num_left_chunks=0)
     refused(bundle.path, "chunk_size must be at least 1", chunk_size=0)
     for name, told in (
         ("not_causal", "model.streaming: this encoder was trained for full context"),
-        ("learned_positions", "encoder/embed/.*: learned positions end"),
+        ("learned_positions", "encoder/embed/.*: learned positions cannot have a fixed shape"),
     ):
         checkpoint = write_configuration(name, tmp_path / name)
         refused(export_quickly(checkpoint, tmp_path / f"{name}.bundle"), told)
@@ -221,7 +221,7 @@ def mixture_session(build, num_experts, weights):
 )
 @pytest.mark.parametrize("common", [0.0, 1e6])
 def test_mixture_without_choosing(num_experts, top_k, bias, common):
-    """All experts as one layer give what the chosen ones do, for any number; what logits share rounds nothing."""
+    """All experts as one layer yield the output of the chosen ones; a common part of the logits causes no rounding."""
     random = np.random.default_rng(num_experts * 10 + top_k)
     shapes = {"w1": (6, 5), "w1_bias": (5,), "w2": (5, 6), "w2_bias": (6,)}
     shapes = {name: shape for name, shape in shapes.items() if bias or not name.endswith("bias")}
@@ -260,7 +260,7 @@ def test_what_compilers_refuse_is_named(nodes, told):
 
 
 def test_graph_is_plain(folder):
-    """Operators of opset 17 alone, no function, names that say where they belong."""
+    """It has only operators of opset 17, no function, and names that show the layer."""
     model = ir.load(folder / "static.onnx")
     assert model.graph.opset_imports == {"": 17}
     assert not model.functions
@@ -293,7 +293,7 @@ def test_command(bundle, tmp_path, capsys):
 
 
 def test_quantized_for_qnn(bundle, clips, tmp_path):
-    """From recordings: chunks in both layouts, a graph that reads 16 bits but for the router, and what it changes."""
+    """From recordings: chunks in both layouts, a 16-bit graph except for the router, and its damage."""
     files = sorted(clips.glob("*.wav"))
     written = convert_static(bundle.path, tmp_path / "out", **CHUNKS, recordings=files, qdq=True)
     stated = json.loads((written.path / "static.json").read_text())
@@ -328,7 +328,7 @@ def test_quantized_for_qnn(bundle, clips, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "told"),
     [
-        ({"qdq": True}, ValueError, "qdq needs recordings"),
+        ({"qdq": True}, ValueError, "qdq requires recordings"),
         ({"recordings": ["none.wav"]}, AudioError, "none.wav"),
     ],
 )

@@ -23,7 +23,7 @@ from u2moe.runtime.text.word_errors import edit_distance
 Samples = list[Mapping[str, npt.NDArray[np.float32]]]
 """Inputs of chunks, by name."""
 FEED_FORWARD = ("feed_forward", "ffn")
-"""In names of nodes whose weights have 8 bits."""
+"""Parts of the names of nodes whose weights have 8 bits."""
 MOST_SAMPLES = 100
 """Number of chunks to keep, evenly spaced over all recordings."""
 
@@ -71,7 +71,7 @@ def write_samples(samples: Samples, folder: Path) -> None:
 
 
 def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str]) -> None:
-    """Quantize a graph for QNN: activations to 16 bits, weights to 8, except `float_nodes`."""
+    """Quantize a graph for QNN, except `float_nodes`: feed-forward weights to 8 bits, others and activations to 16."""
     from onnxruntime import quantization  # noqa: PLC0415 - loads slowly
     from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config  # noqa: PLC0415
 

@@ -193,7 +193,7 @@ def check_fixed(model: ir.Model, where: object) -> None:
                 continue
             if value.shape is None or not value.shape.is_static() or len(value.shape) > MOST_AXES:
                 raise UnsupportedError(
-                    f"{told}: {value.name} has shape {value.shape}, expected at most {MOST_AXES} axes"
+                    f"{told}: {value.name} has shape {value.shape}, expected at most {MOST_AXES} fixed axes"
                 )
             tensor = value.const_value
             if tensor is not None and tensor.dtype == ir.DataType.FLOAT:

@@ -1,4 +1,4 @@
-"""A bundle whose encoder and CTC head are one graph of fixed shape, for NPUs: read, build, check, compare, write."""
+"""Converts a bundle to a graph of fixed shape, with encoder and CTC head, for NPUs: read, build, compare, write."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 STATIC_FILE = "static.json"
-"""Says to people and to other programs what the manifest says to ours, and more."""
+"""The content of the manifest, with further details, for people and other programs."""
 DECODER_FILE = "decoder_fixed.onnx"
 DECODER_SIZES = {"batch": 1, "nbest": 10, "length": 32, "time": 256}
 """Axes of the decoder with fixed shapes."""
@@ -45,7 +45,7 @@ LAYOUTS = {
     "history": "batch, blocks * frames, channels",
 }
 EXPERIMENTAL = 100_000_000
-"""Weights beyond which nobody has tried such a mixture on a device."""
+"""Number of weights above which no mixture has been tried on a device."""
 SETTINGS = SessionSettings(kernels="onnxruntime")
 
 
@@ -62,31 +62,31 @@ def convert_static(
 ) -> Conversion:
     """Write a bundle of fixed shape into `out`, compared with the bundle first; nothing is written if they differ.
 
-    `Recognizer` opens it as any other. Beside it lie `static.json`, which describes the graph to other programs,
-    `decoder_fixed.onnx`, and the caches before the first chunk.
+    `Recognizer` opens it like any other. The folder also contains `static.json`, which describes the graph to other
+    programs, `decoder_fixed.onnx`, and the caches before the first chunk.
 
     Args:
-        bundle: folder of a bundle in float32 whose encoder streams.
-        out: folder to write; left as it was if anything fails.
-        chunk_size: encoder frames of a chunk; None: those that the encoder was trained for, or 16.
+        bundle: folder of a float32 bundle whose encoder streams.
+        out: folder to write; left unchanged on failure.
+        chunk_size: encoder frames of a chunk; None: the chunk size in training, or 16.
         num_left_chunks: chunks of left context, at least 1.
-        recordings: audio files whose chunks are written into `calibration`, for compilers that quantize.
-        qdq: also write `static_qdq.onnx` for QNN, quantized by them, and into `static.json` what that changes.
-        overwrite: replace a bundle that is already there.
+        recordings: audio files whose chunks are written to `calibration`, for compilers that quantize.
+        qdq: also write `static_qdq.onnx` for QNN, quantized with these chunks, and its damage into `static.json`.
+        overwrite: replace an existing bundle.
         progress: called with a line for each step.
 
     Raises:
-        UnsupportedError: the bundle is quantized or of fixed shape, or its encoder cannot have one; says why.
+        UnsupportedError: the bundle is quantized or of fixed shape, or its encoder cannot have one; states why.
         ParityError: the written graph differs from the bundle.
         BundleError: the bundle cannot be read, or `out` cannot be written.
         AudioError: a recording cannot be read.
-        ValueError: chunks that the encoder does not have, or `qdq` without recordings.
+        ValueError: the encoder does not support the chunks, or `qdq` is set without recordings.
     """
     if qdq and not recordings:
-        raise ValueError("qdq needs recordings")
+        raise ValueError("qdq requires recordings")
     opened = Bundle.open(bundle)
     if Path(out).resolve() == opened.path.resolve():
-        raise UnsupportedError(f"{opened.path}: a bundle is not converted in place; name another folder")
+        raise UnsupportedError(f"{opened.path}: cannot convert a bundle in place: choose another folder")
     config = opened.manifest.model
     form = _form(opened, config.stream_chunk_size if chunk_size is None else chunk_size, num_left_chunks)
     model = opened.load(SETTINGS)
@@ -100,7 +100,7 @@ def convert_static(
         save_graph(graph, staging.path / "static.onnx", limit=ONE_FILE_LIMIT)
         num_weights = sum(value.const_value.size for value in graph.graph.initializers.values() if value.const_value)
         if num_weights > EXPERIMENTAL:
-            progress(f"experimental: {num_weights / 1e6:.0f} million weights; nobody has tried that on a device")
+            progress(f"experimental: {num_weights / 1e6:.0f} million weights; not tried on any device")
         for history in source.form.histories:
             np.save(staging.path / history.start, source.starts[history.cache])
         _copy(opened, staging, manifest)
@@ -120,17 +120,15 @@ def convert_static(
 
 
 def _form(bundle: Bundle, chunk_size: int, num_left_chunks: int) -> StaticForm:
-    """The form, without what the graph tells; checks what needs no graph."""
+    """Return the form, without fields derived from the graph; check everything that needs no graph."""
     config = bundle.manifest.model
     if config.static is not None:
-        raise UnsupportedError(
-            f"{bundle.path}: model.static: is of fixed shape already: convert the bundle it was made from"
-        )
+        raise UnsupportedError(f"{bundle.path}: model.static: already has a fixed shape: convert its source bundle")
     if bundle.manifest.quantization:
         formats = bundle.manifest.quantization.get("groups")
         raise UnsupportedError(
-            f"{bundle.path}: quantization: weights are {formats}: a graph of fixed shape is made from a bundle in "
-            "float32; the compiler of the device quantizes it"
+            f"{bundle.path}: quantization: weights are {formats}: a graph of fixed shape needs a float32 "
+            "bundle; the compiler of the device quantizes it"
         )
     if not config.streaming:
         raise UnsupportedError(
@@ -141,7 +139,7 @@ def _form(bundle: Bundle, chunk_size: int, num_left_chunks: int) -> StaticForm:
 
 
 def _first_position(model: Model, form: StaticForm) -> int:
-    """Where the dynamic graph continues after `max_position`: asked of itself."""
+    """Return the position at which the dynamic graph continues after `max_position`, by running it."""
     config, left = model.config, form.chunk_size * form.num_left_chunks
     chunk = np.zeros((1, config.num_features(form.chunk_size), config.feature_size), np.float32)
     caches = model.encoder.start()
@@ -156,9 +154,9 @@ def _first_position(model: Model, form: StaticForm) -> int:
 
 
 def _copy(bundle: Bundle, staging: BundleWriter, manifest: Manifest) -> None:
-    """The other files of the bundle, with the metadata of this one, and the decoder with fixed shapes."""
+    """Copy the other files of the bundle with this manifest's metadata, and write the decoder with fixed shapes."""
     staging.add(TOKENS_FILE, bundle.path / TOKENS_FILE)
-    save_graph(features_graph(manifest), staging.path / "features.onnx")  # for the other languages
+    save_graph(features_graph(manifest), staging.path / "features.onnx")  # for other languages
     if (language_model := manifest.decoding.language_model) is not None:
         staging.add(language_model.file, bundle.path / language_model.file)
     for graph in manifest.model.graphs()[1:]:
@@ -178,7 +176,7 @@ def _calibrate(
     qdq: bool,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Write the chunks of recordings and perhaps a quantized graph; returns what `static.json` says of that."""
+    """Write the chunks of recordings and optionally a quantized graph; return the fields for `static.json`."""
     graph, quantized = bundle.path / "static.onnx", bundle.path / "static_qdq.onnx"
     progress(f"recognising {len(recordings)} recordings")
     texts, samples = recognised(bundle, graph, recordings)
@@ -193,7 +191,7 @@ def _calibrate(
 
 
 def _about(manifest: Manifest, form: StaticForm, graph: ir.Model, folder: Path) -> dict[str, Any]:
-    """The content of `static.json`."""
+    """Return the content of `static.json`."""
     config, features = manifest.model, manifest.features
     contract = form.graph(config)
     layouts = {cache.name: LAYOUTS["history" if cache.time_axis is None else "keys"] for cache in config.caches}
@@ -241,12 +239,12 @@ def _about(manifest: Manifest, form: StaticForm, graph: ir.Model, folder: Path) 
 
 
 def is_float(node: ir.Node) -> bool:
-    """Whether a node of the graph must not be quantized: routers, whose choices flip, and the last softmax."""
+    """Return whether a node must not be quantized: routers, whose choices would flip, and the last softmax."""
     return "/router/" in str(node.name) or node.op_type == "LogSoftmax"
 
 
 class StaticParity:
-    """Compares a bundle of fixed shape with the one it was made from, over whole streams; errors name the `subject`."""
+    """Compares a bundle of fixed shape with its source, over whole streams; errors name the `subject`."""
 
     def __init__(self, dynamic: Model, static: Model, *, subject: Path) -> None:
         self.dynamic, self.static, self.subject = dynamic, static, subject
@@ -260,7 +258,7 @@ class StaticParity:
         """Compare streams from the start and where positions are moved back, with last chunks of all lengths.
 
         Raises:
-            ParityError: a difference; names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; names case, tensor, difference and limit.
         """
         size, multiple, num_chunks = self.form.chunk_size, self.config.chunk_multiple, self.form.num_left_chunks + 4
         late = self.config.max_position - (num_chunks - 2) * size  # caches are full where positions are moved back
@@ -279,10 +277,10 @@ class StaticParity:
         return self.report
 
     def decoders(self, folder: Path) -> None:
-        """Compare the decoders in a folder, with as many tokens and frames as fit and fewer.
+        """Compare the decoders in a folder, with the maximum number of tokens and frames and with fewer.
 
         Raises:
-            ParityError: a difference.
+            ParityError: a difference exceeds its limit.
         """
         random, (batch, nbest, length, time) = np.random.default_rng(0), DECODER_SIZES.values()
         feeds: dict[str, Array] = {

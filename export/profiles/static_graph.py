@@ -1,4 +1,4 @@
-"""The encoder and the CTC head of a bundle as one graph of fixed shape, `static.onnx`."""
+"""Joins the encoder and the CTC head of a bundle to one graph of fixed shape, `static.onnx`."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _CONVOLUTIONS: Mapping[str, type[OverTime]] = {
 
 
 class StaticGraph:
-    """The encoder of a bundle, what was found out about it, and its form with fixed shapes.
+    """The encoder of a bundle, its analysis, and its form with fixed shapes.
 
-    The layers that carry caches, the mixtures, the masks and the positions are built anew; all else is taken as it is,
-    and what then depends on no input is folded.
+    Layers that carry caches, mixtures, masks and positions are rebuilt. All other nodes are kept, and constant ones are
+    folded.
 
     Attributes:
         form: the shapes of the graph.
@@ -47,10 +47,10 @@ class StaticGraph:
 
     Args:
         bundle: its bundle.
-        form: chunks and first position; the rest is found out.
+        form: chunks and first position; the other fields are derived.
 
     Raises:
-        UnsupportedError: the encoder cannot have a fixed shape; says why.
+        UnsupportedError: the encoder cannot have a fixed shape; states why.
     """
 
     def __init__(self, bundle: Bundle, form: StaticForm) -> None:
@@ -59,7 +59,7 @@ class StaticGraph:
         self._encoder = ir.load(bundle.path / "encoder.onnx")
         self._nodes = list(self._encoder.graph)
         if learned := [node.name for node in self._nodes if "learned positions" in str(node.name)]:
-            raise UnsupportedError(f"{bundle.path}: {learned[0]}: learned positions end, and so have no fixed shape")
+            raise UnsupportedError(f"{bundle.path}: {learned[0]}: learned positions are limited: no fixed shape")
         self._reads = {value: str(value.name) for value in self._encoder.graph.inputs}
         self._histories = {
             cache.name: self._history(cache.name) for cache in self.config.caches if cache.time_axis is None
@@ -86,7 +86,7 @@ class StaticGraph:
         self.starts = {cache.name: self._start(cache) for cache in self.config.caches if cache.name in self._histories}
 
     def model(self, metadata: Mapping[str, str]) -> ir.Model:
-        """The graph, folded."""
+        """Return the folded graph."""
         contract = self.form.graph(self.config)
         return folded(joined_model(contract, "static", self.config.axis, dict(metadata), self._body))
 
@@ -101,7 +101,7 @@ class StaticGraph:
             with g.scope(str(node.name)):
                 self._rebuild(node, pieces)
         following = {f"r_{cache.name}": self._next(cache) for cache in caches}
-        feeds = {cache.name: g.constant([0]) for cache in caches}  # nothing reads them now
+        feeds = {cache.name: g.constant([0]) for cache in caches}  # no node reads them any more
         feeds["chunk"] = inputs["chunk"]
         feeds["chunk_lens"] = g.constant([self.config.num_features(form.chunk_size)])
         feeds["offset"] = g.constant([form.first_position])
@@ -110,16 +110,16 @@ class StaticGraph:
         return {**results, **following}, parts
 
     def _calls_of_positions(self) -> dict[int, ir.Node]:
-        """The calls whose encodings become inputs of the graph, by the steps of their rates.
+        """Return the calls whose encodings become inputs of the graph, by the steps of their rates.
 
-        What rotates depends on distances alone, so that its positions may be any.
+        Rotary attention depends only on distances, so it may use any positions.
         """
         is_rotary = any(_kind(node) == "RotaryCachedAttention" for node in self._nodes)
         kinds = ("Sinusoids",) if is_rotary else ("Sinusoids", "SinesAndCosines")
         return {_step(_value(node.inputs[0])): node for node in self._nodes if _kind(node) in kinds}
 
     def _frequencies(self, call: ir.Node) -> tuple[float, ...]:
-        """The constant of the function."""
+        """Return the constant of the function."""
         for node in self._encoder.functions[call.op_identifier()]:
             if node.op_type == "Constant":
                 value = node.attributes["value"].as_tensor().numpy()
@@ -128,7 +128,7 @@ class StaticGraph:
         raise UnsupportedError(f"{self.bundle.path}: {call.name}: has no frequencies")
 
     def _history(self, cache: str) -> list[ir.Node]:
-        """The nodes that put into a cache what stands for frames before the first."""
+        """Return the nodes that put the frames before the first one into a cache."""
         (value,) = (value for value, name in self._reads.items() if name == cache)
         found = [
             node
@@ -140,7 +140,7 @@ class StaticGraph:
         return found
 
     def _steps(self, histories: list[ir.Node]) -> tuple[int, ...]:
-        """The step of each block."""
+        """Return the step of each block."""
         steps = {
             _row(reader, node.outputs[0]): _step(_origin(node.inputs[0], "Unsqueeze", "GreaterOrEqual"))
             for node in histories
@@ -150,7 +150,7 @@ class StaticGraph:
 
     def _start(self, cache: Cache) -> Array:
         value, (channels, past) = _value(self._histories[cache.name][0].inputs[2]), cache.shape
-        if value.const_value is None:  # some blocks of all
+        if value.const_value is None:  # only some of the blocks
             source, first, last, *_ = _producer(value).inputs
             frames = _array(source)[_number(first) : _number(last)]
         else:
@@ -159,13 +159,13 @@ class StaticGraph:
         return start.reshape(self.form.cache_shape(self.config, cache))
 
     def _split(self, cache: Cache) -> Sequence[ir.Value]:
-        """The part of each block of a cache."""
+        """Return the part of each block of a cache."""
         num, value = cache.num_blocks, self._inputs[cache.name]
         sizes = [self.form.cache_shape(self.config, cache)[1] // num] * num
         return self._g.ops("Split", value, sizes, axis=1, num_outputs=num) if num > 1 else [value]
 
     def _mask(self, node: ir.Node, mask: ir.Value) -> None:
-        """The bias of scores is an input; whether frames exist, which some encoders multiply by, follows from it."""
+        """Make the bias of scores an input, and derive from it which frames exist: some encoders multiply by that."""
         g = self._g
         for reader in _readers(_origin(node.inputs[0], "Unsqueeze")):
             if reader.op_type == "Cast":
@@ -174,7 +174,7 @@ class StaticGraph:
         _replace(node.outputs[0], mask)
 
     def _rebuild(self, node: ir.Node, pieces: Mapping[str, Sequence[ir.Value]]) -> None:
-        """Replace what a layer that has another form here gives."""
+        """Replace the outputs of a layer that has another form here."""
         g, kind = self._g, _kind(node)
         read = next((value for value in node.inputs if value in self._reads), None)
         if (mixture := mixture_of(node)) is not None:
@@ -196,7 +196,7 @@ class StaticGraph:
                 _replace(old, new)
 
     def _layer(self, node: ir.Node, kind: str, past: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
-        """An attention or a convolution that reads a cache, and what is cached of it."""
+        """Build an attention or a convolution that reads a cache; return its output and the frames to cache."""
         attributes: dict[str, Any] = {key: each.value for key, each in node.attributes.items()}
         inputs = [_value(each) for each in node.inputs]
         if kind in _CONVOLUTIONS:
@@ -210,7 +210,7 @@ class StaticGraph:
         return heads.attend(self._g, query, key_value, past, bias, use, positions)
 
     def _next(self, cache: Cache) -> ir.Value:
-        """A cache for the next chunk."""
+        """Return a cache for the next chunk."""
         g = self._g
         (output,) = (value for value in self._encoder.graph.outputs if value.name == f"r_{cache.name}")
         if cache.time_axis is None:
@@ -225,7 +225,7 @@ class StaticGraph:
 
 
 def decoder_graph(bundle: Bundle, sizes: Mapping[str, int], metadata: Mapping[str, str]) -> ir.Model:
-    """The decoder of a bundle with axes of these sizes, folded."""
+    """Return the folded decoder of a bundle with axes of these sizes."""
     decoder, config = ir.load(bundle.path / "decoder.onnx"), bundle.manifest.model
     contract = next(graph for graph in config.graphs() if graph.name == "decoder")
 
@@ -235,7 +235,7 @@ def decoder_graph(bundle: Bundle, sizes: Mapping[str, int], metadata: Mapping[st
                 with g.scope(str(node.name)):
                     x, gate, *weights = (_value(each) for each in node.inputs)
                     _replace(node.outputs[0], fixed_mixture(g, mixture, x, gate, weights))
-            if _kind(node) == "SharedPrefixes":  # the size of what they have in common is not fixed
+            if _kind(node) == "SharedPrefixes":  # the number of shared prefixes is not fixed
                 batch, nbest, length = sizes["batch"], sizes["nbest"], sizes["length"] + 1
                 every = np.arange(batch * nbest * length)
                 of_tokens, of_utterances = every.reshape(batch, nbest, length), every.reshape(batch, -1)
@@ -256,12 +256,12 @@ def _named(name: str, step: int) -> str:
 
 
 def _kind(node: ir.Node) -> str:
-    """The operator, or the name of a function without its number."""
+    """Return the operator, or the name of a function without its number."""
     return plain_name(node.op_type) if node.domain == MOE_DOMAIN else node.op_type
 
 
 def _is_mask(node: ir.Node) -> bool:
-    """Whether it turns "exists" into what is added to scores."""
+    """Return whether it converts "exists" to a bias of scores."""
     lowest = _value(node.inputs[2]).const_value if node.op_type == "Where" else None
     return (
         lowest is not None and lowest.dtype == ir.DataType.FLOAT and lowest.size == 1 and lowest.numpy().item() < -1e3
@@ -269,23 +269,23 @@ def _is_mask(node: ir.Node) -> bool:
 
 
 def _visible(mask: ir.Node) -> ir.Value:
-    """The positions of which a mask says whether they exist."""
+    """Return the positions whose existence a mask expresses."""
     return _origin(mask.inputs[0], "Unsqueeze", "And", "Less")
 
 
 def _step(positions: ir.Value) -> int:
-    """Frames from one of these positions to the next."""
+    """Return the number of frames from one of these positions to the next."""
     source = _producer(_producer(positions).inputs[1])
     return _number(source.inputs[1]) if source.op_type == "Mul" else 1
 
 
 def _row(reader: ir.Node, cache: ir.Value) -> int:
-    """The block whose part of a cache a node reads."""
+    """Return the block whose part of a cache a node reads."""
     return _number(reader.inputs[list(reader.inputs).index(cache) + 1])
 
 
 def _origin(value: ir.Value | None, *operators: str) -> ir.Value:
-    """What a value was made from, by these operators, the last of them first."""
+    """Return the source of a value, through these operators, the last of them first."""
     for operator in operators:
         node = _producer(value)
         if node.op_type != operator:
@@ -295,7 +295,7 @@ def _origin(value: ir.Value | None, *operators: str) -> ir.Value:
 
 
 def _without_axis(value: ir.Value | None) -> ir.Value:
-    """What is cached of a layer, without the axis of blocks, which layers in their fixed form do not have."""
+    """Return a layer's new cache entries without the axis of blocks, which layers in their fixed form do not have."""
     node = _value(value).producer()
     return _value(node.inputs[0] if node is not None and node.op_type == "Unsqueeze" else value)
 
@@ -303,7 +303,7 @@ def _without_axis(value: ir.Value | None) -> ir.Value:
 def _producer(value: ir.Value | None) -> ir.Node:
     node = None if value is None else value.producer()
     if node is None:
-        raise UnsupportedError(f"{value}: is computed by no node: export the bundle again")
+        raise UnsupportedError(f"{value}: is not computed by a node: export the bundle again")
     return node
 
 
@@ -316,7 +316,7 @@ def _value(value: ir.Value | None) -> ir.Value:
 def _array(value: ir.Value | None) -> Array:
     tensor = _value(value).const_value
     if tensor is None:
-        raise UnsupportedError(f"{value}: is no constant: export the bundle again")
+        raise UnsupportedError(f"{value}: is not a constant: export the bundle again")
     return tensor.numpy()
 
 

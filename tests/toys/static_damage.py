@@ -1,4 +1,4 @@
-"""Bundles of fixed shape with a file that does not fit the others."""
+"""Bundles of fixed shape with a file that does not match the others."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from u2moe.runtime.bundle_writer import write_manifest
 
 
 def damaged(folder, target, file, change):
-    """A copy of a bundle with a file changed; digests are made anew."""
+    """Return a copy of a bundle with a file changed and its digests recomputed."""
     shutil.copytree(folder, target)
     change(target / file)
     if file != "bundle.json":
@@ -20,7 +20,7 @@ def damaged(folder, target, file, change):
 
 
 def with_input(name, operator, axes=None, dtype=ir.DataType.FLOAT, **attributes):
-    """Changes a graph to one that is right in itself, but has another input of this name."""
+    """Return a function that changes a graph to a valid one with another input of this name."""
 
     def change(file):
         model = ir.load(file)
@@ -39,7 +39,7 @@ def with_input(name, operator, axes=None, dtype=ir.DataType.FLOAT, **attributes)
 
 
 def edited_form(**fields):
-    """Changes fields of the form in the manifest."""
+    """Return a function that changes fields of the form in the manifest."""
 
     def change(file):
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -50,7 +50,7 @@ def edited_form(**fields):
 
 
 def is_half(name):
-    """Makes an input one of float16."""
+    """Return a function that changes an input to float16."""
     return with_input(name, "Cast", None, ir.DataType.FLOAT16, to=1)
 
 
@@ -94,4 +94,4 @@ DAMAGED_SHAPES = [
     ),
     ("cnn_cache0.npy", lambda file: file.write_bytes(b"none"), ("cnn_cache0.npy: is not a numpy array",) * 2),
 ]
-"""Of a file, how it is changed, and what Python and C++ say."""
+"""The file, its change, and the messages of Python and C++."""
