@@ -59,7 +59,7 @@ class StaticGraph:
         self._encoder = ir.load(bundle.path / "encoder.onnx")
         self._nodes = list(self._encoder.graph)
         if learned := [node.name for node in self._nodes if "learned positions" in str(node.name)]:
-            raise UnsupportedError(f"{bundle.path}: {learned[0]}: learned positions are limited: no fixed shape")
+            raise UnsupportedError(f"{bundle.path}: {learned[0]}: learned positions cannot have a fixed shape")
         self._reads = {value: str(value.name) for value in self._encoder.graph.inputs}
         self._histories = {
             cache.name: self._history(cache.name) for cache in self.config.caches if cache.time_axis is None
