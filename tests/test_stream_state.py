@@ -99,7 +99,7 @@ def test_a_reset_is_refused_within_decoding():
 
 def test_a_stream_is_decoded_with_its_own_model(toy):
     stream = toy.create_stream(CHUNKED)
-    with pytest.raises(ValueError, match="created by a recogniser with another model"):
+    with pytest.raises(ValueError, match="this stream belongs to another model"):
         toy_recognizer().decode_streams([stream])
 
 
