@@ -16,7 +16,7 @@ def header() -> str:
     rows = ",\n".join(f'    {{"{name}", {float(row.lowest or 0)!r}f}}' for name, row in ACTIVATIONS.items())
     constants = "\n".join(f'constexpr const char* k{name} = "{name}";' for name in functions.NATIVE)
     return f"""\
-// Made by declare.py from runtime/bundle/functions.py and runtime/graph/activation.py, which say more; do not edit.
+// Made by declare.py from runtime/bundle/functions.py and runtime/graph/activation.py; do not edit.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -27,13 +27,13 @@ namespace u2moe {{
 constexpr int64_t kContract = {functions.KERNELS_CONTRACT};
 // Version of the layout of packed weights.
 constexpr int64_t kLayout = {functions.PACKED_LAYOUT};
-// Names that an operator has: its own, and those with 2 and more behind it.
+// Number of names of an operator: its own, and those with a number from 2 on.
 constexpr size_t kNumbers = {functions.MOST_NUMBERS};
 
 enum class Activation {{ {", ".join(ACTIVATIONS)} }};
 struct DeclaredActivation {{
   const char* name;
-  float lowest;  // how far below zero an output can go where rows are scaled by their maximum; else 0
+  float lowest;  // lowest possible output if rows are scaled by their maximum; otherwise 0
 }};
 constexpr DeclaredActivation kActivations[] = {{
 {rows}}};

@@ -106,5 +106,5 @@ def test_the_next_cache_is_that_of_its_function(library, sizes, times, num_block
         (found,) = session_with(next_cache_model(num_blocks), library, threads).run(None, feeds)
         np.testing.assert_array_equal(found, np.concatenate([cache[:, :, :, first:], np.concatenate(kept)], axis=3))
     feeds["kept.0"] = np.zeros((1, batch, heads, times[1], width + 1), np.float32)
-    with pytest.raises(ONNXRUNTIME_ERRORS, match="input 2 does not fit the others"):
+    with pytest.raises(ONNXRUNTIME_ERRORS, match="input 2 does not match the other inputs"):
         session_with(next_cache_model(num_blocks), library).run(None, feeds)

@@ -62,7 +62,7 @@ def test_a_damaged_layer_is_an_error_or_computes_something(library, count, tmp_p
     ("convolution", "bias", 0, "has 8 inputs, expected 7"),
     ("convolution", "activation", "mish", "attribute activation must be"),
     ("convolution", "epsilon", -1.0, "attribute epsilon must be from"),
-    ("front end", "bins", 2, "attribute bins is less than the kernels need"),
+    ("front end", "bins", 2, "attribute bins is too small for the kernels"),
     ("front end", "kernels", [3], "attribute kernels must be two numbers from 1 to 64"),
     ("front end", "strides", [0, 2], "attribute strides must be two numbers from 1 to 64"),
     ("front end", "kernels", [4, 3], r"first_weight\) must be of element type 1 and shape \[17, 20\]"),

@@ -95,5 +95,5 @@ def test_a_branch_of_another_shape_is_an_error(library):
     weights = dict.fromkeys(("weight", "bias"), np.ones(4, np.float32))
     model = layer_model(add_normalization(1e-5), dict.fromkeys(("x", "branch"), np.float32), weights, {"epsilon": 1e-5})
     x = np.ones((2, 3, 4), np.float32)
-    with pytest.raises(ONNXRUNTIME_ERRORS, match="input 1 does not fit the others"):
+    with pytest.raises(ONNXRUNTIME_ERRORS, match="input 1 does not match the other inputs"):
         session_with(model, library).run(None, {"x": x, "branch": x[:1]})

@@ -1,4 +1,4 @@
-// Made by declare.py from runtime/bundle/functions.py and runtime/graph/activation.py, which say more; do not edit.
+// Made by declare.py from runtime/bundle/functions.py and runtime/graph/activation.py; do not edit.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,13 +9,13 @@ namespace u2moe {
 constexpr int64_t kContract = 3;
 // Version of the layout of packed weights.
 constexpr int64_t kLayout = 4;
-// Names that an operator has: its own, and those with 2 and more behind it.
+// Number of names of an operator: its own, and those with a number from 2 on.
 constexpr size_t kNumbers = 9;
 
 enum class Activation { relu, swish, gelu, tanh, hardtanh, selu };
 struct DeclaredActivation {
   const char* name;
-  float lowest;  // how far below zero an output can go where rows are scaled by their maximum; else 0
+  float lowest;  // lowest possible output if rows are scaled by their maximum; otherwise 0
 };
 constexpr DeclaredActivation kActivations[] = {
     {"relu", 0.0f},

@@ -1,4 +1,4 @@
-// What differs between instruction sets: loops, as functions of a table. Everything above them is written once.
+// Loops that differ between instruction sets, as functions in a table. All other code exists once.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,11 +7,11 @@
 
 namespace u2moe {
 
-// Rows of activations to integers with one scale each.
+// Rounds rows of activations to integers with one scale each.
 struct Rounding8 {
   const float* x;  // [rows, k]
   size_t k;
-  float lowest;  // the peak of a row is at least this
+  float lowest;  // minimum for the peak of a row
   void* codes;   // [rows, stride]: x / scale, rounded
   size_t stride;
   float* scale;  // [rows]: peak * kStep
@@ -19,9 +19,11 @@ struct Rounding8 {
 
 enum class Then { linear, hidden, gated, scatter };
 
-// A product of rows with packed weights, and what is done with its elements:
-// linear: out = unit * scale + bias; hidden: the activation of that; gated: out times that, without an activation;
-// scatter: out[token] += scale * unit + share * bias.
+// A product of rows with packed weights, and the processing of its elements:
+// linear: out = unit * scale + bias
+// hidden: the activation of linear
+// gated: out times linear, without an activation
+// scatter: out[token] += scale * unit + share * bias
 struct Product {
   const void* codes;  // [rows, stride]
   size_t stride, rows;
@@ -34,11 +36,11 @@ struct Product {
   size_t out_stride;
   const uint32_t* token;  // [rows]
   const float* share;     // [rows]
-  const uint8_t* next;  // what several tiles of rows prefetch; null: the next block
-  const uint8_t* after;  // what a single tile of rows prefetches after the last block; null: what lies behind it
+  const uint8_t* next;  // prefetched by several tiles of rows; null: the next block
+  const uint8_t* after;  // prefetched by a single tile of rows after the last block; null: the bytes after it
   // int4 only
   size_t group;
-  uint8_t* room;  // for kUnpacked blocks in int8
+  uint8_t* room;  // space for kUnpacked blocks in int8
 };
 
 struct Routing {
@@ -50,9 +52,9 @@ struct Routing {
 };
 constexpr size_t kMostExperts = 1024;
 
-// Attention with keys and values from a cache and of this call. Strides are in elements, 0 along an axis of size 1.
+// Attention with keys and values from a cache and from this call. Strides are in elements, 0 along an axis of size 1.
 struct Attention {
-  size_t batch, time, heads, kv_heads, size;  // `size` of a head
+  size_t batch, time, heads, kv_heads, size;  // `size` is that of a head
   size_t num_past;
   const float* query;      // [batch, time, heads * size]
   const float* key_value;  // [batch, time, kv_heads * 2 * size]
@@ -64,7 +66,7 @@ struct Attention {
   float* out;  // [batch, time, heads * size]
 };
 
-// A convolution in float and its result as integers from 0 to 255, with one scale: what is seen by one frame of the next.
+// A convolution in float, rounded to integers from 0 to 255 with one scale, as input for one frame of the next.
 struct Convolution {
   const float* patches;  // [positions, taps]
   const float* weights;  // panels of 16 channels: [taps, 16]
@@ -76,7 +78,7 @@ struct Convolution {
 // Layer normalisation of rows, or of the sums of two rows.
 struct Normalization {
   const float* x;       // [rows, size]
-  const float* branch;  // the same, added to x; null: none
+  const float* branch;  // [rows, size], added to x; null: none
   const float* weight;  // [size]
   const float* bias;    // [size]
   size_t size;
@@ -85,9 +87,9 @@ struct Normalization {
   float* out;  // [rows, size]
 };
 
-// The convolution of a streamed block between its projections: a gated linear unit, frames from a cache before it, a
-// depthwise convolution over time, and a normalisation and an activation if there are such. `width` is the number of
-// channels, rounded up to whole panels.
+// The convolution of a streamed block between its projections: a gated linear unit, cached frames before it, a
+// depthwise convolution over time, and an optional normalisation and activation. `width` is the number of channels,
+// rounded up to whole panels.
 struct TimeConvolution {
   size_t batch, time, channels, kernel, width;
   const float* linear;  // [batch, time, channels]
@@ -100,7 +102,7 @@ struct TimeConvolution {
   float epsilon;
   bool is_activated;
   Activation activation;
-  float* seen;  // [batch, kernel - 1 + time, width]: what the convolution sees
+  float* seen;  // [batch, kernel - 1 + time, width]: input of the convolution
   float* out;   // [batch, time, channels]
 };
 
@@ -113,21 +115,21 @@ struct InstructionSet {
   void (*multiply8)(const Product&, size_t first_block, size_t last_block);
   void (*multiply4)(const Product&, size_t first_block, size_t last_block);
   void (*route)(const Routing&, size_t first_token, size_t last_token);
-  bool holds_255;  // whether an activation can be a number from 0 to 255
+  bool holds_255;  // whether activations may range from 0 to 255
   bool has_byte_codes;  // whether activations are uint8 around 128, as in graphs
   // `sums` are positions * channels, rounded up to panels
   void (*convolve)(const Convolution&, float* sums);
-  void (*attend)(const Attention&, size_t head_of_batch, float* scratch);  // of `attention_scratch` floats
+  void (*attend)(const Attention&, size_t head_of_batch, float* scratch);  // scratch has `attention_scratch` floats
   void (*normalize)(const Normalization&, size_t first_row, size_t last_row);
-  void (*see)(const TimeConvolution&, size_t first, size_t last);               // of the rows of `seen`
-  void (*convolve_in_time)(const TimeConvolution&, size_t first, size_t last);  // of the rows of `out`
+  void (*see)(const TimeConvolution&, size_t first, size_t last);               // rows of `seen`
+  void (*convolve_in_time)(const TimeConvolution&, size_t first, size_t last);  // rows of `out`
 };
 
-// The best instruction set of this processor, or the one that the environment names; null, with a message, if that is
-// unknown or missing.
+// Returns the best instruction set of this processor, or the one that the environment names; null, with a message, if
+// that is unknown or missing.
 const InstructionSet* instruction_set(const char** message);
 
-// All that this processor has, best first; returns their number.
+// Lists all instruction sets of this processor, best first; returns their number.
 size_t available(const InstructionSet* (&sets)[8]);
 
 constexpr float kStep = 1.0f / 127;

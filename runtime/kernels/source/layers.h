@@ -1,4 +1,4 @@
-// The layers that operators compute, written once over the loops of an instruction set.
+// The layers that operators compute, over the loops of an instruction set.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace u2moe {
 
-// Runs tasks, possibly in several threads. Results do not depend on how: each number is computed by one task, and tasks
-// of one call write to different places.
+// Runs tasks, possibly in several threads. Each number is computed by one task, and tasks of one call write to
+// different places. Results therefore do not depend on the threads.
 class Threads {
  public:
   using Task = void (*)(void* state, size_t index);
@@ -31,10 +31,10 @@ class Threads {
 struct ExpertLayer {
   size_t dim = 0, hidden = 0, experts = 1, top_k = 1, group = 0;
   Activation activation = Activation::relu;
-  float lowest = 0;  // of hidden activations, as `Rounding8`
+  float lowest = 0;  // lowest hidden activation, as in `Rounding8`
   Weights router;   // [dim, experts rounded up to panels]; unused without a router
-  Weights weights;  // the products of each expert, one after the other: the gate, the first, the second
-  size_t gate_bytes = 0, first_bytes = 0, second_bytes = 0;  // without a gate it has none
+  Weights weights;  // products of each expert in turn: gate, first, second
+  size_t gate_bytes = 0, first_bytes = 0, second_bytes = 0;  // gate_bytes is 0 without a gate
 
   size_t expert_bytes() const { return gate_bytes + first_bytes + second_bytes; }
 };
@@ -46,24 +46,24 @@ struct LinearLayer {
   float lowest = 0;
   Weights weights;
 };
-// From rows in float, or from quantized rows with their scales.
+// From float rows, or from quantized rows with their scales.
 void run_linear(const InstructionSet& isa, const LinearLayer& layer, const float* x, size_t rows, float* y,
                 const Threads& threads);
 void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8_t* q, const float* scale, size_t rows,
                 float* y, const Threads& threads);
-// The same; rows that `seen` has are not multiplied again. It may be null.
+// The same. Rows that `seen` contains are not multiplied again; `seen` may be null.
 void run_matmul(const InstructionSet& isa, const LinearLayer& layer, SeenRows* seen, const uint8_t* q, const float* scale,
                 size_t rows, float* y, const Threads& threads);
 
-// x [rows, k] to uint8 around 128 and scales.
+// Rounds x [rows, k] to uint8 around 128 with scales.
 void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, float lowest, uint8_t* q, float* scale,
               const Threads& threads);
 
-// Two convolutions over features, each with relu: the first in float, its results rounded with one scale for each frame of
-// the second. `first` is in panels [taps, 16], its last tap the bias; `second` is packed with its rows in the order
-// (frequency, time, channels), so that what a position sees lies together.
+// Two convolutions over features, each with relu. The first is in float; its results are rounded with one scale per
+// frame of the second. `first` is in panels [taps, 16], with the bias as last tap. `second` is packed with its rows in
+// the order (frequency, time, channels), so that the input of a position is contiguous.
 struct ConvolutionLayer {
-  size_t bins = 0, channels = 0, out = 0;  // channels in fours
+  size_t bins = 0, channels = 0, out = 0;  // channels is a multiple of 4
   size_t kernels[2] = {}, strides[2] = {};
   Weights first, second;
 
@@ -76,16 +76,17 @@ struct ConvolutionLayer {
     return time < window ? 0 : (time - window) / stride + 1;
   }
 };
-// x [batch, time, bins] to y [batch, frames, outer, out].
+// Computes y [batch, frames, outer, out] from x [batch, time, bins].
 void run_convolutions(const InstructionSet& isa, const ConvolutionLayer& layer, const float* x, size_t batch, size_t time,
                       float* y, const Threads& threads);
 
 void run_normalization(const InstructionSet& isa, const Normalization& layer, size_t rows, const Threads& threads);
 
-// `kept` gets the last kernel - 1 frames that the convolution sees [batch, kernel - 1, channels]; `seen` is set here.
+// `kept` receives the last kernel - 1 input frames of the convolution [batch, kernel - 1, channels]; `seen` is set
+// here.
 void run_time_convolution(const InstructionSet& isa, TimeConvolution layer, float* kept, const Threads& threads);
 
-// One row of the batch and one head at a time.
+// Computes one row of the batch and one head at a time.
 void run_attention(const InstructionSet& isa, const Attention& attention, const Threads& threads);
 
 }  // namespace u2moe

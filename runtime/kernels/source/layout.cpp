@@ -5,7 +5,7 @@
 namespace u2moe {
 namespace {
 
-// `count` numbers of a block, then zeros.
+// Writes `count` numbers of a block, then zeros.
 template <class T>
 uint8_t* append(uint8_t* to, const T* from, size_t count) {
   T padded[kBlock] = {};
@@ -14,7 +14,8 @@ uint8_t* append(uint8_t* to, const T* from, size_t count) {
   return to + sizeof padded;
 }
 
-// Whether 255 times the positive weights, and 255 times the negative ones, of rows 2i and 2i + 1 fit in 16 bits.
+// Returns whether 255 times the positive weights, and 255 times the negative ones, of rows 2i and 2i + 1 fit in 16
+// bits.
 bool pairs_fit(const Int8Weight& from, size_t first, size_t columns) {
   constexpr int kMost = 128;
   for (size_t k = 0; k + 1 < from.k; k += 2) {

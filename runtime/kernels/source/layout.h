@@ -1,16 +1,16 @@
-// How weights lie in memory once they are packed; docs/how/kernels.md has the picture.
+// Layout of packed weights in memory; see the picture in docs/how/kernels.md.
 //
-// Columns (outputs) are in blocks of 32, each of two panels of 16; a block holds all that its columns need, in the order
-// in which it is read. One layout serves every instruction set.
+// Columns (outputs) are in blocks of 32, each of two panels of 16. A block has everything that its columns need, in the
+// order in which it is read. All instruction sets use the same layout.
 //
 // int8: for every 4 rows: 2 panels x 16 columns x 4 rows int8 | scale float[32] | correction int32[32] | bias float[32]
 //   | pairs uint32, and zeros to the end of the line
-//   The correction is -128 times the sum of the column, for instruction sets that add 128 to activations. `pairs` is 1 if
-//   no activations make the products of rows 2i and 2i + 1 exceed 16 bits together: AVX2 then multiplies by vpmaddubsw.
+//   The correction is -128 times the sum of the column, for instruction sets that add 128 to activations. `pairs` is 1
+//   if the products of rows 2i and 2i + 1 fit in 16 bits for all activations; AVX2 then multiplies by vpmaddubsw.
 // int4: for every group of rows: step uint8[32], and zeros to the end of the line | for every 8 rows: 2 panels x 16 columns
 //   x 4 bytes, each with row i in the low half and row i + 4 in the high half | scale, correction and bias as in int8
-//   The low half of a step multiplies the weights of its group, and the high half is what stands for zero in them: a weight
-//   w is (w - high) * low in int8, and so are all products.
+//   The low half of a step is the factor of its group, the high half its zero point. A weight w is (w - high) * low in
+//   int8, and so are all products.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -20,17 +20,17 @@ namespace u2moe {
 constexpr size_t kPanel = 16;
 constexpr size_t kBlock = 32;
 constexpr size_t kLine = 64;  // bytes of a cache line
-constexpr size_t kUnpacked = 2;  // blocks in int4 that are unpacked at once
+constexpr size_t kUnpacked = 2;  // int4 blocks unpacked at once
 
 static constexpr size_t rounded_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 static constexpr size_t blocks_of(size_t columns) { return (columns + kBlock - 1) / kBlock; }
 
-// int8. `depth` is the number of rows that a block holds: a multiple of 64, which AMX reads at once.
+// int8. `depth` is the number of rows in a block: a multiple of 64, which AMX reads at once.
 static constexpr size_t depth8(size_t k) { return rounded_up(k, 64); }
 static constexpr size_t block_bytes8(size_t k) { return (depth8(k) + 12) * kBlock + kLine; }
 static constexpr size_t packed_bytes8(size_t k, size_t n) { return blocks_of(n) * block_bytes8(k); }
 
-// Whether pairs of rows fit, from the constants of a block.
+// Returns whether pairs of rows fit, from the constants of a block.
 static inline bool pairs_fit8(const uint8_t* constants) { return constants[12 * kBlock] != 0; }
 
 // int4
@@ -47,7 +47,7 @@ struct Int8Weight {
   const float* scale;    // [n]
   const float* bias;     // [n] or null
   size_t k, n;
-  bool from_zero = false;  // activations are uint8 from 0, not around 128: without correction
+  bool from_zero = false;  // activations are uint8 from 0, not around 128, so there is no correction
 };
 void pack8(const Int8Weight& from, uint8_t* to);
 
@@ -59,7 +59,7 @@ struct Int4Weight {
   size_t k, n, group;
 };
 void pack4(const Int4Weight& from, uint8_t* to);
-// Whether all weights of a group with this step fit in 8 bits.
+// Returns whether all weights of a group with this step fit in 8 bits.
 static inline bool step_fits(uint8_t step) {
   const int zero = step >> 4, most = zero > 15 - zero ? zero : 15 - zero;
   return (step & 15) * most <= 127;

@@ -1,7 +1,7 @@
-// The loops of every instruction set, written once over its vectors V (vectors/*.h): one file in loops/ for each family.
+// The loops of every instruction set, written over its vectors V (vectors/*.h), with one file per family in loops/.
 //
-// Included once by each file in isa/. Everything has internal linkage and nothing of the C++ library is used: an inline
-// function compiled for one instruction set must never be the copy that the linker keeps for all. Lanes are independent or
+// Each file in isa/ includes this once. Everything has internal linkage and nothing of the C++ library is used.
+// Otherwise the linker could keep an inline function compiled for one instruction set for all. Lanes are independent or
 // added in one order, so that results are equal to the last bit.
 #pragma once
 #include "instruction_set.h"

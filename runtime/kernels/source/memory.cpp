@@ -21,8 +21,8 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kChunk = size_t{32} << 20;
 constexpr std::align_val_t kAlignment{kLine};
-// With U2MOE_CHECKED nothing is shared, kept or larger than asked for, so that sanitizers and valgrind see every byte
-// that is touched beyond an array or after its time.
+// With U2MOE_CHECKED nothing is shared, kept or larger than requested, so that sanitizers and valgrind detect every
+// access beyond an array or after its lifetime.
 #if defined(U2MOE_CHECKED)
 constexpr bool kIsChecked = true;
 #else
@@ -30,7 +30,7 @@ constexpr bool kIsChecked = false;
 #endif
 }  // namespace
 
-// Address space in which weights lie one after the other; released when the last of them is.
+// Address space for weights, one after the other; released with the last of them.
 struct Chunk {
   uint8_t* begin;
   size_t size, used, users;
@@ -40,8 +40,8 @@ namespace {
 
 std::mutex& lock();
 
-// Never destroyed: kernels may outlive static objects. It is free in a process that forks at any moment: the thread that
-// forks holds it meanwhile, so no other does, which would never release it in the child.
+// Never destroyed, because kernels may outlive static objects. The lock is free in every forked process: the forking
+// thread holds it during the fork, so no other thread can, which would never release it in the child.
 std::mutex* make_lock() {
   auto* made = new std::mutex;
 #if !defined(_WIN32)
@@ -54,11 +54,11 @@ std::mutex& lock() {
   static std::mutex* const mutex = make_lock();
   return *mutex;
 }
-Chunk* open_chunk = nullptr;  // the one that has room, or null
+Chunk* open_chunk = nullptr;  // chunk with room, or null
 
 Chunk* make_chunk(size_t size) {
 #if defined(__linux__) && !defined(U2MOE_CHECKED)
-  // Pages come into being when they are written, so what is never used costs nothing.
+  // Pages are created when they are written, so unused space costs nothing.
   const size_t space = size + kHugePage;
   void* mapped = mmap(nullptr, space, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) throw std::bad_alloc();
@@ -67,7 +67,7 @@ Chunk* make_chunk(size_t size) {
   const size_t before = static_cast<size_t>(begin - start), after = space - before - size;
   if (before > 0) munmap(start, before);
   if (after > 0) munmap(begin + size, after);
-  madvise(begin, size, MADV_HUGEPAGE);  // a wish: without huge pages everything works, a little slower
+  madvise(begin, size, MADV_HUGEPAGE);  // optional: without huge pages everything works, slightly slower
 #else
   auto* begin = static_cast<uint8_t*>(::operator new(size, kAlignment));
 #endif
@@ -84,7 +84,8 @@ void release(Chunk* chunk) {
 }
 
 #if defined(__linux__)
-// Whether pages `first` to `last` (exclusive) hold what their file does: none is in memory or on disk as a copy.
+// Returns whether pages `first` to `last` (exclusive) are unchanged from their file: none is a copy in memory or on
+// disk.
 bool are_of_file(uintptr_t first, uintptr_t last) {
   constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kOfFile = uint64_t{1} << 61;
   const int pages = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -108,8 +109,8 @@ bool are_of_file(uintptr_t first, uintptr_t last) {
 
 void give_back_file_pages([[maybe_unused]] const void* data, [[maybe_unused]] size_t bytes) noexcept {
 #if defined(__linux__)
-  // What was mapped from a file, as onnxruntime maps weights, can be read from it again at any time. Pages at the ends
-  // that hold other data, too, stay.
+  // Weights that onnxruntime has mapped from a file can be read from it again at any time. Pages at the ends stay if
+  // they contain other data.
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = rounded_up(reinterpret_cast<uintptr_t>(data), page);
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
@@ -162,8 +163,8 @@ uint8_t* Scratch::bytes(size_t number, size_t size) {
 }
 
 namespace {
-// Scratch that no call uses. It is freed when the library is unloaded, or the process ends; calls after that, of kernels
-// that outlive static objects, have scratch of their own.
+// Scratch that no call uses. It is freed when the library is unloaded or the process ends. Later calls, by kernels that
+// outlive static objects, use separate scratch.
 class Pool {
  public:
   ~Pool() {
@@ -202,7 +203,7 @@ Borrowed::Borrowed() : scratch_(Pool::take()) {
 Borrowed::~Borrowed() {
   try {
     Pool::give(std::move(scratch_));
-  } catch (const std::bad_alloc&) {  // then it is freed
+  } catch (const std::bad_alloc&) {  // the scratch is freed instead
   }
 }
 

@@ -1,4 +1,4 @@
-// Memory for packed weights, in huge pages where the system gives them, and for what a call needs while it runs.
+// Memory for packed weights, in huge pages if the system provides them, and for temporary arrays of calls.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,12 +8,12 @@ namespace u2moe {
 
 struct Chunk;
 
-// Bytes aligned to a cache line, part of a chunk that weights of several kernels share; given back at destruction.
+// Bytes aligned to a cache line, part of a chunk that weights of several kernels share; freed by the destructor.
 class Weights {
  public:
   Weights() = default;
   explicit Weights(size_t bytes);
-  // Bytes that somebody else owns, and that lie at the start of a cache line.
+  // Borrows bytes that start at a cache line.
   explicit Weights(const uint8_t* lent) : data_(const_cast<uint8_t*>(lent)) {}
   Weights(Weights&& other) noexcept { *this = static_cast<Weights&&>(other); }
   Weights& operator=(Weights&& other) noexcept;
@@ -25,15 +25,16 @@ class Weights {
   uint8_t* data_ = nullptr;
 };
 
-// Gives back the memory of a constant that onnxruntime has mapped from a file, and leaves any other as it is: weights are
-// then in memory once, packed. The mapping stays; whoever reads it reads the file again.
+// Releases the memory of a constant that onnxruntime has mapped from a file, and leaves any other unchanged. Weights
+// are then in memory only once, packed. The mapping stays; later reads load the file again.
 void give_back_file_pages(const void* data, size_t bytes) noexcept;
 
 // Arrays that grow when needed and stay for the next call.
 class Scratch {
  public:
   ~Scratch();
-  // The array of this number with room for `count` elements, and some more that vectors may touch. What it held is lost.
+  // Returns array `number` with room for `count` elements, plus some that vectors may touch. Its previous content is
+  // lost.
   template <class T>
   T* array(size_t number, size_t count) {
     return reinterpret_cast<T*>(bytes(number, count * sizeof(T)));
@@ -46,7 +47,7 @@ class Scratch {
   size_t sizes_[kArrays] = {};
 };
 
-// One of those that are free in this process; as many exist as calls have run at once.
+// A free scratch of this process; there are as many as calls that have run at once.
 class Borrowed {
  public:
   Borrowed();

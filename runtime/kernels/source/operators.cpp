@@ -1,4 +1,4 @@
-// Registers the operators of domain "u2moe" with onnxruntime, and exports what hosts call. docs/kernels.md describes them.
+// Registers the operators of domain "u2moe" with onnxruntime, and exports the functions for hosts. See docs/kernels.md.
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -14,7 +14,7 @@
 #include "operators/streamed_convolution.h"
 #include "ort.h"
 
-#ifdef U2MOE_KERNELS_INSIDE  // of another library, which shows its own functions alone
+#ifdef U2MOE_KERNELS_INSIDE  // of another library, which exports only its own functions
 #define U2MOE_EXPORT extern "C"
 #elif defined(_WIN32)
 #define U2MOE_EXPORT extern "C" __declspec(dllexport)
@@ -27,7 +27,7 @@ namespace {
 
 constexpr auto kAny = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 
-// An operator's kernel, and the onnxruntime that has made it.
+// An operator's kernel, and the onnxruntime that created it.
 template <class Op>
 struct Kernel {
   const OrtApi* api;
@@ -35,8 +35,8 @@ struct Kernel {
   Kernel(const OrtApi* made_by, Node& node) : api(made_by), op(node) {}
 };
 
-// One operator under one name. The first input and all after it are of any type here: what they must be is checked when
-// the kernel is created, with a message.
+// One operator under one name. All its inputs accept any type here; types are checked when the kernel is created, with
+// a message.
 template <class Op>
 struct Registered : OrtCustomOp {
   std::string name;
@@ -76,14 +76,14 @@ struct Registered : OrtCustomOp {
   }
 };
 
-// Whether a name is among those of a list, with a comma between each.
+// Returns whether a name is in a list separated by commas.
 bool is_listed(const std::string& list, const std::string& name) {
   return ("," + list + ",").find("," + name + ",") != std::string::npos;
 }
 
 template <class Op>
 void add(OrtCustomOpDomain* domain, const std::string& without) {
-  static Registered<Op> registered[kNumbers];  // they live as long as the library
+  static Registered<Op> registered[kNumbers];  // lives as long as the library
   static const bool is_filled = [] {
     for (size_t i = 0; i < kNumbers; i++)
       registered[i].fill(i ? std::string(Op::kName) + "_" + std::to_string(i + 1) : Op::kName);
@@ -94,7 +94,7 @@ void add(OrtCustomOpDomain* domain, const std::string& without) {
     if (!is_listed(without, op.name)) Api::check(Api::get().CustomOpDomain_Add(domain, &op));
 }
 
-// Where activations cannot be as large, the function stays with onnxruntime.
+// If activations cannot be as large, onnxruntime runs the function.
 template <class Op>
 constexpr bool kNeeds255 = std::is_same_v<Op, FirstConvolutions>;
 
@@ -115,15 +115,15 @@ using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, Int4Linea
                        Int4FeedForward, Int4GatedFeedForward, FirstConvolutions, CachedAttention, NextCache,
                        CachedConvolution, PlainNormalization, AddNormalization>;
 
-// The domain of an onnxruntime, each of which has its own kind, and of sessions without some of the names. Made once for
-// each, or twice if two threads are the first.
+// The domain for one onnxruntime and for sessions without some of the names. Each onnxruntime has its own API. Domains
+// are created once, or twice if two threads are first.
 struct Domain {
   const OrtApi* api;
   std::string without;
   OrtCustomOpDomain* made;
   Domain* next;
 };
-std::atomic<Domain*> domains{nullptr};  // not locked: a process may fork at any moment
+std::atomic<Domain*> domains{nullptr};  // without a lock, because a process may fork at any moment
 
 OrtCustomOpDomain* domain_of(const OrtApi* api, const std::string& without) {
   for (const Domain* domain = domains.load(std::memory_order_acquire); domain != nullptr; domain = domain->next)
@@ -137,7 +137,7 @@ OrtCustomOpDomain* domain_of(const OrtApi* api, const std::string& without) {
   return fresh.release()->made;
 }
 
-// Names that a session leaves to the graph's functions: those that its options list, with a comma between each.
+// Returns the names that a session leaves to the graph's functions, listed in its options and separated by commas.
 std::string left_out(const OrtSessionOptions* options) {
   constexpr const char* kKey = "u2moe.without";
   int is_there = 0;
@@ -150,7 +150,7 @@ std::string left_out(const OrtSessionOptions* options) {
   return text.c_str();
 }
 
-// Text of the environment as JSON has it between quotes.
+// Returns text of the environment escaped for a JSON string.
 std::string escaped(const char* text) {
   std::string found;
   for (; *text != '\0'; text++) {
@@ -193,7 +193,8 @@ U2MOE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtA
   });
 }
 
-// What this library is, as JSON; written to `text` if `size` is enough. Returns the bytes needed, with a final zero.
+// Writes the description of this library as JSON to `text` if `size` is enough. Returns the bytes needed, with a final
+// zero.
 U2MOE_EXPORT size_t u2moe_kernels_describe(char* text, size_t size) {
   try {
     const std::string found = u2moe::description();
@@ -204,14 +205,14 @@ U2MOE_EXPORT size_t u2moe_kernels_describe(char* text, size_t size) {
   }
 }
 
-// Packs a weight [k, n] for the operators; with `to` null, only returns the bytes that it takes. `bias` may be null.
+// Packs a weight [k, n] for the operators and returns its bytes; only returns them if `to` is null. `bias` may be null.
 U2MOE_EXPORT size_t u2moe_kernels_pack_int8(const int8_t* weight, const float* scale, const float* bias, size_t k,
                                             size_t n, uint8_t* to) {
   if (to != nullptr) u2moe::pack8({weight, scale, bias, k, n}, to);
   return u2moe::packed_bytes8(k, n);
 }
 
-// The same for 4 bits, of a weight [n, groups, group / 2] as MatMulNBits reads it.
+// The same for a 4-bit weight [n, groups, group / 2] as MatMulNBits reads it.
 U2MOE_EXPORT size_t u2moe_kernels_pack_int4(const uint8_t* weight, const uint8_t* step, const float* scale,
                                             const float* bias, size_t k, size_t n, size_t group, uint8_t* to) {
   if (to != nullptr) u2moe::pack4({weight, step, scale, bias, k, n, group}, to);

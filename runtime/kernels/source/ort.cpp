@@ -8,7 +8,7 @@
 namespace u2moe {
 namespace {
 
-// Of the onnxruntime that has called: there may be several in a process, each with its own.
+// API of the calling onnxruntime; a process may contain several.
 thread_local const OrtApi* the_api = nullptr;
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -22,7 +22,7 @@ size_t bytes_of(ONNXTensorElementDataType type) {
   return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? 4 : 1;
 }
 
-// A file may have numbers at any place, and onnxruntime maps them where they lie.
+// Numbers may have any position in a file, and onnxruntime maps them in place.
 bool is_aligned(const void* data, ONNXTensorElementDataType type) {
   return reinterpret_cast<uintptr_t>(data) % bytes_of(type) == 0;
 }
@@ -70,7 +70,7 @@ Tensor tensor_of(const OrtValue* value) {
   const OrtApi& api = Api::get();
   int is_tensor = 0;
   Api::check(api.IsTensor(value, &is_tensor));
-  if (!is_tensor) throw Invalid("an input is no tensor");
+  if (!is_tensor) throw Invalid("an input is not a tensor");
   Tensor tensor;
   const TensorInfo info(value);
   size_t count = 0;
@@ -152,7 +152,7 @@ Weights Node::packed(size_t bytes) {
     std::memcpy(copied.data(), data, bytes);
     return copied;
   }
-  constants_.pop_back();  // stays in memory
+  constants_.pop_back();  // packed weights stay in memory
   return Weights(data);
 }
 
@@ -205,9 +205,9 @@ void* Call::output(size_t index, const std::vector<int64_t>& shape) const {
 }
 
 #if defined(__SANITIZE_THREAD__)
-// The thread sanitizer does not see how threads wait for each other inside onnxruntime, which is not built with it. It is
-// told here what onnxruntime promises and no more: tasks begin after the call and end before it returns. What two tasks
-// of one call do to each other it still sees.
+// The thread sanitizer does not see how threads wait for each other inside onnxruntime, which is built without it.
+// These calls declare only what onnxruntime guarantees: tasks begin after the call and end before it returns. Races
+// between two tasks of one call are still detected.
 extern "C" void __tsan_acquire(void*);
 extern "C" void __tsan_release(void*);
 

@@ -1,6 +1,7 @@
-// onnxruntime's C API as far as operators need it: statuses become exceptions here, and statuses again at the boundary.
+// The parts of onnxruntime's C API that operators need. Statuses become exceptions here, and statuses again at the
+// boundary.
 #pragma once
-#if defined(__MINGW32__)  // the header takes Windows for MSVC
+#if defined(__MINGW32__)  // the header assumes that Windows means MSVC
 #define _stdcall __stdcall
 #define _Return_type_success_(condition)
 #endif
@@ -21,20 +22,20 @@ namespace u2moe {
 constexpr uint32_t kApiVersion = 17;
 static_assert(ORT_API_VERSION >= kApiVersion, "onnxruntime_c_api.h is older than onnxruntime 1.17");
 
-// What a graph or a caller did wrong; becomes an error of onnxruntime.
+// An error in a graph or by a caller; becomes an error of onnxruntime.
 struct Invalid : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 class Api {
  public:
-  static void use(const OrtApi* api);  // on this thread, until another is used
+  static void use(const OrtApi* api);  // for this thread, until another is set
   static const OrtApi& get();
   static void check(OrtStatus* status);  // throws `Invalid` with its message
   static OrtStatus* failed(const char* op, const char* message) noexcept;
 };
 
-// Runs `work` for the onnxruntime that has this API; no exception gets past it.
+// Runs `work` for the onnxruntime with this API; no exception escapes.
 template <class F>
 OrtStatus* guarded(const OrtApi* api, const char* op, F&& work) noexcept {
   Api::use(api);
@@ -48,17 +49,17 @@ OrtStatus* guarded(const OrtApi* api, const char* op, F&& work) noexcept {
   }
 }
 
-// A tensor whose shape is known; shapes of tensors that are no constants may change from call to call.
+// A tensor with a known shape. Shapes of tensors that are not constants may change between calls.
 struct Tensor {
   const void* data = nullptr;
   std::vector<int64_t> shape;
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  std::shared_ptr<std::vector<uint8_t>> aligned;  // `data`, if it had to be copied
+  std::shared_ptr<std::vector<uint8_t>> aligned;  // copy of `data` if it was not aligned
 
   size_t size() const;
   size_t axis(size_t index) const { return static_cast<size_t>(shape[index]); }
   size_t last() const { return static_cast<size_t>(shape.back()); }
-  size_t rows() const;  // the product of all axes but the last
+  size_t rows() const;  // product of all axes except the last
   template <class T>
   const T* as() const {
     return static_cast<const T*>(data);
@@ -66,28 +67,28 @@ struct Tensor {
 };
 Tensor tensor_of(const OrtValue* value);
 
-// Node attributes and constant inputs, while a kernel is created.
+// Node attributes and constant inputs, available while a kernel is created.
 class Node {
  public:
   explicit Node(const OrtKernelInfo* info);
   size_t num_inputs() const { return num_inputs_; }
-  size_t num_read() const { return next_; }  // with those that are skipped
+  size_t num_read() const { return next_; }  // including skipped inputs
   int64_t integer(const char* name, int64_t least, int64_t most) const;
   float number(const char* name, float least, float most) const;
   std::string text(const char* name) const;
-  std::string name() const;  // of the node in the graph
-  void pair(const char* name, int64_t most, size_t (&values)[2]) const;  // from 1 to `most`
-  // Input `next`, which must be a constant of this type and shape; -1 stands for any size of at least 1.
+  std::string name() const;  // name of the node in the graph
+  void pair(const char* name, int64_t most, size_t (&values)[2]) const;  // each from 1 to `most`
+  // Returns input `next`, which must be a constant of this type and shape; -1 stands for any size of at least 1.
   template <class T>
   const T* constant(const char* what, const std::vector<int64_t>& shape, std::vector<int64_t>* found = nullptr) {
     return static_cast<const T*>(next(what, type_of(static_cast<const T*>(nullptr)), shape, found));
   }
   bool has(const char* attribute) const;
-  // Input `next`, weights that were packed in advance: used in place, in a file that is mapped, or copied if they do not
-  // lie at the start of a cache line.
+  // Returns input `next`, weights that were packed in advance. They are used in place, in a mapped file, if they start
+  // at a cache line, and copied otherwise.
   Weights packed(size_t bytes);
-  void skip() { next_++; }  // an input that changes
-  // Called when all constants have been copied, after which they are not read again.
+  void skip() { next_++; }  // for an input that changes
+  // Called when all constants have been copied; they are not read again.
   void give_back() const {
     for (const auto& [data, bytes] : constants_) give_back_file_pages(data, bytes);
   }
@@ -102,7 +103,7 @@ class Node {
   const OrtKernelInfo* info_;
   size_t num_inputs_ = 0, next_ = 0;
   std::vector<std::pair<const void*, size_t>> constants_;
-  std::vector<Weights> aligned_;  // copies of those that lie at odd addresses
+  std::vector<Weights> aligned_;  // copies of unaligned weights
 };
 
 // Inputs and outputs of one call.
@@ -117,7 +118,7 @@ class Call {
   OrtKernelContext* context_;
 };
 
-// onnxruntime's own threads.
+// The threads of onnxruntime.
 class CallThreads final : public Threads {
  public:
   explicit CallThreads(const Call& call) : call_(call) {}

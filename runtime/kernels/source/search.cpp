@@ -1,5 +1,6 @@
-// The first pass for Python: prefix beam search with hotwords and a language model, or a grammar, by the C++ runtime's own files, so that both
-// give the same hypotheses to the last bit. Each handle belongs to one thread at a time; searches keep what they were made with.
+// The first pass for Python: prefix beam search with hotwords and a language model, or a grammar. It uses the C++
+// runtime's files, so that hypotheses are identical to the last bit. Each handle belongs to one thread at a time;
+// searches keep the objects that they were created with.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -35,7 +36,7 @@ struct Holding : Handle {
   explicit Holding(Content given) : content(std::move(given)) {}
 };
 
-// A language model, and states that searches have left, which the next ones find filled.
+// A language model, and states left by searches, which later searches reuse.
 struct Model {
   static constexpr size_t kMostIdle = 4, kMostStates = 1 << 14;
 
@@ -70,7 +71,7 @@ using SearchHandle = Holding<std::unique_ptr<CtcSearch>>;
 
 thread_local std::string last_error;
 
-// What `make` returns, or null with a message for `u2moe_search_error`.
+// Returns the result of `make`, or null with a message for `u2moe_search_error`.
 template <class Make>
 auto guarded(Make make) -> decltype(make()) {
   try {
@@ -103,10 +104,10 @@ size_t write(const std::vector<Hypothesis>& hypotheses, double* to, size_t room)
 
 }  // namespace
 
-/// Why the last call of this thread returned null.
+/// Returns the reason why the last call of this thread returned null.
 U2MOE_EXPORT const char* u2moe_search_error() { return last_error.c_str(); }
 
-/// Phrases with their weights, for the vocabulary of a tokens.txt.
+/// Creates weighted phrases for the vocabulary of a tokens.txt.
 U2MOE_EXPORT Handle* u2moe_search_hotwords(const char* tokens, const char* const* phrases, const double* weights, size_t num) {
   return guarded([&]() -> Handle* {
     std::vector<Hotword> hotwords;
@@ -115,8 +116,8 @@ U2MOE_EXPORT Handle* u2moe_search_hotwords(const char* tokens, const char* const
   });
 }
 
-/// A model from its words, a line each, and its nodes; see `Ngrams`. `numbers` are weight, word bonus, unknown score and rescoring
-/// weight; `classes` is JSON.
+/// Creates a model from its words, one per line, and its nodes; see `Ngrams`. `numbers` are weight, word bonus, unknown
+/// score and rescoring weight; `classes` is JSON.
 U2MOE_EXPORT Handle* u2moe_search_fusion(const char* tokens, const char* words, const uint64_t* num_children, const uint32_t* word,
                                                  const float* log_prob, const float* backoff, size_t num_nodes, const double* numbers,
                                                  int is_by_token, const char* classes) {
@@ -135,7 +136,7 @@ U2MOE_EXPORT Handle* u2moe_search_fusion(const char* tokens, const char* words, 
   });
 }
 
-/// A grammar from its lines, for the vocabulary of a tokens.txt.
+/// Creates a grammar from its lines, for the vocabulary of a tokens.txt.
 U2MOE_EXPORT Handle* u2moe_search_grammar(const char* tokens, const char* const* lines, size_t num, int blank) {
   return guarded([&]() -> Handle* {
     const Vocabulary vocabulary = Vocabulary::parse(tokens, "vocabulary");
@@ -143,7 +144,7 @@ U2MOE_EXPORT Handle* u2moe_search_grammar(const char* tokens, const char* const*
   });
 }
 
-/// A search; hotwords, the model and the grammar may be null.
+/// Begins a search; hotwords, the model and the grammar may be null.
 U2MOE_EXPORT Handle* u2moe_search_begin(size_t beam_size, int blank, double blank_penalty, Handle* hotwords, Handle* model, Handle* grammar) {
   return guarded([&]() -> Handle* {
     const auto context = hotwords ? static_cast<HotwordsHandle*>(hotwords)->content : nullptr;
@@ -153,7 +154,7 @@ U2MOE_EXPORT Handle* u2moe_search_begin(size_t beam_size, int blank, double blan
   });
 }
 
-/// Continues with log-probabilities [frames, vocab]; null: it has failed.
+/// Continues with log-probabilities [frames, vocab]; returns null on failure.
 U2MOE_EXPORT Handle* u2moe_search_advance(Handle* search, const float* log_probs, size_t num_frames, size_t vocab_size) {
   return guarded([&] {
     search_of(search).advance(log_probs, num_frames, vocab_size);
@@ -161,7 +162,7 @@ U2MOE_EXPORT Handle* u2moe_search_advance(Handle* search, const float* log_probs
   });
 }
 
-/// Ends the input; null: it has failed.
+/// Ends the input; returns null on failure.
 U2MOE_EXPORT Handle* u2moe_search_finish(Handle* search) {
   return guarded([&] {
     search_of(search).finish();
@@ -169,19 +170,20 @@ U2MOE_EXPORT Handle* u2moe_search_finish(Handle* search) {
   });
 }
 
-/// Writes at most `limit` hypotheses, best first, if there is room; returns the numbers that they take, 0 if it has failed. Each is
-/// the number of its tokens, score, bonus of hotwords, score of the language model, then its tokens, times and probabilities.
+/// Writes at most `limit` hypotheses, best first, if there is room. Returns the count of numbers that they take, 0 on
+/// failure. Each hypothesis has the number of its tokens, score, bonus of hotwords, score of the language model, then
+/// its tokens, times and probabilities.
 U2MOE_EXPORT size_t u2moe_search_hypotheses(Handle* search, size_t limit, double* to, size_t room) {
   return guarded([&] { return write(search_of(search).hypotheses(limit), to, room); });
 }
 
-/// The best hypothesis that begins with the committed tokens, in the same way.
+/// Writes the best hypothesis that begins with the committed tokens, in the same form.
 U2MOE_EXPORT size_t u2moe_search_best(Handle* search, double* to, size_t room) {
   return guarded([&] { return write(std::vector<Hypothesis>{search_of(search).best()}, to, room); });
 }
 
-/// Writes whether a word begins after the settled tokens, and these, if there is room; returns the numbers that they take, 0 if it
-/// has failed. `word_starts` says by token [vocab] whether it begins a word.
+/// Writes whether a word begins after the settled tokens, then these tokens, if there is room. Returns the count of
+/// numbers that they take, 0 on failure. `word_starts` states for each token [vocab] whether it begins a word.
 U2MOE_EXPORT size_t u2moe_search_settled(Handle* search, const unsigned char* word_starts, size_t vocab_size, double* to, size_t room) {
   return guarded([&] {
     const Settled settled = search_of(search).settled({word_starts, word_starts + vocab_size});
@@ -191,7 +193,7 @@ U2MOE_EXPORT size_t u2moe_search_settled(Handle* search, const unsigned char* wo
   });
 }
 
-/// Commits further tokens, of those that are settled; null: it has failed.
+/// Commits further settled tokens; returns null on failure.
 U2MOE_EXPORT Handle* u2moe_search_commit(Handle* search, const int* tokens, size_t num) {
   return guarded([&] {
     search_of(search).commit({tokens, tokens + num});
@@ -199,8 +201,8 @@ U2MOE_EXPORT Handle* u2moe_search_commit(Handle* search, const int* tokens, size
   });
 }
 
-/// The earliest frame at which a token may follow the committed ones.
+/// Returns the earliest frame at which a token may follow the committed ones.
 U2MOE_EXPORT int u2moe_search_next_peak(Handle* search) { return search_of(search).next_peak(); }
 
-/// Frees any of these.
+/// Frees any handle.
 U2MOE_EXPORT void u2moe_search_free(Handle* handle) { delete handle; }

@@ -1,15 +1,15 @@
-// AVX2 without VNNI. In int4 it adds products with weights of 4 bits in 16 bits, and multiplies pairs of sums by the step of
-// their group where int8 multiplies pairs of products by one: with weights in 8 bits they would exceed 16.
+// AVX2 without VNNI. In int4 it adds products with 4-bit weights in 16 bits, and multiplies pairs of sums by the step
+// of their group where int8 multiplies pairs of products by one. With 8-bit weights these sums would exceed 16 bits.
 #include "../loops.h"
 #include "../vectors/avx2.h"
 
 namespace u2moe {
 namespace {
 
-constexpr size_t kRowsOfSum = 16;  // as many products of up to 255 * 15 fit in 16 bits, in pairs
+constexpr size_t kRowsOfSum = 16;  // this many products of up to 255 * 15 fit in 16 bits, in pairs
 constexpr size_t kFewRows = 2, kMoreRows = 3;
 
-// 4-bit weights less their zeros, but not multiplied.
+// 4-bit weights minus their zeros, not multiplied by steps.
 struct Plain : Avx2 {
   static Steps steps(const uint8_t* p) {
     const Ints all = columns_of(p);
@@ -27,7 +27,7 @@ struct Plain : Avx2 {
       sum[m].a = _mm256_add_epi16(sum[m].a, _mm256_maddubs_epi16(a, w.a));
       sum[m].b = _mm256_add_epi16(sum[m].b, _mm256_maddubs_epi16(a, w.b));
 #if defined(__GNUC__)
-      asm("" : "+x"(sum[m].a), "+x"(sum[m].b));  // GCC would multiply everything first, and add in a tree
+      asm("" : "+x"(sum[m].a), "+x"(sum[m].b));  // otherwise GCC multiplies everything first and adds in a tree
 #endif
     }
   }
@@ -36,7 +36,7 @@ struct Plain : Avx2 {
   }
 };
 
-// M rows with one panel, whose weights are packed or have been unpacked.
+// Multiplies M rows with one panel of packed or unpacked weights.
 template <int M, bool kIsPacked>
 void tile(const Product& p, const uint8_t* codes, const uint8_t* steps, const uint8_t* weights, const uint8_t* constants,
           float* unit) {

@@ -1,12 +1,12 @@
-// NEON with i8mm, whose instruction multiplies two rows by two columns; all else is as with the dot product.
+// NEON with i8mm, whose instruction multiplies two rows by two columns; everything else is as with the dot product.
 #include "../loops.h"
 #include "../vectors/neon.h"
 
 namespace u2moe {
 namespace {
 
-// `R` pairs of rows with one panel. The packed layout has 4 rows of a column together and the instruction wants 8, which
-// two steps, interleaved, give. An odd last row is multiplied with itself.
+// Multiplies `R` pairs of rows with one panel. The packed layout stores 4 rows of a column together; the instruction
+// needs 8, from two interleaved steps. An odd last row is multiplied by itself.
 template <int R>
 void tile_of_pairs(const int8_t* codes, size_t stride, size_t rows, const uint8_t* weights, size_t steps,
                    const float* scale, float* unit) {

@@ -9,10 +9,10 @@
 namespace u2moe {
 namespace {
 
-constexpr size_t kHiddenBytes = 384 << 10;  // of hidden activations at a time: they should stay in the cache
-constexpr size_t kLeastRows = 96;          // of an expert that are worth reading its weights again
+constexpr size_t kHiddenBytes = 384 << 10;  // of hidden activations at a time, to stay in the cache
+constexpr size_t kLeastRows = 96;          // minimum of an expert to read its weights again
 
-// Rows of one expert, which are multiplied together.
+// Rows of one expert that are multiplied together.
 struct Segment {
   size_t expert, first, rows;
 };
@@ -170,7 +170,7 @@ class Experts {
     });
   }
 
-  // The rows of tokens, in the order of the experts.
+  // Gathers the rows of tokens in the order of the experts.
   Rows gathered(const Rows& tokens, const uint32_t* token, size_t count) {
     Rows rows = rows_of(scratch_, isa_, count, layer_.dim, kRows, kRowScale);
     for (size_t row = 0; row < count; row++) {

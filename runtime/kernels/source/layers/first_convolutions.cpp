@@ -9,9 +9,10 @@
 namespace u2moe {
 namespace {
 
-constexpr size_t kConvolvedBytes = 512 << 10;  // of what positions see, at a time: it should stay in the cache
+constexpr size_t kConvolvedBytes = 512 << 10;  // of inputs of positions at a time, to stay in the cache
 
-// What one frame sees of x [time, bins]: for each frequency and time of the second kernel the taps of the first, and 1.
+// Copies the input of one frame from x [time, bins]: the taps of the first convolution, and 1, for each frequency and
+// time of the second kernel.
 void see(const ConvolutionLayer& layer, const float* x, float* patches) {
   for (size_t f = 0; f < layer.inner(); f++) {
     for (size_t t = 0; t < layer.kernels[1]; t++) {

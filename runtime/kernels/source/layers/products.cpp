@@ -1,4 +1,4 @@
-// Rows to integers, and their products with one weight.
+// Rounding of rows to integers, and their products with one weight.
 #include <algorithm>
 #include <cstring>
 #include <memory>

@@ -12,7 +12,7 @@ bool SeenRows::begin() {
 }
 
 uint64_t SeenRows::hash_of(const uint8_t* row) const {
-  uint64_t words[8] = {};  // of the first bytes: rows that differ in others alone share their places
+  uint64_t words[8] = {};  // from the first bytes: rows that differ only in others share their places
   std::memcpy(words, row, std::min(k_, sizeof words));
   uint64_t hash = 0;
   for (const uint64_t word : words) {
@@ -35,7 +35,7 @@ const float* SeenRows::find(const uint8_t* row, float scale) {
 }
 
 void SeenRows::keep(const uint8_t* row, float scale, const float* result) {
-  if (find(row, scale) != nullptr) return;  // it is twice in this call
+  if (find(row, scale) != nullptr) return;  // the row occurs twice in this call
   const uint64_t hash = hash_of(row);
   Tag* const places = places_of(hash);
   Tag* const oldest =

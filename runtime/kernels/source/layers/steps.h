@@ -1,4 +1,4 @@
-// How a layer is divided into tasks, and the arrays that its steps use.
+// The division of a layer into tasks, and the arrays that its steps use.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -10,16 +10,16 @@
 
 namespace u2moe {
 
-constexpr size_t kTasks = 16;           // of one step, if there is enough to do: more than threads, to balance them
+constexpr size_t kTasks = 16;           // of one step, if there is enough to do; more than threads, for balance
 constexpr size_t kRowsOfTask = 8;       // rows rounded by one task
-constexpr size_t kSmallRowsOfTask = 32;  // rows of which each takes a fraction of a microsecond
-constexpr size_t kBlocksOfTask = 3;     // at least, so that a task reads a stretch of memory
+constexpr size_t kSmallRowsOfTask = 32;  // rows that take a fraction of a microsecond each
+constexpr size_t kBlocksOfTask = 3;     // minimum, so that a task reads contiguous memory
 
-// Numbers of the arrays of a call's scratch.
+// Numbers of the arrays in a call's scratch.
 enum Arrays : size_t { kCodes, kScales, kExpert, kShare, kOrder, kToken, kRowShare, kRows, kRowScale, kHidden,
                        kHiddenCodes, kHiddenScale, kSegments };
 
-// A range of `count` things, as part `index` of `parts`.
+// A range of `count` items, as part `index` of `parts`.
 struct Range {
   size_t first, last;
 };
@@ -35,7 +35,7 @@ inline void multiply(const InstructionSet& isa, Product p, Range blocks) {
   isa.multiply4(p, blocks.first, blocks.last);
 }
 
-// Numbers of the parts of an array that tasks use one at a time: a single thread uses the first over and over, which stays
+// Numbers of the parts of an array that tasks use one at a time. A single thread always reuses the first, which stays
 // in its cache.
 class Slots {
  public:

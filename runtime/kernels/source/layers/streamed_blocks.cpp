@@ -1,4 +1,4 @@
-// What stands between the products of streamed blocks: attention, convolution over time, normalisation.
+// The layers between the products of streamed blocks: attention, convolution over time, normalisation.
 #include <algorithm>
 #include <cstring>
 

@@ -1,4 +1,4 @@
-// Attention to a cache and to a chunk itself.
+// Attention to a cache and to the chunk itself.
 #pragma once
 #include "functions.h"
 #include "lanes.h"
@@ -7,11 +7,11 @@ namespace {
 
 constexpr size_t kKeysAtOnce = 8;
 
-// Rows of one head, one after the other: from the cache, then from this call; `extra` is added if there is any.
+// Copies rows of one head: from the cache, then from this call. `extra` is added if given.
 template <class V>
 inline void rows_of_head(const float* past, size_t num_past, size_t past_stride, const float* now, size_t num_now,
                          size_t now_stride, const float* extra, size_t extra_stride, size_t size, float* to) {
-  const size_t last = size < kPanel ? 0 : size - kPanel;  // of a vector, which may overlap the one before
+  const size_t last = size < kPanel ? 0 : size - kPanel;  // start of the last vector, which may overlap the one before
   for (size_t row = 0; row < num_past + num_now; row++, to += size) {
     const float* from = row < num_past ? past + row * past_stride : now + (row - num_past) * now_stride;
     for (size_t next = 0; next < size; next += kPanel) {
@@ -23,14 +23,14 @@ inline void rows_of_head(const float* past, size_t num_past, size_t past_stride,
   }
 }
 
-// Scores [keys] of 16 queries, with their biases, to exponentials; returns their sums.
+// Turns scores [keys] of 16 queries, with their biases, into exponentials; returns their sums.
 template <class V>
 inline typename V::Floats exponentials(const Attention& a, const float* bias, size_t first, float* scores) {
   const size_t keys = a.num_past + a.time;
   auto highest = V::set(-3.40282347e+38f);
   for (size_t j = 0; j < keys; j++) {
     auto own = V::set(bias[j]);
-    if (a.bias_time_stride != 0) {  // a bias for each query
+    if (a.bias_time_stride != 0) {  // each query has its own bias
       float lanes[kPanel] = {};
       for (size_t i = first; i < a.time && i < first + kPanel; i++) lanes[i - first] = bias[i * a.bias_time_stride + j];
       own = V::load(lanes);
@@ -50,7 +50,7 @@ inline typename V::Floats exponentials(const Attention& a, const float* bias, si
   return sum;
 }
 
-// One head of one row of the batch. Lanes are queries, so that only they and the results are transposed.
+// Computes one head of one row of the batch. Lanes are queries, so that only they and the results are transposed.
 template <class V>
 void attend(const Attention& a, size_t index, float* scratch) {
   const size_t batch = index / a.heads, head = index % a.heads, size = a.size, keys = a.num_past + a.time;
@@ -61,13 +61,13 @@ void attend(const Attention& a, size_t index, float* scratch) {
       a.positions ? a.positions + batch * a.positions_batch_stride + head * size : nullptr;
   const float* bias = a.bias + batch * a.bias_batch_stride + head * a.bias_head_stride;
   float* own_keys = scratch;
-  float* values = own_keys + keys * size;  // of this call
+  float* values = own_keys + keys * size;  // values of this call
   float* query = values + a.time * size;   // [size, 16]
   float* result = query + size * kPanel;  // [size, 16]
   float* scores = result + size * kPanel;  // [keys, 16]
   rows_of_head<V>(past, a.num_past, 2 * size, now, a.time, kv_width, positions, width, size, own_keys);
   rows_of_head<V>(nullptr, 0, 0, now + size, a.time, kv_width, nullptr, 0, size, values);
-  const float* ahead = past + a.num_past * 2 * size;  // of the next head, which waits for memory otherwise
+  const float* ahead = past + a.num_past * 2 * size;  // cache of the next head, prefetched
   for (size_t first = 0; first < a.time; first += kPanel) {
     const size_t count = a.time - first < kPanel ? a.time - first : kPanel;
     const float* from = a.query + (batch * a.time + first) * width + head * size;

@@ -1,8 +1,8 @@
-// Activations and the exponential, lane by lane. Multiplications and additions are fused exactly where fma is written and
-// nowhere else, so that results are equal on every instruction set. The limit comes first in minima and maxima: in this
-// order a NaN stays one.
+// Activations and the exponential, lane by lane. Multiplications and additions are fused only where fma is written, so
+// that results are equal on every instruction set. The limit is the first argument of minima and maxima, which
+// preserves NaN.
 //
-// Included once by each file in isa/, after its vectors; everything has internal linkage, because code for one
+// Each file in isa/ includes this once, after its vectors. Everything has internal linkage, because code for one
 // instruction set must not be merged with that for another.
 #pragma once
 #include "../instruction_set.h"
@@ -29,7 +29,7 @@ inline typename V::Floats exponential(typename V::Floats x) {
   return V::scale_by_power(polynomial<V>(r, kTaylor), n);
 }
 
-// 1 / (1 + e^-x), the rational function that onnxruntime uses, so that what follows is rounded as in the graph.
+// 1 / (1 + e^-x), by the rational function of onnxruntime, so that later rounding equals the graph's.
 template <class V>
 inline typename V::Floats sigmoid(typename V::Floats x) {
   static constexpr float kAbove[] = {4.37031012579801e-11f, 1.15627324459942e-07f, 6.08574864600143e-05f,
@@ -42,7 +42,7 @@ inline typename V::Floats sigmoid(typename V::Floats x) {
   return V::add(V::div(above, polynomial<V>(square, kBelow)), V::set(0.5f));
 }
 
-// The rational function that onnxruntime uses.
+// By the rational function of onnxruntime.
 template <class V>
 inline typename V::Floats hyperbolic_tangent(typename V::Floats x) {
   static constexpr float kAbove[] = {-2.76076847742355e-16f, 2.00018790482477e-13f, -8.60467152213735e-11f,
@@ -55,8 +55,8 @@ inline typename V::Floats hyperbolic_tangent(typename V::Floats x) {
   return V::div(V::mul(polynomial<V>(square, kAbove), x), polynomial<V>(square, kBelow));
 }
 
-// The error function, absolute error below 1.3e-7: an odd polynomial below 0.92, and 1 - e^q with a polynomial q above it,
-// both fitted at Chebyshev nodes.
+// The error function, absolute error below 1.3e-7: an odd polynomial below 0.92, and 1 - e^q with a polynomial q above
+// it, both fitted at Chebyshev nodes.
 template <class V>
 inline typename V::Floats error_function(typename V::Floats x) {
   static constexpr float kSmall[] = {8.33997199e-05f, -0.000813607486f, 0.00520050174f, -0.0268592114f,

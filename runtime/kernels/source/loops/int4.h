@@ -1,16 +1,16 @@
-// Products in int4: weights become those in int8, in registers for a few rows, once in memory for more.
+// Products in int4. Weights become int8 weights: in registers for a few rows, once in memory for more.
 #pragma once
 #include "int8.h"
 
 namespace {
 
-constexpr size_t kRows4 = 8;  // of a step: four in the low halves of bytes, four in the high ones
+constexpr size_t kRows4 = 8;  // rows of a step: four in the low halves of bytes, four in the high halves
 
-// Unpacking is too slow for processors to see what comes next: weights are prefetched into the second-level cache.
+// Unpacking is too slow for the processor's own prefetching: weights are prefetched into the second-level cache.
 constexpr ptrdiff_t kFar = 2 * kNear;
 inline void prefetch4(const uint8_t* weights) { U2MOE_PREFETCH(weights, 2); }
 
-// All M rows with the columns of a tile; blocks reach to `end`.
+// Multiplies all M rows with the columns of a tile; blocks reach to `end`.
 template <class V, int M>
 inline void tile4(const Product& p, const typename V::Code* codes, const uint8_t* block, size_t column,
                   const uint8_t* end, float* unit) {
@@ -25,7 +25,7 @@ inline void tile4(const Product& p, const typename V::Code* codes, const uint8_t
   for (size_t g = 0; g < groups; g++) {
     typename V::Steps steps[P];
     const ptrdiff_t far = end - ahead > kFar ? kFar : kFar + jump;
-    prefetch4(ahead + far);  // for a share of the steps and constants, which a block has beside its weights
+    prefetch4(ahead + far);  // for part of the block's steps and constants
     ahead += kBlock * 4 / P;
     U2MOE_UNROLL for (int i = 0; i < P; i++) steps[i] = V::steps(block + g * kBlock + column + i * kPanel);
     const auto* own = codes + g * p.group;
@@ -53,7 +53,7 @@ inline void rows4(const Product& p, const uint8_t* block, size_t column, const u
   tile4<V, M>(p, static_cast<const typename V::Code*>(p.codes), block, column, end, unit);
 }
 
-// A block in int4 to one in int8.
+// Unpacks an int4 block to int8.
 template <class V>
 void unpack_block(const Product& p, const uint8_t* block, uint8_t* to) {
   const size_t depth = depth8(p.k), packed = groups4(p.k, p.group) * p.group;
@@ -76,7 +76,7 @@ void unpack_block(const Product& p, const uint8_t* block, uint8_t* to) {
   std::memset(to + (depth + 12) * kBlock, 0, kLine);  // pairs of products may exceed 16 bits
 }
 
-// `multiply` is that for int8; up to `kFew` rows are one tile.
+// `multiply` is the int8 product; up to `kFew` rows are one tile.
 template <class V, void (*multiply)(const Product&, size_t, size_t) = multiply8<V>, size_t kFew = V::kRows>
 void multiply4(const Product& p, size_t first, size_t last) {
   constexpr size_t kWidth = V::kPanels * kPanel;

@@ -4,12 +4,12 @@
 
 namespace {
 
-// How weights come into the cache before they are needed: if there are several tiles of rows, they spread the lines of the
-// next block among them. A single tile reads fast enough for processors to see by themselves what comes next, and is
-// slower if it prefetches more than the constants and the first lines after a jump.
+// Prefetching of weights. With several tiles of rows, the tiles share the lines of the next block. A single tile reads
+// fast enough for the processor's own prefetching, and is slower if it prefetches more than the constants and the first
+// lines after a jump.
 struct Ahead {
   const uint8_t* next;
-  size_t mask;  // a line of `next` at steps whose number has none of these bits
+  size_t mask;  // prefetches a line of `next` at steps with none of these bits
 };
 
 template <class V, int M>
@@ -32,7 +32,7 @@ inline void add_products(Sums<V, M>& sum, const typename V::Weights (&w)[V::kPan
   }
 }
 
-// `constants` are the scales of the panels and what follows. They lie behind the weights: sums that began with the
+// `constants` are the scales of the panels and the values after them. They follow the weights: sums that began with the
 // correction would wait for memory.
 template <class V, int M>
 inline void store_sums(Sums<V, M>& sum, const uint8_t* constants, float* unit) {
@@ -76,7 +76,7 @@ inline void rows8(size_t rows, const typename V::Code* codes, size_t stride, con
   tile8<V, M>(codes, stride, weights, steps, constants, ahead, unit);
 }
 
-// Where the instructions of V add pairs of products in 16 bits, blocks whose pairs do not fit take longer ones.
+// If the instructions of V add pairs of products in 16 bits, blocks whose pairs do not fit use wider ones.
 template <class V>
 inline void any_rows8(size_t rows, const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
                       const uint8_t* constants, bool pairs_fit, Ahead ahead, float* unit) {
@@ -90,7 +90,7 @@ void multiply8(const Product& p, size_t first, size_t last) {
   if (p.rows == 0) return;
   const auto* codes = static_cast<const typename V::Code*>(p.codes);
   const size_t each = tile_rows(p.rows, V::kRows), tiles = (p.rows + each - 1) / each;
-  // a single tile reads the zeros after the last row, too: processors see better what comes next without a gap
+  // a single tile also reads the zeros after the last row: reading without a gap helps the processor's prefetching
   const size_t steps = tiles == 1 ? depth8(p.k) / 4 : (p.k + 3) / 4, bytes = block_bytes8(p.k);
   constexpr size_t kWidth = V::kPanels * kPanel;  // columns of a tile
   // all tiles of a block together have this many steps for its bytes / 64 lines
@@ -107,7 +107,7 @@ void multiply8(const Product& p, size_t first, size_t last) {
     const bool pairs_fit = pairs_fit8(constants);
     Ahead ahead{p.next ? p.next + (block - first) * bytes : weights + bytes, mask};
     const auto* bias = reinterpret_cast<const float*>(constants + kBlock * 8);
-    for (size_t c = 0; c < kBlock; c += kWidth) {  // outside, so that weights of long columns stay in the cache
+    for (size_t c = 0; c < kBlock; c += kWidth) {  // outer loop, so that weights of long columns stay in the cache
       for (size_t row = 0; row < p.rows; row += each) {
         const size_t rows = p.rows - row < each ? p.rows - row : each;
         const auto* own = codes + row * p.stride;

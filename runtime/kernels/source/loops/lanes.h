@@ -1,4 +1,4 @@
-// Vectors at the ends of rows, sums of their lanes in one order, and products in floats.
+// Vectors at the ends of rows, sums of their lanes in a fixed order, and products in floats.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -38,8 +38,8 @@ inline void store_part(float* p, typename V::Floats x, size_t count) {
   std::memcpy(p, part, count * sizeof(float));
 }
 
-// out[m] = the sum over i of a[m * row_stride + i * step] * b[i], for `rows` vectors, to which `more` adds on; at most 8 at a
-// time, whose addresses stay in registers.
+// out[m] = more + the sum over i of a[m * row_stride + i * step] * b[i], for `rows` vectors, at most 8 at a time, so
+// that addresses stay in registers.
 template <class V, int M = static_cast<int>(V::kRows < 8 ? V::kRows : 8)>
 inline void products(size_t rows, const float* a, size_t row_stride, size_t step, const float* b, size_t count,
                      float* out, bool more = false) {
@@ -63,7 +63,7 @@ inline void products(size_t rows, const float* a, size_t row_stride, size_t step
   }
 }
 
-// The sum of the lanes, always in this order.
+// Sums the lanes, always in this order.
 template <class V>
 inline float sum_of_lanes(typename V::Floats x) {
   float lanes[kPanel];

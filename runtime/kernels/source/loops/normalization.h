@@ -1,4 +1,4 @@
-// Layer normalisation of rows, with the addition before it.
+// Layer normalisation of rows, with an optional addition before it.
 #pragma once
 #include <cmath>
 
@@ -6,7 +6,7 @@
 
 namespace {
 
-// One row; `to` may be `x`.
+// Normalises one row; `to` may be `x`.
 template <class V>
 inline void normalize_row(const float* x, size_t size, const float* weight, const float* bias, float epsilon, float* to) {
   const auto each = V::set(1.0f / static_cast<float>(size));
@@ -15,7 +15,7 @@ inline void normalize_row(const float* x, size_t size, const float* weight, cons
   const auto mean = V::mul(V::set(sum_of_lanes<V>(sum)), each);
   for (size_t i = 0; i < size; i += kPanel) {
     auto off = V::sub(load_part<V>(x + i, size - i), mean);
-    if (size - i < kPanel) {  // lanes beyond the row stay 0
+    if (size - i < kPanel) {  // lanes after the row stay 0
       float part[kPanel] = {};
       store_part<V>(part, off, size - i);
       off = V::load(part);

@@ -1,4 +1,4 @@
-// What all products of integers share: what follows them, and how rows are divided.
+// Code that all integer products share: the processing of results, and the division of rows.
 #pragma once
 #include "functions.h"
 #include "lanes.h"
@@ -11,7 +11,8 @@ namespace {
 
 constexpr size_t kNear = U2MOE_NEAR;  // bytes that the first reader of weights prefetches ahead
 
-// `unit` holds the products of `rows` rows with columns from `first` on, `width` at most, times the scales of the columns.
+// `unit` has the products of `rows` rows with columns from `first` on, `width` at most, times the scales of the
+// columns.
 template <class V>
 inline void finish(const Product& p, size_t row, size_t rows, size_t first, size_t width, const float* unit,
                    const float* bias) {

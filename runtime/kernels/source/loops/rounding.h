@@ -1,4 +1,4 @@
-// Activations to integers.
+// Rounding of activations to integers.
 #pragma once
 #include "lanes.h"
 
@@ -25,7 +25,7 @@ class Divisor {
   bool is_plain_;
 };
 
-// The largest magnitude, found by comparing bits as integers: NaN is then the largest, wherever it stands.
+// The largest magnitude, found by comparing bits as integers, which makes NaN the largest in any position.
 template <class V>
 inline float peak_of(const float* x, size_t count, float lowest) {
   auto most = V::magnitude_bits(V::set(lowest));

@@ -5,8 +5,8 @@
 
 namespace {
 
-// Logits of M tokens, which read the gate together, kMostExperts apart; four sums of a token, of every fourth input each,
-// hide the latency of additions.
+// Logits of M tokens, which read the gate together, kMostExperts apart. Four sums per token, over every fourth input
+// each, hide the latency of additions.
 template <class V, int M>
 inline void logits_of(const Routing& r, const float* x, float* logits) {
   const size_t width = rounded_up(r.experts, kPanel);
@@ -30,7 +30,7 @@ inline void logits_of(const Routing& r, const float* x, float* logits) {
   }
 }
 
-// The largest logits first, the lower number first if they are equal; NaN only if there is nothing else.
+// Chooses the largest logits, of equal ones the lower number; NaN only if nothing else is left.
 inline void choose(const Routing& r, float* logits, uint32_t* expert, float* values) {
   bool is_taken[kMostExperts] = {};
   for (size_t j = 0; j < r.top_k; j++) {
@@ -47,7 +47,7 @@ template <class V>
 void route(const Routing& r, size_t first, size_t last) {
   constexpr int kTogether = V::kRows > 8 ? 4 : 1;  // tokens whose sums fit in registers
   alignas(64) float logits[kTogether * kMostExperts], shares[kMostExperts];
-  size_t known = first;  // tokens before have logits
+  size_t known = first;  // earlier tokens have logits
   for (size_t token = first; token < last; token++) {
     uint32_t* expert = r.expert + token * r.top_k;
     float* own = logits + (token - first) % kTogether * kMostExperts;

@@ -22,7 +22,7 @@ void see(const TimeConvolution& c, size_t first, size_t last) {
   }
 }
 
-// One panel of M frames that follow each other.
+// One panel of M consecutive frames.
 template <class V, int M = 4>
 inline void depthwise(const TimeConvolution& c, size_t frames, const float* seen, size_t panel, float* out) {
   if constexpr (M > 1) {

@@ -1,5 +1,4 @@
-// The product of queries, keys and values of a chunk of frames, with a cache of those before it, and the cache of the next
-// chunk, as operators.
+// Operators for attention of a chunk with a cache of earlier frames, and for the cache of the next chunk.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -53,7 +52,7 @@ class CachedAttention {
     const size_t sizes[] = {a.batch, a.heads, a.time, a.num_past + a.time};
     bool fits = bias.shape.size() == 4 && bias.axis(3) == sizes[3];
     for (size_t i = 0; fits && i < 3; i++) fits = bias.axis(i) == sizes[i] || bias.axis(i) == 1;
-    if (!fits) throw Invalid("input 5 does not fit the others");
+    if (!fits) throw Invalid("input 5 does not match the other inputs");
     a.bias = bias.as<float>();
     a.bias_time_stride = bias.axis(2) > 1 ? sizes[3] : 0;
     a.bias_head_stride = bias.axis(1) > 1 ? bias.axis(2) * sizes[3] : 0;
@@ -62,12 +61,12 @@ class CachedAttention {
     const Tensor positions = call.input(6, kFloat);
     const auto width = static_cast<int64_t>(a.heads * a.size);
     check(positions, 6, {-1, static_cast<int64_t>(sizes[3]), width});
-    if (positions.axis(0) != 1 && positions.axis(0) != a.batch) throw Invalid("input 6 does not fit the others");
+    if (positions.axis(0) != 1 && positions.axis(0) != a.batch) throw Invalid("input 6 does not match the other inputs");
     a.positions = positions.as<float>();
     a.positions_batch_stride = positions.axis(0) > 1 ? sizes[3] * a.heads * a.size : 0;
   }
 
-  // The keys and values of this call from frame `first` on, as they are cached [1, batch, kv_heads, time, 2 * size].
+  // Writes the keys and values of this call from frame `first` on in cache layout [1, batch, kv_heads, time, 2 * size].
   void keep(const Call& call, const Attention& a) const {
     const auto time = static_cast<int64_t>(a.time);
     int64_t first = number(call, 4);
@@ -76,7 +75,7 @@ class CachedAttention {
     const size_t width = 2 * a.size, kept = static_cast<size_t>(time - first);
     auto* to = static_cast<float*>(call.output(1, {1, static_cast<int64_t>(a.batch), static_cast<int64_t>(kv_heads_),
                                                    static_cast<int64_t>(kept), static_cast<int64_t>(width)}));
-    if (kept == 0) return;  // the batch may be of any size then
+    if (kept == 0) return;  // the batch may then have any size
     for (size_t row = 0; row < a.batch * kv_heads_; row++) {
       const size_t batch = row / kv_heads_, head = row % kv_heads_;
       for (size_t t = a.time - kept; t < a.time; t++, to += width)
@@ -89,8 +88,8 @@ class CachedAttention {
   bool is_relative_ = false;
 };
 
-// What the next chunk sees: of each block the cache from frame `first` on, and what it keeps of this chunk. Every number is
-// read and written once.
+// Assembles the cache of the next chunk: for each block the cache from frame `first` on, and the kept frames of this
+// chunk. Every number is read and written once.
 class NextCache {
  public:
   static constexpr const char* kName = names::kNextCache;
@@ -119,7 +118,7 @@ class NextCache {
     const size_t rows = cache.axis(1) * cache.axis(2), width = cache.axis(4), stride = cache.axis(3) * width;
     const size_t skipped = static_cast<size_t>(first) * width, fresh = kept[0].axis(3) * width;
     const size_t length = stride - skipped + fresh;
-    if (length == 0) return;  // the batch may be of any size then
+    if (length == 0) return;  // the batch may then have any size
     CallThreads(call).each(blocks_, [&](size_t block) {
       float* to = out + block * rows * length;
       for (size_t row = 0; row < rows; row++) {

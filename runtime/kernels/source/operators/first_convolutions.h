@@ -1,4 +1,4 @@
-// Both convolutions of the front end as an operator.
+// An operator for both convolutions of the front end.
 #pragma once
 #include <cstring>
 #include <string>
@@ -18,7 +18,7 @@ class FirstConvolutions {
     node.pair("kernels", kMostKernel, layer_.kernels);
     node.pair("strides", kMostKernel, layer_.strides);
     if (layer_.bins < layer_.kernels[0] || layer_.inner() < layer_.kernels[1])
-      throw Invalid("attribute bins is less than the kernels need");
+      throw Invalid("attribute bins is too small for the kernels");
     node.skip();
     const size_t given = layer_.channels;
     const auto taps = static_cast<int64_t>(layer_.taps()), channels = static_cast<int64_t>(given);

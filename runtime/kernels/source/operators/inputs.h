@@ -1,4 +1,4 @@
-// Inputs that must fit each other, and the block of a cache that a call reads.
+// Checks of inputs that must match, and the cache block that a call reads.
 #pragma once
 #include <string>
 #include <vector>
@@ -11,7 +11,7 @@ namespace u2moe {
 inline void check(const Tensor& tensor, size_t index, const std::vector<int64_t>& shape) {
   bool fits = tensor.shape.size() == shape.size();
   for (size_t i = 0; fits && i < shape.size(); i++) fits = shape[i] < 0 || tensor.shape[i] == shape[i];
-  if (!fits) throw Invalid("input " + std::to_string(index) + " does not fit the others");
+  if (!fits) throw Invalid("input " + std::to_string(index) + " does not match the other inputs");
 }
 
 inline int64_t number(const Call& call, size_t index) {
@@ -20,7 +20,7 @@ inline int64_t number(const Call& call, size_t index) {
   return *tensor.as<int64_t>();
 }
 
-// Of the first axis of a cache [blocks, ...], the part of one block; `index` is that of the cache, whose number follows it.
+// Returns one block of a cache [blocks, ...]. `index` is the input of the cache; the block's number is the next input.
 inline const float* block_of(const Call& call, const Tensor& cache, size_t index) {
   const int64_t block = number(call, index + 1);
   if (block < 0 || block >= cache.shape[0])

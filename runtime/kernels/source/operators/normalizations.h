@@ -1,4 +1,4 @@
-// Layer normalisations as operators.
+// Operators for layer normalisation.
 #pragma once
 #include <string>
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace u2moe {
 
-// Layer normalisation over the last axis, of x or of the sum of x and a branch, which is then an output, too.
+// Layer normalisation over the last axis of x, or of the sum of x and a branch, which then is also an output.
 template <bool kIsSum>
 class Normalizing {
  public:

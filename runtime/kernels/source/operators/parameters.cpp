@@ -8,8 +8,8 @@
 namespace u2moe {
 namespace {
 
-constexpr int64_t kMostSize = int64_t{1} << 24;  // of one axis of a weight
-constexpr size_t kMostInner = size_t{1} << 16;   // rows of a weight in int8: 255 * 128 times that fits in 32 bits
+constexpr int64_t kMostSize = int64_t{1} << 24;  // maximum of one axis of a weight
+constexpr size_t kMostInner = size_t{1} << 16;   // maximum rows of an int8 weight: 255 * 128 times that fits in 32 bits
 
 }  // namespace
 
@@ -72,7 +72,7 @@ Matrix read_int4(Node& node, int64_t k, int64_t n, size_t size, bool bias) {
   m.group = m.four.group = size;
   m.four.step = node.constant<uint8_t>("steps", {shape[0], groups});
   const bool fit = std::all_of(m.four.step, m.four.step + shape[0] * groups, step_fits);
-  if (!fit) throw Invalid("a step makes weights of more than 8 bits");
+  if (!fit) throw Invalid("a step makes weights exceed 8 bits");
   m.four.scale = node.constant<float>("scale", {shape[0]});
   m.four.bias = bias ? node.constant<float>("bias", {shape[0]}) : nullptr;
   return m;

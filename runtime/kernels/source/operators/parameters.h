@@ -1,6 +1,7 @@
-// What operators read when a session is created: attributes, and constant inputs, whose weights they pack.
+// Attributes and constant inputs that operators read when a session is created; weights are packed here.
 //
-// An operator is a class that is constructed when a session is, with what it reads here, and computes when it runs.
+// An operator is a class. Its constructor runs when a session is created and reads these values; it computes when the
+// session runs.
 #pragma once
 #include <string>
 #include <vector>
@@ -14,10 +15,10 @@ constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto kUint8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 constexpr int64_t kMostElements = int64_t{1} << 31;
 
-// That of this process; throws where the environment names one that is not there.
+// Returns the instruction set of this process; throws if the environment names one that is missing.
 const InstructionSet& isa();
 
-// Throws if there is no such activation. Of rows, "" stands for none.
+// Returns the activation of that name; throws if there is none. For rows, "" means none.
 Activation activation_named(const std::string& name);
 float lowest_of(Activation activation);
 float lowest_of_rows(const std::string& name);
@@ -27,7 +28,7 @@ size_t size_of(const Node& node, const char* name);
 
 size_t packed_bytes(size_t k, size_t n, size_t group);
 
-// One weight matrix as the graph has it.
+// A weight matrix in the form of the graph.
 struct Matrix {
   Int8Weight eight{};
   Int4Weight four{};
@@ -37,13 +38,13 @@ struct Matrix {
   void pack(uint8_t* to) const { group ? pack4(four, to) : pack8(eight, to); }
 };
 
-// The rows of a group in 4 bits.
+// Returns the rows of a group in 4 bits.
 size_t group_of(const Node& node);
-// Reads weight, steps in 4 bits, scale and bias; `k` and `n` are -1 if any size will do, but for `k` in 4 bits.
+// Reads weight, steps in 4 bits, scale and bias. `k` and `n` are -1 for any size, except `k` in 4 bits.
 Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias);
 Matrix read_int4(Node& node, int64_t k, int64_t n, size_t group, bool bias);
 
-// Whether weights were packed in advance, by `u2moe quantize --packed`.
+// Returns whether weights were packed in advance, by `u2moe quantize --packed`.
 bool is_packed(const Node& node);
 LinearLayer read_linear(Node& node, bool bias, float lowest, size_t group = 0);
 

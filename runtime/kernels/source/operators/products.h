@@ -1,4 +1,4 @@
-// Rows to integers, and products of rows with one weight, as operators.
+// Operators that round rows to integers, and multiply rows with one weight.
 #pragma once
 #include <memory>
 #include <string>
@@ -56,7 +56,7 @@ class MatMul {
  private:
   const InstructionSet& isa_;
   LinearLayer layer_;
-  std::unique_ptr<SeenRows> positions_;  // of a layer that projects positions, which is known by its name
+  std::unique_ptr<SeenRows> positions_;  // only for layers that project positions, recognised by name
 };
 
 template <bool kIsInt4>

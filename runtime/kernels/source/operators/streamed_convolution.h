@@ -1,5 +1,5 @@
-// What stands between the projections of a streamed block's convolution module, with a cache of the frames before, as an
-// operator.
+// An operator for the layers between the projections of a streamed block's convolution module, with a cache of earlier
+// frames.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -54,7 +54,7 @@ class CachedConvolution {
  private:
   static constexpr int64_t kMostKernel = 1024;
 
-  // Taps in front of channels; without a bias it is 0.
+  // Packs taps before channels; a missing bias is 0.
   void pack(const float* weight, const float* bias, const float* const (&norm)[2]) {
     const size_t channels = layer_.channels, kernel = layer_.kernel, width = rounded_up(channels, kPanel);
     layer_.width = width;

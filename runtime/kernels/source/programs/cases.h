@@ -1,4 +1,4 @@
-// Layers of many shapes with weights that are the same on every machine; what the programs in this folder compute.
+// Layers of many shapes, with the same weights on every machine, for the programs in this folder.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -18,10 +18,11 @@ class Serial final : public Threads {
   }
 };
 
-// Reproducible on every machine.
+// A generator of numbers that are the same on every machine.
 class Random {
  public:
-  // Weights are always such as `u2moe quantize` writes if `is_quantized`; else every third matrix has larger sums of pairs.
+  // If `is_quantized`, weights are like those of `u2moe quantize`; otherwise every third matrix has larger sums of
+  // pairs.
   explicit Random(uint64_t seed, bool is_quantized = false) : state_(seed * 2 + 1), is_quantized_(is_quantized) {}
   uint32_t next() {
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
@@ -167,7 +168,7 @@ inline void compute_attention(const InstructionSet& isa, size_t time, size_t siz
   digest.add(out.data(), out.size() * sizeof(float));
 }
 
-// Kernels of 3 with a stride of 2; in `out` channels.
+// Kernels of 3 with a stride of 2, and `out` output channels.
 inline ConvolutionLayer convolution_layer(size_t bins, size_t channels, size_t out, bool is_quantized = false) {
   Random random(bins + channels, is_quantized);
   ConvolutionLayer layer;
@@ -240,7 +241,7 @@ inline void compute_time_convolution(const InstructionSet& isa, size_t time, siz
   digest.add(out.data(), out.size() * sizeof(float));
 }
 
-// Pairs of weights of this sum with the largest activations: 128 is the largest whose products fit in 16 bits.
+// Pairs of weights with this sum, and the largest activations. 128 is the largest sum whose products fit in 16 bits.
 inline void compute_pairs(const InstructionSet& isa, int sum, const Threads& threads, Digest& digest) {
   const size_t k = 64, n = 32, rows = 2;
   const int first = sum > 0 ? 127 : -127;
@@ -258,7 +259,7 @@ inline void compute_pairs(const InstructionSet& isa, int sum, const Threads& thr
   digest.add(y.data(), y.size() * sizeof(float));
 }
 
-// A digest of the results of all cases.
+// Returns a digest of the results of all cases.
 inline unsigned long long digest_of(const InstructionSet& isa, const Threads& threads) {
   static constexpr Case kCases[] = {
       {64, 96, 8, 2, 0, 17, Activation::swish},  {70, 33, 5, 3, 0, 40, Activation::gelu},
@@ -278,7 +279,7 @@ inline unsigned long long digest_of(const InstructionSet& isa, const Threads& th
   return digest.value();
 }
 
-// The same of the convolutions, which some instruction sets leave to onnxruntime.
+// The same for the convolutions, which some instruction sets leave to onnxruntime.
 inline unsigned long long digest_of_convolutions(const InstructionSet& isa, const Threads& threads) {
   Digest digest;
   if (isa.holds_255)

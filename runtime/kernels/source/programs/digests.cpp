@@ -1,5 +1,5 @@
 // Computes the same layers on every instruction set of this processor and prints a digest of the results of each. Equal
-// digests mean results equal to the last bit, here and on other machines; tests compare them under qemu.
+// digests mean that results are equal to the last bit, here and on other machines; tests compare them under qemu.
 #include <cstdio>
 
 #include "cases.h"

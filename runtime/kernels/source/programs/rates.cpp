@@ -1,7 +1,6 @@
-// How near do the layers come to what the processor can multiply? Prints how many products a second its instruction for
-// integers makes of registers alone, and beside it those of layers of the sizes of MoE-1B, on the instruction set that
-// U2MOE_KERNELS_ISA names, or the best.
-// Times are the processor's, of one thread, the least of many runs: they hold on a machine that others use, too.
+// Compares layers with what the processor can multiply. Prints the products per second of its integer instruction on
+// registers, then those of layers with the sizes of MoE-1B. Uses the instruction set that U2MOE_KERNELS_ISA names, or
+// the best. Times are processor time of one thread, the least of many runs, which also works on a busy machine.
 //
 //     u2moe_kernels_rates [SECONDS OF EACH]
 #include <algorithm>
@@ -28,7 +27,7 @@ double processor_seconds() { return static_cast<double>(std::clock()) / CLOCKS_P
 
 double least_seconds(double budget, const std::function<void()>& run) {
   double least = 1e30, used = 0;
-  run();  // memory and caches
+  run();  // warms up memory and caches
   for (size_t i = 0; i < kRunsAtLeast || used < budget; i++) {
     const double start = processor_seconds();
     run();
@@ -43,27 +42,27 @@ class Report {
  public:
   Report(const InstructionSet& isa, double budget) : budget_(budget), most_(most_products(isa, budget)) {
     std::printf("%s: ", isa.name);
-    most_ > 0 ? std::printf("registers alone %.0f products a nanosecond\n", most_ * 1e-9)
-              : std::printf("products of registers alone are not measured\n");
+    most_ > 0 ? std::printf("registers only: %.0f products per nanosecond\n", most_ * 1e-9)
+              : std::printf("products on registers are not measured\n");
   }
 
   void add(const char* name, double products, const std::function<void()>& run) const {
     const double seconds = least_seconds(budget_, run), rate = products / seconds;
-    std::printf("%-40s %9.1f us %6.0f products a ns", name, seconds * 1e6, rate * 1e-9);
+    std::printf("%-40s %9.1f us %6.0f products per ns", name, seconds * 1e6, rate * 1e-9);
     if (most_ > 0) std::printf(" %5.0f %%", 100 * rate / most_);
     std::printf("\n");
     std::fflush(stdout);
   }
 
  private:
-  // 0 if it is not known how this instruction set multiplies.
+  // Returns 0 if it is unknown how this instruction set multiplies.
   static double most_products(const InstructionSet& isa, double budget);
 
   double budget_, most_;
 };
 
 #if defined(__GNUC__) && defined(__x86_64__)
-// A loop that repeats a step for several sums, whose registers are numbered.
+// A loop that repeats a step for several sums in numbered registers.
 #define U2MOE_LOOP(name, isa, numbers, step, ...)                                                                     \
   __attribute__((target(isa))) void name(long rounds) {                                                               \
     asm volatile("1:\n\t.irp i," numbers "\n\t" step "\n\t.endr\n\tdec %0\n\tjnz 1b" : "+r"(rounds) : : "cc", __VA_ARGS__); \

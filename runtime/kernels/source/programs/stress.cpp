@@ -1,7 +1,7 @@
-// Computes the same layers in several threads at once, each with threads of its own for the tasks of a step, as
-// onnxruntime has them, while layers come and go. Every digest must be that of one thread. For the thread sanitizer,
-// which must see how threads wait for each other, as it does not inside onnxruntime. Then the process forks while other
-// threads need memory, and its children compute as well.
+// Computes the same layers in several threads at once, each with separate threads for the tasks of a step, as in
+// onnxruntime, while layers are created and destroyed. Every digest must equal that of one thread. It is for the thread
+// sanitizer, which must see how threads wait for each other; inside onnxruntime it cannot. Then the process forks while
+// other threads allocate memory, and its children also compute.
 #include <atomic>
 #include <cstdio>
 #include <thread>
@@ -16,9 +16,9 @@ namespace u2moe {
 namespace {
 
 constexpr size_t kCallers = 3, kWorkers = 3, kRounds = 3, kForks = 20;
-constexpr unsigned kLimit = 60;  // seconds of a child
+constexpr unsigned kLimit = 60;  // seconds for a child
 
-// Workers take tasks until none is left; a step ends when all have.
+// Workers take tasks until none is left; a step ends when all have finished.
 class Team final : public Threads {
  public:
   void run(Task task, size_t count, void* state) const override {
@@ -49,8 +49,9 @@ bool is_equal_in_threads(const InstructionSet& isa) {
   return different == 0;
 }
 
-#if !defined(_WIN32) && !defined(__SANITIZE_ADDRESS__)  // whose allocator may be locked in a child
-// While other threads take and give back memory all the time, under the lock that must be free in a child.
+#if !defined(_WIN32) && !defined(__SANITIZE_ADDRESS__)  // its allocator may be locked in a child
+// Computes in children while other threads allocate and free memory all the time, under the lock that must be free in a
+// child.
 bool is_equal_in_children(const InstructionSet& isa) {
   const unsigned long long expected = digest_of_all(isa, Serial());
   std::atomic<bool> is_over{false};
@@ -63,7 +64,7 @@ bool is_equal_in_children(const InstructionSet& isa) {
   for (size_t i = 0; i < kForks; i++) {
     const pid_t child = fork();
     if (child == 0) {
-      alarm(kLimit);  // ends a child that waits without end
+      alarm(kLimit);  // ends a child that waits forever
       _exit(digest_of_all(isa, Serial()) == expected ? 0 : 1);
     }
     int status = 1;

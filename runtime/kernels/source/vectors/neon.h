@@ -15,14 +15,14 @@ struct Neon {
 #endif
   static constexpr size_t kRows = 6, kPanels = 1;
   static constexpr int kZero = 0;
-  using Wide = Neon;  // for weights whose pairs of products exceed 16 bits: the same
+  using Wide = Neon;  // also for weights whose pairs of products exceed 16 bits
   using Code = int8_t;
 
   struct Floats { float32x4_t v[4]; };
   struct Ints { int32x4_t v[4]; };
   struct Weights { int8x16_t v[4]; };
   using Four = int8x16_t;
-  struct Steps { uint8x16_t factor[4], zero[4]; };  // of 4-bit weights
+  struct Steps { uint8x16_t factor[4], zero[4]; };  // for 4-bit weights
 
   template <class R, class F>
   static R each(F f) {

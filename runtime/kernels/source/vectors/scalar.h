@@ -1,4 +1,4 @@
-// 16 lanes in plain C++, for processors that have nothing better, and as the definition of what the others compute.
+// 16 lanes in plain C++, for processors without other vectors, and as the definition of what the others compute.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -10,14 +10,14 @@ struct Scalar {
   static constexpr const char* kName = "scalar";
   static constexpr size_t kRows = 4, kPanels = 1;
   static constexpr int kZero = 0;
-  using Wide = Scalar;  // for weights whose pairs of products exceed 16 bits: the same
+  using Wide = Scalar;  // also for weights whose pairs of products exceed 16 bits
   using Code = int8_t;
 
   struct Floats { float v[16]; };
   struct Ints { int32_t v[16]; };
   struct Weights { int8_t v[64]; };
   struct Four { int32_t v[4]; };
-  struct Steps { uint8_t v[16]; };  // of 4-bit weights
+  struct Steps { uint8_t v[16]; };  // for 4-bit weights
 
   template <class F> static Floats each(F f) { Floats r; for (int i = 0; i < 16; i++) r.v[i] = f(i); return r; }
   template <class F> static Ints each_int(F f) { Ints r; for (int i = 0; i < 16; i++) r.v[i] = f(i); return r; }
@@ -29,8 +29,8 @@ struct Scalar {
   static Floats sub(Floats a, Floats b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
   static Floats mul(Floats a, Floats b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
   static Floats div(Floats a, Floats b) { return each([&](int i) { return a.v[i] / b.v[i]; }); }
-  // a * b + c, rounded once: not every C library's fmaf is exact. The product is exact in double. What the sum loses (Knuth)
-  // sets its last bit, so that the rounding to float sees on which side of the middle between two floats it lies.
+  // a * b + c, rounded once, because not every C library's fmaf is exact. The product is exact in double. The error of
+  // the sum (Knuth) sets its last bit, so that rounding to float knows on which side of the midpoint it lies.
   static float fused(float a, float b, float c) {
     const double product = static_cast<double>(a) * b;
     double sum = product + c;
@@ -52,7 +52,7 @@ struct Scalar {
 
   static Ints seti(int32_t x) { return each_int([&](int) { return x; }); }
   static Ints loadi(const int32_t* p) { Ints r; std::memcpy(r.v, p, 64); return r; }
-  // Additions wrap as in registers: of NaN, the lowest integer, there may be many.
+  // Additions wrap as in registers: there may be many NaN, which become the lowest integer.
   static int32_t sum_of(int32_t a, int32_t b) {
     return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
   }
@@ -62,7 +62,7 @@ struct Scalar {
   static int32_t largest(Ints a) { int32_t r = a.v[0]; for (int32_t x : a.v) r = x > r ? x : r; return r; }
   static int32_t total(Ints a) { int32_t r = 0; for (int32_t x : a.v) r = sum_of(r, x); return r; }
   static Floats to_float(Ints a) { return each([&](int i) { return static_cast<float>(a.v[i]); }); }
-  static Ints round(Floats a) {  // half to even; as x86, the lowest integer for what does not fit
+  static Ints round(Floats a) {  // half to even; as on x86, the lowest integer if the value does not fit
     return each_int([&](int i) {
       return fabsf(a.v[i]) < 2147483648.0f ? static_cast<int32_t>(nearbyintf(a.v[i])) : INT32_MIN;
     });
