@@ -75,7 +75,7 @@ _PRETRAINED = (
     "is a pre-trained encoder without a recognizer: fine-tune it as asr_model with --enc_init, then export the result"
 )
 OTHER_MODELS = {
-    "transducer": "is a transducer: train its encoder as asr_model, or use icefall and sherpa-onnx",
+    "transducer": "is not supported: train its encoder as asr_model, or use icefall and sherpa-onnx",
     "paraformer": f"is not a CTC network: {_FUNASR}",
     "sensevoice_small": f"takes tasks and languages as inputs: {_FUNASR}",
     "whisper": "uses its own features and prompts: use whisper.cpp, faster-whisper or sherpa-onnx",
