@@ -52,7 +52,7 @@ class RunDescription:
         list_path: path of the list when the run began.
         list_format: name of the format of the list.
         list_digest: SHA-256 of the content of the list.
-        channel: channel used for every recording; None: as the list says, or the average.
+        channel: channel used for every recording; None: the channel in the list, or the average.
         model: fingerprint of the bundle.
         providers: execution providers.
         kernels: "native" for u2moe-kernels, else "onnxruntime".

@@ -170,7 +170,7 @@ class GreedySearch:
 class PrefixBeamSearch:
     """`ctc_prefix_beam_search` frame by frame. The split into calls does not change the result.
 
-    With a language model, prefixes are ranked by score including that of the model.
+    With a language model, prefixes are ranked by the sum of both scores.
 
     With hotwords, two searches run in parallel. One ignores them; the other ranks prefixes by score plus bonus (WeNet's
     second prune). The hypotheses are all of the first, and those of the second with a bonus. Hotwords that no

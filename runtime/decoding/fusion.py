@@ -171,9 +171,9 @@ class Fusion:
     def losses(self, state: FusionState | None) -> tuple[float, float, float]:
         """Return upper bounds of what the next token adds to the score.
 
-        The first two, at most 0, are added to its `gains`. The first is for tokens that continue the current word, and
-        so begin one word less. The second is for tokens that end it (`ends_word`): the score of its best completion is
-        replaced by its own. The third is for any token, including its gain.
+        The first two, at most 0, are added to the token's `gains`. The first is for tokens that continue the current
+        word. The second is for tokens that end it (`ends_word`), which replaces the score of its best completion by its
+        own. The third is for any token, and includes the gain.
         """
         if state is None:
             return 0.0, 0.0, self.most_gain
