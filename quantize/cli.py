@@ -32,7 +32,7 @@ _LIMITS = (
         "fail if the word error rate rises by more percentage points than this (needs --list); with --calibrate: "
         "use better formats until the limit is met")),
 )  # fmt: skip
-"""Field of `Goal`, option, unit, factor and divisor from the unit to the field's, and help."""
+"""Each limit: field of `Goal`, option, unit, factor and divisor that convert the unit to the field's, and help."""
 
 
 def add_quantize(subparsers: Subparsers) -> None:

@@ -77,8 +77,8 @@ def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path],
 def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
     """Read the recordings of a recipe and divide them in order: some choose, some judge, some calibrate.
 
-    With limits that choose formats, a quarter chooses (at most `CHOSEN_S` seconds). Half of the rest judges, or more if
-    calibration does not read all of the other half.
+    With limits that choose formats, a quarter chooses (at most `CHOSEN_S` seconds). Of the rest, one half judges and
+    the other calibrates. The part of the second half that calibration does not read also judges.
 
     Raises:
         AudioError: a recording cannot be read, all of them are too short for the encoder, or those that judge have too

@@ -29,7 +29,7 @@ from u2moe.runtime.graph.file import array_of, group_of, save_graph, shape_of, w
 Exponents = npt.NDArray[np.int64]
 NORMALIZATIONS = ("Normalization", "RmsNormalization", "AddNormalization")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-"""Candidate shares of the channels' differences in size to move into the weights."""
+"""Candidates for the share of the channels' size differences that moves into the weights."""
 UNSEEN, LEAST_EXPONENT = 0.5, 3
 """Share and smallest exponent used without recordings, where estimates are reliable only for large outliers."""
 LEAST_GAIN = 0.02
