@@ -1,4 +1,4 @@
-"""The page in a browser, from a static host: Debian's Chromium with a microphone that plays a file."""
+"""The page from a static host in Debian's Chromium, with a microphone that plays a file."""
 
 import contextlib
 import hashlib
@@ -44,7 +44,7 @@ def browser(sound, tmp_path_factory):
 
 @pytest.fixture
 def page(new_page, site):
-    """The page with its model."""
+    """The page after loading its model."""
     with host(site) as url:
         page = new_page(url)
         page.wait_for_selector("body.ready")
@@ -56,7 +56,7 @@ def wait_until_ready(page):
 
 
 def recognised(page, file):
-    if page.locator("#clear").is_enabled():  # a page that was loaded again has what it had
+    if page.locator("#clear").is_enabled():  # a reloaded page still has its transcript
         page.click("#clear")
     page.set_input_files("#file", file)
     page.wait_for_selector("#segments li")
@@ -72,7 +72,7 @@ def talk(sound, tmp_path):
 
 @pytest.fixture
 def wanted(bundle, model, talk):
-    """The words that Python recognises in `talk`, with the options of the page."""
+    """Words that Python recognises in `talk` with the options of the page."""
     options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig(), text_format=TextFormat())
     segments = Recognizer(bundle, model, options).transcribe(talk).segments
     return [word.word for segment in segments for word in segment.words]
@@ -87,7 +87,7 @@ def test_a_file_gives_what_python_gives_and_the_page_works_without_a_host(new_pa
         expect(page.locator("#spoken")).not_to_be_empty()
         page.evaluate("navigator.serviceWorker.ready")
         page.wait_for_function("navigator.serviceWorker.controller !== null")
-        wait_for(page, "async () => (await (await caches.open('u2moe')).keys()).length === 6")  # and a manifest
+        wait_for(page, "async () => (await (await caches.open('u2moe')).keys()).length === 6")  # including the manifest
     page.reload()
     page.wait_for_selector("body.ready")
     assert recognised(page, talk) == wanted
@@ -107,7 +107,7 @@ def test_a_damaged_cache_is_read_again(page, talk, wanted):
 
 
 def published(file, change):
-    """Publish another version of a file, on a host that tells versions apart by whole seconds."""
+    """Publish a new version of a file with a later time, since the host compares times in whole seconds."""
     later = file.stat().st_mtime + 10
     file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
     os.utime(file, (later, later))
@@ -115,7 +115,7 @@ def published(file, change):
 
 @pytest.fixture
 def kept_answers(site, tmp_path):
-    """A copy of the site, whose host lets browsers keep its answers for an hour, and its URL."""
+    """A copy of the site and its URL. Its host lets browsers cache responses for an hour."""
     folder = tmp_path / "site"
     shutil.copytree(site, folder)
     with host(folder, max_age=3600) as url:
@@ -123,7 +123,7 @@ def kept_answers(site, tmp_path):
 
 
 def test_a_new_model_under_the_old_names_is_noticed(new_page, kept_answers, talk, wanted):
-    """Also where the browser may still answer from its own cache."""
+    """Even if the browser may still use its HTTP cache."""
     folder, url = kept_answers
     page = new_page(url)
     page.wait_for_selector("body.ready")
@@ -142,9 +142,9 @@ def test_a_new_model_under_the_old_names_is_noticed(new_page, kept_answers, talk
 
 
 def test_a_new_page_replaces_the_old_one(new_page, kept_answers):
-    """Its service worker keeps the new files, not those that the browser may still have."""
+    """The service worker caches the new files, not those in the HTTP cache."""
     folder, url = kept_answers
-    page = new_page(url, may_fail=True)  # a request that reloading cuts off
+    page = new_page(url, may_fail=True)  # reloading cancels a request
     page.wait_for_selector("body.ready")
     page.wait_for_function("navigator.serviceWorker.controller !== null")
     published(folder / "page.js", lambda text: text.replace("Press the microphone and speak.", "This page is new."))
@@ -169,19 +169,22 @@ def test_the_microphone(page):
 
 def test_a_microphone_that_is_refused(page):
     give = "() => {{ navigator.mediaDevices.getUserMedia = async () => {{ {}; }}; }}"
-    for reason, message in (("NotAllowed", "The microphone was refused"), ("NotFound", "There is no microphone")):
+    for reason, message in (
+        ("NotAllowed", "Access to the microphone was denied"),
+        ("NotFound", "No microphone was found"),
+    ):
         page.evaluate(give.format(f"throw new DOMException('', '{reason}Error')"))
         page.click("#microphone")
         expect(page.get_by_role("alert")).to_contain_text(message)
     page.evaluate("() => { AudioWorklet.prototype.addModule = async () => { throw new Error('no network'); }; }")
     page.evaluate(give.format("return new MediaStream()"))
     page.click("#microphone")
-    expect(page.get_by_role("alert")).to_contain_text("The microphone does not start: no network")
+    expect(page.get_by_role("alert")).to_contain_text("The microphone failed to start: no network")
 
 
 def test_a_microphone_that_falls_silent_goes_on_or_has_gone(page):
-    """What takes the sound from the page gives it back, another device takes over from one that has gone, and a thread
-    of sound that fails is said to have gone."""
+    """A suspended context is resumed, another device replaces a lost one, and a failure of the audio thread is
+    reported."""
     page.evaluate("""() => {
       AudioContext = class extends AudioContext { opened = (window.context = this); };
       const { mediaDevices } = navigator, give = mediaDevices.getUserMedia.bind(mediaDevices);
@@ -192,7 +195,7 @@ def test_a_microphone_that_falls_silent_goes_on_or_has_gone(page):
     page.evaluate("context.suspend()")
     page.wait_for_function("context.state === 'running'")
     page.evaluate("media.getTracks().forEach((track) => track.dispatchEvent(new Event('ended')))")
-    expect(page.get_by_role("alert")).to_have_text(re.compile("The microphone has gone. Now .+ is used."))
+    expect(page.get_by_role("alert")).to_have_text(re.compile("The microphone is no longer available. Now using .+"))
     expect(page.locator("#status-text")).to_have_text("Listening")
     page.click("#microphone")
     wait_until_ready(page)
@@ -202,16 +205,16 @@ def test_a_microphone_that_falls_silent_goes_on_or_has_gone(page):
       AudioWorklet.prototype.addModule = function () { return addModule.call(this, URL.createObjectURL(broken)); };
     }""")
     page.click("#microphone")
-    expect(page.get_by_role("alert")).to_have_text("The microphone has gone.", timeout=PATIENCE_MS)
+    expect(page.get_by_role("alert")).to_have_text("The microphone is no longer available.", timeout=PATIENCE_MS)
     wait_until_ready(page)
 
 
 def test_what_was_recognised_outlives_the_recogniser_and_the_page(page, talk, wanted):
     words = page.locator(".word")
     assert recognised(page, talk) == wanted
-    page.workers[0].evaluate("() => { BigInt64Array = null; }")  # its graphs can no longer run
+    page.workers[0].evaluate("() => { BigInt64Array = null; }")  # no graph can run any more
     page.set_input_files("#file", talk)
-    expect(page.get_by_role("alert")).to_have_text(re.compile("Recognition has failed: .+ Start again: "))
+    expect(page.get_by_role("alert")).to_have_text(re.compile("Recognition failed: .+ Start again "))
     page.set_input_files("#file", talk)
     expect(words).to_have_text(wanted * 2, timeout=PATIENCE_MS)
     wait_until_ready(page)
@@ -220,7 +223,7 @@ def test_what_was_recognised_outlives_the_recogniser_and_the_page(page, talk, wa
     expect(words).to_have_text(wanted * 2)
     words.first.click()
     expect(page.get_by_role("alert")).to_contain_text(
-        "minutes are kept to be heard again, until the page is loaded anew."
+        "minutes from the microphone can be played, until the page is reloaded."
     )
     page.set_input_files("#file", talk)
     expect(words).to_have_text(wanted * 3, timeout=PATIENCE_MS)
@@ -263,19 +266,19 @@ def without_simd(site):
 
 PROBLEMS = [
     (damaged_digest,
-     r"is not the file that the model lists. Load the model again; if that does not help, it is damaged"),
-    (lambda site: (site / "model" / "decoder.ort").unlink(), "decoder.ort: the server answers 404"),
-    (lambda site: (site / "model" / "bundle.json").unlink(), "bundle.json: the server answers 404"),
-    (lambda site: (site / "ort" / "ort-wasm-simd-threaded.wasm").unlink(), "onnxruntime does not start: "),
+     r"does not match the manifest of the model. Load the model again; if that does not help, replace"),
+    (lambda site: (site / "model" / "decoder.ort").unlink(), "decoder.ort: the server returned 404"),
+    (lambda site: (site / "model" / "bundle.json").unlink(), "bundle.json: the server returned 404"),
+    (lambda site: (site / "ort" / "ort-wasm-simd-threaded.wasm").unlink(), "onnxruntime failed to start: "),
     (lambda site: (site / "u2moe" / "source.js").unlink(), "Failed to fetch dynamically imported module"),
     (lambda site: (site / "worker.js").unlink(), "the worker failed: it did not start"),
-    (lambda site: (site / "u2moe" / "core.wasm").unlink(), "core.wasm: the server answers 404"),
-    (without_simd, "WebAssembly with SIMD is missing"),
+    (lambda site: (site / "u2moe" / "core.wasm").unlink(), "core.wasm: the server returned 404"),
+    (without_simd, "WebAssembly SIMD is not supported"),
 ]  # fmt: skip
 
 
 def test_a_model_that_cannot_be_loaded(new_page, site, tmp_path):
-    """Pages of several sites, of each of which something else is damaged, load at once."""
+    """Pages of several sites, each with a different fault, load concurrently."""
     with contextlib.ExitStack() as stack:
         pages = []
         for number, (damage, message) in enumerate(PROBLEMS):
@@ -286,7 +289,7 @@ def test_a_model_that_cannot_be_loaded(new_page, site, tmp_path):
             whole = re.compile(f"The model cannot be loaded: .*{message}")
             expect(page.get_by_role("alert")).to_have_text(whole, timeout=PATIENCE_MS)
             expect(page.locator("#status-text")).to_have_text("Not loaded")
-        page.wait_for_timeout(500)  # other files still come
+        page.wait_for_timeout(500)  # other files are still loading
         for page, _ in pages:
             expect(page.locator("#loaded")).to_have_text("Reload the page to try again.")
             assert page.locator("#microphone").is_disabled()
@@ -296,7 +299,7 @@ FILL = """async () => {
   const { Transcript } = await import('./transcript.js');
   const find = (id) => document.getElementById(id);
   find('empty').hidden = true;
-  for (const id of ['segments', 'partial']) find(id).replaceWith(find(id).cloneNode());  // without listeners
+  for (const id of ['segments', 'partial']) find(id).replaceWith(find(id).cloneNode());  // removes the listeners
   window.transcript = new Transcript(find('segments'), find('partial'), () => {});
   for (let index = 0; index < 400; index += 1) {
     const words = Array.from({ length: 12 }, (_, place) => (
@@ -328,11 +331,11 @@ def test_a_long_transcript_has_words_where_one_looks(page):
         expect(page.locator(".word:focus")).to_have_text(word)
     page.wait_for_function("document.querySelectorAll('.word').length < 1200")
     page.evaluate("transcript.showPartial({ text: 'more', committed: '' })")
-    expect(page.locator(".word:focus")).to_be_in_viewport()  # whoever reads back is left there
+    expect(page.locator(".word:focus")).to_be_in_viewport()  # the page does not scroll away from earlier text
     page.evaluate("transcript.mark(9 * 200 + 0.6)")
     expect(page.locator(".word.playing")).to_have_text("W200.1")
     page.evaluate("getSelection().selectAllChildren(document.getElementById('segments'))")
-    page.wait_for_function("getSelection().toString().includes('W100.0 W100.1')")  # what is copied is all of it
+    page.wait_for_function("getSelection().toString().includes('W100.0 W100.1')")  # the copied text is complete
 
 
 def test_the_sound_of_a_microphone_does_not_grow_without_end(page):

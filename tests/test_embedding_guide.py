@@ -1,4 +1,4 @@
-"""docs/embedding.md: its code runs, in order, on the bundled model, and what it says of errors and the rest holds."""
+"""docs/embedding.md: its code blocks run in order on the bundled model, and its statements are correct."""
 
 import ast
 import builtins
@@ -29,7 +29,7 @@ ROWS = re.findall(r"^\| (.+?) \| `(\w+Error)` \|$", TEXT, re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def clip():
-    """A recording of a person, and what is said in it."""
+    """A recording of a person, and its transcript."""
     recording = read_recordings(DEMO_FOLDER / "clips" / "transcripts.txt")[0]
     samples, rate = soundfile.read(recording.path, dtype="float32")
     assert rate == RATE
@@ -42,7 +42,7 @@ def demo():
 
 
 class AllSpeech:
-    """In the place of the detector, whose network may not be installed: for it everything is speech."""
+    """Replaces the detector, whose network may not be installed. It detects speech everywhere."""
 
     sample_rate = RATE
 
@@ -55,7 +55,7 @@ class AllSpeech:
 
 @pytest.fixture
 def names(clip, tmp_path, monkeypatch, sounddevice):
-    """What the code of the guide finds in its surroundings."""
+    """Variables and files that the code of the guide expects."""
     samples, _ = clip
     soundfile.write(tmp_path / "talk.wav", np.stack([samples, samples], axis=1), RATE)
     monkeypatch.chdir(tmp_path)
@@ -106,7 +106,7 @@ def test_its_names_are_public():
         for alias in node.names
     }
     assert {"Recognizer", "Transcriber", "Microphone"} <= imported <= set(u2moe.runtime.__all__)
-    # What stands between backticks and looks like a class of ours is one.
+    # Class names in backticks must exist.
     classes = set(re.findall(r"`([A-Z]\w+(?:Error|Options|Config|Rule))`", TEXT))
     assert classes - {"ModuleNotFoundError", "ValueError", "TypeError"} <= set(u2moe.runtime.__all__)
 
@@ -150,7 +150,7 @@ PROVOKED = {
     "options of another type, or out of range": lambda _: DecodingOptions(beam_size=0),
     "hotwords that the vocabulary cannot write": lambda demo: demo.create_stream(hotwords=["\u2603"]),
 }
-"""What a row of the table says; the rest takes a page each, and is tested where it belongs."""
+"""Calls that provoke errors of the table. Other tests cover the remaining rows."""
 
 
 @pytest.mark.parametrize(("what", "error"), ROWS)

@@ -1,4 +1,4 @@
-"""The JavaScript module beside the Python runtime: the same numbers in, the same words out."""
+"""The JavaScript module compared with the Python runtime: the same samples must produce the same words."""
 
 import json
 import re
@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.mark.parametrize("kind", conformance.COMPUTED)
 def test_cases_have_the_results_of_python(kind):
-    """In the core that ships."""
+    """Tests the core.wasm that ships."""
     found = run_module(
         """
         const { Core } = await part('core.js');
@@ -38,7 +38,7 @@ def test_cases_have_the_results_of_python(kind):
 
 
 def in_javascript(options):
-    """Options of a case of recordings, as the module has them."""
+    """Return the options of a case of recordings in the form of the module."""
     renamed = {
         re.sub("_(.)", lambda match: match[1].upper(), name): in_javascript(value) if isinstance(value, dict) else value
         for name, value in options.items()
@@ -55,7 +55,7 @@ def in_javascript(options):
 @needs_onnxruntime_web
 @pytest.mark.parametrize("kind", ["recordings", "defaults"])
 def test_recordings_are_recognised_as_in_python(kind, tmp_path):
-    """With every option, on the demo model and the same build of onnxruntime."""
+    """Tests every option, with the demo model and the same build of onnxruntime."""
     bundle, model = conformance.demo_with_defaults(kind, tmp_path), DEMO_FOLDER / "language.lm"
     samples = conformance.clips()
     for name in ("windows", "sequences"):
@@ -78,7 +78,7 @@ def test_recordings_are_recognised_as_in_python(kind, tmp_path):
             options.vad = await Vad.open(content, { ort, sessionOptions, ...when });
           }
           const samples = Int16Array.from(Array(repeats).fill(input.samples).flat());
-          if (options.vad) { // neither what came before a reset nor the split matters
+          if (options.vad) { // a reset discards earlier audio, and the split does not matter
             const stream = recognizer.createStream(options), finals = [];
             stream.acceptWaveform(8000, samples.subarray(0, 30000));
             stream.reset();
@@ -109,7 +109,7 @@ def test_recordings_are_recognised_as_in_python(kind, tmp_path):
 
 @pytest.mark.slow
 def test_errors_and_resamplers_leave_nothing_behind():
-    """An error unwinds the stack of WebAssembly, which would overflow otherwise; what is freed is used again."""
+    """An error unwinds the stack of WebAssembly, which would otherwise overflow; freed memory is reused."""
     before, after = run_module(
         """
         const { Core, Resampler } = await part('core.js'), { instantiate } = WebAssembly;
@@ -133,7 +133,7 @@ def test_errors_and_resamplers_leave_nothing_behind():
         console.log(JSON.stringify([work(2000), work(8000)]));
         """
     )
-    assert after - before < 2**22  # 250 bytes an error
+    assert after - before < 2**22  # about 250 bytes per error
 
 
 @needs_onnxruntime_web
@@ -159,7 +159,7 @@ def test_graphs_in_ort_format(bundle, ort_bundle, sound, tmp_path):
 
 
 def assert_recognised_by_program(bundle, folder, sound, tmp_path):
-    """As in Python, by examples/browser/transcribe.mjs."""
+    """Check that examples/browser/transcribe.mjs recognises the same as Python."""
     soundfile.write(tmp_path / "sound.wav", sound, 16_000, subtype="PCM_16")
     samples, _ = soundfile.read(tmp_path / "sound.wav", dtype="int16")
     endpoint = EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1.0))
@@ -176,7 +176,7 @@ def assert_recognised_by_program(bundle, folder, sound, tmp_path):
 
 
 DAMAGES = [
-    (flipped("ctc.ort"), "IntegrityError: ctc.ort is not the file that the model lists. Load the model again"),
+    (flipped("ctc.ort"), "IntegrityError: ctc.ort does not match the manifest of the model. Load the model again"),
     (lambda folder: (folder / "bundle.json").unlink(), "BundleError: bundle.json: cannot be read: ENOENT"),
     (edited("", version=1), "BundleError: bundle.json: version: found 1, expected 4"),
     (without("", "model"), "BundleError: bundle.json: field 'model' is missing"),
@@ -219,7 +219,7 @@ def test_damage_is_refused_by_name(ort_bundle, tmp_path):
 
 
 def test_manifests_of_other_versions_are_read(tmp_path):
-    """With every field, without those at their default, and with one that is unknown and harmless."""
+    """Manifests with every field, without default values, and with an unknown harmless field."""
     whole = (GOLDEN / "bundle_of_version_4.json").read_text(encoding="utf-8")
     brief = format_manifest(parse_manifest(whole, GOLDEN))
     (tmp_path / "bundle.json").write_text(brief, encoding="utf-8")
@@ -243,8 +243,8 @@ def test_manifests_of_other_versions_are_read(tmp_path):
 RATE = "AudioError: sample rate must be a whole number between 1000 and 384000 Hz, got "
 SAMPLES = "AudioError: samples must be a Float32Array in [-1, 1] or an Int16Array, got [object "
 PHRASE = "expected a phrase, alone or with its weight"
-OTHER_MODEL = "RangeError: languageModel must be what languageModel() of this recogniser returned, got [object "
-RELEASED = "StreamError: this recogniser is released"
+OTHER_MODEL = "RangeError: languageModel must come from languageModel() of this recogniser, got [object "
+RELEASED = "StreamError: this recogniser has been released"
 NO_VAD = "BundleError: this is not silero VAD 5 or 6: "
 MISUSE = [
     ("Resampler.create(999, 16000)", RATE + "999"),
@@ -252,11 +252,11 @@ MISUSE = [
     ("Resampler.create('44100', 16000)", RATE + "'44100'"),
     ("resampler.accept([0, 0])", SAMPLES + "Array]"),
     ("resampler.free() ?? resampler.free() ?? resampler.accept(silence)", "StreamError: this resampler was freed"),
-    ("Vad.open(new Uint8Array(9), { ort, min_silence: 1 })", "RangeError: there is no option min_silence"),
+    ("Vad.open(new Uint8Array(9), { ort, min_silence: 1 })", "RangeError: unknown option 'min_silence'"),
     ("Vad.open(new Uint8Array(9), { ort })", NO_VAD),
     ("Vad.open(ctc, { ort })", NO_VAD + "its inputs are encoder_out, its outputs log_probs"),
     ("Vad.open(new Uint8Array(9))", "TypeError: ort must be the module 'onnxruntime-web' or 'onnxruntime-node'"),
-    ("stream({ vad: { threshold: 0.4 } })", "RangeError: vad must be a Vad, which a worker cannot be sent"),
+    ("stream({ vad: { threshold: 0.4 } })", "RangeError: vad must be a Vad, which cannot be sent to a worker"),
     ("model(new Uint8Array(9))", "LanguageModelError: language model: line 1: there is no \\data\\: not an ARPA file"),
     ("model(bytes('u2moe-lm\x01'))", "LanguageModelError: language model: is not a compact language model of this v"),
     ("model(5)", "LanguageModelError: a language model must be a Uint8Array or an ArrayBuffer, got [object Number]"),
@@ -278,8 +278,8 @@ MISUSE = [
      "RangeError: endpoint: rule5: found null, expected no field of this name"),
     ("stream({ endpoint: endless })",
      "RangeError: endpoint: rule1: rule1: rule1: rule1: rule1: rule1: rule1: rule1: rule1 i"),
-    ("stream({ beam_size: 4 })", "RangeError: there is no option beam_size"),
-    ("stream({ '': 4 })", "RangeError: there is no option "),
+    ("stream({ beam_size: 4 })", "RangeError: unknown option 'beam_size'"),
+    ("stream({ '': 4 })", "RangeError: unknown option ''"),
     ("stream(null)", "RangeError: options must be an object, got [object Null]"),
     ("stream({ maxQueueS: '5' })", "RangeError: maxQueueS must be a number above 0, or null, got 5"),
     ("stream({ maxQueueS: 1 }).acceptWaveform(16000, new Float32Array(16160))",
@@ -298,7 +298,7 @@ MISUSE = [
     ("finished.inputFinished()", "StreamError: the input of this stream is already finished"),
     ("stream({ hotwords: 'ADA' })", "RangeError: hotwords: found 'ADA', expected an array"),
     ("stream({ hotwords: ['ẞ'] })", "RangeError: hotword 'ẞ': the vocabulary has no 'ẞ'"),
-    ("stream({ hotwords: ['a\\ud800'] })", "RangeError: hotwords: 0 has half of a surrogate pair, expected a text"),
+    ("stream({ hotwords: ['a\\ud800'] })", "RangeError: hotwords: 0 contains half of a surrogate pair"),
     ("stream({ hotwords: [['ADA', 1, 2]] })", f"RangeError: hotwords: 0: found an array, {PHRASE}"),
     ("stream({ hotwords: [[]] })", f"RangeError: hotwords: 0: found an array, {PHRASE}"),
     ("stream({ hotwords: [{ phrase: 'ADA' }] })", f"RangeError: hotwords: 0: found an object, {PHRASE}"),
@@ -312,7 +312,7 @@ MISUSE = [
     ("other.languageModel(arpa)", RELEASED),
     ("other.transcribe(silence)", RELEASED),
 ]  # fmt: skip
-"""What a program does, in this order, and what it is told at once."""
+"""Calls, in this order, and the start of the error that each throws."""
 
 
 @needs_onnxruntime_web
@@ -341,7 +341,7 @@ def test_misuse_is_refused_by_name(ort_bundle):
         for (const call of ["""
         + calls
         + """]) found.push(await told(call));
-        console.log(JSON.stringify([found, await texts() === before])); // none of that did it any harm
+        console.log(JSON.stringify([found, await texts() === before])); // the recogniser still works
         """,
         str(ort_bundle),
     )
@@ -363,7 +363,7 @@ def test_types_describe_the_module():
 
 @needs_onnxruntime_web
 def test_the_snippet_for_node_runs(ort_bundle, bundle, model, sound, tmp_path):
-    """What the README shows, with onnxruntime-node."""
+    """Runs the snippet of the README with onnxruntime-node."""
     page = (WEB / "README.md").read_text(encoding="utf-8")
     snippet = page.partition("## In Node")[2].partition("```js\n")[2].partition("```")[0]
     soundfile.write(tmp_path / "sound.wav", sound, 16_000, subtype="PCM_16")

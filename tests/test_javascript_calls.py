@@ -1,4 +1,4 @@
-"""Calls of the JavaScript module that are cancelled, reset or fail: what comes back, and what is left behind."""
+"""Calls of the JavaScript module that are cancelled, reset or fail: their results, and the remaining resources."""
 
 import shutil
 
@@ -15,7 +15,7 @@ PREPARED = """
 const { readFile } = await import('node:fs/promises');
 const { getEventListeners } = await import('node:events');
 process.env.ORT_DISABLE_TELEMETRY = '1';
-const { default: node } = await import('onnxruntime-node'); // that for browsers takes seconds to compile
+const { default: node } = await import('onnxruntime-node'); // onnxruntime-web takes seconds to compile
 const settings = { executionProviders: ['cpu'], intraOpNumThreads: 1 };
 const start = (content, options) => node.InferenceSession.create(content, { ...options, ...settings });
 const ort = { Tensor: node.Tensor, InferenceSession: { create: start } };
@@ -53,18 +53,18 @@ def run(code, **data):
 
 @pytest.fixture(scope="module")
 def bundle(exported):
-    """One without experts, which is quicker."""
+    """A bundle without experts, which is faster."""
     return Bundle.open(exported("dense_tiny"))
 
 
 @pytest.fixture(scope="module")
 def samples(sound):
-    """Two and a half seconds, as a WAV file of 16 bits has them."""
+    """2.5 seconds as 16-bit integers."""
     return (sound[:40_000] * 32767).astype(int).tolist()
 
 
 def test_loading_from_a_url_is_cancelled(bundle):
-    """The request is cut off, what was started is freed, and nothing more is reported."""
+    """The request is cancelled, sessions are released, and no more progress is reported."""
     found = run(
         """
         const { createServer } = await import('node:http');
@@ -73,7 +73,7 @@ def test_loading_from_a_url_is_cancelled(bundle):
           const content = await readFile(`${input.bundle}${url}`);
           response.on('close', () => response.writableFinished || closed.push(url));
           if (url !== '/encoder.onnx') return response.end(content);
-          response.writeHead(200).write(content.subarray(0, 1000)); // and no more
+          response.writeHead(200).write(content.subarray(0, 1000)); // and never the rest
         });
         await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
         const counting = counted({ create: (num) => num === 3 && setTimeout(() => controller.abort(reason), 20) });
@@ -96,7 +96,7 @@ def test_loading_from_a_url_is_cancelled(bundle):
 
 
 def test_a_bundle_is_loaded_from_a_cache_that_fails_once_and_one_that_fails_is_named(bundle):
-    """Without a network: a cache that is lost for a moment is not the same as a model that was never kept."""
+    """Without a network: a cache that fails once is tried again, and its lasting failure is named."""
     found = run(
         """
         const { openBundle } = await part('bundle.js');
@@ -118,7 +118,7 @@ def test_a_bundle_is_loaded_from_a_cache_that_fails_once_and_one_that_fails_is_n
           return (await Promise.all(files.values())).length;
         };
         const numFiles = await load();
-        while (kept.size <= numFiles) await turn(); // and a manifest
+        while (kept.size <= numFiles) await turn(); // plus the manifest
         isOnline = false;
         numFailures = 1;
         const again = await load();
@@ -127,12 +127,12 @@ def test_a_bundle_is_loaded_from_a_cache_that_fails_once_and_one_that_fails_is_n
         """,
         bundle=str(bundle.path),
     )
-    problem = "http://here/bundle.json: cannot be read: no network; and the browser's cache fails: it is lost"
+    problem = "http://here/bundle.json: cannot be read: no network; the browser's cache also failed: it is lost"
     assert found == [found[0], found[0], problem]
 
 
 def test_loading_from_a_reader_is_cancelled(bundle):
-    """At once, also where `read` does not listen: what it gives later is not reported."""
+    """Loading ends immediately, even if `read` ignores the signal; its late result is not reported."""
     found = run(
         """
         const names = [], controller = new AbortController();
@@ -167,7 +167,7 @@ def test_loading_from_a_reader_is_cancelled(bundle):
 
 
 def test_no_session_is_left_when_loading_is_cancelled(bundle):
-    """Whichever of the four graphs is being started; the last one completes a recogniser that nobody gets."""
+    """Cancels while one of the four graphs is being loaded; after the last one the whole recogniser is released."""
     found = run(
         """
         const found = [];
@@ -186,12 +186,12 @@ def test_no_session_is_left_when_loading_is_cancelled(bundle):
 
 
 def test_a_transcription_is_cancelled(bundle, samples):
-    """Nothing more is computed, the recogniser goes on, and it may be released while a graph still runs."""
+    """No further graph runs, the recogniser stays usable, and it can be released while a graph runs."""
     found = run(
         """
         let controller = new AbortController(), isSlow = false;
         const counting = counted({ run: async (num) => {
-          if (num === 8) controller.abort('enough'); // within a chunk, whose third graph is left out
+          if (num === 8) controller.abort('enough'); // within a chunk, whose third graph is skipped
           if (isSlow) await turn();
         } });
         const recognizer = await Recognizer.fromBundle(source, { ort: counting });
@@ -204,7 +204,7 @@ def test_a_transcription_is_cancelled(bundle, samples):
         const again = new AbortController();
         const whole = texts(await recognizer.transcribe(samples, 16000, { signal: again.signal }));
         const listeners = getEventListeners(again.signal, 'abort').length;
-        again.abort(); // too late to matter
+        again.abort(); // too late to have an effect
         const expected = texts(await recognizer.transcribe(samples, 16000));
         counting.counts.runs = 0;
         controller = new AbortController();
@@ -224,7 +224,7 @@ def test_a_transcription_is_cancelled(bundle, samples):
     )
     assert found == {
         "before": "before", "error": "enough", "late": "enough", "runs": 8, "isSame": True, "open": 4, "left": 0,
-        "after": "StreamError: this recogniser is released", "stopped": "no noise", "listeners": 0,
+        "after": "StreamError: this recogniser has been released", "stopped": "no noise", "listeners": 0,
     }  # fmt: skip
 
 
@@ -255,7 +255,7 @@ const expected = JSON.stringify(wanted), numExpected = counts.runs;
 
 
 def test_a_stream_is_reset_while_calls_are_in_flight(bundle, samples):
-    """Whatever graph is running: what it gives belongs to nobody, and all is as in a new stream."""
+    """Whichever graph is running, its output is dropped, and the stream behaves like a new one."""
     found = run(
         RESETS
         + """
@@ -272,7 +272,7 @@ def test_a_stream_is_reset_while_calls_are_in_flight(bundle, samples):
           const settled = await Promise.allSettled(pending);
           return {
             isSame: JSON.stringify(events.slice(before)) === expected, isLong: events.length - before > 5,
-            isIdle: counts.runs - run === numExpected, // the old source computed nothing more
+            isIdle: counts.runs - run === numExpected, // the old source ran no more graphs
             settled: settled.map(({ status }) => status), result: [text, segment, times],
           };
         };
@@ -303,7 +303,7 @@ def test_a_stream_is_reset_after_its_end_after_a_failure_and_by_its_own_listener
             before = events.length;
             numRuns = counts.runs;
           };
-          stream.addEventListener(moment, reset, { once: true }); // of some moments there is no event
+          stream.addEventListener(moment, reset, { once: true }); // some moments have no event
           const outcome = await caught(Promise.all([1, 2].map(() => stream.acceptWaveform(16000, samples))));
           await turn();
           if (moment === 'finished') await stream.inputFinished();
@@ -330,7 +330,7 @@ def test_a_stream_is_reset_after_its_end_after_a_failure_and_by_its_own_listener
 
 @pytest.mark.parametrize("runtime", ["onnxruntime-node", "onnxruntime-web/wasm"])
 def test_errors_of_onnxruntime_name_the_graph(bundle, runtime):
-    """And what it was given; the error of onnxruntime is their cause."""
+    """They also name the inputs, and their cause is the error of onnxruntime."""
     found = run(
         """
         const { default: runtime } = await import(input.runtime);
@@ -364,7 +364,7 @@ def test_errors_of_onnxruntime_name_the_graph(bundle, runtime):
           told(await caught(load({ 'ctc.onnx': Uint8Array.of(1, 2, 3) }))),
           await failed({ model: { caches: [{ ...attention, shape: [4, 0, 17] }, convolution] } }),
           await failed({ model: { caches: [attention] } }),
-          await failed({ model: { output_size: 33 } }), // not even a tensor
+          await failed({ model: { output_size: 33 } }), // no valid tensor
           await failed({ 'ctc.onnx': await source.read('features.onnx') }),
         ]));
         """,
@@ -374,14 +374,14 @@ def test_errors_of_onnxruntime_name_the_graph(bundle, runtime):
     refused, *failures = found
     assert (refused[0], refused[2]) == ("BundleError", True)
     assert refused[1].startswith("ctc.onnx: onnxruntime refuses it: ")
-    encoder = "encoder.onnx: onnxruntime fails for chunk float32 [1, 67, 80], chunk_lens int64 [1], offset int64 [1], "
+    encoder = "encoder.onnx: onnxruntime failed on chunk float32 [1, 67, 80], chunk_lens int64 [1], offset int64 [1], "
     for (name, message, has_cause, is_event), (start, reason) in zip(
         failures,
         (
             (encoder + "required_cache_size int64 [], att_cache float32 [3, 1, 4, 0, 17], cnn_cache", "Expected: 32"),
             (encoder, "'cnn_cache' is missing"),
-            ("ctc.onnx: onnxruntime fails for encoder_out float32 [1, 31.03", "must be an integer"),
-            ("ctc.onnx: onnxruntime fails for encoder_out float32 [1, 16, 64]: ", "'samples' is missing"),
+            ("ctc.onnx: onnxruntime failed on encoder_out float32 [1, 31.03", "must be an integer"),
+            ("ctc.onnx: onnxruntime failed on encoder_out float32 [1, 16, 64]: ", "'samples' is missing"),
         ),
         strict=True,
     ):
@@ -424,15 +424,15 @@ def test_other_errors_keep_their_causes_and_name_the_file(bundle, tmp_path):
         "bundle.json: is not valid JSON: ",
         "tokens.txt: cannot be read: ENOENT",
         "http://127.0.0.1:9/bundle.json: cannot be read: ",
-        "features.onnx: gives other, expected features",
-        "ctc.onnx: gives values that are no numbers: its weights are damaged",
+        "features.onnx: returned other, expected features",
+        "ctc.onnx: returned NaN: its weights are damaged",
     )
     for (_, message, _), start in zip(found, starts, strict=True):
         assert message.startswith(start)
 
 
 BOUNDED = """
-const bounded = async (recognizer) => { // in tenths of a second, as many as may wait, none of which is lost
+const bounded = async (recognizer) => { // feed 0.1 s at a time up to the limit; nothing is lost
   const stream = recognizer.createStream({ maxQueueS: 0.45 }), samples = Int16Array.from(input.samples);
   const found = [], refused = [], part = samples.subarray(0, 6400);
   stream.addEventListener('final', ({ detail }) => found.push(detail));
@@ -445,7 +445,7 @@ const bounded = async (recognizer) => { // in tenths of a second, as many as may
       await last;
     }
   }
-  await Promise.all([1, 2].map(() => stream.reset() ?? stream.acceptWaveform(16000, part))); // each alone
+  await Promise.all([1, 2].map(() => stream.reset() ?? stream.acceptWaveform(16000, part))); // each fits the limit on its own
   stream.reset();
   found.length = 0;
   for (let n = 0; n < samples.length; n += 1600) await stream.acceptWaveform(16000, samples.subarray(n, n + 1600));
@@ -458,7 +458,7 @@ OVERFLOW = WAITING + "0.10 s more would be above the limit of 0.45 s"
 
 
 def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_path):
-    """Behind the same interface: results, what is cancelled, errors by their class, and a thread that ends."""
+    """The worker has the same results, cancellation and error classes, and it can be terminated."""
     scripts = {
         "serve.mjs": """
             import { createRequire } from 'node:module';
@@ -483,7 +483,7 @@ def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_pa
         const threaded = (script, folder = input.bundle) => {
           const worker = new Worker(new URL(script, pathToFileURL(`${input.folder}/`)), { execArgv: [] });
           return Threaded.fromBundle(pathToFileURL(folder), { worker }).catch(async (error) => {
-            await worker.terminate(); // which may be given another bundle
+            await worker.terminate(); // a worker stays usable after a failure
             throw error;
           });
         };
@@ -501,7 +501,7 @@ def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_pa
         const long = caught(recognizer.transcribe(new Int16Array(16000 * 600), 16000, { signal }));
         setTimeout(() => controller.abort('enough'), 50);
         const reason = await long, again = JSON.stringify(await recognizer.transcribe(samples));
-        const late = await caught(recognizer.transcribe(samples, 16000, { signal })); // of a signal that is aborted
+        const late = await caught(recognizer.transcribe(samples, 16000, { signal })); // with an aborted signal
         const queues = [await bounded(local), await bounded(recognizer)];
         const languageModel = recognizer.languageModel(new Uint8Array(9));
         const damaged = recognizer.createStream({ languageModel }), damage = new Promise((resolve) => {
@@ -537,13 +537,13 @@ def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_pa
     starts = [
         ("LanguageModelError", "language model: line 1: there is no "),
         ("LanguageModelError", "language model: line 1: there is no "),
-        ("IntegrityError", "ctc.onnx is not the file that the model lists"),
+        ("IntegrityError", "ctc.onnx does not match the manifest of the model"),
         ("U2moeError", "the worker failed: no onnxruntime"),
         ("U2moeError", "the worker failed: it has ended with code 3"),
-        ("StreamError", "the recogniser of this stream is released"),
+        ("StreamError", "the recogniser of this stream has been released"),
     ]
     for (name, is_kind, message), (expected, start) in zip(errors, starts, strict=True):
         assert (name, is_kind) == (expected, True)
         assert message.startswith(start)
-    assert refused == "serve is for the script of a worker: this is none"
+    assert refused == "serve must be called in a worker"
     assert no_url == "TypeError: source must be a URL: a worker cannot be sent functions"

@@ -190,7 +190,7 @@ def test_javascript_demands_the_same(signed, keys, damaged):
         if expected.startswith("bundle.sig: is "):
             assert message.startswith(expected)
     assert [message for _, _, message, _ in others][:1] == [
-        "bundle.sig: WebCrypto has no Ed25519 here: give a function verify"
+        "bundle.sig: WebCrypto does not support Ed25519 here: pass the option verify"
     ]
     assert others[1][0]  # 1 is not true
     assert others[2][2].endswith("it is loaded")

@@ -1,4 +1,4 @@
-"""The npm package: its README, what it ships, what bundlers and checkers make of it, and where core.wasm comes from."""
+"""The npm package: its README and files, bundlers, package checkers, and the source of core.wasm."""
 
 import gzip
 import json
@@ -17,19 +17,19 @@ from manifests import flipped
 
 pytestmark = needs_node
 LARGEST_CORE = 300_000
-"""Bytes of the compressed core: a page waits for it."""
+"""Limit of the compressed core in bytes: pages wait for its download."""
 TOOLS = ("publint@0.3.25", "@arethetypeswrong/cli@0.18.5", "vite@7.3.8")
 
 
 def shown(title, language):
-    """A block of code of the README."""
+    """Return a code block of the README."""
     section = (WEB / "README.md").read_text(encoding="utf-8").partition(f"## {title}\n")[2]
     return section.partition(f"```{language}\n")[2].partition("```")[0]
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """What npm would publish, unpacked."""
+    """The unpacked package that npm would publish."""
     folder = tmp_path_factory.mktemp("package")
     subprocess.run(["npm", "pack", "--silent", WEB], cwd=folder, check=True, capture_output=True)
     shutil.unpack_archive(next(folder.glob("*.tgz")), folder, filter="data")
@@ -38,7 +38,7 @@ def package(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory):
-    """Where npm has put the checkers and the bundler."""
+    """The folder where npm installed the checkers and the bundler."""
     folder = tmp_path_factory.mktemp("tools")
     done = subprocess.run(
         ["npm", "install", "--no-audit", *TOOLS], cwd=folder, capture_output=True, text=True, check=False
@@ -127,13 +127,13 @@ MINIFIED = {
         ort.env.wasm.numThreads = 1;
         serve({ ort, cache: null });""",
 }
-"""A page and its worker that make mistakes."""
+"""A page and a worker that provoke errors."""
 
 
 @needs_chromium
 @needs_onnxruntime_web
 def test_errors_keep_their_class_and_name_in_a_minified_bundle(new_page, ort_bundle, tmp_path):
-    """And what is wrong is told, none of it ignored, on the way through a worker, too."""
+    """Errors also pass through a worker, and none is ignored."""
     site, sources = tmp_path / "site", tmp_path / "sources"
     sources.mkdir()
     (sources / "node_modules").symlink_to(BROWSER / "node_modules")
@@ -173,7 +173,7 @@ def test_checkers_of_packages_find_nothing(package, tools):
 @needs_chromium
 @needs_onnxruntime_web
 def test_vite_bundles_the_page(new_page, package, tools, ort_bundle, tmp_path):
-    """By the names of the packages, as a project has them."""
+    """The page imports the packages by name, as a project would."""
 
     def by_name(text):
         text = re.sub(r"'\./u2moe/(\w+)\.js'", r"'u2moe/\1'", text).replace(
@@ -201,7 +201,7 @@ def test_vite_bundles_the_page(new_page, package, tools, ort_bundle, tmp_path):
 
 @pytest.mark.endurance
 def test_the_core_is_that_of_its_source(tmp_path):
-    """Compiled again, in an environment that gets the compiler."""
+    """Compile it again in a new environment with the compiler."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     environment = {**os.environ, "PYTHON": str(tmp_path / "env" / "bin" / "python")}
     command = ["sh", ROOT / "runtime" / "cpp" / "wasm.sh", tmp_path / "core.wasm"]

@@ -1,4 +1,4 @@
-"""Puts the page together, ready for any static host: the page, the module, onnxruntime-web and a model in ORT format.
+"""Assemble the page for static hosts: page, module, onnxruntime-web and a model in ORT format.
 
 npm ci --ignore-scripts
 python make_site.py site [--model BUNDLE]
@@ -22,11 +22,11 @@ MODULE = HERE.parents[1] / "runtime" / "web"
 ORT = HERE / "node_modules" / "onnxruntime-web" / "dist"
 ORT_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 OF_THE_SERVER = ("connection.js", "openapi.json", "page.js", "upload.js")
-"""What this page does not have of the server's."""
+"""Files of the server's page that this page does not use."""
 
 
 def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
-    """Write the site into `out`, which is replaced."""
+    """Write the site to `out`, replacing it."""
     if not ORT.is_dir():
         raise SystemExit(f"{ORT}: missing; run 'npm ci --ignore-scripts' in {HERE} first")
     shutil.rmtree(out, ignore_errors=True)
@@ -45,7 +45,7 @@ def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
 
 
 def _list_files(out: Path) -> None:
-    """Tell the service worker which files it keeps; another version of any of them is another version of the page."""
+    """Write the list of files into the service worker, with a version that changes with any of them."""
     worker = out / "service-worker.js"
     files = sorted(file for file in out.rglob("*") if file.is_file() and file != worker)
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
@@ -55,7 +55,7 @@ def _list_files(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Put the page together.")
+    parser = argparse.ArgumentParser(description="Assemble the page for a static host.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path, default=DEMO_FOLDER, metavar="BUNDLE")
     arguments = parser.parse_args()

@@ -3,7 +3,7 @@
  *
  *     node transcribe.mjs [--json] [--runtime node|web] [--options JSON] BUNDLE FILE.wav...
  *
- * `--json` prints one line for each file with its segments; `--options` are those of `createStream`.
+ * `--json` prints one line per file with its segments. `--options` are options of `createStream`.
  */
 
 import { readFile } from 'node:fs/promises';
@@ -23,7 +23,7 @@ if (!files.length || !MODULES[values.runtime]) {
   process.exit(2);
 }
 
-process.env.ORT_DISABLE_TELEMETRY ??= '1'; // onnxruntime-node writes to the home folder otherwise, and calls home
+process.env.ORT_DISABLE_TELEMETRY ??= '1'; // otherwise onnxruntime-node writes to the home folder and contacts its maker
 const { default: ort } = await import(MODULES[values.runtime]);
 const isNode = values.runtime === 'node';
 if (!isNode) ort.env.wasm.numThreads = 1;
@@ -47,7 +47,7 @@ for (const file of files) {
 }
 await recognizer.release();
 
-/** Samples of the first channel of a 16-bit WAV file. */
+/** Return the sample rate and the samples of the first channel of a 16-bit WAV file. */
 function parseWav(content) {
   const view = new DataView(content.buffer, content.byteOffset, content.length);
   const tag = (place) => content.toString('latin1', place, place + 4);
@@ -66,5 +66,5 @@ function parseWav(content) {
       return { sampleRate, samples };
     }
   }
-  throw new Error('a WAV file without data');
+  throw new Error('the WAV file has no data');
 }

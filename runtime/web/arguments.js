@@ -1,10 +1,10 @@
-/** What programs give: checks, and signals that cancel. */
+/** Argument checks and abort signals. */
 
 import { AudioError, BundleError } from './errors.js';
 
 export const tag = (value) => Object.prototype.toString.call(value);
 
-/** @throws AudioError it is no sample rate. */
+/** @throws AudioError the sample rate is not a whole number between 1000 and 384000 Hz. */
 export function checkRate(rate) {
   if (Number.isInteger(rate) && rate >= 1000 && rate <= 384000) return;
   const shown = typeof rate === 'string' ? `'${rate}'` : typeof rate === 'number' ? rate : tag(rate);
@@ -12,40 +12,40 @@ export function checkRate(rate) {
 }
 
 /**
- * Samples in [-1, 1].
+ * Convert samples to a Float32Array in [-1, 1].
  *
- * @throws AudioError these are no samples.
+ * @throws AudioError `samples` is neither a Float32Array nor an Int16Array.
  */
 export function floats(samples) {
   if (samples instanceof Float32Array) return samples;
   if (!(samples instanceof Int16Array)) throw new AudioError(`samples must be a Float32Array in [-1, 1] or an Int16Array, got ${tag(samples)}`);
-  const found = new Float32Array(samples.length); // `from` would make an object of each sample
+  const found = new Float32Array(samples.length); // `from` would allocate an object for each sample
   for (let index = 0; index < samples.length; index += 1) found[index] = samples[index] / 32768;
   return found;
 }
 
-/** The bytes of a file that a program has read. */
+/** Return a file's content as a Uint8Array. */
 export function bytesOf(content, name, Kind = BundleError) {
   if (ArrayBuffer.isView(content)) return new Uint8Array(content.buffer, content.byteOffset, content.byteLength);
   if (tag(content) === '[object ArrayBuffer]') return new Uint8Array(content);
   throw new Kind(`${name} must be a Uint8Array or an ArrayBuffer, got ${tag(content)}`);
 }
 
-/** @throws TypeError it is not onnxruntime. */
+/** @throws TypeError `ort` is not an onnxruntime module. */
 export function checkRuntime(ort) {
   if (!ort?.InferenceSession) throw new TypeError("ort must be the module 'onnxruntime-web' or 'onnxruntime-node'");
 }
 
-/** @throws RangeError a program gave something else for a language model. */
+/** @throws RangeError always: `model` does not come from `languageModel` of this recogniser. */
 export function refuseModel(model) {
-  throw new RangeError(`languageModel must be what languageModel() of this recogniser returned, got ${tag(model)}`);
+  throw new RangeError(`languageModel must come from languageModel() of this recogniser, got ${tag(model)}`);
 }
 
 /**
- * What `start` gives a promise of, or the signal's reason as soon as it is aborted, since onnxruntime cannot be interrupted.
+ * Await `start()`, but reject with the signal's reason as soon as the signal is aborted: onnxruntime cannot be interrupted.
  *
- * @param signal of the program; undefined or null: there is none. If it is aborted, nothing is started.
- * @param cancel called once with the promise when the signal is aborted before the work has ended.
+ * @param signal of the caller, or undefined or null. If it is already aborted, `start` is not called.
+ * @param cancel called once, with the promise of `start()`, if the signal is aborted before the work ends.
  */
 export async function untilAborted(signal, start, cancel) {
   if (signal === undefined || signal === null) return start();
@@ -55,6 +55,6 @@ export async function untilAborted(signal, start, cancel) {
   return new Promise((resolve, reject) => {
     const abort = () => { reject(signal.reason); cancel(work); };
     signal.addEventListener('abort', abort, { once: true });
-    work.finally(() => signal.removeEventListener('abort', abort)).then(resolve, reject); // it may live longer than many calls
+    work.finally(() => signal.removeEventListener('abort', abort)).then(resolve, reject); // the signal may outlive many calls
   });
 }

@@ -1,4 +1,4 @@
-/** Reads a bundle from a URL or by a function: the manifest, and files that are verified by their digests. */
+/** Reads a bundle from a URL or with a function, and verifies each file against its digest in the manifest. */
 
 import { bytesOf } from './arguments.js';
 import { BundleError, IntegrityError, SignatureError, U2moeError } from './errors.js';
@@ -6,13 +6,13 @@ import { BundleError, IntegrityError, SignatureError, U2moeError } from './error
 const MANIFEST = 'bundle.json', SIGNATURE = 'bundle.sig';
 
 /**
- * Read the manifest, and begin to read the other files, all at once.
+ * Read the manifest, then start reading all other files concurrently.
  *
  * @param source a URL, or {read(name)} that resolves to bytes.
- * @param options {parse, check, cache, onProgress, signal}: called with the manifest's text for its content, and before that, if it
- *   is given, with the signature and the manifest; name of a Cache to keep files in, null for none; called with {loaded, total} bytes;
- *   an AbortSignal.
- * @returns {text, manifest, files}: the manifest as it is and as an object; a map from names to promises of contents.
+ * @param options {parse, check, cache, onProgress, signal}:
+ *   `parse(text)` returns the content of the manifest. `check(signature, manifest)`, if present, is called before it with the bytes
+ *   of both files. `cache` is the name of a Cache for the files, or null. `onProgress` is called with {loaded, total} in bytes.
+ * @returns {text, manifest, files}: the manifest as text and as an object; a map from file names to promises of their contents.
  */
 export async function openBundle(source, { parse, check, cache = 'u2moe', onProgress = () => {}, signal }) {
   const reader = readerOf(source, cache, signal);
@@ -32,11 +32,11 @@ export async function openBundle(source, { parse, check, cache = 'u2moe', onProg
     };
     return [name, readVerified(reader, name, manifest.files[name], report)];
   }));
-  Promise.all(files.values()).then(() => reader.settle?.(described, manifest, names)).catch(() => {}); // whoever waits for a file gets its error
+  Promise.all(files.values()).then(() => reader.settle?.(described, manifest, names)).catch(() => {}); // the promise of the file reports the error
   return { text, manifest, files };
 }
 
-/** Reads from a function of the program, a folder in Node, or the network. */
+/** Choose the reader: the caller's function, a folder in Node, or the network. */
 function readerOf(source, cache, signal) {
   if (typeof source?.read === 'function') return { read: (name) => readBy(source, name, signal) };
   let folder;
@@ -44,14 +44,14 @@ function readerOf(source, cache, signal) {
     const { href } = new URL(source, globalThis.location?.href);
     folder = new URL(href.endsWith('/') ? href : `${href}/`);
   } catch (error) {
-    throw new BundleError(`${source}: is no URL; elsewhere than in a page, give file:///FOLDER or {read(name)}`, { cause: error });
+    throw new BundleError(`${source}: not a valid URL; outside a page, pass file:///FOLDER or {read(name)}`, { cause: error });
   }
   const files = folder.protocol === 'file:' && globalThis.process?.getBuiltinModule?.('node:fs/promises');
   if (!files) return new UrlReader(folder, cache, signal);
   return readerOf({ read: (name, options) => files.readFile(new URL(name, folder), options) }, cache, signal);
 }
 
-/** Graphs and their files, the smallest first. Those in ORT format are preferred: they load faster. */
+/** Return pairs of a graph and its file, smallest first. ORT format is preferred because it loads faster. */
 export function graphFiles({ model, files }) {
   return ['ctc', 'features', ...(model.decoder === 'none' ? [] : ['decoder']), 'encoder'].map((graph) => {
     const file = [`${graph}.ort`, `${graph}.onnx`].find((name) => files[name]);
@@ -70,7 +70,7 @@ function neededFiles(manifest) {
   return names;
 }
 
-/** The file from the cache if its digest is right; otherwise it is read and cached. */
+/** Return a file from the cache if its digest matches; otherwise read and cache it. */
 async function readVerified(reader, name, digest, onProgress) {
   const kept = await reader.kept?.(digest);
   if (kept && !(await difference(kept, digest))) {
@@ -87,31 +87,31 @@ async function readVerified(reader, name, digest, onProgress) {
 
 async function difference(content, digest) {
   if (content.length !== digest.size) return `size is ${content.length} bytes, expected ${digest.size}`;
-  if (!globalThis.crypto?.subtle) throw new BundleError('models need a secure page: https, or localhost');
+  if (!globalThis.crypto?.subtle) throw new BundleError('models can be loaded only in pages from https or localhost');
   const hash = new Uint8Array(await crypto.subtle.digest('SHA-256', content));
   const hex = Array.from(hash, (byte) => byte.toString(16).padStart(2, '0')).join('');
   return hex === digest.sha256 ? null : `sha256 is ${hex}, expected ${digest.sha256}`;
 }
 
 function damaged(name, problem) {
-  const advice = 'Load the model again; if that does not help, it is damaged where it comes from, and has to be put there again';
-  return new IntegrityError(`${name} is not the file that the model lists. ${advice}`, { cause: new Error(`${name}: ${problem}`) });
+  const advice = 'Load the model again; if that does not help, replace the model at its source';
+  return new IntegrityError(`${name} does not match the manifest of the model. ${advice}`, { cause: new Error(`${name}: ${problem}`) });
 }
 
-/** Reads files by a function of the program. */
+/** Read a file with the caller's function. */
 async function readBy(source, name, signal) {
   try {
     signal?.throwIfAborted();
-    return bytesOf(await source.read(name, { signal }), `${name}: what read gave`);
+    return bytesOf(await source.read(name, { signal }), `${name}: the result of read`);
   } catch (error) {
     throw readError(name, error, signal);
   }
 }
 
-/** Reads files below a URL, and keeps them in a Cache by their digests, where pages may have one. */
+/** Reads files below a URL. Where the Cache API is available, keeps them there by digest. */
 class UrlReader {
-  #keeping = []; // promises of what is put into the cache
-  #problem = null; // of the cache
+  #keeping = []; // promises of writes to the cache
+  #problem = null; // last error of the cache
 
   constructor(folder, cacheName, signal) {
     Object.assign(this, { folder, cacheName, signal });
@@ -121,7 +121,7 @@ class UrlReader {
     return new URL(`?sha256=${digest.sha256}`, this.folder).href;
   }
 
-  /** What `use` gives of the cache, tried twice, since browsers lose it under load; null without one, as in a sandbox. */
+  /** Return the result of `use(cache)`, or null if there is no cache, as in a sandbox. Tried twice: browsers lose it under load. */
   async #cached(use) {
     for (const isLast of [false, true]) {
       try {
@@ -144,28 +144,28 @@ class UrlReader {
     return this.#match(this.#key(digest));
   }
 
-  /** In the background. A full disk is no reason to fail: then the file is read again next time. */
+  /** Write to the cache in the background. Failures, such as a full disk, are ignored: the file is read again next time. */
   keep(digest, content) {
     this.#keeping.push(this.#cached((cache) => cache.put(this.#key(digest), new Response(content))));
   }
 
-  /** The manifest comes from the network, so that a new model is noticed, and from the cache only offline. */
+  /** Read a file from the network, to notice a new model. Offline, the manifest and its signature come from the cache. */
   async read(name, size = null, onProgress = () => {}) {
     const url = new URL(name, this.folder).href;
     try {
-      const response = await fetch(url, { cache: 'no-cache', signal: this.signal }); // an old file would not match a new manifest
-      if (!response.ok) throw new BundleError(`${url}: the server answers ${response.status}`);
+      const response = await fetch(url, { cache: 'no-cache', signal: this.signal }); // a stale file would not match a new manifest
+      if (!response.ok) throw new BundleError(`${url}: the server returned ${response.status}`);
       return await received(response, name, size, onProgress);
     } catch (error) {
       const kept = size === null && !this.signal?.aborted && (await this.#match(url));
       if (kept) return kept;
       const found = readError(url, error, this.signal);
-      if (this.#problem && found instanceof BundleError) found.message += `; and the browser's cache fails: ${this.#problem.message}`;
+      if (this.#problem && found instanceof BundleError) found.message += `; the browser's cache also failed: ${this.#problem.message}`;
       throw found;
     }
   }
 
-  /** All files are there, and in the cache: keep the manifest and its signature for times without a network, and forget files that it no longer has. */
+  /** Once all files are cached, keep the manifest and its signature for offline use, and delete files no longer listed. */
   async settle(described, manifest, names) {
     await Promise.all(this.#keeping);
     const digests = names.map((name) => manifest.files[name].sha256);
@@ -180,7 +180,7 @@ class UrlReader {
   }
 }
 
-/** The error for a failed read: the reason of an abort, or a BundleError with the cause. */
+/** Return the error for a failed read: the reason of an abort, or a BundleError with its cause. */
 function readError(name, error, signal) {
   if (signal?.aborted) return signal.reason;
   return error instanceof U2moeError ? error : new BundleError(`${name}: cannot be read: ${error?.message ?? error}`, { cause: error });

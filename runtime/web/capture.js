@@ -1,6 +1,6 @@
-// The microphone, in the audio thread: blocks of the average of its channels, at the device's own rate.
+// Runs in the audio thread: averages the microphone's channels and posts blocks at the device's sample rate.
 
-const BLOCK_LEN = Math.round(sampleRate / 5); // every message leaves garbage in the page that browsers are slow to collect
+const BLOCK_LEN = Math.round(sampleRate / 5); // few messages: browsers are slow to collect their garbage
 
 class Capture extends AudioWorkletProcessor {
   #block = new Float32Array(BLOCK_LEN);
@@ -8,7 +8,7 @@ class Capture extends AudioWorkletProcessor {
 
   constructor() {
     super();
-    // Asked for at the end: what is not a whole block yet.
+    // Any message asks for the incomplete last block.
     this.port.onmessage = () => {
       this.port.postMessage({ last: this.#block.slice(0, this.#length) });
       this.#length = 0;

@@ -1,5 +1,5 @@
-// What JavaScript calls of the C++ core (runtime/cpp/source), compiled to WebAssembly by runtime/cpp/wasm.sh. Strings come as UTF-8 with a
-// length, and go as UTF-8 that ends with 0 and lasts until the next call. Errors are thrown by JavaScript; see errors.hpp.
+// Functions of the C++ core (runtime/cpp/source) for JavaScript, compiled to WebAssembly by runtime/cpp/wasm.sh. String arguments are
+// UTF-8 with a length. Returned strings are null-terminated UTF-8, valid until the next call. JavaScript throws the errors; see errors.hpp.
 #include "errors.hpp"
 #include "json.hpp"
 #include "resampler.hpp"
@@ -10,14 +10,14 @@
 
 using namespace u2moe::runtime;
 
-std::string case_results(const std::string& kind, const Json& content);  // of tests/cpp/cases.cpp
+std::string case_results(const std::string& kind, const Json& content);  // in tests/cpp/cases.cpp
 
 namespace {
 
 struct Model {
   Manifest manifest;
   Vocabulary vocabulary;
-  std::shared_ptr<const ContextGraph> hotwords = nullptr;  // the bundle's; null: none
+  std::shared_ptr<const ContextGraph> hotwords = nullptr;  // of the bundle; null if it has none
   mutable PhraseGraphs grammars = {};
 };
 
@@ -42,7 +42,7 @@ std::string text_of(const Json& json) {
   return json.is_null() ? "null" : json.is_boolean() ? (json.boolean() ? "true" : "false") : json_text(json.number());
 }
 
-// A phrase, alone or with its weight.
+// Parses a phrase, or a phrase with its weight.
 Hotword hotword_of(const Json& json) {
   if (json.is_string()) return {json.string()};
   if (!json.is_array() || json.array().empty() || json.array().size() > 2) json.fail("a phrase, alone or with its weight");
@@ -57,7 +57,7 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
   if (json.has("endpoint")) {
     const Json& endpoint = json["endpoint"];
     options.endpoint = endpoint.is_object() || (!endpoint.is_null() && endpoint.boolean());
-    if (endpoint.is_object()) {  // on top of what the library has
+    if (endpoint.is_object()) {  // completes the rules with the defaults of the library
       const Json rules = Records().completed(endpoint, "EndpointConfig");
       options.rules = rules_of(rules);
       options.pause = pause_of(rules);
@@ -98,7 +98,7 @@ EXPORT(manifest_parse) const char* manifest_parse(const char* text, std::size_t 
   return told("{\"manifest\": " + text_of(json) + ", \"warnings\": " + json_text(manifest.warnings) + "}");
 }
 
-// What was signed before the manifest, and pairs of a key and its signature in hexadecimal, for demanded keys in PEM.
+// Returns the prefix of the signed message, and pairs of a key and its signature in hexadecimal for the given keys in PEM.
 EXPORT(signatures) const char* signatures(const char* content, std::size_t size, const char* keys, std::size_t keys_size) {
   std::vector<std::string> public_keys;
   const Json given = Json::parse({keys, keys_size}, "options: publicKeys");
@@ -116,7 +116,7 @@ EXPORT(model_create) Model* model_create(const char* manifest, std::size_t manif
   return model.release();
 }
 
-// A call of its own, so that JavaScript knows whose hotwords are refused.
+// A separate call, to tell errors of the bundle's hotwords from those of a stream.
 EXPORT(model_read_hotwords) void model_read_hotwords(Model* model) {
   const std::vector<Hotword> hotwords = parse_hotwords(model->manifest.hotwords);
   if (!hotwords.empty()) model->hotwords = std::make_shared<const ContextGraph>(hotwords, model->vocabulary);
@@ -146,8 +146,8 @@ EXPORT(stream_accept) void stream_accept(StreamState* stream, int sample_rate, c
 
 EXPORT(stream_finish) void stream_finish(StreamState* stream) { stream->finish(); }
 
-// {graph, input, its length; for the encoder: whether caches begin anew, frames of them and of left context to keep; for the
-// decoder: tokens, their number, lengths, their number}; 0: none.
+// Returns {graph, input, its length; for the encoder: whether the caches start empty, frames of the caches to keep, frames of left
+// context; for the decoder: tokens, their number, lengths, their number}, or null if more samples are needed.
 EXPORT(stream_next) const std::int32_t* stream_next(StreamState* stream) {
   static std::int32_t told_request[10];
   const std::optional<Request> request = stream->next();
@@ -168,7 +168,7 @@ EXPORT(stream_next) const std::int32_t* stream_next(StreamState* stream) {
 
 EXPORT(stream_give) void stream_give(StreamState* stream, const float* output, std::size_t num) { stream->give(Floats(output, output + num)); }
 
-// Scores [hypotheses, width] of the first decoder, those of the second, if there is one, and of next tokens [hypotheses, vocab].
+// `scores` has those of the first decoder [rows, width], of the second, if any, and of next tokens [rows, vocab].
 EXPORT(stream_score)
 void stream_score(StreamState* stream, const float* scores, std::size_t num, std::size_t rows, std::size_t width, std::size_t num_decoders) {
   const float *right = scores + rows * width, *next = scores + num_decoders * rows * width;
@@ -185,14 +185,14 @@ EXPORT(stream_segment) const char* stream_segment(StreamState* stream) {
 EXPORT(resampler_create) Resampler* resampler_create(int source_rate, int target_rate) { return new Resampler(source_rate, target_rate); }
 EXPORT(resampler_free) void resampler_free(Resampler* resampler) { delete resampler; }
 
-// Null samples end the input. Gives the number of samples at `resampler_samples`.
+// Null samples end the input. Returns the number of samples at `resampler_samples`.
 EXPORT(resampler_accept) std::size_t resampler_accept(Resampler* resampler, const float* samples, std::size_t num) {
   resampled = samples ? resampler->accept(samples, num) : resampler->finish();
   return resampled.size();
 }
 EXPORT(resampler_samples) const float* resampler_samples() { return resampled.data(); }
 
-// The results of a file of tests/conformance, so that what is tested is what ships.
+// Returns the results of a file of tests/conformance: the tests run the published binary.
 EXPORT(case_results) const char* case_results_of(const char* kind, std::size_t kind_size, const char* content, std::size_t size) {
   return told(case_results({kind, kind_size}, Json::parse({content, size}, "cases")));
 }

@@ -1,12 +1,12 @@
-/** The C++ core as WebAssembly: everything of recognition but graphs, files and events. See core.cpp. */
+/** The C++ core as WebAssembly: all of recognition except graphs, files and events. See core.cpp. */
 
 import { bytesOf, checkRate, floats, refuseModel, tag } from './arguments.js';
 import { AudioError, BundleError, GrammarError, IntegrityError, LanguageModelError, SignatureError, StreamError, U2moeError } from './errors.js';
 
-/** Errors by the codes of u2moe.h. */
+/** Error classes by the codes in u2moe.h. */
 const ERRORS = { 3: BundleError, 4: IntegrityError, 5: AudioError, 6: StreamError, 9: LanguageModelError, 15: GrammarError };
 
-/** The error for a message of the core; names of options are those of JavaScript. */
+/** Return the error for a message of the core, with option names in camel case. */
 function told(code, message) {
   const isOption = code === 1 || message.startsWith('options: ');
   if (isOption) return new RangeError(message.replace(/^options: /, '').replace(/[a-z]+(_[a-z]+)+(?=:| must)/, camel));
@@ -14,28 +14,28 @@ function told(code, message) {
   return new (Kind ?? ERRORS[code] ?? U2moeError)(message);
 }
 
-/** What `Stream.next` asks for. */
+/** Graphs that `Recognition.next` requests. */
 export const FEATURES = 1, ENCODER = 2, CTC = 3, DECODER = 4, VAD = 5;
 
 const encoder = new TextEncoder(), decoder = new TextDecoder();
 let compiled;
 
-/** Compiles core.wasm, which lies beside this file, once. Anything of `file:` is read by Node. */
+/** Compile core.wasm from the folder of this file. Node reads it if the URL starts with `file:`. */
 async function compile() {
   const url = new URL('./core.wasm', import.meta.url);
   if (url.protocol === 'file:') return WebAssembly.compile(await globalThis.process.getBuiltinModule('node:fs/promises').readFile(url));
   const response = await fetch(url);
-  if (!response.ok) throw new U2moeError(`${url}: the server answers ${response.status}`);
-  return WebAssembly.compile(await response.arrayBuffer()); // whatever type a host gives the file
+  if (!response.ok) throw new U2moeError(`${url}: the server returned ${response.status}`);
+  return WebAssembly.compile(await response.arrayBuffer()); // unlike compileStreaming, accepts any content type
 }
 
-/** An instance with memory of its own. After an error of WebAssembly itself, such as a lack of memory, it is of no use. */
+/** An instance with its own memory. After an error of WebAssembly itself, such as lack of memory, it cannot be used any more. */
 export class Core {
   #exports;
   #failure = null;
   #registry = new FinalizationRegistry(([free, pointer]) => this.#failure || this.#exports[free](pointer));
 
-  /** @param wasm bytes or a module, where core.wasm is not beside this file. */
+  /** @param wasm bytes or a compiled module, if core.wasm is not in the folder of this file. */
   static async load(wasm) {
     if (!wasm) compiled ??= compile().catch((error) => { compiled = undefined; throw error; });
     const core = new Core();
@@ -44,12 +44,12 @@ export class Core {
       core.#exports = (await WebAssembly.instantiate(module, core.#imports())).exports;
       core.#exports._initialize();
     } catch (error) {
-      throw error instanceof U2moeError ? error : new U2moeError(`core.wasm does not start: ${error?.message ?? error}`, { cause: error });
+      throw error instanceof U2moeError ? error : new U2moeError(`core.wasm failed to start: ${error?.message ?? error}`, { cause: error });
     }
     return core;
   }
 
-  /** C's library asks for a system, and does without. */
+  /** Return the imports of the module: `fail`, and stubs for the system calls of the C library. */
   #imports() {
     const fail = (code, ...place) => { throw told(code, decoder.decode(this.#bytes(...place))); };
     const none = () => 52, system = { fd_close: none, fd_seek: none, fd_write: none, proc_exit: none, environ_get: () => 0 };
@@ -61,7 +61,7 @@ export class Core {
     return new Uint8Array(this.#exports.memory.buffer, pointer, length);
   }
 
-  /** A call; strings and arrays among its arguments become a pointer and a length. */
+  /** Call an exported function. Each string or array among its arguments becomes a pointer and a length. */
   call(name, ...values) {
     if (this.#failure) throw this.#failure;
     const { malloc, free, __stack_pointer: stack } = this.#exports, given = [], top = stack.value;
@@ -80,29 +80,29 @@ export class Core {
       return found;
     } catch (error) {
       if (error instanceof WebAssembly.RuntimeError) {
-        this.#failure = new U2moeError(`the core failed, perhaps for lack of memory: ${error.message}`, { cause: error });
+        this.#failure = new U2moeError(`the core failed, possibly for lack of memory: ${error.message}`, { cause: error });
         throw this.#failure;
       }
-      stack.value = top; // its frames were left by an exception
+      stack.value = top; // the exception left its frames on the stack
       given.forEach(free);
       throw error;
     }
   }
 
-  /** The UTF-8 at a pointer, up to a 0. */
+  /** Return the null-terminated UTF-8 string at a pointer. */
   text(pointer) {
     const { buffer } = this.#exports.memory;
     return decoder.decode(new Uint8Array(buffer, pointer, new Uint8Array(buffer, pointer).indexOf(0)));
   }
 
-  /** The content of bundle.json, with defaults for what it does not have. */
+  /** Return the content of bundle.json, with defaults for missing fields. */
   parseManifest(text) {
     const { manifest, warnings } = JSON.parse(this.text(this.call('manifest_parse', text)));
     warnings.forEach((warning) => console.warn(`u2moe: ${warning}`));
     return manifest;
   }
 
-  /** A model of the texts of bundle.json and tokens.txt. */
+  /** Create a model from the texts of bundle.json and tokens.txt. */
   createModel(...texts) {
     const model = this.call('model_create', ...texts);
     try {
@@ -114,9 +114,9 @@ export class Core {
   }
 
   /**
-   * What is signed, and how, is told by the core; whether a signature of a message is by a key, by `verify`.
+   * Check that one of the keys has signed the manifest. The core parses the signature file; `verify` checks each signature.
    *
-   * @param content of the signature file. @param manifest the bytes of bundle.json. @param publicKeys in PEM.
+   * @param content bytes of the signature file. @param manifest bytes of bundle.json. @param publicKeys in PEM.
    * @throws SignatureError none of the keys has signed the manifest.
    */
   async checkSignature(content, manifest, publicKeys, verify = withWebCrypto) {
@@ -130,12 +130,12 @@ export class Core {
     throw new SignatureError('bundle.sig: is not of this bundle.json, which was changed, or is of another bundle');
   }
 
-  /** A copy of numbers at a pointer. */
+  /** Copy the numbers at a pointer. */
   array(Kind, pointer, length) {
     return new Kind(this.#exports.memory.buffer, pointer, length).slice();
   }
 
-  /** Frees what a pointer stands for when its owner is collected. */
+  /** Free the object at a pointer when its owner is garbage-collected. */
   own(owner, free, pointer) {
     this.#registry.register(owner, [free, pointer], owner);
     return pointer;
@@ -152,28 +152,28 @@ async function withWebCrypto({ publicKey, message, signature }) {
     const key = await crypto.subtle.importKey('raw', publicKey, 'Ed25519', false, ['verify']);
     return await crypto.subtle.verify('Ed25519', key, signature, message);
   } catch (cause) {
-    throw new SignatureError('bundle.sig: WebCrypto has no Ed25519 here: give a function verify', { cause });
+    throw new SignatureError('bundle.sig: WebCrypto does not support Ed25519 here: pass the option verify', { cause });
   }
 }
 
-/** The recognition of one source; see runtime/cpp/source/stream_state.hpp. */
+/** Recognises one source of audio; see runtime/cpp/source/stream_state.hpp. */
 export class Recognition {
   #core;
   #pointer;
 
-  /** @param options with the names of Python, and `vad`, an object. @param models `LanguageModel`s: the bundle's only counts for a beam. */
+  /** @param options with Python's names; `vad` is an object. @param models `LanguageModel`s: `bundled` is used only in beam searches. */
   constructor(core, model, options, { given, bundled }) {
     this.#core = core;
     const pointers = [given, bundled].map((each) => LanguageModel.pointer(each, core));
     this.#pointer = core.own(this, 'stream_free', core.call('stream_create', model, JSON.stringify(options), ...pointers));
   }
 
-  /** One of `accept` (rate and samples), `finish`, `give` (the output of a graph) and `score` (what `Graphs.score` gives). */
+  /** Call `accept` (rate and samples), `finish`, `give` (output of a graph) or `score` (result of `Graphs.score`). */
   call(name, ...values) {
     this.#core.call(`stream_${name}`, this.#pointer, ...values);
   }
 
-  /** The graph to run next, {graph, input, begins, kept, required, hyps, lens}; null: more samples are needed. */
+  /** Return the graph to run next, {graph, input, begins, kept, required, hyps, lens}; null if more samples are needed. */
   next() {
     const core = this.#core, told = core.call('stream_next', this.#pointer);
     if (!told) return null;
@@ -186,7 +186,7 @@ export class Recognition {
     return this.#parsed(this.#core.call('stream_result', this.#pointer));
   }
 
-  /** The next final result, or null. */
+  /** Return the next final result, or null. */
   segment() {
     const told = this.#core.call('stream_segment', this.#pointer);
     return told ? this.#parsed(told) : null;
@@ -211,14 +211,14 @@ export class LanguageModel {
     this.#pointer = core.own(this, 'language_model_free', core.call('language_model_create', model, bytesOf(content, 'a language model', LanguageModelError), JSON.stringify(options)));
   }
 
-  /** @throws RangeError the program gave no language model, or that of another recogniser. */
+  /** @throws RangeError `model` is not a language model, or belongs to another recogniser. */
   static pointer(model, core) {
     if ((model ?? null) === null) return 0;
     return model instanceof LanguageModel && model.#core === core ? model.#pointer : refuseModel(model);
   }
 }
 
-/** Changes the sample rate of one channel, incrementally: any split gives the same samples. */
+/** Resamples one channel incrementally: any split of the input produces the same samples. */
 export class Resampler {
   #core;
   #pointer;
@@ -258,23 +258,23 @@ const camel = (name) => name.replace(/_./g, ([, letter]) => letter.toUpperCase()
 const snake = (name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 const renamed = (object, rename) => Object.fromEntries(Object.entries(object).map(([name, value]) => [rename(name), value]));
 
-/** @throws RangeError there is an option of another name, or no object. */
+/** @throws RangeError `options` is not an object, or has an unknown option. */
 export function checkNames(options, names) {
   if (!isObject(options)) throw new RangeError(`options must be an object, got ${tag(options)}`);
   const unknown = Object.keys(options).find((name) => !names.includes(name));
-  if (unknown !== undefined) throw new RangeError(`there is no option ${unknown}`);
+  if (unknown !== undefined) throw new RangeError(`unknown option '${unknown}'`);
 }
 
 /**
- * Options as the core takes them: JSON with the names of Python, also within them.
+ * Convert options to the core's form: JSON values with Python's names at all levels.
  *
- * @throws RangeError a value that JSON does not have; names it.
+ * @throws RangeError JSON cannot represent a value; the message names the option.
  */
 export function pythonNames(value, path = '', depth = 0) {
   const within = (name, item) => pythonNames(item, path ? `${path}: ${name}` : name, depth + 1), kind = typeof value;
   if (depth > 9) throw new RangeError(`${path} is nested too deeply`);
   if (kind === 'number' && !Number.isFinite(value)) throw new RangeError(`${path} must be a number, got ${value}`);
-  if (kind === 'string' && /\p{Surrogate}/u.test(value)) throw new RangeError(`${path} has half of a surrogate pair, expected a text`);
+  if (kind === 'string' && /\p{Surrogate}/u.test(value)) throw new RangeError(`${path} contains half of a surrogate pair`);
   if (Array.isArray(value)) return Array.from(value, (item, index) => within(index, item));
   if (kind !== 'object' || value === null) {
     if (['bigint', 'function', 'symbol'].includes(kind)) throw new RangeError(`${path} must not be a ${kind}`);

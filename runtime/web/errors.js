@@ -1,4 +1,4 @@
-/** The errors of this module. What is public is documented in `index.d.ts`. Names are literals: bundlers rename classes. */
+/** Errors of this module, documented in `index.d.ts`. Names are literals because bundlers rename classes. */
 
 export class U2moeError extends Error { static { this.prototype.name = 'U2moeError'; } }
 export class BundleError extends U2moeError { static { this.prototype.name = 'BundleError'; } }

@@ -1,18 +1,18 @@
-/** The graphs of a bundle as functions on typed arrays. Holds no state of streams. */
+/** The graphs of a bundle as functions on typed arrays. They keep no state of streams. */
 
 import { graphFiles } from './bundle.js';
 import { BundleError, InferenceError, StreamError, U2moeError } from './errors.js';
 
 /**
- * Not parallel: there is one thread. But onnxruntime then plans no reuse of buffers, and its search for buffers to reuse
- * takes ten times as long as all the rest of creating the encoder's session.
+ * Nothing runs in parallel: there is one thread. But in this mode onnxruntime does not search for reusable buffers,
+ * which takes ten times as long as the rest of creating the encoder's session.
  */
 const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };
 
-/** Attention takes memory for each pair of a token and a frame: long utterances are scored in several calls. */
+/** Most pairs of a token and a frame in a decoder call. Attention needs memory for each, so long utterances take several calls. */
 const MOST_PAIRS = 2 ** 22;
 
-/** One session of onnxruntime-web or onnxruntime-node. Its errors say which file and what it was given. */
+/** A session of onnxruntime-web or onnxruntime-node. Its errors name the file and the inputs. */
 export class Graph {
   #ort;
   #file;
@@ -25,9 +25,9 @@ export class Graph {
     this.#session = session;
   }
 
-  /** The tensors that the graph gives for inputs {type, data, dims}; those in `outputs` are there. */
+  /** Run the graph on inputs {type, data, dims}, and return its tensors by name. All of `outputs` must be among them. */
   async run(inputs, outputs) {
-    if (!this.#session) throw new StreamError('the recogniser of this stream is released');
+    if (!this.#session) throw new StreamError('the recogniser of this stream has been released');
     let running, found;
     try {
       const feeds = Object.entries(inputs).map(([name, { type, data, dims }]) => [name, new this.#ort.Tensor(type, data, dims)]);
@@ -36,12 +36,12 @@ export class Graph {
       found = await running;
     } catch (error) {
       const given = Object.entries(inputs).map(([name, { type, dims }]) => `${name} ${type} [${dims.join(', ')}]`);
-      throw this.error(`onnxruntime fails for ${given.join(', ')}: ${error?.message ?? error}`, error);
+      throw this.error(`onnxruntime failed on ${given.join(', ')}: ${error?.message ?? error}`, error);
     } finally {
       this.#running.delete(running);
     }
     const missing = outputs.find((name) => !found[name]);
-    if (missing) throw this.error(`gives ${Object.keys(found).join(', ')}, expected ${missing}`);
+    if (missing) throw this.error(`returned ${Object.keys(found).join(', ')}, expected ${missing}`);
     return found;
   }
 
@@ -49,7 +49,7 @@ export class Graph {
     return new InferenceError(`${this.#file}: ${message}`, cause === undefined ? {} : { cause });
   }
 
-  /** Once what runs has ended: onnxruntime would go on with memory that is no longer its own. */
+  /** Release the session after pending runs: onnxruntime would keep using memory that was freed. */
   async release() {
     const session = this.#session;
     this.#session = null;
@@ -69,8 +69,10 @@ export class Graphs {
   }
 
   /**
-   * Create the sessions of the graphs in `files`, a map from names to promises of contents, one after another: onnxruntime starts
-   * with the smallest while the others are still on their way. None is left when one fails or the signal is aborted.
+   * Create the sessions one after another, the smallest graph first, while the other files are still loading. If one fails or
+   * the signal is aborted, all are released.
+   *
+   * @param files a map from names to promises of contents.
    */
   static async create(ort, files, manifest, { sessionOptions = {}, signal } = {}) {
     const graphs = {};
@@ -90,7 +92,7 @@ export class Graphs {
     const options = {
       ...(!sessionOptions.executionProviders && WEB_ASSEMBLY),
       graphOptimizationLevel: file.endsWith('.ort') ? 'disabled' : 'all',
-      enableMemPattern: false, // it remembers each combination of sizes, and chunks, utterances and n-best lists have many
+      enableMemPattern: false, // it stores a pattern for each combination of input sizes, and there are many
       ...sessionOptions,
     };
     const weights = await files.get(`${file}.data`);
@@ -104,26 +106,26 @@ export class Graphs {
     }
   }
 
-  /** Frees all sessions, also where one fails. */
+  /** Release all sessions, even if one fails. */
   async release() {
     const released = await Promise.allSettled(Object.values(this.#graphs).map((graph) => graph.release()));
     const failed = released.find(({ status }) => status === 'rejected');
-    if (failed) throw new U2moeError(`onnxruntime does not release a graph: ${failed.reason?.message}`, { cause: failed.reason });
+    if (failed) throw new U2moeError(`onnxruntime failed to release a graph: ${failed.reason?.message}`, { cause: failed.reason });
   }
 
-  /** Features [frames, mel] of samples. */
+  /** Compute features [frames, mel] of samples. */
   async features(samples) {
     const { features } = await this.#graphs.features.run({ samples: float(samples, [1, samples.length]) }, ['features']);
     return features.data;
   }
 
-  /** Caches of a stream before its first chunk: {offset, tensors}, of which the manifest lists the tensors. */
+  /** Return the caches of a stream before its first chunk: {offset, tensors}, in the manifest's order. */
   start() {
     const zeros = (dims) => float(new Float32Array(product(dims)), dims);
     return { offset: 0, tensors: this.#model.caches.map(({ num_blocks: blocks, shape }) => zeros([blocks, 1, ...shape])) };
   }
 
-  /** Encode one chunk: encoder output [time, dim], and the caches for the next chunk. */
+  /** Encode one chunk. Returns the encoder output [time, dim], and the caches for the next chunk. */
   async encode(window, caches, required) {
     const { feature_size: width, caches: layout, streaming } = this.#model, numFrames = window.length / width;
     const feeds = { chunk: float(window, [1, numFrames, width]), chunk_lens: int([numFrames], [1]) };
@@ -135,7 +137,7 @@ export class Graphs {
     return { output: found.output.data, caches: { offset: Number(found.next_offset?.data[0] ?? 0), tensors } };
   }
 
-  /** The caches of a stream that begins anew with its last `numFrames` encoder frames. */
+  /** Return the caches for a new utterance, which keep the last `numFrames` encoder frames. */
   lastOf(caches, numFrames) {
     const tensors = this.#model.caches.map(({ shape, rate }, index) => {
       const { data, dims } = caches.tensors[index], axis = 2 + shape.indexOf(0);
@@ -151,7 +153,7 @@ export class Graphs {
     return { offset: numFrames, tensors };
   }
 
-  /** Log-probabilities [time, vocab] of encoder output [time, dim]. */
+  /** Compute log-probabilities [time, vocab] of encoder output [time, dim]. */
   async ctc(encoderOut) {
     const dim = this.#model.output_size;
     const feeds = { encoder_out: float(encoderOut, [1, encoderOut.length / dim, dim]) };
@@ -159,7 +161,11 @@ export class Graphs {
     return withNumbers(this.#graphs.ctc, found.log_probs.data);
   }
 
-  /** Scores, rows, width, number of decoders: of hypotheses [rows, longest] by each decoder [rows, width], and of next tokens [rows, vocab]. */
+  /**
+   * Score hypotheses [rows, longest] with the decoders.
+   *
+   * @returns [scores, rows, width, number of decoders]: scores [rows, width] of each decoder, then of next tokens [rows, vocab].
+   */
   async score(encoderOut, hyps, lens) {
     const { output_size: dim } = this.#model, numFrames = encoderOut.length / dim, longest = hyps.length / lens.length;
     const encoded = float(encoderOut, [1, numFrames, dim]), given = { score: [], r_score: [], next_log_probs: [] };
@@ -184,13 +190,13 @@ export const float = (data, dims) => ({ type: 'float32', data, dims });
 export const int = (values, dims) => ({ type: 'int64', data: BigInt64Array.from(values, BigInt), dims });
 
 function withNumbers(graph, values) {
-  if (values.some(Number.isNaN)) throw graph.error('gives values that are no numbers: its weights are damaged');
+  if (values.some(Number.isNaN)) throw graph.error('returned NaN: its weights are damaged');
   return values;
 }
 
 function refusal(file, cause) {
   const message = String(cause?.message ?? cause);
-  if (/SIMD/.test(message)) return new U2moeError('WebAssembly with SIMD is missing: browsers since 2023 have it, Node since 16.4', { cause });
-  if (/no available backend/.test(message)) return new U2moeError(`onnxruntime does not start: ${message}`, { cause });
+  if (/SIMD/.test(message)) return new U2moeError('WebAssembly SIMD is not supported: use a browser of 2023 or later, or Node 16.4 or later', { cause });
+  if (/no available backend/.test(message)) return new U2moeError(`onnxruntime failed to start: ${message}`, { cause });
   return new BundleError(`${file}: onnxruntime refuses it: ${message}`, { cause });
 }

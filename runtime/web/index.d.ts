@@ -1,26 +1,26 @@
-/** Speech recognition with a u2moe bundle in browsers and in Node, on onnxruntime-web or onnxruntime-node. */
+/** Speech recognition with u2moe bundles in browsers and Node, with onnxruntime-web or onnxruntime-node. */
 
-/** Base of all errors of this module. `cause` is the error of another library, such as onnxruntime, if there is one. */
+/** Base class of all errors of this module. `cause` is the error of another library, such as onnxruntime, if any. */
 export class U2moeError extends Error {}
-/** Not a bundle, or one that this module cannot run. */
+/** Not a bundle, or a bundle that this module cannot run. */
 export class BundleError extends U2moeError {}
-/** A file differs from its digest in the manifest: its message says what to do, its cause how it differs. */
+/** A file does not match its digest in the manifest. The message says what to do, the cause how the file differs. */
 export class IntegrityError extends BundleError {}
-/** None of the demanded keys has signed the bundle: there is no signature, or it is of another manifest, or by somebody else. */
+/** None of `publicKeys` has signed the bundle: the signature is missing, or is by another key or of another manifest. */
 export class SignatureError extends BundleError {}
-/** A language model that is damaged, or none. */
+/** Not a language model, or a damaged one. */
 export class LanguageModelError extends U2moeError {}
-/** A grammar that cannot be read or used. */
+/** The grammar cannot be parsed, or contains words that the vocabulary cannot spell. */
 export class GrammarError extends U2moeError {}
-/** onnxruntime failed while it ran a graph, or gave what no graph of a bundle gives; names the file of the graph. */
+/** A graph failed in onnxruntime, or returned invalid outputs. The message names its file. */
 export class InferenceError extends U2moeError {}
 /** Invalid samples or sample rate. */
 export class AudioError extends U2moeError {}
-/** More audio would wait than `maxQueueS` allows; nothing was taken. */
+/** More audio would wait than `maxQueueS` allows. None of the samples were accepted. */
 export class AudioOverflowError extends AudioError {}
-/** A stream was used in a state that does not allow it. */
+/** The state of the stream or recogniser does not allow this call. */
 export class StreamError extends U2moeError {}
-/** The microphone cannot be opened; the message says what its user can do. */
+/** The microphone cannot be opened, or has stopped. The message tells the user what to do. */
 export class MicrophoneError extends U2moeError {
   readonly reason: 'insecure' | 'refused' | 'missing' | 'busy' | 'failed';
 }
@@ -33,16 +33,16 @@ export interface Word {
   confidence: number;
 }
 
-/** A phrase of a grammar, and the least confidence of its words. */
+/** A phrase of a grammar. Its confidence is the lowest of its words. */
 export type Phrase = Omit<Word, 'word'> & { phrase: string };
 
-/** One hypothesis of the n-best list. */
+/** A hypothesis of the n-best list. */
 export interface Alternative {
   text: string;
   tokens: number[];
-  /** Seconds at which each token peaks; none where only the decoder searched. */
+  /** Time of each token's peak in seconds; empty if only the decoder searched. */
   times: number[];
-  /** Of both passes, or of the first if there is no second. */
+  /** Score of both passes, or of the first if there is no second. */
   score: number;
   ctcScore: number;
   /** 0 without a second pass. */
@@ -51,37 +51,37 @@ export interface Alternative {
   languageScore: number;
 }
 
-/** The result of an utterance. A partial one, which may still change, has text, tokens and times, and what is committed. */
+/** The result of an utterance. A partial result may still change, and has only text, tokens, times and committed words. */
 export interface Result {
   text: string;
   isFinal: boolean;
-  /** Number of the utterance among those with words. */
+  /** Index among the utterances with words, from 0. */
   segment: number;
   start: number;
   end: number;
   tokens: number[];
-  /** Seconds at which each token peaks. */
+  /** Time of each token's peak in seconds. */
   times: number[];
   words: Word[];
   /** Mean confidence of the words. */
   confidence: number;
-  /** Of the best alternative. */
+  /** Score of the best alternative. */
   score: number;
-  /** Alternatives, best first, each text once. */
+  /** Alternatives with distinct texts, best first. */
   nbest: Alternative[];
-  /** The beginning of the text that no later partial result of this segment changes; all of a final text. */
+  /** The beginning of the text, which no later partial result of this segment changes; the whole text of a final result. */
   committed: string;
-  /** Number of its words. */
+  /** Number of words in `committed`. */
   numCommitted: number;
-  /** Seconds before which the first pass changes nothing any more. */
+  /** Time in seconds up to which the first pass makes no more changes. */
   committedEnd: number;
-  /** In a final result, how many of the words that the first pass had committed are now others, missing or new. */
+  /** In a final result: how many words differ from those committed by the first pass (changed, missing or new). */
   revised: number;
-  /** Of a grammar; in a partial result, those that no later result of this segment takes back. */
+  /** Phrases of the grammar. In a partial result, only those that no later result of this segment removes. */
   phrases: Phrase[];
 }
 
-/** A rule fires when all its conditions hold; seconds. */
+/** A rule ends the utterance when all its conditions are met. Times are in seconds. */
 export interface EndpointRule {
   // declared: EndpointRule
   /** Whether the utterance must contain a frame that is not silence. Default: false. */
@@ -93,15 +93,15 @@ export interface EndpointRule {
   // end
 }
 
-/** Rules that replace the defaults; null disables one. */
+/** Rules that replace the defaults; null disables a rule. */
 export interface EndpointConfig {
   rule1?: EndpointRule | null;
   rule2?: EndpointRule | null;
   rule3?: EndpointRule | null;
-  /** With full context, the shortest pause that ends an utterance of a long recording, in seconds; null: none does. Default: 0.5. */
+  /** Shortest pause that ends an utterance of a long recording with full context, in seconds; null: none. Default: 0.5. */
   pause?: number | null;
-  /** The language model's probability of the end of a sentence from which rule 2 needs half of its silence, below half as much
-   * again; null: silence alone decides. Default: null. */
+  /** From this end-of-sentence probability of the language model on, rule 2 halves its silence; below it, adds half.
+   * null: the language model is not used. Default: null. */
   turn?: number | null;
 }
 
@@ -120,7 +120,7 @@ export interface LanguageModelOptions {
   // end
 }
 
-/** An n-gram model for one recogniser. */
+/** An n-gram model for streams of one recogniser. */
 export class LanguageModel {
   private constructor();
 }
@@ -140,22 +140,22 @@ export interface VadOptions {
   // end
 }
 
-/** Voice activity detection with silero VAD 5 or 6, which the user provides. Needs onnxruntime 1.22 or newer. */
+/** Voice activity detection with silero VAD 5 or 6, whose graph the caller provides. Needs onnxruntime 1.22 or later. */
 export class Vad {
   private constructor();
-  /** @param content the graph. */
+  /** @param content the ONNX file. */
   static open(content: Uint8Array | ArrayBuffer, options: VadOptions): Promise<Vad>;
   release(): Promise<void>;
 }
 
 export interface StreamOptions {
-  /** Phrases to prefer, each alone or with a weight above 0 and at most 100. Default: those of the bundle. */
+  /** Phrases to prefer, optionally with a weight above 0 and at most 100. Default: those of the bundle. */
   hotwords?: ReadonlyArray<string | readonly [string, number]> | null;
-  /** All that may be said, in place of hotwords and a language model: phrases, slots and '[unk]', as for Python. Default: null, anything. */
+  /** The only phrases to recognise, with slots and '[unk]' as in Python. Excludes hotwords and language models. Default: null, none. */
   grammar?: readonly string[] | null;
-  /** When an utterance ends; false: only with the input. Default: true, the rules of the bundle, or Kaldi's. */
+  /** When an utterance ends; false: only at the end of the input. Default: true, the rules of the bundle, or Kaldi's. */
   endpoint?: boolean | EndpointConfig | null;
-  /** Encoder frames per chunk. Default: as in training, or 16. 'full': whole utterances, of recordings in windows of 30 s. */
+  /** Encoder frames per chunk; 'full': full context, in windows of 30 s. Default: the size used in training, or 16. */
   chunkSize?: number | 'full' | null;
   // declared: DecodingOptions
   /** Weight of the first pass in rescoring. Default: that of the bundle. */
@@ -177,13 +177,13 @@ export interface StreamOptions {
   /** Chunks of left context; -1: all. Default: -1. */
   numLeftChunks?: number;
   // end
-  /** Seconds of audio that may wait to be recognised; more at once is an AudioOverflowError. Default: null, any number. */
+  /** Most seconds of audio that may wait; more raise an AudioOverflowError. Default: null, no limit. */
   maxQueueS?: number | null;
-  /** Each speech segment that it finds is recognised as a source of its own. Not in 'u2moe/worker'. */
+  /** Recognise each speech segment that the detector finds as a separate source. Not in 'u2moe/worker'. */
   vad?: Vad | null;
-  /** Default: that of the bundle, if it has one; null: none. */
+  /** null: none. Default: that of the bundle, if any. */
   languageModel?: LanguageModel | null;
-  /** English with digits and small letters: "at 10:30". Default: false, as it is spoken. */
+  /** Write English with digits and lower case, as in "at 10:30". Default: false, the spoken form. */
   written?: boolean;
 }
 
@@ -193,22 +193,22 @@ export interface StreamEventMap {
   error: CustomEvent<Error>;
 }
 
-/** Recognises one source after another, and tells of results and of the failure of recognition by events. */
+/** Recognises one source at a time, and emits results and failures as events. */
 export class Stream extends EventTarget {
   private constructor();
-  /** The result of the current utterance so far. */
+  /** Result of the current utterance so far. */
   readonly result: Result;
   /**
-   * Append samples of one channel, in [-1, 1] or int16, any length, at a rate that stays the same. The promise is fulfilled
-   * when they have been recognised as far as possible: whoever reads a file waits for it before reading on. Where audio comes by itself,
-   * `maxQueueS` bounds what waits.
+   * Append any number of samples of one channel, in [-1, 1] or int16. The sample rate must not change within a source. The promise
+   * is fulfilled when they are recognised as far as possible: await it between blocks of a file. For live audio, `maxQueueS`
+   * limits the queue.
    */
   acceptWaveform(sampleRate: number, samples: Float32Array | Int16Array): Promise<void>;
-  /** Finish the input. The promise is fulfilled when the last result has been found. */
+  /** Finish the input. The promise is fulfilled after the last result. */
   inputFinished(): Promise<void>;
   /**
-   * Discard everything, also a failure: the next samples start a new source at time zero, at any rate. At once: no event of the
-   * old source follows, and promises that wait for it are fulfilled. Listeners and options stay.
+   * Discard the source and any failure: the next samples start a new source at time zero, at any rate. The old source emits no
+   * more events, and its pending promises are fulfilled. Listeners and options stay.
    */
   reset(): void;
   addEventListener<K extends keyof StreamEventMap>(
@@ -228,57 +228,58 @@ export class Stream extends EventTarget {
 export interface LoadOptions {
   /** The module 'onnxruntime-web' (or 'onnxruntime-web/wasm') or 'onnxruntime-node'. */
   ort: { InferenceSession: unknown; Tensor: unknown };
-  /** Name of a Cache to keep the files in, where there is the Cache API; null for none. Default: 'u2moe'. */
+  /** Name of a Cache for the files, if the Cache API is available; null: none. Default: 'u2moe'. */
   cache?: string | null;
   onProgress?: (progress: { loaded: number; total: number }) => void;
-  /** core.wasm, where it does not lie beside the module: bytes, or compiled. */
+  /** core.wasm as bytes or compiled, if it is not in the folder of the module. */
   wasm?: BufferSource | WebAssembly.Module;
-  /** For `InferenceSession.create`. */
+  /** Options for `InferenceSession.create`. */
   sessionOptions?: Record<string, unknown>;
-  /** Who may have signed the bundle: Ed25519 keys in PEM, of which one must have signed its manifest (`u2moe sign`). Default: anybody. */
+  /** Ed25519 keys in PEM. One of them must have signed the manifest (`u2moe sign`). Default: no signature is required. */
   publicKeys?: string[];
-  /** Whether a signature of 64 bytes is by a key of 32, where WebCrypto has no Ed25519. In a worker, of `serve`. */
+  /** Returns whether a signature (64 bytes) is by a key (32 bytes). Needed only if WebCrypto does not support Ed25519.
+   * With a worker, pass it to `serve`. */
   verify?: (signed: { publicKey: Uint8Array; message: Uint8Array; signature: Uint8Array }) => boolean | Promise<boolean>;
-  /** Ends loading: the promise is rejected with its reason at once, requests are cancelled, and sessions are freed. */
+  /** Cancels loading: the promise rejects immediately with the signal's reason, requests are cancelled, and sessions are freed. */
   signal?: AbortSignal | null;
 }
 
 export interface TranscribeOptions extends StreamOptions {
-  /** Ends recognition: the promise is rejected with its reason at once, and nothing more is computed. */
+  /** Cancels recognition: the promise rejects immediately with the signal's reason, and no further graph runs. */
   signal?: AbortSignal | null;
 }
 
-/** Where files of a bundle come from, if not from a URL. */
+/** Reads the files of a bundle that has no URL. */
 export interface BundleReader {
-  /** The signal is that of `LoadOptions`. */
+  /** Read a file. The signal is that of `LoadOptions`. */
   read(name: string, options: { signal?: AbortSignal }): Promise<Uint8Array>;
 }
 
-/** Recognises speech with the model of a bundle. Any number of streams share it. */
+/** Recognises speech with the model of a bundle, shared by any number of streams. */
 export class Recognizer {
   private constructor();
-  /** Load the bundle in the folder at a URL, or in a reader; every file is compared with its sha256 in the manifest. */
+  /** Load a bundle from the URL of its folder or from a reader. Each file must match its SHA-256 in the manifest. */
   static fromBundle(source: string | URL | BundleReader, options: LoadOptions): Promise<Recognizer>;
-  /** The model's sample rate in Hz. Streams take any. */
+  /** Sample rate of the model in Hz. Streams accept any rate from 1000 to 384000 Hz. */
   readonly sampleRate: number;
   createStream(options?: StreamOptions): Stream;
-  /** An ARPA file or a compact one of `u2moe lm build`, for streams of this recogniser. */
+  /** Load an ARPA file, or a compact file from `u2moe lm build`, for streams of this recogniser. */
   languageModel(content: Uint8Array | ArrayBuffer, options?: LanguageModelOptions): LanguageModel;
-  /** Final results of samples at a rate (default: the model's), as a stream gives them. */
+  /** Recognise a whole recording, and return its final results. Default sample rate: the model's. */
   transcribe(samples: Float32Array | Int16Array, sampleRate?: number, options?: TranscribeOptions): Promise<Result[]>;
-  /** Recognise a second of noise, so that the first audio takes no longer than later audio. */
+  /** Recognise a second of noise, which makes the first audio as fast as later audio. */
   warmUp(options?: { signal?: AbortSignal | null }): Promise<void>;
-  /** Free the memory of the model, once the graphs that are running have ended. */
+  /** Free the model's memory after the graphs that are running. */
   release(): Promise<void>;
 }
 
-/** Changes the sample rate of one channel, incrementally: any split gives the same samples. */
+/** Resamples one channel incrementally: any split of the input produces the same samples. */
 export class Resampler {
   private constructor();
-  /** Rejected with an AudioError for a rate beyond 1000 to 384000 Hz. */
+  /** Create a resampler. Rejects with an AudioError if a rate is not between 1000 and 384000 Hz. */
   static create(sourceRate: number, targetRate: number): Promise<Resampler>;
   accept(samples: Float32Array): Float32Array;
   finish(): Float32Array;
-  /** Frees its memory at once; otherwise that happens when it is collected. */
+  /** Free its memory now, rather than at garbage collection. */
   free(): void;
 }

@@ -1,4 +1,4 @@
-/** Speech recognition with a u2moe bundle in browsers and in Node, on onnxruntime-web or onnxruntime-node. */
+/** Speech recognition with u2moe bundles in browsers and Node, with onnxruntime-web or onnxruntime-node. */
 
 export { LanguageModel, Resampler } from './core.js';
 export * from './errors.js';

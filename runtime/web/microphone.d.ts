@@ -1,26 +1,26 @@
 /** The microphone of a page. */
 
 export interface MicrophoneEventMap {
-  /** At `sampleRate`, five times a second. */
+  /** Samples at `sampleRate`, five times a second. */
   samples: CustomEvent<Float32Array>;
-  /** The device has gone, and another, whose name is the detail, has taken over. */
+  /** Another device replaced a lost one; the detail is its name. */
   change: CustomEvent<string>;
-  /** The device has gone, permission was taken back, or the browser failed; the detail is a MicrophoneError. */
+  /** The device was removed, permission was withdrawn, or the browser failed; the detail is a MicrophoneError. */
   ended: CustomEvent<Error>;
 }
 
 export class Microphone extends EventTarget {
   private constructor();
-  /** Asks for permission, without noise suppression and the like. Rejected with a MicrophoneError. */
+  /** Ask for permission and open the microphone, without noise suppression and the like. Rejects with a MicrophoneError. */
   static open(constraints?: MediaTrackConstraints): Promise<Microphone>;
   readonly sampleRate: number;
   /** Name of the device. */
   readonly label: string;
-  /** Why it has ended, which may be before anybody listens. */
+  /** Why the microphone ended, which may happen before a listener is added. */
   readonly failure: Error | null;
-  /** Ends it; fulfilled after the last samples. */
+  /** Stop. The promise is fulfilled after the last samples. */
   stop(): Promise<void>;
-  /** Ends it at once. */
+  /** Stop immediately. */
   close(): void;
   addEventListener<K extends keyof MicrophoneEventMap>(
     type: K, listener: (event: MicrophoneEventMap[K]) => void, options?: boolean | AddEventListenerOptions,

@@ -1,17 +1,17 @@
-/** The microphone of a page: samples as events, whatever device there is. */
+/** The microphone of a page, as events with samples. Switches devices if one is removed. */
 
 import { MicrophoneError } from './errors.js';
 
-/** What makes calls pleasant takes from speech what a recogniser needs. */
+/** Turns off processing for calls, which removes parts of speech that recognition needs. */
 const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 const LONGEST_FLUSH_MS = 500;
 const REASONS = {
-  NotFoundError: ['missing', 'There is no microphone.'],
-  NotAllowedError: ['refused', "The microphone was refused. Allow it in the browser's settings of this page."],
-  NotReadableError: ['busy', 'The microphone is used by another program. Close it, and try again.'],
+  NotFoundError: ['missing', 'No microphone was found.'],
+  NotAllowedError: ['refused', "Access to the microphone was denied. Allow it in the browser's settings for this page."],
+  NotReadableError: ['busy', 'Another program is using the microphone. Close that program and try again.'],
 };
 
-/** Emits 'samples' (Float32Array at `sampleRate`), 'change' when another device takes over, and 'ended' when there is none. */
+/** Emits 'samples' (Float32Array at `sampleRate`), 'change' when another device replaces a lost one, and 'ended' if there is none. */
 export class Microphone extends EventTarget {
   #context;
   #node;
@@ -24,20 +24,20 @@ export class Microphone extends EventTarget {
 
   /**
    * @param constraints for `getUserMedia`, such as {deviceId}.
-   * @throws MicrophoneError which says in its message what the user can do.
+   * @throws MicrophoneError its message tells the user what to do.
    */
   static async open(constraints = {}) {
     const wanted = { ...PLAIN_SOUND, ...constraints }, media = await given(wanted);
     let context;
     try {
-      context = new AudioContext(); // at the device's own rate: some browsers refuse a microphone at another
+      context = new AudioContext(); // at the device's rate: some browsers reject others
       await context.audioWorklet.addModule(new URL('./capture.js', import.meta.url));
       if (context.state === 'suspended') await context.resume();
       return new Microphone(context, media, wanted);
     } catch (error) {
       stopTracks(media);
       await context?.close();
-      throw new MicrophoneError(`The microphone does not start: ${error.message}`, { reason: 'failed', cause: error });
+      throw new MicrophoneError(`The microphone failed to start: ${error.message}`, { reason: 'failed', cause: error });
     }
   }
 
@@ -51,7 +51,7 @@ export class Microphone extends EventTarget {
       if (data.last) this.#flushed();
     };
     this.#node.onprocessorerror = () => this.#end(new MicrophoneError('The microphone has stopped.', { reason: 'failed' }));
-    // A call, for example, takes the sound from a page, which would wait for samples for ever.
+    // Another program, such as a call, may suspend the context; without this no more samples would arrive.
     context.onstatechange = () => context.state === 'suspended' && !this.#stopping && context.resume().catch(() => {});
     this.#connect(media);
   }
@@ -60,12 +60,12 @@ export class Microphone extends EventTarget {
     return this.#context.sampleRate;
   }
 
-  /** The name of the device. */
+  /** Name of the device. */
   get label() {
     return this.#media.getAudioTracks()[0]?.label ?? '';
   }
 
-  /** Ends it, after the last samples; a device that has gone may not have any. */
+  /** Stop after the last samples, or after a timeout if the device was removed. */
   stop() {
     this.#stopping ??= new Promise((resolve) => {
       this.#flushed = resolve;
@@ -75,7 +75,7 @@ export class Microphone extends EventTarget {
     return this.#stopping;
   }
 
-  /** Ends it at once. */
+  /** Stop immediately. */
   close() {
     this.#stopping ??= Promise.resolve();
     this.#node.port.onmessage = null;
@@ -86,12 +86,12 @@ export class Microphone extends EventTarget {
   #connect(media) {
     this.#media = media;
     this.#source?.disconnect();
-    this.#source = this.#context.createMediaStreamSource(media); // resamples where the device has another rate
+    this.#source = this.#context.createMediaStreamSource(media); // resamples if the device has another rate
     this.#source.connect(this.#node);
     for (const track of media.getAudioTracks()) track.onended = () => this.#replace();
   }
 
-  /** The device has gone, or permission was taken back: another one, if there is. */
+  /** Switch to another device, if there is one, after a device was removed or permission was withdrawn. */
   async #replace() {
     if (this.#stopping) return;
     try {
@@ -121,12 +121,12 @@ function stopTracks(media) {
 async function given(constraints) {
   const { mediaDevices } = navigator;
   if (!mediaDevices?.getUserMedia) {
-    throw new MicrophoneError('Browsers give the microphone to pages over HTTPS and on localhost only.', { reason: 'insecure' });
+    throw new MicrophoneError('Browsers allow microphone access only over HTTPS or on localhost.', { reason: 'insecure' });
   }
   try {
     return await mediaDevices.getUserMedia({ audio: constraints });
   } catch (cause) {
-    const [reason, message] = REASONS[cause.name] ?? ['failed', `The microphone does not start: ${cause.message}`];
+    const [reason, message] = REASONS[cause.name] ?? ['failed', `The microphone failed to start: ${cause.message}`];
     throw new MicrophoneError(message, { reason, cause });
   }
 }

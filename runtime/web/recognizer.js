@@ -1,4 +1,4 @@
-/** A recogniser for a bundle, and its streams. What is public is documented in `index.d.ts`. */
+/** The recogniser of a bundle. The public interface is documented in `index.d.ts`. */
 
 import { checkRuntime, untilAborted } from './arguments.js';
 import { openBundle } from './bundle.js';
@@ -14,18 +14,18 @@ export class Recognizer extends Streaming {
   #core;
   #model;
   #graphs;
-  #bundled = null; // the bundle's own language model
+  #bundled = null; // language model from the bundle
   #isReleased = false;
 
   static async fromBundle(source, { ort, signal, ...options } = {}) {
     checkRuntime(ort);
-    const release = (loading) => loading.then((recognizer) => recognizer.release()).catch(() => {}); // nobody else could free it
+    const release = (loading) => loading.then((recognizer) => recognizer.release()).catch(() => {}); // the caller never receives it
     return untilAborted(signal, () => Recognizer.#load(source, { ort, signal, ...options }), release);
   }
 
   static async #load(source, { ort, wasm, sessionOptions, signal, publicKeys = null, verify, ...options }) {
     const starting = Core.load(wasm);
-    starting.catch(() => {}); // awaited once the manifest is there
+    starting.catch(() => {}); // awaited after the manifest is read
     const parse = async (text) => (await starting).parseManifest(text);
     const check = publicKeys === null ? null : async (...signed) => (await starting).checkSignature(...signed, publicKeys, verify);
     const { text, manifest, files } = await openBundle(source, { ...options, parse, check, signal });
@@ -46,7 +46,7 @@ export class Recognizer extends Streaming {
   }
 
   #checkOpen() {
-    if (this.#isReleased) throw new StreamError('this recogniser is released');
+    if (this.#isReleased) throw new StreamError('this recogniser has been released');
   }
 
   languageModel(content, options = {}) {
@@ -58,7 +58,7 @@ export class Recognizer extends Streaming {
   createStream(options = {}) {
     this.#checkOpen();
     checkNames(options, [...STREAM_OPTIONS, 'hotwords', 'vad', 'maxQueueS']);
-    if (options.vad && !(options.vad instanceof Vad)) throw new RangeError('vad must be a Vad, which a worker cannot be sent');
+    if (options.vad && !(options.vad instanceof Vad)) throw new RangeError('vad must be a Vad, which cannot be sent to a worker');
     const { vad, languageModel, maxQueueS, ...chosen } = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     if (chosen.chunkSize === 'full') chosen.chunkSize = -1;
     if (vad) chosen.vad = vad.options;

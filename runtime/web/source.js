@@ -1,4 +1,4 @@
-/** Samples to results. What is next is decided by the core; graphs are run here. */
+/** Turns samples into results: the core decides which graph is next, and this module runs it. */
 
 import { CTC, DECODER, ENCODER, FEATURES, VAD } from './core.js';
 import { StreamError } from './errors.js';
@@ -8,18 +8,18 @@ export class Source {
   #graphs;
   #recognition;
   #vad;
-  #past; // of the detector
+  #past; // state of the detector
   #caches;
   #emit;
-  #last = null; // the result after the end
+  #last = null; // result after the end of the input
   #isFinished = false;
-  #isEnding = false; // all samples are there
+  #isEnding = false; // all samples have been accepted
   #isDiscarded = false;
   #isRunning = false;
   #failure = null;
   #work = Promise.resolve();
 
-  /** @param emit called with the type and the detail of each event. */
+  /** @param emit called with the type and detail of each event. */
   constructor(graphs, recognition, vad, emit) {
     this.#graphs = graphs;
     this.#recognition = recognition;
@@ -32,7 +32,7 @@ export class Source {
     return this.#last ?? this.#recognition.result;
   }
 
-  /** Takes a second at once, so that what is wrong is thrown; the core never has more than that to hold. */
+  /** Accept the first second synchronously, so that invalid samples throw. The core never queues more than a second. */
   accept(sampleRate, samples) {
     if (this.#isFinished) throw new StreamError('the input of this stream is finished: reset it, or create another');
     this.#append(sampleRate, samples.subarray(0, sampleRate));
@@ -52,17 +52,17 @@ export class Source {
     }));
   }
 
-  /** One after another; after an error each fails with it. */
+  /** Queue work. After an error, all later work fails with it. */
   #soon(work) {
     this.#work = this.#work.then(work, work);
     return this.#work;
   }
 
   #append(sampleRate, samples) {
-    if (!this.#failure && !this.#isDiscarded) this.#recognition.call('accept', sampleRate, samples); // nothing is kept that will never be recognised
+    if (!this.#failure && !this.#isDiscarded) this.#recognition.call('accept', sampleRate, samples); // otherwise the samples would never be recognised
   }
 
-  /** Stop: no further event is emitted, and work in flight is dropped. */
+  /** Stop: emit no more events, and drop work in progress. */
   discard() {
     this.#isDiscarded = true;
     if (!this.#isRunning) this.#free();
@@ -73,7 +73,7 @@ export class Source {
     this.#recognition = null;
   }
 
-  /** Recognise all that is complete. */
+  /** Call `before`, then recognise all complete chunks. */
   async #decode(before = () => {}) {
     if (this.#isDiscarded || this.#last) return;
     if (this.#failure) throw this.#failure;
@@ -96,7 +96,7 @@ export class Source {
     for (let isNew = false; !this.#isDiscarded;) {
       const request = this.#recognition.next();
       for (let segment; (segment = this.#recognition.segment());) this.#emit('final', segment);
-      const isBetween = ![CTC, DECODER].includes(request?.graph); // and no utterance is ending
+      const isBetween = ![CTC, DECODER].includes(request?.graph); // between chunks, and no utterance is ending
       const result = (isNew && isBetween) || !request ? this.#recognition.result : null;
       if (isNew && isBetween && !result.isFinal) this.#emit('partial', result);
       if (!request) {
@@ -104,15 +104,15 @@ export class Source {
         break;
       }
       isNew = !isBetween;
-      if (!this.#isDiscarded) await this.#run(request); // by a listener
+      if (!this.#isDiscarded) await this.#run(request); // a listener may discard it
     }
   }
 
-  /** Run the graph that the core asks for, unless the source was discarded meanwhile: then its work ends here. */
+  /** Run the graph that the core requested. The output is dropped if the source was discarded meanwhile. */
   async #run({ graph, input, begins, kept, required, hyps, lens }) {
     const graphs = this.#graphs, recognition = this.#recognition;
     let output;
-    if (graph === DECODER) output = await graphs.score(input, hyps, lens); // several values
+    if (graph === DECODER) output = await graphs.score(input, hyps, lens); // an array of arguments
     if (graph === FEATURES) output = await graphs.features(input);
     if (graph === CTC) output = await graphs.ctc(input);
     if (graph === VAD) output = Float32Array.of(await this.#vad.probability(input, this.#past));

@@ -1,4 +1,4 @@
-/** What a program has of recognition in either thread: samples in, events out, as documented in `index.d.ts`. */
+/** Streams and shared methods of recognisers, in the page or in a worker. Documented in `index.d.ts`. */
 
 import { checkRate, floats, untilAborted } from './arguments.js';
 import { AudioOverflowError } from './errors.js';
@@ -7,12 +7,12 @@ export class Stream extends EventTarget {
   #open;
   #source;
   #maxQueueS;
-  #waiting = { num: 0 }; // samples of the source that are not recognised yet
+  #waiting = { num: 0 }; // samples of the source not recognised yet
 
   /**
-   * @param open makes a source, which has `accept`, `finish`, `discard` and `result`, from a function that emits an event. What
-   *   `discard` gives, if anything, is the next source.
-   * @param maxQueueS seconds of audio that may wait; undefined or null: any number.
+   * @param open creates a source {accept, finish, discard, result} from a function that emits events. `discard` may return the
+   *   next source.
+   * @param maxQueueS most seconds of audio that may wait; undefined or null: no limit.
    */
   constructor(open, maxQueueS = null) {
     super();
@@ -30,7 +30,7 @@ export class Stream extends EventTarget {
     }
     const done = this.#source.accept(sampleRate, all), leave = () => { waiting.num -= all.length; };
     waiting.num += all.length;
-    done.then(leave, leave); // a failure is an event, too: nobody has to wait for the promise
+    done.then(leave, leave); // failures are also events: the promise may be ignored
     return done;
   }
 
@@ -50,7 +50,7 @@ export class Stream extends EventTarget {
   }
 }
 
-/** What a recogniser does with its streams. */
+/** Methods of recognisers that use streams. */
 export class Streaming {
   async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
     checkRate(sampleRate);

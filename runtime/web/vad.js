@@ -1,4 +1,4 @@
-/** Voice activity detection with silero VAD 5 or 6, which the user provides. */
+/** Voice activity detection with silero VAD 5 or 6. The caller provides its graph. */
 
 import { checkRuntime } from './arguments.js';
 import { checkNames } from './core.js';
@@ -6,7 +6,7 @@ import { VAD_OPTIONS } from './declared.js';
 import { BundleError } from './errors.js';
 import { Graph, float, int, product } from './graphs.js';
 
-const CONTEXT_LEN = 64; // samples before a window that are also input
+const CONTEXT_LEN = 64; // samples before a window, also part of the input
 const RATE = 16000;
 /** Inputs and numbers of outputs of silero VAD 5 and 6. */
 const LAYOUTS = { 'input, sr, state': 2, 'input, state': 2, 'c, h, input': 3 };
@@ -33,7 +33,7 @@ export class Vad {
       const past = vad.start(), lengths = past.states.map(({ length }) => length);
       const probability = await vad.probability(new Float32Array(512), past);
       if (!(probability >= 0 && probability <= 1)) throw new Error(`its probability for silence is ${probability}`);
-      if (past.states.some(({ length }, index) => length !== lengths[index])) throw new Error('its states have other sizes');
+      if (past.states.some(({ length }, index) => length !== lengths[index])) throw new Error('the sizes of its states change');
     } catch (error) {
       await vad.#graph?.release();
       throw new BundleError(`this is not silero VAD 5 or 6: ${error?.message ?? error}`, { cause: error });
@@ -41,13 +41,13 @@ export class Vad {
     return vad;
   }
 
-  /** What it keeps of the samples before a window. */
+  /** Return the initial state: the context and the states of the graph. */
   start() {
     const states = this.#states.map(({ dims }) => new Float32Array(product(dims)));
     return { context: new Float32Array(CONTEXT_LEN), states };
   }
 
-  /** The probability that a window is speech. */
+  /** Return the probability that a window is speech, and update `past`. */
   async probability(window, past) {
     const row = new Float32Array(CONTEXT_LEN + window.length);
     row.set(past.context);
@@ -56,7 +56,7 @@ export class Vad {
     if (this.#inputs.includes('sr')) feeds.sr = int([RATE], []);
     this.#states.forEach(({ name, dims }, index) => { feeds[name] = float(past.states[index], dims); });
     const found = await this.#graph.run(feeds, this.#outputs), [probability, ...states] = this.#outputs.map((name) => found[name].data);
-    if (probability.length !== 1) throw this.#graph.error(`gives ${probability.length} probabilities for a window`);
+    if (probability.length !== 1) throw this.#graph.error(`returned ${probability.length} probabilities for a window`);
     past.states = states;
     past.context = row.slice(-CONTEXT_LEN);
     return probability[0];

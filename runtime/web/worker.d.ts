@@ -2,10 +2,10 @@
 
 import type { LoadOptions, Recognizer as Local } from './index.js';
 
-/** In the worker, of a browser or of Node: answers the `Recognizer` of the page or program. */
+/** Serve a `Recognizer` of the page or main thread. Call it in a worker of a browser or of Node. */
 export function serve(defaults: Pick<LoadOptions, 'ort' | 'sessionOptions' | 'wasm' | 'cache' | 'publicKeys' | 'verify'>): void;
 
-/** What is used of a Worker of node:worker_threads. */
+/** The part of a Worker of node:worker_threads that this module uses. */
 export interface NodeWorker {
   on(type: string, listener: (value: any) => void): unknown;
   postMessage(message: unknown, transfer?: any): void;
@@ -13,14 +13,14 @@ export interface NodeWorker {
 }
 
 export interface WorkerOptions extends Omit<LoadOptions, 'ort' | 'verify'> {
-  /** Whose script calls `serve`. */
+  /** A worker whose script calls `serve`. */
   worker: Worker | NodeWorker;
 }
 
-/** As that of 'u2moe'. A wrong option of a stream is an event 'error' of the stream, and rejects its promises. */
+/** Same interface as in 'u2moe'. An invalid option of a stream is an 'error' event of the stream and rejects its promises. */
 export interface Recognizer extends Pick<Local, 'sampleRate' | 'createStream' | 'languageModel' | 'transcribe' | 'warmUp' | 'release'> {}
 export class Recognizer {
   private constructor();
-  /** `release` also ends the worker. */
+  /** Load a bundle in the worker. `release` also terminates the worker. */
   static fromBundle(source: string | URL, options: WorkerOptions): Promise<Recognizer>;
 }

@@ -1,31 +1,31 @@
 /**
- * The recogniser in a worker, with the interface of `Recognizer`: `serve` in the worker, `Recognizer` in the page. What is not a
- * promise here either, such as a wrong option of a stream, is an event 'error' of the stream, and rejects its promises.
+ * The recogniser in a worker: `serve` runs in the worker, `Recognizer` in the page. The worker checks the options of a stream,
+ * so an invalid option is an 'error' event of the stream and rejects its promises.
  */
 
 import { bytesOf, refuseModel, untilAborted } from './arguments.js';
 import * as errors from './errors.js';
 import { Stream, Streaming } from './stream.js';
 
-/** Messages, and whatever else `port` tells: the workers of browsers, and those of Node, whose events are values. */
+/** Listen to events of a worker or port. Workers of Node emit values instead of events. */
 function listen(port, type, take) {
   if (port.on) port.on(type, take);
   else port.addEventListener(type, (event) => take(type === 'message' ? event.data : event));
 }
 
-/** Answers the page. @param defaults {ort} and other options of `Recognizer.fromBundle`. */
+/** Answer calls from the page. @param defaults {ort} and other options of `Recognizer.fromBundle`. */
 export function serve(defaults) {
   const port = globalThis.postMessage ? globalThis : globalThis.process.getBuiltinModule('node:worker_threads').parentPort;
-  if (!port) throw new TypeError('serve is for the script of a worker: this is none');
+  if (!port) throw new TypeError('serve must be called in a worker');
   const objects = new Map(), aborts = new Map();
   let recognizer;
-  // A model that is damaged is not there: its number is refused.
+  // If a language model failed to load, its number is passed on and rejected.
   const given = (options) => options && { ...options, languageModel: objects.get(options.languageModel) ?? options.languageModel };
   const methods = {
     async load(id, source, options) {
       const onProgress = (progress) => port.postMessage({ id, progress });
-      const { Recognizer: Local } = await import('./recognizer.js'); // which a page does not need
-      const publicKeys = options.publicKeys ?? defaults.publicKeys; // never none for some
+      const { Recognizer: Local } = await import('./recognizer.js'); // loaded only in the worker
+      const publicKeys = options.publicKeys ?? defaults.publicKeys; // an undefined option must not turn verification off
       recognizer = await Local.fromBundle(source, { ...defaults, ...options, publicKeys, onProgress, signal: abortable(id) });
       return { sampleRate: recognizer.sampleRate, manifest: recognizer.manifest };
     },
@@ -79,7 +79,7 @@ class Connection {
     for (const type of ['error', 'messageerror', 'exit']) listen(worker, type, fail);
   }
 
-  /** Another object of the worker, which lives as long as its owner: a stream is told its events. */
+  /** Return the number of a new object in the worker, which lives as long as its owner. Sources receive its events. */
   register(owner) {
     this.#num += 1;
     this.#registry.register(owner, this.#num);
@@ -103,12 +103,12 @@ class Connection {
     return untilAborted(signal, ask, abort);
   }
 
-  /** @throws what has ended the connection. */
+  /** @throws the error that ended the connection. */
   check() {
     if (this.failure) throw this.failure;
   }
 
-  /** Ends the worker, and rejects what waits. */
+  /** Terminate the worker, and reject all pending calls. */
   close(error) {
     if (this.failure) return;
     this.failure = error;
@@ -132,12 +132,12 @@ class Connection {
   }
 }
 
-/** `Recognizer` in another thread. */
+/** A `Recognizer` whose work runs in a worker. */
 export class Recognizer extends Streaming {
   #connection;
   #models = new WeakMap();
 
-  /** @param options those of `Recognizer.fromBundle`, and `worker`, which calls `serve`. */
+  /** @param options those of the local `Recognizer.fromBundle`, and `worker`, whose script calls `serve`. */
   static async fromBundle(source, { worker, onProgress, signal, ...options } = {}) {
     if (!worker?.postMessage) throw new TypeError('worker must be a Worker whose script calls serve');
     if (source?.read) throw new TypeError('source must be a URL: a worker cannot be sent functions');
@@ -155,7 +155,7 @@ export class Recognizer extends Streaming {
   languageModel(content, options) {
     this.#connection.check();
     const model = {}, object = this.#connection.register(model), made = this.#connection.call('languageModel', [object, bytesOf(content, 'a language model', errors.LanguageModelError), options]);
-    made.catch(() => {}); // whoever uses it is told
+    made.catch(() => {}); // streams that use the model report the error
     this.#models.set(model, { object, made });
     return model;
   }
@@ -168,14 +168,14 @@ export class Recognizer extends Streaming {
     return new Stream((emit) => new Source(this.#connection, emit, sent, made), options?.maxQueueS);
   }
 
-  /** Frees the model, and ends the worker. */
+  /** Free the model, and terminate the worker. */
   async release() {
     if (!this.#connection.failure) await this.#connection.call('release', []);
-    this.#connection.close(new errors.StreamError('the recogniser of this stream is released'));
+    this.#connection.close(new errors.StreamError('the recogniser of this stream has been released'));
   }
 }
 
-/** All sources of one stream, recognised in the worker. */
+/** Sources of a stream, recognised in the worker one after another. */
 class Source {
   #connection;
   #object;
@@ -215,6 +215,6 @@ class Source {
 
   #call(method, args, transfer) {
     const answers = [this.#created, this.#connection.call('call', [this.#object, method, ...args], { transfer })];
-    return Promise.all(answers).then(() => void this); // whose events are heard until then, though nobody else may have it
+    return Promise.all(answers).then(() => void this); // keeps this object, and so its events, alive until then
   }
 }

@@ -1,4 +1,4 @@
-"""The page in a browser: Debian's Chromium with a microphone that plays a file."""
+"""The server's page in Debian's Chromium, with a microphone that plays a file."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ WRITTEN = DecodingOptions(text_format=TextFormat())
 
 @pytest.fixture(scope="module")
 def microphone_file(tmp_path_factory, speech):
-    """What the microphone hears: speech once, at its own rate of 48 kHz, then silence."""
+    """Input of the microphone: speech once at 48 kHz, then silence."""
     file = tmp_path_factory.mktemp("microphone") / "speech.wav"
     soundfile.write(file, np.concatenate([np.zeros(24_000, np.int16), speech(48_000)]), 48_000)
     return file
@@ -75,7 +75,7 @@ def test_a_file_is_recognised_as_by_the_command_line_and_can_be_saved(page, spee
 
 
 class Watched:
-    """A recogniser whose methods are noted as they are used."""
+    """A recogniser that records the names of used methods."""
 
     def __init__(self, recognizer, used):
         self._recognizer, self._used = recognizer, used
@@ -109,7 +109,7 @@ def test_a_model_is_chosen_where_there_are_several(new_page, page, running, demo
     soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
     tones = toy_recognizer()
     with running({"english": demo, "tones": tones}) as server:
-        page = new_page(server.url, may_fail=True)  # it is closed while the rest of the answer may be under way
+        page = new_page(server.url, may_fail=True)  # it may be closed during a response
         page.locator("#model").select_option("tones")
         used = []
         server.service.models["tones"].recognizer = Watched(tones, used)
@@ -163,7 +163,7 @@ def test_a_word_is_played_and_reached_by_keys(page, speech, tmp_path):
 
 @pytest.fixture
 def fed(monkeypatch):
-    """What each session of the servers was fed, in order."""
+    """Samples that each session of the servers received, in order."""
     sources = {}
     feed = ServedStream.feed
 
@@ -194,12 +194,12 @@ def test_the_microphone(page, demo, server, fed):
     expect(page.locator("#status-text")).to_have_text("Ready", timeout=PATIENCE_MS)
     (blocks,) = fed.values()
     assert texts_of(page) == expected_texts(demo, server, blocks)
-    assert len(texts_of(page)) >= 2  # what a busy machine loses of the sound may leave a word
+    assert len(texts_of(page)) >= 2  # sound lost on a busy machine may leave an extra word
     server.wait_until_empty()
 
 
 HOLD_ALL = """() => {
-  // Blocks that are never whole, so that the audio thread holds all that it has heard.
+  // Blocks are never full, so the audio thread keeps all samples.
   const { addModule } = AudioWorklet.prototype;
   AudioWorklet.prototype.addModule = async function (url) {
     const script = (await (await fetch(url)).text()).replace(/(?<=BLOCK_LEN = ).*?;/, '2 ** 24;');
@@ -220,7 +220,7 @@ HOLD_ALL = """() => {
 
 
 def test_the_last_moment_of_the_microphone(new_page, demo, server, fed):
-    """What the audio thread still holds when one stops is recognised, and what the resampler holds back, too."""
+    """Samples that the audio thread and the resampler still hold when the microphone stops are recognised."""
     page = new_page(server.url, bypass_csp=True)  # for the changed script
     page.evaluate(HOLD_ALL)
     page.click("#microphone")
@@ -237,14 +237,14 @@ def test_the_last_moment_of_the_microphone(new_page, demo, server, fed):
 
 
 def test_a_server_that_goes_and_comes_back(new_page, demo, running, fed):
-    """What was recognised stays; what was not yet is sent again; and nothing comes twice."""
+    """Final results stay, other audio is sent again, and nothing is recognised twice."""
     with running() as server:
         page = new_page(server.url, may_fail=True)
         page.click("#microphone")
         wait_for_segments(page, 1)
         expect(page.locator("#partial")).not_to_be_empty(timeout=PATIENCE_MS)
         server.kill()
-        expect(page.locator("#problem")).to_contain_text("The connection is lost", timeout=PATIENCE_MS)
+        expect(page.locator("#problem")).to_contain_text("The connection was lost", timeout=PATIENCE_MS)
         before = texts_of(page)
     with running(port=server.ports["http"]) as server:
         expect(page.locator("#problem")).to_be_hidden(timeout=PATIENCE_MS)
@@ -298,7 +298,7 @@ def test_a_key_is_asked_for(new_page, running, speech, tmp_path):
 SMALL = """[...document.querySelectorAll('button, summary, input[type=text]')]
   .filter((each) => each.checkVisibility() && Math.min(each.offsetWidth, each.offsetHeight) < 44)
   .map((each) => each.outerHTML)"""
-"""What a finger misses; the words of the text are exempt."""
+"""Controls too small for a finger, except the words of the text."""
 FAINT = """() => {
   const canvas = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
   const light = (color, ground) => {
@@ -351,7 +351,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(new_page, server, speech, t
     small = page.evaluate(SMALL)
     assert small == []
     menu, bar = (page.locator(place).bounding_box() for place in (".menu", ".bar"))
-    assert menu["y"] + menu["height"] <= bar["y"]  # neither the microphone nor other buttons are covered
+    assert menu["y"] + menu["height"] <= bar["y"]  # the menu does not cover the microphone or other buttons
     page.keyboard.press("Escape")
     buttons = re.findall(r"- button(.*)", page.locator("body").aria_snapshot())
     assert len(buttons) > 10

@@ -1,4 +1,4 @@
-"""Modules of runtime/web in Node, for tests."""
+"""Run modules of runtime/web in Node."""
 
 import json
 import shutil

@@ -1,13 +1,13 @@
-// The page of a static host: loads the model into a worker, shows how far it is, and recognises there. All else is as the server has it.
+// The page for static hosts: loads the model in a worker, shows progress, and recognises there. The rest is the server's page.
 
 import { Controls, complain, find, show } from './controls.js';
 import { RATE } from './sound.js';
 import { Recognizer } from './u2moe/worker.js';
 
 const MEGABYTE = 1e6;
-const LEFT_CHUNKS = 4; // as the server has it: time and memory stay the same however long somebody speaks
+const LEFT_CHUNKS = 4; // as on the server: bounds time and memory for long speech
 
-let recognizer = null; // none while it is loaded, and once it has failed
+let recognizer = null; // null while loading and after a failure
 const controls = new Controls(async (hotwords, on) => {
   if (!recognizer && !(await load())) return null;
   return new Recognition({ hotwords, numLeftChunks: LEFT_CHUNKS, written: true }, on);
@@ -26,17 +26,17 @@ class Recognition {
     heard('error', (error) => this.fail(error));
   }
 
-  // Where no option was wrong, worker and model are of no use any more, for want of memory for example.
+  // Unless an option was invalid, the worker cannot be used any more, for example after running out of memory.
   fail(error) {
     if (error instanceof RangeError) return this.on.problem(error.message);
     recognizer?.release().catch(() => {});
     recognizer = null;
-    this.on.problem(`Recognition has failed: ${error.message}. Start again: then the model is loaded anew.`);
+    this.on.problem(`Recognition failed: ${error.message}. Start again to reload the model.`);
   }
 
   push(samples) {
     this.waiting += samples.length;
-    this.stream.acceptWaveform(RATE, samples).then(() => { this.waiting -= samples.length; }, () => {}); // an error is an event, too
+    this.stream.acceptWaveform(RATE, samples).then(() => { this.waiting -= samples.length; }, () => {}); // errors are also events
   }
 
   finish() {
@@ -55,7 +55,7 @@ function progress({ loaded, total }) {
   find('loaded').textContent = loaded === total ? 'Starting' : share;
 }
 
-// Whether there is a recogniser.
+// Load the recogniser; return whether that succeeded.
 async function load() {
   show('busy', 'Loading');
   const worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
@@ -63,7 +63,7 @@ async function load() {
     recognizer = await Recognizer.fromBundle(new URL('./model/', import.meta.url), { worker, onProgress: progress });
   } catch (error) {
     document.body.classList.add('failed');
-    find('lead').textContent = 'The model is not loaded.';
+    find('lead').textContent = 'The model could not be loaded.';
     find('loaded').textContent = 'Reload the page to try again.';
     show('lost', 'Not loaded');
     complain(`The model cannot be loaded: ${error.message}`);
@@ -73,13 +73,13 @@ async function load() {
   find('lead').textContent = 'Press the microphone and speak.';
   find('loaded').textContent = 'Or open an audio file, or drop it on this page.';
   controls.ready();
-  navigator.serviceWorker?.register('service-worker.js').catch(() => {}); // not before: it reads all files of the page again
+  navigator.serviceWorker?.register('service-worker.js').catch(() => {}); // only now, because it fetches all files of the page again
   return true;
 }
 
 document.head.insertAdjacentHTML('beforeend', '<link rel="manifest" href="app.webmanifest">');
 document.title = document.querySelector('h1').lastChild.textContent = 'Speech recognition in your browser';
 find('lead').textContent = 'Loading the model';
-find('promise').textContent = 'Nothing leaves this page: the recogniser runs here, and works offline once it is loaded.';
+find('promise').textContent = 'Speech never leaves the browser. Recognition runs on this page, also offline once it is loaded.';
 find('progress').hidden = find('loaded').hidden = false;
 load();

@@ -1,11 +1,11 @@
-// Keeps the page for use without a network. The model is kept by the module itself, which compares its digests.
+// Caches the page for offline use. The module itself caches the model and verifies its digests.
 
 const VERSION = '{{ version }}';
 const FILES = {{ files }};
 const NAME = `page-${VERSION}`;
 
 addEventListener('install', (event) => {
-  const files = FILES.map((file) => new Request(file, { cache: 'no-cache' })); // else the browser may answer with old ones
+  const files = FILES.map((file) => new Request(file, { cache: 'no-cache' })); // otherwise the browser may return stale files
   event.waitUntil(caches.open(NAME).then((cache) => cache.addAll(files)).then(() => skipWaiting()));
 });
 

@@ -275,7 +275,7 @@ class Graphs {
 
   static Floats checked(const std::string& path, Floats values) {
     if (std::any_of(values.begin(), values.end(), [](float each) { return std::isnan(each); })) {
-      throw ProviderError(path + ": gives values that are no numbers: its weights are damaged");
+      throw ProviderError(path + ": returned NaN: its weights are damaged");
     }
     return values;
   }

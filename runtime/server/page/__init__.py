@@ -1,1 +1,1 @@
-"""The page at `/`: what a browser is sent. Nothing here is Python."""
+"""Static files of the web page at `/`."""

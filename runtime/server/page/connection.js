@@ -1,12 +1,12 @@
-// A source of audio on its way to the server, over as many connections as it takes: what was not recognised for good
-// when one was lost is sent again over the next.
+// Sends one source of audio to the server. After a lost connection it reconnects, and sends again all audio that has no
+// final result yet.
 
 import { RATE } from "./sound.js";
 
-const MAX_KEPT = 600 * RATE;  // samples that wait for a server that does not come back
+const MAX_KEPT = 600 * RATE;  // samples kept while the server is unreachable
 const MAX_BUFFERED = 1 << 18;
 const FULL = 1013;
-const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/;  // what the name of a subprotocol may be made of
+const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/;  // characters allowed in the name of a subprotocol
 
 export class Recognition {
   // on: {partial(result), final(result), state(name, detail), done(), problem(text)}
@@ -14,9 +14,9 @@ export class Recognition {
     this.options = { sample_rate: RATE, hotwords, model, written };
     this.key = key;
     this.on = on;
-    this.blocks = [];  // {start, samples}, of what is not final yet
-    this.end = 0;  // samples that were given
-    this.settled = 0;  // sample up to which all is final
+    this.blocks = [];  // {start, samples} without a final result
+    this.end = 0;  // number of samples pushed
+    this.settled = 0;  // all samples before this one have final results
     this.sent = 0;
     this.tries = 0;
     this.isFinished = false;
@@ -42,7 +42,7 @@ export class Recognition {
     this.socket?.close();
   }
 
-  // How far sending is behind, for sources that can wait.
+  // Samples not sent yet, for sources that can wait.
   get waiting() {
     return this.end - this.sent + (this.socket?.bufferedAmount ?? 0) / 2;
   }
@@ -108,7 +108,7 @@ export class Recognition {
     }
   }
 
-  // Try again, at longer intervals; only what the client itself got wrong is no reason to.
+  // Reconnect at increasing intervals, except after an error of the client.
   lost(code) {
     if (this.isOver) return;
     this.isReady = false;

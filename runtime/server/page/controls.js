@@ -1,4 +1,4 @@
-// What a page does with microphone, files, words and sound. Whoever makes it says how to recognise.
+// The controls of a page: microphone, files, words and playback. The caller provides the recognition.
 
 import { TYPES, format } from "./formats.js";
 import { KEPT_S, RATE, Sound, int16 } from "./sound.js";
@@ -8,7 +8,7 @@ import { Microphone } from "./u2moe/microphone.js";
 
 const MOST_WAITING_S = 30;
 const COPIED_MS = 1500;
-const LOUD = 6; // times the root mean square, for the ring around the microphone
+const LOUD = 6; // scales the root mean square to the ring around the microphone
 
 export const find = (id) => document.getElementById(id);
 
@@ -23,20 +23,20 @@ export function complain(text) {
 }
 
 export class Controls {
-  // recognise(hotwords, on): a recognition {push(int16), finish(), close(), waiting}, or null; `on` is what it calls:
-  // {partial(result), final(result), progress(text), done(), problem(text)}. recogniseFile(file, hotwords, on), if there is
-  // one, takes files as they are.
+  // recognise(hotwords, on) returns a recognition {push(int16), finish(), close(), waiting}, or null. It calls the functions
+  // of `on`: {partial(result), final(result), progress(text), done(), problem(text)}. recogniseFile(file, hotwords, on), if
+  // present, receives undecoded files.
   constructor(recognise, recogniseFile = null) {
     this.recognise = recognise;
     this.recogniseFile = recogniseFile;
     this.sound = new Sound();
     this.transcript = new Transcript(find("segments"), find("partial"), (seconds) => this.listen(seconds));
-    this.recognition = null; // of the source at hand
+    this.recognition = null; // of the current source
     this.microphone = null; // while it is open
     this.resampler = null; // of the microphone
-    this.offset = 0; // seconds of sound before the source at hand
+    this.offset = 0; // seconds of sound before the current source
     this.isReady = false;
-    this.isStarting = false; // until the microphone is given and the recogniser there
+    this.isStarting = false; // until the microphone is open and the recogniser loaded
     this.transcript.restore();
     this.sound.clear(this.transcript.segments.at(-1)?.end);
     this.attend();
@@ -122,15 +122,15 @@ export class Controls {
   listenTo(microphone) {
     this.microphone = microphone;
     microphone.addEventListener("samples", ({ detail }) => this.microphone && this.hear(this.resampler.accept(detail)));
-    microphone.addEventListener("change", ({ detail }) => complain(`The microphone has gone. Now ${detail || "another"} is used.`));
+    microphone.addEventListener("change", ({ detail }) => complain(`The microphone is no longer available. Now using ${detail || "another"}.`));
     const end = () => {
-      complain("The microphone has gone.");
+      complain("The microphone is no longer available.");
       this.finish();
     };
     microphone.addEventListener("ended", end);
     show("live", "Listening");
     this.refresh();
-    if (microphone.failure) end(); // before there was a recogniser
+    if (microphone.failure) end(); // it ended before recognition started
   }
 
   hear(block) {
@@ -149,7 +149,7 @@ export class Controls {
     const { microphone } = this;
     if (microphone) {
       await microphone.stop();
-      if (this.microphone !== microphone) return; // it ended meanwhile
+      if (this.microphone !== microphone) return; // it has ended meanwhile
       this.hear(this.resampler.finish());
     }
     this.stopMicrophone();
@@ -167,7 +167,7 @@ export class Controls {
     const audio = await decoded(file);
     if (!audio && !this.recogniseFile) {
       show("idle", "Ready");
-      complain(`${file.name} is no audio that this browser can read.`);
+      complain(`This browser cannot read ${file.name} as audio.`);
       return;
     }
     const { recogniseFile } = this;
@@ -187,7 +187,7 @@ export class Controls {
 
   listen(seconds) {
     if (this.microphone || this.sound.play(seconds, (now) => this.transcript.mark(now))) return;
-    complain(`Of the microphone, the last ${KEPT_S / 60} minutes are kept to be heard again, until the page is loaded anew.`);
+    complain(`Only the last ${KEPT_S / 60} minutes from the microphone can be played, until the page is reloaded.`);
   }
 
   save(kind) {
@@ -204,7 +204,7 @@ export class Controls {
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      // Without HTTPS there is no clipboard but that of a selection.
+      // Without HTTPS only a selection can be copied.
       getSelection().selectAllChildren(find("segments"));
       document.execCommand("copy");
       getSelection().removeAllRanges();
@@ -271,7 +271,7 @@ function moved({ start, end, text, confidence, words }, seconds) {
   return { start: rounded(start + seconds), end: rounded(end + seconds), text, confidence, words: words.map(later) };
 }
 
-// At the rate of this page; null where the browser cannot read it.
+// Decode a file at the rate of this page; null if the browser cannot.
 async function decoded(file) {
   try {
     return await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
@@ -280,7 +280,7 @@ async function decoded(file) {
   }
 }
 
-// The average of channels, as int16.
+// Average the channels as int16.
 function mixed(channels) {
   const sum = channels[0].slice();
   for (const channel of channels.slice(1)) for (let i = 0; i < sum.length; i++) sum[i] += channel[i];

@@ -1,10 +1,10 @@
-// The transcript as files: the text, subtitles cut as those of the server (u2moe.runtime.text.subtitles), and everything.
+// Formats a transcript as text, JSON or subtitles, which are cut as by the server (u2moe.runtime.text.subtitles).
 
 const LINE = 42; // columns
 const LINES = 2;
 const LEAST_MS = 1000;
 const MOST_MS = 7000;
-const PAUSE_MS = 2000; // longer ones are never within a cue
+const PAUSE_MS = 2000; // a cue contains no longer pause
 const GAP_MS = 83;
 const COLUMNS_PER_S = 17;
 const WIDE = /[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff01-\uff60\uffe0-\uffe6\u{20000}-\u{3fffd}]/u;
@@ -33,7 +33,7 @@ function makeCues(segments) {
   return cues;
 }
 
-// Words with the spaces between them in the text; a word is not split, however long it is.
+// Words with the spaces between them in the text. Words are never split.
 function parts({ text, words }) {
   let position = 0;
   return words.map(({ word, start, end }) => {
@@ -44,7 +44,7 @@ function parts({ text, words }) {
   });
 }
 
-// The cheapest way to cut a segment: few cues, ending at pauses, none nearly empty.
+// Cut a segment into cues at the lowest cost: few cues, ending at pauses, none nearly empty.
 function cut(all) {
   const costs = [0], begins = [0];
   for (let end = 1; end <= all.length; end += 1) {
@@ -67,7 +67,7 @@ function cut(all) {
 const fits = (group) =>
   group.at(-1).end - group[0].start <= MOST_MS && group[1].start - group[0].end <= PAUSE_MS && fill(group, LINE).length <= LINES;
 
-// As few lines as possible, as even as possible, lower ones longer.
+// Wrap into as few and as even lines as possible; lower lines are longer.
 function wrap(group) {
   let lines = fill(group, LINE);
   for (let most = Math.floor(columns(group) / lines.length); most < LINE; most += 1) {
@@ -79,7 +79,7 @@ function wrap(group) {
   return lines.map((line) => line.map(({ space, text }) => space + text).join("").trim());
 }
 
-// Lines filled from the last word upwards.
+// Fill lines from the last word upwards.
 function fill(group, most) {
   const lines = [[]];
   let taken = 0, space = 0;

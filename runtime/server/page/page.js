@@ -1,4 +1,4 @@
-// The page of the server: asks for a key where the server wants one, and says what has become of the connection.
+// The page of the server: asks for a key if the server requires one, and shows the state of the connection.
 
 import { Recognition } from "./connection.js";
 import { Controls, complain, find, show } from "./controls.js";
@@ -6,12 +6,12 @@ import { FileRecognition } from "./upload.js";
 
 const KEY = "u2moe-api-key";
 const key = () => sessionStorage.getItem(KEY);
-let models = []; // of the server
+let models = []; // models of the server
 const controls = new Controls(recognise, recogniseFile);
 
 const askForModels = () => fetch("v1/models", { headers: key() ? { Authorization: `Bearer ${key()}` } : {} });
 
-// Where there are several, one is chosen.
+// Offer a choice if there are several models.
 function offer(found) {
   models = found ?? [];
   const chosen = find("model").value;
@@ -34,7 +34,7 @@ async function askForKey() {
   return true;
 }
 
-// What is asked of the server besides hotwords: English as people write it, if that is the language.
+// Options for the server besides hotwords. English is written with digits and lower case.
 function asked() {
   const { id, languages } = models.find((model) => model.id === find("model").value) ?? {};
   return { model: id, written: languages?.length === 1 && languages[0] === "en", key: key() };
@@ -65,8 +65,8 @@ function state(name, seconds) {
     else show("busy", "Recognising");
     return;
   }
-  const [reason, until] = name === "full" ? ["The server is full", "there is room"] : ["The connection is lost", "it is back"];
-  complain(`${reason}. What you say is kept, and sent as soon as ${until}.`);
+  const [reason, until] = name === "full" ? ["The server is full", "there is room"] : ["The connection was lost", "it is back"];
+  complain(`${reason}. Speech is kept, and sent as soon as ${until}.`);
   show("lost", `Trying again in ${Math.ceil(seconds)} s`);
 }
 

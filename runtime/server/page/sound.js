@@ -1,14 +1,14 @@
-// What was recorded or opened, kept in this page to be played again.
+// Keeps recorded or opened sound in this page for playback.
 
-export const RATE = 16000; // of what the page keeps to play again, and of what it sends
+export const RATE = 16000; // sample rate in Hz of kept and sent sound
 
 const PLAYED_S = 60;
 const BLOCK_LEN = 10 * RATE;
 
-// Of a microphone, which may stay open for hours. A file is kept whole.
+// Limit for a microphone, which may stay open for hours. Files are kept whole.
 export const KEPT_S = 600;
 
-// Loops, here and where samples are added up: `from` and `reduce` make an object of each of thousands of samples a second.
+// This loop and `rms` avoid `from` and `reduce`, which allocate an object for each sample.
 export function int16(samples) {
   const result = new Int16Array(samples.length);
   for (let i = 0; i < samples.length; i++) result[i] = Math.max(-32768, Math.min(32767, Math.round(samples[i] * 32768)));
@@ -20,12 +20,12 @@ export class Sound {
     this.clear();
   }
 
-  // Go on after so many seconds that are not kept.
+  // Discard all sound. New sound starts after `seconds`.
   clear(seconds = 0) {
     this.stop();
     this.blocks = []; // of BLOCK_LEN samples
-    this.start = Math.ceil((seconds * RATE) / BLOCK_LEN) * BLOCK_LEN; // of the first of them, in samples
-    this.length = this.start; // of all that was pushed
+    this.start = Math.ceil((seconds * RATE) / BLOCK_LEN) * BLOCK_LEN; // of the first block, in samples
+    this.length = this.start; // end of the sound, in samples
   }
 
   push(samples, keptS = Infinity) {
@@ -39,7 +39,7 @@ export class Sound {
     }
   }
 
-  // The oldest that is no longer kept, if there is one: then memory stays the same however long somebody speaks.
+  // Reuse the oldest block that exceeds `keptS`, if any, which bounds memory.
   emptyBlock(keptS) {
     let block;
     for (; this.blocks.length && this.length - this.start >= keptS * RATE; this.start += BLOCK_LEN) block = this.blocks.shift();
@@ -50,7 +50,7 @@ export class Sound {
     return this.length / RATE;
   }
 
-  // Play from there, a minute at most; `onTime` is told the position, and null at the end. False if it is no longer kept.
+  // Play at most a minute. `onTime` receives the position in seconds, then null at the end. Returns false if the sound is no longer kept.
   play(seconds, onTime) {
     this.stop();
     const begin = Math.max(0, Math.floor(seconds * RATE));

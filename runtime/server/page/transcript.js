@@ -1,13 +1,13 @@
-// Segments on the page: words one can read, hover over, walk through by arrow keys and click to listen.
+// Shows the segments. Arrow keys move between words; a click plays from a word.
 //
-// They are text with the role of buttons, so that they can be selected and copied.
-// An element for each word of many hours would take as much memory as the rest of the page. So only segments in sight, or
-// near it, are made of words; the others are text, which is read and searched as well, and the browser does not lay it out.
+// Words are text with the role of buttons, so they can be selected and copied. Elements for all words of many hours would
+// need too much memory. So only segments in or near the visible part have word elements. The others are plain text, which
+// can still be read and searched, and the browser skips its layout.
 
 const UNSURE = 0.5;
-const NEAR = "100%"; // of the height of the transcript, above and below
+const NEAR = "100%"; // margin above and below, relative to the height of the transcript
 const AT_END_PX = 60;
-const KEPT = `u2moe-segments ${location.pathname} `; // other pages of the host have their own
+const KEPT = `u2moe-segments ${location.pathname} `; // separate from other pages of the host
 
 export class Transcript {
   constructor(list, partial, onWord) {
@@ -19,12 +19,12 @@ export class Transcript {
     this.observer = new IntersectionObserver((entries) => this.look(entries), { root: this.box, rootMargin: `${NEAR} 0px` });
     this.isAtEnd = true;
     this.box.addEventListener("scroll", () => (this.isAtEnd = this.isNearEnd()));
-    new ResizeObserver(() => this.isAtEnd && this.toEnd()).observe(this.box); // where a problem takes room, for example
+    new ResizeObserver(() => this.isAtEnd && this.toEnd()).observe(this.box); // when a problem is shown, for example
     list.addEventListener("click", (event) => getSelection().isCollapsed && this.choose(event.target.closest(".word")));
     list.addEventListener("keydown", (event) => this.walk(event));
   }
 
-  // What the page had recognised when it was loaded anew, or its process ended.
+  // Restore the segments after a reload, or after the process of the page has ended.
   restore() {
     for (let kept; (kept = stored((storage) => storage.getItem(KEPT + this.segments.length))); ) this.add(JSON.parse(kept));
   }
@@ -37,7 +37,7 @@ export class Transcript {
     this.partial.textContent = "";
   }
 
-  // Words that no later partial result changes are as dark as those of segments.
+  // Committed words are as dark as those of segments.
   showPartial({ text, committed }) {
     const certain = document.createElement("span");
     certain.className = "committed";
@@ -63,7 +63,7 @@ export class Transcript {
     this.observer.observe(item);
   }
 
-  // Segments that come near get their words, and those that go lose them, but for the one that Tab leads to.
+  // Create the word elements of segments that come near, and remove those of distant segments, except the Tab target.
   look(entries) {
     for (const { target, isIntersecting } of entries) {
       const isWanted = isIntersecting || target.querySelector('[tabindex="0"], .playing');
@@ -89,7 +89,7 @@ export class Transcript {
     return item ? [...item.querySelectorAll(".word")] : [];
   }
 
-  // One word at a time can be reached by Tab, the others by arrows from there.
+  // Tab reaches one word; arrow keys move from it to the others.
   walk(event) {
     const word = event.target.closest(".word"), item = word?.closest("li");
     if (!item) return;
@@ -119,7 +119,7 @@ export class Transcript {
     if (clicked) this.onWord(Number(clicked.dataset.start));
   }
 
-  // Which word is heard now.
+  // Mark the word that is playing.
   mark(seconds) {
     const heard = (part) => seconds !== null && seconds >= part.start && seconds < part.end;
     const segment = this.segments.findIndex(heard);
@@ -129,7 +129,7 @@ export class Transcript {
     word?.classList.add("playing");
   }
 
-  // Whoever reads the end sees what comes; whoever has scrolled back is left there.
+  // Stay at the end after the change, unless the user has scrolled back.
   atEnd(change) {
     const isThere = this.isNearEnd();
     change();
@@ -145,7 +145,7 @@ export class Transcript {
   }
 }
 
-// What `use` gives of the tab's storage; null where that is full, after days of speech, or forbidden.
+// Return the result of `use` on the tab's storage; null if the storage is full or forbidden.
 function stored(use) {
   try {
     return use(sessionStorage);

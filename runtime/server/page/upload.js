@@ -1,4 +1,4 @@
-// A file on its way to the server: sent as it is, and recognised there with full context, as by the command line.
+// Uploads a file. The server recognises it with full context, like the command line.
 
 export class FileRecognition {
   waiting = 0;
@@ -7,12 +7,12 @@ export class FileRecognition {
   constructor(file, { hotwords, model, key, written, on }) {
     this.file = file;
     this.on = on;
-    this.taken = 0; // characters of the answer
+    this.taken = 0; // characters of the response read so far
     const form = new FormData();
     const fields = { stream: "true", response_format: "verbose_json", hotwords: JSON.stringify(hotwords), model, written };
     for (const [name, value] of Object.entries(fields)) form.append(name, value);
     form.append("file", file, file.name);
-    const request = new XMLHttpRequest(); // `fetch` does not tell how much was sent
+    const request = new XMLHttpRequest(); // `fetch` does not report upload progress
     this.request = request;
     request.open("POST", "v1/audio/transcriptions");
     if (key) request.setRequestHeader("Authorization", `Bearer ${key}`);
@@ -20,7 +20,7 @@ export class FileRecognition {
     request.upload.onload = () => this.tell("Recognising");
     request.onprogress = () => this.read();
     request.onload = () => this.end();
-    request.onerror = () => this.stop("The connection is lost. Open the file again.");
+    request.onerror = () => this.stop("The connection was lost. Open the file again.");
     request.send(form);
   }
 
@@ -38,7 +38,7 @@ export class FileRecognition {
     if (!this.isOver) this.on.progress(`${doing} ${this.file.name}${share}`);
   }
 
-  // The events that are there as a whole.
+  // Read all complete events.
   read() {
     if (this.request.status !== 200) return;
     const text = this.request.responseText;
@@ -59,10 +59,10 @@ export class FileRecognition {
   end() {
     this.read();
     if (this.isOver) return;
-    let message = "The server ended before the file did. Open it again.";
+    let message = "The server stopped before the end of the file. Open the file again.";
     try {
       message = JSON.parse(this.request.responseText).error.message;
-    } catch {} // not an answer of this server
+    } catch {} // not a response of this server
     this.stop(this.request.status === 503 ? `${message}. Open the file again later.` : message);
   }
 
