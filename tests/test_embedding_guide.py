@@ -112,7 +112,7 @@ def test_its_names_are_public():
 
 
 def test_numbers_in_the_text_are_those_of_the_code():
-    assert f"up to {transcriber_module._MAX_KEPT} final ones wait" in TEXT
+    assert f"up to {transcriber_module._MAX_KEPT} final results are queued" in TEXT
     assert f"go through the encoder together, {u2moe.runtime.decoding.pipeline.MAX_BATCH} at a time" in TEXT
     assert f"weight {u2moe.runtime.decoding.context.DEFAULT_WEIGHT} or its own" in TEXT
     assert "`num_threads=1`, the default" in TEXT
@@ -134,10 +134,10 @@ def fed_after_end(demo):
 PROVOKED = {
     "a file that is missing, not audio, or damaged from the start": lambda demo: demo.transcribe("missing.wav"),
     "samples with NaN or infinity": lambda demo: demo.transcribe(np.full(9, np.nan)),
-    "samples of several channels, of other integers than int16, or far outside [-1, 1]": lambda demo: demo.transcribe(
+    "samples of several channels, of integers other than int16, or far outside [-1, 1]": lambda demo: demo.transcribe(
         np.zeros((9, 2))
     ),
-    "a sample rate that is impossible, or changes within a stream": lambda demo: demo.transcribe(
+    "an impossible sample rate, or one that changes within a stream": lambda demo: demo.transcribe(
         np.zeros(9), sample_rate=0
     ),
     "silero-vad is not installed, or the file is another network": lambda _: VoiceActivityDetector(
@@ -147,8 +147,8 @@ PROVOKED = {
     "a stream decoded by two threads at once": decoded_by_another,
     "a folder that is not a bundle, or is incomplete": lambda _: Recognizer.from_pretrained("."),
     "a provider that is not installed": lambda _: Recognizer.from_pretrained(providers=["RocketExecutionProvider"]),
-    "options of another type, or out of range": lambda _: DecodingOptions(beam_size=0),
-    "hotwords that the vocabulary cannot write": lambda demo: demo.create_stream(hotwords=["\u2603"]),
+    "options of the wrong type or out of range": lambda _: DecodingOptions(beam_size=0),
+    "hotwords that the vocabulary cannot spell": lambda demo: demo.create_stream(hotwords=["\u2603"]),
 }
 """Calls that provoke errors of the table. Other tests cover the remaining rows."""
 
