@@ -445,7 +445,7 @@ const bounded = async (recognizer) => { // feed 0.1 s at a time up to the limit;
       await last;
     }
   }
-  await Promise.all([1, 2].map(() => stream.reset() ?? stream.acceptWaveform(16000, part))); // each fits the limit on its own
+  await Promise.all([1, 2].map(() => stream.reset() ?? stream.acceptWaveform(16000, part))); // each fits the limit
   stream.reset();
   found.length = 0;
   for (let n = 0; n < samples.length; n += 1600) await stream.acceptWaveform(16000, samples.subarray(n, n + 1600));
