@@ -76,7 +76,7 @@ class ContextGraph:
             for following in arcs.values()
         )
         self.most_gain = step * max(map(len, self._spellings)) + _ROUNDING
-        # Phrases begin with a boundary. Only after a boundary is the state its node, or a deeper one.
+        # Phrases begin with a boundary. After a boundary, and only then, the state is its node or a deeper one.
         self.start = self._next[0][WORD_BOUNDARY]
         self._after_boundary = [False] * len(self._next)
         for arcs in self._next:

@@ -79,7 +79,7 @@ class PhraseGraph:
         self._spelling = Spelling(vocabulary)
         self._words: dict[str, list[str]] = {}
         self._arcs: list[dict[str, list[int]]] = [{}]
-        self._single = {_ROOT}  # places that only one place leads to
+        self._single = {_ROOT}  # places with a single predecessor
         self._ends: set[int] = set()
         for line, expression in grammar.phrases.items():
             what = f"grammar: phrase {line!r:.80}"
@@ -141,7 +141,7 @@ class PhraseGraph:
         If the tokens are not final, a last phrase that may become longer is left out.
         """
         num = len(tokens)
-        following: dict[int, int | None] = {num: None}  # by begin, the end of the phrase
+        following: dict[int, int | None] = {num: None}  # end of the phrase, by its beginning
         for begin in range(num - 1, -1, -1):
             ends, may_go_on = self._read(tokens, begin)
             if may_go_on and not is_final:

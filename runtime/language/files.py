@@ -261,7 +261,7 @@ def _centres(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.floa
         return distinct.astype(np.float32)
     sums = np.concatenate([[0.0], np.cumsum(distinct * weights)])
     sizes = np.concatenate([[0], np.cumsum(weights)])
-    # Centres start with a density of the cube root of the density of values, which is optimal for many centres.
+    # Initial density of centres: cube root of the density of values, which is optimal for many centres.
     steps = np.cumsum(np.cbrt(weights[1:] * np.diff(distinct) ** 2))
     centres = np.interp(np.linspace(0, steps[-1], count), np.concatenate([[0.0], steps]), distinct)
     for _ in range(_NUM_STEPS):

@@ -48,7 +48,7 @@ def _walk(folder: str) -> Iterator[str]:
     except OSError as error:
         raise CorpusError(f"{folder}: cannot be read: {error.strerror or error}") from error
     for name, is_folder in found:
-        path = os.path.join(folder, name)  # noqa: PTH118 - ten million Paths take longer than their files' names
+        path = os.path.join(folder, name)  # noqa: PTH118 - Path is too slow for ten million files
         if is_folder:
             yield from _walk(path)
         elif os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(APPLE_DOUBLE):  # noqa: PTH122
