@@ -115,5 +115,7 @@ def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
             Ed25519PublicKey.from_public_bytes(keys[each]).verify(signatures[each], PREFIX + manifest)
             return each
     if signed:
-        raise SignatureError(f"{where}: is not of this bundle.json, which was changed, or is of another bundle")
+        raise SignatureError(
+            f"{where}: does not match bundle.json: the manifest was changed, or the signature is of another bundle"
+        )
     raise SignatureError(f"{where}: is signed by {', '.join(signatures) or 'nobody'}, expected {' or '.join(keys)}")
