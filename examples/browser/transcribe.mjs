@@ -23,7 +23,7 @@ if (!files.length || !MODULES[values.runtime]) {
   process.exit(2);
 }
 
-process.env.ORT_DISABLE_TELEMETRY ??= '1'; // otherwise onnxruntime-node writes to the home folder and contacts its maker
+process.env.ORT_DISABLE_TELEMETRY ??= '1'; // otherwise onnxruntime-node writes to the home folder and sends telemetry
 const { default: ort } = await import(MODULES[values.runtime]);
 const isNode = values.runtime === 'node';
 if (!isNode) ort.env.wasm.numThreads = 1;

@@ -10,8 +10,8 @@ const MANIFEST = 'bundle.json', SIGNATURE = 'bundle.sig';
  *
  * @param source a URL, or {read(name)} that resolves to bytes.
  * @param options {parse, check, cache, onProgress, signal}:
- *   `parse(text)` returns the content of the manifest. `check(signature, manifest)`, if present, is called before it with the bytes
- *   of both files. `cache` is the name of a Cache for the files, or null. `onProgress` is called with {loaded, total} in bytes.
+ *   `parse(text)` returns the content of the manifest. `check(signature, manifest)`, if present, is called before
+ *   `parse` with the bytes of both files. `cache` is the name of a Cache for the files, or null. `onProgress` is called with {loaded, total} in bytes.
  * @returns {text, manifest, files}: the manifest as text and as an object; a map from file names to promises of their contents.
  */
 export async function openBundle(source, { parse, check, cache = 'u2moe', onProgress = () => {}, signal }) {
@@ -87,7 +87,7 @@ async function readVerified(reader, name, digest, onProgress) {
 
 async function difference(content, digest) {
   if (content.length !== digest.size) return `size is ${content.length} bytes, expected ${digest.size}`;
-  if (!globalThis.crypto?.subtle) throw new BundleError('models can be loaded only in pages from https or localhost');
+  if (!globalThis.crypto?.subtle) throw new BundleError('models can be loaded only by pages on https or localhost');
   const hash = new Uint8Array(await crypto.subtle.digest('SHA-256', content));
   const hex = Array.from(hash, (byte) => byte.toString(16).padStart(2, '0')).join('');
   return hex === digest.sha256 ? null : `sha256 is ${hex}, expected ${digest.sha256}`;
@@ -149,7 +149,7 @@ class UrlReader {
     this.#keeping.push(this.#cached((cache) => cache.put(this.#key(digest), new Response(content))));
   }
 
-  /** Read a file from the network, to notice a new model. Offline, the manifest and its signature come from the cache. */
+  /** Read a file from the network, so that new models are noticed. Offline, the manifest and its signature come from the cache. */
   async read(name, size = null, onProgress = () => {}) {
     const url = new URL(name, this.folder).href;
     try {

@@ -8,7 +8,7 @@ class Capture extends AudioWorkletProcessor {
 
   constructor() {
     super();
-    // Any message asks for the incomplete last block.
+    // Any message requests the incomplete last block.
     this.port.onmessage = () => {
       this.port.postMessage({ last: this.#block.slice(0, this.#length) });
       this.#length = 0;

@@ -9,7 +9,7 @@ import { BundleError, InferenceError, StreamError, U2moeError } from './errors.j
  */
 const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };
 
-/** Most pairs of a token and a frame in a decoder call. Attention needs memory for each, so long utterances take several calls. */
+/** Maximum number of token-frame pairs per decoder call, which bounds the memory of attention. Longer utterances take several calls. */
 const MOST_PAIRS = 2 ** 22;
 
 /** A session of onnxruntime-web or onnxruntime-node. Its errors name the file and the inputs. */
@@ -49,7 +49,7 @@ export class Graph {
     return new InferenceError(`${this.#file}: ${message}`, cause === undefined ? {} : { cause });
   }
 
-  /** Release the session after pending runs: onnxruntime would keep using memory that was freed. */
+  /** Release the session once pending runs have ended; otherwise onnxruntime would use freed memory. */
   async release() {
     const session = this.#session;
     this.#session = null;

@@ -100,8 +100,8 @@ export interface EndpointConfig {
   rule3?: EndpointRule | null;
   /** Shortest pause that ends an utterance of a long recording with full context, in seconds; null: none. Default: 0.5. */
   pause?: number | null;
-  /** From this end-of-sentence probability of the language model on, rule 2 halves its silence; below it, adds half.
-   * null: the language model is not used. Default: null. */
+  /** Threshold of the language model's end-of-sentence probability. From it, rule 2 needs half of its silence; below it, half as
+   * much again. null: the language model is not used. Default: null. */
   turn?: number | null;
 }
 
@@ -151,7 +151,7 @@ export class Vad {
 export interface StreamOptions {
   /** Phrases to prefer, optionally with a weight above 0 and at most 100. Default: those of the bundle. */
   hotwords?: ReadonlyArray<string | readonly [string, number]> | null;
-  /** The only phrases to recognise, with slots and '[unk]' as in Python. Excludes hotwords and language models. Default: null, none. */
+  /** The only phrases to recognise, with slots and '[unk]' as in Python. Excludes hotwords and language models. Default: null. */
   grammar?: readonly string[] | null;
   /** When an utterance ends; false: only at the end of the input. Default: true, the rules of the bundle, or Kaldi's. */
   endpoint?: boolean | EndpointConfig | null;
@@ -177,7 +177,7 @@ export interface StreamOptions {
   /** Chunks of left context; -1: all. Default: -1. */
   numLeftChunks?: number;
   // end
-  /** Most seconds of audio that may wait; more raise an AudioOverflowError. Default: null, no limit. */
+  /** Maximum seconds of audio that may wait; beyond it, `acceptWaveform` throws an AudioOverflowError. Default: null, no limit. */
   maxQueueS?: number | null;
   /** Recognise each speech segment that the detector finds as a separate source. Not in 'u2moe/worker'. */
   vad?: Vad | null;

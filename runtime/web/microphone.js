@@ -2,7 +2,7 @@
 
 import { MicrophoneError } from './errors.js';
 
-/** Turns off processing for calls, which removes parts of speech that recognition needs. */
+/** Disables audio processing meant for calls: it removes parts of speech that recognition needs. */
 const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 const LONGEST_FLUSH_MS = 500;
 const REASONS = {

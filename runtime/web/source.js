@@ -59,7 +59,7 @@ export class Source {
   }
 
   #append(sampleRate, samples) {
-    if (!this.#failure && !this.#isDiscarded) this.#recognition.call('accept', sampleRate, samples); // otherwise the samples would never be recognised
+    if (!this.#failure && !this.#isDiscarded) this.#recognition.call('accept', sampleRate, samples); // after a failure or reset they would never be recognised
   }
 
   /** Stop: emit no more events, and drop work in progress. */

@@ -12,7 +12,7 @@ export class Stream extends EventTarget {
   /**
    * @param open creates a source {accept, finish, discard, result} from a function that emits events. `discard` may return the
    *   next source.
-   * @param maxQueueS most seconds of audio that may wait; undefined or null: no limit.
+   * @param maxQueueS maximum seconds of audio that may wait; undefined or null: no limit.
    */
   constructor(open, maxQueueS = null) {
     super();

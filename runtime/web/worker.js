@@ -19,7 +19,7 @@ export function serve(defaults) {
   if (!port) throw new TypeError('serve must be called in a worker');
   const objects = new Map(), aborts = new Map();
   let recognizer;
-  // If a language model failed to load, its number is passed on and rejected.
+  // If a language model failed to load, its number is passed on, and `createStream` rejects it.
   const given = (options) => options && { ...options, languageModel: objects.get(options.languageModel) ?? options.languageModel };
   const methods = {
     async load(id, source, options) {

@@ -39,7 +39,7 @@ export class Sound {
     }
   }
 
-  // Reuse the oldest block that exceeds `keptS`, if any, which bounds memory.
+  // Return an empty block. Reuses the oldest block beyond `keptS`, if any, which bounds memory.
   emptyBlock(keptS) {
     let block;
     for (; this.blocks.length && this.length - this.start >= keptS * RATE; this.start += BLOCK_LEN) block = this.blocks.shift();
