@@ -69,7 +69,7 @@ def what_changes(
 def finite_numbers(where: str) -> Iterator[None]:
     """Turn a ProviderError about invalid numbers into a QuantizationError whose message starts with `where`.
 
-    The weights have been checked before, so the numbers overflow while a graph is computed.
+    The weights have been checked before, so the numbers overflow while a graph runs.
     """
     try:
         yield

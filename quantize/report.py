@@ -38,7 +38,7 @@ from u2moe.runtime.text.word_errors import WordErrors, edit_distance
 Array = npt.NDArray[Any]
 NUM_TIMINGS = 9
 NUM_LEFT_CHUNKS = 4
-"""Left chunks in the timing of streams, in chunks of the default size."""
+"""Left chunks for the timing of streams, whose chunks have the default size."""
 
 
 def build_report(

@@ -182,7 +182,7 @@ class _Recorder:
         for name, rows in self._graph.seen.items():
             if not np.isfinite(rows).all():
                 layer = self._layers[name]
-                raise QuantizationError(f"calibration: {layer} reads numbers that are not finite from the recordings")
+                raise QuantizationError(f"calibration: {layer} reads numbers that are not finite on the recordings")
             self._activations.add(name, rows)
         return found
 
@@ -258,7 +258,7 @@ def fitted(
 ) -> RoundedWeight:
     """Return the rounded product that best reproduces `weight` and `bias`.
 
-    It reads the second inputs [n, in], while `weight` and `bias` read the first.
+    The rounded product reads the second inputs [n, in], `weight` and `bias` the first.
 
     Errors of rows are weighted by `shares` [n]. Without a bias the mean error remains. `inputs` returns some rows of
     both.
