@@ -78,8 +78,12 @@ class ChannelSite:
 def sites_of(*models: ir.Model) -> list[ChannelSite]:
     """Return all sites of float32 graphs; with all graphs of a network, also its encoder output.
 
-    Sites are outputs of normalisations that only products, feed-forward layers and mixtures read; channels of the front
-    end; values of attention; and hidden units of feed-forward layers and experts after relu or a gate.
+    Sites are:
+
+    - outputs of normalisations that only products, feed-forward layers and mixtures read
+    - channels of the front end
+    - values of attention
+    - hidden units of feed-forward layers and experts after relu or a gate
     """
     sites = [site for model in models for site in _sites_of(model)] + list(_encoder_output(models))
     return [site for site in sites if all(len(value.uses()) == 1 for value in (*site.made, *site.read))]

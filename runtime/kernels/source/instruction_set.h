@@ -125,8 +125,8 @@ struct InstructionSet {
   void (*convolve_in_time)(const TimeConvolution&, size_t first, size_t last);  // rows of `out`
 };
 
-// Returns the best instruction set of this processor, or the one that the environment names; null, with a message, if
-// that is unknown or missing.
+// Returns the best instruction set of this processor, or the one that the environment names. If that is unknown or
+// missing, returns null with a message.
 const InstructionSet* instruction_set(const char** message);
 
 // Lists all instruction sets of this processor, best first; returns their number.

@@ -47,7 +47,7 @@ struct Int8Weight {
   const float* scale;    // [n]
   const float* bias;     // [n] or null
   size_t k, n;
-  bool from_zero = false;  // activations are uint8 from 0, not around 128, so there is no correction
+  bool from_zero = false;  // activations are uint8 from 0, not around 128: without correction
 };
 void pack8(const Int8Weight& from, uint8_t* to);
 

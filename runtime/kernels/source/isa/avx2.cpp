@@ -1,5 +1,5 @@
 // AVX2 without VNNI. In int4 it adds products with 4-bit weights in 16 bits, and multiplies pairs of sums by the step
-// of their group where int8 multiplies pairs of products by one. With 8-bit weights these sums would exceed 16 bits.
+// of their group; int8 multiplies pairs of products by one. With 8-bit weights these sums would exceed 16 bits.
 #include "../loops.h"
 #include "../vectors/avx2.h"
 

@@ -1,6 +1,6 @@
 // Stored results of a layer for rows that repeat, such as positions. A chunk shares most of them with the chunk before,
-// and streams share them with each other. A row is found only if all its bits are equal, and its result depends on
-// nothing else, so results are identical with and without this cache.
+// and streams share them with each other. A row is found only if all its bits are equal. Its result depends on nothing
+// else, so results are identical with and without this cache.
 #pragma once
 #include <atomic>
 #include <cstddef>
