@@ -150,7 +150,7 @@ class SecondPass:
 def _as_found(
     rescored: Rescored, found: Sequence[Hypothesis], heard: Sequence[tuple[Hypothesis, list[int]]]
 ) -> Rescored:
-    """Return the second pass of the original hypothesis from that of its heard version; see `Utterance.heard`."""
+    """Transfer the second pass of a hypothesis from `Utterance.heard` to the original hypothesis."""
     place = next(place for place, (each, _) in enumerate(heard) if each is rescored.hypothesis)
     probabilities = rescored.token_probabilities
     least = np.minimum.reduceat(probabilities, heard[place][1]).tolist() if probabilities else []

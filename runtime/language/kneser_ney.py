@@ -156,7 +156,7 @@ class TrainingOptions:
         if not self.prune or self.prune[0] != 0 or list(self.prune) != sorted(self.prune):
             raise ValueError(f"prune must begin with 0 and not decrease, got {' '.join(map(str, self.prune))}")
         if len(self.prune) > self.order:
-            raise ValueError(f"prune has {len(self.prune)} numbers for n-grams of up to {self.order} words")
+            raise ValueError(f"prune must have at most {self.order} numbers, got {len(self.prune)}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

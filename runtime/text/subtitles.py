@@ -13,7 +13,7 @@ from u2moe.runtime.result import Result
 from u2moe.runtime.validation import checked_options
 
 _MOST_S = 1e9
-"""Longer than any recording, and short enough to be counted in milliseconds."""
+"""Upper limit of durations in seconds, longer than any recording."""
 
 
 @dataclass(frozen=True, kw_only=True)
