@@ -728,11 +728,11 @@ def test_a_demanded_signature(check, bundle, tmp_path):
     whole = ["U2MOE_OK: open"] * 2 if HAS_OPENSSL else [f"{refused}this library was built without", "U2MOE_OK: open"]
     nobody = "U2MOE_INVALID_ARGUMENT: public_keys must name at least one key"
     other, none = (
-        f"{refused}{folders[1]}/bundle.sig: does not match bundle.json",
+        f"{refused}{folders[1]}/bundle.sig: does not match this bundle.json",
         f"{refused}{folders[2]}/bundle.sig: missing",
     )
     expected = [
-        (folders[0], key, [*whole, f"{refused}{folders[0]}/bundle.sig: does not match bundle.json", nobody]),
+        (folders[0], key, [*whole, f"{refused}{folders[0]}/bundle.sig: does not match this bundle.json", nobody]),
         (folders[0], tmp_path / "other.pub", [f"{refused}{folders[0]}/bundle.sig: is signed by "] * 3),
         (folders[2], key, [none] * 4),
     ]

@@ -53,14 +53,14 @@ WRONG = [
     (lambda folder: (folder / "bundle.sig").write_text("[]"), ["old"], "bundle.sig: "),
     (changed_signature(lambda content: content.update(version=2)), ["old"], "bundle.sig: version must be 1, got 2"),
     (changed_signature(lambda content: content.update(signatures=[])), ["old"], "bundle.sig: signatures must be"),
-    (changed_signature(swapped), ["old", "new"], "bundle.sig: does not match bundle.json"),
+    (changed_signature(swapped), ["old", "new"], "bundle.sig: does not match this bundle.json"),
     (changed_signature(lambda content: content["signatures"].clear()), ["old"], "bundle.sig: is signed by nobody, exp"),
     (changed_signature(lambda content: content["signatures"].update(dict.fromkeys(content["signatures"], "AAAA"))),
-     ["new"], "bundle.sig: does not match bundle.json"),
+     ["new"], "bundle.sig: does not match this bundle.json"),
     (lambda folder: edit_manifest(folder, lambda manifest: manifest.update(producer="me")), ["old"],
-     "bundle.sig: does not match bundle.json"),
+     "bundle.sig: does not match this bundle.json"),
     # The content does not matter, because an unsigned manifest is not parsed.
-    (lambda folder: (folder / "bundle.json").write_bytes(b"{"), ["old"], "bundle.sig: does not match bundle.json"),
+    (lambda folder: (folder / "bundle.json").write_bytes(b"{"), ["old"], "bundle.sig: does not match this bundle.json"),
     (lambda folder: None, ["other"], "bundle.sig: is signed by "),
 ]  # fmt: skip
 """Change of a signed bundle, the keys that a program requires, and the error that it gets."""

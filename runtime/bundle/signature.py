@@ -116,6 +116,6 @@ def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
             return each
     if signed:
         raise SignatureError(
-            f"{where}: does not match bundle.json: the manifest was changed, or the signature is of another bundle"
+            f"{where}: does not match this bundle.json, which was changed or belongs to another bundle"
         )
     raise SignatureError(f"{where}: is signed by {', '.join(signatures) or 'nobody'}, expected {' or '.join(keys)}")

@@ -127,7 +127,7 @@ export class Core {
       const [publicKey, signature] = each.map((hex) => Uint8Array.from(hex.match(/../g) ?? [], (byte) => Number.parseInt(byte, 16)));
       if ((await verify({ publicKey, message, signature })) === true) return;
     }
-    throw new SignatureError('bundle.sig: does not match bundle.json: the manifest was changed, or the signature is of another bundle');
+    throw new SignatureError('bundle.sig: does not match this bundle.json, which was changed or belongs to another bundle');
   }
 
   /** Copy the numbers at a pointer. */

@@ -77,7 +77,7 @@ class Signatures {
   void check(const std::string& manifest, const Verify& verify) const {
     const std::string message = kSignaturePrefix + manifest;
     const bool is_signed = std::any_of(signed_.begin(), signed_.end(), [&](const Signed& each) { return each.second.size() == 64 && verify(each, message); });
-    if (!is_signed) fail<SignatureError>(path_ + ": does not match bundle.json: the manifest was changed, or the signature is of another bundle");
+    if (!is_signed) fail<SignatureError>(path_ + ": does not match this bundle.json, which was changed or belongs to another bundle");
   }
 
  private:
