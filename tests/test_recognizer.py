@@ -110,7 +110,7 @@ def test_little_or_nothing(recognizer, samples):
 
 
 def test_model_that_was_trained_for_one_chunk_size(bundle, model, sound):
-    """WeNet then always applies a chunk mask, so there is no full context."""
+    """WeNet then always applies a chunk mask, so full context is unavailable."""
     config = dataclasses.replace(model.config, static_chunk_size=8)
     manifest = dataclasses.replace(bundle.manifest, model=config)
     static = Recognizer(bundle, Model(manifest, model.encoder.session, model._ctc, model._decoder))

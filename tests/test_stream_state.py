@@ -18,7 +18,7 @@ from u2moe.runtime.decoding.stream_state import StreamState
 
 @given(st.integers(1, 20), st.lists(st.integers(1, 30_000), max_size=4))
 def test_what_is_missing_completes_a_window(chunk_size, lengths):
-    """With less audio there is no window; with this much there is one."""
+    """Less audio is not enough for a window; this much is."""
     toy = toy_recognizer()
     stream = toy.create_stream(dataclasses.replace(CHUNKED, chunk_size=chunk_size))
     for length in lengths:
