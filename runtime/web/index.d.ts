@@ -42,7 +42,7 @@ export interface Alternative {
   tokens: number[];
   /** Time of each token's peak in seconds; empty if only the decoder searched. */
   times: number[];
-  /** Score of both passes, or of the first if there is no second. */
+  /** Combined score of both passes, or score of the first if only that ran. */
   score: number;
   ctcScore: number;
   /** 0 without a second pass. */
@@ -269,7 +269,7 @@ export class Recognizer {
   transcribe(samples: Float32Array | Int16Array, sampleRate?: number, options?: TranscribeOptions): Promise<Result[]>;
   /** Recognise a second of noise, which makes the first audio as fast as later audio. */
   warmUp(options?: { signal?: AbortSignal | null }): Promise<void>;
-  /** Free the model's memory after the graphs that are running. */
+  /** Free the model's memory once running graphs have ended. */
   release(): Promise<void>;
 }
 

@@ -104,7 +104,7 @@ export class Source {
         break;
       }
       isNew = !isBetween;
-      if (!this.#isDiscarded) await this.#run(request); // a listener may discard it
+      if (!this.#isDiscarded) await this.#run(request); // a listener may have discarded the source
     }
   }
 

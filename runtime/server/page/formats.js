@@ -67,7 +67,7 @@ function cut(all) {
 const fits = (group) =>
   group.at(-1).end - group[0].start <= MOST_MS && group[1].start - group[0].end <= PAUSE_MS && fill(group, LINE).length <= LINES;
 
-// Wrap into as few and as even lines as possible; lower lines are longer.
+// Wrap into as few lines as possible, of similar length; lower lines are longer.
 function wrap(group) {
   let lines = fill(group, LINE);
   for (let most = Math.floor(columns(group) / lines.length); most < LINE; most += 1) {
