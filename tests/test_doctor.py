@@ -140,7 +140,7 @@ def test_a_kernel_with_a_wrong_digest_does_not_pass(found, monkeypatch):
     monkeypatch.setattr(kernels, "description", lambda: {"isas": [*sets[:1], "other", "scalar"]})
     monkeypatch.setattr(check, "digest_of", lambda _, isa: {"other": "0123"}.get(isa, "4567"))
     assert found("native kernels")[1] == [
-        "native kernels: u2moe-kernels compute something else with other (0123) than with the others (4567)"
+        "native kernels: the results of u2moe-kernels with other (0123) differ from those with 4567"
     ]
 
 

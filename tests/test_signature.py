@@ -90,7 +90,7 @@ def test_a_demanded_key_must_have_signed(signed, keys, damaged):
     flipped("ctc.onnx")(folder := damaged[-1])
     with pytest.raises(IntegrityError, match=r"ctc\.onnx: sha256 is"):  # its digest is signed
         Bundle.open(folder, public_keys=[keys["old"]])
-    with pytest.raises(ValueError, match="public_keys must name at least one key"):
+    with pytest.raises(ValueError, match="public_keys must contain at least one key"):
         Bundle.open(signed, public_keys=[])
     secret = (keys["folder"] / "old").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="public key must be Ed25519") as refused:

@@ -102,7 +102,7 @@ def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
     """
     where, keys = folder / SIGNATURE_FILE, {key_id(key): key for key in map(public_key, public_keys)}
     if not keys:
-        raise ValueError("public_keys must name at least one key: nobody could have signed")
+        raise ValueError("public_keys must contain at least one key")
     try:
         from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - an extra
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
