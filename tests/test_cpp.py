@@ -384,7 +384,7 @@ def test_calls_in_any_order_with_any_arguments_give_error_codes(check, bundle, t
 
 
 def test_a_stream_is_for_one_thread_at_a_time(check, bundle, talk):
-    assert check("two-threads", bundle.path, talk) == b"this stream is decoded by another thread\n"
+    assert check("two-threads", bundle.path, talk) == b"this stream is being decoded by another thread\n"
 
 
 def test_want_of_memory_is_an_error(installed, check, bundle):
@@ -489,8 +489,8 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
         "U2MOE_AUDIO_ERROR: sample rate must be between 1000 and 384000 Hz, got 2147483647",
         "U2MOE_AUDIO_ERROR: sample rate must be between 1000 and 384000 Hz, got 0",
         *["sample rate must be between 1000 and 384000 Hz, got 0"] * 2,
-        "U2MOE_AUDIO_ERROR: samples hold values that are no finite numbers",
-        "U2MOE_AUDIO_ERROR: samples are far outside [-1, 1]: divide integers by the largest first",
+        "U2MOE_AUDIO_ERROR: samples contain NaN or infinity",
+        "U2MOE_AUDIO_ERROR: samples are far outside [-1, 1]: divide integers by their full scale",
         "U2MOE_AUDIO_ERROR: sample rate changed from 16000 to 8000 Hz in a stream",
         "U2MOE_STREAM_ERROR: the input of this stream is finished: reset it, or create another",
         "U2MOE_STREAM_ERROR: the input of this stream is finished: reset it, or create another",
@@ -505,7 +505,7 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
         "U2MOE_INVALID_ARGUMENT: length_penalty must be from -10 to 10, got 11",
         "U2MOE_INVALID_ARGUMENT: endpoint rules need silence or a length above 0 seconds",
         "options of an earlier version are accepted",
-        "U2MOE_INVALID_ARGUMENT: hotwords are empty: leave them out for none",
+        "U2MOE_INVALID_ARGUMENT: hotwords are empty: omit them to use none",
         f"U2MOE_INVALID_ARGUMENT: hotword '{'A' * 200}'...: may have 200 characters, got 2097152",
         r"U2MOE_BUNDLE_ERROR: /none\xff\xc3/bundle.json: missing, or cannot be read",
         f"U2MOE_INVALID_ARGUMENT: num_threads must be from 1 to {max(32, 4 * os.cpu_count())} on this machine, got 0",
@@ -687,7 +687,7 @@ def test_graphs_of_fixed_shape(program, static, talk, name):
     found = segments(run(program, "--json", "--left-chunks", 2, bundle.path, talk))
     assert_same_segments(found, expected)
     refused = problem(program, "--left-chunks", 3, bundle.path, talk)
-    assert f"this bundle has chunks of {size} frames and 2 chunks of left context alone, got" in refused
+    assert f"this bundle supports only chunks of {size} frames and 2 chunks of left context, got" in refused
 
 
 @pytest.mark.parametrize(("file", "change", "told"), DAMAGED_SHAPES)
@@ -726,7 +726,7 @@ def test_a_demanded_signature(check, bundle, tmp_path):
     edit_manifest(folders[1], lambda manifest: manifest.update(producer="me"))
     key, refused = tmp_path / "ours.pub", "U2MOE_SIGNATURE_ERROR: "
     whole = ["U2MOE_OK: open"] * 2 if HAS_OPENSSL else [f"{refused}this library was built without", "U2MOE_OK: open"]
-    nobody = "U2MOE_INVALID_ARGUMENT: public_keys must name at least one key"
+    nobody = "U2MOE_INVALID_ARGUMENT: public_keys must contain at least one key"
     other, none = (
         f"{refused}{folders[1]}/bundle.sig: does not match this bundle.json",
         f"{refused}{folders[2]}/bundle.sig: missing",

@@ -166,7 +166,7 @@ BAD = {
     "phrase 'a [unk]': found '[unk]', expected [unk] in a line of its own": ["a [unk]"],
     "phrase 'a <x>': found slot <x>, expected none: none is defined": ["a <x>"],
     "phrase 'a <x>': found slot <x>, expected one of <y>, <z>": ["a <x>", "<y> = a", "<z> = b"],
-    "phrase '<x>': slot <x>: found itself in it, expected no recursion": ["<x>", "<x> = a <y>", "<y> = b <x>"],
+    "phrase '<x>': slot <x> contains itself": ["<x>", "<x> = a <y>", "<y> = b <x>"],
     "found more than 100 brackets or slots in one another": ["(" * 101 + "a" + ")" * 101],
     "slot <x>: found a second definition, expected one": ["<x>", "<x> = a", "<x> = b"],
     "phrase 'a z': the vocabulary has no 'z'": ["b", "a z"],

@@ -325,7 +325,7 @@ def test_a_damaged_file_says_where(tmp_path, damage):
 
 
 def test_ngrams_that_are_there_twice_or_continue_none_are_named(tmp_path):
-    for lines, message in (("-1 a b\n-1 a b", "'a b' is there twice"), ("-1 b a\n-1 b b", None)):
+    for lines, message in (("-1 a b\n-1 a b", "'a b' appears twice"), ("-1 b a\n-1 b b", None)):
         arpa = f"\\data\\\nngram 1=2\nngram 2=2\nngram 3=1\n\n\\1-grams:\n-1 a 0\n-1 b 0\n\n\\2-grams:\n{lines}\n\n"
         arpa += "\\3-grams:\n-1 a b a\n\n\\end\\\n"
         with pytest.raises(

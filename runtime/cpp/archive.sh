@@ -1,6 +1,7 @@
 #!/bin/sh
-# An archive of the shared library for others: archive.sh NAME ONNXRUNTIME_ROOT [SETTING...] leaves build/archives/u2moe-VERSION-NAME.tar.gz
-# with headers, onnxruntime, what CMake and pkg-config need, and licences. release.yml runs it for each system.
+# Build an archive of the shared library for release: archive.sh NAME ONNXRUNTIME_ROOT [SETTING...] writes
+# build/archives/u2moe-VERSION-NAME.tar.gz. It contains headers, onnxruntime, files for CMake and pkg-config, and licences.
+# release.yml runs it for each system.
 set -e
 name=$1 root=$2
 shift 2

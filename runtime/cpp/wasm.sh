@@ -1,6 +1,6 @@
 #!/bin/sh
-# Compiles the core to runtime/web/core.wasm, or to the file named: PYTHON=env/bin/python sh runtime/cpp/wasm.sh [FILE]; `make web` does it.
-# The same compiler gives the same bytes, wherever the repository lies; another version gives others.
+# Compile the core to runtime/web/core.wasm or FILE: PYTHON=env/bin/python sh runtime/cpp/wasm.sh [FILE]. `make web` runs it.
+# The same compiler version produces the same bytes in any folder. Another version produces different bytes.
 COMPILER=ziglang==0.17.1
 set -e
 out=$(realpath "${1:-$(dirname "$0")/../web/core.wasm}")

@@ -210,7 +210,7 @@ class PhraseGraph:
                     for word in self._spelled(item, what):
                         reached = self._add_word(word, reached, what)
                 elif item in within:
-                    raise GrammarError(f"{what}: slot {item}: found itself in it, expected no recursion")
+                    raise GrammarError(f"{what}: slot {item} contains itself")
                 elif item not in self._slots:
                     expected = f"one of {', '.join(self._slots)}" if self._slots else "none: none is defined"
                     raise GrammarError(f"{what}: found slot {item}, expected {expected}")

@@ -136,7 +136,7 @@ class Ngrams:
             if (key[1:] == key[:-1]).any():
                 row = rows[order[int(np.argmax(key[1:] == key[:-1]))]]
                 found = " ".join(words[number] for number in row)
-                raise LanguageModelError(f"{source}: the {length}-gram {found!r} is there twice")
+                raise LanguageModelError(f"{source}: the {length}-gram {found!r} appears twice")
             children[start:] += np.bincount(parent - start, minlength=len(children) - start)
             start = len(children)
             children = np.concatenate([children, np.zeros(len(rows), np.int64)])

@@ -115,8 +115,8 @@ def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> 
     fixed = config.static
     if fixed is not None and (chunk_size != fixed.chunk_size or num_left_chunks not in (-1, fixed.num_left_chunks)):
         raise StreamError(
-            f"this bundle has chunks of {fixed.chunk_size} frames and {fixed.num_left_chunks} chunks of left context "
-            f"alone, got chunk_size {chunk_size} and num_left_chunks {num_left_chunks}"
+            f"this bundle supports only chunks of {fixed.chunk_size} frames and {fixed.num_left_chunks} chunks of left "
+            f"context, got chunk_size {chunk_size} and num_left_chunks {num_left_chunks}"
         )
     if chunk_size % config.chunk_multiple:
         multiple = config.chunk_multiple

@@ -1,9 +1,9 @@
-/// The C interface as C++17: owners, exceptions, containers. Header-only, so that programs and library may be built by different
-/// compilers; u2moe.h says what everything means, and how threads may use it.
+/// The C interface as C++17, with owners, exceptions and containers. Header-only: program and library may be built by different
+/// compilers. u2moe.h documents each function and the rules for threads.
 ///
 ///     u2moe::Recognizer recognizer("bundle");
 ///     u2moe::Stream stream = recognizer.create_stream();
-///     stream.accept_waveform(48000, samples, num_samples);  // any number of samples, as often as there are some
+///     stream.accept_waveform(48000, samples, num_samples);  // repeat for each buffer
 ///     stream.input_finished();
 ///     for (const u2moe::Result& segment : stream.take_segments()) show(segment.text);
 #ifndef U2MOE_HPP
@@ -23,7 +23,7 @@
 
 namespace u2moe {
 
-/// What went wrong; `code` says whose fault it is.
+/// An error of the library. `code` identifies its kind.
 class Error : public std::runtime_error {
  public:
   Error(u2moe_error code, const std::string& message) : std::runtime_error(message), code_(code) {}
@@ -37,7 +37,7 @@ inline void check(u2moe_error error) {
   if (error != U2MOE_OK) throw Error(error, u2moe_error_message());
 }
 
-/// What a function of the C interface gives in its last argument.
+/// Return the value that a C function writes to its last argument.
 template <class T, class Function, class... Arguments>
 T given_by(Function function, Arguments... arguments) {
   T found{};
@@ -45,7 +45,7 @@ T given_by(Function function, Arguments... arguments) {
   return found;
 }
 
-/// Owns a handle.
+/// Owns a handle and frees it. Movable.
 template <class T, u2moe_error (*kFree)(T)>
 class Handle {
  public:
@@ -69,22 +69,22 @@ using Hotwords = Handle<u2moe_hotwords, u2moe_hotwords_free>;
 using LanguageModel = Handle<u2moe_language_model, u2moe_language_model_free>;
 using Vad = Handle<u2moe_vad, u2moe_vad_free>;
 
-/// Members are those of u2moe_result_view, and live as long as the result.
+/// View of a result with the members of u2moe_result_view. It must not outlive the result.
 class ResultView : public u2moe_result_view {
  public:
-  ResultView(u2moe_result handle) : u2moe_result_view(), handle_(handle) {  // NOLINT: as callbacks give it
+  ResultView(u2moe_result handle) : u2moe_result_view(), handle_(handle) {  // NOLINT: implicit, for callbacks
     size = sizeof(u2moe_result_view);
     check(u2moe_result_get(handle, this));
   }
 
-  /// With the names that Python's results have.
+  /// The result as JSON, with the field names of Python.
   std::string json() const { return given_by<const char*>(u2moe_result_json, handle_); }
 
  private:
   u2moe_result handle_;
 };
 
-/// A result that it owns. Movable.
+/// An owned result. Movable.
 class Result : public ResultView {
  public:
   explicit Result(u2moe_result handle) : ResultView(handle), owned_(handle) {}
@@ -93,7 +93,7 @@ class Result : public ResultView {
   Handle<u2moe_result, u2moe_result_free> owned_;
 };
 
-/// A struct of options with the defaults.
+/// An options struct that starts with the defaults.
 template <class T, u2moe_error (*kInit)(T*, std::size_t)>
 struct Options : T {
   Options() : T() { check(kInit(this, sizeof(T))); }
@@ -104,7 +104,8 @@ using LanguageModelOptions = Options<u2moe_language_model_options, u2moe_languag
 using VadOptions = Options<u2moe_vad_options, u2moe_vad_options_init>;
 using StreamOptions = Options<u2moe_stream_options, u2moe_stream_options_init>;
 
-/// Where messages of the library and of onnxruntime go; see u2moe_set_log. Once set, the function stays for good.
+/// Set the function that receives log messages of the library and of onnxruntime; see u2moe_set_log. The function is never
+/// freed.
 inline void set_log(std::function<void(int severity, const std::string& origin, const std::string& message)> log) {
   using Log = decltype(log);
   const auto call = [](void* context, std::int32_t severity, const char* origin, const char* message) {
@@ -113,14 +114,14 @@ inline void set_log(std::function<void(int severity, const std::string& origin, 
   check(u2moe_set_log(call, new Log(std::move(log))));
 }
 
-/// Compares every file of a bundle with its digest.
+/// Compare every file of a bundle with its digest. Loads no model.
 inline void verify(const std::string& folder) { check(u2moe_verify(folder.c_str())); }
 
 inline Vad open_vad(const std::string& file, const VadOptions& options = {}) {
   return Vad(given_by<u2moe_vad>(u2moe_vad_open, file.c_str(), &options));
 }
 
-/// One source of audio. Movable.
+/// Recognises one audio source. Movable.
 class Stream {
  public:
   explicit Stream(u2moe_stream handle) : handle_(handle) {}
@@ -133,20 +134,21 @@ class Stream {
   }
   void input_finished() { check(u2moe_stream_input_finished(handle_.get())); }
 
-  /// Final results of utterances that have words, each once.
+  /// Take final results of utterances with words, each once.
   std::vector<Result> take_segments() {
     std::vector<Result> segments;
     while (const auto result = given_by<u2moe_result>(u2moe_stream_take_segment, handle_.get())) segments.emplace_back(result);
     return segments;
   }
 
-  /// The result so far of the current utterance.
+  /// Current result of the current utterance.
   Result get_result() const { return Result(given_by<u2moe_result>(u2moe_stream_get_result, handle_.get())); }
 
-  /// Whether take_segments gives some.
+  /// Whether take_segments has a result.
   bool is_endpoint() const { return given_by<std::int32_t>(u2moe_stream_is_endpoint, handle_.get()) != 0; }
 
-  /// Whether the voice activity detector hears speech, and where speech begins and ends, each once.
+  /// Whether the voice activity detector currently detects speech. take_speech_events returns where speech begins and ends,
+  /// each event once.
   bool is_speech() const { return given_by<std::int32_t>(u2moe_stream_is_speech, handle_.get()) != 0; }
   std::vector<u2moe_speech_event> take_speech_events() {
     std::vector<u2moe_speech_event> events;
@@ -155,10 +157,10 @@ class Stream {
     return events;
   }
 
-  /// Discards everything, and begins a new source.
+  /// Discard everything and begin a new source.
   void reset() { check(u2moe_stream_reset(handle_.get())); }
 
-  /// Only queues samples, for decode_streams.
+  /// Queue samples for decode_streams and return.
   void feed(int sample_rate, const float* samples, std::size_t num) { check(u2moe_stream_feed(handle_.get(), sample_rate, samples, num)); }
   void feed(int sample_rate, const std::int16_t* samples, std::size_t num) {
     check(u2moe_stream_feed_int16(handle_.get(), sample_rate, samples, num));
@@ -166,10 +168,10 @@ class Stream {
   void feed_finished() { check(u2moe_stream_feed_finished(handle_.get())); }
   double queued() const { return given_by<double>(u2moe_stream_queued, handle_.get()); }
 
-  /// Ends decoding within one chunk, from any thread.
+  /// Stop decoding within one chunk. Any thread may call this.
   void cancel() { check(u2moe_stream_cancel(handle_.get())); }
 
-  /// Throws the error by which recognition has failed.
+  /// Throw the error that ended recognition, if any.
   void check_failure() const { check(u2moe_stream_failure(handle_.get())); }
   u2moe_stream get() const { return handle_.get(); }
 
@@ -177,21 +179,23 @@ class Stream {
   Handle<u2moe_stream, u2moe_stream_free> handle_;
 };
 
-/// Recognises what waits in many streams, in batches.
+/// Recognise the queued audio of many streams in batches.
 inline void decode_streams(const std::vector<Stream*>& streams) {
   std::vector<u2moe_stream> all;
   for (const Stream* stream : streams) all.push_back(stream->get());
   check(u2moe_decode_streams(all.data(), all.size()));
 }
 
-/// Functions that a transcriber calls in its thread; see u2moe_transcriber_callbacks. What they throw goes to `on_error`.
+/// Functions that a transcriber calls in its thread; see u2moe_transcriber_callbacks. `on_error` receives the exceptions they
+/// throw.
 struct Callbacks {
   std::function<void(const ResultView&)> on_partial, on_final;
   std::function<void(u2moe_error, const std::string& message)> on_error;
   std::function<void(bool is_speech, double time)> on_speech;
 };
 
-/// Recognises one source in a thread of its own. Movable; cancels what is left when it is destroyed, which its own functions may do.
+/// Recognises one source in its own thread. Movable. The destructor cancels remaining work; a callback may destroy its
+/// transcriber.
 class Transcriber {
  public:
   Transcriber(u2moe_recognizer recognizer, Callbacks callbacks, const StreamOptions& options)
@@ -207,7 +211,7 @@ class Transcriber {
     handle_ = Handle<u2moe_transcriber, u2moe_transcriber_free>(given_by<u2moe_transcriber>(u2moe_transcriber_create, recognizer, &options, &calls));
   }
   Transcriber(Transcriber&&) = default;
-  Transcriber& operator=(Transcriber&&) = delete;  // callbacks would go before the thread that calls them
+  Transcriber& operator=(Transcriber&&) = delete;  // would destroy the callbacks before the thread that calls them
 
   void feed(int sample_rate, const float* samples, std::size_t num) { check(u2moe_transcriber_feed(handle_.get(), sample_rate, samples, num)); }
   void feed(int sample_rate, const std::int16_t* samples, std::size_t num) {
@@ -216,35 +220,35 @@ class Transcriber {
   double queued() const { return given_by<double>(u2moe_transcriber_queued, handle_.get()); }
   void input_finished() { check(u2moe_transcriber_input_finished(handle_.get())); }
 
-  /// Finishes the input, and waits until all of it is recognised.
+  /// Finish the input and wait until all of it is recognised.
   void wait() { check(u2moe_transcriber_wait(handle_.get())); }
   void cancel() { check(u2moe_transcriber_cancel(handle_.get())); }
 
  private:
   struct Shared : Callbacks, std::enable_shared_from_this<Shared> {};
 
-  // Exceptions may not pass through the library.
+  // Exceptions must not leave the callback.
   template <class Function, class... Arguments>
   static void call(void* context, Function Callbacks::*function, Arguments... arguments) noexcept {
-    const auto own = static_cast<Shared*>(context)->shared_from_this();  // outlives this call, whoever destroys the transcriber in it
+    const auto own = static_cast<Shared*>(context)->shared_from_this();  // outlives this call if the callback destroys the transcriber
     try {
       if ((*own).*function) ((*own).*function)(arguments...);
     } catch (const std::exception& error) {
-      if (own->on_error) own->on_error(U2MOE_INTERNAL_ERROR, error.what());  // if this throws, too, the program ends
+      if (own->on_error) own->on_error(U2MOE_INTERNAL_ERROR, error.what());  // if this throws as well, the program ends
     }
   }
 
-  std::shared_ptr<Shared> callbacks_;  // outlives the handle
+  std::shared_ptr<Shared> callbacks_;  // must outlive the handle
   Handle<u2moe_transcriber, u2moe_transcriber_free> handle_;
 };
 
-/// A bundle, loaded. Threads may share it.
+/// A loaded bundle. Threads may share it.
 class Recognizer {
  public:
   explicit Recognizer(const std::string& folder, const RecognizerOptions& options = {})
       : handle_(given_by<u2moe_recognizer>(u2moe_recognizer_open, folder.c_str(), &options)) {}
 
-  /// From files in memory: names and contents.
+  /// Load a bundle from files in memory, by name.
   explicit Recognizer(const std::map<std::string, std::string>& files, const RecognizerOptions& options = {}) {
     std::vector<u2moe_file> all;
     for (const auto& [name, content] : files) all.push_back({name.c_str(), content.data(), content.size()});
@@ -253,17 +257,17 @@ class Recognizer {
 
   int sample_rate() const { return given_by<std::int32_t>(u2moe_recognizer_sample_rate, handle_.get()); }
 
-  /// What computes the graphs, as JSON.
+  /// Versions, kernels, providers, sizes and warnings as JSON; see u2moe_recognizer_describe.
   std::string describe() const { return given_by<const char*>(u2moe_recognizer_describe, handle_.get()); }
 
-  /// Phrases to prefer and their weights; 0: the default.
+  /// Create hotwords from phrases and their weights. 0: the default weight.
   Hotwords hotwords(const std::vector<std::pair<std::string, double>>& phrases) const {
     std::vector<u2moe_hotword> all;
     for (const auto& [phrase, weight] : phrases) all.push_back({phrase.c_str(), weight});
     return Hotwords(given_by<u2moe_hotwords>(u2moe_hotwords_create, handle_.get(), all.data(), all.size()));
   }
 
-  /// The same from lines of "phrase" or "phrase :weight".
+  /// Create hotwords from lines of "phrase" or "phrase :weight".
   Hotwords parse_hotwords(const std::string& lines) const {
     return Hotwords(given_by<u2moe_hotwords>(u2moe_hotwords_parse, handle_.get(), lines.c_str()));
   }
@@ -272,12 +276,12 @@ class Recognizer {
     return LanguageModel(given_by<u2moe_language_model>(u2moe_language_model_open, handle_.get(), file.c_str(), &options));
   }
 
-  /// The same from the content of a file.
+  /// Load a language model from the content of its file.
   LanguageModel language_model_of(const std::string& content, const LanguageModelOptions& options = {}) const {
     return LanguageModel(given_by<u2moe_language_model>(u2moe_language_model_open_memory, handle_.get(), content.data(), content.size(), &options));
   }
 
-  /// The text of a token.
+  /// Text of a token.
   std::string token(int number) const { return given_by<const char*>(u2moe_recognizer_token, handle_.get(), number); }
 
   Transcriber create_transcriber(Callbacks callbacks, const StreamOptions& options = {}) const {

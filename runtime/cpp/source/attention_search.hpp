@@ -1,4 +1,4 @@
-// Beam search with the decoder from left to right alone; as runtime/decoding/rescoring.py has it.
+// Beam search with only the left-to-right decoder, as in runtime/decoding/rescoring.py.
 #pragma once
 
 #include "ctc.hpp"
@@ -6,15 +6,16 @@
 
 namespace u2moe::runtime {
 
-/// Whoever has the decoder asks for the sequences that grow, and gives what may follow each.
+/// Beam search whose caller runs the decoder: it asks for the growing sequences and passes the scores of their next tokens.
 class AttentionSearch {
  public:
-  /// @param max_len tokens after which it stops: in WeNet, the number of encoder frames.
-  /// @param length_penalty scores are divided by length ** length_penalty; eos does not count, sos does if it is another token.
+  /// @param max_len number of tokens after which the search stops; WeNet uses the number of encoder frames.
+  /// @param length_penalty scores are divided by length ** length_penalty. The length excludes eos, and includes sos if it is a
+  /// different token.
   AttentionSearch(const Manifest& manifest, std::size_t max_len, std::size_t beam_size, double length_penalty)
       : m_(&manifest), max_len_(max_len), beam_size_(beam_size), length_penalty_(length_penalty) {}
 
-  /// Sequences to continue; none: the search has ended.
+  /// Sequences to continue; empty when the search has ended.
   std::vector<std::vector<int>> growing() const {
     std::vector<std::vector<int>> found;
     for (const Sequence& beam : beams_) {
@@ -23,7 +24,7 @@ class AttentionSearch {
     return found;
   }
 
-  /// Continue them by log-probabilities [sequences, vocab] of their next tokens.
+  /// Continue the sequences by log-probabilities [sequences, vocab] of their next tokens.
   void advance(const Floats& next) {
     const auto vocab_size = static_cast<std::size_t>(m_->vocab_size);
     std::vector<Sequence> grown;
@@ -49,7 +50,7 @@ class AttentionSearch {
     ++num_steps_;
   }
 
-  /// Best first, without times.
+  /// Hypotheses without times, best first.
   std::vector<Hypothesis> hypotheses() {
     for (Sequence& beam : beams_) beam.score /= std::pow(static_cast<double>(std::max<std::size_t>(length(beam), 1)), length_penalty_);
     sort();

@@ -1,5 +1,5 @@
-// CTC prefix beam search, frame by frame, with the score of a language model and the bonus of hotwords. The results are those
-// of runtime/decoding/beam_search.py (and of WeNet, with its ties).
+// CTC prefix beam search, frame by frame, with language model scores and hotword bonuses. Results equal those of
+// runtime/decoding/beam_search.py, and of WeNet including its ties.
 #pragma once
 
 #include "fusion.hpp"
@@ -9,29 +9,29 @@ namespace u2moe::runtime {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
-// A phrase of a grammar is decided on if it has this share of the probability of all phrases in the beam, and half of that of the whole
-// beam, more frames after its last peak.
+// A grammar phrase is decided kSureAfter frames after its last peak, under two conditions. It has the share kSure of the
+// probability of all phrases in the beam, and half of the probability of the whole beam.
 constexpr double kSure = 0.99;
 constexpr int kSureAfter = 4;
 
 /// A token sequence as a node of a tree. Equal sequences share one node while any beam needs it.
 struct Prefix {
-  Prefix* before = nullptr;                       ///< without its last token
+  Prefix* before = nullptr;                       ///< the prefix without its last token
   int token = -1;
-  std::size_t depth = 0;                          ///< number of its tokens
-  Prefix *extensions = nullptr, *next = nullptr;  ///< by one token, as a list; `next` is of the list that it is in
-  std::size_t place = kNone;                      ///< among the beams
+  std::size_t depth = 0;                          ///< number of tokens
+  Prefix *extensions = nullptr, *next = nullptr;  ///< linked list of extensions by one token; `next` is the sibling in the parent's list
+  std::size_t place = kNone;                      ///< index among the beams
   std::uint64_t needed = 0;                       ///< see `Nodes`
-  std::size_t state = 0;                          ///< of the hotwords, after it
+  std::size_t state = 0;                          ///< hotword state after the prefix
   double earned = 0;                              ///< bonus of complete hotwords
-  double bonus = 0;                               ///< the same and the share of an incomplete one
-  FusionStatePtr language = nullptr;              ///< state of the language model, after it
-  double spoken = 0;                              ///< score of complete words
-  double language_score = 0;                      ///< the same and that of the best completion of the last one
-  double extra = 0;                               ///< what the search adds to the log-probability of its alignments
-  const PhraseState* phrase = nullptr;            ///< state of the grammar, after it
+  double bonus = 0;                               ///< `earned` plus the share of an incomplete hotword
+  FusionStatePtr language = nullptr;              ///< language model state after the prefix
+  double spoken = 0;                              ///< language model score of complete words
+  double language_score = 0;                      ///< `spoken` plus the score of the best completion of the last word
+  double extra = 0;                               ///< sum of scores added to the log-probability of the alignments
+  const PhraseState* phrase = nullptr;            ///< grammar state after the prefix
 
-  /// Token ids from the first, or from number `begin`, to the last.
+  /// Token ids from index `begin` to the last.
   std::vector<int> tokens(std::size_t begin = 0) const {
     std::vector<int> result;
     for (const Prefix* node = this; node->depth > begin; node = node->before) result.push_back(node->token);
@@ -39,14 +39,14 @@ struct Prefix {
     return result;
   }
 
-  /// The prefix of the first `length` tokens; null if there are fewer.
+  /// Prefix of the first `length` tokens; null if there are fewer.
   const Prefix* ancestor(std::size_t length) const {
     const Prefix* node = this;
     while (node->depth > length) node = node->before;
     return node->depth == length ? node : nullptr;
   }
 
-  /// Its extension by a token; null if no beam has needed it lately.
+  /// Extension by a token; null if no beam has needed it recently.
   Prefix* extension(int by) const {
     Prefix* found = extensions;
     while (found && found->token != by) found = found->next;
@@ -54,7 +54,7 @@ struct Prefix {
   }
 };
 
-/// Peaks of tokens as a linked list from the last one, shared by prefixes.
+/// Peaks of tokens as a linked list from the last one. Prefixes share it.
 struct Peak {
   Peak* before = nullptr;
   int frame = 0;
@@ -62,7 +62,7 @@ struct Peak {
   std::uint64_t needed = 0;
 };
 
-/// Nodes, each of which needs those before it. What nobody needs is used again.
+/// Pool of nodes. Each node keeps its predecessors; nodes that are not needed are reused.
 template <class Node>
 class Nodes {
  public:
@@ -82,14 +82,14 @@ class Nodes {
 
   bool are_many() const { return all_.size() - free_.size() > most_; }
 
-  /// What follows is needed until the next collection.
+  /// Mark a node and its predecessors as needed until the next collection.
   void need(Node* node) const {
     for (; node && !is_needed(node); node = node->before) node->needed = round_;
   }
 
   bool is_needed(const Node* node) const { return node->needed >= round_; }
 
-  /// Free what is not needed; `visit` is called with each of the others.
+  /// Free nodes that are not needed, and call `visit` with each of the others.
   template <class Visit>
   void collect(Visit visit) {
     free_.clear();
@@ -110,8 +110,9 @@ class Nodes {
   std::uint64_t round_ = 1;
 };
 
-/// A prefix and the log-probability of its alignments: of those that end in blank, of those that end in its last token, of
-/// both, and of the single best one of each kind and of both, with its peaks. `rank` is the total and what the search adds.
+/// A prefix with the log-probabilities of its alignments: those that end in blank, those that end in its last token, and both.
+/// Also the single best alignment of each kind and of both, with its peaks. `rank` is the total plus the scores that the search
+/// adds.
 struct Beam {
   Prefix* prefix = nullptr;
   double blank = kNever, token = kNever, total = kNever, rank = kNever;
@@ -120,7 +121,7 @@ struct Beam {
 
   double score() const { return total + prefix->bonus + prefix->language_score; }
 
-  /// Earliest frame at which token `number` peaks in its alignments; `most` if there is no such token.
+  /// Earliest frame at which token `number` peaks in the alignments; `most` if there is no such token.
   int earliest_peak(std::size_t number, int most) const {
     if (number >= prefix->depth) return most;
     for (const Peak* peak : {blank_times, token_times}) {
@@ -140,12 +141,12 @@ struct Beam {
   }
 };
 
-/// The best prefixes from frame to frame; `PrefixBeamSearch` runs one or two of these.
+/// Keeps the best prefixes from frame to frame. `PrefixBeamSearch` runs one or two of these.
 class BeamSearch {
  public:
-  /// @param states of the language model, or null.
-  /// @param ranks_by_bonus prefixes are ranked with the bonus of hotwords.
-  /// @param grammar in place of both; null: none.
+  /// @param states of the language model; null: none.
+  /// @param ranks_by_bonus whether hotword bonuses affect the ranking of prefixes.
+  /// @param grammar replaces hotwords and language model; null: none.
   BeamSearch(std::size_t beam_size, int blank, std::shared_ptr<const ContextGraph> context, std::shared_ptr<FusionStates> states,
                          bool ranks_by_bonus, PhraseStates* grammar = nullptr)
       : beam_size_(beam_size), blank_(blank), grammar_(grammar), rest_(grammar ? grammar->graph().rest() : kNoRest), context_(std::move(context)), states_(std::move(states)), ranking_(ranks_by_bonus ? context_ : nullptr),
@@ -162,7 +163,7 @@ class BeamSearch {
   }
 
   /// Process one frame.
-  /// @param rest_start log-probability of the grammar's `rest` where it begins a word.
+  /// @param rest_start log-probability of the grammar's `rest` at the start of a word.
   void advance(const LikelyTokens& likely, double rest_start = kNever) {
     rest_start_ = rest_start;
     const std::size_t blank_rank = std::min(likely.rank_of(blank_), likely.tokens.size()), width = 2 * beams_.size();
@@ -206,7 +207,7 @@ class BeamSearch {
     collect();
   }
 
-  /// Keep only what begins with the phrase of a grammar that is sure, the last one of the best prefix, if any.
+  /// Decide on the last grammar phrase of the best prefix that is certain: drop all prefixes that do not begin with it.
   void decide() {
     const Prefix* node = beams_[0].prefix;
     for (const Peak* peak = beams_[0].times; peak && node->before; peak = peak->before, node = node->before) {
@@ -226,7 +227,8 @@ class BeamSearch {
     }
   }
 
-  /// Keep only the bonus of complete hotwords, score the last word by the language model, and drop what a grammar forbids.
+  /// End the input: drop bonuses of incomplete hotwords, score the last word by the language model, and drop hypotheses that a
+  /// grammar forbids.
   void finish() {
     const auto is_open = [this](const Beam& beam) { return grammar_ && !beam.prefix->phrase->accepts; };
     beams_.erase(std::remove_if(beams_.begin(), beams_.end(), is_open), beams_.end());
@@ -237,7 +239,7 @@ class BeamSearch {
     }
   }
 
-  /// Best first.
+  /// Beams, best first.
   const std::vector<Beam>& beams() const { return beams_; }
 
  private:
@@ -249,7 +251,8 @@ class BeamSearch {
     for (std::size_t index = 0; index < beams_.size(); ++index) beams_[index].prefix->place = index;
   }
 
-  // The log-probability of a token that extends a prefix: other words begin as words do.
+  // Log-probability of a token that extends a prefix. For `rest`, which begins other words, the cost of beginning a word
+  // applies.
   double entered(const Prefix& prefix, int token, double score) const {
     return token != rest_ ? score : (prefix.phrase->is_apart ? score : rest_start_) - kRestCost;
   }
@@ -259,20 +262,21 @@ class BeamSearch {
     return b == kNever ? a : a + std::log1p(std::exp(b - a));
   }
 
-  // A prefix that stays (`token` kNone: it only adds blank), or its extension by a token of this rank. The order is the point at which
-  // WeNet would first meet it, which breaks ties.
+  // A prefix that stays (`token` is kNone: it only adds blank), or its extension by the token of this rank. `order` breaks
+  // ties: it is the point at which WeNet would first reach the candidate.
   struct Candidate {
     double rank;
     std::size_t order, beam, token;
   };
   static constexpr std::size_t kMoved = kNone - 1;
 
-  // Extensions that may be among the best, beside the prefixes that stay.
+  // Find extensions that may be among the best, in addition to the prefixes that stay.
   void extend(const LikelyTokens& likely) {
     const std::vector<int>& tokens = likely.tokens;
     const auto first = static_cast<std::size_t>(!tokens.empty() && tokens[0] == blank_);
     if (first == tokens.size()) return;
-    // The best so far, the least on top: what is below it is not among the best. (What equals it may be: the order decides.)
+    // Heap of the best ranks so far, with the lowest on top. Candidates below the top cannot be among the best. Equal ones can:
+    // the order decides.
     best_.assign(beam_size_, kNever);
     std::transform(ranked_.begin(), ranked_.end(), best_.begin(), [](const Candidate& stays) { return stays.rank; });
     std::make_heap(best_.begin(), best_.end(), std::greater<>());
@@ -280,13 +284,13 @@ class BeamSearch {
     for (std::size_t index = 0; index < beams_.size(); ++index) {
       const Beam& beam = beams_[index];
       const Prefix& prefix = *beam.prefix;
-      if (beam.rank + most_gain_ + likely.scores[first] < best_.front()) break;  // and so are those that follow
+      if (beam.rank + most_gain_ + likely.scores[first] < best_.front()) break;  // later beams rank even lower
       const FusionState::Losses losses = states_ ? states_->losses(*prefix.language) : FusionState::Losses{};
       const double most = beam.rank + losses.most + most_bonus_;
       for (std::size_t rank = first; rank < tokens.size() && most + likely.scores[rank] >= best_.front(); ++rank) {
         const int token = tokens[rank];
         const Prefix* known = prefix.extension(token);
-        if (token == blank_ || (known && known->place != kNone) || (grammar_ && !grammar_->advance(*prefix.phrase, token))) continue;  // it stays, or is forbidden
+        if (token == blank_ || (known && known->place != kNone) || (grammar_ && !grammar_->advance(*prefix.phrase, token))) continue;  // it stays, or the grammar forbids it
         const double total = (token == prefix.token ? beam.blank : beam.total) + entered(prefix, token, likely.scores[rank]);
         double score = total;
         if (known) {
@@ -310,21 +314,21 @@ class BeamSearch {
     }
   }
 
-  // Prefix `index` after a frame that has its last token among the likely ones: its alignments add blank, repeat that token, or
+  // Update prefix `index` for a frame whose likely tokens include its last one. Its alignments add blank, repeat that token, or
   // extend those of its parent.
   Beam stay(std::size_t index, std::size_t parent, double score, double blank_score) {
     const Beam& old = beams_[index];
     Beam beam;
     beam.prefix = old.prefix;
     beam.blank = old.total + blank_score;
-    const bool goes_on = old.prefix->token == rest_;  // after blanks, too
+    const bool goes_on = old.prefix->token == rest_;  // also after blanks
     beam.token = (goes_on ? old.total : old.token) + score;
     beam.best_blank = old.best + blank_score;
     beam.blank_times = old.times;
     if (parent < index) grow(beam, beams_[parent], score);
     const double repeats = (goes_on ? old.best : old.best_token) + score;
     if (beam.best_token < repeats) {
-      // The peak moves to this frame, unless the token was already reached from the parent in this frame.
+      // The peak moves to this frame, unless this frame already reached the token from the parent.
       if (goes_on) beam.token_times = old.times;
       else if (beam.best_token == kNever && old.token_times) beam.token_times = peaks_.add({old.token_times->before, num_frames_, score});
       beam.best_token = repeats;
@@ -338,7 +342,7 @@ class BeamSearch {
     return beam;
   }
 
-  // A prefix extended by a token.
+  // Extend a prefix by a token.
   Beam grown(const Candidate& candidate, int token, double score) {
     const Beam& parent = beams_[candidate.beam];
     Beam beam;
@@ -351,10 +355,10 @@ class BeamSearch {
     return beam;
   }
 
-  // Add to a beam the alignments of its parent extended by its token.
+  // Add the alignments of the parent, extended by the token, to a beam.
   void grow(Beam& beam, const Beam& parent, double score) {
     const double from = entered(*parent.prefix, beam.prefix->token, score);
-    const bool again = parent.prefix->token == beam.prefix->token;  // the same token again: only after a blank
+    const bool again = parent.prefix->token == beam.prefix->token;  // a repeated token needs a blank before it
     const double total = again ? parent.blank : parent.total, best = again ? parent.best_blank : parent.best;
     beam.token = log_add(beam.token, total + from);
     if (beam.best_token < best + from) {
@@ -363,14 +367,14 @@ class BeamSearch {
     }
   }
 
-  // What hotwords add to the rank of a prefix extended by a token.
+  // Change of a prefix's rank by hotwords if a token extends it.
   double bonus(const Prefix& prefix, int token) const {
     if (!ranking_) return 0;
     const ContextGraph::Move move = ranking_->advance(prefix.state, token);
     return prefix.earned + move.bonus + ranking_->partial(move.state);
   }
 
-  // A prefix may leave the beam and return while longer ones survive: it is then the same node.
+  // Reuse the node of a prefix that left the beam and returns while longer ones survive.
   Prefix* child(Prefix* parent, int token) {
     if (Prefix* found = parent->extension(token)) return found;
     Prefix* prefix = parent->extensions = prefixes_.add({parent, token, parent->depth + 1, nullptr, parent->extensions});
@@ -391,7 +395,7 @@ class BeamSearch {
     return prefix;
   }
 
-  // Free what no beam needs, now and then.
+  // Free unneeded nodes from time to time.
   void collect() {
     if (peaks_.are_many()) {
       for (const Beam& beam : beams_) {
@@ -416,12 +420,12 @@ class BeamSearch {
   double rest_start_ = kNever;
   std::shared_ptr<const ContextGraph> context_;
   std::shared_ptr<FusionStates> states_;
-  std::shared_ptr<const ContextGraph> ranking_;  // null if prefixes are ranked without hotwords
+  std::shared_ptr<const ContextGraph> ranking_;  // null if hotwords do not affect the ranking
   double most_bonus_, most_gain_;
   int num_frames_ = 0;
   Nodes<Prefix> prefixes_;
   Nodes<Peak> peaks_;
-  std::vector<Beam> beams_, moved_, next_;  // `moved_`: those that do more than add blank in a frame
+  std::vector<Beam> beams_, moved_, next_;  // `moved_`: beams that do more than add blank in a frame
   std::vector<Candidate> ranked_;
   std::vector<double> best_;
 };

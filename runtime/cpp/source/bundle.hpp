@@ -1,4 +1,4 @@
-// A bundle: manifest, vocabulary, and files that are verified by their digests.
+// A bundle: manifest, vocabulary and files verified by their digests.
 #pragma once
 
 #include <filesystem>
@@ -10,15 +10,15 @@
 
 namespace u2moe::runtime {
 
-/// Where a bundle is: a folder, or files in memory by their names.
+/// A bundle as a folder, or as files in memory by name.
 using Location = std::variant<std::string, std::map<std::string, std::string>>;
 
-/// The content of a file.
-/// @throws Kind it cannot be read.
+/// Return the content of a file.
+/// @throws Kind if it cannot be read.
 template <class Kind>
 std::string content_of(const std::string& path) {
   std::ifstream file(std::filesystem::u8path(path), std::ios::binary | std::ios::ate);
-  constexpr std::streamoff largest = std::streamoff{1} << 40;  // a folder has more
+  constexpr std::streamoff largest = std::streamoff{1} << 40;  // a folder reports more
   const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
   std::string content(size < 0 || size > largest ? 0 : static_cast<std::size_t>(size), '\0');
   file.seekg(0);
@@ -28,9 +28,9 @@ std::string content_of(const std::string& path) {
 
 class Bundle {
  public:
-  /// Reads the manifest and the vocabulary, once it is seen who has signed them.
-  /// @throws BundleError the files are no bundle, or are damaged.
-  /// @throws SignatureError none of the demanded keys has signed the manifest.
+  /// Read the manifest and the vocabulary, after verifying the signature.
+  /// @throws BundleError if the files are not a bundle or are damaged.
+  /// @throws SignatureError if none of the accepted keys signed the manifest.
   explicit Bundle(Location location, const std::optional<Demanded>& demanded = std::nullopt) : location_(std::move(location)) {
     const std::string content = read(kManifest);
     if (demanded) check(content, *demanded);
@@ -42,16 +42,15 @@ class Bundle {
   /// Whether the manifest lists a file.
   bool has(const std::string& name) const { return json_["files"].has(name); }
 
-  /// What messages call a file.
+  /// Name of a file in messages.
   std::string path(const std::string& name) const {
     const std::string* const folder = std::get_if<std::string>(&location_);
     return folder ? *folder + "/" + name : name;
   }
 
-  /// The content of a file, after its size and sha256 have been compared with the manifest. What is verified is what is
-  /// used: nothing reads the file again.
-  /// @throws BundleError it is not listed, or cannot be read.
-  /// @throws IntegrityError it differs from the manifest.
+  /// Return the content of a file after comparing its size and SHA-256 with the manifest. The file is not read again.
+  /// @throws BundleError if it is not listed or cannot be read.
+  /// @throws IntegrityError if it does not match the manifest.
   std::string verified(const std::string& name) const {
     const Json& digest = json_["files"][name];
     std::string content = read(name);
@@ -66,14 +65,14 @@ class Bundle {
     return content;
   }
 
-  /// Compares every file with its digest.
-  /// @throws BundleError, IntegrityError as `verified`.
+  /// Compare every file with its digest.
+  /// @throws BundleError, IntegrityError as for `verified`.
   void verify() const {
     for (const auto& [name, digest] : json_["files"].object()) verified(name);
   }
 
-  /// The hotwords that it searches for by default; null: none.
-  /// @throws BundleError the vocabulary cannot spell them.
+  /// Return the bundle's hotwords, or null without any.
+  /// @throws BundleError if the vocabulary cannot spell them.
   std::shared_ptr<const ContextGraph> hotwords() const {
     if (manifest_.hotwords.empty()) return nullptr;
     try {
@@ -84,8 +83,8 @@ class Bundle {
     }
   }
 
-  /// The language model that it searches with by default; null: none.
-  /// @throws LanguageModelError it is damaged, or does not fit the vocabulary.
+  /// Return the bundle's language model, or null without one.
+  /// @throws LanguageModelError if it is damaged or does not match the vocabulary.
   std::shared_ptr<const Fusion> language_model() const {
     const std::string& name = manifest_.language_model;
     if (name.empty()) return nullptr;

@@ -1,4 +1,4 @@
-// The C interface: handles, structs and error codes around `Stream`. No exception leaves it.
+// The C interface: handles, structs and error codes around `Stream`. No exception leaves this file.
 #include <any>
 #include <mutex>
 #include <new>
@@ -12,7 +12,7 @@ namespace {
 
 thread_local std::string the_message;
 
-// Never throws: if there is no memory even for the message, the code alone must do.
+// Never throws. If there is no memory for the message, the error code must suffice.
 u2moe_error failed(u2moe_error code, const char* message) noexcept {
   try {
     the_message = legible(message);
@@ -34,7 +34,7 @@ u2moe_error guarded(Work work) noexcept {
   } catch (const ort::Failure& error) {
     return failed(U2MOE_PROVIDER_ERROR, error.what());
   } catch (const std::system_error& error) {
-    return failed(U2MOE_OUT_OF_MEMORY, error.what());  // of threads
+    return failed(U2MOE_OUT_OF_MEMORY, error.what());  // a thread could not start
   } catch (const std::exception& error) {
     return failed(U2MOE_INTERNAL_ERROR, error.what());
   } catch (...) {
@@ -42,14 +42,14 @@ u2moe_error guarded(Work work) noexcept {
   }
 }
 
-// ---- What handles stand for ----
+// ---- Objects of handles ----
 
 struct Recognizer {
   std::shared_ptr<const Model> model;
   std::string description;
 };
 
-// A result, and its arrays as C has them.
+// A result with its arrays in the layout of the C interface.
 struct OpenResult {
   explicit OpenResult(Result made) : result(std::move(made)), json(as_json(result)) {
     for (const Word& word : result.words) words.push_back({word.text.c_str(), word.start, word.end, word.confidence});
@@ -69,7 +69,7 @@ struct OpenResult {
   std::vector<const double*> nbest_times;
 };
 
-// What a handle stands for, and what messages call it.
+// Object type of a handle, and its name in messages.
 template <class Handle>
 struct Meaning;
 template <> struct Meaning<u2moe_recognizer> { using Object = std::shared_ptr<const Recognizer>; static constexpr const char* kName = "recognizer"; };
@@ -83,8 +83,8 @@ template <> struct Meaning<u2moe_transcriber> { using Object = std::shared_ptr<T
 template <class Handle>
 using ObjectOf = typename Meaning<Handle>::Object;
 
-// Objects by their handles, which are numbers that are never used again: what was freed is not found. An object that is freed
-// while another thread uses it lives until that call returns.
+// Objects by handle. Handles are numbers that are never reused, so a freed handle is not found. If one thread frees an object
+// while another uses it, the object lives until that call returns.
 class Registry {
  public:
   template <class Handle>
@@ -117,9 +117,9 @@ class Registry {
     const std::string name = Meaning<Handle>::kName;
     if (!handle) throw InvalidHandle(name + " is null");
     const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
-    if (found == objects_.end()) throw InvalidHandle(name + " was freed, or is no handle");
+    if (found == objects_.end()) throw InvalidHandle(name + " was freed or is not a handle");
     auto* const object = std::any_cast<ObjectOf<Handle>>(&found->second);
-    if (!object) throw InvalidHandle("a handle of another kind was given for a " + name);
+    if (!object) throw InvalidHandle("handle is of another kind, expected " + name);
     return {found, object};
   }
 
@@ -128,13 +128,13 @@ class Registry {
   std::uintptr_t last_ = 0;
 };
 
-// Never destroyed: threads may outlive `main`.
+// never destroyed: threads may outlive `main`
 Registry& registry() {
   static Registry* const all = new Registry;
   return *all;
 }
 
-// Works with the object of a handle, which lives until the call returns.
+// Call `work` with the object of a handle. The object lives until the call returns.
 template <class Handle, class Work>
 u2moe_error with(Handle handle, Work work) {
   return guarded([&] { std::invoke(work, *registry().find(handle)); });
@@ -159,14 +159,14 @@ const T* array(const T* items, std::size_t num, const char* name) {
   return num ? needed(items, name) : items;
 }
 
-// Options of earlier versions are shorter: what they lack has its default.
+// Check a struct's size. Structs of earlier versions are shorter; their missing options have defaults.
 void check_size(std::size_t found, std::size_t expected, const char* name, std::size_t least = sizeof(std::size_t)) {
   if (found >= least && found <= expected && found % sizeof(void*) == 0) return;
   throw InvalidArgument(std::string(name) + ": size is " + std::to_string(found) + ", expected " + std::to_string(expected) +
                         ": call its init function, and compile with the u2moe.h of this library (" U2MOE_VERSION ")");
 }
 
-// Options of a kind as its init function sets them, and what messages call it.
+// Default options as set by the init function, and the struct's name in messages.
 template <class T>
 struct Defaults {
   T options;
@@ -182,7 +182,7 @@ struct Defaults {
     return guarded([&] { copy(options, *needed(to, name), size, name); });
   }
 
-  // Those that a program has given; what it does not know, or has not given, is as here.
+  // Return the options of the program, with defaults for those it did not set or does not know.
   T with(const T* given) const {
     T found = options;
     if (given) copy(*given, found, given->size, name);
@@ -190,7 +190,7 @@ struct Defaults {
   }
 };
 
-// Whether a number is as in the bundle: 0 where it is counted from 1, else a negative one.
+// Whether a number means the value of the bundle: 0 if valid values begin at 1 or more, otherwise a negative one.
 bool is_left_open(const Range& range, double value) { return range.in_bundle && (range.least >= 1 ? value == 0 : value < 0); }
 
 template <class Numbers, class T>
@@ -226,7 +226,7 @@ const Defaults<u2moe_stream_options> kStreamOptions = [] {
 const Defaults<u2moe_transcriber_callbacks> kCallbacks{{sizeof(u2moe_transcriber_callbacks), nullptr, nullptr, nullptr, nullptr, nullptr},
                                                        "u2moe_transcriber_callbacks"};
 
-// Who must have signed a bundle, and how that is seen; none: anybody.
+// The accepted public keys and the function that verifies signatures; none: signatures are not checked.
 std::optional<Demanded> demanded_of(const u2moe_recognizer_options& options) {
   if (!options.public_keys) return std::nullopt;
   Demanded demanded{{}, options.verify_signature ? nullptr : built_in_verify()};
@@ -353,7 +353,7 @@ u2moe_error feed(Handle handle, int sample_rate, const Sample* samples, std::siz
   return with(handle, [&](auto& it) { stream_of(it).feed(sample_rate, floats(samples, num)); });
 }
 
-// What an object answers, where the program wants it.
+// Write a value of an object to the program's variable.
 template <class Handle, class Ask, class T>
 u2moe_error tell(Handle handle, T* place, const char* name, Ask ask) {
   return with(handle, [&](auto& it) { *needed(place, name) = std::invoke(ask, it); });

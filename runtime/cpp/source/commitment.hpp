@@ -1,5 +1,5 @@
-// The tokens with which each hypothesis of a beam search begins that may still become the best: runtime/decoding/commitment.py says
-// why later frames cannot change them.
+// The leading tokens shared by all hypotheses of a beam search that may still become the best. runtime/decoding/commitment.py
+// explains why later frames cannot change them.
 #pragma once
 
 #include "beam_search.hpp"
@@ -12,7 +12,7 @@ struct Settled {
   bool ends = false;
 };
 
-/// The committed tokens of a beam search, with which its best hypothesis begins from now on.
+/// Committed tokens of a beam search. From now on its best hypothesis begins with them.
 class Commitment {
  public:
   explicit Commitment(const BeamSearch& search) : last_(search.beams()[0].prefix) {}
@@ -21,14 +21,14 @@ class Commitment {
 
   bool holds_for(const Prefix& prefix) const { return prefix.ancestor(last_->depth) == last_; }
 
-  /// Commit further tokens, of those that are settled.
+  /// Commit further settled tokens.
   void extend(const std::vector<int>& tokens) {
     Prefix* longer = extension(last_, tokens);
     for (Prefix* each = longer; each && each != last_; each = each->before) each->needed = Nodes<Prefix>::kAlways;
     if (longer) last_ = longer;
   }
 
-  /// The earliest frame at which any token peaks that may follow the committed ones; `most` without any.
+  /// Earliest frame at which a token that may follow the committed ones peaks; `most` if there is none.
   int next_peak(const BeamSearch& search, int most) const {
     for (const Beam& beam : search.beams()) {
       if (holds_for(*beam.prefix)) most = std::min(most, beam.earliest_peak(num_tokens(), most));
@@ -36,8 +36,8 @@ class Commitment {
     return most;
   }
 
-  /// Twice the number of tokens that can be committed, too, of those that follow the committed ones in the best hypothesis; and one
-  /// if a word begins after them, whichever token follows.
+  /// Count the tokens after the committed ones in the best hypothesis that can also be committed. Returns twice the count, plus
+  /// one if a word begins after them whichever token follows.
   std::size_t num_settled(const BeamSearch& search, const std::vector<int>& tokens, const std::vector<unsigned char>& word_starts) const {
     Beams beams;
     std::map<const Prefix*, std::size_t> shared;
@@ -63,7 +63,7 @@ class Commitment {
  private:
   using Beams = std::map<const Prefix*, const Beam*>;
 
-  static constexpr double kRounding = 1e-6;  // far more than rounding errors add up to
+  static constexpr double kRounding = 1e-6;  // far above accumulated rounding errors
 
   static Prefix* extension(Prefix* prefix, const std::vector<int>& tokens) {
     for (std::size_t i = 0; prefix && i < tokens.size(); ++i) prefix = prefix->extension(tokens[i]);
@@ -78,7 +78,7 @@ class Commitment {
     return 2 * num + (num < least && begins_word(tokens[num]) && begins_word(others[num]) ? 1 : 0);
   }
 
-  // The beams of a prefix and of those with which it begins, the shortest first.
+  // Beams of a prefix and of its own prefixes, shortest first.
   static std::vector<const Beam*> line_of(const Prefix* prefix, const Beams& beams, std::size_t least_depth) {
     std::vector<const Beam*> line;
     for (; prefix && prefix->depth >= least_depth; prefix = prefix->before) {
@@ -88,7 +88,7 @@ class Commitment {
     return line;
   }
 
-  // Whether the scores of further tokens are the same after both.
+  // Whether both prefixes give the same scores to further tokens.
   static bool has_same_future(const Prefix& one, const Prefix& other) {
     if (one.token != other.token || one.state != other.state || one.phrase != other.phrase || !one.language != !other.language) return false;
     return !one.language || (one.language->history == other.language->history && one.language->begun->letters == other.language->begun->letters);
@@ -99,7 +99,7 @@ class Commitment {
     return beam.blank + ahead >= other.blank && beam.token + ahead >= other.token && beam.prefix->bonus >= other.prefix->bonus;
   }
 
-  // Whether a beam beats the first of some prefixes, each an extension of the one before, and so on.
+  // Whether a rival beats the first beam of a line of prefixes, and the rival's own prefixes beat the rest.
   static bool beats(const Beam& rival, const std::vector<const Beam*>& line, const Beams& beams) {
     if (!has_same_future(*rival.prefix, *line[0]->prefix)) return false;
     Prefix* better = rival.prefix;

@@ -1,4 +1,4 @@
-// What reads the CTC head: greedy and prefix beam search, both incremental, alignment of tokens, and cuts between words.
+// Processing of CTC output: incremental greedy and prefix beam search, token alignment, and cuts between words.
 #pragma once
 
 #include "commitment.hpp"
@@ -7,14 +7,14 @@ namespace u2moe::runtime {
 
 struct Hypothesis {
   std::vector<int> tokens;
-  double score = 0;                   ///< log-probability of all alignments, bonus of hotwords and score of the language model
-  double context_score = 0;           ///< that bonus
-  double language_score = 0;          ///< that score
+  double score = 0;                   ///< log-probability of all alignments, plus hotword bonus and language model score
+  double context_score = 0;           ///< hotword bonus
+  double language_score = 0;          ///< language model score
   std::vector<int> times;             ///< encoder frame at which each token peaks, or begins in greedy search
-  std::vector<double> probabilities;  ///< of each token at that frame
+  std::vector<double> probabilities;  ///< probability of each token at that frame
 };
 
-/// Rows of log-probabilities [frames, vocab] with the blank's score before the softmax lower by a penalty. Python's is alike.
+/// Subtract a penalty from the blank's score before the softmax, in log-probabilities [frames, vocab]. Same as in Python.
 inline std::vector<float> penalize_blank(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, int blank, double penalty) {
   std::vector<float> rows(log_probs, log_probs + num_frames * vocab_size);
   const double lost = std::expm1(-penalty);
@@ -27,38 +27,38 @@ inline std::vector<float> penalize_blank(const float* log_probs, std::size_t num
   return rows;
 }
 
-/// A search that goes on from chunk to chunk.
+/// A CTC search that continues from chunk to chunk.
 class CtcSearch {
  public:
   /// @param blank_penalty see `penalize_blank`.
   CtcSearch(int blank, double blank_penalty) : blank_(blank), blank_penalty_(blank_penalty) {}
   virtual ~CtcSearch() = default;
 
-  /// Continue with log-probabilities [frames, vocab].
+  /// Process log-probabilities [frames, vocab].
   void advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size) {
     if (blank_penalty_ == 0) return search(log_probs, num_frames, vocab_size);
     search(penalize_blank(log_probs, num_frames, vocab_size, blank_, blank_penalty_).data(), num_frames, vocab_size);
   }
 
-  /// End the input: hotwords that are complete at the end earn their bonus, incomplete ones do not, and the language model
-  /// scores the last word.
+  /// End the input. Only complete hotwords earn their bonus, and the language model scores the last word.
   virtual void finish() {}
 
-  /// Hypotheses so far, best first; with hotwords, at most twice as many as the beam holds.
+  /// Hypotheses so far, best first. With hotwords, at most twice the beam size.
   virtual std::vector<Hypothesis> hypotheses(std::size_t limit = std::numeric_limits<std::size_t>::max()) const = 0;
 
-  /// The best hypothesis so far that begins with the committed tokens: the best of all, unless hotwords have brought in one that
-  /// both searches know with different scores.
+  /// Best hypothesis that begins with the committed tokens. It is the best of all, unless both searches of a hotword search
+  /// know it with different scores.
   virtual Hypothesis best() const = 0;
 
-  /// The tokens after the committed ones that no later frame changes. First decides on the phrase of a grammar that is sure, if any.
-  /// @param word_starts by token, whether it begins a word.
+  /// Return the tokens after the committed ones that no later frame changes. With a grammar, first decide on phrases that are
+  /// certain.
+  /// @param word_starts whether each token begins a word.
   virtual Settled settled(const std::vector<unsigned char>& word_starts) = 0;
 
-  /// Commit further tokens, of those that are settled.
+  /// Commit further settled tokens.
   virtual void commit(const std::vector<int>& tokens) = 0;
 
-  /// The earliest frame at which a token may follow the committed ones. It never moves back.
+  /// Earliest frame at which a token may follow the committed ones. It never decreases.
   virtual int next_peak() const = 0;
 
  protected:
@@ -70,7 +70,7 @@ class CtcSearch {
   double blank_penalty_;
 };
 
-/// The most probable token of each frame, with repeats merged and blanks removed.
+/// Greedy search: the most probable token of each frame, with repeats merged and blanks removed.
 class GreedySearch : public CtcSearch {
  public:
   explicit GreedySearch(int blank, double blank_penalty = 0) : CtcSearch(blank, blank_penalty) {}
@@ -106,18 +106,18 @@ class GreedySearch : public CtcSearch {
   Hypothesis found_;
 };
 
-/// With hotwords two searches run side by side. One ignores them; the other ranks prefixes by score plus bonus. Hotwords that
-/// no hypothesis contains therefore change nothing.
+/// With hotwords, two searches run in parallel. One ignores hotwords; the other ranks prefixes by score plus bonus. Hotwords
+/// that no hypothesis contains therefore change nothing.
 class PrefixBeamSearch : public CtcSearch {
  public:
   /// @param context null: no hotwords.
   /// @param fusion null: no language model.
-  /// @param grammar all that may be said, in place of both; null: anything.
+  /// @param grammar restricts hypotheses, in place of hotwords and language model; null: none.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
                    const std::shared_ptr<const Fusion>& fusion, double blank_penalty = 0, const std::shared_ptr<const PhraseGraph>& grammar = nullptr)
       : PrefixBeamSearch(beam_size, blank, context, fusion ? std::make_shared<FusionStates>(fusion) : nullptr, blank_penalty, grammar) {}
 
-  /// @param states of a language model, which no other search uses meanwhile; null: none.
+  /// @param states of a language model, not shared with another search at the same time; null: none.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
                    const std::shared_ptr<FusionStates>& states, double blank_penalty = 0, const std::shared_ptr<const PhraseGraph>& grammar = nullptr)
       : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states), grammar_(grammar ? std::make_unique<PhraseStates>(grammar) : nullptr) {
@@ -150,7 +150,7 @@ class PrefixBeamSearch : public CtcSearch {
 
   Hypothesis best() const override {
     const std::vector<const Beam*> beams = ranked();
-    if (beams.empty()) return {};  // a grammar allows none
+    if (beams.empty()) return {};  // the grammar allows none
     const auto holds = [this](const Beam* beam) {
       return std::any_of(commitments_.begin(), commitments_.end(), [&](const Commitment& each) { return each.holds_for(*beam->prefix); });
     };
@@ -179,7 +179,7 @@ class PrefixBeamSearch : public CtcSearch {
   }
 
  private:
-  // The beams of the first search, and those of the second that have a bonus, best first.
+  // Beams of the first search and beams with a bonus of the second, best first.
   std::vector<const Beam*> ranked() const {
     std::vector<const Beam*> beams;
     for (const Beam& beam : searches_[0].beams()) beams.push_back(&beam);
@@ -212,10 +212,10 @@ class PrefixBeamSearch : public CtcSearch {
   int num_frames_ = 0;
   LikelyTokens likely_;
   std::deque<BeamSearch> searches_;
-  std::vector<Commitment> commitments_;  // of each search
+  std::vector<Commitment> commitments_;  // one for each search
 };
 
-/// The language model's probability that a sentence ends here, over hypotheses of a beam, best first.
+/// Probability by the language model that a sentence ends here, over the hypotheses of a beam, best first.
 inline double end_probability(const std::vector<Hypothesis>& hypotheses, FusionStates& states) {
   double total = 0, ends = 0;
   for (const Hypothesis& each : hypotheses) {
@@ -226,12 +226,12 @@ inline double end_probability(const std::vector<Hypothesis>& hypotheses, FusionS
   return ends / total;
 }
 
-/// The frames of a token.
+/// Frames of a token.
 struct FrameSpan {
   std::ptrdiff_t start = -1, end = -1;
 };
 
-/// The most probable alignment of tokens with log-probabilities [frames, vocab]; none if there are too few frames.
+/// Align tokens to log-probabilities [frames, vocab] by the most probable path; none if there are too few frames.
 inline std::optional<std::vector<FrameSpan>> align(const std::vector<float>& log_probs, std::size_t vocab_size,
                                                    const std::vector<int>& tokens, int blank) {
   constexpr double never = -std::numeric_limits<double>::infinity();
@@ -240,7 +240,7 @@ inline std::optional<std::vector<FrameSpan>> align(const std::vector<float>& log
   for (int token : tokens) states.insert(states.end(), {token, blank});
   const std::size_t num = states.size(), num_frames = log_probs.size() / vocab_size;
   std::vector<unsigned char> steps(num_frames * num);
-  // Paths begin in the first blank, before the first frame. Blank may be left out between two different tokens.
+  // Paths begin in the first blank, before the first frame. Between two different tokens, blank is optional.
   std::vector<double> scores(num, never), arrived(num);
   scores[0] = 0;
   for (std::size_t frame = 0; frame < num_frames; ++frame) {
@@ -275,7 +275,8 @@ inline std::optional<std::vector<FrameSpan>> align(const std::vector<float>& log
   return spans;
 }
 
-/// Frames before the cut: in the longest pause between two words in the second half; none without two words.
+/// Number of frames before the cut, which lies in the longest pause between two words in the second half. None if there are
+/// fewer than two words.
 inline std::optional<std::size_t> find_cut(const Vocabulary& vocabulary, const std::vector<int>& tokens,
                                            const std::vector<float>& log_probs, std::size_t vocab_size, int blank) {
   const auto aligned = align(log_probs, vocab_size, tokens, blank);

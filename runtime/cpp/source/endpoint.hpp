@@ -1,13 +1,13 @@
-// Where utterances end: Kaldi's rules on the blanks of the CTC head and, with full context, pauses in the audio, where words end, too.
+// Endpoints: Kaldi's rules on the blanks of the CTC output. With full context, also pauses in the audio, where words end.
 #pragma once
 
 #include "standard.hpp"
 
 namespace u2moe::runtime {
 
-using Seconds = std::pair<double, double>;  ///< start and end
+using Seconds = std::pair<double, double>;  ///< start and end in seconds
 
-/// Quiet parts of an utterance with these levels, in seconds from its first frame.
+/// Find quiet parts of an utterance by its levels, in seconds from its first frame.
 inline std::vector<Seconds> find_pauses(const std::vector<float>& levels, double frame_s) {
   if (levels.empty()) return {};
   std::vector<float> sorted = levels;
@@ -31,9 +31,9 @@ inline std::vector<Seconds> find_pauses(const std::vector<float>& levels, double
   return pauses;
 }
 
-/// The first pause after some audio that lasts at least `min_pause_s` and has its middle after `after_s`.
+/// Find the first pause that lasts at least `min_pause_s` and has its middle after `after_s`.
 inline std::optional<Seconds> first_pause(const std::vector<float>& levels, double frame_s, double min_pause_s, double after_s) {
-  constexpr double min_before_s = 0.2;  // before that there is nothing to cut off
+  constexpr double min_before_s = 0.2;  // an earlier pause would cut off nothing
   for (const Seconds& pause : find_pauses(levels, frame_s)) {
     const auto [start, end] = pause;
     if (end - start >= min_pause_s - 1e-9 && start >= min_before_s && (start + end) / 2 > after_s) return pause;
@@ -41,7 +41,7 @@ inline std::optional<Seconds> first_pause(const std::vector<float>& levels, doub
   return std::nullopt;
 }
 
-/// Words end where the longest pause between two peaks begins, and the next word begins where it ends.
+/// End each word where the longest pause between two peaks begins, and begin the next word where it ends.
 inline void end_at_pauses(std::vector<Seconds>& words, const std::vector<Seconds>& peaks, const std::vector<Seconds>& pauses) {
   constexpr double far = std::numeric_limits<double>::infinity(), longest_token_s = 1;
   for (std::size_t place = 0; place <= words.size(); ++place) {
@@ -69,25 +69,26 @@ struct EndpointRule {
   bool must_contain_nonsilence = false;
   double min_trailing_silence = 0, min_utterance_length = 0;  ///< seconds
 
-  /// A rule without any minimum would fire at every frame.
+  /// Whether the rule has a minimum; without one it would fire at every frame.
   bool is_valid() const {
     return min_trailing_silence >= 0 && min_utterance_length >= 0 && min_trailing_silence + min_utterance_length > 0;
   }
 };
-using EndpointRules = std::array<std::optional<EndpointRule>, 3>;  ///< an utterance ends when any fires; std::nullopt: none
+using EndpointRules = std::array<std::optional<EndpointRule>, 3>;  ///< an utterance ends when any rule fires; std::nullopt: rule off
 
 struct Endpoint {
-  std::size_t num_frames;            ///< of those given that belong to the utterance
+  std::size_t num_frames;            ///< number of the given frames that belong to the utterance
   std::int64_t trailing_silence;     ///< frames
 };
 
 class Endpointer {
  public:
-  /// @param turn probability of the end of a sentence from which rule 2 needs half of its silence, below half as much again; 0: none.
+  /// @param turn the second rule needs half its silence if the probability of a sentence end reaches this, otherwise half as
+  /// much again; 0: off.
   Endpointer(const EndpointRules& rules, double frame_s, int blank, double turn = 0) : blank_(blank), turn_(turn) {
     const auto frames = [frame_s](double seconds) {
       constexpr int never = std::numeric_limits<int>::max();
-      // 1.2 s of 40 ms is 30 frames although 30 * 0.04 < 1.2 in floating point
+      // For example, 1.2 s is 30 frames of 40 ms, although 30 * 0.04 < 1.2 in floating point.
       const double count = std::ceil(std::round(seconds / frame_s * 1e6) / 1e6);
       return count < never ? static_cast<int>(count) : never;
     };
@@ -109,8 +110,9 @@ class Endpointer {
 
   int trailing_silence() const { return num_silent_; }
 
-  /// Continue through log-probabilities [frames, vocab], up to the frame at which a rule fires.
-  /// @param end_probability of a sentence after so many of these frames: a function that is called with more from call to call.
+  /// Process log-probabilities [frames, vocab] up to the frame at which a rule fires.
+  /// @param end_probability function that returns the probability of a sentence end after that many of these frames. Each call
+  /// passes a larger number.
   template <class EndProbability>
   std::optional<Endpoint> advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, EndProbability end_probability) {
     static const double silence_log_prob = std::log(0.8);
@@ -133,27 +135,27 @@ class Endpointer {
  private:
   struct Rule {
     bool needs_speech;
-    int silence, length;  // frames
+    int silence, length;  // in frames
   };
 
   std::vector<Rule> early_, late_;
-  int blank_, num_asked_ = 0;  // silent frames after which it is asked whether a sentence is over
+  int blank_, num_asked_ = 0;  // number of silent frames after which it asks for the probability of a sentence end
   double turn_;
   int num_frames_ = 0, num_silent_ = 0;
   bool has_speech_ = false, is_over_ = false;
 };
 
-/// With full context, ends a window of a long recording, and the utterance, in the middle of its first pause: `end_of_window`
-/// finds it, and `endpoint` confirms it unless the CTC head has found tokens there. A recording that fits into one window is
-/// encoded as a whole, as in WeNet.
+/// With full context, ends a window of a long recording, and its utterance, in the middle of the first pause. `end_of_window`
+/// finds the pause. `endpoint` confirms it unless the CTC output has tokens there. Like WeNet, encodes a recording as a whole
+/// if it fits into one window.
 class PauseRule {
  public:
-  /// @param min_pause seconds; 0: do not end windows.
+  /// @param min_pause in seconds; 0: do not shorten windows.
   PauseRule(double min_pause, double frame_s, double level_s) : min_pause_(min_pause), frame_s_(frame_s), level_s_(level_s) {}
 
-  /// Encoder frames of a window up to the middle of its first pause; none: use the whole window.
-  /// @param levels loudness of its feature frames.
-  /// @param start encoder frame of the recording at which it begins.
+  /// Return the number of encoder frames up to the middle of the first pause; none: use the whole window.
+  /// @param levels loudness of the window's feature frames.
+  /// @param start first encoder frame of the window in the recording.
   std::optional<std::size_t> end_of_window(const std::vector<float>& levels, std::size_t start, bool is_full, bool is_last) {
     pause_len_ = 0;
     is_long_ |= is_full;
@@ -165,10 +167,10 @@ class PauseRule {
     return static_cast<std::size_t>((pause->first + pause->second) / 2 / frame_s_);
   }
 
-  /// The end of the utterance, if the window ends in a pause that is also silent for the CTC head.
+  /// Return the endpoint if the window ends in a pause in which the CTC output is also silent.
   /// @param num_frames encoder frames of the recording so far.
   std::optional<Endpoint> endpoint(std::size_t num_frames, int trailing_silence) {
-    constexpr double silent_before_cut_s = 0.12;  // a pause with a token this close before its middle is quiet speech
+    constexpr double silent_before_cut_s = 0.12;  // a token closer than this before the middle of a pause means quiet speech
     const std::int64_t pause_len = pause_len_;
     pause_len_ = 0;
     if (!pause_len) return std::nullopt;
@@ -183,7 +185,7 @@ class PauseRule {
   double min_pause_, frame_s_, level_s_;
   bool is_long_ = false;
   std::size_t rejected_until_ = 0;  // encoder frame up to which pauses were quiet speech
-  std::int64_t pause_len_ = 0;      // encoder frames of the pause in which the last window ends, if any
+  std::int64_t pause_len_ = 0;      // encoder frames of the pause at the end of the last window, if any
 };
 
 }  // namespace u2moe::runtime

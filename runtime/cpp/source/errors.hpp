@@ -1,4 +1,5 @@
-// Exceptions inside the library; c_interface.cpp turns them into error codes. In WebAssembly, which has none here, JavaScript throws.
+// Exceptions inside the library. c_interface.cpp turns them into error codes. WebAssembly is built without exceptions:
+// JavaScript throws instead.
 #pragma once
 
 #include "text.hpp"
@@ -6,7 +7,7 @@
 
 namespace u2moe::runtime {
 
-/// Something that a caller can do something about. Messages name the file, the field, what was found and what was expected.
+/// An error that the caller can fix. The message names the file, the field, the value found and the value expected.
 class Error : public std::runtime_error {
  public:
   Error(u2moe_error code, const std::string& message) : std::runtime_error(legible(message)), code_(code) {}
@@ -16,7 +17,7 @@ class Error : public std::runtime_error {
   u2moe_error code_;
 };
 
-/// An error with a code of its own, so that it can be caught by its kind.
+/// An error class for each code, for catching by type.
 template <u2moe_error kTheCode>
 class ErrorOf : public Error {
  public:
@@ -39,11 +40,11 @@ using SignatureError = ErrorOf<U2MOE_SIGNATURE_ERROR>;
 using GrammarError = ErrorOf<U2MOE_GRAMMAR_ERROR>;
 
 #ifdef __wasm__
-/// Throws a JavaScript error, which unwinds the stack without destructors.
+/// Throw a JavaScript error, which unwinds the stack without running destructors.
 extern "C" [[noreturn]] __attribute__((import_module("u2moe"), import_name("fail"))) void u2moe_fail(int code, const char* message, std::size_t length);
 #endif
 
-/// The only place where what needs no onnxruntime throws.
+/// Throw an error. Code that does not use onnxruntime throws only here.
 template <class Kind>
 [[noreturn]] void fail(const std::string& message) {
 #ifdef __wasm__
@@ -54,7 +55,7 @@ template <class Kind>
 #endif
 }
 
-/// @throws InvalidArgument names the option.
+/// @throws InvalidArgument if the value is out of range; the message names the option.
 inline void check_range(const char* name, double value, double least, double most) {
   if (value >= least && value <= most) return;
   fail<InvalidArgument>(std::string(name) + " must be from " + shown_number(least) + " to " + shown_number(most) + ", got " + shown_number(value));

@@ -1,22 +1,22 @@
-// The input of one stream: samples at the model's rate, with silence around what was cut (see runtime/audio/padding.py), to windows of
-// features, and their loudness.
+// The input of a stream: from samples at the model's rate, padded with silence where a sound was cut (see
+// runtime/audio/padding.py), to windows of features and their loudness.
 #pragma once
 
 #include "manifest.hpp"
 
 namespace u2moe::runtime {
 
-/// A feature frame is a sound if its samples span more than this.
+/// A feature frame contains a sound if its samples span more than this.
 constexpr double kSound = 1.0 / 256;
 
-/// Adds silence before and after one source; any split of its samples gives the same.
+/// Adds silence before and after a source. How samples are split into calls does not affect the result.
 class Padding {
  public:
   Padding(double padding_s, const Manifest& manifest)
       : num_silence_(static_cast<std::size_t>(std::floor(padding_s * manifest.sample_rate + 0.5))),
         frame_len_(static_cast<std::size_t>(manifest.frame_len())) {}
 
-  /// Takes samples and returns those to recognise: none until they fill a feature frame.
+  /// Add samples and return those to recognise: none until they fill a feature frame.
   std::vector<float> accept(std::vector<float> samples) {
     if (!num_silence_) return samples;
     edge_.insert(edge_.end(), samples.begin(), samples.end());
@@ -25,7 +25,7 @@ class Padding {
     return samples;
   }
 
-  /// Ends the source and returns the last samples to recognise.
+  /// End the source and return the last samples to recognise.
   std::vector<float> finish() {
     std::vector<float> rest;
     if (!has_begun_) rest = begin();
@@ -33,7 +33,7 @@ class Padding {
     return rest;
   }
 
-  /// Samples of silence that came before the source.
+  /// Samples of silence added before the source.
   std::size_t num_before() const { return num_before_; }
 
  private:
@@ -61,10 +61,11 @@ class Padding {
 
   std::size_t num_silence_, frame_len_, num_before_ = 0;
   bool has_begun_ = false;
-  std::vector<float> edge_;  // all samples until it has begun, then the last ones
+  std::vector<float> edge_;  // until the source has begun, all samples; then the last ones
 };
 
-/// Loudness of each frame of features [frames, feature_size], on the scale of log energy; of MFCC, the mean of log energies.
+/// Loudness of each frame of features [frames, feature_size], on the scale of log energy. For MFCC, the mean of the log
+/// energies.
 inline std::vector<float> loudness(const std::vector<float>& features, const Manifest& m) {
   const auto num_bins = static_cast<std::size_t>(m.num_mel_bins), size = static_cast<std::size_t>(m.feature_size);
   std::vector<float> levels(features.size() / size);
@@ -80,10 +81,11 @@ inline std::vector<float> loudness(const std::vector<float>& features, const Man
   return levels;
 }
 
-/// Windows begin every `chunk_size` encoder frames unless the last one is shortened or repeated; the last may be shorter.
+/// Cuts features into windows, which begin every `chunk_size` encoder frames unless the previous one is shortened or repeated.
+/// The last window may be shorter.
 class FeatureExtractor {
  public:
-  /// @param knows_last a full window waits for another after it, or for the end, so that it is known whether it is the last.
+  /// @param knows_last whether a full window waits for more audio or the end, so that the last window is known.
   FeatureExtractor(const Manifest& manifest, int chunk_size, bool knows_last, double padding_s)
       : m_(&manifest), rate_(static_cast<std::size_t>(manifest.subsampling_rate)),
         stride_(static_cast<std::size_t>(chunk_size) * rate_),
@@ -91,13 +93,13 @@ class FeatureExtractor {
         length_(stride_ - rate_ / static_cast<std::size_t>(manifest.frame_reduction) + shortest_),
         needed_(knows_last ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
 
-  /// Appends samples. Take all windows before appending more: taking one moves all samples that wait.
+  /// Append samples. Take all windows before appending more: taking a window moves all waiting samples.
   void accept(Floats samples) {
     num_received_ += samples.size();
     hear(padding_.accept(std::move(samples)));
   }
 
-  /// Finish the input, so that the last window may be short.
+  /// Finish the input. The last window may be short.
   void finish() {
     hear(padding_.finish());
     is_finished_ = true;
@@ -118,8 +120,8 @@ class FeatureExtractor {
 
   bool is_exhausted() const { return is_finished_ && !has_window(); }
 
-  /// Begin the next window. Returns the samples of the frames that it adds, perhaps none: how the samples arrived makes no
-  /// difference for their features, not even in the last bit.
+  /// Begin the next window and return the samples of its new frames, which may be none. How samples arrived does not change a
+  /// single bit of their features.
   Floats take_window() {
     const std::size_t end = std::min(next_ + length_, num_frames());
     begin_ = next_;
@@ -138,7 +140,7 @@ class FeatureExtractor {
     return added;
   }
 
-  /// Add the features of these samples.
+  /// Add the features of the samples that `take_window` returned.
   void add_features(const Floats& added) {
     features_.insert(features_.end(), added.begin(), added.end());
     const std::vector<float> measured = loudness(added, *m_);
@@ -155,13 +157,13 @@ class FeatureExtractor {
   std::size_t num_window_frames() const { return (end_ - begin_ - shortest_) / rate_ + 1; }
 
   bool window_is_full() const { return end_ - begin_ >= length_; }
-  /// End the last window after `num` encoder frames: the next one begins with the rest of it.
+  /// End the last window after `num` encoder frames. The next window begins with the rest.
   void shorten_window(std::size_t num) {
     next_ = begin_ + num * rate_;
     end_ = std::min(end_, begin_ + num * rate_ + length_ - stride_);
   }
 
-  /// Make the next window begin with the last `num` encoder frames of this one.
+  /// Begin the next window with the last `num` encoder frames of this one.
   void repeat_window(std::size_t num) { next_ = begin_ + (num_window_frames() - num) * rate_; }
 
   /// Loudness of the feature frames of the last window.
@@ -186,7 +188,7 @@ class FeatureExtractor {
 
   void hear(const Floats& samples) { samples_.insert(samples_.end(), samples.begin(), samples.end()); }
 
-  // Feature frames of all samples so far.
+  // Number of feature frames of all samples so far.
   std::size_t num_frames() const {
     const std::size_t num = first_sample_ + samples_.size();
     const auto frame = static_cast<std::size_t>(m_->frame_len()), shift = static_cast<std::size_t>(m_->shift_len());
@@ -202,13 +204,13 @@ class FeatureExtractor {
   }
 
   const Manifest* m_;
-  std::size_t rate_, stride_, shortest_, length_, needed_;  // feature frames
+  std::size_t rate_, stride_, shortest_, length_, needed_;  // in feature frames
   Padding padding_;
   std::size_t num_received_ = 0;
   bool is_finished_ = false;
   Floats samples_, features_;  // from first_sample_ and first_feature_ on
   std::size_t first_sample_ = 0, first_feature_ = 0, num_computed_ = 0;
-  std::size_t begin_ = 0, end_ = 0, next_ = 0;  // feature frames of the last window, and the first of the next
+  std::size_t begin_ = 0, end_ = 0, next_ = 0;  // feature frames of the last window, and first feature frame of the next
   std::vector<float> levels_;                   // from feature frame levels_start_ on
   std::size_t levels_start_ = 0;
 };

@@ -1,5 +1,5 @@
-// The score of a language model for a hypothesis that grows token by token, with look-ahead inside words; as
-// runtime/decoding/fusion.py has it, which says why.
+// Language model score of a hypothesis that grows token by token, with look-ahead inside words. runtime/decoding/fusion.py
+// explains the method.
 #pragma once
 
 #include "json.hpp"
@@ -10,11 +10,11 @@ namespace u2moe::runtime {
 
 /// See u2moe_language_model_options.
 struct LanguageModelOptions : LanguageModelNumbers {
-  std::string level;  ///< "word", "token" or "": as the model
-  std::map<std::string, std::vector<std::string>> classes;  ///< words that are as probable as a word of the model, together
+  std::string level;  ///< "word", "token" or "": that of the model
+  std::map<std::string, std::vector<std::string>> classes;  ///< words that share the probability of a word of the model
 
-  /// Take what an object has.
-  /// @throws BundleError names the field.
+  /// Read the options from an object.
+  /// @throws BundleError naming the field.
   void read(const Json& json) {
     read_numbers<LanguageModelNumbers>(json, *this);
     if (json.given("level")) level = json["level"].string();
@@ -25,7 +25,7 @@ struct LanguageModelOptions : LanguageModelNumbers {
     }
   }
 
-  /// @throws InvalidArgument an option is out of range.
+  /// @throws InvalidArgument if an option is out of range.
   void check() const {
     check_numbers<LanguageModelNumbers>(*this);
     if (!is_level()) fail<InvalidArgument>("level must be 'word', 'token' or none, got '" + level + "'");
@@ -35,15 +35,15 @@ struct LanguageModelOptions : LanguageModelNumbers {
   bool is_level() const { return level.empty() || level == "word" || level == "token"; }
 };
 
-using WordShare = std::pair<Ngrams::Id, double>;  // a word of the model, and log10 of a share of its probability
+using WordShare = std::pair<Ngrams::Id, double>;  // a word of the model, and log10 of its share of the word's probability
 
-inline const std::string kUnreadable(1, '\0');  // symbols that are no text, and beginnings of words that the model does not have
+inline const std::string kUnreadable(1, '\0');  // stands for symbols that are not text, and for prefixes of no word in the model
 inline const std::string kBoundary;
 
-/// A language model for the tokens of a vocabulary. Immutable: threads may share it; each search has its own `FusionStates`.
+/// A language model for the tokens of a vocabulary. Immutable: threads may share it. Each search has its own `FusionStates`.
 class Fusion {
  public:
-  /// @throws InvalidArgument an option is out of range.
+  /// @throws InvalidArgument if an option is out of range.
   Fusion(Ngrams ngrams, const LanguageModelOptions& options, const Vocabulary& vocabulary, const std::string& source)
       : ngrams_(std::move(ngrams)), scale_(options.weight * std::log(10.0)), word_bonus_(options.word_bonus),
         unknown_score_(options.unknown_score / std::log(10.0)), rescoring_weight_(options.rescoring_weight),
@@ -84,7 +84,8 @@ class Fusion {
     most_gain_ = std::max(most_ending_, most_going_on_);
   }
 
-  /// @throws LanguageModelError the vocabulary has, or can spell, none of the model's words; begins with `source`.
+  /// @throws LanguageModelError if the vocabulary contains, or can spell, none of the model's words. The message begins with
+  /// `source`.
   void check_words(const std::string& source) const {
     const auto& words = ngrams_->words();
     bool is_known = std::any_of(token_words_.begin(), token_words_.end(), [&](const std::optional<Id>& word) { return word && !is_marker(words[*word]); });
@@ -106,23 +107,23 @@ class Fusion {
   }
 
   double rescoring_weight() const { return rescoring_weight_; }
-  bool knows_ends() const { return ngrams_->end().has_value(); }  ///< of sentences
-  /// Whether it was made for this vocabulary.
+  bool knows_ends() const { return ngrams_->end().has_value(); }  ///< whether the model predicts sentence ends
+  /// Whether the model was prepared for this vocabulary.
   bool is_of(const Vocabulary& vocabulary) const { return fingerprint_ == vocabulary.fingerprint(); }
 
-  /// No token adds more to the score than this: the bonus of the words that it may begin.
+  /// Upper bound of what a token adds to the score: the bonus of the words that it may begin.
   double gain(int token) const { return gains_[static_cast<std::size_t>(token)]; }
   double most_gain() const { return most_gain_; }
-  /// Whether a token ends the word before it.
+  /// Whether a token ends the previous word.
   bool ends_word(int token) const { return ends_word_[static_cast<std::size_t>(token)]; }
 
  private:
   friend class FusionStates;
   using Id = Ngrams::Id;
 
-  static constexpr double kSlack = 1e-9;  // more than the rounding of sums of scores
+  static constexpr double kSlack = 1e-9;  // above the rounding error of summed scores
 
-  // Puts words into the letter case of a vocabulary, if it has only one.
+  // Put words into the letter case of the vocabulary if it has only one.
   static Ngrams::Spell spelling_of(const std::vector<std::string>& symbols) {
     std::string letters;
     for (const std::string& symbol : symbols) letters += is_marker(symbol) ? "" : symbol;
@@ -150,7 +151,7 @@ class Fusion {
     return spelled;
   }
 
-  // Whether the words come first, in the order of their spelling, and markers after them.
+  // Whether words are sorted by their spelling and precede the markers.
   static bool is_sorted(const Ngrams& ngrams, const std::vector<std::string>& spelled) {
     const auto& words = ngrams.words();
     return std::is_sorted(spelled.begin(), spelled.end()) &&
@@ -159,48 +160,48 @@ class Fusion {
 
   std::optional<Ngrams> ngrams_;
   double scale_, word_bonus_, unknown_score_, rescoring_weight_, bonus_;
-  std::vector<std::string> spelled_;                   // words in the letter case of the vocabulary, in their order
-  std::map<std::string, std::vector<WordShare>> listed_;    // the same of words of classes, and their classes
+  std::vector<std::string> spelled_;                   // words in the letter case of the vocabulary, in model order
+  std::map<std::string, std::vector<WordShare>> listed_;    // words of classes in the same letter case, with their classes
   bool by_token_ = false;
-  std::vector<std::optional<Id>> token_words_;         // the word of each token, if the model predicts tokens
-  std::vector<std::vector<std::string>> pieces_;       // of each token: letters, and "" for a boundary between words
+  std::vector<std::optional<Id>> token_words_;         // word of each token, if the model predicts tokens
+  std::vector<std::vector<std::string>> pieces_;       // of each token: letters, with "" for a boundary between words
   std::vector<double> gains_;
   std::vector<bool> ends_word_;
-  double most_gain_ = 0, most_going_on_ = 0, most_ending_ = 0;  // of all tokens, of those that do not end a word, and of those that do
+  double most_gain_ = 0, most_going_on_ = 0, most_ending_ = 0;  // over all tokens, tokens that do not end a word, and tokens that do
   std::size_t fingerprint_;
 };
 
-/// Letters with which words begin.
+/// The first letters of a word.
 struct Beginning {
   std::string letters;
-  std::uint64_t number = 0;           ///< not that of any other
-  Ngrams::Id low = 0, high = 0;       ///< words of the model that begin so
-  double best_alone = 0;              ///< the largest probability of one of them without a history
-  std::vector<WordShare> words, listed;  ///< words that are no longer; words of classes that begin so
+  std::uint64_t number = 0;           ///< unique number
+  Ngrams::Id low = 0, high = 0;       ///< range of the model's words with this prefix
+  double best_alone = 0;              ///< largest probability of such a word without a history
+  std::vector<WordShare> words, listed;  ///< words that equal the prefix; words of classes with this prefix
 };
 
-/// What the scores of further tokens depend on: the words so far and the beginning of the current one.
+/// State that determines the scores of further tokens: the words so far and the prefix of the current word.
 struct FusionState {
   struct Move {
     std::shared_ptr<FusionState> state;
-    double score, open;  ///< of the words that the token ends; of the best completion of the next one
+    double score, open;  ///< score of the words that the token ends; score of the best completion of the next word
   };
-  /// Upper bounds of what the next token adds to the score: besides its gain, if it goes on with the current word and if it
-  /// ends that word; and at most, with its gain.
+  /// Upper bounds of what the next token adds to the score, excluding its gain if it continues or ends the current word. `most`
+  /// includes the gain.
   struct Losses {
     double going_on = 0, ending = 0, most = 0;
   };
 
   Ngrams::Id history = 0;                  ///< words before the current one, as a node of the model
-  std::shared_ptr<const Beginning> begun;  ///< the current word; without letters between words
-  std::uint64_t number = 0;                ///< not that of any other
-  double open = 0;                         ///< score of its best completion; 0 between words
+  std::shared_ptr<const Beginning> begun;  ///< letters of the current word; empty between words
+  std::uint64_t number = 0;                ///< unique number
+  double open = 0;                         ///< score of the best completion of the current word; 0 between words
   std::optional<std::pair<double, Ngrams::Id>> ended = {};  ///< score of the current word if it ends here, and the history after it
   std::optional<Losses> losses = {};
 };
 using FusionStatePtr = std::shared_ptr<FusionState>;
 
-/// The states of the hypotheses of one stream, cached up to a number. Not thread-safe.
+/// Language model states of the hypotheses of one stream, in a cache of limited size. Not thread-safe.
 class FusionStates {
  public:
   explicit FusionStates(std::shared_ptr<const Fusion> fusion)
@@ -210,13 +211,13 @@ class FusionStates {
   const FusionStatePtr& start() const { return start_; }
   std::size_t size() const { return states_.size(); }
 
-  /// State after a token, and the score of the words that it ends; until the next call.
+  /// Return the state after a token and the score of the words that it ends. Valid until the next call.
   const FusionState::Move& advance(FusionState& state, int token) {
     const auto index = static_cast<std::size_t>(token);
     const std::uint64_t key = state.number * fusion_->pieces_.size() + index;
     const auto known = moves_.find(key);
     if (known != moves_.end()) return known->second;
-    if (std::max(states_.size(), beginnings_.size()) >= kMostStates) {  // those that are in use remain
+    if (std::max(states_.size(), beginnings_.size()) >= kMostStates) {  // states in use remain
       moves_.clear();
       states_.clear();
       beginnings_.clear();
@@ -227,7 +228,7 @@ class FusionStates {
     return moves_.emplace(key, FusionState::Move{state_of(history, nothing_), fusion_->scale_ * score + fusion_->word_bonus_, 0}).first->second;
   }
 
-  /// The score of the last word, and of the end of the sentence, for a hypothesis that ends in `state`.
+  /// Score of the last word and of the sentence end for a hypothesis that ends in `state`.
   double finish(FusionState& state) {
     const FusionState::Move last = read(state, {kBoundary});
     double score = last.score;
@@ -235,7 +236,7 @@ class FusionStates {
     return score;
   }
 
-  /// The probability that a sentence ends after tokens; 0 if the model knows no ends.
+  /// Probability of a sentence end after tokens; 0 if the model does not predict ends.
   double end_probability(const std::vector<int>& tokens) {
     FusionStatePtr state = start_;
     for (const int token : tokens) state = FusionStatePtr(advance(*state, token).state);
@@ -280,7 +281,7 @@ class FusionStates {
     FusionStatePtr& state = states_[begun->number << 32 | history];
     if (state) return state;
     state = std::make_shared<FusionState>(FusionState{history, begun, ++num_made_});
-    if (begun != nothing_) {  // the most probable word with this beginning; never below that of an actual one
+    if (begun != nothing_) {  // bound: the most probable word with this prefix
       double best = unknown(history).first;
       if (begun->low < begun->high) best = std::max(best, ngrams_.best(history, begun->low, begun->high, begun->best_alone));
       for (const auto& [word, share] : begun->listed) best = std::max(best, ngrams_.step(history, word).first + share);
@@ -289,13 +290,13 @@ class FusionStates {
     return state;
   }
 
-  // The score of the current word if it ends here: the same for every token that begins another.
+  // Score of the current word if it ends here. It is the same for every token that begins the next word.
   std::pair<double, Id> ended(FusionState& state) {
     if (!state.ended) state.ended = word(state.history, *state.begun);
     return *state.ended;
   }
 
-  // The score of a word, and the history after it; if it may be read in several ways, of the most probable.
+  // Score of a word and the history after it. If it can be read in several ways, the most probable one counts.
   std::pair<double, Id> word(Id history, const Beginning& spelled) {
     std::pair<double, Id> best(-std::numeric_limits<double>::infinity(), 0);
     if (spelled.words.empty()) best = unknown(history);
@@ -306,14 +307,14 @@ class FusionStates {
     return {fusion_->scale_ * best.first + fusion_->word_bonus_, best.second};
   }
 
-  // The log10 probability of a word that the model does not have, and the history after it.
+  // log10 probability of an out-of-vocabulary word and the history after it.
   std::pair<double, Id> unknown(Id history) const {
     std::pair<double, Id> found(0.0, 0);
     if (ngrams_.unknown()) found = ngrams_.step(history, *ngrams_.unknown());
     return {found.first + fusion_->unknown_score_, found.second};
   }
 
-  // How words begin; that of all beginnings that no word has is one.
+  // Return a prefix. All prefixes that no word has share one.
   const BeginningPtr& beginning(const std::string& letters) {
     BeginningPtr& known = beginnings_[letters];
     if (known) return known;
@@ -335,7 +336,7 @@ class FusionStates {
   std::uint64_t num_made_ = 1;
   BeginningPtr nothing_ = std::make_shared<const Beginning>(), unreadable_ = std::make_shared<const Beginning>(Beginning{kUnreadable, 1, 0, 0, 0, {}, {}});
   FusionStatePtr start_;
-  std::unordered_map<std::uint64_t, FusionStatePtr> states_;   // by numbers of histories and beginnings
+  std::unordered_map<std::uint64_t, FusionStatePtr> states_;   // by numbers of histories and prefixes
   std::unordered_map<std::uint64_t, FusionState::Move> moves_;  // by numbers of states and tokens
   std::unordered_map<std::string, BeginningPtr> beginnings_;
 };

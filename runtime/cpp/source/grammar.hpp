@@ -1,4 +1,4 @@
-// Grammars: what may be said, as an automaton over characters; as runtime/text/grammar.py and runtime/decoding/phrases.py have them.
+// Grammars as automata over characters, as in runtime/text/grammar.py and runtime/decoding/phrases.py.
 #pragma once
 
 #include "hotwords.hpp"
@@ -6,24 +6,24 @@
 
 namespace u2moe::runtime {
 
-/// Where a hypothesis is in a grammar.
+/// State of a hypothesis in a grammar.
 struct PhraseState {
-  std::vector<std::size_t> places;  ///< of phrases that its last characters may have reached, in order
-  bool is_apart;                    ///< it ends in a word boundary
-  bool accepts;                     ///< it may end here: with a complete phrase, or before any
-  mutable std::map<int, const PhraseState*> moves = {};  ///< cache by token of the next state; null: not allowed
+  std::vector<std::size_t> places;  ///< sorted places of phrases that its last characters may have reached
+  bool is_apart;                    ///< the hypothesis ends in a word boundary
+  bool accepts;                     ///< the hypothesis may end here: after a complete phrase, or before any
+  mutable std::map<int, const PhraseState*> moves = {};  ///< cache of next states by token; null: not allowed
 
   bool operator<(const PhraseState& other) const {
     return std::tie(places, is_apart, accepts) < std::tie(other.places, other.is_apart, other.accepts);
   }
 };
 
-/// The automaton of a grammar for a vocabulary.
+/// Automaton of a grammar for a vocabulary.
 class PhraseGraph {
  public:
-  /// @param lines see u2moe_stream_options.
-  /// @throws GrammarError a line cannot be read, a slot is not defined or contains itself, a phrase may be empty or has characters
-  /// that the vocabulary lacks, there is none, or the grammar is too large.
+  /// @param lines of the grammar; see u2moe_stream_options.
+  /// @throws GrammarError if a line has invalid syntax, a slot is undefined or contains itself, or a phrase may be empty or has
+  /// characters that the vocabulary lacks. Also if there is no phrase, or the grammar is too large.
   PhraseGraph(const std::vector<std::string>& lines, const Vocabulary& vocabulary, int blank)
       : vocabulary_(vocabulary), symbols_(vocabulary), blank_(blank), starts_(vocabulary.word_starts()) {
     const std::vector<Phrase> phrases = read(lines);
@@ -44,10 +44,10 @@ class PhraseGraph {
     num_tokens_ = static_cast<std::size_t>(std::count(is_part_.begin(), is_part_.end(), true)) + (rest_ >= 0 ? 1 : 0);
   }
 
-  /// The vocabulary, with a token for other words.
+  /// The vocabulary with an additional token for other words.
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
-  /// The token that stands for other words; negative: they are not allowed.
+  /// Token for other words; negative: not allowed.
   int rest() const { return rest_; }
 
   /// Whether the last word is complete, whatever follows.
@@ -56,7 +56,8 @@ class PhraseGraph {
     return state.accepts && (state.is_apart || std::all_of(state.places.begin(), state.places.end(), is_over));
   }
 
-  /// The most probable of the tokens of a row [vocab] that may be allowed, and the log-probability of `rest` where it begins a word.
+  /// Find the most probable tokens of a row [vocab] that the grammar may allow. Return the log-probability of `rest` at the
+  /// start of a word.
   double find(const float* row, std::size_t beam_size, LikelyTokens& likely) const {
     std::vector<float> allowed(vocabulary_.size(), -std::numeric_limits<float>::infinity());
     float start = allowed[0];
@@ -71,8 +72,8 @@ class PhraseGraph {
     return static_cast<double>(start);
   }
 
-  /// Begin and end of each complete phrase in tokens that are allowed; the longest where there is a choice. Unless they are final,
-  /// without the one at the end that may become a longer one.
+  /// Return begin and end of each complete phrase in allowed tokens, the longest where several match. Unless the tokens are
+  /// final, exclude a last phrase that may still grow.
   std::vector<std::pair<std::size_t, std::size_t>> phrases(const std::vector<int>& tokens, bool is_final) const {
     const std::size_t num = tokens.size();
     std::vector<std::pair<bool, std::size_t>> following(num + 1, {false, kNone});  // whether a phrase may begin, and its end
@@ -156,7 +157,8 @@ class PhraseGraph {
 
   // ---- The automaton ----
 
-  // Places at the ends of a phrase or slot that begins at `places`, within slots and brackets. Without places only its syntax is read.
+  // Return the ends of a phrase or slot that begins at `places`, inside slots and brackets. Without places, only check its
+  // syntax.
   Places ends_of(const Parts& parts, const Places& places, const Parts& within, const std::string& what) {
     std::size_t place = 0;
     return ends_of(parts, place, U"", places, within, what);
@@ -199,7 +201,7 @@ class PhraseGraph {
 
   Places ends_of_slot(const std::u32string& name, const Places& places, Parts within, const std::string& what) {
     const std::string shown = "slot " + encode_utf8(name);
-    if (std::find(within.begin(), within.end(), name) != within.end()) fail(what + ": " + shown + ": found itself in it, expected no recursion");
+    if (std::find(within.begin(), within.end(), name) != within.end()) fail(what + ": " + shown + " contains itself");
     const Parts* const parts = slot(name);
     if (!parts) {
       const std::string names = joined(slots_, ", ", [](const auto& each) { return encode_utf8(each.first); });
@@ -258,10 +260,10 @@ class PhraseGraph {
 
   // ---- Phrases in tokens ----
 
-  // Whether a token is no part of a phrase where none has begun.
+  // Whether a token is outside phrases if none has begun.
   bool is_between(int token) const { return token == rest_ || spellings_[static_cast<std::size_t>(token)] == std::u32string(1, kWordBoundary); }
 
-  // Where a phrase may end that begins at `begin`, and whether it may go on after the last token.
+  // Return where a phrase that begins at `begin` may end, and whether it may continue after the last token.
   std::pair<Places, bool> ends_in(const std::vector<int>& tokens, std::size_t begin) const {
     if (is_between(tokens[begin])) return {{begin + 1}, false};
     Places places = after({0}, kWordBoundary), ends;
@@ -285,17 +287,17 @@ class PhraseGraph {
   Vocabulary vocabulary_;
   Symbols symbols_;
   int blank_, rest_ = -2;
-  std::vector<unsigned char> starts_;  // by token, whether it begins a word
+  std::vector<unsigned char> starts_;  // whether each token begins a word
   std::vector<std::pair<std::u32string, Parts>> slots_;
-  std::vector<std::u32string> spellings_;  // what each token adds to the text
+  std::vector<std::u32string> spellings_;  // text that each token adds
   std::size_t longest_ = 0, num_tokens_ = 0;
   std::unordered_set<std::u32string> within_words_;
-  std::vector<bool> is_part_;                      // by token, whether a phrase may need it
+  std::vector<bool> is_part_;                      // whether a phrase may need each token
   std::vector<std::map<char32_t, Places>> arcs_;   // by place
-  std::vector<bool> is_single_, is_end_;           // by place: one way leads to it; a phrase ends there
+  std::vector<bool> is_single_, is_end_;           // by place: whether only one way leads to it; whether a phrase ends there
 };
 
-/// The states of a grammar that a search comes by: the automaton, made deterministic there. Of one thread at a time.
+/// States of a grammar that a search reaches, made deterministic on demand. Not thread-safe.
 class PhraseStates {
  public:
   explicit PhraseStates(std::shared_ptr<const PhraseGraph> graph) : graph_(std::move(graph)) {}
@@ -305,7 +307,7 @@ class PhraseStates {
   /// State of an empty hypothesis.
   const PhraseState* start() const { return start_; }
 
-  /// State after `token`; null: it is not allowed.
+  /// State after `token`; null if the token is not allowed.
   const PhraseState* advance(const PhraseState& from, int token) {
     const auto [move, is_new] = from.moves.try_emplace(token, &from);
     if (!is_new) return move->second;
@@ -335,7 +337,7 @@ class PhraseStates {
   const PhraseState* const start_ = state(graph_->after({0}, kWordBoundary), true, true);
 };
 
-/// The automata of a recogniser's last grammars, which streams share. Of one thread at a time.
+/// Automata of a recogniser's most recent grammars, which streams share. Not thread-safe.
 class PhraseGraphs {
  public:
   /// See `PhraseGraph`.
@@ -350,10 +352,10 @@ class PhraseGraphs {
  private:
   static constexpr std::size_t kMost = 4;
 
-  std::deque<std::pair<std::vector<std::string>, std::shared_ptr<const PhraseGraph>>> known_;  // by lines, the last one first
+  std::deque<std::pair<std::vector<std::string>, std::shared_ptr<const PhraseGraph>>> known_;  // by lines, most recent first
 };
 
-/// The lines of a file of a grammar, without "# ..." and empty ones.
+/// Lines of a grammar file without comments ("# ...") and empty lines.
 inline std::vector<std::string> grammar_lines(const std::string& content) {
   std::vector<std::string> lines;
   for (const std::string& line : lines_of(content)) {

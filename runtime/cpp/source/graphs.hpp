@@ -1,4 +1,4 @@
-// The graphs of a bundle as functions on arrays. Holds no state of streams.
+// The graphs of a bundle as functions on arrays. Stores no stream state.
 #pragma once
 
 #include <future>
@@ -10,30 +10,29 @@
 
 namespace u2moe::runtime {
 
-/// What the encoder keeps of the past of a stream.
+/// Encoder state of a stream.
 struct Caches {
-  /// One of those that the manifest lists: an output of the encoder as it is, or a view of `own`.
+  /// A cache listed in the manifest: an unchanged encoder output, or a view of `own`.
   struct Tensor {
     Floats own;
     ort::Owned<OrtValue> value;
   };
-  std::int64_t offset = 0, num_cached = 0;  ///< position of the next frame, and encoder frames in caches that grow
+  std::int64_t offset = 0, num_cached = 0;  ///< position of the next frame; encoder frames in growing caches
   std::vector<Tensor> tensors;
 };
 
-/// A window of features [frames, mel], and the caches before it.
+/// A window of features [frames, mel] with the caches before it.
 struct Chunk {
   const Floats* window;
   Caches* caches;
 };
 
-/// Threads may share it: onnxruntime's sessions allow calls from several threads. All functions throw ProviderError if
-/// onnxruntime fails.
+/// Threads may share it: onnxruntime sessions allow concurrent calls. All functions throw ProviderError if onnxruntime fails.
 class Graphs {
  public:
-  /// @throws BundleError a file is missing or damaged, or onnxruntime refuses it.
-  /// @throws ProviderError a provider does not start.
-  /// @throws KernelsError native kernels were asked for, or weights are packed for them, and they cannot run.
+  /// @throws BundleError if a file is missing or damaged, or onnxruntime rejects it.
+  /// @throws ProviderError if a provider does not start.
+  /// @throws KernelsError if native kernels are required, or weights are packed for them, and they cannot run.
   Graphs(const Bundle& bundle, const Settings& settings) : m_(bundle.manifest()), env_(ort::environment()) {
     Names inputs = {"chunk", "chunk_lens"}, outputs = {"output"};
     const char* const encoder = m_.form ? "static" : "encoder";
@@ -46,8 +45,8 @@ class Graphs {
       outputs.push_back("r_" + cache.name);
     }
     if (m_.form) inputs = static_.emplace(bundle).names();
-    // Sessions one after another: onnxruntime crashes where two start at once and memory is short. But the largest file is read and
-    // compared while onnxruntime starts with the smallest graph.
+    // Start sessions one after another: onnxruntime crashes if two start at once while memory is short. Meanwhile, read and
+    // verify the largest file while onnxruntime starts with the smallest graph.
     const auto read = [&bundle](const char* graph) { return bundle.verified(file_of(bundle, graph)); };
     std::future<std::string> largest = std::async([&] { return read(encoder); });
     features_ = open(bundle, settings, "features", read("features"), {"samples"}, {"features"});
@@ -62,12 +61,12 @@ class Graphs {
     decoder_ = open(bundle, settings, "decoder", read("decoder"), {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
   }
 
-  /// Features [frames, mel] of the whole frames of samples.
+  /// Compute features [frames, mel] of all whole frames in the samples.
   Floats features(Floats samples) const {
     return ort::numbers_of<float>(*run(features_, ort::values(ort::tensor(samples, {1, length(samples)})))[0]);
   }
 
-  /// Caches at the beginning of a stream.
+  /// Initial caches of a stream.
   Caches start() const {
     Caches caches;
     for (const CacheLayout& cache : m_.caches) {
@@ -77,7 +76,7 @@ class Graphs {
     return caches;
   }
 
-  /// Encoder output [time, dim] of a chunk each of several streams; the caches become those for the next.
+  /// Encode one chunk of each stream to encoder output [time, dim], and replace the caches by those for the next chunk.
   /// @param required frames of left context to keep; negative: all.
   std::vector<Floats> encode(const std::vector<Chunk>& chunks, std::int64_t required) const {
     std::vector<Floats> outputs;
@@ -125,7 +124,7 @@ class Graphs {
     return outputs;
   }
 
-  /// Continue as if the stream had begun with its last `num_frames` encoder frames: of caches that grow, only those are kept.
+  /// Continue as if the stream had begun with its last `num_frames` encoder frames: truncate growing caches to them.
   void keep_last(Caches& caches, std::int64_t num_frames) const {
     caches.offset = num_frames;
     caches.num_cached = std::min(num_frames, caches.num_cached);
@@ -135,22 +134,22 @@ class Graphs {
     }
   }
 
-  /// Log-probabilities [time, vocab] of encoder output [time, dim].
+  /// Compute log-probabilities [time, vocab] of encoder output [time, dim].
   Floats ctc(Floats output) const {
     const std::int64_t num_frames = length(output) / m_.output_size;
     if (num_frames == 0) return {};
     const ort::Values given = run(ctc_, ort::values(ort::tensor(output, {1, num_frames, m_.output_size})));
     Floats found = checked(ctc_.path, ort::numbers_of<float>(*given[0]));
     if (length(found) != num_frames * m_.vocab_size) {
-      throw ProviderError(ctc_.path + ": gives " + std::to_string(found.size()) + " log-probabilities for " +
+      throw ProviderError(ctc_.path + ": returned " + std::to_string(found.size()) + " log-probabilities for " +
                           std::to_string(num_frames) + " frames and " + std::to_string(m_.vocab_size) + " tokens");
     }
     return found;
   }
 
-  /// Scores of token sequences by the decoders.
+  /// Score token sequences by the decoders.
   TokenScores score(const Floats& output, const Sequences& sequences) const {
-    // Attention takes memory for each pair of a token and a frame or another token: those of a long utterance are scored in several calls.
+    // Attention uses memory for each pair of a token with a frame or another token. Score long utterances in several calls.
     constexpr std::int64_t most_pairs = std::int64_t{1} << 22;
     const auto longest = static_cast<std::int64_t>(sequences.longest);
     const std::int64_t num_frames = length(output) / m_.output_size, num_sequences = length(sequences.lengths);
@@ -175,7 +174,7 @@ class Graphs {
     return scores;
   }
 
-  /// What computes the encoder, and what native kernels refuse of any graph: "Int8Attention of encoder".
+  /// Return the kernels of the encoder, and the functions that native kernels refuse in any graph: "Int8Attention of encoder".
   Kernels kernels() const {
     Kernels all = encoder_.kernels;
     all.refused.clear();
@@ -187,7 +186,7 @@ class Graphs {
   }
 
  private:
-  // Log-probabilities are not asked for: `ctc` gives them, as for any other bundle.
+  // Log-probabilities are not requested: `ctc` computes them, as for any other bundle.
   Floats encode_static(const Floats& window, Caches& caches) const {
     const std::int64_t num_frames = static_->num_frames(window), num = static_->num_outputs(num_frames);
     const std::int64_t position = static_->position(caches.offset, num_frames);
@@ -220,14 +219,14 @@ class Graphs {
     return made;
   }
 
-  // Caches [blocks, 1, ...] of several streams as [blocks, streams, ...]. Shorter ones are padded before their first frame: they reach
-  // back to the start of their stream, so that the graph masks the padding, which is at negative positions.
+  // Join caches [blocks, 1, ...] of several streams to [blocks, streams, ...]. Shorter caches are padded before their first
+  // frame. They reach back to the start of their stream, so the padding is at negative positions, which the graph masks.
   ort::Owned<OrtValue> join(const std::vector<Chunk>& chunks, std::size_t index, Floats& joined) const {
     const std::ptrdiff_t time = m_.caches[index].time_axis;
     ort::Shape shape = m_.caches[index].shape;
     shape[1] = length(chunks);
     std::vector<const float*> data;
-    std::vector<std::size_t> rows;  // floats of a block
+    std::vector<std::size_t> rows;  // number of floats in a block
     std::size_t longest = 0;
     for (const Chunk& chunk : chunks) {
       const OrtValue& value = *chunk.caches->tensors[index].value;
@@ -237,7 +236,7 @@ class Graphs {
       data.push_back(ort::data_of<float>(value));
       longest = std::max(longest, rows.back());
     }
-    // Between the rows of a block and the axis that grows there may be others, such as heads.
+    // Other axes, such as heads, may lie between the rows of a block and the growing axis.
     const std::size_t outer = time < 0 ? 1 : ort::count({shape.begin() + 2, shape.begin() + time});
     joined.assign(ort::count(shape), 0.0F);
     float* place = joined.data();
@@ -250,7 +249,7 @@ class Graphs {
     return ort::tensor(joined, shape);
   }
 
-  // The caches of one of several streams; of those that grow, the frames for the last `num_frames` encoder frames.
+  // Extract the caches of one of several streams. Growing caches keep the frames for the last `num_frames` encoder frames.
   Caches::Tensor split(const OrtValue& value, std::size_t index, std::int64_t row, std::int64_t num_frames) const {
     const std::ptrdiff_t time = m_.caches[index].time_axis;
     ort::Shape shape = ort::shape_of(value);
@@ -280,7 +279,7 @@ class Graphs {
     return values;
   }
 
-  // A session from bytes that were verified: no file is read a second time.
+  // Create a session from verified bytes. No file is read again.
   static ort::Owned<OrtSession> session_of(const OrtEnv* env, const std::string& content, const std::string& data, std::string weights,
                                            OrtSessionOptions* options) {
     if (!data.empty()) {
@@ -303,7 +302,7 @@ class Graphs {
     ort::Owned<OrtSession> session;
   };
 
-  // A graph of a bundle is an ONNX file, or one in ORT format, whose functions are expanded.
+  // Name of a graph's file: ONNX, or ORT format with expanded functions.
   static std::string file_of(const Bundle& bundle, const std::string& graph) {
     return bundle.has(graph + ".ort") ? graph + ".ort" : graph + ".onnx";
   }
@@ -317,11 +316,11 @@ class Graphs {
       const std::string where = graph.path + ": weights are packed for native kernels";
       if (!graph.kernels.native) throw KernelsError(where + ", but onnxruntime runs it: " + graph.kernels.reason);
       if (graph.kernels.layout != m_.packed) {
-        throw KernelsError(where + " in layout " + std::to_string(m_.packed) + ", those of this library read " +
-                           std::to_string(graph.kernels.layout) + ": quantize the float32 bundle again with its version");
+        throw KernelsError(where + " in layout " + std::to_string(m_.packed) + ", this library reads layout " +
+                           std::to_string(graph.kernels.layout) + ": quantize the float32 bundle again with this version");
       }
     }
-    // So that numbers in float32 do not depend on how the library was built.
+    // float32 results do not depend on how the library was built.
     const bool is_automatic = settings.wanted_kernels() == "auto", is_ort = file != name + ".onnx";
     if (graph.kernels.native && is_automatic && !m_.quantized) graph.kernels = Kernels{false, "", 0, "weights are in float32"};
     if (graph.kernels.native && is_ort) graph.kernels = Kernels{false, "", 0, "functions are expanded in files of ORT format"};
@@ -331,8 +330,8 @@ class Graphs {
         try {
           graph.session = session_of(env_.get(), content, data, weights, settings.session_options(graph.kernels).get());
         } catch (const ort::Failure& error) {
-          // Native kernels refuse what they do not know, such as an activation of a later version: on without that function, or without
-          // them, which fails if the graph itself is damaged.
+          // Native kernels reject unknown features, such as an activation of a later version. Continue without that function,
+          // or without native kernels, which fails if the graph itself is damaged.
           if (!graph.kernels.native || m_.packed) throw;
           if (refusal.empty()) refusal = error.what();
           if (!graph.kernels.leave_out(error.whole)) graph.kernels = {false, "", 0, std::string("native kernels cannot run it: ") + error.what()};
@@ -347,7 +346,7 @@ class Graphs {
     return graph;
   }
 
-  // Its names are those of the contract, and its numbers those of the manifest: others are of another bundle.
+  // Check that the graph's names match the contract and its numbers match the manifest. Otherwise it belongs to another bundle.
   void check(const Graph& graph) const {
     const Names found = ort::input_names(*graph.session), given = ort::output_names(*graph.session);
     if (found != graph.inputs) throw BundleError(graph.path + ": inputs are " + joined(found, " ") + ", expected " + joined(graph.inputs, " "));
@@ -360,7 +359,7 @@ class Graphs {
       std::string text = ort::metadata(*metadata, "u2moe." + name);
       if (text.empty()) text = json_text(otherwise);
       if (parse_number(text) != value) {
-        throw BundleError(graph.path + ": u2moe." + name + " is " + text + ", which is not that of bundle.json");
+        throw BundleError(graph.path + ": u2moe." + name + " is " + text + ", which does not match bundle.json");
       }
     }
   }
@@ -374,7 +373,7 @@ class Graphs {
   }
 
   Manifest m_;
-  std::optional<StaticEncoder> static_;  // of a bundle of fixed shape
+  std::optional<StaticEncoder> static_;  // of a bundle with fixed shapes
   ort::Owned<OrtEnv> env_;
   Graph features_, encoder_, ctc_, decoder_;
 };

@@ -1,4 +1,4 @@
-// Hotwords: phrases that the search prefers, as an Aho-Corasick automaton over text; as runtime/decoding/context.py has them.
+// Hotwords: phrases that the search prefers, as an Aho-Corasick automaton over text, as in runtime/decoding/context.py.
 #pragma once
 
 #include "declared.hpp"
@@ -12,8 +12,8 @@ struct Hotword {
   double weight = kHotwordWeight;  ///< bonus for each token, as a log-probability
 };
 
-/// Hotwords from lines of "phrase" or "phrase :weight"; "# ..." and empty lines are skipped.
-/// @throws InvalidArgument a weight is not a number; names the line.
+/// Parse lines of "phrase" or "phrase :weight". Comments ("# ...") and empty lines are skipped.
+/// @throws InvalidArgument if a weight is not a number; the message names the line.
 inline std::vector<Hotword> parse_hotwords(const std::string& content) {
   std::vector<Hotword> hotwords;
   const auto trimmed = [](std::string text) {
@@ -58,7 +58,7 @@ class Symbols {
     }
   }
 
-  // The words of a text in the characters of the vocabulary. Messages begin with `what` it is.
+  // Return the words of a text in the characters of the vocabulary. `what` describes the text in messages.
   template <class Kind>
   Words spelled(const std::u32string& text, bool (*is_word)(char32_t), const std::string& what) const {
     Words words(1);
@@ -79,7 +79,7 @@ class Symbols {
     return words;
   }
 
-  // The words of a phrase in the characters of the vocabulary, and its bonus.
+  // Return the words of a phrase in the characters of the vocabulary, and its bonus.
   std::pair<Words, double> measured(const Hotword& hotword) const {
     const std::u32string phrase = decode_utf8(hotword.phrase);
     const std::string name = "hotword '" + encode_utf8(phrase.substr(0, kLongestHotword)) + "'";
@@ -100,7 +100,7 @@ class Symbols {
  private:
   static constexpr std::size_t kImpossible = std::numeric_limits<std::size_t>::max() / 2;
 
-  // Tokens in the shortest tokenization of a word.
+  // Number of tokens in the shortest tokenization of a word.
   std::size_t fewest_tokens(const std::u32string& word) const {
     std::vector<std::size_t> fewest(word.size() + 1, kImpossible);
     fewest[0] = 0;
@@ -112,18 +112,18 @@ class Symbols {
     return std::min(fewest.back(), kImpossible);
   }
 
-  std::set<std::u32string> inner_, first_;  // those that continue a word, those that may begin one
+  std::set<std::u32string> inner_, first_;  // symbols that continue a word; symbols that may begin one
   std::set<char32_t> characters_;
   std::size_t longest_ = 0;
 };
 
-/// The bonus that hotwords add to the score of a hypothesis. A phrase is found in any tokenization, but only as whole words;
-/// each character of a script without spaces, and of Korean, counts as a word. Immutable: threads may share it.
+/// Adds a bonus to hypotheses with hotwords. Phrases match in any tokenization, but only as whole words. Each character of a
+/// script without spaces, or of Korean, counts as a word. Immutable: threads may share it.
 class ContextGraph {
  public:
-  /// @param hotwords of equal phrases the largest bonus counts.
-  /// @throws InvalidArgument there are no hotwords, one is empty or cannot be spelled by the vocabulary in either letter
-  /// case, or a weight is out of range.
+  /// @param hotwords phrases; the largest bonus of equal phrases counts.
+  /// @throws InvalidArgument if there are no hotwords, one is empty, the vocabulary cannot spell one in either letter case, or
+  /// a weight is out of range.
   ContextGraph(const std::vector<Hotword>& hotwords, const Vocabulary& vocabulary) : fingerprint_(vocabulary.fingerprint()) {
     for (const std::u32string& symbol : vocabulary.symbols()) spellings_.push_back(with_boundaries(symbol, is_syllabic));
     add_state();
@@ -134,7 +134,7 @@ class ContextGraph {
       double& most = bonuses[words];
       most = std::max(most, bonus);
     }
-    if (bonuses.empty()) runtime::fail<InvalidArgument>("hotwords are empty: leave them out for none");
+    if (bonuses.empty()) runtime::fail<InvalidArgument>("hotwords are empty: omit them to use none");
     for (const auto& [words, bonus] : bonuses) add_phrase(words, bonus);
     link();
     for (const State& state : states_) {
@@ -154,10 +154,10 @@ class ContextGraph {
 
   struct Move {
     std::size_t state;
-    double bonus;  ///< of the phrases that were completed
+    double bonus;  ///< bonus of the phrases completed by this move
   };
 
-  /// Whether it was made for this vocabulary.
+  /// Whether the graph was made for this vocabulary.
   bool is_of(const Vocabulary& vocabulary) const { return fingerprint_ == vocabulary.fingerprint(); }
 
   /// State of an empty hypothesis.
@@ -166,23 +166,23 @@ class ContextGraph {
   /// Continue from `state` with a token.
   Move advance(std::size_t state, int token) const { return read_on(state, spellings_[static_cast<std::size_t>(token)]); }
 
-  /// The share of a bonus that a growing hypothesis holds in `state`, and loses if the phrase is not completed.
+  /// Share of a bonus that a growing hypothesis has in `state`. It loses the share if it does not complete the phrase.
   double partial(std::size_t state) const { return states_[state].partial; }
 
-  /// Upper bound of what a token adds to the bonus of a growing hypothesis, its share included.
+  /// Upper bound of what a token adds to the bonus of a growing hypothesis, including its share.
   double most_gain() const { return most_gain_; }
 
-  /// The bonus of the phrases that are completed by ending in `state`.
+  /// Bonus of the phrases that a hypothesis completes by ending in `state`.
   double finish(std::size_t state) const { return read_on(state, {kWordBoundary}).bonus; }
 
  private:
   using Words = Symbols::Words;
-  static constexpr double kRounding = 1e-6;  // far more than the order of additions can change
+  static constexpr double kRounding = 1e-6;  // far above the effect of the order of additions
 
   struct State {
     std::map<char32_t, std::size_t> next;
     double output = 0, partial = 0;
-    std::size_t fail = 0;  // the longest proper suffix that begins a phrase
+    std::size_t fail = 0;  // longest proper suffix that begins a phrase
     bool is_after_boundary = false;
   };
 
@@ -250,7 +250,7 @@ class ContextGraph {
     return {state, bonus};
   }
 
-  std::vector<std::u32string> spellings_;  // what each token adds to the text
+  std::vector<std::u32string> spellings_;  // text that each token adds
   std::vector<State> states_;
   std::size_t start_ = 0, fingerprint_;
   double most_gain_ = 0;

@@ -1,6 +1,6 @@
-// Reads JSON as strictly as RFC 8259; numbers are doubles, and keys are unique. Written here, because single
-// headers are five to a hundred times as long and none refuses everything that Python refuses: picojson takes 01, 1. and
-// broken UTF-8, and like nlohmann's the last of two equal keys.
+// Strict JSON (RFC 8259). Numbers are doubles, and keys must be unique. Single-header libraries are five to a hundred times as
+// long and accept input that Python rejects: picojson takes 01, 1. and broken UTF-8; like nlohmann's, it takes the last of two
+// equal keys.
 #pragma once
 
 #include "declared.hpp"
@@ -8,7 +8,7 @@
 
 namespace u2moe::runtime {
 
-/// A JSON value. What is missing or of another type is a BundleError that names its path: "bundle.json: model: vocab_size".
+/// A JSON value. A missing value or one of the wrong type throws a BundleError with its path: "bundle.json: model: vocab_size".
 class Json {
  public:
   using Object = std::map<std::string, Json>;
@@ -16,7 +16,7 @@ class Json {
 
   Json() = default;
 
-  /// @param name what the text is, for messages.
+  /// @param name of the text, for messages.
   static Json parse(const std::string& text, const std::string& name) {
     Parser parser{text, name};
     Json value = parser.value(0);
@@ -39,7 +39,7 @@ class Json {
   double number() const { return get<double>("a number"); }
   bool boolean() const { return get<bool>("true or false"); }
 
-  /// An integer from `least` to `most`.
+  /// Return an integer between `least` and `most`.
   int integer(int least, int most) const {
     const double found = number();
     if (found != std::floor(found) || found < least || found > most) {
@@ -48,7 +48,7 @@ class Json {
     return static_cast<int>(found);
   }
 
-  /// A number from `least` to `most`.
+  /// Return a number between `least` and `most`.
   double number(double least, double most) const {
     const double found = number();
     if (!(found >= least && found <= most)) fail("a number from " + shown_number(least) + " to " + shown_number(most));
@@ -57,7 +57,7 @@ class Json {
 
   bool has(const std::string& key) const { return object().count(key) > 0; }
 
-  /// Whether there is a field of this name that is not null.
+  /// Whether the field exists and is not null.
   bool given(const std::string& key) const { return has(key) && !(*this)[key].is_null(); }
 
   const Json& operator[](const std::string& key) const {
@@ -71,7 +71,7 @@ class Json {
     return array()[index];
   }
 
-  /// Where it is, for messages.
+  /// Path of the value, for messages.
   const std::string& path() const { return path_; }
   void set_path(const std::string& path) {
     path_ = path;
@@ -144,7 +144,7 @@ class Json {
     double number() {
       const std::size_t begin = place;
       takes_any("-");
-      if (!takes_any("0")) digits();  // nothing but a point may follow a zero
+      if (!takes_any("0")) digits();  // only a decimal point may follow a leading zero
       if (takes_any(".")) digits();
       if (takes_any("eE")) {
         takes_any("+-");
@@ -238,7 +238,7 @@ class Json {
   std::string path_;
 };
 
-/// A value as JSON.
+/// Write a value as JSON.
 inline std::string json_text(const std::string& text) {
   std::string result = "\"";
   for (const char c : text) {
@@ -255,7 +255,7 @@ inline std::string json_text(const std::string& text) {
 
 inline std::string json_text(int number) { return std::to_string(number); }
 
-/// So that reading it gives the same number.
+/// Write a number so that reading it returns the same number.
 inline std::string json_text(double number) {
   std::ostringstream stream;
   stream.imbue(std::locale::classic());
@@ -280,16 +280,16 @@ std::string json_text(const std::vector<T>& items) {
   return json_list(items, [](const T& item) { return json_text(item); });
 }
 
-// ---- Objects as Python declares them: their fields, what those are that are missing, and how numbers are read ----
+// ---- Objects as declared in Python: fields, defaults and numbers ----
 
-/// Completes objects of bundles, and of options, with the defaults of fields that are missing.
+/// Fills missing fields of objects from bundles and options with their defaults.
 class Records {
  public:
-  /// @param by the program that wrote them; "": a caller, for whom no field is harmless.
+  /// @param by name of the program that wrote the objects. "": a caller, for whom every unknown field is an error.
   explicit Records(std::string by = "") : by_(std::move(by)) {}
 
-  /// @param kind name of the class in Python, after {} for a map of such.
-  /// @throws BundleError a field is missing that has no default, or is unknown, and not harmless by what the object itself says.
+  /// @param kind name of the class in Python, with the prefix {} for a map of such objects.
+  /// @throws BundleError if a field without a default is missing, or an unknown field is not declared harmless by the object.
   Json completed(Json value, const std::string& kind) {
     const std::string path = value.path();
     complete(value, kind);
@@ -297,7 +297,7 @@ class Records {
     return value;
   }
 
-  std::vector<std::string> warnings;  ///< what is lost by harmless fields that are unknown
+  std::vector<std::string> warnings;  ///< features lost by ignoring unknown harmless fields
 
  private:
   void complete(Json& value, const std::string& kind) {
@@ -314,7 +314,7 @@ class Records {
       }
       for (const auto& [name, field] : known) {
         if (!value.has(name) && field.array().size() > 1) value.fields().emplace(name, field[1]);
-        value[name];  // fails if it is missing
+        value[name];  // throws if it is missing
         complete(value.fields()[name], field[0].string());
       }
     }
@@ -332,8 +332,8 @@ class Records {
   std::string by_;
 };
 
-/// Set the numbers of a struct of declared.hpp that an object has.
-/// @throws BundleError one is out of range.
+/// Set the numbers of a struct in declared.hpp from the fields of an object.
+/// @throws BundleError if a number is out of range.
 template <class Numbers>
 void read_numbers(const Json& json, Numbers& numbers) {
   Numbers::each([&](const char* name, auto own, const Range& range, auto...) {
@@ -345,7 +345,7 @@ void read_numbers(const Json& json, Numbers& numbers) {
   });
 }
 
-/// @throws InvalidArgument a number of a struct of declared.hpp is out of range.
+/// @throws InvalidArgument if a number of a struct in declared.hpp is out of range.
 template <class Numbers>
 void check_numbers(const Numbers& numbers) {
   Numbers::each([&](const char* name, auto own, const Range& range, auto...) {

@@ -1,4 +1,4 @@
-// Reads language models: ARPA files and the compact files of `u2moe lm build`; as runtime/language/arpa.py and compact.py.
+// Reads language models: ARPA files and compact files of `u2moe lm build`, as in runtime/language/arpa.py and compact.py.
 
 #include "json.hpp"
 #include "ngrams.hpp"
@@ -17,7 +17,7 @@ std::string upper_case(const std::string& text) { return mapped(text, upper); }
 // ---- compact files ----
 
 struct Block {
-  std::size_t width;  // bytes of a number
+  std::size_t width;  // bytes per number
   bool is_float;
   std::size_t length;
   std::string_view bytes;
@@ -43,7 +43,7 @@ class CompactFile {
     if (content.size() < start + 4 || content.substr(0, kMagic.size()) != kMagic) fail("is not a compact language model of this version");
     if (sha256(content.substr(start)) != content.substr(kMagic.size(), kDigestSize)) fail("is damaged: its content differs from its digest");
     const std::size_t size = Block{4, false, 1, content.substr(start, 4)}.integer(0);
-    if (size > content.size() - start - 4) fail("is damaged: its header is longer than it");
+    if (size > content.size() - start - 4) fail("is damaged: its header is longer than the file");
     header_ = Json::parse(std::string(content.substr(start + 4, size)), source);
     std::size_t place = start + 4 + size;
     for (const Json& each : header_["blocks"].array()) {
@@ -82,7 +82,7 @@ class CompactFile {
     std::vector<std::uint64_t> children;
     for (std::size_t i = 0; i < blocks_[0].length; ++i) children.push_back(blocks_[0].integer(i));
     children.resize(word.size());
-    backoff.resize(word.size());  // the longest n-grams have none
+    backoff.resize(word.size());  // the longest n-grams have no backoff
     if (log_prob.size() != word.size()) fail("is damaged: the numbers of n-grams do not add up");
     return Ngrams(std::move(words), children, std::move(word), std::move(log_prob), std::move(backoff), source_);
   }
@@ -113,7 +113,7 @@ class ArpaFile {
       orders.push_back(order(length, counts[length - 1], highest));
     }
     std::string_view end = next();
-    for (std::size_t length = highest + 1; length <= counts.size(); ++length) {  // titles without n-grams may be there or not
+    for (std::size_t length = highest + 1; length <= counts.size(); ++length) {  // titles without n-grams are optional
       if (end == title(length)) end = next();
     }
     expect(end, "\\end\\");
@@ -133,7 +133,7 @@ class ArpaFile {
     if (found != expected) fail("found " + quoted(found) + ", expected '" + expected + "'");
   }
 
-  // The next line that is not empty; "" at the end.
+  // Return the next non-empty line; "" at the end.
   std::string_view next() {
     constexpr const char* blanks = " \t\r\n";
     while (place_ < content_.size()) {
@@ -159,10 +159,10 @@ class ArpaFile {
     return fields;
   }
 
-  // The numbers of n-grams of each order, from the header.
+  // Read the number of n-grams of each order from the header.
   std::vector<std::size_t> read_counts() {
     std::string_view line = next();
-    while (!line.empty() && line != "\\data\\") line = next();  // a file may begin with remarks
+    while (!line.empty() && line != "\\data\\") line = next();  // a file may begin with comments
     if (line.empty()) fail("there is no \\data\\: not an ARPA file");
     std::vector<std::size_t> counts;
     for (line = next(); line != title(1); line = next()) {
@@ -200,8 +200,8 @@ class ArpaFile {
   }
 
   double log_prob(std::string_view field) const {
-    constexpr double zero = -99;  // the logarithm of 0, as ARPA files have it
-    if (field == "-inf") return zero;  // some programs write it
+    constexpr double zero = -99;  // ARPA files write the logarithm of 0 this way
+    if (field == "-inf") return zero;  // some programs write this
     const std::optional<double> found = parse_number(field);
     if (!found) fail("found " + quoted(field) + ", expected numbers around words");
     if (*found > Ngrams::kMostLog) fail("found " + std::string(field) + ", expected the logarithm of a probability");
@@ -232,7 +232,7 @@ Ngrams Ngrams::parse(const std::string& content, const std::string& source) {
 #ifdef __cpp_exceptions
     try {
       return CompactFile(content, source).model();
-    } catch (const BundleError& error) {  // of the JSON in its header
+    } catch (const BundleError& error) {  // from the JSON header
       throw LanguageModelError(source + ": is damaged: " + error.what());
     }
 #else

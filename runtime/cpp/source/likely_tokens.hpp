@@ -1,22 +1,22 @@
-// The most probable tokens of a frame, from which searches go on.
+// The most probable tokens of a frame, which searches extend.
 #pragma once
 
 #include "standard.hpp"
 
 namespace u2moe::runtime {
 
-constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();  // instead of an index: greater than all
+constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();  // stands for a missing index; greater than all indices
 
-/// The most probable tokens of a row and their log-probabilities, in descending order, ties by id.
+/// The most probable tokens of a row with their log-probabilities, in descending order. Ties are ordered by id.
 class LikelyTokens {
  public:
   std::vector<int> tokens;
   std::vector<double> scores;
 
-  /// Find at most `num` of a row [vocab].
+  /// Find the `num` best tokens of a row [vocab], or fewer.
   void find(const float* row, std::size_t vocab_size, std::size_t num) {
     num = std::min(num, vocab_size);
-    // Those as good as the `num` best, if scores were rounded, and then all of these in order.
+    // Find tokens that are as good as the `num` best with rounded scores, then sort these exactly.
     std::array<std::size_t, kSteps> counts{};
     for (std::size_t token = 0; token < vocab_size; ++token) ++counts[step_of(row[token])];
     std::size_t least = 0;
@@ -39,7 +39,7 @@ class LikelyTokens {
     }
   }
 
-  /// The place of a token among them; kNone if it is not.
+  /// Rank of a token; kNone if it is not among them.
   std::size_t rank_of(int token) const { return token < 0 ? kNone : ranks_[static_cast<std::size_t>(token)]; }
 
  private:

@@ -1,4 +1,4 @@
-// The manifest of a bundle: sizes of the model, features, and defaults of decoding.
+// The manifest of a bundle: model sizes, features and decoding defaults.
 #pragma once
 
 #include "endpoint.hpp"
@@ -6,21 +6,21 @@
 
 namespace u2moe::runtime {
 
-using Floats = std::vector<float>;  ///< samples, features, or what graphs give, row by row
+using Floats = std::vector<float>;  ///< samples, features or graph outputs, row by row
 
-/// Whether a name can only mean a file directly inside a folder, on any system.
+/// Whether a name can only refer to a file directly inside a folder, on any system.
 inline bool is_plain_name(const std::string& name) {
   const auto is_odd = [](char c) { return static_cast<unsigned char>(c) < 32 || std::string_view("/\\:*?\"<>|").find(c) != std::string_view::npos; };
   if (name.empty() || name.back() == '.' || name.back() == ' ' || std::any_of(name.begin(), name.end(), is_odd)) return false;
   const std::string stem = mapped(name.substr(0, name.find('.')), lower);
-  for (const char* device : {"con", "prn", "aux", "nul"}) {  // on Windows, with any suffix
+  for (const char* device : {"con", "prn", "aux", "nul"}) {  // reserved on Windows, with any suffix
     if (stem == device) return false;
   }
   return !(stem.size() == 4 && (stem.compare(0, 3, "com") == 0 || stem.compare(0, 3, "lpt") == 0) && stem[3] >= '0' && stem[3] <= '9');
 }
 
-/// The rules of a complete EndpointConfig.
-/// @throws BundleError one would fire at every frame.
+/// Return the rules of a complete EndpointConfig.
+/// @throws BundleError if a rule would fire at every frame.
 inline EndpointRules rules_of(const Json& json) {
   EndpointRules rules;
   for (std::size_t i = 0; i < rules.size(); ++i) {
@@ -32,23 +32,24 @@ inline EndpointRules rules_of(const Json& json) {
   return rules;
 }
 
-/// The shortest pause of a complete EndpointConfig in seconds; 0: none.
+/// Shortest pause of a complete EndpointConfig in seconds; 0: off.
 inline double pause_of(const Json& json) { return json["pause"].is_null() ? 0 : json["pause"].number(kShortestPauseS, 1e9); }
 
-/// What a complete EndpointConfig has as `turn`; 0: none.
+/// `turn` of a complete EndpointConfig; 0: off.
 inline double turn_of(const Json& json) { return json["turn"].is_null() ? 0 : json["turn"].number(1e-9, 1); }
 
-/// What a stream keeps from chunk to chunk in one tensor: zeros [blocks, 1, ...] at the start.
+/// Layout of a state tensor that a stream passes from chunk to chunk. It starts as zeros [blocks, 1, ...].
 struct CacheLayout {
   std::string name;
   std::vector<std::int64_t> shape;
-  std::ptrdiff_t time_axis = -1;  ///< the axis that grows with the cached frames; -1: its size is fixed
-  double rate = 1;                ///< cached frames per encoder frame, where an axis grows
+  std::ptrdiff_t time_axis = -1;  ///< axis that grows with the cached frames; -1: fixed size
+  double rate = 1;                ///< cached frames per encoder frame along the growing axis
 
   std::int64_t num_cached(std::int64_t num_frames) const { return static_cast<std::int64_t>(std::ceil(static_cast<double>(num_frames) * rate)); }
 };
 
-/// Of `static.onnx`, which a bundle may have in the place of an encoder of any shape; see StaticForm in runtime/bundle/manifest.py.
+/// Layout of `static.onnx`, an encoder with fixed shapes that can replace the flexible one. See StaticForm in
+/// runtime/bundle/manifest.py.
 struct StaticForm {
   struct Rate {
     std::int64_t step;
@@ -78,28 +79,28 @@ struct StaticForm {
   bool interleaved;
 };
 
-/// Names and meanings are those of bundle.json; see docs/export.md.
+/// The fields of bundle.json; see docs/export.md.
 struct Manifest : ModelNumbers, FeatureNumbers {
   bool streaming = false, has_decoder = false, bidirectional = false;
   std::vector<CacheLayout> caches;
-  std::optional<StaticForm> form;  ///< of the encoder, if its shape is fixed
-  StreamNumbers numbers;  ///< like all up to `weights` defaults of StreamOptions
+  std::optional<StaticForm> form;  ///< of an encoder with fixed shapes
+  StreamNumbers numbers;  ///< these members, down to `weights`, are defaults of StreamOptions
   EndpointRules rules;
   double pause = 0, turn = 0;
   std::string hotwords;          ///< lines for `parse_hotwords`
-  std::string language_model;    ///< name of a file; empty: none
-  LanguageModelOptions weights;  ///< of the language model
+  std::string language_model;    ///< file name; empty: none
+  LanguageModelOptions weights;  ///< fusion weights of the language model
   bool calibrated = false;
   double scale = 1, bias = 0;  ///< of the log-odds of confidences, if calibrated
   bool quantized = false;
-  int packed = 0;                     ///< layout in which weights are packed for native kernels; 0: they are not
-  std::vector<std::string> warnings;  ///< what is lost of a bundle of a newer version, and that weights are random
+  int packed = 0;                     ///< layout of weights packed for native kernels; 0: not packed
+  std::vector<std::string> warnings;  ///< unknown fields that are ignored; random weights
 
   int frame_len() const { return static_cast<int>(sample_rate * frame_length_ms / 1000); }  ///< samples
   int shift_len() const { return static_cast<int>(sample_rate * frame_shift_ms / 1000); }   ///< samples
   double frame_s() const { return subsampling_rate * frame_shift_ms / 1000; }               ///< seconds of an encoder frame
 
-  /// A number that each graph states in its metadata, too, unless it is the default.
+  /// A number that each graph repeats in its metadata unless it is the default.
   struct Stated {
     std::string name;
     double value, otherwise;
@@ -114,8 +115,8 @@ struct Manifest : ModelNumbers, FeatureNumbers {
     return found;
   }
 
-  /// @param given the content of bundle.json; afterwards, with defaults for the fields that are missing.
-  /// @throws BundleError names the field, what was found and what was expected.
+  /// @param given content of bundle.json. Missing fields are filled with their defaults.
+  /// @throws BundleError naming the field, the value found and the value expected.
   static Manifest of(Json& given) {
     if (!given.has("format") || given["format"].string() != "u2moe-bundle") given["format"].fail("'u2moe-bundle'");
     if (given["version"].number() != kFormatVersion) {

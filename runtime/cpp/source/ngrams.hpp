@@ -1,12 +1,12 @@
-// An n-gram model as a trie in arrays: probabilities with backoff, and the best completion of the beginning of a word; as
-// runtime/language/ngrams.py has it, which describes the order of nodes.
+// An n-gram model as a trie in arrays: probabilities with backoff, and bounds for completions of a word prefix.
+// runtime/language/ngrams.py describes the order of nodes.
 #pragma once
 
 #include "errors.hpp"
 
 namespace u2moe::runtime {
 
-/// Immutable: threads may share it.
+/// An n-gram model. Immutable: threads may share it.
 class Ngrams {
  public:
   using Spell = std::function<std::string(const std::string&)>;
@@ -20,10 +20,10 @@ class Ngrams {
 
   static constexpr int kMostOrder = 9;
   static constexpr std::size_t kMostWords = std::size_t{1} << 24;
-  static constexpr double kMostLog = 1e-4;  ///< logarithms of probabilities slightly above 0 come from rounding
+  static constexpr double kMostLog = 1e-4;  ///< tolerance: rounding produces logarithms of probabilities slightly above 0
 
-  /// From the nodes: their numbers of children, words, log10 probabilities and log10 backoffs, those of node 0 first.
-  /// @throws LanguageModelError they are not a trie, or hold numbers that are not probabilities; begins with `source`.
+  /// Build a model from nodes: numbers of children, words, log10 probabilities and log10 backoffs, beginning with node 0.
+  /// @throws LanguageModelError if they do not form a trie, or contain invalid probabilities. The message begins with `source`.
   Ngrams(std::vector<std::string> words, const std::vector<std::uint64_t>& num_children, std::vector<Id> word,
          std::vector<float> log_prob, std::vector<float> backoff, const std::string& source)
       : words_(std::move(words)), word_(std::move(word)), log_prob_(std::move(log_prob)), backoff_(std::move(backoff)) {
@@ -55,7 +55,7 @@ class Ngrams {
     if (const std::optional<Id> start = id_of("<s>")) begin_ = state(1 + *start);
   }
 
-  /// From n-grams in any order; every word needs a unigram, and every n-gram the one that it continues.
+  /// Build a model from n-grams in any order. Every word needs a unigram, and every n-gram needs its own prefix.
   static Ngrams of(const std::vector<std::string>& words, const std::vector<Order>& orders, const std::string& source, const Spell& spell) {
     std::vector<std::pair<std::pair<bool, std::string>, Id>> places;
     for (Id id = 0; id < words.size(); ++id) places.push_back({{is_marker(words[id]), spell(words[id])}, id});
@@ -91,7 +91,7 @@ class Ngrams {
       std::sort(rows.begin(), rows.end());
       for (std::size_t i = 0; i < rows.size(); ++i) {
         const auto [key, row] = rows[i];
-        if (i && key == rows[i - 1].first) complain(row, "is there twice");
+        if (i && key == rows[i - 1].first) complain(row, "appears twice");
         ++children[key / words.size()];
         keys.push_back(key);
         all_words.push_back(static_cast<Id>(key % words.size()));
@@ -103,10 +103,10 @@ class Ngrams {
     return Ngrams(std::move(sorted), children, std::move(all_words), std::move(log_probs), std::move(backoffs), source);
   }
 
-  /// A model from the content of an ARPA file or of a compact file.
+  /// Parse an ARPA file or a compact file.
   static Ngrams parse(const std::string& content, const std::string& source);
 
-  /// This model with its words in the order of another spelling.
+  /// Return this model with its words sorted by another spelling.
   Ngrams spelled_by(const Spell& spell, const std::string& source) const {
     const std::vector<Id> parent = parents_of(first_);
     std::vector<Order> orders;
@@ -126,11 +126,11 @@ class Ngrams {
   }
 
   const std::vector<std::string>& words() const { return words_; }
-  Id begin() const { return begin_; }                             ///< the history at the beginning of a sentence
-  const std::optional<Id>& end() const { return end_; }           ///< the word that ends a sentence
+  Id begin() const { return begin_; }                             ///< history at the beginning of a sentence
+  const std::optional<Id>& end() const { return end_; }           ///< word that ends a sentence
   const std::optional<Id>& unknown() const { return unknown_; }
 
-  /// The log10 probability of a word after a history, and the history after it.
+  /// Return the log10 probability of a word after a history, and the history after it.
   std::pair<double, Id> step(Id history, Id word) const {
     for (double penalty = 0;; history = link_[history]) {
       if (const Id found = child(history, word)) return {std::min(penalty + static_cast<double>(log_prob_[found]), 0.0), state(found)};
@@ -138,12 +138,12 @@ class Ngrams {
     }
   }
 
-  /// The largest log10 probability without a history of a word with `low` <= id < `high`, at least one word.
+  /// Largest log10 probability, without a history, of a word with `low` <= id < `high`. The range must not be empty.
   double best_alone(Id low, Id high) const {
     return static_cast<double>(*std::max_element(log_prob_.begin() + 1 + low, log_prob_.begin() + 1 + high));
   }
 
-  /// An upper bound of the log10 probability of any such word; `alone` is their `best_alone`.
+  /// Upper bound of the log10 probability of such a word after a history. `alone` is `best_alone` of the range.
   double best(Id history, Id low, Id high, double alone) const {
     double penalty = 0, best = -std::numeric_limits<double>::infinity();
     for (; history; history = link_[history]) {
@@ -167,7 +167,7 @@ class Ngrams {
 
   static Key key_of(Id parent, Id word, std::size_t num_words) { return Key{parent} * num_words + word; }
 
-  // The node with a key among those of nodes from 1 on; kNoNode: there is none.
+  // Find the node (from 1 on) with a key; kNoNode if there is none.
   static Id find_node(const std::vector<Key>& keys, Key wanted) {
     const auto found = std::lower_bound(keys.begin(), keys.end(), wanted);
     return found != keys.end() && *found == wanted ? static_cast<Id>(found - keys.begin()) + 1 : kNoNode;
@@ -179,7 +179,7 @@ class Ngrams {
     return parent;
   }
 
-  // The node of a word after a history; 0: none.
+  // Node of a word after a history; 0 if there is none.
   Id child(Id history, Id word) const {
     if (history == 0) return 1 + word;
     const auto end = word_.begin() + first_[history + 1];
@@ -187,7 +187,7 @@ class Ngrams {
     return found != end && *found == word ? static_cast<Id>(found - word_.begin()) : 0;
   }
 
-  // The shortest history that predicts as well as all of the n-gram of a node.
+  // Shortest history that predicts the same as the whole n-gram of a node.
   Id state(Id node) const { return first_[node] != first_[node + 1] || backoff_[node] != 0 ? node : link_[node]; }
 
   void check(const std::vector<Id>& parent, const std::string& source) const {
@@ -202,7 +202,7 @@ class Ngrams {
     }
   }
 
-  // Numbers of n-grams of each order, from the first nodes of the orders.
+  // Number of n-grams of each order, from the first node of each.
   std::vector<std::size_t> counts() const {
     std::vector<std::size_t> found;
     for (Id begin = 1, end = first_[1]; begin < end;) {
@@ -214,7 +214,7 @@ class Ngrams {
     return found;
   }
 
-  // For each node the history without its first words that predicts what the node itself does not.
+  // For each node, find the longest suffix of its history that predicts words the node itself does not.
   void link(const std::vector<Id>& parent) {
     std::vector<Id> suffix(word_.size());
     link_.assign(word_.size(), 0);

@@ -1,7 +1,7 @@
-// onnxruntime's C API with owners and exceptions. Asks for the API of 1.18, whatever the header's version is.
+// Owners and exceptions for onnxruntime's C API. Requests API version 18, whatever the version of the header.
 #pragma once
 
-#ifdef __MINGW32__  // which lacks this one of Microsoft's annotations
+#ifdef __MINGW32__  // lacks this Microsoft annotation
 #define _Return_type_success_(result)
 #endif
 #include <onnxruntime_c_api.h>
@@ -12,7 +12,8 @@
 
 namespace u2moe::runtime {
 
-/// Messages that are no errors of a call, and onnxruntime's with them: they go nowhere until a program sets a callback. After `set` the one before is not called any more, nor running elsewhere.
+/// Passes log messages of the library and of onnxruntime to the program's callback, or discards them without one. When `set`
+/// returns, the previous callback is not running and will not be called again.
 class Log {
  public:
   static Log& all() {
@@ -40,8 +41,8 @@ class Log {
 namespace ort {
 
 #ifdef __GLIBC__
-// An exception that leaves std::call_once, as in onnxruntime when memory is short, needs a library that glibc loads at the first
-// one, and without memory for it glibc ends the program. So the first one is thrown while there is memory: when this is loaded.
+// When an exception leaves std::call_once, as in onnxruntime if memory is short, glibc loads a library at the first one.
+// Without memory for it, glibc ends the program. So throw the first one at load time, while there is memory.
 [[maybe_unused]] inline const bool kUnwinds = [] {
   try {
     std::once_flag once;
@@ -54,21 +55,21 @@ namespace ort {
 
 inline std::string version() { return OrtGetApiBase()->GetVersionString(); }
 
-/// @throws ProviderError onnxruntime is older than 1.18.
+/// @throws ProviderError if onnxruntime is older than 1.18.
 inline const OrtApi& api() {
-  constexpr std::uint32_t wanted = 18;  // of which AddExternalInitializersFromFilesInMemory is
+  constexpr std::uint32_t wanted = 18;  // added AddExternalInitializersFromFilesInMemory
   static const OrtApi* const found = OrtGetApiBase()->GetApi(wanted);
   if (!found) throw ProviderError("onnxruntime is " + version() + ", 1.18 or newer is needed");
   return *found;
 }
 
-/// What onnxruntime says, as much as fits into a message and as a whole; callers make it an error with a file's name.
+/// An error of onnxruntime: its first line, at most 300 bytes, and the whole text. Callers add the file name.
 struct Failure : std::runtime_error {
   explicit Failure(const std::string& all) : std::runtime_error(all.substr(0, std::min<std::size_t>(all.find('\n'), 300))), whole(all) {}
   std::string whole;
 };
 
-/// @throws Failure the status is an error.
+/// @throws Failure if the status is an error.
 inline void check(OrtStatus* status) {
   if (!status) return;
   const std::string message = api().GetErrorMessage(status);
@@ -92,7 +93,7 @@ struct Release {
 template <class T>
 using Owned = std::unique_ptr<T, Release>;
 
-/// What a function of the API creates.
+/// Return the object that a function of the API creates.
 template <class T, class Create, class... Arguments>
 Owned<T> made(Create create, Arguments... arguments) {
   T* created = nullptr;
@@ -100,7 +101,7 @@ Owned<T> made(Create create, Arguments... arguments) {
   return Owned<T>(created);
 }
 
-/// Without telemetry. What it has to say goes to `Log` instead of stderr.
+/// Create an environment without telemetry that logs to `Log` instead of stderr.
 inline Owned<OrtEnv> environment() {
   const OrtLoggingFunction write = [](void*, OrtLoggingLevel level, const char* category, const char*, const char* where, const char* message) {
     Log::all().write(level, category, std::string(where) + ": " + message);
@@ -113,12 +114,12 @@ inline Owned<OrtEnv> environment() {
 using Shape = std::vector<std::int64_t>;
 using Values = std::vector<Owned<OrtValue>>;
 
-/// Elements of a tensor.
+/// Number of elements of a tensor.
 inline std::size_t count(const Shape& shape) {
   return static_cast<std::size_t>(std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
 }
 
-/// A view of `data`, floats or std::int64_t, which must live as long.
+/// Create a view of `data` (float or std::int64_t). `data` must outlive it.
 template <class T>
 Owned<OrtValue> tensor(std::vector<T>& data, const Shape& shape) {
   constexpr auto type = std::is_same_v<T, float> ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
@@ -161,7 +162,7 @@ std::vector<T> numbers_of(const OrtValue& value) {
   return num ? std::vector<T>(first, first + num) : std::vector<T>();
 }
 
-/// Outputs for inputs, both in the order of their names.
+/// Run a session. Inputs and outputs are in the order of their names.
 inline Values run(OrtSession& session, const std::vector<std::string>& inputs, const Values& values, const std::vector<std::string>& outputs) {
   std::vector<const char*> names, wanted;
   std::vector<const OrtValue*> feeds;
@@ -173,7 +174,7 @@ inline Values run(OrtSession& session, const std::vector<std::string>& inputs, c
   return Values(found.begin(), found.end());
 }
 
-/// Sizes of an input of floats; 1 where any is allowed, and none at all of other types.
+/// Shape of a float input, with 1 for free sizes; empty for other types.
 inline Shape input_shape(const OrtSession& session, std::size_t index) {
   const auto type = made<OrtTypeInfo>(api().SessionGetInputTypeInfo, &session, index);
   const OrtTensorTypeAndShapeInfo* info = nullptr;
@@ -185,7 +186,7 @@ inline Shape input_shape(const OrtSession& session, std::size_t index) {
   return shape;
 }
 
-/// The text that a function of the API allocates; "" if it gives none.
+/// Return the text that a function of the API allocates, or "" if it returns none.
 template <class Function, class... Arguments>
 std::string text_of(Function function, Arguments... arguments) {
   OrtAllocator* allocator = nullptr;
@@ -210,7 +211,7 @@ inline std::vector<std::string> input_names(const OrtSession& session) { return 
 
 inline std::vector<std::string> output_names(const OrtSession& session) { return names(session, api().SessionGetOutputCount, api().SessionGetOutputName); }
 
-/// The text of a metadata key; "" if there is none.
+/// Value of a metadata key, or "" if it is missing.
 inline std::string metadata(const OrtModelMetadata& metadata, const std::string& key) {
   const auto look_up = [&](OrtAllocator* allocator, char** text) { return api().ModelMetadataLookupCustomMetadataMap(&metadata, allocator, key.c_str(), text); };
   return text_of(look_up);

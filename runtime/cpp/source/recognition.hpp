@@ -1,4 +1,4 @@
-// The recognition of one source of audio, but for running graphs: whoever has them asks which is next, and gives its output.
+// Recognises one audio source. The caller runs the graphs: it asks for the next one and passes its output.
 #pragma once
 
 #include "attention_search.hpp"
@@ -7,7 +7,7 @@
 
 namespace u2moe::runtime {
 
-/// @throws InvalidArgument there is no search of this name.
+/// @throws InvalidArgument if there is no search with this name.
 inline Search search_of(const std::string& name) {
   for (const SearchName& each : kSearches) {
     if (name == each.name) return each.search;
@@ -20,7 +20,7 @@ inline Search search_of(const std::string& name) {
 struct StreamOptions : StreamNumbers {
   static constexpr int kFullContext = U2MOE_FULL_CONTEXT;
 
-  /// Those of a bundle.
+  /// Options with the defaults of a bundle.
   explicit StreamOptions(const Manifest& m) : StreamNumbers(m.numbers), rules(m.rules), pause(m.pause), turn(m.turn) {}
 
   int chunk_size = 0;
@@ -37,8 +37,8 @@ struct StreamOptions : StreamNumbers {
     return std::none_of(std::begin(kSearches), std::end(kSearches), [this](const SearchName& each) { return each.search == search && !each.has_beam; });
   }
 
-  /// With definite values for a bundle.
-  /// @throws InvalidArgument an option is out of range, or the bundle does not support it.
+  /// Replace open values by those of a bundle.
+  /// @throws InvalidArgument or StreamError if an option is out of range or the bundle does not support it.
   StreamOptions for_bundle(const Manifest& m, const Vocabulary& vocabulary) const {
     check_range("chunk_size", chunk_size, kFullContext, 10000);
     check_numbers<StreamNumbers>(*this);
@@ -54,7 +54,7 @@ struct StreamOptions : StreamNumbers {
     if (!has_beam() && (hotwords || language_model || grammar)) {
       fail<InvalidArgument>("hotwords, a grammar and a language model need a prefix beam search or rescoring");
     }
-    if (grammar && (hotwords || language_model)) fail<InvalidArgument>("a grammar takes the place of hotwords and of a language model: expected one of them");
+    if (grammar && (hotwords || language_model)) fail<InvalidArgument>("a grammar replaces hotwords and the language model: pass only one of them");
     if (chunk_size == kFullContext && !endpoint) {
       fail<InvalidArgument>("full context needs endpoint rules: without them its memory grows with the square of the recording");
     }
@@ -67,8 +67,8 @@ struct StreamOptions : StreamNumbers {
       fail<StreamError>("this bundle's encoder cannot stream: it was trained for full context (chunk_size U2MOE_FULL_CONTEXT)");
     }
     if (m.form && (definite.chunk_size != m.form->chunk_size || (num_left_chunks >= 0 && num_left_chunks != m.form->num_left_chunks))) {
-      fail<StreamError>("this bundle has chunks of " + std::to_string(m.form->chunk_size) + " frames and " + std::to_string(m.form->num_left_chunks) +
-                        " chunks of left context alone, got chunk_size " + std::to_string(definite.chunk_size) + " and num_left_chunks " +
+      fail<StreamError>("this bundle supports only chunks of " + std::to_string(m.form->chunk_size) + " frames and " + std::to_string(m.form->num_left_chunks) +
+                        " chunks of left context, got chunk_size " + std::to_string(definite.chunk_size) + " and num_left_chunks " +
                         std::to_string(num_left_chunks));
     }
     if (definite.chunk_size != kFullContext && definite.chunk_size % m.chunk_multiple) {
@@ -83,7 +83,7 @@ struct StreamOptions : StreamNumbers {
   }
 };
 
-/// Token sequences [number, longest] in one array, the shorter ones followed by eos, and their lengths.
+/// Token sequences [number, longest] in one array, padded with eos, and their lengths.
 struct Sequences {
   Sequences(const std::vector<std::vector<int>>& sequences, int eos) {
     for (const std::vector<int>& each : sequences) longest = std::max(longest, each.size());
@@ -98,20 +98,20 @@ struct Sequences {
   std::vector<std::int64_t> tokens, lengths;
 };
 
-/// A graph to run before recognition goes on.
+/// A graph to run before recognition continues.
 struct Request {
   enum class Graph { kFeatures = 1, kEncoder, kCtc, kDecoder, kVad };
 
   Graph graph;
   const Floats* input;                   ///< samples, window of features, or encoder output
   const Sequences* sequences = nullptr;  ///< for the decoder
-  // For the encoder: whether caches are those of the beginning; of caches that grow, only so many frames, -1: all; and frames of
-  // left context that it has to keep, -1: all.
+  // For the encoder: whether to begin with initial caches; number of frames to keep in growing caches (-1: all); and required
+  // frames of left context (-1: all).
   bool begins = false;
   std::int64_t kept = -1, required = -1;
 };
 
-/// Recognises all samples that it is given at the model's rate; as `StreamState`, which says what its functions do.
+/// Recognises samples at the model's rate. `StreamState` documents the functions.
 class Recognition {
  public:
   Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options)
@@ -191,7 +191,7 @@ class Recognition {
   }
 
  private:
-  static constexpr double kLongestWindowS = 30;  // encoded at once with full context, if utterances end by endpoints
+  static constexpr double kLongestWindowS = 30;  // seconds encoded at once with full context, if endpoints end utterances
 
   struct Frames {
     Floats output, log_probs;
@@ -207,7 +207,7 @@ class Recognition {
     return *std::min_element(own.begin(), own.end());
   }
 
-  // What follows the first `num` rows [rows, width].
+  // Rows [rows, width] after the first `num`.
   static Floats after(const Floats& rows, std::size_t num, std::size_t width) {
     return {rows.begin() + static_cast<std::ptrdiff_t>(num * width), rows.end()};
   }
@@ -234,15 +234,15 @@ class Recognition {
     return static_cast<int>(std::nearbyint((kLongestWindowS + 2 * options_.padding_s) / m().frame_s()));
   }
 
-  // Whether the first pass of the current utterance is complete, and its final result missing.
+  // Whether the first pass of the current utterance is complete and its final result is missing.
   bool is_searched() const { return endpoint_ || (extractor_.is_exhausted() && !last_); }
 
-  // One step: asks for a graph, or does what needs none. False if there is nothing to do.
+  // Do one step: request a graph, or do work that needs none. Return false if there is nothing to do.
   bool begin_step() {
     if (is_searched()) {
       begin_end();
     } else if (has_full_context() && num_frames_ > 0 && !last_) {
-      // An utterance that is left open may continue, and is encoded again with the next audio unless it fills most of the window.
+      // An open utterance may continue. It is encoded again with the next audio unless it fills most of the window.
       is_left_open_ = 2 * num_frames_ > extractor_.num_window_frames();
       is_left_open_ ? begin_end() : repeat();
     } else if (extractor_.has_window()) {
@@ -271,7 +271,7 @@ class Recognition {
     request_ = Request{Request::Graph::kEncoder, &window_, nullptr, begins, begins ? -1 : kept, required};
   }
 
-  // The end of an utterance: one within speech is moved between two of its words first.
+  // End the utterance. An end within speech is first moved between two words.
   void begin_end() {
     is_cutting_ = num_frames_ > 0 && (is_left_open_ || (endpoint_ && static_cast<double>(endpoint_->trailing_silence) * m().frame_s() < kShortestPauseS));
     if (is_cutting_) request_ = Request{Request::Graph::kCtc, &output_};
@@ -301,7 +301,7 @@ class Recognition {
     request_ = Request{Request::Graph::kDecoder, &output_, &*sequences_};
   }
 
-  // One step of the search by the decoder alone; its best hypothesis gets the times at which the CTC head hears the tokens.
+  // Do one step of the search with only the decoder. The best hypothesis gets the token times of the CTC output.
   void search_alone() {
     const std::vector<std::vector<int>> growing = alone_->growing();
     if (growing.empty()) request_ = Request{Request::Graph::kCtc, &output_};
@@ -341,8 +341,8 @@ class Recognition {
     }
   }
 
-  // Puts the most probable tokens where a hypothesis has other words of a grammar, each with its penalty, for the second pass; where its
-  // tokens begin then, and the end.
+  // For the second pass, replace other words of a grammar by the most probable tokens, each with a penalty. Return where each
+  // original token begins in the new sequence, and the end.
   std::vector<std::size_t> hear(Hypothesis& found) const {
     std::vector<std::size_t> begins;
     const std::vector<int> tokens = found.tokens;
@@ -367,7 +367,7 @@ class Recognition {
       for (std::size_t frame = begin + 1; frame < std::min(end, loudest_.size()); ++frame) {
         if (loudest_[frame] != runs.back()) runs.push_back(loudest_[frame]);
       }
-      if (!is_last && runs.size() > 1) runs.pop_back();  // of the token that follows
+      if (!is_last && runs.size() > 1) runs.pop_back();  // belongs to the next token
       for (const auto& [token, is_heard] : runs) {
         if (is_heard) found.tokens.push_back(token), found.context_score -= static_cast<double>(kRestPenalty);
       }
@@ -418,7 +418,7 @@ class Recognition {
     }
   }
 
-  // An utterance that ends within speech ends between two of its words instead, if there are two.
+  // Move the end of an utterance that ends within speech between two of its words, if it has two.
   void cut(const Floats& log_probs) {
     Hypothesis best = search_->hypotheses(1)[0];
     hear(best);
@@ -441,7 +441,7 @@ class Recognition {
     search_on(log_probs.data(), *num);
   }
 
-  // Give the current utterance its final result, and begin the next one where it ends.
+  // Conclude the current utterance with its final result, and begin the next one at its end.
   void conclude(std::vector<Ranked> ranked) {
     const bool is_last = !endpoint_ && extractor_.is_exhausted();
     Result result = presented(final_result(ranked));
@@ -524,7 +524,7 @@ class Recognition {
     return result;
   }
 
-  // A result with times of the source, without the silence before it, and written as it is wanted.
+  // Return a result with times of the source, without the padding before it, and in the requested text format.
   Result presented(Result result) const {
     if (options_.written) result = written(std::move(result), *vocabulary_);
     if (options_.padding_s <= 0) return result;
@@ -538,7 +538,7 @@ class Recognition {
     return found;
   }
 
-  // Pauses in the current utterance, in seconds from the first sample of the stream.
+  // Pauses in the current utterance, in seconds after the first sample of the stream.
   std::vector<Seconds> pauses() const {
     const std::vector<float> levels = extractor_.levels(num_frames_ * static_cast<std::size_t>(m().subsampling_rate));
     std::vector<Seconds> found = find_pauses(levels, m().frame_shift_ms / 1000);
@@ -559,25 +559,25 @@ class Recognition {
   Floats samples_, window_;                 // of the request
   std::vector<Hypothesis> hypotheses_;
   std::optional<Sequences> sequences_;      // of the request
-  std::optional<AttentionSearch> alone_;    // of the decoder, at the end of an utterance
-  bool is_cutting_ = false;                 // log-probabilities that are asked for are those of the whole utterance
-  bool is_left_open_ = false;               // the utterance goes on, but fills most of a window
-  bool is_at_start_ = true;                 // the encoder was not asked yet
-  std::int64_t num_kept_ = -1;              // of the next request of the encoder
+  std::optional<AttentionSearch> alone_;    // search with only the decoder, at the end of an utterance
+  bool is_cutting_ = false;                 // the requested log-probabilities are those of the whole utterance
+  bool is_left_open_ = false;               // the utterance continues, but fills most of a window
+  bool is_at_start_ = true;                 // the encoder has not run yet
+  std::int64_t num_kept_ = -1;              // for the next encoder request
   int number_ = 0;                          // of the current utterance
-  std::size_t start_ = 0, num_frames_ = 0;  // its encoder frames
+  std::size_t start_ = 0, num_frames_ = 0;  // encoder frames of the current utterance
   Floats output_;
   std::vector<int> committed_;  // tokens of words that no later partial result changes
-  std::vector<std::tuple<std::size_t, std::size_t, double>> phrases_;  // places of committed tokens, and their least probability
-  std::vector<std::pair<int, bool>> loudest_;    // by frame, for other words of a grammar: the most probable token, and whether blank is not
-  std::vector<Hypothesis> found_;                // before they were heard
-  std::vector<std::vector<std::size_t>> begins_; // of their tokens in what was heard
-  bool commits_ = false;        // whether its frames are never encoded again
+  std::vector<std::tuple<std::size_t, std::size_t, double>> phrases_;  // ranges of committed tokens, and their least probability
+  std::vector<std::pair<int, bool>> loudest_;    // by frame, for other words of a grammar: the most probable token, and whether it is not the blank
+  std::vector<Hypothesis> found_;                // hypotheses before `hear`
+  std::vector<std::vector<std::size_t>> begins_; // begins of their tokens after `hear`
+  bool commits_ = false;        // whether frames are never encoded again
   std::optional<Endpoint> endpoint_;
   Frames frames_;                 // of the last window
-  Frames surplus_;                // frames after its end, with which the next one begins
-  std::optional<Result> partial_; // of an utterance that was cut, until its final one
-  std::optional<Result> last_;    // the result of the last utterance, once it is concluded
+  Frames surplus_;                // frames after the end, with which the next utterance begins
+  std::optional<Result> partial_; // of an utterance that was cut, until its final result
+  std::optional<Result> last_;    // result of the last utterance after the end of the input
   std::vector<Result> segments_;
 };
 

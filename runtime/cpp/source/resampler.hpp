@@ -1,22 +1,21 @@
-// A band-limited resampler: that of the Python runtime for systems without soxr (runtime/audio/resampling.py).
+// Band-limited resampler, the one that the Python runtime uses on systems without soxr (runtime/audio/resampling.py).
 #pragma once
 
 #include "errors.hpp"
 
 namespace u2moe::runtime {
 
-/// @throws AudioError a sample rate is out of range.
+/// @throws AudioError if a sample rate is out of range.
 inline void check_rate(int rate) {
   if (rate < 1000 || rate > 384000) fail<AudioError>("sample rate must be between 1000 and 384000 Hz, got " + std::to_string(rate));
 }
 
-/// Resamples one channel as it comes; n samples become round(n * target_rate / source_rate). A windowed sinc is evaluated at
-/// the time of each new sample, as one sum of the same products in the same order however the samples arrive: any split gives
-/// the same samples, to the last bit.
+/// Resamples one channel in buffers; n samples become round(n * target_rate / source_rate). Each new sample is the same sum of
+/// products of a windowed sinc, in the same order. Any split into buffers therefore gives the same samples, to the last bit.
 class Resampler {
  public:
   /// @param source_rate, target_rate in Hz.
-  /// @throws AudioError one of them is not from 1000 to 384000.
+  /// @throws AudioError if a rate is not between 1000 and 384000.
   Resampler(int source_rate, int target_rate) : source_rate_(source_rate) {
     check_rate(source_rate);
     check_rate(target_rate);
@@ -31,7 +30,7 @@ class Resampler {
 
   int source_rate() const { return source_rate_; }
 
-  /// Resamples what is complete; samples near the end are held back until more come, or until `finish`.
+  /// Resample complete samples. Samples near the end are kept until more arrive or `finish` is called.
   std::vector<float> accept(const float* samples, std::size_t num) {
     if (is_identity()) return {samples, samples + num};
     num_received_ += static_cast<std::int64_t>(num);
@@ -39,7 +38,7 @@ class Resampler {
     return taken((num_received_ - reach_) * denominator_ / numerator_);
   }
 
-  /// The samples that were held back.
+  /// Return the samples that were kept.
   std::vector<float> finish() {
     if (is_identity()) return {};
     kept_.insert(kept_.end(), static_cast<std::size_t>(2 * reach_), 0.0F);
@@ -47,12 +46,12 @@ class Resampler {
   }
 
  private:
-  static constexpr double kNumCrossings = 32;  // of the sinc with zero, on either side
-  static constexpr double kRollOff = 0.945;    // share of the band that passes; the rest is the transition
+  static constexpr double kNumCrossings = 32;  // zero crossings of the sinc on either side
+  static constexpr double kRollOff = 0.945;    // passed share of the band; the rest is the transition
   static constexpr double kKaiserBeta = 9;
   static constexpr double kPi = 3.14159265358979323846;
 
-  // The modified Bessel function of the first kind and order 0, by its series.
+  // Modified Bessel function of the first kind of order 0, by its series.
   static double bessel(double x) {
     double sum = 1, term = 1;
     for (int k = 1; term > sum * 1e-18; ++k) {
@@ -62,7 +61,7 @@ class Resampler {
     return sum;
   }
 
-  // In numpy's order: pairwise, from eight sums side by side. The number of taps is even.
+  // Sum in numpy's order: pairwise, from eight parallel sums. The number of taps is even.
   static float sum_of_products(const float* samples, const float* factors, std::size_t num) {
     if (num > 128) {
       const std::size_t half = num / 2 - num / 2 % 8;
@@ -96,7 +95,7 @@ class Resampler {
     return found;
   }
 
-  // Factors [taps] for a new sample that lies phase / denominator after an old one.
+  // Return the factors [taps] for a new sample that lies phase / denominator after an old one.
   const std::vector<float>& filter(std::int64_t phase) {
     std::vector<float>& factors = filters_[phase];
     if (!factors.empty()) return factors;
@@ -120,21 +119,21 @@ class Resampler {
   std::map<std::int64_t, std::vector<float>> filters_;  // by phase
 };
 
-/// Samples may exceed 1 after resampling or decoding, but beyond this they are unscaled integers.
+/// Resampling and decoding can produce samples above 1. Samples above this limit are unscaled integers.
 constexpr float kLoudest = 8;
 
-/// Checks samples of one channel.
-/// @param known_rate that of the samples before; 0: there were none.
-/// @throws AudioError the rate is out of range or has changed, or samples are not finite or far outside [-1, 1].
+/// Check samples of one channel.
+/// @param known_rate rate of earlier samples; 0: none.
+/// @throws AudioError if the rate is out of range or has changed, or samples are not finite or far outside [-1, 1].
 inline void check_audio(int known_rate, int sample_rate, const float* samples, std::size_t num) {
   if (known_rate && sample_rate != known_rate) {
     fail<AudioError>("sample rate changed from " + std::to_string(known_rate) + " to " + std::to_string(sample_rate) + " Hz in a stream");
   }
   if (!std::all_of(samples, samples + num, [](float sample) { return std::isfinite(sample); })) {
-    fail<AudioError>("samples hold values that are no finite numbers");
+    fail<AudioError>("samples contain NaN or infinity");
   }
   if (!std::all_of(samples, samples + num, [](float sample) { return std::fabs(sample) <= kLoudest; })) {
-    fail<AudioError>("samples are far outside [-1, 1]: divide integers by the largest first");
+    fail<AudioError>("samples are far outside [-1, 1]: divide integers by their full scale");
   }
   check_rate(sample_rate);
 }

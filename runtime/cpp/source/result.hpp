@@ -1,4 +1,4 @@
-// Final results: scores of both passes, words that end at pauses in the audio, and their confidences.
+// Final results: scores of both passes, words that end at pauses in the audio, and confidences.
 #pragma once
 
 #include "ctc.hpp"
@@ -8,36 +8,36 @@ namespace u2moe::runtime {
 
 struct Word {
   std::string text;
-  double start, end;  ///< seconds from the first sample of the stream
-  double confidence;  ///< 0 to 1; calibrated if the bundle is
+  double start, end;  ///< seconds after the first sample of the stream
+  double confidence;  ///< 0 to 1; calibrated if the bundle has a calibration
 };
 
 struct Alternative {
   std::string text;
   std::vector<int> tokens;
   double score, ctc_score, attention_score, language_score;
-  std::vector<double> times;  ///< seconds at which each token peaks; none where only the decoder searched
+  std::vector<double> times;  ///< peak of each token in seconds; empty if only the decoder searched
 };
 
-/// A partial result has text, tokens and times of the first pass only.
+/// A result. Partial results have only text, tokens and times of the first pass.
 struct Result {
   std::string text;
   bool is_final = false;
-  int segment = 0;  ///< number of the utterance among those with words
+  int segment = 0;  ///< index of the utterance, counting only utterances with words
   double start = 0, end = 0, confidence = 0;
-  double score = 0;  ///< of the best alternative
+  double score = 0;  ///< score of the best alternative
   std::vector<int> tokens;
-  std::vector<double> times;  ///< seconds at which each token peaks
+  std::vector<double> times;  ///< peak of each token in seconds
   std::vector<Word> words;
   std::vector<Alternative> nbest;  ///< best first
-  std::string committed;           ///< the beginning of the text that no later partial result changes; all of a final one
-  int num_committed = 0;           ///< its words
-  double committed_end = 0;        ///< seconds before which the first pass changes nothing any more
-  int revised = 0;                 ///< committed words that a final result changes
-  std::vector<Word> phrases;       ///< of a grammar; in a partial result, those that no later result of this segment takes back
+  std::string committed;           ///< prefix of the text that no later partial result changes; all of a final text
+  int num_committed = 0;           ///< number of words in `committed`
+  double committed_end = 0;        ///< seconds before which the first pass changes nothing
+  int revised = 0;                 ///< number of committed words that a final result changes
+  std::vector<Word> phrases;       ///< phrases of a grammar; in a partial result, only phrases that no later result of this segment revokes
 };
 
-/// The result with times by another clock, a function from seconds to seconds.
+/// Convert the times of a result by a function from seconds to seconds.
 template <class Clock>
 Result timed(Result result, Clock clock) {
   for (double& time : result.times) time = clock(time);
@@ -50,7 +50,7 @@ Result timed(Result result, Clock clock) {
   return result;
 }
 
-/// As JSON, with the names that Python's results have.
+/// Result as JSON, with the field names of Python.
 inline std::string as_json(const Result& result) {
   const auto named = [](const char* name, const Word& each) {
     return "{\"" + std::string(name) + "\": " + json_text(each.text) + ", \"start\": " + json_text(each.start) + ", \"end\": " + json_text(each.end) +
@@ -72,8 +72,8 @@ inline std::string as_json(const Result& result) {
          json_list(result.phrases, phrase) + "}";
 }
 
-/// Log-probabilities of tokens and of eos [hypotheses, width] by both decoders, and from left to right those of each token as
-/// the next [hypotheses, vocab]; right is empty without that decoder.
+/// Log-probabilities of tokens and eos [hypotheses, width] by both decoders (right is empty without a right-to-left decoder).
+/// `next` has the left-to-right log-probabilities of each token as the next one [hypotheses, vocab].
 struct TokenScores {
   Floats left, right;
   std::size_t width = 0;
@@ -83,12 +83,12 @@ struct TokenScores {
 struct Ranked {
   Hypothesis hypothesis;
   double score, attention_score;
-  std::vector<double> probabilities;  ///< of each token, averaged over the decoders and the CTC head, if that has some
-  std::size_t place = 0;              ///< among the hypotheses of the first pass
+  std::vector<double> probabilities;  ///< of each token, averaged over the decoders and, if available, the CTC output
+  std::size_t place = 0;              ///< index among the hypotheses of the first pass
 };
 
-/// score = (1 - reverse_weight) * left_to_right + reverse_weight * right_to_left + ctc_weight * ctc + bonus
-///       + language_weight * language, best first.
+/// Rank hypotheses by score = (1 - reverse_weight) * left_to_right + reverse_weight * right_to_left + ctc_weight * ctc + bonus
+/// + language_weight * language, best first.
 inline std::vector<Ranked> attention_rescoring(std::vector<Hypothesis> hypotheses, const TokenScores& scores, const StreamNumbers& weights,
                                                double rescoring_weight) {
   std::vector<Ranked> ranked;
@@ -118,7 +118,7 @@ inline std::vector<Ranked> attention_rescoring(std::vector<Hypothesis> hypothese
   return ranked;
 }
 
-/// The minimum number of words that differ, are missing or are new, if `words` are to begin a revised sequence.
+/// Minimum number of replaced, missing and new words if the revised sequence is to begin with `words`.
 inline int num_revised(const std::vector<WordSpan>& words, const std::vector<WordSpan>& revised) {
   std::vector<int> row(revised.size() + 1);
   std::iota(row.begin(), row.end(), 0);
@@ -135,7 +135,7 @@ inline int num_revised(const std::vector<WordSpan>& words, const std::vector<Wor
 
 inline double rounded(double seconds) { return std::round(seconds * 1000) / 1000; }
 
-/// The confidence of a word by the least probability of its tokens.
+/// Confidence of a word from the lowest probability of its tokens.
 inline double calibrated(const Manifest& m, double probability) {
   if (!m.calibrated) return probability;
   const double clipped = std::clamp(probability, 1e-6, 1 - 1e-6);
@@ -143,7 +143,7 @@ inline double calibrated(const Manifest& m, double probability) {
   return 1 / (1 + std::exp(-std::clamp(odds, -700.0, 700.0)));
 }
 
-/// Words of the best hypothesis of an utterance that begins at encoder frame `start` and has `num_frames`.
+/// Words of the best hypothesis of an utterance with `num_frames` encoder frames from frame `start`.
 inline std::vector<Word> words_of(const Manifest& m, const Vocabulary& vocabulary, const Ranked& best, std::int64_t start,
                                   std::int64_t num_frames, const std::vector<Seconds>& pauses) {
   const std::vector<int>& times = best.hypothesis.times;
@@ -173,9 +173,9 @@ inline std::vector<Word> words_of(const Manifest& m, const Vocabulary& vocabular
   return words;
 }
 
-/// The result in English as people write it: digits for numbers, times, dates and money, and capitals. Tokens, their times and
-/// scores stay, and so do other languages. In written_text.cpp.
-/// Words stay committed that are written alike whatever follows; the vocabulary is that of a partial result.
+/// Format a result as written English: digits for numbers, times, dates and money, and capitals. Tokens, their times and scores
+/// do not change, and neither do other languages. Words remain committed if their written form cannot change. `vocabulary` is
+/// that of a partial result. Implemented in written_text.cpp.
 Result written(Result result, const Vocabulary& vocabulary);
 
 }  // namespace u2moe::runtime

@@ -1,4 +1,4 @@
-// Where and how graphs run: execution providers, threads, kernels.
+// Execution providers, threads and kernels of the graphs.
 #pragma once
 
 #include <thread>
@@ -18,16 +18,16 @@ struct Provider {
   std::vector<std::pair<std::string, std::string>> options;
 };
 
-/// Native kernels, as they describe themselves; without any, why.
+/// Native kernels as they describe themselves, or the reason why they are not used.
 struct Kernels {
   bool native = false;
   std::string isa;
   int layout = 0;  ///< of packed weights
   std::string reason;
-  std::set<std::string> operators = {};              ///< functions of graphs that they replace
-  std::map<std::string, std::string> refused = {};   ///< those of a graph that they cannot run after all, and why
+  std::set<std::string> operators = {};              ///< graph functions that they replace
+  std::map<std::string, std::string> refused = {};   ///< functions of a graph that they cannot run, and why
 
-  /// Takes note of the function that an error of onnxruntime says they cannot run; false: it names none.
+  /// Record the function that an error of onnxruntime names as unsupported. Return false if it names none.
   bool leave_out(const std::string& error) {
     for (std::size_t end = error.find(": "); end != error.npos; end = error.find(": ", end + 1)) {
       const auto is_part = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; };
@@ -40,14 +40,14 @@ struct Kernels {
   }
 };
 
-/// Checked when it is made.
+/// Settings, validated when constructed.
 class Settings {
  public:
   /// @param kernels "native", "onnxruntime" or "auto"; "": the environment variable U2MOE_KERNELS, or "auto".
   /// @param options of the caller, used unchanged; null: our own.
-  /// @throws InvalidArgument a value is out of range, or excludes another.
-  /// @throws ProviderError a provider is not in this onnxruntime.
-  /// @throws KernelsError native kernels were asked for, and cannot run.
+  /// @throws InvalidArgument if a value is out of range or conflicts with another.
+  /// @throws ProviderError if this onnxruntime lacks a provider.
+  /// @throws KernelsError if native kernels are required and cannot run.
   Settings(int num_threads, std::string kernels, std::vector<Provider> providers, const OrtSessionOptions* options)
       : num_threads_(num_threads), wanted_(std::move(kernels)), providers_(std::move(providers)) {
     const int most = static_cast<int>(std::max(32U, 4 * std::thread::hardware_concurrency()));
@@ -66,14 +66,14 @@ class Settings {
       return;
     }
     if (num_threads != 1 || wanted_ == "native" || !is_cpu()) {
-      throw InvalidArgument("session_options exclude num_threads, native kernels and providers: set them there");
+      throw InvalidArgument("session_options cannot be combined with num_threads, native kernels or providers: set them in session_options");
     }
     caller_ = ort::made<OrtSessionOptions>(ort::api().CloneSessionOptions, options);
     kernels_.reason = "session_options are those of the caller";
   }
 
-  /// Options for a session on these kernels.
-  /// @throws ProviderError a provider does not start.
+  /// Return session options for these kernels.
+  /// @throws ProviderError if a provider does not start.
   ort::Owned<OrtSessionOptions> session_options(const Kernels& kernels) const {
     const OrtApi& api = ort::api();
     if (caller_) return ort::made<OrtSessionOptions>(api.CloneSessionOptions, static_cast<const OrtSessionOptions*>(caller_.get()));
@@ -107,7 +107,7 @@ class Settings {
     const Json found = Json::parse(text, "native kernels");
     if (found.has("error")) throw KernelsError(found["error"].string());
     if (found["contract"].integer(0, 1000) != kKernelsContract) {
-      throw KernelsError("native kernels are of another version: build this library with those of the same u2moe");
+      throw KernelsError("native kernels have another version: build this library with the kernels of the same u2moe version");
     }
     Kernels kernels{true, found["isa"].string(), found["layout"].integer(0, 1000), ""};
     for (const Json& name : found["operators"].array()) kernels.operators.insert(name.string());
@@ -121,7 +121,7 @@ class Settings {
   static void register_kernels(OrtSessionOptions*) {}
 #endif
 
-  // How the function of onnxruntime for most providers calls them: without the ending, and some in capitals.
+  // Name of a provider in onnxruntime's generic function: without its suffix, and some in upper case.
   static std::string short_name(const std::string& provider) {
     static const std::map<std::string, std::string> others = {
         {"Azure", "AZURE"}, {"Dml", "DML"}, {"WebGpu", "WebGPU"}, {"WebNN", "WEBNN"}, {"Xnnpack", "XNNPACK"}};
@@ -131,7 +131,7 @@ class Settings {
   }
 
   static void append(OrtSessionOptions* options, const Provider& provider) try {
-    if (provider.name == kCpu) return;  // always the last
+    if (provider.name == kCpu) return;  // always appended by onnxruntime as the last one
     std::vector<const char*> keys, values;
     for (const auto& [key, value] : provider.options) {
       keys.push_back(key.c_str());

@@ -5,13 +5,13 @@
 
 namespace u2moe::runtime {
 
-/// Whether this processor has instructions for SHA-256, which take a fifth of the time. Looked for on x86-64 alone.
+/// Whether this processor has SHA-256 instructions, which take a fifth of the time. Detected only on x86-64.
 bool has_sha256_instructions();
 
-/// Bytes in hexadecimal.
+/// Bytes as hexadecimal digits.
 std::string hex_of(std::string_view bytes);
 
-/// The digest, 32 bytes; the same with the processor's instructions and without.
+/// SHA-256 digest, 32 bytes. The result does not depend on `with_instructions`.
 std::string sha256(std::string_view content, bool with_instructions = has_sha256_instructions());
 
 }  // namespace u2moe::runtime

@@ -1,4 +1,4 @@
-// Who a bundle is from: signatures of its manifest by Ed25519, as runtime/bundle/signature.py has them.
+// Ed25519 signatures of a bundle's manifest, as in runtime/bundle/signature.py.
 #pragma once
 
 #include "json.hpp"
@@ -11,10 +11,10 @@
 namespace u2moe::runtime {
 
 constexpr const char* kSignatureFile = "bundle.sig";
-/// What is signed before the manifest.
+/// Prefix of the signed message; the manifest follows.
 constexpr const char* kSignaturePrefix = "u2moe bundle signature 1\n";
 
-/// Bytes in Base64; false: it is not.
+/// Decode Base64; false if the text is not valid.
 inline bool decode_base64(const std::string& text, std::string& bytes) {
   static const std::string letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   const std::size_t size = std::min(text.find('='), text.size());
@@ -29,8 +29,8 @@ inline bool decode_base64(const std::string& text, std::string& bytes) {
   return true;
 }
 
-/// The 32 bytes of a public key in PEM, as `openssl pkey -pubout` writes it.
-/// @throws InvalidArgument it is no public key of Ed25519.
+/// Return the 32 bytes of a public key in PEM, as written by `openssl pkey -pubout`.
+/// @throws InvalidArgument if it is not an Ed25519 public key.
 inline std::string public_key(const std::string& pem) {
   std::string rest = pem, key;
   rest.erase(std::remove_if(rest.begin(), rest.end(), [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }), rest.end());
@@ -41,22 +41,23 @@ inline std::string public_key(const std::string& pem) {
   return key;
 }
 
-/// Signatures of a bundle, and the keys that a program demands.
+/// Signatures of a bundle by the accepted keys.
 class Signatures {
  public:
-  /// A key of 32 bytes, and its signature.
+  /// A public key (32 bytes) and its signature.
   using Signed = std::pair<std::string, std::string>;
-  /// Whether a signature of a message is by a key.
+  /// Whether the signature of a message is valid.
   using Verify = std::function<bool(const Signed&, const std::string& message)>;
 
-  /// @param content of the signature file, which messages call `path`.
-  /// @throws SignatureError it is damaged, or by none of the keys.
-  /// @throws InvalidArgument a key is none, or there are none.
+  /// @param content of the signature file.
+  /// @param path of that file, for messages.
+  /// @throws SignatureError if the file is damaged, or has no signature by an accepted key.
+  /// @throws InvalidArgument if a key is invalid, or there are none.
   Signatures(const std::string& content, const std::vector<std::string>& public_keys, std::string path) : path_(std::move(path)) {
     const Json json = Json::parse(content, path_);
     if (json["format"].string() != "u2moe-signature") json["format"].fail("'u2moe-signature'");
     if (json["version"].number() != 1) json["version"].fail("1");
-    if (public_keys.empty()) fail<InvalidArgument>("public_keys must name at least one key: nobody could have signed");
+    if (public_keys.empty()) fail<InvalidArgument>("public_keys must contain at least one key");
     std::string expected;
     for (const std::string& pem : public_keys) {
       const std::string key = public_key(pem), id = hex_of(sha256(key).substr(0, 16));
@@ -70,10 +71,10 @@ class Signatures {
     if (signed_.empty()) fail<SignatureError>(path_ + ": is signed by " + (found.empty() ? "nobody" : found) + ", expected " + expected);
   }
 
-  /// By the keys that are demanded, none of them verified.
+  /// Signatures by accepted keys, not yet verified.
   const std::vector<Signed>& by_demanded() const { return signed_; }
 
-  /// @throws SignatureError none of the signatures is of the manifest.
+  /// @throws SignatureError if no signature matches the manifest.
   void check(const std::string& manifest, const Verify& verify) const {
     const std::string message = kSignaturePrefix + manifest;
     const bool is_signed = std::any_of(signed_.begin(), signed_.end(), [&](const Signed& each) { return each.second.size() == 64 && verify(each, message); });
@@ -85,14 +86,14 @@ class Signatures {
   std::vector<Signed> signed_;
 };
 
-/// Who must have signed a bundle, in PEM, and how that is seen.
+/// The accepted public keys in PEM, and the function that verifies signatures.
 struct Demanded {
   std::vector<std::string> public_keys;
   Signatures::Verify verify;
 };
 
-/// By OpenSSL.
-/// @throws SignatureError the library was built without it.
+/// Return verification by OpenSSL.
+/// @throws SignatureError if the library was built without it.
 inline Signatures::Verify built_in_verify() {
 #ifdef U2MOE_SIGNATURES
   return [](const Signatures::Signed& given, const std::string& message) {
@@ -104,7 +105,7 @@ inline Signatures::Verify built_in_verify() {
            EVP_DigestVerify(context.get(), bytes(given.second), given.second.size(), bytes(message), message.size()) == 1;
   };
 #else
-  fail<SignatureError>("this library was built without OpenSSL: build it with -DU2MOE_SIGNATURES=ON, or give verify_signature");
+  fail<SignatureError>("this library was built without OpenSSL: build it with -DU2MOE_SIGNATURES=ON, or set verify_signature");
 #endif
 }
 

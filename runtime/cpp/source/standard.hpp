@@ -1,5 +1,5 @@
-// What this library uses of the standard one, in one place: headers of ours include no other part of it, but for threads, exceptions and
-// files, which WebAssembly lacks.
+// Standard headers that this library uses. Other headers of ours include only those for threads, exceptions and files, which
+// WebAssembly lacks.
 #pragma once
 
 #include <algorithm>

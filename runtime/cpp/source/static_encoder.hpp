@@ -1,4 +1,4 @@
-// What `static.onnx` is given for a chunk of one stream, and what is kept of it, as runtime/model/static_encoder.py has it.
+// Inputs of `static.onnx` for a chunk of one stream, and the state it keeps, as in runtime/model/static_encoder.py.
 #pragma once
 
 #include "bundle.hpp"
@@ -6,16 +6,17 @@
 
 namespace u2moe::runtime {
 
-/// Sizes of an input, for messages; none: it holds something else than floats.
+/// Shape of an input for messages; empty: not a float tensor.
 inline std::string shown(const ort::Shape& shape) {
   if (shape.empty()) return "not of floats";
   return "float32 [" + joined(shape, ", ", [](std::int64_t size) { return std::to_string(size); }) + "]";
 }
 
-/// Between calls, too, caches have the shapes of the graph: of those that grow in other bundles, the last frames are kept.
+/// Prepares inputs of an encoder with fixed shapes. Its caches always have the shapes of the graph; caches that grow in other
+/// bundles keep the last frames.
 class StaticEncoder {
  public:
-  /// @throws BundleError a first cache or its blocks are missing, or it is of another type or shape.
+  /// @throws BundleError if an initial cache or its blocks are missing, or have the wrong type or shape.
   explicit StaticEncoder(const Bundle& bundle) : m_(bundle.manifest()), form_(*m_.form) {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     shapes_["chunk"] = {1, form_.chunk_size * m_.subsampling_rate - rate + m_.right_context + 1, m_.feature_size};
@@ -40,21 +41,21 @@ class StaticEncoder {
     }
   }
 
-  /// Inputs of the graph in order, and the shape of each.
+  /// Names of the graph's inputs, in order.
   const std::vector<std::string>& names() const { return names_; }
   const ort::Shape& shape(const std::string& name) const { return shapes_.at(name); }
 
-  /// A cache before the first chunk.
+  /// Initial value of a cache.
   const Floats& start(const std::string& cache) const { return starts_.at(cache); }
 
-  /// Frames after the subsampling for a window of features, and those of the output for them.
+  /// Number of frames after subsampling for a window of features, and number of output frames.
   std::int64_t num_frames(const Floats& window) const {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     return (static_cast<std::int64_t>(window.size()) / m_.feature_size - m_.right_context - 1) / rate + 1;
   }
   std::int64_t num_outputs(std::int64_t num_frames) const { return (num_frames - 1) / m_.frame_reduction + 1; }
 
-  /// The position of a chunk of `num_frames` after the subsampling, whose stream has had `offset` frames of output.
+  /// Position after subsampling of a chunk of `num_frames`, in a stream with `offset` earlier output frames.
   std::int64_t position(std::int64_t offset, std::int64_t num_frames) const {
     const std::int64_t begin = offset * m_.frame_reduction, limit = std::int64_t{m_.max_position} * m_.frame_reduction;
     const std::int64_t base = form_.first_position * m_.frame_reduction;
@@ -63,7 +64,7 @@ class StaticEncoder {
     return base + (begin - limit / num_frames * num_frames) % std::max((limit - base) / num_frames * num_frames, std::int64_t{1});
   }
 
-  /// Inputs but for caches, for a window at a position after `num_cached` frames of output.
+  /// Return the inputs other than caches, for a window at a position after `num_cached` output frames.
   std::map<std::string, Floats> feeds(const Floats& window, std::int64_t position, std::int64_t num_cached) const {
     std::map<std::string, Floats> found = {{"chunk", window}};
     found["chunk"].resize(ort::count(shape("chunk")));
@@ -79,7 +80,7 @@ class StaticEncoder {
     return found;
   }
 
-  /// Puts what stands for frames before the first into a history, for a chunk at a position.
+  /// Fill frames before the first one in a history, for a chunk at a position.
   void begin_history(const CacheLayout& cache, std::int64_t position, float* data) const {
     if (cache.time_axis >= 0) return;
     const float* start = starts_.at(cache.name).data();
@@ -91,7 +92,7 @@ class StaticEncoder {
     }
   }
 
-  /// Of a cache that grows in other bundles, nothing but the frames for the last `num_cached` of the output.
+  /// Keep only the frames for the last `num_cached` output frames of a cache that grows in other bundles.
   void keep_last(const CacheLayout& cache, std::int64_t num_cached, float* data) const {
     if (cache.time_axis < 0) return;
     const std::int64_t num = left(step(cache)), width = cache.shape[4], rows = cache.shape[0] * cache.shape[2];
@@ -99,7 +100,7 @@ class StaticEncoder {
     for (std::int64_t row = 0; row < rows; ++row) std::fill_n(data + row * num * width, lost * width, 0.0F);
   }
 
-  /// Frames of left context.
+  /// Number of frames of left context.
   std::int64_t num_left() const { return form_.num_left_chunks * form_.chunk_size; }
 
  private:
@@ -110,7 +111,7 @@ class StaticEncoder {
     shapes_[name] = shape;
   }
 
-  // Frames of a chunk and of its left context, `step` frames after the subsampling apart.
+  // Number of frames in a chunk or its left context, every `step` frames after subsampling.
   std::int64_t frames(std::int64_t step) const { return (form_.chunk_size * m_.frame_reduction - 1) / step + 1; }
   std::int64_t left(std::int64_t step) const { return form_.num_left_chunks * frames(step); }
   std::int64_t step(const CacheLayout& cache) const { return std::llround(m_.frame_reduction / cache.rate); }
@@ -126,7 +127,7 @@ class StaticEncoder {
     }
   }
 
-  // An array as numpy writes it: magic, version, length of the header, header, floats.
+  // Read an array as numpy writes it: magic, version, header length, header, floats.
   static Floats array_of(const Bundle& bundle, const std::string& file, const ort::Shape& shape) {
     const std::string content = bundle.verified(file), sizes = joined(shape, ", ", [](std::int64_t size) { return std::to_string(size); });
     const std::string expected = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + sizes + "), }";

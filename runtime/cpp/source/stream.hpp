@@ -1,4 +1,5 @@
-// One source of audio: samples in, partial and final results out. Feeding and decoding may happen in different threads.
+// A stream recognises one audio source: samples in, partial and final results out. Feeding and decoding may run in different
+// threads.
 #pragma once
 
 #include <atomic>
@@ -20,28 +21,29 @@ struct Model {
 
   const Settings settings;
   const Bundle bundle;
-  std::future<std::shared_ptr<const Fusion>> reading;  ///< of the language model, while sessions start
+  std::future<std::shared_ptr<const Fusion>> reading;  ///< reads the language model while sessions start
   const Graphs graphs;
-  const std::shared_ptr<const ContextGraph> hotwords;  ///< the bundle's; null: none
-  const std::shared_ptr<const Fusion> language_model;  ///< the bundle's; null: none
-  mutable std::mutex mutex;                            ///< of the grammars
+  const std::shared_ptr<const ContextGraph> hotwords;  ///< those of the bundle; null: none
+  const std::shared_ptr<const Fusion> language_model;  ///< that of the bundle; null: none
+  mutable std::mutex mutex;                            ///< protects the grammars
   mutable PhraseGraphs grammars;
 };
 
-/// Any thread may feed, cancel and take results, while one decodes. Keeps the model alive. After an error during recognition audio
-/// is lost, and only `reset` helps.
+/// One thread decodes the stream while any thread feeds it, cancels it and takes results. Keeps the model alive. An error
+/// during recognition loses audio. Only `reset` recovers from it.
 class Stream {
  public:
-  /// @param vad each speech segment that it finds is a source of its own; null: all samples are one.
-  /// @param max_queue_s seconds that may wait after `feed`.
+  /// @param vad each speech segment that it finds is a separate source; null: all samples are one source.
+  /// @param max_queue_s seconds of audio that may wait after `feed`.
   Stream(std::shared_ptr<const Model> model, const StreamOptions& options, std::shared_ptr<const Vad> vad, double max_queue_s)
       : model_(std::move(model)), vad_(std::move(vad)), max_queue_s_(max_queue_s), source_(new_source(options)), result_(source_.result()) {
     if (vad_) past_ = vad_->start();
   }
 
-  /// Append samples of one channel, in [-1, 1], to the queue.
-  /// @throws AudioError a rate or samples that cannot be used. StreamError the input is finished, or recognition has failed.
-  /// @throws QueueFull more would wait than may. After an error nothing was appended.
+  /// Append mono samples in [-1, 1] to the queue. After an error, no samples were appended.
+  /// @throws AudioError for an invalid rate or invalid samples.
+  /// @throws StreamError if the input is finished or recognition has failed.
+  /// @throws QueueFull if more audio would wait than allowed.
   void feed(int sample_rate, const Floats& samples) {
     const std::lock_guard<std::mutex> lock(changing_);
     check_usable();
@@ -57,8 +59,8 @@ class Stream {
     append(sample_rate, samples);
   }
 
-  /// Finish the input, which is recognised by the next `decode`.
-  /// @param may_be_over whether that is no error if it is finished already, or has failed.
+  /// Finish the input. The next `decode` recognises the remaining audio.
+  /// @param may_be_over whether to accept a stream that is finished or has failed.
   void finish(bool may_be_over = false) {
     const std::lock_guard<std::mutex> lock(changing_);
     if (!may_be_over) check_usable();
@@ -66,7 +68,7 @@ class Stream {
     changed_.notify_all();
   }
 
-  /// Ends decoding within one chunk; what waits, and what follows until a reset, is refused with Cancelled.
+  /// Stop decoding within one chunk. Queued audio is discarded, and further audio is refused with Cancelled until a reset.
   void cancel() {
     is_cancelled_ = true;
     const std::lock_guard<std::mutex> lock(changing_);
@@ -76,7 +78,8 @@ class Stream {
     changed_.notify_all();
   }
 
-  /// Feed without a limit, and decode: seconds one by one, so that an hour takes no more memory, and no more time for each window.
+  /// Feed without a limit and decode, one second at a time. Memory and time per window therefore do not grow with the
+  /// recording.
   void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
     const std::unique_lock<std::mutex> claimed = claim();
     locked([&] {
@@ -90,16 +93,16 @@ class Stream {
     }
   }
 
-  /// Finish the input, and recognise the rest.
+  /// Finish the input and recognise the remaining audio.
   void input_finished() {
     const std::unique_lock<std::mutex> claimed = claim();
     finish();
     decode_claimed({this});
   }
 
-  /// All work of these streams that is ready, of many in one batch: whichever fails or is cancelled, the others go on.
-  /// @throws StreamError another thread decodes one of them; nothing was done.
-  /// @throws Error the failure of the first that has failed, after the work of all others.
+  /// Do all ready work of these streams in batches. A failed or cancelled stream does not affect the others.
+  /// @throws StreamError if another thread decodes one of them; no work was done.
+  /// @throws Error of the first failed stream, after the work of all others.
   static void decode(std::vector<Stream*> streams, bool all = true) {
     std::sort(streams.begin(), streams.end());
     streams.erase(std::unique(streams.begin(), streams.end()), streams.end());
@@ -108,9 +111,9 @@ class Stream {
     decode_claimed(streams, all);
   }
 
-  /// Final results of utterances that have words, each once.
+  /// Take the final result of the next utterance with words, each once.
   std::optional<Result> take_segment() { return locked([this] { return take_first(segments_); }); }
-  /// Where the voice activity detector found that speech begins or ends, each once.
+  /// Take the next event of the voice activity detector, each once.
   std::optional<SpeechEvent> take_speech_event() { return locked([this] { return take_first(speech_events_); }); }
 
   bool has_segments() const { return locked([this] { return !segments_.empty(); }); }
@@ -118,20 +121,20 @@ class Stream {
   bool is_speech() const { return locked([this] { return is_speech_; }); }
   double queued_s() const { return locked([this] { return rate_ ? static_cast<double>(num_queued_) / rate_ : 0; }); }
 
-  /// The result so far of the current utterance; final and perhaps empty after the end of the input.
+  /// Current result of the current utterance. After the end of the input it is final and may be empty.
   Result result() const { return locked([this] { return result_; }); }
 
-  /// @throws Error by which recognition has failed.
+  /// @throws Error that ended recognition.
   void check_failure() const { locked([this] { return failure_ ? std::rethrow_exception(failure_) : void(); }); }
 
-  /// Whether there is something to decode, or nothing more to come; waits for it.
+  /// Wait for audio, the end of the input, or a failure. Return whether there is audio to decode.
   bool wait_for_input() {
     std::unique_lock<std::mutex> lock(changing_);
     changed_.wait(lock, [this] { return !queue_.empty() || is_finished_ || failure_; });
     return !queue_.empty() && !failure_;
   }
 
-  /// Discard everything and begin a new source, after the work of a thread that decodes this one.
+  /// Discard everything and begin a new source. Waits for a thread that decodes this stream.
   void reset() {
     const std::lock_guard<std::mutex> claimed(decoding_), lock(changing_);
     source_ = new_source(source_.options());
@@ -169,7 +172,7 @@ class Stream {
 
   std::unique_lock<std::mutex> claim() {
     std::unique_lock<std::mutex> lock(decoding_, std::try_to_lock);
-    if (!lock) fail<StreamError>("this stream is decoded by another thread");
+    if (!lock) fail<StreamError>("this stream is being decoded by another thread");
     return lock;
   }
 
@@ -179,7 +182,7 @@ class Stream {
     if (is_finished_) fail<StreamError>("the input of this stream is finished: reset it, or create another");
   }
 
-  // In parts of a second at most: more would be moved with each window that is taken.
+  // Append parts of at most one second: taking a window moves all samples of its part.
   void append(int sample_rate, const Floats& samples) {
     rate_ = sample_rate;
     const auto second = static_cast<std::ptrdiff_t>(sample_rate);
@@ -192,7 +195,7 @@ class Stream {
     changed_.notify_all();
   }
 
-  // The graph to run next; none: the queue is empty, or, unless `all` of it is wanted, a part of it was recognised.
+  // Return the next graph to run. None: the queue is empty or, without `all`, a part of it was recognised.
   std::optional<Request> next(bool all) {
     for (;;) {
       if (is_cancelled_) fail<Cancelled>(kCancelled);
@@ -214,7 +217,7 @@ class Stream {
     }
   }
 
-  // What others see.
+  // Make results visible to other threads.
   void publish() {
     Result result = source_.result();
     const std::lock_guard<std::mutex> lock(changing_);
@@ -226,7 +229,7 @@ class Stream {
     result_ = std::move(result);
   }
 
-  // Work for this stream alone: an error becomes its failure.
+  // Do work for only this stream: an error becomes its failure.
   template <class Work>
   void failing(Work work) {
     try {
@@ -250,7 +253,7 @@ class Stream {
         });
       }
       if (jobs.empty()) break;
-      // The encoder last, so that as many streams as possible share it.
+      // Run the encoder last: more streams can then share a call.
       const auto is_encoder = [](const Job& job) { return job.request.graph == Request::Graph::kEncoder; };
       const auto encoder = std::stable_partition(jobs.begin(), jobs.end(), [&](const Job& job) { return !is_encoder(job); });
       if (encoder == jobs.begin()) encode(std::move(jobs));
@@ -264,7 +267,7 @@ class Stream {
     if (failure) std::rethrow_exception(failure);
   }
 
-  // Everything but the encoder: CTC heads together, the rest one by one.
+  // Run all graphs except the encoder: CTC heads in batches, the others one by one.
   static void run(Jobs jobs) {
     const auto is_ctc = [](const Job& job) { return job.request.graph == Request::Graph::kCtc; };
     const auto ctc = std::stable_partition(jobs.begin(), jobs.end(), [&](const Job& job) { return !is_ctc(job); });
@@ -287,7 +290,7 @@ class Stream {
     if (request.graph == Request::Graph::kVad) source_.give({vad_->probability(request.input->data(), past_)});
   }
 
-  // Chunks of the same size and left context in batches; with full context, windows of similar lengths.
+  // Encode chunks of the same size and left context in batches. With full context, batch windows of similar lengths.
   static void encode(Jobs jobs) {
     const auto key = [](const Job& job) {
       const StreamOptions& options = job.stream->source_.options();
@@ -335,7 +338,7 @@ class Stream {
     }
   }
 
-  // Runs jobs together; if that fails, apart, to find those that fail alone.
+  // Run jobs together. If that fails, run halves separately until only failing jobs fail.
   static void apart(const Jobs& jobs, void (*work)(const Jobs&)) {
     if (jobs.empty()) return;
     if (jobs.size() == 1) return jobs[0].stream->failing([&] { work(jobs); });
@@ -352,18 +355,18 @@ class Stream {
   std::shared_ptr<const Vad> vad_;
   double max_queue_s_;
 
-  std::mutex decoding_;  // held by the thread that decodes, which alone uses these
+  std::mutex decoding_;  // held by the decoding thread; protects the members up to `is_ended_`
   StreamState source_;
   Caches caches_;
   Vad::Past past_;
-  bool has_taken_ = false, is_ended_ = false;  // since it began to decode something was taken; the end was taken
+  bool has_taken_ = false, is_ended_ = false;  // since decoding began: whether audio was taken; whether the end was taken
 
-  mutable std::mutex changing_;  // of the rest
+  mutable std::mutex changing_;  // protects the remaining members
   std::condition_variable changed_;
   std::atomic<bool> is_cancelled_{false};
   std::deque<Floats> queue_;
-  std::size_t num_queued_ = 0;  // samples
-  int rate_ = 0;                // of the input; 0: there was none
+  std::size_t num_queued_ = 0;  // in samples
+  int rate_ = 0;                // rate of the input; 0: no input yet
   bool is_finished_ = false, is_speech_ = false;
   std::exception_ptr failure_;
   std::deque<Result> segments_;

@@ -1,5 +1,5 @@
-// One source of audio: with a voice activity detector each speech segment is recognised as a source of its own. Speech is found by the
-// probabilities that its network gives, as runtime/decoding/vad.py has it.
+// Recognises one audio source. With a voice activity detector, each speech segment is recognised as a separate source. Speech
+// is found from the probabilities of the detector's network, as in runtime/decoding/vad.py.
 #pragma once
 
 #include "recognition.hpp"
@@ -9,7 +9,7 @@ namespace u2moe::runtime {
 
 /// See u2moe_vad_options.
 struct VadOptions : VadNumbers {
-  /// @throws InvalidArgument an option is out of range.
+  /// @throws InvalidArgument if an option is out of range.
   void check() const {
     check_numbers<VadNumbers>(*this);
     check_range("threshold", threshold, 0, 1 - 1e-9);
@@ -18,19 +18,19 @@ struct VadOptions : VadNumbers {
   }
 };
 
-/// A part of a speech segment, from sample `start` of the source on.
+/// Part of a speech segment, from sample `start` of the source.
 struct Speech {
   std::size_t start;
   std::vector<float> samples;
   bool begins, ends;
 };
 
-/// Finds the speech of one source, with its padding; any split of its samples gives the same. Whoever has the network gives the
-/// probability of each window.
+/// Finds the speech of a source, with padding. How samples are split does not affect the result. The caller runs the network
+/// and passes the probability of each window.
 class SpeechFinder {
  public:
   static constexpr int kRate = 16000;
-  static constexpr std::size_t kWindow = 512;  ///< samples of a probability
+  static constexpr std::size_t kWindow = 512;  ///< samples for one probability
 
   explicit SpeechFinder(const VadOptions& options)
       : options_(options), min_silent_(static_cast<std::size_t>(std::ceil(options.min_silence / (static_cast<double>(kWindow) / kRate)))),
@@ -38,19 +38,19 @@ class SpeechFinder {
 
   /// Append samples at 16 kHz.
   void accept(const std::vector<float>& samples) { held_.insert(held_.end(), samples.begin(), samples.end()); }
-  /// End the source, padded with silence to a whole window.
+  /// End the source. Pads it with silence to a whole window.
   void finish() {
     const std::size_t rest = (held_start_ + held_.size() - heard_) % kWindow;
     if (rest) held_.resize(held_.size() + kWindow - rest);
     is_finished_ = true;
   }
 
-  /// The next window without a probability; null: there is none yet.
+  /// Next window without a probability; null if there is none yet.
   const float* window() const {
     return held_start_ + held_.size() - heard_ >= kWindow ? held_.data() + (heard_ - held_start_) : nullptr;
   }
 
-  /// The probability that it is speech.
+  /// Set the speech probability of that window.
   void hear(double probability) {
     const bool goes_on = speaks_ && num_silent_ == 0;
     heard_ += kWindow;
@@ -71,7 +71,7 @@ class SpeechFinder {
     held_start_ = keep;
   }
 
-  /// The next part that is certain.
+  /// Take the next part that is certain.
   std::optional<Speech> take() {
     if (found_.empty() && is_finished_ && speaks_ && !window()) add_part(std::min(spoken_ + padding_, heard_), true);
     if (found_.empty()) return std::nullopt;
@@ -90,15 +90,15 @@ class SpeechFinder {
   }
 
   VadOptions options_;
-  std::vector<float> held_;                          // samples that may still be given, then those without a probability
-  std::size_t held_start_ = 0, heard_ = 0;           // the first of them, and the first without a probability
-  std::size_t given_ = 0, spoken_ = 0;               // ends of what was given or dropped, and of the last window with speech
+  std::vector<float> held_;                          // samples that may still be returned, then samples without a probability
+  std::size_t held_start_ = 0, heard_ = 0;           // first held sample, and first sample without a probability
+  std::size_t given_ = 0, spoken_ = 0;               // end of the samples returned or dropped, and end of the last window with speech
   std::size_t num_silent_ = 0, min_silent_, padding_;
   bool speaks_ = false, begins_ = false, is_finished_ = false;
   std::deque<Speech> found_;
 };
 
-/// Speech begins or ends, `time` seconds from the first sample of the source.
+/// Speech begins or ends, `time` seconds after the first sample of the source.
 struct SpeechEvent {
   bool is_speech;
   double time;
@@ -112,11 +112,12 @@ std::optional<Item> take_first(std::deque<Item>& items) {
   return first;
 }
 
-/// Whoever has the graphs asks which is next, and gives its output. The manifest and the vocabulary must outlive it.
+/// State of a stream. The caller runs the graphs: it asks for the next one and passes its output. The manifest and the
+/// vocabulary must outlive it.
 class StreamState {
  public:
   /// @param vad none: all samples are recognised.
-  /// @throws InvalidArgument, StreamError an option is out of range, or the bundle does not support it.
+  /// @throws InvalidArgument or StreamError if an option is out of range or the bundle does not support it.
   StreamState(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options, const std::optional<VadOptions>& vad)
       : manifest_(&manifest), vocabulary_(&vocabulary), recognition_(manifest, vocabulary, options) {
     if (!vad) return;
@@ -129,8 +130,9 @@ class StreamState {
 
   const StreamOptions& options() const { return recognition_.options(); }  ///< with definite values
 
-  /// Appends samples of one channel, at most some seconds. The first rate applies to all. Any split gives the same results.
-  /// @throws AudioError a rate or samples that cannot be used; none was appended.
+  /// Append mono samples, a few seconds at most. The first rate applies to the whole source. How samples are split does not
+  /// affect results.
+  /// @throws AudioError for an invalid rate or invalid samples; no samples were appended.
   void accept(int sample_rate, const float* samples, std::size_t num) {
     check_audio(resampler_ ? resampler_->source_rate() : 0, sample_rate, samples, num);
     if (!resampler_) resampler_.emplace(sample_rate, manifest_->sample_rate);
@@ -145,7 +147,7 @@ class StreamState {
     is_finished_ = true;
   }
 
-  /// The graph to run next; none: more samples are needed, or the end of the input.
+  /// Return the next graph to run. None: more samples are needed, or the input has ended.
   std::optional<Request> next() {
     for (;;) {
       std::optional<Request> request = recognition_.next();
@@ -168,8 +170,8 @@ class StreamState {
     }
   }
 
-  /// The output of the graph of `next`: features [frames, mel], encoder output [time, dim], log-probabilities [time, vocab], or
-  /// the probability of speech.
+  /// Pass the output of the graph that `next` returned: features [frames, mel], encoder output [time, dim], log-probabilities
+  /// [time, vocab], or the probability of speech.
   void give(Floats output) {
     if (window_.empty()) return recognition_.give(std::move(output));
     window_.clear();
@@ -178,13 +180,13 @@ class StreamState {
 
   void give(const TokenScores& scores) { recognition_.give(scores); }
 
-  /// Final results of utterances that have words, each once.
+  /// Take the final result of the next utterance with words, each once.
   std::optional<Result> take_segment() { return take_first(segments_); }
 
-  /// What the voice activity detector found, each once.
+  /// Take the next event of the voice activity detector, each once.
   std::optional<SpeechEvent> take_speech_event() { return take_first(speech_events_); }
 
-  /// The result so far of the current utterance; final and perhaps empty after the end of the input.
+  /// Current result of the current utterance. After the end of the input it is final and may be empty.
   Result result() const { return presented(recognition_.result()); }
 
  private:
@@ -207,7 +209,7 @@ class StreamState {
     speech_events_.push_back({false, end});
   }
 
-  // A result of the current speech segment as one of the source.
+  // Convert a result of the current speech segment to one of the source.
   Result presented(Result result) const {
     result.segment += first_;
     return timed(std::move(result), [this](double time) { return rounded(time + begin_s_); });
@@ -215,13 +217,13 @@ class StreamState {
 
   const Manifest* manifest_;
   const Vocabulary* vocabulary_;
-  Recognition recognition_;  // of all, or of the current speech segment
+  Recognition recognition_;  // of the whole source, or of the current speech segment
   std::optional<Resampler> resampler_;
   std::optional<SpeechFinder> finder_;
-  Floats window_;                       // whose probability is asked for; empty: none
+  Floats window_;                       // window whose probability is requested; empty: none
   bool is_finished_ = false;
-  double begin_s_ = 0;            // of the current speech segment
-  int first_ = 0, number_ = 0;    // of its segments, and of the next segment
+  double begin_s_ = 0;            // begin of the current speech segment in seconds
+  int first_ = 0, number_ = 0;    // index of its first segment, and of the next segment
   std::deque<Result> segments_;
   std::deque<SpeechEvent> speech_events_;
 };

@@ -1,4 +1,4 @@
-// Text: characters of UTF-8, their scripts and letter case; numbers, in the same way in every locale.
+// Text: UTF-8 characters, scripts and letter case, and numbers independent of the locale.
 #pragma once
 
 #include "letter_case.hpp"
@@ -6,10 +6,10 @@
 
 namespace u2moe::runtime {
 
-/// Begins a word in BPE vocabularies, and stands for a space in vocabularies of characters.
+/// Begins a word in BPE vocabularies, and replaces the space in character vocabularies.
 constexpr char32_t kWordBoundary = 0x2581;
 
-/// Decodes the code point at byte `place` and advances `place`; std::nullopt, without advancing, for invalid UTF-8.
+/// Decode the code point at byte `place` and advance `place`. For invalid UTF-8, return std::nullopt without advancing.
 inline std::optional<char32_t> take_utf8(const std::string& text, std::size_t& place) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[place + i]); };
   const unsigned char first = byte(0);
@@ -26,7 +26,7 @@ inline std::optional<char32_t> take_utf8(const std::string& text, std::size_t& p
   return code;
 }
 
-/// Decodes UTF-8; an invalid byte becomes U+FFFD.
+/// Decode UTF-8. Invalid bytes become U+FFFD.
 inline std::u32string decode_utf8(const std::string& text) {
   std::u32string result;
   for (std::size_t place = 0; place < text.size();) {
@@ -54,7 +54,7 @@ inline std::string encode_utf8(const std::u32string& text) {
   return result;
 }
 
-/// Text as it is for people and for programs that decode UTF-8: other bytes become \xNN.
+/// Make a text printable and valid UTF-8: other bytes become \xNN.
 inline std::string legible(const std::string& text) {
   std::string result;
   for (std::size_t place = 0; place < text.size();) {
@@ -69,7 +69,7 @@ inline std::string legible(const std::string& text) {
   return result;
 }
 
-/// Lines of a text file without their ends, and without a byte order mark.
+/// Split a text file into lines without line ends or a byte order mark.
 inline std::vector<std::string> lines_of(const std::string& content) {
   std::vector<std::string> lines;
   for (std::size_t begin = content.compare(0, 3, "\xef\xbb\xbf") == 0 ? 3 : 0; begin < content.size();) {
@@ -81,7 +81,7 @@ inline std::vector<std::string> lines_of(const std::string& content) {
   return lines;
 }
 
-/// Texts of items in a row.
+/// Join the texts of items.
 template <class Items, class Text>
 std::string joined(const Items& items, const char* separator, Text text) {
   std::string all;
@@ -93,25 +93,25 @@ inline std::string joined(const std::vector<std::string>& items, const char* sep
   return joined(items, separator, [](const std::string& item) { return item; });
 }
 
-/// Whether a word or symbol is a marker such as <s>, <unk> or the name of a class, and not spelled by the recogniser.
+/// Whether a word or symbol is a marker, such as <s>, <unk> or a class name. The recogniser does not spell markers.
 template <class Text>
 bool is_marker(const Text& word) {
   return word.size() > 2 && word.front() == '<' && word.back() == '>';
 }
 
-/// The same as Python's `str.isspace`.
+/// Same as Python's `str.isspace`.
 inline bool is_space(char32_t c) {
   return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
          (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
-/// Whether a character belongs to a script that is written without spaces (Chinese, Japanese).
+/// Whether a character belongs to a script without spaces (Chinese, Japanese).
 inline bool is_spaceless(char32_t c) {
   return (c >= 0x2e80 && c <= 0x312f) || (c >= 0x3190 && c <= 0x9fff) || (c >= 0xf900 && c <= 0xfaff) ||
          (c >= 0xff66 && c <= 0xff9f) || (c >= 0x1b000 && c <= 0x1b2ff) || (c >= 0x20000 && c <= 0x3ffff);
 }
 
-/// The same for these scripts and Korean, whose words have endings.
+/// Whether a character belongs to one of these scripts or to Korean, whose words have endings.
 inline bool is_syllabic(char32_t c) {
   return is_spaceless(c) || (c >= 0x1100 && c <= 0x11ff) || (c >= 0x3130 && c <= 0x318f) || (c >= 0xa960 && c <= 0xa97f) ||
          (c >= 0xac00 && c <= 0xd7ff);
@@ -138,14 +138,14 @@ inline char32_t lower(char32_t c) {
   return c;
 }
 
-/// A text with each character replaced, by `upper` or `lower`.
+/// Replace each character of a text by `upper` or `lower`.
 inline std::string mapped(const std::string& text, char32_t (*change)(char32_t)) {
   std::u32string characters = decode_utf8(text);
   std::transform(characters.begin(), characters.end(), characters.begin(), change);
   return encode_utf8(characters);
 }
 
-/// Parses the whole text as a finite number; std::nullopt if it is none. (strtod expects a comma in some locales.)
+/// Parse the whole text as a finite number; std::nullopt if it is not one. (strtod expects a comma in some locales.)
 inline std::optional<double> parse_number(std::string_view text) {
   double value = 0;
 #ifdef __cpp_lib_to_chars
@@ -161,7 +161,7 @@ inline std::optional<double> parse_number(std::string_view text) {
   return value;
 }
 
-/// A number for people: integers plainly, others with at most nine significant digits.
+/// Format a number for messages: integers plainly, others with at most nine significant digits.
 inline std::string shown_number(double value) {
   if (std::fabs(value) < 1e15 && value == std::floor(value)) return std::to_string(static_cast<long long>(value));
   std::ostringstream stream;

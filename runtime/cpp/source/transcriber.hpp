@@ -1,4 +1,4 @@
-// Recognises one source in a thread of its own, with a function for each event.
+// Recognises one source in its own thread and calls a function for each event.
 #pragma once
 
 #include <atomic>
@@ -12,12 +12,13 @@ namespace u2moe::runtime {
 
 /// Called in the thread of a transcriber, one at a time.
 struct Events {
-  std::function<void(Result)> on_result;  ///< partial, where the text has changed, or final
+  std::function<void(Result)> on_result;  ///< partial if the text changed, or final
   std::function<void(SpeechEvent)> on_speech;
   std::function<void(std::exception_ptr)> on_failure;
 };
 
-/// Its thread keeps what it needs, and ends after the last result, or within a chunk after a failure or `cancel`.
+/// Runs a thread that ends after the last result, or within one chunk after a failure or `cancel`. The thread keeps alive what
+/// it needs.
 class Transcriber {
  public:
   Transcriber(std::shared_ptr<Stream> stream, Events events) : state_(std::make_shared<State>(std::move(stream), std::move(events))) {
@@ -27,7 +28,7 @@ class Transcriber {
   Transcriber(const Transcriber&) = delete;
   Transcriber& operator=(const Transcriber&) = delete;
 
-  /// Cancels what is left, and waits for the last event, but not for its own.
+  /// Cancel remaining work and wait for the running event. In its own thread, do not wait.
   ~Transcriber() {
     cancel();
     if (is_own_thread()) thread_.detach();
@@ -36,13 +37,13 @@ class Transcriber {
 
   Stream& stream() const { return *state_->stream; }
 
-  /// No event begins after it but in another thread at this moment.
+  /// After this, no event begins, except one that another thread is just starting.
   void cancel() {
     state_->is_silent = true;
     stream().cancel();
   }
 
-  /// Waits until it has ended, but not in its own thread.
+  /// Wait until the thread has ended. In its own thread, return at once.
   void wait() {
     if (!is_own_thread()) state_->end.wait();
   }
@@ -58,7 +59,7 @@ class Transcriber {
           has_more = stream->wait_for_input();
           recognize();
         }
-      } catch (const Cancelled&) {  // as was asked for
+      } catch (const Cancelled&) {  // as requested
       } catch (...) {
         tell(events.on_failure, std::current_exception());
       }
@@ -70,7 +71,7 @@ class Transcriber {
       if (!is_silent) event(std::move(told));
     }
 
-    // The next part of the input and its events, those before a failure, too.
+    // Recognise the next part of the input and send its events, including those before a failure.
     void recognize() {
       std::exception_ptr failure;
       try {
@@ -97,7 +98,7 @@ class Transcriber {
     const Events events;
     std::atomic<std::thread::id> worker;
     std::atomic<bool> is_silent{false};
-    std::pair<std::string, int> shown;  // text and committed words of the last partial result; empty after a segment
+    std::pair<std::string, int> shown;  // text and number of committed words of the last partial result; empty after a segment
     std::promise<void> ended;
     const std::shared_future<void> end = ended.get_future().share();
   };

@@ -1,4 +1,4 @@
-// Voice activity detection with silero VAD, which the user provides; as runtime/decoding/vad.py has it.
+// Voice activity detection with silero VAD, whose file the user provides, as in runtime/decoding/vad.py.
 #pragma once
 
 #include "settings.hpp"
@@ -9,13 +9,13 @@ namespace u2moe::runtime {
 /// The network. Immutable: threads may share it.
 class Vad {
  public:
-  /// What it keeps of the samples before a window.
+  /// State that the network keeps of the samples before a window.
   struct Past {
     std::vector<float> context;
     std::vector<std::vector<float>> states;
   };
 
-  /// @throws BundleError the content is no silero VAD 5 or 6; begins with `source`.
+  /// @throws BundleError if the content is not silero VAD 5 or 6. The message begins with `source`.
   Vad(const std::string& content, const std::string& source, const VadOptions& options)
       : options_(options), source_(source), env_(ort::environment()) {
     options_.check();
@@ -31,7 +31,7 @@ class Vad {
       std::sort(sorted.begin(), sorted.end());
       const bool is_known = sorted == std::vector<std::string>{"input", "sr", "state"} || sorted == std::vector<std::string>{"input", "state"} ||
                             sorted == std::vector<std::string>{"c", "h", "input"};
-      if (!is_known || outputs_.size() != 1 + shapes_.size()) throw ort::Failure("it has other inputs and outputs");
+      if (!is_known || outputs_.size() != 1 + shapes_.size()) throw ort::Failure("unexpected inputs or outputs");
       Past past = start();
       run(std::vector<float>(SpeechFinder::kWindow).data(), past);
     } catch (const ort::Failure& error) {
@@ -47,8 +47,8 @@ class Vad {
     return past;
   }
 
-  /// The probability that a window of `SpeechFinder` is speech.
-  /// @throws ProviderError onnxruntime failed.
+  /// Probability that a window of `SpeechFinder` is speech.
+  /// @throws ProviderError if onnxruntime fails.
   float probability(const float* window, Past& past) const {
     try {
       return run(window, past);
@@ -78,10 +78,10 @@ class Vad {
     }
     const ort::Values found = ort::run(*session_, inputs_, values, outputs_);
     const std::vector<float> probabilities = ort::numbers_of<float>(*found[0]);
-    if (probabilities.size() != 1) throw ort::Failure("it gives " + std::to_string(probabilities.size()) + " probabilities for a window");
+    if (probabilities.size() != 1) throw ort::Failure("it returned " + std::to_string(probabilities.size()) + " probabilities for one window");
     for (std::size_t i = 0; i < shapes_.size(); ++i) {
       past.states[i] = ort::numbers_of<float>(*found[1 + i]);
-      if (past.states[i].size() != ort::count(shapes_[i])) throw ort::Failure("a state changes its size");
+      if (past.states[i].size() != ort::count(shapes_[i])) throw ort::Failure("a state changed its size");
     }
     past.context.assign(row.end() - kContext, row.end());
     return probabilities[0];
@@ -92,7 +92,7 @@ class Vad {
   ort::Owned<OrtEnv> env_;
   ort::Owned<OrtSession> session_;
   std::vector<std::string> inputs_, outputs_;
-  std::vector<ort::Shape> shapes_;  // of the states
+  std::vector<ort::Shape> shapes_;  // shapes of the states
 };
 
 }  // namespace u2moe::runtime

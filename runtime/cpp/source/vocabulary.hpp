@@ -1,24 +1,24 @@
-// The vocabulary: turns token ids into text and words.
+// The vocabulary converts token ids to text and words.
 #pragma once
 
 #include "errors.hpp"
 
 namespace u2moe::runtime {
 
-/// Whether a character stands for a space at the edge of a symbol.
+/// Whether a character marks a space at the edge of a symbol.
 inline bool is_mark(char32_t c) { return c == U' ' || c == kWordBoundary; }
 
-/// Whether it stands for one within a symbol.
+/// Whether a character marks a space within a symbol.
 inline bool is_blank(char32_t c) { return is_space(c) || c == kWordBoundary; }
 
-/// A text without the characters at its ends for which `is_edge` holds.
+/// Strip the characters for which `is_edge` is true from both ends of a text.
 inline std::u32string stripped(const std::u32string& text, bool (*is_edge)(char32_t)) {
   const auto begin = std::find_if_not(text.begin(), text.end(), is_edge);
   return {begin, std::find_if_not(text.rbegin(), std::make_reverse_iterator(begin), is_edge).base()};
 }
 
-/// Characters of a symbol or phrase, with one boundary for spaces and around characters that are words; of a marker, one that is
-/// part of no phrase and no boundary.
+/// Return the characters of a symbol or phrase. A run of spaces becomes one boundary, and characters that are words get
+/// boundaries around them. A marker becomes a character that is neither part of a phrase nor a boundary.
 inline std::u32string with_boundaries(const std::u32string& symbol, bool (*is_word)(char32_t)) {
   if (is_marker(symbol)) return std::u32string(1, U'\0');
   std::u32string result;
@@ -33,7 +33,7 @@ inline std::u32string with_boundaries(const std::u32string& symbol, bool (*is_wo
   return result;
 }
 
-/// Tokens `begin` to `end` (exclusive) of a hypothesis, and their text without surrounding spaces.
+/// Tokens `begin` to `end` (exclusive) of a hypothesis with their text, stripped of spaces.
 struct WordSpan {
   std::string text;
   std::size_t begin, end;
@@ -41,10 +41,10 @@ struct WordSpan {
 
 class Vocabulary {
  public:
-  /// From lines of "symbol id".
-  /// @param name what the content is, for messages.
-  /// @param size number of symbols that there should be; none: any.
-  /// @throws BundleError a line has no id, or the ids are not exactly 0..size-1.
+  /// Parse lines of "symbol id".
+  /// @param name of the content, for messages.
+  /// @param size expected number of symbols; none: any.
+  /// @throws BundleError if a line has no id, or the ids are not exactly 0..size-1.
   static Vocabulary parse(const std::string& content, const std::string& name, std::optional<int> size = std::nullopt) {
     std::map<std::size_t, std::string> found;
     std::size_t number = 0;
@@ -75,7 +75,7 @@ class Vocabulary {
     return vocabulary;
   }
 
-  /// Its id.
+  /// Add a symbol and return its id.
   int add(const std::u32string& symbol) {
     const auto id = static_cast<int>(symbols_.size());
     symbols_.push_back(symbol);
@@ -92,9 +92,9 @@ class Vocabulary {
 
   /// Symbols by id, with U+2581 as in tokens.txt.
   const std::vector<std::u32string>& symbols() const { return symbols_; }
-  const std::vector<std::string>& texts() const { return texts_; }  ///< the same in UTF-8
+  const std::vector<std::string>& texts() const { return texts_; }  ///< the symbols in UTF-8
 
-  /// Text of token ids, without leading and trailing spaces.
+  /// Text of token ids, stripped of spaces.
   std::string text(const std::vector<int>& tokens) const {
     std::u32string result;
     for (const int token : tokens) {
@@ -107,7 +107,7 @@ class Vocabulary {
     return encode_utf8(result);
   }
 
-  /// Token ids split into words: at U+2581 and spaces, and around symbols of scripts without spaces.
+  /// Split token ids into words: at U+2581 and spaces, and around symbols of scripts without spaces.
   std::vector<WordSpan> words(const std::vector<int>& tokens) const {
     std::vector<WordSpan> words;
     std::u32string text;
@@ -125,20 +125,20 @@ class Vocabulary {
     return words;
   }
 
-  /// The same without the last word if it may go on. It may not if the next word begins (`has_ended`).
+  /// Same as `words`, without the last word unless it is complete. It is complete if the next word begins (`has_ended`).
   std::vector<WordSpan> complete_words(const std::vector<int>& tokens, bool has_ended) const {
     std::vector<WordSpan> found = words(tokens);
     if (!found.empty() && found.back().end == tokens.size() && !has_ended && !ends(tokens.back())) found.pop_back();
     return found;
   }
 
-  /// Whether it has symbols of scripts without spaces.
+  /// Whether any symbol belongs to a script without spaces.
   bool has_spaceless() const { return has_spaceless_; }
 
-  /// Whether its symbols have capital and small letters.
+  /// Whether the symbols contain both upper- and lower-case letters.
   bool has_both_cases() const { return has_capital_ && has_small_; }
 
-  /// By token, whether it begins a word.
+  /// Whether each token begins a word.
   const std::vector<unsigned char>& word_starts() const { return word_starts_; }
 
  private:

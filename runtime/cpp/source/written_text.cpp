@@ -1,4 +1,4 @@
-// The rules are those of runtime/text/written in their order, where english.py and numbers.py say what each is for.
+// The same rules in the same order as in runtime/text/written. english.py and numbers.py there explain each rule.
 #include "result.hpp"
 
 namespace u2moe::runtime {
@@ -20,7 +20,7 @@ struct Part {
   Place begin, end;
 };
 
-using Parts = std::vector<Part>;  // of a rule: none, if it does not apply
+using Parts = std::vector<Part>;  // result of a rule; empty if the rule does not apply
 
 Words split(const std::string& text) {
   Words words(1);
@@ -54,7 +54,7 @@ const Words kCapitalized = split(
 
 bool is_in(const Words& words, const std::string& word) { return std::count(words.begin(), words.end(), word) > 0; }
 
-// The place in a list, counted from `first`, times `step`; 0: it is not there.
+// Return the position in a list, counted from `first`, times `step`; 0 if the word is not in the list.
 std::int64_t number_in(const Words& words, const std::string& word, std::int64_t first = 1, std::int64_t step = 1) {
   const auto found = std::find(words.begin(), words.end(), word);
   return found == words.end() ? 0 : step * (first + (found - words.begin()));
@@ -64,7 +64,7 @@ std::int64_t unit(const std::string& word) { return number_in(kUnits, word); }
 std::int64_t tens(const std::string& word) { return word == "ten" ? 0 : number_in(kTens, word, 1, 10); }
 bool is_zero(const std::string& word) { return word == "zero" || word == "oh"; }
 
-// Whether a word may follow a date or a time, but is nothing that is counted; the empty one is the end.
+// Whether a word may follow a date or a time without being counted by it. The empty word is the end.
 bool may_follow(const std::string& word) { return word.empty() || is_in(kAfterDates, word); }
 
 std::int64_t scale_of(const std::string& word) {
@@ -73,7 +73,7 @@ std::int64_t scale_of(const std::string& word) {
   return scale;
 }
 
-// Spoken words in small letters.
+// Spoken words in lower case.
 class Spoken {
  public:
   explicit Spoken(Words words) : words_(std::move(words)) {}
@@ -91,7 +91,7 @@ class Spoken {
     return all;
   }
 
-  // How many words are written as they are now, whatever follows: those before the words that a rule may read on from.
+  // Number of words whose written form cannot change: words before those from which a rule may read further.
   Place num_settled() const {
     Place begin = words_.size();
     while (begin && is_read_on(begin - 1)) --begin;
@@ -105,7 +105,7 @@ class Spoken {
     return is_number(place) || is_in(kMonths, word) || is_in(kWithin, word) || word == "a" || !of_ordinal(word).empty();
   }
 
-  // Empty beyond either end.
+  // Word at a place; empty outside the text.
   const std::string& at(Place place) const {
     static const std::string none;
     return place < words_.size() ? words_[place] : none;
@@ -192,7 +192,7 @@ class Spoken {
     return unit(regular) || is_in(kTeens, regular) || regular == "hundred" || is_in(kScales, regular) ? regular : "";
   }
 
-  // At least two digits that are spoken one by one, and the place after; empty: there are none.
+  // Return at least two digits that are spoken one by one, and the place after them; empty if there are none.
   std::pair<std::string, Place> digits(Place place) const {
     std::string found;
     bool is_row = false;
@@ -320,7 +320,7 @@ class Spoken {
     return text;
   }
 
-  // A number with the digits after "point", if there are any.
+  // Return a number with the digits after "point", if any.
   std::pair<std::string, Place> decimal(const Number& number) const {
     const Place place = number.end + 1;
     const std::string whole = std::to_string(number.value) + ".";
@@ -364,7 +364,7 @@ std::string text_of(const Parts& parts) {
   return joined(parts, " ", [](const Part& part) { return part.text; });
 }
 
-// Words that always have capitals: in small letters, and as they are written.
+// Words that are always capitalized: in lower case, and as written.
 const std::vector<std::pair<std::string, Words>>& phrases() {
   static const std::vector<std::pair<std::string, Words>> listed = [] {
     std::vector<std::pair<std::string, Words>> all;
@@ -377,7 +377,7 @@ const std::vector<std::pair<std::string, Words>>& phrases() {
   return listed;
 }
 
-// How many words keep their letter case, whatever follows: those before the beginning of a phrase.
+// Number of words whose letter case cannot change: words before the beginning of a phrase.
 std::size_t num_settled(const Parts& parts) {
   for (std::size_t place = 0; place < parts.size(); ++place) {
     const std::string rest = text_of({parts.begin() + static_cast<std::ptrdiff_t>(place), parts.end()}) + " ";
@@ -388,7 +388,7 @@ std::size_t num_settled(const Parts& parts) {
   return parts.size();
 }
 
-// Capitals of a sentence, and of words that always have them.
+// Capitalize sentences, and words that are always capitalized.
 void capitalize(Parts& parts) {
   for (std::size_t place = 0; place < parts.size(); ++place) {
     for (const auto& [found, words] : phrases()) {
@@ -404,7 +404,7 @@ void capitalize(Parts& parts) {
   }
   if (!parts.empty()) parts[0].text = capital(parts[0].text);
   const auto is_digit = [&](std::size_t place) { return place < parts.size() && parts[place].text[0] >= '0' && parts[place].text[0] <= '9'; };
-  for (std::size_t place = 0; place < parts.size(); ++place) {  // in a date also March and May are months
+  for (std::size_t place = 0; place < parts.size(); ++place) {  // in a date, March and May are months
     const bool is_after_day = place >= 2 && parts[place - 1].text == "of" && is_digit(place - 2);
     if (is_in(kMonths, parts[place].text) && (is_digit(place + 1) || is_after_day)) parts[place].text = capital(parts[place].text);
   }
@@ -443,9 +443,9 @@ std::string written_text(const std::string& text) {
   return is_english(spoken) ? text_of(parts_of(spoken)) : text;
 }
 
-// How many written words of committed ones stay as they are, whatever follows.
+// Number of written words of the committed words that cannot change.
 std::size_t num_settled(const Words& spoken, const Vocabulary& vocabulary) {
-  // Another script, or another letter case, may still follow.
+  // Another script or letter case may still follow.
   if (vocabulary.has_spaceless() || (vocabulary.has_both_cases() && is_capital(spoken))) return 0;
   Words plain = small_words(spoken);
   plain.resize(Spoken(plain).num_settled());
