@@ -1,4 +1,4 @@
-"""LoRA adapters of fine-tuning are added to the weights, or known to be in them; see also test_configurations."""
+"""LoRA adapters are added to the weights unless the weights already contain them; see also test_configurations."""
 
 import pytest
 import torch

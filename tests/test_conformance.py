@@ -1,4 +1,4 @@
-"""The cases that every runtime runs: Python's own results, and an option for each of Python's."""
+"""Cases that every runtime runs: Python's results, and at least one case for each of Python's options."""
 
 import dataclasses
 import runpy
@@ -17,19 +17,19 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("kind", COMPUTED)
 def test_python_gives_the_results_of_the_cases(kind, tmp_path):
-    """Where this is meant to change, tests/conformance/make_cases.py writes them again."""
+    """After an intended change, tests/conformance/make_cases.py rewrites the cases."""
     content = load(kind)
     assert_same(kind, [COMPUTED[kind](case, content, tmp_path) for case in content["cases"]])
 
 
 def test_other_languages_have_what_python_declares():
-    """`python runtime/cpp/declared.py` writes it again."""
+    """`python runtime/cpp/declared.py` updates the files."""
     for file, content in runpy.run_path(str(ROOT / "runtime" / "cpp" / "declared.py"))["written"]().items():
         assert file.read_text(encoding="utf-8") == content, file
 
 
 def names_in(value):
-    """All keys of JSON."""
+    """Return all keys of a JSON value."""
     if isinstance(value, dict):
         return set(value) | {name for each in value.values() for name in names_in(each)}
     return {name for each in value for name in names_in(each)} if isinstance(value, list) else set()
@@ -38,7 +38,7 @@ def names_in(value):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", options_of(DecodingOptions))
 def test_a_case_of_recordings_shows_every_option(name, tmp_path):
-    """So that C++ and JavaScript, which give the results of all cases, cannot lack it."""
+    """C++ and JavaScript, which must reproduce all cases, therefore cannot lack an option."""
     recognizer, model = Recognizer.from_pretrained(), DEMO_FOLDER / "language.lm"
 
     def recognized(case, *without):

@@ -1,4 +1,4 @@
-"""The C++ library, its C interface and its programs beside the Python runtime: what they give and refuse."""
+"""The C++ library, its C interface and its programs: results equal to Python's, and error messages."""
 
 import functools
 import hashlib
@@ -65,7 +65,7 @@ PROGRAM = ROOT / "examples" / "cpp"
 CONSUMER = CHECKS / "consumer"
 VALGRIND = shutil.which("valgrind")
 WITHOUT_KERNELS = [ONNXRUNTIME, "-DU2MOE_KERNELS=OFF"]
-"""For other compilers and tools; tests/kernels try the kernels with them."""
+"""For builds with other compilers and tools; tests/kernels tests the kernels with them."""
 SANITIZERS = "address,undefined"
 pytestmark = NEEDED
 
@@ -77,7 +77,7 @@ def build(folder, target, *settings, source):
 
 
 class Installed:
-    """The library, compiled and installed, and the programs of the tests that link to it."""
+    """The compiled and installed library, and the test programs linked to it."""
 
     def __init__(self, factory, sanitizers):
         folder = factory.mktemp("installed")
@@ -100,7 +100,7 @@ class Installed:
     scope="module", params=["", pytest.param(SANITIZERS, marks=pytest.mark.endurance)], ids=["plain", "sanitized"]
 )
 def installed(request, tmp_path_factory):
-    """With the sanitizers an invalid access, undefined behaviour or a leak ends a program with an error."""
+    """Sanitizers end a program with an error after an invalid access, undefined behaviour or a leak."""
     return Installed(tmp_path_factory, request.param)
 
 
@@ -109,7 +109,7 @@ def program(installed):
     return installed.program
 
 
-# Use after return is not looked for, as in kernels/test_sanitizers.py: the stack for that is less aligned than vectors.
+# Use after return is not checked, as in kernels/test_sanitizers.py: its stack is less aligned than vectors need.
 OPTIONS = {"ASAN_OPTIONS": "detect_stack_use_after_return=0"}
 
 
@@ -120,7 +120,7 @@ def run(program, *arguments, data=None):
 
 @pytest.fixture(scope="module")
 def check(installed):
-    """A function from the arguments of tests/cpp/checks.cpp to what it prints."""
+    """Return a function that runs tests/cpp/checks.cpp with arguments and returns its output."""
 
     def call(*arguments, data=None):
         done = run(installed.checks, *arguments, data=data)
@@ -131,14 +131,14 @@ def check(installed):
 
 
 def segments(done):
-    """What the program prints with --json."""
+    """Return the segments that the program prints with --json."""
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
 def talk(sound, tmp_path_factory):
-    """Long enough that the third rule cuts it within speech."""
+    """Return audio so long that the third rule cuts it within speech."""
     file = tmp_path_factory.mktemp("talk") / "talk.wav"
     soundfile.write(file, np.tile(sound, 6), 16_000, subtype="PCM_16")
     return file
@@ -152,7 +152,7 @@ def test_it_prints_what_python_gives(program, bundle, model, talk):
     raw = segments(run(program, *raw, data=samples.tobytes()))
     piped = segments(run(program, "--json", "--left-chunks", 4, bundle.path, "-", data=talk.read_bytes()))
     found = segments(run(program, "--json", "--left-chunks", 4, bundle.path, talk, talk))
-    assert found[: len(expected)] == found[len(expected) :]  # a file leaves nothing behind for the next
+    assert found[: len(expected)] == found[len(expected) :]  # files do not affect each other
     assert raw == piped == [{**item, "file": "-"} for item in found[: len(expected)]]
     assert_same_segments(raw, expected)
 
@@ -189,7 +189,7 @@ def test_cases_have_the_results_of_python(check, kind):
 
 @pytest.mark.parametrize("kind", ["recordings", "defaults"])
 def test_recordings_are_recognised_as_in_python(check, tmp_path, kind):
-    """With every option, on the demo model: with its native kernels, or on onnxruntime alone where there are none."""
+    """With every option, on the demo model, on native kernels or, without them, on onnxruntime."""
     samples = conformance.clips()
     soundfile.write(tmp_path / "clips.wav", samples, 16_000, subtype="PCM_16")
     model = DEMO_FOLDER / "language.lm"
@@ -205,7 +205,7 @@ def test_recordings_are_recognised_as_in_python(check, tmp_path, kind):
         assert_same_segments(found, expected)
         for theirs, ours in zip(found, expected, strict=True):
             assert [each["score"] for each in theirs["nbest"]] == [each.score for each in ours.nbest], case["name"]
-            is_single = case["options"].get("search") in ("attention", "ctc_greedy")  # numpy's exp of float32
+            is_single = case["options"].get("search") in ("attention", "ctc_greedy")  # numpy's float32 exp differs
             limit = 1e-7 if is_single else 1e-15
             confidences = [each["confidence"] for each in theirs["words"]]
             assert confidences == pytest.approx([each.confidence for each in ours.words], rel=0, abs=limit)
@@ -215,7 +215,7 @@ def test_recordings_are_recognised_as_in_python(check, tmp_path, kind):
     (8000, "PCM_16", 1), (44_100, "PCM_24", 2), (48_000, "FLOAT", 1), (16_000, "PCM_U8", 1), (22_050, "PCM_32", 3),
 ])  # fmt: skip
 def test_files_of_any_rate_and_kind(program, bundle, model, sound, tmp_path, monkeypatch, kind):
-    """As Python recognises them where soxr is not installed."""
+    """Results equal those of Python without soxr."""
     rate, subtype, channels = kind
     samples = np.tile(sound[:, np.newaxis], (1, channels)) * np.linspace(0.5, 1, channels, dtype=np.float32)
     soundfile.write(tmp_path / "a.wav", samples, rate, subtype=subtype)
@@ -229,7 +229,7 @@ def test_files_of_any_rate_and_kind(program, bundle, model, sound, tmp_path, mon
 
 
 def test_letters_have_the_cases_that_python_knows(check):
-    """Newer versions of Unicode may have more letters than the table, never other ones."""
+    """Newer versions of Unicode may add letters to the table, but not change any."""
     for line in check("letters").decode().splitlines():
         code, upper, lower = (chr(int(item, 16)) for item in line.split())
         assert upper in (code, code.upper())
@@ -241,7 +241,7 @@ def test_letters_have_the_cases_that_python_knows(check):
 
 
 def test_digests_are_those_of_python(check, tmp_path):
-    """Around the ends of blocks, with the processor's instructions and without."""
+    """At lengths around block boundaries, with and without SHA-256 instructions of the processor."""
     content = np.random.default_rng(32).bytes(200)
     (tmp_path / "content").write_bytes(content)
     expected = [hashlib.sha256(content[:num]).hexdigest() for num in range(201)]
@@ -255,7 +255,7 @@ def test_threads_share_a_recognizer(check, bundle, model, talk):
 
 
 def test_long_audio_at_once_takes_no_more_memory_than_a_second(check, bundle, talk):
-    """Otherwise each window moves all samples that follow, which takes a time that grows with their square."""
+    """Otherwise each window would move all later samples, in time that grows with the square of their number."""
     found, bytes_in_one_piece, all_bytes = re.fullmatch(
         r"(.*), (\d+) of (\d+)\n", check("at-once", bundle.path, talk).decode()
     ).groups()
@@ -284,7 +284,7 @@ def test_the_shared_library_shows_the_c_interface_and_nothing_else(installed):
 
 
 def environment_of(library, folder):
-    """So that compilers of other languages find the library."""
+    """Return the environment in which compilers of other languages find the library."""
     found = {"PKG_CONFIG_PATH": str(library.parent / "pkgconfig"), "LD_LIBRARY_PATH": str(library.parent)}
     return {**os.environ, **found, "GOCACHE": str(folder / "go"), "CGO_LDFLAGS_ALLOW": ".*", "RUSTFLAGS": "-Dwarnings"}
 
@@ -304,7 +304,7 @@ def test_a_transcriber_of_the_crate_may_be_dropped_by_its_own_callback(installed
 
 
 def built_program(language, library, folder):
-    """The command of an example in another language; skips where the toolchain is missing."""
+    """Return the command of an example in another language. Skips the test if the toolchain is missing."""
     packages = folder / "packages"  # built outside the repository
     if language in ("Rust", "Go"):
         shutil.copytree(EXAMPLES, packages)
@@ -361,7 +361,7 @@ def test_other_languages_call_it(installed, bundle, model, talk, tmp_path, monke
     done = run(command, bundle.path, rate, data=samples.tobytes())
     assert done.returncode == 0, done.stderr
     expected = recognized(bundle, model, samples, num_left_chunks=-1)
-    found = [line for line in done.stdout.decode().splitlines() if not line.startswith("  ")]  # C shows words, too
+    found = [line for line in done.stdout.decode().splitlines() if not line.startswith("  ")]  # C also prints words
     assert found == [f"{each.start:.2f} {each.end:.2f} {each.text}" for each in expected]
     assert b"/none/bundle.json: missing" in run(command, "/none", rate, data=bytes(2)).stderr
 
@@ -377,10 +377,10 @@ def test_the_sketch_for_kotlin_compiles():
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_calls_in_any_order_with_any_arguments_give_error_codes(check, bundle, talk, seed):
-    """Null, freed and mixed-up handles, sizes of other structs, numbers that are none: nothing ends the process."""
+    """Null, freed and swapped handles, wrong struct sizes and NaN never end the process."""
     line = check("random-calls", bundle.path, talk, seed, 500).decode()
     assert line.startswith("500 calls, U2MOE_OK U2MOE_INVALID_ARGUMENT U2MOE_INVALID_HANDLE")
-    assert line.count("\n") == 1  # no internal error, none without a message
+    assert line.count("\n") == 1  # no internal error, and no error without a message
 
 
 def test_a_stream_is_for_one_thread_at_a_time(check, bundle, talk):
@@ -395,7 +395,7 @@ def test_want_of_memory_is_an_error(installed, check, bundle):
 
 
 def test_a_bundle_that_does_not_fit_into_memory_is_an_error(installed, check):
-    """Whichever step of loading finds no more of it: the last limit is enough, and the smallest for nothing."""
+    """Each step of loading can run out of memory. The largest limit suffices; the smallest allows nothing."""
     if installed.has_sanitizers:
         pytest.skip("sanitizers take terabytes of addresses")
     found = check("little-memory", DEMO_FOLDER, 0, 1, 10, 40, 80, 4000).decode().split("\n")
@@ -423,7 +423,7 @@ def test_other_projects_find_the_package(installed, tmp_path):
 
 @pytest.mark.endurance
 def test_other_projects_fetch_the_repository(tmp_path):
-    """Static, with kernels compiled in, and without a unity build, which would hide a missing include."""
+    """A static library with kernels, without a unity build, which would hide a missing include."""
     consumer = build(tmp_path, "consumer", f"-DFOLDER={ROOT}", ONNXRUNTIME, source=CONSUMER)
     assert run(consumer).stdout == b"U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read\n"
 
@@ -436,7 +436,7 @@ def test_the_package_is_that_of_its_version(installed, tmp_path):
 
 
 def test_numbers_have_a_point_in_any_locale(check, bundle, model, talk, tmp_path, monkeypatch):
-    """Also in programs with a window, which set the locale of whoever uses them."""
+    """Also in GUI programs, which set the user's locale."""
     command = ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"]
     if shutil.which("localedef") is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("needs the sources of locales: apt-get install locales")
@@ -454,20 +454,20 @@ VALID_JSON = [
     '"\x7f\u2028é😀"',
 ]
 INVALID_JSON = {
-    "half of a surrogate pair at byte 7": [r'"\ud83d"'],
-    "half of a surrogate pair": [r'"\ude00"', r'"\ud83d\u0041"'],
-    "unknown escape": [r'"\u00g0"', r'"\x"', '"\\'],
-    "unfinished string": ['"a'],
-    "key 'a' twice": ['{"a": 1, "a": 2}'],
+    "unpaired surrogate at byte 7": [r'"\ud83d"'],
+    "unpaired surrogate": [r'"\ude00"', r'"\ud83d\u0041"'],
+    "invalid escape": [r'"\u00g0"', r'"\x"', '"\\'],
+    "unterminated string": ['"a'],
+    "duplicate key 'a'": ['{"a": 1, "a": 2}'],
     "expected ]": ["[1, 2", "[-01]"],
     "expected a string": ['{"a": 1,}'],
-    "more text": ["1 2", "01", "0x10", "truely", "1\0", "1\f"],
-    "no value": ["", "+1", "1e999", "nan", "1.", "-.5", ".5", "1.e5", "1e", "-", "[1,]", "\ufeff1"],
-    "too deep": ["[" * 200],
-    "a control character at byte 2": ['"a\nb"'],
-    "a control character": ['"\t"', '"\0"'],
-    "no UTF-8 at byte 1": [b'"\xff"'],
-    "no UTF-8": [b'"\xc3"', b'"\xed\xa0\x80"', b'"\xc0\x80"'],
+    "unexpected text": ["1 2", "01", "0x10", "truely", "1\0", "1\f"],
+    "expected a value": ["", "+1", "1e999", "nan", "1.", "-.5", ".5", "1.e5", "1e", "-", "[1,]", "\ufeff1"],
+    "nested too deeply": ["[" * 200],
+    "unescaped control character at byte 2": ['"a\nb"'],
+    "unescaped control character": ['"\t"', '"\0"'],
+    "invalid UTF-8 at byte 1": [b'"\xff"'],
+    "invalid UTF-8": [b'"\xc3"', b'"\xed\xa0\x80"', b'"\xc0\x80"'],
 }
 
 
@@ -514,7 +514,7 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
 
 
 def test_providers_run_or_are_refused_by_name(check, bundle):
-    """Through C++ and through C, which say the same; none is replaced by another, and no option is left aside."""
+    """C++ and C report the same errors. No provider is replaced by another, and no option is ignored."""
     available = onnxruntime.get_available_providers()
     has = f"this onnxruntime ({onnxruntime.__version__}), which has {', '.join(available)}"
     lines = check("providers", bundle.path).decode().splitlines()
@@ -530,7 +530,7 @@ def test_providers_run_or_are_refused_by_name(check, bundle):
         )
     ]
     running = [("CPUExecutionProvider", cpu)]
-    if "AzureExecutionProvider" in available:  # which onnxruntime calls AZURE elsewhere
+    if "AzureExecutionProvider" in available:  # named AZURE elsewhere in onnxruntime
         running.append(("AzureExecutionProvider", azure))
     for provider, (described, opened) in running:
         assert json.loads(described.removeprefix("U2MOE_OK: "))["providers"] == [provider]
@@ -538,7 +538,7 @@ def test_providers_run_or_are_refused_by_name(check, bundle):
 
 
 def problem(program, *arguments, data=None):
-    """The last line of an error."""
+    """Return the last line of an error message."""
     done = run(program, *arguments, data=data)
     assert done.returncode in (1, 2), done.stderr[-2000:]
     return [line for line in done.stderr.decode().splitlines() if line.startswith("u2moe_transcribe: ")][-1]
@@ -601,8 +601,8 @@ def test_a_file_that_was_cut_off_is_recognised_as_far_as_it_goes_and_a_full_disk
             for name in ("../tokens.txt", "/etc/passwd", "a\\b", "CON.txt", "com1", "a.")
         ),
         (of_later_version("model", harmless=False), rf"bundle\.json: model: {LATER_FIELD} .* by {LATER}: use that"),
-        (edited("features", frame_shift_ms=5), r"features\.onnx: u2moe\.frame_shift_ms is 10, which is not that of"),
-        (edited("model", blank=5), r"\.onnx: u2moe\.blank is \d+, which is not that of bundle\.json"),
+        (edited("features", frame_shift_ms=5), r"features\.onnx: u2moe\.frame_shift_ms is 10, which does not match"),
+        (edited("model", blank=5), r"\.onnx: u2moe\.blank is \d+, which does not match bundle\.json"),
     ],
 )
 def test_damaged_bundles_are_refused_by_name(program, bundle, talk, tmp_path, damage, message):
@@ -622,7 +622,7 @@ def test_a_harmless_field_of_a_later_version_is_passed_over_with_a_warning(progr
 
 
 def test_a_bundle_in_memory_is_that_of_its_folder(check, bundle, talk):
-    """There with session options of the caller."""
+    """The bundle in memory uses session options of the caller."""
     first, second = check("memory", bundle.path, talk).decode().splitlines()
     assert first == second
     assert first.count("|") > 1
@@ -643,7 +643,7 @@ def test_packed_bundles_run_on_native_kernels(program, bundle, talk, tmp_path):
 
 
 def test_a_function_that_the_kernels_refuse_leaves_the_others_native(program, quantized, talk, tmp_path):
-    """As in Python, whose results it has: onnxruntime runs the function alone."""
+    """As in Python, with equal results: onnxruntime runs only the refused function."""
     pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
     later = with_activation(quantized("int8"), "cube", tmp_path / "later")
     model = later.load(SessionSettings())
@@ -659,7 +659,7 @@ def test_a_function_that_the_kernels_refuse_leaves_the_others_native(program, qu
 
 @pytest.fixture(scope="module")
 def static(exported, export_quickly, tmp_path_factory):
-    """A function from the name of a network to the folder of its bundle of fixed shape, made once."""
+    """Return a function that returns the folder of a network's bundle with fixed shapes, and creates it once."""
 
     @functools.cache
     def convert(name):
@@ -678,7 +678,7 @@ def static(exported, export_quickly, tmp_path_factory):
     "name", ["moe_tiny", "dense_tiny", "efficient_conformer_stream_three_rates", "stack_n_frames_whisper_positions"]
 )
 def test_graphs_of_fixed_shape(program, static, talk, name):
-    """With all frame rates, positions and caches, where utterances end within a chunk, and a short last chunk."""
+    """With all frame rates, positions and caches, utterances that end within a chunk, and a short last chunk."""
     bundle = Bundle.open(static(name))
     size = bundle.manifest.model.static.chunk_size
     samples = soundfile.read(talk, dtype="int16")[0]
@@ -706,7 +706,7 @@ def test_files_in_ort_format(program, bundle, model, talk, tmp_path):
 @pytest.mark.endurance
 @pytest.mark.skipif(VALGRIND is None, reason="needs valgrind: apt-get install valgrind")
 def test_valgrind_finds_nothing(bundle, sound, tmp_path):
-    """In the program as users build it: values that were never set, too, which sanitizers do not see."""
+    """In the program as users build it. Valgrind also finds uninitialised values, which sanitizers miss."""
     soundfile.write(tmp_path / "a.wav", sound[:12_000], 8000, subtype="PCM_16")
     (tmp_path / "hotwords.txt").write_text(f"{bundle.tokens[5]}{bundle.tokens[6]}\n", encoding="utf-8")
     options = ["-q", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,possible"]
@@ -717,7 +717,7 @@ def test_valgrind_finds_nothing(bundle, sound, tmp_path):
 
 
 def test_a_demanded_signature(check, bundle, tmp_path):
-    """By OpenSSL, where the library has it, and by a function of the program."""
+    """Verified by OpenSSL, if the library includes it, and by a function of the program."""
     for name in ("ours", "other"):
         written_key(tmp_path, name)
     folders = [shutil.copytree(bundle.path, tmp_path / str(number)) for number in range(3)]

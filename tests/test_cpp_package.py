@@ -1,4 +1,4 @@
-"""The installed C++ package, moved elsewhere, shared and static: for projects in C++, in C alone, and without CMake."""
+"""The installed C++ package, moved to another folder, shared and static: for C++, for C only, and without CMake."""
 
 import os
 import platform
@@ -12,13 +12,13 @@ from compiled import CHECKS, NEEDED, ONNXRUNTIME_FOLDER, built_kernels, cmake, i
 
 pytestmark = NEEDED
 LIBRARIES = f"lib/{platform.machine()}-linux-gnu"
-"""As Debian has it: two folders down."""
+"""Library folder as in Debian: two levels deep."""
 NOT_OPENED = b"U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read\n"
 
 
 @pytest.fixture(scope="module", params=[pytest.param("shared", marks=pytest.mark.endurance), "static"])
 def prefix(request, tmp_path_factory):
-    """Where the library lies after it was installed elsewhere, and the tree of its build was removed."""
+    """Return the folder to which the installed library was moved, after its build tree was removed."""
     folder = tmp_path_factory.mktemp("package")
     kind = f"-DBUILD_SHARED_LIBS={'ON' if request.param == 'shared' else 'OFF'}"
     installed = installed_library(
@@ -29,7 +29,7 @@ def prefix(request, tmp_path_factory):
 
 
 def assert_runs(program, prefix):
-    """From the moved folder alone."""
+    """Check that a program runs and loads libraries only from the moved folder."""
     environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     done = subprocess.run([program], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (0, NOT_OPENED), done.stderr
@@ -41,7 +41,7 @@ def assert_runs(program, prefix):
 
 @pytest.mark.parametrize("language", ["consumer", "consumer_c"])
 def test_projects_find_the_package_and_its_onnxruntime(prefix, tmp_path, language):
-    """Not one that lies elsewhere where CMake looks, such as a system's."""
+    """Projects do not use another onnxruntime where CMake looks, such as the system's."""
     (tmp_path / "system" / "lib").mkdir(parents=True)
     (tmp_path / "system" / "lib" / "libonnxruntime.so").write_bytes(b"of another version")
     folders = f"-DCMAKE_PREFIX_PATH={prefix};{tmp_path / 'system'}"
@@ -74,11 +74,11 @@ def test_nothing_names_the_machine_that_built_it(prefix):
 
 def test_a_static_library_without_its_onnxruntime_is_refused_by_its_name(prefix, tmp_path):
     if not any(prefix.rglob("libu2moe.a")):
-        pytest.skip("a shared library asks for it when it is loaded")
+        pytest.skip("a shared library needs it only when it is loaded")
     shutil.copytree(prefix, tmp_path / "package", symlinks=True)
     (onnxruntime,) = (tmp_path / "package").rglob("libonnxruntime.so.*")
     onnxruntime.unlink()
     command = ["cmake", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'package'}", CHECKS / "consumer_c"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert f"onnxruntime, which u2moe needs, is not at '{onnxruntime}'" in " ".join(done.stderr.split())
+    assert f"u2moe needs onnxruntime, which is not at '{onnxruntime}'" in " ".join(done.stderr.split())

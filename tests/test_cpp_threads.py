@@ -1,4 +1,4 @@
-"""Feeding and decoding apart in C and C++: batches, transcribers, cancelling; thread sanitizer, valgrind, growth."""
+"""Separate feeding and decoding in C and C++: batches, transcribers, cancelling, races, leaks, ABI stability."""
 
 import json
 import os
@@ -37,7 +37,7 @@ class Programs:
         ):
             subprocess.run([*command, *libraries], check=True)
         self.threads, self.captions = folder / "threads", folder / "captions"
-        # the sanitizer wants its addresses where the kernel may put others
+        # the sanitizer needs addresses that the kernel may use otherwise
         self.wrapper = ["setarch", "-R"] if flags else []
 
     def run(self, *command, wrapper=(), **arguments):
@@ -53,13 +53,13 @@ class Programs:
     ids=["plain", "sanitized"],
 )
 def programs(request, tmp_path_factory):
-    """With the sanitizer a race of two threads ends a program with an error."""
+    """The thread sanitizer ends a program with an error after a data race."""
     return Programs(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """The demo's clips as raw samples."""
+    """Return the demo's clips as raw samples."""
     file = tmp_path_factory.mktemp("clips") / "clips.raw"
     np.concatenate([soundfile.read(clip, dtype="int16")[0] for clip in find_audio([DEMO_FOLDER / "clips"])]).tofile(
         file
@@ -68,7 +68,7 @@ def clips(tmp_path_factory):
 
 
 def test_streams_in_a_batch_have_the_results_that_they_have_alone(programs, clips):
-    """Of several chunk sizes and lengths, to the last digit; one of them is cancelled, and the others go on."""
+    """Exactly equal for several chunk sizes and lengths. One stream is cancelled; the others continue."""
     lines = programs.run(programs.threads, "batch", DEMO_FOLDER, clips).stdout.splitlines()
     assert lines == ["U2MOE_OK", CANCELLED, CANCELLED, CANCELLED, *["the same"] * 8]
 
@@ -90,11 +90,11 @@ def test_transcribers_call_back_in_their_threads(programs, clips, tmp_path):
     over = "U2MOE_STREAM_ERROR: the input of this stream is finished: reset it, or create another"
     assert lines[:5] == ["1 1", CANCELLED, over, "the same", "U2MOE_INTERNAL_ERROR: a fault of the program"]
     assert lines[5:-1] == ["speech 1", "silence 1"] * (len(lines[5:-1]) // 2) != []
-    assert lines[-1] == "0"  # there was a partial result
+    assert lines[-1] == "0"  # a partial result arrived
 
 
 def test_tokens_digests_and_messages(programs, clips, tmp_path):
-    """What onnxruntime would write to stderr goes to the callback."""
+    """The callback receives messages that onnxruntime would write to stderr."""
     shutil.copytree(DEMO_FOLDER, tmp_path / "damaged")
     flipped("ctc.onnx")(tmp_path / "damaged")
     failing = onnx.parser.parse_model(VAD.format(**WINDOWS).replace("column = {-1, 1}", "column = {7, 1}"))
@@ -132,10 +132,10 @@ def test_valgrind_finds_nothing_in_it(programs, clips):
         captions(programs, clips, 2, wrapper=VALGRIND)
 
 
-# ---- Growth ----
+# ---- ABI stability ----
 
 FIRST = CHECKS / "first"
-"""The header of the first version, and a program for it."""
+"""Folder with the header of the first version and a program for it."""
 
 
 def compiled_c(folder, include, programs, source):
@@ -149,16 +149,16 @@ def compiled_c(folder, include, programs, source):
 
 def test_a_program_for_the_first_header_runs_with_this_library(programs, clips, tmp_path):
     if programs.wrapper:
-        pytest.skip("it has no sanitizer")
+        pytest.skip("the program has no sanitizer")
     program = compiled_c(tmp_path, FIRST, programs, FIRST / "program.c")
     lines = programs.run(program, DEMO_FOLDER, clips).stdout.splitlines()
     assert lines[0].startswith("U2MOE_OK ")
-    assert lines[1] == "1 1 1"  # neither options nor results were written beyond the structs that it knows
+    assert lines[1] == "1 1 1"  # the library wrote nothing beyond the structs that the program knows
 
 
 def test_a_program_for_a_later_header_is_told_so(programs, tmp_path):
     if programs.wrapper:
-        pytest.skip("it has no sanitizer")
+        pytest.skip("the program has no sanitizer")
     header = (programs.prefix / "include" / "u2moe.h").read_text(encoding="utf-8")
     structs = ("u2moe_stream_options", "u2moe_result_view")
     for name in structs:
@@ -176,12 +176,12 @@ def test_a_program_for_a_later_header_is_told_so(programs, tmp_path):
 
 
 def test_structs_and_symbols_only_grow(programs, tmp_path):
-    """What is released stays where it is; a new version adds lines to the list."""
+    """Released members and codes never move. A new version only adds lines to the list."""
     if programs.wrapper:
         pytest.skip("layouts are the same")
     found = layouts(programs.prefix / "include", tmp_path)
     listed = json.loads((CHECKS / "layouts.json").read_text(encoding="utf-8"))
-    assert found == listed, f"python {CHECKS / 'layouts.py'} writes the list; nothing in it may change but by additions"
+    assert found == listed, f"python {CHECKS / 'layouts.py'} writes the list; it may only grow"
     first = layouts(FIRST, tmp_path)
     assert set(first) <= set(found)
     for name, fields in first.items():
@@ -194,7 +194,7 @@ def test_structs_and_symbols_only_grow(programs, tmp_path):
 
 
 def layouts(include, folder):
-    """Offsets of members by struct, sizes, error codes and functions of a header."""
+    """Return member offsets by struct, sizes, error codes and functions of a header."""
     script = ["python3", CHECKS / "layouts.py", include, folder]
     done = subprocess.run(script, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ""})
     return json.loads(done.stdout)

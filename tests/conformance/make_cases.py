@@ -1,4 +1,4 @@
-"""Writes the cases of this folder, with the results that Python gives: run it after a change of what they mean.
+"""Write the cases of this folder with Python's results. Run it after an intended change of results.
 
 python tests/conformance/make_cases.py
 """
@@ -34,7 +34,7 @@ TOKENS = ("▁A", "A", "▁B", "B", "C", "▁CA", "中", "D")
 
 
 def listed(frames):
-    """Float32 as JSON, by few digits that are read as the same number."""
+    """Return float32 values as JSON numbers with the fewest digits that read back as the same values."""
     return [[float(str(value)) for value in row] for row in np.asarray(frames, np.float32)]
 
 
@@ -104,7 +104,7 @@ def endpoints():
 
 
 def partials():
-    """Utterances that are ended within speech: what is shown of them until their final results."""
+    """Yield utterances that end within speech, with the partial results until their final ones."""
     cases = []
     for seed in range(4):
         rules = {"rule1": None, "rule2": None, "rule3": {**LONG, "min_utterance_length": 1.0 + seed / 5}}
@@ -177,7 +177,7 @@ def rescorings():
 
 
 def writings():
-    """The examples of tests/test_writing.py in capitals, and words of numbers in any order."""
+    """Return the examples of tests/test_writing.py in capitals, and number words in random order."""
     random = np.random.default_rng(5)
     words = [word for each in EXAMPLES for word in each.split()]
     texts = [each.upper() for each in EXAMPLES]
@@ -193,7 +193,7 @@ def writings():
 
 
 def recordings():
-    """What the demo model makes of its clips, `repeats` times; results are computed by the tests."""
+    """Return cases with the demo's clips, repeated `repeats` times. Tests compute the results."""
     weights = {"weight": 0.3, "word_bonus": 1.0, "unknown_score": -10.0, "rescoring_weight": 0.5}
     speech = {"threshold": 0.5, "end_threshold": 0.4, "min_silence": 0.3, "padding": 0.1}
     cases = {
@@ -243,7 +243,7 @@ def recordings():
 
 
 def defaults():
-    """What a bundle recognises that has `decoding`; results are computed by the tests."""
+    """Return cases for a bundle with `decoding` defaults. Tests compute the results."""
     weights = {"weight": 0.5, "word_bonus": 0.8, "unknown_score": -9.0, "rescoring_weight": 0.7}
     decoding = {
         "beam_size": 6, "ctc_weight": 0.6, "reverse_weight": 0.2, "padding_s": 0.4,

@@ -1,4 +1,5 @@
-// Computes the cases of tests/conformance, the results of a file as JSON in their order; also compiled into runtime/web/core.wasm.
+// Computes the cases of tests/conformance: the results of a file of cases as JSON, in order. Also compiled into
+// runtime/web/core.wasm.
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -26,7 +27,7 @@ std::vector<T> numbers(const Json& json) {
   return found;
 }
 
-// Rows one after the other.
+// Join rows.
 std::vector<float> matrix(const Json& json) {
   std::vector<float> found;
   for (const Json& row : json.array()) {
@@ -73,7 +74,7 @@ std::shared_ptr<const Fusion> fusion_of(const Json& options, const Json& shared,
 
 std::string search(const Json& json, const Json& shared) {
   Vocabulary vocabulary = vocabulary_of(shared);
-  const std::size_t width = vocabulary.size();  // of a row
+  const std::size_t width = vocabulary.size();  // width of a row
   const std::vector<float> frames = matrix(json["frames"]);
   std::shared_ptr<const ContextGraph> context;
   if (!json["hotwords"].is_null()) context = std::make_shared<const ContextGraph>(parse_hotwords(json["hotwords"].string()), vocabulary);
@@ -90,7 +91,7 @@ std::string search(const Json& json, const Json& shared) {
     const auto size = static_cast<std::size_t>(json["beam_size"].integer(1, 1000));
     beams = std::make_unique<PrefixBeamSearch>(size, 0, context, fusion_of(json["language_model"], shared, vocabulary), penalty, grammar);
   }
-  std::vector<std::vector<int>> committed;  // after each chunk: the number of tokens, and the first frame that may still change
+  std::vector<std::vector<int>> committed;  // after each chunk: number of committed tokens, and first frame that may still change
   int num_tokens = 0;
   for (std::size_t place = 0, num = frames.size() / width; place <= num; place += 4) {
     beams->advance(frames.data() + place * width, std::min<std::size_t>(4, num - place), width);
@@ -140,7 +141,8 @@ std::string endpoint(const Json& json, const Json& shared) {
                  {"cut", cut ? std::to_string(*cut) : "null"}});
 }
 
-// What is shown of each utterance when its second pass begins. The encoder numbers frames, for which the CTC head has those given.
+// Return the partial results of each utterance when its second pass begins. The encoder numbers the frames; the CTC head
+// returns the log-probabilities of the case for them.
 std::string partials(const Json& json, const Json& shared) {
   const Vocabulary vocabulary = vocabulary_of(shared);
   const std::vector<float> frames = matrix(json["frames"]);
@@ -225,7 +227,7 @@ std::string resampling(const Json& json, const Json&) {
     found.insert(found.end(), rest.begin(), rest.end());
     return found;
   };
-  if (resampled(7) != resampled(1000)) fail<AudioError>("another split gives other samples");
+  if (resampled(7) != resampled(1000)) fail<AudioError>("another split produces other samples");
   return object({{"samples", json_text(resampled(7))}});
 }
 

@@ -1,4 +1,4 @@
-// Parts of runtime/cpp for tests/test_cpp.py: what the program alone does not show.
+// Checks for tests/test_cpp.py of parts of runtime/cpp that the example program does not show.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -40,9 +40,9 @@ void random_calls(const char* bundle, const std::vector<float>& samples, unsigne
 
 namespace {
 
-std::atomic<std::size_t> largest{0};  // bytes of the largest piece of memory since it was set to 0
+std::atomic<std::size_t> largest{0};  // size of the largest allocation since it was set to 0
 
-// Not inlined: GCC would take the pairs below for malloc with delete, and new with free.
+// Not inlined: GCC would report mismatched malloc and delete, or new and free, for the pairs below.
 [[gnu::noinline]] void* allocated(std::size_t size) {
   for (std::size_t known = largest; size > known && !largest.compare_exchange_weak(known, size);) {}
   return std::malloc(size ? size : 1);
@@ -76,7 +76,7 @@ std::string read_text(const std::string& file) {
   return {std::istreambuf_iterator<char>(stream), {}};
 }
 
-// Every letter that has another case: its code, upper case and lower case.
+// Print every letter that has another case: its code, upper case and lower case.
 void print_letters() {
   for (char32_t c = 0; c < 0x110000; ++c) {
     const char32_t up = core::upper(c), low = core::lower(c);
@@ -84,7 +84,7 @@ void print_letters() {
   }
 }
 
-// SHA-256 of the first 0, 1, 2, ... bytes of a file, with the processor's instructions and without.
+// Print SHA-256 of the first 0, 1, 2, ... bytes of a file, with and without the processor's instructions.
 void print_digests(char** argv) {
   const std::string content = read_text(argv[2]);
   for (std::size_t num = 0; num <= content.size(); ++num) {
@@ -93,7 +93,7 @@ void print_digests(char** argv) {
   }
 }
 
-// All final results of samples in buffers, each as `show` has it.
+// Return all final results of samples fed in buffers, formatted by `show`.
 template <class Show>
 std::string recognize(const u2moe::Recognizer& recognizer, const std::vector<float>& samples, int rate, std::size_t buffer,
                       u2moe::StreamOptions options, Show show) {
@@ -114,7 +114,7 @@ std::string recognize(const u2moe::Recognizer& recognizer, const std::vector<flo
 
 std::string text_of(const u2moe::Result& result) { return std::string(result.text) + "|"; }
 
-// Streams in several threads, each with other buffers: all texts.
+// Recognise in several threads, each with its own buffer size, and print all texts.
 void recognize_in_threads(char** argv) {
   const u2moe::Recognizer recognizer(argv[2]);
   int rate = 0;
@@ -128,7 +128,7 @@ void recognize_in_threads(char** argv) {
   for (const std::string& text : texts) std::printf("%s\n", text.c_str());
 }
 
-// The same audio in small buffers and at once, as if it were of 48 kHz; and how much memory the latter takes in one piece.
+// Recognise the same audio in small buffers and in one call, as if at 48 kHz. Print the largest allocation of the latter.
 void recognize_at_once(char** argv) {
   const u2moe::Recognizer recognizer(argv[2]);
   int rate = 0;
@@ -142,7 +142,7 @@ void recognize_at_once(char** argv) {
   std::printf("%s, %zu of %zu\n", is_same ? "the same" : "another", largest.load(), samples.size() * sizeof(float));
 }
 
-// Texts of a bundle from its folder, and from memory with session options of the caller.
+// Print texts of a bundle from its folder, and from memory with session options of the caller.
 void recognize_from_memory(char** argv) {
   std::map<std::string, std::string> files;
   for (const auto& entry : std::filesystem::directory_iterator(argv[2])) files[entry.path().filename().string()] = read_text(entry.path().string());
@@ -160,12 +160,12 @@ void recognize_from_memory(char** argv) {
   print(u2moe::Recognizer(files, options));
 }
 
-// Hotwords and their weights, in the notation of the locale.
+// Print hotwords and their weights, with the locale's number format.
 void print_hotwords(char** argv) {
   for (const core::Hotword& each : core::parse_hotwords(read_text(argv[2]))) std::printf("%s %g\n", each.phrase.c_str(), each.weight);
 }
 
-// The code and the message of every misuse, and what works after it.
+// Print the code and message of a misuse.
 template <class Work>
 void expect_error(Work work) {
   try {
@@ -226,7 +226,7 @@ void misuse(char** argv) {
   refuse([](u2moe::StreamOptions& options) { options.rules[1] = {0, std::nan(""), 1}; });
   u2moe::StreamOptions earlier;
   earlier.size = offsetof(u2moe_stream_options, length_penalty);
-  earlier.length_penalty = 11;  // behind its end
+  earlier.length_penalty = 11;  // beyond its end
   const auto text = [&](const auto& options) { return recognize(recognizer, samples, rate, samples.size(), options, text_of); };
   if (text(earlier) == text(u2moe::StreamOptions())) std::puts("options of an earlier version are accepted");
   expect_error([&] { recognizer.hotwords({}); });
@@ -241,7 +241,8 @@ void misuse(char** argv) {
   refuse_settings([](u2moe::RecognizerOptions& options) { options.kernels = "fast"; });
 }
 
-// What comes of a bundle whose signature by a key in a file is demanded: of OpenSSL, of a function, and of one that refuses.
+// Open a bundle that must be signed by the key in a file: with OpenSSL, with a function, and with a function that rejects
+// everything.
 void demand_signature(char** argv) {
   const std::string pem = read_text(argv[3]);
   const char* const keys[] = {pem.c_str()};
@@ -267,7 +268,7 @@ void demand_signature(char** argv) {
   told();
 }
 
-// What comes of providers, each with one option unless it is null.
+// Open a bundle with each provider, with one option unless it is null.
 void use_providers(char** argv) {
   const char* const cpu = "CPUExecutionProvider";
   const std::pair<const char*, const char*> all[] = {
@@ -287,7 +288,7 @@ void use_providers(char** argv) {
   }
 }
 
-// From now on this process may take so many MB more. Returns the limit before.
+// Limit this process to `mb` more MB. Return the previous limit.
 rlimit limit_memory(std::size_t mb) {
   std::size_t pages = 0;
   std::ifstream("/proc/self/statm") >> pages;
@@ -298,7 +299,7 @@ rlimit limit_memory(std::size_t mb) {
   return before;
 }
 
-// Opens a bundle in processes that may take so many MB more, each of which prints what it gets unless it dies.
+// Open a bundle in child processes limited to some more MB. Each prints its result unless it dies.
 void load_in_little_memory(int argc, char** argv) {
   for (int i = 3; i < argc; ++i) {
     std::fflush(stdout);
@@ -317,7 +318,7 @@ void load_in_little_memory(int argc, char** argv) {
   }
 }
 
-// What a process does that may take 64 MB more: calls that ask for hundreds fail, and a stream goes on afterwards.
+// In a process limited to 64 MB more, calls that need hundreds of MB fail, and a stream continues afterwards.
 void run_out_of_memory(char** argv) {
   u2moe_recognizer recognizer = nullptr;
   u2moe_stream stream = nullptr;
@@ -336,7 +337,7 @@ void run_out_of_memory(char** argv) {
   u2moe_recognizer_free(recognizer);
 }
 
-// Errors of a thread that recognises with a stream which another uses so.
+// Print errors of a thread that recognises with a stream while another thread does.
 void use_in_two_threads(char** argv) {
   const u2moe::Recognizer recognizer(argv[2]);
   int rate = 0;
@@ -348,7 +349,7 @@ void use_in_two_threads(char** argv) {
       try {
         stream.accept_waveform(rate, samples.data(), samples.size());
         ++fed;
-      } catch (const u2moe::Error&) {  // the other one was first
+      } catch (const u2moe::Error&) {  // the other thread was faster
       }
     }
     is_done = true;
@@ -369,7 +370,7 @@ void use_in_two_threads(char** argv) {
 
 int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "";
-  std::setlocale(LC_ALL, "");  // as programs with a window do
+  std::setlocale(LC_ALL, "");  // as GUI programs do
   try {
     if (what == "conformance") conformance(argv[2], argv[3]);
     if (what == "recordings") {

@@ -1,4 +1,4 @@
-// Runs the cases of tests/conformance: conformance(file) prints the results of one file of cases as JSON, in their order.
+// Run the cases of tests/conformance: conformance(file) prints the results of one file of cases as JSON, in order.
 #include <cstdio>
 #include <fstream>
 #include <iterator>
@@ -10,7 +10,7 @@
 
 using namespace u2moe::runtime;
 
-std::string case_results(const std::string& kind, const Json& content);  // of cases.cpp
+std::string case_results(const std::string& kind, const Json& content);  // in cases.cpp
 
 namespace {
 
@@ -24,7 +24,7 @@ u2moe_endpoint_rule c_rule(const Json& rule) {
   return {rule["must_contain_nonsilence"].boolean(), rule["min_trailing_silence"].number(), rule["min_utterance_length"].number()};
 }
 
-// Set the numbers of a struct of C that an object has.
+// Set the numbers of a C struct from the fields of an object.
 template <class Numbers, class Options>
 void set_numbers(const Json& json, Options& options) {
   Numbers::each([&](const char* name, auto, const Range&, auto given) {
@@ -37,7 +37,8 @@ void set_numbers(const Json& json, Options& options) {
 void conformance(const std::string& kind, const std::string& file);
 void conformance(const std::string& kind, const std::string& file) { std::printf("%s\n", case_results(kind, read(file)).c_str()); }
 
-// Recordings: the segments of each case, by the public interface. Samples are at 16 kHz; a case repeats them.
+// Recognise recordings through the public interface and print the segments of each case. Samples are at 16 kHz; a case repeats
+// them.
 void recognize_cases(const std::string& file, const u2moe::Recognizer& recognizer, const std::vector<float>& samples, const std::string& model,
                      const std::string& networks);
 void recognize_cases(const std::string& file, const u2moe::Recognizer& recognizer, const std::vector<float>& samples, const std::string& model,

@@ -1,5 +1,5 @@
-// Calls what JavaScript calls of the core with random JSON, files, audio and outputs of graphs: core_calls FOLDER SEED COUNT [SECONDS].
-// Whatever is not an error of ours would end the module in WebAssembly, and ends this program.
+// Call the core functions that JavaScript uses with random JSON, files, audio and graph outputs: core_calls FOLDER SEED COUNT
+// [SECONDS]. Anything other than a u2moe error would end the module in WebAssembly, and ends this program.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -44,7 +44,7 @@ std::string json(int depth = 0) {
   return is_object ? "{" + text + "}" : "[" + text + "]";
 }
 
-// A text some of whose values are others, or some of whose bytes are.
+// Return a text with some values or bytes changed.
 std::string changed(std::string text) {
   if (!one_in(3)) return text;
   for (std::size_t i = 1 + below(2); i > 0 && !text.empty(); --i) {
@@ -65,7 +65,7 @@ Floats numbers(std::size_t size, float scale, std::size_t oddity = 1000) {
   return found;
 }
 
-// What the graph that is asked for gives: mostly of the right size.
+// Pass an output of the requested graph, mostly of the right size.
 void give(StreamState* stream, const std::int32_t* asked, const Manifest& m) {
   const auto length = static_cast<std::size_t>(asked[2]), dim = static_cast<std::size_t>(m.output_size), mel = static_cast<std::size_t>(m.feature_size);
   const auto vocab = static_cast<std::size_t>(m.vocab_size), frame = static_cast<std::size_t>(m.frame_len()), shift = static_cast<std::size_t>(m.shift_len());

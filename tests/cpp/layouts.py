@@ -1,4 +1,4 @@
-"""Offsets, sizes, codes and functions of u2moe.h: python tests/cpp/layouts.py [INCLUDE FOLDER] > layouts.json."""
+"""Print offsets, sizes, codes and functions of u2moe.h: python tests/cpp/layouts.py [INCLUDE FOLDER] > layouts.json."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def layouts(include: Path, folder: Path) -> dict[str, dict[str, int]]:
-    """What a compiler makes of a header on a machine of 64 bits; compiles in a folder."""
+    """Return the layouts that a compiler gives a header on a 64-bit machine. Compiles in a folder."""
     header = re.sub(r"/\*.*?\*/", "", (include / "u2moe.h").read_text(encoding="utf-8"), flags=re.DOTALL)
     functions = dict.fromkeys(sorted(re.findall(r"^U2MOE_API [\w *]*?\b(u2moe_\w+)\(", header, re.MULTILINE)), 1)
     lines = []

@@ -1,5 +1,5 @@
-// Calls the C interface at random, with handles and arguments that are right or wrong: random_calls(bundle, samples, num, seed).
-// Whatever comes, each call gives an error code or does its work; sanitizers see the rest.
+// Call the C interface at random, with valid and invalid handles and arguments: random_calls(bundle, samples, num, seed). Each
+// call must return an error code or do its work. Sanitizers find other faults.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -36,7 +36,7 @@ class Caller {
   std::size_t number(std::size_t below) { return std::uniform_int_distribution<std::size_t>(0, below - 1)(random_); }
   bool rarely() { return number(8) == 0; }
 
-  // One that is or was open, or one that never was.
+  // Return a handle that is or was open, or one that never was.
   template <class Handle>
   Handle any(const std::vector<Handle>& handles) {
     if (handles.empty() || rarely()) return reinterpret_cast<Handle>(static_cast<std::uintptr_t>(number(3) * number(1000)));
@@ -173,7 +173,7 @@ class Caller {
     const char* const arpa = "\\data\\\nngram 1=3\n\n\\1-grams:\n-1 <unk>\n-1 </s>\n-0.5 A\n\n\\end\\\n";
     std::string content = arpa;
     if (rarely()) content[number(content.size())] = static_cast<char>(number(256));
-    u2moe_vad vad = nullptr;  // of what is no network, or is not there
+    u2moe_vad vad = nullptr;  // from a file that is not a network or does not exist
     const u2moe_vad_options when = {rarely() ? 1 : sizeof when, odd_number(), 0.3, 0.6, 0.3};
     note(u2moe_vad_open(rarely() ? bundle_ : "/none", unless_rare(&when), unless_rare(&vad)));
     note(u2moe_vad_free(reinterpret_cast<u2moe_vad>(any(streams_))));

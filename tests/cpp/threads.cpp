@@ -1,5 +1,5 @@
-// Feeding and decoding apart, for tests/test_cpp_threads.py, by u2moe.hpp alone: threads COMMAND BUNDLE SAMPLES [FILE], samples of 16 bits
-// at 16 kHz. Prints what is to be compared.
+// Separate feeding and decoding, for tests/test_cpp_threads.py, with only u2moe.hpp: threads COMMAND BUNDLE SAMPLES [FILE].
+// Samples have 16 bits at 16 kHz. Prints values to compare.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -58,7 +58,7 @@ std::string error_of(Work work) {
   }
 }
 
-// Streams of several lengths and chunk sizes decoded together, more than once: each with the results that it has alone. One is cancelled.
+// Decode streams of several lengths and chunk sizes together, twice. Each has the same results as alone. One is cancelled.
 void batch(const u2moe::Recognizer& recognizer, const Samples& samples) {
   std::vector<u2moe::Stream> streams;
   std::vector<std::string> expected;
@@ -92,7 +92,7 @@ void batch(const u2moe::Recognizer& recognizer, const Samples& samples) {
   }
 }
 
-// One thread feeds 10 ms at a time, one decodes, one looks.
+// One thread feeds 10 ms at a time, one decodes, and one reads results.
 void apart(const u2moe::Recognizer& recognizer, const Samples& samples) {
   u2moe::Stream stream = recognizer.create_stream(options_of(16));
   std::atomic<bool> is_fed{false}, is_done{false};
@@ -125,7 +125,7 @@ void apart(const u2moe::Recognizer& recognizer, const Samples& samples) {
   std::printf("%s\n", found + stream.get_result().json() + "\n" == alone(recognizer, samples, options_of(16)) && num_looks > 9 ? "the same" : "another");
 }
 
-// What another thread decodes ends early; a queue is bounded; reset makes all well.
+// Cancelling stops decoding in another thread, the queue is bounded, and reset recovers the stream.
 void cancel(const u2moe::Recognizer& recognizer, const Samples& samples) {
   u2moe::Stream stream = recognizer.create_stream(options_of(16));
   for (int i = 0; i < 20; ++i) stream.feed(kRate, samples.data(), samples.size());
@@ -149,7 +149,7 @@ void cancel(const u2moe::Recognizer& recognizer, const Samples& samples) {
   small.feed(kRate, samples.data(), 1600);
 }
 
-// Several at once, with their events; callbacks that throw, wait, and free their own transcriber.
+// Run several transcribers with their events at once. Callbacks throw, wait, and free their own transcriber.
 void transcribe(const u2moe::Recognizer& recognizer, const Samples& samples, const char* network) {
   const u2moe::Vad vad = u2moe::open_vad(network);
   u2moe::StreamOptions options = options_of(16), speech = options;
@@ -168,7 +168,7 @@ void transcribe(const u2moe::Recognizer& recognizer, const Samples& samples, con
   std::atomic<int> num_calls{0}, num_freed{0};
   u2moe::Callbacks freeing;
   u2moe::Transcriber* own = nullptr;
-  auto used = std::make_shared<int>();  // by the function, which has to last until it returns
+  auto used = std::make_shared<int>();  // used by the function, which must live until it returns
   const std::weak_ptr<int> watched = used;
   freeing.on_partial = [&num_calls, &num_freed, &own, &watched, used](const u2moe::ResultView&) {
     std::atomic<int>& freed = num_freed;
@@ -202,7 +202,7 @@ void transcribe(const u2moe::Recognizer& recognizer, const Samples& samples, con
   std::printf("%s\n%s\n%s%d\n", all == expected && !all.empty() ? "the same" : "another", thrown.c_str(), events.c_str(), partial.empty());
 }
 
-// Texts of tokens, digests of files, messages.
+// Print texts of tokens, digests of files, and log messages.
 void look(const char* folder, const Samples& samples, const char* damaged, const char* failing) {
   std::vector<std::string> messages;
   u2moe::set_log([&](int severity, const std::string& origin, const std::string& message) { messages.push_back(std::to_string(severity) + " " + origin + " " + message); });

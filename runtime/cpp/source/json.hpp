@@ -21,7 +21,7 @@ class Json {
     Parser parser{text, name};
     Json value = parser.value(0);
     parser.blanks();
-    if (parser.place != text.size()) parser.fail("more text");
+    if (parser.place != text.size()) parser.fail("unexpected text");
     value.set_path(name);
     return value;
   }
@@ -129,7 +129,7 @@ class Json {
     }
 
     Json value(int depth) {
-      if (depth > 100) fail("too deep");
+      if (depth > 100) fail("nested too deeply");
       blanks();
       const char c = place < text.size() ? text[place] : '\0';
       if (c == '{') return object(depth);
@@ -151,7 +151,7 @@ class Json {
         digits();
       }
       const auto found = parse_number(text.substr(begin, place - begin));
-      if (!found) fail("no value");  // too large for a double
+      if (!found) fail("expected a value");  // too large for a double
       return *found;
     }
 
@@ -163,7 +163,7 @@ class Json {
 
     void digits() {
       constexpr std::string_view all = "0123456789";
-      if (!takes_any(all)) fail("no value");
+      if (!takes_any(all)) fail("expected a value");
       while (takes_any(all)) {}
     }
 
@@ -175,7 +175,7 @@ class Json {
         blanks();
         std::string key = quoted();
         expect(':');
-        if (!found.emplace(key, value(depth + 1)).second) fail("key '" + key + "' twice");
+        if (!found.emplace(key, value(depth + 1)).second) fail("duplicate key '" + key + "'");
       } while (takes(','));
       expect('}');
       return Json{found};
@@ -197,7 +197,7 @@ class Json {
       ++place;
       std::string found;
       while (!takes_any("\"")) {
-        if (place >= text.size()) fail("unfinished string");
+        if (place >= text.size()) fail("unterminated string");
         found += takes_any("\\") ? escaped() : plain();
       }
       return found;
@@ -205,30 +205,30 @@ class Json {
 
     std::string plain() {
       const std::size_t begin = place;
-      if (static_cast<unsigned char>(text[place]) < 0x20) fail("a control character");
-      if (!take_utf8(text, place)) fail("no UTF-8");
+      if (static_cast<unsigned char>(text[place]) < 0x20) fail("unescaped control character");
+      if (!take_utf8(text, place)) fail("invalid UTF-8");
       return text.substr(begin, place - begin);
     }
 
     std::string escaped() {
       constexpr std::string_view codes = "\"\\/bfnrt", meant = "\"\\/\b\f\n\r\t";
       if (takes_any("u")) return surrogates();
-      if (!takes_any(codes)) fail("unknown escape");
+      if (!takes_any(codes)) fail("invalid escape");
       return {meant[codes.find(text[place - 1])]};
     }
 
     std::string surrogates() {
       const char32_t code = unit();
       if (code < 0xd800 || code >= 0xe000) return encode_utf8({code});
-      if (code >= 0xdc00 || !takes_word("\\u")) fail("half of a surrogate pair");
+      if (code >= 0xdc00 || !takes_word("\\u")) fail("unpaired surrogate");
       const char32_t low = unit();
-      if (low < 0xdc00 || low >= 0xe000) fail("half of a surrogate pair");
+      if (low < 0xdc00 || low >= 0xe000) fail("unpaired surrogate");
       return encode_utf8({0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00)});
     }
 
     char32_t unit() {
       const std::string hex = text.substr(place, 4);
-      if (hex.size() < 4 || hex.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos) fail("unknown escape");
+      if (hex.size() < 4 || hex.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos) fail("invalid escape");
       place += 4;
       return static_cast<char32_t>(std::stoul(hex, nullptr, 16));
     }

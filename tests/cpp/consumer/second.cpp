@@ -1,4 +1,4 @@
-// The header a second time in one program: whatever it defines is inline.
+// Include the header in a second file: all its definitions must be inline.
 #include "u2moe.hpp"
 
 const char* kind_of(const u2moe::Error& error);

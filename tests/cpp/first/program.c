@@ -1,4 +1,4 @@
-/* For u2moe.h of the first version: what lies behind the structs that it knows must stay as it is. */
+/* For u2moe.h of the first version: memory after the structs that it knows must not change. */
 #include <stdio.h>
 #include <string.h>
 #include <u2moe.h>
