@@ -1,4 +1,4 @@
-"""`u2moe serve`: the recogniser as a server. One session type, one scheduler, one file per protocol, and a web page.
+"""The server of `u2moe serve`: one scheduler, one file per protocol, and a web page.
 
-Needs the packages of the extra `[server]`; nothing else in the runtime imports it.
+It needs the extra `[server]`. The rest of the runtime does not import it.
 """

@@ -1,4 +1,4 @@
-"""Who may use the server: API keys, and origins of pages. Wraps the application, independently of protocols."""
+"""Access control around the application, for all protocols: API keys and origins of pages."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from u2moe.runtime.server.options import LOOPBACK, ServerOptions
 from u2moe.runtime.validation import checked_integer
 
 KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
-"""Web pages cannot set WebSocket headers, so they offer the key as a subprotocol."""
+"""Prefixes of subprotocols that carry a key: web pages cannot set WebSocket headers."""
 KEY = "u2moe.key"
-"""In the scope of a request: its key, or None."""
+"""Name in a request's scope: its key, or None."""
 SPEAKS = "u2moe.speaks"
-"""In the state of a request: what is spoken on its port."""
+"""Name in a request's state: the protocol of its port."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BEGINNINGS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _READING = ("GET", "HEAD", "OPTIONS")
-"""Methods of HTTP that change nothing and cost little. Others need no leave of browsers, as the forms of a page."""
+"""Cheap HTTP methods without side effects. The others are checked here, since browsers let pages post forms freely."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """A key.
+    """An API key.
 
     Attributes:
-        name: its name in logs and errors.
-        secret: what clients send.
-        num_streams: streams and files that it may have at once, in each worker; None: all.
+        name: name in logs and errors.
+        secret: value that clients send.
+        num_streams: maximum number of simultaneous streams and files in each worker. None: no limit.
     """
 
     name: str
@@ -54,22 +54,22 @@ class Key:
 
 
 def read_keys(file: Path) -> tuple[Key, ...]:
-    """The keys in a file: a single one, or on each line a name, a key and, if it is limited, a number of streams.
+    """Read the keys in a file: a single key, or lines with a name, a key and optionally a number of streams.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it has no key, or a line of another kind; names the line, not what it holds.
+        OSError: the file cannot be read.
+        ValueError: the file has no key or an invalid line. The message names the line without quoting it.
     """
     lines = file.read_text(encoding="utf-8").splitlines()
     rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip() and line.lstrip()[0] != "#"]
     if not rows:
-        raise ValueError(f"{file}: holds no API key")
+        raise ValueError(f"{file}: contains no API key")
     if len(rows) == 1 and len(rows[0][1]) == 1:
         return (Key(name="default", secret=rows[0][1][0]),)
     keys = []
     for number, row in rows:
         if len(row) not in (2, 3) or not all(part.isdecimal() for part in row[2:]):
-            raise ValueError(f"{file}: line {number} must be a name, a key and, if you like, a number of streams")
+            raise ValueError(f"{file}: line {number} must be a name, a key and optionally a number of streams")
         keys.append(Key(name=row[0], secret=row[1], num_streams=int(row[2]) if len(row) == 3 else None))
     for attribute in ("name", "secret"):
         if len({getattr(key, attribute) for key in keys}) < len(keys):
@@ -78,10 +78,10 @@ def read_keys(file: Path) -> tuple[Key, ...]:
 
 
 class Keys:
-    """The keys in force.
+    """The valid keys.
 
     Attributes:
-        by_name: each key, by its name; empty: none is needed.
+        by_name: keys by name. Empty: clients need no key.
     """
 
     def __init__(self, options: ServerOptions) -> None:
@@ -92,17 +92,17 @@ class Keys:
         self.reload()
 
     def reload(self) -> None:
-        """Read the file anew, if there is one.
+        """Read the key file again, if there is one. After an error, the previous keys remain valid.
 
         Raises:
-            OSError: it cannot be read; the keys stay as they were.
-            ValueError: it holds something else; the keys stay as they were.
+            OSError: the file cannot be read.
+            ValueError: its content is invalid.
         """
         if self._file is not None:
             self.by_name = {key.name: key for key in read_keys(self._file)}
 
     def find(self, candidates: Iterable[str]) -> Key | None:
-        """The key among the candidates; each is compared with all, in the same time wherever they differ."""
+        """Return the key that matches a candidate, comparing in constant time."""
         given = [candidate.encode() for candidate in candidates]
         equal = [
             key
@@ -113,21 +113,22 @@ class Keys:
 
 
 class Access:
-    """Passes allowed requests on, and refuses others with 401 or 403.
+    """Middleware that passes on allowed requests and refuses others with 401 or 403.
 
-    The key is taken from `Authorization: Bearer KEY`, from a WebSocket's subprotocol, or from `?api_key=KEY` for
-    clients that are configured only with a URL. Pages from other origins may use the server only if their origin is
-    listed, except with a protocol on its own port; without that they get no more than GET gives, and cannot read it.
-    Where only this machine reaches the server, it has a loopback name: another that leads here (DNS rebinding) would
-    make any page one of its own.
+    The key comes from `Authorization: Bearer KEY`, a WebSocket subprotocol, or `?api_key=KEY` for clients that are
+    configured only with a URL. Pages from other origins may use the server only if their origin is listed or the
+    protocol has its own port. Otherwise they can only send GET requests and cannot read the responses.
+
+    A server that only this machine can reach accepts only loopback names as host. Otherwise any page could send
+    same-origin requests after making its own name resolve to this machine (DNS rebinding).
 
     Args:
         app: the application.
-        options: of the server: which pages may use it, and whether it has loopback names only.
+        options: options of the server, with the allowed origins.
         incidents: counts refusals.
-        keys: those of clients.
-        open_paths: what needs no key.
-        own_paths: the path that is meant by `/` on a port of its own, by what is spoken there.
+        keys: the valid keys.
+        open_paths: paths that need no key.
+        own_paths: path for `/` on the port of a protocol, by the protocol's name.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class Access:
         own_paths: Mapping[str, str],
     ) -> None:
         self._app = app
-        # around the refusals, too: a page that may read answers may read why it is refused
+        # also wraps refusals, so that allowed pages can read why they were refused
         self._origins = options.cors_origins
         self._guarded = CORSMiddleware(
             self._guard, allow_origins=self._origins, allow_methods=["*"], allow_headers=["*"]
@@ -153,8 +154,8 @@ class Access:
         self._own_paths = own_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse the request, or pass it to the application. Its answer bears its id, which is also in the log."""
-        if scope["path"].startswith(("http://", "https://")):  # as clients of proxies ask
+        """Refuse the request or pass it to the application. The response has its id, which is also in the log."""
+        if scope["path"].startswith(("http://", "https://")):  # the form that clients of proxies use
             scope = {**scope, "path": _parts_of(scope["path"]).path or "/"}
         given = Headers(scope=scope).get("x-request-id", "")
         name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -169,7 +170,7 @@ class Access:
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if "transfer-encoding" in headers and "content-length" in headers:  # two lengths, of which a proxy may take one
+        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy may use the other length
             told = "a request may have Transfer-Encoding or Content-Length, not both"
             refusal = error_response(RequestError(told, code="length"), 400, {"Connection": "close"})
             await refusal(scope, receive, send)
@@ -178,7 +179,7 @@ class Access:
         is_own = path is not None and scope["type"] == "websocket"
         key = self._keys.find(_candidates(headers, scope))
         if self._is_local and _parts_of(f"//{headers.get('host', '')}").hostname not in (None, *LOOPBACK):
-            told = "this server is only known as localhost; behind a proxy it needs --forwarded-allow-ips"
+            told = "this server only answers to the host name localhost; behind a proxy it needs --forwarded-allow-ips"
             await self._refuse("host", 403, told, "host")(scope, receive, send)
         elif scope.get("method") not in _READING and not is_own and not self._may_connect(headers):
             told = "pages of this origin may not use the server"
@@ -206,7 +207,7 @@ class Access:
 
 
 def _parts_of(url: str) -> SplitResult:
-    """Parts of a URL; what is none has a name that nobody has."""
+    """Return the parts of a URL. An invalid URL gets a host name that matches nothing."""
     try:
         return urlsplit(url)
     except ValueError:
@@ -214,7 +215,7 @@ def _parts_of(url: str) -> SplitResult:
 
 
 def _candidates(headers: Headers, scope: Scope) -> list[str]:
-    """Keys that a request may carry."""
+    """Return all values in a request that may be its key."""
     given = [QueryParams(scope["query_string"]).get("api_key", "")]
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":

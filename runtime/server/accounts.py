@@ -1,4 +1,4 @@
-"""Processor time that clients may take, and how many connections there may be, in all and from one address."""
+"""Limits on the processor time of clients and on the number of connections, in total and per address."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from typing import Protocol
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _RESERVED = 128
-"""File descriptors for the model, files of uploads and whatever libraries open."""
+"""File descriptors reserved for the model, uploaded files and libraries."""
 _MOST = 16_384
 _PART = 0.5
-"""Part of the connections that one address may have."""
+"""Maximum share of all connections for one address."""
 _CONNECTION_S = 0.002
-"""Seconds of processor time that a connection takes, besides what is done for it."""
+"""Seconds of processor time charged for a new connection."""
 _OWN, _OWN_WITH_PLACE = (0.02, 0.02), (0.001, 0.1)
 _TOGETHER = (0.05, 0.02)
 _ADDRESS, _HERE = (0.05, 0.5), (0.25, 1.0)
-"""Share of one processor, and seconds in advance: of a connection, of one whose client has a place, of all together
-that take more than their own, of an address, and of this machine."""
+"""Share of one core, and seconds that may be used in advance: of a connection without and with a slot, of all
+connections together that exceed their own share, of an address, and of this machine."""
 _EARNED, _MOST_AT_ONCE_S = 0.02, 1.0
-"""Seconds of processor time that a client with a place earns by each second of audio, several times what a plain stream
-takes; and most seconds of audio that count at once, as it earns no more than audio in real time would."""
+"""Seconds of processor time that a client with a slot earns per second of audio, several times the cost of a plain
+stream. Second value: maximum seconds of audio that count at once, since audio faster than real time earns no more."""
 _THIS_MACHINE = ("127.0.0.1", "::/64")
-"""Also a proxy that nobody has named; "::/64" is the network of ::1."""
+"""Addresses of local clients and of unconfigured local proxies. "::/64" is the network of ::1."""
 _LONGEST_WAIT_S = 10.0
-"""Seconds that a new connection may wait; it is closed if it would be more."""
+"""Maximum seconds that a new connection waits. If it had to wait longer, it is closed."""
 _LONG_S = 0.001
-"""Seconds of work after which it is looked how much of them others had the processor, or Python's lock. To look each
-time would take longer than most of the work."""
+"""Work that takes more seconds is measured again in processor time, which excludes other processes and threads.
+Measuring all work that way would cost more than most of the work itself."""
 _MOST_LOST = 16 << 20
-"""Bytes of incomplete messages after which garbage is collected: parsers refer to themselves."""
+"""Bytes of incomplete messages after which garbage is collected: parsers contain reference cycles."""
 _IPV6_SITE = 64
-"""Bits of an IPv6 address that a client cannot choose."""
+"""Leading bits of an IPv6 address that a client cannot choose."""
 
 
 def allowed_connections() -> int:
-    """How many there may be: each takes a file descriptor, of which the soft limit is raised to the hard one."""
+    """Return the maximum number of connections, after raising the soft limit on file descriptors to the hard one."""
     if sys.platform == "win32":
         return _MOST
-    import resource  # noqa: PLC0415 - there is none on Windows
+    import resource  # noqa: PLC0415 - not available on Windows
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -53,56 +53,56 @@ def allowed_connections() -> int:
 
 
 class Served(Protocol):
-    """A connection, as it is looked after."""
+    """An open connection that can be checked and aborted."""
 
     def check(self, now: float) -> None:
-        """End it if its client does too little."""
+        """Close the connection if its client does too little."""
 
     def abort(self) -> None:
-        """End it at once."""
+        """Close the connection immediately."""
 
 
 class Account:
-    """Processor time: a share of one processor, some seconds of which may be taken in advance.
+    """Account of processor time. A debt is forgiven at a constant share of one core.
 
     Attributes:
-        advance_s: these seconds.
+        advance_s: debt in seconds up to which work need not wait.
     """
 
     def __init__(self, share: float, advance_s: float) -> None:
         self._share = share
         self.advance_s = advance_s
-        self._paid_time = 0.0  # when all that was taken will be paid
+        self._paid_time = 0.0  # when the debt reaches 0
 
     def change(self, share: float, advance_s: float, now: float) -> None:
-        """Have another share from now on; the debt stays."""
+        """Change the share and the advance. The debt stays the same."""
         self._paid_time = now + self.debt_s(now) / share
         self._share, self.advance_s = share, advance_s
 
     def take(self, seconds: float, now: float) -> None:
-        """Take some, or give some back."""
+        """Add seconds to the debt; a negative number reduces it."""
         self._paid_time = max(self._paid_time, now) + seconds / self._share
 
     def debt_s(self, now: float) -> float:
-        """Seconds that were taken and not paid yet."""
+        """Return the debt in seconds of processor time."""
         return max(self._paid_time - now, 0.0) * self._share
 
     def wait_s(self, now: float) -> float:
-        """Seconds until more may be taken."""
+        """Return the seconds until more time may be used."""
         return max(self._paid_time - now - self.advance_s / self._share, 0.0)
 
 
 class Connections:
-    """Counts connections, and keeps an account for each address from which they came lately.
+    """Number of connections, and accounts of the addresses that connected recently.
 
     Args:
-        limit: most connections at once; one address may have half of them.
-        is_proxy: whether an address is that of a proxy, which limits its clients itself, as those of Unix sockets do.
-        tell_new: is told the number of those of which it is not known yet whether they become streams.
+        limit: maximum number of connections. One address may have half of them.
+        is_proxy: returns whether an address is a proxy's. Proxies and Unix sockets have no limit per address.
+        tell_new: called with the number of connections not yet classified as streams or others.
 
     Attributes:
-        together: the account of all connections that take more than their own share.
-        served: those that have begun.
+        together: account of all connections that exceed their own share.
+        served: open connections.
     """
 
     def __init__(
@@ -121,10 +121,10 @@ class Connections:
         self.served: dict[Visit, Served] = {}
         self._accounts: dict[str, Account] = {}
         self._num_lost = 0
-        self._looked_s = 0.0  # processor time of the event loop when it was last looked at
+        self._looked_s = 0.0  # processor time of the event loop when it was last read
 
     def since(self, begin: float) -> float:
-        """Seconds of processor time that the event loop has taken since a moment of `time.monotonic`, at most."""
+        """Return an upper bound of the event loop's processor time in seconds since `begin` (`time.monotonic`)."""
         took_s = time.monotonic() - begin
         if took_s > _LONG_S:
             before, self._looked_s = self._looked_s, time.thread_time()
@@ -132,7 +132,7 @@ class Connections:
         return took_s
 
     def enter(self, connection: socket.socket) -> Visit | None:
-        """Count a connection; None if there are too many, or its address owes too much."""
+        """Count a new connection. None: there are too many connections, or the debt of its address is too high."""
         peer = _peer_of(connection)
         address, now = site_of(peer), time.monotonic()
         is_free = peer is None or self._is_proxy(peer)
@@ -150,12 +150,12 @@ class Connections:
         return Visit(self, address, account)
 
     def count_new(self, number: int) -> None:
-        """Count connections that have come, or are no longer new."""
+        """Add to the number of unclassified connections; negative when they are classified."""
         self._num_new += number
         self._tell_new(self._num_new)
 
     def forget(self, address: str, visit: Visit, num_lost: int) -> None:
-        """Count a connection that has gone, and the bytes of its last message, which was incomplete."""
+        """Remove a closed connection. `num_lost`: bytes of its last, incomplete message."""
         self.served.pop(visit, None)
         self.num_open -= 1
         self.num_by_address[address] -= 1
@@ -167,7 +167,7 @@ class Connections:
             gc.collect()
 
     def check(self) -> None:
-        """Look after all connections; to be called once a second."""
+        """Check all connections. Call this once a second."""
         now, self._looked_s = time.monotonic(), time.thread_time()
         for served in list(self.served.values()):
             served.check(now)
@@ -180,12 +180,12 @@ class Connections:
 
 
 class Visit:
-    """A connection that is counted until it leaves, and what is done for it.
+    """A counted connection and its processor time.
 
-    Each connection may take a small share of the processor; one with a place hardly any but what it earns by audio, so
-    that many with a place cannot take much together by messages without any. What connections take beyond their own,
-    all that do share another share for. Those without a place also pay from the account of their address; those with
-    one, when they leave it.
+    Each connection has a small share of one core. With a slot this share is minimal, but audio earns more, so that many
+    connections with slots cannot use much processor time without sending audio. Time beyond a connection's own share
+    is charged to one account for all connections. Connections without a slot are also charged to their address.
+    Connections with a slot transfer their debt to the address when they release the slot.
     """
 
     def __init__(self, connections: Connections, address: str, account: Account | None) -> None:
@@ -196,59 +196,59 @@ class Visit:
         self._connections = connections
         self._address = address
         self._is_new = self._is_here = True
-        self._earned_time = 0.0  # up to which it has earned
+        self._earned_time = 0.0  # when the audio counted so far ends
 
     def take_place(self, is_taken: bool) -> None:
-        """Its client has a place for a stream or file from now on, or leaves it, and what it owes to its address."""
+        """Note that the client has a slot for a stream or file, or has released it."""
         self._has_place, now = is_taken, time.monotonic()
         self._own.change(*(_OWN_WITH_PLACE if is_taken else _OWN), now)
         if not is_taken and self._account is not None:
             self._account.take(self._own.debt_s(now), now)
 
     def earn(self, audio_s: float) -> None:
-        """Its client has sent audio, or of a file what counts as much."""
+        """Reduce the debt because the client sent audio, or the equivalent part of a file."""
         now = time.monotonic()
         since = max(self._earned_time, now - _MOST_AT_ONCE_S)
         self._earned_time = min(since + audio_s, now)
         self._own.take(-_EARNED * min(self._earned_time - since, self._own.debt_s(now) / _EARNED), now)
 
     def charge(self, seconds: float, now: float) -> None:
-        """Account for processor time that was taken for it."""
+        """Charge processor time to the connection."""
         (self._connections.together if self._own.wait_s(now) else self._own).take(seconds, now)
         if self._account is not None and not self._has_place:
             self._account.take(seconds, now)
 
     def wait_s(self, now: float) -> float:
-        """Seconds until more may be done for it."""
+        """Return the seconds until more work may be done for this connection."""
         own_s = self._own.wait_s(now)
         wait_s = self._connections.together.wait_s(now) if own_s else 0.0
-        if self._has_place:  # who speaks does not wait for what others owe
+        if self._has_place:  # speakers do not wait because of others
             return min(wait_s, own_s)
         return wait_s if self._account is None else max(wait_s, self._account.wait_s(now))
 
     def settle(self) -> None:
-        """It counts as a stream from now on, or is known not to become one. Idempotent."""
+        """Note that the connection is classified: it is a stream, or will not become one. Idempotent."""
         if self._is_new:
             self._is_new = False
             self._connections.count_new(-1)
 
     def leave(self, num_lost: int = 0) -> None:
-        """It is closed, with an incomplete message of so many bytes. Idempotent."""
+        """Note that the connection is closed. `num_lost`: bytes of an incomplete message. Idempotent."""
         self.settle()
         if not self._is_here:
             return
         self._is_here, begin = False, time.monotonic()
         self._connections.forget(self._address, self, num_lost)
-        if self._account is not None:  # garbage may have been collected
+        if self._account is not None:  # `forget` may have collected garbage, which takes time
             self._account.take(time.monotonic() - begin, begin)
 
     def begin(self, served: Served) -> None:
-        """Look after something until it leaves."""
+        """Check a connection regularly until it is closed."""
         self._connections.served[self] = served
 
 
 def address_of(host: str) -> Address | None:
-    """The address of a client; None: it has none, or has gone."""
+    """Return the address of a client. None: it has no address or has disconnected."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -259,12 +259,12 @@ def address_of(host: str) -> Address | None:
 def _peer_of(connection: socket.socket) -> Address | None:
     try:
         return address_of(connection.getpeername()[0])
-    except (OSError, IndexError):  # it has gone, or is a Unix socket
+    except (OSError, IndexError):  # the client disconnected, or it is a Unix socket
         return None
 
 
 def site_of(peer: Address | None) -> str:
-    """The client's address for limits: of IPv6 the network."""
+    """Return the client's address as limits use it: for IPv6 its network."""
     if peer is None or peer.version == 4:
         return str(peer)
     return str(ipaddress.ip_network((peer, _IPV6_SITE), strict=False))

@@ -1,4 +1,4 @@
-"""Limits how many live streams and files are recognised at once, and measures how many streams that may be."""
+"""Admission of live streams and files, and measurement of how many streams this machine can recognise."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from u2moe.runtime.server.models import MOST_BEAM, ServedModel
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 
 _SHARE = 0.35
-"""Share of the measured throughput to use; the rest is for the event loop, chunks that coincide, and a machine that
-loses half of its speed to other work while those who have been accepted go on."""
+"""Share of the measured throughput to use. The rest covers the event loop, chunks that coincide, and other work that
+takes half of the machine after streams were accepted."""
 _TOO_LATE_S, _IN_TIME_S = 0.6, 0.3
-"""Seconds beyond which nobody is admitted, and below which somebody is again."""
+"""Lateness in seconds above which no clients are admitted, and below which they are admitted again."""
 _AVERAGED_S = 1.0
-"""Seconds over which lateness is averaged, whatever the length of rounds: they are long where it is high."""
+"""Seconds over which lateness is averaged, independently of the length of rounds, which grows with lateness."""
 _FORGOTTEN_S = 2.0
 """Seconds without live audio after which lateness counts as 0."""
 _MEASURED_STREAMS = 8
@@ -37,10 +37,10 @@ _MEASURED_HOTWORDS = 1000
 
 
 class Lateness:
-    """How long live audio waits for its recognition now, and whether that is too long for more streams to be admitted.
+    """Average time that live audio currently waits for its recognition, and whether it is too long for more streams.
 
-    The capacity is measured once; a machine that has become slower, or has other work, shows here. Nobody is admitted
-    from the time at which results are late until they are clearly in time again.
+    The capacity is measured only once. Lateness shows that the machine has become slower or has other work. No clients
+    are admitted from the time at which results are late until they are clearly in time again.
     """
 
     def __init__(self) -> None:
@@ -48,15 +48,15 @@ class Lateness:
         self._is_too_late = False
 
     def observe(self, seconds: float) -> None:
-        """Take account of the audio that has waited longest in a round of the scheduler."""
+        """Add the longest wait of audio in a round of the scheduler, in seconds."""
         now = time.monotonic()
-        passed_s = min(now - self._then, max(seconds, _IN_TIME_S))  # before that nobody may have spoken
+        passed_s = min(now - self._then, max(seconds, _IN_TIME_S))  # there may have been no speech before that
         self._late_s += (1 - math.exp(-passed_s / _AVERAGED_S)) * (seconds - self._late_s)
         self._then = now
 
     @property
     def is_too_late(self) -> bool:
-        """Whether no more streams should come."""
+        """Whether no more streams should be admitted."""
         if time.monotonic() - self._then > _FORGOTTEN_S:
             self._late_s = 0.0
         limit = _IN_TIME_S if self._is_too_late else _TOO_LATE_S
@@ -65,24 +65,24 @@ class Lateness:
 
 
 Take = Callable[[float], None]
-"""Changes how many places are taken, for a stream that costs as much as so many plain ones."""
+"""Changes the number of slots taken, for a stream that costs as much as that many plain ones."""
 
 
 class Admission:
-    """Places for live streams, or for files. If none is free it refuses at once, so that the others keep their pace.
+    """Slots for live streams or for files. If none is free, clients are refused immediately.
 
     Args:
-        num_slots: how many there are.
-        metrics: where "streams" or "files", the `gauge`, follows how many are taken.
+        num_slots: number of slots.
+        metrics: metrics with the `gauge`.
         incidents: counts refusals.
-        gauge: as above.
-        lateness: says whether results are late: nobody is admitted then, either; None: places alone count.
-        key: the name of the key whose share of the streams they are. None: they are all that there are.
+        gauge: name of the gauge that shows how many slots are taken: "streams" or "files".
+        lateness: refuses clients while results are late. None: only slots count.
+        key: name of the key whose slots these are. None: they are the slots of the server.
 
     Attributes:
         num_slots: as above.
-        num_taken: how many are taken; a stream that costs more than a plain one takes several.
-        is_stopping: whether nobody is admitted any more.
+        num_taken: number of slots taken. A stream that costs more than a plain one takes several.
+        is_stopping: whether the server is stopping and refuses all clients.
     """
 
     def __init__(
@@ -106,7 +106,12 @@ class Admission:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[Take]:
-        """Take a place, or with what is yielded some more; UnavailableError: none is free, or the server stops."""
+        """Take a slot, and yield a function that changes the number of slots taken.
+
+        Raises:
+            UnavailableError: no slot is free.
+            StoppingError: the server is stopping.
+        """
         if self.is_stopping:
             self._incidents.refuse("stopping")
             raise StoppingError
@@ -135,22 +140,25 @@ class Admission:
         self._incidents.refuse("full")
         cost = f"; this one costs as much as {number:.1f}" if number > 1 else ""
         if self._key is not None:
-            told = f"the key {self._key} has {self.num_slots} {self._gauge} at a time{cost}"
+            told = f"the key {self._key} allows {self.num_slots} {self._gauge} at a time{cost}"
             return UnavailableError(told, code="rate_limit")
         return UnavailableError(f"the server is full: it recognises {self.num_slots} {self._gauge} at a time{cost}")
 
 
 def measure_capacity(model: ServedModel) -> int:
-    """Number of live streams that one thread of this machine can recognise with time to spare, by a short measurement.
+    """Measure how many live streams one thread of this machine can recognise with time to spare.
 
-    Eight streams of speech are decoded at full speed, including the second pass; the better of two runs counts.
+    Eight streams of speech are decoded at full speed, including the second pass. The faster of two runs counts.
     """
     seconds = min(_decode_speech(model, _MEASURED_STREAMS, _MEASURED_S) for _ in range(2))
     return max(int(_SHARE / seconds), 1)
 
 
 def measure_costs(model: ServedModel) -> None:
-    """Measure how many times as much time as plain streams those take that clients may ask for; the least of two."""
+    """Measure the costs of a wider beam and of hotwords, relative to plain streams, and set `model.costs`.
+
+    The faster of two runs counts.
+    """
     if model.stream_options.search in WITHOUT_BEAM:
         return
     vocabulary = model.recognizer.vocabulary
@@ -164,10 +172,10 @@ def measure_costs(model: ServedModel) -> None:
 
 
 def take_memory(model: ServedModel, capacity: int) -> None:
-    """Decode as many streams together as ever will be.
+    """Decode the largest possible batch of streams, so that onnxruntime allocates its memory now.
 
-    onnxruntime keeps the memory that a call has taken, and takes twice as much when it needs more: better now than when
-    many chunks first coincide, perhaps after hours.
+    onnxruntime keeps the memory of a call, and doubles it when it needs more. Without this, memory could grow after
+    hours, when many chunks first coincide.
     """
     _decode_speech(model, min(capacity, MAX_BATCH), _MEASURED_S)
 
@@ -179,7 +187,7 @@ def _decode_speech(
     beam_size: int | None = None,
     hotwords: ContextGraph | None = None,
 ) -> float:
-    """Decode some seconds in several streams; returns the seconds of work per second of one stream."""
+    """Decode speech in several streams; return the seconds of work per second of one stream."""
     recognizer = model.recognizer
     rate = recognizer.bundle.manifest.features.sample_rate
     samples = _speech(rate)[: round(speech_s * rate)]
@@ -197,7 +205,7 @@ def _decode_speech(
 
 
 def _speech(rate: int) -> np.ndarray:
-    """Real speech, if the demo model's clips are installed; else noise."""
+    """Return speech if the demo model's clips are installed, otherwise noise."""
     clips = sorted((DEMO_FOLDER / "clips").glob("*.flac"))
     if not clips:
         return np.random.default_rng(0).normal(0, 0.1, round(_MEASURED_S * rate)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The application: which path serves which protocol."""
+"""The ASGI application: routes of protocols, of the page and for operators."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MEDIA_TYPES = {
 _JSON_TYPES = {"integer": "integer", "number": "number", "flag": "boolean", "record": "array"}
 _PAGE = resources.files("u2moe.runtime.server.page")
 _MODULE = resources.files("u2moe.runtime.server.page.u2moe")
-"""That in runtime/web: its microphone and resampler."""
+"""The JavaScript module in runtime/web, with the microphone and the resampler."""
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self' ws: wss:; frame-ancestors 'none'"
@@ -43,7 +43,7 @@ _PAGE_HEADERS = {
 
 
 def make_app(service: Service) -> ASGIApp:
-    """The application for a running service."""
+    """Return the application for a running service."""
     page = _page()
     routes: list[BaseRoute] = [*page, *_operation(service)]
     for protocol in PROTOCOLS.values():
@@ -63,9 +63,9 @@ def make_app(service: Service) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await scope["state"][CONNECTION].serve(access, scope, receive, send)
-        except OSError:  # the client has gone
+        except OSError:  # the client disconnected
             raise
-        except U2moeError as error:  # after the answer has begun, which is cut off
+        except U2moeError as error:  # the response has begun, so it is truncated
             service.incidents.fail(error)
             raise
         except Exception as error:
@@ -76,7 +76,7 @@ def make_app(service: Service) -> ASGIApp:
 
 
 def _operation(service: Service) -> list[Route]:
-    """Routes for operators of the server."""
+    """Return the routes for operators of the server."""
 
     async def readyz(_request: Request) -> Response:
         return PlainTextResponse("ready\n" if service.is_ready else "not ready\n", 200 if service.is_ready else 503)
@@ -89,7 +89,7 @@ def _operation(service: Service) -> list[Route]:
 
 
 def _page() -> list[Route]:
-    """A route for each file of the page; its first is `/`. Parts of the module have the paths that it gives them."""
+    """Return a route for each file of the page, and for the files of the JavaScript module under `/u2moe/`."""
     files = {"" if file.name == "index.html" else file.name: file for file in _PAGE.iterdir()}
     files |= {f"u2moe/{file.name}": file for file in _MODULE.iterdir() if file.name.endswith((".js", ".wasm"))}
     routes = []
@@ -102,12 +102,12 @@ def _page() -> list[Route]:
 
 
 async def _http_error(_request: Request, error: Any) -> Response:
-    """Errors for unknown paths and methods, in the form of all other errors."""
+    """Return an error for an unknown path or method, in the form of all other errors."""
     return error_response(RequestError(error.detail), error.status_code, error.headers)
 
 
 def _openapi(constant: bytes) -> bytes:
-    """The OpenAPI document with the options and formats as they are declared."""
+    """Return the OpenAPI document, completed with the declared options and formats."""
     found = json.loads(constant)
     body = found["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
     body["schema"]["properties"]["response_format"]["enum"] = list(RESPONSE_FORMATS)

@@ -1,4 +1,4 @@
-"""A WebSocket for the protocols: messages in and out, with limits on time; and what they contain."""
+"""WebSocket connections for the protocols: receiving and sending with timeouts, and parsing of messages."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from u2moe.runtime.server.transport import charged
 from u2moe.runtime.text.vocabulary import join_texts
 
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
-"""Escapes in JSON that may be half of a character beyond U+FFFF, which no text can be made of."""
+"""JSON escape of a surrogate. An unpaired one cannot be encoded as UTF-8."""
 _MAX_COMMAS = 10_000
-"""A thousand hotwords with weights have some thousands, audio in base64 hardly any. Reading 1 MB of values takes 7 ms,
-in which nobody else is served; counting commas takes half a millisecond."""
+"""Maximum number of commas in JSON. A thousand hotwords with weights have a few thousand, audio in base64 almost none.
+Parsing 1 MB of values blocks the event loop for 7 ms; counting commas takes half a millisecond."""
 _MAX_TEXT = 1 << 20
-"""Maximum length of a text: some seconds of audio in base64, or a thousand hotwords."""
+"""Maximum length of a text message: some seconds of audio in base64, or a thousand hotwords."""
 _LEAST_AUDIO = 0.01
-"""Minimum audio of a live client as a share of real time: 0.6 seconds, about one chunk, in a minute."""
+"""Minimum audio of a live client as a share of real time: 0.6 seconds, about one chunk, per minute."""
 _Value = TypeVar("_Value")
 
 
 class Patience:
-    """A timeout that is extended only by progress, not by messages without any.
+    """Timeout that only progress extends. Messages without progress do not.
 
     Args:
-        limit_s: seconds within which there must be progress.
-        least: the amount that counts as progress.
+        limit_s: timeout in seconds.
+        least: amount that counts as progress.
         unit: unit of amounts, for errors.
         amount: returns the amount received since the start.
     """
@@ -50,7 +50,11 @@ class Patience:
         self._since, self._amount_then = self._time(), amount()
 
     async def wait_for(self, next_one: Callable[[], Awaitable[_Value]]) -> _Value:
-        """Await `next_one()` and return its result; IdleError: the time is over."""
+        """Await `next_one()` and return its result.
+
+        Raises:
+            IdleError: the timeout has expired.
+        """
         if (amount := self._amount()) - self._amount_then >= self._least:
             self._since, self._amount_then = self._time(), amount
         left_s = self._since + self._limit_s - self._time()
@@ -61,16 +65,16 @@ class Patience:
         except TimeoutError:
             if not scope.expired():  # the connection was lost
                 raise
-        raise IdleError(f"less than {self._least:g} {self._unit} came within {self._limit_s:g} seconds") from None
+        raise IdleError(f"less than {self._least:g} {self._unit} received in {self._limit_s:g} seconds") from None
 
 
 def patience_for_audio(slot: Slot, idle_s: float) -> Patience:
-    """The idle timeout of a live client, which has to send audio."""
+    """Return the idle timeout of a live client, which must send audio."""
     return Patience(idle_s, _LEAST_AUDIO * idle_s, "seconds of audio", lambda: slot.fed_s)
 
 
 class Connection:
-    """A WebSocket whose client has a slot, which opens its streams."""
+    """A WebSocket whose client has a slot. The slot opens its streams."""
 
     def __init__(self, websocket: WebSocket, service: Service, slot: Slot) -> None:
         self.service = service
@@ -80,12 +84,12 @@ class Connection:
         self._patience = patience_for_audio(slot, self._limits.idle_s)
 
     async def receive(self) -> str | bytes:
-        """The next message.
+        """Return the next message.
 
         Raises:
             ClientGoneError: the client has disconnected.
-            IdleError: too little audio came for too long.
-            TooLargeError: it is a text of more than a megabyte.
+            IdleError: the client sent too little audio before the timeout.
+            TooLargeError: the message is a text of more than 1,048,576 characters.
         """
         if self._websocket.client_state == WebSocketState.DISCONNECTED:
             raise ClientGoneError
@@ -97,17 +101,17 @@ class Connection:
             data: bytes = message.get("bytes") or b""
             return data
         if len(text) > _MAX_TEXT:
-            raise TooLargeError(f"a text may have {_MAX_TEXT} characters")
+            raise TooLargeError(f"a text message may have at most {_MAX_TEXT} characters")
         return text
 
     async def feed(self, stream: ServedStream, samples: Callable[[bytes], npt.NDArray[Any]]) -> str:
-        """Feed a stream with what `samples` reads from binary messages, up to the first text, which is returned."""
+        """Feed a stream with samples read from binary messages by `samples`. Return the first text message."""
         while isinstance(message := await self.receive(), bytes):
             await stream.feed(samples(message))
         return message
 
     async def send(self, message: str | Mapping[str, Any]) -> None:
-        """Send a text, or an object as JSON; raises what `send_within` does."""
+        """Send a text, or an object as JSON; raise the same errors as `send_within`."""
         text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
         try:
             await send_within(self._limits.send_s, self._websocket.send_text(text))
@@ -116,23 +120,23 @@ class Connection:
 
 
 async def send_within(seconds: float, sending: Awaitable[None]) -> None:
-    """Send something to a client.
+    """Await the sending of a message to a client.
 
     Raises:
-        ClientGoneError: the client has gone.
-        IdleError: it reads too slowly.
+        ClientGoneError: the client has disconnected.
+        IdleError: the client read nothing for that time.
     """
     try:
         async with asyncio.timeout(seconds):
             await sending
     except TimeoutError:
-        raise IdleError(f"nothing was read for {seconds:g} seconds") from None
+        raise IdleError(f"the client read nothing for {seconds:g} seconds") from None
     except OSError as error:
         raise ClientGoneError from error
 
 
 async def converse(read: Awaitable[object], write: Awaitable[_Value]) -> _Value:
-    """Read from and write to a client concurrently; returns what writing does, but the first error ends both."""
+    """Read from and write to a client concurrently; return the result of writing. The first error ends both."""
     reader, writer = asyncio.create_task(charged(read)), asyncio.create_task(charged(write))
     try:
         await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
@@ -146,43 +150,55 @@ async def converse(read: Awaitable[object], write: Awaitable[_Value]) -> _Value:
 
 
 def parse_object(message: str | bytes) -> dict[str, Any]:
-    """Read the JSON object in a message; RequestError: it is binary, or not an object."""
+    """Read the JSON object in a message.
+
+    Raises:
+        RequestError: the message is binary or is not a JSON object.
+    """
     if isinstance(message, bytes):
         raise RequestError("expected text with a JSON object, got binary data")
     return read_object(message)
 
 
 def read_object(text: str | bytes) -> dict[str, Any]:
-    """Read a JSON object; RequestError: it is not one, or has far too many values."""
+    """Read a JSON object.
+
+    Raises:
+        RequestError: the text is not a JSON object, or has too many values.
+    """
     num_commas = text.count(",") if isinstance(text, str) else text.count(b",")
     if num_commas > _MAX_COMMAS:
-        raise RequestError(f"JSON may have {_MAX_COMMAS} commas, got {num_commas}")
+        raise RequestError(f"JSON may have at most {_MAX_COMMAS} commas, got {num_commas}")
     try:
-        text = text if isinstance(text, str) else text.decode()  # json would read UTF-16, and halves of characters
+        text = text if isinstance(text, str) else text.decode()  # json would also accept UTF-16 and lone surrogates
         value = json.loads(text)
         if _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise RequestError("this text has half of a surrogate pair, which is no character") from None
+        raise RequestError("invalid JSON: half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"this is no JSON: {error}"[:MAX_QUOTED]) from None
+        raise RequestError(f"invalid JSON: {error}"[:MAX_QUOTED]) from None
     if not isinstance(value, dict):
         raise RequestError(f"expected a JSON object, got {type(value).__name__}")
     return value
 
 
 def plain_number(value: float) -> float:
-    """A whole number as an integer, as which the clients of some languages must read it from JSON."""
+    """Return a whole number as an int: in JSON, clients in some languages require it without a decimal point."""
     return int(value) if value == int(value) else value
 
 
 def added_text(before: Sequence[str], text: str) -> str:
-    """The text to append to the transcript of the segments `before`, including a space if needed."""
+    """Return the text to append to the transcript of the segments `before`, including a space if needed."""
     return join_texts([*before, text])[len(join_texts(before)) :]
 
 
 def read_samples(kind: str, data: bytes) -> npt.NDArray[Any]:
-    """Samples of a little-endian type such as "<i2"; RequestError: the last is incomplete."""
+    """Read samples of a little-endian type such as "<i2".
+
+    Raises:
+        RequestError: the last sample is incomplete.
+    """
     stored = np.dtype(kind)
     if len(data) % stored.itemsize:
         needed = f"{8 * stored.itemsize}-bit samples need a multiple of {stored.itemsize} bytes"

@@ -1,4 +1,4 @@
-"""Errors between a client and the server. Each protocol reports them in its own form."""
+"""Errors that the server reports to clients, in the form of each protocol."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from starlette.responses import JSONResponse, Response
 from u2moe.runtime.errors import U2moeError
 
 MAX_QUOTED = 300
-"""Characters of an error that may quote the client."""
+"""Maximum characters of an error that may quote the client."""
 
 
 class RequestError(U2moeError):
-    """The client asked for something that cannot be done, or broke the protocol.
+    """The request is not possible, or the client violated the protocol.
 
     Attributes:
         kind: label of the error in the metric `failures`.
-        close_code: close code for WebSockets.
-        status: status for HTTP.
-        parameter: the invalid field, if any.
-        code: OpenAI's code for the error, if any.
+        close_code: WebSocket close code.
+        status: HTTP status.
+        parameter: name of the invalid field, if any.
+        code: OpenAI's error code, if any.
     """
 
     kind = "request"
@@ -37,14 +37,14 @@ class RequestError(U2moeError):
 
 
 class IdleError(RequestError):
-    """The client sent or read too little for too long."""
+    """The client sent or read too little before the timeout."""
 
     kind = "idle"
     status = 408
 
 
 class TooLargeError(RequestError):
-    """The client exceeded the limit on bytes or on seconds of audio."""
+    """The client exceeded a limit on bytes or on seconds of audio."""
 
     kind = "too_large"
     close_code = 1009
@@ -52,10 +52,10 @@ class TooLargeError(RequestError):
 
 
 class UnavailableError(RequestError):
-    """The server is full, or is about to stop. Counted as a refusal, not as a failure.
+    """The server is full or stopping. It counts as a refusal, not as a failure.
 
     Attributes:
-        retry_after_s: seconds after which a retry may succeed.
+        retry_after_s: seconds after which the client should try again.
     """
 
     close_code = 1013
@@ -64,7 +64,7 @@ class UnavailableError(RequestError):
 
 
 class StoppingError(UnavailableError):
-    """The server is about to stop."""
+    """The server is stopping."""
 
     close_code = 1001
 
@@ -73,7 +73,7 @@ class StoppingError(UnavailableError):
 
 
 class StorageError(RequestError):
-    """An upload cannot be stored: the folder for temporary files is full (507) or cannot be written (503)."""
+    """An upload cannot be stored: the temporary folder is full (507) or not writable (503)."""
 
     kind = "storage"
 
@@ -81,16 +81,16 @@ class StorageError(RequestError):
 
     @classmethod
     def of(cls, error: OSError) -> Self:
-        """The error for one of the system's."""
+        """Return the error for a system error."""
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return cls("the server cannot store files now")
-        full = cls("the server has no room for the file now")
+            return cls("the server cannot store files at the moment")
+        full = cls("the server has no disk space for the file at the moment")
         full.status = 507
         return full
 
 
 class RecognitionError(U2moeError):
-    """Recognition has failed, through no fault of the client."""
+    """Recognition failed because of an error in the server."""
 
     kind = "recognition"
     close_code = 1011
@@ -98,12 +98,12 @@ class RecognitionError(U2moeError):
 
 
 class ClientGoneError(Exception):
-    """The client has closed or lost the connection."""
+    """The client closed or lost the connection."""
 
 
 @contextlib.contextmanager
 def refusing(parameter: str | None = None) -> Iterator[None]:
-    """Turn the ValueError of a check into a RequestError that names the parameter; None: the field that was checked."""
+    """Turn a ValueError of a check into a RequestError that names the parameter. None: the field of the check."""
     try:
         yield
     except ValueError as error:
@@ -111,17 +111,17 @@ def refusing(parameter: str | None = None) -> Iterator[None]:
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status for an error."""
+    """Return the HTTP status for an error."""
     return int(getattr(error, "status", 400))
 
 
 def error_response(error: Exception, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    """An error in OpenAI's form, with its own status unless another is given."""
+    """Return an error in OpenAI's form. `status` overrides the status of the error."""
     return JSONResponse({"error": in_openai_form(error)}, status or status_of(error), headers)
 
 
 def in_openai_form(error: Exception) -> dict[str, Any]:
-    """An error as OpenAI's REST and realtime APIs describe it."""
+    """Return an error as OpenAI's REST and realtime APIs represent it."""
     return {
         "message": str(error),
         "type": "invalid_request_error" if status_of(error) < 500 else "server_error",

@@ -1,4 +1,4 @@
-"""Uploaded files, recognised in turns, some at a time; no client takes all places, turns or room for them."""
+"""Queue of uploaded files: a few are recognised in turns, and slots, turns and disk space are shared among clients."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.transport import in_place
 
 _AT_ONCE = 4
-"""Files that take turns; each has a process that decodes it, of some 50 MB."""
+"""Maximum number of files that take turns. Each has a decoder process of about 50 MB."""
 _NICENESS = 5
-"""Niceness of the threads that recognise files: live streams have priority."""
+"""Niceness of the threads that recognise files, since live streams have priority."""
 _LOOK_BYTES = 1 << 20
-"""Bytes after which it is looked how much room is left."""
+"""Bytes of an upload between checks of the free disk space."""
 
 
 class _AbandonedError(Exception):
-    """The client is no longer waiting for the file."""
+    """The client no longer waits for the file."""
 
 
 class _Turns:
-    """Lets one thread at a time go on, in the order in which they ask."""
+    """Lock that threads get in the order of their requests."""
 
     def __init__(self) -> None:
         self._order: deque[int] = deque()  # the first has its turn
         self._changed = threading.Condition()
 
     def begin(self) -> float:
-        """Wait for a turn; returns the seconds that it took."""
+        """Wait for a turn; return the seconds waited."""
         begin, thread = time.perf_counter(), threading.get_ident()
         with self._changed:
             self._order.append(thread)
@@ -56,23 +56,23 @@ class _Turns:
         return time.perf_counter() - begin
 
     def end(self) -> None:
-        """Leave the turn to the next."""
+        """Pass the turn to the next thread."""
         with self._changed:
             self._order.popleft()
             self._changed.notify_all()
 
 
 class FileQueue:
-    """Recognises files of any length: some take turns, of about ten seconds of audio, so that no short one waits long.
+    """Queue of files of any length. A few take turns of about ten seconds of audio, so that short files finish soon.
 
-    Files begin in the order of arrival, but a client has as many at once as it leaves to others, and those that have
-    several wait for others.
+    Files start in the order of arrival. A client has at most as many running files as it leaves to others, and clients
+    without a running file come first.
 
     Attributes:
         admission: slots in the queue, each from the first byte of an upload to the last byte of the response.
-        max_duration_s: seconds that a file may last.
-        turns: of the threads that recognise.
-        is_cut: whether nobody may wait any more.
+        max_duration_s: maximum seconds of audio in a file.
+        turns: turns of the threads that recognise.
+        is_cut: set when all uploads and files end with an error because the server stops.
     """
 
     def __init__(self, metrics: Metrics, incidents: Incidents, options: ServerOptions) -> None:
@@ -82,32 +82,32 @@ class FileQueue:
         self.turns = _Turns()
         self.is_cut = threading.Event()
         self._pool = ThreadPoolExecutor(_AT_ONCE, "u2moe-files", initializer=_be_nice)
-        self._decoders = [FileDecoder()]  # that are idle: one when there is nothing to do
+        self._decoders = [FileDecoder()]  # idle decoders: one remains when all files are done
         self._incidents = incidents
         self._places: defaultdict[str, list[FileTask]] = defaultdict(list)
-        self._tasks: list[FileTask] = []  # that wait
+        self._tasks: list[FileTask] = []  # waiting tasks
         self._running: dict[FileTask, Future[None]] = {}
-        self._served = ""  # the client whose file began last
+        self._served = ""  # client whose file started last
         self._waiting: set[asyncio.Task[Any]] = set()
 
     @contextlib.contextmanager
     def place(self, client: str) -> Iterator[FileTask]:
-        """A place for a file of a client, which may have as many as it leaves to others; "": one that is not known.
+        """Reserve a slot for a file. A client may have as many slots as it leaves free. "": an unknown client.
 
         Raises:
-            UnavailableError: none is free, or the client has its share.
-            StoppingError: the server is about to stop.
+            UnavailableError: no slot is free, or the client has its share.
+            StoppingError: the server is stopping.
         """
         with self.admission.slot():
             places = self._places[client] if client else []
             if places and len(places) >= self.admission.num_slots - self.admission.num_taken:
                 self._incidents.refuse("full")
-                raise UnavailableError(f"you have {len(places)} files here, and others need places", code="rate_limit")
+                raise UnavailableError(f"you have {len(places)} files queued, and others need slots", code="rate_limit")
             places.append(task := FileTask(self, client, places))
             if self._decoders:
-                self._pool.submit(self._decoders[0].start)  # while the file comes
+                self._pool.submit(self._decoders[0].start)  # while the file is uploaded
             try:
-                with in_place(lambda: None):  # while it is received and recognised, its request notices by itself
+                with in_place(lambda: None):  # the request itself notices when the client disconnects
                     yield task
             finally:
                 task.leave()
@@ -119,7 +119,7 @@ class FileQueue:
                     self._places.pop(client, None)
 
     def add(self, task: FileTask) -> None:
-        """Begin with a task, or as soon as there is room for it."""
+        """Start a task as soon as its turn comes."""
         self._tasks.append(task)
         self._begin()
 
@@ -136,12 +136,12 @@ class FileQueue:
                 self._running[task] = self._pool.submit(task.work)
 
     def end(self, task: FileTask) -> None:
-        """It is done: another may begin."""
+        """Note that a task is done, and start another."""
         del self._running[task]
         self._begin()
 
     def give_back(self, decoder: FileDecoder) -> None:
-        """A decoder is idle; one stays. In the thread of a file."""
+        """Return an idle decoder. One is kept, others are stopped. Runs in the thread of a file."""
         if self._decoders or self.is_cut.is_set():
             decoder.stop()
         else:
@@ -149,10 +149,10 @@ class FileQueue:
 
     @contextlib.contextmanager
     def wait(self) -> Iterator[None]:
-        """While the current task receives a file or awaits results: it is cut off if the server cannot wait for it.
+        """Let `cut` cancel the current task while it receives a file or awaits results.
 
         Raises:
-            StoppingError: it was.
+            StoppingError: the task was cut off, or the server can no longer wait.
         """
         task = asyncio.current_task()
         if self.is_cut.is_set() or task is None:
@@ -175,7 +175,7 @@ class FileQueue:
             task.cancel()
 
     def stop(self) -> None:
-        """Start no more files; running ones end as soon as they notice that nobody waits for them."""
+        """Start no more files. Running ones end at their next check."""
         self.cut()
         self._pool.shutdown(wait=False, cancel_futures=True)
         for decoder in (*self._decoders, *(task.decoder for task in self._running)):
@@ -184,25 +184,25 @@ class FileQueue:
             task.close()
 
     def join(self, seconds: float) -> bool:
-        """Wait for running files; whether all have ended in time."""
+        """Wait for running files; return whether all have ended in time."""
         return not wait(list(self._running.values()), seconds).not_done
 
 
 class FileTask:
-    """A file that is received in a place, and recognised in turns with others.
+    """A file with a slot, which is recognised in turns with others.
 
     Args:
-        queue: the files that are to be recognised.
-        client: who sends it.
+        queue: the queue of files.
+        client: the client that sends it.
         of_client: all files of the same client.
 
     Attributes:
         client: as above.
-        num_bytes: stored so far.
-        arrival: when it had come.
-        decoder: of its own while it is recognised.
-        duration: seconds recognised so far; in the end, of the whole file.
-        whole_s: its seconds, by its header; 0: not known, or not yet.
+        num_bytes: bytes stored so far.
+        arrival: time at which the upload was complete.
+        decoder: its decoder while it is recognised.
+        duration: seconds recognised so far; finally those of the whole file.
+        whole_s: duration in seconds according to its header; 0: unknown.
     """
 
     arrival: float
@@ -220,7 +220,11 @@ class FileTask:
         self._is_abandoned = threading.Event()
 
     def store(self, num_bytes: int) -> None:
-        """So many bytes are stored; StorageError: several files of the client leave less room than they take."""
+        """Set the number of bytes stored.
+
+        Raises:
+            StorageError: the client has several files, which take more than the free disk space.
+        """
         before, self.num_bytes = self.num_bytes, num_bytes
         if len(self._of_client) == 1 or num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
             return
@@ -230,13 +234,13 @@ class FileTask:
     def recognize(
         self, file: IO[bytes], name: str, sample_rate: int, segments: Callable[..., Iterator[Result]]
     ) -> None:
-        """Recognise an open file, which is closed at the end.
+        """Add an open file to the queue. It is closed at the end.
 
         Args:
-            file: as above.
+            file: the file.
             name: its name in messages.
-            sample_rate: that of the model, in Hz.
-            segments: returns the segments of its buffers, given the option `on_progress`.
+            sample_rate: sample rate of the model in Hz.
+            segments: yields the segments recognised in buffers; takes the option `on_progress`.
         """
         self.arrival = time.perf_counter()
         self.close = file.close
@@ -244,12 +248,12 @@ class FileTask:
         self._queue.add(self)
 
     async def segments(self, first_s: float, later_s: float) -> AsyncIterator[Result | None]:
-        """Its segments as they are found, and None whenever there was none for `first_s`, later for `later_s` seconds.
+        """Yield segments as they are found, and None after each `first_s`, later `later_s`, seconds without one.
 
         Raises:
             AudioError: the file cannot be read as audio.
-            TooLargeError: it is too long.
-            StoppingError: the server cannot wait for it.
+            TooLargeError: the file is too long.
+            StoppingError: the server is stopping and no longer waits for it.
         """
         seconds = first_s
         while True:
@@ -267,13 +271,13 @@ class FileTask:
             seconds = later_s
 
     def leave(self) -> None:
-        """Abandon it, unless it is done."""
+        """Abandon the file, unless it is done."""
         self._is_abandoned.set()
 
     # The rest runs in a thread.
 
     def work(self) -> None:
-        """Recognise it, and close it."""
+        """Recognise and close the file."""
         begin, queue = time.perf_counter(), self._queue
         queue.metrics.observe("file_wait_seconds", begin - self.arrival)
         self._waited_s = queue.turns.begin()
@@ -293,7 +297,7 @@ class FileTask:
         self._post(queue.end, self)
 
     def _buffers(self) -> Iterator[npt.NDArray[np.float32]]:
-        """Its samples; while they are decoded, and after each buffer, others have their turns."""
+        """Yield the samples. Other files have their turns while a buffer is decoded."""
         buffers = self.decoder.read(*self._source)
         while True:
             self._queue.turns.end()
@@ -310,13 +314,13 @@ class FileTask:
         if self._is_abandoned.is_set() or self._queue.is_cut.is_set():
             raise _AbandonedError
         if max(self.duration, self.whole_s) > self._queue.max_duration_s:
-            raise TooLargeError(f"the audio of a file may last {self._queue.max_duration_s:g} seconds", "file")
+            raise TooLargeError(f"a file may have at most {self._queue.max_duration_s:g} seconds of audio", "file")
 
     def _tell(self, item: Result | Exception) -> None:
         self._post(self._results.put_nowait, item)
 
     def _post(self, call: Callable[..., object], *given: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no client waits
             self._loop.call_soon_threadsafe(call, *given)
 
 

@@ -1,4 +1,4 @@
-"""Starts a server from options: opens the ports, reports where it listens, and loads the models."""
+"""Start of a server from options: opens the ports, logs the addresses, and loads the models."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.workers import Team, ended_by_sigterm, handle_signals
 
 HTTP = "http"
-"""The main port: HTTP, and all protocols over WebSocket."""
+"""Name of the main port: HTTP, and all protocols over WebSocket."""
 _BACKLOG = 512
 _SYSTEM_BUFFER = 128 << 10
-"""Bytes that the system buffers for a client that sends faster than real time, or reads too slowly. The limit makes
-sure that its pings are read soon, so that it does not take the server for dead."""
+"""Bytes that the system buffers for a client that sends faster than real time, or reads too slowly. A small buffer
+ensures that pings behind the audio are read soon, so that the client does not consider the server dead."""
 _FEW_CONNECTIONS = 1024
 _FOR_ALL = 0o666
-"""Mode of a Unix socket: its folder says who may use it."""
+"""Mode of a Unix socket. The permissions of its folder decide who may use it."""
 _AFTER_STOP_S = 2.0
-"""Seconds for files to notice that nobody waits for them."""
+"""Seconds in which running files must notice that the server stops."""
 
 
 def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
-    """Serve until told to stop; returns the exit code.
+    """Serve until a signal stops the server; return the exit code.
 
     Args:
         options: options of the server.
-        models: the models that each worker loads, by the names that they have for clients, the default first; files are
-            decoded with their options.
+        models: models that each worker loads, by their names for clients, the default first. Files are decoded with
+            their options.
 
     Raises:
         OSError: a port cannot be opened.
-        BundleError: not a bundle, or a damaged one.
+        BundleError: a bundle is missing or damaged.
     """
     check_tls(options)
-    Keys(options)  # fails here rather than with the first client
+    Keys(options)  # to fail here rather than with the first client
     with ended_by_sigterm(), contextlib.ExitStack() as opened:
         sockets = open_sockets(options)
         for listening in sockets.values():
@@ -71,11 +71,11 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
 
 
 def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
-    """Listening sockets for all ports, by what is spoken there: first `HTTP`, then the names of protocols.
+    """Open listening sockets for all ports. The keys are `HTTP` and the names of protocols.
 
     Raises:
-        OSError: a port is in use or may not be opened; names it.
-        ValueError: a protocol cannot have a port, or not this one.
+        OSError: a port is in use or may not be opened. The message names it.
+        ValueError: a protocol cannot have its own port, or only a loopback one.
     """
     for name in options.protocol_ports:
         _check(name, options)
@@ -89,9 +89,9 @@ def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
 def _check(name: str, options: ServerOptions) -> None:
     known = [protocol.name for protocol in PROTOCOLS.values() if protocol.may_have_port]
     if name not in known:
-        raise ValueError(f"a protocol with a port of its own must be one of {', '.join(known)}, got {name!r}")
+        raise ValueError(f"a protocol with its own port must be one of {', '.join(known)}, got {name!r}")
     if PROTOCOLS[name].run_tcp is not None and options.has_keys and not options.is_local:
-        raise ValueError(f"{name} knows no API key: with one, its port may only be opened on the loopback address")
+        raise ValueError(f"{name} does not support API keys: if keys are set, --host must be a loopback address")
 
 
 def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> socket.socket:
@@ -99,7 +99,7 @@ def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> 
     address: Any = (host, port) if file is None else str(file)
     try:
         family = socket.AF_UNIX if file else socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # with its name asyncio knows that answers need not wait for each other (TCP_NODELAY)
+        # asyncio sets TCP_NODELAY only if the protocol is named
         kind = 0 if file else socket.IPPROTO_TCP
         listening = opened.enter_context(socket.socket(family, socket.SOCK_STREAM, kind))
         if sys.platform != "win32":
@@ -107,7 +107,7 @@ def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> 
         for direction in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             listening.setsockopt(socket.SOL_SOCKET, direction, _SYSTEM_BUFFER)
         if file is not None and file.is_socket() and not _is_listening(address):
-            file.unlink()  # of a server that was killed
+            file.unlink()  # left by a server that was killed
         listening.bind(address)
         if file is not None:
             file.chmod(_FOR_ALL)
@@ -120,7 +120,7 @@ def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> 
 
 
 def _identity(file: Path | None) -> tuple[int, int] | None:
-    """What lies at a path, whatever it is; None: nothing."""
+    """Return device and inode of the file at a path. None: the file does not exist."""
     with contextlib.suppress(OSError):
         if file is not None and (found := file.lstat()):
             return found.st_dev, found.st_ino
@@ -128,7 +128,7 @@ def _identity(file: Path | None) -> tuple[int, int] | None:
 
 
 def _remove(file: Path | None, identity: tuple[int, int] | None) -> None:
-    """Remove a Unix socket, unless it is another's by now."""
+    """Remove a Unix socket, unless another server has replaced it."""
     if file is not None and _identity(file) == identity:
         file.unlink(missing_ok=True)
 
@@ -145,10 +145,10 @@ async def _serve(
     number: int = 0,
     rows: Any = None,
 ) -> None:
-    """Serve in this process, as a worker where `rows` are shared with others.
+    """Serve in this process, as a worker if `rows` are shared with others.
 
-    All objects so far are exempted from garbage collection. What connections leave behind is then collected sooner: a
-    full collection waits until the number of new objects is a quarter of those that survived the last.
+    Objects created during the start are exempted from garbage collection. This makes full collections more frequent:
+    each waits until the number of new objects is a quarter of those that survived the last one.
     """
     recognizers = {}
     for name, model in models.items():
@@ -161,7 +161,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
 
     def ready() -> None:
-        later = partial(loop.call_soon_threadsafe, context=copy_context())  # not in that of the request at hand
+        later = partial(loop.call_soon_threadsafe, context=copy_context())  # not in the context of a request
         handle_signals(partial(later, server.stop), partial(later, server.reload))
         if rows is None:
             LOGGER.info("ready: %d live streams at a time", service.admission.num_slots)
@@ -169,20 +169,20 @@ async def _serve(
 
     server = Server(service, ready, number)
     await server.run_on(sockets)
-    if not service.files.join(_AFTER_STOP_S):  # the interpreter would wait for the thread of a file
+    if not service.files.join(_AFTER_STOP_S):  # a normal exit would wait for the thread of a file
         LOGGER.info("stopped")
         sys.stderr.flush()
         os._exit(0)
 
 
 def run_in_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end in a loop that can watch sockets, on Windows too."""
+    """Run a coroutine to its end in an event loop that can watch sockets, also on Windows."""
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         runner.run(main)
 
 
 def _work(serve: Callable[[int, Any], Coroutine[Any, Any, None]], logs_json: bool, number: int, rows: Any) -> None:
-    """Serve in a separate process, beside others."""
+    """Serve as one of several worker processes."""
     log_to_stderr(number, is_json=logs_json)
     try:
         with ended_by_sigterm():
@@ -203,6 +203,6 @@ def _log_addresses(options: ServerOptions, sockets: Mapping[str, socket.socket])
             kind = f"ws{tls}" if PROTOCOLS[name].run_tcp is None else "tcp"
             LOGGER.info("listening at %s://%s:%d/ (%s)", kind, host, listening.getsockname()[1], name)
     if (number := allowed_connections()) < _FEW_CONNECTIONS:
-        LOGGER.warning("only %d connections at a time: the system allows few open files (ulimit -Hn)", number)
+        LOGGER.warning("only %d connections at a time: the limit on open files is low (ulimit -Hn)", number)
     if not options.is_local and not options.has_keys:
-        LOGGER.warning("anyone who reaches %s may use this server: it has no API key", options.host)
+        LOGGER.warning("anyone who can reach %s may use this server: it has no API key", options.host)

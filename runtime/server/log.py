@@ -1,6 +1,6 @@
-"""The server's log: one format for all lines, and one line of each kind a minute; incidents with clients are counted.
+"""The server's log: one format for all lines, at most one line of each kind per minute, and counts of incidents.
 
-Lines hold neither audio, text, URLs nor addresses of clients.
+Lines never contain clients' audio, text, URLs or addresses.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ from u2moe.runtime.server.errors import UnavailableError
 from u2moe.runtime.server.metrics import Metrics
 
 REQUEST_ID: ContextVar[str] = ContextVar("u2moe_request_id", default="")
-"""Of the request or connection that the current task serves."""
+"""Id of the request or connection that the current task serves."""
 LOGGER = logging.getLogger("u2moe.server")
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PERIOD_S = 60.0
-"""Seconds after a line in which others of its kind are only counted: a client cannot fill a disk."""
+"""Seconds after a line in which others of its kind are only counted, so that clients cannot fill the disk."""
 _MOST_KINDS = 100
-"""Kinds of lines in such a time."""
+"""Maximum number of kinds of lines within this period."""
 _STDERR = "stderr"
-"""Logger of lines that are written to stderr by something else."""
+"""Logger for lines that other code writes to stderr."""
 _COUNTED = "is_counted"
-"""Attribute of lines that are limited already."""
+"""Attribute of records that are already rate-limited."""
 _MAX_FRAMES = 8
-"""Of the traceback of an error: the innermost ones."""
+"""Maximum number of traceback frames in a line, innermost ones."""
 _INCIDENTS = {
-    "full": "refused a client: all places are taken",
+    "full": "refused a client: all slots are taken",
     "late": "refused a client: the machine is slower than usual, and results would be late",
-    "stopping": "refused a client: the server is about to stop",
+    "stopping": "refused a client: the server is stopping",
     "key": "refused a client: its API key is missing or wrong",
-    "host": "refused a client: it knows this server by another name than localhost",
+    "host": "refused a client: its Host header does not name localhost",
     "origin": "refused a page: its origin is not among --cors-origin",
-    "connections": "closed a connection at once: there are too many, in all or from its address",
-    "request": "ended a connection: the client broke its protocol",
-    "idle": "ended a connection: the client sent or read too little for too long",
-    "too_large": "ended a connection: the client sent more than --max-upload or --max-duration allow",
-    "storage": "refused a file: the folder for temporary files is full or cannot be written",
-    "decoder": "refused a file: it crashed the process that decodes files, or took more than it may",
-    "recognition": "ended a connection: recognition failed",
+    "connections": "closed a new connection: too many connections, in total or from its address",
+    "request": "closed a connection: the client violated the protocol",
+    "idle": "closed a connection: the client sent or read too little for too long",
+    "too_large": "closed a connection: the client sent more than --max-upload or --max-duration allows",
+    "storage": "refused a file: the temporary folder is full or not writable",
+    "decoder": "refused a file: it crashed the decoder process or exceeded its limits",
+    "recognition": "closed a connection: recognition failed",
 }
 
 
 def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
-    """Log the server's messages and the warnings of libraries to stderr, those of a worker with its number.
+    """Log the server's messages and warnings of libraries to stderr. Messages of a worker include its number.
 
-    A line is text, or a JSON object with time, level, logger, message and, where it is about one, the request's id.
+    A line is text, or a JSON object with time, level, logger, message and, if it concerns a request, the request's id.
 
-    Warnings about clients' forms are left out. Of others, one of a kind is logged a minute, whatever library it is of.
-    With JSON, what programs and libraries write to Python's stderr becomes a line of the log, too.
+    Warnings about clients' forms are not logged. Other warnings are limited to one of each kind per minute. With
+    `is_json`, text that other code writes to Python's stderr is also logged.
     """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", AudioWarning)
@@ -79,7 +79,7 @@ def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """A line for each record. Of an exception it says the type and where it came from: its text may quote a client."""
+    """Formatter of one line per record. For exceptions it prints only type and origin: the text may quote a client."""
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - of logging
         kind, _, trace = ei
@@ -101,7 +101,7 @@ class _JsonFormatter(_Formatter):
 
 
 class _LoggedLines(io.TextIOBase):
-    """A stderr whose lines are logged."""
+    """Replacement for stderr that logs each line."""
 
     _rest = ""
 
@@ -113,14 +113,14 @@ class _LoggedLines(io.TextIOBase):
 
 
 class _Rate:
-    """Lets a line of each kind pass, and others only after a minute."""
+    """Limit of one line of each kind per minute."""
 
     def __init__(self) -> None:
         self._next_times: dict[Hashable, float] = {}
         self._num_silent: Counter[Hashable] = Counter()
 
     def more(self, kind: Hashable) -> str | None:
-        """What a line says of those before it that were left out; None: it is left out, too."""
+        """Return text about the lines suppressed before this one. None: suppress this line."""
         now = time.monotonic()
         if len(self._next_times) >= _MOST_KINDS:
             self._next_times = {each: then for each, then in self._next_times.items() if then > now}
@@ -135,7 +135,7 @@ class _Rate:
 
 
 class _OnceAMinute(logging.Filter):
-    """Limits warnings and errors, of libraries by the place in their code, as their words may be a client's."""
+    """Rate limit of warnings and errors. Those of libraries are grouped by code location: texts may quote clients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,28 +152,28 @@ class _OnceAMinute(logging.Filter):
 
 
 class Incidents:
-    """Refusals and failures: each is counted, and logged unless the same was logged just before."""
+    """Counts and rate-limited log lines of refusals and failures."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._rate = _Rate()
 
     def refuse(self, reason: str) -> None:
-        """Count a connection or request that was refused, by a label of the metric."""
+        """Count a refused connection or request. `reason` is a label of the metric."""
         self._metrics.count("refusals", reason)
         self._log(reason)
 
     def fail(self, error: Exception) -> None:
-        """Count the error that ended a connection or request; refusals are counted where they occur."""
+        """Count the error that ended a connection or request. Refusals are ignored: `refuse` has counted them."""
         if not isinstance(error, UnavailableError):
             kind = getattr(error, "kind", "request" if isinstance(error, U2moeError) else "recognition")
             self._metrics.count("failures", kind)
             self._log(kind)
 
     def bug(self, what: str, error: Exception) -> None:
-        """Count an error that is a mistake of ours, and log where it came from."""
+        """Count an internal error and log its origin. `what` is what failed, such as "a request"."""
         self._metrics.count("failures", "recognition")
-        self._log("recognition", f"{what} was ended by an error", error)
+        self._log("recognition", f"internal error in {what}", error)
 
     def _log(self, label: str, message: str | None = None, error: Exception | None = None) -> None:
         if (more := self._rate.more(label)) is not None:
@@ -181,7 +181,7 @@ class Incidents:
 
 
 def notify(state: str) -> None:
-    """Tell systemd a state such as "READY=1" (sd_notify), if it has started the server."""
+    """Send a state such as "READY=1" to systemd (sd_notify), if systemd started the server."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:

@@ -1,4 +1,4 @@
-"""Metrics of the server for Prometheus, in rows of one shared array, so that workers are summed."""
+"""Metrics of the server for Prometheus. Each worker has a row of one shared array, and the rows are summed."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ _COUNTERS = {
     "compute_seconds": ("Seconds spent on recognition.", "source", ("stream", "file")),
     "results": ("Results sent.", "kind", ("partial", "final")),
 }  # fmt: skip
-"""Description, label and its values; those of `connections` are the names of the protocols."""
+"""Description, label and its values. The values for `connections` are the names of the protocols."""
 _GAUGES = {
     "streams": "Live streams.",
     "capacity": "Maximum number of live streams.",
-    "files": "Files that are being received, wait or are recognised.",
-    "queue_seconds": "Seconds of audio that wait to be recognised, of streams that have a whole chunk.",
-    "ready": "Workers that take connections.",
+    "files": "Files being received, waiting or being recognised.",
+    "queue_seconds": "Seconds of audio waiting for recognition, in streams that have a complete chunk.",
+    "ready": "Workers that accept connections.",
 }
 _INTERNAL = ("newcomers", "heartbeats")
-"""For workers, which share connections, and the process that looks after them; not for Prometheus."""
+"""Values for workers, which share connections, and for the process that monitors them. Prometheus does not get them."""
 _HISTOGRAMS = {
     "first_text_seconds": "From the start of a stream to its first text.",
     "lateness_seconds": "From the arrival of live audio to the end of its recognition.",
     "file_wait_seconds": "From the end of an upload to the start of its recognition.",
-    "partial_latency_seconds": "From the arrival of audio to the partial result that it gave.",
+    "partial_latency_seconds": "From the arrival of audio to the partial result that it caused.",
     "final_latency_seconds": "From the arrival of the last audio of an utterance, or of its end, to its final result.",
 }
 _NUM_COLUMNS = 160
-"""Columns of the array: room for all values below and some thirty protocols."""
+"""Columns of the array: enough for all values above and about thirty protocols."""
 
 
 def shared_rows(workers: int) -> Any:
-    """Shared memory for the metrics of `workers` workers, passed to each when it starts."""
+    """Return shared memory for the metrics of `workers` workers, passed to each when it starts."""
     return multiprocessing.get_context("spawn").RawArray("d", workers * _NUM_COLUMNS)
 
 
 class Metrics:
-    """The metrics of one worker, and the text for all workers that share `rows`. Thread-safe."""
+    """Metrics of one worker, and their text for all workers that share `rows`. Thread-safe."""
 
     def __init__(self, protocols: Sequence[str] = (), rows: Any = None, worker: int = 0) -> None:
         memory = shared_rows(1) if rows is None else rows
@@ -73,7 +73,7 @@ class Metrics:
             yield from (f"{name}:{part}" for part in (*LATENCY_BUCKETS, "+Inf", "sum"))
 
     def forget(self, worker: int) -> None:
-        """Set the gauges of a worker that has ended to 0; its counters continue with its successor."""
+        """Set the gauges of a worker that has exited to 0. Its successor continues the counters."""
         for name in (*_GAUGES, *_INTERNAL):
             self._rows[worker, self._columns[name]] = 0
 
@@ -94,20 +94,20 @@ class Metrics:
             self._row[self._columns[f"{name}:sum"]] += seconds
 
     def total(self, name: str, label: str | None = None) -> float:
-        """A counter or gauge, summed over all workers."""
+        """Return a counter or gauge, summed over all workers."""
         return float(self._rows[:, self._columns[name if label is None else f"{name}:{label}"]].sum())
 
     def each(self, name: str) -> list[float]:
-        """A value of each worker."""
+        """Return a value of each worker."""
         values: list[float] = self._rows[:, self._columns[name]].tolist()
         return values
 
     def text(self) -> str:
-        """All metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry).decode()
 
     def collect(self) -> Iterator[Metric]:
-        """Interface of prometheus_client's collectors: all metrics, summed over all workers."""
+        """Yield all metrics, summed over all workers, as a collector of prometheus_client."""
         for name, (summary, label, _) in _COUNTERS.items():
             counter = CounterMetricFamily(f"u2moe_{name}", summary, labels=[label])
             for value in self._labels[name]:

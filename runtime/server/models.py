@@ -1,4 +1,4 @@
-"""The models of a server, each with a name: how it decodes, and what clients may ask of it."""
+"""Named models of a server: their decoding options, and what clients may request."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from u2moe.runtime.text.grammar import UNKNOWN, Grammar
 from u2moe.runtime.text.written.formatter import TextFormat
 
 _MOST_WEIGHTS = 4
-"""Weights of a language model at once, besides its own: each takes as much memory as the model."""
+"""Maximum number of other weights of a language model at once. Each takes as much memory as the model."""
 _LEFT_CHUNKS = 4
-"""Chunks of left context of live streams, which bounds their memory and time."""
+"""Left context of live streams in chunks, which limits their memory and time."""
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
 _HAN = re.compile("[\u4e00-\u9fff]")
 _LATIN = re.compile("[A-Za-z]")
@@ -37,7 +37,7 @@ REQUEST_OPTIONS = {"hotwords": _HOTWORDS} | {
     name: replace(declared, otherwise="the server's")
     for name, (_, declared) in client_options_of(DecodingOptions).items()
 }
-"""Options of decoding that a request may have, by their names for clients."""
+"""Decoding options that a request may have, by their names for clients."""
 MOST_BEAM = int(client_options_of(DecodingOptions)["beam_size"][1].most or 1)
 """The widest beam that a request may have."""
 
@@ -46,12 +46,12 @@ class ServedModel:
     """A model that clients may choose.
 
     Attributes:
-        name: its name for clients.
-        recognizer: recognises its streams and files; files with its options.
-        stream_options: how live streams are decoded, unless a client says otherwise.
-        languages: codes of its languages, as stated or by its vocabulary.
-        beam_size: of streams, unless a client says otherwise.
-        costs: of a stream with this beam, with the widest, and of both with hotwords, as multiples of the first.
+        name: name for clients.
+        recognizer: recognises streams and files. Files are decoded with its options.
+        stream_options: default options of live streams.
+        languages: codes of its languages, from the options or the vocabulary.
+        beam_size: default beam size of streams.
+        costs: costs of a stream with this beam, with the widest, and of both with hotwords, as multiples of the first.
     """
 
     def __init__(self, name: str, recognizer: Recognizer, options: ServerOptions) -> None:
@@ -69,31 +69,31 @@ class ServedModel:
         self._is_greedy = self.stream_options.search in WITHOUT_BEAM
         self.costs = (1.0, 1.0, 1.0, 1.0)
         self._weighted: WeakValueDictionary[float, LanguageModelOptions] = WeakValueDictionary()
-        self._kept: list[LanguageModelOptions] = []  # of these, though no stream has them
+        self._kept: list[LanguageModelOptions] = []  # kept although no stream uses them
         self._preparing = asyncio.Lock()
 
     def check_language(self, language: Any) -> None:
-        """Check the language that a client names, such as "en" or "en-GB", if it does and those of the model are known.
+        """Check the language of a request, such as "en" or "en-GB", if both it and the model's languages are known.
 
         Raises:
-            RequestError: it is another one.
+            RequestError: the model does not support the language.
         """
         if language and self.languages and str(language).partition("-")[0].lower() not in self.languages:
-            told = f"the model knows {' and '.join(self.languages)}, not the language {language!r:.80}"
+            told = f"the model supports {' and '.join(self.languages)}, not the language {language!r:.80}"
             raise RequestError(told, "language", "unsupported_language")
 
     async def decoding(
         self, default: DecodingOptions, given: Mapping[str, Any], *, prompt: str = ""
     ) -> tuple[DecodingOptions, ContextGraph | None]:
-        """How a client's audio is decoded, and its hotwords.
+        """Return the decoding options and hotwords of a request.
 
         Args:
-            default: options of streams, or of files.
-            given: what the client has chosen of `REQUEST_OPTIONS`; None: as the server does by `default`.
-            prompt: phrases, of which those that can be written are hotwords if there are no `hotwords`.
+            default: default options, those of streams or of files.
+            given: values of `REQUEST_OPTIONS` in the request. None: the default.
+            prompt: phrases used as hotwords if `given` has none. Phrases that cannot be spelled are ignored.
 
         Raises:
-            RequestError: a value is wrong or beyond the limits; names it.
+            RequestError: a value is invalid or exceeds the limits. The message names it.
         """
         changes: dict[str, Any] = {}
         for name, (field, declared) in client_options_of(DecodingOptions).items():
@@ -112,36 +112,38 @@ class ServedModel:
         words = await (self.writable_hotwords(phrases_of(prompt)) if hotwords is None else self._hotwords(hotwords))
         options = replace(default, **changes)
         if "grammar" in changes:
-            with refusing("grammar"):  # made once, outside the event loop
+            with refusing("grammar"):  # builds and caches it outside the event loop
                 await in_thread(partial(self.recognizer.create_stream, options, hotwords=words))
         return options, words
 
     def cost(self, options: DecodingOptions, hotwords: ContextGraph | None) -> float:
-        """How many plain streams a stream costs as much as, at most: in between, costs grow ever faster.
+        """Return an upper bound of a stream's cost, in plain streams.
 
-        A language model costs nothing more: where clients may ask for one, plain streams have it, and it was measured
-        with them. Of the demo model's 7.8 ms of processor time for a second of speech it takes 0.6, and with a thousand
-        hotwords 2 of 20; a stream without it (`lm_weight` of 0) is not cheaper.
+        The cost is interpolated between the measured beams; the real cost grows more slowly at first.
+
+        A language model has no extra cost: if clients may request one, plain streams use it and were measured with it.
+        It takes 0.6 of the demo model's 7.8 ms of processor time per second of speech, and 2 of 20 ms with a thousand
+        hotwords. A stream without it (`lm_weight` 0) does not count as cheaper.
         """
         least, most = self.costs[:2] if hotwords is None else self.costs[2:]
         wider = max((options.beam_size or self.beam_size) - self.beam_size, 0)
         return least + (most - least) * min(wider / max(MOST_BEAM - self.beam_size, 1), 1.0)
 
     async def _language_model(self, weight: float) -> LanguageModelOptions | Literal["none"]:
-        """The language model with another weight; prepared outside the event loop, and kept for some.
+        """Return the language model with another weight. It is prepared outside the event loop and kept for a time.
 
         Raises:
-            RequestError: there is none.
-            UnavailableError: streams have too many other weights.
+            RequestError: the server has no language model.
+            UnavailableError: streams use too many other weights.
         """
         chosen = self.recognizer.language_model
         if chosen is None or self._is_greedy:
-            raise RequestError(f"the model {self.name} has no language model here", "lm_weight")
+            raise RequestError(f"the model {self.name} has no language model on this server", "lm_weight")
         if not weight:
             return NONE
         async with self._preparing:
             if (found := self._weighted.get(weight)) is None:
-                for let_go in (self._kept.clear, gc.collect):  # what a stream has had may be in circles
+                for let_go in (self._kept.clear, gc.collect):  # closed streams may be in reference cycles
                     if len(self._weighted) >= _MOST_WEIGHTS:
                         let_go()
                 if len(self._weighted) >= _MOST_WEIGHTS:
@@ -153,18 +155,18 @@ class ServedModel:
             return found
 
     def _grammar(self, value: Any) -> Grammar:
-        """A grammar from JSON."""
+        """Return a grammar from JSON."""
         if self._is_greedy:
-            raise RequestError("a grammar needs a search with a beam, and this server's has none", "grammar")
+            raise RequestError("a grammar needs beam search, which this server does not use", "grammar")
         with refusing("grammar"):
             grammar = Grammar(lines=value)
         if len(self.shortened(grammar.lines)) < len({*grammar.lines}):
-            most = f"{self._limits.hotwords} phrases of {self._limits.hotword_letters} characters in all"
-            raise RequestError(f"a grammar may have {most}, each of {LONGEST_PHRASE} at most", "grammar")
+            most = f"{self._limits.hotwords} phrases with {self._limits.hotword_letters} characters in total"
+            raise RequestError(f"a grammar may have at most {most}, and {LONGEST_PHRASE} in each phrase", "grammar")
         return grammar
 
     async def restricted(self, phrases: Sequence[str]) -> DecodingOptions | None:
-        """How streams are decoded in which only some phrases are said, as far as they can be written; None: as ever."""
+        """Return options that restrict streams to the phrases that can be spelled. None: no restriction."""
         if self._is_greedy:
             return None
         spoken = [phrase for phrase in self.shortened(phrases) if not _SYNTAX.search(phrase)]
@@ -173,13 +175,13 @@ class ServedModel:
         return (await self.decoding(self.stream_options, {"grammar": lines}))[0] if kept else None
 
     async def _hotwords(self, value: Any) -> ContextGraph | None:
-        """Hotwords from JSON."""
+        """Return hotwords from JSON."""
         if value and self._is_greedy:
-            raise RequestError("hotwords need a search with a beam, and this server's has none", "hotwords")
+            raise RequestError("hotwords need beam search, which this server does not use", "hotwords")
         if not isinstance(value, list):
             raise RequestError(f"hotwords must be a list, got {type(value).__name__}", "hotwords")
         if len(value) > self._limits.hotwords:
-            raise RequestError(f"there may be {self._limits.hotwords} hotwords, got {len(value)}", "hotwords")
+            raise RequestError(f"at most {self._limits.hotwords} hotwords are allowed, got {len(value)}", "hotwords")
         phrases: list[str | tuple[str, float]] = []
         for item in value:
             match item:
@@ -191,12 +193,12 @@ class ServedModel:
                     raise RequestError(f"a hotword must be a phrase or [phrase, weight], got {item!r:.80}", "hotwords")
         num_letters = sum(len(each if isinstance(each, str) else each[0]) for each in phrases)
         if num_letters > (most := self._limits.hotword_letters):
-            raise RequestError(f"hotwords may have {most} characters in all, got {num_letters}", "hotwords")
+            raise RequestError(f"hotwords may have at most {most} characters in total, got {num_letters}", "hotwords")
         with refusing("hotwords"):
             return await in_thread(ContextGraph, phrases, self.recognizer.vocabulary) if phrases else None
 
     def shortened(self, phrases: Iterable[str]) -> list[str]:
-        """Those of some phrases that are within the limits."""
+        """Return the phrases that are within the limits."""
         kept, left = [], self._limits.hotword_letters
         for phrase in islice(dict.fromkeys(phrases), self._limits.hotwords):
             if len(phrase) <= min(left, LONGEST_PHRASE):
@@ -205,7 +207,7 @@ class ServedModel:
         return kept
 
     async def writable_hotwords(self, phrases: Iterable[str]) -> ContextGraph | None:
-        """Hotwords from phrases of any kind, as many as the limits allow and the vocabulary can spell."""
+        """Return hotwords for the phrases that are within the limits and that the vocabulary can spell."""
         kept = [] if self._is_greedy else self.shortened(phrases)
         return await in_thread(self._writable, kept) if kept else None
 
@@ -215,15 +217,15 @@ class ServedModel:
 
 
 def phrases_of(prompt: str) -> list[str]:
-    """Phrases between commas, semicolons and line ends, without punctuation around them."""
+    """Split text at commas, semicolons and line ends into phrases without surrounding punctuation."""
     phrases = (phrase.strip(_EDGES) for phrase in _SEPARATORS.split(prompt))
     return [phrase for phrase in phrases if phrase]
 
 
 def languages_of(symbols: Sequence[str]) -> list[str]:
-    """Languages of a model by its vocabulary, Chinese and English, which are those of WeNet's models.
+    """Return which of Chinese and English, the languages of WeNet's models, a vocabulary can write.
 
-    Symbols in angle brackets, such as `<blank>`, are no text.
+    Symbols in angle brackets, such as `<blank>`, are ignored.
     """
     text = "".join(symbol for symbol in symbols if not symbol.startswith("<"))
     return [code for code, letters in (("zh", _HAN), ("en", _LATIN)) if letters.search(text)]

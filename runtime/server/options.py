@@ -1,4 +1,4 @@
-"""Options of a server, validated at construction."""
+"""Options of the server, validated on construction."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Limits:
     """Limits for one client.
 
     Attributes:
-        upload_bytes: size of an uploaded file; it is streamed to disk.
-        message_bytes: size of one WebSocket message, or of the audio of one Wyoming event.
-        duration_s: seconds of audio of one stream or file.
-        queue_s: seconds of a stream's audio in the queue; a client that sends faster is slowed down.
-        idle_s: seconds for which a client may send nothing, or too little to count.
-        send_s: seconds for which a client may not read what it is sent.
-        hotwords: number of phrases.
-        hotword_letters: characters of all of them together.
+        upload_bytes: maximum size of an uploaded file, which is streamed to disk.
+        message_bytes: maximum size of a WebSocket message, or of the audio in a Wyoming event.
+        duration_s: maximum seconds of audio in a stream or file.
+        queue_s: maximum seconds of audio in the queue of a stream; a client that sends faster is slowed down.
+        idle_s: seconds in which a client must send a minimum of audio.
+        send_s: seconds in which a client must read what the server sends.
+        hotwords: maximum number of phrases.
+        hotword_letters: maximum number of characters in all phrases.
     """
 
     upload_bytes: int = option("integer", 512 << 20, least=1, most=sys.maxsize)
@@ -47,27 +47,27 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """How a server listens, and how much it accepts.
+    """How the server listens, and how much it accepts.
 
     Attributes:
         host: address to listen on, or "unix:" and the path of a socket; 127.0.0.1: only this machine.
-        port: port of HTTP and WebSocket; 0: any free port.
-        protocol_ports: further ports, each of one protocol, by its name.
-        languages: code of a language of the model, by which Home Assistant chooses it. None: by its vocabulary.
+        port: port for HTTP and WebSocket; 0: any free port.
+        protocol_ports: additional ports for single protocols, by the protocol's name.
+        languages: code of a language of the model, by which Home Assistant selects it. None: by its vocabulary.
         workers: number of processes, each with its own model and scheduler.
         chunk_size: encoder frames per chunk of live streams. None: as in training, or 16.
         capacity: maximum number of live streams per worker. None: measured at the start.
-        max_files: files that each worker accepts at once, including waiting ones.
+        max_files: maximum number of files per worker, including waiting ones.
         limits: limits for each client.
-        drain_s: seconds for running utterances to finish when the server is stopped.
-        api_key: key that clients must send; None: none, or those of `keys_file`.
-        keys_file: file with keys, read anew on SIGHUP; see `read_keys`.
+        drain_s: seconds for running utterances to finish when the server stops.
+        api_key: key that clients must send. None: no key, or those of `keys_file`.
+        keys_file: file with keys, reloaded on SIGHUP; see `read_keys`.
         cors_origins: origin whose pages may use the server; "*": all. None: none.
-        tls_certificate: PEM file of the certificate chain, for HTTPS and WSS. None: no encryption.
-        tls_key: PEM file of its key. None: none.
-        forwarded_allow_ips: address or network of a proxy whose X-Forwarded-For and -Proto are believed; "*": all.
+        tls_certificate: PEM file with the certificate chain, for HTTPS and WSS. None: no encryption.
+        tls_key: PEM file with the private key of the certificate. None: none.
+        forwarded_allow_ips: address or network of a proxy whose X-Forwarded-For and -Proto are trusted; "*": all.
             None: none.
-        log_format: "json": each line of the log is an object.
+        log_format: "json": each line of the log is a JSON object.
     """
 
     host: str = option("text", "127.0.0.1", flag="--host")
@@ -93,14 +93,14 @@ class ServerOptions:
         for name, port in self.protocol_ports.items():
             options_of(ServerOptions)["port"].checked(f"the port of {name}", port)
         if self.workers > 1 and not hasattr(socket, "send_fds"):
-            raise ValueError("several workers need a system that hands sockets to other processes: not Windows")
+            raise ValueError("several workers are not supported on Windows: they need sockets passed between processes")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("TLS needs both the certificate and its key")
         for file in filter(None, (self.tls_certificate, self.tls_key)):
             if not file.is_file():
-                raise ValueError(f"{file}: no such file, expected one in PEM for TLS")
+                raise ValueError(f"{file}: no such file; TLS needs a PEM file")
         if self.socket_file and (self.protocol_ports or not hasattr(socket, "AF_UNIX")):
-            raise ValueError("a Unix socket serves HTTP and WebSocket alone, and not on Windows")
+            raise ValueError("a Unix socket serves only HTTP and WebSocket, and is not supported on Windows")
         for proxy in self.forwarded_allow_ips:
             try:
                 proxy == "*" or ipaddress.ip_network(proxy)
@@ -109,21 +109,21 @@ class ServerOptions:
 
     @property
     def socket_file(self) -> Path | None:
-        """The Unix socket to listen on instead of an address."""
+        """Path of the Unix socket to listen on instead of an address, if any."""
         return Path(self.host.removeprefix("unix:")) if self.host.startswith("unix:") else None
 
     @property
     def is_behind_proxy(self) -> bool:
-        """Whether clients come through a proxy, which knows the server's name."""
+        """Whether clients connect through a proxy, which checks the host name."""
         return bool(self.forwarded_allow_ips or self.socket_file)
 
     def is_proxy(self, address: Address) -> bool:
-        """Whether an address is that of a proxy."""
+        """Return whether an address is a proxy's."""
         return any(proxy == "*" or address in ipaddress.ip_network(proxy) for proxy in self.forwarded_allow_ips)
 
     @property
     def has_keys(self) -> bool:
-        """Whether clients must send a key."""
+        """Whether clients need a key."""
         return self.api_key is not None or self.keys_file is not None
 
     @property
@@ -133,14 +133,14 @@ class ServerOptions:
 
 
 def check_tls(options: ServerOptions) -> None:
-    """Load the certificate and its key, so that a wrong one is found before the model is loaded.
+    """Check the certificate and its key, before the model is loaded.
 
     Raises:
-        ValueError: they are damaged, or do not belong together.
+        ValueError: they are invalid or do not match.
     """
     if options.tls_certificate is not None:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.tls_certificate, options.tls_key)
         except (ssl.SSLError, OSError) as error:
             files = f"{options.tls_certificate}, {options.tls_key}"
-            raise ValueError(f"{files}: no certificate in PEM with its key, without a password: {error}") from error
+            raise ValueError(f"{files}: must be a PEM certificate and its key without a password: {error}") from error

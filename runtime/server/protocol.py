@@ -1,4 +1,4 @@
-"""The record of a protocol, and how a WebSocket is served by one: admission, errors, and one way to end."""
+"""Description of a protocol, and how it serves a WebSocket: admission, errors and closing."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ RunTcp = Callable[["Service", asyncio.StreamReader, asyncio.StreamWriter], Conve
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """A protocol of clients: over a WebSocket (`path` and `run`), over TCP (`run_tcp`), or over HTTP (`routes`).
+    """A protocol over a WebSocket (`path` and `run`), over TCP (`run_tcp`), or over HTTP (`routes`).
 
     Attributes:
-        name: its name in options, metrics and logs.
+        name: name in options, metrics and logs.
         path: path of its WebSocket.
-        run: serves one client over a WebSocket until it is done; exceptions are reported to the client.
+        run: serves one client over a WebSocket. Exceptions are reported to the client.
         run_tcp: serves one client over TCP, and reports errors itself.
         routes: its HTTP routes.
-        may_have_port: whether `--protocol` gives it a port of its own, for clients that cannot name a path.
-        tell_error: returns the object that reports an error to the client; None: the protocol has none.
-        close_code: what a connection is closed with after an error of the client that has no other code.
-        subprotocols: supported WebSocket subprotocols, of which the first that the client offers is chosen.
+        may_have_port: whether `--protocol` can assign a separate port, for clients that cannot set a path.
+        tell_error: returns the object that reports an error to the client. None: the protocol has none.
+        close_code: close code after a client error that has no other code.
+        subprotocols: supported WebSocket subprotocols, in order of preference.
     """
 
     name: str
@@ -53,16 +53,16 @@ class Protocol:
     subprotocols: tuple[str, ...] = ()
 
     async def serve(self, service: Service, websocket: WebSocket) -> None:
-        """Serve a client, if there is a slot; errors are reported to it and end the connection."""
+        """Serve a client if a slot is free. Errors are reported to the client and end the connection."""
         with contextlib.suppress(*_GONE, OSError, TimeoutError):
             code, reason = await self._serve_to_the_end(service, websocket)
             async with asyncio.timeout(service.options.limits.send_s):
                 await websocket.close(code, reason.encode()[:_MAX_REASON].decode(errors="ignore"))
 
     async def _serve_to_the_end(self, service: Service, websocket: WebSocket) -> tuple[int, str]:
-        """Serve a client; returns the code and the reason to close with."""
+        """Serve a client; return the code and the reason for closing the connection."""
         if self.run is None:
-            raise TypeError(f"{self.name} is not spoken over a WebSocket")
+            raise TypeError(f"the protocol {self.name} does not use WebSockets")
         subprotocol = self._choose(websocket.scope["subprotocols"])
         try:
             with service.slot(self.name, websocket.scope[KEY]) as slot:
@@ -73,7 +73,7 @@ class Protocol:
         except U2moeError as error:
             service.incidents.fail(error)
             if websocket.application_state == WebSocketState.CONNECTING:
-                await websocket.accept(subprotocol)  # web pages see the reason only if it was accepted
+                await websocket.accept(subprotocol)  # web pages see the reason only after the connection was accepted
             if self.tell_error is not None:
                 async with asyncio.timeout(service.options.limits.send_s):
                     await websocket.send_text(json.dumps(self.tell_error(error), ensure_ascii=False))
@@ -83,9 +83,9 @@ class Protocol:
             raise
         except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
             service.incidents.bug(f"a connection ({self.name})", error)
-            return RecognitionError.close_code, "an error within the server"
+            return RecognitionError.close_code, "internal server error"
 
     def _choose(self, offered: list[str]) -> str | None:
-        """One of the subprotocols that the client offers: browsers give up if none is chosen, so it may be the key."""
+        """Choose a subprotocol that the client offers, if necessary its key: browsers fail if none is chosen."""
         keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
         return next((name for name in self.subprotocols if name in offered), None) or next(keys, None)

@@ -1,4 +1,4 @@
-"""One thread that recognises for all streams, in rounds, each a batch of their audio."""
+"""Scheduler: one thread recognises all streams, in rounds of one batch each."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ from u2moe.runtime.stream import Stream
 _LIVE_LEAD_S = 1.0
 """A stream whose audio is more seconds ahead of the clock than this is not live."""
 _MAX_AHEAD = 4
-"""Number of other streams served in one round, with the time that live ones leave."""
+"""Maximum number of streams in a round that are not live."""
 _REST = 0.5
-"""Rest after a round of live streams, as a multiple of the time that the round took, within `_LONGEST_PERIOD_S`."""
+"""Rest after a round of live streams, as a multiple of the duration of the round, limited by `_LONGEST_PERIOD_S`."""
 _LONGEST_PERIOD_S = 0.1
-"""Most seconds from the start of a round to that of the next, unless the round itself takes longer."""
+"""Maximum seconds from the start of a round to the start of the next, unless the round itself takes longer."""
 
 
 class Scheduler:
-    """Decodes the audio of all streams in its own thread, so that the event loop never waits for it.
+    """Decoder of all streams, in a separate thread that never blocks the event loop.
 
-    Each round takes one chunk of every stream that has one and decodes them together. Those that send in real
-    time come first. Others, like files, share a few places in each round, so that they get the
-    remaining time and live ones do not wait for them.
+    Each round takes one chunk from every stream that has one, and decodes them together. Streams in real time come
+    first. Faster ones share a few places in each round, so that live streams do not wait for them.
     """
 
     def __init__(self, metrics: Metrics, limits: Limits) -> None:
         self._metrics = metrics
         self._limits = limits
         self.lateness = Lateness()
-        self._streams: dict[ServedStream, None] = {}  # in the order of their beginning
+        self._streams: dict[ServedStream, None] = {}  # in the order in which they were opened
         self._changed = threading.Condition()
         self._has_news = False
         self._stopping = threading.Event()
@@ -49,7 +48,7 @@ class Scheduler:
         self._thread.start()
 
     def open(self, recognizer: Recognizer, stream: Stream, sample_rate: float) -> ServedStream:
-        """A stream of a client that feeds `stream`, which `recognizer` decodes."""
+        """Return a stream for a client. It feeds `stream`, which `recognizer` decodes."""
         served = ServedStream(recognizer, stream, sample_rate, self._limits, self._wake)
         with self._changed:
             self._streams[served] = None
@@ -57,19 +56,19 @@ class Scheduler:
 
     @property
     def streams(self) -> list[ServedStream]:
-        """The streams that are not over."""
+        """Streams that are not over."""
         with self._changed:
             return list(self._streams)
 
     def stop(self) -> None:
-        """End the thread after the current round, and wait for it."""
+        """Stop the thread after the current round, and wait for it."""
         with self._changed:
             self._stopping.set()
             self._changed.notify()
         self._thread.join()
 
     def _wake(self) -> None:
-        if self._has_news:  # set back before the thread looks for news: what is put there before this is seen
+        if self._has_news:  # the thread resets this before it looks for work, so it sees all earlier changes
             return
         with self._changed:
             self._has_news = True
@@ -101,7 +100,7 @@ class Scheduler:
                     self._stopping.wait(rest_s(time.monotonic() - begin))
 
     def _choose(self, ready: Sequence[ServedStream]) -> list[ServedStream]:
-        """The live ones, and the few others that have waited longest."""
+        """Choose all live streams, and the others that have waited longest."""
         now = time.monotonic()
         live: list[ServedStream] = []
         ahead: list[ServedStream] = []
@@ -114,7 +113,7 @@ class Scheduler:
         return live + ahead[:_MAX_AHEAD]
 
     def _serve(self, streams: list[ServedStream]) -> None:
-        """One round: take audio, decode it, and deliver the results."""
+        """Run a round: take audio, decode it, and deliver the results."""
         begin = time.perf_counter()
         self._round += 1
         rounds = [stream.take(self._round) for stream in streams]
@@ -137,11 +136,11 @@ class Scheduler:
         self._metrics.count("compute_seconds", "stream", time.perf_counter() - begin)
         try:
             self._loop.call_soon_threadsafe(self._deliver, list(zip(streams, rounds, strict=True)))
-        except RuntimeError:  # the loop is closed: nobody waits
+        except RuntimeError:  # the loop is closed, so no client waits
             self._stopping.set()
 
     def _decode(self, recognizer: Recognizer, streams: list[Stream]) -> set[Stream]:
-        """Decode streams; returns those that have failed and lost audio."""
+        """Decode streams; return those that have failed and lost audio."""
         try:
             recognizer.decode_streams(streams)
         except Exception as error:  # noqa: BLE001 - the others continue
@@ -163,9 +162,9 @@ class Scheduler:
 
 
 def rest_s(round_s: float) -> float:
-    """Seconds without a round after a round of live streams that took `round_s`: their chunks wait for each other.
+    """Return the rest in seconds after a round of live streams that took `round_s`. Chunks collect during the rest.
 
-    Decoding chunks together takes as little as a third of the time. With few streams that is not needed: rounds are
-    short and follow each other closely, so that results come soon. The more there is to do, the more is done together.
+    Decoding chunks together can take a third of the time. With few streams, rounds are short and follow each other
+    closely, so results arrive soon. Under load, more chunks are decoded together.
     """
     return min(_REST * round_s, max(_LONGEST_PERIOD_S - round_s, 0.0))

@@ -1,7 +1,7 @@
 """One source of audio in the server: samples in, partial and final results out.
 
-Everything here runs in the event loop, except `take` and `tell`, by which the scheduler's thread gets the samples and
-adds results. What it takes is a `Round`, which comes back through the event loop.
+Everything here runs in the event loop, except `take` and `tell`: with them the scheduler's thread gets samples and adds
+results. It takes a `Round`, which returns through the event loop.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from u2moe.runtime.server.transport import earn
 from u2moe.runtime.stream import Stream
 
 _BUFFER_S = 0.16
-"""Longer audio is cut into buffers of this many seconds, so that no client takes more than its share of a round."""
+"""Seconds of audio per buffer. Longer audio is split, so that no client takes more than its share of a round."""
 _LEAST_S = 0.005
-"""Less audio waits for more: each buffer has its costs, which no client shall cause with single samples."""
+"""Minimum seconds of audio in a buffer. Shorter audio waits for more, since each buffer has a fixed cost."""
 _ROUND_S = 2.0
-"""Seconds of audio that are worth a round although they complete no chunk."""
+"""Seconds of audio that start a round even if they do not complete a chunk."""
 _MAX_UNREAD = 100
-"""Maximum final results waiting for a client that does not read; beyond that its audio is not read, either."""
+"""Maximum number of unread final results. If there are more, the client's audio is not read either."""
 
 
 @dataclass(kw_only=True)
 class Round:
-    """What a round of the scheduler has taken of a stream, and the results."""
+    """Audio that a round of the scheduler has taken from a stream, and the results."""
 
     stream: ServedStream
-    number: int  # of the stream's rounds, from 1
+    number: int  # number of the stream's round, from 1
     num_samples: int = 0
-    arrival: float = 0.0  # of the last of them
+    arrival: float = 0.0  # time of arrival of the last samples
     finals: Sequence[Result] = ()
-    partial: Result | None = None  # of the next segment, if it has changed
+    partial: Result | None = None  # partial result of the next segment, if it has changed
     is_over: bool = False  # whether no more results follow
-    error: Exception | None = None  # the reason, if it is over too early
+    error: Exception | None = None  # error that ended the stream
 
     @property
     def duration(self) -> float:
@@ -54,30 +54,31 @@ class Round:
 
 
 class ServedStream:
-    """A source that is recognised with endpoint rules, until `finish` or `close`.
+    """Source of audio that is recognised with endpoint rules, until `finish` or `close`.
 
-    `feed` samples; iterate over it for results: partial ones whenever the text has changed (only the latest is kept)
-    and each segment's final one exactly once, in order. Iteration ends after `finish`.
+    Feed samples with `feed`, and iterate over the stream for results. It yields partial results when the text has
+    changed (only the latest is kept) and the final result of each segment exactly once, in order. Iteration ends after
+    `finish`.
 
     Args:
         recognizer: decodes the stream.
-        stream: the recogniser's, to which the samples are given.
-        sample_rate: of the samples, in Hz.
-        limits: those of the client.
-        wake: tells the scheduler that there is news.
+        stream: stream of the recogniser that receives the samples.
+        sample_rate: sample rate of the samples in Hz.
+        limits: limits of the client.
+        wake: called when the scheduler has work.
 
     Attributes:
         recognizer, stream, sample_rate: as above.
-        num_alternatives: of partial results.
+        num_alternatives: number of alternatives in partial results.
         partial_text: partial text of the current segment.
         is_over: whether no more results follow.
-        is_closed: whether results are no longer wanted.
+        is_closed: whether the stream was abandoned.
         num_fed, num_taken: samples put into the queue, and taken out by the scheduler.
-        wanted_s: seconds of audio that are worth a round.
-        num_rounds, last_round: the number of its rounds, and that of the scheduler's in which it was last.
-        is_live: whether the audio comes no faster than it is spoken.
-        has_text: whether there was any text yet.
-        start: when it began.
+        wanted_s: seconds of audio that start a round.
+        num_rounds, last_round: number of its rounds, and number of the scheduler's round that last included it.
+        is_live: whether the audio arrives no faster than it is spoken.
+        has_text: whether there has been any text.
+        start: time at which the stream was opened.
     """
 
     def __init__(
@@ -98,8 +99,8 @@ class ServedStream:
         self._live = LiveRecognition(recognizer.decode_streams, stream)
         self._buffers: deque[tuple[npt.NDArray[np.float32], float]] = deque()  # samples and their time of arrival
         self._finish_time: float | None = None  # when the client finished the input
-        self._is_draining = False  # whether it ends after the current utterance
-        self._small: list[npt.NDArray[np.float32]] = []  # too little for the queue
+        self._is_draining = False  # whether the stream ends after the current utterance
+        self._small: list[npt.NDArray[np.float32]] = []  # samples too short for a buffer
         self._num_done = self._num_rounds_done = 0
         self._finals: deque[Result] = deque()
         self._partial: Result | None = None
@@ -132,19 +133,19 @@ class ServedStream:
         self.wanted_s = min(self.stream.missing_s, _ROUND_S, self._limits.queue_s)
 
     async def feed(self, samples: npt.ArrayLike) -> None:
-        """Append samples of one channel, float32 in [-1, 1] or int16 [n]; waits while too many are queued.
+        """Append samples of one channel, float32 in [-1, 1] or int16, of shape [n]; wait while the queue is full.
 
         Audio fed after the stream is over (because the server is stopping) is dropped.
 
         Raises:
-            AudioError: invalid samples; nothing was appended.
-            TooLargeError: the stream would be too long.
+            AudioError: the samples are invalid, and none were appended.
+            TooLargeError: the stream would become too long.
             Exception: the error that ended the stream.
         """
         accepted, rate = as_samples(samples), self.sample_rate
         if self.duration + len(accepted) / rate > self._limits.duration_s:
-            raise TooLargeError(f"the audio of a stream may last {self._limits.duration_s:g} seconds")
-        if len(accepted):  # else nothing would bound how many
+            raise TooLargeError(f"a stream may have at most {self._limits.duration_s:g} seconds of audio")
+        if len(accepted):  # empty arrays could accumulate without limit
             self._small.append(accepted)
         if self._num_small < _LEAST_S * rate:
             self._check()
@@ -167,7 +168,7 @@ class ServedStream:
         return sum(map(len, self._small))
 
     def _take_small(self) -> npt.NDArray[np.float32]:
-        """What was fed and is not in the queue yet."""
+        """Return and remove the samples that are not yet in the queue."""
         small, self._small = self._small, []
         return small[0] if len(small) == 1 else np.concatenate([np.zeros(0, np.float32), *small])
 
@@ -182,36 +183,36 @@ class ServedStream:
         return self.queued_s < self._limits.queue_s and len(self._finals) < _MAX_UNREAD
 
     def finish(self) -> None:
-        """Finish the input: everything fed is still recognised. Idempotent."""
+        """Finish the input. All audio fed so far is still recognised. Idempotent."""
         if self._finish_time is None:
             self._put(self._take_small())
             self._finish_time = time.monotonic()
             self._wake()
 
     def drain(self) -> None:
-        """End the source after the current utterance, immediately if there is no speech."""
+        """End the stream after the current utterance, or immediately if there is none."""
         self._put(self._take_small())
         self._is_draining = True
         self._wake()
 
     def close(self) -> None:
-        """Abandon it: nothing more is recognised. Idempotent."""
+        """Abandon the stream: nothing more is recognised. Idempotent."""
         self.is_over = self.is_closed = True
         self._changed.set()
         self._wake()
 
     async def settle(self) -> None:
-        """Wait until all complete chunks are recognised and, if the input is finished, until the last result.
+        """Wait until all complete chunks are recognised and, if the input is finished, for the last result.
 
         Raises:
             Exception: the error that ended the stream.
         """
-        # In this order: a round that begins in between has no work left, but it is counted before it takes the work.
+        # The order matters: a round that starts in between leaves no work, but is counted before it takes the work.
         await self._until(lambda: self.is_over or not (self.has_work or self._num_rounds_done != self.num_rounds))
         self._check()
 
     def take_finals(self) -> list[Result]:
-        """The final results that have not been taken yet."""
+        """Return and remove the final results that have not been taken yet."""
         finals = list(self._finals)
         self._finals.clear()
         self._changed.set()
@@ -228,7 +229,7 @@ class ServedStream:
     async def __anext__(self) -> Result:
         await self._until(lambda: bool(self._finals) or self._partial is not None or self.is_over)
         if self._finals:
-            self._changed.set()  # there is space for more
+            self._changed.set()  # there is room for more
             return self._finals.popleft()
         if self._partial is not None:
             partial, self._partial = self._partial, None
@@ -237,12 +238,12 @@ class ServedStream:
         raise StopAsyncIteration
 
     def deliver(self, outcome: Round) -> None:
-        """Accept the results of a round; called by the scheduler in the event loop.
+        """Accept the results of a round. The scheduler calls this in the event loop.
 
-        A result of another stream, or one out of order, ends this one: no client gets the words of another.
+        A result of another stream, or out of order, ends this stream, so that no client receives another's words.
         """
         if outcome.stream is not self or outcome.number != self._num_rounds_done + 1:
-            self._error = self._error or RecognitionError("a result was lost, or is that of another source")
+            self._error = self._error or RecognitionError("a result was lost or belongs to another stream")
             self.close()
             return
         self._num_done += outcome.num_samples
@@ -263,7 +264,7 @@ class ServedStream:
             raise self._error
 
     async def _until(self, holds: Callable[[], bool]) -> None:
-        """Wait for a condition that `deliver` or another task fulfils."""
+        """Wait for a condition that `deliver` or another task makes true."""
         while not holds():
             self._changed.clear()
             if not holds():
@@ -272,7 +273,7 @@ class ServedStream:
     # The rest runs in the scheduler's thread.
 
     def take(self, number: int) -> Round:
-        """Give the recogniser what waits, a chunk at most, in a round of the scheduler."""
+        """Pass at most one chunk of waiting audio to the recogniser, in round `number` of the scheduler."""
         self.last_round = number
         self.num_rounds += 1
         taken = Round(stream=self, number=self.num_rounds, arrival=self._finish_time or time.monotonic())
@@ -282,18 +283,18 @@ class ServedStream:
             taken.num_samples += len(samples)
             buffers.append(samples)
         try:
-            if buffers:  # at once: each call has its costs
+            if buffers:  # in one call, since each call has a fixed cost
                 self.stream.accept_waveform(self.sample_rate, np.concatenate(buffers))
             taken.is_over = not self._buffers and self._ends
             if taken.is_over:
                 self.stream.input_finished()
-        except Exception as error:  # noqa: BLE001 - of this stream alone
+        except Exception as error:  # noqa: BLE001 - concerns only this stream
             taken.error = error
         self.num_taken += taken.num_samples
         return taken
 
     def tell(self, taken: Round, *, has_failed: bool) -> None:
-        """Add the results after decoding, or the error."""
+        """Add the results after decoding, or the error, to a round."""
         self._want()
         if has_failed and taken.error is None:
             taken.error = RecognitionError("recognition has failed")

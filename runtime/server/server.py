@@ -1,4 +1,4 @@
-"""The server of one process: accepts connections on our sockets, has uvicorn speak HTTP, and drains at the end."""
+"""Server of one process: accepts connections, passes HTTP to uvicorn, and drains when it stops."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.transport import CONNECTION, PacedConnection
 
 _PING_S = 5.0
-"""Seconds between pings: a client that has gone, but of which much is still to be read, answers them by a reset."""
+"""Seconds between pings. They detect a client that has disconnected while much of its data is still unread."""
 _HANDSHAKE_S = 20.0
 _GRACE_S = 5
-"""Seconds for connections to close at the end."""
+"""Seconds for connections to close when the server stops."""
 _ACCEPTED_AT_ONCE = 16
 _NO_DESCRIPTORS_S = 0.5
 _LEFT_TO_OTHERS_S = 0.005
-"""Seconds for which connections are left to workers with more room."""
+"""Seconds for which new connections are left to workers with more free slots."""
 _DOUBT_S = 2.0
-"""Seconds without a turn of its event loop after which no connections are left to a worker."""
+"""Seconds without a turn of its event loop after which other workers leave no connections to a worker."""
 _TICK_S = 0.1
 
 
 class Server:
-    """The server of one process, with its own sockets or beside other workers with the same.
+    """Server of one process. Workers share the same sockets.
 
     Args:
-        service: what it serves; started and stopped by it.
-        ready: is called when it accepts connections.
-        number: that of the worker.
+        service: service that it starts and stops.
+        ready: called when it accepts connections.
+        number: number of the worker.
     """
 
     def __init__(self, service: Service, ready: Callable[[], object], number: int = 0) -> None:
@@ -59,13 +59,13 @@ class Server:
             ws="websockets-sansio",
             ws_max_size=options.limits.message_bytes,
             ws_ping_interval=_PING_S,
-            # None: a client whose audio is held back because it is too fast gets its pongs held back too. Those
-            # that have gone are found because nothing comes from them.
+            # None: if a client sends too fast, its audio is delayed, and so are its pongs. Clients that have
+            # disconnected are found by the idle timeout.
             ws_ping_timeout=None,
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
-            log_level="critical",  # below it says what clients do wrong; mistakes of ours are logged by the application
+            log_level="critical",  # lower levels report errors of clients; the application logs internal errors
             access_log=False,
             server_header=False,
             proxy_headers=options.is_behind_proxy,
@@ -74,34 +74,34 @@ class Server:
             ssl_certfile=options.tls_certificate,
             ssl_keyfile=options.tls_key,
         )
-        plain = configure(http="h11")  # pure Python with limits on headers; the other parser of uvicorn has none
+        plain = configure(http="h11")  # limits headers, unlike uvicorn's other parser
         plain.load()
         self._plain_http: Callable[..., asyncio.Protocol] = plain.http_protocol_class
         self._config = configure(http=cast("type[asyncio.Protocol]", self._speak_http))
         self._uvicorn = uvicorn.Server(self._config)
         self._stopping = asyncio.Event()
         self._sockets: Mapping[str, socket.socket] = {}
-        self._tasks: set[asyncio.Task[None]] = set()  # one for each connection that begins or is no HTTP
+        self._tasks: set[asyncio.Task[None]] = set()  # of connections that are starting or do not use HTTP
         newcomers = functools.partial(service.metrics.set, "newcomers")
         self.connections = Connections(allowed_connections(), options.is_proxy, newcomers)
 
     def _speak_http(self, app_state: dict[str, Any], **settings: Any) -> PacedConnection:
-        """What uvicorn's `http` stands for: its own protocol, behind a connection of ours."""
+        """Return one of our connections with uvicorn's protocol inside, as uvicorn's `http` setting."""
         connection: PacedConnection = app_state[CONNECTION]
         connection.inner = self._plain_http(app_state=app_state, **settings)
         return connection
 
     async def run_on(self, sockets: Mapping[str, socket.socket]) -> None:
-        """Serve until told to stop, then finish running streams.
+        """Serve until `stop` is called, then finish running streams.
 
-        `sockets` are those that listen, by what is spoken there.
+        `sockets` are the listening sockets, by the protocol of the port.
         """
         self._sockets = sockets
         loop = asyncio.get_running_loop()
         await self._service.start()
         serving = asyncio.create_task(self._uvicorn.serve(sockets=[]))
         try:
-            await asyncio.sleep(0)  # it takes signals for itself, which `ready` changes
+            await asyncio.sleep(0)  # uvicorn installs signal handlers, which `ready` replaces
             loop.set_exception_handler(self._log_error)
             self._listen(is_wanted=True)
             if (parent := multiprocessing.parent_process()) is not None:
@@ -118,17 +118,17 @@ class Server:
             looking.cancel()
             for served in list(self.connections.served.values()):
                 served.abort()
-            await asyncio.sleep(0.01)  # for what that leads to
+            await asyncio.sleep(0.01)  # for the callbacks of aborted connections
         finally:
             self._service.stop()
 
     def _log_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log what asyncio could tell nobody else."""
+        """Log an error that asyncio could not raise anywhere."""
         error = context.get("exception")
         self._service.incidents.bug("a task", error if isinstance(error, Exception) else RuntimeError())
 
     def _accept(self, speaks: str, listening: socket.socket) -> None:
-        """Accept connections, a few in each turn of the loop."""
+        """Accept connections, a few in each turn of the event loop."""
         for _ in range(_ACCEPTED_AT_ONCE):
             if have_others_room(self._service.metrics, self._number):
                 self._pause(_LEFT_TO_OTHERS_S)
@@ -137,7 +137,7 @@ class Server:
                 connection, _ = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionError):
                 return
-            except OSError:  # no file descriptors are left for now
+            except OSError:  # no free file descriptors
                 self._service.incidents.refuse("connections")
                 self._pause(_NO_DESCRIPTORS_S)
                 return
@@ -145,12 +145,12 @@ class Server:
             self._take(speaks, connection)
 
     def _pause(self, seconds: float) -> None:
-        """Accept nothing for some time."""
+        """Accept no connections for some seconds."""
         self._listen(is_wanted=False)
         asyncio.get_running_loop().call_later(seconds, functools.partial(self._listen, is_wanted=True))
 
     def _listen(self, *, is_wanted: bool) -> None:
-        """Accept connections from now on, or for now none."""
+        """Start or stop accepting connections."""
         loop = asyncio.get_running_loop()
         for speaks, listening in self._sockets.items():
             if is_wanted:
@@ -159,14 +159,14 @@ class Server:
                 loop.remove_reader(listening)
 
     def close_sockets(self) -> None:
-        """Accept no more connections."""
+        """Close the listening sockets."""
         self._listen(is_wanted=False)
         for listening in self._sockets.values():
             listening.close()
         self._sockets = {}
 
     def _take(self, speaks: str, accepted: socket.socket) -> None:
-        """Serve a connection, if there are not too many; later, if its address has cost too much lately."""
+        """Serve a connection unless there are too many. It waits if the debt of its address is too high."""
         visit = self.connections.enter(accepted)
         if visit is None:
             self._service.incidents.refuse("connections")
@@ -175,13 +175,13 @@ class Server:
         run_tcp = PROTOCOLS[speaks].run_tcp if speaks in PROTOCOLS else None
         connection = PacedConnection(visit, self._service.incidents.fail, is_http=run_tcp is None)
         if run_tcp is not None:
-            visit.settle()  # it becomes a stream much later
+            visit.settle()  # it does not become a stream soon
             reader = asyncio.StreamReader(LINE_BYTES)
             connection.inner = asyncio.StreamReaderProtocol(
                 reader, lambda _, writer: self._spawn(connection.run(run_tcp(self._service, reader, writer)))
             )
         begun = self._spawn(self._begin(connection, speaks, accepted))
-        # one that is cancelled before its first step runs no code that could close the connection
+        # a task cancelled before its first step runs no code that could close the connection
         begun.add_done_callback(lambda task: _drop(connection, accepted) if task.cancelled() else None)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -191,7 +191,7 @@ class Server:
         return task
 
     async def _begin(self, connection: PacedConnection, speaks: str, accepted: socket.socket) -> None:
-        """Give a connection to its protocol."""
+        """Pass a connection to its protocol."""
         make, tls = cast("Callable[[], asyncio.BaseProtocol]", lambda: connection), None
         if connection.is_http:
             shared = {"config": self._config, "server_state": self._uvicorn.server_state}
@@ -203,7 +203,7 @@ class Server:
                 await asyncio.sleep(wait_s)
             patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
             await asyncio.get_running_loop().connect_accepted_socket(make, accepted, ssl=tls, **patience)
-        except OSError:  # a failed handshake concerns only the client
+        except OSError:  # the TLS handshake failed
             _drop(connection, accepted)
 
     def _stop_without_parent(self, sentinel: int) -> None:
@@ -211,7 +211,7 @@ class Server:
         self.stop()
 
     async def _look_after(self) -> None:
-        """Show that the event loop turns, and end connections whose clients are too slow."""
+        """Update the heartbeat, and check connections regularly."""
         for tick in itertools.count():
             self._service.metrics.set("heartbeats", time.monotonic())
             if tick % round(1 / _TICK_S) == 0:
@@ -219,12 +219,12 @@ class Server:
             await asyncio.sleep(_TICK_S)
 
     def stop(self) -> None:
-        """Stop when everything has been finished."""
+        """Stop after running utterances and files have finished."""
         LOGGER.info("stopping: running utterances and files are finished first")
         self._stopping.set()
 
     def reload(self) -> None:
-        """Read keys and certificate anew, for new connections; what cannot be read stays as it was."""
+        """Reload keys and certificate for new connections. After an error, the previous ones remain valid."""
         options = self._service.options
         try:
             self._service.keys.reload()
@@ -232,19 +232,19 @@ class Server:
                 check_tls(options)
                 self._config.ssl.load_cert_chain(options.tls_certificate, options.tls_key)
         except (OSError, ValueError) as error:
-            LOGGER.error("keys and certificate stay as they were: %s", error)
+            LOGGER.error("cannot reload keys and certificate: %s", error)
         else:
-            LOGGER.info("keys and certificate were read anew")
+            LOGGER.info("reloaded keys and certificate")
 
 
 def _drop(connection: PacedConnection, accepted: socket.socket) -> None:
-    """Close a connection that was not given to its protocol."""
+    """Close a connection that was not passed to its protocol."""
     connection.visit.leave()
     accepted.close()
 
 
 def have_others_room(metrics: Metrics, number: int) -> bool:
-    """Whether another worker than that of a number has clearly more room for streams, and answers."""
+    """Return whether a responsive worker has clearly more free slots than worker `number`."""
     columns = ("ready", "heartbeats", "capacity", "streams", "newcomers")
     now, workers = time.monotonic(), zip(*map(metrics.each, columns), strict=True)
     rooms = [

@@ -1,4 +1,4 @@
-"""State shared by all protocols of one process: the models, their scheduler, and admission."""
+"""State shared by all protocols of a process: models, scheduler and admission."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.transport import in_place
 
 _MOST_HELD = 16 << 20
-"""Bytes that clients without a place may send beyond what is buffered for each."""
+"""Bytes that all clients without a slot may send in total, in addition to their buffers."""
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
 """Seconds for the last results of interrupted streams."""
 
 
 class Service:
-    """A server without its sockets. `start` it in an event loop before use, `stop` it at the end.
+    """A server without sockets. Call `start` in an event loop before use, and `stop` at the end.
 
     Attributes:
-        models: all models by their names.
-        default: the first of them, for clients that choose none.
+        models: all models by name.
+        default: the first model, for clients that choose none.
         options: options of the server.
         metrics: metrics of the server.
-        incidents: counts and logs what goes wrong with clients.
-        keys: keys of clients.
+        incidents: counts and logs refusals and failures.
+        keys: the valid keys.
     """
 
     def __init__(self, recognizers: Mapping[str, Recognizer], options: ServerOptions, metrics: Metrics) -> None:
@@ -56,7 +56,7 @@ class Service:
         self._shares: dict[str, Admission] = {}
 
     async def start(self) -> None:
-        """Warm up, measure the capacity if none is given (for the slowest model), and take the memory for it."""
+        """Warm up, measure the capacity of the slowest model unless it is given, and allocate memory for it."""
         models, capacity = self.models.values(), self.options.capacity
         for model in models:
             await asyncio.to_thread(model.recognizer.warm_up)
@@ -74,27 +74,31 @@ class Service:
         self.metrics.set("ready", 1)
 
     def model(self, name: Any = None) -> ServedModel:
-        """The model that a client asks for; where there is only one, by any name, as many clients have one built in.
+        """Return the model that a client requests. If there is only one, any name selects it: many clients fix a name.
 
         Raises:
-            RequestError: there is none of this name.
+            RequestError: no model has this name.
         """
         if not name or len(self.models) == 1:
             return self.default
         if not isinstance(name, str) or name not in self.models:
             there_are = ", ".join(self.models)
-            raise RequestError(f"there is no model {name!r:.80}: there are {there_are}", "model", "model_not_found")
+            raise RequestError(f"unknown model {name!r:.80}: must be one of {there_are}", "model", "model_not_found")
         return self.models[name]
 
     def client_of(self, scope: Mapping[str, Any]) -> str:
-        """Whom a request is from, for shares: its key where there are several, else its address; "": not known."""
+        """Return the client of a request for shares: its key if there are several, else its address. "": unknown."""
         if (key := scope[KEY]) is not None and len(self.keys.by_name) > 1:
             return f"key {key.name}"
         host = str((scope.get("client") or ("",))[0])
         return host if (address := address_of(host)) is None else site_of(address)
 
     def share_of(self, key: Key | None) -> contextlib.AbstractContextManager[Take]:
-        """One of the streams and files that a key may have at once; UnavailableError: it has as many as it may."""
+        """Return a context that takes one of the streams and files of a key.
+
+        Raises:
+            UnavailableError: the key has reached its limit.
+        """
         if key is None or key.num_streams is None:
             return contextlib.nullcontext(lambda _: None)
         new = Admission(key.num_streams, self.metrics, self.incidents, "streams", key=key.name)
@@ -104,10 +108,11 @@ class Service:
 
     @contextlib.contextmanager
     def slot(self, protocol: str, key: Key | None = None) -> Iterator[Slot]:
-        """A slot for live streams, one at a time, as long as the connection of the current task lasts.
+        """Take a slot for the connection of the current task. It allows one live stream at a time.
 
         Raises:
-            UnavailableError: none is free, or the server stops and cannot wait for the task.
+            UnavailableError: no slot is free.
+            StoppingError: the server is stopping.
         """
         with self.share_of(key) as take_of_key, self.admission.slot() as take:
             self.metrics.count("connections", protocol)
@@ -126,7 +131,11 @@ class Service:
 
     @contextlib.contextmanager
     def room(self, num_bytes: int) -> Iterator[None]:
-        """Room for what a client sends before it has a place; UnavailableError: all of them together send too much."""
+        """Reserve memory for data that a client sends before it has a slot.
+
+        Raises:
+            UnavailableError: all such clients together send too much.
+        """
         if self._num_held + num_bytes > _MOST_HELD:
             self.incidents.refuse("full")
             raise UnavailableError("the server is full: too many clients send too much before audio")
@@ -137,7 +146,7 @@ class Service:
             self._num_held -= num_bytes
 
     async def drain(self) -> None:
-        """Refuse new clients, and wait until running utterances and files are finished, or time is up."""
+        """Refuse new clients, and wait until running utterances and files have finished or `drain_s` has passed."""
         self.is_ready = False
         self.metrics.set("ready", 0)
         self.admission.is_stopping = self.files.admission.is_stopping = True
@@ -155,7 +164,7 @@ class Service:
             await self._wait_until_idle(_AFTER_DRAIN_S)
 
     def stop(self) -> None:
-        """End the threads; unfinished streams get no more results."""
+        """Stop the threads. Unfinished streams get no more results."""
         self.is_ready = False
         self.scheduler.stop()
         self.files.stop()
@@ -171,12 +180,12 @@ class Service:
 
 
 class Slot:
-    """The right of one connection to use one stream at a time.
+    """Right of a connection to use one stream at a time.
 
     Attributes:
-        model: what its next stream is recognised with.
+        model: model of the next stream.
         stream: the latest stream.
-        is_drained: whether the connection was asked to end because the server stops.
+        is_drained: whether the connection must end because the server stops.
     """
 
     def __init__(self, service: Service, takes: Sequence[Take]) -> None:
@@ -191,7 +200,7 @@ class Slot:
 
     @property
     def fed_s(self) -> float:
-        """Seconds of audio fed to its streams."""
+        """Seconds of audio fed to all its streams."""
         return self._fed_before_s + (self.stream.duration if self.stream is not None else 0.0)
 
     async def open_stream(
@@ -202,16 +211,16 @@ class Slot:
         *,
         is_whole: bool = False,
     ) -> ServedStream:
-        """A stream for a source; the previous one is abandoned.
+        """Open a stream. The previous one is abandoned.
 
-        A source that `is_whole` is only of use up to its end: a server that stops waits for it, or ends it with an
-        error, but not after an utterance.
+        A stream that `is_whole` is useful only if all of its audio is recognised. A server that stops waits for its
+        end, or ends it with an error, but does not end it after an utterance.
 
         Raises:
-            AudioError: an invalid sample rate.
+            AudioError: the sample rate is invalid.
             StreamError: the bundle does not support `decoding`.
-            StoppingError: the server is about to stop.
-            UnavailableError: it costs more than a plain one, and there is no room for that.
+            StoppingError: the server is stopping.
+            UnavailableError: the stream costs more than a plain one, and too few slots are free.
         """
         service = self._service
         if service.admission.is_stopping:
@@ -222,7 +231,7 @@ class Slot:
         for take in self._takes:
             take(self.model.cost(options, hotwords))
         stream = recognizer.create_stream(options, hotwords=hotwords)
-        if self.stream is not None and not self.stream.is_over:  # what is over may have results to be read
+        if self.stream is not None and not self.stream.is_over:  # a stream that is over may have unread results
             self.stream.close()
         self._fed_before_s = self.fed_s
         self.stream = service.scheduler.open(recognizer, stream, sample_rate)
@@ -230,12 +239,12 @@ class Slot:
         return self.stream
 
     def abandon(self) -> None:
-        """Nobody wants results any more."""
+        """Abandon the current stream."""
         if self.stream is not None:
             self.stream.close()
 
     def drain(self) -> None:
-        """End after the current utterance or the whole source, immediately if there is none."""
+        """End after the current utterance, or after the stream if it is whole. Without a stream, end immediately."""
         self.is_drained = True
         if self.stream is not None and not self.stream.is_over:
             if not self._is_whole:
@@ -244,7 +253,7 @@ class Slot:
             self._task.cancel()
 
     def finish(self) -> None:
-        """End now: audio so far is recognised, but no more is awaited; a part of a whole source is an error."""
+        """End now. The audio so far is recognised, but a whole stream ends with an error."""
         if self.stream is not None and not self.stream.is_over and not self._is_whole:
             self.stream.finish()
         elif self._task is not None:

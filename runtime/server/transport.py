@@ -1,6 +1,6 @@
-"""Connections: each hands what its client sends to a protocol of uvicorn or asyncio, in turns that are paid for.
+"""Connections that pass data to a protocol of uvicorn or asyncio in short turns, and account for processor time.
 
-All that is done for a connection is charged to it: parsing, the steps of its tasks, and what it needs threads for.
+All work for a connection is charged to it: parsing, the steps of its tasks, and work in threads.
 """
 
 from __future__ import annotations
@@ -24,50 +24,51 @@ from u2moe.runtime.server.errors import IdleError, RequestError
 
 _Value = TypeVar("_Value")
 CONNECTION = "u2moe.connection"
-"""In the state of a request: its connection."""
+"""Name in a request's state: its connection."""
 LEAST_BYTES_PER_S = 500
 """Minimum rate of HTTP bodies, in either direction."""
 _FIRST_BYTES, _LEAST_BYTES, _MOST_BYTES = 4096, 256, 16 << 10
-"""That are read at once."""
+"""Bytes read at once: initially, at least and at most."""
 _TURN_S = 0.001
-"""Seconds that the work on them should take."""
+"""Seconds that processing them should take."""
 _READ_S, _BYTE_S = 20e-6, 0.5e-9
-"""Seconds that asyncio takes to read, and for each byte."""
+"""Seconds that asyncio takes per read and per byte."""
 _REQUEST_S = 20.0
-"""Seconds that a client has to send a request, without its body."""
+"""Seconds in which a client must send a request, without its body."""
 _UNREAD_S = 20.0
-"""Seconds in which a client has to read some of what it is sent."""
+"""Seconds in which a client must read some of its data."""
 _CLOSE_S = 10.0
-"""Seconds for which a connection that ends here is still read: else its client could lose what it was sent last."""
+"""Seconds for which a connection is still read after the server closes it. Otherwise the client could lose the last
+data."""
 _MOST_OPEN_S = 0.5
-"""Seconds of work without a message: a long one takes a hundredth, unless it comes as a million of fragments."""
+"""Maximum seconds of work on an incomplete message. A long message takes a hundredth, unless it has a million
+fragments."""
 _DEAF_BYTES = 64 << 10
-"""Bytes handed on after the end of a WebSocket: the client's own close may be among them."""
+"""Bytes passed on after the end of a WebSocket: they may contain the client's close frame."""
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
-"""What every client of HTTP/1.1 passes over; one that has gone answers by a reset."""
+"""Response that every HTTP/1.1 client ignores. If the client has disconnected, its system answers with a reset."""
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _buffer = memoryview(bytearray(_MOST_BYTES))
 _thread = ThreadPoolExecutor(1, "u2moe-clients")
-"""For all clients: several would keep Python's lock from the event loop for most of the time."""
+"""One thread for all clients: several threads would take Python's lock from the event loop most of the time."""
 _current: ContextVar[PacedConnection | None] = ContextVar("u2moe_connection", default=None)
 
 
 class PacedConnection(asyncio.BufferedProtocol):
-    """The transport's side of a connection: hands on what the client sends to an inner protocol, in turns.
+    """A connection that passes data from the client to an inner protocol in turns.
 
-    It reads no more at once than takes about a millisecond, and nothing while the client has to wait for what was done
-    for it, while the inner protocol wants nothing, or while the client does not read what it is sent. After its end it
-    reads what is still sent, and keeps nothing of it.
+    Each turn takes about a millisecond. Nothing is read while the client waits because of its debt, while the inner
+    protocol has paused reading, or while the client does not read. A closed connection discards incoming data.
 
     Args:
-        visit: what is done for it.
-        fail: counts an error that ends it.
-        is_http: whether it has to send requests.
+        visit: account of the connection's processor time.
+        fail: counts an error that ends the connection.
+        is_http: whether the client must send HTTP requests.
 
     Attributes:
-        inner: speaks with the client; that of HTTP may put that of a WebSocket in its place.
-        lost: called when the client has gone, by whose task it may not be noticed soon; None: nobody needs to know.
+        inner: protocol that serves the client. HTTP may replace it with a WebSocket.
+        lost: called when the client has disconnected, since its task may not notice soon. None: no call.
     """
 
     inner: asyncio.BaseProtocol
@@ -77,27 +78,27 @@ class PacedConnection(asyncio.BufferedProtocol):
         self.visit = visit
         self._fail = fail
         self._loop = asyncio.get_running_loop()
-        self._rest = b""  # what was read while nothing was wanted
+        self._rest = b""  # data that has been read but not passed on
         self._size, self._spent_s = _FIRST_BYTES, 0.0
         self._timer: asyncio.Handle | None = None
-        self._deadline = self._loop.time() + _REQUEST_S if is_http else math.inf  # of a request, or of the end
+        self._deadline = self._loop.time() + _REQUEST_S if is_http else math.inf  # for a request or for closing
         self.is_http = is_http
-        self._request: Scope | None = None  # of HTTP, until it is served
+        self._request: Scope | None = None  # current HTTP request
         self._is_held = self._has_ended = self.is_closing = False
-        self._is_whole = self._is_answered = self._is_served = False  # body taken; answer begun; application called
-        self._unread: tuple[float, int] | None = None  # since when the client has not read so many bytes
-        self._num_open, self._open_s = 0, 0.0  # bytes and work since the last message that was taken
-        self._num_left = sys.maxsize  # bytes that may still be handed on
+        self._is_whole = self._is_answered = self._is_served = False  # body read; response begun; application called
+        self._unread: tuple[float, int] | None = None  # time, and bytes that the client has not read since
+        self._num_open, self._open_s = 0, 0.0  # bytes and work since the last complete message
+        self._num_left = sys.maxsize  # bytes that may still be passed on
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin it."""
+        """Start the inner protocol."""
         self._transport = cast("asyncio.Transport", transport)
         self.visit.begin(self)
         self.inner.connection_made(cast("asyncio.Transport", _Wire(self, self._transport)))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End it."""
-        self._rest = b""  # of what comes later there is no more to hand on, and a lost transport of TLS reads no more
+        """Stop the inner protocol, and release the connection."""
+        self._rest = b""  # nothing more is passed on, and a lost TLS transport cannot resume reading
         if self._timer is not None:
             self._timer.cancel()
         self._detach(exc)
@@ -106,50 +107,50 @@ class PacedConnection(asyncio.BufferedProtocol):
         self.visit.leave(self._num_open)
 
     def _detach(self, error: Exception | None) -> None:
-        inner, self.inner = self.inner, asyncio.Protocol()  # else they would refer to each other
+        inner, self.inner = self.inner, asyncio.Protocol()  # breaks a reference cycle
         inner.connection_lost(error)
 
     def pause_writing(self) -> None:
-        """What was sent is not read: read nothing, either."""
+        """Stop reading from a client that does not read."""
         self._unread = self._loop.time(), self._transport.get_write_buffer_size()
         self.inner.pause_writing()
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Resume reading from a client that reads again."""
         self._unread = None
         self.inner.resume_writing()
         self.hold(self._is_held)
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - of asyncio
-        """Where to read to, and how much."""
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - interface of asyncio
+        """Return the buffer for reading, whose size limits the bytes read at once."""
         return _buffer[: self._size]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Hand on what was read."""
+        """Pass on the data that was read."""
         self._rest += _buffer[:nbytes]
         self._go_on()
 
     def eof_received(self) -> bool:
-        """The client sends no more; it may still read. Returns whether it stays open."""
+        """Handle the end of the client's data. Return whether the connection stays open for the response."""
         self._has_ended = True
         can_wait = not self.is_closing and self._transport.can_write_eof() and (self._rest or self._request is not None)
         return bool(can_wait or cast("asyncio.Protocol", self.inner).eof_received())
 
     def hold(self, is_held: bool) -> None:
-        """Hand nothing on, or what there is, too."""
+        """Stop or resume passing on data."""
         self._is_held = is_held
         if self._rest and self._timer is None and not is_held:
-            self._timer = self._loop.call_soon(self._go_on)  # not now: it may be the inner protocol that calls
+            self._timer = self._loop.call_soon(self._go_on)  # not now: the inner protocol may be the caller
 
     def _go_on(self) -> None:
-        """Hand on what there is, if that may be, or as soon as the client has waited for it."""
+        """Pass on data now, or when the client has waited long enough."""
         self._timer = None
         now = self._loop.time()
         if (self._is_held or self._unread is not None) and not self.is_closing:
             self._transport.pause_reading()
         elif wait_s := self.visit.wait_s(now):
             self._transport.pause_reading()
-            self.visit.charge(_TURN_S, now)  # others who wait come after it
+            self.visit.charge(_TURN_S, now)  # reserves the turn: others wait longer
             self._timer = self._loop.call_later(wait_s, self._take_turn, _TURN_S)
         else:
             self._take_turn(0.0)
@@ -174,22 +175,22 @@ class PacedConnection(asyncio.BufferedProtocol):
         self._spent_s += charged_s
         if not self._has_ended:
             self._transport.resume_reading()
-        elif not (self._transport.is_closing() or self.eof_received()):  # twice, it would be no transport of TLS more
+        elif not (self._transport.is_closing() or self.eof_received()):  # closing a TLS transport twice fails
             self._transport.close()
 
     def charge(self, seconds: float) -> None:
-        """Account for processor time that was taken for it."""
+        """Charge processor time to the connection."""
         self._spent_s += seconds
         self.visit.charge(seconds, self._loop.time())
 
     def close(self) -> None:
-        """Send no more; the client has some time to read it, and to close the connection."""
+        """Stop sending. The client has some time to read the rest and to close the connection."""
         if self.is_closing:
             return
         self.is_closing = True
         is_before_request = self._deadline < math.inf and self._request is None and self._num_left > _DEAF_BYTES
         if is_before_request and self._num_open:
-            self._fail(RequestError("this is no request"))
+            self._fail(RequestError("invalid HTTP request"))
         self._deadline = self._loop.time() + _CLOSE_S
         self._loop.call_soon(self._detach, None)
         can_wait = self._transport.can_write_eof() and not self._has_ended
@@ -197,7 +198,7 @@ class PacedConnection(asyncio.BufferedProtocol):
             self._transport.write_eof() if can_wait else self._transport.close()
 
     def replace(self, inner: asyncio.BaseProtocol) -> None:
-        """Become a WebSocket; one that was not even asked for properly ends here."""
+        """Switch to a WebSocket protocol. If its handshake was invalid, close the connection."""
         self.inner = inner
         self._is_served = False
         self._loop.call_soon(self._refuse_unless_served)
@@ -208,16 +209,16 @@ class PacedConnection(asyncio.BufferedProtocol):
             self.close()
 
     def check(self, now: float) -> None:
-        """End it if its client does too little; called once a second."""
+        """Close the connection if the client does too little. Called once a second."""
         if self._unread is not None and now - self._unread[0] > _UNREAD_S:
             size = self._transport.get_write_buffer_size()
             if self._unread[1] - size < LEAST_BYTES_PER_S * _UNREAD_S:
                 if not self.is_closing:
-                    self._fail(IdleError("the client reads nothing"))
+                    self._fail(IdleError("the client reads too little"))
                 self._transport.abort()
             self._unread = now, size
         has_left = self._has_ended and self._request is not None and not self._is_whole
-        if not (self._transport.is_closing() or self._transport.is_reading()):  # nobody else looks at it
+        if not (self._transport.is_closing() or self._transport.is_reading()):  # asyncio would not notice a reset
             tcp: socket.socket = self._transport.get_extra_info("socket")
             has_left = has_left or bool(tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
         if has_left or (now > self._deadline and self.is_closing):
@@ -228,7 +229,7 @@ class PacedConnection(asyncio.BufferedProtocol):
             self._transport.write(_PROBE if self._request["http_version"] == "1.1" else b"")
 
     def abort(self) -> None:
-        """End it at once."""
+        """Close the connection immediately."""
         self._transport.abort()
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -246,8 +247,8 @@ class PacedConnection(asyncio.BufferedProtocol):
             return message
 
         async def answer(message: Message) -> None:
-            if is_http and self.is_closing:  # uvicorn has answered what was no request
-                await asyncio.sleep(0)  # after which it knows that nothing more will be sent
+            if is_http and self.is_closing:  # uvicorn has already answered an invalid request
+                await asyncio.sleep(0)  # lets it notice that nothing more will be sent
                 return
             if message["type"] in _ANSWERS:
                 self._is_answered = True
@@ -265,13 +266,13 @@ class PacedConnection(asyncio.BufferedProtocol):
                 self.close()
 
     async def run(self, work: Awaitable[_Value]) -> _Value:
-        """Do something for it, and charge it."""
+        """Await work for this connection, and charge it."""
         _current.set(self)
         return await charged(work)
 
 
 class _Wire:
-    """The transport, as the inner protocol sees it."""
+    """Transport of the inner protocol. It controls the connection instead of the real transport."""
 
     def __init__(self, connection: PacedConnection, transport: asyncio.Transport) -> None:
         self._connection = connection
@@ -318,17 +319,17 @@ def _in_steps(work: Generator[Any, Any, _Value], connection: PacedConnection | N
         except GeneratorExit:
             work.close()
             raise
-        except BaseException as thrown:  # noqa: BLE001 - it is for the work
+        except BaseException as thrown:  # noqa: BLE001 - passed on to the work
             error = thrown
 
 
 async def charged(work: Awaitable[_Value]) -> _Value:
-    """Do some work, and charge the connection that it is for."""
+    """Await work, and charge the current connection."""
     return await _in_steps(work.__await__(), _current.get())
 
 
 async def in_thread(work: Callable[..., _Value], *given: Any) -> _Value:
-    """Do some work in a thread, and charge the connection that it is for."""
+    """Run work in a thread, and charge the current connection."""
     spent: list[float] = []
 
     def do() -> _Value:
@@ -346,14 +347,14 @@ async def in_thread(work: Callable[..., _Value], *given: Any) -> _Value:
 
 
 def earn(audio_s: float) -> None:
-    """The client that is served has sent seconds of audio."""
+    """Note that the current client has sent seconds of audio."""
     if (connection := _current.get()) is not None:
         connection.visit.earn(audio_s)
 
 
 @contextlib.contextmanager
 def in_place(lost: Callable[[], object]) -> Iterator[None]:
-    """While the connection that is served has a place for a stream or a file; `lost` is called if it ends meanwhile."""
+    """Mark the current connection as having a slot. `lost` is called if it ends meanwhile."""
     connection = _current.get()
     if connection is None:
         yield

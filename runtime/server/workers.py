@@ -1,4 +1,4 @@
-"""The processes of a server: what signals do to one, and several that accept connections from the same sockets."""
+"""Processes of a server: signal handling, and a team of workers that share the same sockets."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from u2moe.runtime.server.metrics import Metrics, shared_rows
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 
 _SAME_S = 0.5
-"""Seconds in which repeated signals count as one: timeout(1), for example, signals both the process and its group."""
+"""Seconds in which repeated signals count as one: timeout(1), for example, signals the process and its group."""
 _HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _early: list[bool] = []
-"""Of each SIGHUP before `handle_signals`."""
+"""One item for each SIGHUP before `handle_signals`."""
 _POLL_S = 0.1
 _RESTART_S, _LONGEST_RESTART_S = 1.0, 60.0
-"""Least seconds from the start of a worker to that of its successor, and those to which they double while none of
-them becomes ready."""
+"""Minimum seconds from the start of a worker to the start of its successor. They double up to the second value while
+no successor becomes ready."""
 SILENT_S = 20.0
 """Seconds without a turn of its event loop after which a worker is replaced."""
 
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """End the process with 0 on SIGTERM, until `handle_signals`; afterwards signals do what they did before.
+    """Exit with 0 on SIGTERM until `handle_signals` is called. At the end, restore the previous handlers.
 
-    By default the exit code would differ, and the first process of a container would ignore the signal. SIGHUP, which
-    would end it, too, waits for `handle_signals`.
+    By default the exit code would differ, and the first process of a container would ignore the signal. SIGHUP is
+    deferred until `handle_signals`; by default it would end the process.
     """
     before = {number: signal.getsignal(number) for number in _HANDLED}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -51,9 +51,9 @@ def ended_by_sigterm() -> Iterator[None]:
 def handle_signals(
     stop: Callable[[], object], reload: Callable[[], object], kill: Callable[[], object] = lambda: None
 ) -> None:
-    """From now on the first SIGTERM or SIGINT is to `stop`, a second one ends the process after `kill`.
+    """Call `stop` on the first SIGTERM or SIGINT. On a second one, call `kill` and exit.
 
-    SIGHUP is to `reload`, where it exists.
+    SIGHUP calls `reload` on systems that have it.
     """
     stop_time: float | None = None
 
@@ -77,13 +77,14 @@ def handle_signals(
 
 
 class Team:
-    """Worker processes, each of which is started again if it ends unexpectedly.
+    """Worker processes. A worker that exits unexpectedly is restarted.
 
-    The first stop signal is passed on to them, and they finish running streams; the second ends them.
+    On the first stop signal the workers finish running streams. A second one kills them.
 
     Args:
-        count: how many.
-        work: what each does, by its number, from 0, and shared memory for the metrics of all; must be importable.
+        count: number of workers.
+        work: function that runs in each process, called with the worker's number, from 0, and the shared memory for
+            metrics. It must be importable.
     """
 
     def __init__(self, count: int, work: Callable[[int, Any], None]) -> None:
@@ -93,14 +94,14 @@ class Team:
         self._is_stopping = self._was_ready = False
         self._processes: list[SpawnProcess] = []
         self._start_times, self._restarts_s = [0.0] * count, [_RESTART_S] * count
-        self._reloading: set[int] = set()  # workers that still have to be told
+        self._reloading: set[int] = set()  # workers that have not been signalled yet
         self._look_time = self._awake_time = time.monotonic()
 
     def run(self) -> int:
-        """Work until told to stop; returns the exit code.
+        """Run the workers until a signal stops them; return the exit code.
 
         Raises:
-            U2moeError: a worker ended before it was ready.
+            U2moeError: a worker exited before it was ready.
         """
         handle_signals(self._stop, self._reload, self._kill)
         self._processes += [self._start(number) for number in range(len(self._start_times))]
@@ -115,7 +116,7 @@ class Team:
         while any(process.is_alive() for process in self._processes):
             self._kill_silent_ones()
             time.sleep(_POLL_S)
-        # one that has hardly started handles no signal yet
+        # a worker that has just started does not handle signals yet
         codes = zip([process.exitcode for process in self._processes], were_ready, strict=True)
         return 0 if all(code == 0 or (code == -signal.SIGTERM and not was_ready) for code, was_ready in codes) else 1
 
@@ -127,7 +128,7 @@ class Team:
         return process
 
     def _kill_silent_ones(self) -> None:
-        """End workers whose event loop stands still; not for a time in which this process stood still as well."""
+        """Kill workers whose event loop is blocked. Time in which this process was also suspended does not count."""
         now = time.monotonic()
         if now - self._look_time > SILENT_S / 2:
             self._awake_time = now
@@ -135,7 +136,7 @@ class Team:
         for number, beat in enumerate(self._metrics.each("heartbeats")):
             process = self._processes[number]
             if beat and now - max(beat, self._awake_time) > SILENT_S and process.is_alive():
-                LOGGER.error("worker %d does not answer: it is ended", number)
+                LOGGER.error("worker %d does not respond: killing it", number)
                 process.kill()
                 process.join()
 
@@ -150,11 +151,11 @@ class Team:
                 continue
             if not self._was_ready:
                 self._kill()
-                raise U2moeError(f"worker {number} ended with code {process.exitcode} before it was ready")
+                raise U2moeError(f"worker {number} exited with code {process.exitcode} before it was ready")
             self._metrics.forget(number)
             if time.monotonic() - self._start_times[number] > self._restarts_s[number]:
                 self._restarts_s[number] = min(2 * self._restarts_s[number], _LONGEST_RESTART_S)
-                LOGGER.warning("worker %d ended with code %d: another is started", number, process.exitcode)
+                LOGGER.warning("worker %d exited with code %d: restarting it", number, process.exitcode)
                 self._processes[number] = self._start(number)
         if not self._was_ready and self._metrics.total("ready") == len(self._processes):
             self._was_ready = True

@@ -73,7 +73,7 @@ def test_messages_that_move_nothing_on(server):
             return client.websocket.close_code, client.websocket.close_reason
 
     num_idle = server.metric("failures", "idle")
-    reason = "less than 0.005 seconds of audio came within 0.5 seconds"
+    reason = "less than 0.005 seconds of audio received in 0.5 seconds"
     assert at_once(drip, DRIPS) == {
         name: (1000 if path == "/wenet" else 1008, reason) for name, (path, _, _) in DRIPS.items()
     }
@@ -150,7 +150,7 @@ def test_wyoming_events_that_move_nothing_on(server):
     for name, answer in at_once(drip, WYOMING).items():
         assert b'"error"' in answer
         lacking = b"1 event" if name == "bytes of data" else b"0.005 seconds of audio"
-        assert b"less than %b came within 0.5 seconds" % lacking in answer, name
+        assert b"less than %b received in 0.5 seconds" % lacking in answer, name
     server.wait_until_empty()
 
 
@@ -166,7 +166,7 @@ def test_an_upload_that_stops_or_drips(server, monkeypatch):
 
     for answer in at_once(drip, [b"", b"x"]).values():
         assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b"less than 250 bytes came within 0.5 seconds" in answer
+        assert b"less than 250 bytes received in 0.5 seconds" in answer
     server.wait_until_empty()
 
 

@@ -28,8 +28,8 @@ LIFE = (
     ("INFO", "listening at http"),
     ("INFO", "loaded"),
     ("INFO", "ready: 1 live streams at a time"),
-    ("WARNING", "all places are taken"),
-    ("WARNING", "broke its protocol"),
+    ("WARNING", "all slots are taken"),
+    ("WARNING", "violated the protocol"),
     ("WARNING", "sent or read too little"),
     ("INFO", "stopping"),
     ("INFO", "stopped"),
@@ -169,7 +169,7 @@ def test_what_clients_do_is_counted_each_time_and_logged_once_in_a_while(monkeyp
     incidents.fail(errors.IdleError("late"))
     assert (metrics.total("refusals", "full"), metrics.total("failures", "idle")) == (6, 1)
     full = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
-    refused = "refused a client: all places are taken"
+    refused = "refused a client: all slots are taken"
     since = "more since the last such line"
     assert full == [refused, f"{refused} (2 {since})", f"{refused} (1 {since})"]
     assert "read too little for too long" in caplog.text

@@ -64,7 +64,7 @@ def test_a_client_chooses_while_another_has_the_default(both, speech, expected, 
         assert "A B C D" in said(client, path)
     with both.connect(f"{path}?model=none") as client:
         told = " ".join(client.rest()) + client.websocket.close_reason
-        assert "there is no model 'none': there are english, tones" in told
+        assert "unknown model 'none': must be one of english, tones" in told
 
 
 def test_a_file_has_the_model_of_its_form(both, tones, tmp_path):
@@ -85,7 +85,7 @@ def test_wyoming_names_a_model_or_a_language(both, tones, asked):
     assert '"name": "english"' in answer
     assert '"name": "tones"' in answer
     assert ("A B C D" in answer) == (asked == {"name": "tones"})
-    assert ("there is no model" in answer) == (asked == {"name": "none"})
+    assert ("unknown model" in answer) == (asked == {"name": "none"})
 
 
 @pytest.fixture(scope="module")

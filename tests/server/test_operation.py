@@ -50,7 +50,7 @@ def test_uploads_and_files_are_cut_off_at_the_deadline(running, held, tmp_path, 
         held.release()
         server.join()
     assert answer.startswith(b"HTTP/1.1 503 ")
-    assert b"about to stop" in answer
+    assert b"the server is stopping" in answer
     assert recognising.result().status_code == 503
     assert not list((tmp_path / "uploads").iterdir())
     assert "cut off 0 streams and 2 files" in caplog.text
@@ -65,7 +65,7 @@ def test_the_process_ends_though_an_upload_goes_on(serving, tmp_path, signals, s
         with socket.create_connection(("127.0.0.1", port)) as plain:
             plain.sendall(HEAD + b"Content-Length: 9000000\r\n\r\n" + PART + bytes(2 << 20))
             process.send_signal(signal.SIGHUP)
-            assert "read anew" in process.stderr.readline()
+            assert "reloaded keys" in process.stderr.readline()
             deadline = time.monotonic() + PATIENCE_S
             while "\nu2moe_files 1.0\n" not in httpx.get(f"{process.urls[0]}/metrics", trust_env=False).text:
                 assert time.monotonic() < deadline
@@ -161,7 +161,7 @@ def test_a_file_of_keys(tmp_path):
     file.write_text("single\n", encoding="utf-8")
     assert read_keys(file) == (Key(name="default", secret="single"),)
     for text, complaint in (
-        ("", "holds no API key"),
+        ("", "contains no API key"),
         ("a b c d\n", "line 1 must be"),
         ("# first\na b\n\nc d many\n", "line 4 must be"),
         ("a b\nc b\n", "the same secret"),

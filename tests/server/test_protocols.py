@@ -25,7 +25,7 @@ def test_a_port_of_its_own(server, speech, expected, name):
 
 
 @pytest.mark.parametrize(("path", "messages", "complaint"), [
-    ("/stream", ["{"], "no JSON"),
+    ("/stream", ["{"], "invalid JSON"),
     ("/stream", [b"\0\0"], "binary"),
     ("/stream", ["[]"], "expected a JSON object, got list"),
     ("/stream", ['{"rate": 8000}'], "unknown option 'rate'"),
@@ -49,12 +49,12 @@ def test_a_port_of_its_own(server, speech, expected, name):
     ("/stream", ['{"endpoint": 3}'], "endpoint:"),
     ("/wenet", [b"\0\0"], "'start' before audio"),
     ("/wenet", ['{"signal": "begin"}'], "'begin'"),
-    ("/wenet", ["start"], "no JSON"),
+    ("/wenet", ["start"], "invalid JSON"),
     ("/wenet", ['{"signal": "start", "nbest": 0}'], "nbest"),
     ("/wenet", ['{"signal": "start", "continuous_decoding": 1}'], "continuous_decoding"),
     ("/wenet", ['{"signal": "start"}', '{"signal": "pause"}'], "'pause'"),
     ("/wenet", ['{"signal": "start"}', b"\0"], "multiple of 2"),
-    ("/vosk", ["{"], "no JSON"),
+    ("/vosk", ["{"], "invalid JSON"),
     ("/vosk", ["{}"], "expected audio or one of"),
     ("/vosk", ['{"config": 1}'], "config must be an object"),
     ("/vosk", ['{"config": {"sample_rate": "x"}}'], "sample_rate"),
@@ -72,7 +72,7 @@ def test_a_port_of_its_own(server, speech, expected, name):
     ("/sherpa", [b"\0\0\0"], "multiple of 4 bytes"),
     ("/sherpa", [np.full(100, np.inf, np.float32).tobytes()], "inf"),
     ("/stream", ["{}", b"\0"], "multiple of 2 bytes"),
-    ("/stream", ["{}", "hello"], "no JSON"),
+    ("/stream", ["{}", "hello"], "invalid JSON"),
     ("/stream", ["{}", '{"type": "stop"}'], "'stop'"),
     ("/stream", ['{"encoding": "pcm_f32le"}', np.full(1000, np.nan, np.float32).tobytes()], "NaN"),
 ])  # fmt: skip

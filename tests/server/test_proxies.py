@@ -149,7 +149,7 @@ def test_a_socket_that_a_killed_server_left(tmp_path):
     (tmp_path / "b.sock").write_text("a file of somebody", encoding="utf-8")
     with pytest.raises(OSError, match="Address already in use"):
         open_sockets(ServerOptions(host=f"unix:{tmp_path}/b.sock"))
-    with pytest.raises(ValueError, match="serves HTTP and WebSocket alone"):
+    with pytest.raises(ValueError, match="serves only HTTP and WebSocket"):
         ServerOptions(host="unix:x", protocol_ports={"vosk": 1})
     with pytest.raises(ValueError, match="an address, a network or"):
         ServerOptions(forwarded_allow_ips=("10.0.0.300",))

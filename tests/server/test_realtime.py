@@ -198,7 +198,7 @@ def test_settings_may_change_between_turns(client, speech, expected):
     assert "input_audio_buffer.speech_started" not in {event["type"] for event in rest}
     play_raw(client, samples[:100])
     client.tell(type="session.update", session={"audio": {"input": {"format": {"type": "audio/pcmu"}}}})
-    assert "the format can change while no audio is in the buffer" in client.receive()["error"]["message"]
+    assert "the format cannot change while audio is in the buffer" in client.receive()["error"]["message"]
     assert first[-1]["transcript"] == segments[0].text
     assert rest[-1]["transcript"].endswith(segments[-1].text)
 
@@ -249,12 +249,12 @@ def test_clear_forgets(connect, speech, expected):
 
 
 @pytest.mark.parametrize(("event", "complaint"), [
-    ("{", "no JSON"),
+    ("{", "invalid JSON"),
     (b"\0\0", "binary"),
     ({"type": "response.create"}, "unknown event type 'response.create'"),
     ({"type": "input_audio_buffer.commit"}, "nothing to commit"),
-    ({"type": "input_audio_buffer.append"}, "string of base64"),
-    ({"type": "input_audio_buffer.append", "audio": "%%"}, "no base64"),
+    ({"type": "input_audio_buffer.append"}, "must be a base64 string"),
+    ({"type": "input_audio_buffer.append", "audio": "%%"}, "not valid base64"),
     ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "multiple of 2"),
     ({"type": "session.update", "session": {"type": "realtime"}}, "'transcription'"),
     ({"type": "session.update"}, "session must be an object"),

@@ -107,7 +107,7 @@ def test_models(client, demo):
     models = client.models.list().data
     assert [model.id for model in models] == [demo.bundle.path.name]
     assert client.models.retrieve(models[0].id).object == "model"
-    with pytest.raises(openai.NotFoundError, match="no model"):
+    with pytest.raises(openai.NotFoundError, match="unknown model"):
         client.models.retrieve("gpt-4o")
 
 

@@ -277,7 +277,7 @@ def test_results_of_another_session_are_not_told(demo, options):
     one.deliver(Round(stream=other, number=1, **mine))
     other.deliver(Round(stream=other, number=2, **mine))  # the first was lost
     for session in (one, other):
-        with pytest.raises(RecognitionError, match="lost, or is that of another"):
+        with pytest.raises(RecognitionError, match="lost or belongs to another"):
             run(read(session))
     assert one.take_finals() == other.take_finals() == []
 

@@ -30,15 +30,15 @@ def test_hotwords_that_cannot_be_read_name_their_file(tmp_path, capsys):
     (["--port", "70000"], "at most 65535"),
     (["--protocol", "vosk=1", "--protocol", "vosk=2"], "found vosk twice, expected different names"),
     (["--model", "a=x", "--model", "a=y"], "name models as BUNDLE or with --model, not both"),
-    (["--tls-certificate", "no.pem", "--tls-key", "no.key"], "no.pem: no such file, expected one in PEM for TLS"),
+    (["--tls-certificate", "no.pem", "--tls-key", "no.key"], "no.pem: no such file; TLS needs a PEM file"),
     (["--protocol", "grpc=1"], "must be one of wenet, sherpa, sherpa-offline, vosk, wyoming"),
     (["--protocol", "vosk"], "NAME=PORT"),
     (["--workers", "0"], "workers must be at least 1"),
     (["--capacity", "0"], "capacity must be at least 1"),
     (["--max-duration", "nan"], "duration_s must be"),
     (["--tls-key", "x"], "both the certificate and its key"),
-    (["--host", "0.0.0.0", "--protocol", "wyoming=1", "--api-key", "KEYFILE"], "wyoming knows no API key"),
-    (["--api-key", "/dev/null"], "holds no API key"),
+    (["--host", "0.0.0.0", "--protocol", "wyoming=1", "--api-key", "KEYFILE"], "wyoming does not support API keys"),
+    (["--api-key", "/dev/null"], "contains no API key"),
     (["--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
 ])  # fmt: skip
 def test_options_are_checked_before_the_model_is_loaded(arguments, complaint, tmp_path, capsys):

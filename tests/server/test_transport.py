@@ -71,14 +71,14 @@ def test_what_is_odd_is_no_error_of_the_server(server, caplog, sent, status, tol
     assert answer.startswith(f"HTTP/1.1 {status} ")
     assert told in answer
     server.wait_until(lambda: server.server.connections.num_open <= num_open)
-    assert not [each for each in caplog.records if each.levelname == "ERROR" or "by an error" in each.getMessage()]
+    assert not [each for each in caplog.records if each.levelname == "ERROR" or "internal error" in each.getMessage()]
 
 
 def test_a_mistake_of_ours_is_logged(server, caplog, monkeypatch):
     monkeypatch.setattr(server.service.incidents, "_rate", log._Rate())
     monkeypatch.setattr(server.service.metrics, "text", lambda: 1 / 0)
     assert server.get("/metrics").status_code == 500
-    server.wait_until(lambda: any("a request was ended by an error" in each.getMessage() for each in caplog.records))
+    server.wait_until(lambda: any("internal error in a request" in each.getMessage() for each in caplog.records))
 
 
 class LostTransport(asyncio.Transport):
@@ -263,7 +263,7 @@ def test_a_stream_takes_as_many_places_as_it_costs(running, tmp_path):
             client.start(**dear)
             assert server.metric("streams") == 6
             with server.connect("/stream?api_key=key-of-alice") as another:
-                assert "the key alice has 5 streams" in another.receive()["message"]
+                assert "the key alice allows 5 streams" in another.receive()["message"]
 
 
 @pytest.mark.parametrize("kind", ["thread", "request"])
@@ -340,7 +340,7 @@ def test_sighup_during_the_start_is_not_the_end(tmp_path):
         while "listening" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGHUP)
-        while "read anew" not in process.stderr.readline():
+        while "reloaded keys" not in process.stderr.readline():
             assert process.poll() is None
         process.terminate()
         assert process.wait(PATIENCE_S) == 0

@@ -66,7 +66,7 @@ def test_a_file_that_crashes_its_decoder_is_an_error_for_it_alone(running, talk,
         assert error["param"] == "file"
         assert error["message"].startswith("crash.mp3: cannot be decoded: the decoder process died")
         assert server.metric("failures", "decoder") == 2
-    assert sum("crashed the process that decodes files" in record.getMessage() for record in caplog.records) == 1
+    assert sum("crashed the decoder process" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_libraries_print_nothing(server, capfd):

@@ -110,7 +110,7 @@ def test_one_that_stands_still_is_replaced(serving):
     with serving("--workers", "2", "--capacity", "2", before=before) as process:
         workers = workers_of(process)
         os.kill(workers[0], signal.SIGSTOP)
-        while "does not answer" not in process.stderr.readline():
+        while "does not respond" not in process.stderr.readline():
             assert process.poll() is None
         for _ in range(4):
             answer = httpx.get(f"{process.urls[0]}/healthz", trust_env=False, timeout=PATIENCE_S)
@@ -124,7 +124,7 @@ def test_one_that_stands_still_is_replaced(serving):
 def test_a_replaced_worker_that_still_starts_is_no_failure_at_the_end(serving):
     with serving("--workers", "2", "--capacity", "1") as process:
         os.kill(workers_of(process)[0], signal.SIGKILL)
-        while "another is started" not in process.stderr.readline():
+        while "restarting it" not in process.stderr.readline():
             assert process.poll() is None
         process.terminate()
         assert process.wait(PATIENCE_S) == 0

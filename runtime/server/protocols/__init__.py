@@ -1,1 +1,1 @@
-"""Protocols of clients: one file each, and the table of all."""
+"""Client protocols: one file each, and a table of all."""

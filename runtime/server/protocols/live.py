@@ -1,4 +1,4 @@
-"""Our own WebSocket protocol, `/stream`: options as JSON, audio as PCM, `{"type": "finish"}`; results as JSON."""
+"""u2moe's own WebSocket protocol, `/stream`: options as JSON, audio as PCM, then `{"type": "finish"}`."""
 
 from __future__ import annotations
 
@@ -28,27 +28,26 @@ from u2moe.runtime.server.served_stream import ServedStream
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _READ: dict[str, Callable[[bytes], npt.NDArray[Any]]] = {"pcm_s16le": int16_samples, "pcm_f32le": float32_samples}
 _LONGEST_CHUNK_S = 5.0
-"""Seconds of the longest chunk, unless the server's is longer: others wait while it is encoded, in much memory."""
+"""Maximum seconds in a chunk, unless the server's chunks are longer. Others wait while a chunk is encoded."""
 _LONGEST_SEGMENT_S = 60.0
-"""Longest segment in seconds: its memory and the time of its second pass grow with the length."""
+"""Maximum seconds in a segment. Its memory and the time of its second pass grow with its length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamRequest:
-    """The first message.
+    """Options in the first message.
 
     Attributes:
         sample_rate: sample rate of the audio in Hz.
         encoding: encoding of the samples, which are little-endian.
-        model: one of the server's. None: its first.
-        chunk_size: encoder frames per chunk, no fewer than the server's, and no more than make 5 seconds. None: the
-            server's.
-        endpoint: rules by which segments end, as in `EndpointConfig`; silences below 0.5 s are also found within words.
+        model: name of a model. None: the server's first.
+        chunk_size: encoder frames per chunk; at least the server's, and at most 5 seconds. None: the server's.
+        endpoint: rules that end segments, as in `EndpointConfig`; silences below 0.5 s also occur within words.
             None: the server's.
         partials: whether to send partial results.
-        words: whether final results have words.
+        words: whether final results include words.
         nbest: maximum number of alternatives in a final result.
-        decoding: those of `REQUEST_OPTIONS`.
+        decoding: values of `REQUEST_OPTIONS`.
     """
 
     sample_rate: float = option("number", 16_000.0)
@@ -67,20 +66,24 @@ class StreamRequest:
     @classmethod
     @refusing()
     def parse(cls, message: str | bytes) -> StreamRequest:
-        """Parse the request in a message; RequestError: it is invalid; names the field."""
+        """Parse the request in a message.
+
+        Raises:
+            RequestError: the request is invalid. The error names the field.
+        """
         values = parse_object(message)
         if unknown := values.keys() - OPTIONS.keys():
-            raise RequestError(f"unknown option {min(unknown)!r}: there are {', '.join(OPTIONS)}", min(unknown))
+            raise RequestError(f"unknown option {min(unknown)!r}: must be one of {', '.join(OPTIONS)}", min(unknown))
         decoding = {name: values.pop(name) for name in REQUEST_OPTIONS if name in values}
         if values.get("endpoint") is not None:
             values["endpoint"] = _parse_endpoint(values["endpoint"])
         return cls(**values, decoding=decoding)
 
     def options(self, default: DecodingOptions, frame_s: float) -> DecodingOptions:
-        """How to decode, with encoder frames of `frame_s` seconds.
+        """Return the decoding options. `frame_s` is the duration of an encoder frame in seconds.
 
         Raises:
-            RequestError: a smaller chunk size than the server's capacity allows, or too large a one.
+            RequestError: the chunk size is smaller than the server's or too large.
         """
         chunk_size = self.chunk_size or default.chunk_size
         if chunk_size is not None:
@@ -92,11 +95,11 @@ class StreamRequest:
 
 
 OPTIONS = {**options_of(StreamRequest), **REQUEST_OPTIONS}
-"""All options of a request, by name."""
+"""Options of a request by name."""
 
 
 async def run(connection: Connection) -> None:
-    """One source: its results until it is finished, then "done"."""
+    """Serve one stream: send its results, then "done"."""
     request = StreamRequest.parse(await connection.receive())
     if request.model is not None:
         connection.slot.model = connection.service.model(request.model)
@@ -139,7 +142,7 @@ def _parse_endpoint(value: Any) -> EndpointConfig:
     except (AttributeError, TypeError, ValueError) as error:
         raise RequestError(f"endpoint: {error}", "endpoint") from error
     if config.rule3 is None or config.rule3.min_utterance_length > _LONGEST_SEGMENT_S:
-        raise RequestError(f"rule3 must end segments after {_LONGEST_SEGMENT_S:g} seconds at most", "endpoint")
+        raise RequestError(f"rule3 must end segments after at most {_LONGEST_SEGMENT_S:g} seconds", "endpoint")
     return config
 
 

@@ -1,7 +1,7 @@
-"""OpenAI's realtime transcription over WebSocket: JSON events with audio in base64, on `/v1/realtime`.
+"""OpenAI's realtime transcription over WebSocket, `/v1/realtime`: JSON events with audio in base64.
 
-Deltas cannot retract words, so they have those that are committed. What the second pass revises of them, only the whole
-transcript says, with which an item is completed.
+Deltas cannot retract words, so they contain only committed words. If the second pass revises some of them, only the
+transcript in the `completed` event is right.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from u2moe.runtime.validation import checked_choice, checked_number, checked_obj
 
 _SAMPLE_RATE = 24_000
 _FORMATS = {"audio/pcm": "", "audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
-"""Audio formats and soundfile's names of their encodings; G.711 has 8 kHz."""
+"""Audio formats and soundfile's names of their encodings. G.711 has a sample rate of 8 kHz."""
 _OLDER_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 _TELEPHONE_RATE = 8000
 _LEAST_SILENCE_MS = 500
-"""Shorter ones are also found within words."""
+"""Minimum silence that ends an item. Shorter ones also occur within words."""
 _EMPTY = "input_audio_buffer_commit_empty"
 _FATAL = (IdleError, TooLargeError, UnavailableError)
 _DETECTIONS = ("server_vad", "semantic_vad")
@@ -51,11 +51,11 @@ _DETECTIONS = ("server_vad", "semantic_vad")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """Settings of the client, as the protocol names them; they can change between two items."""
+    """Settings of the client, with the protocol's names. They can change between two items."""
 
-    format: Mapping[str, Any]  # type and, of PCM, rate
+    format: Mapping[str, Any]  # type and, for PCM, rate
     noise_reduction: None = None
-    transcription: Mapping[str, Any]  # the model and what is asked of it, as in `ServedModel.decoding`
+    transcription: Mapping[str, Any]  # model and its options, as in `ServedModel.decoding`
     turn_detection: Mapping[str, Any] | None  # the silence that ends an item; None: the client commits items
 
     @property
@@ -64,7 +64,7 @@ class _Settings:
         return float(self.format.get("rate", _TELEPHONE_RATE))
 
     def samples(self, data: bytes) -> npt.NDArray[np.int16]:
-        """The samples in a piece of audio."""
+        """Return the samples in a piece of audio."""
         subtype = _FORMATS[self.format["type"]]
         if not subtype:
             return int16_samples(data)
@@ -77,32 +77,32 @@ class _Settings:
 
 @dataclasses.dataclass(kw_only=True)
 class _Source:
-    """Audio between two commits, or from the first on."""
+    """Audio up to the next commit of the client."""
 
     session: ServedStream
-    settings: _Settings  # that it was opened with
+    settings: _Settings  # settings when it was opened
     begin_s: float  # seconds of audio before it
-    num_items: int = 0  # that are completed
-    num_before_commit: int | None = None  # completed when the client committed it; None: it did not
+    num_items: int = 0  # completed items
+    num_before_commit: int | None = None  # items completed when the client committed it; None: not committed
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Item:
-    """An item of the conversation, while it is spoken."""
+    """An item of the conversation that is not completed yet."""
 
     id: str = dataclasses.field(default_factory=lambda: _new_id("item"))
-    sent: str = ""  # the text of its deltas
+    sent: str = ""  # text of its deltas
 
 
 async def run(connection: Connection) -> None:
-    """Items of speech, each with its transcript, until the client closes the connection."""
+    """Serve items of speech, each with its transcript, until the client closes the connection."""
     conversation = _Conversation(connection)
     await conversation.send("session.created", session=conversation.description())
     await converse(conversation.read(), conversation.write())
 
 
 class _Conversation:
-    """The state of one connection: its settings and the current item."""
+    """State of a connection: its settings and the current item."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -123,12 +123,12 @@ class _Conversation:
         await self._connection.send({"type": kind, "event_id": _new_id("event"), **values})
 
     def description(self) -> dict[str, Any]:
-        """The description of the session for the client."""
+        """Return the description of the session for the client."""
         kind = {"object": "realtime.transcription_session", "type": "transcription"}
         return {"id": self._id, **kind, "audio": {"input": dataclasses.asdict(self._settings)}}
 
     async def read(self) -> None:
-        """Handle the client's events; invalid ones are answered with an error, and the connection continues."""
+        """Handle the client's events. Invalid ones are answered with an error, and the connection continues."""
         while True:
             message = await self._connection.receive()
             event: dict[str, Any] = {}
@@ -159,11 +159,11 @@ class _Conversation:
 
     async def _append(self, audio: Any) -> None:
         if not isinstance(audio, str):
-            raise RequestError("audio must be a string of base64", "audio")
+            raise RequestError("audio must be a base64 string", "audio")
         try:
             data = base64.b64decode(audio, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise RequestError(f"audio is no base64: {error}", "audio") from error
+            raise RequestError(f"audio is not valid base64: {error}", "audio") from error
         if (source := self._source) is not None and source.settings != self._settings:
             is_within_turn = source.settings.turn_detection is None or source.session.partial_text
             if not is_within_turn:
@@ -185,7 +185,7 @@ class _Conversation:
         return self._source
 
     async def _end(self, source: _Source) -> None:
-        """End a source whose audio is whole; all of it is recognised before the next is opened."""
+        """End a source. All of its audio is recognised before the next one is opened."""
         self._source = None
         source.session.finish()
         await source.session.settle()
@@ -198,10 +198,10 @@ class _Conversation:
         await self._end(source)
 
     async def _update(self, session: Any) -> None:
-        """Change the settings: of the next item, or of the present one where it has not begun."""
+        """Change the settings of the next item, or of the current one if it has not begun."""
         settings = _read_settings(session, self._settings)
         if self._source is not None and settings.format != self._settings.format:
-            raise RequestError("the format can change while no audio is in the buffer: commit or clear it first")
+            raise RequestError("the format cannot change while audio is in the buffer: commit or clear it first")
         asked = settings.transcription
         model = self._connection.service.model(asked["model"])
         model.check_language(asked.get("language"))
@@ -211,7 +211,7 @@ class _Conversation:
         self._connection.slot.model = model
 
     async def write(self) -> None:
-        """Send the results of each source, until one ends because the server stops."""
+        """Send the results of each source until the server stops."""
         while True:
             source = await self._sources.get()
             if source.settings.turn_detection is not None:
@@ -239,7 +239,7 @@ class _Conversation:
                 item = None
             else:
                 await self._append_to(item, result.committed)
-        if source.num_before_commit == source.num_items:  # the client waits for an answer, but there were no words
+        if source.num_before_commit == source.num_items:  # a commit without words still needs an answer
             await self._complete(_Item(), "", 0.0)
 
     async def _write_item(self, session: ServedStream) -> None:
@@ -253,7 +253,7 @@ class _Conversation:
             await self._complete(item, join_texts([text for text in texts if text]), session.duration)
 
     async def _append_to(self, item: _Item, text: str) -> None:
-        """Send what a text has beyond the deltas of an item, unless these are not its beginning any more."""
+        """Send the new part of a text as a delta, if the text still begins with the earlier deltas of the item."""
         delta = text.removeprefix(item.sent)
         if delta and text.startswith(item.sent):
             kind = "conversation.item.input_audio_transcription.delta"
@@ -275,7 +275,7 @@ class _Conversation:
 
 @refusing()
 def _read_settings(value: Any, before: _Settings) -> _Settings:
-    """Read the settings of a session, in the present form or the older one."""
+    """Read the settings of a session, in the current or the older form."""
     session = checked_object("session", value)
     if session.get("type", "transcription") != "transcription":
         raise RequestError(f"the type of a session must be 'transcription', got {session['type']!r}", "session.type")
@@ -298,7 +298,7 @@ def _read_settings(value: Any, before: _Settings) -> _Settings:
 
 
 def _read_format(value: Any) -> dict[str, Any]:
-    """Read a format, in the present form or the older one."""
+    """Read a format, in the current or the older form."""
     if isinstance(value, str):
         checked_choice("format", value, _OLDER_FORMATS)
         value = {"type": _OLDER_FORMATS[value]}
@@ -311,7 +311,7 @@ def _read_format(value: Any) -> dict[str, Any]:
 
 
 def _read_detection(value: Any) -> dict[str, Any] | None:
-    """Read how turns are detected, if they are, with the silence that ends one, if the client says so."""
+    """Read how turns are detected. None: not at all."""
     if value is None:
         return None
     detection = checked_object("turn_detection", value)

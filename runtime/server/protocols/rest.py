@@ -50,29 +50,29 @@ RESPONSE_FORMATS = {
     "verbose_json": "application/json",
     **{name: each.media_type for name, each in FORMATS.items() if name not in ("txt", "json")},
 }
-"""Media types of the formats of an answer: OpenAI's own, and ours."""
+"""Media types of response formats: OpenAI's and u2moe's."""
 _GRANULARITY, _GRANULARITIES = "timestamp_granularities", ("segment", "word")
 _LEAST_CONFIDENCE = 1e-6
 _SILENCE_S = 15.0
-"""Seconds without an answer after which something is sent: proxies wait for 30 or 60."""
+"""Seconds without data after which a blank or an event is sent: proxies time out after 30 or 60 seconds."""
 _PROGRESS_S = 1.0
 _BLANK = " "
 _MAX_FIELD_BYTES = 64 << 10
 _MAX_FIELDS = 50
 _BYTES_PER_AUDIO_S = 1e6
-"""Of an upload, that earn as much as a second of audio."""
+"""Bytes of an upload that earn as much processor time as a second of audio."""
 
 
 def routes(service: Service) -> list[Route]:
-    """The routes below `/v1`."""
-    told = "this model writes what is said in its own language: it does not translate; use /v1/audio/transcriptions"
+    """Return the routes below `/v1`."""
+    told = "this server does not translate; use /v1/audio/transcriptions"
     unsupported = error_response(RequestError(told, code="unsupported"), 404)
     models = JSONResponse({"object": "list", "data": [_describe(model) for model in service.models.values()]})
 
     async def model(request: Request) -> Response:
         found = service.models.get(name := request.path_params["model"])
         if found is None:
-            return error_response(RequestError(f"there is no model {name!r:.80}", "model", "model_not_found"), 404)
+            return error_response(RequestError(f"unknown model {name!r:.80}", "model", "model_not_found"), 404)
         return JSONResponse(_describe(found))
 
     return [
@@ -111,21 +111,21 @@ async def _transcribe(service: Service, request: Request) -> Response:
 
 
 async def _receive_form(request: Request, limits: Limits, task: FileTask) -> FormData:
-    """The form in a request, with a file named "file", which is put on disk; limited in time and size.
+    """Receive the form in a request, and store its file named "file" on disk.
 
     Raises:
-        RequestError: not a form, damaged, or without a file.
-        TooLargeError: too many bytes; raised before reading if their number is declared.
-        IdleError: too few bytes arrived for too long.
+        RequestError: the body is not a form, is damaged, or has no file.
+        TooLargeError: there are too many bytes; raised before reading if their number is declared.
+        IdleError: the client sent too few bytes before the timeout.
         ClientGoneError: the client has disconnected.
-        StorageError: it cannot be stored.
+        StorageError: the file cannot be stored.
     """
     size = 0
     patience = Patience(limits.idle_s, LEAST_BYTES_PER_S * limits.idle_s, "bytes", lambda: size)
 
     def check(size: int) -> None:
         if size > limits.upload_bytes:
-            raise TooLargeError(f"an upload may have {limits.upload_bytes} bytes", "file")
+            raise TooLargeError(f"an upload may have at most {limits.upload_bytes} bytes", "file")
 
     async def receive() -> Message:
         nonlocal size
@@ -142,7 +142,7 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> For
     _, settings = parse_options_header(request.headers.get("content-type"))
     if request.headers.get("content-encoding", "identity") != "identity":
         raise RequestError("a form must not be compressed (Content-Encoding)")
-    if settings.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # some are decoded in quadratic time
+    if settings.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # some take quadratic time to decode
         raise RequestError("a form must be UTF-8")
     try:
         form = await Request(request.scope, receive).form(
@@ -162,17 +162,17 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> For
 
 
 def _values(form: FormData, name: str) -> list[str]:
-    """All values of a field, in order."""
+    """Return all values of a field, in order."""
     return [value for value in form.getlist(name) if isinstance(value, str)]
 
 
 def _value(form: FormData, name: str) -> str:
-    """The last value of a field, or ""."""
+    """Return the last value of a field, or ""."""
     return (_values(form, name) or [""])[-1]
 
 
 async def _begin(form: FormData, task: FileTask, service: Service) -> _Wanted:
-    """Begin to recognise the file in a form; returns what is wanted of it."""
+    """Start recognising the file in a form; return the request."""
     upload = cast("UploadFile", form["file"])
     try:
         model = service.model(_value(form, "model"))
@@ -190,7 +190,7 @@ async def _begin(form: FormData, task: FileTask, service: Service) -> _Wanted:
 
 
 class _Streamed(StreamingResponse):
-    """An answer that comes in parts; at its end, or when the client has gone, `stack` is closed."""
+    """Response in parts. `stack` is closed at its end, or when the client disconnects."""
 
     def __init__(self, first: str, rest: AsyncIterator[str], media_type: str, stack: contextlib.AsyncExitStack) -> None:
         async def parts() -> AsyncIterator[str]:
@@ -207,17 +207,17 @@ class _Streamed(StreamingResponse):
 
 
 async def _read(request: Request) -> None:
-    """Wait until the client disconnects, when it raises ClientGoneError."""
+    """Wait until the client disconnects, then raise ClientGoneError."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     raise ClientGoneError
 
 
 async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
-    """The whole transcript.
+    """Yield the whole transcript.
 
-    Proxies end connections on which nothing is sent. So where the form allows blanks, some come before a late answer.
-    What fails after that is cut off, since the status was sent.
+    Proxies close idle connections, so a late response begins with blanks if its format allows them. After an error
+    the response is then truncated, since the status has been sent.
     """
     segments: list[Result] = []
     async for segment in task.segments(_SILENCE_S, _SILENCE_S):
@@ -229,9 +229,9 @@ async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
 
 
 async def _events(service: Service, wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
-    """Server-sent events: each segment as it is found, then the whole text; between them, how far recognition is.
+    """Yield server-sent events: each segment as it is found, progress in between, and finally the whole text.
 
-    The first comes so late that unreadable audio gets an error response; an error after that is an event.
+    Errors before the first event, such as unreadable audio, get an error response. Later errors are events.
     """
     texts: list[str] = []
     has_begun = False
@@ -254,7 +254,7 @@ async def _events(service: Service, wanted: _Wanted, task: FileTask) -> AsyncIte
 
 
 def _told(error: Exception) -> Exception:
-    """An error as the client is told of it: one about audio is about its field "file"."""
+    """Return an error for the client. Errors about audio name the field "file"."""
     return RequestError(str(error), "file") if isinstance(error, AudioError) else error
 
 
@@ -275,13 +275,13 @@ class _Wanted:
 
     Attributes:
         name: the client's name for the file.
-        is_stream: whether the answer comes as events.
-        is_json: whether blanks may come before the answer.
-        media_type: of the answer.
-        options: those of `ServedModel.decoding`.
+        is_stream: whether the response is a stream of events.
+        is_json: whether the response is JSON, so that blanks may precede it.
+        media_type: media type of the response.
+        options: options for `ServedModel.decoding`.
 
     Raises:
-        RequestError: an unsupported value.
+        RequestError: a value is not supported.
     """
 
     def __init__(self, form: FormData, name: str, model: ServedModel) -> None:
@@ -301,12 +301,12 @@ class _Wanted:
         self.options = {name: _option(name, text) for name in REQUEST_OPTIONS if (text := _value(form, name))}
 
     def delta(self, segment: Result, text: str) -> dict[str, Any]:
-        """The event of a segment, with all of it if verbose JSON is wanted."""
+        """Return the event of a segment, with the whole segment if verbose JSON is requested."""
         event = {"type": "transcript.text.delta", "delta": text}
         return {**event, "segment": dataclasses.asdict(segment)} if self._format == "verbose_json" else event
 
     def answer(self, transcript: Transcript) -> str:
-        """The transcript in the requested format."""
+        """Return the transcript in the requested format."""
         if self._format == "text":
             return transcript.text + "\n"
         if not self.is_json:
@@ -326,7 +326,7 @@ class _Wanted:
 
 
 def _option(name: str, text: str) -> Any:
-    """The value of an option, which is JSON in a form, too; True is what Python's clients make of true."""
+    """Return the value of an option, given as JSON. Flags may be capitalised: Python clients send True."""
     wrapped = f'{{"value": {text.lower() if REQUEST_OPTIONS[name].kind == "flag" else text}}}'
     try:
         return read_object(wrapped)["value"]
@@ -335,7 +335,7 @@ def _option(name: str, text: str) -> Any:
 
 
 def _segment(number: int, segment: Result) -> dict[str, Any]:
-    """A segment in whisper's form; fields specific to whisper are constant."""
+    """Return a segment in Whisper's form. Fields specific to Whisper are constant."""
     return {
         "id": number,
         "seek": 0,

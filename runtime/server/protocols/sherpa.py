@@ -1,4 +1,4 @@
-"""The protocol of sherpa-onnx's streaming WebSocket server: float32 at 16 kHz, then "Done", answered by "Done!"."""
+"""Protocol of sherpa-onnx's streaming WebSocket server: float32 at 16 kHz, then "Done", answered with "Done!"."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SAMPLE_RATE = 16_000
 
 
 async def run(connection: Connection) -> None:
-    """Serve sources, each until "Done"; results of a segment replace each other until one is final.
+    """Serve streams, each until "Done". Results of a segment replace each other until one is final.
 
-    As with sherpa-onnx's server, audio after "Done!" begins another source, and it is the client that closes.
+    As with sherpa-onnx's server, audio after "Done!" begins another stream, and the client closes the connection.
     """
     while not connection.slot.is_drained:
         stream = await connection.slot.open_stream(_SAMPLE_RATE)
@@ -26,13 +26,13 @@ async def run(connection: Connection) -> None:
         except IdleError:
             if stream.duration or not connection.slot.fed_s:
                 raise
-            return  # there was no other source
+            return  # no other stream followed
         await connection.send("Done!")
 
 
 async def _read(connection: Connection, stream: ServedStream) -> None:
     while await connection.feed(stream, float32_samples) != "Done":
-        pass  # as sherpa-onnx's server, which ignores other texts
+        pass  # sherpa-onnx's server also ignores other texts
     stream.finish()
 
 
@@ -42,7 +42,7 @@ async def _write(connection: Connection, stream: ServedStream) -> None:
     async for result in stream:
         has_answered = True
         await connection.send(_answer(result, vocabulary, is_eof=stream.is_exhausted))
-    if not has_answered:  # its clients take the last message before "Done!" for the result, so there must be one
+    if not has_answered:  # clients use the last message before "Done!" as the result, so there must be one
         await connection.send(_answer(Result(text="", is_final=True, segment=0), vocabulary, is_eof=True))
 
 
@@ -56,7 +56,7 @@ def _answer(result: Result, vocabulary: Vocabulary, *, is_eof: bool) -> dict[str
         "context_scores": [],
         "segment": result.segment,
         "words": [],
-        "start_time": 0.0,  # what the timestamps count from
+        "start_time": 0.0,  # origin of the timestamps
         "is_final": result.is_final,
         "is_eof": is_eof,
     }

@@ -1,6 +1,7 @@
-"""The protocol of sherpa-onnx's non-streaming WebSocket server: whole recordings, one answer to each, then "Done".
+"""Protocol of sherpa-onnx's non-streaming WebSocket server: whole recordings, one answer to each, then "Done".
 
-A recording is its sample rate and its number of bytes, both int32, then float32; in messages cut anywhere.
+A recording consists of its sample rate and its number of bytes, both int32, then float32 samples. It may be split
+anywhere into messages.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ async def run(connection: Connection) -> None:
 
 
 async def _read(connection: Connection, stream: ServedStream, data: bytes, num_missing: int) -> None:
-    """Feed a recording, of which `data` is the beginning."""
+    """Feed a recording that begins with `data`."""
     while True:
         num_missing -= len(data)
         if num_missing < 0:

@@ -1,4 +1,4 @@
-"""All protocols: paths, ports, options and metrics follow from this table."""
+"""Table of all protocols, from which paths, ports, options and metrics are derived."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ PROTOCOLS = {
     module.PROTOCOL.name: module.PROTOCOL
     for module in (live, rest, realtime, wenet, sherpa, sherpa_offline, vosk, wyoming)
 }
-"""By name."""
+"""Protocols by name."""

@@ -1,4 +1,4 @@
-"""The protocol of vosk-server: a configuration, int16, `{"eof": 1}`; one answer to each message but the first."""
+"""Protocol of vosk-server: a configuration, int16 audio, then `{"eof": 1}`. All but the first message are answered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number, checked_object
 
 _PART_S = 2.0
-"""Seconds of a message after which its final results are taken."""
+"""Seconds of audio in a message after which final results are taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class _Config:
 
 
 async def run(connection: Connection) -> None:
-    """Serve audio until "eof"; after "reset" a new source begins.
+    """Serve audio until "eof". After "reset" a new stream begins.
 
-    The sample rate and the phrases of a configuration apply to the next source, the rest of it immediately.
+    The sample rate and the phrases of a configuration apply to the next stream, the other settings immediately.
     """
     config, restricted = _Config(), None
     stream = None
@@ -67,7 +67,7 @@ async def run(connection: Connection) -> None:
 
 
 async def _feed(stream: ServedStream, samples: npt.NDArray[np.int16]) -> list[Result]:
-    """Feed the audio of a message, in parts; returns the final results so far, which nobody else takes meanwhile."""
+    """Feed the audio of a message in parts; return the final results so far."""
     size = max(round(_PART_S * stream.sample_rate), 1)
     finals: list[Result] = []
     for start in range(0, len(samples), size):
@@ -78,7 +78,7 @@ async def _feed(stream: ServedStream, samples: npt.NDArray[np.int16]) -> list[Re
 
 @refusing()
 def _read_config(value: Any, before: _Config) -> _Config:
-    """Read a configuration; values that it omits keep their value. Numbers may be text, as in vosk."""
+    """Read a configuration. Omitted settings keep their values. Numbers may be text, as in vosk."""
     given = checked_object("config", value)
     phrases = given.get("phrase_list", before.phrases) or []
     if not isinstance(phrases, list | tuple) or not all(isinstance(phrase, str) for phrase in phrases):

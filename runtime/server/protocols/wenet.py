@@ -1,4 +1,4 @@
-"""WeNet's WebSocket protocol: `{"signal": "start"}`, int16 at 16 kHz, `{"signal": "end"}`."""
+"""WeNet's WebSocket protocol: `{"signal": "start"}`, int16 audio at 16 kHz, then `{"signal": "end"}`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_NBEST = 100
 _UNIT_MS = 100
 """`time_stamp_gap_` of WeNet's decoder."""
 _LATE_AUDIO_S = 0.1
-"""After "end", one more buffer of audio may arrive, as from WeNet's web page."""
+"""Seconds after "end" in which audio is still accepted: WeNet's web page sends one more buffer."""
 
 
 async def run(connection: Connection) -> None:
@@ -65,12 +65,12 @@ async def _write(connection: Connection, stream: ServedStream, nbest: int, *, is
         await _send(connection, result, nbest)
         if result.is_final and not is_continuous:
             return
-    if not has_final:  # without speech, an empty result is still expected
+    if not has_final:  # clients expect an empty result for audio without speech
         await _send(connection, Result(text="", is_final=True), nbest)
 
 
 async def _send(connection: Connection, result: Result, nbest: int) -> None:
-    """Send a result; `nbest` is a JSON string, as from WeNet's server."""
+    """Send a result. `nbest` is a JSON string, as in WeNet's server."""
     sentences: list[dict[str, Any]] = [{"sentence": each.text} for each in result.nbest[:nbest]] or [{"sentence": ""}]
     if result.is_final:
         recognizer = connection.slot.model.recognizer
@@ -82,9 +82,9 @@ async def _send(connection: Connection, result: Result, nbest: int) -> None:
 
 
 def _pieces(alternative: Alternative, recognizer: Recognizer) -> list[dict[str, Any]]:
-    """Units with times in milliseconds as WeNet's server sets them: it begins a unit some time before its peak.
+    """Return units with times in milliseconds by WeNet's rule: a unit begins `_UNIT_MS` before its peak.
 
-    Where two peaks are closer, they meet in the middle, rounded down to a frame.
+    If two peaks are closer, their units meet in the middle, rounded down to a frame.
     """
     frame_ms, symbols = 1000 * recognizer.bundle.manifest.frame_s, recognizer.vocabulary.symbols
     peaks = [round(1000 * time / frame_ms) for time in alternative.times]

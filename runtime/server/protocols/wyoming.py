@@ -1,6 +1,6 @@
-"""Wyoming, for Home Assistant: over TCP, each event a line of JSON, then its data and audio.
+"""Wyoming protocol for Home Assistant, over TCP: an event is a line of JSON, followed by its data and audio.
 
-Implemented here because the reader in the package `wyoming` accepts events of any size into memory.
+The package `wyoming` is not used because its reader accepts events of any size into memory.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_integer
 
 LINE_BYTES = 16 << 10
-"""Maximum bytes of the line at the start of an event; a reader buffers twice as many."""
+"""Maximum bytes of the line at the start of an event. A reader buffers twice as many."""
 _DATA_BYTES = 256 << 10
 """Maximum bytes of an event's data."""
 _EVENTS_PER_TURN = 50
 _SAMPLES = {1: "i1", 2: "<i2", 4: "<i4"}
-"""Types of signed samples by their bytes."""
+"""Types of signed samples by their size in bytes."""
 _Value = TypeVar("_Value")
 
 _HOME = "https://github.com/rhasspy/wyoming"
 
 
 class WyomingEvent(NamedTuple):
-    """One event of the protocol, without its payload."""
+    """An event of the protocol, without its payload."""
 
     type: str
     data: dict[str, Any]
 
 
 async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Serve one client until it disconnects; errors are sent to it as events and end the connection."""
+    """Serve one client until it disconnects. Errors are sent as events and end the connection."""
     client = _Client(service, reader, writer)
     with contextlib.suppress(ClientGoneError, OSError):
         try:
@@ -64,7 +64,7 @@ async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: 
 
 
 class _Client:
-    """One connection, which ends with the first request that has audio."""
+    """A connection, which ends after the first request with audio."""
 
     def __init__(self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._service = service
@@ -72,7 +72,7 @@ class _Client:
         self._reader = reader
         self._writer = writer
         self._model = service.default
-        self._names = ""  # with NUL between them: a list would take three times as much
+        self._names = ""  # separated by NUL: a list would take three times as much memory
         self._num_events = self._num_unread = 0
         self._patience = Patience(self._limits.idle_s, 1, "event", lambda: self._num_events)
 
@@ -96,17 +96,17 @@ class _Client:
                     pass
 
     def _choose(self, data: dict[str, Any]) -> ServedModel:
-        """The model that the client names, else the first that knows its language."""
+        """Return the model that the client names, else the first that supports its language."""
         language = str(data.get("language") or "").partition("-")[0].lower()
         able = (model for model in self._service.models.values() if language in model.languages)
         return self._service.model(data["name"]) if data.get("name") else next(able, self._service.default)
 
     async def _transcribe(self, slot: Slot, first: WyomingEvent) -> None:
-        """Serve one request, from the first audio to the transcript, after which the client closes."""
+        """Serve one request, from the first audio to the transcript. Then the client closes the connection."""
         self._patience = patience_for_audio(slot, self._limits.idle_s)
         audio = _Format.of(first.data)
         slot.model = self._model
-        # not before there is a place
+        # only now, since building hotwords requires a slot
         hotwords = await self._model.writable_hotwords(filter(None, self._names.split("\0")))
         stream = await slot.open_stream(audio.rate, hotwords=hotwords, is_whole=True)
         await converse(self._read(stream, audio, first), self._write(stream))
@@ -138,22 +138,22 @@ class _Client:
         await self.send("transcript", text=join_texts(texts))
 
     async def send(self, kind: str, /, **data: Any) -> None:
-        """Send an event; raises what `send_within` does."""
+        """Send an event; raise the same errors as `send_within`."""
         body = json.dumps(data, ensure_ascii=False).encode()
         head = json.dumps({"type": kind, "version": "1.5.2", "data_length": len(body)}).encode()
         self._writer.write(head + b"\n" + body)
         await send_within(self._limits.send_s, self._writer.drain())
 
     async def _receive(self) -> WyomingEvent | None:
-        """The next event; None at the end. A payload of the last one that nobody has asked for is skipped."""
+        """Return the next event, or None at the end. An unread payload of the last event is skipped."""
         event = await self._wait_for(self._read_event)
         self._num_events += 1
-        if self._num_events % _EVENTS_PER_TURN == 0:  # reading what has arrived gives no turn to others
+        if self._num_events % _EVENTS_PER_TURN == 0:  # reading buffered data does not yield to other tasks
             await asyncio.sleep(0)
         return event
 
     async def _payload(self) -> bytes:
-        """The payload of the last event."""
+        """Return the payload of the last event."""
         length, self._num_unread = self._num_unread, 0
         return await self._wait_for(lambda: self._reader.readexactly(length))
 
@@ -172,13 +172,13 @@ class _Client:
         try:
             line = await self._reader.readline()
         except ValueError as error:
-            raise TooLargeError(f"the line of an event may have {LINE_BYTES} bytes") from error
+            raise TooLargeError(f"the line of an event may have at most {LINE_BYTES} bytes") from error
         if not line:
             return None
         head = read_object(line)
         kind, data = head.get("type"), head.get("data") or {}
         if not isinstance(kind, str) or not isinstance(data, dict):
-            raise RequestError("an event needs a type, and data that is an object")
+            raise RequestError("an event needs a string as type and an object as data")
         if length := _length(head, "data_length", _DATA_BYTES):
             with self._service.room(length):
                 data = {**data, **read_object(await self._reader.readexactly(length))}
@@ -190,7 +190,7 @@ def _length(head: dict[str, Any], name: str, most: int) -> int:
     with refusing():
         length = checked_integer(name, head.get(name) or 0, least=0, most=1 << 62)
     if length > most:
-        raise TooLargeError(f"{name} may be {most}, got {length}", name)
+        raise TooLargeError(f"{name} must be at most {most}, got {length}", name)
     return length
 
 
@@ -210,7 +210,7 @@ class _Format:
         return audio
 
     def samples(self, payload: bytes) -> npt.NDArray[Any]:
-        """One channel."""
+        """Return the samples of a payload, mixed to one channel."""
         if len(payload) % (self.width * self.channels):
             raise RequestError(f"audio must have a multiple of {self.width * self.channels} bytes, got {len(payload)}")
         samples = np.frombuffer(payload, _SAMPLES[self.width])
@@ -221,7 +221,7 @@ class _Format:
 
 
 def _names(data: dict[str, Any]) -> list[str]:
-    """Phrases that the client wants to be preferred."""
+    """Return the phrases that the client sends as hotwords."""
     lists = [data.get(name) or [] for name in ("transcript_names", "transcript_terms")]
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise RequestError("transcript_names and transcript_terms must be lists of phrases")
