@@ -68,7 +68,7 @@ class StoppingError(UnavailableError):
 
     close_code = 1001
 
-    def __init__(self, message: str = "the server is about to stop") -> None:
+    def __init__(self, message: str = "the server is stopping") -> None:
         super().__init__(message)
 
 
