@@ -1,4 +1,4 @@
-"""Damaged files and odd options: a documented error or a result, never a crash, a hang or anything printed."""
+"""Damaged files and invalid options: a documented error or a result, never a crash, a hang or output."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ COUNTS = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytes
 
 @pytest.fixture
 def use(request, recognizer, sound, tmp_path):
-    """A function that makes an input of a kind from a generator, tries it, and returns what became of it."""
+    """Return a function that makes an input of a kind from a generator, uses it, and returns the outcome."""
     clip = sound[:8000]
     if request.param in ("media", "uploads"):
         pytest.importorskip("av")
@@ -40,7 +40,7 @@ def use(request, recognizer, sound, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="links and pipes in the place of files")
+@pytest.mark.skipif(os.name != "posix", reason="needs links and pipes")
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize(("use", "kind"), [(kind, kind) for kind in FEW], indirect=["use"], ids=list(FEW))

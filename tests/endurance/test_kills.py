@@ -1,4 +1,4 @@
-"""Workers, drivers and whole machines of a run over a corpus are killed: every utterance is there once, to the byte."""
+"""Processes and whole machines of a corpus run are killed: every utterance is written exactly once."""
 
 import os
 import random
@@ -24,14 +24,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="s
 
 RATE = 16_000
 VICTIMS = ("worker", "driver", "machine")
-"""One process that recognises; the one that directs these; all of a machine at once."""
+"""A recognising process, the process that directs them, or all processes of a machine."""
 BLOCK_SIZE = 50
 MOST_BLOCKS = 2
-"""Blocks that are finished between two kills, at most."""
+"""Maximum number of blocks finished between two kills."""
 
 
 def make_corpus(folder, count):
-    """Short files cut out of the bundled clips, and a list of them."""
+    """Write short files cut from the bundled clips, and a list of them."""
     rng = np.random.default_rng(0)
     clips = [read_audio(clip, RATE) for clip in find_audio([DEMO_FOLDER / "clips"])]
     folder.mkdir()
@@ -45,13 +45,13 @@ def make_corpus(folder, count):
 
 
 def start(listed, output):
-    """A session of processes, as on a machine of its own."""
+    """Start a session of processes, as on a separate machine."""
     command = [sys.executable, "-m", "u2moe", "corpus", listed, output, "--workers", "1", "--block-size", BLOCK_SIZE]
     return subprocess.Popen(list(map(str, command)), start_new_session=True, stderr=subprocess.DEVNULL)
 
 
 def kill(process, victim, rng):
-    """Whether there was such a part, and it was killed."""
+    """Kill a part of a run; return whether it existed."""
     with suppress(OSError):
         if victim == "machine":
             os.killpg(process.pid, signal.SIGKILL)
@@ -67,7 +67,7 @@ def kill(process, victim, rng):
 
 
 def disturbed(listed, output, num_kills):
-    """Run on two machines to the end, with kills on the way; what ended is started again. Counts the kills."""
+    """Run on two machines to the end, killing and restarting processes; return the number of kills."""
     rng = random.Random(0)
     machines = [start(listed, output) for _ in range(2)]
     kills, wanted, folder = Counter(), 1, OutputFolder(str(output))

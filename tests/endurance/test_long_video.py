@@ -1,4 +1,4 @@
-"""A video of hours with two audio tracks: recognised segment by segment in flat memory."""
+"""A video of several hours with two audio tracks is recognised segment by segment in constant memory."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ FRAMES_PER_S = 5
 
 
 def write_minute(file, codec):
-    """About a minute of noise with two tracks, silence and the clips. Returns its seconds, and the words spoken."""
+    """Write a minute of noise video with two tracks, silence and the clips; return its seconds and spoken words."""
     recordings = read_recordings(DEMO_FOLDER / "clips" / "transcripts.txt")
     pause = np.zeros(2 * RATE, np.float32)
     spoken = np.tile(np.concatenate([part for item in recordings for part in (read_audio(item.path, RATE), pause)]), 4)
@@ -42,7 +42,7 @@ def write_minute(file, codec):
 
 
 def write_video(file, hours, codec):
-    """The packets of a minute, again and again. Returns the number of words spoken."""
+    """Write the packets of a minute repeatedly; return the number of spoken words."""
     minute = file.with_name(f"minute{file.suffix}")
     minute_s, num_words = write_minute(minute, codec)
     count = max(round(3600 * hours / minute_s), 1)

@@ -1,4 +1,4 @@
-"""Graphs of fixed shape through the simulator of Qualcomm's HTP that onnxruntime-qnn has for Linux on x86-64."""
+"""Graphs of fixed shape in the simulator of Qualcomm's HTP, which onnxruntime-qnn has for Linux on x86-64."""
 
 import json
 import runpy
@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "npu" / "qualcomm.py"
 
 @pytest.mark.parametrize("network", ["moe_tiny", "dense_tiny"])
 def test_simulator_of_qualcomm(network, exported, clips, tmp_path):
-    """Context binaries are made and loaded without the CPU as a fallback; best tokens are those of the float graph."""
+    """Context binaries are made and loaded without CPU fallback, and have the best tokens of the float graph."""
     pytest.importorskip("onnxruntime_qnn", reason="needs Linux on x86-64, and pip install onnxruntime-qnn")
     files = sorted(clips.glob("*.wav"))
     folder = convert_static(exported(network), tmp_path / "static", recordings=files, qdq=True).path

@@ -1,4 +1,4 @@
-"""The C++ program on systems that are not here: Windows in wine, and the processors of small boards in qemu."""
+"""The C++ program on emulated systems: Windows in wine, and processors of small boards in qemu."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def segments(done):
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Files of the clips from 40 places on, some within a word."""
+    """Write files of the clips from 40 positions, some within a word."""
     folder = tmp_path_factory.mktemp("recordings")
     clips = [soundfile.read(clip, dtype="int16")[0] for clip in find_audio([DEMO_FOLDER / "clips"])]
     files = []
@@ -68,7 +68,7 @@ CROSS = ["-DCMAKE_SYSTEM_NAME=Windows", "-DCMAKE_SYSTEM_PROCESSOR=x86_64", f"-DC
 
 @needs_windows
 def test_the_dll_of_windows_needs_no_other_but_onnxruntime(tmp_path):
-    """A C program runs beside what was installed, which shows the functions of the header and no other."""
+    """A C program runs with the installed DLL, which exports exactly the functions of the header."""
     settings = [*CROSS, f"-DONNXRUNTIME_ROOT={WINDOWS}", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_TYPE=None"]
     build, prefix = tmp_path / "build", tmp_path / "prefix"
     cmake("-G", "Ninja", "-S", SOURCE, "-B", build, "-DCMAKE_UNITY_BUILD=ON", *settings)
@@ -94,7 +94,7 @@ def test_the_dll_of_windows_needs_no_other_but_onnxruntime(tmp_path):
 
 @needs_windows
 def test_windows_recognises_the_same(recordings, tmp_path):
-    """With native kernels on either side, which make them equal to the last digit."""
+    """Both sides use native kernels, so that results are identical."""
     pytest.importorskip("u2moe_kernels", reason="u2moe-kernels is not installed", exc_type=ImportError)
     settings = [*CROSS, "-DCMAKE_EXE_LINKER_FLAGS=-static", f"-DONNXRUNTIME_ROOT={WINDOWS}"]
     subprocess.run(["cmake", "-G", "Ninja", "-S", PROGRAM, "-B", tmp_path, *settings], check=True, capture_output=True)
@@ -121,7 +121,7 @@ def test_windows_recognises_the_same(recordings, tmp_path):
     reason="needs build/aarch64: apt-get install g++-aarch64-linux-gnu qemu-user, then make examples",
 )
 def test_small_boards_have_all_its_instructions(processor):
-    """Raspberry Pi 3, 4, 5 and later. The demo is int8: other code for products rounds some activations otherwise."""
+    """Raspberry Pi 3, 4, 5 and later. The demo is int8: other kernels round some activations differently."""
     errors = WordErrors()
     emulated = [
         "qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu", processor, AARCH64, "--json", "--left-chunks", "4",
@@ -138,7 +138,7 @@ def test_small_boards_have_all_its_instructions(processor):
 
 
 def test_musl_computes_the_cases_as_python(tmp_path):
-    """All but what needs onnxruntime, of which musl has no package; compiled by Zig and linked statically."""
+    """Code that does not need onnxruntime (which has no musl package) is compiled by Zig and linked statically."""
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     pip = [python, "-m", "pip", "install", "--quiet", "ziglang"]

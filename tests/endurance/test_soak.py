@@ -1,4 +1,4 @@
-"""Hours of audio and many streams: flat memory, and no frame lost or repeated where a long recording was cut."""
+"""Hours of audio and many streams: constant memory, and no frame lost or repeated at cuts of a long recording."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 RATE = 16_000
 PLAIN = DecodingOptions(beam_size=10, language_model="none")
-"""What is recognised again from its samples alone is searched so."""
+"""Options for recognising a segment again from its own samples."""
 HOURS = float(os.environ.get("U2MOE_TEST_HOURS", "1"))
 STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 LENGTHS = [
@@ -36,13 +36,13 @@ def clips():
 
 
 def write_long(file, clips, seconds):
-    """Clips with pauses of noise between them: no microphone records digital silence. Returns the number of samples."""
+    """Write clips separated by noise, since microphones never record digital silence; return the number of samples."""
     random, num_samples = np.random.default_rng(0), 0
     with soundfile.SoundFile(file, "w", RATE, 1, "PCM_16") as target:
         while num_samples < seconds * RATE:
             clip = clips[random.integers(len(clips))]
             noise = 1e-4 * random.standard_normal(int(random.uniform(0.3, 2.0) * RATE))
-            target.write(np.concatenate([clip, noise]))  # FLAC tells no position
+            target.write(np.concatenate([clip, noise]))  # FLAC does not report a position
             num_samples += len(clip) + len(noise)
     return num_samples
 
@@ -94,7 +94,7 @@ def test_streams_together_hear_what_each_hears_alone_in_other_portions(clips, co
     assert [heard([sound], [in_portions(sound, random)])[0] for sound in sounds] == together
 
 
-# Pauses in the sound; windows that end amid speech; utterances too long, cut between words, many in a window.
+# Pauses; windows that end within speech; utterances cut between words because they are too long; many in a window.
 ENDS = {
     "pauses": EndpointConfig(),
     "windows": EndpointConfig(rule1=None, rule2=None, rule3=EndpointRule(min_utterance_length=1000), pause=None),

@@ -1,4 +1,4 @@
-"""A server in a thread of this process, the sound that clients send to it, and what `transcribe` makes of that."""
+"""A server in a thread of this process, speech that clients send, and its transcript by `transcribe`."""
 
 import contextlib
 import functools
@@ -29,7 +29,7 @@ from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 
 PATIENCE_S = 120
-"""How long anything may take before it counts as hanging: the machine may be busy."""
+"""Seconds after which an operation counts as hanging. The machine may be busy."""
 STREAMING = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 
 
@@ -40,7 +40,7 @@ def demo():
 
 @pytest.fixture(scope="session")
 def speech():
-    """A function from a sample rate to three people with pauses between them, as int16: several segments."""
+    """Return a function from a sample rate to int16 speech of three people with pauses, which has several segments."""
     return make_speech
 
 
@@ -55,7 +55,7 @@ def make_speech(sample_rate=16_000):
 
 @pytest.fixture(scope="session")
 def expected(demo):
-    """A function from a sample rate to the transcript of `speech` at that rate, streamed."""
+    """Return a function from a sample rate to the streamed transcript of `speech` at that rate."""
 
     @functools.cache
     def transcript(sample_rate=16_000):
@@ -75,7 +75,7 @@ class Client:
         self.websocket.send(json.dumps(values))
 
     def play(self, samples, block_len=4000):
-        """Samples of any kind, as fast as the server takes them."""
+        """Send samples of any type as fast as the server takes them."""
         for start in range(0, len(samples), block_len):
             self.websocket.send(samples[start : start + block_len].tobytes())
 
@@ -83,14 +83,14 @@ class Client:
         return json.loads(self.websocket.recv(PATIENCE_S))
 
     def receive_until(self, *kinds):
-        """Events up to the first whose type is one of these."""
+        """Return events up to the first of one of these types."""
         events = []
         while not events or events[-1]["type"] not in kinds:
             events.append(self.receive())
         return events
 
     def rest(self, last=None):
-        """All messages until the server closes the connection, or up to the last."""
+        """Return all messages until the server closes the connection, or up to the message `last`."""
         messages = []
         with contextlib.suppress(ConnectionClosed):
             while not messages or messages[-1] != last:
@@ -98,18 +98,18 @@ class Client:
         return messages
 
     def close_code(self):
-        """What the server closes with, once everything before is read."""
+        """Close code of the server, after all messages are read."""
         self.rest()
         return self.websocket.close_code
 
     def start(self, **options):
-        """Begin to speak our own protocol."""
+        """Begin a conversation of u2moe's own protocol."""
         self.tell(**options)
         ready = self.receive()
         assert ready["type"] == "ready", ready
 
     def finish(self):
-        """End speaking it; all events to the last."""
+        """End the conversation and return all remaining events."""
         self.tell(type="finish")
         return self.receive_until("done", "error")
 
@@ -123,12 +123,12 @@ def open_client(url, **settings):
 
 @pytest.fixture(scope="session")
 def client_of():
-    """A function from a URL to a client, in a context."""
+    """Return a context manager that opens a client for a URL."""
     return open_client
 
 
 class RunningServer:
-    """A server in a thread; `stop` is what SIGTERM does."""
+    """A server in a thread. `stop` has the effect of SIGTERM."""
 
     def __init__(self, recognizer, options):
         self.sockets = open_sockets(options)
@@ -150,11 +150,11 @@ class RunningServer:
         run_in_loop(run())
 
     def stop(self):
-        with contextlib.suppress(RuntimeError):  # it has ended
+        with contextlib.suppress(RuntimeError):  # it has already ended
             self.service.scheduler._loop.call_soon_threadsafe(self.server.stop)
 
     def kill(self):
-        """End as if the machine were switched off: no connection is told."""
+        """Stop as if the machine were switched off: no connection is closed properly."""
         cut = threading.Event()
 
         def cut_all():
@@ -180,7 +180,7 @@ class RunningServer:
         return socket.create_connection(("127.0.0.1", self.ports[speaks]), PATIENCE_S)
 
     def answer(self, sent, speaks="http"):
-        """All that comes back for some bytes, until the server closes the connection."""
+        """Send bytes, and return everything received until the server closes the connection."""
         with self.open_plain(speaks) as plain:
             plain.sendall(sent)
             return b"".join(iter(lambda: plain.recv(10_000), b""))
@@ -208,7 +208,7 @@ class RunningServer:
 
 @pytest.fixture(scope="session")
 def running(demo):
-    """A function from options to a server that runs until the session of tests ends, or the context is left."""
+    """Return a function that starts a server with options. It runs until its context or the test session ends."""
 
     @contextlib.contextmanager
     def run(recognizer=demo, **options):
@@ -223,7 +223,7 @@ def running(demo):
 
 
 class HeldRecognizer:
-    """A recogniser whose work waits for `release`, except for what a server does before it is ready."""
+    """A recogniser whose work waits for `release`, except for the work of a server before it is ready."""
 
     def __init__(self, recognizer):
         self._recognizer = recognizer
@@ -263,9 +263,9 @@ def held(demo):
 
 @contextlib.contextmanager
 def start_process(*options, before="", command=(sys.executable,), **environment):
-    """`u2moe serve` on free ports, once it is ready: with what it `said`, its `urls`, and code that ran `before`.
+    """Start `u2moe serve` on free ports after code `before`, and yield it when it is ready, with `said` and `urls`.
 
-    It is killed, if it still runs, when the context ends.
+    It is killed at the end of the context if it still runs.
     """
     command = [*command, "-c", f"{before}\nfrom u2moe.runtime.cli import main\nraise SystemExit(main())", "serve"]
     settings = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, **environment}}
@@ -283,13 +283,13 @@ def start_process(*options, before="", command=(sys.executable,), **environment)
 
 @pytest.fixture(scope="session")
 def serving():
-    """A function from options to a process that serves, in a context."""
+    """Return a context manager that starts a server process with options."""
     return start_process
 
 
 @pytest.fixture
 def assert_hotwords(monkeypatch, demo):
-    """A function that asserts which phrases the last stream was made with; it searches without, which is quicker."""
+    """Return a function that checks the hotwords of the last stream. They are not used in the search, to save time."""
     make, given = Recognizer._stream, []
     monkeypatch.setattr(
         Recognizer,
@@ -305,7 +305,7 @@ def assert_hotwords(monkeypatch, demo):
 
 @pytest.fixture(scope="session")
 def server(running):
-    """The server that most tests share."""
+    """Return the server that most tests share."""
     with running(
         capacity=50, protocol_ports={name: 0 for name, each in PROTOCOLS.items() if each.may_have_port}
     ) as server:

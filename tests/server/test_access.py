@@ -1,4 +1,4 @@
-"""API key, origins, and the paths that are open to all."""
+"""API keys, origins, and paths that need no key."""
 
 import httpx
 import openai
@@ -70,7 +70,7 @@ def test_keys_are_compared_in_constant_time(guarded, monkeypatch):
 
 
 def test_the_key_alone_is_chosen_as_subprotocol(guarded, server):
-    """Browsers end a connection where they offered some and none was chosen."""
+    """Browsers close the connection if none of their subprotocols is chosen."""
     for path in ("/stream", "/vosk", "/v1/realtime"):
         with guarded.connect(path, subprotocols=[f"u2moe-api-key.{guarded.key}"]) as client:
             assert client.websocket.subprotocol == f"u2moe-api-key.{guarded.key}"
@@ -82,8 +82,8 @@ def test_pages_of_other_origins_post_nothing(server, guarded):
     url = f"{server.url}/v1/audio/transcriptions"
     answer = httpx.post(url, headers={"Origin": "https://evil.example"}, trust_env=False)
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin")
-    assert httpx.post(url, headers={"Origin": server.url}, trust_env=False).status_code == 400  # no form
-    # a page that may use the server also reads why it is refused
+    assert httpx.post(url, headers={"Origin": server.url}, trust_env=False).status_code == 400  # not a form
+    # allowed pages can also read why they were refused
     answer = guarded.get("/v1/models", headers={"Origin": "https://app.example", "Authorization": "Bearer wrong"})
     assert answer.status_code == 401
     assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
@@ -99,13 +99,13 @@ def test_origins_of_websockets(server, guarded):
         pass
     with guarded.connect(f"/stream?api_key={guarded.key}", origin="https://app.example"):
         pass
-    # A page of WeNet's comes from another port, and can only be told this one.
+    # WeNet's page comes from another origin, and the user can only set this port.
     with server.connect("/", port=server.ports["wenet"], origin="https://wenet.example"):
         pass
 
 
 def test_a_name_that_leads_here_is_none_of_ours(server):
-    """DNS rebinding: the page and the host have the same name, and it is not one of this machine."""
+    """DNS rebinding: page and Host header have the same name, which is not a local one."""
     headers = {"Origin": "http://evil.example:8000", "Host": "evil.example:8000"}
     for path in ("/", "/metrics", "/v1/audio/transcriptions"):
         answer = server.get(path, headers=headers)

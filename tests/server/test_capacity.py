@@ -1,4 +1,4 @@
-"""Who is let in, and what those get who are not."""
+"""Admission of clients, and refusals."""
 
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def test_a_place_is_free_again_when_its_client_leaves(running):
 
 
 def test_a_language_model_is_measured_with_all_else(demo, monkeypatch):
-    """So a stream with one takes as many places as it costs, whatever else it asks for, and the capacity is of such."""
+    """Streams with a language model are the plain ones: their cost is 1, and the capacity counts them."""
     model, fusion, found = ServedModel("demo", demo, ServerOptions()), SearchWords.fusion, []
     monkeypatch.setattr(SearchWords, "fusion", lambda *given: found.append(fusion(*given)) or found[-1])
     measure_costs(model)
@@ -101,7 +101,7 @@ def test_capacity_can_be_measured(demo, running):
 
 
 def test_nobody_is_admitted_while_results_are_late(monkeypatch):
-    """From 0.6 seconds on, until below 0.3 again, or nobody speaks; somebody always may."""
+    """Refusals start at 0.6 seconds and end below 0.3, or without live audio. One stream is always admitted."""
     now = [100.0]
     monkeypatch.setattr("u2moe.runtime.server.admission.time", SimpleNamespace(monotonic=lambda: now[0]))
     metrics, lateness = Metrics(), Lateness()
@@ -119,7 +119,7 @@ def test_nobody_is_admitted_while_results_are_late(monkeypatch):
             now[0] += 0.1
             lateness.observe(seconds)
 
-    observe(2.0, 4)  # one long round, or several short ones: it is time that counts
+    observe(2.0, 4)  # a long round counts as much as several short ones
     assert is_open()
     with admission.slot():
         assert not is_open()

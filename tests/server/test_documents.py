@@ -1,4 +1,4 @@
-"""What is written about the server holds: its guide, its OpenAPI document, and the examples of how to run it."""
+"""Checks of the server's documentation: guide, OpenAPI document, and examples of deployment."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ EXAMPLES = ROOT / "examples" / "server"
 
 
 def blocks_of(language):
-    """Each block of code of a language, as (heading, code)."""
+    """Return all code blocks of a language as (heading, code)."""
     found = []
     for section in PROTOCOLS.split("\n## ")[1:]:
         heading = section.partition("\n")[0].strip("`")
@@ -35,7 +35,7 @@ def blocks_of(language):
 
 @pytest.fixture
 def adapted(server, speech, tmp_path, monkeypatch):
-    """A function from code of the page to code that speaks to the server of the tests, in a folder with a recording."""
+    """Return a function that makes code of the page use the tests' server, in a folder with a recording."""
     soundfile.write(tmp_path / "talk.wav", speech(), 16_000)
     (tmp_path / "talk.raw").write_bytes(speech().tobytes())
     monkeypatch.chdir(tmp_path)
@@ -55,7 +55,7 @@ def test_tables_name_the_place_of_each_protocol(page):
         assert f"{place}`" in rows
 
 
-# What the libraries of others do when they are imported or connect.
+# Warnings of libraries when they are imported or connect.
 @pytest.mark.filterwarnings("ignore:'audioop' is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:connect.* must be used as a context manager:DeprecationWarning")
 @pytest.mark.parametrize(("heading", "code"), blocks_of("python"))
@@ -99,7 +99,7 @@ def test_the_example_in_javascript(adapted, expected, tmp_path):
 
 
 def column(title):
-    """The names in code in the first column of a table."""
+    """Return the code names in the first column of a table."""
     rows = PROTOCOLS.partition(f"| {title} |")[2].partition("\n\n")[0]
     firsts = [row.split("|")[1] for row in rows.splitlines() if row.startswith("| `")]
     return [name for first in firsts for name in re.findall(r"`(\w+)`", first)]
@@ -127,19 +127,19 @@ def test_openapi(server):
 
 
 def served(arguments):
-    """What the command line makes of the arguments of `u2moe`."""
+    """Return the parsed arguments of `u2moe`."""
     return cli.parser(arguments).parse_args(arguments)
 
 
 def instructions(dockerfile):
-    """Those of the last stage: name and arguments, the last of each name."""
+    """Return the instructions of the last stage: arguments by name, the last of each."""
     lines = re.sub(r"^#.*\n", "", dockerfile.read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", "")
     stage = re.split(r"^FROM ", lines, flags=re.MULTILINE)[-1].partition("\n")[2]
     return dict(line.split(maxsplit=1) for line in stage.splitlines() if line)
 
 
 def test_the_dockerfile():
-    """The server is process 1, not the child of a shell, which would keep SIGTERM for itself; and nobody's."""
+    """The server is process 1, not the child of a shell that would swallow SIGTERM, and does not run as root."""
     found = instructions(EXAMPLES / "Dockerfile")
     assert json.loads(found["ENTRYPOINT"]) == ["u2moe"]
     args = served(json.loads(found["CMD"]))

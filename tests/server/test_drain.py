@@ -1,4 +1,4 @@
-"""A server that is told to stop lets those that speak finish, and nobody in."""
+"""A stopping server finishes running utterances and refuses new clients."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ PATIENCE_S = 120
 
 
 def wait_for_speech(client):
-    """Until something was said of which the end is open."""
+    """Wait for a partial result of an unfinished utterance."""
     while not (event := client.receive())["text"]:
         assert event["type"] == "partial"
 
@@ -34,7 +34,7 @@ def test_an_utterance_is_finished_then_the_connection_is_closed(running, speech,
         wait_for_speech(client)
         server.stop()
         server.wait_until(lambda: not server.service.is_ready)
-        end = round((expected().segments[1].start - 0.05) * 16_000)  # within the pause
+        end = round((expected().segments[1].start - 0.05) * 16_000)  # in the pause
         client.play(samples[24_000:end])
         events = client.receive_until("done")
         finals = [event["text"] for event in events if event["type"] == "final"]
@@ -76,7 +76,7 @@ def test_what_a_client_ends_itself_is_whole_or_an_error(running, speech, expecte
         update = {"type": "session.update", "session": {"audio": {"input": audio}}}
         messages = [json.dumps(update), *messages, END[path]]
     with running(drain_s=PATIENCE_S if is_in_time else 0.5) as server, server.connect(path) as client:
-        middle = len(messages) // 2  # within a pause
+        middle = len(messages) // 2  # in a pause
         for part in messages[:middle]:
             client.send(part)
         server.wait_until(
@@ -137,7 +137,7 @@ def test_nobody_is_let_in(running, speech):
             wait_for_speech(client)
             server.stop()
             server.wait_until(lambda: not server.service.is_ready)
-            assert http.get("/readyz").status_code == 503  # on the connection that there is
+            assert http.get("/readyz").status_code == 503  # on the existing connection
             assert http.get("/healthz").status_code == 200
             with server.connect() as late:
                 assert late.close_code() == 1001
@@ -165,8 +165,8 @@ HAS_NAMESPACES = shutil.which("unshare") is not None and not subprocess.call(
 
 @pytest.mark.skipif(not HAS_NAMESPACES, reason="needs process namespaces")
 def test_process_1_finishes_an_utterance(serving, client_of, speech, expected):
-    """As in a container, where only those signals arrive that are handled."""
-    end = round((expected().segments[1].start - 0.05) * 16_000)  # within the pause
+    """In a container, process 1 receives only signals that it handles."""
+    end = round((expected().segments[1].start - 0.05) * 16_000)  # in the pause
     with serving("--capacity", "4", command=(*NEW_NAMESPACE, sys.executable)) as process:
         (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
         with client_of(f"{process.urls[0].replace('http', 'ws')}/stream") as client:

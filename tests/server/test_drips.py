@@ -1,4 +1,4 @@
-"""Clients that send nothing, or something all the time that never moves their session on: none keeps its place."""
+"""Clients that send nothing, or messages without progress, lose their slot."""
 
 import contextlib
 import socket
@@ -35,19 +35,19 @@ DRIPS = {f"nothing for {path}": (path, start, None) for path, start in START.ite
 
 @pytest.fixture(scope="module")
 def server(running):
-    """One that waits half a second for something."""
+    """Return a server with an idle timeout of half a second."""
     with running(limits=Limits(idle_s=0.5), protocol_ports={"wyoming": 0}, capacity=2 * len(DRIPS)) as server:
         yield server
 
 
 def at_once(function, cases):
-    """What a function returns for each case, in threads: each waits for the server most of the time."""
+    """Return the results of a function for all cases, in threads, since each mostly waits for the server."""
     with ThreadPoolExecutor(len(cases)) as pool:
         return dict(zip(cases, pool.map(function, cases), strict=True))
 
 
 def keep_sending(client, message, send=None):
-    """At most 50 times a second, until the connection is closed; the client's own thread alone reads from it."""
+    """Send a message up to 50 times a second until the connection is closed. Only the client's own thread reads."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         time.sleep(0.02)
@@ -66,7 +66,7 @@ def test_messages_that_move_nothing_on(server):
     def drip(name):
         path, start, message = DRIPS[name]
         with server.connect(path) as client:
-            with contextlib.suppress(ConnectionClosed):  # already, where the machine is busy
+            with contextlib.suppress(ConnectionClosed):  # it may be closed already on a busy machine
                 for first in start:
                     client.send(first)
             keep_sending(client, message)
@@ -113,7 +113,7 @@ def test_audio_after_the_end_does_not_prolong_an_utterance(server):
 
 
 def dripped(plain, pieces):
-    """What the server answers before it closes a connection on which one piece after the other is sent."""
+    """Return the server's answer before it closes a connection on which pieces are sent one by one."""
     plain.settimeout(0.02)
     answer, deadline = b"", time.monotonic() + PATIENCE_S
     for piece in pieces:
@@ -125,7 +125,7 @@ def dripped(plain, pieces):
             answer += data
         except TimeoutError:
             continue
-        except OSError:  # it was closed, with something unread
+        except OSError:  # it was closed with unread data
             break
     return answer
 

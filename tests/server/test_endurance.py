@@ -1,4 +1,4 @@
-"""Connections that break, and damaged messages: the server answers or closes, and holds no more afterwards."""
+"""Broken connections and damaged messages: the server answers or closes, and releases all resources."""
 
 import asyncio
 import io
@@ -29,15 +29,15 @@ PATIENCE_S = 60.0
 ENDS = ("to the end", "closed early", "lost")
 NUM_INPUTS = int(os.environ.get("U2MOE_TEST_INPUTS", "3000"))
 WARM_UP = NUM_INPUTS // 2
-"""After which the allocators of the libraries have what they need; before, growth says nothing."""
+"""Rounds after which the libraries' allocators have grown to their size. Earlier growth means nothing."""
 NUM_SAMPLES = 8_000
-"""Enough for a last, shorter chunk and its second pass: it is the messages that are damaged."""
+"""Enough samples for a last, shorter chunk and its second pass, since the messages are what is tested."""
 ODD_TEXTS = ("", "{", "[" * 5000, "null", "NaN", '"\\ud800"', "[]", "1e999", '{"type": 7}', '{"eof": {}}', "Done")
 INTERNAL = 1011
 
 
 def damaged(messages, random):
-    """The same with some damage."""
+    """Return the messages with some damage."""
     found = list(messages)
     for _ in range(int(random.integers(1, 4))):
         index = int(random.integers(len(found)))
@@ -63,7 +63,7 @@ def damaged(messages, random):
 
 
 def overwritten(message, random):
-    """The same with other characters or bytes in some places."""
+    """Return the message with some characters or bytes replaced."""
     data = bytearray(message.encode() if isinstance(message, str) else message)
     for _ in range(int(random.integers(1, 9))):
         if data:
@@ -72,7 +72,7 @@ def overwritten(message, random):
 
 
 async def converse(server, path, messages):
-    """Send them, and read to the end: what became of it."""
+    """Send messages, read to the end, and return the outcome."""
     url = f"ws://127.0.0.1:{server.port}{path}"
     try:
         async with asyncio.timeout(PATIENCE_S), connect(url, proxy=None, ping_interval=None) as websocket:
@@ -80,7 +80,7 @@ async def converse(server, path, messages):
             try:
                 for message in messages:
                     await websocket.send(message)
-                await asyncio.wait({reading}, timeout=0.2)  # what is not over now is left
+                await asyncio.wait({reading}, timeout=0.2)  # abandoned if it is not over now
             except ConnectionClosed:
                 pass
             finally:
@@ -98,7 +98,7 @@ async def _read(websocket):
 
 
 async def exchange(port, data):
-    """The same for bytes over TCP, whose end is said."""
+    """Send bytes over TCP and end the stream; return the outcome."""
     try:
         async with asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -117,7 +117,7 @@ async def exchange(port, data):
 
 
 async def try_one(server, wyoming_port, protocol, seed, samples):
-    """One conversation of a protocol, from its seed."""
+    """Run one conversation of a protocol from a seed."""
     random = np.random.default_rng([seed, PROTOCOLS.index(protocol)])
     if protocol in START:
         return await converse(server, protocol, damaged(conversation(protocol, samples), random))
@@ -143,14 +143,14 @@ def samples():
 
 @pytest.fixture
 def inside(server):
-    """The server in this process, and the port of Wyoming."""
+    """Return a server in this process, and the port of Wyoming."""
     yield RunningServer(port=server.ports["http"], path="/sherpa", pid=os.getpid()), server.ports["wyoming"]
     server.wait_until_empty()
 
 
 @pytest.fixture
 def apart():
-    """A server in a process of its own, and the port of Wyoming."""
+    """Return a server in a separate process, and the port of Wyoming."""
     port = free_port()
     with our_server(DEMO_FOLDER, arguments=["--protocol", f"wyoming={port}", "--idle-timeout", "20"]) as server:
         yield server, port
@@ -178,7 +178,7 @@ def test_thousands_of_damaged_conversations_leave_nothing_behind(apart, protocol
 
 
 async def visit(server, samples, random):
-    """One client: how it ended."""
+    """Run one client; return how it ended."""
     path, end = str(random.choice(list(START))), str(random.choice(ENDS))
     messages = conversation(path, samples)
     if end != "to the end":
@@ -189,9 +189,9 @@ async def visit(server, samples, random):
                 await websocket.send(message)
             if end == "lost":
                 websocket.transport.abort()
-            elif end == "to the end" and path != "/v1/realtime":  # which goes on until it is closed
+            elif end == "to the end" and path != "/v1/realtime":  # which continues until it is closed
                 async for message in websocket:
-                    if message == "Done!":  # the client of sherpa-onnx closes
+                    if message == "Done!":  # sherpa-onnx's client closes the connection
                         break
     except (OSError, TimeoutError, WebSocketException) as error:
         return end if end == "lost" else f"failed: {type(error).__name__}"
@@ -217,16 +217,16 @@ def test_thousands_of_clients_come_and_go(apart, samples):
 
 
 def state(pid):
-    """Resident megabytes and open files of a process."""
+    """Return the resident megabytes and the number of open files of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 @contextmanager
 def unchanged(server):
-    """Rounds of work, after which the server recognises as before, with no more memory and open files."""
+    """Check after rounds of work that the server recognises as before, without more memory or open files."""
     if sys.platform != "linux":
-        pytest.skip("only Linux tells what a process holds")
+        pytest.skip("only Linux reports the resources of a process")
     before = []
 
     def rounds():
@@ -235,7 +235,7 @@ def unchanged(server):
                 before.extend(state(server.pid))
             yield begin
             while not re.search(r"^u2moe_streams 0\.0$", httpx.get(metrics).text, re.MULTILINE):
-                time.sleep(0.1)  # else a busy machine would have ever more of them at once
+                time.sleep(0.1)  # otherwise they would accumulate on a busy machine
 
     metrics = f"http://127.0.0.1:{server.port}/metrics"
     yield rounds()

@@ -1,4 +1,4 @@
-"""What clients do wrong, and what may fail: each gets an answer of its protocol, and nothing is left behind."""
+"""Errors of clients and failures of the server: each gets an answer of its protocol, and nothing is left behind."""
 
 import contextlib
 import json
@@ -20,26 +20,26 @@ LONG = "x" * 1_000_000
 
 
 def count_files():
-    """Descriptors of files and connections.
+    """Return the number of descriptors of files and connections.
 
-    Those of the memory that a server shares with its workers go with the server's object, whenever that is collected.
+    Memory that a server shares with its workers is ignored: it is freed when the server's object is collected.
     """
     count = 0
     for file in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # that of the folder itself
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the folder itself
             count += "/pym-" not in str(file.readlink())
     return count
 
 
 def cut(client):
-    """Lose the connection, as when a cable is pulled and a router says so."""
+    """Reset the connection, as a router does after a cable is pulled."""
     client.websocket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     client.websocket.socket.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="module")
 def strict(running):
-    """One that takes little."""
+    """Return a server with low limits."""
     limits = Limits(message_bytes=40_000, upload_bytes=10_000, duration_s=1.0)
     with running(limits=limits, protocol_ports={"wyoming": 0}) as server:
         yield server
@@ -91,7 +91,7 @@ def test_a_wyoming_stream_that_is_too_long(strict):
 
 
 def test_who_sends_faster_than_is_recognised_is_held_back_by_the_connection(running, held):
-    """With recognition at a standstill, a small part of ten minutes leaves the client."""
+    """While recognition stands still, the client can send only a small part of ten minutes."""
     num_sent = 0
 
     def send():
@@ -107,10 +107,10 @@ def test_who_sends_faster_than_is_recognised_is_held_back_by_the_connection(runn
         sending.start()
         assert held.is_held.wait(120)
         before = -1
-        while num_sent != before:  # still gets on
+        while num_sent != before:  # still makes progress
             before = num_sent
             time.sleep(1.0)
-        assert 50 < num_sent < 600  # 5 s, and what buffers on the way take
+        assert 50 < num_sent < 600  # 5 s, and the buffers on the way
         cut(client)
         sending.join(120)
         held.release()
@@ -123,7 +123,7 @@ def test_clients_that_do_not_read(running, monkeypatch):
     with running(limits=Limits(send_s=0.3), protocol_ports={"wyoming": 0}) as impatient:
         with impatient.connect("/v1/realtime", max_size=None, max_queue=1, close_timeout=1) as client:
             with contextlib.suppress(ConnectionClosed):
-                for _ in range(50):  # the answer to what is wrong is as long
+                for _ in range(50):  # the error in the answer is as long
                     client.tell(type="nothing", event_id=LONG)
             impatient.wait_until(lambda: impatient.metric("failures", "idle") == 1)
             impatient.wait_until_empty()
@@ -140,7 +140,7 @@ def test_an_upload_that_is_too_large_or_too_long(strict, tmp_path):
     form = httpx.Request("POST", "http://x", files={"file": ("a.wav", bytes(1 << 20))})
     parts = [form.read()[start : start + 4096] for start in range(0, 1 << 20, 4096)]
     kind = {"Content-Type": form.headers["Content-Type"]}
-    assert strict.post(content=iter(parts), headers=kind).status_code == 413  # without saying how long it is
+    assert strict.post(content=iter(parts), headers=kind).status_code == 413  # without a declared length
     soundfile.write(tmp_path / "long.flac", np.zeros(16_000 * 20, np.int16), 16_000)
     answer = strict.post(files={"file": (tmp_path / "long.flac").read_bytes()})
     assert (answer.status_code, "1 seconds" in answer.json()["error"]["message"]) == (413, True)
@@ -149,7 +149,7 @@ def test_an_upload_that_is_too_large_or_too_long(strict, tmp_path):
 
 
 def test_an_upload_may_be_cut_at_any_point(server):
-    form = httpx.Request("POST", "http://x", files={"file": ("a.wav", bytes(2 << 20))})  # more than stays in memory
+    form = httpx.Request("POST", "http://x", files={"file": ("a.wav", bytes(2 << 20))})  # too large to stay in memory
     body = form.read()
     head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     whole = f"{head}Content-Type: {form.headers['Content-Type']}\r\n\r\n".encode() + body
@@ -213,6 +213,6 @@ def test_damaged_frames(server):
             client.websocket.socket.sendall(garbage)
             assert client.close_code() == 1002
     with server.connect() as client:
-        client.websocket.socket.sendall(b"\x81\x81\0\0\0\0\xff")  # text that is no UTF-8
+        client.websocket.socket.sendall(b"\x81\x81\0\0\0\0\xff")  # text that is not UTF-8
         assert client.close_code() == 1007
     server.wait_until_empty()

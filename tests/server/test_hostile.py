@@ -1,4 +1,4 @@
-"""Clients that mean harm: what they can make the server hold, do and log is bounded."""
+"""Malicious clients: the memory, time and log lines that they cost are bounded."""
 
 import contextlib
 import json
@@ -27,17 +27,17 @@ def resident_bytes():
 
 
 def upgrade(plain, more=b""):
-    """Open a WebSocket by hand, and send more at once."""
+    """Open a WebSocket by hand, and immediately send more bytes."""
     plain.sendall(f"{UPGRADE}\r\n".encode() + more)
 
 
 def frame_of(num_bytes, num_sent):
-    """A binary frame of so many bytes, of which only some are sent."""
+    """Return the first `num_sent` bytes of a binary frame of `num_bytes`."""
     return b"\x82\xff" + struct.pack("!Q", num_bytes) + bytes(4) + bytes(num_sent)
 
 
 def send_what_is_taken(plain, data):
-    """As much as the server reads before it closes."""
+    """Send data until the server closes the connection."""
     plain.settimeout(0.5)
     try:
         plain.sendall(data)
@@ -47,7 +47,7 @@ def send_what_is_taken(plain, data):
 
 @pytest.fixture(scope="module")
 def small(running):
-    """A server with one place."""
+    """Return a server with one slot."""
     with running(capacity=1, protocol_ports={"wyoming": 0}) as server:
         yield server
 
@@ -80,7 +80,7 @@ def test_a_frame_is_no_longer_than_a_protocol_needs(small):
 
 
 def test_wyoming_reads_no_payload_but_audio(small):
-    """Neither before somebody has a place, nor of other events."""
+    """It reads them neither without a slot nor for other events."""
     held = []
     with small.connect() as client:
         client.start()
@@ -100,7 +100,7 @@ def test_wyoming_reads_no_payload_but_audio(small):
 
 
 def test_a_refused_websocket_is_sent_nothing_after_its_end(small):
-    """Browsers take what follows the close frame for an error, and show no reason."""
+    """Browsers treat data after the close frame as an error and hide the reason."""
     with small.connect() as client, small.open_plain() as plain:
         client.start()
         upgrade(plain)
@@ -155,8 +155,8 @@ def test_half_a_character_is_an_error_of_the_client(server, caplog, path, sent, 
     server.wait_until_empty()
     assert b"surrogate" in server.answer(b'{"type": "ping", "data": {"text": "\\ud83d"}}\n', "wyoming")
     for half in (b'{"type": "ping", "data": {"text": "\xed\xa0\xbd"}}\n', '{"type": "ping"}\n'.encode("utf-16")):
-        assert b"invalid JSON" in server.answer(half, "wyoming")  # json's own reader takes both
-    with server.connect("/stream") as client:  # a whole pair is a character
+        assert b"invalid JSON" in server.answer(half, "wyoming")  # json.loads alone would accept both
+    with server.connect("/stream") as client:  # a complete pair is a character
         client.send(r'{"hotwords": ["\ud83d\ude00"]}')
         assert "surrogate" not in client.rest()[0]
 
@@ -171,14 +171,14 @@ def test_the_log_quotes_no_client():
 
 
 def test_frames_that_come_with_the_handshake(small, caplog):
-    """Too long a one, from clients that do not wait for the answer, whether they have a place or are refused."""
+    """Frames that are too long, from clients that do not wait for the response, with or without a slot."""
     before = small.metric("failures", "recognition")
     num_refused = small.metric("refusals", "full")
     others = [small.open_plain() for _ in range(8)]
     for plain in others:
         try:
             upgrade(plain, more=frame_of(16 * MEGABYTE, MEGABYTE))
-        except OSError:  # the server has ended it
+        except OSError:  # the server has closed it
             continue
     small.wait_until(lambda: small.metric("refusals", "full") + small.metric("streams") > num_refused)
     for plain in others:
@@ -197,7 +197,7 @@ def test_who_connects_again_and_again_waits_for_what_that_costs():
     connections = Connections(1000, is_proxy=lambda peer: str(peer) == "10.0.0.9")
 
     def waits(address):
-        """Of connections for each of which 50 ms are done, until no more are taken."""
+        """Yield the waits of connections that cost 50 ms each, until one is refused."""
         for port in range(60):
             if (visit := connections.enter(Peer(address, port))) is None:
                 return
@@ -207,13 +207,13 @@ def test_who_connects_again_and_again_waits_for_what_that_costs():
             visit.leave()
 
     waited = list(waits("10.0.0.1"))
-    assert waited[:9] == [0.0] * 9  # half a second of processor time, for which nobody waits
+    assert waited[:9] == [0.0] * 9  # half a second of processor time in advance
     assert waited == sorted(waited)
     assert 9 < waited[-1] <= 10
-    assert next(waits("::ffff:10.0.0.1"), None) is None  # the same; it would wait too long
+    assert next(waits("::ffff:10.0.0.1"), None) is None  # the same address; it would wait too long
     assert [*waits("10.0.0.2")][:9] == waited[:9]
     assert max(waits("10.0.0.9")) == 0.0
-    for address in ("127.0.0.1", "::1"):  # this machine waits, too, but later, and is never refused
+    for address in ("127.0.0.1", "::1"):  # this machine also waits, but later, and is never refused
         waited = list(waits(address))
         assert len(waited) == 60
         assert max(waited[:19]) == 0.0
@@ -231,13 +231,13 @@ def test_who_takes_more_than_a_share_waits_for_the_others_who_do():
         for visit in greedy:
             visit.charge(0.002, now)
         speaker.charge(0.0001, now)
-    assert connections.together.wait_s(now) > 5  # 0.3 s, at a twentieth
-    assert [visit.wait_s(now) > 1 for visit in (speaker, *greedy)] == [False, True, True, True]  # 2 ms, at a thousandth
+    assert connections.together.wait_s(now) > 5  # 0.3 s, at 5 % of a core
+    assert [visit.wait_s(now) > 1 for visit in (speaker, *greedy)] == [False, True, True, True]  # 2 ms, at 0.1 %
     assert speaker.wait_s(now) == 0.0
     speaker.charge(0.0905, now)
-    assert 0.4 < speaker.wait_s(now) < 0.6  # for its own, however much the others owe
-    assert connections.enter(Peer("10.0.0.1", 9)).wait_s(now) == 0.0  # who has a place does not take from the address
-    for visit in greedy:  # it pays when it leaves the place
+    assert 0.4 < speaker.wait_s(now) < 0.6  # only because of its own debt
+    assert connections.enter(Peer("10.0.0.1", 9)).wait_s(now) == 0.0  # slots cost the address nothing
+    for visit in greedy:  # the address is charged when the slot is released
         visit.take_place(is_taken=False)
     greedy[0].charge(0.3, now)
     assert connections.enter(Peer("10.0.0.1", 9)).wait_s(now) > 0.5
@@ -250,11 +250,11 @@ def test_nobody_pays_for_time_in_which_others_had_the_processor(monkeypatch):
     connections.check()
     assert connections.since(9.9995) == pytest.approx(0.0005)
     clock.thread_time = lambda: 3.004
-    assert connections.since(9.9) == pytest.approx(0.004)  # of 0.1 s
+    assert connections.since(9.9) == pytest.approx(0.004)  # out of 0.1 s
     assert connections.since(9.9) == 0.0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a loopback interface has one address")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have only one loopback address")
 def test_an_address_in_debt_is_served_once_it_has_paid(server):
     begin = time.monotonic()
     server.server.connections.enter(Peer("127.0.0.2", 0)).charge(0.52, begin)
@@ -262,7 +262,7 @@ def test_an_address_in_debt_is_served_once_it_has_paid(server):
     with socket.create_connection(place, PATIENCE_S, source_address=("127.0.0.2", 0)) as plain:
         plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert plain.recv(100).startswith(b"HTTP/1.1 200 ")
-    assert time.monotonic() - begin > 0.4  # 20 ms of a processor, of which it has a twentieth
+    assert time.monotonic() - begin > 0.4  # 20 ms of processor time, at 5 % of a core
 
 
 def test_connections_are_limited_in_all_and_by_address():
@@ -274,7 +274,7 @@ def test_connections_are_limited_in_all_and_by_address():
     assert connections.enter(Peer("10.0.0.1", 4)) is not None
     site = [connections.enter(Peer("2001:db8::1", port)) for port in range(2)]
     assert all(site)
-    assert connections.enter(Peer("10.0.0.9", 1)) is None  # none is left
+    assert connections.enter(Peer("10.0.0.9", 1)) is None  # no connections are left
     site[0].leave()
     assert connections.enter(Peer("2001:db8::2", 1)) is not None
     proxy = Connections(4, is_proxy=lambda peer: str(peer) == "10.0.0.9")

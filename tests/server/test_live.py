@@ -1,4 +1,4 @@
-"""Our own protocol, `/stream`."""
+"""u2moe's own protocol, `/stream`."""
 
 import dataclasses
 import json
@@ -75,4 +75,4 @@ def test_nothing_said(server):
         client.start()
         assert client.finish() == [{"type": "done", "duration": 0.0}]
     server.wait_until(lambda: server.server.connections.num_open <= num_open)
-    assert server.metric("failures", "request") == before  # though the client's own close came last
+    assert server.metric("failures", "request") == before  # although the client's close frame came last

@@ -1,4 +1,4 @@
-"""What an operator reads."""
+"""The log that operators read."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ LIFE = (
 
 
 def close_code(client_of, url, *messages):
-    """How the server ends a connection, once there is a place."""
+    """Return the close code of a connection, after waiting for a free slot."""
     code = 1013
     while code == 1013:
         with client_of(url) as client:
@@ -52,7 +52,7 @@ def damaged_form():
 
 
 def without_length(samples):
-    """A WAV file as a recorder writes it that does not know its end."""
+    """Return a WAV file without a length, as a recorder writes it while recording."""
     file = io.BytesIO()
     soundfile.write(file, samples, 16_000, format="WAV")
     data = bytearray(file.getvalue())
@@ -71,14 +71,14 @@ def test_the_life_of_a_server(serving, client_of, speech, expected):
                     assert refused.close_code() == 1013
             client.play(speech())
             client.finish()
-        for content in (damaged_form(), {"files": {"file": ("live.wav", without_length(speech()))}}):  # leave no line
+        for content in (damaged_form(), {"files": {"file": ("live.wav", without_length(speech()))}}):  # not logged
             httpx.post(f"http://{address}/v1/audio/transcriptions", trust_env=False, timeout=PATIENCE_S, **content)
         assert close_code(client_of, url, "secret-text") == 1008
         assert close_code(client_of, url) == 1008
         process.send_signal(signal.SIGTERM)
         said = process.said + process.communicate(timeout=PATIENCE_S)[1]
     first, *rest = said.splitlines()
-    assert first.startswith("demo model")  # of the command, which a bundle silences
+    assert first.startswith("demo model")  # from the command; a bundle suppresses it
     lines = [LINE.fullmatch(line) for line in rest]
     assert all(lines), said
     assert len(lines) == len(LIFE), said
@@ -97,7 +97,7 @@ JUNK = (
     b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"\0\xff\r\n\r\n",
 )
-"""What gets a 400 or more, or no answer."""
+"""Requests that get a status of 400 or more, or no response."""
 
 
 def test_each_line_is_json_and_each_kind_comes_once(serving, client_of, tmp_path):
@@ -113,7 +113,7 @@ def test_each_line_is_json_and_each_kind_comes_once(serving, client_of, tmp_path
             with pytest.raises(InvalidStatus, match="401"), client_of(f"ws://{place}/stream"):
                 pass
             with client_of(f"ws://{place}/stream?api_key=k") as client:
-                client.websocket.socket.sendall(b"\x81\x82\0\0\0\0\xff\xff")  # no UTF-8
+                client.websocket.socket.sendall(b"\x81\x82\0\0\0\0\xff\xff")  # not UTF-8
                 assert client.close_code() in (1006, 1007)
         port = place.partition(":")[2]
         command = [sys.executable, "-m", "u2moe", "serve", "--log-format", "json", "--port", port]
@@ -130,7 +130,7 @@ def test_each_line_is_json_and_each_kind_comes_once(serving, client_of, tmp_path
     assert f"cannot listen at 127.0.0.1 port {port}" in last["message"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not have this limit")
 def test_few_open_files_are_warned_of(serving):
     few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))"
     with serving("--capacity", "1", before=few) as process:
@@ -139,7 +139,7 @@ def test_few_open_files_are_warned_of(serving):
 
 
 def test_libraries_leave_a_line_of_each_kind_in_a_minute(monkeypatch):
-    """By the place in their code: their words may be a client's."""
+    """Lines are grouped by code location, since their text may quote a client."""
     now, seen = [0.0], []
     monkeypatch.setattr("u2moe.runtime.server.log.time", SimpleNamespace(monotonic=lambda: now[0]))
     library = logging.getLogger("u2moe-test-library")

@@ -1,4 +1,4 @@
-"""What Prometheus reads."""
+"""Metrics for Prometheus."""
 
 import re
 
@@ -36,7 +36,7 @@ def test_what_a_stream_leaves(running, speech, expected):
     assert found["u2moe_queue_seconds"] == found["u2moe_streams"] == 0
     assert found['u2moe_results_total{kind="final"}'] == len(expected().segments)
     partials = sum(event["type"] == "partial" for event in events)
-    assert found['u2moe_results_total{kind="partial"}'] >= partials > 0  # some may have been replaced by the next
+    assert found['u2moe_results_total{kind="partial"}'] >= partials > 0  # some may have been replaced by later ones
     for kind in ("partial", "final"):
         assert found[f"u2moe_{kind}_latency_seconds_count"] > 0
         assert found[f"u2moe_{kind}_latency_seconds_sum"] > 0

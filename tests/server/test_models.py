@@ -1,4 +1,4 @@
-"""Several models in one server, chosen in each protocol, and what clients ask of the decoding."""
+"""Selection of one of several models in each protocol, and decoding options of clients."""
 
 import contextlib
 import dataclasses
@@ -22,12 +22,12 @@ CHOOSE = {
     "/v1/realtime": '{"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcm", '
     '"rate": 16000}, "turn_detection": null, "transcription": {"model": "tones"}}}}}',
 }
-"""The beginnings that name a model, by protocol; in others the URL does."""
+"""First messages that name a model, by path. Other protocols use the URL."""
 
 
 @pytest.fixture(scope="module")
 def both(running, demo):
-    """English is the default; the other model understands tones alone."""
+    """Return a server with two models. English is the default; the other one understands only tones."""
     with running({"english": demo, "tones": toy_recognizer()}, protocol_ports={"wyoming": 0}) as server:
         yield server
 
@@ -44,7 +44,7 @@ def begin(client, path, samples, start=None):
 
 
 def said(client, path):
-    """All that a server says to the end of a source."""
+    """Return all messages of a server to the end of a stream."""
     messages = [client.websocket.recv(120)]
     while path == "/v1/realtime" and "transcription.completed" not in messages[-1]:
         messages.append(client.websocket.recv(120))
@@ -90,7 +90,7 @@ def test_wyoming_names_a_model_or_a_language(both, tones, asked):
 
 @pytest.fixture(scope="module")
 def with_words(running, demo):
-    """A server with a language model."""
+    """Return a server with a language model."""
     with running(demo) as server:
         yield server
 
@@ -103,7 +103,7 @@ GRAMMAR = {"grammar": ["back to work", "[unk]"]}
 
 @pytest.mark.parametrize("asked", [{}, ASKED, {"lm_weight": 0}, GRAMMAR])
 def test_a_request_says_how_it_is_decoded(with_words, speech, demo, tmp_path, asked):
-    """In a file, in our own protocol, and in OpenAI's realtime one."""
+    """It works for files, in u2moe's own protocol, and in OpenAI's realtime protocol."""
     model, samples = with_words.service.default, speech()
     hotwords = [tuple(each) if isinstance(each, list) else each for each in asked.get("hotwords", [])]
     changes = {name: asked[name] for name in ("beam_size", "blank_penalty") if name in asked}
@@ -147,7 +147,7 @@ def test_every_option_of_clients_changes_results(with_words, speech, name):
 
 
 def test_a_server_that_searches_without_a_beam(running):
-    """It takes neither hotwords nor a language model; what is only a hint is passed over."""
+    """It refuses hotwords and language models, and ignores prompts."""
     with running(Recognizer.from_pretrained(options=DecodingOptions(search="ctc_greedy"))) as server:
         for name in ("hotwords", "lm_weight", "grammar"):
             with server.connect() as client:
@@ -157,7 +157,7 @@ def test_a_server_that_searches_without_a_beam(running):
 
 
 def test_few_weights_of_a_language_model_are_kept(with_words):
-    """Each takes as much memory as the model: those that no stream has are forgotten, others are not too many."""
+    """Each takes as much memory as the model: unused ones are dropped, and the number in use is limited."""
     prepared = with_words.service.default._weighted
     for number in range(1, 12):
         with with_words.connect() as client:

@@ -1,4 +1,4 @@
-"""What operators do to a server, and what they read of it."""
+"""Operation: signals, full disks, certificates, keys, and the log."""
 
 import asyncio
 import errno
@@ -131,10 +131,10 @@ def test_certificate_and_keys_are_read_anew(running, tmp_path):
             server.service.scheduler._loop.call_soon_threadsafe(server.server.reload)
 
         async def talk():
-            """In one thread: the other client reads and writes in two, which OpenSSL's connections are not made for."""
+            """Use a client of one thread: the other one reads and writes in two, which OpenSSL does not support."""
             async with client("key-of-alice") as speaking:
                 async with client("key-of-alice") as another:
-                    assert "the key alice has 1 streams at a time" in await another.recv()
+                    assert "the key alice allows 1 streams at a time" in await another.recv()
                 async with client("key-of-bob"), client("key-of-bob"):
                     pass
                 keys.write_text("carol key-of-carol\n", encoding="utf-8")
@@ -201,4 +201,4 @@ def test_an_address_behind_a_proxy_is_believed_from_the_proxy_alone(running):
     headers = {"X-Forwarded-Proto": "https", "Origin": "https://speech.example", "Host": "speech.example"}
     with running(forwarded_allow_ips=("127.0.0.1",)) as server:
         answer = httpx.post(f"{server.url}/v1/audio/transcriptions", headers=headers, trust_env=False)
-        assert answer.status_code == 400  # no form
+        assert answer.status_code == 400  # not a form

@@ -1,4 +1,4 @@
-"""What holds for all protocols over WebSocket."""
+"""Common behaviour of all protocols over WebSocket."""
 
 import json
 import struct
@@ -11,7 +11,7 @@ from u2moe.runtime.server.protocols.table import PROTOCOLS
 
 PROTOCOLS_BY_PATH = {protocol.path: protocol for protocol in PROTOCOLS.values()}
 ERROR_FIELDS = {"/stream": "message", "/wenet": "message", "/vosk": "error"}
-"""Where the last message says what was wrong; other protocols only have a reason for closing."""
+"""Field of the error message in the last message. Other protocols only have a close reason."""
 
 
 @pytest.mark.parametrize("name", [name for name, each in PROTOCOLS.items() if each.path and each.may_have_port])

@@ -1,4 +1,4 @@
-"""The server on a Unix socket, alone and behind the proxies that docs/proxies.md configures."""
+"""The server on a Unix socket, directly and behind the proxies of docs/proxies.md."""
 
 import contextlib
 import json
@@ -57,9 +57,9 @@ def answers(port):
 
 @contextlib.contextmanager
 def proxy(make, folder, *more):
-    """Where a proxy listens; it passes everything to a socket in the folder."""
+    """Start a proxy for a socket in the folder, and yield its URL."""
     if shutil.which(make.__name__) is None:
-        pytest.skip(f"needs {make.__name__}, a package of Debian")
+        pytest.skip(f"needs the Debian package {make.__name__}")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     home = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
@@ -107,7 +107,7 @@ def test_everything_passes(running, make, tmp_path, talk, demo, speech, expected
 
 
 def test_what_takes_long_is_kept_by_what_is_sent_meanwhile(running, held, tmp_path, talk, monkeypatch):
-    """With a time-out of a second, and blanks more often, as the sixty seconds of nginx are to the fifteen of ours."""
+    """The timeout is a second, with blanks at the same ratio as nginx's 60 and our 15 seconds."""
     for name in ("_SILENCE_S", "_PROGRESS_S"):
         monkeypatch.setattr(f"u2moe.runtime.server.protocols.rest.{name}", 0.25)
     keep_waiting(running, held, tmp_path, talk, 2, "proxy_read_timeout 1s;")
@@ -134,7 +134,7 @@ def keep_waiting(running, held, tmp_path, talk, seconds, more):
     assert json.loads(plain.text)["text"]
     assert "transcript.progress" in events.text
     assert "transcript.text.done" in events.text
-    assert silent.status_code == 504  # the page says so
+    assert silent.status_code == 504  # as documented
 
 
 def test_a_socket_that_a_killed_server_left(tmp_path):

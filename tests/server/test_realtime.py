@@ -1,4 +1,4 @@
-"""OpenAI's realtime transcription, spoken to by its own client."""
+"""OpenAI's realtime transcription, with OpenAI's client."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
-# openai's client holds its connection as websockets would rather not have it.
+# openai's client keeps a connection in a way that websockets warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:connect.* must be used as a context manager:DeprecationWarning")
 MANUAL = {"type": "transcription", "audio": {"input": {"turn_detection": None}}}
 
@@ -26,7 +26,7 @@ def connect(server):
 
 @pytest.fixture
 def client(server):
-    """A plain client, after the server's first event."""
+    """Return a plain client, after the server's first event."""
     with server.connect("/v1/realtime", max_queue=None) as client:
         assert client.receive()["type"] == "session.created"
         yield client
@@ -76,7 +76,7 @@ def test_committed_words_are_deltas_while_they_are_spoken(client, speech, turn_d
     audio = {"input": {"turn_detection": turn_detection}}
     client.tell(type="session.update", session={"type": "transcription", "audio": audio})
     play_raw(client, speech(24_000))
-    events = client.receive_until(f"{TRANSCRIPTION}.delta")  # and the audio is not committed yet
+    events = client.receive_until(f"{TRANSCRIPTION}.delta")  # before the audio is committed
     assert "input_audio_buffer.committed" not in [
         event["type"] for event in events if event.get("item_id") == events[-1]["item_id"]
     ]
@@ -86,7 +86,7 @@ def test_committed_words_are_deltas_while_they_are_spoken(client, speech, turn_d
         events.append(client.receive())
     deltas = [event["delta"] for event in events if "delta" in event and event["item_id"] == item]
     assert len(deltas) > 1
-    assert "".join(deltas) == events[-1]["transcript"]  # of which the second pass revises nothing
+    assert "".join(deltas) == events[-1]["transcript"]  # the second pass revises nothing here
 
 
 def test_items_that_the_client_ends(connect, speech, expected):
@@ -105,7 +105,7 @@ def test_items_that_the_client_ends(connect, speech, expected):
 
 
 def test_each_commit_of_several_at_once_is_answered(client, speech):
-    """Without waiting for answers, whatever their lengths."""
+    """The client does not wait for answers between commits of different lengths."""
     client.tell(type="session.update", session=MANUAL)
     words = speech(24_000)[: 24_000 * 2]
     for samples in (words[:2400], words, words[:240], words, words[:4800], words):
@@ -139,7 +139,7 @@ def test_a_shorter_pause_ends_items_earlier(client, speech):
     )
     assert client.receive()["type"] == "transcription_session.updated"
     samples = speech(24_000)
-    play_raw(client, samples[: len(samples) // 2])  # up to within the pause after the second speaker
+    play_raw(client, samples[: len(samples) // 2])  # up to the pause after the second speaker
     assert client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
 
 
@@ -152,7 +152,7 @@ def test_pauses_that_words_have_end_no_items(client, speech, expected):
     assert json.dumps(audio["format"]) == '{"type": "audio/pcm", "rate": 24000}'  # not 24000.0
     play_raw(client, speech(24_000))
     client.tell(type="input_audio_buffer.commit")
-    last = expected(24_000).segments[-1].text  # of a question that is asked without a pause
+    last = expected(24_000).segments[-1].text  # a question without a pause
     text = ""
     while last.split()[-1] not in text:
         text = client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"]
@@ -187,7 +187,7 @@ def test_audio_of_telephones(server, speech, demo, kind, older, encoding):
 
 def test_settings_may_change_between_turns(client, speech, expected):
     samples, segments = speech(24_000), expected(24_000).segments
-    cut = round((segments[0].end + 1.4) * 24_000)  # within the pause
+    cut = round((segments[0].end + 1.4) * 24_000)  # in the pause
     play_raw(client, np.concatenate([samples[:cut], np.zeros(36_000, np.int16)]))
     first = client.receive_until(f"{TRANSCRIPTION}.completed")
     client.tell(type="session.update", session=MANUAL)
@@ -205,7 +205,7 @@ def test_settings_may_change_between_turns(client, speech, expected):
 
 def test_a_commit_is_always_answered(client, speech, expected):
     samples, segments = speech(24_000), expected(24_000).segments
-    for _ in range(2):  # with a pause at the end, so that all turns have ended before
+    for _ in range(2):  # with a pause at the end, so that all turns have ended
         play_raw(client, samples)
         play_raw(client, np.zeros(36_000, np.int16))
         texts = [client.receive_until(f"{TRANSCRIPTION}.completed")[-1]["transcript"] for _ in segments]

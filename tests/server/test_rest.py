@@ -1,4 +1,4 @@
-"""OpenAI's REST API, spoken to by its own client."""
+"""OpenAI's REST API, with OpenAI's client."""
 
 import json
 import time
@@ -94,7 +94,7 @@ def test_fields_without_a_value_or_with_a_plain_name(server, talk):
     data = {"response_format": "verbose_json", "timestamp_granularities": "word"}
     answer = server.post(data=data, files=files).json()
     assert answer["words"]
-    assert answer["language"] == "en"  # the only one of the model
+    assert answer["language"] == "en"  # the model's only language
     assert "segments" not in answer
 
 
@@ -136,7 +136,7 @@ def test_nothing_is_translated(server):
 
 @pytest.mark.parametrize("is_damaged", [False, True])
 def test_something_is_sent_while_a_file_is_recognised(running, held, talk, monkeypatch, is_damaged):
-    """Blanks before JSON, and progress among events; what fails after that is cut off."""
+    """Blanks precede JSON, and progress is reported among events. A later error truncates the response."""
     monkeypatch.setattr("u2moe.runtime.server.protocols.rest._SILENCE_S", 0.05)
     monkeypatch.setattr("u2moe.runtime.server.protocols.rest._PROGRESS_S", 0.05)
     held.failure = AudioError("damaged") if is_damaged else None

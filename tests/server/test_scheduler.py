@@ -1,4 +1,4 @@
-"""Sessions and the thread that serves them, without a network."""
+"""Streams and the scheduler's thread, without a network."""
 
 import asyncio
 import contextlib
@@ -32,13 +32,13 @@ def run(coroutine):
 
 
 async def until(holds):
-    while not holds():  # noqa: ASYNC110 - what is waited for happens in a thread
+    while not holds():  # noqa: ASYNC110 - the condition changes in a thread
         await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
 async def scheduling(recognizer, **limits):
-    """A scheduler. Fails, rather than to wait for ever, as soon as a round leaves a session without its results."""
+    """Yield a scheduler. Fail, instead of waiting forever, if a round does not deliver results to a stream."""
     scheduler = Scheduler(Metrics(), Limits(**limits))
     scheduler.open = functools.partial(scheduler.open, recognizer)
     loop, task, serve, lost = asyncio.get_running_loop(), asyncio.current_task(), scheduler._serve, []
@@ -46,7 +46,7 @@ async def scheduling(recognizer, **limits):
     def serve_and_check(queues):
         sessions = list(queues)
         serve(queues)
-        # In the event loop, so behind the delivery of the results.
+        # In the event loop, so that it runs after the delivery of the results.
         loop.call_soon_threadsafe(check, [(session, session.num_rounds) for session in sessions])
 
     def check(served):
@@ -79,7 +79,7 @@ def options(server):
     start=st.integers(0, 60_000),
 )
 def test_sessions_that_run_together_give_what_each_gives_alone(lengths, start):
-    """Of the toy, since a batch of a real model rounds differently from processor to processor."""
+    """The toy model is used, since batches of a real model are rounded differently on different processors."""
     toy = toy_recognizer()
     tones = say("ABCD" * 3, [0.2, 1.0, 0.4] * 4)[0]
     sources = [np.roll(tones, start * number)[: sum(own)] for number, own in enumerate(lengths)]
@@ -101,7 +101,7 @@ def test_sessions_that_run_together_give_what_each_gives_alone(lengths, start):
 
 
 def test_a_source_that_is_faster_than_recognition_is_slowed(held, speech, options):
-    """While recognition stands still no more is taken than a queue holds; then all of it is recognised."""
+    """While recognition stands still, only one queue is filled. Then all audio is recognised."""
 
     async def feed():
         async with scheduling(held, queue_s=1.0) as scheduler:
@@ -138,17 +138,17 @@ def test_live_sources_come_first(demo, options):
         async with scheduling(demo) as scheduler:
             queues = [served(demo, options) for _ in range(12)]
             for number, queue in enumerate(queues):
-                queue.num_taken = 1_600_000 * (number % 3 > 0)  # two of three are files
+                queue.num_taken = 1_600_000 * (number % 3 > 0)  # two of three are ahead
                 queue.last_round = -number
             chosen = scheduler._choose(queues)
             assert {queue for queue in queues if not queue.num_taken} == set(chosen[:4])
-            assert [queues.index(queue) for queue in chosen[4:]] == [11, 10, 8, 7]  # those that waited longest
+            assert [queues.index(queue) for queue in chosen[4:]] == [11, 10, 8, 7]  # the streams that waited longest
 
     run(choose())
 
 
 def test_a_source_gets_one_chunk_in_a_round(held, speech, options):
-    """However much waits, the next round comes soon: who speaks need not wait for a file."""
+    """Even if much audio waits, the next round starts soon: speakers do not wait for files."""
     fed = []
 
     async def feed():
@@ -167,7 +167,7 @@ def test_a_source_gets_one_chunk_in_a_round(held, speech, options):
             assert window <= sum(fed) < window + 0.16 * 16_000
             held.release()
             await session.settle()
-            assert sum(fed) > 48_000 - 0.96 * 16_000  # the rest is no whole chunk
+            assert sum(fed) > 48_000 - 0.96 * 16_000  # the rest is not a complete chunk
             session.finish()
             await session.settle()
             assert sum(fed) == 48_000
@@ -178,7 +178,7 @@ def test_a_source_gets_one_chunk_in_a_round(held, speech, options):
 @given(st.floats(0, 1))
 def test_chunks_wait_for_each_other_the_longer_the_more_there_is_to_do(round_s):
     rest = rest_s(round_s)
-    assert 0 <= rest <= round_s  # somebody who is alone hardly waits
+    assert 0 <= rest <= round_s  # a single stream hardly waits
     assert round_s + rest <= max(0.1, round_s) + 1e-9  # rounding
     assert rest_s(0.05) == 0.025
 
@@ -192,7 +192,7 @@ def test_what_is_fed_late_or_wrong(demo, options):
             with pytest.raises(TooLargeError, match="2 seconds"):
                 await session.feed(np.zeros(40_000, np.int16))
             await session.feed(np.zeros(0, np.int16))
-            assert not session._small  # nothing is kept, however often
+            assert not session._small  # nothing accumulates
             session.finish()
             session.finish()
             await session.feed(np.zeros(1000, np.int16))  # dropped
@@ -208,7 +208,7 @@ def test_a_stream_that_fails_alone(demo, speech, options):
     async def feed():
         async with scheduling(demo) as scheduler:
             broken, whole = (scheduler.open(demo.create_stream(options), 16_000) for _ in range(2))
-            broken.stream.input_finished()  # no more samples are taken
+            broken.stream.input_finished()  # further samples are refused
             await broken.feed(speech()[:17_000])
             with pytest.raises(StreamError):
                 await broken.settle()

@@ -1,4 +1,4 @@
-"""What `u2moe serve` says of its options."""
+"""Checks of the options of `u2moe serve`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The study of live speakers: what they hear, and how many a server holds."""
+"""The study of live speakers: their results, and how many a server sustains."""
 
 import asyncio
 import contextlib
@@ -53,11 +53,11 @@ def test_how_many_are_held():
     shown = serving.values({"cells": cells})
     assert (shown["demo.ours"], shown["demo.native"], shown["demo.theirs"]) == ("16", "0", "8")
     assert shown["table"].count("\n") == 2 + 8 - 1
-    assert not serving.is_held({**serving.summary(Received(num_expected=3)), "streams": 1})  # nobody was received
+    assert not serving.is_held({**serving.summary(Received(num_expected=3)), "streams": 1})  # no results were received
 
 
 def test_a_number_that_was_not_held_is_tried_once_more(tmp_path, monkeypatch):
-    late, asked = {16: 1, 32: 2}, []  # how often each number is late
+    late, asked = {16: 1, 32: 2}, []  # how often each number of speakers is late
 
     def measured(_server, _blocks, count, _first, num_slots=None):
         asked.append(count)

@@ -1,4 +1,4 @@
-"""sherpa-onnx's protocols, in the messages that its Python clients send and read: streams, and whole recordings."""
+"""sherpa-onnx's protocols for streams and whole recordings, with the messages of its Python clients."""
 
 import json
 import struct
@@ -11,7 +11,7 @@ def play(client, samples):
 
 
 def answers(client):
-    """As its client reads: until "Done!"."""
+    """Return the answers up to "Done!", as its client reads them."""
     found = []
     while (message := client.websocket.recv(120)) != "Done!":
         found.append(json.loads(message))
@@ -23,7 +23,7 @@ def test_segments(server, speech, expected, demo):
         play(client, speech())
         client.send("Done")
         found = answers(client)
-        play(client, speech())  # its C++ server takes another source, too
+        play(client, speech())  # its C++ server also accepts another stream
         client.send("Done")
         again = [answer for answer in answers(client) if answer["is_final"]]
     finals = [answer for answer in found if answer["is_final"]]
@@ -50,7 +50,7 @@ def test_nothing_said(server):
         play(client, np.zeros(16_000))
         client.send("Done")
         found = answers(client)
-    assert found[-1]["is_final"]  # its Python client parses the last one
+    assert found[-1]["is_final"]  # its Python client uses the last one
     assert [answer["text"] for answer in found if answer["text"]] == []
 
 
@@ -60,7 +60,7 @@ def recording(samples, sample_rate=16_000):
 
 
 def test_recordings_in_sequence(server, speech, expected):
-    """Cut as its Python clients cut them, and anywhere."""
+    """Messages are split as its Python clients split them, and anywhere."""
     with server.connect("/sherpa-offline") as client:
         for sample_rate, block_len in ((16_000, 10_240), (8000, 9999)):
             data = recording(speech(sample_rate), sample_rate)

@@ -1,4 +1,4 @@
-"""Connections: requests that are no requests, clients that vanish or listen only, and what is charged to whom."""
+"""Connections: invalid requests, clients that vanish or do not send, and accounting of processor time."""
 
 import ast
 import asyncio
@@ -82,7 +82,7 @@ def test_a_mistake_of_ours_is_logged(server, caplog, monkeypatch):
 
 
 class LostTransport(asyncio.Transport):
-    """One of TLS: once it is closed twice, or lost, it knows neither socket nor whether it is read."""
+    """A TLS transport: closed twice, or lost, it has no socket and no reading state."""
 
     num_closed = 0
 
@@ -131,14 +131,14 @@ def test_who_sends_no_more_still_gets_the_answer(running, held, body, version):
         plain.shutdown(socket.SHUT_WR)
         answer = pool.submit(lambda: b"".join(iter(lambda: plain.recv(10_000), b"")))
         assert held.is_held.wait(PATIENCE_S)
-        time.sleep(1.5)  # it is looked after once a second
+        time.sleep(1.5)  # connections are checked once a second
         held.release()
         assert b'"text"' in answer.result()
         assert b"HTTP/1.1 200 OK" in answer.result()
 
 
 def test_connections_answer_at_once():
-    """asyncio sends small answers without delay where a socket says that it is one of TCP."""
+    """asyncio sends small answers without delay only if the socket names TCP."""
     sockets = open_sockets(ServerOptions(port=0))
     with contextlib.closing(sockets["http"]) as listening:
         assert listening.proto == socket.IPPROTO_TCP
@@ -194,12 +194,12 @@ def test_who_vanishes_leaves_its_place_though_much_is_unread(running, held, monk
             server.wait_until(lambda: any(stream.queued_s >= 5 for stream in server.service.scheduler.streams))
             client.kill()
         server.wait_until(lambda: server.metric("streams") == 0)
-        assert server.metric("failures", "recognition") == 0  # it still stands still
+        assert server.metric("failures", "recognition") == 0  # recognition still waits
         held.release()
 
 
 def test_connections_that_end_before_their_first_step_are_closed(server):
-    """Those that are accepted in the turn of the loop in which the server stops."""
+    """They were accepted in the turn of the event loop in which the server stops."""
     accepted, ended = [], threading.Event()
 
     def take_and_cancel():
@@ -268,7 +268,7 @@ def test_a_stream_takes_as_many_places_as_it_costs(running, tmp_path):
 
 @pytest.mark.parametrize("kind", ["thread", "request"])
 def test_what_is_done_for_a_client_is_charged_to_it(server, monkeypatch, kind):
-    """Hotwords are built in a thread; whom a file is from is looked up in a step of the request's task."""
+    """Hotwords are built in a thread; the client of a file is determined in a step of the request's task."""
     charged = []
     charge = accounts.Visit.charge
     monkeypatch.setattr(accounts.Visit, "charge", lambda *given: (charged.append(given[1]), charge(*given))[1])
@@ -290,7 +290,7 @@ def test_what_is_done_for_a_client_is_charged_to_it(server, monkeypatch, kind):
 
 
 def test_messages_without_audio_take_little_together(monkeypatch):
-    """Clients with places that do nothing else, while one sends audio for 1 % of a processor, and never waits."""
+    """Clients with slots send only messages, while another sends audio for 1 % of a core and never waits."""
     now = [1000.0]
     monkeypatch.setattr(accounts, "time", type("Time", (), {"monotonic": lambda: now[0]}))
     connections = accounts.Connections(20)
@@ -315,7 +315,7 @@ def test_messages_without_audio_take_little_together(monkeypatch):
 
 
 def test_reading_requests_is_charged(server):
-    """Headers that are expensive to read, on one connection that is kept."""
+    """Headers are expensive to parse, on one persistent connection."""
     with server.open_plain() as plain:
         request = b"GET /healthz?%b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (b"a=b&" * 1000, b"X: y\r\n" * 1500)
         server.wait_until(lambda: len(server.server.connections.served) == 1)
@@ -329,7 +329,7 @@ def test_reading_requests_is_charged(server):
             answer = b""
             while not answer.endswith(b"ok\n"):
                 answer += plain.recv(10_000)
-        assert sum(taken) > 0.02  # some milliseconds each, to two accounts
+        assert sum(taken) > 0.02  # some milliseconds each, charged to two accounts
 
 
 def test_sighup_during_the_start_is_not_the_end(tmp_path):
@@ -357,7 +357,7 @@ def test_a_unix_socket_of_another_stays(serving, tmp_path):
 
 
 def test_only_public_names_of_the_servers_below_are_used():
-    """So any version from the least on should do: the tests run with the newest."""
+    """Any version from the minimum on should then work. The tests run with the newest one."""
     for file in Path(server_package.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = []

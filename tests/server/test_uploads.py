@@ -1,4 +1,4 @@
-"""Files that strangers send: what they do to the libraries that read them, and what one sender can take from others."""
+"""Untrusted files: their effect on the libraries that read them, and fairness among clients."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +43,7 @@ def text(demo, talk):
 
 
 def test_files_of_many_channels(server, speech, text, tmp_path):
-    """Eight planar ones, for which PyAV has counted nine, which ended the server; 255 took four gigabytes."""
+    """PyAV counted nine for eight planar channels, which crashed the server. 255 channels took four gigabytes."""
     samples = np.repeat((speech() / np.float32(32768))[:, None], 8, axis=1)
     file = write_media(tmp_path / "talk.wv", [samples])
     assert server.post(files={"file": (file.name, file.read_bytes())}).json()["text"] == text
@@ -56,7 +56,7 @@ def test_files_of_many_channels(server, speech, text, tmp_path):
 
 def test_a_file_that_crashes_its_decoder_is_an_error_for_it_alone(running, talk, text, monkeypatch, caplog):
     monkeypatch.setattr(decoder, "_CODE", CRASH)
-    monkeypatch.setattr("u2moe.runtime.server.protocols.rest._SILENCE_S", PATIENCE_S)  # else answers begin early
+    monkeypatch.setattr("u2moe.runtime.server.protocols.rest._SILENCE_S", PATIENCE_S)  # otherwise responses begin early
     with running() as server, ThreadPoolExecutor() as pool:
         names = ["talk.wav", "crash.mp3", "talk.wav", "crash.mp3", "talk.wav"]
         answers = list(pool.map(lambda name: server.post(files={"file": (name, talk)}), names))
@@ -70,7 +70,7 @@ def test_a_file_that_crashes_its_decoder_is_an_error_for_it_alone(running, talk,
 
 
 def test_libraries_print_nothing(server, capfd):
-    """libmpg123 does about frames that are damaged."""
+    """libmpg123 prints errors about damaged frames."""
     content = io.BytesIO()
     soundfile.write(content, np.random.default_rng(0).normal(0, 0.1, 48_000), 16_000, format="MP3")
     damaged = bytearray(content.getvalue())
@@ -101,7 +101,7 @@ def test_a_short_file_does_not_wait_for_a_long_one(server, talk, text):
 
 
 def test_one_client_leaves_places_and_turns_to_others(running, held, talk, text, monkeypatch):
-    """Four uploads of one address, of which one is refused; another's is next although it came last."""
+    """One of four uploads of an address is refused. Another address comes next although it came last."""
     monkeypatch.setattr("u2moe.runtime.server.files._AT_ONCE", 1)
     with running(held, max_files=5) as server, ThreadPoolExecutor() as pool:
         order, post = [], pool.submit
@@ -153,4 +153,4 @@ def test_one_client_leaves_room_to_others(running, held, talk, monkeypatch):
         held.release()
         assert first.result().status_code == 200
         server.wait_until_empty()
-        assert server.post(files={"file": ("b.wav", talk + bytes(4 << 20))}).status_code == 200  # the only one
+        assert server.post(files={"file": ("b.wav", talk + bytes(4 << 20))}).status_code == 200  # its only file

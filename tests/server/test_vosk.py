@@ -1,10 +1,10 @@
-"""vosk-server's protocol, in the messages that its clients send and read: each message has one answer."""
+"""vosk-server's protocol, with the messages of its clients: each message has one answer."""
 
 import numpy as np
 
 
 def speak(client, samples, block_len=4000):
-    """Send and receive in turn, as vosk's test.py does; the answer to each block, and the last."""
+    """Send and receive in turn, as vosk's test.py does; return the answers to blocks, and the last."""
     found = []
     for start in range(0, len(samples), block_len):
         client.send(samples[start : start + block_len].tobytes())
@@ -49,7 +49,7 @@ def test_reset_begins_anew(server, speech, expected):
 
 
 def test_a_later_configuration(server, speech, expected):
-    """What it can still change applies, as in vosk's server."""
+    """Settings that can still change apply, as in vosk's server."""
     with server.connect("/vosk") as client:
         client.send('{"config": {"sample_rate": 16000}}')
         client.send(speech()[:8000].tobytes())
@@ -62,7 +62,7 @@ def test_a_later_configuration(server, speech, expected):
 
 def test_what_a_later_configuration_does_not_name_stays(server, speech, expected):
     with server.connect("/vosk") as client:
-        client.send('{"config": {"sample_rate": "16000", "max_alternatives": "2"}}')  # text, as some clients send it
+        client.send('{"config": {"sample_rate": "16000", "max_alternatives": "2"}}')  # text, as some clients send
         client.send('{"config": {"words": 0, "phrase_list": null}}')
         found = speak(client, speech())
     finals = [answer["alternatives"] for answer in found if "alternatives" in answer]
@@ -86,7 +86,7 @@ def test_a_message_with_more_segments_than_wait_for_a_client(server, speech, exp
 
 
 def test_only_the_phrases_are_said(server, speech):
-    """As far as the vocabulary can write them."""
+    """Phrases that the vocabulary cannot spell are ignored."""
     found = {}
     for others in ([], ["[unk]"]):
         with server.connect("/vosk") as client:

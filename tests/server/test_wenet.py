@@ -1,4 +1,4 @@
-"""WeNet's protocol, in the messages that its clients send and read."""
+"""WeNet's protocol, with the messages of its clients."""
 
 import json
 
@@ -17,7 +17,7 @@ def speak(client, samples, **start):
 
 
 def sentences(events, kind="final_result"):
-    # The C++ and the web client parse `nbest` once more: it is a string.
+    # `nbest` is a string, which the C++ and web clients parse again.
     return [json.loads(event["nbest"]) for event in events if event["type"] == kind]
 
 
@@ -34,7 +34,7 @@ def test_continuous_decoding(server, demo, speech, expected):
             pieces = alternative["word_pieces"]
             assert [piece["word"] for piece in pieces] == [demo.vocabulary.symbols[token] for token in ours.tokens]
             for piece, time in zip(pieces, ours.times, strict=True):
-                assert piece["start"] <= 1000 * time <= piece["end"] + 40  # where two meet, rounded down to a frame
+                assert piece["start"] <= 1000 * time <= piece["end"] + 40  # if two units meet, rounded down to a frame
                 assert piece["end"] - piece["start"] <= 140
     partials = sentences(events, "partial_result")
     assert max(map(len, partials)) == 5
@@ -50,7 +50,7 @@ def test_one_utterance_unless_asked_for_more(server, speech, expected):
 
 
 def test_the_end_may_overtake_the_last_audio(server, speech, expected, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.server.protocols.wenet._LATE_AUDIO_S", 2.0)  # for a machine that is busy
+    monkeypatch.setattr("u2moe.runtime.server.protocols.wenet._LATE_AUDIO_S", 2.0)  # for a busy machine
     samples = speech()
     with server.connect("/wenet") as client:
         client.tell(signal="start", nbest=1, continuous_decoding=True)
@@ -68,7 +68,7 @@ def test_nothing_said_is_a_result_too(server):
 
 
 def test_times_of_units_are_those_of_wenet(demo):
-    """By asr_decoder.cc: 100 ms before the peak, or the middle between two peaks that are closer."""
+    """Times of asr_decoder.cc: 100 ms before the peak, or the middle between two close peaks."""
     frame_s = demo.bundle.manifest.frame_s
     times = [frame_s * peak for peak in (1, 6, 7, 30)]
     alternative = Alternative(text="", tokens=[1, 2, 3, 4], score=0, ctc_score=0, attention_score=None, times=times)

@@ -1,4 +1,4 @@
-"""Several processes behind one port."""
+"""Several worker processes behind one port."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ PATIENCE_S = 120
 
 @pytest.fixture(scope="module")
 def team(serving):
-    """Two workers that take a stream each."""
+    """Return a server with two workers of one stream each."""
     with serving("--workers", "2", "--capacity", "1", "--protocol", "vosk=0", "--protocol", "wyoming=0") as process:
         process.ports = [int(url.rpartition(":")[2]) for url in process.urls]
         yield process
@@ -42,7 +42,7 @@ def wait_until(holds):
 
 
 def workers_of(team):
-    """Children of the process that recognise: there may also be one that looks after shared memory."""
+    """Return the worker processes. There may also be a child that tracks shared memory."""
     children = Path(f"/proc/{team.pid}/task/{team.pid}/children").read_text(encoding="utf-8").split()
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
@@ -105,7 +105,7 @@ def test_one_that_dies_is_replaced_and_all_stop_together(team, client_of, speech
 
 
 def test_one_that_stands_still_is_replaced(serving):
-    """It is stopped while it holds its place, and gets no connection until it is ended."""
+    """It is stopped while it has a stream, and gets no connections until it is killed."""
     before = "from u2moe.runtime.server import workers; workers.SILENT_S = 4"
     with serving("--workers", "2", "--capacity", "2", before=before) as process:
         workers = workers_of(process)
@@ -131,7 +131,7 @@ def test_a_replaced_worker_that_still_starts_is_no_failure_at_the_end(serving):
 
 
 class Ended:
-    """A worker that ends as soon as it is started."""
+    """A worker that exits as soon as it is started."""
 
     exitcode, pid = 1, None
 
@@ -168,7 +168,7 @@ def test_a_second_signal_ends_all_at_once(serving, client_of, speech):
             process.send_signal(signal.SIGTERM)
             while "stopping 2 workers" not in process.stderr.readline():
                 assert process.poll() is None
-            time.sleep(0.6)  # sooner it would be taken for the same
+            time.sleep(0.6)  # earlier it would count as the same signal
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
             wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
@@ -188,7 +188,7 @@ def test_connections_are_left_to_those_with_clearly_more_room():
     one, other = (Metrics(rows=rows, worker=number) for number in range(2))
 
     def is_left(**changes):
-        """Whether the first leaves a connection to the other, which is free but for some values."""
+        """Return whether the first worker leaves a connection to the second, which is free except for `changes`."""
         free = {"ready": 1, "capacity": 10, "streams": 0, "newcomers": 0, "heartbeats": time.monotonic()}
         for name, value in {**free, **changes}.items():
             other.set(name, value)
@@ -198,7 +198,7 @@ def test_connections_are_left_to_those_with_clearly_more_room():
         one.set(name, value)
     assert is_left()
     assert not have_others_room(other, 1)
-    assert not is_left(streams=1, newcomers=1)  # eight places beside seven
+    assert not is_left(streams=1, newcomers=1)  # eight free slots instead of seven
     assert not is_left(ready=0)
     assert not is_left(heartbeats=time.monotonic() - 3)
     one.set("streams", 10)

@@ -1,4 +1,4 @@
-"""Wyoming, spoken to by the client of the package `wyoming`, and by one that does it wrong."""
+"""Wyoming, with the client of the package `wyoming`, and with invalid messages."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from dialects import wyoming_event as event
 from u2moe.runtime.server.models import languages_of
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # of audioop, which it imports where there still is one
+    warnings.simplefilter("ignore", DeprecationWarning)  # about audioop, which it imports if available
     from wyoming.asr import Transcribe, Transcript, TranscriptChunk
     from wyoming.audio import AudioChunk, AudioStart, AudioStop
     from wyoming.client import AsyncTcpClient
@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 
 async def speak(port, audio, rate=16_000, channels=1, transcribe=None):
-    """As Home Assistant does; all events of the answer."""
+    """Send audio as Home Assistant does; return all events of the answer."""
     async with AsyncTcpClient("127.0.0.1", port) as client:
         await client.write_event((transcribe or Transcribe()).event())
         await client.write_event(AudioStart(rate=rate, width=2, channels=channels).event())
@@ -96,7 +96,7 @@ def test_describe_and_ping(server, demo):
 
     info, pong, odd = asyncio.run(ask())
     assert info.asr[0].models[0].name == demo.bundle.path.name
-    assert info.asr[0].models[0].languages == ["en"]  # without one Home Assistant does not offer it
+    assert info.asr[0].models[0].languages == ["en"]  # Home Assistant does not offer models without a language
     assert info.asr[0].supports_transcript_streaming
     assert (pong.type, pong.data["text"]) == ("pong", "here")
     assert (odd.type, odd.data["kind"]) == ("pong", "of any")
