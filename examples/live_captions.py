@@ -1,4 +1,4 @@
-"""Live captions: sound as it is heard in, each finished utterance out once, with its times; names are preferred.
+"""Live captions: read sound in real-time buffers, and print each finished utterance with its times. Names are hotwords.
 
 python examples/live_captions.py talk.wav [NAME ...]
 """
@@ -11,7 +11,7 @@ import soundfile
 
 from u2moe import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, Result
 
-# An utterance ends after 0.8 s of silence, or when it is 15 s long. The left context is bounded: memory is flat.
+# An utterance ends after 0.8 s of silence or at a length of 15 s. Limited left context keeps memory constant.
 OPTIONS = DecodingOptions(
     num_left_chunks=4,
     endpoint=EndpointConfig(
@@ -24,7 +24,7 @@ OPTIONS = DecodingOptions(
 def captions(
     recognizer: Recognizer, buffers: Iterable[np.ndarray], sample_rate: int, names: Sequence[str] = ()
 ) -> Iterator[Result]:
-    """Final results as soon as they are; `stream.get_result().text` is what is being said meanwhile."""
+    """Yield final results as soon as they are found. `stream.get_result().text` is the current partial text."""
     stream = recognizer.create_stream(OPTIONS, hotwords=names or None)
     for buffer in buffers:
         stream.accept_waveform(sample_rate, buffer)
