@@ -25,7 +25,7 @@ PASSES = ("greedy", "second_pass")
 MOST_LONGER = 1000
 """A limit is out of reach if it needs more than this many times the available audio."""
 MOST_SCORES = 1 << 23
-"""Log-probabilities that one run of the decoders returns at most, in a second pass over long hypotheses."""
+"""Maximum log-probabilities per run of the decoders, in a second pass over long hypotheses."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Difference:
     Attributes:
         edits: edits between the texts of both, for each of `PASSES` that the model has [recordings, passes].
         tokens: tokens of the first model's texts [recordings, passes].
-        divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]. It is the sum
-            of two: that of the CTC log-probabilities, summed over frames, and that of the second pass. For the latter,
-            the combined scores of the first model's hypotheses are taken as a distribution.
+        divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]. It adds the
+            divergence of the CTC log-probabilities, summed over frames, and that of the second pass. The latter takes
+            the combined scores of the first model's hypotheses as a distribution.
         frames: encoder frames [recordings].
         seconds: duration of all recordings.
     """

@@ -37,7 +37,7 @@ def read_features(
 ) -> list[tuple[Path, Array]]:
     """Return files and their features, as `features_of`; `is_noisy` adds noise of half a 16-bit step.
 
-    A file written by `keep_calibration` is replaced by its recordings.
+    A file written by `keep_calibration` stands for its recordings.
     """
     random = np.random.default_rng(0)
     result: list[tuple[Path, Array]] = []

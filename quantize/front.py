@@ -8,8 +8,8 @@ from typing import Any
 from u2moe.quantize.picture import bar_picture
 
 Front = Sequence[Mapping[str, Any]]
-"""Choices by size: `bytes`, `divergence` in nats per frame, `at_most` (upper limit of the interval for the share of
-changed tokens, which `--max-damage` must allow), and whether it was `written`."""
+"""Choices by size: `bytes`, `divergence` in nats per frame, `at_most`, and whether it was `written`. `at_most` is the
+upper limit of the interval for the share of changed tokens, which `--max-damage` must allow."""
 
 
 def describe_front(front: Front) -> list[str]:

@@ -172,7 +172,7 @@ def _limit(name: str, value: float) -> str:
 
 
 def _kernels(content: dict[str, Any]) -> list[str]:
-    """Return lines that list the functions that run in native kernels here, and the reason for each other one."""
+    """Return lines with the functions that run in native kernels here, and why others do not."""
     kernels = content["kernels"]
     functions: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for graph in content["graphs"]:

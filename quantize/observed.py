@@ -100,7 +100,7 @@ class PartGraph:
 
 
 def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
-    """Return the model of a bundle that runs these graphs, by the names of the contract."""
+    """Return a bundle's model that runs these graphs, named as in the contract."""
     sessions = (cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder"))  # only `run` is needed
     return Model(manifest, *sessions)
 
