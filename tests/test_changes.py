@@ -106,7 +106,9 @@ def test_formats_of_layers_are_chosen_by_hand_and_bundles_compared(exported, rec
     capsys.readouterr()
     heard = ["--list", str(recordings[0].parent)]
     assert main(["bench", "--divergence", source, out, *heard, "-o", str(written)]) == 0
-    assert capsys.readouterr().out.startswith(f"{out} beside {source}\non 3 recordings (0.wav, 1.wav, 2.wav), 8.9 s, ")
+    assert capsys.readouterr().out.startswith(
+        f"{out} compared with {source}\non 3 recordings (0.wav, 1.wav, 2.wav), 8.9 s, "
+    )
     assert json.loads(written.read_text(encoding="utf-8"))["divergence"]["value"] > 0
     assert main(["bench", "--divergence", source, source, *heard]) == 0
     assert "second pass 0.00%" in capsys.readouterr().out
