@@ -1,5 +1,5 @@
-// Recognises samples of 16 bits, one channel, from standard input:  java Transcribe.java LIBRARY BUNDLE RATE < samples
-// By foreign functions, which need Java 22 and --enable-native-access=ALL-UNNAMED; without JNI.
+// Recognise 16-bit mono samples from standard input: java Transcribe.java LIBRARY BUNDLE RATE < samples
+// Uses foreign functions, without JNI. Needs Java 22 and --enable-native-access=ALL-UNNAMED.
 import static java.lang.foreign.ValueLayout.ADDRESS;
 import static java.lang.foreign.ValueLayout.JAVA_DOUBLE;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
@@ -25,7 +25,7 @@ class Transcribe {
     return pointer.reinterpret(Long.MAX_VALUE).getString(0);
   }
 
-  /** Calls a function with numbers and pointers; what it returns is an error code. */
+  /** Call a function with numbers and pointers that returns an error code. */
   static void call(String name, Object... arguments) throws Throwable {
     MemoryLayout[] layouts = Arrays.stream(arguments)
         .map(each -> each instanceof MemorySegment ? ADDRESS : each instanceof Long ? JAVA_LONG : JAVA_INT)
@@ -50,7 +50,7 @@ class Transcribe {
       call("u2moe_stream_create", recognizer, none, handle);
       MemorySegment stream = handle.get(ADDRESS, 0);
       int rate = Integer.parseInt(arguments[2]);
-      for (long begin = 0; begin < samples.length / 2; begin += rate) { // one thread may feed while another decodes
+      for (long begin = 0; begin < samples.length / 2; begin += rate) { // another thread may feed while this one decodes
         call("u2moe_stream_feed_int16", stream, rate, content.asSlice(2 * begin), Math.min(rate, samples.length / 2 - begin));
         call("u2moe_decode_streams", handle, 1L);
       }

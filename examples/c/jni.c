@@ -1,4 +1,4 @@
-/* Kotlin, and Java before 22: a class `U2moe` with these native methods, for Android. Compiled by a test, and run nowhere.
+/* Kotlin, and Java before 22: native methods of a class `U2moe`, for Android. A test compiles this file; it was never run.
  *
  *     object U2moe {
  *       init { System.loadLibrary("u2moe_jni") }
@@ -6,7 +6,7 @@
  *       external fun createStream(recognizer: Long): Long
  *       external fun accept(stream: Long, rate: Int, samples: ShortArray): Int
  *       external fun finish(stream: Long): Int
- *       external fun takeSegment(stream: Long): String?               // JSON, with the names that Python's results have
+ *       external fun takeSegment(stream: Long): String?               // JSON, with the field names of Python
  *       external fun freeStream(stream: Long): Int
  *       external fun freeRecognizer(recognizer: Long): Int
  *       external fun message(): String

@@ -1,4 +1,4 @@
-/* Recognises samples of 16 bits, one channel, from standard input:  transcribe BUNDLE RATE < samples
+/* Recognise 16-bit mono samples from standard input:  transcribe BUNDLE RATE < samples
  * cc -std=c99 transcribe.c $(pkg-config --cflags --libs u2moe) -o transcribe */
 #include <stdio.h>
 #include <stdlib.h>

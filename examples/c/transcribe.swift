@@ -1,5 +1,5 @@
-// Recognises samples of 16 bits, one channel, from standard input:  transcribe BUNDLE RATE < samples
-// Untested: no Swift is in Debian. See module.modulemap.
+// Recognise 16-bit mono samples from standard input: transcribe BUNDLE RATE < samples
+// Untested: Debian has no Swift package. See module.modulemap.
 import Foundation
 import U2moe
 
@@ -17,7 +17,7 @@ check(u2moe_stream_create(recognizer, nil, &stream))
 let rate = Int(CommandLine.arguments[2])!
 samples.withUnsafeBytes { bytes in
   let pointer = bytes.bindMemory(to: Int16.self)
-  for begin in stride(from: 0, to: pointer.count, by: rate) {  // one thread may feed while another decodes
+  for begin in stride(from: 0, to: pointer.count, by: rate) {  // another thread may feed while this one decodes
     let part = UnsafeBufferPointer(rebasing: pointer[begin..<min(begin + rate, pointer.count)])
     check(u2moe_stream_feed_int16(stream, Int32(rate), part.baseAddress, part.count))
     check(u2moe_decode_streams(&stream, 1))

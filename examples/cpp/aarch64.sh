@@ -1,6 +1,6 @@
 #!/bin/sh
-# Cross-compile the program for aarch64 on PyPI's onnxruntime, which runs on a Raspberry Pi 4, as Debian's does not: it has
-# instructions that a cortex-a72 lacks.  [PYTHON=python3] aarch64.sh FOLDER
+# Cross-compile the program for aarch64 with PyPI's onnxruntime: [PYTHON=python3] aarch64.sh FOLDER
+# PyPI's library runs on a Raspberry Pi 4. Debian's has instructions that a cortex-a72 lacks.
 # Writes FOLDER/build/u2moe_transcribe and FOLDER/wheel. To run it here:
 #     qemu-aarch64 -L /usr/aarch64-linux-gnu FOLDER/build/u2moe_transcribe BUNDLE FILE.wav
 # Needs g++-aarch64-linux-gnu and cmake.

@@ -1,4 +1,4 @@
-// Audio files of the program: WAV, or raw samples of 16 bits, from a file or standard input as they come.
+// Audio input of the program: WAV or raw 16-bit samples, streamed from a file or standard input.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +11,12 @@
 
 #include "u2moe.hpp"
 
-/// WAV of 8, 16, 24 or 32 bits or of float, any rate; channels are averaged.
+/// Reads WAV with 8-, 16-, 24- or 32-bit or float samples at any rate. Channels are averaged.
 class AudioFile {
  public:
   /// @param file a path, or "-" for standard input.
-  /// @param raw_rate rate of samples of 16 bits, little endian, one channel, without a header; 0: the file is WAV.
-  /// @throws u2moe::Error it cannot be read, or is of another kind.
+  /// @param raw_rate rate of headerless 16-bit samples, little endian, mono; 0: the file is WAV.
+  /// @throws u2moe::Error if the file cannot be read or has another format.
   AudioFile(const std::string& file, int raw_rate)
       : name_(file), file_(file == "-" ? stdin : std::fopen(file.c_str(), "rb"), close), rate_(raw_rate) {
     if (!file_) fail("cannot be read");
@@ -25,10 +25,10 @@ class AudioFile {
 
   int sample_rate() const { return rate_; }
 
-  /// Whether fewer samples were there than the header says, once all are read.
+  /// Whether the file had fewer samples than its header states. Valid after all samples were read.
   bool is_cut_off() const { return left_ != kEndless && left_ > 0; }
 
-  /// The next samples in [-1, 1], a tenth of a second at 16 kHz; none at the end. The last frame may be cut off.
+  /// Return the next samples in [-1, 1], a tenth of a second at 16 kHz; none at the end. Drops an incomplete last frame.
   std::vector<float> read() {
     const std::size_t frame = num_channels_ * sample_size_;
     std::vector<unsigned char> bytes(static_cast<std::size_t>(std::min<std::uint64_t>(left_, 1600 * frame)));
@@ -54,7 +54,7 @@ class AudioFile {
   [[noreturn]] void fail(const std::string& what) const { throw u2moe::Error(U2MOE_AUDIO_ERROR, name_ + ": " + what); }
 
   void take(unsigned char* bytes, std::size_t num) {
-    if (std::fread(bytes, 1, num, file_.get()) != num) fail("is not a WAV file, or ends within its header");
+    if (std::fread(bytes, 1, num, file_.get()) != num) fail("is not a WAV file or ends within its header");
   }
 
   static std::uint32_t number(const unsigned char* bytes, std::size_t size) {
@@ -70,7 +70,7 @@ class AudioFile {
       std::memcpy(&found, &value, sizeof found);
       return found;
     }
-    const std::uint32_t centred = sample_size_ == 1 ? value ^ 0x80000000U : value;  // 8 bits have no sign
+    const std::uint32_t centred = sample_size_ == 1 ? value ^ 0x80000000U : value;  // 8-bit samples are unsigned
     return static_cast<float>(static_cast<std::int32_t>(centred)) / 2147483648.0F;
   }
 
@@ -82,8 +82,8 @@ class AudioFile {
       take(chunk, 8);
       std::uint64_t size = number(chunk + 4, 4);
       if (std::memcmp(chunk, "data", 4) == 0) {
-        if (!rate_) fail("has no format before its data");
-        left_ = size == 0xffffffffU || size == 0 ? kEndless : size;  // a program that writes to a pipe knows no size
+        if (!rate_) fail("has no format chunk before its data");
+        left_ = size == 0xffffffffU || size == 0 ? kEndless : size;  // a program that writes to a pipe does not know the size
         return;
       }
       if (std::memcmp(chunk, "fmt ", 4) == 0 && size >= 16) size -= read_format(size);
@@ -93,7 +93,7 @@ class AudioFile {
     }
   }
 
-  // Returns the number of bytes read.
+  // Return the number of bytes read.
   std::size_t read_format(std::uint64_t size) {
     unsigned char format[26];
     const std::size_t num = size >= 26 ? 26 : 16;
@@ -118,5 +118,5 @@ class AudioFile {
   int rate_;
   std::size_t num_channels_ = 1, sample_size_ = 2;  // bytes
   bool is_float_ = false;
-  std::uint64_t left_ = kEndless;  // bytes
+  std::uint64_t left_ = kEndless;  // in bytes
 };

@@ -1,4 +1,4 @@
-// Recognises WAV files or raw PCM as it comes:  u2moe_transcribe [options] BUNDLE [FILE.wav... | -]
+// Stream WAV files or raw PCM through recognition: u2moe_transcribe [options] BUNDLE [FILE.wav... | -]
 #include <unistd.h>
 #ifdef _WIN32
 #include <fcntl.h>
@@ -24,23 +24,23 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: u2moe_transcribe [options] BUNDLE [FILE.wav... | -]\n"
-    "Recognises files or standard input as they stream in: partial results on stderr, final ones with times on stdout.\n"
-    "  --hotwords FILE    phrases to prefer, one a line, \"kubernetes :2.5\"\n"
-    "  --grammar FILE     all that may be said: phrases, one a line, \"lights (on | off)\"\n"
-    "  --raw              samples of 16 bits without a header, one channel\n"
-    "  --rate HZ          rate of raw samples; without it, that of the model\n"
-    "  --left-chunks N    chunks of the past that the encoder sees; -1: all\n"
-    "  --padding S        seconds of silence around input that is cut in a sound; without it, as in the bundle\n"
-    "  --full             the whole recording, with full context\n"
-    "  --lm FILE          a language model: a compact file, or ARPA; --lm-weight, --word-bonus, --unknown-score, --rescoring-weight N\n"
+    "Recognise files or standard input while reading: partial results on stderr, final results with times on stdout.\n"
+    "  --hotwords FILE    phrases to prefer, one per line, such as \"kubernetes :2.5\"\n"
+    "  --grammar FILE     restrict recognition to phrases, one per line, such as \"lights (on | off)\"\n"
+    "  --raw              headerless 16-bit samples, mono\n"
+    "  --rate HZ          rate of raw samples; default: rate of the model\n"
+    "  --left-chunks N    chunks of left context; -1: all\n"
+    "  --padding S        seconds of silence added where the input begins or ends within a sound; default: as in the bundle\n"
+    "  --full             full context: encode up to 30 s at once\n"
+    "  --lm FILE          language model, compact or ARPA; its options: --lm-weight, --word-bonus, --unknown-score, --rescoring-weight N\n"
     "  --search NAME      attention_rescoring, ctc_prefix_beam or ctc_greedy\n"
-    "  --beam-size N      hypotheses that are kept\n"
+    "  --beam-size N      size of the beam\n"
     "  --kernels NAME     auto, native or onnxruntime\n"
-    "  --describe         print what computes the graphs, as JSON, and nothing else\n"
+    "  --describe         only print versions, kernels and providers as JSON\n"
     "  --no-endpoint      the whole input is one utterance\n"
     "  --threads N        threads of onnxruntime\n"
-    "  --json             one JSON object for each final result\n"
-    "  --timing           with --json, one more for each file: milliseconds to load and to recognise\n";
+    "  --json             print each final result as a JSON object\n"
+    "  --timing           with --json, also print for each file the milliseconds to load and to recognise\n";
 
 struct Arguments {
   bool json = false, raw = false, timing = false, describe = false;
@@ -97,7 +97,7 @@ Arguments parse(int argc, char** argv) {
     else if (arguments.bundle.empty()) arguments.bundle = argument;
     else arguments.files.push_back(argument);
   }
-  if (arguments.bundle.empty()) throw std::invalid_argument("the folder of a bundle is missing");
+  if (arguments.bundle.empty()) throw std::invalid_argument("missing argument: folder of a bundle");
   if (arguments.rate && !arguments.raw) throw std::invalid_argument("--rate is for --raw: a WAV file has its own");
   if (arguments.files.empty()) arguments.files = {"-"};
   return arguments;
@@ -139,7 +139,7 @@ double milliseconds_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
 }
 
-// Returns whether all files were whole.
+// Return whether all files were complete.
 bool transcribe(const Arguments& arguments) {
   bool are_whole = true;
   const Clock::time_point begin = Clock::now();
@@ -190,7 +190,7 @@ bool transcribe(const Arguments& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // Newer versions of onnxruntime write to the home folder otherwise.
+  // Otherwise, newer versions of onnxruntime write to the home folder.
 #ifdef _WIN32
   if (!std::getenv("ORT_DISABLE_TELEMETRY")) _putenv_s("ORT_DISABLE_TELEMETRY", "1");
   _setmode(_fileno(stdin), _O_BINARY);

@@ -1,6 +1,6 @@
 ################################################################################
 #
-# u2moe: package/u2moe of a tree for Buildroot 2024.02 or newer. Not run here.
+# u2moe: package/u2moe of a Buildroot tree (2024.02 or newer). Untested.
 #
 ################################################################################
 

@@ -1,5 +1,5 @@
-// Speech recognition with a bundle of u2moe, by the library u2moe, which lies where the system looks (LD_LIBRARY_PATH, PATH) or comes with
-// the NuGet package. u2moe.h says what everything means, and how threads may use it.
+// Speech recognition with a u2moe bundle. Loads the library u2moe from the system's search path (LD_LIBRARY_PATH, PATH) or from
+// the NuGet package. u2moe.h documents each function and the rules for threads.
 using System;
 using System.Collections.Generic;
 using System.Runtime.InteropServices;
@@ -76,7 +76,7 @@ namespace U2moe {
     }
   }
 
-  /// What went wrong; `Name` is that of the code in u2moe.h.
+  /// An error of the library. `Name` is the name of its code in u2moe.h.
   public class U2moeException : Exception {
     public const int QueueFull = 12, Cancelled = 13;
     public U2moeException(int code, string message) : base(message) { Code = code; }
@@ -89,7 +89,7 @@ namespace U2moe {
     public double Start, End, Confidence;
   }
 
-  /// The partial or final result of an utterance; times in seconds from the first sample of the source.
+  /// Partial or final result of an utterance, with times in seconds after the first sample of the source.
   public class Result {
     public string Text;
     public bool IsFinal;
@@ -112,7 +112,7 @@ namespace U2moe {
     }
   }
 
-  /// A bundle, loaded. Threads may share it.
+  /// A loaded bundle. Threads may share it.
   public sealed class Recognizer : IDisposable {
     internal IntPtr Handle;
     public Recognizer(string folder) { Native.Check(Native.u2moe_recognizer_open(Encoding.UTF8.GetBytes(folder + "\0"), IntPtr.Zero, out Handle)); }
@@ -120,20 +120,20 @@ namespace U2moe {
     public void Dispose() { Native.u2moe_recognizer_free(Handle); }
   }
 
-  /// One source, fed by any thread and decoded by `Decode`.
+  /// One audio source. Any thread may feed it; `Decode` recognises it.
   public sealed class Stream : IDisposable {
     readonly IntPtr handle;
     internal Stream(Recognizer recognizer) { Native.Check(Native.u2moe_stream_create(recognizer.Handle, IntPtr.Zero, out handle)); }
-    /// Only queues samples of one channel.
+    /// Queue mono samples and return.
     public void Feed(int rate, short[] samples) { Native.Check(Native.u2moe_stream_feed_int16(handle, rate, samples, (UIntPtr)samples.Length)); }
     public void Finish() { Native.Check(Native.u2moe_stream_feed_finished(handle)); }
-    /// Ends decoding within one chunk, from any thread.
+    /// Stop decoding within one chunk. Any thread may call this.
     public void Cancel() { Native.Check(Native.u2moe_stream_cancel(handle)); }
-    /// Recognises what waits in streams, in batches.
+    /// Recognise the queued audio of streams in batches.
     public static void Decode(params Stream[] streams) {
       Native.Check(Native.u2moe_decode_streams(Array.ConvertAll(streams, stream => stream.handle), (UIntPtr)streams.Length));
     }
-    /// Each final result once.
+    /// Return final results, each once.
     public IEnumerable<Result> TakeSegments() {
       for (;;) {
         IntPtr found;
@@ -147,13 +147,13 @@ namespace U2moe {
     public void Dispose() { Native.u2moe_stream_free(handle); }
   }
 
-  /// One source in a thread of the library, which raises the events.
+  /// Recognises one source in a thread of the library, which raises the events.
   public sealed class Transcriber : IDisposable {
     public event Action<Result> Partial, Final;
     public event Action<U2moeException> Failed;
     public event Action<bool, double> Speech;
     readonly IntPtr handle;
-    Native.Callbacks callbacks;  // kept, so that the delegates live as long
+    Native.Callbacks callbacks;  // keeps the delegates alive
 
     public Transcriber(Recognizer recognizer) {
       callbacks = new Native.Callbacks {
@@ -168,7 +168,7 @@ namespace U2moe {
       Native.Check(Native.u2moe_transcriber_create(recognizer.Handle, IntPtr.Zero, ref callbacks, out handle));
     }
 
-    // Exceptions must not go through C.
+    // Exceptions must not pass through C.
     void Tell(Action work) {
       try {
         work();
@@ -177,9 +177,9 @@ namespace U2moe {
       }
     }
 
-    /// Only queues samples: an audio callback may call it.
+    /// Queue samples and return. An audio callback may call this.
     public void Feed(int rate, short[] samples) { Native.Check(Native.u2moe_transcriber_feed_int16(handle, rate, samples, (UIntPtr)samples.Length)); }
-    /// Finishes the input, and returns when all of it is recognised.
+    /// Finish the input and wait until all of it is recognised.
     public void Wait() { Native.Check(Native.u2moe_transcriber_wait(handle)); }
     public void Cancel() { Native.Check(Native.u2moe_transcriber_cancel(handle)); }
     public void Dispose() { Native.u2moe_transcriber_free(handle); GC.KeepAlive(this); }

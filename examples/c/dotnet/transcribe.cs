@@ -1,5 +1,5 @@
-// Recognises samples of 16 bits, one channel, from standard input:  transcribe.exe BUNDLE RATE < samples
-// mcs transcribe.cs U2moe.cs; in .NET the same files do.
+// Recognise 16-bit mono samples from standard input: transcribe.exe BUNDLE RATE < samples
+// Compile with mcs transcribe.cs U2moe.cs, or the same files with .NET.
 using System;
 using System.Globalization;
 using System.IO;
@@ -22,7 +22,7 @@ static class Program {
           begin += 2 * samples.Length;
         } catch (U2moeException error) {
           if (error.Code != U2moeException.QueueFull) throw;
-          Thread.Sleep(10);  // a microphone would drop them instead
+          Thread.Sleep(10);  // a microphone would drop these samples
         }
       }
       transcriber.Wait();

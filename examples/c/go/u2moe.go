@@ -1,6 +1,6 @@
-// Package u2moe recognises speech with a bundle of u2moe, by libu2moe, which pkg-config finds.
+// Package u2moe recognises speech with a u2moe bundle. It links libu2moe through pkg-config.
 //
-// What u2moe.h says of threads holds here: any goroutine may feed, cancel and take results.
+// The rules for threads in u2moe.h apply to goroutines: any may feed, cancel and take results.
 package u2moe
 
 // #cgo pkg-config: u2moe
@@ -25,7 +25,7 @@ import (
 	"unsafe"
 )
 
-// An Error has the name of its code in u2moe.h, and says what was found and what was expected.
+// An Error contains the name of its code in u2moe.h and a message.
 type Error struct {
 	Code          int
 	Name, Message string
@@ -33,13 +33,14 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Name + ": " + e.Message }
 
-// Is makes errors.Is compare codes, with ErrQueueFull and ErrCancelled.
+// Is compares error codes, for errors.Is with ErrQueueFull and ErrCancelled.
 func (e *Error) Is(target error) bool {
 	other, ok := target.(*Error)
 	return ok && other.Code == e.Code
 }
 
-// ErrQueueFull: more audio would wait than may, and nothing was taken. ErrCancelled: until a reset.
+// ErrQueueFull means that the queue would exceed its limit, and no samples were accepted. ErrCancelled means that the stream
+// was cancelled.
 var (
 	ErrQueueFull = &Error{Code: C.U2MOE_QUEUE_FULL, Name: "U2MOE_QUEUE_FULL"}
 	ErrCancelled = &Error{Code: C.U2MOE_CANCELLED, Name: "U2MOE_CANCELLED"}
@@ -49,7 +50,7 @@ func errorOf(code C.u2moe_error, message string) error {
 	return &Error{int(code), C.GoString(C.u2moe_error_name(code)), message}
 }
 
-// call makes a call and asks for its message in the same thread, to which messages belong.
+// call makes a call and reads its error message in the same thread, because messages belong to threads.
 func call(work func() C.u2moe_error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -59,13 +60,13 @@ func call(work func() C.u2moe_error) error {
 	return nil
 }
 
-// A Word has its times in seconds from the first sample of the source.
+// A Word has times in seconds after the first sample of the source.
 type Word struct {
 	Text                   string
 	Start, End, Confidence float64
 }
 
-// A Result is the partial or final result of an utterance.
+// A Result is a partial or final result of an utterance.
 type Result struct {
 	Text                          string
 	IsFinal                       bool
@@ -88,12 +89,12 @@ func resultOf(handle C.u2moe_result) (Result, error) {
 	return found, nil
 }
 
-// Options of a stream; what is zero is as in the bundle.
+// Options configure a stream. Zero values mean the defaults of the bundle.
 type Options struct {
-	ChunkSize     int     // -1: whole recordings, with full context
+	ChunkSize     int     // -1: full context
 	NumLeftChunks int     // 0: all
 	BeamSize      int     //
-	MaxQueueS     float64 // seconds that may wait; 0: 10
+	MaxQueueS     float64 // seconds of audio that may wait; 0: 10
 }
 
 func (o Options) inC() (C.u2moe_stream_options, error) {
@@ -109,10 +110,10 @@ func (o Options) inC() (C.u2moe_stream_options, error) {
 	return options, err
 }
 
-// A Recognizer is a bundle, loaded.
+// A Recognizer is a loaded bundle.
 type Recognizer struct{ handle C.u2moe_recognizer }
 
-// Open loads a bundle, after it has compared every file with its digest.
+// Open loads a bundle after comparing every file with its digest.
 func Open(folder string) (*Recognizer, error) {
 	name := C.CString(folder)
 	defer C.free(unsafe.Pointer(name))
@@ -123,15 +124,15 @@ func Open(folder string) (*Recognizer, error) {
 	return &r, nil
 }
 
-// Close frees it; streams that are open keep what they need.
+// Close frees the recogniser. Open streams keep what they need.
 func (r *Recognizer) Close() error {
 	return call(func() C.u2moe_error { return C.u2moe_recognizer_free(r.handle) })
 }
 
-// A Stream is one source, fed by any goroutine and decoded by Decode.
+// A Stream is one audio source. Any goroutine may feed it; Decode recognises it.
 type Stream struct{ handle C.u2moe_stream }
 
-// Stream begins a source.
+// Stream creates a stream for one source.
 func (r *Recognizer) Stream(options Options) (*Stream, error) {
 	chosen, err := options.inC()
 	if err != nil {
@@ -144,7 +145,7 @@ func (r *Recognizer) Stream(options Options) (*Stream, error) {
 	return &s, nil
 }
 
-// Feed only queues samples of one channel.
+// Feed queues mono samples and returns.
 func (s *Stream) Feed(rate int, samples []int16) error {
 	return call(func() C.u2moe_error {
 		return C.u2moe_stream_feed_int16(s.handle, C.int32_t(rate), (*C.int16_t)(unsafe.SliceData(samples)), C.size_t(len(samples)))
@@ -156,17 +157,17 @@ func (s *Stream) Finish() error {
 	return call(func() C.u2moe_error { return C.u2moe_stream_feed_finished(s.handle) })
 }
 
-// Cancel ends decoding within one chunk, from any goroutine.
+// Cancel stops decoding within one chunk. Any goroutine may call it.
 func (s *Stream) Cancel() error {
 	return call(func() C.u2moe_error { return C.u2moe_stream_cancel(s.handle) })
 }
 
-// Close frees it.
+// Close frees the stream.
 func (s *Stream) Close() error {
 	return call(func() C.u2moe_error { return C.u2moe_stream_free(s.handle) })
 }
 
-// Decode recognises what waits in streams, in batches.
+// Decode recognises the queued audio of streams in batches.
 func Decode(streams ...*Stream) error {
 	handles := make([]C.u2moe_stream, len(streams))
 	for i, stream := range streams {
@@ -175,7 +176,7 @@ func Decode(streams ...*Stream) error {
 	return call(func() C.u2moe_error { return C.u2moe_decode_streams(unsafe.SliceData(handles), C.size_t(len(handles))) })
 }
 
-// TakeSegments gives each final result once.
+// TakeSegments returns final results, each once.
 func (s *Stream) TakeSegments() ([]Result, error) {
 	var all []Result
 	for {
@@ -192,7 +193,7 @@ func (s *Stream) TakeSegments() ([]Result, error) {
 	}
 }
 
-// Events of a transcriber, called in a thread of the library; any may be nil.
+// Events are callbacks of a transcriber, called in a thread of the library. Any may be nil.
 type Events struct {
 	Partial, Final func(Result)
 	Failed         func(error)
@@ -205,7 +206,7 @@ type Transcriber struct {
 	events cgo.Handle
 }
 
-// Transcriber begins a source, whose utterances end by the rules for endpoints.
+// Transcriber creates a transcriber. Endpoint rules always end its utterances.
 func (r *Recognizer) Transcriber(options Options, events Events) (*Transcriber, error) {
 	chosen, err := options.inC()
 	if err != nil {
@@ -220,24 +221,24 @@ func (r *Recognizer) Transcriber(options Options, events Events) (*Transcriber, 
 	return &t, nil
 }
 
-// Feed only queues samples: an audio callback may call it. errors.Is(err, ErrQueueFull) tells that nothing was taken.
+// Feed queues samples and returns. An audio callback may call it. If errors.Is(err, ErrQueueFull), no samples were accepted.
 func (t *Transcriber) Feed(rate int, samples []int16) error {
 	return call(func() C.u2moe_error {
 		return C.u2moe_transcriber_feed_int16(t.handle, C.int32_t(rate), (*C.int16_t)(unsafe.SliceData(samples)), C.size_t(len(samples)))
 	})
 }
 
-// Wait finishes the input, and returns when all of it is recognised.
+// Wait finishes the input and returns when all of it is recognised.
 func (t *Transcriber) Wait() error {
 	return call(func() C.u2moe_error { return C.u2moe_transcriber_wait(t.handle) })
 }
 
-// Cancel ends it within one chunk.
+// Cancel stops the transcriber within one chunk.
 func (t *Transcriber) Cancel() error {
 	return call(func() C.u2moe_error { return C.u2moe_transcriber_cancel(t.handle) })
 }
 
-// Close cancels what is left and frees it; not to be called by its own events.
+// Close cancels remaining work and frees the transcriber. Its own events must not call it.
 func (t *Transcriber) Close() error {
 	defer t.events.Delete()
 	return call(func() C.u2moe_error { return C.u2moe_transcriber_free(t.handle) })

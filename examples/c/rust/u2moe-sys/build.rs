@@ -1,4 +1,4 @@
-//! Finds libu2moe: in U2MOE_DIR, the prefix of an installation, or by pkg-config.
+//! Find libu2moe in U2MOE_DIR, the prefix of an installation, or through pkg-config.
 use std::{env, process::Command};
 
 fn main() {
@@ -9,8 +9,8 @@ fn main() {
         let found = ask.ok().filter(|done| done.status.success()).and_then(|done| String::from_utf8(done.stdout).ok());
         found.map(|text| text.trim().to_owned()).ok_or(())
     });
-    let folder = folder.expect("libu2moe is not found: set U2MOE_DIR to where it is installed, or PKG_CONFIG_PATH to the folder of u2moe.pc");
+    let folder = folder.expect("libu2moe not found: set U2MOE_DIR to its installation prefix, or PKG_CONFIG_PATH to the folder of u2moe.pc");
     println!("cargo:rustc-link-search=native={folder}");
     println!("cargo:rustc-link-lib=dylib=u2moe");
-    println!("cargo:libdir={folder}"); // DEP_U2MOE_LIBDIR, for programs that want it in their rpath
+    println!("cargo:libdir={folder}"); // DEP_U2MOE_LIBDIR, for the rpath of programs
 }

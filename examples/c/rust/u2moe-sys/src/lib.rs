@@ -1,4 +1,4 @@
-//! `u2moe.h` in Rust: its comments say what everything means, and how threads may use it.
+//! Rust declarations of `u2moe.h`, which documents each function and the rules for threads.
 #![allow(non_camel_case_types)]
 #![no_std]
 use core::ffi::{c_char, c_int, c_void};

@@ -1,4 +1,4 @@
-//! Recognises samples of 16 bits, one channel, from standard input: transcribe BUNDLE RATE < samples
+//! Recognise 16-bit mono samples from standard input: transcribe BUNDLE RATE < samples
 use std::io::Read;
 use std::sync::mpsc;
 use u2moe::{Error, Event, Options, Recognizer};
@@ -12,7 +12,7 @@ fn transcribe(folder: &str, rate: i32, samples: &[i16]) -> Result<(), Error> {
             if !error.is_queue_full() {
                 return Err(error);
             }
-            std::thread::sleep(std::time::Duration::from_millis(10)); // a microphone would drop them instead
+            std::thread::sleep(std::time::Duration::from_millis(10)); // a microphone would drop these samples
         }
     }
     transcriber.wait()?;

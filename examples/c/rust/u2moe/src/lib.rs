@@ -1,9 +1,9 @@
-//! Speech recognition with a bundle of u2moe.
+//! Speech recognition with a u2moe bundle.
 //!
 //! ```no_run
 //! let recognizer = u2moe::Recognizer::open("bundle")?;
 //! let mut captions = recognizer.transcriber(&u2moe::Options::default(), |event| println!("{event:?}"))?;
-//! captions.feed(16000, &[0i16; 160])?; // never waits: an audio callback may call it
+//! captions.feed(16000, &[0i16; 160])?; // never waits: an audio callback may call this
 //! captions.wait()?;
 //! # Ok::<(), u2moe::Error>(())
 //! ```
@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, ptr};
 use u2moe_sys as sys;
 
-/// What went wrong: the name of the code in `u2moe.h`, and a message that names the file, the field, what was found and expected.
+/// An error: the name of the code in `u2moe.h`, and a message that names the file, the field, the value found and the value
+/// expected.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Error {
     pub code: i32,
@@ -25,7 +26,7 @@ impl Error {
     fn of(code: i32, message: *const c_char) -> Self {
         Error { code, name: text(unsafe { sys::u2moe_error_name(code) }), message: text(message) }
     }
-    /// More audio would wait than may: nothing was taken.
+    /// Whether the queue would exceed its limit, and no samples were accepted.
     pub fn is_queue_full(&self) -> bool {
         self.code == sys::U2MOE_QUEUE_FULL
     }
@@ -57,7 +58,7 @@ fn check(code: i32) -> Result<()> {
     Err(Error::of(code, unsafe { sys::u2moe_error_message() }))
 }
 
-/// What comes before a zero byte would be taken for all of a text.
+/// C would end the text at a zero byte.
 fn c_text(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error { code: 1, name: "U2MOE_INVALID_ARGUMENT".into(), message: format!("{text:?} has a zero byte") })
 }
@@ -70,7 +71,7 @@ pub struct Word {
     pub confidence: f64,
 }
 
-/// The partial or final result of an utterance; times in seconds from the first sample of the source.
+/// Partial or final result of an utterance, with times in seconds after the first sample of the source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Utterance {
     pub text: String,
@@ -103,7 +104,7 @@ impl Utterance {
     }
 }
 
-/// How a stream is decoded: fields of `u2moe_stream_options`, set to the defaults of the bundle.
+/// Options of a stream: the fields of `u2moe_stream_options`, initialised to the defaults of the bundle.
 #[derive(Clone, Debug)]
 pub struct Options(pub sys::u2moe_stream_options);
 
@@ -111,12 +112,12 @@ impl Default for Options {
     fn default() -> Self {
         let mut options: sys::u2moe_stream_options = unsafe { std::mem::zeroed() };
         let code = unsafe { sys::u2moe_stream_options_init(&mut options, std::mem::size_of_val(&options)) };
-        check(code).expect("libu2moe is older than this crate");
+        check(code).expect("libu2moe must not be older than this crate");
         Options(options)
     }
 }
 
-/// Samples of one channel: `f32` in [-1, 1] or `i16`.
+/// Mono samples: `f32` in [-1, 1] or `i16`.
 pub trait Sample: Copy {
     #[doc(hidden)]
     fn feed_stream(stream: sys::u2moe_stream, rate: i32, samples: &[Self]) -> i32;
@@ -140,7 +141,7 @@ impl Sample for i16 {
     }
 }
 
-/// A bundle, loaded. Threads may share it, and streams outlive it.
+/// A loaded bundle. Threads may share it, and streams may outlive it.
 pub struct Recognizer(sys::u2moe_recognizer);
 unsafe impl Send for Recognizer {}
 unsafe impl Sync for Recognizer {}
@@ -152,7 +153,7 @@ impl Recognizer {
         Ok(Recognizer(handle))
     }
 
-    /// In Hz; streams resample from any other.
+    /// Sample rate of the model in Hz. Streams resample audio of other rates.
     pub fn sample_rate(&self) -> Result<i32> {
         let mut rate = 0;
         check(unsafe { sys::u2moe_recognizer_sample_rate(self.0, &mut rate) })?;
@@ -165,7 +166,7 @@ impl Recognizer {
         Ok(Stream(handle))
     }
 
-    /// Recognises one source in a thread of the library, which calls `on_event`. That may drop the transcriber.
+    /// Recognise one source in a thread of the library, which calls `on_event`. The callback may drop the transcriber.
     pub fn transcriber(&self, options: &Options, on_event: impl FnMut(Event) + Send + 'static) -> Result<Transcriber> {
         let (call, mut handle): (Arc<Mutex<Call>>, _) = (Arc::new(Mutex::new(Box::new(on_event))), ptr::null_mut());
         let callbacks = sys::u2moe_transcriber_callbacks {
@@ -187,27 +188,27 @@ impl Drop for Recognizer {
     }
 }
 
-/// One source, fed by any thread and decoded by `decode`.
+/// One audio source. Any thread may feed it; `decode` recognises it.
 pub struct Stream(sys::u2moe_stream);
 unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// Only queues the samples.
+    /// Queue samples and return.
     pub fn feed<T: Sample>(&self, rate: i32, samples: &[T]) -> Result<()> {
         check(T::feed_stream(self.0, rate, samples))
     }
     pub fn finish(&self) -> Result<()> {
         check(unsafe { sys::u2moe_stream_feed_finished(self.0) })
     }
-    /// Ends decoding within one chunk, from any thread.
+    /// Stop decoding within one chunk. Any thread may call this.
     pub fn cancel(&self) {
         unsafe { sys::u2moe_stream_cancel(self.0) };
     }
     pub fn reset(&self) -> Result<()> {
         check(unsafe { sys::u2moe_stream_reset(self.0) })
     }
-    /// Final results that were not taken yet.
+    /// Take the final results, each once.
     pub fn take_segments(&self) -> Result<Vec<Utterance>> {
         let mut found = Vec::new();
         loop {
@@ -221,7 +222,7 @@ impl Stream {
             found.push(utterance?);
         }
     }
-    /// The current utterance so far.
+    /// Current result of the current utterance.
     pub fn result(&self) -> Result<Utterance> {
         let mut result = ptr::null_mut();
         check(unsafe { sys::u2moe_stream_get_result(self.0, &mut result) })?;
@@ -237,33 +238,33 @@ impl Drop for Stream {
     }
 }
 
-/// Recognises what waits in many streams, in batches.
+/// Recognise the queued audio of streams in batches.
 pub fn decode(streams: &[&Stream]) -> Result<()> {
     let handles: Vec<_> = streams.iter().map(|stream| stream.0).collect();
     check(unsafe { sys::u2moe_decode_streams(handles.as_ptr(), handles.len()) })
 }
 
-/// What a transcriber has to tell.
+/// Events of a transcriber.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The text of the current utterance has changed.
+    /// The text of the current utterance changed.
     Partial(Utterance),
     Final(Utterance),
-    /// Recognition has failed, and the transcriber has ended.
+    /// Recognition failed and the transcriber ended.
     Failed(Error),
     Speech { is_speech: bool, time: f64 },
 }
 
 type Call = Box<dyn FnMut(Event) + Send>;
 
-// A panic must not go through C. The function lasts until it returns, also where it drops its transcriber.
+// A panic must not pass through C. The closure lives until it returns, even if it drops its transcriber.
 fn tell(context: *mut c_void, event: Event) {
     let own = unsafe {
         Arc::increment_strong_count(context.cast::<Mutex<Call>>());
         Arc::from_raw(context.cast::<Mutex<Call>>())
     };
     if catch_unwind(AssertUnwindSafe(|| own.lock().unwrap_or_else(PoisonError::into_inner)(event))).is_err() {
-        eprintln!("u2moe: the callback of a transcriber has panicked");
+        eprintln!("u2moe: a transcriber callback panicked");
     }
 }
 extern "C" fn on_result(context: *mut c_void, result: sys::u2moe_result) {
@@ -278,7 +279,7 @@ extern "C" fn on_speech(context: *mut c_void, is_speech: i32, time: f64) {
     tell(context, Event::Speech { is_speech: is_speech != 0, time });
 }
 
-/// One source in a thread of its own. Dropped, it cancels what is left.
+/// Recognises one source in its own thread. Dropping it cancels remaining work.
 pub struct Transcriber {
     handle: sys::u2moe_transcriber,
     _call: Arc<Mutex<Call>>,
@@ -287,11 +288,11 @@ unsafe impl Send for Transcriber {}
 unsafe impl Sync for Transcriber {}
 
 impl Transcriber {
-    /// Only queues the samples: an audio callback may call it.
+    /// Queue samples and return. An audio callback may call this.
     pub fn feed<T: Sample>(&self, rate: i32, samples: &[T]) -> Result<()> {
         check(T::feed_transcriber(self.handle, rate, samples))
     }
-    /// Finishes the input, and waits until all of it is recognised.
+    /// Finish the input and wait until all of it is recognised.
     pub fn wait(&self) -> Result<()> {
         check(unsafe { sys::u2moe_transcriber_wait(self.handle) })
     }
@@ -302,6 +303,6 @@ impl Transcriber {
 
 impl Drop for Transcriber {
     fn drop(&mut self) {
-        unsafe { sys::u2moe_transcriber_free(self.handle) }; // waits for the last call, but for its own
+        unsafe { sys::u2moe_transcriber_free(self.handle) }; // waits for the running call, except in that call
     }
 }

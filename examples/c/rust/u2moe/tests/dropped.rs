@@ -1,4 +1,4 @@
-//! With a bundle in `BUNDLE`, and samples of 16 bits at 16 kHz in the file `SAMPLES`.
+//! Needs a bundle in `BUNDLE`, and 16-bit samples at 16 kHz in the file `SAMPLES`.
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{mpsc, Arc, Mutex};
 use u2moe::{Options, Recognizer, Transcriber};
@@ -29,7 +29,7 @@ fn a_transcriber_may_be_dropped_by_its_own_callback() {
         .expect("a transcriber");
     let fed = slot.lock().unwrap().insert(transcriber).feed(16000, &samples);
     fed.expect("a queue of a minute");
-    let seen: Vec<bool> = told.iter().collect(); // until the function is gone
-    assert_eq!(seen, [false]); // it was called once, and was there until its end
+    let seen: Vec<bool> = told.iter().collect(); // until the closure is dropped
+    assert_eq!(seen, [false]); // it was called once, and lived until it returned
     assert!(is_gone.load(Ordering::SeqCst));
 }
