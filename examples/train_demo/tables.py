@@ -210,7 +210,7 @@ def layer_name(name: str) -> str:
 
 
 def specialists(results: Results) -> str:
-    """Return the most information of the choice of an expert about phone, speaker and band."""
+    """Return the largest information of an expert's choice about phone, speaker and band."""
 
     def most(label: str) -> str:
         layer, found = max(results["layers"].items(), key=lambda item: item[1][label]["bits"])

@@ -43,7 +43,7 @@ def tried(
             raise AssertionError(f"seed {seed}: not a documented error") from error
         if seed == count // 5:
             early_mb = resident_mb()
-    if count >= 1000:  # before, caches still fill
+    if count >= 1000:  # earlier, caches still fill
         assert resident_mb() < 1.3 * early_mb + 20
     return outcomes
 
