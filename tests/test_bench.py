@@ -1,4 +1,4 @@
-"""`u2moe bench` as a whole: what a report holds, how it is shown, drawn, saved and compared."""
+"""`u2moe bench` as a whole: content of a report, and how it is shown, drawn, saved and compared."""
 
 import copy
 import json
@@ -120,15 +120,15 @@ def test_costs_of_several_bundles_stand_beside_those_of_the_first(report, export
 
 def test_what_the_bound_leaves_out_and_energy_are_told(report):
     changed = copy.deepcopy(report)
-    assert "not in the bound" not in describe(changed)
+    assert "not included in the bound" not in describe(changed)
     changed["bound"][0] |= {"not_counted": {"QMoE": 0.25}, "unknown": {"encoder/new/MatMul": 0.1}}
     changed["speed"][0]["energy_wh_per_hour"] = {"median": 2.5, "low": 2.0, "high": 3.0, "count": 2}
     changed["speed"][0]["energy_missing"] = "nobody counts"
     text = describe(changed)
     assert "2.500 (2.000-3.000)" in text
-    assert "\nenergy was not measured: nobody counts\n" in text
-    assert "what they do is not known here: QMoE (25% of the time)" in text
-    assert "products of no known part, which count as other: encoder/new/MatMul" in text
+    assert "\nenergy not measured: nobody counts\n" in text
+    assert "included in the bound: QMoE (25% of the time)" in text
+    assert "products of unknown parts, counted as other: encoder/new/MatMul" in text
 
 
 def test_without_the_extra_the_bound_and_experts_are_left_out_and_all_else_is_measured(bundle):
@@ -141,7 +141,7 @@ sys.exit(main(["bench", {str(bundle.path)!r}, "--quick", "--repetitions", "1"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "left out: bound, experts, numbers of parameters, which need onnx-ir: pip install '.[tools]'" in done.stdout
+    assert "not measured, needs onnx-ir: bound, experts, numbers of parameters; to install it: pip" in done.stdout
     assert "real-time factor" in done.stdout
     assert "10^9 multiply-adds" not in done.stdout
 
@@ -241,12 +241,12 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--num-threads", "one"], "--num-threads must be numbers separated by commas, got 'one'"),
-    (["--num-threads", "0"], "threads must be numbers from 1 on, got [0]"),
-    (["--chunk-sizes", "0"], "chunk sizes must be numbers from 1 on"),
-    (["--repetitions", "0"], "repetitions must be at least 1, got 0"),
+    (["--num-threads", "one"], "--num-threads must be numbers separated by commas; found 'one'"),
+    (["--num-threads", "0"], "numbers of threads must be at least 1; found [0]"),
+    (["--chunk-sizes", "0"], "chunk sizes must be at least 1"),
+    (["--repetitions", "0"], "repetitions must be at least 1; found 0"),
     (["demo", "no.json"], "no.json: cannot be read as a report"),
-    (["a.json", "b.json", "c.json"], "no more than two reports"),
+    (["a.json", "b.json", "c.json"], "at most two reports"),
     (["--fail-above", "1"], "--fail-above needs two bundles or reports"),
     (["-o", "/dev/null/a/now.json"], "Not a directory: '/dev/null/a'"),
     (["--list", "no.tsv"], "no.tsv: cannot be read as a list of recordings"),
@@ -269,7 +269,7 @@ def test_what_cannot_be_measured_is_named(exported, recordings, tmp_path):
         run_suite(bundles, recordings, PLAN, settings=SessionSettings(providers=["NoProvider"]))
     soundfile.write(tmp_path / "short.wav", np.zeros(800), 16_000)
     short = [Recording(path=tmp_path / "short.wav", transcript="")]
-    with pytest.raises(AudioError, match=r"short\.wav: has 3 frames of features, expected at least 7: it is too short"):
+    with pytest.raises(AudioError, match=r"short\.wav: too short: needs at least 7 feature frames; found 3"):
         run_suite(bundles, short, PLAN)
 
 

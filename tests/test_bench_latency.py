@@ -84,12 +84,12 @@ def test_energy_is_that_of_all_packages(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({}, "PLACE has no counter of the energy of a processor (RAPL)"),
-        ({"name": "core"}, "PLACE has no counter of the energy of a processor (RAPL)"),
+        ({}, "PLACE has no processor energy counter (RAPL)"),
+        ({"name": "core"}, "PLACE has no processor energy counter (RAPL)"),
         ({"name": "package-0", "max_energy_range_uj": "9"},
-         "PLACE/intel-rapl:0/energy_uj cannot be read: on most systems only root may"),
+         "PLACE/intel-rapl:0/energy_uj cannot be read: most systems require root"),
         ({"name": "package-0", "energy_uj": "1"},
-         "PLACE/intel-rapl:0/max_energy_range_uj cannot be read: on most systems only root may"),
+         "PLACE/intel-rapl:0/max_energy_range_uj cannot be read: most systems require root"),
     ],
 )  # fmt: skip
 def test_energy_that_is_not_counted_is_missing_for_a_reason(tmp_path, content, reason):

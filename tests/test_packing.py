@@ -169,7 +169,7 @@ def test_packed_bundles_are_measured_without_a_bound(packed, tmp_path, sound):
     assert report["without_bound"] == ["packed"]
     assert report["bound"] == report["rates"] == []
     assert report["experts"]["packed"]
-    assert "no bound of packed: the products of packed weights cannot be counted" in describe(report)
+    assert "no bound for packed: products of packed weights cannot be counted" in describe(report)
 
 
 @pytest.mark.slow

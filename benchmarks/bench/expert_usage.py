@@ -1,4 +1,4 @@
-"""Which experts do the tokens of real speech use, chunk by chunk, and how many bytes of weights are they?"""
+"""Experts that the tokens of each chunk of real speech use, and the bytes of their weights."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from u2moe.runtime.model.features import fbank
 
 
 def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequence[Mode]) -> dict[str, Any]:
-    """Experts that the chunks of recordings use.
+    """Return which experts the chunks of recordings use.
 
     Args:
-        bundle: bundle of the encoder.
+        bundle: bundle with the encoder.
         recordings: samples at the model's sample rate.
-        modes: chunks; full context is one chunk per recording.
+        modes: modes to measure; with full context a recording is one chunk.
 
     Returns:
-        By the name of the mode, see `summary`; empty for a model without experts.
+        Result of `summary` by the name of the mode; empty for a model without experts.
     """
     inputs = ExpertInputs(bundle)
     if not inputs.layers:
@@ -41,15 +41,15 @@ def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequen
 
 
 def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Statistics of the tokens per expert [chunks, layers, experts].
+    """Return statistics of the tokens per expert [chunks, layers, experts].
 
     Returns:
         num_chunks, num_experts, experts_per_token.
         touched: mean number of experts with tokens in a chunk, by layer, and the mean over layers.
-        bytes_touched: percentiles over chunks, for all layers together; and `bytes` of all experts.
-        load: share of the layer's choices for each expert, with `experts_per_token` choices per token.
-        load_entropy: entropy of the load by layer, from 0 (one expert gets all tokens) to 1 (all get the same), and the
-            mean over layers.
+        bytes_touched: percentiles over chunks, all layers together; `bytes`: size of all experts.
+        load: each expert's share of the layer's choices, by layer; a token makes `experts_per_token` choices.
+        load_entropy: entropy of the load by layer, from 0 (one expert gets all tokens) to 1 (all get equally many), and
+            the mean over layers.
     """
     touched = counts > 0
     sizes = np.array([layer.expert_bytes for layer in layers])

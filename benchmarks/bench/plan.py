@@ -1,4 +1,4 @@
-"""All measurements of `u2moe bench` in one run, as a report of plain data."""
+"""All measurements of `u2moe bench`, run once and returned as a JSON report."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ from u2moe.runtime.options import DecodingOptions
 
 FORMAT, VERSION = "u2moe-bench", 1
 FEWEST_ROUNDS = 4
-"""With fewer, there are no quartiles to speak of."""
+"""Quartiles of fewer rounds mean little."""
 _ROUTED_S = 30.0
-"""Seconds of each recording for which routing is counted: memory with full context grows with the square."""
+"""Maximum seconds of each recording for the routing statistics: memory with full context grows quadratically."""
 _PROCESSES = 5
 """Maximum number of fresh processes per bundle."""
 _PROFILED_S = 10.0
-"""Seconds of the longest recording that are profiled."""
+"""Maximum seconds of the longest recording to profile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much is measured.
+    """Extent of the measurements.
 
     Attributes:
         threads: numbers of threads within one operator.
         chunk_sizes: encoder frames per chunk, each combined with every `left_chunks`. Full context is always measured.
         left_chunks: chunks of left context; -1: all.
         repetitions: rounds of each measurement, after a warm-up.
-        paced_s: seconds of audio that each bundle also recognises in real time, in each chunk size, with the first of
-            `left_chunks`; 0: none.
+        paced_s: seconds of audio to recognise in real time, with each chunk size and the first of `left_chunks`;
+            0: none.
     """
 
     threads: tuple[int, ...] = (1, 2)
@@ -65,14 +65,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.threads or min(self.threads) < 1:
-            raise ValueError(f"threads must be numbers from 1 on, got {list(self.threads)}")
+            raise ValueError(f"numbers of threads must be at least 1; found {list(self.threads)}")
         if not self.chunk_sizes or min(self.chunk_sizes) < 1:
-            raise ValueError(f"chunk sizes must be numbers from 1 on, got {list(self.chunk_sizes)}")
+            raise ValueError(f"chunk sizes must be at least 1; found {list(self.chunk_sizes)}")
         if self.repetitions < 1:
-            raise ValueError(f"repetitions must be at least 1, got {self.repetitions}")
+            raise ValueError(f"repetitions must be at least 1; found {self.repetitions}")
 
     def modes(self, bundle: Bundle) -> list[Mode]:
-        """Return the modes of the plan that a bundle supports."""
+        """Return the plan's modes that a bundle supports."""
         streaming = [
             Mode(chunk_size=size, num_left_chunks=left) for size in self.chunk_sizes for left in self.left_chunks
         ]
@@ -103,28 +103,27 @@ def run_suite(
     options: DecodingOptions | None = None,
     hotwords: Hotwords | None = None,
 ) -> dict[str, Any]:
-    """Measure everything, with the bundles in turn wherever times are compared.
+    """Measure everything; times to compare are measured with the bundles in turn.
 
     Args:
         bundles: bundles by their names in the report.
         recordings: recordings to recognise; word errors are counted for those with a transcript.
         plan: how much to measure.
-        settings: where and how the graphs run; the plan says on how many threads. On other providers than the CPU
-            there is no bound: its rates are those of the CPU.
-        options: how to decode, but for chunks; see `Probe`.
+        settings: how the graphs run; the plan sets the number of threads. The bound is measured only on the CPU.
+        options: decoding options; each mode sets the chunks, see `Probe`.
         hotwords: phrases to prefer; None: those of each bundle.
 
     Returns:
         machine, plan, decoding, audio, bundles: the conditions; other_cores: cores that other processes used meanwhile;
-            left_out: measurements that need the extra tools, if it is not installed; without_bound: bundles whose
-            products cannot be counted, for their weights are packed for native kernels.
-        kernels: what runs each bundle, see `Kernels.data`.
+            left_out: measurements that need the extra `tools`, if it is not installed; without_bound: bundles whose
+            weights are packed for native kernels, so their products cannot be counted.
+        kernels: kernels of each bundle, see `Kernels.data`.
         speed: entries of `speed.measure_speed`, each with its `threads`.
         latency: entries of `latency.measure_latency`, in real time, with the first number of threads.
-        costs: of `costs.measure_costs`.
-        footprint: of `footprint.measure_footprint`, by bundle.
-        experts: of `expert_usage.measure_experts`, by bundle; no entry for models without experts.
-        rates: of `rates.measure_rates`, for each number of threads; bound: entries of `bound.measure_bound`.
+        costs: result of `costs.measure_costs`.
+        footprint: result of `footprint.measure_footprint`, by bundle.
+        experts: result of `expert_usage.measure_experts`, by bundle; no entry for models without experts.
+        rates: result of `rates.measure_rates`, for each number of threads; bound: entries of `bound.measure_bound`.
 
     Raises:
         ValueError: the bundles have different sample rates.
@@ -133,7 +132,7 @@ def run_suite(
     settings = settings or SessionSettings()
     rates_hz = {bundle.manifest.features.sample_rate for bundle in bundles.values()}
     if len(rates_hz) != 1:
-        raise ValueError(f"bundles must share a sample rate, got {sorted(rates_hz)} Hz")
+        raise ValueError(f"bundles must have the same sample rate; found {sorted(rates_hz)} Hz")
     sample_rate = rates_hz.pop()
     samples = [_read(recording.path, bundles.values()) for recording in recordings]
     others = OtherLoad()
@@ -185,7 +184,7 @@ def run_suite(
     )
     report["experts"] = {} if report["left_out"] else _experts(bundles, samples, plan)
     report["other_cores"] = others.cores()
-    return dict(json.loads(json.dumps(report)))  # as it will be read
+    return dict(json.loads(json.dumps(report)))  # as read from a file
 
 
 def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
@@ -195,9 +194,7 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
         features, window = FeatureStream(bundle.manifest.features), bundle.manifest.model.window
         features.accept(samples)
         if features.num_ready < window:
-            raise AudioError(
-                f"{path}: has {features.num_ready} frames of features, expected at least {window}: it is too short"
-            )
+            raise AudioError(f"{path}: too short: needs at least {window} feature frames; found {features.num_ready}")
     return samples
 
 
@@ -214,7 +211,7 @@ def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
 def _add_bound(
     report: dict[str, Any], probes: Mapping[str, Probe], num_threads: int, recordings: Sequence[Samples], plan: Plan
 ) -> None:
-    """Add the machine's rates, and the bundles' bounds in the main modes."""
+    """Add the machine's rates and the bundles' bounds in the main modes."""
     footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()]
     rates = measure_rates(footprints, num_threads, repetitions=plan.repetitions)
     report["rates"].append(rates)
@@ -239,9 +236,9 @@ def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan:
 
 
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
-    """Names for bundle folders: as many of the last parts of their paths as distinguish them.
+    """Return names for bundle folders: the shortest path suffixes that distinguish them.
 
-    One that is given twice, to see how much two measurements of the same differ, gets a number.
+    A repeated folder, whose two measurements show the noise, gets a number.
     """
     resolved = [path.resolve() for path in paths]
     depth = 1
@@ -255,7 +252,7 @@ def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _decoding(options: DecodingOptions, hotwords: Hotwords | None) -> dict[str, Any]:
-    """Return the options that differ from the defaults of bundles."""
+    """Return the options that differ from the defaults."""
     return changed_options(options_as_json(options)) | ({} if hotwords is None else {"hotwords": hotwords})
 
 

@@ -1,4 +1,4 @@
-"""How fast is a bundle end to end, and where does the time go? Measures several bundles in turn."""
+"""Speed of bundles end to end and by stage, measured with the bundles in turn."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def measure_speed(
         repetitions: number of measurements.
 
     Returns:
-        One entry for each mode and bundle: see `summary`, and `word_errors` for `words`, if there are transcripts; and
-        energy_wh_per_hour: of all processors, watt-hours per hour of audio, or joules per second; words_per_joule: of
-        the words that were recognised; None where the system does not count it, for the reason in `energy_missing`.
+        One entry for each mode and bundle, with the keys of `summary` and:
+        words: result of `word_errors`; missing without transcripts.
+        energy_wh_per_hour: energy of all processors in watt-hours per hour of audio; words_per_joule: recognised words
+            per joule; both None if the system does not measure energy, for the reason in `energy_missing`.
     """
     meter = EnergyMeter()
 
@@ -57,7 +58,7 @@ def measure_speed(
 
 
 def energy(rounds: Sequence[tuple[Sequence[Observation], float | None]]) -> dict[str, Any]:
-    """Spreads of joules per second of audio, which are watts and so watt-hours per hour, and of words per joule."""
+    """Return the spreads of watt-hours per hour of audio (equal to joules per second) and of words per joule."""
     used = [(joules or 0.0, observed) for observed, joules in rounds]
     per_second = [joules / sum(item.audio_s for item in observed) for joules, observed in used]
     num_words = [sum(len(segment.words) for item in observed for segment in item.segments) for _, observed in used]
@@ -69,11 +70,11 @@ def energy(rounds: Sequence[tuple[Sequence[Observation], float | None]]) -> dict
 
 
 def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> dict[str, Any]:
-    """Summary of the rounds of one mode.
+    """Summarise the rounds of one mode.
 
     Returns:
         real_time_factor: seconds of the runtime's calls per second of audio, each round over all recordings.
-        seconds: of these calls, for each recording of each round, so that bundles that took turns can be compared.
+        seconds: seconds of these calls for each recording of each round, to compare bundles measured in turn.
         core_hours_per_hour: CPU seconds of all threads per second of audio.
         stages: the real-time factor of each stage; shares: their medians as fractions of the sum.
         finalisation_s: percentiles from the end of the input to the final result, see `latencies`.
@@ -107,7 +108,7 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
 
 
 def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) -> dict[str, Any]:
-    """Percentiles over all rounds, `rounds`: the spread of their medians, and `late`: the share above the budget."""
+    """Return percentiles over all rounds; `rounds`: spread of their medians; `late`: share above the budget."""
     every = [seconds for found in rounds for seconds in found]
     late = {} if budget_s is None else {"late": sum(seconds > budget_s for seconds in every) / len(every)}
     medians = [statistics.median(found) for found in rounds]
@@ -115,7 +116,7 @@ def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) 
 
 
 def word_errors(observed: Sequence[Observation], transcripts: Sequence[str]) -> dict[str, Any]:
-    """Of recordings with transcripts `errors` and `lengths` of each, in words, `num_words` of all, and their `rate`."""
+    """Return `errors` and `lengths` in words of each recording with a transcript, total `num_words`, and the `rate`."""
     errors, lengths = [], []
     for item, transcript in zip(observed, transcripts, strict=True):
         if transcript:

@@ -1,4 +1,4 @@
-"""A report of `u2moe bench` as tables for a terminal. Measures nothing."""
+"""Tables of a `u2moe bench` report for a terminal."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _BUSY = 0.2
 
 
 def describe(report: Report) -> str:
-    """All tables of a report."""
+    """Return all tables of a report as text."""
     sections = (_head, _speed, _chunks, _latency, _footprint, _experts, _bound)
     return "\n".join(line for section in sections for line in section(report))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a table; the first column is aligned left, the others right."""
+    """Return the lines of a table with the first column aligned left and the others right."""
     content = [list(head), *map(list, rows)]
     widths = [max(len(row[column]) for row in content) for column in range(len(head))]
     return [
@@ -40,13 +40,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def spread(value: Mapping[str, float], scale: float = 1.0, digits: int = 1) -> str:
-    """Median and quartiles: "12.0 (11.5-12.9)"."""
+    """Return median and quartiles as "12.0 (11.5-12.9)"."""
     median, low, high = (f"{value[key] * scale:.{digits}f}" for key in ("median", "low", "high"))
     return f"{median} ({low}-{high})"
 
 
 def count_threads(count: int) -> str:
-    """In words: 1 thread, 2 threads."""
+    """Return "1 thread", "2 threads" and so on."""
     return "1 thread" if count == 1 else f"{count} threads"
 
 
@@ -64,23 +64,23 @@ def _head(report: Report) -> Iterator[str]:
         f"u2moe {machine['u2moe']}{commit}, {', '.join(report['providers'])}"
     )
     files, seconds = report["audio"]["files"], report["audio"]["seconds"]
-    rounds = f"{plan['warm_up']} round to warm up, then {plan['repetitions']}: medians (quartiles)"
-    yield f"{report['time']}, recordings: {len(files)} of {seconds:.1f} s together, {rounds}"
+    rounds = f"{plan['warm_up']} warm-up round, then {plan['repetitions']}: medians (quartiles)"
+    yield f"{report['time']}, recordings: {len(files)}, {seconds:.1f} s in total, {rounds}"
     if (used := report.get("other_cores")) is not None and used > _BUSY:
-        yield f"other processes used {used:.1f} cores meanwhile: measure again when the machine is quiet"
+        yield f"other processes used {used:.1f} cores meanwhile: measure again on an idle machine"
     if chosen := report.get("decoding"):
         yield f"decoding: {', '.join(f'{name} {value}' for name, value in chosen.items())}"
     if left_out := report["left_out"]:
-        yield f"left out: {', '.join(left_out)}, which need onnx-ir: {install_command('tools')}"
+        yield f"not measured, needs onnx-ir: {', '.join(left_out)}; to install it: {install_command('tools')}"
     if packed := report["without_bound"]:
-        yield f"no bound of {', '.join(packed)}: the products of packed weights cannot be counted"
+        yield f"no bound for {', '.join(packed)}: products of packed weights cannot be counted"
     for name, bundle in report["bundles"].items():
         size = report["footprint"][name]["disk"]["files"]
         yield f"{name}: {bundle['recipe']}, {size / 1e6:.1f} MB, kernels: {report['kernels'][name]['description']}"
 
 
 def _speed(report: Report) -> Iterator[str]:
-    """End to end: the real-time factor and its shares."""
+    """Yield the end-to-end real-time factors and shares of the stages."""
     stages = list(report["speed"][0]["shares"])
     head = ["mode", "threads", "bundle", "real-time factor", "RTFx", "core-hours / hour", *stages]
     words = any("words" in entry for entry in report["speed"])
@@ -99,14 +99,12 @@ def _speed(report: Report) -> Iterator[str]:
         for entry in in_order(report)
     ]
     yield ""
-    yield "End to end, and the share of each stage"
+    yield "Speed end to end, and share of each stage"
     yield from table(
         [*head, *(["word errors"] if words else []), *(["Wh / hour", "words / joule"] if energy else [])], rows
     )
     yield from {
-        f"energy was not measured: {entry['energy_missing']}": 0
-        for entry in report["speed"]
-        if entry.get("energy_missing")
+        f"energy not measured: {entry['energy_missing']}": 0 for entry in report["speed"] if entry.get("energy_missing")
     }
 
 
@@ -115,15 +113,15 @@ def _or_dash(entry: Report, key: str) -> list[str]:
 
 
 def _chunks(report: Report) -> Iterator[str]:
-    """Latency at full speed."""
+    """Yield the latency at full speed."""
     rows = [[*_of_chunks(entry), *_milliseconds(entry["finalisation_s"], "p50", "p90")] for entry in in_order(report)]
     yield ""
-    yield "At full speed, ms: a chunk, its budget and how many were late; from the end of the input to the final result"
+    yield "Latency at full speed, ms: chunk, its budget and share of late chunks; end of input to final result"
     yield from table([*_CHUNKS, "final p50", "p90"], rows)
 
 
 def _latency(report: Report) -> Iterator[str]:
-    """Yield the latency in real time, and the waits of a user."""
+    """Yield the latency in real time and the user's waits."""
     if not report["latency"]:
         return
     rows = [
@@ -135,7 +133,7 @@ def _latency(report: Report) -> Iterator[str]:
         for entry in report["latency"]
     ]
     yield ""
-    yield "In real time, ms: a chunk; what a listener waits for, as audio that must come first + compute"
+    yield "Latency in real time, ms: chunk; waits of a user, as audio still to arrive + computation"
     yield from table([*_CHUNKS, *WAITS.values(), "flicker", "revised"], rows)
 
 
@@ -157,7 +155,7 @@ def _footprint(report: Report) -> Iterator[str]:
         memory = [f"{entry[key]['median'] / 1e6:.0f}" if key in entry else "-" for key in MEMORY]
         rows.append([name, *(spread(entry[key], 1e3, 0) for key in STARTS), *memory])
     yield ""
-    yield "A fresh process: ms, and largest memory until then in MB"
+    yield "Fresh process: start in ms, and peak memory so far in MB"
     yield from table(["bundle", *STARTS.values(), *MEMORY.values()], rows)
 
 
@@ -176,9 +174,9 @@ def _experts(report: Report) -> Iterator[str]:
                 f"{entry['load_entropy']['mean']:.2f} ({min(entropies):.2f}-{max(entropies):.2f})",
             ])  # fmt: skip
     if rows:
-        head = ["mode", "bundle", "touched per layer", "MB p50", "p95", "of all", "load entropy"]
+        head = ["mode", "bundle", "used per layer", "MB p50", "p95", "of all", "load entropy"]
         yield ""
-        yield "Experts that a chunk touches: mean (least - most) of the layers. With full context, a window is a chunk"
+        yield "Experts used by a chunk: mean (least - most) of the layers; with full context a recording is a chunk"
         yield from table(head, rows)
 
 
@@ -194,16 +192,16 @@ def _bound(report: Report) -> Iterator[str]:
             f"{count_threads(rates['threads'])}: 10^9 multiply-adds/s, integer {best['integer']}, float "
             f"{best['float']}; reading GB/s, {reads}"
         )
-        yield "ms per second of audio in the graphs, and how many times the bound of this machine that is"
+        yield "Graphs: ms per second of audio, and ratio to the bound of this machine"
         entries = [entry for entry in report["bound"] if entry["threads"] == rates["threads"]]
         parts = [part for part in PARTS if any(part in entry["parts"] for entry in entries)]
         yield from table(["mode", "bundle", *parts, "whole", "bound"], [_bound_row(entry, parts) for entry in entries])
         for entry in entries:
             name = f"{entry['bundle']}, {entry['mode']}"
             if left_out := [f"{name} ({share:.0%} of the time)" for name, share in entry["not_counted"].items()]:
-                yield f"{name}: not in the bound, for what they do is not known here: {', '.join(left_out)}"
+                yield f"{name}: operators not included in the bound: {', '.join(left_out)}"
             if entry["unknown"]:
-                yield f"{name}: products of no known part, which count as other: {', '.join(entry['unknown'])}"
+                yield f"{name}: products of unknown parts, counted as other: {', '.join(entry['unknown'])}"
 
 
 def _bound_row(entry: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
@@ -223,7 +221,7 @@ def _times(ratio: float | None) -> str:
 
 
 def in_order(report: Report) -> list[Mapping[str, Any]]:
-    """Entries of speed by threads, then in the order in which they were measured, bundles of one mode together."""
+    """Return the entries of speed sorted by threads, then in the order of measurement."""
     return sorted(report["speed"], key=lambda entry: int(entry["threads"]))
 
 

@@ -1,4 +1,4 @@
-"""The measuring machine: processor, memory and software, as far as the system reports them."""
+"""The machine that measures: processor, memory and software, as reported by the system."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import onnxruntime
 from u2moe.runtime.model.native import CPU, checked_kernels, choose_kernels
 
 _VERSION_FIELDS = ("cpu family", "model", "stepping")
-"""Fields that distinguish processors whose names virtual machines hide."""
+"""Fields that distinguish processors when a virtual machine hides their names."""
 
 INSTRUCTION_SETS = (
     *("sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
@@ -34,7 +34,7 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, memory and software as plain data; what the system does not report is None or empty."""
+    """Return processor, memory and software as JSON data; fields that the system does not report are None or empty."""
     fields = cpu_fields(_CPUINFO)
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
@@ -58,7 +58,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_fields(file: Path = _CPUINFO) -> dict[str, str]:
-    """Fields of the first processor in /proc/cpuinfo, and those after all processors (the model of ARM boards)."""
+    """Return the first processor's fields in /proc/cpuinfo, with those of the whole machine (the ARM board)."""
     fields: dict[str, str] = {}
     for line in _read(file).splitlines():
         name, colon, value = line.partition(":")
@@ -68,7 +68,7 @@ def cpu_fields(file: Path = _CPUINFO) -> dict[str, str]:
 
 
 def processor(fields: Mapping[str, str]) -> str:
-    """Name of the processor: on x86 its name, on ARM boards numbers and the name of the board."""
+    """Return the name of the processor; on ARM boards, the board's name with implementer and part numbers."""
     if "model name" in fields:
         return fields["model name"]
     numbers = " ".join(f"{name} {fields[name]}" for name in ("CPU implementer", "CPU part") if name in fields)
@@ -76,18 +76,18 @@ def processor(fields: Mapping[str, str]) -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores on which this process may run."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class OtherLoad:
-    """Measures how many cores other processes use from its construction on."""
+    """Meter of the cores that other processes use, from its construction on."""
 
     def __init__(self) -> None:
         self._begin = self._times()
 
     def cores(self) -> float | None:
-        """Cores that others used on average; None where the system does not tell."""
+        """Return the average number of cores that others used; None if the system does not report it."""
         now = self._times()
         if now is None or self._begin is None:
             return None
@@ -96,7 +96,7 @@ class OtherLoad:
 
     @staticmethod
     def _times() -> tuple[float, float, float] | None:
-        """Seconds: of the clock, of all processes on all cores, and of this one with its children."""
+        """Return the clock, CPU seconds of all processes, and CPU seconds of this one with its children."""
         fields = _read(_STAT).partition("\n")[0].split()[1:]
         if len(fields) < 8:
             return None
@@ -106,7 +106,7 @@ class OtherLoad:
 
 
 def caches(folder: Path) -> dict[str, int]:
-    """Bytes of the data caches of the first core by level; L3 may be shared with others, virtual machines included."""
+    """Return the bytes of the first core's data caches by level; L3 may be shared, even with other virtual machines."""
     sizes = {}
     for entry in sorted(folder.glob("index*")):
         if _read(entry / "type").strip() != "Instruction" and (size := _read(entry / "size").strip()):
@@ -115,7 +115,7 @@ def caches(folder: Path) -> dict[str, int]:
 
 
 def memory_bytes(name: str, file: Path | None = None) -> int | None:
-    """Bytes of a line of /proc/meminfo ("MemTotal", "MemAvailable") or another file; None where there is none."""
+    """Return the bytes of a line of /proc/meminfo ("MemTotal", "MemAvailable") or `file`; None if it is missing."""
     for line in _read(file or _MEMINFO).splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -123,18 +123,17 @@ def memory_bytes(name: str, file: Path | None = None) -> int | None:
 
 
 def status_bytes(name: str, process: int | None = None) -> int | None:
-    """Bytes of a line in the status of a process, by default of this one; None where there is none.
+    """Return the bytes of a line in a process's status, by default this one's; None if it is missing.
 
-    "VmHWM" is its largest resident memory: getrusage gives that of the process that started it, where it was larger.
+    "VmHWM" is the peak resident memory. getrusage would include that of the parent process before exec.
     """
     return memory_bytes(name, _STATUS if process is None else Path(f"/proc/{process}/status"))
 
 
 def commit(file: Path) -> str | None:
-    """Commit of the repository that holds a source file, with "+" if the file has changed since; None without one.
+    """Return the commit of a source file's repository, with "+" if there are later changes; None if there is none.
 
-    An installed package is not part of a repository; if it was installed from the clone in the current folder, that
-    clone's copy of the file has the same content, and its commit counts.
+    For an installed package, the clone in the current folder counts if its copy of the file is identical.
     """
     copy = Path(*file.parts[-3:]).resolve()  # such as benchmarks/instruments/host.py
     for source in (file, copy):
@@ -160,33 +159,33 @@ def _read(file: Path) -> str:
 
 
 class EnergyMeter:
-    """Energy used by all processor packages, for any process; on Linux only root may read it.
+    """Meter of the energy that all processor packages use; most Linux systems let only root read it.
 
     Attributes:
-        missing: why there is none to be read, "" if there is.
+        missing: why energy cannot be read; "" if it can.
 
     Args:
-        folder: where the zones lie, each with `name`, `energy_uj` and `max_energy_range_uj`.
+        folder: folder of the zones, each with `name`, `energy_uj` and `max_energy_range_uj`.
     """
 
     def __init__(self, folder: Path = Path("/sys/class/powercap")) -> None:
-        # others are parts of packages, or count them again
+        # other zones are parts of packages or count them twice
         packages = [zone for zone in sorted(folder.glob("*-rapl:*")) if _read(zone / "name").startswith("package")]
         counters = [zone / name for zone in packages for name in ("energy_uj", "max_energy_range_uj")]
         unread = next((file for file in counters if not _read(file).strip().isdecimal()), None)
-        self.missing = "" if packages else f"{folder} has no counter of the energy of a processor (RAPL)"
+        self.missing = "" if packages else f"{folder} has no processor energy counter (RAPL)"
         if unread is not None:
-            self.missing = f"{unread} cannot be read: on most systems only root may"
+            self.missing = f"{unread} cannot be read: most systems require root"
         self._zones = {} if self.missing else {zone: int(_read(zone / "max_energy_range_uj")) for zone in packages}
         self._last = self._counted()
 
     def joules(self) -> float | None:
-        """Joules since the last call, or since the meter was made; None: this system does not say."""
+        """Return the joules since the last call or the construction; None if the system does not report energy."""
         if not self._zones:
             return None
         before, self._last = self._last, self._counted()
         pairs = zip(before, self._last, self._zones.values(), strict=True)
-        return sum((now - then) % largest for then, now, largest in pairs) / 1e6  # counters begin again at the largest
+        return sum((now - then) % largest for then, now, largest in pairs) / 1e6  # counters wrap around
 
     def _counted(self) -> list[int]:
         return [int(_read(zone / "energy_uj")) for zone in self._zones]

@@ -1,7 +1,7 @@
-"""The kernels that onnxruntime runs for a bundle, with their time, part of the network, and number of products.
+"""The kernels that onnxruntime runs for a bundle, with their time, part of the model and number of multiply-adds.
 
-Products are counted as they run, from the shapes in onnxruntime's profile: an expert without tokens costs nothing, and
-a product that a rewrite removes no longer counts.
+Multiply-adds are counted from the shapes in onnxruntime's profile. Experts without tokens and products that a rewrite
+removed therefore count as nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
 PARTS = ("subsampling", "feed_forward", "attention", "convolution", "ctc", "decoder", "other")
-"""Parts of a model. `feed_forward` is the experts with their routers, or the dense layers; `other` is everything
-between the blocks, and the caches."""
+"""Parts of a model. `feed_forward` includes experts and routers; `other` is everything between the blocks, and the
+caches."""
 
 _SCOPES = (
     ("subsampling", ("encoder/embed", "encoder/global_cmvn")),
@@ -30,22 +30,22 @@ _SCOPES = (
     ("attention", ("self_attn", "norm_mha", "position", "encoder/frames", "norm1")),
     ("convolution", ("conv_module", "norm_conv")),
 )
-"""Parts of the encoder by a substring of their nodes' names; the first match counts."""
+"""Parts of the encoder, with substrings of their nodes' names; the first match counts."""
 
 _INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
 _FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 _CONVOLUTIONS = {"Conv", "FusedConv"}
 PRODUCTS = frozenset(_INTEGER | _FLOAT | _CONVOLUTIONS)
-"""Operators whose work is counted."""
+"""Operators whose multiply-adds are counted."""
 UNCOUNTED = frozenset(
     {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GroupQueryAttention", "MoE", "MultiHeadAttention", "QGemm"}
     | {"QLinearConv", "QLinearMatMul", "QMoE"}
 )
-"""Operators that multiply but are not understood here. Others that read large constants are suspected, too."""
+"""Operators that multiply, but whose multiply-adds are not counted. Others that read large constants are suspect."""
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
 _FEWEST_TERMS = 4
-"""A smaller product is a sum of values just computed, as over a token's experts, and not part of the bound."""
+"""Smaller products only sum values just computed, such as a token's experts, and are not part of the bound."""
 
 Shape = tuple[int, ...]
 
@@ -56,14 +56,13 @@ class Kernel:
 
     Attributes:
         name: name of the node in onnxruntime.
-        scope: its name in the graph, or that of the function call that it comes from.
+        scope: name of the node, or of its function call, in the main graph.
         op_type: operator.
         part: one of `PARTS`.
-        seconds: time by onnxruntime's profiler, which itself takes time; useful as a share.
+        seconds: time reported by onnxruntime's profiler, including its overhead; useful as a share.
         multiply_adds: multiply-adds of matrix products and convolutions, else 0.
-        num_bytes: bytes of the right matrix, usually weights, or keys and values in attention; 0 if there was nothing
-            to multiply by it.
-        integer: whether the product is of integers.
+        num_bytes: bytes of the right matrix: usually weights, in attention keys or values; 0 without multiply-adds.
+        integer: whether the factors are integers.
         parameter_bytes: bytes of the constants that it reads, unless onnxruntime packed them earlier.
     """
 
@@ -79,7 +78,7 @@ class Kernel:
 
 
 Site = tuple[str, str]
-"""A node as onnxruntime runs it: its operator, and its name in the main graph, or that of the call."""
+"""A node as onnxruntime runs it: its operator, and the name of the node, or of its function call, in the main graph."""
 
 
 def profile(
@@ -94,11 +93,11 @@ def profile(
 
     Args:
         bundle: bundle to load.
-        run: does the same work every time.
-        kernels: what computes the functions of each graph, by its name; onnxruntime alone those that are left out.
-            Products within native kernels cannot be counted.
+        run: function that does the same work every time.
+        kernels: kernels of each graph by its name; missing graphs use only onnxruntime. Products within native kernels
+            cannot be counted.
         num_threads: threads within one operator.
-        repetitions: number of runs that count.
+        repetitions: number of runs after the warm-up.
     """
     with tempfile.TemporaryDirectory() as folder:
         settings = SessionSettings(num_threads=num_threads, kernels="onnxruntime")
@@ -124,7 +123,7 @@ def profiled_model(
 ) -> Model:
     """Load a model that, when destroyed, writes the profile of each graph to `folder` as NUMBER_GRAPH_TIME.json.
 
-    Each gets its own name: onnxruntime adds only the time in milliseconds, and small graphs load faster than that.
+    NUMBER_GRAPH keeps names distinct: TIME is in milliseconds, and small graphs load faster.
     """
     sessions = []
     for number, graph in enumerate(bundle.manifest.model.graphs()):
@@ -137,7 +136,7 @@ def profiled_model(
 
 
 def node_events(file: Path) -> Iterator[dict[str, Any]]:
-    """Kernel events in a profile, which has one event per line and may be too large to parse as a whole."""
+    """Yield the kernel events of a profile line by line: the file may be too large to parse as a whole."""
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             if '"Node"' in line:
@@ -145,13 +144,13 @@ def node_events(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def call_sites(file: Path, replaces: Callable[[str], bool]) -> list[Site]:
-    """For each node index in onnxruntime: the operator, and the name in the main graph.
+    """Return the operator and the name in the main graph for each node index in onnxruntime.
 
-    Nodes of the main graph come first. Function calls are replaced by the nodes of the functions, which are appended in
-    the order of the calls and have meaningless names; calls within functions follow level by level. Constants become
-    initializers and get no index. Calls of functions that native kernels compute (`replaces`) stay as they are.
+    Nodes of the main graph come first. onnxruntime inlines function calls: it appends the functions' nodes in the order
+    of the calls, level by level, with meaningless names. Constants become initializers without an index. Calls of
+    functions that native kernels compute (`replaces`) stay.
     """
-    import onnx_ir as ir  # noqa: PLC0415 - of the extra tools
+    import onnx_ir as ir  # noqa: PLC0415 - needs the extra tools
 
     model = ir.load(file)
     nodes = [(node, str(node.name)) for node in model.graph if node.op_type != "Constant"]
@@ -164,8 +163,8 @@ def call_sites(file: Path, replaces: Callable[[str], bool]) -> list[Site]:
 def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ()) -> Iterator[Kernel]:
     """Yield the kernels of one graph from node events of onnxruntime's profile, in the order of execution.
 
-    A node without a meaningful name is looked up in `sites`, the `call_sites` of the encoder. One that onnxruntime
-    created while optimising the graph counts with the node before it.
+    Nodes without meaningful names are looked up in `sites`, the encoder's `call_sites`. A node that onnxruntime created
+    during optimisation belongs to the part of the preceding node.
     """
     names = [str(event["name"]).removesuffix("_kernel_time") for event in events]
     graph = next((graph for graph in ("ctc", "decoder") if any(name.startswith(f"{graph}/") for name in names)), None)
@@ -190,7 +189,7 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ())
 
 
 def part_of(name: str) -> str | None:
-    """Return the part of the encoder that a node belongs to by its name, or None."""
+    """Return the part of the encoder to which a node's name belongs, or None."""
     for part, words in _SCOPES:
         if any(word in name for word in words):
             return part
@@ -202,9 +201,9 @@ def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[tuple[str, S
 
 
 def _product(op_type: str, inputs: list[tuple[str, Shape]], outputs: list[tuple[str, Shape]]) -> dict[str, Any]:
-    """Count the work of a kernel. The right matrix is missing from the inputs if onnxruntime packed it earlier.
+    """Count the work of a product [..., m, k] x [..., k, n] -> [..., m, n], or of a convolution.
 
-    [..., m, k] times [..., k, n] to [..., m, n]; either may be transposed by the kernel itself.
+    The kernel may transpose either matrix. The right one is missing from the inputs if onnxruntime packed it earlier.
     """
     if op_type in _CONVOLUTIONS:
         (kind, weight), out = inputs[1], outputs[0][1]
@@ -219,7 +218,7 @@ def _product(op_type: str, inputs: list[tuple[str, Shape]], outputs: list[tuple[
     size = inner * columns
     right = next((shape for _, shape in inputs[1:] if len(shape) > 1 and shape[-2] * shape[-1] == size), ())
     num_bytes: float = max(math.prod(right), size) * _ELEMENT_BYTES.get(kind, 4)
-    if op_type == "MatMulNBits":  # packed weights [n, blocks, bytes], else as the recipe int4 has them; and the scales
+    if op_type == "MatMulNBits":  # weights [n, blocks, bytes] if listed, else 4 bits each, and scales
         packed = next((math.prod(shape) for kind, shape in inputs[1:] if kind == "uint8" and len(shape) == 3), size / 2)
         num_bytes = packed + 4 * size / _INT4_BLOCK
     elif op_type in _INTEGER:

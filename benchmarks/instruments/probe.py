@@ -1,7 +1,6 @@
-"""Recognises recordings with a bundle, live or as a whole, and times every stage.
+"""Recognition of recordings with a bundle, live or as a whole, with the time of every stage.
 
-Times are taken around the calls that an application makes and around the stages inside them, through the interfaces
-that the runtime provides for this; nothing is replaced.
+Times are taken around an application's calls and, through the runtime's observer interface, around the stages in them.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ STAGES = ("features", "encoder", "ctc", "search", "rescoring", "other")
 BUFFER_S = 0.1
 """Seconds of audio that a live source delivers at once, as in `u2moe transcribe --stream`."""
 WHOLE_BUFFER_S = 10.0
-"""The same where there are no chunks, as in `u2moe transcribe`."""
+"""Seconds of audio delivered at once with full context, as in `u2moe transcribe`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """How a recording is recognised.
+    """Context with which a recording is recognised.
 
     Attributes:
         chunk_size: encoder frames per chunk; None: full context.
@@ -49,7 +48,7 @@ class Mode:
 
     @property
     def name(self) -> str:
-        """Its name in tables."""
+        """Name in tables."""
         left = "all" if self.num_left_chunks < 0 else self.num_left_chunks
         return "full context" if self.chunk_size is None else f"chunk {self.chunk_size}, left {left}"
 
@@ -60,11 +59,11 @@ class Event:
 
     Attributes:
         audio_s: seconds of audio delivered so far.
-        compute_s: seconds from the arrival of the last sample to the result. In real time this counts from when the
-            sample was due, so that falling behind counts, too.
+        compute_s: seconds from the arrival of the last sample to the result. In real time they start when the sample
+            is due and thus include any backlog.
         tokens: tokens of the current utterance at that time.
         segment: number of that utterance.
-        num_committed: words of it that are committed.
+        num_committed: number of its committed words.
     """
 
     audio_s: float
@@ -84,7 +83,7 @@ class Observation:
         cpu_s: CPU seconds of all threads in these calls.
         stages: seconds by stage, `STAGES`; their sum is `wall_s`.
         events: chunks, in order.
-        final_s: from the end of the input to the final result.
+        final_s: seconds from the end of the input to the final result.
         segments: final results.
     """
 
@@ -98,12 +97,12 @@ class Observation:
 
     @property
     def text(self) -> str:
-        """What was recognised."""
+        """Recognised text."""
         return join_texts([segment.text for segment in self.segments])
 
 
 class Stopwatch:
-    """Measures seconds by stage, and of the calls that contain the stages. Neither stages nor calls may nest."""
+    """Stopwatch for stages, and for the calls that contain them. Neither stages nor calls may nest."""
 
     def __init__(self) -> None:
         self.reset()
@@ -131,10 +130,10 @@ class Stopwatch:
 
 
 class TimedSession(Session):
-    """A session whose runs count as one stage."""
+    """A session whose runs are timed as one stage."""
 
     def __init__(self, stage: str, watch: Stopwatch, *session: Any) -> None:
-        """Create it from a stage, a watch, and the arguments of `Session`."""
+        """Create a session; `session` are the arguments of `Session`."""
         super().__init__(*session)
         self._stage = stage
         self._watch = watch
@@ -146,13 +145,13 @@ class TimedSession(Session):
 
 
 class Probe:
-    """A loaded bundle and a stopwatch. Not thread-safe: there is only one stopwatch.
+    """A loaded bundle and a stopwatch. Not thread-safe.
 
     Raises:
-        BundleError: not a bundle, or a damaged one.
+        BundleError: the bundle is damaged.
         ProviderError: a provider is not installed or did not start.
         StreamError: the bundle does not support the search.
-        UnsupportedError: its graph is of fixed shape.
+        UnsupportedError: its graph has a fixed shape.
     """
 
     def __init__(
@@ -162,16 +161,16 @@ class Probe:
         options: DecodingOptions | None = None,
         hotwords: Hotwords | None = None,
     ) -> None:
-        """Load the graphs of a bundle, to run where and how `settings` say, and to decode as `options` do.
+        """Load the graphs of a bundle.
 
-        Chunks are those of each `Mode`, and endpoints those of the bundle; `hotwords` None: those of the bundle.
+        A `Mode` sets the chunks, and the bundle the endpoints, whatever `options` say. `hotwords` None: the bundle's.
         """
         self.bundle = bundle
         self.watch = Stopwatch()
         if bundle.manifest.model.static is not None:
             raise UnsupportedError(
-                f"{bundle.path}: model.static: a graph of fixed shape is for a device, where this measures nothing: "
-                "give the bundle that it was made from"
+                f"{bundle.path}: model.static: a graph of fixed shape is for a device and cannot be measured here; "
+                "measure the bundle from which it was converted"
             )
         settings = settings or SessionSettings()
         stages = {"encoder": "encoder", "ctc": "ctc", "decoder": "rescoring"}
@@ -190,11 +189,11 @@ class Probe:
 
     @property
     def sample_rate(self) -> int:
-        """Hertz of the samples to recognise."""
+        """Sample rate in Hz of the audio to recognise."""
         return self.bundle.manifest.features.sample_rate
 
     def chunk_s(self, mode: Mode) -> float | None:
-        """Seconds from one chunk to the next, the budget of its latency; None with full context."""
+        """Return the seconds from one chunk to the next, the budget for its latency; None with full context."""
         if mode.chunk_size is None:
             return None
         return mode.chunk_size * self.bundle.manifest.frame_s
@@ -203,9 +202,9 @@ class Probe:
         """Recognise one recording in buffers.
 
         Args:
-            samples: at the model's rate, float32 [n].
-            mode: chunks.
-            paced: deliver buffers when a live source would, not earlier.
+            samples: float32 [n] at the model's sample rate.
+            mode: context.
+            paced: deliver buffers in real time.
         """
         options = replace(self.options, chunk_size=mode.chunk_size, num_left_chunks=mode.num_left_chunks)
         create = self.recognizer.create_recording_stream if mode.chunk_size is None else self.recognizer.create_stream

@@ -1,6 +1,6 @@
-"""How fast can this machine multiply and read? Measured with onnxruntime, on models made for the purpose.
+"""Rates at which this machine multiplies and reads memory, measured with onnxruntime on small generated models.
 
-Reading is also measured with native kernels, if they are installed: they have huge pages and prefetch.
+Reading is also measured with native kernels, if installed: they use huge pages and prefetching.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from u2moe.runtime.model.settings import SessionSettings
 Array = npt.NDArray[Any]
 
 KERNELS = {"integer": "MatMulIntegerToFloat", "float": "MatMul"}
-"""Operators to measure: uint8 tokens by int8 weights with a scale per column, as in quantized bundles, and float32."""
+"""Operators to measure: uint8 tokens times int8 weights with a scale per column, as in quantized bundles; float32."""
 NATIVE = "Int8Linear"
 PRODUCTS = ((64, 512, 512), (256, 256, 256), (256, 512, 512), (512, 1024, 1024))
-"""Sizes [rows, in, out] of products whose weights stay in the cache; the best one gives the machine's rate."""
+"""Sizes [rows, in, out] of products whose weights stay in the cache; the fastest sets the machine's rate."""
 BEYOND_CACHE = 640_000_000
-"""Bytes of weights that exceed every cache, if memory allows."""
+"""Bytes of weights that exceed every cache."""
 _WIDTH = 1024
 _WEIGHTS_PER_SESSION = 16
 _CALL_S = 0.05
@@ -35,17 +35,17 @@ _CALL_S = 0.05
 
 
 def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: int = 5) -> dict[str, Any]:
-    """Rates of the machine, all measured in turn.
+    """Measure the machine's rates in turn.
 
     Args:
-        footprints: bytes of weights that each bundle reads repeatedly; limited to what exceeds every cache.
+        footprints: bytes of weights that each bundle reads repeatedly; `readable` limits them.
         num_threads: threads within one operator.
         repetitions: number of measurements.
 
     Returns:
-        multiply_adds_per_s: by "integer" and "float", a spread for every size, and the best size.
-        read_bytes_per_s: by bytes of weights, a spread for one row (a token) times weights, which is limited by reading
-            them: float32 on onnxruntime or int8 with native kernels, whichever is faster.
+        multiply_adds_per_s: for "integer" and "float", the spread for each size, and the best size.
+        read_bytes_per_s: by bytes of weights, the spread for one row (a token) times weights, where reading is the
+            limit: float32 on onnxruntime or int8 with native kernels, whichever is faster.
     """
     random = np.random.default_rng(0)
     cases: dict[tuple[str, Any], Callable[[], float]] = {}
@@ -76,20 +76,20 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
 
 
 def readable(footprint: int) -> int:
-    """Bytes to measure for a footprint: complete weights, at most `BEYOND_CACHE` and a quarter of the free memory."""
+    """Return the bytes to measure for a footprint: whole weights, up to `BEYOND_CACHE` and a quarter of free memory."""
     one = 4 * _WIDTH * _WIDTH
     limit = min(BEYOND_CACHE, (memory_bytes("MemAvailable") or 4 * BEYOND_CACHE) // 4)
     return max(min(footprint, limit) // one, 1) * one
 
 
 def best_rate(rates: Mapping[str, Any], kind: str) -> float:
-    """Multiply-adds per second of "integer" or "float" products, at the best size for the machine."""
+    """Return the multiply-adds per second of "integer" or "float" products at the machine's best size."""
     found = rates["multiply_adds_per_s"][kind]
     return float(found["sizes"][found["best"]]["median"])
 
 
 def read_rate(rates: Mapping[str, Any], footprint: int) -> float:
-    """Bytes per second at which weights of a footprint are read, from the nearest measured size."""
+    """Return the bytes per second at which weights are read, for the measured size nearest to the footprint."""
     found = rates["read_bytes_per_s"]
     nearest = min(found, key=lambda size: abs(int(size) - footprint))
     return float(found[nearest]["median"])
@@ -98,20 +98,20 @@ def read_rate(rates: Mapping[str, Any], footprint: int) -> float:
 def _stream(
     random: np.random.Generator, size: int, num_threads: int, kernels: str
 ) -> list[onnxruntime.InferenceSession]:
-    """Sessions with separate weights of `size` bytes in total, of which a weight is a divisor; see `readable`."""
+    """Return sessions with separate weights of `size` bytes in total, a multiple of one weight; see `readable`."""
     dtype, op_type, columns = ("int8", NATIVE, 4 * _WIDTH) if kernels == "native" else ("float32", "MatMul", _WIDTH)
     weight, count = _drawn(random, dtype, _WIDTH, columns), size // (4 * _WIDTH * _WIDTH)
     sessions = []
     for start in range(0, count, _WEIGHTS_PER_SESSION):
         end = min(start + _WEIGHTS_PER_SESSION, count)
-        # all different, so that nothing can be shared
+        # different weights, to prevent sharing
         weights = [np.roll(weight, index, axis=0) for index in range(start, end)]
         sessions.append(_session(op_type, weights, num_threads))
     return sessions
 
 
 def _drawn(random: np.random.Generator, dtype: str, rows: int, columns: int) -> Array:
-    """Random numbers of a type; int8 without -128."""
+    """Return random numbers of a type; int8 excludes -128."""
     if dtype == "float32":
         return random.standard_normal((rows, columns), np.float32)
     least, limit = (0, 256) if dtype == "uint8" else (-127, 128)
@@ -123,25 +123,25 @@ def _session(op_type: str, weights: Sequence[Array], num_threads: int) -> onnxru
 
 
 def session_of(content: bytes, kernels: str, num_threads: int = 1) -> onnxruntime.InferenceSession:
-    """Return a session of an ONNX file with these kernels."""
+    """Return a session for the content of an ONNX file."""
     options = SessionSettings(num_threads=num_threads, kernels=kernels).session_options()
     return onnxruntime.InferenceSession(content, options, providers=[CPU])
 
 
 def _rate(sessions: Sequence[onnxruntime.InferenceSession], x: Array, amount: int) -> float:
-    """Return the rate per second of sessions that share the `amount` of work."""
+    """Return the rate per second at which all sessions together do an `amount` of work."""
     return amount / mean_seconds(lambda: [session.run(None, {"x": x}) for session in sessions], _CALL_S)
 
 
 def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
-    """Return an ONNX file that adds the products of input "x" [rows, in] and each weight: output "y" [rows, out].
+    """Return an ONNX file with input "x" [rows, in] and output "y" [rows, out], the sum of its products by all weights.
 
     Args:
-        op_type: "MatMul"; or with int8 weights and one scale per column, as quantized bundles have them,
-            "MatMulIntegerToFloat", which takes uint8 x with zero point 128, or the native `NATIVE`.
+        op_type: "MatMul"; or, with int8 weights and a scale per column as in quantized bundles, "MatMulIntegerToFloat"
+            (uint8 x with zero point 128) or the native `NATIVE`.
         weights: float32 or int8, all [in, out].
     """
-    import onnx_ir as ir  # noqa: PLC0415 - of the extra tools
+    import onnx_ir as ir  # noqa: PLC0415 - needs the extra tools
 
     from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder  # noqa: PLC0415
 

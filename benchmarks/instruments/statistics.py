@@ -1,4 +1,4 @@
-"""Repeated measurements in turn, and their statistics: medians and spreads, never a single time."""
+"""Repeated measurements in turn, and their statistics."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ NUM_DRAWN = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """The distribution of repeated measurements.
+    """Distribution of repeated measurements.
 
     Attributes:
-        median: the median.
-        low: first quartile, interpolated; `high`: third quartile.
+        median: second quartile.
+        low: first quartile, interpolated.
+        high: third quartile, interpolated.
         count: number of measurements.
     """
 
@@ -40,30 +41,30 @@ class Spread:
         return cls(median=median, low=low, high=high, count=len(values))
 
     def data(self) -> dict[str, float]:
-        """As JSON."""
+        """Return the spread as JSON data."""
         return asdict(self)
 
 
 def show_progress(line: str) -> None:
-    """Show a line of progress on stderr."""
+    """Print a line of progress to stderr."""
     print(f"- {line}", file=sys.stderr, flush=True)
 
 
 def interleaved(
     cases: Mapping[Key, Callable[[], Measured]], repetitions: int, *, warm_up: int = 1, title: str = "measurements"
 ) -> dict[Key, list[Measured]]:
-    """Call all cases in turn, again and again: A B A B and not A A B B.
+    """Call all cases in turn: A B A B, not A A B B.
 
-    Other load on the machine and changes of its clock rate then affect all of them alike.
+    Other load and changes of the clock rate then affect all cases alike.
 
     Args:
-        cases: what to call, by name.
-        repetitions: how often each is measured.
-        warm_up: rounds before those, whose results are discarded.
-        title: prefix of the lines of progress, one for each round.
+        cases: functions by name.
+        repetitions: number of measured rounds.
+        warm_up: rounds before them, with discarded results.
+        title: prefix of the progress line of each round.
 
     Returns:
-        What the calls returned, in the order of the rounds.
+        Results of the calls by name, in the order of the rounds.
     """
     results: dict[Key, list[Measured]] = {key: [] for key in cases}
     begin = time.monotonic()
@@ -79,7 +80,7 @@ def interleaved(
 
 
 def mean_seconds(call: Callable[[], object], at_least: float) -> float:
-    """Seconds per call: the mean over enough calls to take `at_least` seconds in total."""
+    """Return the mean seconds per call, over calls that take `at_least` seconds in total."""
     count, begin = 0, time.perf_counter()
     while True:
         call()
@@ -90,32 +91,32 @@ def mean_seconds(call: Callable[[], object], at_least: float) -> float:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p95, p99 (linear between neighbours), the largest as max, to a millionth, and their number as count."""
+    """Return p50, p90, p95, p99 (interpolated) and max, with six decimal places, and the count."""
     result = {f"p{q}": round(float(np.percentile(values, q)), 6) for q in PERCENTILES}
     return {**result, "max": round(float(max(values)), 6), "count": len(values)}
 
 
 def spread_of(found: Mapping[str, Any], scale: float = 1.0) -> Spread:
-    """Return a spread from JSON, scaled to another unit."""
+    """Return a spread from JSON data, scaled to another unit."""
     return Spread(**{name: scale * found[name] for name in ("median", "low", "high")}, count=found["count"])
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
-    """Ratios of values to others of the same rounds, in which the two took turns."""
+    """Return the spread of the ratios of values to others of the same rounds."""
     return Spread.of([value / other for value, other in zip(values, others, strict=True)])
 
 
 def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
     """Return the ratio of two sums over the same recordings [n], with its 95 % interval as low and high.
 
-    Recordings are drawn again and again, the same ones for both (paired bootstrap).
+    The interval comes from a paired bootstrap over recordings.
 
     Raises:
         ValueError: the sum of the others is 0.
     """
     above, below = np.asarray(values), np.asarray(others)
     if not below.sum():
-        raise ValueError("a ratio of sums needs others whose sum is not 0")
+        raise ValueError("the sum of others must not be 0")
     drawn = np.random.default_rng(0).integers(len(above), size=(NUM_DRAWN, len(above)))
     of_draws = above[drawn].sum(axis=1) / np.maximum(below[drawn].sum(axis=1), below[below > 0].min())
     low, high = np.quantile(of_draws, (0.025, 0.975)).tolist()
@@ -123,7 +124,7 @@ def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
 
 
 def difference_of_rates(errors: npt.ArrayLike, others: npt.ArrayLike, sizes: npt.ArrayLike) -> Spread:
-    """Errors minus others, over the sizes of the same recordings [n], with its 95 % interval; by paired bootstrap."""
+    """Return (errors - others) / sizes, summed over recordings [n], with its 95 % interval by paired bootstrap."""
     differences, lengths = np.asarray(errors) - np.asarray(others), np.asarray(sizes)
     drawn = np.random.default_rng(0).integers(len(lengths), size=(NUM_DRAWN, len(lengths)))
     of_draws = differences[drawn].sum(axis=1) / np.maximum(lengths[drawn].sum(axis=1), 1)
@@ -132,7 +133,7 @@ def difference_of_rates(errors: npt.ArrayLike, others: npt.ArrayLike, sizes: npt
 
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:
-    """Return a function that calls another and returns its seconds."""
+    """Return a function that calls `call` and returns the seconds it took."""
 
     def seconds() -> float:
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""An utterance, and one round of work in each mode. Imports only the runtime."""
+"""The workload: an utterance, and one round of work in each mode. Imports only the runtime."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ Run = Callable[[], Any]
 
 CHUNK_SIZE, NUM_LEFT_CHUNKS = 16, 4
 NUM_WARM_CHUNKS = NUM_LEFT_CHUNKS + 1
-"""Chunks that fill the left context before measuring starts."""
+"""Chunks that fill the left context before the measurement."""
 FRAME_S = 0.04
-"""Of an encoder frame of all presets."""
+"""Seconds of an encoder frame in all presets."""
 CHUNK_S = CHUNK_SIZE * FRAME_S
 NUM_STREAMS = 8
 UTTERANCE_S = 10.0
 NUM_HYPOTHESES, NUM_TOKENS = 10, 40
-"""For the second pass; ten seconds of fast speech have 40 tokens."""
+"""Size of the second pass; ten seconds of fast speech have 40 tokens."""
 ALTERNATIVES = (36, 32, 28, 24)
-"""Tokens in which hypotheses differ: they share half of their prefixes, as the first ten do that the demo finds for ten
-seconds, from left to right a quarter stays, from right to left three quarters."""
+"""Positions of the tokens in which hypotheses differ. They share half of their prefixes, like those of the demo model
+for ten seconds: of the tokens a quarter remains from left to right, and three quarters from right to left."""
 LOUDNESS, LOUDNESS_DEVIATION = 11.0, 3.0
-"""Of log-mel energies, as the random checkpoints normalise them."""
+"""Mean and deviation of log-mel energies that random checkpoints normalise."""
 NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}
-"""Chunks of one round, after the warm ones."""
+"""Chunks per round, after the warm-up chunks."""
 
 
 def clips() -> list[Path]:
@@ -48,37 +48,37 @@ def clips() -> list[Path]:
 
 
 def speech(seconds: float, rate: int) -> npt.NDArray[np.float32]:
-    """`seconds` of real speech: the bundled clips, repeated as needed."""
+    """Return `seconds` of real speech [n]: the bundled clips, repeated as needed."""
     return np.resize(np.concatenate([read_audio(file, rate) for file in clips()]), round(seconds * rate))
 
 
 def utterance(bundle: Bundle) -> Frames:
-    """Features [frames, mel] of ten seconds of real speech."""
+    """Return features [frames, mel] of ten seconds of real speech."""
     config = bundle.manifest.features
     frames = fbank(speech(UTTERANCE_S + 1, config.sample_rate), config)
     return frames[: round(UTTERANCE_S * 1000 / config.frame_shift_ms)]
 
 
 def random_frames(bundle: Bundle) -> Frames:
-    """Features [frames, mel] of ten seconds, independent from frame to frame, as loud as speech."""
+    """Return random features [frames, mel] of ten seconds, as loud as speech; frames are independent."""
     num_frames = round(UTTERANCE_S * 1000 / bundle.manifest.features.frame_shift_ms)
     size = (num_frames, bundle.manifest.model.feature_size)
     return np.random.default_rng(0).normal(LOUDNESS, LOUDNESS_DEVIATION, size).astype(np.float32)
 
 
 def audio_seconds(mode: str) -> float:
-    """Seconds of audio in one round of a mode, for all streams together."""
+    """Return the seconds of audio in one round of a mode, all streams together."""
     if mode in NUM_CHUNKS:
         return NUM_CHUNKS[mode] * CHUNK_S * (NUM_STREAMS if mode == "streaming-8" else 1)
     return UTTERANCE_S
 
 
 def one_round(mode: str, model: Model, frames: Frames) -> Run:
-    """Return a function that runs one round of a mode, without search and features.
+    """Return a function that runs one round of a mode, without features and search.
 
     Args:
-        mode: "streaming" or "streaming-8", chunks of one stream or of eight in steady state; "full", full context;
-            "second-pass", the decoders over ten hypotheses.
+        mode: "streaming" or "streaming-8": chunks of one or eight streams in steady state; "full": full context;
+            "second-pass": decoders on ten hypotheses.
         model: sessions of a bundle.
         frames: features of an utterance [frames, mel].
     """
@@ -93,7 +93,7 @@ def one_round(mode: str, model: Model, frames: Frames) -> Run:
 
 
 def nbest(vocab_size: int) -> list[list[int]]:
-    """Hypotheses that share what those of a beam share."""
+    """Return hypotheses that share prefixes as those of a beam do."""
     first, last = np.random.default_rng(0).integers(3, vocab_size, NUM_TOKENS), vocab_size - 1
     hypotheses = np.tile(first, (NUM_HYPOTHESES, 1))
     for bit, place in enumerate(ALTERNATIVES):
@@ -106,7 +106,7 @@ def nbest(vocab_size: int) -> list[list[int]]:
 def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chunks: int) -> Callable[[], list[Frames]]:
     """Return a function that encodes `num_chunks` chunks of every stream, starting with a full left context.
 
-    Positions go on from call to call, as those of a stream do: native kernels keep what they have computed of them.
+    Positions advance from call to call as in a stream, because native kernels cache results by position.
     """
     chunks = list(windows(encoder.config, frames, num_streams))
     caches = encoder.start(num_streams)
@@ -127,7 +127,7 @@ def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chun
 
 
 def windows(config: ModelConfig, frames: Frames, num_streams: int = 1) -> Iterator[Frames]:
-    """Features of chunks [streams, frames, mel]; all streams get the same features, each starting at another second."""
+    """Yield features of chunks [streams, frames, mel]; each stream has the same features from another second on."""
     cutters = [Windows(config, CHUNK_SIZE) for _ in range(num_streams)]
     for stream, cutter in enumerate(cutters):
         cutter.accept(np.roll(frames, -100 * stream, axis=0))

@@ -1,1 +1,1 @@
-"""Results as JSON, and the scripts that turn them into pages. Measures nothing."""
+"""Results as JSON files, and the scripts that write them into pages."""

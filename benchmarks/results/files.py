@@ -1,4 +1,4 @@
-"""JSON files of results: their place in a clone, and where and when they were measured. Measures nothing else."""
+"""JSON files of results: where they are in a clone, and on which machine and day they were measured."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from u2moe.runtime.whole_file import write_text
 
 
 def repository() -> Path:
-    """Return the clone in which scripts work: the current folder.
+    """Return the clone in which scripts work, the current folder: an installed package cannot find it otherwise.
 
     Raises:
-        FileNotFoundError: it is not a clone. Scripts in an installed package have no other way to find one.
+        FileNotFoundError: the current folder is not a clone.
     """
     here = Path.cwd()
     if not (here / "benchmarks" / "results").is_dir():
-        raise FileNotFoundError(f"{here}: is not a clone of u2moe; change to its root, or name the files to use")
+        raise FileNotFoundError(f"{here} is not the root of a clone of u2moe; change to it, or name the files to use")
     return here
 
 
 def results_file(name: str) -> Path:
-    """Where the results of a script are kept in a clone, which is the current folder."""
+    """Return the results file of a study, relative to the root of a clone."""
     return Path("benchmarks", "results", f"{name}.json")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a results file; return an empty dictionary if it does not exist."""
+    """Return the content of a results file; empty if it does not exist."""
     if not file.exists():
         return {}
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -46,14 +46,14 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def measured_here() -> dict[str, Any]:
-    """Return the `machine` and the `date` of results."""
+    """Return `machine` and `date` for new results."""
     return {"machine": describe_machine(), "date": dt.datetime.now(dt.UTC).date().isoformat()}
 
 
 def kind_of(machine: Mapping[str, Any]) -> str:
-    """Return the kind of a machine of `describe_machine`: its processor with family and model.
+    """Return the kind of a machine of `describe_machine`: processor, family and model.
 
-    The name alone may be shared, as by all generations of AMD EPYC.
+    The processor's name is ambiguous: all generations of AMD EPYC may have the same.
     """
     fields = machine.get("processor_version") or ""
     version = ", ".join(field for field in fields.split(", ") if field and not field.startswith("stepping"))
@@ -61,32 +61,32 @@ def kind_of(machine: Mapping[str, Any]) -> str:
 
 
 def machine_key(content: Mapping[str, Any]) -> str:
-    """Return the kind of the machine of results, and the instruction set of its native `kernels`."""
+    """Return the kind of machine of results, with the instruction set of its native `kernels`."""
     return f"{kind_of(content['machine'])}, {content['kernels']['isa'] or 'without native kernels'}"
 
 
 def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """Results to go on with: what `file` holds, and of `fresh` what it lacks.
+    """Return the results in `file` to continue, with the entries of `fresh` that it lacks.
 
     Raises:
-        ValueError: they are of another kind of machine; ratios between machines say nothing.
+        ValueError: they were measured on another kind of machine, so times cannot be compared.
     """
     content, here = read_json(file), kind_of(describe_machine())
     measured = kind_of(content["machine"]) if "machine" in content else here
     if measured != here:
-        raise ValueError(f"{file}: measured on {measured}, this is {here}; name another file")
+        raise ValueError(f"{file}: measured on {measured}, but this machine is {here}; name another file")
     return {**fresh, **content}
 
 
 def record(file: Path, content: dict[str, Any]) -> None:
-    """Write results that are measured cell by cell, with `measured_here`, and the `commits` of all cells."""
+    """Write results that are measured piece by piece, with `measured_here` and the `commits` of all pieces."""
     content |= measured_here()
     content["commits"] = list(dict.fromkeys([*content.get("commits", []), content["machine"]["commit"]]))
     write_json(file, content)
 
 
 def of_bundle(folder: Path) -> dict[str, str]:
-    """Return the `bundle` of results: the sha256 of its manifest, which contains those of all its files."""
+    """Return `bundle` for results: SHA-256 of the manifest, which contains those of all files."""
     return {"bundle": hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()}
 
 
@@ -99,15 +99,15 @@ def publish(
     part: str = "",
     per_machine: bool = False,
 ) -> None:
-    """Write what was found to a file, with where and when, and print its tables.
+    """Write results to a file with machine and date, and print their tables.
 
     Args:
         file: JSON file.
-        found: the results.
-        values: what pages show of the content of such a file.
-        bundle: what was measured; None: several bundles, or something else.
-        part: name of the part of the file that is replaced; "": all of it.
-        per_machine: the file keeps the results of other kinds of machines, see `machine_key`.
+        found: results.
+        values: function that returns the values for pages from the content of the file.
+        bundle: measured bundle; None: several bundles, or something else.
+        part: name of the part of the file to replace; "": the whole file.
+        per_machine: keep the results of other kinds of machines in the file, see `machine_key`.
     """
     content = {**measured_here(), **(of_bundle(bundle) if bundle else {}), **found}
     if per_machine:
@@ -123,9 +123,9 @@ def publish(
 
 
 def measured(content: Mapping[str, Any]) -> str:
-    """Return a sentence: processor, cores, onnxruntime, commit and date of results with `measured_here`.
+    """Return a sentence with processor, cores, onnxruntime, commit and date of results with `measured_here`.
 
-    A "+" behind a commit: with changes that were not in it.
+    A "+" after a commit means uncommitted changes.
     """
     machine, date = content["machine"], content.get("date", content.get("time", ""))[:10]
     *more, commit = content.get("commits", [machine["commit"]])

@@ -1,4 +1,4 @@
-"""Tables and numbers in the format of the pages, and filled in between marks; the prose around is written by hand.
+"""Format tables and numbers, and insert them between marks in pages. The prose around them is written by hand.
 
 Streaming takes <!-- begin ratio -->2.35<!-- end ratio --> times as long.
 """
@@ -23,7 +23,7 @@ def quartiles(spread: Spread, digits: int = 2) -> str:
 
 
 def short(value: float) -> str:
-    """Return a number with three significant digits, or all digits before the point."""
+    """Return a number with three significant digits, or as an integer from 100 on."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -35,7 +35,7 @@ def names(text: str, page: str) -> list[str]:
     """Return the names of the marks of a page.
 
     Raises:
-        ValueError: a mark without an end, which would swallow the rest of the page.
+        ValueError: a mark has no end.
     """
     begun, whole = _BEGIN.findall(text), [match["name"] for match in _MARKED.finditer(text)]
     if begun != whole:
@@ -45,9 +45,9 @@ def names(text: str, page: str) -> list[str]:
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
-    """Return the page with the values between their marks, on separate lines if the marks are; keep other marks.
+    """Return the page with the values between their marks, on separate lines if the marks are.
 
-    What stands before the end mark on its line stays too, such as the sign of a comment in YAML.
+    Marks without a value keep their text. A prefix of the end mark on its line also stays, such as # in YAML.
     """
 
     def marked(match: re.Match[str]) -> str:

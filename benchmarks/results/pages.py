@@ -1,11 +1,10 @@
-"""Writes the numbers and tables of all pages in docs/ from the JSON files in benchmarks/results. Measures nothing.
+"""Write the numbers and tables of all pages in docs/ from the JSON files in benchmarks/results.
 
     python -m u2moe.benchmarks.results.pages [--check]
 
-What stands between `<!-- begin NAME.KEY -->` and `<!-- end NAME.KEY -->` is what `values(results)` of a study returns
-under KEY for results/NAME.json; names without a point are another script's. What has no results is "(not measured)".
-The targets returned by `targets(results)` of the studies that have them are collected as `targets`. `--check` writes
-nothing and exits with 1 if a page is not up to date.
+The study NAME returns `values(results)` for results/NAME.json. The value of KEY is written between
+`<!-- begin NAME.KEY -->` and `<!-- end NAME.KEY -->`, or "(not measured)" without results. Marks without a point
+belong to other scripts. `targets(results)` of all studies make up the table of targets.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Values = dict[str, dict[str, str]]
 
 
 def all_values(folder: Path) -> Values:
-    """Return the values of each results file in `folder`, and of the targets."""
+    """Return the values of each results file in `folder` and of the targets."""
     found: Values = {}
     targets: list[target_page.Target] = []
     for name in study_names():
@@ -47,7 +46,7 @@ def all_values(folder: Path) -> Values:
 
 
 def study_names() -> list[str]:
-    """Return the names of the studies, the files in `studies/`; results/NAME.json holds the results of NAME."""
+    """Return the names of the studies in `studies/`; the results of NAME are in results/NAME.json."""
     return sorted(module.name for module in pkgutil.iter_modules(studies.__path__) if not module.ispkg)
 
 
@@ -56,10 +55,10 @@ def _module(name: str) -> Any:
 
 
 def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[Path, str]]:
-    """Outdated pages of a clone, with their updated content.
+    """Yield the outdated pages of a clone with their updated content.
 
     Raises:
-        ValueError: a mark without an end, or with an unknown name.
+        ValueError: a mark has no end or an unknown name.
     """
     everywhere = {f"{name}.{key}": value for name, own in values.items() for key, value in own.items()}
     missing = tuple(f"{name}." for name, own in values.items() if not own)
@@ -68,7 +67,7 @@ def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tup
         found = {name: NOT_MEASURED for name in names(text, str(page)) if name.startswith(missing)} if missing else {}
         known = {**everywhere, **found}
         if unknown := {name for name in names(text, str(page)) if "." in name} - known.keys():
-            raise ValueError(f"{page}: no results have {', '.join(sorted(unknown))}")
+            raise ValueError(f"{page}: unknown marks: {', '.join(sorted(unknown))}")
         if (shown := filled(text, known)) != text:
             yield page, shown
 
@@ -76,12 +75,12 @@ def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tup
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.results.pages", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is not up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is outdated")
     args = parser.parse_args(arguments)
     root = repository()
     changed = dict(updated(root, all_values(root / "benchmarks" / "results")))
     for page, text in changed.items():
-        print(f"{page.relative_to(root)}: {'is not up to date' if args.check else 'written'}")
+        print(f"{page.relative_to(root)}: {'outdated' if args.check else 'written'}")
         if not args.check:
             page.write_text(text, encoding="utf-8")
     return int(args.check and bool(changed))

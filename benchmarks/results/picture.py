@@ -1,4 +1,4 @@
-"""The picture at the top of the project's README, from the JSON files beside this one. Measures nothing.
+"""Draw the picture of the project's README from the JSON files in this folder.
 
 python -m u2moe.benchmarks.results.picture
 """
@@ -26,29 +26,29 @@ from u2moe.benchmarks.studies.shared.script import run_script
 from u2moe.benchmarks.studies.systems import SHERPA
 
 PICTURE = Path("docs/images/speed.png")
-"""In a clone."""
+"""Relative to the root of a clone."""
 PANELS = {"streaming": "chunks of 16 frames (0.64 s)", "full": "whole utterances of 10 s"}
 NATIVE, ALONE, OTHERS = "u2moe with native kernels", "u2moe on onnxruntime alone", "others"
 COLOURS = {NATIVE: "#0b5394", ALONE: "#8fb3d9", OTHERS: "#b7b7b7"}
 EQUALS = (DENSE, INT8, NATIVE_LARGE), (PLAIN_DENSE, PLAIN_INT8, PLAIN_LARGE)
-"""Rows of one engine and one format; after them comes what 4 bits add."""
+"""Rows of one engine in one format; the row of int4 follows them."""
 CASES = {case: by for by, own in zip((NATIVE, ALONE), EQUALS, strict=True) for case in own} | {INT4: NATIVE}
 
 Axes = Any  # matplotlib has no types of its own
 Bar = tuple[str, Spread, str]
-"""One row: what runs, its real-time factor, and what computes it, one of `COLOURS`."""
+"""One row: label, real-time factor, and engine, a key of `COLOURS`."""
 
 
 def machine() -> str:
-    """Return the kind of machine on which torch was measured, which all rows share."""
+    """Return the kind of machine of all rows: the one on which torch was measured."""
     return kind_of(read_json(results_file("same_weights"))["machine"])
 
 
 def bars(mode: str) -> list[Bar]:
     """Return the rows of one panel, from top to bottom.
 
-    Ours and torch are the encoder and the CTC head alone. sherpa-onnx is timed from samples to text, which adds its
-    features and its greedy search: some percent at this size.
+    Rows of u2moe and torch are for encoder and CTC head. sherpa-onnx is timed from samples to text: features and greedy
+    search add some percent at this size.
     """
     contents = read_json(results_file("full_size"))["machines"].values()
     *_, own = (content for content in contents if kind_of(content["machine"]) == machine())
@@ -73,7 +73,7 @@ def draw(file: Path) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415 - not everybody has it
+    from matplotlib.figure import Figure  # noqa: PLC0415 - optional
     from matplotlib.patches import Patch  # noqa: PLC0415
     from PIL import Image  # noqa: PLC0415 - comes with matplotlib
 
@@ -93,7 +93,7 @@ def draw(file: Path) -> None:
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=9, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
-    with Image.open(file) as drawn:  # its few colours are a third of the bytes
+    with Image.open(file) as drawn:  # a palette takes a third of the bytes
         drawn.convert("RGB").quantize(64).save(file, optimize=True)
 
 

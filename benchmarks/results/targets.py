@@ -1,4 +1,4 @@
-"""Limits that were set beforehand, and what was found: one row each. Measures nothing."""
+"""Targets: limits set before the measurement, compared with the measured values."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from u2moe.benchmarks.results.markdown import short, table
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A limit that was set beforehand, and what was found.
+    """A limit set before the measurement, and the measured value.
 
     Attributes:
-        name: what is measured; int8 on one thread, where it says nothing else.
-        where: the machine, if results are kept of several.
-        found: as measured; where it was measured several times the spread, whose median counts.
-        limit: as set.
+        name: measured quantity; int8 on one thread unless it states otherwise.
+        where: machine, if there are results of several.
+        found: measured value, or the spread of several; then the median counts.
+        limit: limit for the value.
         at_most: whether it is an upper limit.
-        unit: behind both numbers, such as " ms".
+        unit: suffix of both numbers, such as " ms".
     """
 
     name: str
@@ -31,17 +31,17 @@ class Target:
 
     @property
     def value(self) -> float:
-        """The value compared with the limit."""
+        """Value compared with the limit."""
         return self.found.median if isinstance(self.found, Spread) else self.found
 
     @property
     def met(self) -> bool:
-        """Whether it was kept."""
+        """Whether the limit was met."""
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
-        """A row: name, machine, measured value, limit, and whether it was met or by how much it was missed."""
+        """Row: name, machine, measured value, limit, and whether it was met or by how much it was missed."""
         value, limit = (f"{short(value)}{self.unit}" for value in (self.value, self.limit))
         if isinstance(self.found, Spread):
             value += f" ({short(self.found.low)}-{short(self.found.high)})"
@@ -50,6 +50,6 @@ class Target:
 
 
 def values(targets: Sequence[Target]) -> dict[str, str]:
-    """Values for the page of targets."""
+    """Return the values for the page of targets."""
     rows = table(("target", "machine", "measured", "limit", "met"), (target.row for target in targets), left=5)
     return {"table": rows, "met": str(sum(target.met for target in targets)), "total": str(len(targets))}

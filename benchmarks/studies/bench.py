@@ -1,4 +1,4 @@
-"""How fast is the demo model, and how near to what the machine can do? Shows what `u2moe bench` measured.
+"""How fast is the demo model, and how near to the machine's bound? Formats the report of `u2moe bench`.
 
 u2moe bench runtime/demo --output benchmarks/results/bench.json
 """
@@ -9,7 +9,7 @@ from u2moe.benchmarks.bench.terminal import Report, describe
 
 
 def values(report: Report) -> dict[str, str]:
-    """Return the tables of the terminal, and their main numbers with full context and in chunks of 16."""
+    """Return the terminal tables, and the main numbers for full context and chunks of 16."""
     first = report["plan"]["threads"][0]
     speed = {entry["mode"]: entry for entry in report["speed"] if entry["threads"] == first}
     (footprint,) = report["footprint"].values()

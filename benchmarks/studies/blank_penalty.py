@@ -1,8 +1,8 @@
-"""What does a penalty of the blank change? Word errors and deletions by penalty, of one model in several formats.
+"""What does a blank penalty change? Word errors and deletions by penalty, for one model in several formats.
 
     python -m u2moe.benchmarks.studies.blank_penalty float32=FOLDER int8=FOLDER --list TEST.tsv ...
 
-Recordings are recognised in chunks of 16, with the bundle's search.
+Recordings are recognised in chunks of 16 with the bundle's search.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PENALTIES = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
 def measure(bundles: Mapping[str, Path], recordings: Sequence[Recording]) -> dict[str, Any]:
-    """By bundle and penalty, counts of words, errors, deletions and insertions."""
+    """Return counts of words, errors, deletions and insertions by bundle and penalty."""
     found: dict[str, Any] = {}
     for name, folder in bundles.items():
         recognizer, counts = Recognizer.from_pretrained(folder), {}
@@ -39,7 +39,7 @@ def measure(bundles: Mapping[str, Path], recordings: Sequence[Recording]) -> dic
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each bundle and penalty."""
+    """Return the values for pages: a row for each bundle and penalty."""
     rows = [
         (name, penalty, f"{item['errors'] / item['words']:.1%}", item["errors"], item["deletions"], item["insertions"])
         for name, own in results["bundles"].items()

@@ -1,9 +1,9 @@
-"""Are confidences calibrated? Of the words with confidence 0.7, about 70 % should be correct.
+"""Are confidences calibrated? About 70 % of the words with confidence 0.7 should be correct.
 
     python -m u2moe.benchmarks.studies.calibration BUNDLE DEV.tsv ... --fit    # writes into the bundle
     python -m u2moe.benchmarks.studies.calibration BUNDLE TEST.tsv ...
 
-Every recording is recognised with full context; a word is correct if the transcript has it at the same position.
+Recordings are recognised with full context. A word is correct if it is aligned with the same word of the transcript.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Words = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
 
 
 def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
-    """Confidence of each recognised word, and whether it is correct."""
+    """Return the confidence of each recognised word and whether it is correct."""
     confidences: list[float] = []
     right: list[bool] = []
     for recording in recordings:
@@ -52,12 +52,12 @@ def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
 
 
 def reliability(found: Words) -> dict[str, Any]:
-    """How reliable confidences are.
+    """Return the reliability of confidences.
 
     Returns:
-        `bins`: for each tenth of the range, the number of words, their mean confidence and the share that is correct;
-        `expected_error`: mean difference of the two, weighted by words (ECE); `area`: how often a correct word has a
-        higher confidence than a wrong one (area under the ROC curve; 0.5: chance).
+        `bins`: for each tenth of the range, the number of words, their mean confidence and share of correct words;
+        `expected_error`: mean difference of these two, weighted by words (ECE); `area`: probability that a correct word
+        has a higher confidence than a wrong one (area under the ROC curve; 0.5: chance).
     """
     confidences, right = found
     positions = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
@@ -84,7 +84,10 @@ def reliability(found: Words) -> dict[str, Any]:
 
 
 def area_under_roc(found: Words) -> float | None:
-    """How often a correct word has a higher confidence than a wrong one; ties count half. None without both kinds."""
+    """Return how often a correct word has a higher confidence than a wrong one; None if either kind is missing.
+
+    Ties count half.
+    """
     confidences, right = found
     if right.all() or not right.any():
         return None
@@ -93,10 +96,10 @@ def area_under_roc(found: Words) -> float | None:
 
 
 def fit(found: Words) -> tuple[float, float]:
-    """Scale and bias of the log-odds with maximum likelihood (Platt scaling).
+    """Return scale and bias of the log-odds with maximum likelihood (Platt scaling).
 
-    As in Platt's method, targets are slightly below 1 for correct words and slightly above 0 for wrong ones, so that
-    there is an optimum even if confidence separates them perfectly.
+    As in Platt's method, targets are slightly below 1 for correct words and slightly above 0 for wrong ones. This
+    ensures an optimum even if confidence separates them perfectly.
     """
     confidences, right = found
     num_right, num_wrong = int(right.sum()), int((~right).sum())
@@ -113,12 +116,10 @@ def fit(found: Words) -> tuple[float, float]:
 
 
 def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
-    """Add a scale and a bias to a bundle's calibration, on top of the existing one. Returns the new calibration.
-
-    Only the calibration in the manifest changes.
+    """Apply a scale and a bias on top of the calibration in a bundle's manifest; return the new calibration.
 
     Raises:
-        ValueError: the scale is not above 0, which would reverse confidences.
+        ValueError: the scale is not above 0, which would reverse the order of confidences.
     """
     before = Bundle.open(bundle, verify=False).manifest.calibration or Calibration()
     found = Calibration(scale=round(scale * before.scale, 3), bias=round(bias + scale * before.bias, 3))
@@ -129,7 +130,7 @@ def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each set, the bins of all together, and their numbers."""
+    """Return the values for pages: a row for each set, and bins and numbers of all sets together."""
     sets = (
         (
             name, found["num_words"], f"{found['right'] or 0:.1%}", f"{found['confidence'] or 0:.1%}",
@@ -167,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sets[ALL] = np.concatenate(confidences), np.concatenate(right)
     if args.fit:
         written = write_calibration(args.bundle, *fit(sets[ALL]))
-        print(f"{args.bundle}: log-odds of confidences times {written.scale} plus {written.bias}")
+        print(f"{args.bundle}: calibration written: scale {written.scale}, bias {written.bias}")
     else:
         found = {name: reliability(own) for name, own in sets.items()}
         publish(args.results, {"sets": found}, values, bundle=args.bundle)

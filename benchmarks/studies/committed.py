@@ -2,8 +2,8 @@
 
     python -m u2moe.benchmarks.studies.committed BUNDLE TEST.tsv ...
 
-Recordings are recognised in chunks, as fast as it goes: only audio that must arrive first counts, which is the same on
-every machine. `u2moe bench` adds what the computation takes.
+Delays count only the audio that must still arrive, so they are the same on every machine. `u2moe bench` also measures
+the computation.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from u2moe.runtime.corpus.lists import read_recordings
 MODES = (Mode(chunk_size=16, num_left_chunks=4), Mode(chunk_size=8, num_left_chunks=4))
 KEYS = ("p50", "p95")
 QUIET_S = 2.0
-"""Quiet noise after each recording, so that an endpoint ends it as in a conversation."""
+"""Silence after each recording, which leads to an endpoint as in a conversation."""
 
 
 def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[str, Any]:
-    """Seconds from the end of a word to the result that shows it for good, and that commits it, by audio alone."""
+    """Return the seconds of audio from a word's end to the result that shows its final text, and that commits it."""
     found = summary(observed, probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0)
     waits = {name: found[f"{name}_s"]["algorithmic"] for name in ("word", "committed")}
     segments = [segment for item in observed for segment in item.segments]
@@ -41,7 +41,7 @@ def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[st
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each set and chunk size, and the medians of the first set."""
+    """Return the values for pages: a row for each set and chunk size, and the medians of the first set."""
     header = ("set", "chunk", "final text shown, p50, p95", "committed, p50, p95", "revised")
     rows: list[Sequence[object]] = []
     numbers: dict[str, str] = {}

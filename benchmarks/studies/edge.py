@@ -1,9 +1,9 @@
-"""What does a mixture of a billion parameters cost on the edge, by how many experts there are, work, and how wide?
+"""What does a mixture of a billion parameters cost on the edge, depending on number, choice and width of its experts?
 
     python -m u2moe.benchmarks.studies.edge FOLDER [--prepare]
 
-FOLDER holds the bundles of random weights (`random_models`), which are made if they are missing, and what was measured
-so far: a run that was stopped goes on. With --prepare nothing is timed. Work is that of `full_size`.
+FOLDER receives missing bundles with random weights (`random_models`) and the measurements: an interrupted run resumes
+from it. --prepare only makes the bundles. The workload is that of `full_size`.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ from u2moe.runtime.model.settings import SessionSettings
 
 TITLES = {
     SMALL: "Dense-225M",
-    MIXTURE: "8 x top-2 x 1920",
-    "8x1x1920": "8 x top-1 x 1920",
-    "16x2x960": "16 x top-2 x 960",
-    "32x4x480": "32 x top-4 x 480",
+    MIXTURE: "8x2x1920",
+    "8x1x1920": "8x1x1920",
+    "16x2x960": "16x2x960",
+    "32x4x480": "32x4x480",
     LARGE: "Dense-1B",
 }
-"""Networks by name: number of experts, how many work for a token, and their hidden units."""
-HALF = "8 x top-2 x 1920 in every second block, computed"
-"""Half of the blocks of the mixture, half of Dense-225M's: their mean, since no key of WeNet describes it."""
+"""Titles of networks: number of experts, how many process a token, and their hidden units."""
+HALF = "8x2x1920, half the blocks"
+"""The mixture in every second block. It is computed as the mean of two networks: no key of WeNet describes it."""
 FORMATS = ("int8", "int4")
-"""See `make_bundle`."""
+"""Formats of `make_bundle`."""
 KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
 ROUNDS = 5
 AS_FAST = 1.05
-"""Time beside Dense-225M up to which a network counts as as fast."""
+"""Maximum ratio to the time of Dense-225M of a network that counts as equally fast."""
 STATE = "edge.json"
 
 
 def groups() -> Iterator[list[Case]]:
-    """Networks that are measured in turn: in the same format on the same engine."""
+    """Yield groups of networks to measure in turn: in the same format on the same engine."""
     for form in FORMATS:
         for kernels in KERNELS:
             yield [Case(model, form, kernels) for model in TITLES]
 
 
 def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of cases by key the seconds of each round by mode, see `full_size.measure`, and what `starts_of` finds."""
+    """Return the seconds of each round by mode and case, as in `full_size.measure`, and the result of `starts_of`."""
     bundles = {case.key: Bundle.open(root / case.model / case.format, verify=False) for case in cases}
     starts = starts_of(bundles, cases[0].kernels)
     settings = SessionSettings(num_threads=1, kernels=cases[0].kernels)
@@ -88,7 +88,7 @@ def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the page: tables of all machines; of the last one the networks that are as fast as Dense-225M."""
+    """Return the values for the page: tables of all machines, and networks as fast as Dense-225M on the last one."""
     machines, found = list(results["machines"].values()), {}
     found["tables"] = "\n\n".join(line for content in reversed(machines) for line in _page(content))
     for content in machines:
@@ -107,7 +107,11 @@ def _number(found: Mapping[str, str], name: str) -> float:
 
 
 def _numbers(content: Mapping[str, Any], case: Case) -> list[float]:
-    """Of a row: parameters, those active, files and memory, all in millions; by mode time and share; both passes."""
+    """Return the numbers of a row.
+
+    They are, in millions, parameters, active parameters, bytes of files and of memory; then time and ratio by mode; and
+    both passes.
+    """
     start, first = content["starts"][case.key], Case(SMALL, case.format, case.kernels)
     times = [
         spread.median
@@ -120,7 +124,7 @@ def _numbers(content: Mapping[str, Any], case: Case) -> list[float]:
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
-    """Return a table for each format and engine, with ratios to Dense-225M in brackets."""
+    """Yield a table for each format and engine, with ratios to Dense-225M in brackets."""
     yield f"## {machine_key(content)}"
     yield measured(content)
     for cases in groups():
@@ -131,12 +135,12 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
         for model, (total, active, files, peak, *times) in found.items():
             used = f"{content['touched'][model]:.1f}" if model in content["touched"] else ""
             shown = [f"{own:.3f} ({share:.2f})" for own, share in zip(times[:-2:2], times[1:-2:2], strict=True)]
-            rows.append([TITLES.get(model, HALF), f"{total:.0f} / {active:.0f}", used, f"{files:.0f}", f"{peak:.0f}",
-                         *shown, f"{times[-2]:.3f} / {times[-1]:.3f}"])  # fmt: skip
+            rows.append([TITLES.get(model, HALF), f"{total:.0f}/{active:.0f}", used, f"{files:.0f}", f"{peak:.0f}",
+                         *shown, f"{times[-2]:.3f}/{times[-1]:.3f}"])  # fmt: skip
         header = (
-            f"{cases[0].format}, {KERNELS[cases[0].kernels]}", "million parameters / active", "experts of a chunk",
+            f"{cases[0].format}, {KERNELS[cases[0].kernels]}", "parameters/active, millions", "experts per chunk",
             "files, MB", "memory, MB", *(name for mode, name in MODES.items() if mode != SECOND_PASS),
-            "second pass, s", "both passes: chunks / full",
+            "second pass, s", "both passes: chunks/full",
         )  # fmt: skip
         if rows:
             yield table(header, rows)
@@ -145,8 +149,8 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("edge", __doc__)
-    parser.add_argument("folder", type=Path, help="folder of bundles and of what was measured, created if missing")
-    parser.add_argument("--prepare", action="store_true", help="make what is missing in FOLDER, and measure nothing")
+    parser.add_argument("folder", type=Path, help="folder of bundles and measurements, created if missing")
+    parser.add_argument("--prepare", action="store_true", help="make missing bundles without measuring")
     args = parser.parse_args(arguments)
     chosen = choose_kernels("auto", [CPU])
     for model in TITLES:

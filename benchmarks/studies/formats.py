@@ -1,12 +1,11 @@
-"""What do number formats and kernels change in words? Variants of one model on the same recordings.
+"""How do number formats and kernels change word errors? Compares variants of a model on the same recordings.
 
     python -m u2moe.benchmarks.studies.formats float32=FOLDER int8=FOLDER 'int8, onnxruntime alone=FOLDER@onnxruntime'
         --list SET.tsv ... [--results FILE]
 
-A variant is a bundle, and the kernels behind an @ ("native" or "onnxruntime"; default: native where they are
-installed). With +noise it hears random numbers within half a step of 16 bits beside the samples, which tells how many
-texts change by nothing. All are compared with the first two. How much of a difference is chance is told by drawing
-recordings again and again, the same ones for both variants (paired bootstrap).
+A variant is a bundle, optionally with @KERNELS ("native" or "onnxruntime"; default: native if installed). +noise adds
+random numbers within half a step of 16 bits to the samples, as a baseline for changes of texts. All variants are
+compared with the first two. A paired bootstrap over recordings yields 95 % intervals of the differences.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ MODES: Mapping[str, DecodingOptions] = {
 }
 NUM_REFERENCES = 2
 HALF_STEP = 0.5 / 32768
-"""Of audio in 16 bits."""
+"""Half a step of 16-bit audio."""
 LIMITS = {("int8", "float32"): 0.3, ("int4-experts, calibrated", "int8"): 0.5, ("int4, calibrated", "int8"): 1.5}
-"""Percent more word errors that a variant may make than another, with full context."""
+"""Maximum increase of word errors from the second variant to the first with full context, in percent."""
 LIMIT_OF_TEXTS = 7.5
-"""Percent of the recordings for which int8 may give another text than float32."""
+"""Maximum percentage of recordings whose text differs between int8 and float32."""
 
 Texts = dict[str, list[list[str]]]
 """By mode, the words of each recording."""
 
 
 class Variant(NamedTuple):
-    """A folder of a bundle, what computes its functions (None: the default), and whether it hears noise."""
+    """A bundle's folder, its kernels (None: the default), and whether to add noise."""
 
     folder: Path
     kernels: str | None
@@ -53,14 +52,14 @@ class Variant(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """From FOLDER, FOLDER@KERNELS, FOLDER+noise or FOLDER@KERNELS+noise."""
+        """Return the variant for FOLDER[@KERNELS][+noise]."""
         before = text.removesuffix("+noise")
         folder, _, kernels = before.partition("@")
         return cls(Path(folder), kernels or None, before != text)
 
 
 def recognized(recognizer: Recognizer, recordings: Sequence[Recording], *, noise: bool = False) -> Texts:
-    """Return the texts of all recordings in each mode; noise of at most `HALF_STEP` is the same for each variant."""
+    """Return the texts of all recordings in each mode; `noise` adds the same numbers within `HALF_STEP` every time."""
     rate = recognizer.bundle.manifest.features.sample_rate
     texts: Texts = {mode: [] for mode in MODES}
     random = np.random.default_rng(0)
@@ -74,12 +73,12 @@ def recognized(recognizer: Recognizer, recordings: Sequence[Recording], *, noise
 
 
 def measure(variants: Mapping[str, Variant], sets: Mapping[str, Sequence[Recording]]) -> dict[str, Any]:
-    """Word errors of each variant, and what it changes.
+    """Measure the word errors of each variant, and the differences from the first two.
 
     Returns:
-        `num_recordings`, and `num_words` by set. By variant the `bundle`, its `bytes`, the `kernels`, and by mode the
-        `num_errors` of each set, and `beside` each of the first variants: `cost`, the ratio of all errors with its 95 %
-        interval; `num_other_texts`; and `num_other_words`, the edits between the texts of both.
+        `num_recordings`; `num_words` by set; and `variants`, each with `bundle`, `bytes`, `kernels` and `modes`. A mode
+        has `num_errors` by set and, in `beside`, the comparison with each of the first variants: `cost`, the ratio of
+        all errors with its 95 % interval; `num_other_texts`; and `num_other_words`, the edits between the texts.
     """
     recordings = [recording for own in sets.values() for recording in own]
     names = [name for name, own in sets.items() for _ in own]
@@ -114,22 +113,22 @@ def _by_set(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Limits on the cost of formats, and on the texts that int8 changes."""
+    """Yield the limits on the cost of formats, and on the texts that int8 changes."""
     mode = next(iter(MODES))
     found = {name: variant["modes"][mode]["beside"] for name, variant in results["variants"].items()}
     for (name, reference), limit in LIMITS.items():
         if reference in found.get(name, {}):
             cost = 100 * (spread_of(found[name][reference]["cost"]).median - 1)
-            title = f"more word errors of the demo model in {name} than in {reference}, {mode}"
+            title = f"demo model, {mode}: increase of word errors from {reference} to {name}"
             yield Target(name=title, found=cost, limit=limit, at_most=True, unit=" %")
     if "float32" in found.get("int8", {}):
         texts = 100 * found["int8"]["float32"]["num_other_texts"] / results["num_recordings"]
-        title = f"recordings for which the demo model in int8 gives another text than in float32, {mode}"
+        title = f"demo model, {mode}: recordings whose text differs between float32 and int8"
         yield Target(name=title, found=texts, limit=LIMIT_OF_TEXTS, at_most=True, unit=" %")
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each mode and variant; with full context the cost and changes of each by name."""
+    """Return the values for pages: a row for each mode and variant, and cost and changes of each variant by name."""
     num_words = results["num_words"]
     total = sum(num_words.values())
     references = list(results["variants"])[:NUM_REFERENCES]

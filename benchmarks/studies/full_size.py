@@ -1,10 +1,10 @@
-"""What do a billion parameters in experts cost beside dense networks, and what do native kernels gain at this size?
+"""What does a billion parameters in experts cost compared with dense networks, and what do native kernels gain?
 
     python -m u2moe.benchmarks.studies.full_size FOLDER [--prepare]
 
-FOLDER holds the bundles of random weights (`random_models`); missing ones are created, with --prepare nothing else is
-done. Times are those of the encoder and CTC head, without features and search: a search over random probabilities says
-nothing about a trained model. Routers spread tokens evenly, the worst case.
+FOLDER receives missing bundles with random weights (`random_models`); --prepare stops there. Times are for encoder and
+CTC head. Features and search are excluded, because a search on random probabilities is not representative. Routers
+spread tokens evenly, the worst case.
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ MODES = {STREAMING: "chunks of 16", BATCH: "batch of 8", FULL: "full context", S
 ROUNDS = {STREAMING: 7, BATCH: 5, FULL: 5, SECOND_PASS: 5}
 NUM_BOUNDS, NUM_STARTS, NUM_THREADS = 3, 2, (1, 2)
 BOUNDS = {STREAMING: (Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), 4.0), FULL: (Mode(), 10.0)}
-"""Context, and seconds of speech: a profile has a line for each kernel of each chunk."""
+"""Context and seconds of speech, short because a profile has a line for each kernel of each chunk."""
 START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 
 
 @functools.cache
 def _parameters(model: str) -> tuple[float, float]:
-    """Return a model's parameters, and those active for a token, in millions; counting them builds the network."""
+    """Return a model's parameters and those active for a token, in millions; this builds the network."""
     config = random_config(**SIZES[model])
     return num_parameters(config) / 1e6, num_parameters(config, active=True) / 1e6
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model in a format, and what computes it."""
+    """A model in a format, and the kernels that run it."""
 
     model: str
     format: str
@@ -78,22 +78,22 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Its name in the results."""
+        """Name in the results."""
         return f"{self.model}/{self.format}/{self.kernels}"
 
     @property
     def parameters(self) -> tuple[float, float]:
-        """Millions of parameters, and of those that are active for a token."""
+        """Parameters and those active for a token, in millions."""
         return _parameters(self.model)
 
     @property
     def size(self) -> str:
-        """Its parameters in tables."""
+        """Parameters in tables."""
         return "{:.0f} / {:.0f}".format(*self.parameters)
 
     @property
     def title(self) -> str:
-        """Its name in tables."""
+        """Name in tables."""
         formats = {"int8": "int8", "int4": "int4 experts", "packed": "int8, packed in advance"}
         kernels = "native" if self.kernels == NATIVE else "onnxruntime alone"
         return f"{NAMES[self.model]}, {formats[self.format]}, {kernels}"
@@ -106,19 +106,21 @@ CASES = (
 )
 INT8, PLAIN_INT8, INT4, _, DENSE, PLAIN_DENSE, NATIVE_LARGE, PLAIN_LARGE = CASES
 EQUALS = {"native": (INT8, DENSE), "even": (PLAIN_INT8, PLAIN_DENSE)}
-"""A mixture and a dense network on the same engine in the same format: what the architecture itself costs."""
-PACKED = Case(MIXTURE, "packed", NATIVE)  # in advance, as native kernels use them: only its start is measured
+"""A mixture and a dense network on the same engine in the same format, which shows the cost of the architecture."""
+PACKED = Case(MIXTURE, "packed", NATIVE)  # packed in advance for native kernels: only its start differs
 STARTED = {case.key: case for case in (*CASES, PACKED)}
 
 
 def measure(root: Path) -> dict[str, Any]:
-    """All measurements on this machine.
+    """Measure everything on this machine.
 
     Returns:
-        `kernels`, see `Kernels.data`; `touched`, experts that a chunk uses; `seconds` of each round, by mode and case;
-        `bounds`, see `bounds_of`, by mode and case; `starts`, see `starts_of`, by case; `threads`: of the machine by
-        number of threads bytes that it reads (`read`) and its multiply-adds per second (`multiply`), and by case
-        `seconds` of each round by mode and number, and whether all outputs are `equal`, to the last bit.
+        kernels: see `Kernels.data`.
+        touched: number of experts that a chunk uses.
+        seconds: seconds of each round, by mode and case.
+        bounds: see `bounds_of`, by mode and case; starts: see `starts_of`, by case.
+        threads: bytes (`read`) and multiply-adds (`multiply`) per second for each number of threads, and `found`, see
+            `two_threads`, by case.
     """
     chosen = choose_kernels("auto", [CPU])
     cases = [case for case in CASES if chosen.native or case.kernels == PLAIN]
@@ -152,10 +154,7 @@ def measure(root: Path) -> dict[str, Any]:
 
 
 def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
-    """By name the `ms` of the encoder for a second of speech, and the `ratio` of its time to the bound of its parts.
-
-    One thread, recorded speech.
-    """
+    """Return, by name, the encoder's `ms` per second of recorded speech and its `ratio` to the bound, on one thread."""
     sizes = sorted({sum(file.size for file in probe.bundle.manifest.files.values()) for probe in probes.values()})
     rates = measure_rates(sizes, 1, repetitions=NUM_BOUNDS)
     context, seconds = BOUNDS[mode]
@@ -170,7 +169,7 @@ def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
 
 
 def starts_of(bundles: Mapping[str, Bundle], kernels: str) -> dict[str, Any]:
-    """By name the spreads of `START` in fresh processes, and the bytes of all `files`."""
+    """Return, by name, the spreads of `START` in fresh processes and the bytes of all `files`."""
     rate = next(iter(bundles.values())).manifest.features.sample_rate
     with tempfile.TemporaryDirectory() as folder:
         audio = write_wav(Path(folder) / "speech.wav", speech(UTTERANCE_S, rate), rate)
@@ -179,7 +178,7 @@ def starts_of(bundles: Mapping[str, Bundle], kernels: str) -> dict[str, Any]:
 
 
 def two_threads(case: Case, runs_of: Callable[[Case, str, int], Callable[[], Any]]) -> dict[str, Any]:
-    """`seconds` by mode and number of threads, and whether outputs are `equal`."""
+    """Return `seconds` by mode and number of threads, and whether outputs are `equal` to the bit."""
     found: dict[str, Any] = {"seconds": {}, "equal": True}
     for mode in (STREAMING, FULL):
         runs = {str(number): runs_of(case, mode, number) for number in NUM_THREADS}
@@ -210,7 +209,7 @@ def ratio(content: Mapping[str, Any], mode: str, case: Case, other: Case) -> Spr
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: the tables of all machines; ratios, memory and threads of the last one that has them."""
+    """Return the values for pages: tables of all machines; ratios, memory and threads of the last one that has them."""
     machines = list(results["machines"].values())
     found = {case.model: f"{case.parameters[0]:.0f}" for case in CASES}
     found[f"{MIXTURE}.active"] = f"{INT8.parameters[1]:.0f}"
@@ -229,7 +228,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
                 one, other = (both_passes(content, mode, case) for case in pair)
                 if one and other:
                     found[f"{name}.{mode}.both"] = f"{one / other:.2f}"
-        if entry := content["bounds"].get(FULL, {}).get(INT8.key):  # of kernels at their bound
+        if entry := content["bounds"].get(FULL, {}).get(INT8.key):  # as if kernels reached their bound
             bound = entry["ratio"]["median"]
             found["bound.int8.full"] = f"{float(found['int8.full']) / bound:.2f}"
             found["bound.gain.full"] = f"{float(found['gain.full']) * bound:.2f}"
@@ -244,7 +243,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
-    """Return the tables of one machine: real-time factors; bounds, starts and threads."""
+    """Yield the tables of one machine: real-time factors; bounds, starts and threads."""
     yield f"### {machine_key(content)}"
     yield measured(content)
     rows = []
@@ -269,16 +268,16 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
         rows.append([STARTED[key].title, STARTED[key].size, *shares, f"{item['files'] / 1e6:.0f}", *times, *sizes])
     header = (
         "pairs: chunks, full", "million parameters / active", "encoder / bound", "gain of two threads", "bundle, MB",
-        "sha256, s", "sessions, s", "memory then, MB", "at its peak",
+        "SHA-256, s", "sessions, s", "memory then, MB", "peak, MB",
     )  # fmt: skip
     yield table(header, rows)
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Return the limits, on each machine.
+    """Yield the limits on each machine.
 
-    Equals come first: where products decide, a mixture may take as much longer as it has more active parameters, 1.54
-    times; a stream, which reads nearly all experts in each chunk, twice as long.
+    The first ones compare equal engines and formats. A mixture may take 1.54 times as long, its ratio of active
+    parameters. A single stream may take twice as long: it reads nearly all experts in each chunk.
     """
     for where, content in results["machines"].items():
         amx = "amx" in where
@@ -293,19 +292,19 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
             (FULL, PLAIN_LARGE, PLAIN_INT8, 2.5, False),
         ):
             if found := ratio(content, mode, one, other):
-                name = f"time of {one.title} / {other.title}, {MODES[mode]}"
+                name = f"time of {one.title} / time of {other.title}, {MODES[mode]}"
                 yield Target(name=name, where=where, found=found, limit=limit, at_most=at_most)
         for mode, limit in ((STREAMING, 1.15), (FULL, 1.2 if amx else 1.05)):
             if entry := content["bounds"].get(mode, {}).get(INT8.key):
                 name = f"encoder of {INT8.title} / its bound, {MODES[mode]}"
                 yield Target(name=name, where=where, found=spread_of(entry["ratio"]), limit=limit, at_most=True)
         if packed := content["starts"].get(PACKED.key):
-            name, found = f"{PACKED.title}: sessions", spread_of(packed["load_s"])
+            name, found = f"{PACKED.title}: load time", spread_of(packed["load_s"])
             yield Target(name=name, where=where, found=found, limit=0.3, at_most=True, unit=" s")
         threads = content.get("threads", {"found": {}})
         seconds = threads["found"].get(INT8.key, {}).get("seconds", {})
         for (mode, own), limit, bound in zip(seconds.items(), (1.9, 1.8), ("read", "multiply"), strict=False):
-            one, two = threads.get(bound, (1, limit))  # no program gains more by a second thread than the machine
+            one, two = threads.get(bound, (1, limit))  # the machine's own gain limits that of any program
             if two >= limit * one:
                 name, found = f"gain of two threads, {INT8.title}, {MODES[mode]}", ratios(own["1"], own["2"])
                 yield Target(name=name, where=where, found=found, limit=limit, at_most=False)
@@ -315,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("full_size", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
-    parser.add_argument("--prepare", action="store_true", help="create what is missing in FOLDER, and measure nothing")
+    parser.add_argument("--prepare", action="store_true", help="make missing bundles without measuring")
     args = parser.parse_args(arguments)
     packed = (PACKED,) if choose_kernels("auto", [CPU]).native else ()
     for model, form in dict.fromkeys((case.model, case.format) for case in (*CASES, *packed)):

@@ -1,14 +1,15 @@
-"""What do speakers whom `u2moe serve` has accepted notice of clients that attack it, or of a machine that slows down?
+"""How do attacks on `u2moe serve`, or a slower machine, affect speakers whom it has accepted?
 
     python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--seconds 15] [--minutes 0] [--cores 0]
 
-Speakers talk undisturbed, then during each attack, to the same server; a pair is a cell, written as soon as it is
-measured and not measured again. Attackers are a process of their own with an API key that may have eight streams; start
-this script with `taskset` on other cores than --cores, which the server has. With --minutes all attacks go on together
-for so long, and rounds of speakers follow each other: growth is told from the memory after the first and the last.
-"slower" is a busy process on the cores of the server, which begins when all are accepted and takes half, with as many
-speakers as the server takes by its own measurement; then with --speakers, and with a process of lower priority (nice
-10). On a machine that is not quiet, start it with nice -n -15.
+Speakers talk to a server undisturbed, then during each attack. Each pair of measurements is written at once and not
+repeated by later runs. Attackers run in a separate process, with an API key for eight streams per attack. Start this
+script with `taskset` on cores other than --cores, which are the server's. With --minutes, all attacks run together for
+that time while rounds of speakers follow each other: memory after the first and last round shows growth.
+
+"slower" starts a busy process on the server's cores after all speakers are accepted, as many as the server measured to
+be its capacity. Variants have only --speakers, or a busy process of lower priority (nice 10). On a busy machine, start
+this script with nice -n -15.
 """
 
 from __future__ import annotations
@@ -50,20 +51,20 @@ from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 
 NUM_STREAMS = 8
-"""Streams that the key of each attack may have."""
+"""Maximum streams of each attack's key."""
 MEGABYTE = 1 << 20
 ELSEWHERE = ("127.0.0.2", 0)
-"""Where attackers connect from: not where speakers and the health check do."""
+"""Address of attackers; speakers and the health check have another."""
 _PART = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
 Attack = Callable[[str], Coroutine[Any, Any, None]]
-"""Behaviour of a client, given the server's address and a key: "127.0.0.1:PORT/PATH?api_key=KEY" with the path open."""
+"""Behaviour of a client, called with a URL of the server that includes an API key."""
 
 
 async def _one_sample(address: str) -> None:
     async with connect(address, proxy=None, local_addr=ELSEWHERE) as websocket:
         await websocket.send("{}")
         await websocket.recv()
-        while not websocket.transport.is_closing():  # what is written then is lost without an error
+        while not websocket.transport.is_closing():  # later writes are lost without an error
             websocket.transport.write((b"\x82\x82" + bytes(6)) * 1000)
             await asyncio.sleep(0.01 if websocket.transport.get_write_buffer_size() < MEGABYTE else 0.1)
 
@@ -97,7 +98,7 @@ async def _silent(address: str) -> None:
 
 
 async def _plain(address: str, data: bytes, seconds: float = 0.0, times: int = 1) -> None:
-    """Send bytes over TCP some times, and take no more than a part of what is answered."""
+    """Send bytes over TCP several times, and read only a part of the responses."""
     parts = urlsplit(address)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, local_addr=ELSEWHERE)
     with contextlib.closing(writer):
@@ -154,12 +155,12 @@ ATTACKS: dict[str, tuple[int, Attack]] = {
     "frames of 16 MB, refused": (40, lambda address: _sent(address, [bytes(MEGABYTE)] * 16)),
     "silent connections": (200, _silent),
     "requests of 15 kB": (200, _requests),
-    "upgrades that are no requests": (200, _bad_upgrade),
+    "invalid upgrades": (200, _bad_upgrade),
     "forms in punycode": (NUM_STREAMS, _punycode),
-    "pongs that are not read": (NUM_STREAMS, _unread_pongs),
+    "unread pongs": (NUM_STREAMS, _unread_pongs),
     "hotwords with a wide beam": (20, _dear_stream),
 }
-"""How many clients at once, and the behaviour of one."""
+"""Number of simultaneous clients, and their behaviour."""
 
 
 def key_of(name: str) -> str:
@@ -168,8 +169,8 @@ def key_of(name: str) -> str:
 
 
 def attack(has_begun: Event, port: int, names: Sequence[str]) -> None:
-    """Attack until ended; what runs in a process of its own."""
-    os.nice(10)  # what is measured is the server, not a lack of processors for the speakers
+    """Attack until killed, in a separate process."""
+    os.nice(10)  # leaves enough CPU time to the speakers
     has_begun.set()
 
     async def again(name: str) -> None:
@@ -186,27 +187,27 @@ def attack(has_begun: Event, port: int, names: Sequence[str]) -> None:
 
 KEY = "key-of-speakers"
 SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lower priority": (10, True)}
-"""Niceness of the busy process, and whether as many speak as the server takes."""
+"""Niceness of the busy process, and whether speakers fill the server's capacity."""
 MIXTURE = "all together"
 MOST_SLOWER, MOST_SLOWER_BY_ONE = 1.2, 1.2
-"""How many times as long results may take, and during a single attack."""
+"""Maximum ratio of latencies, and its maximum during a single attack."""
 HEALTH_S = 0.05
 _AHEAD_S = 2.0
 
 
 def burn(has_begun: Event, cores: Sequence[int], niceness: int) -> None:
-    """Keep some processors busy until ended."""
+    """Keep some cores busy until killed."""
     os.nice(niceness)
     os.sched_setaffinity(0, cores)
     has_begun.set()
-    time.sleep(_AHEAD_S + 3)  # all speakers are in after two seconds
+    time.sleep(_AHEAD_S + 3)  # all speakers are accepted after two seconds
     while True:
         pass
 
 
 @contextlib.contextmanager
 def meanwhile(work: Callable[..., None], *given: Any) -> Iterator[None]:
-    """While something else goes on, which has begun."""
+    """Run `work` in another process during the block, which starts after it has begun."""
     context = multiprocessing.get_context("spawn")
     has_begun = context.Event()
     process = context.Process(target=work, args=(has_begun, *given))
@@ -232,7 +233,7 @@ async def _health(port: int, found: list[float]) -> None:
 
 
 def listen(server: RunningServer, buffers: Sequence[bytes], count: int, first: Mapping[Key, int]) -> dict[str, Any]:
-    """Latencies of the speakers and of a health check."""
+    """Measure the latencies of speakers and of a health check."""
     health: list[float] = []
 
     async def speak() -> Received:
@@ -248,7 +249,7 @@ def listen(server: RunningServer, buffers: Sequence[bytes], count: int, first: M
 
 @contextlib.contextmanager
 def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
-    """Our server with a key for speakers and one for each attack."""
+    """Run our server with a key for the speakers and one for each attack."""
     with tempfile.TemporaryDirectory() as folder:
         keys = Path(folder) / "keys"
         lines = (f"{key_of(name)} {key_of(name)} {NUM_STREAMS}\n" for name in ATTACKS)
@@ -260,7 +261,7 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what is missing in the results, and write them after each cell."""
+    """Measure the cells that are missing in the results, and write each at once."""
     content = resumed(args.results, {"cells": {}})
     buffers, first = speech_buffers(args.seconds), dict[Key, int]()
     for kind in args.kinds:
@@ -281,7 +282,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 rounds: list[Any] = []
                 while not rounds or time.monotonic() < deadline:
                     received = listen(server, buffers, count, first)
-                    # what the page says of a round, of which an hour has hundreds
+                    # only the numbers for the page: an hour has hundreds of rounds
                     figures = {name: {"p95": round(received[name]["p95"], 4)} for name in ("partial", "health")}
                     rounds.append(
                         {**figures, **{name: received[name] for name in ("rss", "num_failed", "num_refused")}}
@@ -292,13 +293,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratio(cell: Mapping[str, Any]) -> float:
-    """Return the ratio of the p95 of partial results during an attack, the median of its rounds, to that before it."""
+    """Return the ratio of partial results' p95 during an attack (median of rounds) to that before it."""
     found = statistics.median_high(each["partial"]["p95"] for each in cell["rounds"])
     return float(found / cell["before"]["partial"]["p95"])
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the page: a row for each attack."""
+    """Return the values for the page: a row for each attack."""
     rows = []
     for kind, cell in results["cells"].items():
         pair = [cell["before"], cell["rounds"][-1]]
@@ -313,10 +314,12 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """How much slower the accepted get their results."""
+    """Yield the limits on the latency of accepted speakers."""
     for kind, cell in results["cells"].items():
         limit = MOST_SLOWER_BY_ONE if kind in ATTACKS else MOST_SLOWER
-        yield Target(name=f"p95 of partial results, {kind}", found=ratio(cell), limit=limit, at_most=True)
+        yield Target(
+            name=f"p95 of partial results during / before: {kind}", found=ratio(cell), limit=limit, at_most=True
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -325,9 +328,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds = [*ATTACKS, *SLOWER, MIXTURE]
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
     parser.add_argument("--speakers", type=int, default=8, metavar="N", help="default: 8")
-    parser.add_argument("--seconds", type=float, default=15.0, help="that each speaks (default: 15)")
-    parser.add_argument("--minutes", type=float, default=0.0, help="that all attacks go on together")
-    parser.add_argument("--cores", metavar="LIST", help="of the server, as taskset takes them (default: all)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="speech of each speaker (default: 15)")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="duration of all attacks together (default: one round)"
+    )
+    parser.add_argument("--cores", metavar="LIST", help="cores of the server, as for taskset (default: all)")
     args = parser.parse_args(arguments)
     print(values(run(args))["table"])
 

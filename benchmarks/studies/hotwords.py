@@ -1,18 +1,18 @@
-"""Do hotwords find names that would be missed, without affecting the rest? Measured on recordings with transcripts.
+"""Do hotwords find names that would be missed, without affecting other words?
 
     python -m u2moe.benchmarks.studies.hotwords BUNDLE TEST.tsv ...
     python -m u2moe.benchmarks.studies.hotwords BUNDLE COMMANDS.tsv SPEECH.tsv ... --commands
 
 Rare words of the transcripts (long, and in few recordings) stand for names. Each recording is recognised three times:
-without hotwords; with its own rare words in a list filled up with words from other recordings; and with a list of words
-from other recordings only, none of which is said. Longer lists are the same for all recordings: the rare words of all,
-filled up with words of the bundle's language model, and such words alone. The longest is also tried with half the
-weight, and with only those of its words that sound like what is recognised without hotwords.
+without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists have unspoken words
+from other recordings. Longer lists are shared by all recordings: their rare words, filled up with words of the bundle's
+language model, or only such words. The longest list is also tried with half the weight, and restricted to words that
+sound like the text recognised without hotwords.
 
 Commands are all transcripts of a list, in groups of about fifty. Each recording is recognised without them, and with
-its group as hotwords, as a grammar, and as one with `[unk]`; so are those of the other lists or folders, with the first
-group, for false alarms: commands that are recognised more often than they are said. To these it adds noise, white and
-pink, and babble: six voices of the second list at a time, backwards.
+its group as hotwords, as a grammar, and as a grammar with `[unk]`. The other lists or folders are recognised with the
+first group to count false alarms: commands recognised more often than spoken. So are white and pink noise, and babble:
+six voices of the second list at a time, backwards.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ SHORTEST = 5
 MOST_RECORDINGS = 3
 """Maximum number of recordings of a set that contain a rare word."""
 LIST_LENS = (10, 100)
-"""Words in a list: the names in a meeting, and those in a company."""
+"""Words in a list of each recording, such as the names in a meeting or a company."""
 LONG_LISTS = (1000, 10_000)
-"""Words in a list for all recordings: the names of a directory."""
+"""Words in a list for all recordings, such as the names in a directory."""
 ALIKE = 0.5
-"""Minimum share of their pairs of letters that words have in common which sound alike."""
+"""Minimum share of letter pairs in common for words that sound alike."""
 BY_SOUND, AT_HALF = (f"{LONG_LISTS[-1]} {how}" for how in ("by sound", "at half weight"))
-"""Names of the longest list where only those words are used, and where all are, with half the weight."""
+"""Names of the longest list restricted to words that sound alike, and with half the weight."""
 
 
 GROUP = 50
@@ -58,7 +58,7 @@ Samples = npt.NDArray[np.float32]
 
 
 def counted(transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> dict[str, int]:
-    """Count the words of one recording; `num_false`: words of the list that were recognised but not spoken."""
+    """Count the words of one recording; `num_false`: words of the list that are recognised but not spoken."""
     said, recognised = words(transcript), words(text)
     false = Counter(word for word in recognised if word in hotwords) - Counter(said)
     return {
@@ -78,17 +78,17 @@ def rare_words(recordings: Sequence[Recording]) -> list[set[str]]:
 
 
 def others(everywhere: Sequence[str], said: set[str], num: int, random: np.random.Generator) -> list[str]:
-    """`num` rare words of other recordings."""
+    """Return up to `num` rare words of other recordings."""
     drawn = [everywhere[position] for position in random.permutation(len(everywhere))[: num + len(said)].tolist()]
     return [word for word in drawn if word not in said][:num]
 
 
 Lists = dict[str, Sequence[str]]
-"""Hotwords by condition, but for "without"."""
+"""Hotwords by condition, except "without"."""
 
 
 def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Lists]:
-    """Return lists for each recording: its rare words, and those of other recordings."""
+    """Yield the lists for each recording: its rare words, and those of other recordings."""
     random = np.random.default_rng(0)
     rare = rare_words(recordings)
     everywhere = sorted(set().union(*rare))
@@ -107,7 +107,7 @@ def lists_of_all(recordings: Sequence[Recording], list_len: int, vocabulary: Ite
 
 
 def lists_by_sound(recognizer: Recognizer, recordings: Sequence[Recording], lists: Lists) -> Iterator[Lists]:
-    """For each recording, the words of lists for all that are spelled like words, or two in a row, of the n-best."""
+    """Yield, for each recording, the words of the lists that are spelled like one or two adjacent n-best words."""
     indexes: dict[str, dict[str, list[str]]] = {name: {} for name in lists}
     for name, listed in lists.items():
         for word in listed:
@@ -133,9 +133,9 @@ def _pairs(word: str) -> set[str]:
 def measure(
     recognizer: Recognizer, recordings: Sequence[Recording], weight: float, lists: Iterable[Lists] | Lists
 ) -> dict[str, Any]:
-    """Recognise every recording under the three conditions, with lists for each, or with the same for all.
+    """Recognise every recording under the three conditions, with its own lists or shared ones.
 
-    `times` is how many times as long, in processor time, recognising with hotwords takes; of the same lists for all.
+    `times`, only for shared lists, is the ratio of CPU times with and without hotwords.
     """
     counts = {name: Counter[str]() for name in ("without", "with", "unrelated")}
     seconds = dict.fromkeys(counts, 0.0)
@@ -166,7 +166,7 @@ def measure(
 
 
 def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
-    """Samples without speech by kind, each 24 times 15 seconds: noise, and babble of speakers that talk backwards."""
+    """Return 24 x 15 seconds of noise, and of babble: speech played backwards."""
     random = np.random.default_rng(0)
     spoken = np.concatenate([read_audio(recording.path, RATE)[::-1] for recording in recordings])
     found: dict[str, list[Samples]] = {"noise": [], "babble": []}
@@ -183,7 +183,7 @@ def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
 def measure_commands(
     recognizer: Recognizer, recordings: Sequence[Recording], others: Mapping[str, Sequence[tuple[Any, str]]]
 ) -> dict[str, Any]:
-    """Errors of commands under four conditions, and false alarms in other sounds, each with what is said in it."""
+    """Count errors of commands and false alarms in other sounds, given with their transcripts, by condition."""
     named = sorted({recording.transcript for recording in recordings})
     order = np.random.default_rng(0).permutation(len(named))
     groups = [[named[place] for place in part] for part in np.array_split(order, max(round(len(named) / GROUP), 1))]
@@ -195,7 +195,7 @@ def measure_commands(
             "hotwords": {"hotwords": group},
             "grammar": {"grammar": Grammar(lines=tuple(group))},
             "with_rest": {"grammar": Grammar(lines=(*group, UNKNOWN))},
-        }  # each grammar is made once
+        }  # made once per group
         for recording in recordings:
             for name, found in conditions.items() if recording.transcript in group else ():
                 text = recognizer.transcribe(recording.path, **chosen[name]).text
@@ -215,13 +215,13 @@ def measure_commands(
 
 
 def phrases_in(transcript: Transcript, group: Sequence[str]) -> Counter[str]:
-    """How often each command is recognised."""
+    """Count how often each command is recognised."""
     text = f" {transcript.text} "
     return Counter({command: text.count(f" {command} ") for command in group})
 
 
 def command_values(found: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each condition."""
+    """Return the values for pages: a row for each condition."""
     rows = []
     for name, own in found["conditions"].items():
         rates = [f"{own[kind] / hours:.0f}" for kind, hours in found["hours"].items()]
@@ -238,7 +238,7 @@ def _graph(recognizer: Recognizer, hotwords: Sequence[str], weight: float) -> Co
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each set and length of the list, and those of all sets with the longest list."""
+    """Return the values for pages: a row for each set and list, and numbers over all sets for the longest lists."""
     commands = command_values(results["commands"]) if "commands" in results else {}
     if "sets" not in results:
         return commands
@@ -285,8 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("hotwords", __doc__)
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
-    parser.add_argument("--commands", action="store_true", help="measure the first list as commands, not hotwords")
-    parser.add_argument("--most", type=int, help="recordings of each list (default: all)")
+    parser.add_argument("--commands", action="store_true", help="measure the first list as commands")
+    parser.add_argument("--most", type=int, help="maximum recordings of each list (default: all)")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     if args.commands:

@@ -2,11 +2,11 @@
 
     python -m u2moe.benchmarks.studies.moe_layer [--narrow]
 
-The layers are those of the preset moe-1b with seeded random weights, so that routing is nearly uniform, the worst case;
-with --narrow those, too, with as many weights in more and narrower experts, in chunks.
-Several layers with separate weights take turns on one thread, so that no cache holds them, as in a network. The bound
-is the larger of the time to read the weights of the experts with tokens and the time of their products, at the rates
-that onnxruntime's kernels reach in the same run.
+The layers have the size of the preset moe-1b and random weights, which spread tokens evenly, the worst case. --narrow
+compares them, in chunks, with layers of as many weights in more and narrower experts. Layers with separate weights take
+turns on one thread, because in a network no cache keeps them from call to call. The bound is the larger of two times:
+reading the weights of experts with tokens, and computing their products. Both assume the rates that kernels reach in
+the same run.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from u2moe.runtime.model.native import CPU, choose_kernels
 
 Array = npt.NDArray[Any]
 FLOAT, INT8, INT4 = "fp32", "int8", "int4-experts"
-BITS = {FLOAT: 32, INT8: 8, INT4: 4}  # of an expert's weight, by recipe
+BITS = {FLOAT: 32, INT8: 8, INT4: 4}  # per expert weight, by recipe
 DIM = 576
 TOKENS = (1, 4, 16, 64, 250)
 """16 tokens are a chunk of the encoder, 250 are ten seconds of audio."""
-NUM_BYTES = 160_000_000  # of all weights that take turns: more than most last-level caches
-CALL_S = 0.03  # at least, of one measurement
+NUM_BYTES = 160_000_000  # all weights together: exceeds most last-level caches
+CALL_S = 0.03  # minimum seconds of one measurement
 CHUNK = 16
 BOUNDS = {CHUNK: "read_s", 250: "arithmetic_s"}
-"""The bound of a layer in int8, by tokens."""
+"""Key of the bound of an int8 layer, by tokens."""
 LIMITS = {CHUNK: 0.7, 250: 1.03}
-"""Most that a layer with experts in int4 may take beside one in int8, with native kernels, by tokens."""
+"""Maximum ratio of times of int4 and int8 experts with native kernels, by tokens."""
 RATE = 0.9
-"""Least of the rate at which narrow experts are read beside those of the paper, with native kernels, by a chunk."""
+"""Minimum ratio of rates at which a chunk reads narrow experts and those of the paper, with native kernels."""
 
 
 class Shape(NamedTuple):
-    """Experts of a layer, how many work for a token, and their hidden units."""
+    """Number of experts in a layer, how many process a token, and their hidden units."""
 
     experts: int
     top_k: int
@@ -67,7 +67,7 @@ PAPER, NARROW = Shape(8, 2, 1920), (Shape(16, 2, 960), Shape(32, 4, 480))
 
 
 class Layers:
-    """`num_bytes` of mixtures of experts with random weights in the recipe `name`, run in turn on the same tokens."""
+    """Mixtures of experts with random weights of `num_bytes` in the recipe `name`, run in turn on the same tokens."""
 
     def __init__(self, name: str, num_bytes: int, shape: Shape) -> None:
         model = moe_graph(max(1, -(-num_bytes * 8 // (2 * shape.experts * DIM * shape.hidden * BITS[name]))), shape)
@@ -84,7 +84,7 @@ class Layers:
             self._sessions["native_s"] = session_of(content, "native")
 
     def cases(self, x: Array) -> dict[str, Callable[[], float]]:
-        """Functions that time one layer on tokens [tokens, dim], in seconds, by name in the results."""
+        """Return functions that return the seconds of one layer on tokens [tokens, dim], by name in the results."""
         return {name: partial(self._seconds, session, x) for name, session in self._sessions.items()}
 
     def _seconds(self, session: onnxruntime.InferenceSession, x: Array) -> float:
@@ -97,7 +97,7 @@ class Layers:
         return statistics.fmean(len(np.unique(experts)) for experts in chosen)
 
     def bound(self, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the bound for these tokens, and its components."""
+        """Return the bound for tokens [tokens, dim], and its components."""
         read_s = self.touched(x) * self.bytes_per_expert / read_rate(dict(rates), NUM_BYTES)
         rate = best_rate(dict(rates), "float" if self.recipe == FLOAT else "integer")
         arithmetic_s = len(x) * self.shape.top_k * 2 * DIM * self.shape.hidden / rate
@@ -108,7 +108,7 @@ class Layers:
 
 
 def moe_graph(num_layers: int, shape: Shape) -> ir.Model:
-    """Return a graph of `num_layers` layers with the same input "x" [tokens, dim], each with its own output."""
+    """Return a graph of layers that share the input "x" [tokens, dim]; each has its own output."""
     config = FeedForward(
         kind="moe", hidden=shape.hidden, activation="swish", bias=True, num_experts=shape.experts,
         num_experts_per_token=shape.top_k,
@@ -138,7 +138,7 @@ def measure(
     shapes: Sequence[Shape] = (PAPER,),
     recipes: Sequence[str] = tuple(BITS),
 ) -> dict[str, Any]:
-    """Rates of the machine; for each layer and number of tokens the bound, and spreads of times, by `Layers.cases`."""
+    """Measure the machine's rates and, for each layer and number of tokens, the bound and times of `Layers.cases`."""
     random = np.random.default_rng(0)
     inputs = [random.standard_normal((count, DIM), np.float32) for count in tokens]
     layers = [Layers(name, num_bytes, shape) for name in recipes for shape in shapes]
@@ -152,38 +152,38 @@ def measure(
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Native layers with experts in int4 beside those in int8, and narrow experts beside wide ones, on each machine."""
+    """Yield the limits on int4 experts compared with int8, and on narrow experts compared with wide, by machine."""
     for where, content in results["machines"].items():
         native = {(item["recipe"], item["tokens"]): item.get("native_s") for item in content["layers"]}
         for count, limit in LIMITS.items():
             one, other = native.get((INT4, count)), native.get((INT8, count))
             if one and other:
-                name, found = f"native layer of experts, int4 / int8, {count} tokens", one["median"] / other["median"]
+                name, found = f"time of native experts, int4 / int8, {count} tokens", one["median"] / other["median"]
                 yield Target(name=name, where=where, found=found, limit=limit, at_most=True)
         for item, wide in _narrow(content):
-            name = f"native {item['recipe']}, {CHUNK} tokens, {_title(item)} / {_title(wide)}, bytes a second"
+            name = f"bytes per second of native {item['recipe']}, {_title(item)} / {_title(wide)}, {CHUNK} tokens"
             yield Target(name=name, where=where, found=_rate(item, wide, "read_s"), limit=RATE, at_most=False)
 
 
 def _narrow(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield each narrow layer on native kernels, and the paper's in the same format and the same run."""
+    """Yield each narrow layer on native kernels with the paper's layer in the same format and run."""
     items = [item for item in content.get("narrow", {"layers": []})["layers"] if "native_s" in item]
     wide = {item["recipe"]: item for item in items if tuple(item["shape"]) == PAPER}
     yield from ((item, wide[item["recipe"]]) for item in items if item not in wide.values())
 
 
 def _rate(item: Mapping[str, Any], wide: Mapping[str, Any], work: str) -> float:
-    """Return the rate at which native kernels do `work`, "read_s" or "arithmetic_s", over that of another layer."""
+    """Return the ratio of two layers' rates of `work`, "read_s" or "arithmetic_s", on native kernels."""
     one, other = (each[work] / each["native_s"]["median"] for each in (item, wide))
     return float(one / other)
 
 
 def _title(item: Mapping[str, Any]) -> str:
-    return "{} x top-{} x {}".format(*item["shape"])
+    return "{}x{}x{}".format(*item["shape"])
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a table for each machine, and int8 over its bound on the machine measured last."""
+    """Return the values for pages: a table for each machine, and ratios of int8 to its bound on the last one."""
     machines = list(results["machines"].values())
     found = {"tables": "\n\n".join(line for content in reversed(machines) for line in _page(content))}
     for item in machines[-1]["layers"]:
@@ -211,13 +211,13 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
         shares = [f"{item[key]['median'] / item['least_s']:.2f}" if key in item else "" for key in keys]
         rows.append([item["recipe"], item["tokens"], f"{item['experts']:.1f}", *times, *least, *shares])
     header = (
-        "experts", "tokens", "with tokens", "onnxruntime, ms", "native, ms", "reading alone", "products alone",
+        "recipe", "tokens", "experts used", "onnxruntime, ms", "native, ms", "reading, ms", "products, ms",
         "onnxruntime / bound", "native / bound",
     )  # fmt: skip
     yield table(header, rows)
     if "narrow" not in content:
         return
-    yield f"Narrow experts beside those of the paper. {measured(content['narrow'])}"
+    yield f"Narrow experts compared with the paper's. {measured(content['narrow'])}"
     rows = []
     for item, wide in _narrow(content):
         allowed = item["arithmetic_s"] / item["least_s"] / (wide["arithmetic_s"] / wide["least_s"])
@@ -225,8 +225,8 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
         cells = [1e3 * each["native_s"]["median"] for each in (item, wide)] + ratios
         rows.append([item["recipe"], _title(item), f"{item['experts']:.1f}", *(f"{each:.2f}" for each in cells)])
     shown = (
-        f"native kernels, {CHUNK} tokens", "layer", "with tokens", "ms", f"{_title({'shape': PAPER})}, ms",
-        "rate of bytes / its", "rate of products / its", "as bounds allow",
+        f"native kernels, {CHUNK} tokens", "layer", "experts used", "ms", f"{_title({'shape': PAPER})}, ms",
+        "ratio of bytes/s", "ratio of products/s", "ratio of products/s at the bounds",
     )  # fmt: skip
     yield table(shown, rows)
 
@@ -234,7 +234,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("moe_layer", __doc__)
-    parser.add_argument("--narrow", action="store_true", help="measure only narrow experts beside the paper's")
+    parser.add_argument("--narrow", action="store_true", help="compare only narrow experts with the paper's")
     args = parser.parse_args(arguments)
     own = measured_here()
     own |= measure((CHUNK,), shapes=(PAPER, *NARROW), recipes=(INT8, INT4)) if args.narrow else measure()

@@ -1,14 +1,15 @@
-"""What do other quantizers make of the same network, and of those that are hard to quantize?
+"""How do other quantizers perform on the same network, and on networks that are hard to quantize?
 
     U2MOE_KERNELS=onnxruntime python -m u2moe.benchmarks.studies.quantizers BUNDLE SPEECH.tsv DEV.tsv [NAME=BUNDLE ...]
 
-Quantizers get encoder and CTC head, those of others as plain operators, and to calibrate the recordings of SPEECH.tsv;
-damage is measured on those of DEV.tsv, full context, onnxruntime alone. Olive and Neural Compressor take part if they
-are installed (olive-ai, onnx-neural-compressor, prettytable, schema). A hard network computes the same in float32, to
-the bit: one of a hundred channels is 32 to 256 times as large as before. Our recipes also get other bundles, made hard
-in this way, and the first one with routers that hardly tell experts apart.
-Limits on damage and size are judged in both passes on the first two minutes of SPEECH.tsv, and on DEV.tsv,
-which chooses nothing.
+Quantizers receive encoder and CTC head, and the recordings of SPEECH.tsv for calibration; other projects' quantizers
+receive graphs of plain operators. Damage is measured on DEV.tsv with full context and without native kernels. Olive and
+Neural Compressor take part if installed (olive-ai, onnx-neural-compressor, prettytable, schema).
+
+A hard network computes the same in float32, to the bit, but one in a hundred channels is 32 to 256 times as large. Our
+recipes also quantize other bundles made hard in this way, and the first bundle with routers that hardly distinguish
+experts. Limits on damage and size are judged in both passes, on the first two minutes of SPEECH.tsv and on DEV.tsv,
+which is held out.
 """
 
 from __future__ import annotations
@@ -52,23 +53,23 @@ GRAPHS = ("encoder", "ctc")
 
 
 class Feeds(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """What a graph is fed in recordings, one after the other."""
+    """Iterator over the inputs of a graph in recordings."""
 
     def __init__(self, feeds: Sequence[Mapping[str, Any]]) -> None:
         self._all = feeds
         self.rewind()
 
     def get_next(self) -> Mapping[str, Any] | None:
-        """Return the next item, or None."""
+        """Return the next inputs, or None at the end."""
         return next(self._feeds, None)
 
     def rewind(self) -> None:
-        """Begin again."""
+        """Start again from the first inputs."""
         self._feeds = iter(self._all)
 
 
 Make = Callable[[Path, Path, Feeds], object]
-"""Reads a plain graph, and writes a quantized one; with what the graph is fed in recordings."""
+"""Function of the file of a plain graph, the file to write, and the graph's inputs in recordings."""
 
 
 def _static(method: quantization.CalibrationMethod) -> Make:
@@ -118,7 +119,7 @@ PEERS: Mapping[str, Make] = {
 
 
 class _Plain:
-    """A graph of plain operators as a session, which keeps what it is fed."""
+    """Session of a graph of plain operators that keeps its inputs."""
 
     def __init__(self, file: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -133,7 +134,7 @@ class _Plain:
 
 
 def plain_model(bundle: Bundle, files: Sequence[Path]) -> tuple[Model, list[_Plain]]:
-    """Load encoder and CTC head from files of plain operators; return a model and its sessions, which keep `feeds`."""
+    """Load encoder and CTC head from files of plain operators; return the model and its sessions."""
     sessions = [_Plain(file) for file in files]
     encoder, ctc = (cast("Session", session) for session in sessions)
     return Model(bundle.manifest, encoder, ctc, None), sessions
@@ -141,19 +142,19 @@ def plain_model(bundle: Bundle, files: Sequence[Path]) -> tuple[Model, list[_Pla
 
 SETTINGS = SessionSettings(num_threads=1, kernels="onnxruntime")
 NUM_TIMINGS, STATIC_FRAMES, NUM_FRAMES = 3, 3000, 6000
-"""Timings of the longest recording; frames for static calibration, and judged ones.
+"""Timings of the longest recording; frames for static calibration; frames for judging.
 
-Static calibration gets them as one recording: onnxruntime's histograms fail on activations of several lengths.
+Static calibration receives one recording: onnxruntime's histograms fail on activations of several lengths.
 """
 LEAST, MOST = 5, 8
 """Exponents of the outliers: 32 to 256."""
 NEAR = 1 / 64
-"""What is left of the differences between the four experts of a group, for near ties."""
+"""Scale of the differences between the four experts of a group, for near ties."""
 PLAIN, HARD = "plain", "hard"
 TITLES = {HARD: "demo model, outliers", "near ties": "demo model, near ties"}
 MAX_DAMAGE = 0.005
 OURS = {"int8": (False, None), "int8, calibrated": (True, None), "int8, repaired": (True, Goal(max_damage=MAX_DAMAGE))}
-"""By name, whether the recipe int8 is calibrated, and the goal, for which layers that hurt stay in 16 bits."""
+"""Variants of the recipe int8: whether it is calibrated, and the goal, for which harmful layers stay in 16 bits."""
 LIMITS = {
     "--max-damage 0.5": (PLAIN, "int4", Goal(max_damage=0.005)),
     "--recipe int8 --max-damage 0.5": (PLAIN, "int8", Goal(max_damage=0.005)),
@@ -161,15 +162,15 @@ LIMITS = {
     "--max-damage 2": (PLAIN, "int4", Goal(max_damage=0.02)),
     "--max-size 9": (PLAIN, "int4", Goal(max_bytes=9e6)),
 }
-"""By title a network, the format that the search begins with, and limits."""
+"""By title: a network, the format with which the search starts, and limits."""
 CHOSEN_FRAMES, KEPT_FRAMES = 12_000, 60_000
-"""Of the first recordings of SPEECH.tsv and of those of DEV.tsv, on which bundles with limits are judged."""
+"""Maximum frames of SPEECH.tsv and of DEV.tsv on which bundles with limits are judged."""
 COSTS = ("bytes", 1e6, 1), ("ms", 1, 0), ("seconds", 1, 0)
 Frames = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
-    """Return the same network with large channels at every site that can be scaled."""
+    """Return the same network with large channels at all sites that can be scaled."""
     random = np.random.default_rng(0)
 
     def add(models: Sequence[ir.Model]) -> None:
@@ -184,7 +185,7 @@ def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
-    """Another network, whose routers hardly tell experts 0 to 3 apart, nor 4 to 7, and so on."""
+    """Return a network whose routers hardly distinguish experts 0 to 3, 4 to 7 and so on."""
 
     def tie(model: ir.Model) -> None:
         for layer in expert_layers(model):
@@ -196,7 +197,7 @@ def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[str, float]:
-    """Errors of log-probabilities, tokens of greedy search that change, and milliseconds of the longest recording."""
+    """Return the log-probability error, share of changed tokens (greedy), and milliseconds of the longest recording."""
     texts = [
         [ctc_greedy_search(each.ctc(each.encode(frames))).tokens for frames in features] for each in (reference, model)
     ]
@@ -213,7 +214,7 @@ def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[s
 
 
 def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
-    """As `ours`, by the quantizers of others; `failed` for one that fails."""
+    """Return the results of other projects' quantizers in the form of `ours`, or `failed` with the error."""
     plain, reference = [folder / f"{name}.onnx" for name in GRAPHS], bundle.load(SETTINGS)
     found: dict[str, Any] = {}
     for file in plain:
@@ -228,7 +229,7 @@ def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frame
                 make(source, target, Feeds(session.feeds))
             seconds, size = time.process_time() - start, sum(file.stat().st_size for file in files)
             made = judged(reference, plain_model(bundle, files)[0], features)
-        except Exception as error:  # noqa: BLE001 - of any kind
+        except Exception as error:  # noqa: BLE001 - any error of another project
             found[title] = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         else:
             found[title] = {**made, "seconds": seconds, "bytes": size}
@@ -237,7 +238,7 @@ def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frame
 
 
 def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
-    """By recipe what `judged` says, `seconds` of processor time to make it, `bytes`, and `kept` layers in 16 bits."""
+    """Return, by recipe, the results of `judged`, `seconds` of CPU time, `bytes`, and `kept` layers in 16 bits."""
     reference = bundle.load(SETTINGS)
     found: dict[str, dict[str, Any]] = {}
     found["float32"] = {**judged(reference, reference, features), "seconds": 0.0, "bytes": _size(bundle), "kept": 0}
@@ -245,7 +246,7 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
         start, chosen = time.process_time(), recipe("int8", calibration=speech if calibrated else ())
         try:
             made, _ = quantize_bundle(bundle.path, folder / title, chosen, goal=goal)
-        except (AudioError, QuantizationError) as error:  # a limit that cannot be kept, or shown to be
+        except (AudioError, QuantizationError) as error:  # a limit that cannot be met, or verified
             found[title] = {"failed": str(error)[:200]}
         else:
             costs = {"seconds": time.process_time() - start, "bytes": _size(made)}
@@ -258,13 +259,13 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
 def limited(
     bundle: Bundle, name: str, lists: Mapping[str, Sequence[Path]], folder: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """By title, for each of `LIMITS` of a network, what changes in each of two lists of recordings, and what it costs.
+    """Yield, for each of a network's `LIMITS`, its title, and damage and costs on two lists of recordings.
 
     Args:
         bundle: the network.
         name: its name.
-        lists: "chose", with which bundles are made, and "kept back".
-        folder: for the bundles.
+        lists: "chose", with which bundles are made, and "kept back", which is held out.
+        folder: folder for the bundles.
     """
     reference, limits = bundle.load(SETTINGS), dict(zip(lists, (CHOSEN_FRAMES, KEPT_FRAMES), strict=True))
     for title, (_, kind, goal) in ((title, own) for title, own in LIMITS.items() if own[0] == name):
@@ -300,7 +301,7 @@ def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iter
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values of pages: a row for each quantizer and each other network, and the errors of our int8."""
+    """Return the values for pages: a row for each quantizer and each other network, and the errors of our int8."""
     found = results["networks"]
 
     def errors(own: Mapping[str, float] | None) -> list[str]:

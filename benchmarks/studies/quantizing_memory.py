@@ -1,9 +1,9 @@
-"""How much memory does quantizing a network take?
+"""How much memory does quantization take?
 
     python -m u2moe.benchmarks.studies.quantizing_memory BUNDLE SPEECH.tsv
 
-Of each way to make an int8 bundle the peak of a process of its own: without a report, with one on the demo model's
-clips, with the recordings of SPEECH.tsv to calibrate, and with a limit that is kept at once.
+Measures the peak memory of separate processes that make an int8 bundle: without a report, with a report on the demo
+model's clips, calibrated with the recordings of SPEECH.tsv, and with a limit that is met immediately.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MODES: Mapping[str, Sequence[str]] = {
 
 
 def peak(bundle: Path, options: Sequence[str]) -> int:
-    """Bytes of resident memory at most."""
+    """Return the peak resident memory in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["quantize", bundle, f"{folder}/out", "--recipe", "int8", "--accept-damage", *options]
         command = [sys.executable, "-c", RUN, *map(str, arguments)]
@@ -44,7 +44,7 @@ def peak(bundle: Path, options: Sequence[str]) -> int:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values of pages: the bundle's size, and a row for each command."""
+    """Return the values for pages: the bundle's size, and a row for each command."""
     rows = [(f"`u2moe quantize {title}`".replace(" `", "`"), f"{most / 1e6:,.0f}")
             for title, most in results["peaks"].items()]  # fmt: skip
     return {"float32": f"{results['bytes'] / 1e6:.0f}", "table": table(("command", "peak memory, MB"), rows)}

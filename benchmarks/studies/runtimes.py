@@ -1,13 +1,12 @@
-"""Do all runtimes recognise the same, how fast, and in how much memory? Python beside Node, WebAssembly and C++.
+"""Do Python, Node, WebAssembly and C++ recognise the same, how fast, and in how much memory?
 
     python -m u2moe.benchmarks.studies.runtimes --bundle float32=FP32 --bundle int8=INT8 [--list TEST.tsv ...]
         [--first N] [--cpp build/cpp/u2moe_transcribe]
     python -m u2moe.benchmarks.studies.runtimes --speed [--cpp ...] [--sherpa ENV/bin/sherpa-onnx]
 
-Needs `npm ci --ignore-scripts` in examples/browser; PyPI's sherpa-onnx-bin has sherpa-onnx's program. Ours print JSON
-lines. Texts are compared on the clips of the demo model and the first N recordings of each list. Speed is that of the
-demo model on its clips, one thread each: programs take turns, recognise every clip twice, and take the time of the
-second.
+Needs `npm ci --ignore-scripts` in examples/browser; PyPI's sherpa-onnx-bin has sherpa-onnx's program. Results are
+compared on the clips of the demo model and the first N recordings of each list. Speed is measured with the demo model
+on its clips, on one thread: programs take turns, recognise every clip twice, and time the second pass.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Found = list[list[Line]]
 
 
 def programs(bundle: Path, cpp: str | None = None) -> dict[str, Program]:
-    """All programs on a bundle; `cpp`: command of the one in C++."""
+    """Return all programs for a bundle; `cpp`: path of the C++ program."""
     browser = repository() / "examples" / "browser"
     options = json.dumps({"chunkSize": CHUNK_SIZE, "numLeftChunks": NUM_LEFT_CHUNKS})
     node = ["node", "transcribe.mjs", "--json", "--options", options, "--runtime"]
@@ -59,7 +58,7 @@ def programs(bundle: Path, cpp: str | None = None) -> dict[str, Program]:
 
 
 def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
-    """Return the segments of each file, which a program prints in one or several lines."""
+    """Return the segments of each file from one or several lines."""
     found = []
     for file in files:
         own = [line for line in lines if line["file"] == str(file)]
@@ -70,7 +69,7 @@ def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
 def compared(expected: Found, found: Found) -> dict[str, Any]:
     """Count the recordings whose segments differ, by aspect, and `num_recordings`.
 
-    `score` is the largest difference between scores of the best hypothesis, where its tokens are equal.
+    `score` is the largest difference between the scores of best hypotheses with equal tokens.
     """
     counts, score = dict.fromkeys(ASPECTS, 0), 0.0
     for ours, theirs in zip(expected, found, strict=True):
@@ -88,15 +87,15 @@ def _aspect(segment: Line, aspect: str) -> Any:
 
 
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seconds: float) -> dict[str, float]:
-    """Medians of seconds to `load` and `rtf`, and the largest memory in `mb`, of programs that get all files twice.
+    """Return the medians of `load` (seconds) and `rtf`, and the peak memory in `mb`, for rounds with every file twice.
 
     Raises:
-        ValueError: not two lines with times for each file.
+        ValueError: there are not two lines with times for each file.
     """
     timed = [[line for line in lines if "ms" in line] for lines, _ in rounds]
     for own in timed:
         if not own or len(own) != 2 * num_files:
-            raise ValueError(f"expected times of {num_files} files twice, found {len(own)} lines with times")
+            raise ValueError(f"needs two lines with times for each of {num_files} files; found {len(own)}")
     load_ms = statistics.median(own[0]["loadMs" if "loadMs" in own[0] else "load_ms"] for own in timed)
     took_ms = statistics.median(sum(line["ms"] for line in own[num_files:]) for own in timed)
     return {
@@ -109,7 +108,7 @@ def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seco
 def measure_same(
     bundles: Mapping[str, Path], manifests: Sequence[Path], first: int | None, cpp: str | None
 ) -> dict[str, Any]:
-    """By bundle and runtime, what differs from Python; see `compared`."""
+    """Return the differences from Python by bundle and runtime; see `compared`."""
     recordings = read_recordings(CLIPS) + [item for path in manifests for item in read_recordings(path)[:first]]
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +125,7 @@ def measure_same(
 
 
 def measure_speed(cpp: str | None, sherpa: str | None) -> dict[str, Any]:
-    """Medians of `load` in seconds, `rtf`, and the largest memory in `mb` by runtime; `sherpa`: its program."""
+    """Measure `load` in seconds, `rtf` and peak `mb` by runtime; `cpp`, `sherpa`: paths of programs."""
     clips = [read_audio(item.path, RATE) for item in read_recordings(CLIPS)]
     with tempfile.TemporaryDirectory() as folder:
         files = [write_wav(Path(folder) / f"{number}.wav", clip, RATE) for number, clip in enumerate(clips)]
@@ -145,18 +144,20 @@ def measure_speed(cpp: str | None, sherpa: str | None) -> dict[str, Any]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Limits of C++ and WebAssembly."""
+    """Yield the limits of C++ and WebAssembly."""
     speed = results["speed"]["runtimes"] if "speed" in results else {}
     if CPP in speed:
         ratio = speed[CPP]["rtf"] / speed[PYTHON]["rtf"]
-        yield Target(name="real-time factor of C++ / Python, demo model", found=ratio, limit=0.9, at_most=True)
-        yield Target(name="C++ loads the demo model", found=speed[CPP]["load"], limit=0.15, at_most=True, unit=" s")
+        yield Target(name="demo model: real-time factor of C++ / Python", found=ratio, limit=0.9, at_most=True)
+        yield Target(name="demo model in C++: load time", found=speed[CPP]["load"], limit=0.15, at_most=True, unit=" s")
     if WEB in speed:
-        yield Target(name="real-time factor of WebAssembly", found=speed[WEB]["rtf"], limit=0.04, at_most=True)
+        yield Target(
+            name="demo model in WebAssembly: real-time factor", found=speed[WEB]["rtf"], limit=0.04, at_most=True
+        )
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each bundle and runtime, and one for each that was timed."""
+    """Return the values for pages: a row for each bundle and runtime, and one for each timed runtime."""
     shown: dict[str, str] = {}
     if same := results.get("same"):
         header = ("bundle", "runtime", "recordings", "other text", "tokens", "times", "words", "n-best", "score")
@@ -188,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--list", type=Path, action="append", default=[], help="list of recordings: path<TAB>text")
     parser.add_argument("--first", type=int, help="use only the first N recordings of each list (default: all)")
     parser.add_argument("--speed", action="store_true", help="measure times and memory")
-    parser.add_argument("--cpp", metavar="PROGRAM", help="that of examples/cpp")
-    parser.add_argument("--sherpa", metavar="PROGRAM", help="sherpa-onnx's streaming program")
+    parser.add_argument("--cpp", metavar="PROGRAM", help="path of u2moe_transcribe from examples/cpp")
+    parser.add_argument("--sherpa", metavar="PROGRAM", help="path of sherpa-onnx's streaming program")
     args = parser.parse_args(arguments)
     if args.bundle:
         bundles = {name: Path(folder) for name, folder in args.bundle}

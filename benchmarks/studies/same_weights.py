@@ -1,12 +1,11 @@
-"""How do the same weights run in torch, as WeNet uses it? The encoder in torch eager beside ours.
+"""How fast are the same weights in torch, as in WeNet? Compares torch's eager encoder with ours.
 
     python -m u2moe.benchmarks.studies.same_weights FOLDER [--prepare]
 
-FOLDER holds the bundles of MoE-1B (`random_models`); missing ones are created. All encode the same speech in turn, in
-one process, on one thread, ours on onnxruntime alone. The network in torch is the one that the exporter compares its
-graphs with, which has WeNet's mathematics, but with WeNet's loop over the experts, which selects and adds up rows for
-one at a time. Any difference in work favours torch: keys, values and the convolution's history are cached as in WeNet,
-or better.
+FOLDER receives missing bundles of MoE-1B (`random_models`). Encoders process the same speech in turn, in one process on
+one thread, ours without native kernels. The torch network is the exporter's reference, with WeNet's loop over experts,
+which selects and adds rows for one expert at a time. Other differences favour torch: keys, values and the history of
+convolutions are cached as in WeNet, or better.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ PEERS = {
 
 
 class LoopedExperts(nn.Module):
-    """The layer as computed by WeNet's `MoEFFNLayer`, with the weights of ours."""
+    """A mixture of experts with our weights, computed as in WeNet's `MoEFFNLayer`."""
 
     def __init__(self, layer: MixtureOfExperts) -> None:
         super().__init__()
@@ -65,7 +64,7 @@ class LoopedExperts(nn.Module):
         self.num_experts_per_token = layer.num_experts_per_token
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time, dim] to the same."""
+        """Return the output [batch, time, dim] for x [batch, time, dim]."""
         tokens = x.view(-1, x.shape[-1])
         logits, chosen = torch.topk(self.gate(tokens), self.num_experts_per_token)
         shares = torch.softmax(logits, dim=1, dtype=torch.float32).to(x.dtype)
@@ -77,7 +76,7 @@ class LoopedExperts(nn.Module):
 
 
 class TorchEncoder:
-    """An encoder in torch on numpy arrays, for one stream; its mixtures of experts are replaced by `LoopedExperts`."""
+    """A torch encoder of one stream on numpy arrays, with `LoopedExperts` for its mixtures of experts."""
 
     def __init__(self, encoder: SpeechEncoder) -> None:
         for module in list(encoder.modules()):
@@ -88,7 +87,7 @@ class TorchEncoder:
 
     @torch.inference_mode()
     def whole(self, frames: Frames) -> Frames:
-        """Encode one utterance [frames, mel] with full context: [time, dim]."""
+        """Encode an utterance [frames, mel] with full context; return [time, dim]."""
         output: Tensor = self.encoder(torch.from_numpy(frames[np.newaxis]), torch.tensor([len(frames)]))[0]
         return cast("Frames", output[0].numpy())
 
@@ -96,7 +95,7 @@ class TorchEncoder:
     def stream(
         self, chunks: list[Frames], caches: list[BlockCaches] | None = None, offset: int = 0
     ) -> tuple[list[Frames], list[BlockCaches] | None, int]:
-        """Encode chunks [1, frames, mel] in order; returns outputs, caches and the next position."""
+        """Encode chunks [1, frames, mel] in order; return outputs, caches and the next position."""
         required, outputs = required_cache_size(CHUNK_SIZE, NUM_LEFT_CHUNKS), []
         for chunk in chunks:
             output, caches = self.encoder.forward_chunk(torch.from_numpy(chunk), offset, caches, required)
@@ -121,7 +120,7 @@ def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | TorchE
 
 
 def one_round(encoder: Encoder | TorchEncoder, mode: str, frames: Frames, bundle: Bundle) -> Run:
-    """Return a function that runs a round of "streaming" or "full" and returns the encoder output by chunk."""
+    """Return a function that runs a round of "streaming" or "full" and returns the encoder's output by chunk."""
     if mode == "full":
         return lambda: [encoder.whole(frames)[None]]
     if isinstance(encoder, Encoder):
@@ -133,12 +132,12 @@ def one_round(encoder: Encoder | TorchEncoder, mode: str, frames: Frames, bundle
 
 
 def measure(root: Path, model: str = MIXTURE) -> dict[str, Any]:
-    """By mode and peer `ms` of a chunk or of ten seconds, `times` as long as our int8, and `error` against float32."""
+    """Return, by mode and peer: `ms` per chunk or ten seconds, `times` (ratio to int8), and `error` against float32."""
     bundle, own = encoders(root, model)
     frames, modes = utterance(bundle), {}
     for mode in MODES:
         runs = {key: one_round(encoder, mode, frames, bundle) for key, encoder in own.items()}
-        # warms up, too
+        # also the warm-up
         outputs = {key: np.concatenate([output[0] for output in run()]) for key, run in runs.items()}
         seconds = interleaved({key: timed(run) for key, run in runs.items()}, REPETITIONS, warm_up=0)
         modes[mode] = {
@@ -153,14 +152,14 @@ def measure(root: Path, model: str = MIXTURE) -> dict[str, Any]:
 
 
 def targets(content: Mapping[str, Any]) -> Iterator[Target]:
-    """How many times as fast our int8 is to be as torch."""
+    """Yield the limits on the speed of our int8 compared with torch."""
     for mode, title in MODES.items():
         found = spread_of(content["modes"][mode][TORCH]["times"])
-        yield Target(name=f"u2moe in int8 faster than {PEERS[TORCH]}, {title}", found=found, limit=3, at_most=False)
+        yield Target(name=f"time of {PEERS[TORCH]} / time of u2moe, int8, {title}", found=found, limit=3, at_most=False)
 
 
 def values(content: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each peer, and how many times as long each takes."""
+    """Return the values for pages: a row for each peer, and the ratios of times."""
     rows = []
     found: dict[str, str] = {}
     for key, name in PEERS.items():
@@ -168,7 +167,7 @@ def values(content: Mapping[str, Any]) -> dict[str, str]:
         shown = [(quartiles(spread_of(cell["ms"]), 0), quartiles(spread_of(cell["times"]))) for cell in cells.values()]
         rows.append([name, *(text for pair in shown for text in pair), f"{cells['full']['error']:.1e}"])
         found |= {f"{key}.{mode}": f"{cell['times']['median']:.2f}" for mode, cell in cells.items()}
-    header = ("", "a chunk, ms", "times as long", "ten seconds, ms", "times as long", "error")
+    header = ("", "chunk, ms", "ratio", "ten seconds, ms", "ratio", "error")
     return {"table": table(header, rows), **found}
 
 
@@ -176,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("same_weights", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
-    parser.add_argument("--prepare", action="store_true", help="create what is missing, and measure nothing")
+    parser.add_argument("--prepare", action="store_true", help="make missing bundles without measuring")
     args = parser.parse_args(arguments)
     if args.prepare:
         make_bundle(MIXTURE, "int8", args.folder)

@@ -1,17 +1,16 @@
-"""How many live speakers does `u2moe serve` hold, beside sherpa-onnx's server with the same weights?
+"""How many live speakers does `u2moe serve` sustain, compared with sherpa-onnx's server with the same weights?
 
     python -m u2moe.benchmarks.studies.serving FOLDER [--bundle BUNDLE] [--name NAME] [--cores 0] [--alone]
 
-Speakers send 100 ms of speech every 100 ms, in this process; each server has the cores of --cores: start this one with
-`taskset` on the others. Each number of speakers is a cell that is written as soon as it is measured, and not measured
-again. A number that a server has not held is tried once more, as another machine on the same host may have taken time;
-one that has not held it twice is not asked for larger ones. Last, our server with the capacity that it
-measures itself: as many speakers, then four times as many. FOLDER keeps what sherpa-onnx needs. Where u2moe-kernels is
-installed, our server is measured with and without it.
+Speakers send 100 ms of speech every 100 ms from this process. Servers run on --cores: start this script with `taskset`
+on other cores. Each number of speakers is a cell that is written at once and not measured again by later runs. If a
+server fails, the number is tried once more, because other machines on the host may have interfered. After a second
+failure larger numbers are skipped. Finally, our server runs with the capacity that it measures: with as many speakers,
+then four times as many. FOLDER keeps the installation of sherpa-onnx and its graphs. If u2moe-kernels is installed, our
+server is measured with and without it.
 
-Both servers run the same weights in chunks of the same size with the same left context, one thread each, and give
-partial results after each chunk. sherpa-onnx's searches greedily; ours by prefix beam search, and its final results
-are chosen by the decoder in both directions.
+Both servers run the same weights on one thread with the same chunks and left context, and return partial results after
+each chunk. sherpa-onnx uses greedy search; u2moe uses prefix beam search and rescores final results with both decoders.
 """
 
 from __future__ import annotations
@@ -51,24 +50,24 @@ from u2moe.runtime.model.native import CPU, choose_kernels
 STREAMS = (64, 96, 128, 160, *range(192, 321, 16))
 KERNELS = {OURS: "onnxruntime", OURS_NATIVE: "native"}
 LIMIT_S = 0.3
-"""Seconds within which 95 of 100 results must come, partial and final ones."""
+"""Maximum p95 of partial and final results, in seconds."""
 MOST_MISSING = 0.01
-"""Results, of all, that may not come at all: one that is late is replaced by the next."""
+"""Maximum share of missing results: a newer result replaces a late one."""
 RATIOS = {OURS: 1.5, OURS_NATIVE: 2.0}
-"""How many times as many speakers as sherpa-onnx's server each should hold."""
+"""Minimum ratio of sustained speakers to those of sherpa-onnx's server."""
 CROWD = 4
 _NUM_TRIES = 2
 """Tries for a number of speakers; the last is kept."""
 _NUM_ROUNDS = 3
-"""Rounds of as many speakers as places and of a crowd in turn; that with the middle ratio is kept."""
+"""Rounds at capacity and with a crowd, in turn; the pair with the median ratio is kept."""
 MOST_SLOWER = 1.2
-"""How many times as long the accepted may wait while four times as many connect."""
+"""Maximum ratio of latencies of accepted speakers with and without a crowd."""
 
 
 def measure(
     server: RunningServer, buffers: Sequence[bytes], count: int, first: dict[Key, int], num_slots: int | None = None
 ) -> dict[str, Any]:
-    """Return the results for a number of speakers; see `speak_together`."""
+    """Measure a number of speakers; see `speak_together`."""
     before = cpu_s(server.pid)
     received = asyncio.run(speak_together(server.url, buffers, count, first, num_slots=num_slots))
     spoken_s = (count - received.num_refused) * len(buffers) * BUFFER_S
@@ -77,7 +76,7 @@ def measure(
 
 
 def summary(received: Received) -> dict[str, Any]:
-    """Percentiles in seconds, and what did not come."""
+    """Summarise results: percentiles in seconds, missing results and failures."""
     found = {"partial": received.partials, "final": received.finals, "sending_lag": received.lags}
     num_found = len(received.partials) + len(received.finals)
     return {
@@ -93,12 +92,12 @@ Server = contextlib.AbstractContextManager[RunningServer]
 
 
 def ours(args: argparse.Namespace, name: str, capacity: int | None) -> Server:
-    """Our server with so many places; None: as many as it measures."""
+    """Run our server with a capacity; None: as it measures."""
     return our_server(args.bundle, capacity=capacity, cores=args.cores, kernels=KERNELS[name])
 
 
 def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
-    """How each server is started, by its name in the results."""
+    """Return functions that start the servers, by their names in the results."""
     names = [OURS, OURS_NATIVE] if choose_kernels("auto", [CPU]).native else [OURS]
     found: dict[str, Callable[[], Server]] = {name: partial(ours, args, name, max(args.streams)) for name in names}
     if not args.alone:
@@ -107,7 +106,7 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what is missing in the results, and write them after each cell."""
+    """Measure the cells that are missing in the results, and write each at once."""
     content, model = resumed(args.results, {"cells": {}}), args.name or args.bundle.name
     cells, buffers = content["cells"], speech_buffers(args.seconds)
 
@@ -144,18 +143,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_held(cell: Mapping[str, Any]) -> bool:
-    """Whether results came in time."""
+    """Return whether results arrived in time."""
     late = any(cell[kind] and cell[kind]["p95"] > LIMIT_S for kind in ("partial", "final"))
     return cell["partial"] is not None and not late and not cell["num_failed"] and cell["missing"] <= MOST_MISSING
 
 
 def slowdown(crowd: Mapping[str, Any]) -> float:
-    """How many times as long as without the crowd 95 of 100 partial results take."""
+    """Return the ratio of the p95 of partial results with and without the crowd."""
     return float(crowd["crowded"]["partial"]["p95"] / crowd["alone"]["partial"]["p95"])
 
 
 def held(cells: Mapping[str, Any], model: str, server: str) -> int:
-    """Return the largest number of speakers up to which all numbers were held."""
+    """Return the largest number of speakers up to which all numbers were sustained."""
     own = [cell for name, cell in cells.items() if name.startswith(f"{model}/{server}/")]
     most = 0
     for cell in sorted(own, key=itemgetter("streams")):
@@ -166,15 +165,15 @@ def held(cells: Mapping[str, Any], model: str, server: str) -> int:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each cell, and how many speakers are held."""
+    """Return the values for pages: a row for each cell, and the numbers of sustained speakers."""
     latencies = ("partial p50, p95, p99, ms", "final p50, p95, p99, ms")
-    header = ("", "speakers", *latencies, "missing", "processor, ms per s of speech", "held")
+    header = ("", "speakers", *latencies, "missing", "CPU ms per s of speech", "sustained")
     cells = results["cells"]
     rows = []
     for name, cell in cells.items():
         model, server, *_ = name.split("/")
         if server == "crowd":
-            pairs = {f"capacity {cell['capacity']}": cell["alone"], f"{CROWD} times as many": cell["crowded"]}
+            pairs = {f"capacity {cell['capacity']}": cell["alone"], f"{CROWD} x capacity": cell["crowded"]}
             rows += [_row(f"{model}, {OURS}, {title}", part) for title, part in pairs.items()]
         else:
             rows.append(_row(f"{model}, {server}", cell))
@@ -196,29 +195,29 @@ def _row(title: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Streams held beside sherpa-onnx, and what a crowd costs those inside."""
+    """Yield the limits on sustained streams compared with sherpa-onnx, and on the cost of a crowd."""
     cells = results["cells"]
     for model in dict.fromkeys(name.split("/")[0] for name in cells):
         theirs = held(cells, model, THEIRS)
         for server in (OURS, OURS_NATIVE):
             if theirs and (most := held(cells, model, server)):
-                title = f"live speakers held, {server} / sherpa-onnx's server, {model}"
+                title = f"sustained live speakers, {server} / sherpa-onnx's server, {model}"
                 yield Target(name=title, found=most / theirs, limit=RATIOS[server], at_most=False)
         if crowd := cells.get(f"{model}/crowd"):
-            title = f"p95 of partial results with {CROWD} times as many connections as places, {model}"
+            title = f"p95 of partial results, {CROWD} x capacity / at capacity, {model}"
             yield Target(name=title, found=slowdown(crowd), limit=MOST_SLOWER, at_most=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("serving", __doc__)
-    parser.add_argument("folder", type=Path, help="where sherpa-onnx's server and its graphs are kept")
+    parser.add_argument("folder", type=Path, help="folder for sherpa-onnx's server and graphs")
     parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="default: the demo model")
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, metavar="N", help="numbers of speakers")
-    parser.add_argument("--seconds", type=float, default=15.0, help="that each speaks (default: 15)")
-    parser.add_argument("--name", help="of the model in the results (default: that of the bundle's folder)")
-    parser.add_argument("--alone", action="store_true", help="without sherpa-onnx's server")
-    parser.add_argument("--cores", metavar="LIST", help="of the servers, as taskset takes them (default: all)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="speech of each speaker (default: 15)")
+    parser.add_argument("--name", help="name of the model in the results (default: that of the bundle's folder)")
+    parser.add_argument("--alone", action="store_true", help="do not measure sherpa-onnx's server")
+    parser.add_argument("--cores", metavar="LIST", help="cores of the servers, as for taskset (default: all)")
     args = parser.parse_args(arguments)
     print(values(run(args))["table"])
 

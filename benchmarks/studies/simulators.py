@@ -1,11 +1,11 @@
-"""What do compilers for NPUs make of a graph of fixed shape? Words and outputs in their simulators, beside onnxruntime.
+"""How accurate are graphs of fixed shape in the simulators of NPU compilers? Compares them with onnxruntime.
 
     python -m u2moe.benchmarks.studies.simulators FLOAT32 TEST.tsv ... --calibration FILE ... --work-dir WORK
         --python qualcomm=QNN/bin/python --python rockchip=... --python litert=... --python intel=... [--only VARIANT]
 
-Each --python is one of an environment with that toolchain; `examples/npu/` has what runs there. Simulators take seconds
-a chunk: WORK keeps what each variant has recognised, so that a run goes on where another ended, and several runs with
---only share the work. Variants that have not heard all recordings are compared on those that they have.
+Each --python belongs to an environment with that toolchain and runs a script of `examples/npu/`. Simulators take
+seconds per chunk, so WORK keeps the results of each variant: an interrupted run resumes from it, and several runs with
+--only may work in parallel. Variants are compared on the recordings that they have processed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from u2moe.runtime.text.word_errors import edit_distance, words
 
 PACKAGES = {"": "onnxruntime", "qualcomm": "onnxruntime-qnn", "rockchip": "rknn-toolkit2"}
 PACKAGES |= {"litert": "ai-edge-litert", "intel": "openvino"}
-"""What computes, by the example that uses it."""
+"""Package that computes, by its example."""
 PLAIN, FIXED, QDQ = "float32", "fixed positions", "16 and 8 bits"
 VARIANTS: dict[str, tuple[str, ...]] = {
     PLAIN: ("",),
@@ -50,29 +50,29 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "litert int8": ("litert", "int8"),
     "intel float32": ("intel",),
 }
-"""The example and its options."""
+"""Example and its options."""
 LIMITS = {"qualcomm float16": 1, "qualcomm 16 and 8 bits": 5, "rockchip float16": 1}
-"""Of a hundred words, those that may differ from onnxruntime's."""
+"""Maximum percentage of words that differ from onnxruntime's."""
 HEADER: tuple[str, ...] = (
     "toolchain",
     "numbers",
     "on the CPU",
-    "cosine, mean (least)",
+    "cosine, mean (minimum)",
     "same best tokens",
     "recordings",
 )
-HEADER = (*HEADER, "words unlike onnxruntime's", "word errors")
+HEADER = (*HEADER, "words differing from onnxruntime", "word errors")
 
 
 class Beside:
-    """Runs a simulator, and compares its log-probabilities with those of the float graph on the same inputs."""
+    """A runner that compares a simulator's log-probabilities with those of the float graph for the same inputs."""
 
     def __init__(self, run: Run, folder: Path) -> None:
         self._run, self._float = run, session_of(folder / "static.onnx")
         self.alike: list[tuple[float, float]] = []
 
     def run(self, inputs: dict[str, Array], /) -> dict[str, Array]:
-        """See `Runner`."""
+        """Return the simulator's outputs; see `Runner`."""
         found = self._run(inputs)
         self.alike.append(alike(self._float(inputs)["log_probs"], found["log_probs"]))
         return found
@@ -82,7 +82,7 @@ def positions(folder: Path) -> dict[str, Array]:
     """Return the position encodings of a stream's first chunk after its left context."""
     encoder = Recognizer.load(folder).model.encoder
     if not isinstance(encoder, StaticEncoder):
-        raise TypeError(f"{folder}: is not of fixed shape")
+        raise TypeError(f"{folder}: the graph does not have a fixed shape")
     left = encoder.form.left_frames(encoder.config, 1)
     tensors = {name: np.asarray(tensor[:, 0]) for name, tensor in encoder.start().tensors.items()}
     feeds = encoder.feeds(np.zeros((encoder.config.window, encoder.config.feature_size)), left, tensors)
@@ -109,7 +109,7 @@ def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
 
 
 def recognise(name: str, folder: Path, python: str, recordings: Sequence[Recording]) -> None:
-    """Add to the work of a variant a line for the compiler, and one for each recording that it lacks."""
+    """Append a line about the compiler, and one for each missing recording, to the file of a variant."""
     state = folder.parent / f"{name.replace(' ', '_')}.jsonl"
     done = state.read_text(encoding="utf-8").splitlines() if state.exists() else []
     if len(done) == 1 + len(recordings) or (done and "refused" in done[0]):
@@ -133,7 +133,7 @@ def recognise(name: str, folder: Path, python: str, recordings: Sequence[Recordi
 
 
 def summary(lines: Sequence[str], plain: Sequence[str], recordings: Sequence[Recording]) -> dict[str, Any]:
-    """Compare the results of a variant with those of `PLAIN`."""
+    """Compare the lines of a variant with those of `PLAIN`."""
     about: dict[str, Any] = json.loads(lines[0])
     rows = [json.loads(line) for line in lines[1:]]
     if "refused" in about:
@@ -157,7 +157,7 @@ def summary(lines: Sequence[str], plain: Sequence[str], recordings: Sequence[Rec
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each variant."""
+    """Return the values for pages: a row for each variant."""
     rows, variants = [], results["variants"]
     for name, own in variants.items():
         example = VARIANTS[name][0]
@@ -180,11 +180,11 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
-    """Words that differ from onnxruntime's."""
+    """Return the limits on words that differ from onnxruntime's."""
     found = {name: own for name, own in results["variants"].items() if name in LIMITS and "words" in own}
     return [
         Target(
-            name=f"words of {name} unlike onnxruntime's, in {own['recordings']} recordings",
+            name=f"{name}: words that differ from onnxruntime's in {own['recordings']} recordings",
             found=100 * own["different"] / own["words"],
             limit=LIMITS[name],
             at_most=True,
@@ -197,10 +197,10 @@ def targets(results: Mapping[str, Any]) -> list[Target]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("simulators", __doc__)
-    parser.add_argument("--calibration", type=Path, nargs="+", required=True, help="recordings to quantize by")
-    parser.add_argument("--work-dir", type=Path, required=True, help="folder that keeps the work")
+    parser.add_argument("--calibration", type=Path, nargs="+", required=True, help="recordings for calibration")
+    parser.add_argument("--work-dir", type=Path, required=True, help="folder that keeps graphs and results")
     parser.add_argument("--python", type=named, action="append", default=[], metavar="EXAMPLE=PATH")
-    parser.add_argument("--only", choices=VARIANTS, help="recognise by one variant, and publish nothing")
+    parser.add_argument("--only", choices=VARIANTS, help="run only this variant, without publishing")
     args = parser.parse_args(arguments)
     recordings = [recording for path in args.lists for recording in read_recordings(path)]
     folder, pythons = args.work_dir / "static", {"": sys.executable, **dict(args.python)}

@@ -1,12 +1,12 @@
-"""What do other recognisers cost? Those that install with a model, and sherpa-onnx with our weights of 225 million.
+"""What do other recognisers cost? Packages that include a model, and sherpa-onnx with the same weights.
 
     python -m u2moe.benchmarks.studies.systems WORK [--groups clips streaming full] [--prepare]
 
-Every recogniser is a process on one core that gets all recordings twice and counts the second time; all of a group take
-turns. `clips` are packages with different models,
-trained on different data, each in an environment of its own below WORK, on the bundled clips in buffers of 100 ms.
-`streaming` and `full` are sherpa-onnx's client for WeNet's models and ours on Dense-225M in int8 from samples to text:
-greedy search, no endpoints, ten seconds of speech. tests/test_sherpa.py holds that both find the same tokens.
+Each recogniser is a process on one core that processes all recordings twice; the second pass counts. Recognisers of a
+group take turns. The group `clips` has packages with different models, trained on different data. They run in
+environments below WORK and process the bundled clips in buffers of 100 ms. In `streaming` and `full`, u2moe and
+sherpa-onnx's recogniser for WeNet's models run Dense-225M in int8 from samples to text: greedy search, no endpoints,
+ten seconds of speech. tests/test_sherpa.py checks that both find the same tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ REPETITIONS = 7
 CLIPS, STREAMING, FULL = GROUPS = ("clips", "streaming", "full")
 NATIVE, PLAIN, SHERPA = "native", "onnxruntime", "sherpa-onnx"
 LIMITS = {STREAMING: 0.5, FULL: 0.6}
-"""Most of sherpa-onnx's time that ours may take with native kernels."""
+"""Maximum ratio of our time with native kernels to sherpa-onnx's."""
 
 Samples = npt.NDArray[np.float32]
 
@@ -57,9 +57,10 @@ class Peer:
     """A recogniser.
 
     Attributes:
-        title: its name in the table.
-        requirements: requirements for pip, `{clone}` is this repository; empty: runs in this environment.
-        engine: its name in `engines`; `options` are those of the engine.
+        title: name in the table.
+        requirements: requirements for pip, where `{clone}` is this repository; empty: use this environment.
+        engine: name in `engines`.
+        options: options of the engine.
     """
 
     title: str
@@ -76,7 +77,7 @@ PEERS = {
     "u2moe-whole": Peer(title="u2moe demo model, full context", requirements=OURS, engine="u2moe"),
     "moonshine": Peer(
         title="Moonshine tiny-en (moonshine-voice)",
-        requirements=("moonshine-voice==0.0.49",),  # later ones carry no weights
+        requirements=("moonshine-voice==0.0.49",),  # later versions do not include weights
         engine="moonshine",
     ),
     "whisper-tiny": Peer(
@@ -90,7 +91,7 @@ PEERS = {
 
 
 def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
-    """Ours and sherpa-onnx on Dense-225M in `root`, created if missing; and the manifest of its bundle."""
+    """Return u2moe and sherpa-onnx for Dense-225M in `root`, created if missing, and the manifest of its bundle."""
     bundle = make_bundle(SMALL, "int8", root)
     graphs = sherpa_graphs(bundle.path, root / SMALL / "sherpa")
     chunks = {"chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS} if mode == STREAMING else {}
@@ -107,7 +108,7 @@ def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
 
 
 def whole_chunks(manifest: Manifest, seconds: float = UTTERANCE_S) -> Samples:
-    """At most `seconds` of real speech, in complete chunks: sherpa-onnx drops the rest."""
+    """Return up to `seconds` of real speech in complete chunks: sherpa-onnx drops an incomplete one."""
     features, config = manifest.features, manifest.model
     samples = speech(seconds, features.sample_rate)
     shift, length = (
@@ -120,7 +121,7 @@ def whole_chunks(manifest: Manifest, seconds: float = UTTERANCE_S) -> Samples:
 
 
 def environment(name: str, work: Path) -> dict[str, Any]:
-    """Return the environment of a recogniser, see `make_environment`; ours is rebuilt for each commit."""
+    """Return the environment of a recogniser, see `make_environment`; that of u2moe is rebuilt for each commit."""
     peer = PEERS[name]
     if peer.requirements != OURS:
         return make_environment(work / "environments" / name, peer.requirements)
@@ -135,7 +136,7 @@ def measure(
     work: Path,
     repetitions: int = REPETITIONS,
 ) -> dict[str, dict[str, Any]]:
-    """Costs of each recogniser on sounds, by name; see `summary`. All take turns, each time as a new process."""
+    """Measure recognisers on sounds in turn, in a new process each time; return `summary` by name."""
     work.mkdir(parents=True, exist_ok=True)
     files = [write_wav(work / f"{number}.wav", samples, SAMPLE_RATE) for number, samples in enumerate(sounds)]
     cases = {}
@@ -151,11 +152,13 @@ def measure(
 
 
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> dict[str, Any]:
-    """Return the results of one recogniser from the lines and memory of each round, which has every file twice.
+    """Summarise one recogniser, given lines and memory of rounds with every file twice.
 
-    `load_s` of each round and `versions`; of the second time `audio_s` of all files, `compute_s` of all in each round,
-    percentiles of `first_partial_s` (from the start of a recording to the first text) and `final_s` (from its end to
-    the final text); and `peak_mb`.
+    Returns:
+        load_s: seconds in each round; versions; peak_mb.
+        audio_s: seconds of all files; compute_s: seconds of the second pass in each round.
+        first_partial_s: percentiles of seconds from the start of a recording to the first text.
+        final_s: percentiles of seconds from the end of a recording to the final text.
     """
     again = [lines[num_files:] for lines, _ in rounds]
     every = [line for lines in again for line in lines]
@@ -170,17 +173,17 @@ def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> d
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Our time beside sherpa-onnx's on the same weights."""
+    """Yield the limits on our time compared with sherpa-onnx's for the same weights."""
     for mode, limit in LIMITS.items():
         group = results.get(mode, {"peers": {}})["peers"]
         if NATIVE in group:
             found = ratios(group[NATIVE]["compute_s"], group[SHERPA]["compute_s"])
-            name = f"time of Dense-225M, native / sherpa-onnx, {mode}"
+            name = f"time of Dense-225M, int8, native / sherpa-onnx, {mode}"
             yield Target(name=name, found=found, limit=limit, at_most=True)
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a table for the packages and one for the same weights, with numbers of both."""
+    """Return the values for pages: a table of the packages, one of the same weights, and numbers of both."""
     rows: dict[str, list[list[str]]] = {CLIPS: [], SHERPA: []}
     found: dict[str, str] = {}
     for group, content in results.items():
@@ -212,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("systems", __doc__)
     parser.add_argument("work", type=Path, help="folder for environments, bundles and recordings")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
-    parser.add_argument("--prepare", action="store_true", help="create what is missing in WORK, and measure nothing")
+    parser.add_argument("--prepare", action="store_true", help="make what is missing in WORK without measuring")
     args = parser.parse_args(arguments)
     for group in args.groups:
         if group == CLIPS:

@@ -2,8 +2,9 @@
 
     python -m u2moe.benchmarks.studies.turn BUNDLE TEST.tsv ...
 
-A pause is put between two words of each sentence, drawn at random, and silence after its end; both are quiet noise. The
-encoder runs once, in chunks; each rule then searches its output. Delays count audio, the same on every machine.
+Each sentence receives a pause between two random words, and silence after its end; both are quiet noise. The encoder
+runs once, in chunks; then each rule is applied to a search of its output. Delays count audio and are the same on every
+machine.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from u2moe.runtime.model.features import fbank
 
 RATE = 16_000
 SHORTEST = 4
-"""Words of a sentence."""
+"""Minimum words of a sentence."""
 PAUSES_S, SILENCE_S = (0.3, 2.0), 3.0
 _NOISE = 1e-4
-"""Standard deviation of the noise in pauses: no microphone records digital silence."""
+"""Standard deviation of the noise in pauses; microphones do not record digital silence."""
 SILENCES, TURNS = (0.6, 0.9, 1.2), (0.02, 0.05, 0.07, 0.1)
-"""Seconds of rule 2, and probabilities of a sentence's end beside its default."""
+"""Seconds of rule 2, and values of `turn` with the default rule 2."""
 
 
 def rules() -> dict[str, EndpointConfig]:
@@ -66,7 +67,7 @@ def with_pause(
 def endpoints(
     recognizer: Recognizer, log_probs: npt.NDArray[np.float32], config: EndpointConfig, fusion: Fusion
 ) -> list[float]:
-    """Seconds at which utterances of a stream with these log-probabilities [time, vocab] end."""
+    """Return the seconds at which the utterances of a stream with log-probabilities [time, vocab] end."""
     model, beam_size = recognizer.model, recognizer.bundle.manifest.decoding.beam_size
     search = partial(new_search, model.search_library, beam_size, model.config.blank, None, fusion)
     found: list[float] = []
@@ -82,7 +83,7 @@ def endpoints(
 
 
 def measure(recognizer: Recognizer, recordings: Sequence[Recording], fusion: Fusion, seed: int = 0) -> dict[str, Any]:
-    """How long after the end of the sentence the first utterance ends, and in how many sentences one ends before."""
+    """Return the delay from the end of a sentence to an endpoint, and the number of sentences cut earlier, by rule."""
     random = np.random.default_rng(seed)
     delays: dict[str, list[float]] = {name: [] for name in rules()}
     num_cut = dict.fromkeys(delays, 0)
@@ -106,7 +107,7 @@ def _percentiles(delays: Sequence[float]) -> dict[str, float]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each set and rule, and numbers of all sets for the rules that pages name."""
+    """Return the values for pages: a row for each set and rule, and numbers over all sets for some rules."""
     header = ("set", "rule", "delay: median, 90 %", "cut in sentence")
     rows = [
         (name, rule, f"{own['p50']:.2f}, {own['p90']:.2f} s", f"{own['num_cut']} of {own['num_sentences']}")
@@ -124,11 +125,11 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("turn", __doc__)
-    parser.add_argument("--most", type=int, help="recordings of each list (default: all)")
+    parser.add_argument("--most", type=int, help="maximum recordings of each list (default: all)")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     if recognizer.language_model is None:
-        raise ValueError(f"{args.bundle}: has no language model")
+        raise ValueError(f"{args.bundle}: has no language model, which `turn` needs")
     fusion = Fusion(recognizer.language_model, recognizer.vocabulary)
     sets = {path.stem: measure(recognizer, read_recordings(path)[: args.most], fusion) for path in args.lists}
     publish(args.results, {"sets": sets}, values, bundle=args.bundle)

@@ -1,11 +1,11 @@
-"""How accurate are word times? On speech with known word boundaries, with full context and in chunks.
+"""How accurate are word times on speech with known word boundaries, with full context and in chunks?
 
     python -m u2moe.benchmarks.studies.word_times BUNDLE WORDS.tsv ... --sentences SENTENCES.tsv
 
-Isolated words (a manifest with one word per recording) are joined with pauses of known length: a word begins and ends
-where its recording becomes loud and quiet. The times of recognised words are compared with these, in milliseconds, and
-those of `align`, to which the words are given. Sentences are joined to an hour, in which it should find each word where
-it finds it in the sentence alone. A word of each sentence is replaced, and three are left out, to see what it says.
+Recordings of isolated words are joined with pauses of known length. A word begins and ends where its recording becomes
+loud and quiet. These times are compared with those of recognised words, and with those of `align` for the known text.
+Sentences are joined to an hour, in which `align` should find each word at the same time as in its sentence. It should
+also detect one replaced word, or three missing ones, in the text of each sentence.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ WORDS_PER_UTTERANCE = 5
 PAUSES_S = (0.05, 0.6)
 _STEP_S = 0.01
 _QUIET = 0.01
-"""A word lasts from the first to the last 10 ms above this fraction of its loudest 10 ms: 40 dB below."""
+"""A word lasts from the first to the last 10 ms above this fraction of its loudest 10 ms (-40 dB)."""
 _NOISE = 1e-4
-"""Standard deviation of the noise in pauses: no microphone records digital silence."""
+"""Standard deviation of the noise in pauses; microphones do not record digital silence."""
 
 
 JoinedWords = tuple[npt.NDArray[np.float32], list[WordResult]]
@@ -52,7 +52,7 @@ JoinedWords = tuple[npt.NDArray[np.float32], list[WordResult]]
 
 
 def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int = 0) -> list[JoinedWords]:
-    """Return utterances of single words, drawn at random and joined with pauses of quiet noise."""
+    """Return utterances of random isolated words, joined with pauses of quiet noise."""
     random = np.random.default_rng(seed)
     clips = [(read_audio(item.path, RATE), item.transcript) for item in recordings if len(words(item.transcript)) == 1]
     utterances = []
@@ -73,7 +73,7 @@ def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int =
 
 
 def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Start and end in seconds of the part of a recording that is louder than 1 % of its loudest 10 ms."""
+    """Return start and end in seconds of the part of a recording that is louder than 1 % of its loudest 10 ms."""
     step = int(_STEP_S * RATE)
     whole = samples[: len(samples) // step * step].reshape(-1, step)
     loudness = np.sqrt((whole.astype(np.float64) ** 2).mean(axis=1))
@@ -84,7 +84,7 @@ def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
 def compare(
     recognizer: Recognizer, utterances: Iterable[JoinedWords], options: DecodingOptions | None
 ) -> dict[str, Any]:
-    """Return timing errors of recognised words; without options, of given words."""
+    """Return timing errors of recognised words; without options, of aligned words."""
     starts: list[float] = []
     ends: list[float] = []
     num_words = 0
@@ -105,7 +105,7 @@ def compare(
 
 
 def align_hour(bundle: Path, recognizer: Recognizer, recordings: Sequence[Recording], seed: int = 0) -> dict[str, Any]:
-    """Compare `u2moe align` of an hour of sentences at known times with each sentence alone; measure its memory."""
+    """Compare `u2moe align` on an hour of sentences with each sentence on its own; measure its memory."""
     random, time = np.random.default_rng(seed), 0.0
     clips = [read_audio(item.path, RATE) for item in recordings]
     alone = [recognizer.align(clip, item.transcript) for clip, item in zip(clips, recordings, strict=True)]
@@ -157,7 +157,7 @@ def find_misfits(recognizer: Recognizer, recordings: Sequence[Recording], seed: 
 
 
 def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
-    """Errors in milliseconds: signed mean, and mean, median and 90th percentile of their magnitudes."""
+    """Return signed mean, and mean, median and 90th percentile of the magnitudes of errors, in milliseconds."""
     if not errors_s:
         return None
     errors = 1000 * np.asarray(errors_s)
@@ -170,7 +170,7 @@ def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Values for the pages: a row for each set and condition, and the numbers of the first."""
+    """Return the values for pages: a row for each set and condition, and the numbers of the first."""
     measured = [
         (name, condition, found)
         for name, conditions in results["sets"].items()
@@ -206,8 +206,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("word_times", __doc__)
-    parser.add_argument("--utterances", type=int, default=100, help="of each set (default: 100)")
-    parser.add_argument("--sentences", type=Path, help="list of sentences, for an hour and for texts that do not fit")
+    parser.add_argument("--utterances", type=int, default=100, help="utterances of each set (default: 100)")
+    parser.add_argument("--sentences", type=Path, help="list of sentences, for an hour and for wrong texts")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     sets = {path.stem: join_words(read_recordings(path), args.utterances) for path in args.lists}

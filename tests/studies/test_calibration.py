@@ -87,4 +87,4 @@ def test_the_report_of_the_command(bundle, recognizer, sound, tmp_path, capsys):
     folder = shutil.copytree(bundle.path, tmp_path / "bundle")
     calibration.main([str(folder), str(tmp_path / "test.tsv"), "--fit"])
     written = Bundle.open(folder).manifest.calibration
-    assert f"times {written.scale} plus {written.bias}" in capsys.readouterr().out
+    assert f"scale {written.scale}, bias {written.bias}" in capsys.readouterr().out

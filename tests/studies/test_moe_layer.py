@@ -87,4 +87,4 @@ def test_rates_of_narrow_experts_are_of_bytes_and_of_products():
     *_, target = targets(results)
     assert (target.value, target.limit, target.met) == (pytest.approx(0.9 * 3 / 2.5), 0.9, True)
     shown = values(results)["tables"].splitlines()[-1]
-    assert shown == "| int8 | 8 x top-2 x 32 | 14.0 | 2.50 | 3.00 | 1.08 | 0.60 | 1.00 |"
+    assert shown == "| int8 | 8x2x32 | 14.0 | 2.50 | 3.00 | 1.08 | 0.60 | 1.00 |"

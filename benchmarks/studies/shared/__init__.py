@@ -1,1 +1,1 @@
-"""Shared by several studies: models of random weights, other recognisers, servers, and the command line."""
+"""Code shared by studies: models with random weights, other recognisers, servers, and the command line."""

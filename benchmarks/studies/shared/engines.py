@@ -1,9 +1,9 @@
-"""Recognisers behind one interface, as a program for the environment that has their package.
+"""Recognisers behind one interface, as a program that runs in the environment of their package.
 
     python engines.py NAME OPTIONS BUFFER_S FILE.wav...      prints a line of JSON for each file
 
-Needs only the standard library and the package of the recogniser: other environments run this file by its path.
-`programs` is the other side. Recordings are WAV files with one channel of 16 bits, options are JSON.
+Other environments run this file by its path, so it needs only the standard library and the recogniser's package.
+`programs` calls it. Recordings are WAV files with one channel and 16 bits; options are JSON.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from pathlib import Path
 from typing import Any
 
 Samples = Any
-"""Of a recording or a buffer of it: an array of int16, as all environments have it."""
+"""Samples of a recording or a buffer: an array of int16, which needs no package."""
 Recognise = Callable[[int, Iterable[Samples]], Generator[str, None, dict[str, Any]]]
-"""Takes the sample rate and the buffers of a recording; yields the text so far after each buffer, "" if there is
-none before the end, and returns the final `text` and what else is known."""
+"""Called with the sample rate and the buffers of a recording. Yields the text so far after each buffer, or "" if there
+is none before the end. Returns the final `text` and other results."""
 
 
 def floats(samples: Samples) -> Any:
     """Return samples as a numpy array of float32 in [-1, 1]."""
-    import numpy as np  # noqa: PLC0415 - not all environments have it
+    import numpy as np  # noqa: PLC0415 - missing in some environments
 
     return np.frombuffer(samples, np.int16).astype(np.float32) / np.float32(32768)
 
 
 def whole(recognise: Callable[[Any, int], dict[str, Any]]) -> Recognise:
-    """Return a recogniser of whole recordings, given as float32 with their sample rate."""
+    """Return a recogniser that collects all buffers and calls `recognise` with float32 samples and the sample rate."""
 
     def run(sample_rate: int, buffers: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
         samples = array("h")
@@ -54,7 +54,7 @@ def u2moe(
     endpoint: bool = True,
     **options: Any,
 ) -> Recognise:
-    """Our runtime, streaming (`chunk_size`) or each recording as a whole (None), as `u2moe transcribe` does."""
+    """Load u2moe, streaming if `chunk_size` is given, else for whole recordings as `u2moe transcribe`."""
     from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, Result  # noqa: PLC0415
 
     rules = EndpointConfig() if endpoint else EndpointConfig(rule1=None, rule2=None, rule3=None)
@@ -82,7 +82,7 @@ def u2moe(
 
 
 def sherpa_online(**options: Any) -> Recognise:
-    """sherpa-onnx's streaming client for WeNet's CTC models, greedy search."""
+    """Load sherpa-onnx's streaming recogniser for WeNet's CTC models, with greedy search."""
     import sherpa_onnx  # noqa: PLC0415
 
     recognizer = sherpa_onnx.OnlineRecognizer.from_wenet_ctc(**options)
@@ -108,7 +108,7 @@ def sherpa_online(**options: Any) -> Recognise:
 
 
 def sherpa_offline(**options: Any) -> Recognise:
-    """sherpa-onnx's client for whole recordings and WeNet's CTC models, greedy search."""
+    """Load sherpa-onnx's recogniser of whole recordings for WeNet's CTC models, with greedy search."""
     import sherpa_onnx  # noqa: PLC0415
 
     recognizer = sherpa_onnx.OfflineRecognizer.from_wenet_ctc(**options)
@@ -124,7 +124,7 @@ def sherpa_offline(**options: Any) -> Recognise:
 
 
 def faster_whisper(*, package: str, folder: str) -> Recognise:
-    """Whisper in CTranslate2, int8, English, each recording as a whole; its weights are in a folder of a package."""
+    """Load Whisper in CTranslate2, int8, English, for whole recordings; the weights are in a package's folder."""
     from importlib.util import find_spec  # noqa: PLC0415
 
     from faster_whisper import WhisperModel  # noqa: PLC0415
@@ -143,7 +143,7 @@ def faster_whisper(*, package: str, folder: str) -> Recognise:
 
 
 def moonshine() -> Recognise:
-    """Moonshine tiny with the weights in its package, through its streaming interface."""
+    """Load Moonshine tiny, streaming, with the weights of its package."""
     from moonshine_voice import ModelArch, Transcriber, get_assets_path  # noqa: PLC0415
 
     transcriber = Transcriber(str(Path(get_assets_path()) / "tiny-en"), ModelArch.TINY)
@@ -174,7 +174,7 @@ def moonshine() -> Recognise:
 
 
 def pocketsphinx() -> Recognise:
-    """PocketSphinx with the US English models in its package, streaming."""
+    """Load PocketSphinx, streaming, with the US English models of its package."""
     from pocketsphinx import Decoder  # noqa: PLC0415
 
     decoder = Decoder(samprate=16000, loglevel="FATAL")
@@ -185,7 +185,7 @@ def pocketsphinx() -> Recognise:
 
     def run(sample_rate: int, buffers: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
         if sample_rate != 16000:
-            raise ValueError(f"sample_rate must be 16000, got {sample_rate}")
+            raise ValueError(f"sample_rate must be 16000; found {sample_rate}")
         decoder.start_utt()
         for buffer in buffers:
             decoder.process_raw(buffer.tobytes(), no_search=False, full_utt=False)
@@ -204,23 +204,22 @@ ENGINES: dict[str, tuple[Callable[..., Recognise], tuple[str, ...]]] = {
     "moonshine": (moonshine, ("moonshine-voice",)),
     "pocketsphinx": (pocketsphinx, ("pocketsphinx",)),
 }
-"""By name a function that loads a recogniser with options, and the distributions whose versions are reported."""
+"""By name: function that loads a recogniser with options, and distributions whose versions are reported."""
 
 
 def recognised(recognise: Recognise, wav: str, buffer_s: float) -> dict[str, Any]:
-    """Recognise a WAV file in buffers as from a live source, but without waiting for them.
+    """Recognise a WAV file in buffers as from a live source, but in simulated time.
 
-    Time is simulated: a buffer arrives when its last sample has been spoken; work on it starts then, or when the work
-    before it is finished, and takes the measured time. A second of audio thus costs less than a second, and the delays
-    are those that a user would see.
+    A buffer arrives when its last sample is spoken. Its work starts then, or after the previous work, and takes the
+    measured time. Delays are therefore those of a live user, without waiting for the audio.
 
     Returns:
-        audio_s; ms, those of the work; first_partial_s: from the start of the recording to the first text; final_s:
-        from its end to the final text; and what the recogniser returned.
+        audio_s; ms: time of the work; first_partial_s: from the start of the recording to the first text; final_s: from
+        its end to the final text; and the result of the recogniser.
     """
     with wave.open(wav, "rb") as file:
         if (file.getnchannels(), file.getsampwidth()) != (1, 2):
-            raise ValueError(f"{wav}: expected one channel of 16 bits")
+            raise ValueError(f"{wav}: must have one channel and 16 bits")
         sample_rate = file.getframerate()
         samples = array("h", file.readframes(file.getnframes()))
     size, audio_s = max(int(buffer_s * sample_rate), 1), len(samples) / sample_rate
@@ -256,7 +255,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def main(name: str, options: str, buffer_s: str, *files: str) -> None:
-    """Load a recogniser, recognise, print."""
+    """Load a recogniser, recognise the files, and print a line for each."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # keep output of libraries out of the replies
     load, packages = ENGINES[name]

@@ -1,7 +1,7 @@
-"""Servers in processes of their own, and people who speak at the same time: how long after speech its results come.
+"""Latencies of results for simultaneous speakers, and the servers to measure, in separate processes.
 
-All speak sherpa-onnx's protocol, so that any server with it can be measured. When a result could come at the earliest
-is found beforehand, by one who speaks alone and waits after each buffer until the server has nothing more to say.
+Clients speak sherpa-onnx's protocol. A single speaker first finds the buffer that makes each result possible, by
+waiting after each buffer until no more results arrive.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ OURS, OURS_NATIVE, THEIRS = "u2moe", "u2moe with native kernels", "sherpa-onnx"
 REQUIREMENTS = ("sherpa-onnx-bin==2.0.1", "sherpa-onnx-core==2.0.1")
 NO_LIMIT = 100_000
 _START_S = 900.0
-"""A large model takes minutes to load, and to take its memory, on a busy machine."""
+"""On a busy machine a large model takes minutes to load."""
 _STOP_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """A server that takes connections.
+    """A server that accepts connections.
 
     Attributes:
-        port: on the loopback address.
-        path: where it speaks sherpa-onnx's protocol.
-        pid: of its process.
-        capacity: live streams that it says it takes; None: it does not say.
+        port: port on the loopback address.
+        path: path of sherpa-onnx's protocol.
+        pid: process id.
+        capacity: maximum live streams that the server reports; None: not reported.
     """
 
     port: int
@@ -59,7 +59,7 @@ class RunningServer:
 
     @property
     def url(self) -> str:
-        """Where to connect."""
+        """URL for connections."""
         return f"ws://127.0.0.1:{self.port}{self.path}"
 
 
@@ -72,14 +72,14 @@ def our_server(
     kernels: str = "auto",
     arguments: Sequence[str] = (),
 ) -> Iterator[RunningServer]:
-    """`u2moe serve`, on some cores.
+    """Run `u2moe serve`.
 
     Args:
         bundle: folder of a bundle.
-        capacity: live streams that it takes; None: as many as it measures.
-        cores: that it may use, as taskset(1) takes them; None: all.
-        kernels: what computes the functions of the graphs.
-        arguments: further ones.
+        capacity: maximum live streams; None: as many as the server measures.
+        cores: cores that it may use, as for taskset(1); None: all.
+        kernels: kernels of the graphs.
+        arguments: further arguments.
     """
     port = free_port()
     command = ["env", f"{VARIABLE}={kernels}", sys.executable, "-m", "u2moe", "serve", str(bundle)]
@@ -93,7 +93,7 @@ def our_server(
 
 @contextlib.contextmanager
 def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> Iterator[RunningServer]:
-    """sherpa-onnx's server with graphs of the same weights; `folder` keeps these and its installation."""
+    """Run sherpa-onnx's server with graphs of the same weights; `folder` keeps them and its installation."""
     folder = folder.resolve()
     environment = make_environment(folder / "sherpa-onnx-bin", REQUIREMENTS)
     graphs = sherpa_graphs(bundle, folder / "graphs" / bundle.name)
@@ -108,13 +108,13 @@ def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> It
         "--num-work-threads=1",
         "--max-batch-size=32",
     ]
-    # It writes a log.txt into the folder that it is started in.
+    # the server writes log.txt into its working directory
     with _process(command, cores, lambda _: _listens(port), folder) as (process, _):
         yield RunningServer(port=port, path="/", pid=process.pid)
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of processor time that a process and its children have used; of Linux only."""
+    """Return the CPU seconds of a process and its children; Linux only."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -165,10 +165,10 @@ SAMPLE_RATE = 16_000
 BUFFER_S = 0.1
 _QUIET_S = 0.15
 _SPREAD_S = 2.0
-"""Speakers begin within so many seconds."""
+"""Seconds over which the starts of speakers spread."""
 _LAST_WAIT_S = 60.0
 _END_BUFFERS = 10
-"""Results of the last second are not counted: they depend on what is decoded by the time when the end is announced."""
+"""Results of the last second do not count: they depend on how much is decoded before the end is announced."""
 
 Key = tuple[int, bool, str]
 """A result: its segment, whether it is final, and its text."""
@@ -176,15 +176,15 @@ Key = tuple[int, bool, str]
 
 @dataclass(kw_only=True)
 class Received:
-    """The results that one or several speakers received.
+    """Results received by one or several speakers.
 
     Attributes:
         partials: seconds from the buffer that made a partial result possible to its arrival.
-        finals: the same of final results.
-        num_expected: results that came when one spoke alone.
-        num_refused: speakers whom the server did not let in.
-        failures: what went wrong otherwise.
-        lags: seconds by which buffers were sent too late; if they are many, it is the speakers that are measured.
+        finals: the same for final results.
+        num_expected: number of results for a single speaker.
+        num_refused: speakers refused by the server.
+        failures: messages of other errors.
+        lags: seconds by which buffers were sent too late; if large, the clients are the bottleneck.
     """
 
     partials: list[float] = field(default_factory=list)
@@ -195,13 +195,13 @@ class Received:
     lags: list[float] = field(default_factory=list)
 
     def add(self, other: Received) -> None:
-        """Add what came back to another."""
+        """Add the results of another speaker."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 def speech_buffers(seconds: float) -> list[bytes]:
-    """Return the demo recordings with pauses, repeated, in buffers of 100 ms of float32."""
+    """Return the demo recordings with pauses, repeated, in float32 buffers of 100 ms."""
     clips = [read_audio(clip, SAMPLE_RATE) for clip in sorted((DEMO_FOLDER / "clips").glob("*.flac"))]
     pause = np.zeros(round(1.5 * SAMPLE_RATE), np.float32)
     speech = np.concatenate([part for clip in clips for part in (clip, pause)])
@@ -211,7 +211,7 @@ def speech_buffers(seconds: float) -> list[bytes]:
 
 
 async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return the number of the buffer after which each result arrives for a single speaker; the last is the end's."""
+    """Return the number of the buffer after which each result arrives for one speaker; len(buffers): after the end."""
     found: dict[Key, int] = {}
     async with connect(url, proxy=None) as websocket:
         for number, buffer in enumerate(buffers):
@@ -238,10 +238,10 @@ def results_alone(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
 async def speak_together(
     url: str, buffers: Sequence[bytes], count: int, first: dict[Key, int], *, num_slots: int | None = None
 ) -> Received:
-    """So many speakers at once, who begin at slightly different times.
+    """Return the results of `count` speakers who start at random times within two seconds.
 
-    With `num_slots`, only so many begin at once, and as many again each time these have begun: those who are let in
-    begin at the same times as if there were no others, since chunks that coincide wait for each other.
+    With `num_slots`, groups of that many speakers start one after the other. The first group, which the server accepts,
+    then starts at the same times as without the others: coinciding chunks would delay each other.
     """
     random = np.random.default_rng(num_slots or count)
     delays = random.uniform(0, _SPREAD_S, count) + _SPREAD_S * (np.arange(count) // (num_slots or count))
@@ -252,7 +252,7 @@ async def speak_together(
 
 
 async def speak(url: str, buffers: Sequence[bytes], delay: float, first: dict[Key, int]) -> Received:
-    """One speaker."""
+    """Return the results of one speaker."""
     received = Received(num_expected=len(first))
     await asyncio.sleep(delay)
     sent: list[float] = []
@@ -290,11 +290,11 @@ async def _listen(websocket: ClientConnection, sent: list[float], first: dict[Ke
         key = key_of(message)
         if key in first and key not in seen:
             seen.add(key)
-            number = min(first[key], len(sent) - 1)  # earlier than when one spoke alone on a busy machine
+            number = min(first[key], len(sent) - 1)  # may arrive earlier than for the single speaker
             (received.finals if key[1] else received.partials).append(now - sent[number])
 
 
 def key_of(message: str | bytes) -> Key:
-    """Return the meaning of a message."""
+    """Return the result in a message."""
     result: dict[str, Any] = json.loads(message)
     return result["segment"], bool(result["is_final"]), result["text"]

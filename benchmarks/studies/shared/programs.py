@@ -1,4 +1,4 @@
-"""Programs that recognise files: what they print and their peak memory, and the environments and graphs they need."""
+"""Programs that recognise files: their output and peak memory, and the environments and graphs that they need."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ Line = Mapping[str, Any]
 
 
 def json_lines(output: str, _errors: str) -> list[Line]:
-    """Output of our programs."""
+    """Parse the output of our programs."""
     return [json.loads(line) for line in output.splitlines()]
 
 
 def sherpa_lines(output: str, errors: str) -> list[Line]:
-    """Return the times that sherpa-onnx's program prints with two digits."""
+    """Parse the times in the output of sherpa-onnx's program, which have two digits."""
     load = 1000 * float(re.findall(r"Recognizer created in (\S+) s", output)[0])
     took = re.findall(r"Elapsed seconds: ([^,]+),", errors)
     return [{"load_ms": load, "ms": 1000 * float(seconds)} for seconds in took]
@@ -48,17 +48,17 @@ def sherpa_lines(output: str, errors: str) -> list[Line]:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A command that recognises the files behind it; `read` makes lines of its stdout and stderr."""
+    """A command that recognises the files appended to it; `read` parses its stdout and stderr."""
 
     command: Sequence[str]
     folder: Path | None = None
     read: Callable[[str, str], list[Line]] = json_lines
 
     def run(self, files: Sequence[Path]) -> tuple[list[Line], float]:
-        """Return the printed lines, and the peak resident memory in MB.
+        """Return the parsed lines and the peak resident memory in MB.
 
         Raises:
-            RuntimeError: it failed; with the end of what it printed.
+            RuntimeError: the program failed; the message ends with its stderr.
         """
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             command = [*self.command, *map(str, files)]
@@ -77,36 +77,36 @@ class Program:
 def engine(
     name: str, options: Mapping[str, Any], *, python: str | Path = sys.executable, buffer_s: float = BUFFER_S
 ) -> Program:
-    """One of `engines`, with its options, in the environment of a Python that has its package."""
+    """Return the program of one of `engines`, run by a Python whose environment has its package."""
     return Program(command=[str(python), str(ENGINES), name, json.dumps(options), str(buffer_s)])
 
 
 def on_one_core(program: Program) -> Program:
-    """Return the command limited to one core and one thread; by default most libraries start one thread per core."""
+    """Return the program limited to one core and one thread; most libraries start one thread per core by default."""
     threads = [f"{name}_NUM_THREADS=1" for name in ("OMP", "OPENBLAS")]
     core = str(min(os.sched_getaffinity(0)))
     return replace(program, command=["taskset", "-c", core, "env", *threads, *program.command])
 
 
 def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) -> Path:
-    """Write samples, float32 in [-1, 1], as a WAV file that all programs can read; returns its path."""
+    """Write samples, float32 in [-1, 1], as a WAV file of 16 bits; return its path."""
     soundfile.write(file, samples, sample_rate, subtype="PCM_16")
     return file
 
 
 def make_environment(folder: Path, requirements: Sequence[str], version: str | None = "") -> dict[str, Any]:
-    """Return the environment in `folder`, created if it is missing or was made from other packages.
+    """Return the environment in `folder`, created if it is missing or has other requirements.
 
     Args:
         folder: folder of the environment.
         requirements: requirements for pip.
-        version: of what the requirements refer to, if that can change while they do not.
+        version: version of local requirements, such as a commit.
 
     Returns:
-        `python`: path of its interpreter; `installed_bytes`: of packages, their dependencies, and the models in them.
+        `python`: path of the interpreter; `installed_bytes`: size of packages, dependencies and their models.
 
     Raises:
-        RuntimeError: the requirements cannot be installed; the message has the last output of pip.
+        RuntimeError: the requirements cannot be installed; the message ends with pip's stderr.
     """
     folder = folder.resolve()
     record, wanted = read_json(folder / "installed.json"), {"requirements": list(requirements), "version": version}
@@ -116,7 +116,7 @@ def make_environment(folder: Path, requirements: Sequence[str], version: str | N
         venv.create(folder, with_pip=True)
         python, before = folder / "bin" / "python", _size(folder)
         command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *requirements]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - what a peer needs
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - pinned requirements
         if done.returncode:
             shutil.rmtree(folder)
             raise RuntimeError(f"{', '.join(requirements)}: cannot be installed: {done.stderr.strip()[-600:]}")
@@ -126,7 +126,7 @@ def make_environment(folder: Path, requirements: Sequence[str], version: str | N
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files except those that the interpreter writes."""
+    """Return the bytes of all files except bytecode."""
     files = (file for file in folder.rglob("*") if "__pycache__" not in file.parts)
     return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
 

@@ -1,7 +1,7 @@
-"""Bundles of seeded random weights at full size, created if missing; their routers spread tokens evenly.
+"""Full-size bundles with seeded random weights, created if missing; their routers spread tokens evenly.
 
-A folder holds for each model `MODEL/train.yaml` and a bundle for each format: `MODEL/int8`, and `MODEL/fp32` where they
-are made from it.
+The folder of each model has `MODEL/train.yaml` and a bundle for each format, such as `MODEL/int8`, made from
+`MODEL/fp32`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODELS = ("dense-225m", "moe-1b", "dense-1b")
 SMALL, MIXTURE, LARGE = MODELS
 NAMES = {SMALL: "Dense-225M", MIXTURE: "MoE-1B", LARGE: "Dense-1B"}
 FLOAT = FLOAT32.name
-"""Folder of the bundle in float32."""
+"""Folder of the float32 bundle."""
 SIZES = PRESETS | {
     f"{experts}x{top_k}x{hidden}": {
         name: {**part, "n_expert": experts, "n_expert_activated": top_k, "linear_units": hidden}
@@ -38,7 +38,7 @@ SIZES = PRESETS | {
     }
     for experts, top_k, hidden in ((8, 1, 1920), (16, 2, 960), (32, 4, 480))
 }
-"""Arguments of `random_config`, of mixtures of as many parameters, too: experts x top-k x hidden units."""
+"""Arguments of `random_config`; the added mixtures (experts x top-k x hidden units) have equally many parameters."""
 
 
 def is_mixture(name: str) -> bool:
@@ -50,13 +50,13 @@ def make_bundle(name: str, kind: str, root: Path) -> Bundle:
     """Return the bundle `root`/`name`/`kind` of a model of `SIZES`, created if missing.
 
     Args:
-        name: the model.
-        kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4": in 4 bits are experts, or the feed-forward
-            layers that a dense network has in their place.
+        name: name of the model.
+        kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4": 4 bits for the experts, or for the
+            feed-forward layers of a dense network.
         root: folder of all models.
 
     Raises:
-        CalledProcessError: the export failed; its message is on stderr.
+        CalledProcessError: the export failed and printed its error to stderr.
     """
     folder = root / name
     missing = [each for each in (kind, FLOAT) if not (folder / each).is_dir()]
@@ -65,7 +65,7 @@ def make_bundle(name: str, kind: str, root: Path) -> Bundle:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(yaml.dump(random_config(**SIZES[name])), encoding="utf-8")
         export = ["-m", "u2moe", "export", "--random", str(folder / CONFIG_FILE), str(folder / FLOAT)]
-        subprocess.run([sys.executable, *export], check=True)  # noqa: S603 - ourselves; its memory goes with it
+        subprocess.run([sys.executable, *export], check=True)  # noqa: S603 - ourselves; a process frees all its memory
     if kind != FLOAT and kind in missing:
         show_progress(f"{name}: {kind}")
         fewer_bits = {"experts" if is_mixture(name) else "feed_forward": "int4"} if kind == "int4" else {}
@@ -74,7 +74,7 @@ def make_bundle(name: str, kind: str, root: Path) -> Bundle:
 
 
 def touched(bundle: Bundle, frames: Frames) -> float:
-    """Experts of a layer that a chunk of `frames` [frames, mel] uses, averaged over chunks and layers."""
+    """Return the number of experts that a chunk of `frames` [frames, mel] uses, averaged over chunks and layers."""
     inputs = ExpertInputs(bundle)
     cutter = Windows(bundle.manifest.model, CHUNK_SIZE)
     whole = (len(frames) - cutter.length) // cutter.stride * cutter.stride + cutter.length

@@ -1,4 +1,4 @@
-"""The command line of studies: arguments and errors."""
+"""The command line of studies: options and errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from u2moe.runtime import U2moeError
 
 
 def study_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a study, with the first line of the module's docstring and the option --results."""
+    """Return the parser of a study, described by the first line of `doc`, with the option --results."""
     prog, file = f"python -m u2moe.benchmarks.studies.{name}", results_file(name)
     parser = argparse.ArgumentParser(prog=prog, description=(doc or "").split("\n")[0])
     parser.add_argument(
@@ -34,12 +34,12 @@ def named(text: str) -> tuple[str, str]:
     """Parse an argument NAME=VALUE."""
     name, separator, value = text.partition("=")
     if not (name and separator and value):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE; found {text!r}")
     return name, value
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit with the code that it returns; what stops it is one line on stderr, with exit code 1."""
+    """Call `main` and exit with the code that it returns; print an error as one line to stderr and exit with 1."""
     try:
         sys.exit(main())
     except (U2moeError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
