@@ -26,7 +26,7 @@ LARGEST = float(np.finfo(np.float16).max)
 MASK = float(np.finfo(np.float32).max)
 """Masks contain the negative of this, which becomes the lowest half-precision number."""
 WEIGHT_ERROR, BIAS_ERROR = 2**-9, 2**-5
-"""Largest relative errors of stored halves. A bias near zero matters less than a weight."""
+"""Largest relative errors of float16 weights and biases. A bias near zero matters less than a weight."""
 
 
 def in_half_precision(model: ir.Model, weights: Weights) -> None:
