@@ -68,7 +68,7 @@ def quoted(value: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """Shorten a text for a message."""
+    """Shorten a string for a message."""
     return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
 
 

@@ -215,7 +215,7 @@ _UNKNOWN_SIZE = 0x7FFF0000
 """Lengths from this value on mean "until the end". Programs that write to pipes use them."""
 _LONGEST_HEADER = 1 << 20
 _MOST_CHUNKS = 1000
-"""Maximum chunks of a WAV file before its audio. libsndfile takes half a minute for 20 MB of empty chunks."""
+"""Maximum number of chunks of a WAV file before its audio. libsndfile takes 30 s for 20 MB of empty chunks."""
 _OGG_TAIL = 1 << 17
 """Bytes at the end of an Ogg file that contain its last page. A page has at most 65307 bytes."""
 _OGG_HEADER = 27

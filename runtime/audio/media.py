@@ -41,7 +41,7 @@ _LONGEST_GAP_S = 3600.0
 
 
 class _Packer:
-    """Converts frames with ffmpeg, because PyAV reads invalid memory for eight or more planes."""
+    """Converts frames with ffmpeg, because PyAV reads invalid memory for eight planes."""
 
     def __init__(self) -> None:
         self._form: tuple[str, str, int] | None = None

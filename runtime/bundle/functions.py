@@ -18,7 +18,7 @@ KERNELS_CONTRACT = 3
 PACKED_LAYOUT = 4
 """Version of the weight layout that `u2moe quantize --packed` writes and native kernels map into memory."""
 MOST_NUMBERS = 9
-"""Maximum functions of the same name in a graph that native kernels replace: without a number, then 2 to 9."""
+"""Maximum number of functions of the same name that native kernels replace: without a number, then 2 to 9."""
 
 _NUMBER = re.compile(r"_\d+$")
 _DIGITS = re.compile(r"\d+")

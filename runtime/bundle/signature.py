@@ -1,4 +1,4 @@
-"""Ed25519 signatures of bundles. They cover the manifest and, through its digests, all files. They have no date."""
+"""Ed25519 signatures of bundles. They cover the manifest and, through its digests, all files, without a date."""
 
 from __future__ import annotations
 
