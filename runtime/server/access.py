@@ -23,9 +23,9 @@ from u2moe.runtime.validation import checked_integer
 KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Prefixes of subprotocols that carry a key: web pages cannot set WebSocket headers."""
 KEY = "u2moe.key"
-"""Name in a request's scope: its key, or None."""
+"""Entry of a request's scope: its API key, or None."""
 SPEAKS = "u2moe.speaks"
-"""Name in a request's state: the protocol of its port."""
+"""Entry of a request's state: the protocol of its port."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BEGINNINGS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -154,7 +154,7 @@ class Access:
         self._own_paths = own_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse the request or pass it to the application. The response has its id, which is also in the log."""
+        """Refuse the request or pass it to the application. The response and the log contain the request's id."""
         if scope["path"].startswith(("http://", "https://")):  # the form that clients of proxies use
             scope = {**scope, "path": _parts_of(scope["path"]).path or "/"}
         given = Headers(scope=scope).get("x-request-id", "")

@@ -63,7 +63,7 @@ class Served(Protocol):
 
 
 class Account:
-    """Account of processor time. A debt is forgiven at a constant share of one core.
+    """Account of processor time. Its debt is forgiven at a constant share of one core.
 
     Attributes:
         advance_s: debt in seconds up to which work need not wait.
@@ -75,7 +75,7 @@ class Account:
         self._paid_time = 0.0  # when the debt reaches 0
 
     def change(self, share: float, advance_s: float, now: float) -> None:
-        """Change the share and the advance. The debt stays the same."""
+        """Change the share and the advance, but not the debt."""
         self._paid_time = now + self.debt_s(now) / share
         self._share, self.advance_s = share, advance_s
 
@@ -93,7 +93,7 @@ class Account:
 
 
 class Connections:
-    """Number of connections, and accounts of the addresses that connected recently.
+    """All connections, and accounts of the addresses that connected recently.
 
     Args:
         limit: maximum number of connections. One address may have half of them.
@@ -150,7 +150,7 @@ class Connections:
         return Visit(self, address, account)
 
     def count_new(self, number: int) -> None:
-        """Add to the number of unclassified connections; negative when they are classified."""
+        """Add to the number of unclassified connections. A negative number: they have been classified."""
         self._num_new += number
         self._tell_new(self._num_new)
 
@@ -180,7 +180,7 @@ class Connections:
 
 
 class Visit:
-    """A counted connection and its processor time.
+    """A connection, its processor time, and its place in the counts of connections.
 
     Each connection has a small share of one core. With a slot this share is minimal, but audio earns more, so that many
     connections with slots cannot use much processor time without sending audio. Time beyond a connection's own share
@@ -222,7 +222,7 @@ class Visit:
         """Return the seconds until more work may be done for this connection."""
         own_s = self._own.wait_s(now)
         wait_s = self._connections.together.wait_s(now) if own_s else 0.0
-        if self._has_place:  # speakers do not wait because of others
+        if self._has_place:  # connections with a slot wait only because of their own debt
             return min(wait_s, own_s)
         return wait_s if self._account is None else max(wait_s, self._account.wait_s(now))
 

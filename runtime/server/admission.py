@@ -40,7 +40,7 @@ class Lateness:
     """Average time that live audio currently waits for its recognition, and whether it is too long for more streams.
 
     The capacity is measured only once. Lateness shows that the machine has become slower or has other work. No clients
-    are admitted from the time at which results are late until they are clearly in time again.
+    are admitted after results become late, until they are clearly in time again.
     """
 
     def __init__(self) -> None:
@@ -73,10 +73,10 @@ class Admission:
 
     Args:
         num_slots: number of slots.
-        metrics: metrics with the `gauge`.
+        metrics: metrics that contain the `gauge`.
         incidents: counts refusals.
         gauge: name of the gauge that shows how many slots are taken: "streams" or "files".
-        lateness: refuses clients while results are late. None: only slots count.
+        lateness: while results are late, clients are refused. None: only slots count.
         key: name of the key whose slots these are. None: they are the slots of the server.
 
     Attributes:

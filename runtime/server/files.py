@@ -65,7 +65,7 @@ class _Turns:
 class FileQueue:
     """Queue of files of any length. A few take turns of about ten seconds of audio, so that short files finish soon.
 
-    Files start in the order of arrival. A client has at most as many running files as it leaves to others, and clients
+    Files start in the order of arrival. A client runs at most as many files as it leaves places free, and clients
     without a running file come first.
 
     Attributes:
@@ -92,7 +92,7 @@ class FileQueue:
 
     @contextlib.contextmanager
     def place(self, client: str) -> Iterator[FileTask]:
-        """Reserve a slot for a file. A client may have as many slots as it leaves free. "": an unknown client.
+        """Reserve a slot for a file. A client may have at most as many slots as it leaves free. "": an unknown client.
 
         Raises:
             UnavailableError: no slot is free, or the client has its share.
@@ -141,7 +141,7 @@ class FileQueue:
         self._begin()
 
     def give_back(self, decoder: FileDecoder) -> None:
-        """Return an idle decoder. One is kept, others are stopped. Runs in the thread of a file."""
+        """Take back an idle decoder. One is kept, others are stopped. Runs in the thread of a file."""
         if self._decoders or self.is_cut.is_set():
             decoder.stop()
         else:

@@ -1,4 +1,4 @@
-"""Start of a server from options: opens the ports, logs the addresses, and loads the models."""
+"""Server start from options: opens the ports, logs the addresses, and loads the models."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FEW_CONNECTIONS = 1024
 _FOR_ALL = 0o666
 """Mode of a Unix socket. The permissions of its folder decide who may use it."""
 _AFTER_STOP_S = 2.0
-"""Seconds in which running files must notice that the server stops."""
+"""Maximum seconds to wait for running files when the server stops."""
 
 
 def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:

@@ -51,7 +51,7 @@ class ServedModel:
         stream_options: default options of live streams.
         languages: codes of its languages, from the options or the vocabulary.
         beam_size: default beam size of streams.
-        costs: costs of a stream with this beam, with the widest, and of both with hotwords, as multiples of the first.
+        costs: relative costs of a stream with this beam, with the widest beam, and of both with hotwords.
     """
 
     def __init__(self, name: str, recognizer: Recognizer, options: ServerOptions) -> None:
@@ -223,7 +223,7 @@ def phrases_of(prompt: str) -> list[str]:
 
 
 def languages_of(symbols: Sequence[str]) -> list[str]:
-    """Return which of Chinese and English, the languages of WeNet's models, a vocabulary can write.
+    """Return the languages that a vocabulary can write: Chinese or English, the languages of WeNet's models.
 
     Symbols in angle brackets, such as `<blank>`, are ignored.
     """

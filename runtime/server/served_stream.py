@@ -1,7 +1,7 @@
 """One source of audio in the server: samples in, partial and final results out.
 
-Everything here runs in the event loop, except `take` and `tell`: with them the scheduler's thread gets samples and adds
-results. It takes a `Round`, which returns through the event loop.
+Everything here runs in the event loop, except `take` and `tell`, which the scheduler's thread calls to get samples and
+to add results. `take` returns a `Round`, which the scheduler passes to `deliver` in the event loop.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class ServedStream:
         Raises:
             Exception: the error that ended the stream.
         """
-        # The order matters: a round that starts in between leaves no work, but is counted before it takes the work.
+        # The order matters: a round that starts between the checks takes the work, but is counted before.
         await self._until(lambda: self.is_over or not (self.has_work or self._num_rounds_done != self.num_rounds))
         self._check()
 

@@ -86,7 +86,7 @@ class Server:
         self.connections = Connections(allowed_connections(), options.is_proxy, newcomers)
 
     def _speak_http(self, app_state: dict[str, Any], **settings: Any) -> PacedConnection:
-        """Return one of our connections with uvicorn's protocol inside, as uvicorn's `http` setting."""
+        """Return a `PacedConnection` that contains uvicorn's protocol, for uvicorn's setting `http`."""
         connection: PacedConnection = app_state[CONNECTION]
         connection.inner = self._plain_http(app_state=app_state, **settings)
         return connection
@@ -166,7 +166,7 @@ class Server:
         self._sockets = {}
 
     def _take(self, speaks: str, accepted: socket.socket) -> None:
-        """Serve a connection unless there are too many. It waits if the debt of its address is too high."""
+        """Serve a connection unless there are too many. If the debt of its address is too high, it waits."""
         visit = self.connections.enter(accepted)
         if visit is None:
             self._service.incidents.refuse("connections")

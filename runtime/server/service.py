@@ -74,7 +74,7 @@ class Service:
         self.metrics.set("ready", 1)
 
     def model(self, name: Any = None) -> ServedModel:
-        """Return the model that a client requests. If there is only one, any name selects it: many clients fix a name.
+        """Return the model that a client requests. Any name selects a single model, since many clients fix the name.
 
         Raises:
             RequestError: no model has this name.
@@ -87,7 +87,7 @@ class Service:
         return self.models[name]
 
     def client_of(self, scope: Mapping[str, Any]) -> str:
-        """Return the client of a request for shares: its key if there are several, else its address. "": unknown."""
+        """Return who sent a request: its key if there are several keys, else its address. "": unknown."""
         if (key := scope[KEY]) is not None and len(self.keys.by_name) > 1:
             return f"key {key.name}"
         host = str((scope.get("client") or ("",))[0])
@@ -253,7 +253,7 @@ class Slot:
             self._task.cancel()
 
     def finish(self) -> None:
-        """End now. The audio so far is recognised, but a whole stream ends with an error."""
+        """End now. The audio so far is still recognised; a stream that is whole ends with an error."""
         if self.stream is not None and not self.stream.is_over and not self._is_whole:
             self.stream.finish()
         elif self._task is not None:

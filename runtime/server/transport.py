@@ -24,13 +24,13 @@ from u2moe.runtime.server.errors import IdleError, RequestError
 
 _Value = TypeVar("_Value")
 CONNECTION = "u2moe.connection"
-"""Name in a request's state: its connection."""
+"""Entry of a request's state: its connection."""
 LEAST_BYTES_PER_S = 500
 """Minimum rate of HTTP bodies, in either direction."""
 _FIRST_BYTES, _LEAST_BYTES, _MOST_BYTES = 4096, 256, 16 << 10
 """Bytes read at once: initially, at least and at most."""
 _TURN_S = 0.001
-"""Seconds that processing them should take."""
+"""Seconds that processing the bytes of one read should take."""
 _READ_S, _BYTE_S = 20e-6, 0.5e-9
 """Seconds that asyncio takes per read and per byte."""
 _REQUEST_S = 20.0
@@ -46,7 +46,7 @@ fragments."""
 _DEAF_BYTES = 64 << 10
 """Bytes passed on after the end of a WebSocket: they may contain the client's close frame."""
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
-"""Response that every HTTP/1.1 client ignores. If the client has disconnected, its system answers with a reset."""
+"""Response that HTTP/1.1 clients ignore. If the client has disconnected, its system answers with a reset."""
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _buffer = memoryview(bytearray(_MOST_BYTES))
