@@ -196,7 +196,7 @@ class Visit:
         self._connections = connections
         self._address = address
         self._is_new = self._is_here = True
-        self._earned_time = 0.0  # when the audio counted so far ends
+        self._earned_time = 0.0  # time up to which audio has been counted
 
     def take_place(self, is_taken: bool) -> None:
         """Note that the client has a slot for a stream or file, or has released it."""

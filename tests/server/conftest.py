@@ -289,7 +289,7 @@ def serving():
 
 @pytest.fixture
 def assert_hotwords(monkeypatch, demo):
-    """Return a function that checks the hotwords of the last stream. They are not used in the search, to save time."""
+    """Return a function that checks the hotwords of the last stream. The search ignores them to save time."""
     make, given = Recognizer._stream, []
     monkeypatch.setattr(
         Recognizer,

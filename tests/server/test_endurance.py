@@ -29,7 +29,7 @@ PATIENCE_S = 60.0
 ENDS = ("to the end", "closed early", "lost")
 NUM_INPUTS = int(os.environ.get("U2MOE_TEST_INPUTS", "3000"))
 WARM_UP = NUM_INPUTS // 2
-"""Rounds after which the libraries' allocators have grown to their size. Earlier growth means nothing."""
+"""Rounds until the libraries' allocators reach their size. Earlier growth is ignored."""
 NUM_SAMPLES = 8_000
 """Enough samples for a last, shorter chunk and its second pass, since the messages are what is tested."""
 ODD_TEXTS = ("", "{", "[" * 5000, "null", "NaN", '"\\ud800"', "[]", "1e999", '{"type": 7}', '{"eof": {}}', "Done")

@@ -21,7 +21,7 @@ WRITTEN = DecodingOptions(text_format=TextFormat())
 
 @pytest.fixture(scope="module")
 def microphone_file(tmp_path_factory, speech):
-    """Input of the microphone: speech once at 48 kHz, then silence."""
+    """Return the file that the microphone plays: speech once at 48 kHz, then silence."""
     file = tmp_path_factory.mktemp("microphone") / "speech.wav"
     soundfile.write(file, np.concatenate([np.zeros(24_000, np.int16), speech(48_000)]), 48_000)
     return file
@@ -163,7 +163,7 @@ def test_a_word_is_played_and_reached_by_keys(page, speech, tmp_path):
 
 @pytest.fixture
 def fed(monkeypatch):
-    """Samples that each session of the servers received, in order."""
+    """Return the samples that each stream of the servers received, in order."""
     sources = {}
     feed = ServedStream.feed
 
