@@ -1,4 +1,4 @@
-"""Protocol of vosk-server: a configuration, int16 audio, then `{"eof": 1}`. All but the first message are answered."""
+"""Protocol of vosk-server: a configuration without an answer, then int16 audio and `{"eof": 1}`, each with one answer."""
 
 from __future__ import annotations
 
