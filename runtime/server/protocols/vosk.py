@@ -1,4 +1,4 @@
-"""Protocol of vosk-server: a configuration without an answer, then int16 audio and `{"eof": 1}`, each with one answer."""
+"""Protocol of vosk-server: a configuration, then int16 audio and `{"eof": 1}`, which are each answered once."""
 
 from __future__ import annotations
 
