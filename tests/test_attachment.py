@@ -154,7 +154,7 @@ def test_a_model_is_replaced_and_removed(copy, bundle, arpa):
 def test_what_a_bundle_carries_is_shown_and_goes_with_it(attached, tmp_path):
     decoding = Bundle.open(attached).manifest.decoding
     shown = describe(inspect_bundle(attached))
-    assert 'were chosen: beam_size 4, language_model {"weight": 2.0' in shown
+    assert 'chosen decoding defaults: beam_size 4, language_model {"weight": 2.0' in shown
     assert '"file": "language.lm"' in shown
     made, _ = quantize_bundle(attached, tmp_path / "int8", recipe("int8"))
     assert made.manifest.decoding == decoding
@@ -173,7 +173,7 @@ def test_what_cannot_be_attached_leaves_the_bundle_as_it_is(copy, arpa):
     with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
         attach(copy, LanguageModelOptions(model=arpa), beam_size=0)
     (copy / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(BundleError, match=r"found 'notes\.txt', expected only its files"):
+    with pytest.raises(BundleError, match=r"found 'notes\.txt', expected only its own files"):
         attach(copy, None)
     assert (copy / "bundle.json").read_bytes() == before
     assert (copy / "notes.txt").exists()
