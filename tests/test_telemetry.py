@@ -71,7 +71,7 @@ print("ended")
 
 
 def test_the_variable_is_set_before_anything_of_ours_is_loaded(tmp_path):
-    """Whatever is imported of ours, its package comes first."""
+    """Every import of u2moe executes the top-level package first."""
     code = "import os, u2moe; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     assert python(code, tmp_path) == "1\n"
     assert python(code, tmp_path, ORT_DISABLE_TELEMETRY="0") == "0\n"

@@ -167,7 +167,7 @@ def test_an_error_in_a_callback_that_cannot_be_told_ends_the_transcriber(own, bl
     *(({"max_queue_s": limit}, "max_queue_s must be a number of seconds above 0") for limit in (0, float("inf"))),
 ])  # fmt: skip
 def test_arguments_that_are_refused(own, argument, message):
-    """Without a warning that it was not closed, since it was never open."""
+    """It does not warn that it was not closed, since it was never open."""
     with pytest.raises(ValueError, match=message):
         Transcriber(own, **argument)
 

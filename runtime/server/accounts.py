@@ -150,7 +150,7 @@ class Connections:
         return Visit(self, address, account)
 
     def count_new(self, number: int) -> None:
-        """Add to the number of unclassified connections. A negative number: they have been classified."""
+        """Change the number of connections that are not classified yet."""
         self._num_new += number
         self._tell_new(self._num_new)
 

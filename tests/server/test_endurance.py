@@ -31,7 +31,7 @@ NUM_INPUTS = int(os.environ.get("U2MOE_TEST_INPUTS", "3000"))
 WARM_UP = NUM_INPUTS // 2
 """Rounds until the libraries' allocators reach their size. Earlier growth is ignored."""
 NUM_SAMPLES = 8_000
-"""Enough samples for a last, shorter chunk and its second pass, since the messages are what is tested."""
+"""Enough samples for a last, shorter chunk and its second pass. More would add nothing to tests of messages."""
 ODD_TEXTS = ("", "{", "[" * 5000, "null", "NaN", '"\\ud800"', "[]", "1e999", '{"type": 7}', '{"eof": {}}', "Done")
 INTERNAL = 1011
 
