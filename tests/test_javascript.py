@@ -185,7 +185,7 @@ DAMAGES = [
      "BundleError: bundle.json: model: right_context: found '6', expected a number"),
     (edited("features", frame_shift_ms=0), "BundleError: bundle.json: features: frame_shift_ms: found 0, expected"),
     (edited("", calibration={"scale": 0}), "BundleError: bundle.json: calibration: scale: found 0, expected a number"),
-    (edited("model", static={}), "BundleError: bundle.json: model: static: JavaScript runs no graphs"),
+    (edited("model", static={}), "BundleError: bundle.json: model: static: JavaScript does not support graphs"),
     (edited("decoding", ctc_weight="a"), "BundleError: bundle.json: decoding: ctc_weight: found 'a', expected"),
     (edited("files", **{"ctc.ort": {}}), "BundleError: bundle.json: files: ctc.ort: field 'sha256' is missing"),
     (edited("files", **{"../ctc.ort": {"sha256": "", "size": 1}}),
@@ -242,7 +242,7 @@ def test_manifests_of_other_versions_are_read(tmp_path):
 
 RATE = "AudioError: sample rate must be a whole number between 1000 and 384000 Hz, got "
 SAMPLES = "AudioError: samples must be a Float32Array in [-1, 1] or an Int16Array, got [object "
-PHRASE = "expected a phrase, alone or with its weight"
+PHRASE = "expected a phrase, or a list of a phrase and its weight"
 OTHER_MODEL = "RangeError: languageModel must come from languageModel() of this recogniser, got [object "
 RELEASED = "StreamError: this recogniser has been released"
 NO_VAD = "BundleError: this is not silero VAD 5 or 6: "

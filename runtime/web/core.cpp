@@ -45,7 +45,7 @@ std::string text_of(const Json& json) {
 // Parses a phrase, or a phrase with its weight.
 Hotword hotword_of(const Json& json) {
   if (json.is_string()) return {json.string()};
-  if (!json.is_array() || json.array().empty() || json.array().size() > 2) json.fail("a phrase, alone or with its weight");
+  if (!json.is_array() || json.array().empty() || json.array().size() > 2) json.fail("a phrase, or a list of a phrase and its weight");
   return json.array().size() > 1 ? Hotword{json[0].string(), json[1].number()} : Hotword{json[0].string()};
 }
 
@@ -94,7 +94,7 @@ std::optional<VadOptions> vad_of(const Json& json) {
 EXPORT(manifest_parse) const char* manifest_parse(const char* text, std::size_t size) {
   Json json = Json::parse({text, size}, "bundle.json");
   const Manifest manifest = Manifest::of(json);
-  if (manifest.form) fail<BundleError>("bundle.json: model: static: JavaScript runs no graphs of fixed shape: open the bundle that this one was made from");
+  if (manifest.form) fail<BundleError>("bundle.json: model: static: JavaScript does not support graphs of fixed shape: open the original bundle");
   return told("{\"manifest\": " + text_of(json) + ", \"warnings\": " + json_text(manifest.warnings) + "}");
 }
 
