@@ -201,7 +201,7 @@ def edges_table(results: Results) -> str:
 def edges_gain(results: Results, padding_s: float) -> str:
     """Return the shares of wrong words in cut recordings, with silence around them and without."""
     own, none = (results["sets"]["words"][f"{each} full"]["wer"] for each in (padding_s, 0.0))
-    return f"{100 * own:.0f} % are wrong with {padding_s:g} s, and {100 * none:.0f} % without"
+    return f"{100 * own:.0f} % are wrong with {padding_s:g} s of silence, and {100 * none:.0f} % without"
 
 
 def layer_name(name: str) -> str:
