@@ -187,7 +187,7 @@ class ConvolutionParts:
 
 
 def convolution_parts(g: GraphBuilder, x: ir.Value, module: ConvolutionModule) -> ConvolutionParts:
-    """Return the layers of a module with biases, applied to [batch, time, dim]."""
+    """Return the parts of a module whose layers have biases, applied to x [batch, time, dim]."""
     with g.scope("conv_module", group="pointwise_convolutions"):
         value, gate = (_half(g, x, module, half) for half in range(2))
         weight, bias = _weights(g, module)[:2]

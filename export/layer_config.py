@@ -69,7 +69,7 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
     """
     dim = conf.integer("output_size", 256)
     if dim % 2:
-        raise conf.wrong("output_size", dim, "even: positions are pairs of sine and cosine")
+        raise conf.wrong("output_size", dim, "even (positions are pairs of sine and cosine)")
     chosen_positions = conf.choice("pos_enc_layer_type", positions, POSITIONS)
     attention = conf.choice(attention_key, attentions[0], attentions)
     if (chosen_positions == "rope_pos") != (attention == "rope_abs_selfattn"):

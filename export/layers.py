@@ -70,7 +70,7 @@ class Residual:
         self._branch: ir.Value | None = None
 
     def add(self, layer: Callable[[ir.Value], ir.Value], norm: nn.Module, name: str) -> None:
-        """Add the layer's output to the sum, which is normalised before (pre_norm) or after the addition."""
+        """Add a layer's output to the residual sum; normalise before the layer (pre_norm) or after the addition."""
         branch = layer(self.normalized(norm, name) if self.pre_norm else self._x)
         self._branch = branch
         if not self.pre_norm:

@@ -60,7 +60,7 @@ BLANKS = ("<blk>", "<eps>", "<blank>")
 """Symbols that the client accepts as the blank; it uses the first one that it finds."""
 WHITE_SPACE = frozenset(" \t\n\r\f\v")
 MODEL_TYPE = "wenet_ctc"
-INSTEAD = "u2moe convert --profile streaming makes a graph that reads samples and has all caches"
+INSTEAD = "use u2moe convert --profile streaming, whose graph reads samples and has all caches"
 """Advice if a client cannot run the network."""
 
 
@@ -106,7 +106,7 @@ def supported_graphs(
     for name, value in asdict(computed).items():
         if getattr(features, name) != value:
             raise UnsupportedError(
-                f"{where}: {name} is {getattr(features, name)}, but its client computes only {value}: {INSTEAD}"
+                f"{where}: {name} is {getattr(features, name)}, but sherpa-onnx computes only {value}: {INSTEAD}"
             )
     _check_symbols(tokens, config.blank, where)
     reasons = {ONLINE: _why_not_online(config), OFFLINE: _why_not_offline(config)}

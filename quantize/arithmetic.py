@@ -76,7 +76,7 @@ def int8_rows(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
 
 
 def _integers(weight: Float, largest: Float) -> tuple[npt.NDArray[np.int8], Float]:
-    """Return integers and scales of columns such that `largest` becomes `WEIGHT_LEVELS`."""
+    """Quantize with one scale per column, which maps `largest` to `WEIGHT_LEVELS`. Returns integers and scales."""
     scale = np.where(largest > NOTHING, largest / WEIGHT_LEVELS, 1).astype(np.float32)
     return np.clip(np.rint(weight / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8), scale
 

@@ -81,7 +81,7 @@ def check_runs(made: Bundle) -> None:
     """Run each graph of a staged bundle on noise and, if the demo model is installed, on its clips.
 
     Raises:
-        QuantizationError: a graph returns numbers that are not finite.
+        QuantizationError: a graph returns NaN or infinity.
     """
     model = made.load()
     for file, frames in [*((Path("noise"), frames) for frames in noise(made.manifest)), *_clips(made)]:
@@ -94,7 +94,7 @@ def check_runs(made: Bundle) -> None:
         for graph in made.manifest.model.graphs():
             with finite_numbers(f"{graph.file} on {file.name}"):
                 if not np.isfinite(runs[graph.name]()).all():
-                    raise ProviderError("numbers that are not finite")
+                    raise ProviderError("the output contains NaN or infinity")
 
 
 def _clips(bundle: Bundle) -> list[tuple[Path, Array]]:
@@ -105,7 +105,7 @@ def changes_unreported(source: Bundle, made: Bundle, files: Sequence[Path] = ())
     """Measure changes on files or, without files, on noise and the demo model's clips if they are installed.
 
     Returns:
-        As `what_changes`; also `layers` if both bundles have the same layers.
+        The result of `what_changes`, and `layers` if both bundles have the same layers.
     """
     heard = read_features(source, files, HEARD_FRAMES) or _clips(source)
     features = [*(frames for _, frames in heard), *(() if files else noise(source.manifest))]

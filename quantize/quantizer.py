@@ -52,28 +52,28 @@ def quantize_bundle(
         recipe: weights to quantize and their formats.
         audio: audio files for the measurements in the report.
         recordings: recordings with transcripts, for word error rates in the report; their audio is added to `audio`.
-        goal: limits of the bundle; None: no limits. If the recipe has recordings for calibration, layers get better
-            formats where the goal demands or allows them. Otherwise only `max_wer_increase` is checked.
+        goal: limits that the bundle must meet; None: no limits. If the recipe has recordings for calibration, layers
+            get better formats where the limits require or permit it. Otherwise only `max_wer_increase` is checked.
         overwrite: replace an existing bundle.
         progress: called with a line for each step.
 
     Returns:
-        The new bundle and its report, which the bundle also contains as report.json; None without audio.
+        The new bundle, and its report (None without audio), which is also saved in the bundle as report.json.
 
     Raises:
         AudioError: audio cannot be read, or all of it is too short for the encoder.
-        BundleError: the bundle is not float32, a file of weights has several names (hard links), no graph has a
-            requested group, or the target cannot be written.
+        BundleError: the bundle is not float32, a file of weights has several names (hard links), a group of weights in
+            the recipe exists in no graph, or the target cannot be written.
         KernelsError: the recipe packs weights, but native kernels are not installed or cannot run here.
-        QuantizationError: a weight is not finite, a written graph returns numbers that are not finite, the word error
-            rate rose beyond `max_wer_increase` (the error then carries the report), or no choice of formats meets the
+        QuantizationError: a weight is NaN or infinite, a written graph returns NaN or infinity, the word error rate
+            rose by more than `max_wer_increase` (the error then carries the report), or no choice of formats meets the
             goal.
     """
     goal = goal or Goal()
     if goal.max_wer_increase is not None and not any(words(recording.transcript) for recording in recordings):
         raise ValueError("max_wer_increase needs recordings with transcripts that contain words")
     if goal.searched and not recipe.calibration:
-        raise ValueError("limits on damage, size and time need recordings for calibration")
+        raise ValueError("limits on damage, size and time require recordings for calibration (--calibration)")
     if goal.resume and not (goal.limits and recipe.calibration):
         raise ValueError("resume needs limits and recordings for calibration, without which no damage is measured")
     kept = next((file for file in recipe.calibration if file.suffix == KEPT), None)

@@ -79,11 +79,11 @@ class StoredWeight:
 
 
 class Activations:
-    """Recorded rows [n, channels] of values, by name, and the weights that were rounded for them.
+    """Recorded activations, rows [n, channels] by name, and the weights whose rounding was fitted to them.
 
     Attributes:
-        products: number of products rounded for their rows (`compensated_products`) and of those with too few rows
-            (`plain_products`).
+        products: number of products whose rounding was fitted to their rows (`compensated_products`), and of those that
+            had too few rows (`plain_products`).
         done: called with the number of weights of each rounded product.
     """
 
@@ -139,7 +139,7 @@ def recorded(
 
     Raises:
         AudioError: the model finds no speech.
-        QuantizationError: a layer reads numbers that are not finite.
+        QuantizationError: a layer reads NaN or infinity.
     """
     activations = Activations(Path(tempfile.mkdtemp(prefix="activations-", dir=folder)))
     names: set[str] = set()
@@ -182,7 +182,7 @@ class _Recorder:
         for name, rows in self._graph.seen.items():
             if not np.isfinite(rows).all():
                 layer = self._layers[name]
-                raise QuantizationError(f"calibration: {layer} reads numbers that are not finite on the recordings")
+                raise QuantizationError(f"calibration: {layer} reads NaN or infinity on the recordings")
             self._activations.add(name, rows)
         return found
 

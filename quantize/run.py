@@ -159,10 +159,10 @@ class QuantizationRun:
         return made if best == made.recipe else self.quantize(best, staging)
 
     def compare(self, made: QuantizedBundle) -> Difference:
-        """Compare the bundle to write with float32 on the recordings that judge.
+        """Compare the new bundle with float32 on the recordings in `heard.judges`.
 
         Raises:
-            QuantizationError: a graph returns numbers that are not finite.
+            QuantizationError: a graph returns NaN or infinity.
         """
         judges, show = self.heard.judges, shares(self.progress, "comparing with float32")
         with finite_numbers("on the recordings"):

@@ -1,8 +1,8 @@
 """Scaling that moves large activation channels into neighbouring weights, without changing the network in float32.
 
 A token has one scale for all its channels. A channel a hundred times as large as the others leaves them only two of 127
-steps. SmoothQuant (Xiao et al. 2023) divides such a channel where it is made and multiplies the weights that read it.
-Scales are powers of two, so that nothing is rounded: all products and sums are the same numbers, scaled.
+steps. SmoothQuant (Xiao et al. 2023) divides such a channel where it is computed and multiplies the weights that read
+it. Scales are powers of two, so that nothing is rounded: all products and sums are the same numbers, scaled.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Alternative:
         text: recognised text.
         tokens: token ids.
         times: time in seconds at which each token peaks; empty if only the decoder searched.
-        score: score by which the list is sorted: that of both passes, or without a second pass that of the first.
+        score: score by which the list is sorted: of both passes combined or, without a second pass, of the first.
         ctc_score: score of the first pass; None if only the decoder searched.
         attention_score: score of the second pass; None without one.
         language_score: score of the language model, which is part of `ctc_score`; None without one.

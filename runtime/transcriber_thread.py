@@ -106,7 +106,7 @@ class TranscriberThread:
             self.raise_unreported()
 
     def raise_unreported(self) -> None:
-        """Raise the error that ended the thread, once, unless it was reported."""
+        """Raise the error that ended the thread, unless it has already been raised or reported."""
         if self._error is not None and not self._is_reported:
             self._is_reported = True
             raise self._error
@@ -119,7 +119,7 @@ class TranscriberThread:
             StreamError: the input is finished, or this is a forked child process, which lacks the thread.
         """
         if os.getpid() != self._process:  # checked before locking: the lock may have been held when the process forked
-            raise StreamError("this transcriber belongs to the process that forked this one: create a new one")
+            raise StreamError("this transcriber was created before the process forked: create a new one")
         with self.changed:
             if self._error is not None:
                 raise StreamError(f"this transcriber was ended by an error: {self._error}") from self._error

@@ -1,7 +1,7 @@
 """Write files atomically, by renaming a temporary file.
 
-The temporary file is hidden and next to the target, such as ".0123456789abcdef.part". A killed process leaves it; a
-later process removes it.
+The temporary file is hidden and next to the target, such as ".0123456789abcdef.part". A killed process leaves it
+behind; a later process removes it.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def test_streams_that_are_closed(bundle, recognizer, clips, closed):
     done = subprocess.run(command, capture_output=True, check=False, timeout=120)
     if closed == ">&-":
         assert done.returncode == 1
-        assert b"u2moe: error: stdout is closed: there is nowhere to write to\n" in done.stderr
+        assert b"u2moe: error: stdout is closed: the output cannot be written\n" in done.stderr
     else:
         assert (done.returncode, done.stdout.decode()) == (0, recognizer.transcribe(clips / "a.wav").text + "\n")
 

@@ -92,7 +92,7 @@ def test_a_forked_process_has_no_thread(own, monkeypatch):
             lambda: transcriber.report(ValueError()),
             transcriber.input_finished,
         ):
-            with pytest.raises(StreamError, match="belongs to the process that forked this one"):
+            with pytest.raises(StreamError, match="was created before the process forked: create a new one"):
                 call()
         with transcriber._thread.changed:  # as if a thread of the parent held it during the fork
             ending = threading.Thread(target=lambda: (transcriber._thread.finish(), transcriber._thread._abandon()))

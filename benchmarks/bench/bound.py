@@ -149,9 +149,9 @@ def compare(
 
 
 def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> list[Kernel]:
-    """Subtract the same time from each kernel (or add it), so that their sum is the measured median.
+    """Shift the times of all kernels by the same amount, so that their sum is the measured median.
 
-    No time becomes negative: the shortest end at 0.
+    Times that would become negative become 0.
     """
     if not kernels:
         return []

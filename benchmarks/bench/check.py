@@ -206,7 +206,7 @@ class Check:
                     yield compared(f"{cache} after {name}", tensor, expected[1].tensors[cache], self.limit)
 
     def batches(self) -> Iterator[Found]:
-        """Compare streams of different age in one call, the last with a short chunk, with each alone on the CPU."""
+        """Compare a batch of streams of different ages, the last with a short chunk, to each alone on the CPU."""
         for chunks, required, windows in self._windows():
             short = windows[2][:, : self.config.num_features(self.config.whole_chunk(1))]
             rows, last = [], [windows[0], windows[1], windows[3], short]

@@ -50,7 +50,7 @@ def add_bench(subparsers: Subparsers) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="write the report as JSON; with several bundles, also a picture of their costs, FILE.svg",
+        help="write the report as JSON; with several bundles, also plot their costs as FILE.svg",
     )
     experts = parser.add_argument_group("for experts")
     experts.add_argument(

@@ -45,12 +45,14 @@ def read_report(file: Path) -> dict[str, Any]:
 
 
 def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread]:
-    """Return the ratio of times with full context on the first number of threads: as text, and with its 95 % interval.
+    """Return the ratio of the times of two bundles, as text and with its 95 % interval.
+
+    The times are those with full context and the first number of threads.
 
     Args:
-        report: divide the times of its first bundle by those of its second, with which it took turns.
-        other: divide by those of the first bundle of this report instead. The interval then comes from quartiles and
-            does not include changes of the machine between the reports.
+        report: the times of its first bundle are divided by those of its second. The two were measured in turns.
+        other: the times of its first bundle are the divisor instead. The interval then comes from quartiles, and does
+            not include changes of the machine between the reports.
 
     Raises:
         ValueError: there is only one bundle.

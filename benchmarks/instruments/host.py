@@ -180,7 +180,7 @@ class EnergyMeter:
         self._last = self._counted()
 
     def joules(self) -> float | None:
-        """Return the joules since the last call or the construction; None if the system does not report energy."""
+        """Return the joules used since the last call or the construction; None if the system does not report energy."""
         if not self._zones:
             return None
         before, self._last = self._last, self._counted()

@@ -61,7 +61,7 @@ class Kernel:
         part: one of `PARTS`.
         seconds: time reported by onnxruntime's profiler, including its overhead; useful as a share.
         multiply_adds: multiply-adds of matrix products and convolutions, else 0.
-        num_bytes: bytes of the right matrix: usually weights, in attention keys or values; 0 without multiply-adds.
+        num_bytes: bytes of the right-hand matrix (weights or, in attention, keys or values); 0 without multiply-adds.
         integer: whether the factors are integers.
         parameter_bytes: bytes of the constants that it reads, unless onnxruntime packed them earlier.
     """
@@ -123,7 +123,7 @@ def profiled_model(
 ) -> Model:
     """Load a model that, when destroyed, writes the profile of each graph to `folder` as NUMBER_GRAPH_TIME.json.
 
-    NUMBER_GRAPH keeps names distinct: TIME is in milliseconds, and small graphs load faster.
+    TIME alone would not keep names distinct: it is in milliseconds, and small graphs load in less than one.
     """
     sessions = []
     for number, graph in enumerate(bundle.manifest.model.graphs()):

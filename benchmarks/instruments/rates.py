@@ -35,7 +35,7 @@ _CALL_S = 0.05
 
 
 def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: int = 5) -> dict[str, Any]:
-    """Measure the machine's rates in turn.
+    """Measure the machine's rates, taking turns between them.
 
     Args:
         footprints: bytes of weights that each bundle reads repeatedly; `readable` limits them.
@@ -43,9 +43,10 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
         repetitions: number of measurements.
 
     Returns:
-        multiply_adds_per_s: for "integer" and "float", the spread for each size, and the best size.
-        read_bytes_per_s: by bytes of weights, the spread for one row (a token) times weights, where reading is the
-            limit: float32 on onnxruntime or int8 with native kernels, whichever is faster.
+        multiply_adds_per_s: for "integer" and "float" products, the spread for each size, and the fastest size.
+        read_bytes_per_s: the spread for each size of the weights in bytes. They are multiplied by a single row (a
+            token), so that reading limits the speed, as float32 on onnxruntime or as int8 with native kernels,
+            whichever is faster.
     """
     random = np.random.default_rng(0)
     cases: dict[tuple[str, Any], Callable[[], float]] = {}

@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds = [*ATTACKS, *SLOWER, MIXTURE]
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
     parser.add_argument("--speakers", type=int, default=8, metavar="N", help="default: 8")
-    parser.add_argument("--seconds", type=float, default=15.0, help="speech of each speaker (default: 15)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="seconds of speech per speaker (default: 15)")
     parser.add_argument(
         "--minutes", type=float, default=0.0, help="duration of all attacks together (default: one round)"
     )

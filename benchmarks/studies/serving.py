@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="folder for sherpa-onnx's server and graphs")
     parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="default: the demo model")
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, metavar="N", help="numbers of speakers")
-    parser.add_argument("--seconds", type=float, default=15.0, help="speech of each speaker (default: 15)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="seconds of speech per speaker (default: 15)")
     parser.add_argument("--name", help="name of the model in the results (default: that of the bundle's folder)")
     parser.add_argument("--alone", action="store_true", help="do not measure sherpa-onnx's server")
     parser.add_argument("--cores", metavar="LIST", help="cores of the servers, as for taskset (default: all)")

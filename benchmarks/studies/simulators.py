@@ -93,7 +93,7 @@ def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
     """Return the runner of a variant, and the operators that it leaves to the CPU.
 
     Raises:
-        OSError: the toolchain does not compile the graph.
+        OSError: the toolchain cannot compile the graph.
     """
     example, *options = VARIANTS[name]
     if not example:

@@ -109,7 +109,7 @@ class ConformerBlock(nn.Module):
         return x if self.pre_norm else cast("Tensor", self.norm_conv(x))
 
     def beside(self, x: Tensor, context: Context) -> Tensor:  # noqa: ARG002 - see `EfficientBlock`
-        """Return the value that the convolution of x is added to."""
+        """Return the residual, to which the output of the convolution is added."""
         return x
 
 

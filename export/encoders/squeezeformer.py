@@ -63,9 +63,9 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     conf = top.section("encoder_conf")
     dim, num_heads = conf.integer("encoder_dim", 256), conf.integer("attention_heads", 4)
     if dim % 2:
-        raise conf.wrong("encoder_dim", dim, "even: positions are pairs of sine and cosine")
+        raise conf.wrong("encoder_dim", dim, "even (positions are pairs of sine and cosine)")
     if conf.integer("output_size", 256) != dim:
-        raise conf.unsupported("output_size", conf.value("output_size"), (f"that of encoder_dim, {dim}",))
+        raise conf.unsupported("output_size", conf.value("output_size"), (f"{dim}, the value of encoder_dim",))
     if dim % num_heads:
         raise conf.wrong("attention_heads", num_heads, f"a divisor of encoder_dim {dim}")
     for unused in ("input_dropout_rate", "feed_forward_dropout_rate", "dropout", "init_weights"):  # training only

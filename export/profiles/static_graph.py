@@ -261,7 +261,7 @@ def _kind(node: ir.Node) -> str:
 
 
 def _is_mask(node: ir.Node) -> bool:
-    """Return whether it converts "exists" to a bias of scores."""
+    """Return whether the node converts a mask of valid positions to a bias for attention scores."""
     lowest = _value(node.inputs[2]).const_value if node.op_type == "Where" else None
     return (
         lowest is not None and lowest.dtype == ir.DataType.FLOAT and lowest.size == 1 and lowest.numpy().item() < -1e3
@@ -269,7 +269,7 @@ def _is_mask(node: ir.Node) -> bool:
 
 
 def _visible(mask: ir.Node) -> ir.Value:
-    """Return the positions whose existence a mask expresses."""
+    """Return the positions whose validity a mask encodes."""
     return _origin(mask.inputs[0], "Unsqueeze", "And", "Less")
 
 
@@ -309,7 +309,7 @@ def _producer(value: ir.Value | None) -> ir.Node:
 
 def _value(value: ir.Value | None) -> ir.Value:
     if value is None:
-        raise UnsupportedError("an input is missing: export the bundle again")
+        raise UnsupportedError("a node of the graph lacks an input: export the bundle again")
     return value
 
 

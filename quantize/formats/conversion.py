@@ -164,4 +164,4 @@ class WeightConversion(ABC):
 
     def embedding(self, dim: int) -> ir.Function:
         """Build a function that returns the rows of tokens [batch, length] from a table that `of_tables` converted."""
-        raise NotImplementedError(f"{self.form.name} has no embeddings (requested dimension {dim})")
+        raise NotImplementedError(f"{self.form.name} cannot store embeddings, got one of dimension {dim}")

@@ -1,7 +1,7 @@
-"""Pad sources that begin or end in the middle of a sound with silence.
+"""Add silence to sources that begin or end in the middle of a sound.
 
 Without padding, the encoder has no context before the first sound of a tightly cut recording. At the end, it drops
-samples that do not fill a frame, which may be the end of a word.
+samples that do not fill a frame, although they may be the end of a word.
 """
 
 from __future__ import annotations

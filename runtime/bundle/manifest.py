@@ -355,7 +355,7 @@ class Manifest:
                 )
         if self.model.feature_size != self.features.size:
             raise ValueError(
-                f"feature_size of the model must match the features, {self.features.size}, "
+                f"feature_size of the model must be {self.features.size}, the size of the features, "
                 f"got {self.model.feature_size}"
             )
         model = self.decoding.language_model

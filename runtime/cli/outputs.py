@@ -233,7 +233,7 @@ class _Folder(Output):
             return False
 
     def _encoded(self, content: str) -> bytes:
-        """Return the encoded content of a file, which may contain a name that is not valid text."""
+        """Encode the content of a file. File names in it may contain bytes that are not valid text."""
         if FORMATS[self._format].is_json:
             with contextlib.suppress(UnicodeEncodeError):
                 return content.encode()

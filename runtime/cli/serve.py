@@ -58,7 +58,7 @@ def add_serve(subparsers: Subparsers) -> None:
         default=[],
         metavar="NAME=PORT",
         help="serve a protocol on a separate port: wyoming (for Home Assistant, usually 10300), or wenet, sherpa, "
-        "sherpa-offline or vosk at /, for clients without paths; may be repeated",
+        "sherpa-offline or vosk at /, for clients that cannot use another path; may be repeated",
     )
     add_declared(experts, ServerOptions, options_of(ServerOptions).keys() - _BASIC)
     experts.add_argument("--max-upload", type=int, default=512, metavar="MB", help="largest upload (default: 512)")

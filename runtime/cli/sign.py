@@ -33,7 +33,7 @@ def add_sign(subparsers: Subparsers) -> None:
         type=Path,
         action="append",
         required=True,
-        help="private key in PEM; may be repeated, for programs that have an older or a newer key",
+        help="private key in PEM; may be repeated, to also sign for programs that trust an older or a newer key",
     )
     parser.set_defaults(run=run_sign)
 

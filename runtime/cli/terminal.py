@@ -44,7 +44,7 @@ def standard_streams() -> Iterator[None]:
 
 class _Closed(io.TextIOBase):
     def write(self, _text: str) -> int:
-        raise U2moeError("stdout is closed: there is nowhere to write to")
+        raise U2moeError("stdout is closed: the output cannot be written")
 
 
 def warnings_as_lines() -> AbstractContextManager[None]:

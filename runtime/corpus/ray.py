@@ -165,7 +165,7 @@ class Recognize:
             CorpusError: the batch has neither paths nor bytes.
         """
         if "path" not in batch and "bytes" not in batch:
-            raise CorpusError(f"a batch must have a column path or bytes; found {', '.join(batch)}")
+            raise CorpusError(f"a batch must have a column named path or bytes, got {', '.join(batch)}")
         size = len(next(iter(batch.values())))
         paths = [str(path) for path in batch["path"]] if "path" in batch else [f"row {i}" for i in range(size)]
         keys = [str(key) for key in batch["key"]] if "key" in batch else paths

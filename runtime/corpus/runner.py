@@ -174,7 +174,7 @@ class CorpusRun:
         self._num_taken = 0
 
     def work(self, workers: Workers, on_progress: Callable[[RunProgress], object]) -> None:
-        """Process the list until only blocks that other processes work on are left."""
+        """Process the list until the only blocks left are those that other processes are working on."""
         progress = self.progress
         while True:
             self._num_taken = progress.num_before = progress.num_elsewhere = 0

@@ -1,16 +1,16 @@
 """Commitment: finds the tokens that no later frame can change.
 
-These are the tokens that all hypotheses share that may still become the best. In clear speech, a beam fills with
+These are the tokens shared by all hypotheses that may still become the best. In clear speech, a beam fills with
 variants of past words: its hypotheses share hardly any tokens, but most of them are already beaten.
 
-A prefix *beats* another one under three conditions. Both have the same last token. Both have the same states of
-language model and hotwords. Its alignments, those that end in blank and the others, are more probable, including the
-prefix's `extra`. Later frames add the same to both, so the first stays ahead, and in the beam, as long as the other one
-is there.
+A prefix *beats* another under three conditions. Both have the same last token. Both have the same states of language
+model and hotwords. The winner's alignments are more probable than the loser's, both those that end in blank and the
+others, after `extra` is added to each side. Later frames add the same to both, so the winner stays ahead, and stays in
+the beam as long as the loser does.
 
-If the beam also contains a shorter prefix of the beaten one, that passes on alignments. It must be beaten in the same
-way, by the winner without the same last tokens. A beaten hypothesis will never be the best, so the tokens that all
-others share are settled.
+A shorter prefix of the loser that is also in the beam passes alignments on to the loser. It must therefore be beaten in
+the same way, by the winner without the same last tokens. A beaten hypothesis will never be the best, so the tokens
+shared by all others are settled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the samples of a stream to windows of features and their loudness."""
+"""Compute windows of features, and their loudness, from the samples of a stream."""
 
 from __future__ import annotations
 

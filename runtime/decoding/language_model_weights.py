@@ -242,7 +242,7 @@ LANGUAGE_MODEL_FILE = "language.lm"
 
 
 def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, **defaults: Any) -> Bundle:
-    """Replace a bundle by one with a language model. The graphs do not change.
+    """Replace the language model of a bundle, in place. The graphs do not change.
 
     Args:
         folder: the bundle.

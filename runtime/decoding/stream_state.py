@@ -133,7 +133,7 @@ class StreamState:
             yield self.extractor
 
     def result(self, num_alternatives: int = 0) -> Result:
-        """Return the partial or final result of the current utterance; a partial one with first-pass alternatives."""
+        """Return the result of the current utterance. Partial results contain alternatives of the first pass."""
         with self.lock:
             result = self.utterance.result(self.vocabulary, self.frame_s, self.model.manifest.calibration)
             if result.is_final:

@@ -180,7 +180,9 @@ def _installed_file() -> Path:
     for file in (folder / name for name in _FILES for folder in folders):
         if file.is_file():
             return file
-    raise BundleError("silero-vad is not installed: pip install --no-deps silero-vad, or name the file of its network")
+    raise BundleError(
+        "silero-vad is not installed: run pip install --no-deps silero-vad, or give the path of its ONNX file"
+    )
 
 
 class _SpeechSpans:

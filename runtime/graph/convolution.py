@@ -55,9 +55,9 @@ class OverTime(ABC):
 
         - `cached`: `cache` [blocks, batch, kernel - 1, channels] and `block` (). The function also returns `kept`
           [1, batch, kernel - 1, channels], the last frames for the cache.
-        - `causal`: the same, unless the kernel is 1. Here, `cache` [blocks, 1, 1, channels] is the frame that stands
-          for all frames before the first.
-        - `centred`: `valid` [batch, time, 1], 1 for real frames and 0 for padding, which must look like the end of the
+        - `causal`: the same inputs, or none if the kernel is 1. Here, `cache` [blocks, 1, 1, channels] contains the
+          frame that stands for all frames before the first.
+        - `centred`: `valid` [batch, time, 1], 1 for real frames and 0 for padding. Padding is treated as the end of the
           audio.
         """
         past, own = self.kernel - 1, len(self.INPUTS)

@@ -60,7 +60,7 @@ class SparseDispatch:
         self.token = g.op("Div", order, top_k)
 
     def gather(self, values: ir.Value) -> ir.Value:
-        """Return the values of each row, given values of each token [tokens, ...]."""
+        """Expand values of tokens [tokens, ...] to rows: each row gets the values of its token."""
         return self.g.op("Gather", values, self.token, axis=0)
 
     def split(self, rows: ir.Value) -> list[ir.Value]:

@@ -166,7 +166,7 @@ class Windows:
 
     @property
     def num_missing(self) -> int:
-        """Frames missing for the next window."""
+        """Number of frames still needed for the next window."""
         return max(self._needed - self._num_frames, 0)
 
     def take(self) -> npt.NDArray[np.float32] | None:

@@ -91,7 +91,7 @@ class Kernels:
         return is_replaced(function, self.operators) and function not in self.refused
 
     def without_refused(self, error: BaseException) -> Kernels | None:
-        """Return the kernels without the function that an onnxruntime error names. Returns None if it names none."""
+        """Return these kernels without the function that an onnxruntime error names, or None if it names none."""
         for found in _REFUSAL.finditer(str(error)):
             name, reason = found.groups()
             refused = {**self.refused, name: reason}

@@ -214,4 +214,6 @@ def _check_tensors(
         for axis, size in zip(tensor.axes, node.shape, strict=True):
             if isinstance(size, int) and size != config.axis(axis):
                 wanted = config.axis(axis)
-                raise BundleError(f"{where}: axis {axis} is {size}, expected {'any' if wanted is None else wanted}")
+                raise BundleError(
+                    f"{where}: axis {axis} is {size}, expected {'a dynamic size' if wanted is None else wanted}"
+                )

@@ -89,7 +89,7 @@ class SessionSettings:
             raise ValueError("num_threads and sess_options cannot be combined: set its intra_op_num_threads")
         for provider, options in zip(self.providers, self.provider_options, strict=False):
             if provider == DEFAULT_PROVIDER and options:  # onnxruntime would ignore them
-                raise ValueError(f"{provider} takes no options, got {next(iter(options))!r}; see sess_options")
+                raise ValueError(f"{provider} takes no options, got {next(iter(options))!r}: use sess_options")
         available = onnxruntime.get_available_providers()
         for provider in self.providers:
             if provider not in available:

@@ -37,10 +37,10 @@ _MEASURED_HOTWORDS = 1000
 
 
 class Lateness:
-    """Average time that live audio currently waits for its recognition, and whether it is too long for more streams.
+    """Average time that live audio currently waits for recognition, and whether it is too long to admit more streams.
 
-    The capacity is measured only once. Lateness shows that the machine has become slower or has other work. No clients
-    are admitted after results become late, until they are clearly in time again.
+    The capacity is measured only once. Lateness shows that the machine has become slower or has other work. Once
+    results are late, no clients are admitted until results are clearly on time again.
     """
 
     def __init__(self) -> None:

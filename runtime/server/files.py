@@ -95,7 +95,7 @@ class FileQueue:
         """Reserve a slot for a file. A client may have at most as many slots as it leaves free. "": an unknown client.
 
         Raises:
-            UnavailableError: no slot is free, or the client has its share.
+            UnavailableError: no slot is free, or the client has used its share.
             StoppingError: the server is stopping.
         """
         with self.admission.slot():
@@ -229,7 +229,7 @@ class FileTask:
         if len(self._of_client) == 1 or num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
             return
         if sum(each.num_bytes for each in self._of_client) > shutil.disk_usage(tempfile.gettempdir()).free:
-            raise StorageError.of(OSError(errno.EDQUOT, "the client has its share"))
+            raise StorageError.of(OSError(errno.EDQUOT, "the client has used its share of the disk space"))
 
     def recognize(
         self, file: IO[bytes], name: str, sample_rate: int, segments: Callable[..., Iterator[Result]]
@@ -240,7 +240,7 @@ class FileTask:
             file: the file.
             name: its name in messages.
             sample_rate: sample rate of the model in Hz.
-            segments: yields the segments recognised in buffers; takes the option `on_progress`.
+            segments: yields the segments recognised in an iterator of buffers; has the keyword argument `on_progress`.
         """
         self.arrival = time.perf_counter()
         self.close = file.close

@@ -51,7 +51,8 @@ class ServedModel:
         stream_options: default options of live streams.
         languages: codes of its languages, from the options or the vocabulary.
         beam_size: default beam size of streams.
-        costs: relative costs of a stream with this beam, with the widest beam, and of both with hotwords.
+        costs: relative costs of a stream with the default beam, with the widest beam, and with each of the two plus
+            hotwords.
     """
 
     def __init__(self, name: str, recognizer: Recognizer, options: ServerOptions) -> None:

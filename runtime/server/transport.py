@@ -209,7 +209,7 @@ class PacedConnection(asyncio.BufferedProtocol):
             self.close()
 
     def check(self, now: float) -> None:
-        """Close the connection if the client does too little. Called once a second."""
+        """Close the connection if the client makes too little progress. Called once a second."""
         if self._unread is not None and now - self._unread[0] > _UNREAD_S:
             size = self._transport.get_write_buffer_size()
             if self._unread[1] - size < LEAST_BYTES_PER_S * _UNREAD_S:

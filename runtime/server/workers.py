@@ -34,8 +34,8 @@ SILENT_S = 20.0
 def ended_by_sigterm() -> Iterator[None]:
     """Exit with 0 on SIGTERM until `handle_signals` is called. At the end, restore the previous handlers.
 
-    By default the exit code would differ, and the first process of a container would ignore the signal. SIGHUP is
-    deferred until `handle_signals`; by default it would end the process.
+    By default, SIGTERM would cause another exit code, and PID 1 of a container would ignore it. SIGHUP is deferred
+    until `handle_signals`; by default it would end the process.
     """
     before = {number: signal.getsignal(number) for number in _HANDLED}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

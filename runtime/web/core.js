@@ -168,7 +168,10 @@ export class Recognition {
     this.#pointer = core.own(this, 'stream_free', core.call('stream_create', model, JSON.stringify(options), ...pointers));
   }
 
-  /** Call `accept` (rate and samples), `finish`, `give` (output of a graph) or `score` (result of `Graphs.score`). */
+  /**
+   * Call a stream function of the core: `accept` (with rate and samples), `finish`, `give` (with the output of a graph)
+   * or `score` (with the result of `Graphs.score`).
+   */
   call(name, ...values) {
     this.#core.call(`stream_${name}`, this.#pointer, ...values);
   }

@@ -231,14 +231,14 @@ export interface LoadOptions {
   /** Name of a Cache for the files, if the Cache API is available; null: none. Default: 'u2moe'. */
   cache?: string | null;
   onProgress?: (progress: { loaded: number; total: number }) => void;
-  /** core.wasm as bytes or compiled, if it is not in the folder of the module. */
+  /** core.wasm as bytes or as a compiled module. Needed only if the file is not in the folder of this module. */
   wasm?: BufferSource | WebAssembly.Module;
   /** Options for `InferenceSession.create`. */
   sessionOptions?: Record<string, unknown>;
   /** Ed25519 keys in PEM. One of them must have signed the manifest (`u2moe sign`). Default: no signature is required. */
   publicKeys?: string[];
-  /** Returns whether a signature (64 bytes) is by a key (32 bytes). Needed only if WebCrypto does not support Ed25519.
-   * With a worker, pass it to `serve`. */
+  /** Returns whether a signature (64 bytes) is valid for a public key (32 bytes). Needed only if WebCrypto does
+   * not support Ed25519. With a worker, pass it to `serve`. */
   verify?: (signed: { publicKey: Uint8Array; message: Uint8Array; signature: Uint8Array }) => boolean | Promise<boolean>;
   /** Cancels loading: the promise rejects immediately with the signal's reason, requests are cancelled, and sessions are freed. */
   signal?: AbortSignal | null;

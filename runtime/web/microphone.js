@@ -11,7 +11,10 @@ const REASONS = {
   NotReadableError: ['busy', 'Another program is using the microphone. Close that program and try again.'],
 };
 
-/** Emits 'samples' (Float32Array at `sampleRate`), 'change' when another device replaces a lost one, and 'ended' if there is none. */
+/**
+ * Emits 'samples' (Float32Array at `sampleRate`), 'change' when another device replaces a lost one, and 'ended' when
+ * recording cannot continue, for example because no other device is available.
+ */
 export class Microphone extends EventTarget {
   #context;
   #node;

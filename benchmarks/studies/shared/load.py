@@ -179,7 +179,7 @@ class Received:
     """Results received by one or several speakers.
 
     Attributes:
-        partials: seconds from the buffer that made a partial result possible to its arrival.
+        partials: delays of partial results: seconds from the buffer that made the result possible until it arrived.
         finals: the same for final results.
         num_expected: number of results for a single speaker.
         num_refused: speakers refused by the server.

@@ -251,8 +251,8 @@ class BeamSearch {
     for (std::size_t index = 0; index < beams_.size(); ++index) beams_[index].prefix->place = index;
   }
 
-  // Log-probability of a token that extends a prefix. For `rest`, which begins other words, the cost of beginning a word
-  // applies.
+  // Log-probability of a token that extends a prefix. `rest` begins a word outside the grammar, so it also pays the
+  // cost of beginning a word.
   double entered(const Prefix& prefix, int token, double score) const {
     return token != rest_ ? score : (prefix.phrase->is_apart ? score : rest_start_) - kRestCost;
   }

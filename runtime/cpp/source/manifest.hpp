@@ -35,7 +35,7 @@ inline EndpointRules rules_of(const Json& json) {
 /// Shortest pause of a complete EndpointConfig in seconds; 0: off.
 inline double pause_of(const Json& json) { return json["pause"].is_null() ? 0 : json["pause"].number(kShortestPauseS, 1e9); }
 
-/// `turn` of a complete EndpointConfig; 0: off.
+/// Threshold `turn` of a complete EndpointConfig: the probability that the sentence has ended; 0: off.
 inline double turn_of(const Json& json) { return json["turn"].is_null() ? 0 : json["turn"].number(1e-9, 1); }
 
 /// Layout of a state tensor that a stream passes from chunk to chunk. It starts as zeros [blocks, 1, ...].

@@ -12,8 +12,8 @@ inline std::string shown(const ort::Shape& shape) {
   return "float32 [" + joined(shape, ", ", [](std::int64_t size) { return std::to_string(size); }) + "]";
 }
 
-/// Prepares inputs of an encoder with fixed shapes. Its caches always have the shapes of the graph; caches that grow in other
-/// bundles keep the last frames.
+/// Prepares inputs of an encoder with fixed shapes. Its caches never grow: where those of other bundles append
+/// frames, these keep only the last ones.
 class StaticEncoder {
  public:
   /// @throws BundleError if an initial cache or its blocks are missing, or have the wrong type or shape.
@@ -111,7 +111,7 @@ class StaticEncoder {
     shapes_[name] = shape;
   }
 
-  // Number of frames in a chunk or its left context, every `step` frames after subsampling.
+  // Number of frames in a chunk or in its left context, counting every `step`-th frame after subsampling.
   std::int64_t frames(std::int64_t step) const { return (form_.chunk_size * m_.frame_reduction - 1) / step + 1; }
   std::int64_t left(std::int64_t step) const { return form_.num_left_chunks * frames(step); }
   std::int64_t step(const CacheLayout& cache) const { return std::llround(m_.frame_reduction / cache.rate); }

@@ -66,7 +66,7 @@ struct Attention {
   float* out;  // [batch, time, heads * size]
 };
 
-// A convolution in float, rounded to integers from 0 to 255 with one scale, as input for one frame of the next.
+// A float convolution. Its output is quantized to 0 to 255 with one scale, as input of the next one for one frame.
 struct Convolution {
   const float* patches;  // [positions, taps]
   const float* weights;  // panels of 16 channels: [taps, 16]

@@ -205,7 +205,8 @@ U2MOE_EXPORT size_t u2moe_kernels_describe(char* text, size_t size) {
   }
 }
 
-// Packs a weight [k, n] for the operators and returns its bytes; only returns them if `to` is null. `bias` may be null.
+// Packs a weight [k, n] for the operators and returns its size in bytes. If `to` is null, only returns the size.
+// `bias` may be null.
 U2MOE_EXPORT size_t u2moe_kernels_pack_int8(const int8_t* weight, const float* scale, const float* bias, size_t k,
                                             size_t n, uint8_t* to) {
   if (to != nullptr) u2moe::pack8({weight, scale, bias, k, n}, to);

@@ -43,7 +43,7 @@ async def _read(connection: Connection, stream: ServedStream, data: bytes, num_m
     while True:
         num_missing -= len(data)
         if num_missing < 0:
-            raise RequestError(f"the recording has {-num_missing} bytes more than announced")
+            raise RequestError(f"the recording is {-num_missing} bytes longer than announced")
         whole = len(data) - len(data) % _SAMPLE_BYTES
         await stream.feed(float32_samples(data[:whole]))
         if num_missing == 0:

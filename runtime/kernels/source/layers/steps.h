@@ -19,7 +19,7 @@ constexpr size_t kBlocksOfTask = 3;     // minimum, so that a task reads contigu
 enum Arrays : size_t { kCodes, kScales, kExpert, kShare, kOrder, kToken, kRowShare, kRows, kRowScale, kHidden,
                        kHiddenCodes, kHiddenScale, kSegments };
 
-// A range of `count` items, as part `index` of `parts`.
+// Items from `first` to before `last`. `part_of` divides `count` items into `parts`, and returns part `index`.
 struct Range {
   size_t first, last;
 };

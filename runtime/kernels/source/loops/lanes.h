@@ -38,8 +38,8 @@ inline void store_part(float* p, typename V::Floats x, size_t count) {
   std::memcpy(p, part, count * sizeof(float));
 }
 
-// out[m] = more + the sum over i of a[m * row_stride + i * step] * b[i], for `rows` vectors, at most 8 at a time, so
-// that addresses stay in registers.
+// out[m] = the sum over i of a[m * row_stride + i * step] * b[i], added to the previous out[m] if `more`, for `rows`
+// vectors. Computes at most 8 at a time, so that addresses stay in registers.
 template <class V, int M = static_cast<int>(V::kRows < 8 ? V::kRows : 8)>
 inline void products(size_t rows, const float* a, size_t row_stride, size_t step, const float* b, size_t count,
                      float* out, bool more = false) {
