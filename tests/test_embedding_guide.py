@@ -114,7 +114,7 @@ def test_its_names_are_public():
 def test_numbers_in_the_text_are_those_of_the_code():
     assert f"up to {transcriber_module._MAX_KEPT} final results are queued" in TEXT
     assert f"go through the encoder together, {u2moe.runtime.decoding.pipeline.MAX_BATCH} at a time" in TEXT
-    assert f"weight {u2moe.runtime.decoding.context.DEFAULT_WEIGHT} or its own" in TEXT
+    assert f"default weight {u2moe.runtime.decoding.context.DEFAULT_WEIGHT}" in TEXT
     assert "`num_threads=1`, the default" in TEXT
     assert u2moe.runtime.model.settings.SessionSettings().session_options().intra_op_num_threads == 1
 
@@ -140,7 +140,7 @@ PROVOKED = {
     "an impossible sample rate, or one that changes within a stream": lambda demo: demo.transcribe(
         np.zeros(9), sample_rate=0
     ),
-    "silero-vad is not installed, or the file is another network": lambda _: VoiceActivityDetector(
+    "silero-vad is not installed, or the file contains another network": lambda _: VoiceActivityDetector(
         DEMO_FOLDER / "ctc.onnx"
     ),
     "a stream or transcriber fed or finished after its end": fed_after_end,

@@ -100,8 +100,8 @@ export interface EndpointConfig {
   rule3?: EndpointRule | null;
   /** Shortest pause that ends an utterance of a long recording with full context, in seconds; null: none. Default: 0.5. */
   pause?: number | null;
-  /** Threshold of the language model's end-of-sentence probability. From it, rule 2 needs half of its silence; below it, half as
-   * much again. null: the language model is not used. Default: null. */
+  /** Threshold of the language model's end-of-sentence probability. At or above it, rule 2 needs half of its silence;
+   * below it, half as much again. null: the language model is not used. Default: null. */
   turn?: number | null;
 }
 
