@@ -44,7 +44,7 @@ def recordings(tmp_path_factory, sound, recognizer):
 def report(exported, recordings):
     bundles = {name: Bundle.open(exported(name)) for name in ("moe_tiny", "dense_tiny")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rates, "_CALL_S", 0.005)  # their values are not looked at here
+        patch.setattr(rates, "_CALL_S", 0.005)  # values do not matter here
         patch.setattr(suite, "_PROCESSES", 1)
         return run_suite(bundles, recordings, PLAN, options=DecodingOptions(length_penalty=0.5), hotwords=[])
 
@@ -113,7 +113,7 @@ def test_costs_of_several_bundles_stand_beside_those_of_the_first(report, export
     without = copy.deepcopy(report)
     without["costs"]["moe_tiny"] = {"parameters": None, "work": {"full": report["costs"]["moe_tiny"]["work"]["full"]}}
     without["costs"]["dense_tiny"]["work"].pop("second-pass")
-    assert "batch" not in costs_table(without)[1]  # the first has none to compare with
+    assert "batch" not in costs_table(without)[1]  # the first bundle has no value to compare with
     without["bundles"] = {name: without["bundles"][name] for name in ("dense_tiny", "moe_tiny")}
     assert " -" in costs_table(without)[-1]
 
@@ -150,7 +150,7 @@ def test_a_report_equals_itself(report, saved):
     lines = list(compare_reports(read_report(saved), report))
     assert len(lines) == 1 + len(values(report))
     assert all(re.search(r"(1\.000|-) +(within the spread|too few rounds)$", line) for line in lines[1:])
-    assert re.search(r"word errors.* within the spread$", "\n".join(lines), re.MULTILINE)  # which have no rounds
+    assert re.search(r"word errors.* within the spread$", "\n".join(lines), re.MULTILINE)  # word errors have no spread
 
 
 def test_a_difference_is_told_from_the_spread(report):
@@ -176,7 +176,7 @@ def test_a_difference_is_told_from_the_spread(report):
     assert lines[-1] == "5 measurements are in only one of the reports"
     assert any(re.search(r" 0\.500 +less$", line) for line in compare_reports(changed, before))
 
-    # bundles are compared by their places, whatever their names
+    # bundles are compared by position, whatever their names
     old = json.loads(json.dumps(report).replace("moe_tiny", "old"))
     lines = list(compare_reports(old, report))
     assert lines[0] == "old is compared with moe_tiny, which has its place in the other report"
@@ -302,7 +302,9 @@ def test_the_ratio_of_two_that_took_turns_is_a_gate(report, monkeypatch, capsys,
         assert out.splitlines()[-1] == (last if code else "passed: all limits met")
     ours["seconds"] = [1.5, 1.0, 4.0, 4.5]  # a tenth more, but by chance
     assert cli.main(["bench", *bundles, "--fail-above", "1.05"]) == 0
-    assert "time: 1.100 (95 %: 0.750 to 1.375), by chance more than --fail-above 1.05\n" in capsys.readouterr().out
+    assert (
+        "time: 1.100 (95 %: 0.750 to 1.375), not significantly more than --fail-above 1.05\n" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(("limit", "change", "fails"), [

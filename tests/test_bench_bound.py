@@ -1,4 +1,4 @@
-"""The bound: products counted as they run, whose part they are, the machine's rates, and what is made of them."""
+"""The bound: counts of products, their parts, the machine's rates, and the resulting times."""
 
 import numpy as np
 import onnx
@@ -48,7 +48,7 @@ def num_frames(bundle, sound):
 @pytest.mark.parametrize("mode", [Mode(), STREAM])
 def test_runs_are_told_apart(kernels, name, mode):
     first, second = kernels(name, mode)
-    # an order of the profile that another thread or a warm-up run broke would show here
+    # fails if another thread or a warm-up run breaks the order of the profile
     assert [(kernel.name, kernel.multiply_adds) for kernel in first] == [
         (kernel.name, kernel.multiply_adds) for kernel in second
     ]
@@ -65,11 +65,11 @@ def test_products_are_those_of_the_architecture(bundles, kernels, sound, name):
     layers = encoder["num_blocks"] * (1 + encoder["macaron"])
     convolution = 3 * dim * dim + dim * encoder["convolution"]["kernel"]
     found = kernels(name, Mode())[0]
-    # quantized layers may add biases as a product, which is small
+    # quantized layers may add biases as a small product
     assert frames * layers * layer <= multiply_adds(found, "feed_forward") <= 1.03 * frames * layers * layer
     assert multiply_adds(found, "convolution") == frames * encoder["num_blocks"] * convolution
     assert multiply_adds(found, "ctc") == frames * dim * bundles[name].manifest.model.vocab_size
-    # four projections, their scores and their sums
+    # four projections, scores and weighted sums
     attention = frames * encoder["num_blocks"] * (4 * dim * dim + 2 * frames * dim)
     assert attention <= multiply_adds(found, "attention") <= 1.5 * attention
 
@@ -124,7 +124,7 @@ def test_kernels_of_functions_belong_where_these_are_called(tmp_path):
     parts = [kernel.part for kernel in read_events(events, sites)]
     assert parts == ["attention", "subsampling", "convolution", "attention", "attention"] + ["convolution"] * 2 + [
         "attention"] * 2  # fmt: skip
-    # an index that onnxruntime gave to something else says nothing
+    # an index of another operator is ignored
     odd = next(read_events([event("n5", "Sub", node_index="5")], sites))
     assert odd.part == "other"
 
@@ -144,11 +144,11 @@ def test_kernels_without_a_name_belong_where_the_one_before_belongs():
     ("op_type", "inputs", "output", "multiply_adds", "num_bytes"),
     [
         ("MatMul", [("float", [2, 3, 5]), ("float", [5, 7])], [2, 3, 7], 2 * 3 * 5 * 7, 4 * 5 * 7),
-        ("MatMul", [("float", [3, 5])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # packed before
+        ("MatMul", [("float", [3, 5])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # packed earlier
         ("MatMul", [("float16", [3, 5]), ("float16", [5, 7])], [3, 7], 3 * 5 * 7, 2 * 5 * 7),
         ("MatMul", [("float", [2, 3, 5]), ("float", [2, 5, 7])], [2, 3, 7], 2 * 3 * 5 * 7, 4 * 2 * 5 * 7),
-        ("FusedMatMul", [("float", [5, 3]), ("float", [5, 7])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # the left is transposed
-        ("FusedMatMul", [("float", [3, 5]), ("float", [7, 5])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # the right is
+        ("FusedMatMul", [("float", [5, 3]), ("float", [5, 7])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # left transposed
+        ("FusedMatMul", [("float", [3, 5]), ("float", [7, 5])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # right transposed
         ("MatMul", [("float", [0, 5]), ("float", [5, 7])], [0, 7], 0, 0),
         ("MatMulIntegerToFloat", [("uint8", [3, 5]), ("int8", [5, 7])], [3, 7], 3 * 5 * 7, 5 * 7),
         ("DynamicQuantizeMatMul", [("float", [3, 5])], [3, 7], 3 * 5 * 7, 5 * 7),
@@ -183,7 +183,7 @@ def test_the_bound_is_the_larger_of_arithmetic_and_reading():
     parts = found["parts"]
     assert (parts["attention"]["arithmetic_s"], parts["attention"]["read_s"]) == (1.0, 0.5)
     assert (parts["feed_forward"]["arithmetic_s"], parts["feed_forward"]["read_s"]) == (0.1, 4.0)
-    # the profiler missed 4.5 s of the encoder: 1.5 s of each kernel
+    # the profile lacks 4.5 s of the encoder: 1.5 s for each kernel
     assert {part: item["seconds"] for part, item in parts.items()} == {"feed_forward": 6, "attention": 2.5, "ctc": 1}
     assert {part: item["ratio"] for part, item in parts.items()} == {"feed_forward": 1.5, "attention": 2.5, "ctc": 2.0}
     assert found["whole"]["least_s"] == 5.5

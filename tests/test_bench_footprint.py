@@ -1,4 +1,4 @@
-"""What is told besides times: experts and their load, memory and disk, the machine."""
+"""Measurements besides speed: use and load of experts, memory, disk, and the machine."""
 
 import math
 import subprocess
@@ -44,7 +44,7 @@ def test_chunks_and_the_whole_route_alike(bundle, exported, sound):
     assert whole["num_chunks"] == 2
     assert chunks["num_chunks"] > 30
     assert chunks["touched"]["mean"] < whole["touched"]["mean"]
-    # random weights look at what is near: a token goes to nearly the same experts whatever its context
+    # random weights attend locally: a token uses nearly the same experts in any context
     for name, load in whole["load"].items():
         assert sum(load) == pytest.approx(1, abs=1e-3)
         np.testing.assert_allclose(chunks["load"][name], load, atol=0.15)
@@ -128,7 +128,7 @@ def test_commit_is_that_of_the_repository_that_holds_the_file(tmp_path, tmp_path
         copy.write_text("1", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     git("init")
-    assert machine.commit(file) is machine.commit(package) is None  # in a repository that does not know it
+    assert machine.commit(file) is machine.commit(package) is None  # not in the repository's index
     git("add", ".")
     git("commit", "-m", "one")
     name = machine.commit(file)

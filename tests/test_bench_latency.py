@@ -1,4 +1,4 @@
-"""How times are taken and summed up: spreads, stages, chunks, and what a listener waits for."""
+"""Measurement and summary of times: spreads, stages, chunks and the waits of a user."""
 
 import dataclasses
 import time
@@ -66,7 +66,7 @@ def test_speed_is_the_median_of_the_rounds():
 
 
 def test_energy_is_that_of_all_packages(tmp_path):
-    """Counters of two packages, one of which begins again; cores are a part of theirs, and psys counts them again."""
+    """Write counters of two packages, one of them wrapping around; the others count the same energy twice."""
     names = {"intel-rapl:0": "package-0", "intel-rapl:1": "package-1", "intel-rapl:0:0": "core", "intel-rapl:2": "psys"}
     for zone, name in names.items():
         (tmp_path / zone).mkdir()
@@ -132,7 +132,7 @@ def test_a_word_is_there_when_it_and_all_before_it_stay(vocabulary):
     final = event(5.0, 0.5)
     segment = utterance([1, 2, 3], [(0.25, 0.5), (1.0, 1.5)])
     assert latency.first_partial(segment, events, final) == [(0.75, 0.1)]
-    # "ab" went once more and is there for good from the fourth event on; "c" turned into "d" until the end
+    # "ab" disappeared once and is final from the fourth event on; "c" became "d" at the end
     assert latency.emissions(segment, events, final, vocabulary) == [(3.5, 0.4), (3.5, 0.5)]
     assert latency.flicker(segment, events, vocabulary) == (2, 2)
     assert latency.flicker(segment, [event(1.0, 0.1, [1, 2, 3])], vocabulary) == (2, 0)
@@ -156,17 +156,17 @@ def test_waits_end_with_their_utterance(vocabulary):
     found = latency.summary([observed(events=events, segments=[first, second], audio_s=8.0)], vocabulary, chunk_s=0.25)
     assert found["first_partial_s"]["algorithmic"] == percentiles([0.75, 1.0])
     assert found["word_s"]["compute"]["max"] == 0.3
-    # words of the first utterance, shown with the first chunk and by its end; that of the second
+    # words of the first utterance, shown with its first chunk and its end; word of the second
     assert found["first_word_s"]["algorithmic"] == percentiles([0.5, 0.5])
     assert found["last_word_s"]["algorithmic"] == percentiles([1.0, 0.5])
-    # an endpoint ended the first, 1 s after its last word, and the source the second, 1.5 s after
+    # an endpoint ended the first 1 s after its last word, the end of audio the second after 1.5 s
     assert found["finalisation_s"]["algorithmic"] == percentiles([1.0, 1.5])
     assert found["finalisation_s"]["compute"] == percentiles([0.2, 0.5])
     assert found["finalisation_s"]["total"] == percentiles([1.2, 2.0])
     assert found["chunk_latency_s"]["late"] == pytest.approx(1 / 3)
     assert found["chunk_budget_s"] == 0.25
 
-    # nothing said gives no waits
+    # without speech there are no waits
     found = latency.summary([observed(events=[event(1.0, 0.1)], segments=[utterance([], [])])], vocabulary, chunk_s=1.0)
     assert set(found) == {"chunk_latency_s", "chunk_budget_s"}
 
@@ -196,7 +196,7 @@ def test_chunks_are_events(probe, sound):
     chunk_s = probe.chunk_s(CHUNKS)
     assert chunk_s == pytest.approx(0.16)
     assert 0 < found.final_s < found.wall_s
-    assert len(found.events) == int(4.0 / chunk_s) - 1  # the last is flushed with the end of the input
+    assert len(found.events) == int(4.0 / chunk_s) - 1  # the end of the input flushes the last
     assert np.diff([item.audio_s for item in found.events]).max() <= chunk_s + 0.1
     shown = [len(item.tokens) for item in found.events]
     assert shown == sorted(shown)
@@ -214,7 +214,7 @@ def test_a_live_source_does_not_wait_for_work_that_is_late(probe, sound, monkeyp
     begin = time.perf_counter()
     found = probe.recognise(sound[:8000], CHUNKS, paced=True)
     assert time.perf_counter() - begin >= 0.5
-    # buffers of 0.1 s that take 0.15 s each: with the fourth comes a chunk, and work on the first three is in its way
+    # buffers of 0.1 s take 0.15 s each: the chunk that the fourth completes waits for work on the first three
     assert found.events[-1].audio_s == 0.4
     assert found.events[-1].compute_s > 0.1 + 4 * 0.15 - 0.4 - 1e-6
     assert found.wall_s >= 6 * 0.15

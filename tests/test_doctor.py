@@ -1,4 +1,4 @@
-"""`u2moe doctor`: one page for a report of a problem; and with --check, what this machine computes beside its CPU."""
+"""`u2moe doctor`: the page for bug reports, and --check, which compares providers with the CPU."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def test_the_page_says_what_a_report_needs(monkeypatch, capsys):
     )
     assert err == ""
     assert cli.main(["doctor"]) == 0
-    assert capsys.readouterr().out.splitlines()[-2] == first.splitlines()[-2]  # the same tokens every time
+    assert capsys.readouterr().out.splitlines()[-2] == first.splitlines()[-2]  # tokens are reproducible
 
 
 def test_without_the_demo_model_it_says_what_to_install(monkeypatch, capsys, tmp_path):
@@ -37,7 +37,7 @@ def test_without_the_demo_model_it_says_what_to_install(monkeypatch, capsys, tmp
 
 @pytest.fixture
 def checked(tmp_path, capsys):
-    """A function that checks a bundle: exit code, report and text."""
+    """Return a function that checks a bundle and returns exit status, report and text."""
 
     def run(bundle, *options):
         code = cli.main(["doctor", "--check", str(bundle), "-o", str(tmp_path / "check.json"), *options])
@@ -54,7 +54,7 @@ check.write_findings(*sys.argv[1:])"""
 
 @pytest.mark.slow
 def test_a_machine_that_computes_correctly_passes(checked, monkeypatch, quantized):
-    """Every step, in a process of its own."""
+    """All steps, in a separate process."""
     monkeypatch.setattr(check, "_CHILD", QUICK)
     bundle = quantized("int8")
     code, report, text = checked(bundle.path)
@@ -105,7 +105,7 @@ os.kill(os.getpid(), signal.SIGSEGV)"""
 
 @pytest.fixture
 def found(bundle, monkeypatch, tmp_path):
-    """A function that takes one step in this process: comparisons, and failures."""
+    """Return a function that runs one step in this process and returns comparisons and failures."""
 
     def run(step):
         monkeypatch.setattr(check, "STEPS", {step: check.STEPS[step]})

@@ -1,4 +1,4 @@
-"""Where results go is tried before the work: nothing is found out after an hour."""
+"""Output files are checked before the work starts."""
 
 import pytest
 

@@ -1,9 +1,9 @@
-"""How close is a bundle to the limit of the machine? The minimum time of each part, and the actual time.
+"""How close is a bundle to the limit of the machine? Compares the time of each part with its bound.
 
-`operators` counts the products that onnxruntime runs and the bytes of weights, keys and values that they read; of
-experts, only those with tokens. The bound of a part is the larger of two times: its products at the machine's best
-rate, and one read of these bytes per call (`rates`). Normalization, activations and copies count for the time of a
-part, not its bound.
+`operators` counts the products that onnxruntime runs and the bytes of weights, keys and values that they read. Experts
+without tokens do not count. The bound of a part is the larger of two times: its products at the machine's best rate,
+and one read of these bytes per call (`rates`). Normalization, activations and copies count for the time of a part, not
+for its bound.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from u2moe.runtime.model.features import fbank
 _BEAM_SIZE = 10
 _LARGE = 1 << 16
 _STAGES = {"ctc": "ctc", "decoder": "rescoring"}
-"""Stages that time the graphs of other parts than the encoder."""
+"""Stages of the graphs that are not the encoder."""
 _LOOKUPS = {"Gather", "GatherElements", "GatherND"}
 _PROFILES = 3
 """Runs with the profiler; each writes a line per kernel."""
@@ -40,7 +40,7 @@ def measure_bound(
     """Measure the times of one utterance and their bounds, with the bundles in turn.
 
     Args:
-        probes: loaded bundles by name, all with the number of threads that `rates` were measured with.
+        probes: loaded bundles by name, with the number of threads of `rates`.
         samples: one utterance, at the models' sample rate.
         mode: the encoder's context.
         rates: rates of the machine, from `rates.measure_rates`.
@@ -108,12 +108,12 @@ def compare(
 
     Returns:
         rates: the argument.
-        parts: by part: `seconds`; `least_s`, its bound, the larger of `arithmetic_s` and `read_s`; `ratio`, of seconds
-            to bound; and the counts behind it.
+        parts: by part: `seconds`; `least_s`, its bound, the larger of `arithmetic_s` and `read_s`; `ratio` of seconds
+            to bound; and the counts from which it is computed.
         stages: seconds of each stage, as spreads; the parts of a stage add up to its median.
         whole: seconds, as a spread; the sum of the bounds; their ratio.
         operators: share of the time by operator, largest first.
-        unknown: share of the time, by name, in products of an unknown part, which count as "other".
+        unknown: share of the time of products of unknown parts, by name; they count as "other".
         not_counted: share of the time of operators that multiply or read large constants but cannot be counted; the
             bound of their part is too low. Both refer to the run whose products count.
     """

@@ -1,6 +1,6 @@
 """Does a provider compute the same results as the CPU? Compares every graph of a bundle.
 
-The work runs in a separate process, so a crashing driver is reported as a failure.
+The check runs in a separate process, so a crashing driver is reported as a failure.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MOST_GROWTH = 32 << 20
 BEAM_SIZE = 10
 EXACT = (0.0, "the same operations in the same order")
 FLOAT = (1e-3, "float32 sums may be computed in another order")
-REDUCED = (5e-2, "a provider may multiply in TF32, float16 or bfloat16, with 8 to 11 bits")
+REDUCED = (5e-2, "a provider may multiply in TF32, float16 or bfloat16, which have 8 to 11 bits")
 ROUNDED = (0.5, "activations have 8 bits, and one different rounding may select another expert")
 PROBABLE = (5e-2, "the inputs of the product have 8 bits")
 ALIKE = (2e-2, "two tokens may be almost equally probable")

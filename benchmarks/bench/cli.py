@@ -33,8 +33,8 @@ def add_bench(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="measure bundles on this machine",
-        description="Measure bundles side by side on this machine: speed end to end and by stage, latency, "
-        "load time, memory, experts, and the distance of each part from the machine's bound. "
+        description="Compare bundles on this machine: speed end to end and by stage, latency, "
+        "load time, memory, experts, and the ratio of each part to the machine's bound. "
         "docs/bench.md explains each number.",
     )
     parser.add_argument(

@@ -87,9 +87,8 @@ def compared(report: Report, other: Report | None = None) -> list[tuple[Report, 
 def compare_reports(before: Report, after: Report) -> Iterator[str]:
     """Yield a line for each measurement in both reports, differences first, and other differences between the reports.
 
-    Ratios are of medians, after to before. A difference counts if the quartiles do not overlap. This is not a proof: a
-    machine also varies from run to run. With fewer than four rounds, quartiles are too uncertain. Sizes and word errors
-    have no spread.
+    Ratios are of medians, after to before. A difference counts if the quartiles do not overlap, although a machine also
+    varies from run to run. Quartiles of fewer than four rounds are too uncertain. Sizes and word errors have no spread.
     """
     conditions = [(name, before["machine"].get(name), after["machine"].get(name)) for name in _MACHINE]
     conditions += [(name, before.get(name, {}), after.get(name, {})) for name in ("providers", "plan", "decoding")]
@@ -98,7 +97,7 @@ def compare_reports(before: Report, after: Report) -> Iterator[str]:
             conditions.append((f"{name} of {new}", before[section][old][key], after[section][new][key]))
     yield from (f"{name}: {old} -> {new}" for name, old, new in conditions if old != new)
     if before["audio"] != after["audio"]:
-        yield "the recordings differ, which alone may change times per second of audio"
+        yield "the recordings differ, which may change times per second of audio"
     roles = dict(zip(before["bundles"], after["bundles"], strict=False))
     for name, new_name in roles.items():
         if name != new_name:

@@ -37,8 +37,8 @@ def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], re
     """Measure encoder with CTC head and second pass, without features and search, with the bundles in turn.
 
     Returns:
-        By bundle: `parameters`, `total` and `active` for a token (None if weights are packed or the extra [tools] is
-        missing), and `work`, real-time factors by kind of work that the bundle supports.
+        By bundle: `work`, the real-time factors of each kind of work that it supports, and `parameters`, with `total`
+        and `active` for a token. `parameters` is None if weights are packed or the extra [tools] is missing.
     """
     found: dict[str, Any] = {name: {"parameters": _parameters(probe), "work": {}} for name, probe in probes.items()}
     for kind, title in WORK.items():
@@ -74,7 +74,7 @@ def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run,
 
 
 def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return known values and their share of the first bundle's, by kind of cost (with its unit) and bundle."""
+    """Return known values and their ratios to the first bundle's, by kind of cost (with its unit) and bundle."""
     bundles = list(report["bundles"])
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for name in bundles:
@@ -94,21 +94,21 @@ def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def costs_table(report: Report) -> list[str]:
-    """Return a table of the costs of each bundle, with the share of the first bundle's in brackets."""
+    """Return a table of the costs of each bundle, with ratios to the first bundle in brackets."""
     found = costs_of(report)
     rows = []
     for name in report["bundles"]:
         own = [found[title].get(name) for title in found]
         rows.append([name, *("-" if cost is None else f"{cost[0]:.3g} ({cost[1]:.2f})" for cost in own)])
-    return ["Costs, and shares of the first bundle's (RTF: seconds per second of speech, without search)",
+    return ["Costs, and ratios to the first bundle (RTF: seconds per second of speech, without search)",
             *table(["bundle", *found], rows)]  # fmt: skip
 
 
 def costs_picture(report: Report) -> str:
-    """Return a bar chart of the costs of each bundle, as shares of the first bundle's."""
+    """Return a bar chart of the costs of each bundle as ratios to the first bundle."""
     names = list(report["bundles"])
     rows = [
         (title, [(names.index(name), share, f"{share:.2f} ({value:.3g})") for name, (value, share) in found.items()])
         for title, found in costs_of(report).items()
     ]
-    return bar_picture(f"Costs as shares of {names[0]} (values): less is better", names, rows)
+    return bar_picture(f"Costs relative to {names[0]} (values): less is better", names, rows)

@@ -35,7 +35,7 @@ def measure_footprint(
     """Measure load time and memory of fresh processes, with the bundles in turn.
 
     Args:
-        bundles: by name.
+        bundles: bundles by name.
         audio: a recording that each process recognises whole and, if the bundle can stream, as a stream.
         settings: how the graphs run, without `sess_options`.
         repetitions: processes per bundle; one more runs first and loads the files into the system's cache.
@@ -63,11 +63,9 @@ def measure_footprint(
 def report(import_s: float, path: str, audio: str, settings: str) -> None:
     """Measure in a fresh process, and print JSON.
 
-    import_s: importing the runtime with onnxruntime and numpy; verify_s: checking the digests of the bundle's files;
-    load_s: creating the sessions, with the files in the system's cache; start_s: both; first_s: recognising the
-        recording
-    whole for the first time. imported_bytes, loaded_bytes, peak_bytes: peak resident memory up to each point (Linux
-    only).
+    import_s: import of the runtime with onnxruntime and numpy. verify_s: check of the digests of the bundle's files.
+    load_s: creation of the sessions, with the files in the system's cache. start_s: both. first_s: first recognition of
+    the whole recording. imported_bytes, loaded_bytes, peak_bytes: peak resident memory up to each point (Linux only).
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415

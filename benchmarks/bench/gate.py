@@ -74,10 +74,10 @@ def _number(text: str) -> float:
 def verdicts(limits: Mapping[str, float], report: Report, other: Report | None = None) -> Iterator[tuple[bool, str]]:
     """Yield for each limit whether it passes, and a description.
 
-    A limit fails only if the 95 % interval also excludes equality, so chance rarely fails it.
+    A limit also passes if the 95 % interval includes equality, so chance rarely fails it.
 
     Args:
-        limits: by their names in `LIMITS`.
+        limits: limits by their names in `LIMITS`.
         report: the report of both bundles or, with `other`, of the first.
         other: the report whose first bundle is the second to compare.
 
@@ -90,13 +90,15 @@ def verdicts(limits: Mapping[str, float], report: Report, other: Report | None =
             fails = found.median * scale > most and found.low > least
             interval = f" (95 %: {found.low * scale:.3f} to {found.high * scale:.3f})" if found.count > 1 else ""
             unit = " points" if is_points else ""
-            relation = "more than" if fails else "within" if found.median * scale <= most else "by chance more than"
+            relation = (
+                "more than" if fails else "within" if found.median * scale <= most else "not significantly more than"
+            )
             shown = f"{found.median * scale:.3f}{unit}{interval}, {relation} {LIMITS[name].flag} {most:g}"
             yield not fails, f"{what}: {shown}"
 
 
 Costs = Iterator[tuple[str, Spread, bool]]
-"""The name of a cost, its ratio or difference, and whether it is a difference in points."""
+"""Name of a cost, its ratio or difference, and whether it is a difference in points."""
 
 
 def _time(report: Report, other: Report | None) -> Costs:

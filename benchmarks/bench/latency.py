@@ -1,9 +1,8 @@
-"""How long does a user wait? Chunks, first partial result, words and final result of a source in real time.
+"""How long does a user wait for chunks, the first partial result, words and the final result of a live source?
 
 Each wait has two parts. The algorithmic part is audio that must arrive first: the rest of the chunk, the look-ahead of
-the convolutions, the audio buffers. A faster machine does not shorten it. The compute part lasts from
-the arrival of that audio to the result, including queueing behind earlier chunks. Word times are those of the final
-result.
+convolutions, the audio buffers. A faster machine does not shorten it. The compute part lasts from the arrival of that
+audio to the result, including queueing behind earlier chunks. Word times are those of the final result.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], 
 
 
 def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:
-    """Latencies over all observed utterances.
+    """Return latencies over all observed utterances.
 
     Returns:
         chunk_latency_s: compute time of a chunk, see `speed.latencies`; `chunk_budget_s`: the seconds from one chunk to
@@ -61,10 +60,10 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
         finalisation_s: from the end of the last word of an utterance to its final result. Audio after that word is
             algorithmic: the silence that an endpoint waits for, or the rest of the recording. The last chunk and the
             second pass are compute.
-        flicker: share of the words in partial results that changed afterwards.
-        revised: share of the committed words that the second pass changed.
+        flicker: share of words in partial results that later changed.
+        revised: share of committed words that the second pass changed.
 
-        The waits have percentiles of "algorithmic", "compute" and "total". Without speech, keys are missing.
+        Waits have percentiles of "algorithmic", "compute" and "total"; without speech they are missing.
     """
     result: dict[str, Any] = {}
     if chunks := [event.compute_s for item in observed for event in item.events]:
