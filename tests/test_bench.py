@@ -84,7 +84,7 @@ def test_every_number_of_threads_mode_and_bundle_is_there_with_a_spread(report, 
 
 def test_tables_show_what_was_measured(report):
     text = describe(report)
-    for section in ("End to end", "At full speed", "In real time", "A fresh process", "Experts that", "ms per second"):
+    for section in ("Speed end", "Latency at full", "Latency in real", "Fresh process", "Experts used", "Graphs: ms"):
         assert f"\n{section}" in text
     factor = report["speed"][0]["real_time_factor"]["median"]
     line = next(line for line in text.splitlines() if line.startswith("full context") and "moe_tiny" in line)
@@ -169,7 +169,7 @@ def test_a_difference_is_told_from_the_spread(report):
     assert lines[0] == f"onnxruntime: {report['machine']['onnxruntime']} -> 0.1"
     assert lines[1] == f"providers: {report['providers']} -> ['OtherExecutionProvider']"
     assert lines[2] == f"kernels of moe_tiny: {report['kernels']['moe_tiny']['description']} -> others"
-    assert lines[3].startswith("the recordings are not the same")
+    assert lines[3].startswith("the recordings differ")
     assert re.fullmatch(r"real-time factor, moe_tiny, full context, 1 thread .* 2\.000 +more", lines[5])
     assert re.fullmatch(r"word errors, moe_tiny, full context, 1 thread +0\.0000 +0\.5000 +- +more", lines[6])
     assert lines[7].endswith(("within the spread", "too few rounds"))
@@ -179,7 +179,7 @@ def test_a_difference_is_told_from_the_spread(report):
     # bundles are compared by position, whatever their names
     old = json.loads(json.dumps(report).replace("moe_tiny", "old"))
     lines = list(compare_reports(old, report))
-    assert lines[0] == "old is compared with moe_tiny, which has its place in the other report"
+    assert lines[0] == "old is compared with moe_tiny, at the same position in the other report"
     assert len(lines) == 2 + len(values(report))
 
 
@@ -200,7 +200,7 @@ def test_command_shows_and_compares_what_was_saved(report, saved, tmp_path, caps
     assert cli.main(["bench", *map(str, (saved, saved, "-o", copied, *limits))]) == 0
     out = capsys.readouterr().out
     assert out.endswith("\nsize: 1.000, within --fail-above-size 1\npassed: all limits met\n")
-    assert "End to end" in out
+    assert "Speed end to end" in out
     assert out.startswith("time moe_tiny / moe_tiny = 1.000 (quartiles, not measured in turns: ")
     assert "\n".join(costs_table(report)) in out
     assert (copied.parent / "copy.svg").is_file()
@@ -297,7 +297,7 @@ def test_the_ratio_of_two_that_took_turns_is_a_gate(report, monkeypatch, capsys,
         bundles = [str(exported(name)) for name in ("moe_tiny", "dense_tiny")]
         assert cli.main(["bench", *bundles, "--fail-above", "1.05"]) == code
         out = capsys.readouterr().out
-        assert out.startswith(f"{text}\nWhat each costs")
+        assert out.startswith(f"{text}\nCosts, and ratios to the first bundle")
         last = "failed: time: 1.200 (95 %: 1.200 to 1.200), more than --fail-above 1.05"
         assert out.splitlines()[-1] == (last if code else "passed: all limits met")
     ours["seconds"] = [1.5, 1.0, 4.0, 4.5]  # a tenth more, but by chance
@@ -344,7 +344,7 @@ def test_limits_that_are_no_numbers_are_refused(value, capsys):
 
 
 @pytest.mark.parametrize(("missing", "message"), [
-    ("errors", "word errors need transcripts, and reports that count them by recording"),
+    ("errors", "word errors need transcripts, and reports that count errors by recording"),
     ("count", "moe_tiny: measured in 2 rounds; a limit needs at least 4"),
     ("crash", "RuntimeError: broken"),
 ])  # fmt: skip

@@ -150,7 +150,7 @@ def print_digest(path: str) -> None:
 
 
 class Check:
-    """A bundle on a provider with values on the device, and on the CPU with arrays and without native kernels."""
+    """A bundle loaded twice: on a provider with values on the device, and on the CPU without native kernels."""
 
     def __init__(self, bundle: Bundle, providers: Sequence[str], kernels: str | None = None) -> None:
         self.bundle, self.config, quantization = bundle, bundle.manifest.model, bundle.manifest.quantization
@@ -206,7 +206,7 @@ class Check:
                     yield compared(f"{cache} after {name}", tensor, expected[1].tensors[cache], self.limit)
 
     def batches(self) -> Iterator[Found]:
-        """Compare a batch of streams of different ages, the last with a short chunk, to each alone on the CPU."""
+        """Compare a batch of streams of different ages, the last with a short chunk, with single streams on the CPU."""
         for chunks, required, windows in self._windows():
             short = windows[2][:, : self.config.num_features(self.config.whole_chunk(1))]
             rows, last = [], [windows[0], windows[1], windows[3], short]
@@ -226,7 +226,7 @@ class Check:
                 )
 
     def same(self) -> Iterator[Found]:
-        """Compare two threads, and values as arrays, with one thread and values on the device."""
+        """Compare two threads with one, and arrays with values on the device."""
         yield from self.alike(self.bundle.load(replace(self.settings, num_threads=2)), self.model, " with two threads")
         arrays = self.bundle.load(replace(self.settings, io_binding=False))
         yield from self.alike(arrays, self.model, " with arrays", EXACT if self.is_cpu else None)

@@ -133,7 +133,7 @@ class TimedSession(Session):
     """A session whose runs are timed as one stage."""
 
     def __init__(self, stage: str, watch: Stopwatch, *session: Any) -> None:
-        """Create a session; `session` are the arguments of `Session`."""
+        """Create a session from the arguments of `Session`, whose runs are timed as `stage` by `watch`."""
         super().__init__(*session)
         self._stage = stage
         self._watch = watch

@@ -60,7 +60,7 @@ def interleaved(
     Args:
         cases: functions by name.
         repetitions: number of measured rounds.
-        warm_up: rounds before them, with discarded results.
+        warm_up: number of earlier rounds whose results are discarded.
         title: prefix of the progress line of each round.
 
     Returns:
@@ -102,7 +102,7 @@ def spread_of(found: Mapping[str, Any], scale: float = 1.0) -> Spread:
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
-    """Return the spread of the ratios of values to others of the same rounds."""
+    """Return the spread of the ratios of two measurements, round by round."""
     return Spread.of([value / other for value, other in zip(values, others, strict=True)])
 
 

@@ -25,7 +25,7 @@ from u2moe.runtime.corpus.lists import read_recordings
 MODES = (Mode(chunk_size=16, num_left_chunks=4), Mode(chunk_size=8, num_left_chunks=4))
 KEYS = ("p50", "p95")
 QUIET_S = 2.0
-"""Silence after each recording, which leads to an endpoint as in a conversation."""
+"""Seconds of silence after each recording, to end it with an endpoint as in a conversation."""
 
 
 def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[str, Any]:

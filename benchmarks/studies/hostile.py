@@ -190,7 +190,7 @@ SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lowe
 """Niceness of the busy process, and whether speakers fill the server's capacity."""
 MIXTURE = "all together"
 MOST_SLOWER, MOST_SLOWER_BY_ONE = 1.2, 1.2
-"""Maximum ratio of latencies, and its maximum during a single attack."""
+"""Maximum ratio of latencies to those before: of all attacks together, and of a single one."""
 HEALTH_S = 0.05
 _AHEAD_S = 2.0
 
