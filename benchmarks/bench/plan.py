@@ -103,7 +103,7 @@ def run_suite(
     options: DecodingOptions | None = None,
     hotwords: Hotwords | None = None,
 ) -> dict[str, Any]:
-    """Measure everything; times to compare are measured with the bundles in turn.
+    """Measure everything, with the bundles in turn.
 
     Args:
         bundles: bundles by their names in the report.

@@ -34,8 +34,9 @@ UTTERANCE_S = 10.0
 NUM_HYPOTHESES, NUM_TOKENS = 10, 40
 """Size of the second pass; ten seconds of fast speech have 40 tokens."""
 ALTERNATIVES = (36, 32, 28, 24)
-"""Positions of the tokens in which hypotheses differ. They share half of their prefixes, like those of the demo model
-for ten seconds: of the tokens a quarter remains from left to right, and three quarters from right to left."""
+"""Positions of the tokens in which hypotheses differ. They share prefixes as much as hypotheses of the demo model for
+ten seconds. Merging shared prefixes leaves a quarter of the tokens from left to right, and three quarters from right to
+left."""
 LOUDNESS, LOUDNESS_DEVIATION = 11.0, 3.0
 """Mean and deviation of log-mel energies that random checkpoints normalise."""
 NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}

@@ -107,10 +107,9 @@ def _number(found: Mapping[str, str], name: str) -> float:
 
 
 def _numbers(content: Mapping[str, Any], case: Case) -> list[float]:
-    """Return the numbers of a row.
+    """Return the numbers of a row: parameters, active parameters, MB of files and memory, times and ratios.
 
-    They are, in millions, parameters, active parameters, bytes of files and of memory; then time and ratio by mode; and
-    both passes.
+    Parameters are in millions. Time and ratio of each mode are followed by the times of both passes.
     """
     start, first = content["starts"][case.key], Case(SMALL, case.format, case.kernels)
     times = [

@@ -7,9 +7,9 @@ repeated by later runs. Attackers run in a separate process, with an API key for
 script with `taskset` on cores other than --cores, which are the server's. With --minutes, all attacks run together for
 that time while rounds of speakers follow each other: memory after the first and last round shows growth.
 
-"slower" starts a busy process on the server's cores after all speakers are accepted, as many as the server measured to
-be its capacity. Variants have only --speakers, or a busy process of lower priority (nice 10). On a busy machine, start
-this script with nice -n -15.
+In "slower", speakers fill the capacity that the server measures, and after they are accepted a busy process starts on
+its cores. Variants have only --speakers, or a busy process of lower priority (nice 10). If other programs are running,
+start this script with nice -n -15.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ LIMITS = {
 }
 """By title: a network, the format with which the search starts, and limits."""
 CHOSEN_FRAMES, KEPT_FRAMES = 12_000, 60_000
-"""Maximum frames of SPEECH.tsv and of DEV.tsv on which bundles with limits are judged."""
+"""Maximum frames of SPEECH.tsv and of DEV.tsv for judging bundles with limits."""
 COSTS = ("bytes", 1e6, 1), ("ms", 1, 0), ("seconds", 1, 0)
 Frames = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -105,7 +105,7 @@ def compare(
 
 
 def align_hour(bundle: Path, recognizer: Recognizer, recordings: Sequence[Recording], seed: int = 0) -> dict[str, Any]:
-    """Compare `u2moe align` on an hour of joined sentences with aligning each sentence alone; measure its memory."""
+    """Compare `u2moe align` on an hour of joined sentences with separate sentences; measure its memory."""
     random, time = np.random.default_rng(seed), 0.0
     clips = [read_audio(item.path, RATE) for item in recordings]
     alone = [recognizer.align(clip, item.transcript) for clip, item in zip(clips, recordings, strict=True)]

@@ -1,7 +1,6 @@
 """Full-size bundles with seeded random weights, created if missing; their routers spread tokens evenly.
 
-The folder of each model has `MODEL/train.yaml` and a bundle for each format, such as `MODEL/int8`, made from
-`MODEL/fp32`.
+The folder of a model has `train.yaml` and a bundle for each format, such as `int8`, which is made from `fp32`.
 """
 
 from __future__ import annotations
