@@ -189,7 +189,7 @@ def test_cases_have_the_results_of_python(check, kind):
 
 @pytest.mark.parametrize("kind", ["recordings", "defaults"])
 def test_recordings_are_recognised_as_in_python(check, tmp_path, kind):
-    """With every option, on the demo model, on native kernels or, without them, on onnxruntime."""
+    """Every option on the demo model, with its native kernels or, without them, on onnxruntime."""
     samples = conformance.clips()
     soundfile.write(tmp_path / "clips.wav", samples, 16_000, subtype="PCM_16")
     model = DEMO_FOLDER / "language.lm"
@@ -506,7 +506,7 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
         "U2MOE_INVALID_ARGUMENT: endpoint rules need silence or a length above 0 seconds",
         "options of an earlier version are accepted",
         "U2MOE_INVALID_ARGUMENT: hotwords are empty: omit them to use none",
-        f"U2MOE_INVALID_ARGUMENT: hotword '{'A' * 200}'...: may have 200 characters, got 2097152",
+        f"U2MOE_INVALID_ARGUMENT: hotword '{'A' * 200}'...: must have at most 200 characters, got 2097152",
         r"U2MOE_BUNDLE_ERROR: /none\xff\xc3/bundle.json: missing, or cannot be read",
         f"U2MOE_INVALID_ARGUMENT: num_threads must be from 1 to {max(32, 4 * os.cpu_count())} on this machine, got 0",
         "U2MOE_INVALID_ARGUMENT: kernels must be auto, native or onnxruntime, got 'fast'",

@@ -211,7 +211,7 @@ def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
             raise ValueError(f"a hotword must be a phrase, or a phrase and its weight, got {hotword!r}")  # noqa: TRY004
         if len(phrase) > LONGEST_PHRASE:
             shown = f"hotword {phrase[:LONGEST_PHRASE]!r}..."
-            raise ValueError(f"{shown}: may have {LONGEST_PHRASE} characters, got {len(phrase)}")
+            raise ValueError(f"{shown}: must have at most {LONGEST_PHRASE} characters, got {len(phrase)}")
         yield phrase, checked_number(f"hotword {phrase!r}: weight", weight, above=0, most=MOST_WEIGHT)
 
 

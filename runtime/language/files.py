@@ -225,7 +225,7 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
         blocks.append(np.frombuffer(content, dtype, length, place))
         place += blocks[-1].nbytes
     if place != len(content) or len(blocks) != 2 + 2 * (2 * len(num_ngrams) - 1):
-        raise ValueError("its blocks do not fill it")
+        raise ValueError("its blocks do not match its length")
     counts, later = blocks[:2]
     tables, codes = blocks[2 : 1 + len(blocks) // 2], blocks[1 + len(blocks) // 2 :]
     columns = [table[code] for table, code in zip(tables, codes, strict=True)]

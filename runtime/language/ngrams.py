@@ -222,7 +222,7 @@ class Ngrams:
         if len(self.word) >= _MOST_NODES or not 0 < len(self.words) <= MOST_WORDS:
             raise LanguageModelError(f"{source}: {len(self.words)} words and {len(self.word) - 1} n-grams are too many")
         if (self.word[1 : 1 + len(self.words)] != np.arange(len(self.words))).any():
-            raise LanguageModelError(f"{source}: the unigrams are not those of its words")
+            raise LanguageModelError(f"{source}: the unigrams do not match its words")
         if self.word[1:].max() >= len(self.words):
             raise LanguageModelError(f"{source}: an n-gram has a word that is not among its {len(self.words)} words")
         if ((parent[1:] == parent[:-1]) & (self.word[2:] <= self.word[1:-1])).any():

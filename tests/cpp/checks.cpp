@@ -318,7 +318,7 @@ void load_in_little_memory(int argc, char** argv) {
   }
 }
 
-// In a process limited to 64 MB more, calls that need hundreds of MB fail, and a stream continues afterwards.
+// With 64 MB of memory left, check that calls that need hundreds of MB fail and a stream continues.
 void run_out_of_memory(char** argv) {
   u2moe_recognizer recognizer = nullptr;
   u2moe_stream stream = nullptr;

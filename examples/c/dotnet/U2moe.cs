@@ -133,7 +133,7 @@ namespace U2moe {
     public static void Decode(params Stream[] streams) {
       Native.Check(Native.u2moe_decode_streams(Array.ConvertAll(streams, stream => stream.handle), (UIntPtr)streams.Length));
     }
-    /// Return final results, each once.
+    /// Return final results. Each is returned once.
     public IEnumerable<Result> TakeSegments() {
       for (;;) {
         IntPtr found;

@@ -94,7 +94,7 @@ type Options struct {
 	ChunkSize     int     // -1: full context
 	NumLeftChunks int     // 0: all
 	BeamSize      int     //
-	MaxQueueS     float64 // seconds of audio that may wait; 0: 10
+	MaxQueueS     float64 // seconds of audio that may wait; 0: the default, 10
 }
 
 func (o Options) inC() (C.u2moe_stream_options, error) {
@@ -176,7 +176,7 @@ func Decode(streams ...*Stream) error {
 	return call(func() C.u2moe_error { return C.u2moe_decode_streams(unsafe.SliceData(handles), C.size_t(len(handles))) })
 }
 
-// TakeSegments returns final results, each once.
+// TakeSegments returns final results. Each is returned once.
 func (s *Stream) TakeSegments() ([]Result, error) {
 	var all []Result
 	for {

@@ -20,9 +20,9 @@
  * Running out of memory can end it at points in onnxruntime that cannot report the failure. If `num_threads` is above 1,
  * onnxruntime can also hang when it runs out of memory.
  *
- * Handles. A handle is a number, not an address. A handle that is null, freed or of another kind returns U2MOE_INVALID_HANDLE.
- * Free each handle once, in any order: a stream keeps what it needs of its recogniser, hotwords, language model and voice
- * activity detector. Strings and arrays of a result or recogniser are valid until its handle is freed.
+ * Handles. A handle is a number, not an address. A call with a null or freed handle, or one of another kind, returns
+ * U2MOE_INVALID_HANDLE. Free each handle once, in any order: a stream keeps what it needs of its recogniser, hotwords, language
+ * model and voice activity detector. Strings and arrays of a result or recogniser are valid until its handle is freed.
  *
  * Threads. Any thread may call any function. Threads may share recognisers, hotwords, language models and results. Only one
  * thread at a time may decode a stream (otherwise U2MOE_STREAM_ERROR). Meanwhile, other threads may feed it, cancel it and take
@@ -131,7 +131,8 @@ typedef struct u2moe_recognizer_options {
   const char *kernels;
   const u2moe_provider *providers; /* in order of preference; a missing provider is an error; NULL: the CPU */
   size_t num_providers;
-  void *session_options; /* an OrtSessionOptions of the caller, used unchanged in place of the members above; or NULL */
+  void *session_options; /* an OrtSessionOptions of the caller, used unchanged, or NULL; requires defaults in the members
+                          * above */
   /* Accepted public keys in PEM format. One of them must have signed the manifest (`u2moe sign`). The signature is checked
    * before anything else in the bundle is read; U2MOE_SIGNATURE_ERROR otherwise. NULL: signatures are not checked. */
   const char *const *public_keys;
@@ -156,8 +157,8 @@ U2MOE_API u2moe_error u2moe_recognizer_open_memory(const u2moe_file *files, size
                                                    const u2moe_recognizer_options *options, u2moe_recognizer *recognizer);
 /* Sample rate of the model in Hz. Streams resample audio of other rates. */
 U2MOE_API u2moe_error u2moe_recognizer_sample_rate(u2moe_recognizer recognizer, int32_t *sample_rate);
-/* Describe the recogniser as JSON: versions, kernels with their instruction set or the reason why they are not used, providers,
- * sizes, and warnings about features of a newer bundle that are ignored. Valid until the recogniser is freed. */
+/* Describe the recogniser as JSON: versions, native kernels (instruction set, or why they are not used), providers and sizes.
+ * Warnings list ignored features of a newer bundle. Valid until the recogniser is freed. */
 U2MOE_API u2moe_error u2moe_recognizer_describe(u2moe_recognizer recognizer, const char **json);
 /* Text of a token from 0 to vocab_size - 1, as in tokens.txt. Valid until the recogniser is freed. */
 U2MOE_API u2moe_error u2moe_recognizer_token(u2moe_recognizer recognizer, int32_t token, const char **text);
@@ -226,8 +227,9 @@ typedef struct u2moe_endpoint_rule {
 #define U2MOE_NO_HOTWORDS ((u2moe_hotwords)(intptr_t)-1)
 #define U2MOE_NO_LANGUAGE_MODEL ((u2moe_language_model)(intptr_t)-1)
 
-/* Options that are not set come from the bundle, otherwise from the library: a beam of 10, Kaldi's endpoint rules, no hotwords
- * and no language model. Searches without a beam ignore the hotwords and language model of the bundle. */
+/* Options that are not set have the value of the bundle. If the bundle has none, the library's defaults apply: a beam of 10,
+ * Kaldi's endpoint rules, no hotwords and no language model. Searches without a beam ignore the bundle's hotwords and language
+ * model. */
 typedef struct u2moe_stream_options {
   size_t size;
   /* Encoder frames per chunk. 0: as in training, or 16. U2MOE_FULL_CONTEXT: encode up to 30 seconds of a recording at once,
@@ -245,7 +247,7 @@ typedef struct u2moe_stream_options {
                               * one that ends in it; negative: as in the bundle */
   int32_t endpoint;          /* nonzero: the rules end utterances; 0: the input is one utterance */
   u2moe_endpoint_rule rules[3];
-  double pause;              /* with full context, seconds of low level that split recordings longer than 30 s; 0: none,
+  double pause;              /* with full context, seconds of quiet audio that split recordings longer than 30 s; 0: none,
                               * otherwise at least 0.4; negative: as in the bundle */
   u2moe_hotwords hotwords;             /* NULL: those of the bundle; or U2MOE_NO_HOTWORDS */
   u2moe_language_model language_model; /* NULL: that of the bundle; or U2MOE_NO_LANGUAGE_MODEL */
@@ -254,13 +256,12 @@ typedef struct u2moe_stream_options {
   double blank_penalty;      /* subtracted from the score of the blank before the softmax in the first pass: fewer deletions,
                               * more insertions; negative: as in the bundle */
   double max_queue_s;        /* seconds of audio that may wait in u2moe_stream_feed and u2moe_transcriber_feed; default 10 */
-  double turn;               /* the second rule needs half its silence if the language model's probability of a sentence end
-                              * reaches this, otherwise half as much again; 0: always the silence of the rule; negative: as in
-                              * the bundle */
-  const char *grammar;       /* restricts recognition to these lines, in place of hotwords and a language model: phrases with
-                              * alternatives (a | b), optional words [a], slots <name> = one | two, and [unk] to allow other
-                              * words; lines that begin with "#" are skipped; NULL: no grammar. Invalid grammars return
-                              * U2MOE_GRAMMAR_ERROR */
+  double turn;               /* if the language model's probability of a sentence end reaches this, the second rule needs half
+                              * its silence; otherwise, half as much again; 0: off; negative: as in the bundle */
+  const char *grammar;       /* lines of phrases to which recognition is restricted, in place of hotwords and a language model;
+                              * (a | b): alternatives; [a]: optional words; <name>: a slot, defined by <name> = one | two;
+                              * [unk]: other words are allowed; lines that begin with "#" are skipped; NULL: no grammar.
+                              * Invalid grammars return U2MOE_GRAMMAR_ERROR */
 } u2moe_stream_options;
 
 U2MOE_API u2moe_error u2moe_stream_options_init(u2moe_stream_options *options, size_t size);
@@ -268,16 +269,17 @@ U2MOE_API u2moe_error u2moe_stream_options_init(u2moe_stream_options *options, s
 U2MOE_API u2moe_error u2moe_stream_create(u2moe_recognizer recognizer, const u2moe_stream_options *options,
                                           u2moe_stream *stream);
 /* Append mono samples in [-1, 1] and recognise all complete chunks. How audio is split into calls does not affect results. The
- * first call sets the rate of the stream, 1000 to 384000 Hz. */
+ * first call sets the rate of the stream, 1000 to 384000 Hz; later calls must use the same rate. */
 U2MOE_API u2moe_error u2moe_stream_accept_waveform(u2moe_stream stream, int32_t sample_rate, const float *samples,
                                                    size_t num_samples);
 U2MOE_API u2moe_error u2moe_stream_accept_waveform_int16(u2moe_stream stream, int32_t sample_rate, const int16_t *samples,
                                                          size_t num_samples);
 /* Finish the input and recognise the remaining audio. */
 U2MOE_API u2moe_error u2moe_stream_input_finished(u2moe_stream stream);
-/* Take the final result of the next utterance with words, each once. Sets `result` to NULL if none is ready. */
+/* Take the final result of the next utterance with words. Each result is returned once. Sets `result` to NULL if none
+ * is ready. */
 U2MOE_API u2moe_error u2moe_stream_take_segment(u2moe_stream stream, u2moe_result *result);
-/* Current result of the current utterance: text, tokens and times of the first pass, which may still change. After the end of
+/* Result so far of the current utterance: text, tokens and times of the first pass, which may still change. After the end of
  * the input it is final and may be empty. */
 U2MOE_API u2moe_error u2moe_stream_get_result(u2moe_stream stream, u2moe_result *result);
 /* Whether u2moe_stream_take_segment has a result. */
@@ -290,7 +292,8 @@ typedef struct u2moe_speech_event {
   double time;
 } u2moe_speech_event;
 
-/* Take the next event of the voice activity detector, each once. Sets `is_taken` to 0 if none is ready. */
+/* Take the next event of the voice activity detector. Each event is returned once. Sets `is_taken` to 0 if none is
+ * ready. */
 U2MOE_API u2moe_error u2moe_stream_take_speech_event(u2moe_stream stream, u2moe_speech_event *event, int32_t *is_taken);
 /* Whether the voice activity detector currently detects speech. Always 0 without a detector. */
 U2MOE_API u2moe_error u2moe_stream_is_speech(u2moe_stream stream, int32_t *is_speech);
@@ -308,9 +311,9 @@ U2MOE_API u2moe_error u2moe_stream_feed_int16(u2moe_stream stream, int32_t sampl
 U2MOE_API u2moe_error u2moe_stream_feed_finished(u2moe_stream stream);
 /* Seconds of audio in the queue. */
 U2MOE_API u2moe_error u2moe_stream_queued(u2moe_stream stream, double *seconds);
-/* Recognise all queued audio of streams of any recognisers, in batches. Results are the same as for each stream alone. A failed
- * or cancelled stream does not affect the others. Returns the first stream's error; u2moe_stream_failure identifies failed
- * streams. */
+/* Recognise all queued audio of the streams, in batches. The streams may belong to several recognisers. Results are the same as
+ * for each stream alone. A failed or cancelled stream does not affect the others. Returns the error of the first failed stream;
+ * u2moe_stream_failure returns that of each stream. */
 U2MOE_API u2moe_error u2moe_decode_streams(const u2moe_stream *streams, size_t num_streams);
 /* Error that ended recognition of a stream, or U2MOE_OK. */
 U2MOE_API u2moe_error u2moe_stream_failure(u2moe_stream stream);
@@ -391,8 +394,8 @@ typedef struct u2moe_result_view {
   int32_t num_committed;   /* number of words in `committed` */
   int32_t revised;         /* in a final result, number of committed words that the second pass changed, added or removed */
   double committed_end;    /* seconds before which the first pass changes nothing */
-  const u2moe_word *phrases; /* phrases of a grammar; in a partial result, only phrases that no later result of this segment
-                              * revokes */
+  const u2moe_word *phrases; /* recognised phrases of the grammar; in a partial result, only phrases that no later result
+                              * of this segment removes */
   size_t num_phrases;
 } u2moe_result_view;
 

@@ -134,21 +134,21 @@ class Stream {
   }
   void input_finished() { check(u2moe_stream_input_finished(handle_.get())); }
 
-  /// Take final results of utterances with words, each once.
+  /// Take final results of utterances with words. Each is returned once.
   std::vector<Result> take_segments() {
     std::vector<Result> segments;
     while (const auto result = given_by<u2moe_result>(u2moe_stream_take_segment, handle_.get())) segments.emplace_back(result);
     return segments;
   }
 
-  /// Current result of the current utterance.
+  /// Result so far of the current utterance.
   Result get_result() const { return Result(given_by<u2moe_result>(u2moe_stream_get_result, handle_.get())); }
 
   /// Whether take_segments has a result.
   bool is_endpoint() const { return given_by<std::int32_t>(u2moe_stream_is_endpoint, handle_.get()) != 0; }
 
-  /// Whether the voice activity detector currently detects speech. take_speech_events returns where speech begins and ends,
-  /// each event once.
+  /// Whether the voice activity detector currently detects speech. take_speech_events returns where it begins and ends.
+  /// Each event is returned once.
   bool is_speech() const { return given_by<std::int32_t>(u2moe_stream_is_speech, handle_.get()) != 0; }
   std::vector<u2moe_speech_event> take_speech_events() {
     std::vector<u2moe_speech_event> events;

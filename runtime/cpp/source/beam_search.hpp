@@ -367,7 +367,7 @@ class BeamSearch {
     }
   }
 
-  // Change of a prefix's rank by hotwords if a token extends it.
+  // Hotword bonus in the rank of a prefix extended by a token.
   double bonus(const Prefix& prefix, int token) const {
     if (!ranking_) return 0;
     const ContextGraph::Move move = ranking_->advance(prefix.state, token);

@@ -12,7 +12,7 @@ namespace {
 
 thread_local std::string the_message;
 
-// Never throws. If there is no memory for the message, the error code must suffice.
+// Never throws. If memory is too short for the message, the error code must suffice.
 u2moe_error failed(u2moe_error code, const char* message) noexcept {
   try {
     the_message = legible(message);
@@ -384,7 +384,7 @@ Events events_of(const u2moe_transcriber_callbacks& calls) {
 }  // namespace
 }  // namespace u2moe::runtime
 
-using namespace u2moe::runtime;  // NOLINT: this file is the border
+using namespace u2moe::runtime;  // NOLINT: this file implements the C interface
 
 const char* u2moe_error_message(void) { return the_message.c_str(); }
 

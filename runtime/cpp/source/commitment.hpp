@@ -28,7 +28,7 @@ class Commitment {
     if (longer) last_ = longer;
   }
 
-  /// Earliest frame at which a token that may follow the committed ones peaks; `most` if there is none.
+  /// Earliest peak of a token that may follow the committed ones; `most` if there is none.
   int next_peak(const BeamSearch& search, int most) const {
     for (const Beam& beam : search.beams()) {
       if (holds_for(*beam.prefix)) most = std::min(most, beam.earliest_peak(num_tokens(), most));

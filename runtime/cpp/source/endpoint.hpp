@@ -83,8 +83,8 @@ struct Endpoint {
 
 class Endpointer {
  public:
-  /// @param turn the second rule needs half its silence if the probability of a sentence end reaches this, otherwise half as
-  /// much again; 0: off.
+  /// @param turn if the probability of a sentence end reaches this, the second rule needs half its silence; otherwise, half as
+  /// much again. 0: off.
   Endpointer(const EndpointRules& rules, double frame_s, int blank, double turn = 0) : blank_(blank), turn_(turn) {
     const auto frames = [frame_s](double seconds) {
       constexpr int never = std::numeric_limits<int>::max();

@@ -22,8 +22,8 @@ struct PhraseState {
 class PhraseGraph {
  public:
   /// @param lines of the grammar; see u2moe_stream_options.
-  /// @throws GrammarError if a line has invalid syntax, a slot is undefined or contains itself, or a phrase may be empty or has
-  /// characters that the vocabulary lacks. Also if there is no phrase, or the grammar is too large.
+  /// @throws GrammarError if a line has invalid syntax, or a slot is undefined or contains itself. Also if a phrase may be empty
+  /// or has characters that the vocabulary lacks. Also if the grammar has no phrases or is too large.
   PhraseGraph(const std::vector<std::string>& lines, const Vocabulary& vocabulary, int blank)
       : vocabulary_(vocabulary), symbols_(vocabulary), blank_(blank), starts_(vocabulary.word_starts()) {
     const std::vector<Phrase> phrases = read(lines);

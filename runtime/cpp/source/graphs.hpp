@@ -323,7 +323,7 @@ class Graphs {
     // float32 results do not depend on how the library was built.
     const bool is_automatic = settings.wanted_kernels() == "auto", is_ort = file != name + ".onnx";
     if (graph.kernels.native && is_automatic && !m_.quantized) graph.kernels = Kernels{false, "", 0, "weights are in float32"};
-    if (graph.kernels.native && is_ort) graph.kernels = Kernels{false, "", 0, "functions are expanded in files of ORT format"};
+    if (graph.kernels.native && is_ort) graph.kernels = Kernels{false, "", 0, "files in ORT format have expanded functions"};
     std::string refusal;
     try {
       while (!graph.session) {

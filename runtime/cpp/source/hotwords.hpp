@@ -85,7 +85,7 @@ class Symbols {
     const std::string name = "hotword '" + encode_utf8(phrase.substr(0, kLongestHotword)) + "'";
     const auto fail = [&](const std::string& what) { runtime::fail<InvalidArgument>(name + what); };
     if (phrase.size() > kLongestHotword) {
-      fail("...: may have " + std::to_string(kLongestHotword) + " characters, got " + std::to_string(phrase.size()));
+      fail("...: must have at most " + std::to_string(kLongestHotword) + " characters, got " + std::to_string(phrase.size()));
     }
     if (!(hotword.weight > 0 && hotword.weight <= kMostHotwordWeight)) {
       fail(": weight must be above 0 and at most " + shown_number(kMostHotwordWeight) + ", got " + shown_number(hotword.weight));
@@ -122,8 +122,8 @@ class Symbols {
 class ContextGraph {
  public:
   /// @param hotwords phrases; the largest bonus of equal phrases counts.
-  /// @throws InvalidArgument if there are no hotwords, one is empty, the vocabulary cannot spell one in either letter case, or
-  /// a weight is out of range.
+  /// @throws InvalidArgument if the list or a phrase is empty, or a weight is out of range. Also if the vocabulary cannot spell
+  /// a phrase in either letter case.
   ContextGraph(const std::vector<Hotword>& hotwords, const Vocabulary& vocabulary) : fingerprint_(vocabulary.fingerprint()) {
     for (const std::u32string& symbol : vocabulary.symbols()) spellings_.push_back(with_boundaries(symbol, is_syllabic));
     add_state();

@@ -51,19 +51,19 @@ class CompactFile {
       const std::string& type = each.array()[0].string();
       if (type != "|u1" && type != "<u2" && type != "<u4" && type != "<f4") fail("is damaged: it has a block of type " + type);
       Block block{static_cast<std::size_t>(type[2] - '0'), type[1] == 'f', static_cast<std::size_t>(each.array()[1].integer(0, 1 << 30)), {}};
-      if (block.length > (content.size() - place) / block.width) fail("is damaged: its blocks do not fill it");
+      if (block.length > (content.size() - place) / block.width) fail("is damaged: its blocks do not match its length");
       block.bytes = content.substr(place, block.length * block.width);
       place += block.bytes.size();
       blocks_.push_back(block);
     }
-    if (place != content.size()) fail("is damaged: its blocks do not fill it");
+    if (place != content.size()) fail("is damaged: its blocks do not match its length");
   }
 
   Ngrams model() const {
     std::vector<std::string> words;
     for (const Json& word : header_["words"].array()) words.push_back(word.string());
     const std::size_t num_orders = header_["num_ngrams"].array().size();
-    if (num_orders == 0 || num_orders > 9 || blocks_.size() != 2 + 2 * (2 * num_orders - 1)) fail("is damaged: its blocks do not fill it");
+    if (num_orders == 0 || num_orders > 9 || blocks_.size() != 2 + 2 * (2 * num_orders - 1)) fail("is damaged: its blocks do not match its length");
     std::vector<Id> word = {0};
     std::vector<float> log_prob = {0}, backoff = {0};
     for (Id id = 0; id < words.size(); ++id) word.push_back(id);

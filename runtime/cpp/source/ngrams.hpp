@@ -68,7 +68,7 @@ class Ngrams {
       rank[id] = static_cast<Id>(sorted.size());
       sorted.push_back(words[id]);
     }
-    if (orders.empty() || orders[0].words.size() != words.size()) fail(source, "has other unigrams than words");
+    if (orders.empty() || orders[0].words.size() != words.size()) fail(source, "the unigrams do not match the words");
     std::vector<float> log_probs = {0}, backoffs = {0};
     std::vector<std::uint64_t> children(1);
     std::vector<Key> keys;
@@ -193,7 +193,7 @@ class Ngrams {
   void check(const std::vector<Id>& parent, const std::string& source) const {
     for (Id node = 1; node < word_.size(); ++node) {
       if (word_[node] >= words_.size()) fail(source, "an n-gram has a word that is not among its " + std::to_string(words_.size()) + " words");
-      if (node <= words_.size() && word_[node] != node - 1) fail(source, "the unigrams are not those of its words");
+      if (node <= words_.size() && word_[node] != node - 1) fail(source, "the unigrams do not match its words");
       if (node > 1 && parent[node] == parent[node - 1] && word_[node] <= word_[node - 1]) fail(source, "n-grams are not sorted");
       if (!std::isfinite(log_prob_[node]) || static_cast<double>(log_prob_[node]) > kMostLog) {
         fail(source, "found " + shown_number(static_cast<double>(log_prob_[node])) + ", expected logarithms of probabilities");

@@ -7,7 +7,7 @@
 
 namespace u2moe::runtime {
 
-/// @throws InvalidArgument if there is no search with this name.
+/// @throws InvalidArgument if the name is unknown.
 inline Search search_of(const std::string& name) {
   for (const SearchName& each : kSearches) {
     if (name == each.name) return each.search;

@@ -111,9 +111,9 @@ class Stream {
     decode_claimed(streams, all);
   }
 
-  /// Take the final result of the next utterance with words, each once.
+  /// Take the final result of the next utterance with words. Each is returned once.
   std::optional<Result> take_segment() { return locked([this] { return take_first(segments_); }); }
-  /// Take the next event of the voice activity detector, each once.
+  /// Take the next event of the voice activity detector. Each is returned once.
   std::optional<SpeechEvent> take_speech_event() { return locked([this] { return take_first(speech_events_); }); }
 
   bool has_segments() const { return locked([this] { return !segments_.empty(); }); }
@@ -121,7 +121,7 @@ class Stream {
   bool is_speech() const { return locked([this] { return is_speech_; }); }
   double queued_s() const { return locked([this] { return rate_ ? static_cast<double>(num_queued_) / rate_ : 0; }); }
 
-  /// Current result of the current utterance. After the end of the input it is final and may be empty.
+  /// Result so far of the current utterance. After the end of the input it is final and may be empty.
   Result result() const { return locked([this] { return result_; }); }
 
   /// @throws Error that ended recognition.

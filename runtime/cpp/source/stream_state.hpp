@@ -163,7 +163,7 @@ class StreamState {
       if (const std::optional<Speech> speech = finder_->take()) {
         recognize(*speech);
       } else if (is_finished_ && !recognition_.is_finished()) {
-        recognition_.finish();  // there was no speech
+        recognition_.finish();  // no speech was found
       } else {
         return std::nullopt;
       }
@@ -180,13 +180,13 @@ class StreamState {
 
   void give(const TokenScores& scores) { recognition_.give(scores); }
 
-  /// Take the final result of the next utterance with words, each once.
+  /// Take the final result of the next utterance with words. Each is returned once.
   std::optional<Result> take_segment() { return take_first(segments_); }
 
-  /// Take the next event of the voice activity detector, each once.
+  /// Take the next event of the voice activity detector. Each is returned once.
   std::optional<SpeechEvent> take_speech_event() { return take_first(speech_events_); }
 
-  /// Current result of the current utterance. After the end of the input it is final and may be empty.
+  /// Result so far of the current utterance. After the end of the input it is final and may be empty.
   Result result() const { return presented(recognition_.result()); }
 
  private:

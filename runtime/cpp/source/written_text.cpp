@@ -64,7 +64,7 @@ std::int64_t unit(const std::string& word) { return number_in(kUnits, word); }
 std::int64_t tens(const std::string& word) { return word == "ten" ? 0 : number_in(kTens, word, 1, 10); }
 bool is_zero(const std::string& word) { return word == "zero" || word == "oh"; }
 
-// Whether a word may follow a date or a time without being counted by it. The empty word is the end.
+// Whether a word may follow a date or a time and is not a counted noun. The empty word means the end.
 bool may_follow(const std::string& word) { return word.empty() || is_in(kAfterDates, word); }
 
 std::int64_t scale_of(const std::string& word) {

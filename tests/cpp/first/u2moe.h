@@ -74,7 +74,7 @@ typedef struct u2moe_hotwords_handle *u2moe_hotwords;
 typedef struct u2moe_language_model_handle *u2moe_language_model;
 typedef struct u2moe_vad_handle *u2moe_vad;
 
-/* What was wrong in the last call of this thread that failed; valid until the next one that fails. */
+/* Message of this thread's last failed call; valid until its next failure. */
 U2MOE_API const char *u2moe_error_message(void);
 /* "U2MOE_BUNDLE_ERROR" for U2MOE_BUNDLE_ERROR. */
 U2MOE_API const char *u2moe_error_name(u2moe_error error);
@@ -120,7 +120,7 @@ U2MOE_API u2moe_error u2moe_recognizer_open_memory(const u2moe_file *files, size
                                                    const u2moe_recognizer_options *options, u2moe_recognizer *recognizer);
 /* Sample rate of the model in Hz. Streams resample from any other. */
 U2MOE_API u2moe_error u2moe_recognizer_sample_rate(u2moe_recognizer recognizer, int32_t *sample_rate);
-/* What computes the graphs, as JSON: versions, kernels with their instruction set or why there are none, providers, sizes, and
+/* Description of the recogniser, as JSON: versions, kernels with their instruction set or why there are none, providers, sizes, and
  * warnings: what is lost of a bundle that a newer version wrote. */
 U2MOE_API u2moe_error u2moe_recognizer_describe(u2moe_recognizer recognizer, const char **json);
 U2MOE_API u2moe_error u2moe_recognizer_free(u2moe_recognizer recognizer);
@@ -186,12 +186,12 @@ typedef struct u2moe_endpoint_rule {
 #define U2MOE_NO_HOTWORDS ((u2moe_hotwords)(intptr_t)-1)
 #define U2MOE_NO_LANGUAGE_MODEL ((u2moe_language_model)(intptr_t)-1)
 
-/* What is not given is as in the bundle, and if that says nothing as in the library: a beam of 10, Kaldi's endpoint rules, no
+/* Options that are not set are as in the bundle, otherwise as in the library: a beam of 10, Kaldi's endpoint rules, no
  * hotwords, no language model. The bundle's hotwords and language model are ignored by searches that have no beam. */
 typedef struct u2moe_stream_options {
   size_t size;
-  /* Encoder frames of a chunk; 0: as in training, or 16. U2MOE_FULL_CONTEXT: whole recordings, of which up to 30 seconds
-   * are encoded at once; results come later and are better. It needs endpoint rules. */
+  /* Encoder frames of a chunk; 0: as in training, or 16. U2MOE_FULL_CONTEXT: whole recordings, up to 30 seconds
+   * encoded at once; results come later and are better. It needs endpoint rules. */
   int32_t chunk_size;
   int32_t num_left_chunks;   /* chunks of left context; -1: all */
   const char *search;        /* "attention_rescoring", "ctc_prefix_beam", "ctc_greedy" or "attention" (the decoder alone, at

@@ -208,7 +208,7 @@ impl Stream {
     pub fn reset(&self) -> Result<()> {
         check(unsafe { sys::u2moe_stream_reset(self.0) })
     }
-    /// Take the final results, each once.
+    /// Take the final results. Each is returned once.
     pub fn take_segments(&self) -> Result<Vec<Utterance>> {
         let mut found = Vec::new();
         loop {
@@ -222,7 +222,7 @@ impl Stream {
             found.push(utterance?);
         }
     }
-    /// Current result of the current utterance.
+    /// Result so far of the current utterance.
     pub fn result(&self) -> Result<Utterance> {
         let mut result = ptr::null_mut();
         check(unsafe { sys::u2moe_stream_get_result(self.0, &mut result) })?;
