@@ -170,7 +170,7 @@ class PauseRule {
   /// Return the endpoint if the window ends in a pause in which the CTC output is also silent.
   /// @param num_frames encoder frames of the recording so far.
   std::optional<Endpoint> endpoint(std::size_t num_frames, int trailing_silence) {
-    constexpr double silent_before_cut_s = 0.12;  // a token closer than this before the middle of a pause means quiet speech
+    constexpr double silent_before_cut_s = 0.12;  // a pause with a token this close before its middle is quiet speech
     const std::int64_t pause_len = pause_len_;
     pause_len_ = 0;
     if (!pause_len) return std::nullopt;
