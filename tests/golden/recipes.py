@@ -105,11 +105,11 @@ def table(checkout):
     old = sum(not set(SECTIONS) <= config.keys() for config in configs if config.get("model", "asr_model") in MODELS)
     efficient = sum(config.get("encoder") == "efficientConformer" for config in configs)
     count = (
-        f"{accepted} of WeNet's {len(paths) - others} recipes for CTC and attention are accepted, and equal to WeNet "
-        f"within {LIMIT:g}, whole and in chunks. {others} recipes train other kinds of model. All were completed with "
-        f"`input_dim` and `output_dim`, as training does. {old} are in the layout before the end of 2023, without "
-        f"{', '.join(f'`{key}`' for key in SECTIONS)}. The {efficient} Efficient Conformers were compared through "
-        "[an adapter](#efficient-conformers):\n\n"
+        f"{accepted} of WeNet's {len(paths) - others} recipes for CTC and attention are accepted. They equal WeNet "
+        f"within {LIMIT:g}, on whole utterances and in chunks. {others} recipes train other kinds of model. All "
+        f"{len(paths)} files were completed with `input_dim` and `output_dim`, as training does. {old} use the layout "
+        f"from before the end of 2023, without {', '.join(f'`{key}`' for key in SECTIONS)}. The {efficient} Efficient "
+        "Conformers were compared through [an adapter](#efficient-conformers):\n\n"
     )
     return "".join([count, "| recipe | result of `u2moe export` |\n| --- | --- |\n", *rows])
 

@@ -170,7 +170,7 @@ def page(proved):
             f"| `{value}` | {' | '.join(cell(key, value, other) for other in SHOWN[1:])} |"
             for value in sorted(values[key])
         ]
-    number = f"{len(proved):,} pairs of settings are proved by {len(CONFIGURATIONS)} networks."
+    number = f"{len(CONFIGURATIONS)} networks confirm {len(proved):,} pairs of settings."
     return f"{number} The most important ones:\n\n" + "\n".join(lines) + "\n"
 
 
