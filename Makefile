@@ -60,6 +60,7 @@ check: lint types fast
 lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/python tests/prose.py
 
 types: .venv/ready
 	cd .venv && bin/mypy --config-file ../pyproject.toml -p u2moe

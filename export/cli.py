@@ -67,8 +67,15 @@ def add_convert(subparsers: Subparsers) -> None:
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--profile", choices=PROFILES, required=True)
     parser.add_argument("--ort", action="store_true", help=_ORT_HELP)
-    parser.add_argument("--chunk-size", type=int, metavar="N", help="for sherpa-onnx and static (default: 16)")
-    parser.add_argument("--num-left-chunks", type=int, metavar="N", help="for sherpa-onnx and static (default: 4)")
+    parser.add_argument(
+        "--chunk-size", type=int, metavar="N", help="for sherpa-onnx and static: encoder frames per chunk (default: 16)"
+    )
+    parser.add_argument(
+        "--num-left-chunks",
+        type=int,
+        metavar="N",
+        help="for sherpa-onnx and static: chunks of left context (default: 4)",
+    )
     recordings = parser.add_mutually_exclusive_group()
     recordings.add_argument("--calibration", nargs="+", metavar="FILE", help="for static: write chunks for calibration")
     recordings.add_argument(

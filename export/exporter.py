@@ -47,7 +47,8 @@ def export_bundle(
         out: folder to write; left unchanged on failure.
         weights: the state dict, a name in the directory or a path elsewhere; default: final.pt.
         units: the vocabulary, as a name or a path; default: the file named in train.yaml, or units.txt.
-        lora: whether to add the LoRA adapters in the state dict to its weights; default: decide by its name.
+        lora: "add" to add the LoRA adapters in the state dict to its weights, "contained" if the weights already
+            contain them; default: decided by the name of the file.
         padding_s: this bundle's default of `DecodingOptions.padding_s`, in seconds.
         overwrite: replace an existing bundle.
         progress: called with a line for each step.
@@ -55,7 +56,7 @@ def export_bundle(
     Raises:
         ValueError: `padding_s` is out of range.
         CheckpointError: the checkpoint cannot be read.
-        UnsupportedError: this kind of checkpoint is not supported, or not proved equal to WeNet.
+        UnsupportedError: the checkpoint is of a kind that is not supported or not proved equal to WeNet.
         ParityError: a graph differs from torch.
         BundleError: `out` cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Makes a bundle's encoder and CTC head into one graph for sherpa-onnx's WeNet clients, online and offline.
+"""Combines a bundle's encoder and CTC head into one graph for sherpa-onnx's WeNet clients, online and offline.
 
 The bundle's graphs are used unchanged, quantized or not, with different inputs and outputs. A network that a client
 cannot run is refused with the reason, because a client that loads an unsuitable file ends the whole process.

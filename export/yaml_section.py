@@ -57,7 +57,7 @@ class Section(Record):
         return None if self.value(key) is None else self.integer(key)
 
     def optional_text(self, key: str) -> str | None:
-        """Return a text without characters that a file name cannot have, or None for null."""
+        """Return a text, or None for null. A text with characters that a file name cannot have is refused."""
         value = self.value(key)
         if value is not None and not (isinstance(value, str) and NAMEABLE.fullmatch(value)):
             raise self.wrong(key, value, "a string or null")

@@ -131,7 +131,7 @@ def pack_int4(integers: npt.NDArray[np.uint8], block_size: int) -> npt.NDArray[n
 
 
 def _ranges(blocks: Float, zero: int) -> Float:
-    """Return the smallest steps, times scale, that cover blocks [..., block_size] around a zero point."""
+    """Return, for each block [..., block_size], scale times the smallest step that covers it around a zero point."""
     ranges: Float = np.maximum(blocks.max(axis=-1) / (15 - zero), blocks.min(axis=-1) / -zero)
     return ranges
 

@@ -67,7 +67,7 @@ class Product:
         return to
 
     def pack(self, *arrays: Array | None) -> int:
-        """Pack parts and bias into the last array; return its bytes. Without arrays, only return the bytes."""
+        """Pack parts and bias into the last array; return its size in bytes. Without arrays, only return the size."""
         given = arrays or [None] * (len(self.parts) + 2)
         *pointers, to = (ctypes.c_void_p(None if array is None else array.ctypes.data) for array in given)
         block = [self.conversion.block_size] if self.conversion.block_size else []

@@ -229,7 +229,7 @@ class FormatSearch:
         self.made = self._run.quantize(recipe, self._staging)
 
     def _costs(self) -> tuple[float, float]:
-        """Return the bytes, and the real-time factor if it has a limit."""
+        """Return the size in bytes and the real-time factor, which is measured only if it has a limit (otherwise 0)."""
         factor = real_time_factor(self.made.bundle, self._audio.chooses) if self._goal.target_rtf else 0.0
         return self.made.num_bytes, factor
 

@@ -46,7 +46,7 @@ def samples_of(
 
 
 class RecordingReader:
-    """Iterator over the buffers of a recording, up to its end or to a damaged place. Can be iterated over only once.
+    """Iterator over the buffers of a recording. Stops at its end or where it is damaged. Can be iterated only once.
 
     The first buffer is read immediately, so an unreadable recording fails before any other work is done.
 

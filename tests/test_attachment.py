@@ -1,4 +1,4 @@
-"""What a bundle carries: defaults of decoding, and a language model that `u2moe lm attach` puts there."""
+"""Decoding defaults in a bundle, and a language model added by `u2moe lm attach`."""
 
 import dataclasses
 import shutil

@@ -344,7 +344,7 @@ def test_limits_that_are_no_numbers_are_refused(value, capsys):
 
 
 @pytest.mark.parametrize(("missing", "message"), [
-    ("errors", "word errors need transcripts, and reports that count errors by recording"),
+    ("errors", "word errors of each recording are missing in a report: measure again, with transcripts"),
     ("count", "moe_tiny: measured in 2 rounds; a limit needs at least 4"),
     ("crash", "RuntimeError: broken"),
 ])  # fmt: skip

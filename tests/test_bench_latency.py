@@ -166,7 +166,7 @@ def test_waits_end_with_their_utterance(vocabulary):
     assert found["chunk_latency_s"]["late"] == pytest.approx(1 / 3)
     assert found["chunk_budget_s"] == 0.25
 
-    # without speech there are no waits
+    # without speech, no wait is reported
     found = latency.summary([observed(events=[event(1.0, 0.1)], segments=[utterance([], [])])], vocabulary, chunk_s=1.0)
     assert set(found) == {"chunk_latency_s", "chunk_budget_s"}
 

@@ -76,8 +76,8 @@ def test_workers_that_load_the_model_themselves_give_the_same(corpus, undisturbe
     ({"model": ToyChoice(threshold=18.0)}, "model"),
     ({"model": ToyChoice(options=DecodingOptions(beam_size=3))}, "options"),
     ({"model": ToyChoice(hotwords_digest="0")}, "hotwords"),
-    ({"options": dataclasses.replace(ONE, block_size=5)}, "block size 4, now it is 5"),
-    ({"options": dataclasses.replace(ONE, list_options=ListOptions(channel=0))}, "channel null, now it is 0"),
+    ({"options": dataclasses.replace(ONE, block_size=5)}, "block size 4, but it is now 5"),
+    ({"options": dataclasses.replace(ONE, list_options=ListOptions(channel=0))}, "channel null, but it is now 0"),
     ({"list": {"key": "k", "wav": "0.wav"}}, "list digest"),
 ])  # fmt: skip
 def test_another_run_is_refused(corpus, undisturbed, tmp_path, changed, message):

@@ -213,7 +213,7 @@ def test_the_command_line(tmp_path, capsys):
     assert main(arguments) == 0
     assert "0 utterances" in capsys.readouterr().err
     assert main([*arguments, "--beam-size", "3"]) == 1
-    assert "the run began with options.beam_size null, now it is 3" in capsys.readouterr().err
+    assert "the run began with options.beam_size null, but it is now 3" in capsys.readouterr().err
     assert main(["corpus", "status", out]) == 1
     status = capsys.readouterr().out
     assert "4 of 4 utterances, 2 blocks\nmissing.wav\t" in status

@@ -149,7 +149,7 @@ def surroundings(tmp_path, monkeypatch):
     (tmp_path / "data.list").write_text('{"key": "talk", "wav": "talk.wav", "txt": "SEVEN"}\n', encoding="utf-8")
     (tmp_path / "commands.txt").write_text("<digit> = one | five\n<digit> [<digit>]\n[unk]\n", encoding="utf-8")
     (tmp_path / "names.txt").write_text("SEVEN\nCLUBS :2.5\n", encoding="utf-8")
-    # many words, of which a network with random weights gets as many wrong in int8 as in float32, to 0.5 %
+    # many words: a network with random weights gets as many wrong in int8 as in float32, within 0.5 %
     (tmp_path / "test.tsv").write_text(f"{clips[0]}\t{'你好 ' * 1_500}\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "_PROCESSES", 1)  # what is measured is not looked at

@@ -104,7 +104,7 @@ def test_a_frame_needs_a_whole_window(num_samples, num_frames):
     ],
 )
 def test_front_ends_that_make_no_sense(config, bundle, model):
-    with pytest.raises(BundleError, match="cannot be computed: a mel band has no point"):
+    with pytest.raises(BundleError, match="cannot be computed: a mel band contains no FFT bin"):
         FeatureStream(config)
     manifest = dataclasses.replace(
         bundle.manifest,
@@ -117,8 +117,8 @@ def test_front_ends_that_make_no_sense(config, bundle, model):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"frame_shift_ms": 26.0}, "frame_shift_ms must be at most frame_length_ms, 25.0, got 26.0"),
-    ({"num_ceps": 81}, "num_ceps must be at most num_mel_bins, 80, got 81"),
+    ({"frame_shift_ms": 26.0}, r"frame_shift_ms must be at most frame_length_ms \(25.0\), got 26.0"),
+    ({"num_ceps": 81}, r"num_ceps must be at most num_mel_bins \(80\), got 81"),
     ({"low_hz": 9000.0}, "low_hz and high_hz must be ascending and at most half the sample_rate 16000, got 9000.0"),
     ({"high_hz": -8000.0}, "low_hz and high_hz must be ascending"),
 ])  # fmt: skip

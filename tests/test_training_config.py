@@ -104,7 +104,7 @@ def test_statistics_that_are_null_in_quotes_are_none():
 
 def test_more_mel_bins_than_the_spectrum_has_points_for_are_refused():
     config = changed("dataset_conf.fbank_conf.num_mel_bins", 128)
-    with pytest.raises(UnsupportedError, match=r"train.yaml: dataset_conf: .*128.* a mel band has no point"):
+    with pytest.raises(UnsupportedError, match=r"train.yaml: dataset_conf: .*128.* a mel band contains no FFT bin"):
         parse_training_config({**config, "input_dim": 128})
 
 

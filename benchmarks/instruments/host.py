@@ -58,7 +58,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_fields(file: Path = _CPUINFO) -> dict[str, str]:
-    """Return the first processor's fields in /proc/cpuinfo, with those of the whole machine (the ARM board)."""
+    """Return the first processor's fields in /proc/cpuinfo, and those of the machine, such as an ARM board's name."""
     fields: dict[str, str] = {}
     for line in _read(file).splitlines():
         name, colon, value = line.partition(":")
@@ -87,7 +87,7 @@ class OtherLoad:
         self._begin = self._times()
 
     def cores(self) -> float | None:
-        """Return the average number of cores that others used; None if the system does not report it."""
+        """Return the average number of cores that other processes used; None if the system does not report it."""
         now = self._times()
         if now is None or self._begin is None:
             return None

@@ -47,8 +47,8 @@ def machine() -> str:
 def bars(mode: str) -> list[Bar]:
     """Return the rows of one panel, from top to bottom.
 
-    Rows of u2moe and torch are for encoder and CTC head. sherpa-onnx is timed from samples to text: features and greedy
-    search add some percent at this size.
+    The rows of u2moe and torch are times of the encoder and the CTC head only. sherpa-onnx is timed from samples to
+    text: features and greedy search add a few percent at this size.
     """
     contents = read_json(results_file("full_size"))["machines"].values()
     *_, own = (content for content in contents if kind_of(content["machine"]) == machine())

@@ -59,7 +59,7 @@ class Variant(NamedTuple):
 
 
 def recognized(recognizer: Recognizer, recordings: Sequence[Recording], *, noise: bool = False) -> Texts:
-    """Return the texts of all recordings in each mode; `noise` adds the same numbers within `HALF_STEP` every time."""
+    """Return the texts of all recordings in each mode; `noise` adds noise up to `HALF_STEP`, the same in every call."""
     rate = recognizer.bundle.manifest.features.sample_rate
     texts: Texts = {mode: [] for mode in MODES}
     random = np.random.default_rng(0)

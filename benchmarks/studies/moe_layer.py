@@ -3,8 +3,9 @@
     python -m u2moe.benchmarks.studies.moe_layer [--narrow]
 
 The layers have the size of the preset moe-1b and random weights, which spread tokens evenly, the worst case. --narrow
-compares them, in chunks, with layers of as many weights in more and narrower experts. Layers with separate weights take
-turns on one thread, because in a network no cache keeps them from call to call. The bound is the larger of two times:
+compares them, in chunks, with layers that have the same number of weights in more, narrower experts. Several layers,
+each with its own weights, take turns on one thread: as in a network, no cache keeps weights from call to call. The
+bound is the larger of two times:
 reading the weights of experts with tokens, and computing their products. Both assume the rates that kernels reach in
 the same run.
 """

@@ -67,7 +67,7 @@ def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
 
 
 def compared(expected: Found, found: Found) -> dict[str, Any]:
-    """Count the recordings whose segments differ, by aspect, and `num_recordings`.
+    """Return `num_recordings` and, for each aspect, the number of recordings whose segments differ in it.
 
     `score` is the largest difference between the scores of best hypotheses with equal tokens.
     """

@@ -45,7 +45,7 @@ def read_gating(conf: Section) -> Gating:
     """Return the layer that an encoder_conf describes."""
     hidden = conf.integer("cgmlp_linear_units", 2048)
     if hidden % 2:
-        raise conf.wrong("cgmlp_linear_units", hidden, "even: half of it is the gate")
+        raise conf.wrong("cgmlp_linear_units", hidden, "even (half of the units form the gate)")
     causal = conf.flag("causal", default=False)
     return Gating(
         hidden=hidden,

@@ -130,7 +130,7 @@ def _streaming(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> 
 
 
 def _clip(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joined:
-    """Build `_offline` between a file decoder and a detokenizer; see `clip_contract`."""
+    """Build a file decoder, the graph of `_offline`, and a detokenizer, in this order; see `clip_contract`."""
     samples = _decoded(g, inputs["audio"], bundle.manifest.features.sample_rate)
     outputs, parts = _offline(g, bundle, samples)
     return {**outputs, "text": _text(g, outputs["tokens"], bundle.tokens)}, parts

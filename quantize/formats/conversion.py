@@ -50,7 +50,7 @@ class WeightConversion(ABC):
 
     Attributes:
         form: description of the format in bundles.
-        others: last names of the parts stored with the integers.
+        others: suffixes of the names of the parts that are stored with the integers.
         joins_biases: whether the second biases of all experts are one input.
         block_size: rows that share a step; 0: none.
     """
@@ -84,9 +84,9 @@ class WeightConversion(ABC):
         """Compute y = x @ weight + bias from parts and any bias; `sizes` are attributes for K, N and block_size."""
 
     def names(self, weight: str, *, bias: bool, prefix: str | None = None) -> list[str]:
-        """Return the names of a weight's inputs of a function.
+        """Return the names of a function's inputs for one weight: its integers, the other parts, and any bias.
 
-        `prefix` replaces the weight's name in all but the integers.
+        The integers have the name `weight`. The other names begin with `prefix`; None: with `weight` and "_".
         """
         own = f"{weight}_" if prefix is None else prefix
         return [weight, *(f"{own}{part}" for part in self.others), *[f"{own}bias"] * bias]

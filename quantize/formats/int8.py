@@ -1,8 +1,8 @@
 """Weights in int8 with one scale per column, and activations with one scale per token (row).
 
 A token's result therefore does not depend on its chunk or batch. Rows are divided by their scales before they are
-rounded, and products are multiplied by them. A row of zeros has scale 0. Its integers are meaningless, but 0 times
-their product is correct.
+rounded, and products are multiplied by the scales. A row of zeros has scale 0. Its integers are meaningless, but 0
+times their product is correct.
 
 Native kernels replace whole functions. A product whose input has no other reader is one function with its quantization
 and bias. The same applies to feed-forward layers, gated or not.

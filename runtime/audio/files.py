@@ -267,7 +267,7 @@ def repaired(stream: BinaryIO, name: str) -> BinaryIO:
 
 
 def _unfinished(stream: BinaryIO) -> int | None:
-    """Return the position of the audio length in a WAV file if it is 0 although audio follows, otherwise None."""
+    """Return the position of the audio length in a WAV file if that length is 0 although audio follows, else None."""
     head = stream.read(_LONGEST_HEADER)
     stream.seek(0)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":

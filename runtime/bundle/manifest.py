@@ -228,9 +228,9 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         check_options(self)
         if self.frame_shift_ms > self.frame_length_ms:
-            raise wrong("frame_shift_ms", f"at most frame_length_ms, {self.frame_length_ms}", self.frame_shift_ms)
+            raise wrong("frame_shift_ms", f"at most frame_length_ms ({self.frame_length_ms})", self.frame_shift_ms)
         if self.num_ceps > self.num_mel_bins:
-            raise wrong("num_ceps", f"at most num_mel_bins, {self.num_mel_bins}", self.num_ceps)
+            raise wrong("num_ceps", f"at most num_mel_bins ({self.num_mel_bins})", self.num_ceps)
         if not 0 <= self.low_hz < self.top_hz <= self.sample_rate / 2:
             raise ValueError(
                 f"low_hz and high_hz must be ascending and at most half the sample_rate {self.sample_rate}, "

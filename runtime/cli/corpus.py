@@ -30,8 +30,9 @@ def add_corpus(subparsers: Subparsers) -> None:
     parser: CommandParser = subparsers.add_parser(
         "corpus",
         help="recognise a corpus, each utterance exactly once",
-        description="Recognise the utterances of a list. Results are written in blocks; run it again to continue.\n"
-        "Any number of machines may work on one folder. For its results:\n\n"
+        description="Recognise the utterances of a list. Results are written in blocks.\n"
+        "Repeat the command to continue an interrupted run. Any number of machines may work on one folder.\n"
+        "Commands for the results:\n\n"
         "  u2moe corpus status OUT      show progress and errors\n"
         "  u2moe corpus merge OUT FILE  write all rows to one file\n"
         "  u2moe corpus score OUT       count word errors",

@@ -122,7 +122,7 @@ def add_declared(parser: Options, kind: Any, only: Container[str] | None = None,
 
 
 def declared_in(args: argparse.Namespace, kind: Any) -> dict[str, Any]:
-    """Return the given options of `add_declared`."""
+    """Return the options of `add_declared` that were given, by field name."""
     return {name: value for name in _with_flags(kind) if (value := getattr(args, name, None)) is not None}
 
 

@@ -46,8 +46,8 @@ def add_serve(subparsers: Subparsers) -> None:
         "--api-key",
         type=Path,
         metavar="FILE",
-        help=f"file with the key that clients must send (or ${_KEY_VARIABLE}), or lines of a name, a key and a number "
-        "of streams; reloaded on SIGHUP",
+        help="file with the key that clients must send, or with a name, a key and optionally a number of streams in "
+        f"each line; reloaded on SIGHUP (default: the key in ${_KEY_VARIABLE})",
     )
     add_declared(parser, ServerOptions, _BASIC)
     add_words(parser)

@@ -95,7 +95,10 @@ class RunDescription:
             if name not in _INFORMATION and value != theirs[name]:
                 where, before, after = first_difference(value, theirs[name], name.replace("_", " "))
                 was, now = (json.dumps(each)[:_LONGEST_VALUE] for each in (before, after))
-                raise CorpusError(f"{folder}: the run began with {where} {was}, now it is {now}: choose another folder")
+                raise CorpusError(
+                    f"{folder}: the run began with {where} {was}, but it is now {now}: change it back, or choose "
+                    "another folder"
+                )
 
 
 class OutputFolder:

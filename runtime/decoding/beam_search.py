@@ -343,7 +343,7 @@ class BeamSearch:
             new.token_times = (times, self.num_frames, score)
 
     def _entered(self, prefix: Prefix, token: int, score: float) -> float:
-        """Return the log-probability of a token that extends a prefix; `rest` counts as at the beginning of a word."""
+        """Return the log-probability of a token that extends a prefix; `rest` is scored as the beginning of a word."""
         if token != self._rest:
             return score
         return (score if prefix.phrase and prefix.phrase.is_apart else self._rest_start) - REST_COST

@@ -34,7 +34,7 @@ class Endpoint:
     """The end of an utterance.
 
     Attributes:
-        num_frames: number of the frames just passed that belong to the utterance.
+        num_frames: how many of the frames passed in the latest call belong to the utterance.
         rule: number of the rule that fired (the lowest if several did), or `PAUSE`.
         trailing_silence: number of silent frames at the end.
     """

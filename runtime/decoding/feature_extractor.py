@@ -96,7 +96,7 @@ class FeatureExtractor:
 
     @property
     def missing_s(self) -> float:
-        """Seconds of audio missing for the next window. The resampler may need a little more.
+        """Seconds of audio still needed for the next window. The resampler may need a little more.
 
         May be too low before the first frame, when it is unknown whether silence will be added.
         """

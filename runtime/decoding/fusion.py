@@ -304,5 +304,5 @@ def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
 
 
 def _num_starts(characters: str) -> int:
-    """Return the largest number of words that begin in these characters, which may continue a word."""
+    """Return the largest number of words that can begin in these characters; the first may instead continue a word."""
     return sum(bool(part) for part in characters.split(WORD_BOUNDARY))

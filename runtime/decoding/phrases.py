@@ -175,7 +175,7 @@ class PhraseGraph:
         return ends, any(self._arcs[place] for place in places)
 
     def _is_between(self, token: int) -> bool:
-        """Return whether a token is outside of phrases when none has begun."""
+        """Return whether a token lies between phrases (`rest` or a word boundary) instead of beginning one."""
         return token == self.rest or self._spellings[token] == WORD_BOUNDARY
 
     def _step(self, state: PhraseState, character: str) -> PhraseState | None:

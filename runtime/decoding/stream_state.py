@@ -176,7 +176,8 @@ class StreamState:
     def claim(self) -> Iterator[None]:
         """Claim the stream for a thread, since chunks must be decoded in order.
 
-        An exception in the middle of the work, such as KeyboardInterrupt, loses audio; then only `reset` helps.
+        After an exception in the middle of the work, such as KeyboardInterrupt, audio is lost and the stream must be
+        `reset`.
         """
         with self.lock:
             self._released.wait_for(lambda: self._decoder is not None or not self._num_resets)

@@ -127,8 +127,9 @@ def _shape(weight: ir.Value) -> tuple[int, ...]:
 def _shares(g: GraphBuilder, mixture: Mixture, x: ir.Value, gate: ir.Value) -> ir.Value:
     """Return the weight of each expert, 0 for experts that are not chosen [1, time, experts].
 
-    A term that all logits share has no effect, and is removed. Products with differences of columns compare experts:
-    float16 rounds logits of 4 to multiples of 0.004, but keeps the sign of a small difference.
+    A term that all logits share has no effect, and is removed. To compare two experts, x is multiplied by the
+    difference of their columns, because float16 rounds logits of about 4 to multiples of 0.004, but keeps the sign of a
+    small product.
     """
     gate, num = g.op("Sub", gate, g.op("ReduceMean", gate, [-1], keepdims=1)), mixture.num_experts
     logits = g.op("MatMul", x, gate)

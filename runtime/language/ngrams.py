@@ -143,7 +143,9 @@ class Ngrams:
             parts.append((ranks[order, -1], log_prob[order], backoff[order]))
             keys = np.concatenate([keys, key])
         if len(orders[0][0]) != len(words):
-            raise LanguageModelError(f"{source}: has {len(orders[0][0])} unigrams for {len(words)} words")
+            raise LanguageModelError(
+                f"{source}: has {len(orders[0][0])} unigrams, expected one for each of its {len(words)} words"
+            )
         nothing = (np.zeros(1, np.uint32), np.zeros(1, np.float32), np.zeros(1, np.float32))
         columns = [np.ascontiguousarray(np.concatenate(column)) for column in zip(nothing, *parts, strict=True)]
         word, log_probs, backoffs = columns

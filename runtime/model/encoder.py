@@ -225,7 +225,7 @@ class CacheRow:
     """
 
     def __init__(self, caches: Caches, index: int, num_cached: int, mates: Sequence[weakref.ref[CacheRow]]) -> None:
-        """Create row `index` of `caches`, whose rows are `mates`."""
+        """Create row `index` of `caches`; `mates` are references to all rows of these caches."""
         self.place = (caches, index, mates)  # a single attribute, because another thread may move the row during a read
         self.offset = int(caches.offset[index])
         self.num_cached = num_cached

@@ -133,7 +133,7 @@ def constants_of(config: FeatureConfig) -> Constants:
     """Return the constants of a configuration.
 
     Raises:
-        BundleError: the configuration is impossible, because a band has no point of the spectrum.
+        BundleError: the configuration is impossible, because a mel band contains no FFT bin.
     """
     length, num_intervals = config.frame_len, config.num_mel_bins + 1
     num_points = 1 << (length - 1).bit_length()
@@ -146,7 +146,10 @@ def constants_of(config: FeatureConfig) -> Constants:
     starts = np.searchsorted(places, np.arange(num_intervals))
     is_filled = np.diff(starts, append=len(places) - 1) > 0
     if not np.all(is_filled[:-1] | is_filled[1:]):
-        raise BundleError(f"features of {config} cannot be computed: a mel band has no point of the spectrum")
+        raise BundleError(
+            f"features of {config} cannot be computed: a mel band contains no FFT bin; "
+            "lower num_mel_bins or raise frame_length_ms"
+        )
     rising = places - np.floor(places)
     weights = np.stack([rising, 1 - rising])
     weights[:, -1] = 0

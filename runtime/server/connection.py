@@ -184,7 +184,7 @@ def read_object(text: str | bytes) -> dict[str, Any]:
 
 
 def plain_number(value: float) -> float:
-    """Return a whole number as an int: in JSON, clients in some languages require it without a decimal point."""
+    """Return a whole number as an int, because clients in some languages accept no decimal point in JSON integers."""
     return int(value) if value == int(value) else value
 
 

@@ -244,7 +244,7 @@ class Slot:
             self.stream.close()
 
     def drain(self) -> None:
-        """End after the current utterance, or after the stream if it is whole. Without a stream, end immediately."""
+        """End after the current utterance, or after the stream if it `is_whole`. Without a stream, end immediately."""
         self.is_drained = True
         if self.stream is not None and not self.stream.is_over:
             if not self._is_whole:

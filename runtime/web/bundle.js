@@ -121,7 +121,10 @@ class UrlReader {
     return new URL(`?sha256=${digest.sha256}`, this.folder).href;
   }
 
-  /** Return the result of `use(cache)`, or null without a cache, as in a sandbox. Tried twice: browsers lose it under load. */
+  /**
+   * Return the result of `use(cache)`, or null if there is no cache, as in a sandbox. Tries twice, because browsers may
+   * lose the cache under load.
+   */
   async #cached(use) {
     for (const isLast of [false, true]) {
       try {

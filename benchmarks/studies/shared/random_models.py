@@ -46,10 +46,10 @@ def is_mixture(name: str) -> bool:
 
 
 def make_bundle(name: str, kind: str, root: Path) -> Bundle:
-    """Return the bundle `root`/`name`/`kind` of a model of `SIZES`, created if missing.
+    """Return the bundle of a model in the folder `root`/`name`/`kind`; a missing bundle is created.
 
     Args:
-        name: name of the model.
+        name: name of the model, a key of `SIZES`.
         kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4": 4 bits for the experts, or for the
             feed-forward layers of a dense network.
         root: folder of all models.

@@ -195,7 +195,7 @@ class Stream {
     changed_.notify_all();
   }
 
-  // Return the next graph to run. None: the queue is empty or, without `all`, a part of it was recognised.
+  // Return the next graph to run. Returns nullopt if the queue is empty or, unless `all` is set, after one block of it.
   std::optional<Request> next(bool all) {
     for (;;) {
       if (is_cancelled_) fail<Cancelled>(kCancelled);
