@@ -122,7 +122,7 @@ class UrlReader {
   }
 
   /**
-   * Return the result of `use(cache)`, or null if there is no cache, as in a sandbox. Tries twice, because browsers may
+   * Return the result of `use(cache)`, or null without a cache, as in a sandbox. Tries twice, because browsers may
    * lose the cache under load.
    */
   async #cached(use) {

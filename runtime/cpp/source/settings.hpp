@@ -18,7 +18,7 @@ struct Provider {
   std::vector<std::pair<std::string, std::string>> options;
 };
 
-/// What the library of native kernels reports about itself, or the reason why the kernels are not used.
+/// The description that the library of native kernels gives of itself, or the reason why the kernels are not used.
 struct Kernels {
   bool native = false;
   std::string isa;
