@@ -81,7 +81,7 @@ def usable_cores() -> int:
 
 
 class OtherLoad:
-    """Meter of the cores that other processes use, from its construction on."""
+    """Meter of the cores that other processes have used since its construction."""
 
     def __init__(self) -> None:
         self._begin = self._times()

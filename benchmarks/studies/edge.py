@@ -60,7 +60,7 @@ FORMATS = ("int8", "int4")
 KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
 ROUNDS = 5
 AS_FAST = 1.05
-"""Maximum ratio to the time of Dense-225M of a network that counts as equally fast."""
+"""A network counts as fast as Dense-225M up to this ratio of times."""
 STATE = "edge.json"
 
 

@@ -4,10 +4,9 @@
 
 The layers have the size of the preset moe-1b and random weights, which spread tokens evenly, the worst case. --narrow
 compares them, in chunks, with layers that have the same number of weights in more, narrower experts. Several layers,
-each with its own weights, take turns on one thread: as in a network, no cache keeps weights from call to call. The
-bound is the larger of two times:
-reading the weights of experts with tokens, and computing their products. Both assume the rates that kernels reach in
-the same run.
+each with its own weights, take turns on one thread, so their weights leave the cache between calls, as in a network.
+The bound is the larger of two times: reading the weights of experts with tokens, and computing their products. Both
+assume the rates that kernels reach in the same run.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ PAPER, NARROW = Shape(8, 2, 1920), (Shape(16, 2, 960), Shape(32, 4, 480))
 
 
 class Layers:
-    """Mixtures of experts with random weights of `num_bytes` in the recipe `name`, run in turn on the same tokens."""
+    """Mixtures of experts with random weights in the recipe `name`, `num_bytes` in total, run in turn on same tokens."""
 
     def __init__(self, name: str, num_bytes: int, shape: Shape) -> None:
         model = moe_graph(max(1, -(-num_bytes * 8 // (2 * shape.experts * DIM * shape.hidden * BITS[name]))), shape)
