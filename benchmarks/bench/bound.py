@@ -157,7 +157,7 @@ def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> li
         return []
     seconds, total = np.array([kernel.seconds for kernel in kernels]), statistics.median(measured)
     ordered = np.sort(seconds)
-    # For every k: the amount to add if the k shortest end at 0. The first that leaves no other below 0 is right.
+    # For every k, compute the amount to add if the k shortest end at 0; use the first that leaves no other below 0.
     shifts = (total - ordered[::-1].cumsum()[::-1]) / np.arange(len(ordered), 0, -1)
     shift = shifts[np.argmax(ordered + shifts >= 0)]
     return [replace(kernel, seconds=max(kernel.seconds + float(shift), 0.0)) for kernel in kernels]

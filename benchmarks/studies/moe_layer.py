@@ -67,7 +67,7 @@ PAPER, NARROW = Shape(8, 2, 1920), (Shape(16, 2, 960), Shape(32, 4, 480))
 
 
 class Layers:
-    """Mixtures of experts with random weights in the recipe `name`, `num_bytes` in total, run in turn on same tokens."""
+    """Mixtures of experts with random weights in the recipe `name`, `num_bytes` in total, run in turn."""
 
     def __init__(self, name: str, num_bytes: int, shape: Shape) -> None:
         model = moe_graph(max(1, -(-num_bytes * 8 // (2 * shape.experts * DIM * shape.hidden * BITS[name]))), shape)
