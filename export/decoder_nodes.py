@@ -64,8 +64,8 @@ class DecoderNodes:
     def _without_blanks(self, valid: ir.Value) -> ir.Value:
         """Return the valid frames [batch, time] whose most likely token is not 0; if none exist, all valid frames.
 
-        The graph has its own CTC head for this, so callers need not know. Frames have no positions here, so hiding a
-        frame is the same as removing it.
+        The graph has its own CTC head for this, so callers need not find blanks. Frames have no positions here, so
+        hiding a frame is the same as removing it.
         """
         g = self.g
         with g.scope("ctc", group="output_layers"):

@@ -176,7 +176,7 @@ def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
     broken = next((symbol for symbol in tokens if WHITE_SPACE & set(symbol) and symbol != " "), None)
     if broken is not None:
         raise UnsupportedError(
-            f"{where}: tokens.txt: symbol {broken!r} contains white space, which its client cannot read"
+            f"{where}: tokens.txt: symbol {broken!r} contains white space, which sherpa-onnx cannot read"
         )
 
 

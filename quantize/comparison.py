@@ -109,9 +109,10 @@ class Difference:
 def share_of(edits: Array, tokens: Array, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
     """Return edits per token over recordings [n], with an interval.
 
-    The number of edits counts as a Poisson variable with Byar's limits (Breslow and Day 1987), which are nearly exact
-    even without edits. Edits within a recording are correlated. Edits and tokens are therefore divided by the design
-    effect (Korn and Graubard 1998) if it exceeds 1: the variance between recordings over that of independent edits.
+    The number of edits is treated as a Poisson variable with Byar's limits (Breslow and Day 1987), which are nearly
+    exact even if there are no edits. Edits within a recording are correlated. Edits and tokens are therefore divided by
+    the design effect (Korn and Graubard 1998), the variance between recordings over that of independent edits, if it
+    exceeds 1.
     """
     total, size = float(edits.sum()), max(float(tokens.sum()), 1.0)
     effect = max(_variance(edits, tokens) * size**2 / total, 1.0) if total else 1.0

@@ -223,8 +223,8 @@ class Weights:
         Args:
             weight: the initializer.
             conversion: conversion to the format.
-            read: reads the weight if its order or shape changes.
-            made: reads calibrated parts.
+            read: returns the weight to convert, if its order or shape differs from the initializer's.
+            made: returns the parts, if they were calibrated; None: they are computed from the weight.
         """
         source, shape = read or (lambda: array_of(weight)), read().shape if read else shape_of(weight)
         if len(shape) != 2:

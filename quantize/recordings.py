@@ -115,8 +115,9 @@ def _check_length(bundle: Bundle, judges: Sequence[Array], limit: float, total_s
     if found < needed:
         more = f", about {total_s * needed / found:.0f} s of recordings like these" if found else ""
         raise AudioError(
-            f"calibration: found {found} tokens in the recordings reserved for judging, of {total_s:.0f} s in total; "
-            f"showing that at most {limit:.2%} of the tokens change needs at least {needed} tokens{more}"
+            f"calibration: found {found} tokens in the recordings reserved for judging (all recordings: "
+            f"{total_s:.0f} s); to show that at most {limit:.2%} of the tokens change, judging needs at least {needed} "
+            f"tokens{more}"
         )
 
 

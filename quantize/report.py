@@ -96,7 +96,7 @@ def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
 
 
 def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str, Any]:
-    """Return the relative errors of the stored weights by group, overall and the worst."""
+    """Return the relative errors of the stored weights by group: of all its weights together, and of the worst one."""
     squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     worst: dict[str, float] = defaultdict(float)
     for graph in quantized.manifest.model.graphs():

@@ -91,7 +91,7 @@ class QuantizationRun:
         folder: folder for temporary files.
         progress: called with a line for each step.
         audio: the recordings, or None.
-        activations: inputs of layers in the recordings that calibrate.
+        activations: inputs of layers on the calibration recordings, or None.
         journal: file of measurements, or None.
         layout: version of the native kernels' layout, for recipes that pack.
     """

@@ -80,7 +80,7 @@ class Option:
 
     @property
     def may_be_none(self) -> bool:
-        """Whether None is a value or stands for a default."""
+        """Whether None is allowed, as a value or in place of a default."""
         return self.in_bundle or self.can_be_off or self.default is None
 
     @property

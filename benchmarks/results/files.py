@@ -15,7 +15,7 @@ from u2moe.runtime.whole_file import write_text
 
 
 def repository() -> Path:
-    """Return the clone in which scripts work, the current folder: an installed package cannot find it otherwise.
+    """Return the clone in which scripts work: the current folder, since an installed package cannot find the clone.
 
     Raises:
         FileNotFoundError: the current folder is not a clone.
@@ -61,7 +61,7 @@ def kind_of(machine: Mapping[str, Any]) -> str:
 
 
 def machine_key(content: Mapping[str, Any]) -> str:
-    """Return the kind of machine of results, with the instruction set of its native `kernels`."""
+    """Return the kind of machine that results were measured on, with the instruction set of its native `kernels`."""
     return f"{kind_of(content['machine'])}, {content['kernels']['isa'] or 'without native kernels'}"
 
 
@@ -86,7 +86,7 @@ def record(file: Path, content: dict[str, Any]) -> None:
 
 
 def of_bundle(folder: Path) -> dict[str, str]:
-    """Return `bundle` for results: SHA-256 of the manifest, which contains those of all files."""
+    """Return the entry `bundle` for results: the SHA-256 of the manifest, which contains the digests of all files."""
     return {"bundle": hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()}
 
 

@@ -1,4 +1,4 @@
-"""When do utterances end by the language model (`EndpointConfig.turn`), and how often within a sentence?
+"""How soon does the language model (`EndpointConfig.turn`) end utterances, and how often within a sentence?
 
     python -m u2moe.benchmarks.studies.turn BUNDLE TEST.tsv ...
 

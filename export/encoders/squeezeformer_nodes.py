@@ -211,7 +211,7 @@ def subsampled(g: GraphBuilder, features: ir.Value, layer: SqueezeSubsampling, b
 
 
 def folded(layer: Scaled, *names: str) -> Scaled:
-    """Return a copy of a layer whose products `names` include the scale and shift of its input."""
+    """Return a copy of a layer with the scale and shift of its input folded into the products `names`."""
     adapted = copy.deepcopy(layer)
     if layer.adaptive:
         for name in names:

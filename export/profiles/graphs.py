@@ -184,7 +184,7 @@ def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
 
 
 def _padded(g: GraphBuilder, manifest: Manifest, samples: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Return samples [1, samples] with the bundle's padding, as in `audio.padding`, and the size of its start [1]."""
+    """Return samples [1, samples] padded as in `audio.padding`, and the number of samples added at the start [1]."""
     frame_len, rate = manifest.features.frame_len, manifest.features.sample_rate
     num_silence = math.floor(manifest.decoding.padding_s * rate + 0.5)
     if not num_silence:

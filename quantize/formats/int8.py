@@ -58,15 +58,15 @@ class Int8Conversion(WeightConversion):
         return integers[:rows].astype(np.float32) * scale
 
     def rounding(self, weight: Float) -> Rounding:
-        """Return a rounding with the column scales of plain rounding."""
+        """Return an object that rounds a weight [in, out] for recordings, with the column scales of `parts`."""
         return _Int8Rounding(weight)
 
     def rows(self, after: str | None = None) -> ir.Function:
         """Build the function that quantizes x [..., in] once for several products: x = scale * (q - zero).
 
         Args:
-            after: activation that x comes from, one of `ACTIVATIONS`. If it has a lowest value, this value and the
-                largest of a row bound the row's magnitude.
+            after: activation that x comes from, one of `ACTIVATIONS`. If it has a lowest value, the magnitude of a row
+                is bounded by this value and the largest value in the row.
         """
         return build_function(
             "Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), {"activation": after or ""}

@@ -150,7 +150,7 @@ class FirstConvolutions:
         return g.op("Relu", g.op("Add", product, bias))
 
     def _seen_by_first(self) -> npt.NDArray[np.int64]:
-        """Return indices into a window [time * bins] and the 1 after it.
+        """Return indices into a window [time * bins] to which a 1 (for the bias) has been appended.
 
         The shape is [kernel of second * inner, kernel ** 2 + 1].
         """

@@ -70,7 +70,7 @@ class Cache:
         return math.ceil(num_cached * self.rate)
 
     def tensor(self, prefix: str = "") -> Tensor:
-        """Return the input of an encoder graph, or with a prefix its output."""
+        """Return the cache as an input of an encoder graph, or, with a prefix, as an output."""
         axes = (size or f"{prefix}{self.name}_time" for size in self.shape)
         return Tensor(name=f"{prefix}{self.name}", dtype="float32", axes=(self.num_blocks, "batch", *axes))
 

@@ -167,7 +167,7 @@ class Ngrams:
             history = self._shorter[history]
 
     def best_alone(self, low: int, high: int) -> float:
-        """Return the largest unigram log10 probability of words with `low` <= id < `high`; not empty."""
+        """Return the largest unigram log10 probability of words with `low` <= id < `high`, at least one word."""
         return float(self.log_prob[1 + low : 1 + high].max())
 
     def best(self, history: int, low: int, high: int, alone: float) -> float:

@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 class Runner(Protocol):
-    """Interface of an external runner of `static.onnx`, for example in the compiled form of a device."""
+    """Interface of an external runner of `static.onnx`, for example of the graph compiled for a device."""
 
     def run(self, inputs: dict[str, npt.NDArray[np.float32]], /) -> Mapping[str, npt.NDArray[np.float32]]:
         """Run the graph with all inputs by name. Returns all outputs by name. `static.json` lists both."""

@@ -200,7 +200,7 @@ def with_boundaries(symbol: str, is_word: Callable[[str], bool] = stands_alone) 
 
 
 def is_syllabic(symbol: str) -> bool:
-    """Return whether a symbol belongs to a script without spaces, or to Korean, whose words have endings."""
+    """Return whether a symbol belongs to a script without spaces, or to Korean, where endings are attached to words."""
     return _is_within(symbol, _SPACELESS + _HANGUL)
 
 

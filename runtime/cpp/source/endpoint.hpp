@@ -1,4 +1,5 @@
-// Endpoints: Kaldi's rules on the blanks of the CTC output. With full context, also pauses in the audio, where words end.
+// Endpoints: Kaldi's rules on the blanks of the CTC output and, with full context, pauses in the audio.
+// Words also end at pauses.
 #pragma once
 
 #include "standard.hpp"

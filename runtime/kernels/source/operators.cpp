@@ -35,8 +35,8 @@ struct Kernel {
   Kernel(const OrtApi* made_by, Node& node) : api(made_by), op(node) {}
 };
 
-// One operator under one name. All its inputs accept any type here; types are checked when the kernel is created, with
-// a message.
+// One operator under one name. All its inputs accept any type here; the kernel checks types when it is created, and its
+// errors name what is wrong.
 template <class Op>
 struct Registered : OrtCustomOp {
   std::string name;

@@ -6,7 +6,7 @@ namespace u2moe {
 namespace {
 
 // Multiplies `R` pairs of rows with one panel. The packed layout stores 4 rows of a column together; the instruction
-// needs 8, from two interleaved steps. An odd last row is multiplied by itself.
+// needs 8, from two interleaved steps. An odd last row is paired with itself.
 template <int R>
 void tile_of_pairs(const int8_t* codes, size_t stride, size_t rows, const uint8_t* weights, size_t steps,
                    const float* scale, float* unit) {

@@ -38,7 +38,7 @@ struct Matrix {
   void pack(uint8_t* to) const { group ? pack4(four, to) : pack8(eight, to); }
 };
 
-// Returns the rows of a group in 4 bits.
+// Returns the number of rows in a group of 4-bit weights.
 size_t group_of(const Node& node);
 // Reads weight, steps in 4 bits, scale and bias. `k` and `n` are -1 for any size, except `k` in 4 bits.
 Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias);
