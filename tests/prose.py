@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 QUOTING = {"CONTRIBUTING.md", "tests/prose.py"}
 PATTERNS = {
-    r"\b(?:is|are|was|were) no (?!longer|more|less|fewer|better|worse|further|such)\w": "is not a …, has no …",
+    r"(?<!here )\b(?:is|are|was|were) no (?!longer|more|less|fewer|better|worse|further|such)\w": "is not a …",
     r"\b[Ww]hoever\b": "name who: the caller, the client",
     r"\bof which\b": "start a new sentence",
     r"(?:^|[.:;] )What (?![^.]*\?)": "name the thing",
