@@ -165,18 +165,25 @@ def held(cells: Mapping[str, Any], model: str, server: str) -> int:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each cell, and the numbers of sustained speakers."""
+    """Return the values for pages: rows for the fewest speakers, the most sustained and the next number; counts."""
     latencies = ("partial p50, p95, p99, ms", "final p50, p95, p99, ms")
     header = ("", "speakers", *latencies, "missing", "CPU ms per s of speech", "sustained")
     cells = results["cells"]
     rows = []
-    for name, cell in cells.items():
-        model, server, *_ = name.split("/")
+    for model, server in dict.fromkeys(tuple(name.split("/")[:2]) for name in cells):
         if server == "crowd":
+            cell = cells[f"{model}/{server}"]
             pairs = {f"capacity {cell['capacity']}": cell["alone"], f"{CROWD} x capacity": cell["crowded"]}
             rows += [_row(f"{model}, {OURS}, {title}", part) for title, part in pairs.items()]
-        else:
-            rows.append(_row(f"{model}, {server}", cell))
+            continue
+        own = [cell for name, cell in cells.items() if name.split("/")[:2] == [model, server]]
+        own.sort(key=lambda cell: int(cell["streams"]))
+        most = held(cells, model, server)
+        next_number = [cell for cell in own if cell["streams"] > most][:1]
+        shown = {
+            cell["streams"]: cell for cell in [own[0], *(cell for cell in own if cell["streams"] == most), *next_number]
+        }
+        rows += [_row(f"{model}, {server}", cell) for cell in shown.values()]
     counts = {}
     for model in dict.fromkeys(name.split("/")[0] for name in cells):
         for key, server in (("ours", OURS), ("native", OURS_NATIVE), ("theirs", THEIRS)):
