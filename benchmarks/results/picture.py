@@ -28,7 +28,7 @@ from u2moe.benchmarks.studies.systems import SHERPA
 PICTURE = Path("docs/images/speed.png")
 """Relative to the root of a clone."""
 PANELS = {"streaming": "chunks of 16 frames (0.64 s)", "full": "whole utterances of 10 s"}
-NATIVE, ALONE, OTHERS = "u2moe with native kernels", "u2moe on onnxruntime alone", "others"
+NATIVE, ALONE, OTHERS = "u2moe with native kernels", "u2moe on onnxruntime", "others"
 COLOURS = {NATIVE: "#0b5394", ALONE: "#8fb3d9", OTHERS: "#b7b7b7"}
 EQUALS = (DENSE, INT8, NATIVE_LARGE), (PLAIN_DENSE, PLAIN_INT8, PLAIN_LARGE)
 """Rows of one engine in one format; the row of int4 follows them."""
@@ -83,7 +83,7 @@ def draw(file: Path) -> None:
         _panel(axes, title, bars(mode))
     panels[0].invert_yaxis()
     figure.suptitle(
-        "Seconds of one processor core for a second of speech: less is better\n"
+        "Seconds of one processor core per second of speech: lower is better\n"
         f"one thread of an {machine()}; random weights; sizes are ours\n"
         "million parameters / active for a token: "
         + ", ".join(f"{NAMES[case.model]} {case.size}" for case in EQUALS[1]),
