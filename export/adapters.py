@@ -72,6 +72,6 @@ def _adapted(path: Path, state: Mapping[str, Tensor], name: str, adapters: Adapt
     expected = [(weight.shape[0], rank), (rank, weight.shape[1])]
     if shapes[1:] != expected:
         raise CheckpointError(
-            f"{path}: {name}{UP} and {DOWN} have shapes {shapes[1:]}, expected {expected} by lora_rank {rank}"
+            f"{path}: {name}{UP} and {DOWN} have shapes {shapes[1:]}, but lora_rank {rank} requires {expected}"
         )
     return (weight.double() + up.double() @ down.double() * (adapters.alpha / rank)).float()

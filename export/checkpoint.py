@@ -175,7 +175,7 @@ def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
             return directory / name
     kept = f"; the recipe keeps it at {config.symbol_table}" if config.symbol_table else ""
     raise CheckpointError(
-        f"{directory}: has no vocabulary; expected one of {', '.join(candidates)}{kept}: copy it there, "
+        f"{directory}: has no vocabulary; expected one of {', '.join(candidates)}{kept}: copy it to this directory, "
         "or name it with --units"
     )
 
@@ -236,7 +236,7 @@ def _as_words(tokens: list[str], architecture: Architecture) -> list[str]:
 def _has_statistics(path: Path, state: Mapping[str, Tensor]) -> bool:
     found = [name for name in (CMVN_MEAN, CMVN_ISTD) if name in state]
     if len(found) == 1:
-        raise CheckpointError(f"{path}: has only {found[0]}, expected both {CMVN_MEAN} and {CMVN_ISTD}, or neither")
+        raise CheckpointError(f"{path}: has only {found[0]}; it must have both {CMVN_MEAN} and {CMVN_ISTD}, or neither")
     return bool(found)
 
 

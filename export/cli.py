@@ -54,7 +54,7 @@ def add_convert(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "convert",
         help="convert a bundle to fewer graphs or to another runtime's format",
-        description="Convert a bundle, quantized or not, to fewer graphs, and check that they are equal to it. "
+        description="Convert a bundle, quantized or not, to fewer graphs, and compare them with it. "
         "streaming: one chunk of samples and caches in; log-probabilities, encoder frames and caches out. "
         "offline: samples in; greedy tokens, times and log-probabilities out. "
         "clip: a WAV, FLAC or MP3 file shorter than 30 seconds in, text out; needs onnxruntime-extensions. "
@@ -79,7 +79,7 @@ def add_convert(subparsers: Subparsers) -> None:
     recordings = parser.add_mutually_exclusive_group()
     recordings.add_argument("--calibration", nargs="+", metavar="FILE", help="for static: write chunks for calibration")
     recordings.add_argument(
-        "--qdq", nargs="+", metavar="FILE", help="for static: the same, and use them to quantize for QNN"
+        "--qdq", nargs="+", metavar="FILE", help="for static: like --calibration, and quantize for QNN with the chunks"
     )
     _add_overwrite(parser, "folder of this kind")
     parser.set_defaults(run=run_convert)
@@ -116,7 +116,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora",
         choices=("add", "contained"),
-        help="whether to add the LoRA adapters of the state dict to its weights, or they are already contained in them "
+        help="add: add the LoRA adapters in the state dict to its weights; contained: the weights already include them "
         "(default: contained for epoch_N.pt, add for step_N.pt)",
     )
 

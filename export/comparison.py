@@ -39,7 +39,7 @@ class Comparison:
     limit: float
     num_values: int
     rounding: float | None = None
-    """If the difference is from torch in float64: the difference between torch in float32 and torch in float64."""
+    """Difference between torch in float32 and in float64; None unless `difference` is measured from float64."""
 
     @property
     def is_equal(self) -> bool:
@@ -71,7 +71,7 @@ class ParityReport:
         """Add a comparison of these sides.
 
         Raises:
-            ParityError: the difference exceeds its limit; names `where`, case, tensor, difference and limit.
+            ParityError: the difference exceeds its limit; the message names `where`, case, tensor and both numbers.
         """
         if not found.is_equal:
             raise ParityError(f"{where}: {found.case}: {found.tensor}: {found.told(sides)}{reason}")

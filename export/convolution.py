@@ -137,7 +137,7 @@ class TimeDepthwise(nn.Conv1d):
     def nodes(
         self, g: GraphBuilder, x: ir.Value, around: Surroundings, row: int, name: str
     ) -> tuple[ir.Value, ir.Value | None]:
-        """Return the same as a layer of the graph; see `Surroundings.convolved`."""
+        """Return the result of `over` as a layer of the graph; see `Surroundings.convolved`."""
         channels, kernel = self.in_channels, self.kernel_size[0]
         with g.scope(name, group="depthwise_convolutions"):
             weights = [
@@ -151,7 +151,7 @@ class TimeDepthwise(nn.Conv1d):
 def convolution(
     g: GraphBuilder, x: ir.Value, module: ConvolutionModule, frames: Surroundings, row: int
 ) -> tuple[ir.Value, ir.Value | None]:
-    """Return the module's output for [batch, time, dim], and the frames to cache; `row` is its row in the histories."""
+    """Return the module's output for [batch, time, dim], and the frames to cache; `row` selects the histories."""
     config = module.config
     with g.scope("conv_module", group="pointwise_convolutions"):
         # both halves of the gated linear unit are separate products, so no split is needed

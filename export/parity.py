@@ -37,11 +37,10 @@ everything downstream differs. An input that hits such a tie and exceeds the lim
 again."""
 MAX_DRAWS = 8
 ROUNDING = 4
-"""Factor for graphs that exceed their limit: they may differ from torch in float64 by this multiple of the difference
-of torch in float32. Programs that round in different places have errors of the same size, but not in the same
-values."""
+"""A graph that exceeds its limit may differ from torch in float64 by this many times as much as torch in float32
+does. Programs that round in different places have errors of the same size, but not in the same values."""
 MOST_ROUNDING = 100
-"""In multiples of the limit. If float32 is further from float64 than this, the comparison proves nothing."""
+"""If float32 differs from float64 by more than this multiple of the limit, the comparison proves nothing."""
 CHUNKS = ((16, -1), (16, 4), (16, 0), (8, 2), (4, 1), (1, 8), (25, -1))
 """(chunk size, left chunks) for the comparison of streams: upstream's usual values and some unusual ones."""
 
@@ -105,7 +104,7 @@ class Parity:
         """Run all comparisons.
 
         Raises:
-            ParityError: a difference exceeds its limit; names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.
         """
         config = self.config
         progress("features")

@@ -96,7 +96,7 @@ def check_proved(file: str | PathLike[str], architecture: Architecture) -> None:
     """Refuse a network with a pair of settings that no compared network has.
 
     Raises:
-        UnsupportedError: names `file` and the pair.
+        UnsupportedError: there is such a pair; the message names it and `file`.
     """
     for part, found in settings(architecture).items():
         for (key, value), (other, wanted) in combinations(found, 2):

@@ -104,10 +104,10 @@ def random_source(config_file: str | os.PathLike[str], *, vocab_size: int | None
 def _completed(values: object, path: Path, vocab_size: int | None) -> dict[str, Any]:
     """Return the content of a recipe's train.yaml with the sizes that training would add."""
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: is not a mapping, expected the content of a train.yaml")
+        raise CheckpointError(f"{path}: is not a mapping, as a train.yaml must be")
     stated = values.get("output_dim", values.get("vocab_size"))
     if None not in (stated, vocab_size) and stated != vocab_size:
-        raise CheckpointError(f"{path}: output_dim is {stated!r}, expected --vocab-size {vocab_size}, or neither")
+        raise CheckpointError(f"{path}: output_dim is {stated!r}, which contradicts --vocab-size {vocab_size}")
     size = vocab_size or stated or VOCAB_SIZE
     with refused_as(CheckpointError, path.name):
         features = read_features(Section(path.name, values))

@@ -6,7 +6,7 @@ the same network with 8 experts in place of each feed-forward layer, has 1.06 bi
 experts.
 
 The same seed yields the same bytes. Values are uniform, with 24 random bits each, because uniform numbers are exact on
-every processor. Normal ones depend on its logarithm and cosine.
+every processor. Normal numbers would depend on the processor's logarithm and cosine.
 """
 
 from __future__ import annotations

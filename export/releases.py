@@ -41,7 +41,8 @@ def as_trained(path: Path, config: TrainingConfig, state: Mapping[str, Tensor]) 
     if config.layout == "dataset_conf":
         if unstated and any(CONCATENATION.fullmatch(name) for name in state):
             raise CheckpointError(
-                f"{path}: the eps of its layer normalisations is unknown: it dates from September 2021 to May 2022. "
+                f"{path}: the eps of its layer normalisations is unknown: the file was written between September "
+                "2021 and May 2022. "
                 f"WeNet used {OLD_EPS:g} until January 2022 (commit 6d574b39) and 1e-05 since. Add "
                 f"norm_eps: 1.0e-12 or norm_eps: 1.0e-5 to {' and '.join(sorted(unstated))} of train.yaml"
             )

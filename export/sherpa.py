@@ -91,7 +91,7 @@ def export_sherpa(
 ) -> SherpaExport:
     """Write model-streaming.onnx, model.onnx and tokens.txt for sherpa-onnx into `out`.
 
-    A network that only one of its clients can run gets only that graph.
+    If only one client of sherpa-onnx can run the network, only the graph for that client is written.
 
     Args:
         source: a bundle, quantized or not.
@@ -179,7 +179,7 @@ class SherpaParity:
         """Compare the written graphs, `ONLINE` or `OFFLINE` or both.
 
         Raises:
-            ParityError: a difference exceeds its limit; names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.
         """
         if ONLINE in graphs:
             client = OnlineClient(self._session(ONLINE), self.options)

@@ -98,7 +98,7 @@ def supported_graphs(
         progress: called with the reason if a client cannot run its graph.
 
     Raises:
-        UnsupportedError: names the property, its value, and the supported values.
+        UnsupportedError: network, features, vocabulary or `options` do not suit the clients; the message says why.
     """
     config, where = manifest.model, f"{source}: sherpa-onnx"
     features = manifest.features
@@ -123,8 +123,8 @@ def supported_graphs(
 def _why_not_online(config: ModelConfig) -> str | None:
     if not config.streaming:
         return (
-            "causal, use_dynamic_chunk: this encoder looks ahead or was not trained on chunks, as the online client "
-            "requires: cut speech with a voice activity detector, then use the offline client"
+            "causal, use_dynamic_chunk: this encoder looks ahead or was not trained on chunks, so the online client "
+            "cannot run it: cut speech with a voice activity detector, then use the offline client"
         )
     unknown = [cache.name for cache in config.caches if cache.name not in (ATT_CACHE, CNN_CACHE)]
     if unknown:
@@ -168,9 +168,9 @@ def _check_chunks(config: ModelConfig, options: SherpaOptions, where: str) -> No
 def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
     found = next((symbol for symbol in BLANKS if symbol in tokens), None)
     if found is None or tokens.index(found) != blank:
-        clash = "it has none of them" if found is None else f"{found} is {tokens.index(found)}"
+        clash = "tokens.txt has none of them" if found is None else f"{found} is {tokens.index(found)}"
         raise UnsupportedError(
-            f"{where}: blank: its client uses the first of {', '.join(BLANKS)} in tokens.txt as the blank, which "
+            f"{where}: blank: the client uses the first of {', '.join(BLANKS)} in tokens.txt as the blank, which "
             f"must be token {blank} ({tokens[blank]!r}): {clash}"
         )
     broken = next((symbol for symbol in tokens if WHITE_SPACE & set(symbol) and symbol != " "), None)
@@ -237,7 +237,7 @@ def _graph(
 
 
 def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, str]:
-    """Return the metadata that the online client reads from the graph, with some for people."""
+    """Return the metadata that the online client reads from the graph, and some for human readers."""
     values = {
         "head": _sizes(config, ATT_CACHE)[0],
         "num_blocks": config.num_blocks,
@@ -261,7 +261,7 @@ def offline_metadata(config: ModelConfig) -> dict[str, str]:
 
 
 def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
-    """Return the last axes of a cache at the start. Without convolutions, their cache has no frames."""
+    """Return the last axes of a stream's initial cache. If no layer is a convolution, their cache has no frames."""
     missing = (0, 0, 0) if name == ATT_CACHE else (config.output_size, 0)
     return next((cache.shape for cache in config.caches if cache.name == name), missing)
 

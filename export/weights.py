@@ -91,7 +91,7 @@ def _refusal(error: Exception) -> str:
 
 
 def _choice(directory: Path) -> str:
-    """Return the end of a message: the existing weights."""
+    """Return the end of an error message, which lists the weight files in the directory."""
     found = sorted(item.name for item in directory.glob("*.pt") if item.is_file())
     return f"; the directory has {', '.join(found)}: name one with --weights" if found else ""
 
@@ -107,7 +107,7 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
         )
     for name, tensor in state.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"{path}: has the key {name!r}, expected tensor names")
+            raise CheckpointError(f"{path}: has the key {name!r}, which is not a tensor name")
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: {name} is {type(tensor).__name__}, expected a tensor")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
@@ -171,7 +171,7 @@ def select_tensors(
 
 
 def _without_wrappers(unused: list[str], missing: list[str]) -> str:
-    """Return the end of a message: superfluous parts of the names."""
+    """Return the end of an error message, which lists superfluous parts of tensor names."""
     fitting = [name for name in unused if WRAPPED.sub("", name) in missing]
     if not fitting:
         return ""
@@ -212,16 +212,16 @@ def _check_position_table(path: Path, name: str, table: Tensor, architecture: Ar
 
 def _loaded(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(tensor.shape) != shape:
-        raise CheckpointError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {shape} by train.yaml")
+        raise CheckpointError(f"{path}: {name} has shape {tuple(tensor.shape)}, but train.yaml requires {shape}")
     _check_type(path, name, tensor)
     tensor = tensor.float()  # the mapped tensor itself if it is float32
     # a sum in float64 cannot overflow and, unlike isfinite(), needs no memory
     if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
         raise CheckpointError(f"{path}: {name} has values that are not finite")
     if name.endswith(".running_var") and bool((tensor < 0).any()):
-        raise CheckpointError(f"{path}: {name} has values below zero, expected variances")
+        raise CheckpointError(f"{path}: {name} has values below zero, but holds variances")
     if name == CMVN_ISTD and not bool(tensor.all()):
-        raise CheckpointError(f"{path}: {name} has zeros, expected inverse standard deviations")
+        raise CheckpointError(f"{path}: {name} has zeros, but holds inverse standard deviations")
     return tensor
 
 

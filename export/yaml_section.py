@@ -17,7 +17,7 @@ NAMEABLE = re.compile("[^\0\ud800-\udfff]*")
 
 
 class Section(Record):
-    """A mapping of a file; without a name, the top level. If not `is_whole`, keys may remain unread."""
+    """A mapping in a file; the top level if `name` is empty. Unless `is_whole`, keys may remain unread."""
 
     def __init__(self, file: str, values: object, name: str = "", *, is_whole: bool = True) -> None:
         super().__init__(values, name)

@@ -54,10 +54,9 @@ def int8_columns(weight: Float) -> Int8:
     """Quantize a weight [in, out] to int8 with one scale per column (output channel).
 
     x86 processors without VNNI multiply rows 2k and 2k + 1 together and add both products in 16 bits. The sum fits if
-    the two weights add up to at most 128; at 129 it may overflow. The scale is therefore derived from the largest
-    weight of the column or from the largest sum of such a pair, whichever is larger. Rounding both weights turns a sum
-    of 127 into at most 128. Alternatives are less exact: 7-bit weights have 50 % more error, 7-bit activations even
-    more.
+    the two weights add up to at most 128; at 129 it may overflow. The scale therefore maps the largest weight of the
+    column, or the largest sum of such a pair if that is larger, to 127. Rounding raises this sum to at most 128. The
+    alternatives are less exact: 7-bit weights have 50 % more error, 7-bit activations even more.
 
     A column of zeros gets scale 1 and stays zero.
     """
@@ -131,7 +130,7 @@ def pack_int4(integers: npt.NDArray[np.uint8], block_size: int) -> npt.NDArray[n
 
 
 def _ranges(blocks: Float, zero: int) -> Float:
-    """Return, for each block [..., block_size], scale times the smallest step that covers it around a zero point."""
+    """Return, for each block [..., block_size], the smallest scale times step that covers its values with `zero`."""
     ranges: Float = np.maximum(blocks.max(axis=-1) / (15 - zero), blocks.min(axis=-1) / -zero)
     return ranges
 

@@ -24,10 +24,10 @@ from u2moe.runtime.model.model import Model
 MOST = 0.1
 """Share of changed tokens above which a bundle is considered broken."""
 MOST_NATS, FEWEST_TOKENS = 0.01, 10
-"""The same limit in nats per frame, used if there are fewer than this many tokens."""
+"""The limit in nats per frame that replaces `MOST` if there are fewer than `FEWEST_TOKENS` tokens."""
 NUM_NAMED, MEASURED_FRAMES, HEARD_FRAMES = 3, 400, 1500
-"""Layers and recordings to name, feature frames on which layers are measured, and feature frames to recognise without
-a report."""
+"""Maximum number of layers and of recordings to name, of feature frames on which layers are measured, and of feature
+frames to recognise if there is no report."""
 CLIPS = DEMO_FOLDER / "clips"
 """The demo model's recordings, if it is installed."""
 NOISE_S, NUM_NOISES = 2, 3
@@ -74,7 +74,7 @@ def finite_numbers(where: str) -> Iterator[None]:
     try:
         yield
     except ProviderError as error:
-        raise QuantizationError(f"{where}: {error}; all weights of the float32 bundle are finite") from error
+        raise QuantizationError(f"{where}: {error}, although all weights of the float32 bundle are finite") from error
 
 
 def check_runs(made: Bundle) -> None:

@@ -23,11 +23,11 @@ _LIMITS = (
         "with --calibrate: write the smallest bundle that changes at most this percentage of tokens, measured on "
         "recordings that choose no formats; layers that do damage get a better format than the recipe's")),
     ("max_divergence", "--max-divergence", "NATS", (1, 1), (
-        "the same for the divergence of both passes from float32, in nats per encoder frame")),
+        "like --max-damage, for the divergence of both passes from float32, in nats per encoder frame")),
     ("max_bytes", "--max-size", "MB", (1e6, 1), (
         "with --calibrate: write at most this many megabytes; layers that do most damage get better formats")),
     ("target_rtf", "--target-rtf", "X", (1, 1), (
-        "the same for the encoder's time per second of audio, with one thread on this machine")),
+        "like --max-size, for the encoder's time per second of audio, with one thread on this machine")),
     ("max_wer_increase", "--max-wer-increase", "POINTS", (1, 100), (
         "fail if the word error rate rises by more percentage points than this (needs --list); with --calibrate: "
         "use better formats until the limit is met")),
@@ -93,7 +93,7 @@ def add_quantize(subparsers: Subparsers) -> None:
         default=[],
         help=f"set the format of one layer, named as in the report or in `u2moe inspect`: {', '.join(WEIGHT_FORMATS)}",
     )
-    experts.add_argument("--layers", metavar="FILE", type=Path, help="the same for many: JSON of formats by layer")
+    experts.add_argument("--layers", metavar="FILE", type=Path, help="formats of many layers, as JSON {layer: format}")
     for name, flag, metavar, _, about in _LIMITS:
         experts.add_argument(flag, dest=name, metavar=metavar, type=float, help=about)
     experts.add_argument(
@@ -284,10 +284,10 @@ def _pairs(flag: str, pairs: list[str]) -> dict[str, str]:
 
 
 def _formats_in(file: Path | None) -> dict[str, str]:
-    """Return formats by layer from a JSON file."""
+    """Read a JSON file that maps layers to formats."""
     if file is None:
         return {}
     content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not all(isinstance(kind, str) for kind in content.values()):
-        raise ValueError(f"{file}: must be a JSON object of formats by layer name")
+        raise ValueError(f"{file}: must be a JSON object that maps layer names to formats")
     return content

@@ -25,7 +25,7 @@ PASSES = ("greedy", "second_pass")
 MOST_LONGER = 1000
 """A limit is out of reach if it needs more than this many times the available audio."""
 MOST_SCORES = 1 << 23
-"""Maximum log-probabilities per run of the decoders, in a second pass over long hypotheses."""
+"""Maximum number of log-probabilities that one run of the decoders may compute; limits the hypotheses per run."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Difference:
     """The difference between two models on recordings.
 
     Attributes:
-        edits: edits between the texts of both, for each of `PASSES` that the model has [recordings, passes].
+        edits: edits between the texts of both models, for each of `PASSES` that the model has [recordings, passes].
         tokens: tokens of the first model's texts [recordings, passes].
         divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]. It adds the
             divergence of the CTC log-probabilities, summed over frames, and that of the second pass. The latter takes
@@ -83,7 +83,7 @@ class Difference:
         return Estimate(value, max(value - margin, 0.0), value + margin)
 
     def scaled(self, share: float) -> Difference:
-        """Return the difference at this share of the divergence; edits scale with its square root."""
+        """Return the difference expected at this share of the divergence; edits scale with its square root."""
         return dataclasses.replace(self, edits=self.edits * math.sqrt(share), divergences=self.divergences * share)
 
     def summary(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _variance(values: Array, sizes: Array) -> float:
 
 
 def times_needed(is_enough: Callable[[float], bool]) -> float | None:
-    """Return about how many times as much audio is enough, or None if no amount is."""
+    """Return roughly how many times the available audio would be enough; None if no amount would."""
     times = 1.0
     while not is_enough(times):
         times *= 1.1

@@ -26,7 +26,7 @@ OUTLIER = 8.0
 """A channel is an outlier if its largest magnitude exceeds this many times the median over channels."""
 SHOWN_OUTLIERS, SHOWN_LAYERS = 8, 12
 MOST_THREADS, MOST_BYTES = 4, 60_000_000
-"""Recordings measured at a time, and bytes that an output layer of the decoders returns for all of them."""
+"""Maximum number of recordings measured in parallel, and maximum bytes of a decoder's outputs for all of them."""
 PIECE = 1 << 20
 """Number of values whose errors are summed at a time, in float64."""
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class LayerDamage:
             the encoder and CTC head count the divergence of the log-probabilities, layers of decoders that of the
             second pass.
         errors: relative error of the layer's outputs for float32 inputs.
-        outliers: channels that are much larger than the others, the largest first, by the value that the layer reads.
+        outliers: for each value that the layer reads, the channels much larger than the others, the largest first.
     """
 
     layer: str
@@ -98,8 +98,7 @@ class DamageMeter:
         """Read the graphs.
 
         Args:
-            versions: the float32 bundle, then bundles made from it, each quantized more than the one before and not
-                packed.
+            versions: the float32 bundle, then unpacked bundles made from it, each quantized more than the one before.
             features: features of recordings [frames, mel], each long enough for the encoder.
             journal: file of earlier measurements, which are reused; new ones are appended. None: no journal.
         """
@@ -110,7 +109,7 @@ class DamageMeter:
         self._of_these = hashlib.sha256(repr(described).encode()).hexdigest()
         if journal is not None and journal.exists():
             lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
-            self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last may be cut off
+            self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last line may be cut
         self._graphs = {
             graph.name: SwitchedGraph(*(read_single(version.path / graph.file) for version in versions))
             for graph in self._manifest.model.graphs()

@@ -54,7 +54,7 @@ def read_features(
 
 
 def _heard(bundle: Bundle, file: Path, limit: int, random: np.random.Generator | None) -> Array:
-    """Return at least the first `limit` frames of a file, or all; with noise if there is a generator."""
+    """Return a file's first frames, at least `limit` if it has as many; add noise if there is a generator."""
     config = bundle.manifest.features
     stream = FeatureStream(config)
     for block in read_blocks(file, config.sample_rate):

@@ -1,4 +1,4 @@
-"""A greedy search from the damage of each layer to formats that meet a goal. Independent of graphs."""
+"""A greedy search for layer formats that meet a goal, based on the damage of each layer. Independent of graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from u2moe.runtime.declarations import check_options, option
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """Limits for a quantized bundle: the smallest that meets them is chosen; without a limit on damage, the best.
+    """Limits for a quantized bundle. The smallest that meets them is chosen or, without a limit on damage, the best.
 
     Attributes:
         max_damage: limit on `Difference.changed_tokens` on recordings that chose nothing (0.005: 0.5 %). The upper
@@ -44,7 +44,7 @@ class Goal:
 
     @property
     def searched(self) -> dict[str, float]:
-        """Limits that choose formats by the damage of layers."""
+        """Limits that are met by choosing formats according to the damage of layers."""
         return {name: value for name, value in self.limits.items() if name != "max_wer_increase"}
 
 
@@ -54,7 +54,7 @@ class Step:
 
     Attributes:
         layer: name of the layer.
-        after: level before the step; `level`: level after it, which is lower.
+        after: the layer's level before the step; `level`: its level once the step is taken, which is lower.
         gain: divergence that the step removes, in nats per frame.
         bytes: growth of the bundle.
     """

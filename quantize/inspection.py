@@ -24,7 +24,7 @@ from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels,
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 _SCALES = {part for conversion in CONVERSIONS.values() for part in conversion.others}
-"""Last names of initializers that belong to weights, such as scales."""
+"""Last components of the names of initializers that belong to weights, such as scales."""
 
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _num_weights(name: str, size: int) -> int:
 
 
 def _kernels_here(bundle: Bundle) -> Kernels:
-    """Return the kernels that run the graphs here. Loading the graphs shows what they refuse."""
+    """Return the kernels that run the graphs here. Loading the graphs shows what the kernels refuse."""
     kernels = choose_kernels(checked_kernels(None), [DEFAULT_PROVIDER])
     try:
         return bundle.load().kernels if kernels.native else kernels

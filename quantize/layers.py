@@ -170,7 +170,7 @@ class Change:
     Attributes:
         group: group of the weight, see `contract.WEIGHT_GROUPS`.
         original: reads the float32 weight in the layout of the new one.
-        parts: last names of the initializers that belong to the integers.
+        parts: last components of the names of the initializers stored with the integers.
         restored: computes the float32 weights that stored integers and parts represent.
     """
 

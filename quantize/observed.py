@@ -36,7 +36,7 @@ Array = npt.NDArray[Any]
 
 
 def trim_memory() -> None:
-    """Return freed memory to the system; glibc keeps it for the thread that allocated it."""
+    """Return freed memory to the system; otherwise glibc keeps it for the thread that allocated it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -73,7 +73,8 @@ class PartGraph:
             self._kernels.register(options)
         for value in self._model.graph.inputs:
             value.type = ir.TensorType(ir.DataType.from_numpy(feeds[str(value.name)].dtype))
-        # passed as values: with a hard link next to the changed graph, onnx-ir would refuse the file in other processes
+        # weights are passed as values: with a hard link to their file next to the changed graph, onnx-ir would refuse
+        # the file in other processes
         weights = {
             name: (value.const_value, onnxruntime.OrtValue.ortvalue_from_numpy(value.const_value.numpy()))
             for name, value in self._model.graph.initializers.items()
@@ -258,7 +259,7 @@ class SwitchedSession:
     def __init__(
         self, graph: SwitchedGraph, levels: Levels, begin: int = 0, known: Sequence[tuple[Values, Values]] = ()
     ) -> None:
-        """Start runs at part `begin` if `known` has the same feeds, with the values before that part."""
+        """Start each run at part `begin`, with known values before it, if `known` has the same feeds for that run."""
         self._graph, self._levels, self._begin, self._known = graph, levels, begin, known
         self.feeds: list[Values] = []
 

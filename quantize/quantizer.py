@@ -144,7 +144,8 @@ def sizes_of(
     Weights are converted in a temporary folder next to `out`; nothing is measured.
 
     Returns:
-        Bytes `before` and `after`: `groups` for the weights of each group, `files` for all files; `ratio` of all files.
+        Bytes `before` and `after`, of each group's weights (`groups`) and of all files (`files`), and the `ratio` of
+        the latter.
     """
     source = _open_float32(bundle, out)
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None

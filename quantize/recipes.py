@@ -29,8 +29,8 @@ class Recipe:
         name: name recorded in the manifest.
         groups: format by group, see `FORMATS`.
         block_size: rows of a weight that share one step, in formats with such steps.
-        whole: "fp16" converts everything except routers and positions to half precision (for CUDA) and excludes
-            `groups`; None: only `groups` are converted.
+        whole: "fp16" converts everything except routers and positions to half precision (for CUDA) and cannot be
+            combined with `groups`; None: only `groups` are converted.
         required: groups that were requested by name; a network without one of them is an error.
         packed: write weights in the layout of the native kernels, which map them from the file. The bundle cannot be
             loaded without these kernels, and its files must not change in place while it is loaded.

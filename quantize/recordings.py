@@ -25,8 +25,8 @@ from u2moe.runtime.whole_file import write_bytes
 CHOSEN_S, JUDGED_S = 120, 1800
 """Maximum seconds of the recordings that choose formats, and of those that judge them."""
 PIECE_S, SHORT_PIECE_S, NUM_PIECES = 20, 5, 8
-"""Longer recordings are cut into equal pieces of at most the first number of seconds. If this gives fewer pieces than
-the third number, pieces are shorter, down to the second number of seconds."""
+"""Longer recordings are cut into equal pieces of at most `PIECE_S` seconds. If that yields fewer than `NUM_PIECES`
+pieces, they are made shorter, down to `SHORT_PIECE_S` seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,8 @@ class Audio:
 def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path], file: Path) -> None:
     """Write the features of recordings to a file that can replace the recordings in `Recipe.calibration`.
 
-    The file contains everything that any goal reads, 32 kB per second of audio. It is valid only for this bundle.
-    Quantized bundles are identical to the bit to those made from the recordings.
+    The file contains everything needed for any goal, 32 kB per second of audio. It is valid only for this bundle.
+    Quantized bundles are bit-identical to those made from the recordings.
 
     Args:
         bundle: folder of the float32 bundle.
@@ -108,7 +108,7 @@ def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
 
 
 def _check_length(bundle: Bundle, judges: Sequence[Array], limit: float, total_s: float) -> None:
-    """Raise AudioError if the recordings are too short to show a limit even if nothing changes."""
+    """Raise AudioError if the recordings are too short to show that a limit is met, even if nothing changes."""
     model = bundle.load(SessionSettings())
     found = sum(len(ctc_greedy_search(model.ctc(model.encode(frames))).tokens) for frames in judges)
     needed = math.ceil(share_of(np.zeros(1), np.ones(1), DOUBT).high / limit)

@@ -1,8 +1,8 @@
-"""Rounding of layers for their inputs in recordings: GPTQ (Frantar et al. 2022) in any format.
+"""Rounding that minimises the output errors of layers on recordings: GPTQ (Frantar et al. 2022) in any format.
 
-Rows are rounded one after the other, and later rows compensate for the errors so far. The second product is fitted to
-the hidden activations of the rounded first one. The biases stay in float32 and absorb the mean error. The inputs of
-layers are kept in temporary files.
+Rows are rounded one after the other, and later rows compensate for the errors so far. The second product of a layer is
+fitted to the hidden activations that the rounded first product computes. The biases stay in float32 and absorb the mean
+error. The inputs of layers are kept in temporary files.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class _Recorder:
         read = [(str(x.name), layer_of(node)) for node in calls(model, *PRODUCTS) if (x := node.inputs[0]) is not None]
         self._layers = {
             name: layer for name, layer in reversed(read) if name not in others
-        }  # of two readers, the first counts
+        }  # if two layers read a value, the first counts
         others.update(self._layers)
         self._graph = SwitchedGraph(model, observed=self._layers)
 
@@ -189,7 +189,7 @@ class _Recorder:
 
 Double = npt.NDArray[np.float64]
 DAMPING = 0.05
-"""Regularisation: fraction of the mean second moment of the inputs that is added to each of them."""
+"""Regularisation: this fraction of the inputs' mean second moment is added to the second moment of each input."""
 
 
 @dataclass(frozen=True)
@@ -258,10 +258,10 @@ def fitted(
 ) -> RoundedWeight:
     """Return the rounded product that best reproduces `weight` and `bias`.
 
-    The rounded product reads the second inputs [n, in], `weight` and `bias` the first.
+    `inputs` returns the same rows of two arrays [n, in]: the inputs that `weight` and `bias` are applied to, and those
+    of the rounded product.
 
-    Errors of rows are weighted by `shares` [n]. Without a bias the mean error remains. `inputs` returns some rows of
-    both.
+    Errors of rows are weighted by `shares` [n]. Without a bias the mean error remains.
     """
     pieces = [slice(begin, begin + PIECE_ROWS) for begin in range(0, len(shares), PIECE_ROWS)]
     read = lru_cache(1)(lambda number: inputs(pieces[number]))
@@ -324,8 +324,8 @@ def rounded_products(
 ) -> list[ir.Value]:
     """Return integers, other parts and any bias of each product of a layer, see `fitted_layer`.
 
-    `rows` are the inputs of the layer [n, in] and its weight in the output of each row [n]. If there are fewer rows
-    than inputs, each weight is rounded to the nearest value. `activations` counts both cases.
+    `rows` are the inputs of the layer [n, in], and the weight of the layer in each row's output [n]. If there are fewer
+    rows than inputs, each weight is rounded to the nearest value. `activations` counts both cases.
     """
     made: Sequence[StoredWeight | None] = [None] * len(products)
     if activations is not None:

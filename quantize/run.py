@@ -296,7 +296,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
     """Create a folder for temporary files; remove those that killed processes left."""
     for other in beside.glob(f"{TEMPORARY}*"):
         is_new = not (other / LOCK_FILE).exists() and time.time() - other.stat().st_mtime < UNLOCKED_S
-        if not is_new and sys.platform != "win32":  # on Windows it is unknown whether the process lives
+        if not is_new and sys.platform != "win32":  # on Windows it is unknown whether the process is alive
             with contextlib.suppress(OSError), locked(other / LOCK_FILE):
                 shutil.rmtree(other, ignore_errors=True)
     made = tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=beside, ignore_cleanup_errors=True)

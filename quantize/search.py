@@ -93,7 +93,7 @@ class FormatSearch:
     def _keep_limits_on_damage(self) -> None:
         """Build the smallest bundle that keeps the limits on damage on the recordings that judge.
 
-        Each attempt may use half of the remaining doubt, so that all intervals together are as sure as one.
+        Each attempt may use half of the remaining doubt, so that all intervals together are as reliable as one.
         """
         self._meter.unload()
         models = [bundle.load(LeanSettings()) for bundle in (self._run.source, self._versions[-1])]

@@ -271,7 +271,7 @@ def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, Exp
 
 
 def _values(node: ir.Node) -> Iterator[ChannelSite]:
-    """Yield the values of attention. They follow the keys in one product, head by head; groups of heads share them."""
+    """Yield attention's values. One product computes each head's keys, then its values; groups of heads share them."""
     context, key_value = node.outputs[0], inputs_of(node)[1]
     maker, readers = key_value.producer(), [use.node for use in context.uses()]
     if maker is None or [plain_name(each.op_type) for each in (maker, *readers)] != ["Linear", "Linear"]:

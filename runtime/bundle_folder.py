@@ -139,7 +139,7 @@ class Bundle:
 
 def _check_folder(folder: Path, manifest: Path) -> None:
     if not folder.is_dir():
-        raise BundleError(f"{folder}: no such folder, expected a bundle")
+        raise BundleError(f"{folder}: no such folder; name the folder of a bundle")
     if (folder / "train.yaml").is_file() and not manifest.exists():
         raise BundleError(f"{folder}: is a WeNet checkpoint, not a bundle: run 'u2moe export {folder} BUNDLE' first")
 

@@ -137,7 +137,7 @@ class BundleWriter:
         if self.target.is_mount():
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         if not self.target.is_dir():
-            raise BundleError(f"{self.target}: is a file, expected the name of a folder to write a bundle to")
+            raise BundleError(f"{self.target}: is a file: name a folder to write the bundle to")
         occupied = any(self.target.iterdir())
         if occupied and not self._overwrite:
             raise BundleError(f"{self.target}: is not empty: name another folder, or replace it (--overwrite)")

@@ -33,7 +33,7 @@ Kind = Literal["integer", "number", "flag", "choice", "text", "texts", "path", "
 _DECLARED = "option"
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 HARMLESS = "harmless"
-"""JSON key of a record: fields that older programs may ignore, and what they lose by it."""
+"""JSON key of a record that lists the fields that older programs may ignore, each with what is lost without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Option:
     """Declaration of an option: its type, its limits and who may set it.
 
     Attributes:
-        kind: type. "integer" and "number" have limits; a "choice" is one of `choices`, and so may be a "record".
+        kind: type. "integer" and "number" have limits; a "choice" must, and a "record" may, be one of `choices`.
         default: the library's default. MISSING: required. None: depends on the model or the call, see `otherwise`.
         least: smallest value; None: unlimited.
         above: alternatively, an exclusive lower limit.
@@ -51,8 +51,8 @@ class Option:
         record: class of the values.
         in_bundle: whether a bundle may set the default. If so, None means the bundle's default.
         can_be_off: whether None is allowed as a value.
-        client: fields that differ for clients of the server, and optionally their "name" for it. None: clients may not
-            set it.
+        client: fields of this declaration that differ for clients of the server, and optionally the "name" that clients
+            use for the option. None: clients may not set it.
         flag: command-line option; None: there is none.
         metavar: name of the value in the command-line help.
         help: first sentence about the option in the docstring of its class.

@@ -18,8 +18,8 @@ class Stream:
     work. `get_result` returns the partial or final result of the current utterance. After `input_finished` and a call
     of `decode_streams`, the result is final. `reset` prepares the stream for another source.
 
-    With `DecodingOptions.endpoint`, its rules end utterances, exact to the frame. `take_segments` returns each finished
-    utterance once. The stream continues, with times from its first sample. Without it, the stream is one utterance.
+    The rules of `DecodingOptions.endpoint` end utterances, exact to the frame. `take_segments` returns each finished
+    utterance once. The stream continues, with times from its first sample. Without rules, the stream is one utterance.
 
     One thread may feed while another decodes; a second decoding thread gets a StreamError. Memory use is constant with
     two exceptions. Until an utterance ends, the second pass needs dim * 4 bytes per encoder frame. Caches grow with the
@@ -95,7 +95,7 @@ class Stream:
     def missing_s(self) -> float:
         """Seconds of audio that the next chunk still needs before `decode_streams` has work; 0 if it is complete.
 
-        An underestimate before the first sound and while the resampler holds back samples.
+        The value is too low before the first sound, and while the resampler holds back samples.
         """
         with self.state.lock:
             return self.state.extractor.missing_s

@@ -206,11 +206,11 @@ class Record:
     def number(
         self, key: str, default: float | None = None, *, least: float | None = None, most: float | None = None
     ) -> float:
-        """Return a field that is a finite number or its string: YAML 1.1 reads 1e-5 (without a dot) as a string."""
+        """Return a field that is a finite number, maybe as a string: YAML 1.1 reads 1e-5 (without a dot) as one."""
         return checked_number(self.field(key), self.value(key, default), least=least, most=most, from_text=True)
 
     def seconds(self, key: str) -> float | None:
-        """Return a field that is a time in seconds or its string. Returns None if it is missing."""
+        """Return a field that is a time in seconds, as a number or a string. Returns None if it is missing."""
         value = self.value(key)
         return None if value is None else checked_seconds(self.field(key), value)
 
@@ -248,7 +248,7 @@ class Record:
 
 
 def checked_seconds(name: str, value: object) -> float:
-    """Check a time in seconds or its string. Raises FieldError for anything else."""
+    """Check a time in seconds, given as a number or a string. Raises FieldError for anything else."""
     return checked_number(name, value, least=0, unit="seconds", from_text=True)
 
 

@@ -96,7 +96,7 @@ def probe(folder: Path) -> float:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove temporary files of killed processes from a folder, not recursively, if unchanged for an hour."""
+    """Remove temporary files of killed processes, unchanged for an hour, from a folder but not its subfolders."""
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
             if _PART.fullmatch(file.name) and time.time() - file.stat().st_mtime > _STALE_S:

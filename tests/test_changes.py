@@ -82,7 +82,7 @@ def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     ("--max-size=1 --dry-run", "--dry-run measures nothing and cannot be combined with limits"),
     ("--layer=ctc.ctc_lo", "--layer must be LAYER=FORMAT, got 'ctc.ctc_lo'"),
     ("--layer=ctc.nothing=int8", "has no layer ctc.nothing; layers are ctc.ctc_lo, "),
-    ("--layers=LIST", "must be a JSON object of formats by layer name"),
+    ("--layers=LIST", "must be a JSON object that maps layer names to formats"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_the_words_of_the_options(option, message, exported, recordings, tmp_path, capsys):
     (tmp_path / "list.json").write_text('["ctc.ctc_lo"]', encoding="utf-8")

@@ -257,13 +257,13 @@ DAMAGE = [
     ({}, prefixed(r"(?<![^.])(?=embed|\d)", "_fsdp_wrapped_module."), "would match without _fsdp_wrapped_module.: "),
     ({"encoder_conf": {"mlp_type": "moe"}}, with_gated_layers, r"not used .*\(encoder.encoders.0.feed_forward.experts"),
     ({"decoder": None}, lambda of: of.configure(decoder="bitransformer"), r"missing \(decoder.left_decoder"),
-    ({}, set_to(BIAS, torch.ones(61)), rf"{BIAS} has shape \(61,\), expected \(60,\) by train.yaml"),
+    ({}, set_to(BIAS, torch.ones(61)), rf"{BIAS} has shape \(61,\), but train.yaml requires \(60,\)"),
     ({}, set_to(BIAS, torch.ones(60, dtype=torch.int32)), f"{BIAS} is torch.int32, expected one of float32, float16, "),
     *(({}, set_to(CONVOLUTION, value), f"{CONVOLUTION} has values that are not finite")
       for value in (float("nan"), float("inf"), -float("inf"))),
-    ({"encoder_conf": BATCH_NORM}, set_to(VARIANCE, -1.0), f"{VARIANCE} has values below zero, expected variances"),
-    ({}, set_to(ISTD, torch.zeros(80)), "istd has zeros, expected inverse standard deviations"),
-    ({}, lambda of: of.drop(ISTD), "has only encoder.global_cmvn.mean, expected both"),
+    ({"encoder_conf": BATCH_NORM}, set_to(VARIANCE, -1.0), f"{VARIANCE} has values below zero, but holds variances"),
+    ({}, set_to(ISTD, torch.zeros(80)), "istd has zeros, but holds inverse standard deviations"),
+    ({}, lambda of: of.drop(ISTD), "has only encoder.global_cmvn.mean; it must have both"),
     ({}, without_statistics, "global_cmvn: cannot be read: .* trained with feature statistics"),
     ({"old": True}, without_statistics, "global_cmvn: cannot be read: .* trained with feature statistics"),
     ({}, with_statistics_in(os.mkfifo), "global_cmvn: is not a regular file"),
@@ -338,7 +338,7 @@ class TestFiles:
         ({"epoch": 3, "state": {"a": torch.ones(1)}}, r"wraps its tensors in 'epoch', 'state', .*\['state'\] inst"),
         ({"epoch": 3, "a": torch.ones(1)}, "epoch is int, expected a tensor"),
         ({"options": {"lr": 1}, "a": torch.ones(1)}, "options is dict, expected a tensor"),
-        ({3: torch.ones(1)}, "has the key 3, expected tensor names"),
+        ({3: torch.ones(1)}, "has the key 3, which is not a tensor name"),
         ({"a": torch.ones(2, 2).to_sparse()}, "a is a sparse, quantized or nested tensor"),
         ({"a": torch.ones(2, device="meta")}, "a is a meta tensor, which has no values"),
         ({"a": torch.ones(1).expand(1 << 40)}, r"a \(1099511627776,\) has repeated"),
@@ -420,7 +420,7 @@ class TestWhatTrainingLeaves:
         (directory.path / "units.txt").rename(tmp_path / "lang_char.txt")
         message = (
             "checkpoint: has no vocabulary; expected one of units.txt, lang_char.txt, words.txt; "
-            "the recipe keeps it at data/dict/units.txt: copy it there, or name it with --units"
+            "the recipe keeps it at data/dict/units.txt: copy it to this directory, or name it with --units"
         )
         with pytest.raises(CheckpointError, match=message):
             directory.open()

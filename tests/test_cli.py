@@ -354,7 +354,7 @@ def test_a_recording_without_samples_is_an_error(bundle, clips, capsys):
 def test_commands_of_packages_that_are_not_there(capsys, monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "bench", ("u2moe.nothing.cli", "add_bench", "measure"))
     assert cli.main(["bench"]) == 1
-    assert "'u2moe bench' needs the Python package u2moe.nothing, not installed here" in capsys.readouterr().err
+    assert "'u2moe bench' needs the Python package u2moe.nothing, which is not installed" in capsys.readouterr().err
 
 
 def test_every_package_that_may_be_missing_has_its_extra():

@@ -139,7 +139,7 @@ def test_another_layout_is_refused_by_name(packed, tmp_path):
         quantization = {**packed.manifest.quantization, contract.PACKED: 99}
         later = staging.finish(dataclasses.replace(packed.manifest, quantization=quantization))
     installed = installed_kernels().layout
-    with pytest.raises(KernelsError, match=rf"packed in layout 99, u2moe-kernels \S+ reads {installed}: quantize"):
+    with pytest.raises(KernelsError, match=rf"packed in layout 99, but u2moe-kernels \S+ reads {installed}: quantize"):
         later.load()
 
 

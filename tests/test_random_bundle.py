@@ -134,7 +134,7 @@ def test_a_bundle_says_that_it_is_for_measuring_only(written, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("changes", "vocab_size", "error", "message"), [
-    ({"output_dim": 31}, 30, CheckpointError, r"recipe\.yaml: output_dim is 31, expected --vocab-size 30"),
+    ({"output_dim": 31}, 30, CheckpointError, r"recipe\.yaml: output_dim is 31, which contradicts --vocab-size 30"),
     ({"encoder": "whisper"}, None, UnsupportedError, r"recipe\.yaml: encoder is 'whisper'"),
     ({"dataset_conf": 5}, None, CheckpointError, r"recipe\.yaml: dataset_conf"),
     ({"vocab_size": "many"}, None, CheckpointError, r"recipe\.yaml: output_dim"),

@@ -2,8 +2,8 @@
 
 `operators` counts the products that onnxruntime runs and the bytes of weights, keys and values that they read. Experts
 without tokens do not count. The bound of a part is the larger of two times: its products at the machine's best rate,
-and one read of these bytes per call (`rates`). Normalization, activations and copies count for the time of a part, not
-for its bound.
+and one read of these bytes per call (`rates`). The time of a part includes normalization, activations and
+copies; its bound does not.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from u2moe.runtime.model.features import fbank
 _BEAM_SIZE = 10
 _LARGE = 1 << 16
 _STAGES = {"ctc": "ctc", "decoder": "rescoring"}
-"""Stages of the graphs that are not the encoder."""
+"""Stages of all graphs other than the encoder."""
 _LOOKUPS = {"Gather", "GatherElements", "GatherND"}
 _PROFILES = 3
-"""Runs with the profiler; each writes a line per kernel."""
+"""Number of profiled runs; each writes one line per kernel."""
 
 
 def measure_bound(
@@ -101,21 +101,21 @@ def compare(
     graphs; the difference is subtracted from the kernels in equal parts.
 
     Args:
-        rounds: kernels of several identical runs; the median of each counts.
+        rounds: kernels of several identical runs; the time of each kernel is its median over the runs.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
         rates: multiply-adds per second of "integer" and "float" products, and bytes per second of "read".
-        counted: kernels of such a run without native kernels, used to count products. None: use `rounds`.
+        counted: kernels of the same run without native kernels, from which products are counted. None: use `rounds`.
 
     Returns:
         rates: the argument.
         parts: by part: `seconds`; `least_s`, its bound, the larger of `arithmetic_s` and `read_s`; `ratio` of seconds
             to bound; and the counts from which it is computed.
         stages: seconds of each stage, as spreads; the parts of a stage add up to its median.
-        whole: seconds, as a spread; the sum of the bounds; their ratio.
+        whole: `seconds` of all parts together, as a spread; `least_s`, the sum of the bounds; `ratio` of the two.
         operators: share of the time by operator, largest first.
         unknown: share of the time of products of unknown parts, by name; they count as "other".
         not_counted: share of the time of operators that multiply or read large constants but cannot be counted; the
-            bound of their part is too low. Both refer to the run whose products count.
+            bound of their part is too low. Like `unknown`, it refers to the run from which products are counted.
     """
     kernels = [
         replace(kernel, seconds=statistics.median(each.seconds for each in same))

@@ -45,7 +45,7 @@ CHUNKS = ((16, 4), (8, -1), (4, 0))
 OFFSETS = (0, 1, 17, 250, 1023)
 """Positions of a chunk, relative to the end of its left context."""
 NUM_CHUNKS, NUM_WARM = 1000, 200
-"""Chunks before the last reading of memory, and before the first."""
+"""Number of chunks after which memory is read for the last time, and for the first time."""
 MOST_GROWTH = 32 << 20
 """Bytes that chunks may add: buffers of onnxruntime and of the system grow for a while."""
 BEAM_SIZE = 10
@@ -206,7 +206,7 @@ class Check:
                     yield compared(f"{cache} after {name}", tensor, expected[1].tensors[cache], self.limit)
 
     def batches(self) -> Iterator[Found]:
-        """Compare a batch of streams of different ages, the last with a short chunk, with single streams on the CPU."""
+        """Compare batched streams of different ages (the last gets a short chunk) with single ones on the CPU."""
         for chunks, required, windows in self._windows():
             short = windows[2][:, : self.config.num_features(self.config.whole_chunk(1))]
             rows, last = [], [windows[0], windows[1], windows[3], short]
@@ -226,7 +226,7 @@ class Check:
                 )
 
     def same(self) -> Iterator[Found]:
-        """Compare two threads with one, and arrays with values on the device."""
+        """Compare two threads with one thread, and values in arrays with values on the device."""
         yield from self.alike(self.bundle.load(replace(self.settings, num_threads=2)), self.model, " with two threads")
         arrays = self.bundle.load(replace(self.settings, io_binding=False))
         yield from self.alike(arrays, self.model, " with arrays", EXACT if self.is_cpu else None)
@@ -339,7 +339,7 @@ def digest_of(path: Path, isa: str) -> str:
 
 
 def compared(of: str, found: Any, expected: Any, limit: tuple[float, str]) -> Found:
-    """Return the largest difference of two arrays, relative to the largest value if that exceeds 1; NaN is infinite."""
+    """Return the largest difference between two arrays, relative to the largest value if above 1; inf for NaN."""
     array, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if array.shape != other.shape:
         raise ValueError(f"{of} has shape {array.shape}; expected {other.shape}")

@@ -34,11 +34,11 @@ WORK = {
 
 
 def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], repetitions: int) -> dict[str, Any]:
-    """Measure encoder with CTC head and second pass, without features and search, with the bundles in turn.
+    """Measure the encoder with CTC head, and the second pass, for all bundles in turn; exclude features and search.
 
     Returns:
-        By bundle: `work`, the real-time factors of each kind of work that it supports, and `parameters`, with `total`
-        and `active` for a token. `parameters` is None if weights are packed or the extra [tools] is missing.
+        By bundle: `work`, the real-time factor of each kind of work that it supports, and `parameters`: their `total`
+        and the number `active` for a token. `parameters` is None if weights are packed or the extra [tools] is missing.
     """
     found: dict[str, Any] = {name: {"parameters": _parameters(probe), "work": {}} for name, probe in probes.items()}
     for kind, title in WORK.items():

@@ -24,7 +24,7 @@ def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequen
         modes: modes to measure; with full context a recording is one chunk.
 
     Returns:
-        Result of `summary` by the name of the mode; empty for a model without experts.
+        Results of `summary` by mode name; empty for a model without experts.
     """
     inputs = ExpertInputs(bundle)
     if not inputs.layers:
@@ -46,7 +46,8 @@ def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dic
     Returns:
         num_chunks, num_experts, experts_per_token.
         touched: mean number of experts with tokens in a chunk, by layer, and the mean over layers.
-        bytes_touched: percentiles over chunks, all layers together; `bytes`: size of all experts.
+        bytes_touched: percentiles over chunks of the bytes of these experts, summed over layers; bytes: those of all
+            experts.
         load: each expert's share of the layer's choices, by layer; a token makes `experts_per_token` choices.
         load_entropy: entropy of the load by layer, from 0 (one expert gets all tokens) to 1 (all get equally many), and
             the mean over layers.

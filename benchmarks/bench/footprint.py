@@ -41,7 +41,7 @@ def measure_footprint(
         repetitions: processes per bundle; one more runs first and loads the files into the system's cache.
 
     Returns:
-        By bundle: spreads of what `report` prints, and `disk`: bytes of all `files`.
+        By bundle: the spread of each value that `report` prints, and `disk`, with the bytes of all `files`.
     """
     chosen = json.dumps(dataclasses.asdict(settings or SessionSettings()))
 
@@ -64,8 +64,9 @@ def report(import_s: float, path: str, audio: str, settings: str) -> None:
     """Measure in a fresh process, and print JSON.
 
     import_s: import of the runtime with onnxruntime and numpy. verify_s: check of the digests of the bundle's files.
-    load_s: creation of the sessions, with the files in the system's cache. start_s: both. first_s: first recognition of
-    the whole recording. imported_bytes, loaded_bytes, peak_bytes: peak resident memory up to each point (Linux only).
+    load_s: creation of the sessions, with the files in the system's cache. start_s: verify_s + load_s. first_s: first
+    recognition of the whole recording. imported_bytes, loaded_bytes, peak_bytes: peak resident memory after the import,
+    after loading and at the end (Linux only).
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415

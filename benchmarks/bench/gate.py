@@ -20,7 +20,7 @@ class Limit:
     """A limit on one kind of cost.
 
     Attributes:
-        flag: its option.
+        flag: the option that sets the limit.
         unit: the unit of its value.
         about: the end of the option's help, after "exit with status 1 if the first".
     """

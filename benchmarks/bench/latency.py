@@ -106,7 +106,7 @@ def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) ->
 
 
 def first_partial(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """Return the wait for the first tokens of an utterance, given its chunks and the one that ended it."""
+    """Return the wait for the first tokens of an utterance, given its events and the one that ended it."""
     if not segment.words:
         return []
     shown = next((event for event in events if event.tokens), final)
@@ -114,7 +114,7 @@ def first_partial(segment: Result, events: Sequence[Event], final: Event) -> lis
 
 
 def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary: Vocabulary) -> list[Wait]:
-    """Return the waits for the words of an utterance, each until it and all earlier words no longer change."""
+    """Return the waits for the words of an utterance, each until the word and all earlier ones no longer change."""
     waits = []
     for word, result in zip(vocabulary.words(segment.tokens), segment.words, strict=True):
         settled = final
@@ -127,7 +127,7 @@ def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary
 
 
 def commitments(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """Return the waits for the words of an utterance, each until it is committed; empty if any were revised."""
+    """Return the waits for the words of an utterance, each until it is committed; empty if any word was revised."""
     waits = []
     for number, word in enumerate([] if segment.revised else segment.words):
         event = next((event for event in events if event.num_committed > number), final)

@@ -34,7 +34,7 @@ def measure_speed(
         One entry for each mode and bundle, with the keys of `summary` and:
         words: result of `word_errors`; missing without transcripts.
         energy_wh_per_hour: energy of all processors in watt-hours per hour of audio; words_per_joule: recognised words
-            per joule; both None if the system does not measure energy, for the reason in `energy_missing`.
+            per joule. Both are None if the system does not measure energy; `energy_missing` then gives the reason.
     """
     meter = EnergyMeter()
 
@@ -78,8 +78,8 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
         core_hours_per_hour: CPU seconds of all threads per second of audio.
         stages: the real-time factor of each stage; shares: their medians as fractions of the sum.
         finalisation_s: percentiles from the end of the input to the final result, see `latencies`.
-        chunk_latency_s, chunk_budget_s: percentiles for chunks at full speed, including `late`, and the seconds from
-            one chunk to the next; missing without chunks.
+        chunk_latency_s: percentiles for chunks at full speed, and `late`, see `latencies`; chunk_budget_s: the seconds
+            from one chunk to the next. Both are missing without chunks.
     """
     audio_s = sum(observed.audio_s for observed in rounds[0])
     costs = [
@@ -108,7 +108,7 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
 
 
 def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) -> dict[str, Any]:
-    """Return percentiles over all rounds; `rounds`: spread of their medians; `late`: share above the budget."""
+    """Return percentiles over all rounds, `rounds` (the spread of their medians) and `late` (the share over budget)."""
     every = [seconds for found in rounds for seconds in found]
     late = {} if budget_s is None else {"late": sum(seconds > budget_s for seconds in every) / len(every)}
     medians = [statistics.median(found) for found in rounds]
@@ -116,7 +116,7 @@ def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) 
 
 
 def word_errors(observed: Sequence[Observation], transcripts: Sequence[str]) -> dict[str, Any]:
-    """Return `errors` and `lengths` in words of each recording with a transcript, total `num_words`, and the `rate`."""
+    """Return `errors` and `lengths` in words, by recording with a transcript, and the `num_words` and `rate` of all."""
     errors, lengths = [], []
     for item, transcript in zip(observed, transcripts, strict=True):
         if transcript:

@@ -115,7 +115,7 @@ def caches(folder: Path) -> dict[str, int]:
 
 
 def memory_bytes(name: str, file: Path | None = None) -> int | None:
-    """Return the bytes of a line of /proc/meminfo ("MemTotal", "MemAvailable") or `file`; None if it is missing."""
+    """Return the bytes that /proc/meminfo or `file` reports as `name`, such as "MemTotal"; None if it is missing."""
     for line in _read(file or _MEMINFO).splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -123,7 +123,7 @@ def memory_bytes(name: str, file: Path | None = None) -> int | None:
 
 
 def status_bytes(name: str, process: int | None = None) -> int | None:
-    """Return the bytes of a line in a process's status, by default this one's; None if it is missing.
+    """Return the bytes that the status of a process, by default this one, reports as `name`; None if missing.
 
     "VmHWM" is the peak resident memory. getrusage would include that of the parent process before exec.
     """
@@ -131,7 +131,7 @@ def status_bytes(name: str, process: int | None = None) -> int | None:
 
 
 def commit(file: Path) -> str | None:
-    """Return the commit of a source file's repository, with "+" if there are later changes; None if there is none.
+    """Return the commit of a source file's repository, with "+" if there are later changes; None without a repository.
 
     For an installed package, the clone in the current folder counts if its copy of the file is identical.
     """

@@ -41,11 +41,11 @@ UNCOUNTED = frozenset(
     {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GroupQueryAttention", "MoE", "MultiHeadAttention", "QGemm"}
     | {"QLinearConv", "QLinearMatMul", "QMoE"}
 )
-"""Operators that multiply, but whose multiply-adds are not counted. Others that read large constants are suspect."""
+"""Operators known to multiply without being counted. Any other that reads large constants may do so as well."""
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
 _FEWEST_TERMS = 4
-"""Smaller products only sum values just computed, such as a token's experts, and are not part of the bound."""
+"""Products with fewer terms only sum values just computed, such as a token's experts; the bound excludes them."""
 
 Shape = tuple[int, ...]
 
@@ -63,7 +63,7 @@ class Kernel:
         multiply_adds: multiply-adds of matrix products and convolutions, else 0.
         num_bytes: bytes of the right-hand matrix (weights or, in attention, keys or values); 0 without multiply-adds.
         integer: whether the factors are integers.
-        parameter_bytes: bytes of the constants that it reads, unless onnxruntime packed them earlier.
+        parameter_bytes: bytes of the constants that the node reads, unless onnxruntime packed them earlier.
     """
 
     name: str

@@ -81,7 +81,7 @@ class Observation:
         audio_s: seconds of audio.
         wall_s: seconds spent in calls of the runtime, without waiting for a paced source.
         cpu_s: CPU seconds of all threads in these calls.
-        stages: seconds by stage, `STAGES`; their sum is `wall_s`.
+        stages: seconds by stage, for each of `STAGES`; they add up to `wall_s`.
         events: chunks, in order.
         final_s: seconds from the end of the input to the final result.
         segments: final results.
@@ -151,7 +151,7 @@ class Probe:
         BundleError: the bundle is damaged.
         ProviderError: a provider is not installed or did not start.
         StreamError: the bundle does not support the search.
-        UnsupportedError: its graph has a fixed shape.
+        UnsupportedError: the bundle's graph has a fixed shape.
     """
 
     def __init__(
@@ -163,7 +163,8 @@ class Probe:
     ) -> None:
         """Load the graphs of a bundle.
 
-        A `Mode` sets the chunks, and the bundle the endpoints, whatever `options` say. `hotwords` None: the bundle's.
+        Chunks and endpoints in `options` are ignored: a `Mode` sets the chunks, and the bundle sets the endpoints. If
+        `hotwords` is None, those of the bundle apply.
         """
         self.bundle = bundle
         self.watch = Stopwatch()

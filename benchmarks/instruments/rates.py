@@ -44,9 +44,9 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
 
     Returns:
         multiply_adds_per_s: for "integer" and "float" products, the spread for each size, and the fastest size.
-        read_bytes_per_s: the spread for each size of the weights in bytes. They are multiplied by a single row (a
-            token), so that reading limits the speed, as float32 on onnxruntime or as int8 with native kernels,
-            whichever is faster.
+        read_bytes_per_s: the spread for each size of the weights in bytes. The weights are multiplied by a
+            single row (a token), so that reading limits the speed. The rate is that of float32 on onnxruntime or of
+            int8 with native kernels, whichever is higher.
     """
     random = np.random.default_rng(0)
     cases: dict[tuple[str, Any], Callable[[], float]] = {}

@@ -124,7 +124,7 @@ def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
 
 
 def difference_of_rates(errors: npt.ArrayLike, others: npt.ArrayLike, sizes: npt.ArrayLike) -> Spread:
-    """Return (errors - others) / sizes, summed over recordings [n], with its 95 % interval by paired bootstrap."""
+    """Return sum(errors - others) / sum(sizes) over recordings [n], with its 95 % interval by paired bootstrap."""
     differences, lengths = np.asarray(errors) - np.asarray(others), np.asarray(sizes)
     drawn = np.random.default_rng(0).integers(len(lengths), size=(NUM_DRAWN, len(lengths)))
     of_draws = differences[drawn].sum(axis=1) / np.maximum(lengths[drawn].sum(axis=1), 1)

@@ -34,7 +34,7 @@ UTTERANCE_S = 10.0
 NUM_HYPOTHESES, NUM_TOKENS = 10, 40
 """Size of the second pass; ten seconds of fast speech have 40 tokens."""
 ALTERNATIVES = (36, 32, 28, 24)
-"""Positions of the tokens in which hypotheses differ. They share prefixes as much as hypotheses of the demo model for
+"""Positions of the tokens in which hypotheses differ. Hypotheses share prefixes as much as those of the demo model for
 ten seconds. Merging shared prefixes leaves a quarter of the tokens from left to right, and three quarters from right to
 left."""
 LOUDNESS, LOUDNESS_DEVIATION = 11.0, 3.0
@@ -94,7 +94,7 @@ def one_round(mode: str, model: Model, frames: Frames) -> Run:
 
 
 def nbest(vocab_size: int) -> list[list[int]]:
-    """Return hypotheses that share prefixes as those of a beam do."""
+    """Return hypotheses that share prefixes like those of a beam."""
     first, last = np.random.default_rng(0).integers(3, vocab_size, NUM_TOKENS), vocab_size - 1
     hypotheses = np.tile(first, (NUM_HYPOTHESES, 1))
     for bit, place in enumerate(ALTERNATIVES):
@@ -128,7 +128,7 @@ def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chun
 
 
 def windows(config: ModelConfig, frames: Frames, num_streams: int = 1) -> Iterator[Frames]:
-    """Yield features of chunks [streams, frames, mel]; each stream has the same features from another second on."""
+    """Yield features of chunks [streams, frames, mel]; each stream starts at another second of the same features."""
     cutters = [Windows(config, CHUNK_SIZE) for _ in range(num_streams)]
     for stream, cutter in enumerate(cutters):
         cutter.accept(np.roll(frames, -100 * stream, axis=0))

@@ -14,9 +14,9 @@ class Target:
     """A limit set before the measurement, and the measured value.
 
     Attributes:
-        name: measured quantity; int8 on one thread unless it states otherwise.
-        where: machine, if there are results of several.
-        found: measured value, or the spread of several; then the median counts.
+        name: measured quantity, of int8 on one thread unless the name states otherwise.
+        where: machine, if several were measured.
+        found: measured value, or the spread of several, whose median is compared.
         limit: limit for the value.
         at_most: whether it is an upper limit.
         unit: suffix of both numbers, such as " ms".

@@ -29,7 +29,7 @@ QUIET_S = 2.0
 
 
 def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[str, Any]:
-    """Return the seconds of audio from a word's end to the result that shows its final text, and that commits it."""
+    """Return the seconds of audio from a word's end to the result that shows its final text, and to its commitment."""
     found = summary(observed, probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0)
     waits = {name: found[f"{name}_s"]["algorithmic"] for name in ("word", "committed")}
     segments = [segment for item in observed for segment in item.segments]

@@ -54,18 +54,18 @@ TITLES = {
 }
 """Titles of networks: number of experts, how many process a token, and their hidden units."""
 HALF = "8x2x1920, half the blocks"
-"""The mixture in every second block. It is computed as the mean of two networks: no key of WeNet describes it."""
+"""The mixture in every second block. No key of WeNet describes it, so it is computed as the mean of two networks."""
 FORMATS = ("int8", "int4")
 """Formats of `make_bundle`."""
 KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
 ROUNDS = 5
 AS_FAST = 1.05
-"""A network counts as fast as Dense-225M up to this ratio of times."""
+"""Maximum ratio of times at which a network is considered as fast as Dense-225M."""
 STATE = "edge.json"
 
 
 def groups() -> Iterator[list[Case]]:
-    """Yield groups of networks to measure in turn: in the same format on the same engine."""
+    """Yield groups of networks to measure in turn; all networks of a group have the same format and engine."""
     for form in FORMATS:
         for kernels in KERNELS:
             yield [Case(model, form, kernels) for model in TITLES]

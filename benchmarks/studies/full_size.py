@@ -57,7 +57,7 @@ MODES = {STREAMING: "chunks of 16", BATCH: "batch of 8", FULL: "full context", S
 ROUNDS = {STREAMING: 7, BATCH: 5, FULL: 5, SECOND_PASS: 5}
 NUM_BOUNDS, NUM_STARTS, NUM_THREADS = 3, 2, (1, 2)
 BOUNDS = {STREAMING: (Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), 4.0), FULL: (Mode(), 10.0)}
-"""Context and seconds of speech, short because a profile has a line for each kernel of each chunk."""
+"""Context and seconds of profiled speech, few because a profile has a line for each kernel of each chunk."""
 START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 
 
@@ -106,7 +106,7 @@ CASES = (
 )
 INT8, PLAIN_INT8, INT4, _, DENSE, PLAIN_DENSE, NATIVE_LARGE, PLAIN_LARGE = CASES
 EQUALS = {"native": (INT8, DENSE), "even": (PLAIN_INT8, PLAIN_DENSE)}
-"""A mixture and a dense network on the same engine in the same format, which shows the cost of the architecture."""
+"""Pairs of a mixture and a dense network on one engine in one format: the ratio is the cost of the architecture."""
 PACKED = Case(MIXTURE, "packed", NATIVE)  # packed in advance for native kernels: only its start differs
 STARTED = {case.key: case for case in (*CASES, PACKED)}
 
@@ -276,8 +276,8 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Yield the limits on each machine.
 
-    The first ones compare equal engines and formats. A mixture may take 1.54 times as long, its ratio of active
-    parameters. A single stream may take twice as long: it reads nearly all experts in each chunk.
+    The first ones compare networks on the same engine in the same format. A mixture may take 1.54 times as long, its
+    ratio of active parameters. A single stream may take twice as long: it reads nearly all experts in each chunk.
     """
     for where, content in results["machines"].items():
         amx = "amx" in where

@@ -2,14 +2,14 @@
 
     python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--seconds 15] [--minutes 0] [--cores 0]
 
-Speakers talk to a server undisturbed, then during each attack. Each pair of measurements is written at once and not
-repeated by later runs. Attackers run in a separate process, with an API key for eight streams per attack. Start this
+Speakers talk to a server undisturbed, then during each attack. Each pair of measurements is saved at once, and later
+runs skip it. Attackers run in a separate process, with an API key for eight streams per attack. Start this
 script with `taskset` on cores other than --cores, which are the server's. With --minutes, all attacks run together for
 that time while rounds of speakers follow each other: memory after the first and last round shows growth.
 
-In "slower", speakers fill the capacity that the server measures, and after they are accepted a busy process starts on
-its cores. Variants have only --speakers, or a busy process of lower priority (nice 10). If other programs are running,
-start this script with nice -n -15.
+In "slower", speakers fill the capacity that the server measures. Once all are accepted, a busy process starts on the
+server's cores. Two variants have only --speakers speakers, or a busy process of lower priority (nice 10). If other
+programs are running, start this script with nice -n -15.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lowe
 """Niceness of the busy process, and whether speakers fill the server's capacity."""
 MIXTURE = "all together"
 MOST_SLOWER, MOST_SLOWER_BY_ONE = 1.2, 1.2
-"""Maximum ratio of latencies to those before: of all attacks together, and of a single one."""
+"""Maximum ratio of latencies during attacks to those before: for all attacks together, and for a single one."""
 HEALTH_S = 0.05
 _AHEAD_S = 2.0
 
@@ -207,7 +207,7 @@ def burn(has_begun: Event, cores: Sequence[int], niceness: int) -> None:
 
 @contextlib.contextmanager
 def meanwhile(work: Callable[..., None], *given: Any) -> Iterator[None]:
-    """Run `work` in another process during the block, which starts after it has begun."""
+    """Run `work` in another process, and the block once `work` has begun; kill the process when the block ends."""
     context = multiprocessing.get_context("spawn")
     has_begun = context.Event()
     process = context.Process(target=work, args=(has_begun, *given))

@@ -4,10 +4,11 @@
     python -m u2moe.benchmarks.studies.hotwords BUNDLE COMMANDS.tsv SPEECH.tsv ... --commands
 
 Rare words of the transcripts (long, and in few recordings) stand for names. Each recording is recognised three times:
-without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists have unspoken words
-from other recordings. Longer lists are shared by all recordings: their rare words, filled up with words of the bundle's
-language model, or only such words. The longest list is also tried with half the weight, and restricted to words that
-sound like the text recognised without hotwords.
+without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists contain rare words
+of other recordings that are not spoken in this one. Longer lists are shared by all recordings: one has all rare words,
+filled up with other words of the bundle's language model; the unrelated one has only such other words. The
+longest lists are also tried with half the weight, and restricted to words that sound like the text recognised without
+hotwords.
 
 Commands are all transcripts of a list, in groups of about fifty. Each recording is recognised without them, and with
 its group as hotwords, as a grammar, and as a grammar with `[unk]`. The other lists or folders are recognised with the
@@ -88,7 +89,7 @@ Lists = dict[str, Sequence[str]]
 
 
 def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Lists]:
-    """Yield the lists for each recording: its rare words, and those of other recordings."""
+    """Yield the lists for each recording: with its rare words, and with only those of other recordings."""
     random = np.random.default_rng(0)
     rare = rare_words(recordings)
     everywhere = sorted(set().union(*rare))
@@ -98,7 +99,7 @@ def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Li
 
 
 def lists_of_all(recordings: Sequence[Recording], list_len: int, vocabulary: Iterable[str]) -> Lists:
-    """Return one list for all recordings, filled with words that no transcript contains."""
+    """Return lists shared by all recordings, filled up with words that no transcript contains."""
     said = {word for recording in recordings for word in words(recording.transcript)}
     unsaid = sorted({word.upper() for word in vocabulary if word.isalpha() and len(word) >= SHORTEST} - said)
     fillers = [unsaid[place] for place in np.random.default_rng(0).permutation(len(unsaid)).tolist()]
@@ -183,7 +184,7 @@ def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
 def measure_commands(
     recognizer: Recognizer, recordings: Sequence[Recording], others: Mapping[str, Sequence[tuple[Any, str]]]
 ) -> dict[str, Any]:
-    """Count, by condition, errors of commands, and false alarms in other sounds, each given with its transcript."""
+    """Count, by condition, errors of commands, and false alarms in other sounds, which come with transcripts."""
     named = sorted({recording.transcript for recording in recordings})
     order = np.random.default_rng(0).permutation(len(named))
     groups = [[named[place] for place in part] for part in np.array_split(order, max(round(len(named) / GROUP), 1))]

@@ -52,7 +52,7 @@ BOUNDS = {CHUNK: "read_s", 250: "arithmetic_s"}
 LIMITS = {CHUNK: 0.7, 250: 1.03}
 """Maximum ratio of times of int4 and int8 experts with native kernels, by tokens."""
 RATE = 0.9
-"""Minimum ratio of the bytes per second that a chunk reads of narrow experts to those of the paper's, native."""
+"""Minimum ratio of the bytes per second that native kernels read for a chunk: narrow experts / the paper's."""
 
 
 class Shape(NamedTuple):

@@ -142,7 +142,7 @@ def plain_model(bundle: Bundle, files: Sequence[Path]) -> tuple[Model, list[_Pla
 
 SETTINGS = SessionSettings(num_threads=1, kernels="onnxruntime")
 NUM_TIMINGS, STATIC_FRAMES, NUM_FRAMES = 3, 3000, 6000
-"""Timings of the longest recording; frames for static calibration; frames for judging.
+"""Number of timings of the longest recording, and of frames for static calibration and for judging.
 
 Static calibration receives one recording: onnxruntime's histograms fail on activations of several lengths.
 """
@@ -154,7 +154,7 @@ PLAIN, HARD = "plain", "hard"
 TITLES = {HARD: "demo model, outliers", "near ties": "demo model, near ties"}
 MAX_DAMAGE = 0.005
 OURS = {"int8": (False, None), "int8, calibrated": (True, None), "int8, repaired": (True, Goal(max_damage=MAX_DAMAGE))}
-"""Variants of the recipe int8: whether it is calibrated, and the goal, for which harmful layers stay in 16 bits."""
+"""Variants of the recipe int8: whether it is calibrated, and its goal (harmful layers stay in 16 bits to reach it)."""
 LIMITS = {
     "--max-damage 0.5": (PLAIN, "int4", Goal(max_damage=0.005)),
     "--recipe int8 --max-damage 0.5": (PLAIN, "int8", Goal(max_damage=0.005)),
@@ -259,7 +259,7 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
 def limited(
     bundle: Bundle, name: str, lists: Mapping[str, Sequence[Path]], folder: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield, for each of a network's `LIMITS`, its title, and damage and costs on two lists of recordings.
+    """Yield, for each of a network's `LIMITS`, the title of the limit, and damage and costs on two lists of recordings.
 
     Args:
         bundle: the network.

@@ -52,12 +52,12 @@ KERNELS = {OURS: "onnxruntime", OURS_NATIVE: "native"}
 LIMIT_S = 0.3
 """Maximum p95 of partial and final results, in seconds."""
 MOST_MISSING = 0.01
-"""Maximum share of missing results: a newer result replaces a late one."""
+"""Maximum share of missing results. A late result is missing if a newer one replaces it."""
 RATIOS = {OURS: 1.5, OURS_NATIVE: 2.0}
 """Minimum ratio of sustained speakers to those of sherpa-onnx's server."""
 CROWD = 4
 _NUM_TRIES = 2
-"""Tries for a number of speakers; the last is kept."""
+"""Maximum number of tries for each number of speakers; the last try is kept."""
 _NUM_ROUNDS = 3
 """Rounds at capacity and with a crowd, in turn; the pair with the median ratio is kept."""
 MOST_SLOWER = 1.2

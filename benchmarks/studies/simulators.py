@@ -36,7 +36,7 @@ from u2moe.runtime.text.word_errors import edit_distance, words
 
 PACKAGES = {"": "onnxruntime", "qualcomm": "onnxruntime-qnn", "rockchip": "rknn-toolkit2"}
 PACKAGES |= {"litert": "ai-edge-litert", "intel": "openvino"}
-"""Package that computes, by its example."""
+"""By example: the package that runs the graph."""
 PLAIN, FIXED, QDQ = "float32", "fixed positions", "16 and 8 bits"
 VARIANTS: dict[str, tuple[str, ...]] = {
     PLAIN: ("",),
@@ -50,7 +50,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "litert int8": ("litert", "int8"),
     "intel float32": ("intel",),
 }
-"""Example and its options."""
+"""By variant: the example and its options."""
 LIMITS = {"qualcomm float16": 1, "qualcomm 16 and 8 bits": 5, "rockchip float16": 1}
 """Maximum percentage of words that differ from onnxruntime's."""
 HEADER: tuple[str, ...] = (

@@ -4,8 +4,8 @@
 
 Recordings of isolated words are joined with pauses of known length. A word begins and ends where its recording becomes
 loud and quiet. These times are compared with those of recognised words, and with those of `align` for the known text.
-Sentences are joined to an hour, in which `align` should find each word at the same time as in its sentence. It should
-also detect one replaced word, or three missing ones, in the text of each sentence.
+Sentences are joined into an hour of audio, in which `align` should find each word at the same time as in its sentence.
+It should also detect one replaced word, or three missing ones, in the text of each sentence.
 """
 
 from __future__ import annotations

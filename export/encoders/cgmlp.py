@@ -109,7 +109,7 @@ class ConvolutionalGatingMLP(nn.Module):
 def gating(
     g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around: Surroundings, row: int
 ) -> tuple[ir.Value, ir.Value | None]:
-    """Add the layers for [batch, time, dim]; also return the frames to cache. `row` is the block's row in them."""
+    """Add the layers for [batch, time, dim]; also return the frames to cache. `row` is the block's row in `around`."""
     unit, kind = module.csgu, module.config.activation
     with g.scope("cgmlp", group="feed_forward"):
         value, gate = (g.call(layers.activation_layer("gelu"), _half(g, x, module, half))[0] for half in range(2))
@@ -152,7 +152,7 @@ class TwoBranchBlock(nn.Module):
 
 
 class TwoBranchNodes(EncoderNodes):
-    """The common part as layers of a graph."""
+    """The common part of these blocks as layers of a graph."""
 
     ATTENTION = "attn"
 

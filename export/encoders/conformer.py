@@ -132,7 +132,7 @@ class TransformerEncoder(SpeechEncoder):
 
 
 class ConformerNodes(EncoderNodes):
-    """Builds both encoders as layers of a graph."""
+    """Builds a conformer or transformer encoder as layers of a graph."""
 
     def share(self, x: ir.Value) -> None:
         """See `EncoderNodes`."""

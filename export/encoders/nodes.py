@@ -264,6 +264,6 @@ class EncoderNodes:
             return self.frames.attend(nodes, x, self.biases[index], self.positions, index)
 
     def kept(self, found: tuple[ir.Value, ir.Value | None]) -> ir.Value:
-        """Note the frames to cache of a convolution, and return its output."""
+        """Note the frames that a convolution must cache, and return its output."""
         self.next_cnn += [] if found[1] is None else [found[1]]
         return found[0]

@@ -189,7 +189,11 @@ class SqueezeAttention(MultiHeadAttention, Scaling):
 
 
 def shift(scores: Tensor) -> Tensor:
-    """Read the scores [batch, heads, time, keys] row by row, with a zero before each row, from the second row on."""
+    """Shift the scores [batch, heads, time, keys] as Transformer-XL does.
+
+    A zero is put before each row, the first `time` numbers are dropped, and the rest is read in rows of the original
+    length.
+    """
     padded = nn.functional.pad(scores, (1, 0))
     batch, heads, time, width = padded.shape
     return padded.view(batch, heads, width, time)[:, :, 1:].reshape(scores.shape)

@@ -148,7 +148,7 @@ def _passed_on(node: ir.Node) -> ir.Value | None:
 
 
 def _name_outputs(graph: ir.Graph) -> None:
-    """Name the nodes that compute the outputs after them, instead of copies."""
+    """Remove copies before the outputs, and give the names of the outputs to the original values."""
     for output in list(graph.outputs):
         node = output.producer()
         value = node.inputs[0] if node is not None and node.op_type == "Identity" else None
@@ -181,8 +181,8 @@ def check_fixed(model: ir.Model, where: object) -> None:
     """Check that NPU compilers can read a graph.
 
     Raises:
-        UnsupportedError: names a node with an operator that is not in `OPERATORS`, a number beyond `LARGEST`, more than
-            `MOST_AXES` axes, or an axis of unknown size.
+        UnsupportedError: a node has an operator that is not in `OPERATORS`, a number beyond `LARGEST`, more than
+            `MOST_AXES` axes, or an axis of unknown size; the message names the node.
     """
     for node in model.graph:
         told = f"{where}: node {node.name} ({node.op_type})"

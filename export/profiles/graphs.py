@@ -92,7 +92,9 @@ def offline_contract() -> Graph:
 
 
 def clip_contract() -> Graph:
-    """Return the contract for a short file: its bytes [1, bytes] to text [1], tokens, and their start times in seconds.
+    """Return the contract for a short file.
+
+    It maps the bytes [1, bytes] to text [1], tokens, and the start times of the tokens in seconds.
 
     Files are WAV, FLAC or MP3, shorter than 30 seconds, at the model's rate; channels are averaged. Other files are
     refused: the run fails, and the name of the failing node states why.
@@ -221,7 +223,7 @@ def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
         as_it_is = g.op("AudioDecoder", audio, kind, domain=EXTENSIONS, stereo_to_mono=1)
         samples = g.op("AudioDecoder", audio, kind, domain=EXTENSIONS, downsampling_rate=sample_rate, stereo_to_mono=1)
         length = g.op("Shape", samples, start=1, end=2)
-        # Its resampling has aliasing, so files at other rates are refused.
+        # AudioDecoder's resampling has aliasing, so files at other rates are refused.
         other_rate = _not_equal(g, length, g.op("Shape", as_it_is, start=1, end=2))
         longest = min(LONGEST_CLIP_S * sample_rate, _LONGEST_CLIP)
         too_long = g.op("GreaterOrEqual", length, [longest])

@@ -84,7 +84,7 @@ class ProfileParity:
         """Run all comparisons of a profile.
 
         Raises:
-            ParityError: a difference exceeds its limit; names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.
         """
         if profile == "streaming":
             for size, left in CHUNKS:

@@ -76,7 +76,8 @@ def convert_static(
         progress: called with a line for each step.
 
     Raises:
-        UnsupportedError: the bundle is quantized or of fixed shape, or its encoder cannot have one; states why.
+        UnsupportedError: the bundle is quantized or of fixed shape, or its encoder cannot have a fixed shape. The
+            message states why.
         ParityError: the written graph differs from the bundle.
         BundleError: the bundle cannot be read, or `out` cannot be written.
         AudioError: a recording cannot be read.
@@ -258,7 +259,7 @@ class StaticParity:
         """Compare streams from the start and where positions are moved back, with last chunks of all lengths.
 
         Raises:
-            ParityError: a difference exceeds its limit; names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.
         """
         size, multiple, num_chunks = self.form.chunk_size, self.config.chunk_multiple, self.form.num_left_chunks + 4
         late = self.config.max_position - (num_chunks - 2) * size  # caches are full where positions are moved back
@@ -291,7 +292,7 @@ class StaticParity:
         }
         expected, found = (session_of(folder / file)(feeds) for file in ("decoder.onnx", DECODER_FILE))
         for name, value in expected.items():
-            self.report.add(compared(DECODER_FILE, name, [(value, found[name])]), self.subject, "it and the decoder")
+            self.report.add(compared(DECODER_FILE, name, [(value, found[name])]), self.subject, "it and the original")
 
     def _stream(self, case: str, offset: int, num_frames: int) -> None:
         config, form = self.config, self.form

@@ -50,7 +50,7 @@ class StaticGraph:
         form: chunks and first position; the other fields are derived.
 
     Raises:
-        UnsupportedError: the encoder cannot have a fixed shape; states why.
+        UnsupportedError: the encoder cannot have a fixed shape; the message states why.
     """
 
     def __init__(self, bundle: Bundle, form: StaticForm) -> None:
@@ -110,7 +110,7 @@ class StaticGraph:
         return {**results, **following}, parts
 
     def _calls_of_positions(self) -> dict[int, ir.Node]:
-        """Return the calls whose encodings become inputs of the graph, by the steps of their rates.
+        """Return the calls whose encodings become inputs of the graph, by the distance between their positions.
 
         Rotary attention depends only on distances, so it may use any positions.
         """
@@ -165,7 +165,7 @@ class StaticGraph:
         return self._g.ops("Split", value, sizes, axis=1, num_outputs=num) if num > 1 else [value]
 
     def _mask(self, node: ir.Node, mask: ir.Value) -> None:
-        """Make the bias of scores an input, and derive from it which frames exist: some encoders multiply by that."""
+        """Make the bias of scores an input, and derive from it which frames exist: some encoders need this."""
         g = self._g
         for reader in _readers(_origin(node.inputs[0], "Unsqueeze")):
             if reader.op_type == "Cast":

@@ -1,4 +1,4 @@
-"""Interface of a weight format: how weights are converted, stored, rounded for recordings, and multiplied in graphs."""
+"""Interface of a weight format: how weights are converted, stored, rounded row by row, and multiplied in graphs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Rounding(ABC):
 
     @abstractmethod
     def begin(self, rows: Float) -> None:
-        """Announce the current values of the next rows [num_rows or fewer, out], for their shared parameters."""
+        """Announce the current values of the next rows [num_rows or fewer, out], which determine shared parameters."""
 
     @abstractmethod
     def restored(self, index: int, row: Float) -> Float:
@@ -74,7 +74,7 @@ class WeightConversion(ABC):
 
     @abstractmethod
     def rounding(self, weight: Float) -> Rounding:
-        """Return an object that rounds a weight [in, out] for recordings."""
+        """Return an object that rounds a weight [in, out] row by row."""
 
     @abstractmethod
     def product(

@@ -50,7 +50,7 @@ class Int4Conversion(WeightConversion):
         return from_int4_blocks(Int4(*parts), rows)
 
     def rounding(self, weight: Float) -> Rounding:
-        """Return a rounding with the column scales of plain rounding, which computes steps from the corrected rows."""
+        """Return an object that rounds rows. Column scales are those of `parts`; steps suit the corrected rows."""
         return _Int4Rounding(weight, self.block_size)
 
     def product(

@@ -4,8 +4,8 @@ A token's result therefore does not depend on its chunk or batch. Rows are divid
 rounded, and products are multiplied by the scales. A row of zeros has scale 0. Its integers are meaningless, but 0
 times their product is correct.
 
-Native kernels replace whole functions. A product whose input has no other reader is one function with its quantization
-and bias. The same applies to feed-forward layers, gated or not.
+Native kernels replace whole functions. If no other layer reads a product's input, one function quantizes the input,
+multiplies it and adds the bias. The same applies to feed-forward layers, gated or not.
 """
 
 # ruff: noqa: ARG002 - products need only the sizes of their weights
@@ -58,7 +58,7 @@ class Int8Conversion(WeightConversion):
         return integers[:rows].astype(np.float32) * scale
 
     def rounding(self, weight: Float) -> Rounding:
-        """Return an object that rounds a weight [in, out] for recordings, with the column scales of `parts`."""
+        """Return an object that rounds a weight [in, out] row by row, with the column scales of `parts`."""
         return _Int8Rounding(weight)
 
     def rows(self, after: str | None = None) -> ir.Function:

@@ -114,7 +114,7 @@ class MediaFile:
         self._container.close()
 
     def read(self, size: int, *, dtype: str = "float32", always_2d: bool = True) -> npt.NDArray[np.float32]:
-        """Read up to `size` frames [frames, channels], float32 in [-1, 1]. Returns none at the end.
+        """Read up to `size` frames [frames, channels], float32 in [-1, 1]. Returns no frames at the end.
 
         Raises:
             AudioError: the file is damaged here.

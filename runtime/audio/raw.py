@@ -92,7 +92,7 @@ class RawFile:
         self._rest = b""
 
     def read(self, size: int, *, dtype: str = "float32", always_2d: bool = True) -> npt.NDArray[np.float32]:
-        """Read up to `size` frames [frames, channels], as soon as one is available. Returns none at the end."""
+        """Read up to `size` frames [frames, channels], as soon as one is available. Returns no frames at the end."""
         del dtype, always_2d  # only the defaults are supported
         frame = self._kind.itemsize * self.channels
         content = self._rest
@@ -107,7 +107,7 @@ class RawFile:
         return samples.astype(np.float32) * np.float32(self._scale)
 
     def _read_some(self, num_bytes: int) -> bytes:
-        """Read the available bytes, at least one. Returns none at the end."""
+        """Read the available bytes, at least one. Returns no bytes at the end."""
         read = getattr(self._stream, "read1", self._stream.read)  # does not wait for all bytes
         more: bytes | None = read(num_bytes)
         if more is None or (not more and _is_non_blocking(self._stream)):

@@ -56,12 +56,12 @@ def read_blocks(
             channels cancel each other.
         track: index of the audio track of a media file, from 0; None: the default track.
         start: seconds of the file to skip.
-        end: time in seconds at which to stop; None, or beyond the end: at the end.
+        end: time in seconds at which to stop; None: at the end of the file, as for any later time.
         on_open: called with the open file before it is read; may refuse it with an AudioError.
 
     Raises:
-        AudioError: the file is missing, damaged or not audio, or has no audio between `start` and `end`. Or its sample
-            rate, the channel or the track is invalid. Names the file.
+        AudioError: the file is missing, damaged or not audio, or has no audio between `start` and `end`; or its sample
+            rate, the channel or the track is invalid. The message names the file.
         TruncatedAudioError: the file is truncated, or parts of it are damaged; raised after its last samples.
     """
     import soundfile  # noqa: PLC0415 - programs that feed arrays do not need libsndfile

@@ -163,7 +163,8 @@ def ctc() -> Graph:
 def decoder(*, bidirectional: bool) -> Graph:
     """Return the contract of the attention decoder, which scores hypotheses of several utterances in one call.
 
-    Common prefixes of an utterance's hypotheses are computed once. From right to left, common suffixes are.
+    The left-to-right decoder computes common prefixes of an utterance's hypotheses once; the right-to-left decoder,
+    common suffixes.
 
     Inputs:
         hyps: tokens without sos and eos, padded at the end with any valid id [batch, nbest, length].

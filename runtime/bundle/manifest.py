@@ -107,7 +107,7 @@ class StaticForm:
         return math.ceil(self.chunk_size * config.frame_reduction / step)
 
     def left_frames(self, config: ModelConfig, step: int) -> int:
-        """Return the frames of the left context in the same way."""
+        """Return the frames of the left context if each covers `step` frames after the subsampling."""
         return self.num_left_chunks * self.frames(config, step)
 
     def cache_shape(self, config: ModelConfig, cache: contract.Cache) -> tuple[int, ...]:
@@ -120,7 +120,7 @@ class StaticForm:
 
 
 def step_of(config: ModelConfig, cache: contract.Cache) -> int:
-    """Return the frames after the subsampling per frame of a cache of keys and values."""
+    """Return how many frames after the subsampling each frame of a cache of keys and values covers."""
     return round(config.frame_reduction / cache.rate)
 
 

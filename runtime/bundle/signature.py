@@ -1,4 +1,4 @@
-"""Ed25519 signatures of bundles. They cover the manifest and, through its digests, all files, without a date."""
+"""Ed25519 signatures of bundles. They cover the manifest and, through its digests, all files. They have no date."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def signatures_in(folder: Path) -> dict[str, bytes]:
     try:
         content = BundleFiles(folder).read(SIGNATURE_FILE, _LIMIT)
     except BundleError as error:
-        raise SignatureError(f"{error}, expected a signature of the bundle") from error
+        raise SignatureError(f"{error}: the bundle must be signed") from error
     with refused_as(SignatureError, where):
         found = checked_object("", json.loads(content))
         for name, expected in (("format", _FORMAT), ("version", _VERSION)):

@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
         return failed
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
-        remedy = f": {install_command(extra)}" if extra else ", not installed here"
+        remedy = f": {install_command(extra)}" if extra else ", which is not installed"
         complain(f"'u2moe {command}' needs the Python package {error.name}{remedy}")
         return failed
     except (U2moeError, ValueError, OSError) as error:  # OSError: such as a full disk

@@ -22,7 +22,8 @@ from u2moe.runtime.whole_file import failures_named, probe, remove_stale_parts, 
 TEXT = "txt"
 """The default format. For several recordings on stdout, it is a line for each, with its name."""
 EVENTS = "events"
-"""A format only for stdout: a line of JSON for each segment when it is found, partial result, and end."""
+"""A format only for stdout: a line of JSON for each segment as it is found, for each partial result, and for the end of
+each recording."""
 
 
 def add_output(parser: Options, formats: Iterable[str], default: str, about: str = "") -> None:
@@ -53,7 +54,7 @@ class Output:
         return inputs
 
     def begin(self) -> None:
-        """Write segments as they are found, in any format that has segments; first write the header."""
+        """Write the header, and from now on each segment as it is found, if the format has segments."""
 
     def take(self, item: Input, result: Result) -> None:
         """Handle a partial or final result, after the phrases of a grammar that have become certain."""

@@ -21,7 +21,7 @@ from u2moe.runtime.text.word_errors import WordErrors
 from u2moe.runtime.whole_file import replacing
 
 _LENGTHS_S = (2, 5, 10, 20, 30)
-"""Limits of the groups by length, in seconds."""
+"""Limits in seconds between the groups of entries by length."""
 _NUM_SAMPLES = 1000
 _CONFIDENCE = 0.95
 

@@ -58,7 +58,7 @@ class RunProgress:
         num_elsewhere: number of entries that other processes were working on when this one had nothing left to do.
         num_deaths: number of workers that died and were replaced.
         num_recognized: number of entries that this call has recognised, including those of unfinished blocks.
-        seconds: seconds of audio of these.
+        seconds: seconds of audio in those entries.
         elapsed_s: seconds since the workers began.
     """
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from u2moe.runtime.text.vocabulary import Vocabulary
 
 _BLOCK_LEN = 2048
-"""Encoder frames between two stored scores. The path through a block is recomputed when it is traced."""
+"""Encoder frames per block. Scores are stored once per block; tracing a path recomputes the scores in between."""
 _MOST_IN_MEMORY = 1 << 26
-"""Bytes of scores and log-probabilities kept in memory. Further ones go to a temporary file."""
+"""Bytes of scores and log-probabilities kept in memory. The rest goes to a temporary file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class AlignedToken:
         token: token id.
         start: first encoder frame of the token.
         end: encoder frame after its last one.
-        peak: frame where it is most probable; the first of several.
+        peak: first frame at which it is most probable.
         confidence: its probability at the peak.
     """
 
@@ -143,7 +143,7 @@ class Aligner:
 
 
 def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int = 0) -> list[AlignedToken] | None:
-    """Align `tokens` with log-probabilities [time, vocab]; see `Aligner` for the rest."""
+    """Align `tokens` with log-probabilities [time, vocab], as `Aligner` does."""
     aligner = Aligner(tokens, log_probs.shape[1], blank)
     aligner.advance(log_probs)
     return aligner.finish()

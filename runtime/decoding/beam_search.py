@@ -19,8 +19,8 @@ from u2moe.runtime.decoding.phrases import REST_COST, PhraseGraph, PhraseState
 
 _NEVER = -math.inf
 _SURE, _SURE_AFTER = 0.99, 4
-"""A phrase is decided on if it has this share of the probability of all phrases, and half of that of the whole beam. It
-also takes more than this number of frames since its last peak."""
+"""A phrase is decided on if it has this share (first value) of the probability of all phrases and half of that of the
+whole beam, and if more than this number of frames (second value) have passed since its last peak."""
 
 _Times = tuple["_Times", int, float] | None
 """Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token that prefixes share."""
@@ -38,8 +38,8 @@ class Prefix:
     """A token sequence as a node of a tree. Equal sequences share a node while any beam needs it.
 
     `state` is the hotword state, `earned` the bonus of complete hotwords, and `bonus` the bonus for ranking, which
-    includes the share of an incomplete hotword. For the language model, these are `language`, `spoken` (score of
-    complete words) and `language_score`. `extra` is the search's addition to the log-probability of the alignments.
+    includes the share of an incomplete hotword. Those of the language model are `language`, `spoken` (score of complete
+    words) and `language_score`. `extra` is the search's addition to the log-probability of the alignments.
     `phrase` is the state of the grammar.
     """
 

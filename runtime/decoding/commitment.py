@@ -9,7 +9,7 @@ others, after `extra` is added to each side. Later frames add the same to both, 
 the beam as long as the loser does.
 
 A shorter prefix of the loser that is also in the beam passes alignments on to the loser. It must therefore be beaten in
-the same way, by the winner without the same last tokens. A beaten hypothesis will never be the best, so the tokens
+the same way, by the winner without those last tokens. A beaten hypothesis will never be the best, so the tokens
 shared by all others are settled.
 """
 
@@ -91,7 +91,7 @@ class Commitment:
         return [beam for beam in self._search.beams if self.holds_for(beam.prefix)]
 
     def _beats(self, rival: Beam, line: Sequence[Beam], beams: Mapping[Prefix, Beam]) -> bool:
-        """Return whether a beam beats the first of some prefixes, its extension the second, and so on."""
+        """Return whether `rival` beats the first beam of `line`, and its extensions beat the other beams."""
         better: Prefix | None = rival.prefix
         depth = line[0].prefix.depth
         for beam in line:

@@ -56,7 +56,7 @@ class ContextGraph:
 
     Raises:
         ValueError: the list is empty, a hotword is empty, a weight is out of range, or the vocabulary lacks a character
-            in both cases.
+            in upper and in lower case.
     """
 
     def __init__(self, hotwords: Hotwords, vocabulary: Vocabulary) -> None:

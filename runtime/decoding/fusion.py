@@ -112,10 +112,10 @@ class Fusion:
         self.start = FusionState(self.ngrams.begin, "", 0.0)
 
     def check_words(self, source: str) -> None:
-        """Check that the model can score any hypothesis higher than unknown words.
+        """Check that the vocabulary can spell some word of the model, so that not every word is unknown.
 
         Raises:
-            LanguageModelError: the vocabulary can spell none of its words; the message begins with `source`.
+            LanguageModelError: the vocabulary can spell no word of the model; the message begins with `source`.
         """
         letters = set("".join(self._spellings))
         names = self.ngrams.words
@@ -172,8 +172,8 @@ class Fusion:
         """Return upper bounds of what the next token adds to the score.
 
         The first two, at most 0, are added to the token's `gains`. The first is for tokens that continue the current
-        word. The second is for tokens that end it (`ends_word`), which replaces the score of its best completion by its
-        own. The third is for any token, and includes the gain.
+        word. The second is for tokens that end it (`ends_word`): the word's own score then replaces the score of its
+        best completion. The third is for any token, and includes the gain.
         """
         if state is None:
             return 0.0, 0.0, self.most_gain

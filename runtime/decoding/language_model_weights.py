@@ -1,6 +1,6 @@
-"""Tuning of language model weights and the blank penalty, on recordings that are encoded once, for a bundle.
+"""Tune the language model weights and the blank penalty of a bundle, on recordings that are encoded only once.
 
-Memory: the encoder output and the most probable tokens of each frame, about a megabyte per minute of audio.
+The encoder output and the most probable tokens of each frame stay in memory: about a megabyte per minute of audio.
 """
 
 from __future__ import annotations
@@ -192,7 +192,8 @@ def tune(
         on_trial: called with each trial.
 
     Returns:
-        The best options of both kinds, and all trials. The first trial is without a language model.
+        The best language model options, the best decoding options, and all trials. The first trial is without a
+        language model.
     """
     best, own = (start, decoding or recordings.decoding), options_of(BundledOptions)
     grid = {name: values for name, values in (grid or (SECOND_GRID if second_pass else FIRST_GRID)).items()
@@ -258,7 +259,7 @@ def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, *
     kept, before = dict(bundle.manifest.files), bundle.manifest.decoding
     strangers = {file.name for file in bundle.path.iterdir()} - {MANIFEST_FILE, SIGNATURE_FILE, *kept}
     if strangers:
-        raise BundleError(f"{bundle.path}: found {min(strangers)!r}, expected only its own files: it is replaced")
+        raise BundleError(f"{bundle.path}: found {min(strangers)!r}, which replacing the bundle would delete")
     if before.language_model is not None:
         del kept[before.language_model.file]
     with BundleWriter(folder, overwrite=True) as staging:
@@ -267,7 +268,7 @@ def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, *
         language_model = None
         if model is not None:
             if model.classes:
-                raise ValueError(f"classes: found {', '.join(model.classes)}, expected none: pass them with --lm")
+                raise ValueError(f"classes: a bundle cannot contain {', '.join(model.classes)}: pass them with --lm")
             Fusion(model, bundle.vocabulary).check_words("the language model")
             write_compact(model.model.ngrams, staging.path / LANGUAGE_MODEL_FILE)
             language_model = BundledLanguageModel(file=LANGUAGE_MODEL_FILE, **model.weights)

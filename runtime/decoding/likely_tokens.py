@@ -10,7 +10,7 @@ _NUM_BLOCKS = 8
 def most_probable(
     log_probs: npt.NDArray[np.float32], num: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return the `num` most probable tokens of each frame, or all, with scores [time, num], descending, ties by id."""
+    """Return at most `num` most probable tokens of each frame and their scores [time, num], best first; ties by id."""
     num_frames, vocab = log_probs.shape
     num = min(num, vocab)
     width = max(vocab // (_NUM_BLOCKS * num), 1)

@@ -61,7 +61,7 @@ def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
 
 
 def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: float, after_s: float) -> Span | None:
-    """Return the first pause after some audio that has its middle after `after_s`, or None.
+    """Return the first pause that follows other audio and whose middle is after `after_s`; None: there is none.
 
     Args:
         levels: loudness [frames].
@@ -118,8 +118,8 @@ def word_spans(
 def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence[Span]) -> list[Span]:
     """Move word boundaries to pauses: a word ends where the longest pause between two peaks begins.
 
-    The next word begins where the pause ends. A boundary stays without a pause, or if the pause is so far from the
-    peak that there is other speech between them.
+    The next word begins where the pause ends. A boundary is not moved if there is no pause, or if the pause is so
+    far from the peak that there is other speech between them.
 
     Args:
         words: start and end of each word, in order.

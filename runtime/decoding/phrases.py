@@ -21,8 +21,8 @@ from u2moe.runtime.text.spelling import Spelling
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, with_boundaries
 
 REST_PENALTY, REST_COST = 0.5, 3.0
-"""Subtracted from the log-probability of a frame's most probable token if it counts as `[unk]`, and of each beginning
-of `[unk]`. A phrase between other words has one before it and one after it."""
+"""The first is subtracted from the log-probability of a frame's most probable token if it counts as `[unk]`, the second
+each time an `[unk]` begins. A phrase between other words has one `[unk]` before it and one after it."""
 MOST_PLACES = 1 << 18
 """Most places (characters that phrases do not share), which bounds memory."""
 MIN_TOKENS = 32
@@ -136,7 +136,7 @@ class PhraseGraph:
         )
 
     def phrases(self, tokens: Sequence[int], *, is_final: bool = True) -> list[tuple[int, int]]:
-        """Return begin and end of each complete phrase in allowed tokens; the longest if several are possible.
+        """Return start and end of each complete phrase in allowed tokens; the longest if several are possible.
 
         If the tokens are not final, a last phrase that may become longer is left out.
         """
@@ -198,7 +198,7 @@ class PhraseGraph:
     def _add(
         self, expression: Expression, places: frozenset[int], within: tuple[str, ...], what: str
     ) -> frozenset[int]:
-        """Add an expression at `places`, within slots and brackets ("") `within`; return its end places."""
+        """Add an expression at `places` and return its end places. `within`: enclosing slots, and "" for brackets."""
         check_nested(len(within), what)
         ends: set[int] = set()
         for alternative in expression:

@@ -111,7 +111,7 @@ def score_of(aligned: Sequence[AlignedToken], word: Word) -> float:
 
 
 def _spelled(text: str, vocabulary: Vocabulary) -> tuple[list[tuple[str, list[Word]]], list[int]]:
-    """Return the sentences of a text with their words as written, and the tokens of all."""
+    """Return the sentences of a text with their words as written, and the tokens of the whole text."""
     spelling, before = Spelling(vocabulary), ""
     sentences: list[tuple[str, list[Word]]] = []
     tokens: list[int] = []
@@ -141,7 +141,7 @@ def _spelled(text: str, vocabulary: Vocabulary) -> tuple[list[tuple[str, list[Wo
 
 
 def _unwritten(heard: npt.NDArray[np.bool_], aligned: Sequence[AlignedToken], least: int) -> list[tuple[int, int]]:
-    """Return stretches of at least `least` frames, outside the tokens of the text, where others are `heard` [time]."""
+    """Return stretches of at least `least` frames, outside the text's tokens, in which tokens are `heard` [time]."""
     places = np.flatnonzero(heard)
     edges = [0, *(edge for token in aligned for edge in (token.start - 1, token.end + 1)), len(heard)]
     between = (places[slice(*np.searchsorted(places, gap))] for gap in zip(edges[::2], edges[1::2], strict=True))

@@ -36,7 +36,7 @@ _LAYOUTS = (
     ({"input", "state"}, 2),
     ({"input", "h", "c"}, 3),  # any number of windows per run
 )
-"""Inputs and numbers of outputs of the files of silero VAD 5 and 6."""
+"""Names of the inputs and number of outputs of each known file of silero VAD 5 and 6."""
 
 
 @dataclass(frozen=True, kw_only=True)

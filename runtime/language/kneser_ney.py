@@ -164,7 +164,7 @@ class _Level:
     """The n-grams of one order, sorted by history and word.
 
     `counts` are continuation counts, `occurrences` raw counts. `parents` and `suffixes` are indices one order below, of
-    the n-grams without their last and without their first word. `keys` are sorted, for look-up by parent and word.
+    each n-gram without its last word and without its first word. `keys` are sorted, for look-up by parent and word.
     """
 
     rows: Rows
@@ -264,7 +264,7 @@ def _levels(counts: NgramCounts) -> list[_Level]:
 
 
 def _unigrams(num_words: int, endings: Rows, adjusted: Counts, seen: Counts) -> _Level:
-    """Return the unigrams: all words, including <s> and <unk>, which may not occur."""
+    """Return the unigrams: all words, including <s> and <unk>, even if they do not occur."""
     of_word, occurrences = np.zeros(num_words, np.int64), np.zeros(num_words, np.int64)
     of_word[endings[:, 0]], occurrences[endings[:, 0]] = adjusted, seen
     ids = np.arange(num_words, dtype=np.uint32)

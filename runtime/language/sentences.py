@@ -1,4 +1,4 @@
-"""Splitting ordinary text into sentences of words without punctuation, normalised to a recogniser's output."""
+"""Splitting ordinary text into sentences of words without punctuation, normalised like a recogniser's output."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def written_sentences(text: str) -> Iterator[tuple[str, list[WrittenWord]]]:
 
 
 def _sentences(text: str) -> Iterator[list[tuple[str, int]]]:
-    """Yield the words and class names of each sentence, with their positions in the text. A sentence may have none.
+    """Yield the words and class names of each sentence, with their positions in the text; a sentence may be empty.
 
     A final apostrophe belongs to its word ("dogs'") unless it closes a quotation.
     """

@@ -16,7 +16,7 @@ class _NativeCalls:
 
     If a thread returns from onnxruntime after the interpreter has begun to finalise, CPython ends it by unwinding its
     C++ frames. That calls std::terminate, and the process dies of SIGABRT. Therefore, the exit waits for running calls,
-    and daemon threads start none after that.
+    and daemon threads cannot start further calls.
     """
 
     def __init__(self) -> None:

@@ -22,8 +22,8 @@ _MEMORIES = {
     "NvTensorRTRTXExecutionProvider": ("cuda", _CUDA),
     "DmlExecutionProvider": ("dml", "DmlExecutionProvider"),
 }
-"""Providers with device memory: its name in onnxruntime, and the provider that slices and joins values there. All other
-providers take values in CPU memory."""
+"""For each provider with device memory: the memory's name in onnxruntime, and the provider that slices and joins values
+there. All other providers take values in CPU memory."""
 _FAN_IN = 8
 """Maximum number of values that one call joins."""
 
@@ -165,7 +165,7 @@ class DeviceMemory:
 
 
 def joined(parts: Sequence[Value], axis: int, *, padded: int | None = None, at_front: bool = False) -> Value:
-    """Concatenate parts along an axis. Along the axis `padded`, shorter parts get zeros: after them, or `at_front`."""
+    """Concatenate parts along an axis. Along the axis `padded`, zeros fill shorter parts: at the end, or `at_front`."""
     filled = [part for part in parts if part.shape[axis]] or parts[:1]
     shape = list(filled[0].shape)
     if padded is not None:

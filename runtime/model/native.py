@@ -100,7 +100,7 @@ class Kernels:
         return None
 
     def with_refused_of(self, others: Mapping[str, Kernels]) -> Kernels:
-        """Return these kernels (the encoder's) with the refused functions of all graphs, given by graph name."""
+        """Return these kernels (the encoder's) with the refused functions of all graphs, whose kernels are `others`."""
         refused = {of_graph(name, graph): why for graph, own in others.items() for name, why in own.refused.items()}
         alone = {f"all of {graph}": own.reason for graph, own in others.items() if self.native and not own.native}
         return replace(self, refused={**refused, **alone})
@@ -199,8 +199,8 @@ def check_layout(kernels: Kernels, layout: int, where: str) -> None:
         raise KernelsError(f"{where}: weights are packed for native kernels, but onnxruntime runs it: {kernels.reason}")
     if kernels.layout != layout:
         raise KernelsError(
-            f"{where}: weights are packed in layout {layout}, u2moe-kernels {kernels.version} reads {kernels.layout}: "
-            "quantize the float32 bundle again with the installed version"
+            f"{where}: weights are packed in layout {layout}, but u2moe-kernels {kernels.version} reads "
+            f"{kernels.layout}: quantize the float32 bundle again with the installed version"
         )
 
 
@@ -211,5 +211,5 @@ def _check_contract(version: str, contract: Any) -> None:
     remedy = install_command("kernels" if is_older else "cpu")
     raise KernelsError(
         f"u2moe-kernels {version} is too {'old' if is_older else 'new'}: its operators have contract {contract}, "
-        f"this version of u2moe needs {KERNELS_CONTRACT}: {remedy}"
+        f"but this version of u2moe needs {KERNELS_CONTRACT}: {remedy}"
     )

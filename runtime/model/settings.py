@@ -86,7 +86,7 @@ class SessionSettings:
         if self.sess_options is not None and not isinstance(self.sess_options, onnxruntime.SessionOptions):
             raise ValueError(f"sess_options must be onnxruntime.SessionOptions or None, got {self.sess_options!r}")
         if self.num_threads is not None and self.sess_options is not None:
-            raise ValueError("num_threads and sess_options cannot be combined: set its intra_op_num_threads")
+            raise ValueError("num_threads and sess_options cannot be combined: set sess_options.intra_op_num_threads")
         for provider, options in zip(self.providers, self.provider_options, strict=False):
             if provider == DEFAULT_PROVIDER and options:  # onnxruntime would ignore them
                 raise ValueError(f"{provider} takes no options, got {next(iter(options))!r}: use sess_options")

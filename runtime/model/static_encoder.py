@@ -164,7 +164,7 @@ class StaticEncoder(Encoder):
         return frames.reshape(1, blocks * past, channels)
 
     def _taken(self, found: Array, tensor: Array) -> Array:
-        """Convert a cache of the graph to the layout of other bundles, given the old cache. Drops missing frames."""
+        """Convert a cache of the graph to the layout of other bundles, given the old cache. Drops unfilled frames."""
         if found.ndim == 3:
             return found.reshape(len(tensor), -1, tensor.shape[1]).transpose(0, 2, 1)
         left = found.shape[2]

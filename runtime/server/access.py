@@ -128,7 +128,7 @@ class Access:
         incidents: counts refusals.
         keys: the valid keys.
         open_paths: paths that need no key.
-        own_paths: path for `/` on the port of a protocol, by the protocol's name.
+        own_paths: by protocol name, the path that `/` stands for on the protocol's own port.
     """
 
     def __init__(

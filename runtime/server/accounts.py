@@ -23,8 +23,8 @@ _CONNECTION_S = 0.002
 _OWN, _OWN_WITH_PLACE = (0.02, 0.02), (0.001, 0.1)
 _TOGETHER = (0.05, 0.02)
 _ADDRESS, _HERE = (0.05, 0.5), (0.25, 1.0)
-"""Share of one core, and seconds that may be used in advance: of a connection without and with a slot, of all
-connections together that exceed their own share, of an address, and of this machine."""
+"""Share of one core, and seconds that may be used in advance, for: a connection without a slot, a connection with one,
+all connections together that exceed their own share, an address, and this machine."""
 _EARNED, _MOST_AT_ONCE_S = 0.02, 1.0
 """Seconds of processor time that a client with a slot earns per second of audio, several times the cost of a plain
 stream. Second value: maximum seconds of audio that count at once, since audio faster than real time earns no more."""

@@ -65,8 +65,8 @@ class _Turns:
 class FileQueue:
     """Queue of files of any length. A few take turns of about ten seconds of audio, so that short files finish soon.
 
-    Files start in the order of arrival. A client runs at most as many files as it leaves places free, and clients
-    without a running file come first.
+    Files start in the order of arrival. A client's running files never outnumber the places left free, and
+    clients without a running file come first.
 
     Attributes:
         admission: slots in the queue, each from the first byte of an upload to the last byte of the response.
@@ -92,7 +92,7 @@ class FileQueue:
 
     @contextlib.contextmanager
     def place(self, client: str) -> Iterator[FileTask]:
-        """Reserve a slot for a file. A client may have at most as many slots as it leaves free. "": an unknown client.
+        """Reserve a slot for a file. No client gets more slots than remain free. `client` "": unknown.
 
         Raises:
             UnavailableError: no slot is free, or the client has used its share.
@@ -240,7 +240,7 @@ class FileTask:
             file: the file.
             name: its name in messages.
             sample_rate: sample rate of the model in Hz.
-            segments: yields the segments recognised in an iterator of buffers; has the keyword argument `on_progress`.
+            segments: takes an iterator of buffers and the keyword argument `on_progress`, and yields the segments.
         """
         self.arrival = time.perf_counter()
         self.close = file.close
@@ -248,7 +248,7 @@ class FileTask:
         self._queue.add(self)
 
     async def segments(self, first_s: float, later_s: float) -> AsyncIterator[Result | None]:
-        """Yield segments as they are found, and None after each `first_s`, later `later_s`, seconds without one.
+        """Yield segments as they are found, and None if none is found for `later_s` seconds (at first `first_s`).
 
         Raises:
             AudioError: the file cannot be read as audio.

@@ -39,7 +39,7 @@ _STDERR = "stderr"
 _COUNTED = "is_counted"
 """Attribute of records that are already rate-limited."""
 _MAX_FRAMES = 8
-"""Maximum number of traceback frames in a line, innermost ones."""
+"""Maximum number of traceback frames in a line; the innermost are kept."""
 _INCIDENTS = {
     "full": "refused a client: all slots are taken",
     "late": "refused a client: the machine is slower than usual, and results would be late",
@@ -62,8 +62,8 @@ def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
 
     A line is text, or a JSON object with time, level, logger, message and, if it concerns a request, the request's id.
 
-    Warnings about clients' forms are not logged. Other warnings are limited to one of each kind per minute. With
-    `is_json`, text that other code writes to Python's stderr is also logged.
+    Warnings about clients' malformed forms are not logged. Other warnings are limited to one of each kind per minute.
+    With `is_json`, text that other code writes to Python's stderr is also logged.
     """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", AudioWarning)

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
-"""Upper bounds in seconds."""
+"""Upper bounds of the buckets in seconds."""
 
 _COUNTERS = {
     "connections": ("Connections that were accepted, by protocol.", "protocol", ()),

@@ -24,7 +24,8 @@ from u2moe.runtime.text.grammar import UNKNOWN, Grammar
 from u2moe.runtime.text.written.formatter import TextFormat
 
 _MOST_WEIGHTS = 4
-"""Maximum number of other weights of a language model at once. Each takes as much memory as the model."""
+"""Maximum number of weights of a language model in use at once, besides its default. Each takes as much memory as the
+model."""
 _LEFT_CHUNKS = 4
 """Left context of live streams in chunks, which limits their memory and time."""
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")

@@ -86,6 +86,6 @@ class Protocol:
             return RecognitionError.close_code, "internal server error"
 
     def _choose(self, offered: list[str]) -> str | None:
-        """Choose a subprotocol that the client offers, if necessary its key: browsers fail if none is chosen."""
+        """Choose an offered subprotocol, or else the one that carries the key: browsers fail if none is chosen."""
         keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
         return next((name for name in self.subprotocols if name in offered), None) or next(keys, None)

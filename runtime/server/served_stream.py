@@ -207,7 +207,7 @@ class ServedStream:
         Raises:
             Exception: the error that ended the stream.
         """
-        # The order matters: a round that starts between the checks takes the work, but is counted before.
+        # The order matters: a round that starts between the checks takes the work, but is counted before it does.
         await self._until(lambda: self.is_over or not (self.has_work or self._num_rounds_done != self.num_rounds))
         self._check()
 

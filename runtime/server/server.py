@@ -35,7 +35,7 @@ _NO_DESCRIPTORS_S = 0.5
 _LEFT_TO_OTHERS_S = 0.005
 """Seconds for which new connections are left to workers with more free slots."""
 _DOUBT_S = 2.0
-"""Seconds without a turn of its event loop after which other workers leave no connections to a worker."""
+"""If a worker's event loop has no turn for this many seconds, other workers leave no connections to it."""
 _TICK_S = 0.1
 
 

@@ -56,7 +56,7 @@ class Service:
         self._shares: dict[str, Admission] = {}
 
     async def start(self) -> None:
-        """Warm up, measure the capacity of the slowest model unless it is given, and allocate memory for it."""
+        """Warm up, measure the slowest model's capacity unless one is set, and allocate memory for that capacity."""
         models, capacity = self.models.values(), self.options.capacity
         for model in models:
             await asyncio.to_thread(model.recognizer.warm_up)

@@ -41,8 +41,8 @@ _CLOSE_S = 10.0
 """Seconds for which a connection is still read after the server closes it. Otherwise the client could lose the last
 data."""
 _MOST_OPEN_S = 0.5
-"""Maximum seconds of work on an incomplete message. A long message takes a hundredth, unless it has a million
-fragments."""
+"""Maximum seconds of work on an incomplete message. A long message takes a hundredth of that, unless it has a
+million fragments."""
 _DEAF_BYTES = 64 << 10
 """Bytes passed on after the end of a WebSocket: they may contain the client's close frame."""
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -21,8 +21,8 @@ class OutputFormat:
         write: returns the content of a file from a transcript, the name of the recording, and subtitle options.
         segment: returns the lines of a segment, from the segment and the name, if segments can be written as they are
             found; None: they depend on each other.
-        header: the first line of a file, such as column names, or "", if the rest are the lines of segments; None: a
-            file has another structure.
+        header: for files that consist of a first line and the lines of segments, the first line, such as column names;
+            "": there is no first line; None: files have another structure.
         media_type: media type in responses of a server.
     """
 

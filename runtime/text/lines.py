@@ -30,7 +30,7 @@ def read_lines(
         what: kind of file, for errors, such as "a list of recordings".
         error: makes the error for a file that cannot be read.
         opened: the opened file; None: `file` is opened.
-        errors: how to handle other bytes, as for `bytes.decode`.
+        errors: how to handle bytes that are not UTF-8, as for `bytes.decode`.
     """
     try:
         with opened or open(file, "rb") as stream, contextlib.closing(decompressed(stream)) as content:  # noqa: PTH123

@@ -168,7 +168,8 @@ EXPORT(stream_next) const std::int32_t* stream_next(StreamState* stream) {
 
 EXPORT(stream_give) void stream_give(StreamState* stream, const float* output, std::size_t num) { stream->give(Floats(output, output + num)); }
 
-// `scores` has those of the first decoder [rows, width], of the second, if any, and of next tokens [rows, vocab].
+// `scores` contains the scores by the first decoder [rows, width], by the second, if any, and those of next tokens
+// [rows, vocab].
 EXPORT(stream_score)
 void stream_score(StreamState* stream, const float* scores, std::size_t num, std::size_t rows, std::size_t width, std::size_t num_decoders) {
   const float *right = scores + rows * width, *next = scores + num_decoders * rows * width;

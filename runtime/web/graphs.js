@@ -4,8 +4,8 @@ import { graphFiles } from './bundle.js';
 import { BundleError, InferenceError, StreamError, U2moeError } from './errors.js';
 
 /**
- * Nothing runs in parallel: there is one thread. But in this mode onnxruntime does not search for reusable buffers,
- * which takes ten times as long as the rest of creating the encoder's session.
+ * Despite the mode, nothing runs in parallel: there is one thread. In this mode, onnxruntime does not search for
+ * reusable buffers. The search takes ten times as long as the rest of creating the encoder's session.
  */
 const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };
 

@@ -179,7 +179,7 @@ class Received:
     """Results received by one or several speakers.
 
     Attributes:
-        partials: delays of partial results: seconds from the buffer that made the result possible until it arrived.
+        partials: delays of partial results: seconds from the buffer that made a result possible to its arrival.
         finals: the same for final results.
         num_expected: number of results for a single speaker.
         num_refused: speakers refused by the server.
@@ -241,7 +241,8 @@ async def speak_together(
     """Return the results of `count` speakers who start at random times within two seconds.
 
     With `num_slots`, groups of that many speakers start one after the other. The first group, which the server accepts,
-    then starts at the same times as without the others: coinciding chunks would delay each other.
+    then starts at the same times as without the others. Other times would change which chunks coincide and delay each
+    other.
     """
     random = np.random.default_rng(num_slots or count)
     delays = random.uniform(0, _SPREAD_S, count) + _SPREAD_S * (np.arange(count) // (num_slots or count))

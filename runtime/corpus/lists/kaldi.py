@@ -88,7 +88,7 @@ def files(list_path: str) -> list[str]:
 
 
 def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
-    """Yield the content of the files, with the name before each but the first."""
+    """Yield the content of the files, each but the first preceded by its name."""
     for number, file in enumerate(files(list_path)):
         yield f"{base_name(file)}\n".encode() if number else b""
         yield from lines.content_of(file)

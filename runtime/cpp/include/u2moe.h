@@ -168,7 +168,8 @@ U2MOE_API u2moe_error u2moe_verify(const char *folder);
 
 /* ---- Hotwords, language models and voice activity detectors, for any number of streams ---- */
 
-/* A phrase to prefer, in any letter case, and its bonus per token: a log-probability above 0 and at most 100. 0: 1.5. */
+/* A phrase to prefer, in any letter case, and its bonus per token: a log-probability above 0 and at most 100. 0:
+ * the default, 1.5. */
 typedef struct u2moe_hotword {
   const char *phrase;
   double weight;

@@ -186,8 +186,8 @@ inline void decode_streams(const std::vector<Stream*>& streams) {
   check(u2moe_decode_streams(all.data(), all.size()));
 }
 
-/// Functions that a transcriber calls in its thread; see u2moe_transcriber_callbacks. `on_error` receives the exceptions they
-/// throw.
+/// Functions that a transcriber calls in its thread; see u2moe_transcriber_callbacks. If one throws,
+/// `on_error` receives the exception.
 struct Callbacks {
   std::function<void(const ResultView&)> on_partial, on_final;
   std::function<void(u2moe_error, const std::string& message)> on_error;

@@ -9,8 +9,8 @@ namespace u2moe::runtime {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
-// A grammar phrase is decided kSureAfter frames after its last peak, under two conditions. It has the share kSure of the
-// probability of all phrases in the beam, and half of the probability of the whole beam.
+// The search decides on a grammar phrase kSureAfter frames after its last peak, if the phrase has at least the share
+// kSure of the probability of all phrases in the beam, and at least half of the probability of the whole beam.
 constexpr double kSure = 0.99;
 constexpr int kSureAfter = 4;
 

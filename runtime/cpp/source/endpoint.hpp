@@ -112,8 +112,8 @@ class Endpointer {
   int trailing_silence() const { return num_silent_; }
 
   /// Process log-probabilities [frames, vocab] up to the frame at which a rule fires.
-  /// @param end_probability function that returns the probability of a sentence end after that many of these frames. Each call
-  /// passes a larger number.
+  /// @param end_probability function of a number of these frames, larger in each call: returns the probability that a
+  /// sentence ends after them.
   template <class EndProbability>
   std::optional<Endpoint> advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, EndProbability end_probability) {
     static const double silence_log_prob = std::log(0.8);
@@ -147,8 +147,8 @@ class Endpointer {
 };
 
 /// With full context, ends a window of a long recording, and its utterance, in the middle of the first pause. `end_of_window`
-/// finds the pause. `endpoint` confirms it unless the CTC output has tokens there. Like WeNet, encodes a recording as a whole
-/// if it fits into one window.
+/// finds the pause; `endpoint` rejects it if the CTC output has tokens there. A recording that fits into one window is
+/// encoded as a whole, as in WeNet.
 class PauseRule {
  public:
   /// @param min_pause in seconds; 0: do not shorten windows.

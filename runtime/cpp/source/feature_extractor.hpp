@@ -85,7 +85,8 @@ inline std::vector<float> loudness(const std::vector<float>& features, const Man
 /// The last window may be shorter.
 class FeatureExtractor {
  public:
-  /// @param knows_last whether a full window waits for more audio or the end. The last window is then known.
+  /// @param knows_last whether a full window is held back until more audio or the end arrives, so that the caller knows
+  /// which window is the last.
   FeatureExtractor(const Manifest& manifest, int chunk_size, bool knows_last, double padding_s)
       : m_(&manifest), rate_(static_cast<std::size_t>(manifest.subsampling_rate)),
         stride_(static_cast<std::size_t>(chunk_size) * rate_),

@@ -72,8 +72,8 @@ class PhraseGraph {
     return static_cast<double>(start);
   }
 
-  /// Return begin and end of each complete phrase in allowed tokens, the longest where several match. Unless the tokens are
-  /// final, exclude a last phrase that may still grow.
+  /// Return start and end of each complete phrase in allowed tokens, the longest where several match. Unless the tokens
+  /// are final, exclude a last phrase that may still grow.
   std::vector<std::pair<std::size_t, std::size_t>> phrases(const std::vector<int>& tokens, bool is_final) const {
     const std::size_t num = tokens.size();
     std::vector<std::pair<bool, std::size_t>> following(num + 1, {false, kNone});  // whether a phrase may begin, and its end

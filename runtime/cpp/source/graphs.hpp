@@ -174,7 +174,8 @@ class Graphs {
     return scores;
   }
 
-  /// Return the kernels of the encoder, and the functions that native kernels refuse in any graph: "Int8Attention of encoder".
+  /// Return the kernels of the encoder, and the functions that native kernels refuse in any graph, such as
+  /// "Int8Attention of encoder".
   Kernels kernels() const {
     Kernels all = encoder_.kernels;
     all.refused.clear();

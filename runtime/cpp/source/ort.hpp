@@ -41,8 +41,8 @@ class Log {
 namespace ort {
 
 #ifdef __GLIBC__
-// When an exception leaves std::call_once, as in onnxruntime if memory is short, glibc loads a library at the first one.
-// Without memory for it, glibc ends the program. So throw the first one at load time, while there is memory.
+// The first time that an exception leaves std::call_once, as in onnxruntime if memory is short, glibc loads a library.
+// Without memory for the library, glibc ends the program. So throw a first one at load time, while there is memory.
 [[maybe_unused]] inline const bool kUnwinds = [] {
   try {
     std::once_flag once;

@@ -341,8 +341,8 @@ class Recognition {
     }
   }
 
-  // For the second pass, replace other words of a grammar by the most probable tokens, each with a penalty. Return where each
-  // original token begins in the new sequence, and the end.
+  // For the second pass, replace words outside the grammar by the most probable tokens, each with a penalty. Return
+  // where each original token begins in the new sequence, and the end.
   std::vector<std::size_t> hear(Hypothesis& found) const {
     std::vector<std::size_t> begins;
     const std::vector<int> tokens = found.tokens;
@@ -571,7 +571,7 @@ class Recognition {
   std::vector<std::tuple<std::size_t, std::size_t, double>> phrases_;  // ranges of committed tokens, and their least probability
   std::vector<std::pair<int, bool>> loudest_;    // by frame, for other words of a grammar: the most probable token, and whether it is not the blank
   std::vector<Hypothesis> found_;                // hypotheses before `hear`
-  std::vector<std::vector<std::size_t>> begins_; // begins of their tokens after `hear`
+  std::vector<std::vector<std::size_t>> begins_; // where their tokens begin after `hear`
   bool commits_ = false;        // whether frames are never encoded again
   std::optional<Endpoint> endpoint_;
   Frames frames_;                 // of the last window

@@ -38,7 +38,7 @@ class Resampler {
     return taken((num_received_ - reach_) * denominator_ / numerator_);
   }
 
-  /// Return the samples that were kept.
+  /// End the input and return the last resampled samples.
   std::vector<float> finish() {
     if (is_identity()) return {};
     kept_.insert(kept_.end(), static_cast<std::size_t>(2 * reach_), 0.0F);

@@ -222,7 +222,7 @@ class StreamState {
   std::optional<SpeechFinder> finder_;
   Floats window_;                       // window whose probability is requested; empty: none
   bool is_finished_ = false;
-  double begin_s_ = 0;            // begin of the current speech segment in seconds
+  double begin_s_ = 0;            // start of the current speech segment in seconds
   int first_ = 0, number_ = 0;    // index of its first segment, and of the next segment
   std::deque<Result> segments_;
   std::deque<SpeechEvent> speech_events_;

@@ -66,7 +66,8 @@ struct Attention {
   float* out;  // [batch, time, heads * size]
 };
 
-// A float convolution. Its output is quantized to 0 to 255 with one scale, as input of the next one for one frame.
+// A float convolution. Its output is quantized to 0 to 255 with one scale, as the input of the next
+// convolution for one frame.
 struct Convolution {
   const float* patches;  // [positions, taps]
   const float* weights;  // panels of 16 channels: [taps, 16]

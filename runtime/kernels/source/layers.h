@@ -46,12 +46,12 @@ struct LinearLayer {
   float lowest = 0;
   Weights weights;
 };
-// From float rows, or from quantized rows with their scales.
+// Multiplies rows by the weights: `run_linear` takes float rows, `run_matmul` quantized rows with their scales.
 void run_linear(const InstructionSet& isa, const LinearLayer& layer, const float* x, size_t rows, float* y,
                 const Threads& threads);
 void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8_t* q, const float* scale, size_t rows,
                 float* y, const Threads& threads);
-// The same. Rows that `seen` contains are not multiplied again; `seen` may be null.
+// The same, but rows that `seen` contains are not multiplied again; `seen` may be null.
 void run_matmul(const InstructionSet& isa, const LinearLayer& layer, SeenRows* seen, const uint8_t* q, const float* scale,
                 size_t rows, float* y, const Threads& threads);
 

@@ -9,8 +9,8 @@
 //   if the products of rows 2i and 2i + 1 fit in 16 bits for all activations; AVX2 then multiplies by vpmaddubsw.
 // int4: for every group of rows: step uint8[32], and zeros to the end of the line | for every 8 rows: 2 panels x 16 columns
 //   x 4 bytes, each with row i in the low half and row i + 4 in the high half | scale, correction and bias as in int8
-//   The low half of a step is the factor of its group, the high half its zero point. A weight w is (w - high) * low in
-//   int8, and so are all products.
+//   The low half of a step is the factor of its group, the high half its zero point. Products are those of the int8
+//   weight (w - high) * low for each 4-bit weight w.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -40,8 +40,8 @@ namespace {
 
 std::mutex& lock();
 
-// Never destroyed, because kernels may outlive static objects. The lock is free in every forked process: the forking
-// thread holds it during the fork, so no other thread can, which would never release it in the child.
+// Never destroyed, because kernels may outlive static objects. The lock is free in every forked process, because
+// the forking thread holds it during the fork. Any other holder would not exist in the child, and never release it.
 std::mutex* make_lock() {
   auto* made = new std::mutex;
 #if !defined(_WIN32)

@@ -94,7 +94,7 @@ void add(OrtCustomOpDomain* domain, const std::string& without) {
     if (!is_listed(without, op.name)) Api::check(Api::get().CustomOpDomain_Add(domain, &op));
 }
 
-// If activations cannot be as large, onnxruntime runs the function.
+// Whether an operator needs activations up to 255. On instruction sets without them, onnxruntime runs the function.
 template <class Op>
 constexpr bool kNeeds255 = std::is_same_v<Op, FirstConvolutions>;
 

@@ -28,7 +28,7 @@ from u2moe.runtime.server.served_stream import ServedStream
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _READ: dict[str, Callable[[bytes], npt.NDArray[Any]]] = {"pcm_s16le": int16_samples, "pcm_f32le": float32_samples}
 _LONGEST_CHUNK_S = 5.0
-"""Maximum seconds in a chunk, unless the server's chunks are longer. Others wait while a chunk is encoded."""
+"""Maximum seconds in a chunk, unless the server's chunks are longer. Other clients wait while a chunk is encoded."""
 _LONGEST_SEGMENT_S = 60.0
 """Maximum seconds in a segment. Its memory and the time of its second pass grow with its length."""
 

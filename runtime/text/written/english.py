@@ -340,7 +340,7 @@ def ordinal(words: Sequence[str], place: int) -> Found:
 
 
 def digits(words: Sequence[str], place: int) -> tuple[str, int] | None:
-    """Read at least two digits spoken one by one: "oh five", "one two three". Only "oh" is not enough."""
+    """Read at least two digits spoken one by one: "oh five", "one two three". "oh" alone is not enough."""
     found, end = "", place
     while (word := word_at(words, end)) in UNITS or word in _ZEROS:
         found += str(UNITS.get(word, 0))

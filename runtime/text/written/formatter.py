@@ -93,7 +93,7 @@ class TextFormatter:
             parts = self._replaced(result.text)
             covered = _covered(parts, result.text, [word.word for word in result.words])
             words, text = [_joined(part, result.words) for part in covered], self.text(result.text)
-            # Any number may continue.
+            # Nothing is committed, because later words may continue a number.
             committed, num = (text, len(words)) if result.is_final else ("", 0)
             return dataclasses.replace(result, text=text, words=words, committed=committed, num_committed=num)
         spoken = result.text.split()
@@ -118,7 +118,7 @@ class TextFormatter:
         return dataclasses.replace(transcript, text=text, segments=segments)
 
     def _num_settled(self, spoken: Sequence[str], vocabulary: Vocabulary | None) -> int:
-        """Return how many written words of the committed ones no later words can change."""
+        """Return how many written words come from committed words and cannot be changed by later words."""
         is_capital = self.format.casing and all(word == word.upper() for word in spoken)
         if vocabulary and (vocabulary.has_spaceless or (vocabulary.has_both_cases and is_capital)):
             return 0  # another script, or another letter case, may still follow
@@ -177,7 +177,7 @@ _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Su
 _MONTHS = (
     "January", "February", "April", "June", "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
-"""Except March and May, which usually mean something else. In a date, the day identifies them."""
+"""Month names, except March and May, which usually mean something else. In a date, the day identifies those."""
 _OTHERS = (
     "I", "I'm", "I've", "I'll", "I'd", "Christmas", "Easter", "English", "American", "British", "French", "German",
     "Spanish", "Chinese", "Japanese", "America", "Europe", "Africa", "Asia", "England", "Britain", "France", "Germany",

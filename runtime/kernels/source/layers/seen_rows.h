@@ -17,8 +17,8 @@ class SeenRows {
   static constexpr size_t kMost = 512;
   SeenRows(size_t k, size_t n) : k_(k), n_(n), tags_(kMost) {}
 
-  // Begins a call, unless another thread is in one. In a child forked during a call it always fails, and all rows are
-  // computed.
+  // Begins a call. Returns false if another thread is in one, and always in a child process that was forked during one:
+  // all rows are then computed.
   bool begin();
   void end() { is_busy_.clear(std::memory_order_release); }
   // Returns the result of a row, or null.

@@ -10,7 +10,7 @@
 
 namespace u2moe {
 
-constexpr size_t kTasks = 16;           // of one step, if there is enough to do; more than threads, for balance
+constexpr size_t kTasks = 16;           // tasks of a step with enough work; more than threads, to balance load
 constexpr size_t kRowsOfTask = 8;       // rows rounded by one task
 constexpr size_t kSmallRowsOfTask = 32;  // rows that take a fraction of a microsecond each
 constexpr size_t kBlocksOfTask = 3;     // minimum, so that a task reads contiguous memory

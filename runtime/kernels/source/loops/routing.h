@@ -30,7 +30,8 @@ inline void logits_of(const Routing& r, const float* x, float* logits) {
   }
 }
 
-// Chooses the largest logits, of equal ones the lower number; NaN only if nothing else is left.
+// Chooses the experts with the largest logits; of equal logits, the lower expert number. NaN is chosen only if nothing
+// else is left.
 inline void choose(const Routing& r, float* logits, uint32_t* expert, float* values) {
   bool is_taken[kMostExperts] = {};
   for (size_t j = 0; j < r.top_k; j++) {

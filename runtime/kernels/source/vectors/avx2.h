@@ -1,7 +1,7 @@
 // AVX2 with FMA: 16 lanes in two registers. If U2MOE_AVX_VNNI is defined before, products use AVX-VNNI.
 //
-// Otherwise _mm256_maddubs_epi16 adds pairs of products in 16 bits, which saturate. Packing marks blocks where they
-// cannot. For other blocks, weights and activations are widened to 16 bits, and pairs are added in 32.
+// Otherwise _mm256_maddubs_epi16 adds pairs of products in 16 bits, with saturation. Packing marks the blocks whose
+// sums cannot saturate. For other blocks, weights and activations are widened to 16 bits, and pairs are added in 32.
 #pragma once
 #include <immintrin.h>
 
