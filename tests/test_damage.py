@@ -529,7 +529,7 @@ def test_goals_are_checked(bundle, recordings, tmp_path):
             Goal(max_damage=limit)
     with pytest.raises(ValueError, match="target_rtf must be a number above 0, got nan"):
         Goal(target_rtf=float("nan"))
-    with pytest.raises(ValueError, match="need recordings for calibration"):
+    with pytest.raises(ValueError, match="require recordings for calibration"):
         quantize_bundle(bundle.path, tmp_path / "out", recipe("int8"), goal=Goal(max_bytes=1e9))
 
     def damage(model):

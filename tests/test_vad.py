@@ -151,7 +151,7 @@ def test_on_the_command_line(bundle, recognizer, clip, tmp_path, capsys):
 def test_the_installed_package_is_used_without_importing_it(bundle, recognizer, clip, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "silero_vad", None)  # as if it were not installed
     assert transcribe(bundle, "--vad", "silero", clip) == 1
-    assert "silero-vad is not installed: pip install --no-deps silero-vad" in capsys.readouterr().err
+    assert "silero-vad is not installed: run pip install --no-deps silero-vad" in capsys.readouterr().err
     monkeypatch.delitem(sys.modules, "silero_vad")
     package = tmp_path / "silero_vad"
     (package / "data").mkdir(parents=True)

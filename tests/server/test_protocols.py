@@ -66,7 +66,7 @@ def test_a_port_of_its_own(server, speech, expected, name):
     ("/sherpa-offline", [struct.pack("<ii", 16_000, 5)], "multiple of four"),
     ("/sherpa-offline", [struct.pack("<ii", 16_000, -4)], "multiple of four"),
     ("/sherpa-offline", [struct.pack("<ii", 0, 4)], "sample rate"),
-    ("/sherpa-offline", [struct.pack("<ii", 16_000, 4) + bytes(8)], "4 bytes more"),
+    ("/sherpa-offline", [struct.pack("<ii", 16_000, 4) + bytes(8)], "4 bytes longer"),
     ("/sherpa-offline", [struct.pack("<ii", 16_000, 8), bytes(4), "Done"], "4 bytes of the recording are missing"),
     ("/sherpa-offline", ["Stop"], "or the text"),
     ("/sherpa", [b"\0\0\0"], "multiple of 4 bytes"),
