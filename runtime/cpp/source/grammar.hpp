@@ -239,7 +239,7 @@ class PhraseGraph {
           for (const std::size_t each : places) arcs_[each][character].push_back(next);
           add_place(places.size() == 1);
         }
-        places = {next};
+        places.assign(1, next);
       }
     }
     return places;
