@@ -54,7 +54,8 @@ class Step:
 
     Attributes:
         layer: name of the layer.
-        after: the layer's level before the step; `level`: its level once the step is taken, which is lower.
+        after: the level at which the layer must be for this step to be taken.
+        level: the layer's level once the step is taken; it is lower than `after`.
         gain: divergence that the step removes, in nats per frame.
         bytes: growth of the bundle.
     """

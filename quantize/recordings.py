@@ -36,8 +36,8 @@ class Audio:
     Attributes:
         calibrates: decides how layers are scaled and rounded.
         chooses: measures the damage of each layer, which chooses formats.
-        judges: compares written bundles with float32. With a goal, these pieces choose nothing. Without one, they are
-            those of `chooses`, and they also calibrate if there are less than four minutes in total.
+        judges: compares written bundles with float32. With a goal, these pieces are not in `chooses`. Without one, they
+            are those in `chooses`, which are also in `calibrates` if the audio is shorter than four minutes in total.
         seconds: duration of the pieces that calibrate.
     """
 

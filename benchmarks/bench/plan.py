@@ -83,7 +83,7 @@ class Plan:
         return [Mode(chunk_size=size, num_left_chunks=self.left_chunks[0]) for size in self.chunk_sizes]
 
     def main_modes(self) -> list[Mode]:
-        """Return the modes for which to measure the bound and the experts."""
+        """Return the modes in which the bounds of times (see `measure_bound`) and the experts are measured."""
         return [Mode(), *self.live_modes()[:1]]
 
 

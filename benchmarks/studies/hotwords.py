@@ -184,7 +184,7 @@ def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
 def measure_commands(
     recognizer: Recognizer, recordings: Sequence[Recording], others: Mapping[str, Sequence[tuple[Any, str]]]
 ) -> dict[str, Any]:
-    """Count, by condition, errors of commands, and false alarms in other sounds, which come with transcripts."""
+    """Count, for each condition, misrecognised commands, and false alarms in `others`, which have transcripts."""
     named = sorted({recording.transcript for recording in recordings})
     order = np.random.default_rng(0).permutation(len(named))
     groups = [[named[place] for place in part] for part in np.array_split(order, max(round(len(named) / GROUP), 1))]

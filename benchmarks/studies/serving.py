@@ -149,7 +149,7 @@ def is_held(cell: Mapping[str, Any]) -> bool:
 
 
 def slowdown(crowd: Mapping[str, Any]) -> float:
-    """Return the ratio of the p95 of partial results with and without the crowd."""
+    """Return the ratio of the p95 latency of partial results with the crowd to that without it."""
     return float(crowd["crowded"]["partial"]["p95"] / crowd["alone"]["partial"]["p95"])
 
 

@@ -1,9 +1,9 @@
 """The Efficient Conformer encoder (arXiv 2109.01163) in plain torch: strided convolutions, attention over groups.
 
-Its layers for a graph are in `efficient_conformer_nodes`. At commit 0154699, WeNet's forward_chunk fails here: the
-encoder passes tensors as caches to attention that expects pairs of them. If each layer receives its cache in the
-expected form, WeNet's output equals the one computed here. That is also the output for the whole utterance under a mask
-of chunks.
+Its layers for a graph are in `efficient_conformer_nodes`. At commit 0154699, WeNet's forward_chunk fails for this
+encoder: it passes tensors as caches to attention that expects pairs of them. If each layer receives its cache in the
+expected form, WeNet's output equals the one computed here. WeNet's output for the whole utterance under a chunk mask is
+the same.
 """
 
 from __future__ import annotations

@@ -185,7 +185,10 @@ class ProfileParity:
                     raise ParityError(f"{self.subject}: detokenizer, row {row}: text is {found}, expected {[expected]}")
 
     def _refusals(self) -> None:
-        """Check that clips that AudioDecoder would cut or alias fail in a named node, and that an empty clip passes."""
+        """Check that unsuitable clips fail with the expected reason, and that 10 ms of silence has no text.
+
+        AudioDecoder would cut clips that are too long, and alias those with another sample rate.
+        """
         rate = self.bundle.manifest.features.sample_rate
         refused = {
             "shorter than": encoded(np.zeros((LONGEST_CLIP_S + 1) * rate, np.float32), rate, "WAV"),

@@ -38,8 +38,8 @@ class Prefix:
     """A token sequence as a node of a tree. Equal sequences share a node while any beam needs it.
 
     `state` is the hotword state, `earned` the bonus of complete hotwords, and `bonus` the bonus for ranking, which
-    includes the share of an incomplete hotword. Those of the language model are `language`, `spoken` (score of complete
-    words) and `language_score`. `extra` is the search's addition to the log-probability of the alignments.
+    includes the share of an incomplete hotword. For the language model, the same three are `language`, `spoken` (score
+    of complete words) and `language_score`. `extra` is the search's addition to the log-probability of the alignments.
     `phrase` is the state of the grammar.
     """
 

@@ -162,7 +162,8 @@ class ReducingConvolution:
     def function(self, channels: int) -> ir.Function:
         """Build the function of `x` [batch, time, channels], `valid` [batch, time, 1], `weight` and `bias`.
 
-        Padding (`valid` 0) looks like the end of the audio. `weight` is [channels, 1, 1, kernel].
+        Frames of padding, where `valid` is 0, are treated like frames after the end of the audio. `weight` is
+        [channels, 1, 1, kernel].
         """
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:

@@ -151,7 +151,10 @@ export class Vad {
 export interface StreamOptions {
   /** Phrases to prefer, optionally with a weight above 0 and at most 100. Default: those of the bundle. */
   hotwords?: ReadonlyArray<string | readonly [string, number]> | null;
-  /** The only phrases to recognise, with slots and '[unk]' as in Python. Excludes hotwords and language models. Default: null. */
+  /**
+   * The only phrases to recognise, with slots and '[unk]' as in Python. Cannot be combined with hotwords or a language
+   * model. Default: null.
+   */
   grammar?: readonly string[] | null;
   /** When an utterance ends; false: only at the end of the input. Default: true, the rules of the bundle, or Kaldi's. */
   endpoint?: boolean | EndpointConfig | null;

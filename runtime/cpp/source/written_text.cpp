@@ -377,7 +377,7 @@ const std::vector<std::pair<std::string, Words>>& phrases() {
   return listed;
 }
 
-// Number of words whose letter case cannot change: words before the beginning of a phrase.
+// Number of words whose letter case later words cannot change: those before an incomplete phrase at the end.
 std::size_t num_settled(const Parts& parts) {
   for (std::size_t place = 0; place < parts.size(); ++place) {
     const std::string rest = text_of({parts.begin() + static_cast<std::ptrdiff_t>(place), parts.end()}) + " ";

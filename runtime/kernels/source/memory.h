@@ -47,7 +47,7 @@ class Scratch {
   size_t sizes_[kArrays] = {};
 };
 
-// A free scratch of this process; there are as many as calls that have run at once.
+// Borrows a free scratch of this process. The process has as many as the most calls that have run at once.
 class Borrowed {
  public:
   Borrowed();

@@ -42,7 +42,7 @@ inline typename V::Floats sigmoid(typename V::Floats x) {
   return V::add(V::div(above, polynomial<V>(square, kBelow)), V::set(0.5f));
 }
 
-// By the rational function of onnxruntime.
+// tanh(x), by the same rational function as in onnxruntime.
 template <class V>
 inline typename V::Floats hyperbolic_tangent(typename V::Floats x) {
   static constexpr float kAbove[] = {-2.76076847742355e-16f, 2.00018790482477e-13f, -8.60467152213735e-11f,

@@ -1,4 +1,4 @@
-// Vectors at the ends of rows, sums of their lanes in a fixed order, and products in floats.
+// Partial vectors at the ends of rows, sums of a vector's lanes in a fixed order, and matrix products in floats.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -28,7 +28,7 @@ size_t size_of(const Node& node, const char* name);
 
 size_t packed_bytes(size_t k, size_t n, size_t group);
 
-// A weight matrix in the form of the graph.
+// A weight matrix as the graph stores it, not yet packed.
 struct Matrix {
   Int8Weight eight{};
   Int4Weight four{};
