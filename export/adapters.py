@@ -32,7 +32,7 @@ def with_adapters(
     """Return the tensors with adapters merged into their weights, and the names of ignored adapters with the reason.
 
     WeNet saves each epoch in evaluation mode, which adds the adapters to the weights. It saves steps in training mode,
-    which removes them again. Only the file name tells which; `use` is for files with other names.
+    which removes them again. Only the file name tells which mode it was; `use` is for files with other names.
 
     Raises:
         CheckpointError: it is unknown whether the weights contain the adapters, or an adapter does not fit its weight.

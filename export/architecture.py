@@ -30,7 +30,7 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Multi-head attention. With fewer key/value heads than heads it is grouped; with one it is multi-query."""
+    """Multi-head attention. With fewer key/value heads than query heads it is grouped; with only one, multi-query."""
 
     num_heads: int
     num_kv_heads: int
@@ -75,7 +75,7 @@ class Convolution:
 
     @property
     def has_history(self) -> bool:
-        """Whether it reads frames before a chunk and none after them."""
+        """Whether the convolution reads frames before a chunk, and none after it."""
         return self.causal and self.kernel > 1
 
 
@@ -100,7 +100,8 @@ class EncoderArchitecture:
     pre_norm: bool
     final_norm: bool
     static_chunk_size: int
-    """The only chunk size that the encoder was trained for. 0 means any size, or no chunks."""
+    """The only chunk size that the encoder was trained for, in frames after subsampling. 0 means any size, or no
+    chunks. Ignored if `dynamic_chunk` is true."""
     dynamic_chunk: bool
     normalized_input: bool
     """Whether mean and variance normalisation of the features is part of the network."""

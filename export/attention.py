@@ -36,14 +36,14 @@ def norm(dim: int, config: Norm) -> nn.Module:
 
 
 def added(x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool) -> Tensor:
-    """Return `x` plus the layer's output, normalised before (pre_norm) or after."""
+    """Return `x` plus the layer's output; normalise before the layer (pre_norm) or after the addition."""
     return x + layer(norm(x)) if pre_norm else cast("Tensor", norm(x + layer(x)))
 
 
 def inverse_frequencies(dim: int) -> Tensor:
     """Return the angular frequencies of the sinusoids [ceil(dim / 2)], from float32 exponents as in WeNet's table.
 
-    The exponentials are computed in float64 and rounded, because the last bit of torch's depends on the processor.
+    The exponentials are computed in float64 and rounded, because the last bit of torch's own depends on the processor.
     """
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10000.0) / dim)
     return torch.tensor([math.exp(exponent) for exponent in exponents.tolist()], dtype=torch.float32)
@@ -68,7 +68,7 @@ def rotated(x: Tensor, angles: Tensor) -> Tensor:
 def distances(time: int, num_keys: int) -> Tensor:
     """Return the distance of each key from each query [time, keys], clamped to WeNet's limits.
 
-    The queries are the last `time` keys.
+    The queries have the positions of the last `time` keys.
     """
     keys = torch.arange(num_keys)
     return (keys - keys[num_keys - time :].unsqueeze(1)).clamp(-FURTHEST_LEFT, FURTHEST_RIGHT)
@@ -77,7 +77,7 @@ def distances(time: int, num_keys: int) -> Tensor:
 def attended(scores: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Return the context [batch, time, heads * size] for scores [batch, heads, time, keys] and values.
 
-    The scores are divided by the root of the size here. Rows that may attend to nothing (padding) become zero, not NaN.
+    The scores are divided by sqrt(size) here. Rows that may attend to nothing (padding) become zero, not NaN.
     """
     scores = scores if scores.dtype == torch.float64 else scores.float()
     scores = (scores / math.sqrt(values.shape[-1])).masked_fill(~mask, -math.inf)
@@ -88,7 +88,7 @@ def attended(scores: Tensor, values: Tensor, mask: Tensor) -> Tensor:
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention with optional grouped heads and WeNet's position term.
 
-    WeNet's rel_selfattn does not shift its scores, so positions are those of the keys:
+    WeNet's rel_selfattn does not shift its scores, so the positions are those of the keys, not distances:
     score(i, j) = ((q_i + u) k_j + (q_i + v) W_pos pe_j) / sqrt(head_dim).
     """
 

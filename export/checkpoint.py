@@ -150,7 +150,10 @@ class Checkpoint:
 
 
 def _chosen(directory: Path, name: str | PathLike[str]) -> Path:
-    """Return the path of a file named by the user: in the directory if it exists there, otherwise as given."""
+    """Return the path of a file named by the user: in the directory, unless the file exists only at the path as given.
+
+    A path with a folder is also used as given if the file exists in neither place.
+    """
     inside, elsewhere = directory / name, Path(name)
     is_path = os.path.lexists(elsewhere) or elsewhere.parent != Path()
     return elsewhere if is_path and not os.path.lexists(inside) else inside
@@ -218,7 +221,8 @@ def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig)
 def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> TextConfig:
     """Return the tokenizer and the id of `<unk>`.
 
-    Old files do not name their tokenizer. A sentencepiece model, or symbols that start words, mean BPE.
+    Old files do not name their tokenizer. It is taken to be BPE if the directory has a sentencepiece model, or if the
+    vocabulary has symbols that start words.
     """
     pieces = any(len(token) > 1 and token.startswith(WORD_START) for token in tokens)
     known = "bpe" if config.separate else config.tokenizer
@@ -228,7 +232,7 @@ def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> 
 
 
 def _as_words(tokens: list[str], architecture: Architecture) -> list[str]:
-    """Return each token as the beginning of a word, except tokens that are never part of a text."""
+    """Return the tokens, marked as beginnings of words except for those that are never part of a text."""
     silent = {architecture.blank, architecture.sos, architecture.eos}
     return [token if index in silent else WORD_START + token for index, token in enumerate(tokens)]
 

@@ -24,8 +24,8 @@ float32 rounding does. Two correct float32 programs that add in different orders
 blocks."""
 LOG_PROBABILITIES = ("log_probs", "score", "r_score", "next_log_probs")
 REACH_OF_LOG_PROBABILITIES = 100.0
-"""Log-probabilities of trained networks reach about -30 and differ by at most 1e-4. Those of an untrained network with
-tied embeddings reach -330, where float32 has steps of 3e-5."""
+"""Magnitude of log-probabilities above which their limit grows. Those of trained networks reach about -30 and differ by
+at most 1e-4. Those of an untrained network with tied embeddings reach -330, where float32 has steps of 3e-5."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from u2moe.runtime.graph.convolution import Around, DepthwiseConvolution, OverTi
 
 
 class ConvolutionModule(nn.Module):
-    """Pointwise, gated, depthwise and pointwise convolution over time (arXiv 2005.08100)."""
+    """Pointwise convolution, gated linear unit, depthwise convolution, pointwise convolution (arXiv 2005.08100)."""
 
     def __init__(self, dim: int, config: Convolution) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ConvolutionModule(nn.Module):
     def initial_cache(self, batch: int) -> Tensor:
         """Return the depthwise convolution's history before the first frame [batch, channels, kernel-1].
 
-        It is the gated unit's output for zeros, not zeros.
+        It contains the gated linear unit's output for an input of zeros, which is not zero if there are biases.
         """
         bias = self.pointwise_conv1.bias
         frame = torch.zeros(2 * self.config.channels) if bias is None else bias
@@ -53,7 +53,11 @@ class ConvolutionModule(nn.Module):
         return start.view(1, -1, 1).expand(batch, -1, self.config.kernel - 1)
 
     def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Convolve `x` [batch, time, dim], `valid` [batch, time]; `cache` [batch, channels, kernel-1] if causal."""
+        """Convolve `x` [batch, time, dim]; if causal, also return the cache for the next call.
+
+        `valid` [batch, time] is true for frames that exist. `cache` [batch, channels, kernel-1] contains the frames
+        before; None at the start, or if not causal.
+        """
         gated = self.gated(x.masked_fill(~valid.unsqueeze(-1), 0.0))
         if self.config.causal:
             history = self.initial_cache(len(x)) if cache is None else cache
@@ -67,7 +71,7 @@ class ConvolutionModule(nn.Module):
 
 
 def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.Value | None:
-    """Return the frame that each convolution sees before the first one [modules, 1, 1, channels], or None."""
+    """Return the frame that each convolution sees before its first [modules, 1, 1, channels]; None without history."""
     if not modules or not modules[0].config.has_history:
         return None
     shape = (len(modules), 1, 1, modules[0].config.channels)
@@ -126,7 +130,7 @@ class TimeDepthwise(nn.Conv1d):
         """Convolve `x` [batch, time, channels]; if causal, also return its last frames [batch, channels, kernel-1].
 
         `history` contains the frames before, [batch or 1, channels, kernel-1]. `valid` [batch, time] is true for frames
-        that exist; the others count as zeros after the end.
+        that exist. If not causal, the others, which follow the end, count as zeros.
         """
         if not self.causal:
             return self(x.masked_fill(~valid.unsqueeze(-1), 0.0).transpose(1, 2)).transpose(1, 2), None
@@ -154,7 +158,7 @@ def convolution(
     """Return the module's output for [batch, time, dim], and the frames to cache; `row` selects the histories."""
     config = module.config
     with g.scope("conv_module", group="pointwise_convolutions"):
-        # both halves of the gated linear unit are separate products, so no split is needed
+        # each half of the gated linear unit is computed by its own product, so no split is needed
         inputs = [_half(g, x, module, half) for half in range(2)]
         weights = _weights(g, module)
         is_rms = isinstance(module.norm, RMSNorm)
@@ -181,7 +185,7 @@ class ConvolutionParts:
     gated: ir.Value
     """Input of the convolution [batch, time, channels]."""
     taps: tuple[ir.Value, ir.Value]
-    """Its weight [channels, 1, 1, kernel] and bias [channels]."""
+    """The weight [channels, 1, 1, kernel] and the bias [channels] of the convolution."""
     finish: Callable[[ir.Value], ir.Value]
     """Applies the layers after the convolution."""
 
@@ -213,7 +217,7 @@ def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionModule, half: int) ->
 
 
 def _weights(g: GraphBuilder, module: ConvolutionModule) -> list[ir.Value]:
-    """Return the weights of the depthwise convolution, including batch normalisation, and of a layer normalisation."""
+    """Return the weights of the depthwise convolution, with batch norm folded in, and those of a layer norm, if any."""
     config, layer, norm = module.config, module.depthwise_conv, module.norm
     folded = isinstance(norm, nn.BatchNorm1d)
 
@@ -244,7 +248,7 @@ def scale_and_shift(layer: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _before_first_frame(module: ConvolutionModule) -> torch.Tensor:
-    """Return the frame that `initial_cache` repeats [1, 1, channels].
+    """Return the frame that one convolution sees before the first one [1, 1, channels].
 
     It is computed in float64 and rounded, because the last bit of torch's sigmoid depends on the processor.
     """

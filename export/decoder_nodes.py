@@ -62,7 +62,7 @@ class DecoderNodes:
         return outputs
 
     def _without_blanks(self, valid: ir.Value) -> ir.Value:
-        """Return the valid frames [batch, time] whose most likely token is not 0; if none exist, all valid frames.
+        """Return the valid frames [batch, time] whose most likely token is not 0; if there are none, all valid frames.
 
         The graph has its own CTC head for this, so callers need not find blanks. Frames have no positions here, so
         hiding a frame is the same as removing it.
@@ -85,7 +85,8 @@ class DecoderNodes:
     def _scores(self, decoder: AttentionDecoder, targets: ir.Value, name: str) -> tuple[ir.Value, ir.Value, Prefixes]:
         """Score `targets` [batch, nbest, length+1].
 
-        Returns their log-probabilities, zero after eos; the log-probabilities [prefixes, vocab]; and the prefixes.
+        Returns the log-probabilities of the targets, zero after eos; those of all tokens [prefixes, vocab]; and the
+        prefixes.
         """
         g, vocab_size = self.g, self.model.config.vocab_size
         with g.scope("decoder", *([name] if name else [])):
@@ -132,13 +133,13 @@ class DecoderNodes:
         g, kind = self.g, config.feed_forward.activation
 
         def self_attention(x: ir.Value) -> ir.Value:
-            """Attend within hypotheses. A prefix is a key once for each hypothesis that begins with it."""
+            """Attend within hypotheses. A prefix that several hypotheses share is a key in each of them."""
             with g.scope("self_attn", group="attention"):
                 places = g.op("Reshape", prefixes.of_tokens, g.op("Concat", [-1], self.length, axis=0))
                 return AttentionNodes(g, block.self_attn).gathered(x, None, self.bias, places, prefixes.ends)
 
         def cross_attention(x: ir.Value) -> ir.Value:
-            """Attend to the encoder. All prefixes of an utterance form one query, so its keys are computed once."""
+            """Attend to the encoder. All prefixes of an utterance form one query, so each key is computed once."""
             with g.scope("src_attn", group="attention"):
                 layer, rows = AttentionNodes(g, block.src_attn), prefixes.of_utterances
                 return layer.gathered(x, self.memory, self.memory_bias, rows, prefixes.places)

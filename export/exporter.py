@@ -171,10 +171,10 @@ def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
 
 
 def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]:
-    """Yield the graphs of a bundle, one at a time; their weights are read when they are saved.
+    """Yield the graphs of a bundle, one at a time; the weights of a graph are read when it is saved.
 
-    Graphs are built node by node, not traced. Tracing would fix a mixture of experts to the token counts of its
-    example, and would leave names, sharing and dynamic axes to the tracer.
+    Graphs are built node by node, not traced. Tracing would fix the number of tokens for each expert to that of
+    the example input, and would leave names, sharing and dynamic axes to the tracer.
     """
     config, metadata = manifest.model, manifest.metadata()
 

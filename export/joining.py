@@ -27,7 +27,7 @@ def joined_model(
     metadata: dict[str, str],
     body: Callable[[GraphBuilder, dict[str, ir.Value]], Joined],
 ) -> ir.Model:
-    """Build a model like `build_model`, from nodes named by the scope and the parts that `body` joins."""
+    """Build a model as `build_model` does, from the nodes that `body` adds in `scope` and the graphs that it joins."""
     parts: list[ir.Model] = []
 
     def whole(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
@@ -84,7 +84,7 @@ def inlined(model: ir.Model) -> ir.Model:
 
 
 def _take_functions(model: ir.Model, part: ir.Model) -> None:
-    """Add the functions of a part. Different functions may have the same name in two parts."""
+    """Add the functions of a part. A name that another part uses for a different function gets a number here."""
     called = {identifier: define(model.functions, function) for identifier, function in list(part.functions.items())}
     for node in part.graph:
         if node.op_identifier() in called:

@@ -25,8 +25,8 @@ SUBSAMPLING_KINDS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
 POSITIONS: tuple[PositionKind, ...] = get_args(PositionKind)
 MOST_BLOCKS = 256
 MOST_EXPERTS = 8192
-"""Limit on the experts of all layers of an encoder or decoder. Large mixtures have about 1,000. Each is a module, and
-building 2,000 modules takes a second even without weights."""
+"""Limit on the experts of all layers of an encoder or decoder. Large mixtures have about 1,000. Each expert is a
+module, and building 2,000 modules takes a second even without weights."""
 FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
     "position_wise_feed_forward": "dense",
     "gated": "gated",
@@ -54,7 +54,7 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
 
     Args:
         conf: the section encoder_conf.
-        top: the file.
+        top: the top level of the file.
         normalized: whether feature statistics are part of the network.
         attentions: supported kinds of attention layer, the default first.
         activation: the default activation.
@@ -62,10 +62,10 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
         attention_key: the key that selects the kind of attention.
         num_blocks: the default number of blocks.
         has_macaron: whether blocks of this kind may have a second feed-forward layer.
-        has_convolution: whether they may have a convolution module, as conformers do.
-        has_order: whether they may normalise after each layer instead of before it.
-        causal: whether the remaining layers see no later frames.
-        feed_forward: the layer that replaces a configured one.
+        has_convolution: whether blocks may have a convolution module, as those of conformers do.
+        has_order: whether blocks may normalise after each layer instead of before it.
+        causal: whether the layers other than subsampling and the convolution module see no later frames.
+        feed_forward: the feed-forward layer if this kind of encoder has no setting for it.
     """
     dim = conf.integer("output_size", 256)
     if dim % 2:
@@ -106,7 +106,7 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
 
 
 def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
-    """Return the attention of an encoder's blocks, of WeNet's `kind`."""
+    """Return the attention of an encoder's blocks; `kind` is WeNet's name for it."""
     if kind == "shaw_rel_selfattn":  # WeNet ignores n_kv_head and head_dim here
         conf.refuse(("n_kv_head", "head_dim"), "shaw_rel_selfattn ignores it")
     attention = read_attention(conf, dim, relative=kind == "rel_selfattn")
@@ -125,7 +125,7 @@ def check_input_size(top: Section, encoder: EncoderArchitecture) -> None:
 def check_stacked_size(conf: Section, encoder: EncoderArchitecture) -> None:
     """Check that positions fit stacked frames.
 
-    WeNet adds such positions to the stacked frames and discards the sum, but the sizes must still be equal.
+    WeNet adds absolute positions to the stacked frames and discards the sum, but the sizes must still be equal.
     """
     is_added = encoder.positions in ("abs_pos", "abs_pos_whisper", "embed_learnable_pe")
     stacked = encoder.input_size * encoder.subsampling_rate
@@ -135,7 +135,7 @@ def check_stacked_size(conf: Section, encoder: EncoderArchitecture) -> None:
 
 
 def check_static_chunk(conf: Section, encoder: EncoderArchitecture) -> None:
-    """Refuse a convolution that looks beyond the chunk mask: streaming cannot reproduce WeNet's output."""
+    """Refuse a static chunk size if a layer looks beyond its chunk: streaming cannot reproduce WeNet's output."""
     if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
         found = encoder.static_chunk_size
         raise conf.unsupported("static_chunk_size", found, ("0 with causal: false", "any with causal: true"))

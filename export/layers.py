@@ -32,7 +32,7 @@ def transposed(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 
 
 
 def vector(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 1.0) -> ir.Value:
-    """Add an unchanged weight, times `scale`."""
+    """Add a weight in its original shape, times `scale`."""
     return parameter(g, name, tuple(weight.shape), lambda: _scaled(weight, scale))
 
 
@@ -47,7 +47,7 @@ def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear | nn.Conv1d, name: str
 
 
 def product(g: GraphBuilder, x: ir.Value, weight: ir.Value, *biases: ir.Value) -> ir.Value:
-    """Call `Linear`."""
+    """Call the function `Linear`: X times the weight [in, out], plus the bias if given."""
     return g.call(layers.linear(bias=bool(biases)), x, weight, *biases)[0]
 
 
@@ -60,7 +60,7 @@ def _affine(g: GraphBuilder, layer: nn.Linear | nn.Conv1d, prefix: str, scale: f
 class Residual:
     """The sum that the layers of a block read and add to.
 
-    The last addition is deferred until the next normalisation, so that both are one call.
+    The last addition is deferred until the next normalisation, so that one call does both.
     """
 
     def __init__(self, g: GraphBuilder, x: ir.Value, *, pre_norm: bool) -> None:
@@ -77,15 +77,15 @@ class Residual:
             self.normalize(norm, name)
 
     def add_branch(self, branch: ir.Value) -> None:
-        """Add a branch that was computed from several normalisations of the sum."""
+        """Add the output of a branch that the caller computed, which may read several normalisations of the sum."""
         self._x, self._branch = self.total, branch
 
     def replace(self, x: ir.Value, branch: ir.Value) -> None:
-        """Continue with another sum, of x and a branch."""
+        """Replace the sum with `x` plus `branch`."""
         self._x, self._branch = x, branch
 
     def normalize(self, norm: nn.Module, name: str) -> None:
-        """Replace the sum by its normalisation."""
+        """Replace the sum with its normalisation."""
         self._x = self.normalized(norm, name)
 
     def normalized(self, norm: nn.Module, name: str) -> ir.Value:
@@ -123,7 +123,7 @@ def _norm_weights(g: GraphBuilder, layer: nn.Module) -> list[ir.Value]:
 
 
 def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name: str, scale: float = 1.0) -> ir.Value:
-    """Apply a dense, gated or mixture-of-experts layer to [..., dim]. The last weights include `scale`."""
+    """Apply a dense, gated or mixture-of-experts layer to [..., dim]. `scale` is folded into its last weights."""
     with g.scope(name, group="feed_forward"):
         if isinstance(layer, MixtureOfExperts):
             return mixture_of_experts(g, x, layer, kind, scale)

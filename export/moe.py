@@ -12,7 +12,7 @@ from u2moe.runtime.graph.activation import ACTIVATIONS
 
 
 def activation(kind: str) -> nn.Module:
-    """Return the module of one of `ACTIVATIONS`."""
+    """Return the torch module for one of `ACTIVATIONS`."""
     declared = ACTIVATIONS[kind]
     return cast("nn.Module", getattr(nn, declared.module)(**declared.arguments))
 
@@ -47,7 +47,7 @@ class MixtureOfExperts(nn.Module):
     """The sum of the top-k experts of each token, weighted by a softmax over the k selected router logits.
 
     Routing has no noise and no capacity limit: every token reaches its k experts (arXiv 2404.16407). Assignments are
-    sorted by expert, so each expert runs once, as one matrix product over its own tokens.
+    sorted by expert, so each expert runs once, on all of its tokens together.
     """
 
     def __init__(self, dim: int, config: FeedForward) -> None:

@@ -37,10 +37,11 @@ everything downstream differs. An input that hits such a tie and exceeds the lim
 again."""
 MAX_DRAWS = 8
 ROUNDING = 4
-"""A graph that exceeds its limit may differ from torch in float64 by this many times as much as torch in float32
-does. Programs that round in different places have errors of the same size, but not in the same values."""
+"""A tensor that exceeds its limit is accepted if it differs from torch in float64 by at most this many times as much as
+torch in float32 does. Programs that round in different places have errors of the same size, but not in the same
+values."""
 MOST_ROUNDING = 100
-"""If float32 differs from float64 by more than this multiple of the limit, the comparison proves nothing."""
+"""A limit raised for rounding is at most this multiple of the original one; a higher one would prove nothing."""
 CHUNKS = ((16, -1), (16, 4), (16, 0), (8, 2), (4, 1), (1, 8), (25, -1))
 """(chunk size, left chunks) for the comparison of streams: upstream's usual values and some unusual ones."""
 
@@ -110,7 +111,7 @@ class Parity:
         progress("features")
         self.report.comparisons.append(compare_features(*self.features))
         longest = config.num_features(config.max_position)
-        # the table of learned positions has an end, so each of them is compared
+        # the number of learned positions is limited, so every one of them is compared
         long = longest if self.network.config.encoder.learned_positions else 700
         for frames in (config.window, config.window + 1, 150, long):
             self._case(f"full context, {frames} frames", partial(self._full_context, frames), progress)
@@ -131,7 +132,7 @@ class Parity:
         return self.report
 
     def _case(self, case: str, compare: Callable[[], Pairs], progress: Callable[[str], None]) -> None:
-        """Run one case, with new inputs if a near tie decided it."""
+        """Run one case; draw new inputs if it exceeds a limit and a router has a near tie."""
         progress(case)
         for draw in range(MAX_DRAWS):
             self.watch.margin, drawn = np.inf, self.random.bit_generator.state
@@ -289,7 +290,7 @@ class Parity:
     def _decoder(self) -> Pairs:
         """Compare hypotheses of two utterances of different lengths; torch scores one utterance at a time.
 
-        Hypotheses have 0 to 24 tokens, or as many as there are learned positions.
+        Hypotheses have 0 to 24 tokens; with learned positions, one has no tokens and one as many as fit after sos.
         """
         is_learned = self.network.left_decoder.config.learned_positions
         frames, num, longest = (40, 23), *((2, NUM_LEARNED - 1) if is_learned else (6, 24))
@@ -313,10 +314,10 @@ class Parity:
         return pairs
 
     def _experts(self, name: str) -> Pairs:
-        """Compare the layer's node, cut out of the saved graph, on one, a few and many tokens for each expert."""
+        """Compare the layer's node, cut out of the saved graph, on random tokens and on a few for each expert."""
         session = moe_session(self.saved[name.split(".", 1)[0]], name)
         block, layer = self.network.get_submodule(name.rpartition(".")[0]), self.network.get_submodule(name)
-        scale = getattr(block, "scale", 1.0)  # the layer's weights include it
+        scale = getattr(block, "scale", 1.0)  # the weights in the graph include it
         gate = cast("MixtureOfExperts", layer).gate.weight.float()
         toward = torch.linalg.pinv(gate) * (3 / gate.norm(dim=1).clamp(min=1e-3)).max()
         spread = torch.from_numpy(self.random.standard_normal((64, gate.shape[1])).astype(np.float32))

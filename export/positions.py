@@ -16,7 +16,7 @@ from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 
 TABLE_LENGTHS = {"rel_pos": 5000, "abs_pos": 5000, "abs_pos_whisper": 1500, "rope_pos": 3000}
-"""Positions in the tables that WeNet saves. Here encodings are computed, so positions are unlimited."""
+"""Number of positions in the tables that WeNet saves. Here encodings are computed, so positions are unlimited."""
 NUM_LEARNED = 448
 """Number of positions that can be learned. WeNet has no setting for it."""
 
@@ -33,7 +33,7 @@ class LearnedPositions(nn.Module):
         return self.pe[0][positions]
 
     def nodes(self, g: GraphBuilder, positions: ir.Value) -> ir.Value:
-        """Return `forward` as nodes. Padding at negative positions, which no frame sees, has the first encoding."""
+        """Return `forward` as nodes. Padding at negative positions, which no frame sees, gets the first encoding."""
         with g.scope(group="positions"):
             table = parameter(g, "pe", tuple(self.pe.shape[1:]), lambda: self.pe[0])
         with g.scope(f"REFUSED: there are {NUM_LEARNED} learned positions"):  # onnxruntime's error names this node

@@ -24,7 +24,7 @@ OWN = {
     "feed_forward": "use_ffn", "reduction": "time_reduction_layer_type", "adaptive": "adaptive_scale",
     "shifted": "do_rel_shift", "depthwise_subsampling": "dw_stride",
 }  # fmt: skip
-"""Settings that only one kind of encoder has, by the name of their field."""
+"""WeNet's keys of settings that only some kinds of encoder have, by the names of our fields."""
 
 
 def settings(architecture: Architecture) -> dict[str, list[Setting]]:

@@ -26,9 +26,9 @@ from u2moe.runtime.text.vocabulary import TextConfig
 from u2moe.runtime.validation import refused_as
 
 VOCAB_SIZE = 5000
-"""Used if train.yaml does not state it, such as in a recipe before training."""
+"""Vocabulary size if train.yaml does not state one, as in a recipe before training."""
 _NUM_FRAMES, _NUM_TOKENS = 600, 40
-"""Feature frames and tokens on which routers are adjusted."""
+"""Numbers of feature frames and of tokens with which routers are adjusted."""
 
 
 class DrawnTensor(Tensor):
@@ -38,7 +38,7 @@ class DrawnTensor(Tensor):
 
     @classmethod
     def of(cls, draw: Callable[[], Tensor], shape: torch.Size) -> Self:
-        """Return a tensor with the values that `draw` returns, the same each time."""
+        """Return a tensor with the values that `draw` returns, which must be the same each time."""
         made = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)  # noqa: SLF001 - as torch describes it
         made.draw = draw
         return made
@@ -117,8 +117,8 @@ def _completed(values: object, path: Path, vocab_size: int | None) -> dict[str, 
 def spread_routers(network: SpeechModel, seed: int = 0) -> None:
     """Adjust random routers so that they spread tokens evenly over their experts, the worst case for reading weights.
 
-    Random routers favour some experts because tokens share a mean. Removing that direction from the router spreads
-    them.
+    Random routers favour some experts because the mean of all tokens is not zero. Removing the direction of that mean
+    from a router's weights spreads the tokens.
     """
 
     def turn(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -34,13 +34,13 @@ from u2moe.export.training_config import parse_training_config
 from u2moe.export.weights import expected_shapes
 
 GAINS = {
-    # logits spread widely enough that two implementations choose the same experts and tokens differ
+    # logits spread so widely that two implementations choose the same experts, and that the best token varies
     "gate.weight": 3.0,
     "output_layer.weight": 3.0,
     "ctc_lo.weight": 3.0,
     # the ends of the residual branches: rounding errors must not grow through two dozen blocks
     "w_2.weight": 0.5,
-    "self_attn.linear_out.weight": 0.25,  # it averages over time, which would make all frames alike
+    "self_attn.linear_out.weight": 0.25,  # attention averages over time, which would make all frames alike
     "src_attn.linear_out.weight": 0.5,
     "pointwise_conv2.weight": 0.5,
     "merge_proj.weight": 0.5,
@@ -93,7 +93,7 @@ ENCODER_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "branchformer": {"causal": True, "cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7, "linear_units": None},
 }  # fmt: skip
-"""Keys of encoder_conf that only some kinds of encoder have. None removes a key that this kind does not have."""
+"""Settings of encoder_conf that depend on the kind of encoder. None removes a key that this kind does not have."""
 
 
 def random_config(
@@ -212,7 +212,10 @@ def random_vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
 
 
 def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str, Tensor]:
-    """Return a state dict as WeNet saves it, with its tables and counters; built tensor by tensor to save memory."""
+    """Return a state dict as WeNet saves it, with position tables and batch counters.
+
+    It is built tensor by tensor to save memory.
+    """
     with torch.device("meta"):
         network = SpeechModel(architecture)
     state = {name: draw() for name, (_, draw) in drawn_tensors(architecture, seed).items()}

@@ -121,7 +121,7 @@ def export_sherpa(
 
 
 class OnlineClient:
-    """Calls an online graph as sherpa-onnx's C++ does for one stream: a cache of fixed size, initially zero."""
+    """Calls an online graph as sherpa-onnx's C++ does for one stream: with caches of fixed size, initially zero."""
 
     def __init__(self, session: onnxruntime.InferenceSession, options: SherpaOptions) -> None:
         self.session = session
@@ -162,7 +162,7 @@ class OnlineClient:
 
 
 class SherpaParity:
-    """Compares the graphs in `folder` with those of the bundle, as the runtime runs them; errors name the `subject`."""
+    """Compares the graphs in `folder` with the bundle's own, which run as in the runtime; errors name the `subject`."""
 
     def __init__(self, bundle: Bundle, folder: Path, options: SherpaOptions, *, subject: Path) -> None:
         self.subject = subject
@@ -198,7 +198,7 @@ class SherpaParity:
         return onnxruntime.InferenceSession(self.folder / graph.file, self.settings.session_options())
 
     def _start(self) -> Caches:
-        """Return the caches of a new stream, as long as the client's: negative positions are masked.
+        """Return the caches of a new stream, as long as the client's; their frames at negative positions are masked.
 
         The lengths must match because sums over other shapes round differently. In a quantized graph, a value that
         rounds the other way is off by a whole step.

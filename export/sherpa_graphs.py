@@ -92,8 +92,8 @@ def supported_graphs(
 
     Args:
         source: path of the bundle or checkpoint, for messages.
-        manifest: describes its network and features.
-        tokens: its vocabulary.
+        manifest: describes the network and its features.
+        tokens: the vocabulary.
         options: the chunks of the online graph.
         progress: called with the reason if a client cannot run its graph.
 
@@ -261,7 +261,7 @@ def offline_metadata(config: ModelConfig) -> dict[str, str]:
 
 
 def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
-    """Return the last axes of a stream's initial cache. If no layer is a convolution, their cache has no frames."""
+    """Return the last axes of a stream's initial cache. Without convolutions, the convolution cache has no frames."""
     missing = (0, 0, 0) if name == ATT_CACHE else (config.output_size, 0)
     return next((cache.shape for cache in config.caches if cache.name == name), missing)
 

@@ -49,7 +49,7 @@ class Subsampling(nn.Module):
             return g.op("Div", g.op("Max", g.op("Sub", lengths, self.window - self.rate), 0), self.rate)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Map [batch, frames, bins] to [batch, time, dim]; `lengths` [batch] are the valid frames."""
+        """Map [batch, frames, bins] to [batch, time, dim]; `lengths` [batch] are the numbers of valid frames."""
         raise NotImplementedError
 
     def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
@@ -57,7 +57,7 @@ class Subsampling(nn.Module):
         raise NotImplementedError
 
     def scaled(self, g: GraphBuilder, x: ir.Value) -> ir.Value:
-        """Return X times `scale`."""
+        """Return `x` times `scale`."""
         return x if self.scale == 1 else g.op("Mul", x, self.scale)
 
 
@@ -99,7 +99,7 @@ class Convolutions(Subsampling):
         return cast("nn.Linear", self.linear), "linear"
 
     def output_lengths_nodes(self, g: GraphBuilder, lengths: ir.Value) -> ir.Value:
-        """See `Subsampling`. Computed for each convolution, as in the graphs of the demo."""
+        """See `Subsampling`. The lengths are computed convolution by convolution, as in the graphs of the demo."""
         with g.scope("output_lens"):
             for kernel, stride in self.layers:
                 lengths = g.op("Div", g.op("Max", g.op("Sub", lengths, kernel - stride), 0), stride)
@@ -116,7 +116,7 @@ class Convolutions(Subsampling):
                 layer = cast("nn.Conv2d", self.conv[index])
                 weights.append(vector(g, f"conv.{index}.weight", layer.weight))
                 weights.append(vector(g, f"conv.{index}.bias", cast("Tensor", layer.bias)))
-            if len(kernels) == 1:  # the projection is as large as any layer, and quantized like one
+            if len(kernels) == 1:  # the projection is as large as other linear layers, and quantized as they are
                 (x,) = g.call(form.convolutions(projection.in_features), features, *weights)
                 return self.scaled(g, linear(g, x, projection, name))
             weights.append(transposed(g, f"{name}.weight", projection.weight))

@@ -17,13 +17,13 @@ from torch import Tensor
 from u2moe.runtime.errors import CheckpointError
 
 LARGEST_TEXT = 1 << 26
-"""Characters of a vocabulary or of statistics; enough for a million symbols."""
+"""Most characters in a file of a vocabulary or of statistics; enough for a million symbols."""
 LARGEST_YAML = 1 << 18
-"""Characters of a yaml file; WeNet's have 2,000 to 10,000."""
+"""Most characters in a yaml file; WeNet's files have 2,000 to 10,000."""
 
 
 LARGEST_MERGE = 100_000
-"""Keys of all mappings after merges ("<<"). Without a limit, a few hundred characters could fill the memory."""
+"""Most keys in all mappings after merges ("<<"). Without a limit, a few hundred characters could fill the memory."""
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -78,7 +78,7 @@ CMVN_ISTD = "encoder.global_cmvn.istd"
 """Names of the statistics in a state dict."""
 SMALLEST_VARIANCE = 1e-20
 ROUNDING = 1e-6
-"""Share of the mean square by which rounding, in files of seven digits, may make a variance negative."""
+"""Largest negative variance, as a share of the mean square, that rounding to seven digits in the file can explain."""
 
 
 def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:

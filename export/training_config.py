@@ -44,7 +44,7 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "ctl_weight", "logit_temp", "n_negatives",  # the loss of ctl_model
         ),
         "cmvn_conf": ("is_json_cmvn",),
-        "lora_conf": ("lora_modules", "lora_attn_attr", "lora_list", "lora_dropout"),  # visible in the tensors
+        "lora_conf": ("lora_modules", "lora_attn_attr", "lora_list", "lora_dropout"),  # the tensors show their effect
         # these control how transcripts become tokens, not how tokens become text
         "tokenizer_conf": ("bpe_path", "non_lang_syms_path", "split_with_space", "is_multilingual", "num_languages"),
         "dataset_conf.fbank_conf": ("dither",),  # WeNet turns it off for recognition
@@ -52,11 +52,11 @@ WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "collate_conf.feature_extraction_conf": ("dither",),
     }
 )  # fmt: skip
-"""Keys that affect training only."""
+"""By section, keys that do not matter here; most of them affect only training."""
 
 ONE_VALUE: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
-        "encoder_conf": {"positionwise_layer_type": "linear", "concat_after": False},  # both until 2023
+        "encoder_conf": {"positionwise_layer_type": "linear", "concat_after": False},  # both keys existed until 2023
         "decoder_conf": {"use_output_layer": True, "src_attention": True, "concat_after": False},
         "collate_conf.feature_extraction_conf": {"window_type": "povey", "using_pitch": False},
     }
@@ -67,7 +67,7 @@ ONE_VALUE: Mapping[str, Mapping[str, object]] = MappingProxyType(
 CONFIG_FILE = "train.yaml"
 DEFAULT_MEL_BINS = 23
 FRAMES = {"frame_length": 25.0, "frame_shift": 10.0}
-"""Defaults in milliseconds."""
+"""Keys of the front end with their defaults in milliseconds."""
 MODELS = ("asr_model", "ctl_model")
 """`ctl_model` has a different loss and the same network."""
 _FUNASR = "FunASR exports it to ONNX and sherpa-onnx runs it"
@@ -107,7 +107,7 @@ class TrainingConfig:
     tokenizer: Literal["char", "bpe"] | None
     """None for old files, which do not specify it."""
     separate: bool
-    """Each token is a word: tokens are joined with a space (`connect_symbol`)."""
+    """Whether each token is a word: tokens are then joined with a space (`connect_symbol`)."""
     special_tokens: dict[str, int]
     """Ids by symbol; empty for old files."""
     symbol_table: str | None
@@ -115,11 +115,11 @@ class TrainingConfig:
     cmvn_file: str | None
     """File name of the feature statistics; None if trained without them, or if the file is not named."""
     without_cmvn: bool
-    """`cmvn` is null: WeNet then ignores statistics, even those in the state dict."""
+    """Whether `cmvn` is null: WeNet then ignores statistics, even those in the state dict."""
     adapters: Adapters | None
     """LoRA adapters that the state dict may contain."""
     tied_embedding: bool
-    """The decoders' output weights are their embeddings, regardless of the state dict."""
+    """Whether the decoders' output weights are their embeddings, regardless of the state dict."""
 
 
 def read_training_config(path: Path) -> TrainingConfig:
@@ -198,7 +198,7 @@ def read_features(top: Section) -> FeatureConfig:
     """Return the front end that dataset_conf and collate_conf describe."""
     dataset, collate = top.section("dataset_conf", is_whole=False), top.section("collate_conf", is_whole=False)
     if "fbank_conf" not in dataset and top.value("raw_wav") not in (None, True):
-        raise top.unsupported("raw_wav", top.value("raw_wav"), ("True",))  # made by Kaldi; settings unknown
+        raise top.unsupported("raw_wav", top.value("raw_wav"), ("True",))  # features made by Kaldi; settings unknown
     settings: dict[str, Any] = {"sample_rate": dataset.section("resample_conf").integer("resample_rate", 16000)}
     old = collate.section("feature_extraction_conf", is_whole=False)
     if dataset.choice("feats_type", "fbank", ("fbank", "mfcc")) == "mfcc":

@@ -24,7 +24,7 @@ from u2moe.runtime.errors import CheckpointError, UnsupportedError
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that nn.DataParallel, DistributedDataParallel and torch.compile add to every tensor name."""
 WRAPPED = re.compile(r"(?<![^.])(module|model|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""Parts of names that these wrappers, other programs and fully sharded training add."""
+"""Parts of names that the wrappers above, other programs and fully sharded training add."""
 ENCODER_POSITIONS = re.compile(r"encoder\.embed\.pos_enc(_class)?\.pe")
 POSITION_TABLE = re.compile(ENCODER_POSITIONS.pattern + r"|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
 BATCH_COUNTER = re.compile(r"encoder\.encoders\.\d+\.conv_module\.norm\.num_batches_tracked")
@@ -55,9 +55,10 @@ def linked_weights(path: Path) -> Path:
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return all tensors of a file written by torch.save, memory-mapped if its format allows. Runs no code from it.
+    """Return all tensors of a file written by torch.save, memory-mapped if its format allows.
 
-    The file may be compressed by `xz`. Prefixes in `WRAPPERS` are removed if all names have one.
+    The file may be compressed by `xz`. No code from it is run. Prefixes in `WRAPPERS` are removed if all names have
+    one.
     """
     try:
         with path.open("rb") as stream:

@@ -12,7 +12,7 @@ from u2moe.runtime.installation import install_command
 
 _NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w][\w./-]*)?")
 DEMO = "demo"
-"""Name of the demo model wherever a bundle is expected. A folder of that name is ./demo."""
+"""Name that selects the demo model wherever a bundle is expected. For a folder named demo, pass the string "./demo"."""
 
 
 def _demo_folder() -> Path:

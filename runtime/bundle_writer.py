@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SEALED_FILE = f"{MANIFEST_FILE}.staged"
-"""Manifest of a staged bundle. Without `MANIFEST_FILE`, other programs do not mistake the folder for a bundle."""
+"""Name of the manifest in a staged bundle. It differs from `MANIFEST_FILE`, so that other programs do not take the
+unfinished folder for a bundle."""
 
 
 class BundleWriter:
@@ -37,8 +38,9 @@ class BundleWriter:
             bundle = staging.finish(with_external(manifest, staging.path))
 
     If the block is left by an exception or without `finish`, the staged files are removed and the target is unchanged.
-    A non-empty target is refused, unless `overwrite` is true and the target is a bundle, which contains the file
-    `marker`. Folders for other runtimes have another marker and end with `publish` instead of `finish`.
+    A non-empty target is refused, unless `overwrite` is true and the target contains the file `marker`, which
+    identifies a bundle. To write a folder for another runtime, pass another marker, and call `publish` instead of
+    `finish`.
 
     Attributes:
         target: the folder to write.
@@ -63,7 +65,7 @@ class BundleWriter:
                     parent.mkdir(exist_ok=True)
                     stack.callback(_remove_if_empty, parent)
             stack.enter_context(locked(self._beside("lock")))
-            self._clear()  # left over from a killed process
+            self._clear()  # remove the folders that a killed process left behind
             self._check_target()
             stack.callback(self._clear)
             self.path.mkdir()
@@ -89,8 +91,8 @@ class BundleWriter:
     def seal(self, manifest: Manifest) -> Bundle:
         """Hash every staged file, write the manifest, and open the staged bundle (still in the temporary folder).
 
-        The staged files replace `manifest.files`. After changing a file, call `seal` again. Until `finish`, the
-        manifest has a different name.
+        The digests of the staged files replace `manifest.files`. After changing a file, call `seal` again. Until
+        `finish`, the manifest is named `SEALED_FILE`.
 
         Raises:
             BundleError: a graph or tokens.txt is missing, or the staged files are not a valid bundle.
@@ -107,7 +109,7 @@ class BundleWriter:
     def publish(self) -> Path:
         """Replace the target with the staged folder, without sealing it. Returns the target.
 
-        The target does not exist for the time of one rename.
+        An existing target is first renamed, so no folder exists at the target for a moment.
         """
         for file in self.path.rglob("*"):
             if file.is_file():
@@ -119,7 +121,7 @@ class BundleWriter:
         return self.target
 
     def _clear(self) -> None:
-        """Remove the staged folder and the replaced one. Restores the replaced folder if the target does not exist."""
+        """Remove the staged folder and the replaced target. If nothing is at the target, restore the replaced one."""
         if not self.target.exists():
             with contextlib.suppress(FileNotFoundError):
                 self._old.rename(self.target)

@@ -3,8 +3,8 @@
     class Options:
         beam_size: int | None = option("integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size")
 
-`options_of(Options)` returns `{"beam_size": Option(...)}`. Commands, server, bundles, pages and the tables of the other
-runtimes are generated from it.
+`options_of(Options)` returns `{"beam_size": Option(...)}`. The command line, the server, the bundle format, the
+documentation pages and the tables of the other runtimes all use these declarations.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ Kind = Literal["integer", "number", "flag", "choice", "text", "texts", "path", "
 _DECLARED = "option"
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 HARMLESS = "harmless"
-"""JSON key of a record that lists the fields that older programs may ignore, each with what is lost without it."""
+"""Key in the JSON of a record. Its value maps each field that older programs may ignore to the feature that they then
+lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class Option:
     """Declaration of an option: its type, its limits and who may set it.
 
     Attributes:
-        kind: type. "integer" and "number" have limits; a "choice" must, and a "record" may, be one of `choices`.
+        kind: type. "integer" and "number" have limits. A "choice" is one of `choices`; a "record" is an instance of
+            `record` or one of `choices`.
         default: the library's default. MISSING: required. None: depends on the model or the call, see `otherwise`.
         least: smallest value; None: unlimited.
         above: alternatively, an exclusive lower limit.
@@ -135,7 +137,7 @@ def options_of(kind: Any) -> dict[str, Option]:
 
 @functools.cache
 def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
-    """Return the field and the declaration of each option for clients of the server, by the name that clients use."""
+    """Return each option that clients of the server may set, by the name that they use: field and declaration."""
     found = {}
     for field, declared in options_of(kind).items():
         if declared.client is not None:

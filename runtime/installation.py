@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 IS_PUBLISHED = False
-"""Whether u2moe and its other distributions are on PyPI. If not, they are installed from a clone."""
+"""Whether u2moe and the distributions in `_FOLDERS` are on PyPI. If not, they are installed from a clone."""
 _FOLDERS = {"kernels": "runtime/kernels", "demo": "runtime/demo"}
 """Separate distributions, u2moe-NAME, and their folders in a clone."""
 

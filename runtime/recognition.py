@@ -107,7 +107,8 @@ def recognize(
     """Return an iterator over the final results of a recording, each available as soon as its segment ends.
 
     Args:
-        decode: decodes streams, such as `Recognizer.decode_streams`. It may leave some work to the caller.
+        decode: decodes streams, such as `Recognizer.decode_streams`. If it skips or postpones work, the caller must
+            decode the stream after the iteration to get the remaining results.
         stream: receives the samples; must be new or reset.
         reader: reads the recording.
         vad: detects speech; each stretch of speech is recognised as a separate source. None: the whole recording is
@@ -184,7 +185,7 @@ class LiveRecognition:
         return self._decode()
 
     def results(self, num_alternatives: int = 0) -> list[Result]:
-        """Return the new results of a stream that the caller decodes. The partial result has alternatives."""
+        """Return the new results of a stream that the caller decodes; `num_alternatives` is for a partial result."""
         found = self.stream.take_segments()
         partial = self.stream.state.result(num_alternatives)
         before = ("", 0) if found else (self.shown, self._num_committed)
@@ -202,7 +203,7 @@ class LiveRecognition:
 
 
 def transcript_of(segments: Sequence[Result], duration: float, error: Exception | None = None) -> Transcript:
-    """Return a transcript from final results in order. `error` is set if the recording is damaged."""
+    """Return a transcript from final results in order. `error`: the reason why the transcript is incomplete, if any."""
     return Transcript(
         text=join_texts([segment.text for segment in segments]),
         duration=duration,

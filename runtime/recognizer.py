@@ -213,7 +213,7 @@ class Recognizer:
 
         To decode several recordings together, feed each to its own stream, finish the streams, and pass them to
         `decode_streams`. Audio stays in memory until it is decoded. Arguments and errors are those of `create_stream`.
-        Without `chunk_size`, the stream uses full context.
+        Without `chunk_size`, the stream uses full context, or the chunk size of a streaming bundle of fixed shape.
         """
         options = self._chosen(options, grammar)
         options = dataclasses.replace(options, endpoint=options.endpoint or self.default_endpoint)
@@ -223,8 +223,8 @@ class Recognizer:
     def decode_streams(self, streams: Sequence[Stream]) -> None:
         """Do all work that is ready: every complete chunk, and the second pass of every finished utterance.
 
-        Chunks of streams with the same chunk size and left context are encoded together. If that fails, each is
-        encoded separately, so only the faulty streams fail; see `Stream.failure`.
+        Chunks of streams with the same chunk size and left context are encoded together. If that fails, the batch is
+        halved repeatedly until only the faulty streams fail; see `Stream.failure`.
 
         Raises:
             ProviderError: running a graph failed; the streams that have a `failure` must be reset.
@@ -250,9 +250,9 @@ class Recognizer:
     ) -> Transcript:
         """Recognise a recording of any length.
 
-        It is cut into segments at pauses in the speech (`DecodingOptions.endpoint`, by default the bundle's rules),
-        which limits memory use. With full context, recordings of up to 30 seconds are encoded as a whole; longer ones
-        are cut at pauses before they are encoded (`EndpointConfig.pause`).
+        The recording is cut into segments at pauses in the speech (`DecodingOptions.endpoint`, by default the bundle's
+        rules), which limits memory use. With full context, recordings of up to 30 seconds are encoded as a whole;
+        longer ones are cut at pauses before they are encoded (`EndpointConfig.pause`).
 
         If a file is damaged after some seconds of audio, the transcript ends there. Its `complete` is then False, and
         its `error` states the reason.
@@ -261,7 +261,8 @@ class Recognizer:
             audio: an audio file as a path, bytes or binary file object; `RawAudio`; an array of samples of one channel,
                 float32 in [-1, 1] or int16; or an iterator over float32 buffers at the model's sample rate.
             sample_rate: sample rate of an array in Hz; None: the model's. Not allowed for files.
-            options: decoding options; None: the recogniser's. Without `chunk_size`, full context is used.
+            options: decoding options; None: the recogniser's. Without `chunk_size`, full context is used, except by
+                streaming bundles of fixed shape, which use their chunk size.
             hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
             grammar: phrases that may be said, see `Grammar`; replaces hotwords and the language model. None: that of
                 `options`.
@@ -364,7 +365,7 @@ class Recognizer:
         vad: VoiceActivityDetector | None,
         on_progress: Callable[[float], object] | None,
     ) -> tuple[RecordingReader, Iterator[Result]]:
-        """Buffers of a recording, and the results that appear as they are read."""
+        """Return the reader of a recording, and an iterator that reads the recording and yields its results."""
         stream = self.create_recording_stream(options, hotwords=hotwords)
         reader = RecordingReader(samples, self._rate, on_progress)
         return reader, recognize(self.decode_streams, stream, reader, vad)

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 class WordResult:
     """A word, its times in seconds from the start of the audio, and its confidence between 0 and 1, if known.
 
-    Words begin and end at pauses in the audio. Without a pause, they meet halfway between the peaks of their tokens.
+    Words begin and end at pauses in the audio. Two words without a pause between them meet halfway between the peaks of
+    the last token of the first word and the first token of the second.
 
     The confidence is the probability of the word's least probable token. Without a second pass, a token's probability
-    is that of the CTC head at the token's peak. With a second pass, it is the mean of that and of the probability from
-    each decoder. If the bundle has a `Calibration`, about 70 % of the words with a confidence of 0.7 are correct.
+    is the one from the CTC head at the token's peak. With a second pass, it is the mean of the probabilities from the
+    CTC head and from each decoder. If the bundle has a `Calibration`, about 70 % of the words with a confidence of 0.7
+    are correct.
     """
 
     word: str
@@ -27,7 +29,8 @@ class WordResult:
 class PhraseResult:
     """A phrase of a grammar, its times in seconds from the start of the audio, and the lowest confidence of its words.
 
-    In a partial result, it begins and ends at the peaks of its first and last token.
+    In a partial result, the phrase begins with the encoder frame in which its first token peaks, and ends with the one
+    in which its last token peaks.
     """
 
     phrase: str
@@ -44,10 +47,11 @@ class Alternative:
         text: recognised text.
         tokens: token ids.
         times: time in seconds at which each token peaks; empty if only the decoder searched.
-        score: score by which the list is sorted: of both passes combined or, without a second pass, of the first.
+        score: score by which the list is sorted: the combined score of both passes or, without a second pass, the score
+            of the only search.
         ctc_score: score of the first pass; None if only the decoder searched.
         attention_score: score of the second pass; None without one.
-        language_score: score of the language model, which is part of `ctc_score`; None without one.
+        language_score: score of the language model, which is part of `ctc_score`; None without a language model.
     """
 
     text: str
@@ -77,8 +81,9 @@ class Result:
         confidence: mean confidence of the words, roughly the share of correct ones; None without words.
         score: score of the best alternative.
         nbest: alternatives, best first, each text once (with its best tokenization); empty in a partial result.
-        committed: beginning of `text` that no later partial result of this segment changes. All hypotheses of the first
-            pass begin with it, and its last word is complete. In a final result, the whole text.
+        committed: beginning of `text` that no later partial result of this segment changes. Every first-pass hypothesis
+            that may still become the best begins with it, and its last word is complete. In a final result, the whole
+            text.
         num_committed: number of words in `committed`.
         committed_end: time in seconds before which the first pass no longer changes its result.
         revised: in a final result, number of words that were replaced, removed or added after the first pass had
@@ -127,11 +132,12 @@ class Transcript:
 class Alignment(Transcript):
     """A given text aligned with its recording. Its segments are the sentences of the text.
 
-    Words keep their spelling and punctuation. Their confidence is their score: the geometric mean of the probabilities
-    of their tokens, each at its most probable frame.
+    Words keep their spelling and punctuation. The confidence of a word is its score: the geometric mean of the
+    probabilities of its tokens, each at its most probable frame.
 
     Attributes:
-        misfits: words with a score below the limit. Probably, other words or none were said at their times.
+        misfits: words with a score below the limit. At the times of these words, probably something else or nothing was
+            said.
         unwritten: start and end in seconds of stretches in which the model recognises words that are not in the text.
     """
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import threading
 
 _MAX_KEPT = 1000
-"""Maximum results waiting for `async for`, about an hour of speech. A program that takes none has a bug."""
+"""Maximum number of results that wait for `async for`: about an hour of speech. If more are waiting, the program does
+not iterate, which is a bug."""
 
 
 class Transcriber:
@@ -235,7 +236,7 @@ class _KeptResults:
         self._loop = loop
 
     def keep(self, result: Result) -> None:
-        """Keep a result. A new result replaces a partial one."""
+        """Keep a result. It replaces a partial result that is still waiting."""
         with self._lock:
             if self.results and not self.results[-1].is_final:
                 self.results.pop()

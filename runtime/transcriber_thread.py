@@ -25,7 +25,9 @@ _LONGEST_EXIT_S = 5.0
 
 
 class TranscriberThread:
-    """Thread that recognises queued audio. It does not refer to its `Transcriber`, which can be garbage-collected.
+    """Thread that recognises queued audio.
+
+    It does not refer to its `Transcriber`, so that the transcriber can be garbage-collected while the thread runs.
 
     Attributes:
         thread: the thread.

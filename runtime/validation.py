@@ -31,7 +31,8 @@ class FieldError(ValueError):
     """A field has an invalid value.
 
     Attributes:
-        field: name of the field with those of its mappings, such as "model.blank"; empty: the whole content.
+        field: full name of the field, with the names of the mappings around it, such as "model.blank"; empty: the whole
+            content.
         expected: description of valid values.
         found: the value, quoted.
     """
@@ -170,7 +171,8 @@ class Record:
     """A mapping that checks its fields as they are read, and records which fields were read.
 
     Attributes:
-        name: name of the mapping with those of its parents, a prefix of field names in errors; empty: outermost.
+        name: full name of the mapping, with the names of the mappings around it; errors put it before the names of
+            fields. Empty: the outermost mapping.
         values: the mapping.
         known: the fields that have been read.
 
@@ -200,13 +202,13 @@ class Record:
         return wrong(self.field(key), expected, found)
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = MOST_INTEGER) -> int:
-        """Return an integer field. Required without a default."""
+        """Return an integer field. Without a default, the field is required."""
         return checked_integer(self.field(key), self.value(key, default), least=least, most=most)
 
     def number(
         self, key: str, default: float | None = None, *, least: float | None = None, most: float | None = None
     ) -> float:
-        """Return a field that is a finite number, maybe as a string: YAML 1.1 reads 1e-5 (without a dot) as one."""
+        """Return a field that is a finite number, or a string of one: YAML 1.1 reads 1e-5 (no dot) as a string."""
         return checked_number(self.field(key), self.value(key, default), least=least, most=most, from_text=True)
 
     def seconds(self, key: str) -> float | None:
@@ -232,11 +234,11 @@ class Record:
         return value
 
     def record(self, key: str) -> Record:
-        """Return a field that is an object. Required."""
+        """Return a required field that is an object."""
         return Record(self.value(key), self.field(key))
 
     def records(self, key: str) -> list[Record]:
-        """Return a field that is a list of objects. Null or a missing field is an empty list."""
+        """Return a field that is a list of objects. Null or a missing field counts as an empty list."""
         values = self.value(key)
         if not isinstance(values, list | None):
             raise self.wrong(key, values, "a list of objects")

@@ -105,9 +105,9 @@ def remove_stale_parts(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold a lock on a file, which is removed at the end. The system releases the lock of a killed process.
+    """Hold a lock on a file, and remove the file at the end. The system releases the lock of a killed process.
 
-    On Windows, and on file systems without locks, it has no effect.
+    On Windows, and on file systems without locks, nothing is locked.
 
     Raises:
         BlockingIOError: another process holds the lock.

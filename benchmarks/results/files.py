@@ -51,9 +51,9 @@ def measured_here() -> dict[str, Any]:
 
 
 def kind_of(machine: Mapping[str, Any]) -> str:
-    """Return the kind of a machine of `describe_machine`: processor, family and model.
+    """Return the kind of a machine, given its entry from `describe_machine`: processor, family and model.
 
-    The processor's name is ambiguous: all generations of AMD EPYC may have the same.
+    The processor's name alone is ambiguous: all generations of AMD EPYC may have the same name.
     """
     fields = machine.get("processor_version") or ""
     version = ", ".join(field for field in fields.split(", ") if field and not field.startswith("stepping"))

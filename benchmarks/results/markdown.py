@@ -47,7 +47,7 @@ def names(text: str, page: str) -> list[str]:
 def filled(text: str, values: Mapping[str, str]) -> str:
     """Return the page with the values between their marks, on separate lines if the marks are.
 
-    Marks without a value keep their text. A prefix of the end mark on its line also stays, such as # in YAML.
+    Marks without a value keep their text. Text before an end mark on the same line also stays, such as # in YAML.
     """
 
     def marked(match: re.Match[str]) -> str:

@@ -31,7 +31,7 @@ PANELS = {"streaming": "chunks of 16 frames (0.64 s)", "full": "whole utterances
 NATIVE, ALONE, OTHERS = "u2moe with native kernels", "u2moe on onnxruntime", "others"
 COLOURS = {NATIVE: "#0b5394", ALONE: "#8fb3d9", OTHERS: "#b7b7b7"}
 EQUALS = (DENSE, INT8, NATIVE_LARGE), (PLAIN_DENSE, PLAIN_INT8, PLAIN_LARGE)
-"""Rows of one engine in one format; the row of int4 follows them."""
+"""Rows in int8: those of native kernels, then those of onnxruntime. The row of int4 follows all of them."""
 CASES = {case: by for by, own in zip((NATIVE, ALONE), EQUALS, strict=True) for case in own} | {INT4: NATIVE}
 
 Axes = Any  # matplotlib has no types of its own

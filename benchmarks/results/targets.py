@@ -19,7 +19,7 @@ class Target:
         found: measured value, or the spread of several, whose median is compared.
         limit: limit for the value.
         at_most: whether it is an upper limit.
-        unit: suffix of both numbers, such as " ms".
+        unit: suffix of measured value and limit, such as " ms".
     """
 
     name: str

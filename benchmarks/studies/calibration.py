@@ -56,8 +56,9 @@ def reliability(found: Words) -> dict[str, Any]:
 
     Returns:
         `bins`: for each tenth of the range, the number of words, their mean confidence and share of correct words;
-        `expected_error`: mean difference of these two, weighted by words (ECE); `area`: probability that a correct word
-        has a higher confidence than a wrong one (area under the ROC curve; 0.5: chance).
+        `expected_error`: mean absolute difference between mean confidence and share of correct words, weighted by
+        words (ECE); `area`: probability that a correct word has a higher confidence than a wrong one (area under the
+        ROC curve; 0.5: chance); and number, share of correct words and mean confidence of all words.
     """
     confidences, right = found
     positions = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)

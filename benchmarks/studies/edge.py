@@ -52,7 +52,7 @@ TITLES = {
     "32x4x480": "32x4x480",
     LARGE: "Dense-1B",
 }
-"""Titles of networks: number of experts, how many process a token, and their hidden units."""
+"""Titles of networks; for mixtures, number of experts x experts per token x hidden units of an expert."""
 HALF = "8x2x1920, half the blocks"
 """The mixture in every second block. No key of WeNet describes it, so it is computed as the mean of two networks."""
 FORMATS = ("int8", "int4")
@@ -109,7 +109,7 @@ def _number(found: Mapping[str, str], name: str) -> float:
 def _numbers(content: Mapping[str, Any], case: Case) -> list[float]:
     """Return the numbers of a row: parameters, active parameters, MB of files and memory, times and ratios.
 
-    Parameters are in millions. Time and ratio of each mode are followed by the times of both passes.
+    Parameters are in millions. Each mode has a time and a ratio; the times of both passes together come last.
     """
     start, first = content["starts"][case.key], Case(SMALL, case.format, case.kernels)
     times = [

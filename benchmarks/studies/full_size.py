@@ -2,9 +2,9 @@
 
     python -m u2moe.benchmarks.studies.full_size FOLDER [--prepare]
 
-FOLDER receives missing bundles with random weights (`random_models`); --prepare stops there. Times are for encoder and
-CTC head. Features and search are excluded, because a search on random probabilities is not representative. Routers
-spread tokens evenly, the worst case.
+FOLDER receives missing bundles with random weights (`random_models`); --prepare only makes the bundles. Times are for
+encoder and CTC head. Features and search are excluded, because a search on random probabilities is not representative.
+Routers spread tokens evenly, the worst case.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ MODES = {STREAMING: "chunks of 16", BATCH: "batch of 8", FULL: "full context", S
 ROUNDS = {STREAMING: 7, BATCH: 5, FULL: 5, SECOND_PASS: 5}
 NUM_BOUNDS, NUM_STARTS, NUM_THREADS = 3, 2, (1, 2)
 BOUNDS = {STREAMING: (Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), 4.0), FULL: (Mode(), 10.0)}
-"""Context and seconds of profiled speech, few because a profile has a line for each kernel of each chunk."""
+"""Context, and seconds of speech to profile: few, because a profile has a line for each kernel of each chunk."""
 START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 
 
@@ -106,7 +106,8 @@ CASES = (
 )
 INT8, PLAIN_INT8, INT4, _, DENSE, PLAIN_DENSE, NATIVE_LARGE, PLAIN_LARGE = CASES
 EQUALS = {"native": (INT8, DENSE), "even": (PLAIN_INT8, PLAIN_DENSE)}
-"""Pairs of a mixture and a dense network on one engine in one format: the ratio is the cost of the architecture."""
+"""Pairs of a mixture and a dense network with the same engine and format. The ratio of their times is the cost of the
+architecture."""
 PACKED = Case(MIXTURE, "packed", NATIVE)  # packed in advance for native kernels: only its start differs
 STARTED = {case.key: case for case in (*CASES, PACKED)}
 
@@ -119,8 +120,8 @@ def measure(root: Path) -> dict[str, Any]:
         touched: number of experts that a chunk uses.
         seconds: seconds of each round, by mode and case.
         bounds: see `bounds_of`, by mode and case; starts: see `starts_of`, by case.
-        threads: bytes (`read`) and multiply-adds (`multiply`) per second for each number of threads, and `found`, see
-            `two_threads`, by case.
+        threads: bytes (`read`) and multiply-adds (`multiply`) per second for each number of threads; and `found`, the
+            results of `two_threads` by case.
     """
     chosen = choose_kernels("auto", [CPU])
     cases = [case for case in CASES if chosen.native or case.kernels == PLAIN]
@@ -228,11 +229,11 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
                 one, other = (both_passes(content, mode, case) for case in pair)
                 if one and other:
                     found[f"{name}.{mode}.both"] = f"{one / other:.2f}"
-        if entry := content["bounds"].get(FULL, {}).get(INT8.key):  # as if kernels reached their bound
+        if entry := content["bounds"].get(FULL, {}).get(INT8.key):  # ratios if native kernels reached their bound
             bound = entry["ratio"]["median"]
             found["bound.int8.full"] = f"{float(found['int8.full']) / bound:.2f}"
             found["bound.gain.full"] = f"{float(found['gain.full']) * bound:.2f}"
-            if batch := factor(content, BATCH, PLAIN_DENSE):  # a second of speech in a batch has the same products
+            if batch := factor(content, BATCH, PLAIN_DENSE):  # a second of speech needs the same products in a batch
                 found["bound.int4.batch"] = f"{entry['ms']['median'] / 1e3 / bound / batch.median:.2f}"
         for key, item in content["starts"].items():
             found[f"loaded.{key.replace('/', '.')}"] = f"{item['loaded_bytes']['median'] / 1e6:.0f}"
@@ -276,8 +277,9 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Yield the limits on each machine.
 
-    The first ones compare networks on the same engine in the same format. A mixture may take 1.54 times as long, its
-    ratio of active parameters. A single stream may take twice as long: it reads nearly all experts in each chunk.
+    The first limits compare a mixture with a dense network on the same engine in the same format. The mixture may take
+    1.54 times as long, the ratio of active parameters. For a single stream, it may take twice as long, because each
+    chunk reads nearly all experts.
     """
     for where, content in results["machines"].items():
         amx = "amx" in where

@@ -3,9 +3,9 @@
     python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--seconds 15] [--minutes 0] [--cores 0]
 
 Speakers talk to a server undisturbed, then during each attack. Each pair of measurements is saved at once, and later
-runs skip it. Attackers run in a separate process, with an API key for eight streams per attack. Start this
-script with `taskset` on cores other than --cores, which are the server's. With --minutes, all attacks run together for
-that time while rounds of speakers follow each other: memory after the first and last round shows growth.
+runs skip it. Attackers run in a separate process. Each attack has its own API key, which allows eight streams. Start
+this script with `taskset` on cores other than --cores, which are the server's. With --minutes, all attacks run together
+for that time while rounds of speakers follow each other: memory after the first and last round shows growth.
 
 In "slower", speakers fill the capacity that the server measures. Once all are accepted, a busy process starts on the
 server's cores. Two variants have only --speakers speakers, or a busy process of lower priority (nice 10). If other
@@ -54,7 +54,7 @@ NUM_STREAMS = 8
 """Maximum streams of each attack's key."""
 MEGABYTE = 1 << 20
 ELSEWHERE = ("127.0.0.2", 0)
-"""Address of attackers; speakers and the health check have another."""
+"""Address from which attackers connect; speakers and the health check use another."""
 _PART = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
 Attack = Callable[[str], Coroutine[Any, Any, None]]
 """Behaviour of a client, called with a URL of the server that includes an API key."""
@@ -200,14 +200,14 @@ def burn(has_begun: Event, cores: Sequence[int], niceness: int) -> None:
     os.nice(niceness)
     os.sched_setaffinity(0, cores)
     has_begun.set()
-    time.sleep(_AHEAD_S + 3)  # all speakers are accepted after two seconds
+    time.sleep(_AHEAD_S + 3)  # speakers begin after `_AHEAD_S`, and all are accepted two seconds later
     while True:
         pass
 
 
 @contextlib.contextmanager
 def meanwhile(work: Callable[..., None], *given: Any) -> Iterator[None]:
-    """Run `work` in another process, and the block once `work` has begun; kill the process when the block ends."""
+    """Run `work` in another process, and the block two seconds after `work` has begun. Then kill the process."""
     context = multiprocessing.get_context("spawn")
     has_begun = context.Event()
     process = context.Process(target=work, args=(has_begun, *given))

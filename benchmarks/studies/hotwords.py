@@ -12,8 +12,8 @@ hotwords.
 
 Commands are all transcripts of a list, in groups of about fifty. Each recording is recognised without them, and with
 its group as hotwords, as a grammar, and as a grammar with `[unk]`. The other lists or folders are recognised with the
-first group to count false alarms: commands recognised more often than spoken. So are white and pink noise, and babble:
-six voices of the second list at a time, backwards.
+first group to count false alarms: commands recognised more often than spoken. White and pink noise are recognised in
+the same way, and so is babble: six voices of the second list at a time, backwards.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHORTEST = 5
 MOST_RECORDINGS = 3
 """Maximum number of recordings of a set that contain a rare word."""
 LIST_LENS = (10, 100)
-"""Words in a list of each recording, such as the names in a meeting or a company."""
+"""Words in a list for a single recording, such as the names in a meeting or a company."""
 LONG_LISTS = (1000, 10_000)
 """Words in a list for all recordings, such as the names in a directory."""
 ALIKE = 0.5
@@ -134,9 +134,9 @@ def _pairs(word: str) -> set[str]:
 def measure(
     recognizer: Recognizer, recordings: Sequence[Recording], weight: float, lists: Iterable[Lists] | Lists
 ) -> dict[str, Any]:
-    """Recognise every recording under the three conditions, with its own lists or shared ones.
+    """Recognise every recording without hotwords, with its list and with an unrelated list; lists may be shared.
 
-    `times`, only for shared lists, is the ratio of CPU times with and without hotwords.
+    `times` is the ratio of CPU times with and without hotwords, measured only with shared lists.
     """
     counts = {name: Counter[str]() for name in ("without", "with", "unrelated")}
     seconds = dict.fromkeys(counts, 0.0)
@@ -167,7 +167,7 @@ def measure(
 
 
 def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
-    """Return 24 x 15 seconds of noise, and of babble: speech played backwards."""
+    """Return 24 sounds of 15 seconds each of noise, and as many of babble, which is speech played backwards."""
     random = np.random.default_rng(0)
     spoken = np.concatenate([read_audio(recording.path, RATE)[::-1] for recording in recordings])
     found: dict[str, list[Samples]] = {"noise": [], "babble": []}

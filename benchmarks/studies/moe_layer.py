@@ -48,7 +48,7 @@ NUM_BYTES = 160_000_000  # all weights together: exceeds most last-level caches
 CALL_S = 0.03  # minimum seconds of one measurement
 CHUNK = 16
 BOUNDS = {CHUNK: "read_s", 250: "arithmetic_s"}
-"""Key of the bound of an int8 layer, by tokens."""
+"""Component that is the bound of an int8 layer, by tokens; a key of the results."""
 LIMITS = {CHUNK: 0.7, 250: 1.03}
 """Maximum ratio of times of int4 and int8 experts with native kernels, by tokens."""
 RATE = 0.9
@@ -166,7 +166,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def _narrow(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield each narrow layer on native kernels with the paper's layer in the same format and run."""
+    """Yield pairs of a narrow layer on native kernels and the paper's layer in the same format from the same run."""
     items = [item for item in content.get("narrow", {"layers": []})["layers"] if "native_s" in item]
     wide = {item["recipe"]: item for item in items if tuple(item["shape"]) == PAPER}
     yield from ((item, wide[item["recipe"]]) for item in items if item not in wide.values())

@@ -69,7 +69,7 @@ class Feeds(quantization.CalibrationDataReader):  # type: ignore[misc]
 
 
 Make = Callable[[Path, Path, Feeds], object]
-"""Function of the file of a plain graph, the file to write, and the graph's inputs in recordings."""
+"""Quantizes a graph, given the file of the plain graph, the file to write, and the graph's inputs in recordings."""
 
 
 def _static(method: quantization.CalibrationMethod) -> Make:
@@ -142,7 +142,7 @@ def plain_model(bundle: Bundle, files: Sequence[Path]) -> tuple[Model, list[_Pla
 
 SETTINGS = SessionSettings(num_threads=1, kernels="onnxruntime")
 NUM_TIMINGS, STATIC_FRAMES, NUM_FRAMES = 3, 3000, 6000
-"""Number of timings of the longest recording, and of frames for static calibration and for judging.
+"""Number of timings of the longest recording, number of frames for static calibration, and for judging.
 
 Static calibration receives one recording: onnxruntime's histograms fail on activations of several lengths.
 """
@@ -162,7 +162,7 @@ LIMITS = {
     "--max-damage 2": (PLAIN, "int4", Goal(max_damage=0.02)),
     "--max-size 9": (PLAIN, "int4", Goal(max_bytes=9e6)),
 }
-"""By title: a network, the format with which the search starts, and limits."""
+"""By title: a network, the format with which the search for a bundle starts, and the limit that it must meet."""
 CHOSEN_FRAMES, KEPT_FRAMES = 12_000, 60_000
 """Maximum frames of SPEECH.tsv and of DEV.tsv for judging bundles with limits."""
 COSTS = ("bytes", 1e6, 1), ("ms", 1, 0), ("seconds", 1, 0)
@@ -264,7 +264,7 @@ def limited(
     Args:
         bundle: the network.
         name: its name.
-        lists: "chose", with which bundles are made, and "kept back", which is held out.
+        lists: recordings by name: "chose", with which bundles are made, and "kept back", which are held out.
         folder: folder for the bundles.
     """
     reference, limits = bundle.load(SETTINGS), dict(zip(lists, (CHOSEN_FRAMES, KEPT_FRAMES), strict=True))

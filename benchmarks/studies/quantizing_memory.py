@@ -2,8 +2,8 @@
 
     python -m u2moe.benchmarks.studies.quantizing_memory BUNDLE SPEECH.tsv
 
-Measures the peak memory of separate processes that make an int8 bundle: without a report, with a report on the demo
-model's clips, calibrated with the recordings of SPEECH.tsv, and with a limit that is met immediately.
+Measures the peak memory of separate processes. Each makes an int8 bundle: without a report, with a report on the demo
+model's clips, calibrated with the recordings of SPEECH.tsv, or with a limit that is met immediately.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 Needs `npm ci --ignore-scripts` in examples/browser; PyPI's sherpa-onnx-bin has sherpa-onnx's program. Results are
 compared on the clips of the demo model and the first N recordings of each list. Speed is measured with the demo model
-on its clips, on one thread: programs take turns, recognise every clip twice, and time the second pass.
+on its clips, on one thread: programs take turns and recognise all clips twice; only the second time counts.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _aspect(segment: Line, aspect: str) -> Any:
 
 
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seconds: float) -> dict[str, float]:
-    """Return the medians of `load` (seconds) and `rtf`, and the peak memory in `mb`, for rounds with every file twice.
+    """Return the medians of `load` (seconds) and `rtf`, and peak memory in `mb`; each round has all files twice.
 
     Raises:
         ValueError: there are not two lines with times for each file.

@@ -3,11 +3,11 @@
     python -m u2moe.benchmarks.studies.serving FOLDER [--bundle BUNDLE] [--name NAME] [--cores 0] [--alone]
 
 Speakers send 100 ms of speech every 100 ms from this process. Servers run on --cores: start this script with `taskset`
-on other cores. Each number of speakers is a cell that is written at once and not measured again by later runs. If a
+on other cores. The result for each number of speakers is saved at once, and later runs do not measure it again. If a
 server fails, the number is tried once more, because other machines on the host may have interfered. After a second
-failure larger numbers are skipped. Finally, our server runs with the capacity that it measures: with as many speakers,
-then four times as many. FOLDER keeps the installation of sherpa-onnx and its graphs. If u2moe-kernels is installed, our
-server is measured with and without it.
+failure, larger numbers are skipped. Finally, our server runs with the capacity that it measures itself, with as many
+speakers and with four times as many, in turn. FOLDER keeps the installation of sherpa-onnx and its graphs. If
+u2moe-kernels is installed, our server is measured with and without it.
 
 Both servers run the same weights on one thread with the same chunks and left context, and return partial results after
 each chunk. sherpa-onnx uses greedy search; u2moe uses prefix beam search and rescores final results with both decoders.
@@ -59,7 +59,7 @@ CROWD = 4
 _NUM_TRIES = 2
 """Maximum number of tries for each number of speakers; the last try is kept."""
 _NUM_ROUNDS = 3
-"""Rounds at capacity and with a crowd, in turn; the pair with the median ratio is kept."""
+"""Number of rounds, each at capacity and then with a crowd. The round with the median ratio is kept."""
 MOST_SLOWER = 1.2
 """Maximum ratio of latencies of accepted speakers with and without a crowd."""
 
@@ -92,7 +92,7 @@ Server = contextlib.AbstractContextManager[RunningServer]
 
 
 def ours(args: argparse.Namespace, name: str, capacity: int | None) -> Server:
-    """Run our server with a capacity; None: as it measures."""
+    """Run our server with a capacity; None: the capacity that the server measures."""
     return our_server(args.bundle, capacity=capacity, cores=args.cores, kernels=KERNELS[name])
 
 

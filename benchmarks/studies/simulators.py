@@ -79,7 +79,7 @@ class Beside:
 
 
 def positions(folder: Path) -> dict[str, Array]:
-    """Return the position encodings of a stream's first chunk after its left context."""
+    """Return the position encodings of the first chunk of a stream that has its full left context."""
     encoder = Recognizer.load(folder).model.encoder
     if not isinstance(encoder, StaticEncoder):
         raise TypeError(f"{folder}: the graph does not have a fixed shape")

@@ -2,8 +2,8 @@
 
     python -m u2moe.benchmarks.studies.systems WORK [--groups clips streaming full] [--prepare]
 
-Each recogniser is a process on one core that processes all recordings twice; the second pass counts. Recognisers of a
-group take turns. The group `clips` has packages with different models, trained on different data. They run in
+Each recogniser is a process on one core that processes all recordings twice; only the second time counts. Recognisers
+of a group take turns. The group `clips` has packages with different models, trained on different data. They run in
 environments below WORK and process the bundled clips in buffers of 100 ms. In `streaming` and `full`, u2moe and
 sherpa-onnx's recogniser for WeNet's models run Dense-225M in int8 from samples to text: greedy search, no endpoints,
 ten seconds of speech. tests/test_sherpa.py checks that both find the same tokens.
@@ -152,11 +152,11 @@ def measure(
 
 
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> dict[str, Any]:
-    """Summarise one recogniser, given lines and memory of rounds with every file twice.
+    """Summarise one recogniser, given the lines and the memory of each round. A round has all files twice.
 
     Returns:
         load_s: seconds in each round; versions; peak_mb.
-        audio_s: seconds of all files; compute_s: seconds of the second pass in each round.
+        audio_s: seconds of all files; compute_s: seconds for all files the second time, in each round.
         first_partial_s: percentiles of seconds from the start of a recording to the first text.
         final_s: percentiles of seconds from the end of a recording to the final text.
     """

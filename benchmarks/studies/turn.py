@@ -35,7 +35,7 @@ PAUSES_S, SILENCE_S = (0.3, 2.0), 3.0
 _NOISE = 1e-4
 """Standard deviation of the noise in pauses; microphones do not record digital silence."""
 SILENCES, TURNS = (0.6, 0.9, 1.2), (0.02, 0.05, 0.07, 0.1)
-"""Seconds of rule 2, and values of `turn` with the default rule 2."""
+"""Seconds of silence for rule 2, and values of `turn`, which are combined with the default rule 2."""
 
 
 def rules() -> dict[str, EndpointConfig]:

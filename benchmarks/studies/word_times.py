@@ -2,8 +2,9 @@
 
     python -m u2moe.benchmarks.studies.word_times BUNDLE WORDS.tsv ... --sentences SENTENCES.tsv
 
-Recordings of isolated words are joined with pauses of known length. A word begins and ends where its recording becomes
-loud and quiet. These times are compared with those of recognised words, and with those of `align` for the known text.
+Recordings of isolated words are joined with pauses of known length. A word begins where its recording becomes loud, and
+ends where it becomes quiet. These times are compared with those of recognised words, and with those of `align` for the
+known text.
 Sentences are joined into an hour of audio, in which `align` should find each word at the same time as in its sentence.
 It should also detect one replaced word, or three missing ones, in the text of each sentence.
 """
@@ -42,7 +43,7 @@ WORDS_PER_UTTERANCE = 5
 PAUSES_S = (0.05, 0.6)
 _STEP_S = 0.01
 _QUIET = 0.01
-"""A word lasts from the first to the last 10 ms above this fraction of its loudest 10 ms (-40 dB)."""
+"""A word lasts from the first to the last stretch of 10 ms above this fraction (-40 dB) of its loudest 10 ms."""
 _NOISE = 1e-4
 """Standard deviation of the noise in pauses; microphones do not record digital silence."""
 

@@ -28,7 +28,7 @@ class Branches:
     merge: MergeMethod
     """`learned_ave` weights the branches by averages over the whole utterance, so it cannot stream."""
     gating_weights: tuple[float, ...]
-    """Weight of the gating MLP in each block, for `fixed_ave`; attention has the rest of 1."""
+    """Weight of the gating MLP in each block, for `fixed_ave`; the weight of attention is 1 minus this."""
 
 
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
@@ -77,7 +77,7 @@ class BranchformerBlock(TwoBranchBlock):
         own, dim = cast("Branches", config.own), config.dim
         super().__init__(config, own.gating)
         self.dim, self.merge, self.gating_weight = dim, own.merge, own.gating_weights[index]
-        # WeNet creates these four for every method
+        # WeNet creates these four projections for every merge method
         self.pooling_proj1, self.pooling_proj2 = nn.Linear(dim, 1), nn.Linear(dim, 1)
         self.weight_proj1, self.weight_proj2 = nn.Linear(dim, 1), nn.Linear(dim, 1)
         self.merge_proj = nn.Linear(2 * dim if own.merge == "concat" else dim, dim)

@@ -25,7 +25,7 @@ from u2moe.runtime.graph.builder import GraphBuilder
 
 @dataclass(frozen=True, kw_only=True)
 class Gating:
-    """A convolutional gating MLP."""
+    """Settings of a convolutional gating MLP."""
 
     hidden: int
     """Outputs of the first projection; half of them are the gate."""
@@ -42,7 +42,7 @@ class Gating:
 
 
 def read_gating(conf: Section) -> Gating:
-    """Return the layer that an encoder_conf describes."""
+    """Return the settings of the gating MLP in an encoder_conf."""
     hidden = conf.integer("cgmlp_linear_units", 2048)
     if hidden % 2:
         raise conf.wrong("cgmlp_linear_units", hidden, "even (half of the units form the gate)")
@@ -83,7 +83,7 @@ class SpatialGatingUnit(nn.Module):
     def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Gate `x` [batch, time, 2 * channels]; `valid` [batch, time] is true for frames that exist."""
         value, gate = x.chunk(2, dim=-1)
-        if cache is None:  # WeNet pads zeros before the normalisation, which turns them into its bias
+        if cache is None:  # WeNet pads before the normalisation, which turns zeros into its bias
             cache = self.norm.bias.view(1, -1, 1).expand(-1, -1, self.conv.kernel_size[0] - 1)
         gate, kept = self.conv.over(self.norm(gate), valid, cache)
         gate = gate if self.linear is None else self.linear(gate)
@@ -152,7 +152,7 @@ class TwoBranchBlock(nn.Module):
 
 
 class TwoBranchNodes(EncoderNodes):
-    """The common part of these blocks as layers of a graph."""
+    """Builds the common part of encoders of `TwoBranchBlock`s as layers of a graph."""
 
     ATTENTION = "attn"
 

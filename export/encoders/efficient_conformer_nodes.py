@@ -86,7 +86,7 @@ class EfficientConformerNodes(ConformerNodes):
         return self.following
 
     def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
-        """See `ConformerNodes`. With a stride, the convolution is added to averages of frames."""
+        """See `ConformerNodes`. With a stride, the output of the convolution is added to averages of frames."""
         g, row, stride = self.g, index - self.blocks.start, cast("EfficientBlock", block).stride
         if stride == 1:
             super().add_convolution(residual, block, module, row)
@@ -181,7 +181,7 @@ class EfficientConformerNodes(ConformerNodes):
 
 
 def _position_bias(layer: GroupedAttention) -> torch.Tensor:
-    """Return (v - u) / sqrt(size) of each head in the rows of its channels [heads * size, heads]."""
+    """Return (v - u) / sqrt(size) [heads * size, heads]: the column of a head is zero outside the head's own rows."""
     difference = (layer.pos_bias_v - layer.pos_bias_u) / math.sqrt(layer.pos_bias_u.shape[1])
     num_heads, size = difference.shape
     return (torch.eye(num_heads).unsqueeze(1) * difference.unsqueeze(2)).reshape(num_heads * size, num_heads)

@@ -21,7 +21,7 @@ from u2moe.export.yaml_section import Section
 
 
 class Reader(Protocol):
-    """Reads the architecture from a train.yaml; `normalized`: whether feature statistics are part of it."""
+    """Reads the architecture from a train.yaml; `normalized`: whether feature statistics are part of the network."""
 
     def __call__(self, top: Section, *, normalized: bool) -> EncoderArchitecture:
         """Return the architecture."""
@@ -50,7 +50,7 @@ KINDS = {
     "conformer": Kind(conformer.read, conformer.ConformerEncoder, conformer.ConformerNodes),
     "transformer": Kind(conformer.read_transformer, conformer.TransformerEncoder, conformer.ConformerNodes),
 }
-# `ctl_model` trains these on whole utterances and chunks at the same time; otherwise they are the same
+# `ctl_model` trains these on whole utterances and chunks at the same time; the encoders are the same
 KINDS |= {f"dual_{name}": KINDS[name] for name in ("conformer", "transformer")}
 
 

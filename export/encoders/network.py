@@ -50,7 +50,7 @@ class Context:
     valid: Tensor
     """True for frames that exist [batch, time]."""
     positions: Tensor
-    """Sinusoids of the keys [batch or 1, keys, dim]."""
+    """Positional encodings of the keys, or their angles for rotary attention [batch or 1, keys, ...]."""
 
     def strided(self, step: int) -> Context:
         """Return the context of every `step`th frame; axes of size one do not change."""
@@ -58,7 +58,10 @@ class Context:
 
 
 def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
-    """Return true where frame i may see frame j [time, time]: its chunk and `num_left_chunks` before (-1: all)."""
+    """Return a mask, true where frame i may see frame j [time, time].
+
+    A frame sees its own chunk and `num_left_chunks` chunks before it, or all of these if the number is negative.
+    """
     chunks = torch.arange(time) // chunk_size
     distance = chunks.unsqueeze(1) - chunks.unsqueeze(0)
     visible = distance >= 0
@@ -89,7 +92,7 @@ class SpeechEncoder(nn.Module):
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
-        """Return cache, channels and kernel of each convolution of a block that sees frames before a chunk."""
+        """Return cache name, channels and kernel of each of a block's convolutions that see frames before a chunk."""
         own = config.convolution
         return [(CNN_CACHE, own.channels, own.kernel)] if own is not None and own.causal else []
 
@@ -132,10 +135,10 @@ class SpeechEncoder(nn.Module):
     def forward(
         self, features: Tensor, lengths: Tensor, chunk_size: int | None = None, num_left_chunks: int = -1
     ) -> tuple[Tensor, Tensor]:
-        """Encode whole utterances [batch, frames, mel]; return [batch, time, dim] and valid times [batch].
+        """Encode whole utterances [batch, frames, mel]; return [batch, time, dim] and its valid lengths [batch].
 
-        `lengths` [batch] are the valid feature frames. `chunk_size` counts output frames; None means full context. An
-        encoder with a static chunk size always uses that size.
+        `lengths` [batch] are the numbers of valid feature frames. `chunk_size` counts output frames; None means full
+        context. An encoder that was trained only with a static chunk size always uses that size.
         """
         x = self._embed(features, lengths)
         time = x.shape[1]
@@ -171,7 +174,7 @@ class SpeechEncoder(nn.Module):
         return self._finish(x), [self._last(own, required_cache_size) for own in following]
 
     def _last(self, caches: BlockCaches, required: int) -> BlockCaches:
-        """Return the caches; growing ones are cut to the frames for `required` encoder frames."""
+        """Return the caches, with those that grow cut to the last `required` encoder frames; negative: not cut."""
         kept = dict(caches)
         for cache in self.caches(self.config):
             if cache.time_axis is not None and cache.name in kept and required >= 0:
@@ -189,5 +192,5 @@ def attention_cache(config: EncoderArchitecture, num_blocks: int, name: str = AT
 
 
 def with_past(caches: BlockCaches, name: str, new: Tensor) -> Tensor:
-    """Return cached frames and new ones [batch, heads, time, channels]."""
+    """Return the cached frames, if any, followed by the new ones [batch, heads, time, channels]."""
     return torch.cat((caches[name], new), dim=2) if name in caches else new

@@ -26,16 +26,16 @@ class FrameNodes:
         time: number of frames of this call [1].
         lens: number of existing frames in each row [batch].
         offset: position of the first frame [batch], or [0] for whole utterances.
-        step: encoder frames from one frame to the next.
+        step: frames after subsampling from one frame to the next.
         cache: keys and values of earlier frames [blocks, batch, heads, cache, channels]; None: there are none.
-        required: encoder frames to cache for the next call, negative: all; None for whole utterances.
+        required: frames after subsampling to cache for the next call, negative: all; None for whole utterances.
 
     Attributes:
         positions: positions of the keys [batch, keys].
         visible: true for keys that exist [batch, keys].
-        kept: this call's keys and values that blocks keep.
+        kept: this call's keys and values to cache, one entry for each block.
         bias: added to scores [batch, 1, 1, keys].
-        valid: 1 for frames that exist [batch, time, 1], without a cache.
+        valid: 1 for frames that exist [batch, time, 1]; None if there is a cache.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class EncoderNodes:
 
     @property
     def longest_history(self) -> int:
-        """The most frames after subsampling that a convolution sees before its chunk, in whole output frames."""
+        """Most frames after subsampling that a convolution sees before a chunk, rounded up to whole output frames."""
         return max((kernel - 1 for _, _, kernel in self.encoder.convolutions(self.config)), default=0)
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
@@ -159,7 +159,7 @@ class EncoderNodes:
         return cast("MultiHeadAttention", getattr(block, self.ATTENTION))
 
     def around(self, initial: ir.Value | None, cache: str = CNN_CACHE) -> Surroundings:
-        """Return the frames around this call's frames, for a convolution with frame `initial` before the first."""
+        """Return the frames around this call's frames, for a convolution that sees `initial` before the first."""
         if initial is not None and cache in self.inputs:
             with self.g.scope("frames"):
                 initial = self.frames.history(self.inputs[cache], initial)
@@ -215,9 +215,9 @@ class EncoderNodes:
         self.biases = self.frames.biases(layers, self.positions)
 
     def _position(self, time: ir.Value) -> ir.Value:
-        """Return the position of each row's chunk [batch]: `offset`, or the one that `contract.encoder` specifies.
+        """Return the position of each row's chunk [batch]: `offset`, or past the limit as `contract.encoder` specifies.
 
-        Like everything here, it counts frames after subsampling.
+        Like all positions here, it counts frames after subsampling.
         """
         g, offset, reduction = self.g, self.inputs["offset"], self.config.frame_reduction
         offset = offset if reduction == 1 else g.op("Mul", offset, reduction)

@@ -43,7 +43,7 @@ class Squeezed:
     """Settings that only this encoder has."""
 
     reduce: int
-    """The first block at half the frame rate. `recover` is the first block after it at the full rate."""
+    """Index of the first block at half the frame rate. `recover` is that of the first later block at the full rate."""
     recover: int
     reduction: Reduction
     """`stream` keeps every second frame; `conv1d` also sees the frames around it."""
@@ -114,7 +114,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 def _block(conf: Section, key: str, default: int, *, least: int, most: int) -> int:
-    """Return the index of a block, which may also be a list of one number."""
+    """Return the index of a block, which the file may also give as a list of one number."""
     found = conf.value(key) if key in conf else default
     number = found[0] if isinstance(found, list) and len(found) == 1 else found
     if not isinstance(number, int) or isinstance(number, bool):
@@ -261,7 +261,7 @@ class TimeReduction(nn.Module):
 
     KERNELS: ClassVar = {"conv1d": 5, "stream": 1}
     BEFORE: ClassVar = {"conv1d": 3, "stream": 0}
-    """Number of frames that it sees before the kept one. WeNet drops the outputs after the last frame."""
+    """Number of frames that the convolution sees before the one that it keeps. WeNet drops outputs past the end."""
 
     def __init__(self, dim: int, kind: Reduction) -> None:
         super().__init__()

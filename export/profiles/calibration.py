@@ -1,4 +1,4 @@
-"""Calibration for NPU compilers: chunks of the user's recordings, a graph quantized with them, and its damage."""
+"""Calibration for NPU compilers: chunks of recordings, a graph quantized with them, and its loss of accuracy."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.word_errors import edit_distance
 
 Samples = list[Mapping[str, npt.NDArray[np.float32]]]
-"""Inputs of chunks, by name."""
+"""The inputs of each chunk, by name."""
 FEED_FORWARD = ("feed_forward", "ffn")
-"""Parts of the names of nodes whose weights have 8 bits."""
+"""Weights of nodes whose names contain one of these are quantized to 8 bits."""
 MOST_SAMPLES = 100
-"""Number of chunks to keep, evenly spaced over all recordings."""
+"""Largest number of chunks to keep, evenly spaced over all recordings."""
 
 
 class Recorder:
@@ -42,7 +42,7 @@ class Recorder:
 
 
 def recognised(bundle: Bundle, graph: Path, files: Sequence[str | os.PathLike[str]]) -> tuple[list[str], Samples]:
-    """Return the texts of recordings by the first pass, and the inputs of some of their chunks.
+    """Recognise recordings with the first pass; return their texts, and the inputs of some of their chunks.
 
     Raises:
         AudioError: a file cannot be read, or the recordings have no chunk.
@@ -58,7 +58,7 @@ def recognised(bundle: Bundle, graph: Path, files: Sequence[str | os.PathLike[st
 
 
 def write_samples(samples: Samples, folder: Path) -> None:
-    """Write each input as one array for onnx2tf, and as one file per chunk, listed in dataset.txt."""
+    """Write each input as one array of all chunks, for onnx2tf, and as one file per chunk, listed in dataset.txt."""
     folder.mkdir()
     lines = []
     for number, sample in enumerate(samples):
@@ -71,7 +71,10 @@ def write_samples(samples: Samples, folder: Path) -> None:
 
 
 def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str]) -> None:
-    """Quantize a graph for QNN, except `float_nodes`: feed-forward weights to 8 bits, others and activations to 16."""
+    """Quantize a graph for QNN, except for the nodes `float_nodes`.
+
+    Feed-forward weights get 8 bits. Other weight matrices and all activations get 16 bits.
+    """
     from onnxruntime import quantization  # noqa: PLC0415 - loads slowly
     from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config  # noqa: PLC0415
 
@@ -91,7 +94,7 @@ def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str
         and not any(part in str(use.node.name) for use in value.uses() for part in FEED_FORWARD)
     }
     types = {"activation_type": kinds.QUInt16, "weight_type": kinds.QUInt8}
-    logging.disable(logging.WARNING)  # it gives advice that does not apply to QNN
+    logging.disable(logging.WARNING)  # onnxruntime gives advice that does not apply to QNN
     try:
         config = get_qnn_qdq_config(str(graph), Reader(), **types, init_overrides=wide, nodes_to_exclude=float_nodes)
         quantization.quantize(str(graph), str(target), config)

@@ -1,6 +1,6 @@
 """Converts a bundle to the folder of a profile: read, build, compare, write; optionally in ORT format.
 
-ORT format is onnxruntime's own. It loads faster, and builds without the optimizers can read it.
+ORT format is onnxruntime's own. It loads faster, and builds of onnxruntime without optimizers can read it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 
 ONE_FILE_LIMIT = 1_500_000_000
-"""Bytes of weights up to which a graph is a single file, since these profiles are for programs that want one."""
+"""Bytes of weights up to which a graph is a single file, as programs that use these profiles expect."""
 OPERATORS_FILE = "required_operators.config"
 """The operators that the graphs use, for `--include_ops_by_config` of onnxruntime's build."""
 
@@ -99,7 +99,7 @@ def convert_bundle(
 def _write_one(
     bundle: Bundle, folder: Path, profile: Profile, *, ort: bool, progress: Callable[[str], None]
 ) -> ParityReport:
-    """Write the graph of a profile, and compare each format."""
+    """Write the graph of a profile, also in ORT format if `ort` is true, and compare each written file."""
     file, needs_extensions = folder / f"{profile}.onnx", profile == "clip"
     has_padding = profile in ("offline", "clip")
     if chosen := [name for name in plain(bundle.manifest.decoding) if name != "padding_s" or not has_padding]:
@@ -127,7 +127,7 @@ def write_operators(files: Iterable[Path], target: Path) -> None:
 
     with warnings.catch_warnings():
         logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves the files that it reads to the garbage collector
+        warnings.simplefilter("ignore", ResourceWarning)  # onnxruntime leaves files open until garbage collection
         create_config_from_models(list(files), target, enable_type_reduction=False)
     lines = target.read_text(encoding="utf-8").splitlines(keepends=True)
     target.write_text("".join(line for line in lines if not line.startswith("#")), encoding="utf-8")  # no local paths
@@ -168,7 +168,7 @@ def compare_with_ort(
         file: the graph.
         bundle: its bundle.
         converted: the ORT file; None: it is beside the graph.
-        before: outputs of the graph before it.
+        before: outputs of the bundle's preceding graph, which some graphs read.
 
     Raises:
         ParityError: a difference exceeds its limit.
@@ -186,7 +186,7 @@ def compare_with_ort(
 
 
 def _feeds(graph: str, bundle: Bundle, before: dict[str, Array]) -> dict[str, Array]:
-    """Return the inputs of one graph from the outputs of the graph before it."""
+    """Return inputs for one graph: outputs of the preceding graph if it reads them, else samples or random values."""
     config, samples = bundle.manifest.model, parity_samples(bundle.manifest, 4.0)
     if graph in ("features", "offline"):
         return {"samples": samples[np.newaxis]}

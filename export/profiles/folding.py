@@ -30,8 +30,8 @@ _ARITHMETIC = {
 _FUNCTIONS = {"Relu", "Sigmoid", "Tanh", "Erf", "Clip", "Selu", "Softmax", "LogSoftmax", "LayerNormalization"}
 _PLACES = {"Concat", "Split", "Slice", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
 OPERATORS = frozenset(_ARITHMETIC | _FUNCTIONS | _PLACES)
-"""Operators that NPU compilers are known to support. Others are refused: If, Loop, Range, TopK, Gather, Where, Cast,
-Pad..."""
+"""Operators that NPU compilers are known to support. Others, such as If, Loop, Range, TopK, Gather, Where, Cast and
+Pad, are refused."""
 _WITH_AXES = ("ReduceMean", "ReduceMin", "ReduceMax")
 """Operators whose axes are attributes in `OPSET`."""
 _ONE_FILE = 1_500_000_000
@@ -43,14 +43,14 @@ _NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}
 
 
 def folded(model: ir.Model, feeds: dict[str, Array] | None = None) -> ir.Model:
-    """Fold the model: inline functions, make values that do not depend on inputs constants, and use `OPSET`.
+    """Fold the model: inline its functions, turn values that depend on no input into constants, and use `OPSET`.
 
-    The shapes of the inputs must be fixed. onnxruntime computes each value once, without optimizations. Values that do
-    not depend on an input become constants; for the others the shapes are recorded.
+    The shapes of the inputs must be fixed. onnxruntime computes each value once, without optimizations. For values that
+    depend on an input, only the shapes are recorded.
 
     Args:
         model: the model.
-        feeds: inputs with which it can run; None: zeros.
+        feeds: inputs with which the model can run; those not given are zeros.
     """
     graph = inlined(model).graph
     arrays = _computed(model, feeds or {})
@@ -161,7 +161,7 @@ def _name_outputs(graph: ir.Graph) -> None:
 
 
 def _name_nodes(graph: ir.Graph) -> None:
-    """Name each node and its outputs after its layer, since functions omit the path."""
+    """Name each node and its outputs after its layer, since nodes from inlined functions lack the layer's path."""
     paths: dict[ir.Node, str] = {}
     for node in reversed(graph):
         path = next((str(value.name).rpartition("/")[0] for value in node.outputs if "/" in str(value.name)), "")

@@ -42,9 +42,10 @@ def streaming_contract(config: ModelConfig) -> Graph:
     """Return the contract for one chunk of a stream.
 
     Inputs:
-        samples: the window of the chunk [batch, samples], in [-1, 1]. It starts `samples_per_frame` times the number of
-            encoder frames so far after the first sample. It has `window_samples` samples plus `samples_per_frame` for
-            each further frame of the chunk. Both numbers are in the graph's metadata. The last window may be shorter.
+        samples: the window of the chunk [batch, samples], in [-1, 1]. After n encoder frames, it starts at sample
+            n * `samples_per_frame` of the stream. It has `window_samples` samples, plus `samples_per_frame` for each
+            frame of the chunk after the first. Both numbers are in the graph's metadata. The last window may be
+            shorter.
         offset: position of the chunk [batch]: 0, then `next_offset` of the previous chunk.
         required_cache_size: encoder frames of left context to keep; negative: all. Scalar.
         caches: as for a bundle's encoder.
@@ -77,7 +78,7 @@ def offline_contract() -> Graph:
 
     It maps samples [1, samples] to the greedy tokens, their start times in seconds, and log-probabilities. Any number
     of samples is allowed; too few yield no tokens and no frames. If the bundle specifies padding, frames are those of
-    the padded recording, but times are those of the original.
+    the padded recording, but times refer to the original.
     """
     return Graph(
         name="offline",
@@ -152,7 +153,7 @@ def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
         )
     length = g.op("Shape", samples, start=1, end=2)
     samples, num_before = _padded(g, bundle.manifest, samples)
-    # Too few samples for one encoder frame are padded with zeros; the single frame is discarded at the end.
+    # Too few samples for one encoder frame are padded with zeros; the resulting frame is discarded at the end.
     shortest = window_samples(bundle.manifest, config.window)
     missing = g.op("Max", g.op("Sub", [shortest], g.op("Shape", samples, start=1, end=2)), [0])
     zeros = g.op("ConstantOfShape", g.op("Concat", [1], missing, axis=0), value=ir.tensor(np.zeros(1, np.float32)))
@@ -214,7 +215,7 @@ def _seconds(g: GraphBuilder, num_samples: ir.Value, rate: int) -> ir.Value:
 def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
     """Return the samples [1, samples] of a file, or fail in a named node."""
     with g.scope("decoder"):
-        # A tag hides the format of an MP3 file from AudioDecoder.
+        # An ID3 tag hides the format of an MP3 file from AudioDecoder.
         first = g.op("Slice", g.op("Pad", audio, [0, 0, 0, 3]), [0], [3], [1])
         tag = g.constant(np.frombuffer(b"ID3", np.uint8)[np.newaxis].astype(np.int64))
         matches = g.op("Cast", g.op("Equal", g.op("Cast", first, to=ir.DataType.INT64), tag), to=ir.DataType.INT64)

@@ -1,4 +1,4 @@
-"""Compares graphs of profiles with the bundle's graphs, run as the runtime runs them."""
+"""Compares the graphs of profiles with the bundle's own graphs, which are run as in the runtime."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def session_of(
     Raises:
         ModuleNotFoundError: onnxruntime-extensions is needed and not installed.
     """
-    options = SessionSettings(kernels="onnxruntime").session_options()  # as in other languages
+    options = SessionSettings(kernels="onnxruntime").session_options()  # as programs in other languages run them
     if extensions:
         import onnxruntime_extensions  # noqa: PLC0415 - only the profile clip needs it
 
@@ -168,7 +168,7 @@ class ProfileParity:
             raise ParityError(f"{self.subject}: {kind} file: text is {found['text'].tolist()}, expected {[text]}")
 
     def _padded(self, samples: Array) -> tuple[Array, int]:
-        """Return a recording with the padding of the bundle, and the number of samples before it."""
+        """Return a recording with the padding of the bundle, and the number of samples added before it."""
         manifest = self.bundle.manifest
         padding = Padding(manifest.decoding.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
         return np.concatenate([padding.accept(samples), padding.finish()]), padding.num_before

@@ -33,10 +33,10 @@ from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 STATIC_FILE = "static.json"
-"""The content of the manifest, with further details, for people and other programs."""
+"""Describes the graph in more detail than the manifest does, for people and other programs."""
 DECODER_FILE = "decoder_fixed.onnx"
 DECODER_SIZES = {"batch": 1, "nbest": 10, "length": 32, "time": 256}
-"""Axes of the decoder with fixed shapes."""
+"""Sizes of the axes of the decoder with fixed shapes."""
 LAYOUTS = {
     "frames": "batch, time, channels",
     "mask": "batch, 1, 1, keys",
@@ -45,7 +45,7 @@ LAYOUTS = {
     "history": "batch, blocks * frames, channels",
 }
 EXPERIMENTAL = 100_000_000
-"""Number of weights above which no mixture has been tried on a device."""
+"""Number of weights above which no graph has been tried on a device."""
 SETTINGS = SessionSettings(kernels="onnxruntime")
 
 
@@ -60,10 +60,10 @@ def convert_static(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Conversion:
-    """Write a bundle of fixed shape into `out`, compared with the bundle first; nothing is written if they differ.
+    """Write a bundle of fixed shape into `out` after comparing it with its source; write nothing if they differ.
 
-    `Recognizer` opens it like any other. The folder also contains `static.json`, which describes the graph to other
-    programs, `decoder_fixed.onnx`, and the caches before the first chunk.
+    `Recognizer` opens it like any other bundle. The folder also contains `static.json`, which describes the graph to
+    other programs, `decoder_fixed.onnx`, and the caches before the first chunk.
 
     Args:
         bundle: folder of a float32 bundle whose encoder streams.
@@ -71,7 +71,8 @@ def convert_static(
         chunk_size: encoder frames of a chunk; None: the chunk size in training, or 16.
         num_left_chunks: chunks of left context, at least 1.
         recordings: audio files whose chunks are written to `calibration`, for compilers that quantize.
-        qdq: also write `static_qdq.onnx` for QNN, quantized with these chunks, and its damage into `static.json`.
+        qdq: also write `static_qdq.onnx` for QNN, quantized with these chunks, and record its loss of accuracy in
+            `static.json`.
         overwrite: replace an existing bundle.
         progress: called with a line for each step.
 
@@ -121,7 +122,7 @@ def convert_static(
 
 
 def _form(bundle: Bundle, chunk_size: int, num_left_chunks: int) -> StaticForm:
-    """Return the form, without fields derived from the graph; check everything that needs no graph."""
+    """Return the form without the fields that are derived from the graph, after all checks that need no graph."""
     config = bundle.manifest.model
     if config.static is not None:
         raise UnsupportedError(f"{bundle.path}: model.static: already has a fixed shape: convert its source bundle")
@@ -140,7 +141,7 @@ def _form(bundle: Bundle, chunk_size: int, num_left_chunks: int) -> StaticForm:
 
 
 def _first_position(model: Model, form: StaticForm) -> int:
-    """Return the position at which the dynamic graph continues after `max_position`, by running it."""
+    """Run the dynamic graph to find the position at which it continues after `max_position`."""
     config, left = model.config, form.chunk_size * form.num_left_chunks
     chunk = np.zeros((1, config.num_features(form.chunk_size), config.feature_size), np.float32)
     caches = model.encoder.start()
@@ -256,13 +257,13 @@ class StaticParity:
         self.report = ParityReport(sides="the bundle and its graph of fixed shape")
 
     def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Compare streams from the start and where positions are moved back, with last chunks of all lengths.
+        """Compare streams from several positions, also where positions are moved back, and with various last chunks.
 
         Raises:
             ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.
         """
         size, multiple, num_chunks = self.form.chunk_size, self.config.chunk_multiple, self.form.num_left_chunks + 4
-        late = self.config.max_position - (num_chunks - 2) * size  # caches are full where positions are moved back
+        late = self.config.max_position - (num_chunks - 2) * size  # caches are full when positions are moved back
         cases = (
             (0, 1),
             (7 * multiple, size),
@@ -278,7 +279,7 @@ class StaticParity:
         return self.report
 
     def decoders(self, folder: Path) -> None:
-        """Compare the decoders in a folder, with the maximum number of tokens and frames and with fewer.
+        """Compare the decoders in a folder, with 0 to the maximum number of tokens and with padding after the frames.
 
         Raises:
             ParityError: a difference exceeds its limit.

@@ -36,17 +36,17 @@ _CONVOLUTIONS: Mapping[str, type[OverTime]] = {
 
 
 class StaticGraph:
-    """The encoder of a bundle, its analysis, and its form with fixed shapes.
+    """Analyses the encoder of a bundle and rebuilds it with fixed shapes.
 
-    Layers that carry caches, mixtures, masks and positions are rebuilt. All other nodes are kept, and constant ones are
-    folded.
+    Layers with caches, mixtures of experts, masks and positions are rebuilt. All other nodes are kept, and constant
+    ones are folded.
 
     Attributes:
         form: the shapes of the graph.
         starts: caches of fixed size before the first chunk, in the shape of the graph.
 
     Args:
-        bundle: its bundle.
+        bundle: the bundle.
         form: chunks and first position; the other fields are derived.
 
     Raises:
@@ -112,14 +112,14 @@ class StaticGraph:
     def _calls_of_positions(self) -> dict[int, ir.Node]:
         """Return the calls whose encodings become inputs of the graph, by the distance between their positions.
 
-        Rotary attention depends only on distances, so it may use any positions.
+        Rotary attention depends only on distances, so its positions stay constant and need no input.
         """
         is_rotary = any(_kind(node) == "RotaryCachedAttention" for node in self._nodes)
         kinds = ("Sinusoids",) if is_rotary else ("Sinusoids", "SinesAndCosines")
         return {_step(_value(node.inputs[0])): node for node in self._nodes if _kind(node) in kinds}
 
     def _frequencies(self, call: ir.Node) -> tuple[float, ...]:
-        """Return the constant of the function."""
+        """Return the frequencies, a constant of the called function."""
         for node in self._encoder.functions[call.op_identifier()]:
             if node.op_type == "Constant":
                 value = node.attributes["value"].as_tensor().numpy()
@@ -128,7 +128,7 @@ class StaticGraph:
         raise UnsupportedError(f"{self.bundle.path}: {call.name}: has no frequencies")
 
     def _history(self, cache: str) -> list[ir.Node]:
-        """Return the nodes that put the frames before the first one into a cache."""
+        """Return the nodes that replace frames of a cache before the start of the stream with the initial frame."""
         (value,) = (value for value, name in self._reads.items() if name == cache)
         found = [
             node
@@ -140,7 +140,7 @@ class StaticGraph:
         return found
 
     def _steps(self, histories: list[ir.Node]) -> tuple[int, ...]:
-        """Return the step of each block."""
+        """Return, for each block, the number of frames after subsampling from one of its frames to the next."""
         steps = {
             _row(reader, node.outputs[0]): _step(_origin(node.inputs[0], "Unsqueeze", "GreaterOrEqual"))
             for node in histories
@@ -150,7 +150,7 @@ class StaticGraph:
 
     def _start(self, cache: Cache) -> Array:
         value, (channels, past) = _value(self._histories[cache.name][0].inputs[2]), cache.shape
-        if value.const_value is None:  # only some of the blocks
+        if value.const_value is None:  # a slice of the frames of all blocks
             source, first, last, *_ = _producer(value).inputs
             frames = _array(source)[_number(first) : _number(last)]
         else:
@@ -159,13 +159,13 @@ class StaticGraph:
         return start.reshape(self.form.cache_shape(self.config, cache))
 
     def _split(self, cache: Cache) -> Sequence[ir.Value]:
-        """Return the part of each block of a cache."""
+        """Return each block's part of a cache."""
         num, value = cache.num_blocks, self._inputs[cache.name]
         sizes = [self.form.cache_shape(self.config, cache)[1] // num] * num
         return self._g.ops("Split", value, sizes, axis=1, num_outputs=num) if num > 1 else [value]
 
     def _mask(self, node: ir.Node, mask: ir.Value) -> None:
-        """Make the bias of scores an input, and derive from it which frames exist: some encoders need this."""
+        """Make the bias of the scores an input; derive from it which frames exist, as some encoders need."""
         g = self._g
         for reader in _readers(_origin(node.inputs[0], "Unsqueeze")):
             if reader.op_type == "Cast":
@@ -174,7 +174,7 @@ class StaticGraph:
         _replace(node.outputs[0], mask)
 
     def _rebuild(self, node: ir.Node, pieces: Mapping[str, Sequence[ir.Value]]) -> None:
-        """Replace the outputs of a layer that has another form here."""
+        """Replace the outputs of a layer that has a different form in the graph of fixed shape."""
         g, kind = self._g, _kind(node)
         read = next((value for value in node.inputs if value in self._reads), None)
         if (mixture := mixture_of(node)) is not None:
@@ -225,7 +225,7 @@ class StaticGraph:
 
 
 def decoder_graph(bundle: Bundle, sizes: Mapping[str, int], metadata: Mapping[str, str]) -> ir.Model:
-    """Return the folded decoder of a bundle with axes of these sizes."""
+    """Return the decoder of a bundle, with axes of these sizes and folded."""
     decoder, config = ir.load(bundle.path / "decoder.onnx"), bundle.manifest.model
     contract = next(graph for graph in config.graphs() if graph.name == "decoder")
 
@@ -235,7 +235,7 @@ def decoder_graph(bundle: Bundle, sizes: Mapping[str, int], metadata: Mapping[st
                 with g.scope(str(node.name)):
                     x, gate, *weights = (_value(each) for each in node.inputs)
                     _replace(node.outputs[0], fixed_mixture(g, mixture, x, gate, weights))
-            if _kind(node) == "SharedPrefixes":  # the number of shared prefixes is not fixed
+            if _kind(node) == "SharedPrefixes":  # the number of shared prefixes would not be fixed, so none are shared
                 batch, nbest, length = sizes["batch"], sizes["nbest"], sizes["length"] + 1
                 every = np.arange(batch * nbest * length)
                 of_tokens, of_utterances = every.reshape(batch, nbest, length), every.reshape(batch, -1)
@@ -280,12 +280,12 @@ def _step(positions: ir.Value) -> int:
 
 
 def _row(reader: ir.Node, cache: ir.Value) -> int:
-    """Return the block whose part of a cache a node reads."""
+    """Return the index of the block whose part of a cache this node reads."""
     return _number(reader.inputs[list(reader.inputs).index(cache) + 1])
 
 
 def _origin(value: ir.Value | None, *operators: str) -> ir.Value:
-    """Return the source of a value, through these operators, the last of them first."""
+    """Follow a value back through nodes with these operators, the last node's operator first; return the source."""
     for operator in operators:
         node = _producer(value)
         if node.op_type != operator:

@@ -19,7 +19,8 @@ from u2moe.runtime.errors import AudioError
 Samples = npt.NDArray[np.float32]
 """Samples of one channel [n] in [-1, 1]."""
 LOUDEST = 8.0
-"""Floats may exceed 1 after resampling or decoding. Larger values are taken for unscaled integers."""
+"""Largest magnitude of floats, which may exceed 1 after resampling or decoding. Floats beyond it are taken for unscaled
+integers."""
 _LOWEST_RATE = 1000
 _HIGHEST_RATE = 384_000
 

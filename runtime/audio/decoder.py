@@ -34,14 +34,16 @@ if TYPE_CHECKING:
 _OPEN, _NEXT, _DATA = b"o", b"n", b"d"
 """Messages of the program: open a file, request its next buffer, send bytes of it."""
 _READ, _LENGTH, _BUFFER, _ERROR, _TRUNCATED = b"r", b"l", b"b", b"e", b"t"
-"""Messages of the child: request bytes, the length stated in the header, samples (none at the end), and two errors."""
+"""Messages of the child: a request for bytes, the length stated in the header, samples (none at the end), an error, and
+the error of a truncated file."""
 _HEAD, _PLACE, _SECONDS = struct.Struct("<cI"), struct.Struct("<QI"), struct.Struct("<d")
-"""Kind and length of a message; position and number of requested bytes; a length in seconds."""
+"""Formats: head of each message (its kind and length), place of requested bytes (position and number), a length in
+seconds."""
 _MOST_MESSAGE = 1 << 26
 _READ_BYTES = 256 << 10
 """Bytes read from a file at once."""
 _PATIENCE_S = 120.0
-"""Maximum seconds to wait for a buffer, for systems without CPU time limits and for a child that hangs."""
+"""Maximum seconds to wait for a buffer: needed if the system has no CPU time limits, or the child hangs."""
 
 _CPU_S, _CPU_SHARE = 5.0, 0.25
 """Maximum CPU seconds of decoding, and additional CPU seconds per second of audio."""
@@ -102,7 +104,8 @@ class FileDecoder:
     files until it dies; the next file starts a new child.
 
     Attributes:
-        stated_s: duration in seconds stated in the header of the latest file, after its first buffer; 0: not stated.
+        stated_s: duration in seconds stated in the header of the latest file, known after its first buffer; 0: not
+            stated.
     """
 
     def __init__(self) -> None:
@@ -167,7 +170,7 @@ class FileDecoder:
                         self.start()
                     return self._exchange(file, message)
                 except BaseException as error:
-                    self._release()  # it has died, or waits for bytes that cannot be read
+                    self._release()  # the child has died, or waits for bytes that cannot be read
                     if not isinstance(error, _EndedError):
                         raise
                     if self._num_reads or not may_repeat:

@@ -1,7 +1,7 @@
 """Open audio files, and find them in folders.
 
-libsndfile reads what it can, PyAV the rest. This module detects truncated and unfinished sound files, which libsndfile
-does not report.
+libsndfile reads all files that it can, and PyAV reads the rest. This module detects truncated and unfinished sound
+files, which libsndfile does not report.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _open(name: str, source: Path | BinaryIO, track: int | None) -> Iterator[Sou
 def _is_chain(stream: BinaryIO) -> bool:
     """Return whether an Ogg or MP3 file is a concatenation of files, such as a recording of a radio stream.
 
-    libsndfile reads only the first of them.
+    libsndfile reads only the first of these files.
     """
     stream.seek(0)
     head = stream.read(_LONGEST_HEADER)
@@ -219,7 +219,7 @@ _MOST_CHUNKS = 1000
 _OGG_TAIL = 1 << 17
 """Bytes at the end of an Ogg file that contain its last page. A page has at most 65307 bytes."""
 _OGG_HEADER = 27
-"""Bytes of a page header before the segment lengths. The last byte is their number, the sixth byte has flags."""
+"""Bytes of a page header before the segment lengths. The last byte is the number of segments; the sixth has flags."""
 _OGG_FIRST_PAGE, _OGG_LAST_PAGE = b"OggS\0\2", 4
 _XING_PLACES = (13, 21, 36)
 """Bytes from the first frame of an MP3 file to its Xing header, for mono and stereo in MPEG 1 and 2."""

@@ -37,7 +37,7 @@ _LONGEST_PACKET_S = 2.0
 _LEAST_GAP_S = 0.25
 """Shorter gaps between time stamps are artefacts of encoders and rounding."""
 _LONGEST_GAP_S = 3600.0
-"""Limit if the file does not state its length, because a damaged time stamp may have any value."""
+"""Longest gap that silence fills if the file does not state its length. A damaged time stamp may have any value."""
 
 
 class _Packer:
@@ -168,7 +168,7 @@ class MediaFile:
         while True:
             try:
                 packet = next(packets, None)
-            except IndexError:  # PyAV does not know a stream that begins late: continue after its packet
+            except IndexError:  # from PyAV, for a stream that begins late: continue after its packet
                 packets = self._container.demux(self._stream)
                 continue
             except self._errors as error:

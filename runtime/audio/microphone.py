@@ -33,9 +33,9 @@ class Recipient(Protocol):
 class Microphone:
     """An input device that feeds a transcriber, from `start` to `close` or within a `with` block.
 
-    The device is opened at the model's sample rate if it supports that, otherwise at its own. The audio callback never
-    waits. Audio that the transcriber rejects is lost and counted. The transcriber's `on_error` receives an
-    AudioOverflowError for lost audio, also if the audio system lost it, and a MicrophoneError if the device
+    The device is opened at the model's sample rate if it supports that rate, otherwise at its own default rate. The
+    audio callback never waits. Audio that the transcriber rejects is lost and counted. The transcriber's `on_error`
+    receives an AudioOverflowError for lost audio, even if the audio system lost it, and a MicrophoneError if the device
     disappears. Times of results count only accepted audio.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Add silence to sources that begin or end in the middle of a sound.
 
-Without padding, the encoder has no context before the first sound of a tightly cut recording. At the end, it drops
-samples that do not fill a frame, although they may be the end of a word.
+Without padding, the encoder has no context before the first sound of a tightly cut recording. At the end of the
+recording, samples that do not fill a frame are dropped, although they may be the end of a word.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from u2moe.runtime.audio.arrays import Samples
 
 SOUND = 2.0**-8
-"""A feature frame contains sound if its samples span more than this: 128 steps of 16 bits, half a step of 8 bits.
-Noise at 60 dB below full scale counts as sound. Many microphones have such noise in a silent room."""
+"""A feature frame contains sound if its samples span a larger range than this: 128 steps of 16 bits, or half a step of
+8 bits. Noise at 60 dB below full scale counts as sound; many microphones have such noise in a silent room."""
 
 
 class Padding:
@@ -42,7 +42,7 @@ class Padding:
         return 0 if self._has_begun else len(self._silence) + len(self._edge)
 
     def accept(self, samples: Samples) -> Samples:
-        """Return the samples to pass on after `samples` [n]; none until a feature frame is complete."""
+        """Accept samples [n], and return the samples to pass on; none until the first feature frame is complete."""
         if not len(self._silence):
             return samples
         is_long = len(samples) >= self._frame_len

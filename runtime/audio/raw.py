@@ -128,7 +128,7 @@ class RawFile:
 
 
 def _is_non_blocking(stream: Any) -> bool:
-    """Return whether the stream is non-blocking, such as a pipe that a parent process has set so."""
+    """Return whether the stream is non-blocking, such as a pipe that a parent process has made non-blocking."""
     try:
         return not os.get_blocking(stream.fileno())
     except (AttributeError, OSError, ValueError):  # not a system file, closed, or Windows before Python 3.12

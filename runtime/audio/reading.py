@@ -56,7 +56,7 @@ def read_blocks(
             channels cancel each other.
         track: index of the audio track of a media file, from 0; None: the default track.
         start: seconds of the file to skip.
-        end: time in seconds at which to stop; None: at the end of the file, as for any later time.
+        end: time in the file, in seconds, at which to stop. None, or a time after the end: read to the end of the file.
         on_open: called with the open file before it is read; may refuse it with an AudioError.
 
     Raises:

@@ -1,8 +1,8 @@
 """The contract: names, types and axes of the tensors of every graph, defined only here.
 
-Exporters derive dynamic axes from a `Graph`. Sessions reject a file that differs from it. If the meaning is the same,
-names follow WeNet's ONNX export. Axes given as strings are symbolic: the checkpoint fixes those that are fields of
-`ModelConfig`; all others are dynamic.
+Exporters derive dynamic axes from a `Graph`. Sessions reject a file that differs from its `Graph`. Tensors with
+the same meaning as in WeNet's ONNX export have the same names as there. Axes given as strings are symbolic: the
+checkpoint fixes those that are fields of `ModelConfig`; all others are dynamic.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Cache:
     num_blocks: int
     """Encoder blocks that share the cache."""
     shape: tuple[int, ...]
-    """Last axes at the start of a stream. An axis of size 0 grows with the cached frames."""
+    """Sizes of the last axes at the start of a stream. An axis of size 0 grows with the cached frames."""
     rate: float = 1.0
     """Cached frames per encoder frame, if an axis grows."""
 
@@ -98,7 +98,7 @@ def _int(name: str, *axes: str) -> Tensor:
 
 
 def features() -> Graph:
-    """Return the contract of the front end for programs in other languages. `model.features` is bit-identical.
+    """Return the contract of the front end for programs in other languages. Features equal those of `model.features`.
 
     Inputs:
         samples: one channel at the model's sample rate, in [-1, 1] [batch, samples]. Frames are complete windows.
@@ -122,7 +122,7 @@ def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
         offset: position of each stream [batch]: 0, then `next_offset` of the previous chunk. Cached frames at negative
             positions are masked, so streams at different positions share a batch if their caches are padded at the
             front.
-        required_cache_size: cached frames to keep for the next call; negative: all. Scalar.
+        required_cache_size: encoder frames of left context to keep for the next call; negative: all. Scalar.
         one float32 input for each of `caches`. Most encoders have these two:
         att_cache: keys and values before the repetition of grouped heads [blocks, batch, kv_heads, cache, 2*head_dim].
         cnn_cache: last input frames of the depthwise convolution, after the gated linear unit

@@ -107,7 +107,7 @@ class BundleFiles:
         return content
 
     def verify(self, name: str) -> None:
-        """Compare the content of a file with its digest, unless that has been done. Raises the errors of `read`."""
+        """Compare the content of a file with its digest, unless already verified. Raises the errors of `read`."""
         size, digest = self.look_at(name), self._digest(name)
         if digest is None or name in self._compared:
             return

@@ -28,7 +28,7 @@ _GRAPH_LIMIT = (1 << 31) - 1
 _SMALL = 1 << 16
 """Weights up to this size in bytes are always passed to the session, because a second copy in memory costs little."""
 _MATRIX = re.compile(r"\.weight(\.u?int\d+)?$")
-"""Names of matrices, quantized or not; associated weights, such as scales, have longer names."""
+"""Matches the names of matrices, quantized or not. Names of associated weights, such as scales, are longer."""
 _READ_IN_PLACE = ("embeddings", "routers")
 """Weight groups whose matrices are also read in place."""
 _TYPES = (
@@ -38,7 +38,7 @@ _TYPES = (
     "bool",
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
-"""Element types of weights that numpy also has."""
+"""Element types of weights that numpy supports."""
 
 
 class GraphFile:
@@ -99,7 +99,7 @@ class GraphFile:
         return found
 
     def check_unchanged(self) -> None:
-        """Check that no file was replaced or modified since it was read, because the session may have read it later.
+        """Check that no file was replaced or modified since its verification. The session may have read it later.
 
         Raises:
             IntegrityError: a file was replaced or modified.

@@ -22,8 +22,8 @@ Decoder = Literal["bitransformer", "transformer", "none"]
 
 
 MASKED = -24.0
-"""Mask value of a key that does not exist; its remaining weight is 4e-11. The magnitude is small because quantized
-scores share its range: with -30000, int8 attends to all keys equally, and -1e6 is infinite in float16."""
+"""Mask value of a key that does not exist, which leaves the key a weight of 4e-11. Its magnitude is small because
+quantized scores must cover it: with -30000, int8 would attend to all keys equally. In float16, -1e6 is infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class StaticForm:
     rates: tuple[StaticRate, ...] = (StaticRate(),)
     """Frame rates of attention, from the highest."""
     histories: tuple[StaticHistory, ...] = ()
-    """Caches whose size is also fixed in dynamic bundles."""
+    """Caches of frames before convolutions. Their sizes are also fixed in bundles with dynamic shapes."""
     frequencies: tuple[float, ...] = ()
     """Float32 frequencies, by which positions are multiplied before sine and cosine."""
     interleaved: bool = True
@@ -103,11 +103,11 @@ class StaticForm:
         return contract.Graph(name="static", inputs=tuple(inputs), outputs=tuple(outputs))
 
     def frames(self, config: ModelConfig, step: int) -> int:
-        """Return the frames of a chunk if each covers `step` frames after the subsampling."""
+        """Return the number of frames in a chunk if each frame covers `step` frames after the subsampling."""
         return math.ceil(self.chunk_size * config.frame_reduction / step)
 
     def left_frames(self, config: ModelConfig, step: int) -> int:
-        """Return the frames of the left context if each covers `step` frames after the subsampling."""
+        """Return the number of frames of left context if each frame covers `step` frames after the subsampling."""
         return self.num_left_chunks * self.frames(config, step)
 
     def cache_shape(self, config: ModelConfig, cache: contract.Cache) -> tuple[int, ...]:

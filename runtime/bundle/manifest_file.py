@@ -1,8 +1,8 @@
 """Convert the text of bundle.json to and from a `Manifest`. Does not open files.
 
 Older programs can read newer bundles. A field with its default value is not written, so a program that does not know
-the field reads the bundle. For other new fields, the key `harmless` of an object lists those that older programs may
-ignore, and what they lose by it.
+the field can read the bundle. If a new field has another value but older programs may ignore it, the key `harmless` of
+the object names the field and the effect of ignoring it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ed25519 signatures of bundles. They cover the manifest and, through its digests, all files. They have no date."""
+"""Ed25519 signatures of bundles. They cover the manifest and, through its digests, all files. They contain no date."""
 
 from __future__ import annotations
 

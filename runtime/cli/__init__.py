@@ -90,7 +90,7 @@ def _run(arguments: list[str]) -> int:
         complain(str(error))
         return failed
     except Exception:
-        if failed == 1:  # as Python does
+        if failed == 1:  # let Python print the traceback and exit with status 1
             raise
         traceback.print_exc()
         return failed

@@ -77,13 +77,13 @@ def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
 
 
 def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
-    if path == STDIN and sys.stdin is None:  # as in some services
+    if path == STDIN and sys.stdin is None:  # in some services, there is none
         raise ValueError("-: standard input is closed")
     file: File = cast("File", sys.stdin.buffer) if path == STDIN else path
     audio: File | RawAudio = file
     if args.raw:
         audio = RawAudio(file=file, **args.raw._asdict())
-    is_bundled = not args.files  # their folder is long and irrelevant
+    is_bundled = not args.files  # omit the folder of the demo recordings: it is long and irrelevant
     return Input(
         name="stdin" if path == STDIN else path.name if is_bundled else str(path),
         file=path,
@@ -97,8 +97,8 @@ def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
 def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
     """Return where each file's transcript goes: folders are mirrored.
 
-    If two places would be equal, such as for a.wav and a.flac, they keep their suffixes. If that is not enough, the
-    names of folders above the searched ones are added.
+    If two transcripts would have the same path, such as for a.wav and a.flac, both paths keep the suffix of the audio
+    file. If that is not enough, the names of folders above the searched ones are added.
 
     Args:
         found: pairs of the searched folder, or the folder of the file, and the file.

@@ -39,7 +39,7 @@ def add_listen(subparsers: Subparsers) -> None:
 
 
 def run_listen(args: argparse.Namespace) -> int:
-    """Recognise speech from a microphone until Ctrl-C, including everything spoken before."""
+    """Recognise speech from a microphone until Ctrl-C; everything spoken before Ctrl-C is still recognised."""
     if args.device == "list":
         for number, name in input_devices():
             print_result(f"{number}\t{name}\n")

@@ -41,7 +41,8 @@ def meant(name: str, names: Iterable[str]) -> str:
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command with actions, such as `u2moe corpus status OUT` besides `u2moe corpus LIST OUT`.
 
-    If the first argument is the name of an action, that action runs. Write ./NAME for a file of the same name.
+    If the first argument is the name of an action, that action runs. For a file with the name of an action, write
+    ./NAME.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -61,7 +62,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Return the options, and the unknown arguments."""
-        args = [  # the language is optional, also before a file name
+        args = [  # the language of --format-text is optional, even before a file name
             f"{each}=en" if each == FORMAT_TEXT and not {*args[place + 1 : place + 2]} & {*LANGUAGES} else each
             for place, each in enumerate(args or ())
         ]
@@ -85,7 +86,7 @@ def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str)
     Args:
         parser: parser of the command.
         kind: class of options that the command supports.
-        otherwise: default shown in the help, if the command differs from the declaration.
+        otherwise: for options with another default in this command, the default to show in the help.
 
     Returns:
         The group of options for experts, to which the command may add its own.
@@ -190,7 +191,7 @@ def add_words(parser: Options) -> None:
 def decoding_choice(
     args: argparse.Namespace, directory: Path, kind: Any = DecodingOptions
 ) -> tuple[DecodingOptions, Hotwords | None]:
-    """Return how to decode with the bundle in `directory`, and hotwords, from the options of `kind` and `add_words`.
+    """Return decoding options and hotwords for the bundle in `directory`, from the parsed command line.
 
     Written text keeps the capitals of words in hotwords and in the language model.
 

@@ -20,7 +20,7 @@ from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.whole_file import failures_named, probe, remove_stale_parts, write_bytes
 
 TEXT = "txt"
-"""The default format. For several recordings on stdout, it is a line for each, with its name."""
+"""The default format. If several recordings go to stdout, each is one line that begins with the recording's name."""
 EVENTS = "events"
 """A format only for stdout: a line of JSON for each segment as it is found, for each partial result, and for the end of
 each recording."""
@@ -208,7 +208,7 @@ class _Folder(Output):
     def transcript(self, item: Input, transcript: Transcript) -> None:
         content = self._encoded(format_transcript(transcript, self._format, name=item.name))
         file = self._file_of(item)
-        partial = file.with_name(f"{file.name}.partial")  # never replaces a complete one
+        partial = file.with_name(f"{file.name}.partial")  # so it never replaces a complete transcript
         target = file if transcript.complete else partial
         try:
             with failures_named(target):

@@ -112,7 +112,7 @@ def silence_stdout() -> None:
 
 
 def show_progress(text: str) -> None:
-    """Replace the current line of a terminal by the end of `text`; do nothing elsewhere."""
+    """Replace the current line of a terminal by `text`, or as much of its end as fits; do nothing elsewhere."""
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns - 1, 1)
         _write_stderr(f"\r\x1b[K{text[-width:]}")

@@ -137,7 +137,7 @@ def _transcript(
     args: argparse.Namespace, vad: VoiceActivityDetector | None, recognizer: Recognizer, item: Input, output: Output,
     on_progress: Callable[[float], None],
 ) -> tuple[Transcript, bool]:  # fmt: skip
-    """Return a transcript, and whether Ctrl-C interrupted it. It then contains everything recognised before.
+    """Return a transcript, and whether Ctrl-C interrupted it. If so, the transcript contains all text so far.
 
     Raises:
         AudioError: none of the audio can be read.

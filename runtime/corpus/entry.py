@@ -187,7 +187,7 @@ def cut_into_blocks(entries: Iterable[Entry], size: int) -> Iterator[Block]:
 
 
 def range_of(file_name: str) -> tuple[int, int] | None:
-    """Return the positions (first, after the last) in the name of a file of results; None for any other file."""
+    """Return the positions that a file of results covers, by its name: (first, last + 1). None for any other file."""
     found = _NAME.fullmatch(file_name)
     return (int(found[1]), int(found[2])) if found else None
 

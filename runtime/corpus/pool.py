@@ -1,7 +1,7 @@
 """A pool of worker processes for blocks. A worker that dies is replaced, and its block is repeated.
 
 Before a worker reads or decodes entries, it notes them in shared memory. If workers keep dying at a batch, its entries
-are decoded separately. If they keep dying at one entry, it becomes a row with an error.
+are decoded separately. If workers keep dying at one entry, that entry becomes a row with an error.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL} if os.name == "posix" else set()
 _MOST_CRASHES = 2
 _MOST_KILLS = 5
-"""Number of deaths at one entry after which it is left out. Kills are allowed more often than crashes: they may come
-from outside, such as from an operator or the out-of-memory killer."""
+"""Numbers of crashes and of other deaths at the same entries after which these are decoded separately or, if there is
+only one, left out. More of the others are allowed, since they may be kills from outside, such as by an operator or the
+out-of-memory killer."""
 _MOST_STARTS = 5
 
 

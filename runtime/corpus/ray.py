@@ -26,8 +26,8 @@ from u2moe.runtime.validation import checked_options
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider")
 _MOST_RETRIES = 3
-"""How often a block is retried after its actor died. Then it is left out: a run on one machine can find the entry that
-kills its reader."""
+"""How often a block is retried after its actor died. After that, the block is left out: a run on one machine can find
+the entry at which processes die."""
 _TICK_S = 1.0
 
 

@@ -62,7 +62,8 @@ LONGEST_BATCHED_S = 30.0
 """Longer entries are decoded while they are read, which bounds memory."""
 BATCH_LEN = 64
 _BATCH_S = 300.0
-"""Most entries, and most seconds of audio, that are decoded together. The pipeline sorts them by length."""
+"""A batch is decoded when it has this many entries, or more than this many seconds of audio. The pipeline sorts its
+entries by length."""
 
 
 @dataclass(kw_only=True)
@@ -72,7 +73,7 @@ class Caution:
     Attributes:
         left_out: entries to skip, by index, and why.
         alone: indices of entries to decode separately.
-        deaths: number of processes that died while they worked on these indices.
+        deaths: number of processes that died, by the indices of the entries on which they worked.
     """
 
     left_out: dict[int, str] = field(default_factory=dict)

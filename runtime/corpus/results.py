@@ -21,7 +21,7 @@ from u2moe.runtime.text.word_errors import WordErrors
 from u2moe.runtime.whole_file import replacing
 
 _LENGTHS_S = (2, 5, 10, 20, 30)
-"""Limits in seconds between the groups of entries by length."""
+"""Boundaries in seconds between the groups when entries are grouped by length."""
 _NUM_SAMPLES = 1000
 _CONFIDENCE = 0.95
 
@@ -132,7 +132,7 @@ class GroupScore:
     num_errors: int = 0
     num_words: int = 0
     _pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """Number of entries by errors and words, for the bootstrap."""
+    """Number of entries for each pair of a number of errors and a number of words, for the bootstrap."""
 
     def add(self, num_errors: int, num_words: int) -> None:
         """Count an entry."""

@@ -136,7 +136,7 @@ class OutputFolder:
         return RunDescription.from_json(content, name)
 
     def finished_blocks(self) -> dict[int, int]:
-        """Return the first position of each finished block, and the position after its last, in order."""
+        """Return a map from the first position of each finished block to the position after its last, in order."""
         return dict(found for found, _ in self._files())
 
     def write_block(self, block: Block, content: bytes) -> None:

@@ -52,7 +52,7 @@ class Sources:
         """Yield samples of an entry at `sample_rate`, one channel, float32, in buffers of about ten seconds.
 
         Raises:
-            AudioError: the audio cannot be read, or ends early; for the latter, raised after its last samples.
+            AudioError: the audio cannot be read, or ends early. In the second case, raised after the last samples.
         """
         yield from read_blocks(self.open(entry), sample_rate, channel=entry.channel, start=entry.start, end=entry.end)
 

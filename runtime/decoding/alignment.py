@@ -187,9 +187,9 @@ def _viterbi(
     """Advance scores of paths over `frames` [time, kept], in place. `columns` are the columns of the tokens.
 
     `blanks` are scores of paths that end in the blank before each token or after the last one. `ends` are scores of
-    those that end in a token. Where `skip` is 0, not -inf, a token may follow the one before it without a blank. States
-    are blank, token, blank, .... `steps` [time, 2 * tokens + 1] gets the number of states by which the best path to
-    each state advances.
+    paths that end in a token. `skip` is 0 for tokens that may follow the previous token without a blank between them,
+    and -inf for the others. States are blank, token, blank, .... `steps` [time, 2 * tokens + 1] gets the number of
+    states by which the best path to each state advances.
     """
     before = np.full(len(ends), -np.inf)
     for number, frame in enumerate(frames):

@@ -23,7 +23,8 @@ _SURE, _SURE_AFTER = 0.99, 4
 whole beam, and if more than this number of frames (second value) have passed since its last peak."""
 
 _Times = tuple["_Times", int, float] | None
-"""Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token that prefixes share."""
+"""Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token to the first. Prefixes with
+a common beginning share the rest of the list."""
 
 
 _Candidate = tuple[float, int, int, int]
@@ -129,10 +130,10 @@ class BeamSearch:
     """Keeps the best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two of these.
 
     The work per frame depends on the number of likely tokens. Extensions of a prefix are tried in order of probability,
-    until they fall below the worst of the best candidates, which include prefixes that stay. In most frames of speech,
-    blank is so probable that none is tried. The result equals that of a full search: the limit includes the most that a
-    language model can add to an extension (`Fusion.losses`), and hotwords, if they affect the ranking
-    (`ContextGraph.most_gain`).
+    until one cannot be among the best candidates found so far, which include the prefixes without an extension. In most
+    frames of speech, blank is so probable that no extension is tried. The result equals that of a full search, because
+    this test allows for the most that the language model can add to an extension (`Fusion.losses`), and for the most
+    that hotwords can add, if they affect the ranking (`ContextGraph.most_gain`).
 
     Attributes:
         beams: the best prefixes, best first.
@@ -164,7 +165,7 @@ class BeamSearch:
         root.prefix.phrase = None if grammar is None else grammar.start
         root.blank = root.total = root.rank = root.best = root.best_blank = root.best_token = 0.0
         self.beams = [root]
-        # A prefix that leaves the beam and returns while longer prefixes survive must be the same node.
+        # If a prefix leaves the beam and returns while longer prefixes survive, it must be the same node again.
         self._prefixes: weakref.WeakValueDictionary[tuple[Prefix, int], Prefix] = weakref.WeakValueDictionary()
 
     def advance(self, tokens: list[int], scores: list[float], rest_start: float = _NEVER) -> None:
@@ -254,8 +255,8 @@ class BeamSearch:
         `merged` contains extensions (index of prefix, rank of token) whose result is a prefix that stays.
         """
         fusion, follow = self.fusion, None if self._grammar is None else self._grammar.advance
-        # The best so far, as a heap. Candidates below the least of them cannot be among the best. Equal ones may be:
-        # the order decides.
+        # The scores of the best candidates so far, as a heap. A candidate below the lowest of them cannot be among the
+        # best. One with an equal score can: ties are broken by the order of candidates.
         best = sorted([_NEVER] * self.beam_size + [-stays[0] for stays in kept])[-self.beam_size :]
         first = next((score for token, score in zip(tokens, scores, strict=True) if token != self.blank), _NEVER)
         if self.beams[0].rank + self._most_gain + first < best[0]:
@@ -299,7 +300,7 @@ class BeamSearch:
         """
         old = self.beams[index]
         new = Beam(old.prefix)
-        goes_on = old.prefix.token == self._rest  # also after blanks
+        goes_on = old.prefix.token == self._rest  # `rest` may repeat even after blanks
         new.blank, new.token = old.total + blank_score, (old.total if goes_on else old.token) + score
         new.best_blank, new.blank_times = old.best + blank_score, old.times
         if parent is not None and parent < index:

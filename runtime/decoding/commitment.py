@@ -3,14 +3,14 @@
 These are the tokens shared by all hypotheses that may still become the best. In clear speech, a beam fills with
 variants of past words: its hypotheses share hardly any tokens, but most of them are already beaten.
 
-A prefix *beats* another under three conditions. Both have the same last token. Both have the same states of language
-model and hotwords. The winner's alignments are more probable than the loser's, both those that end in blank and the
-others, after `extra` is added to each side. Later frames add the same to both, so the winner stays ahead, and stays in
-the beam as long as the loser does.
+A prefix *beats* another under four conditions. Both have the same last token. Both have the same states of language
+model, hotwords and grammar. The winner's hotword bonus is not smaller than the loser's. The winner's alignments are
+more probable than the loser's, both those that end in blank and the others, after `extra` is added to each side. Later
+frames add the same to both prefixes, so the winner stays ahead, and stays in the beam as long as the loser does.
 
-A shorter prefix of the loser that is also in the beam passes alignments on to the loser. It must therefore be beaten in
-the same way, by the winner without those last tokens. A beaten hypothesis will never be the best, so the tokens
-shared by all others are settled.
+A shorter prefix of the loser that is also in the beam passes alignments on to the loser. The shorter prefix must
+therefore be beaten in the same way, by the winner shortened by the same tokens. A beaten hypothesis will never be the
+best, so the tokens shared by all others are settled.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Commitment:
         return settled
 
     def _shared(self, tokens: Sequence[int], word_starts: bytes) -> Iterator[tuple[float, Beam]]:
-        """For each hypothesis that begins with the committed tokens, yield how many of these tokens it shares."""
+        """For each hypothesis that begins with the committed tokens, yield how many of the next `tokens` it shares."""
         base, node = self._last.depth, self._last
         numbers = {node: 0}
         for number, token in enumerate(tokens, start=1):

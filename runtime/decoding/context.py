@@ -2,7 +2,7 @@
 
 The automaton reads characters; a token advances it by the characters of its symbol. It therefore finds a phrase in any
 tokenization (▁CAT, ▁C AT or ▁ C A T). A bundle does not state how its training text was tokenized. The bonus
-depends only on the text. Transitions are cached by state and token, so a search needs one look-up for each.
+depends only on the text. Transitions are cached by state and token, so a search needs one look-up per token.
 
 Text and phrases are words with boundaries on both sides ("▁NEW▁YORK▁"): CAT is not found in CATS or BOBCAT. In scripts
 without spaces, and in Korean, whose words have endings, each character counts as a word and is found anywhere.
@@ -55,8 +55,8 @@ class ContextGraph:
         vocabulary: vocabulary of the model.
 
     Raises:
-        ValueError: the list is empty, a hotword is empty, a weight is out of range, or the vocabulary lacks a character
-            in upper and in lower case.
+        ValueError: the list is empty, a hotword is empty, a weight is out of range, or the vocabulary has some
+            character in neither upper nor lower case.
     """
 
     def __init__(self, hotwords: Hotwords, vocabulary: Vocabulary) -> None:
@@ -76,7 +76,8 @@ class ContextGraph:
             for following in arcs.values()
         )
         self.most_gain = step * max(map(len, self._spellings)) + _ROUNDING
-        # Phrases begin with a boundary. After a boundary, and only then, the state is its node or a deeper one.
+        # All phrases begin with a boundary. Directly after a boundary, and only then, the last character on the path to
+        # the state is a boundary.
         self.start = self._next[0][WORD_BOUNDARY]
         self._after_boundary = [False] * len(self._next)
         for arcs in self._next:
@@ -95,7 +96,7 @@ class ContextGraph:
         return move
 
     def partial(self, state: int) -> float:
-        """Return the share of a bonus in `state`, which is lost if the phrase is not completed."""
+        """Return the share of an incomplete phrase's bonus in `state`; it is lost if the phrase is not completed."""
         return self._partial[state]
 
     def finish(self, state: int) -> float:

@@ -30,7 +30,7 @@ class Hypothesis:
             bonus of hotwords and the score of the language model.
         times: encoder frame where each token peaks (prefix beam search) or begins (greedy search).
         context_score: bonus of hotwords in `score`.
-        probabilities: CTC probability of each token at that frame.
+        probabilities: CTC probability of each token at its frame in `times`.
         language_score: score of the language model in `score`. Before `finish`, it includes the best completion of the
             last word.
     """
@@ -46,7 +46,7 @@ class Hypothesis:
 def penalize_blank(log_probs: npt.NDArray[np.float32], penalty: float, blank: int = 0) -> npt.NDArray[np.float32]:
     """Return log-probabilities as if the blank's score before the softmax were lower by `penalty`.
 
-    Like WeNet's `ctc_logprobs` with `blank_penalty`, within 6e-8 x exp(penalty), since log-probabilities are rounded.
+    Equals WeNet's `ctc_logprobs` with `blank_penalty` up to the rounding of log-probabilities, 6e-8 x exp(penalty).
 
     Args:
         log_probs: [time, vocab].
@@ -55,7 +55,8 @@ def penalize_blank(log_probs: npt.NDArray[np.float32], penalty: float, blank: in
     """
     if penalty == 0:
         return log_probs
-    # One frame at a time, with the C library as in C++: all runtimes round in the same way.
+    # Computed frame by frame with `math`, which calls the C library as the C++ runtime does, so that all runtimes round
+    # in the same way.
     lost = math.expm1(-penalty)
     totals = [math.log1p(lost * math.exp(min(score, 0.0))) for score in log_probs[:, blank].tolist()]
     result = log_probs - np.array(totals, np.float32)[:, np.newaxis]
@@ -145,7 +146,7 @@ class GreedySearch:
         return self.hypotheses()[0]
 
     def settled(self, _word_starts: bytes) -> tuple[list[int], bool]:
-        """Return the tokens after the committed ones, which never change; later ones are unknown."""
+        """Return the tokens after the committed ones; they never change. Whether a word begins next is not known."""
         return self._tokens[self._num_committed :], False
 
     def commit(self, tokens: Sequence[int]) -> None:
@@ -173,8 +174,9 @@ class PrefixBeamSearch:
     With a language model, prefixes are ranked by the sum of both scores.
 
     With hotwords, two searches run in parallel. One ignores them; the other ranks prefixes by score plus bonus (WeNet's
-    second prune). The hypotheses are all of the first, and those of the second with a bonus. Hotwords that no
-    hypothesis contains therefore do not change a single bit. `finish` removes the bonus of incomplete phrases.
+    second prune). The result contains all hypotheses of the first search, and those of the second that have a bonus.
+    Hotwords that no hypothesis contains therefore do not change a single bit of the result. `finish` removes the bonus
+    of incomplete phrases.
 
     With a grammar, only allowed hypotheses are searched. `finish` removes incomplete phrases, which may leave none.
     """
@@ -230,7 +232,7 @@ class PrefixBeamSearch:
     def best(self) -> Hypothesis:
         """Return the best hypothesis so far that begins with the committed tokens.
 
-        It is the best of all, except if hotwords add one that both searches contain with different scores.
+        This is the first of `hypotheses`, unless hotwords put a hypothesis first that does not begin with these tokens.
         """
         return _hypothesis(self._best()) if self._searches[0].beams else Hypothesis(tokens=[], score=0.0, times=[])
 

@@ -24,9 +24,9 @@ PAUSE = 0
 """Rule number of a pause in the audio."""
 
 _SILENT_BEFORE_CUT_S = 0.12
-"""A pause with a token this close before its middle is quiet speech."""
+"""A pause is taken for quiet speech if a token lies within this many seconds before the middle of the pause."""
 _EARLY, _LATE = 0.5, 1.5
-"""Factors of the silence of rule 2, if a sentence is likely to have ended and if not."""
+"""Factors for the silence that rule 2 needs: if the sentence has probably ended, and if not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,9 @@ class Endpoint:
 class Endpointer:
     """Finds the first frame at which a rule fires. The split of frames into calls does not matter.
 
-    With `EndpointConfig.turn`, it checks once in each silence whether a sentence has ended, when the silence is long
-    enough for an early end. All hypotheses of the first pass are used, since the result is clear only if they agree.
+    With `EndpointConfig.turn`, it checks whether a sentence has ended, once in each silence, as soon as the silence is
+    long enough for an early end. The probability is an average over all first-pass hypotheses, so it is high only if
+    they agree.
     """
 
     def __init__(self, config: EndpointConfig, frame_s: float, blank: int = 0, fusion: Fusion | None = None) -> None:
@@ -123,7 +124,7 @@ def end_probability(hypotheses: Sequence[Hypothesis], fusion: Fusion) -> float:
 
 
 class PauseRule:
-    """With full context, ends a window of a long recording, and the utterance, in the middle of its first pause.
+    """With full context, ends a window of a long recording, and the utterance, in the middle of the first pause.
 
     This takes two steps, since the loudness of a window is known before it is encoded, but its tokens only afterwards.
     `end_of_window` finds the pause, and `endpoint` confirms it unless the CTC head has found tokens there. A recording
@@ -146,7 +147,7 @@ class PauseRule:
         self._pause_len = 0  # encoder frames of the pause in which the last window ends, if any
 
     def end_of_window(self, levels: npt.NDArray[np.float32], start: int, *, is_full: bool, is_last: bool) -> int | None:
-        """Return the encoder frames of a window up to the middle of its first pause; None: use the whole window.
+        """Return the number of encoder frames up to the middle of a window's first pause; None: use the whole window.
 
         Args:
             levels: loudness of the feature frames [frames].

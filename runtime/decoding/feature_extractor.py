@@ -19,11 +19,11 @@ from u2moe.runtime.model.features import FeatureStream
 class FeatureExtractor:
     """Turns samples into windows of features for chunks of `chunk_size` encoder frames; None: a single window.
 
-    With `knows_last`, it is known whether a window is the last when it is taken; see `Windows`. Up to `padding_s`
-    seconds of silence are added before and after the samples; see `Padding`.
+    With `knows_last`, a window can be taken only when it is known whether it is the last; see `Windows`. Up to
+    `padding_s` seconds of silence are added before and after the samples; see `Padding`.
 
     Attributes:
-        num_samples: number of samples received, at the model's rate, without that silence.
+        num_samples: number of samples received, at the model's rate, without the added silence.
         is_finished: whether the input is finished.
         window: features [frames, mel] of the last window taken.
     """

@@ -44,7 +44,8 @@ FIRST_GRID: dict[str, tuple[float, ...]] = {
 SECOND_GRID: dict[str, tuple[float, ...]] = {"rescoring_weight": (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)}
 """Values to try in the second pass, after the weights of the first pass are chosen."""
 LONGEST_S = 60
-"""Longest recording in seconds for `u2moe lm tune`: memory of full context grows with the square of the length."""
+"""Longest recording in seconds for `u2moe lm tune`: with full context, memory use grows with the square of the
+length."""
 _NUM_ROUNDS = 2
 
 
@@ -55,7 +56,7 @@ class EncodedRecording:
     Attributes:
         transcript: reference text.
         encoder_out: [time, dim].
-        tokens: most probable tokens of each frame [time, n], one more than the beam size.
+        tokens: most probable tokens of each frame [time, n], where n is the beam size plus one.
         scores: log-probabilities of these tokens [time, n].
         blank_scores: log-probabilities of the blank [time].
     """
@@ -70,7 +71,7 @@ class EncodedRecording:
     def most_probable(
         self, beam_size: int, penalty: float, blank: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Return the tokens of each frame and their scores, both [time, beam], after a blank penalty."""
+        """Return the best tokens of each frame and their scores, both [time, beam], after a blank penalty."""
         rows = penalize_blank(np.column_stack([self.blank_scores, self.scores]), penalty)
         scores = np.where(self.tokens == blank, rows[:, :1], rows[:, 1:])
         order = np.lexsort((self.tokens, -scores))[:, :beam_size]
@@ -135,7 +136,7 @@ class EncodedRecordings:
     def texts(
         self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
     ) -> list[str]:
-        """Return the text of every recording. `decoding` None: as when they were encoded."""
+        """Return the text of every recording. `decoding` None: the options given when they were encoded."""
         vocabulary, decoding, blank = self._bundle.vocabulary, decoding or self.decoding, self._model.config.blank
         fusion = None if options is None else Fusion(options, vocabulary)
         weights = decoding.weights() if options is None else decoding.weights(options.rescoring_weight)
@@ -184,11 +185,12 @@ def tune(
 
     Args:
         recordings: development recordings with transcripts.
-        start: the model and its initial weights; None: only the blank penalty is tuned.
-        decoding: initial options; None: as the recordings were encoded.
+        start: the model and its initial weights; None: only decoding options of the grid, such as the blank penalty,
+            are tuned.
+        decoding: initial options; None: the options with which the recordings were encoded.
         second_pass: whether to count the errors of the second pass.
-        grid: values of weights and of decoding options, which must not affect the encoder; None: `FIRST_GRID` or
-            `SECOND_GRID`.
+        grid: values to try, by name of a weight or a decoding option. The options must not affect the encoder. None:
+            `FIRST_GRID` or `SECOND_GRID`.
         on_trial: called with each trial.
 
     Returns:

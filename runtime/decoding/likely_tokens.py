@@ -18,7 +18,8 @@ def most_probable(
     peaks = log_probs[:, : width * num_blocks].reshape(num_frames, width, num_blocks).max(axis=1)
     if np.isnan(peaks.max()) or np.isnan(log_probs[:, width * num_blocks :]).any():
         raise ValueError("log_probs contain NaN")
-    # At least `num` tokens, and few more, are as probable as the lowest of the `num` highest peaks.
+    # A peak is the highest score in a block. Each of the `num` highest peaks belongs to a different token, so at least
+    # `num` tokens, and usually few more, have a score no lower than the lowest of these peaks.
     least = np.partition(peaks, num_blocks - num, axis=1)[:, num_blocks - num, np.newaxis]
     places = np.flatnonzero(log_probs >= least)
     frames, scores = places // vocab, log_probs.reshape(-1)[places]

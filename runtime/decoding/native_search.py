@@ -86,7 +86,7 @@ class _Handle:
 
     def __init__(self, library: _Library, name: str, *arguments: Any) -> None:
         self.value = library.call(name, *arguments)
-        # Another thread may still use it at exit.
+        # Not freed at exit, when another thread may still use the object.
         weakref.finalize(self, library.free, self.value).atexit = False
 
 
@@ -109,7 +109,7 @@ def new_search(
     grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> PrefixBeamSearch | NativeSearch:
-    """Create a prefix beam search in the library `file`, or in Python without one."""
+    """Create a prefix beam search in the library `file`, or in Python if there is none or it has no search."""
     library = None if file is None else _library(file)
     if library is None:
         return PrefixBeamSearch(beam_size, blank, context, fusion, grammar=grammar, blank_penalty=blank_penalty)

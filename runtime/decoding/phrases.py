@@ -1,7 +1,8 @@
 """A grammar for the search: the tokens that may follow, as an automaton over characters.
 
-As for hotwords, a token advances it by the characters of its symbol. A phrase is therefore allowed in any tokenization.
-A bundle does not state how its training text was tokenized, and a model may tokenize a word in several ways.
+As with hotwords, a token advances the automaton by the characters of its symbol. A phrase is therefore allowed in any
+tokenization. This matters, since a bundle does not state how its training text was tokenized, and a model may tokenize
+a word in several ways.
 
 States are made deterministic when a search reaches them. Phrases share the states of their common beginning.
 """
@@ -24,9 +25,10 @@ REST_PENALTY, REST_COST = 0.5, 3.0
 """The first is subtracted from the log-probability of a frame's most probable token if it counts as `[unk]`, the second
 each time an `[unk]` begins. A phrase between other words has one `[unk]` before it and one after it."""
 MOST_PLACES = 1 << 18
-"""Most places (characters that phrases do not share), which bounds memory."""
+"""Maximum number of places, which bounds memory. A place is a character of a phrase; phrases share places where they
+begin alike."""
 MIN_TOKENS = 32
-"""Number of tokens of the grammar considered in each frame; more with a wider beam."""
+"""Minimum number of the grammar's tokens to consider in each frame; with a wider beam, the beam size."""
 
 _MAX_STATES = 1 << 16
 _ROOT = 0
@@ -57,10 +59,10 @@ class PhraseGraph:
     Attributes:
         start: state of an empty hypothesis.
         lines: lines of the grammar.
-        rest: token for other words, after those of the vocabulary; None: other words are not allowed.
-        vocabulary: the vocabulary, with that token.
+        rest: id of the token for other words, the next after the vocabulary's ids; None: other words are not allowed.
+        vocabulary: the vocabulary, including `rest` if there is one.
         blank: id of the blank token.
-        tokens: its id and the ids of tokens that may be part of a phrase, in order.
+        tokens: ids of the blank and of all tokens that may be part of a phrase, in ascending order.
         word_starts: ids of tokens that begin a word.
 
     Raises:
@@ -136,7 +138,7 @@ class PhraseGraph:
         )
 
     def phrases(self, tokens: Sequence[int], *, is_final: bool = True) -> list[tuple[int, int]]:
-        """Return start and end of each complete phrase in allowed tokens; the longest if several are possible.
+        """Return start and end of each complete phrase in allowed tokens; where several are possible, the longest.
 
         If the tokens are not final, a last phrase that may become longer is left out.
         """

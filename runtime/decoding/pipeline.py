@@ -73,7 +73,7 @@ class Observer:
 
 
 class Pipeline:
-    """Decodes any number of streams of one bundle together. Keeps no state of them."""
+    """Decodes any number of streams of one bundle together. Keeps no state of the streams."""
 
     def __init__(self, bundle: Bundle, model: Model, observer: Observer | None = None) -> None:
         self._model = model
@@ -204,7 +204,10 @@ def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
 
 
 def _is_alike(batch: list[Chunk], longer: Chunk) -> bool:
-    """Return whether a window with full context joins shorter ones: padding them costs less than a call saves."""
+    """Return whether to add a window with full context to a batch of shorter ones, which are padded to its length.
+
+    The padding must cost less than the saved call.
+    """
     num_frames = len(longer[1])
     is_full = len(batch) == _MAX_WHOLE or (len(batch) + 1) * num_frames > _MAX_WHOLE_FRAMES
     return not is_full and num_frames <= _MOST_PADDING * len(batch[0][1])
@@ -218,7 +221,8 @@ def _working(streams: Sequence[StreamState]) -> list[StreamState]:
 def _apart(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> Iterator[tuple[T, R]]:
     """Yield each item with its result, computed together.
 
-    If that fails, bisect to find the items that cause the error. Their streams have then failed.
+    If the computation fails, bisect to find the items that cause the error. The streams of these items then have a
+    `failure`, and the items are left out.
     """
     try:
         results = compute(items)

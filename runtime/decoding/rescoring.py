@@ -8,8 +8,9 @@ The attention scores are sums of log-probabilities, including eos. WeNet's tools
 reverse_weight 0 (Python `recognize.py`), or 0.5 and 0 (C++ runtime). Our defaults are those of the checkpoint's
 training, as recorded in the bundle (0.3 and 0.3 in the U2++ recipes).
 
-The bonus of hotwords is not scaled by ctc_weight. If it were, as in WeNet, it could find a name in the first pass but
-would be too weak to keep it. The score of a language model has its own factor instead.
+The bonus of hotwords is not scaled by ctc_weight. If it were, as in WeNet, the bonus could help the first pass to find
+a name, but would be too weak to keep that name in the second. Nor is the score of a language model scaled by
+ctc_weight: it has its own factor.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def attention_rescoring(
     scores: TokenScores,
     weights: RescoringWeights,
 ) -> list[Rescored]:
-    """Combine the scores of both passes, best first; ties keep the order of the first pass.
+    """Return the hypotheses with the combined scores of both passes, best first; ties keep their first-pass order.
 
     Args:
         hypotheses: results of the first pass, best first.
@@ -98,7 +99,7 @@ def attention_beam_search(
     length_penalty: float = 0.0,
     count_sos: bool = False,
 ) -> list[Hypothesis]:
-    """Run a beam search with only the left-to-right decoder, best first. Hypotheses have no times.
+    """Return hypotheses of a beam search with only the left-to-right decoder, best first. They have no times.
 
     Args:
         next_log_probs: returns the log-probabilities [n, vocab] of the next token for n token sequences.

@@ -29,7 +29,7 @@ class SecondPass:
         self._model = model
 
     def results(self, streams: Sequence[StreamState], hypotheses: Sequence[list[Hypothesis]]) -> list[Result]:
-        """Return the final result of each stream's utterance. Those of similar length share a decoder call.
+        """Return the final result of each stream's utterance. Utterances of similar length share a decoder call.
 
         Args:
             streams: streams whose current utterance has ended.
@@ -58,7 +58,7 @@ class SecondPass:
         return [stream.presented(result) for stream, result in zip(streams, results, strict=True)]
 
     def _attention_search(self, encoder_out: Value, options: DefiniteOptions) -> list[Hypothesis]:
-        """Return hypotheses of only the decoder; the best one gets token times from the CTC head."""
+        """Return hypotheses of a search with only the decoder; the best one gets token times from the CTC head."""
         config = self._model.config
         found = attention_beam_search(
             lambda tokens: self._model.token_scores(encoder_out, tokens).next,
@@ -97,7 +97,7 @@ class SecondPass:
         nbest: dict[str, Alternative] = {}
         for i, hypothesis in enumerate(hypotheses):
             text = vocabulary.text(hypothesis.tokens)
-            if text in nbest:  # the same text from less probable tokens
+            if text in nbest:  # an earlier, better hypothesis has the same text
                 continue
             nbest[text] = Alternative(
                 text=text,
@@ -150,7 +150,10 @@ class SecondPass:
 def _as_found(
     rescored: Rescored, found: Sequence[Hypothesis], heard: Sequence[tuple[Hypothesis, list[int]]]
 ) -> Rescored:
-    """Transfer the second pass of a hypothesis from `Utterance.heard` to the original hypothesis."""
+    """Replace a hypothesis from `Utterance.heard` in a result of the second pass by the original hypothesis.
+
+    A `rest` token gets the lowest probability of the tokens that replaced it.
+    """
     place = next(place for place, (each, _) in enumerate(heard) if each is rescored.hypothesis)
     probabilities = rescored.token_probabilities
     least = np.minimum.reduceat(probabilities, heard[place][1]).tolist() if probabilities else []

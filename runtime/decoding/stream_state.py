@@ -30,7 +30,7 @@ from u2moe.runtime.text.vocabulary import Vocabulary
 from u2moe.runtime.text.written.formatter import formatter_of
 
 LONGEST_WINDOW_S = 30.0
-"""Maximum seconds encoded at once with full context, if there are endpoints."""
+"""Maximum seconds encoded at once with full context, if there are endpoint rules."""
 
 
 class StreamState:
@@ -133,7 +133,7 @@ class StreamState:
             yield self.extractor
 
     def result(self, num_alternatives: int = 0) -> Result:
-        """Return the result of the current utterance. Partial results contain alternatives of the first pass."""
+        """Return the result of the current utterance. `num_alternatives`: how many to add to a partial result."""
         with self.lock:
             result = self.utterance.result(self.vocabulary, self.frame_s, self.model.manifest.calibration)
             if result.is_final:
@@ -206,7 +206,10 @@ class StreamState:
             self.failure = error
 
     def take_window(self) -> npt.NDArray[np.float32] | None:
-        """Return the features [frames, mel] of the next chunk, or None. With full context it may end within a pause."""
+        """Return the features [frames, mel] of the next chunk; None: the chunk is not complete yet.
+
+        With full context, the chunk may end in a pause, see `PauseRule`.
+        """
         with self.lock:
             extractor = self.extractor
             if not extractor.take_window():
@@ -254,7 +257,7 @@ class StreamState:
 
     @property
     def may_go_on(self) -> bool:
-        """Whether the current utterance has frames of a window with full context, and may continue."""
+        """Whether the stream uses full context, and its current utterance has frames but may still continue."""
         is_undecided = self.phase in (Phase.RECEIVING, Phase.WINDOWS)
         return self.options.chunk_size is None and self.utterance.num_frames > 0 and is_undecided
 

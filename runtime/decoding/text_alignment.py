@@ -50,7 +50,7 @@ class TextAligner:
         self._aligner.advance(log_probs)
         self._heard.append(log_probs.argmax(axis=1) != self._blank)
         for start, end in stream.pauses():
-            goes_on = self._pauses and start <= self._pauses[-1][1]  # from the previous utterance
+            goes_on = self._pauses and start <= self._pauses[-1][1]  # a pause of the previous utterance
             self._pauses.append((self._pauses.pop()[0] if goes_on else start, end))
 
     def finish(self, stream: StreamState, min_score: float) -> Alignment:

@@ -63,7 +63,7 @@ class Utterance:
     """An utterance during recognition.
 
     Attributes:
-        number: number of its segment, if it gets words.
+        number: number that its segment will have, if any words are recognised.
         start: encoder frame of the source at which it begins.
         num_frames: number of its encoder frames so far.
         endpoint: the endpoint that ended it, if any.
@@ -99,7 +99,7 @@ class Utterance:
         self._num_committed = 0
         self._grammar = grammar
         self._phrases: list[tuple[int, int, float]] = []  # range of committed tokens, and lowest probability
-        self._loudest: list[int] = []  # by frame, the most probable token t; if blank is more probable, ~t
+        self._loudest: list[int] = []  # by frame, the most probable token t other than blank; ~t if blank is better
 
     @property
     def end(self) -> int:
@@ -128,7 +128,7 @@ class Utterance:
         self._result = None
 
     def shorten(self, num_frames: int, log_probs: npt.NDArray[np.float32]) -> None:
-        """End the utterance after `num_frames` frames; the rest is surplus. The partial result stays.
+        """End the utterance after `num_frames` frames; the rest is surplus. The partial result does not change.
 
         Args:
             num_frames: number of frames to keep.
@@ -160,9 +160,11 @@ class Utterance:
         return joined(self._outputs, 0)
 
     def heard(self, found: Hypothesis) -> tuple[Hypothesis, list[int]]:
-        """Replace a grammar's `rest` in a hypothesis by the most probable tokens; also return where its tokens begin.
+        """Replace each `rest` of a grammar in a hypothesis by the most probable tokens of its frames.
 
-        `context_score` contains their penalties and costs. Times and probabilities are left out.
+        Also returns, for each original token, its position in the new hypothesis. The `context_score` of the new
+        hypothesis contains the penalties and costs of `rest`; its times and probabilities are left out. A hypothesis
+        without `rest` is returned unchanged.
         """
         rest = None if self._grammar is None else self._grammar.rest
         if rest not in found.tokens:
@@ -177,7 +179,7 @@ class Utterance:
             path = self._loudest[begin : None if end is None else end + 1]
             runs = [each for each, _ in itertools.groupby([max(path[0], ~path[0]), *path[1:]])]
             if end is not None and len(runs) > 1:
-                runs.pop()  # belongs to the next token
+                runs.pop()  # the last run belongs to the next token
             tokens += [each for each in runs if each >= 0]
             num += len(tokens) - begins[-1]
         lost = num * REST_PENALTY + found.tokens.count(rest) * REST_COST
@@ -226,7 +228,10 @@ class Utterance:
         return self._result
 
     def num_revised(self, vocabulary: Vocabulary, tokens: Sequence[int]) -> int:
-        """Return how many committed words, before a cut, the final tokens revise; see `Result.revised`."""
+        """Return how many committed words the final tokens revise; after a cut, of those before it only.
+
+        See `Result.revised`.
+        """
         committed, final = vocabulary.words(self._committed), vocabulary.words(tokens)
         return num_revised([word.text for word in committed], [word.text for word in final])
 
@@ -246,7 +251,7 @@ class Utterance:
 
     @property
     def is_concluded(self) -> bool:
-        """Whether its result is final."""
+        """Whether the utterance has its final result."""
         return self._result is not None and self._result.is_final
 
     def conclude(self, result: Result) -> None:

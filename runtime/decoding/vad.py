@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import os
 
 _WINDOW, _CONTEXT = 512, 64
-"""Samples per probability, and number of preceding samples that are also input."""
+"""Samples in a window, which gets one probability, and samples before it that the network reads as context."""
 _RATE = 16_000
 _WINDOW_S = _WINDOW / _RATE
 _MAX_WINDOWS = 256

@@ -52,7 +52,7 @@ class SearchWords:
         return found
 
     def fusion(self, options: DefiniteOptions) -> Fusion | None:
-        """Return the language model of definite options."""
+        """Return the language model that the options choose, prepared for the vocabulary; None: no language model."""
         chosen = options.language_model
         if not isinstance(chosen, LanguageModelOptions):
             return None
@@ -61,7 +61,7 @@ class SearchWords:
         return self._fusions[chosen]
 
     def graph(self, options: DefiniteOptions, hotwords: object) -> PhraseGraph | None:
-        """Return the grammar of definite options; raise ValueError if there are also hotwords."""
+        """Return the automaton of the options' grammar, if any; raise ValueError if there are also hotwords."""
         chosen = options.grammar
         if chosen is None:
             return None

@@ -24,8 +24,9 @@ class Activation:
         module: name of its class in `torch.nn`.
         arguments: arguments of that class.
         nodes: adds its nodes, in float32.
-        lowest: absolute value of its minimum, if negative outputs are small compared with the largest. Rows are then
-            scaled by the larger of this and their largest value. None: they are scaled by their largest magnitude.
+        lowest: absolute value of its minimum, if negative outputs are small compared with positive ones. Quantization
+            then scales each row by the larger of `lowest` and the row's largest value. None: it scales each row by the
+            row's largest magnitude.
     """
 
     module: str

@@ -16,7 +16,8 @@ END = 2**63 - 1
 _LANES = 16
 """Maximum number of values that onnxruntime adds at once, one in each lane of a vector."""
 _BLOCK = 16_384
-"""Keys times channels of a head (a power of two, at least 16) whose products onnxruntime adds in one block."""
+"""Maximum number of keys times channels of a head whose products onnxruntime adds in one block. The channels count as
+the next power of two, at least 16."""
 
 PositionUse = Literal["", "relative", "rotary", "distance"]
 """How scores depend on positions. "": not at all. "relative": encodings added to the keys. "rotary": rotation of
@@ -28,7 +29,8 @@ POSITION_INPUTS: dict[PositionUse, tuple[str, ...]] = {
     "distance": ("vectors",),  # [FURTHEST_LEFT + FURTHEST_RIGHT + 1, size]
 }
 FURTHEST_LEFT, FURTHEST_RIGHT = 64, 8
-"""Largest distances with their own vectors, as in WeNet. Keys further away use the vector of the limit."""
+"""Largest distances with their own vectors, to the left and to the right, as in WeNet. Keys further away use the vector
+of the largest distance on their side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,12 @@ class Heads:
         return g.op("Reshape", joined, [0, 0, self.num_heads * self.size])
 
     def _alignment(self, g: GraphBuilder, cache: ir.Value, bias: ir.Value) -> ir.Value:
-        """Return the padding [1] before the keys that makes results independent of the padding in the cache.
+        """Return how many frames [1] to insert before the keys, so that padding in the cache does not affect results.
 
         The last bits of float32 sums depend on the positions of numbers in the processor's vectors and blocks.
-        Therefore, the chunk always begins at a vector boundary. If the keys exceed one block, it ends at a block
-        boundary. Without a cache, the padding is 0. All layers of a graph share its inputs, so it is computed once.
+        Therefore, the chunk always begins at a vector boundary. If the keys exceed one block, the chunk ends at a block
+        boundary. With an empty cache, no frames are inserted. The number is the same for all layers of a graph, so
+        onnxruntime computes it once.
         """
         block = _BLOCK // max(16, 1 << (self.size - 1).bit_length())
         past, keys = g.op("Shape", cache, start=3, end=4), g.op("Shape", bias, start=3, end=4)
@@ -160,7 +163,7 @@ def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
 
 
 def _name(name: str, use: PositionUse) -> str:
-    """Return the name of a variant. Variants that differ by more than an addition have separate kernels and names."""
+    """Return the name of a function. "relative" only adds to the keys, so it shares the name of plain attention."""
     return f"{use.capitalize()}{name}" if use in ("rotary", "distance") else name
 
 
@@ -253,10 +256,10 @@ def shifted_attention(heads: Heads) -> ir.Function:
 
 
 def shifted_places(g: GraphBuilder, time: ir.Value, lens: ir.Value) -> ir.Value:
-    """Return the indices of a shifted matrix [time, time] in the matrix with a column of zeros before the first.
+    """Return where each element of a shifted matrix [time, time] is in the flattened original matrix.
 
-    Each row of a batch is shifted by its own length, so padding does not matter. From `time` [1] and `lens` [batch] to
-    [batch, time * time].
+    The original matrix has an additional column of zeros before its first. Each row of a batch is shifted by its own
+    length, so padding does not matter. From `time` [1] and `lens` [batch] to indices [batch, time * time].
     """
     frames = g.op("Range", 0, g.op("Squeeze", time, [0]), 1)
     length = g.op("Unsqueeze", lens, [1, 2])

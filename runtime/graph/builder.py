@@ -137,7 +137,7 @@ class GraphBuilder:
         return {domain: 1 if domain else OPSET for domain in sorted(self._domains)}
 
     def input(self, tensor: contract.Tensor, axes: Callable[[str | int], int | None]) -> ir.Value:
-        """Return the graph input of a tensor of the contract. `axes` returns the size of a fixed axis."""
+        """Create a graph input for a tensor of the contract. `axes` returns the size of an axis; None: dynamic."""
         return ir.val(tensor.name, dtype=ir.DataType[_TYPES[tensor.dtype]], shape=_shape(tensor, axes))
 
     def model(
@@ -148,7 +148,7 @@ class GraphBuilder:
         axes: Callable[[str | int], int | None],
         metadata: dict[str, str],
     ) -> ir.Model:
-        """Complete the graph with the outputs of the contract, in its order."""
+        """Complete the graph with the outputs of the contract, in the contract's order."""
         results = []
         for tensor in graph.outputs:
             with self.scope("outputs"):

@@ -21,7 +21,7 @@ class SparseDispatch:
 
     Attributes:
         tokens: inputs of the layer [tokens, dim].
-        logits: router logits [tokens, experts], float32 for tokens of any precision.
+        logits: router logits [tokens, experts], in float32 even if the tokens are in float16.
         experts: experts of each token [tokens, k], most likely first.
         probabilities: weights of these experts [tokens, k], which sum to 1.
         counts: number of rows of each expert [experts].

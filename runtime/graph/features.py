@@ -51,7 +51,7 @@ def fbank(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value
 def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig, *, is_first_used: bool) -> ir.Value:
     """Return frames [batch, frames, frame_len] after removal of the mean and pre-emphasis, in double precision.
 
-    The first sample of a frame is correct only if `is_first_used`; in most windows, its weight is 0.
+    The first sample of a frame is correct only if `is_first_used`. Most window functions multiply it by 0.
     """
     length, shift = config.frame_len, config.shift_len
     # Frames overlap by whole blocks. Gathering blocks is much faster than gathering samples.
@@ -61,7 +61,7 @@ def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig, *, is
     signal = g.op("Cast", g.op("Slice", samples, [0], in_blocks, [1]), to=ir.DataType.DOUBLE)
     before = g.op("Pad", signal, [0, 1, 0, -1])
     emphasised = g.op("Sub", signal, g.op("Mul", before, np.array(PREEMPHASIS)))
-    # One more than the complete shifts between the first and the last frame; none for less than a frame.
+    # The complete shifts that fit after the first frame, plus 1; none if there are fewer samples than in a frame.
     room = g.op("Max", g.op("Add", num_samples, [shift - length]), [0])
     num_frames = g.op("Div", room, [shift])
     starts = g.op("Mul", g.op("Range", _scalar(0), g.op("Squeeze", num_frames, [0]), _scalar(1)), [shift // block])
@@ -71,7 +71,7 @@ def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig, *, is
     frames = g.op("Gather", g.op("Reshape", emphasised, [0, -1, block]), places, axis=1)
     shape = g.op("Concat", g.op("Shape", samples, start=0, end=1), num_frames, [length], axis=0)
     frames = g.op("Reshape", frames, shape, allowzero=1)
-    if is_first_used:  # it also stands for the sample before it
+    if is_first_used:  # the first sample also stands for the one before it
         first = g.op("Gather", signal, g.op("Mul", starts, [block]), axis=1)
         first = g.op("Unsqueeze", g.op("Mul", first, np.array(1 - PREEMPHASIS)), [2])
         frames = g.op("Concat", first, g.op("Slice", frames, [1], [END], [2]), axis=2)

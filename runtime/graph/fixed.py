@@ -97,7 +97,7 @@ def fixed_convolution(
 def fixed_mixture(
     g: GraphBuilder, mixture: Mixture, x: ir.Value, gate: ir.Value, weights: Sequence[ir.Value]
 ) -> ir.Value:
-    """Add nodes for a mixture on [1, time, dim] with all experts as one wide layer. Unchosen experts have weight 0.
+    """Add nodes for a mixture on [1, time, dim] with all experts as one wide layer. Unchosen experts hardly contribute.
 
     `weights` are the weights of each expert in turn, as in `float_mixture`.
     """
@@ -125,21 +125,21 @@ def _shape(weight: ir.Value) -> tuple[int, ...]:
 
 
 def _shares(g: GraphBuilder, mixture: Mixture, x: ir.Value, gate: ir.Value) -> ir.Value:
-    """Return the weight of each expert, 0 for experts that are not chosen [1, time, experts].
+    """Return the weight of each expert [1, time, experts], nearly 0 for experts that are not chosen.
 
-    A term that all logits share has no effect, and is removed. To compare two experts, x is multiplied by the
-    difference of their columns, because float16 rounds logits of about 4 to multiples of 0.004, but keeps the sign of a
-    small product.
+    The mean of all logits does not affect the weights, so it is removed. Logits are not compared with each other,
+    because float16 rounds logits of about 4 to multiples of 0.004. Instead, x is multiplied by the difference of two
+    experts' columns: float16 keeps the sign of a small product.
     """
     gate, num = g.op("Sub", gate, g.op("ReduceMean", gate, [-1], keepdims=1)), mixture.num_experts
     logits = g.op("MatMul", x, gate)
     if mixture.top_k < num:
         each = np.eye(num, dtype=np.float32)
-        pairs = np.tile(each, num) - np.repeat(each, num, axis=1)  # column num * i + j: by how much j is above i
+        pairs = np.tile(each, num) - np.repeat(each, num, axis=1)  # column num * i + j: logit of j minus logit of i
         above = g.op("MatMul", x, g.op("MatMul", gate, g.constant(pairs)))
         for _ in range(STEPS):
             above = g.op("Mul", g.op("Clip", above, 0.0, 1 / SHARPNESS), SHARPNESS)
-        better = g.op("MatMul", above, g.constant(np.repeat(each, num, axis=0)))  # how many are above each
+        better = g.op("MatMul", above, g.constant(np.repeat(each, num, axis=0)))  # how many experts are above each one
         late = g.op("Clip", g.op("Sub", better, float(mixture.top_k - 1)), 0.0, 1.0)
         logits = g.op("Sub", logits, g.op("Mul", late, PENALTY))
     return g.op("Softmax", logits, axis=-1)

@@ -30,7 +30,7 @@ def affine(g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value]) -> ir.V
 
 
 def halves(parameters: list[ir.Value]) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Divide the inputs of two products, with or without biases, into those of the first and the second."""
+    """Divide the weights, and biases if any, of two products into those of the first and those of the second."""
     return parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
 
 
@@ -113,7 +113,7 @@ def embedding() -> ir.Function:
 def sinusoids(frequencies: Sequence[float]) -> ir.Function:
     """Build the positional encodings [..., dim] of int64 positions [...]: sine in even, cosine in odd channels.
 
-    They are computed instead of looked up, so that positions are unlimited.
+    The encodings are computed, not looked up in a table, so positions are unlimited.
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -128,7 +128,7 @@ def sinusoids(frequencies: Sequence[float]) -> ir.Function:
 
 
 def sines_and_cosines(frequencies: Sequence[float]) -> ir.Function:
-    """Build the sines, then the cosines of int64 positions [...] times each frequency [..., 2 * frequencies]."""
+    """Build the sines, then cosines [..., 2 * frequencies] of the products of int64 positions [...] and frequencies."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         single = g.op("Cast", inputs[0], to=ir.DataType.FLOAT)

@@ -26,7 +26,7 @@ class Prefixes(NamedTuple):
 
 
 def shared_prefixes() -> ir.Function:
-    """Build the `Prefixes` of `tokens` [batch, nbest, length]. `lens` [batch, nbest, 1]: valid tokens minus 1."""
+    """Build the `Prefixes` of `tokens` [batch, nbest, length]. `lens` [batch, nbest, 1] are valid tokens minus 1."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
         tokens, lens = inputs

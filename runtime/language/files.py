@@ -1,8 +1,9 @@
 """Files of n-gram models: ARPA, a text format (plain or gzip), and a compact binary format, a few bytes per n-gram.
 
 Layout of the binary format: magic bytes, SHA-256 of the rest, length of the header, JSON header (words and sizes), and
-arrays of little-endian integers. The arrays are numbers of children, words, probabilities and backoffs. Probabilities
-and backoffs are indices into tables of at most 256 or 65536 values, one table per order.
+little-endian arrays. The first arrays contain the number of children and the word of each n-gram. Then come tables of
+probabilities and backoffs, at most 256 or 65536 values for each order, and last the index of each n-gram's values in
+these tables.
 """
 
 from __future__ import annotations

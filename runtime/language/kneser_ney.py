@@ -163,8 +163,9 @@ class TrainingOptions:
 class _Level:
     """The n-grams of one order, sorted by history and word.
 
-    `counts` are continuation counts, `occurrences` raw counts. `parents` and `suffixes` are indices one order below, of
-    each n-gram without its last word and without its first word. `keys` are sorted, for look-up by parent and word.
+    `counts` are continuation counts, `occurrences` raw counts. `parents` and `suffixes` are indices into the level
+    one order below: of each n-gram without its last word, and without its first word. `keys` are sorted, for look-up by
+    parent and word.
     """
 
     rows: Rows

@@ -33,8 +33,9 @@ Index = int | slice | None
 class DeviceArray:
     """An immutable float32 tensor on a device, or a part of one.
 
-    It can be indexed like an array, with integers, slices without steps, and None; at least one axis must remain. A
-    part is copied only when a graph reads it. `np.asarray` copies it to the host.
+    It can be indexed like an array, with integers, slices without steps, and None; at least one axis must remain.
+    Indexing returns a part without copying; the part is copied only when a graph reads it. `np.asarray` copies the
+    values to the host.
 
     Attributes:
         shape: sizes of the axes.
@@ -47,7 +48,7 @@ class DeviceArray:
         ranges: Sequence[tuple[int, int]] | None = None,
         axes: Sequence[int | None] | None = None,
     ) -> None:
-        """Create a part of a tensor: `ranges` of all its axes, and the visible `axes`, where None is a new axis."""
+        """Create a part of a tensor. `ranges` limit its axes; `axes` are those to keep, with None for a new axis."""
         self.memory = memory
         self.tensor = tensor
         self._sizes = tuple(tensor.shape())
@@ -87,7 +88,7 @@ class DeviceArray:
     def cut(
         self, shape: Sequence[int], axis: int, *, at_front: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the starts and ends of this part, and the zeros that pad it to `shape` on all axes except `axis`."""
+        """Return starts and ends of this part, and numbers of zeros to pad it to `shape` along all axes but `axis`."""
         pads = np.zeros((2, len(self._sizes)), np.int64)
         for of_tensor, size, wanted, number in zip(self._axes, self.shape, shape, range(len(shape)), strict=True):
             if of_tensor is not None and number != axis:
@@ -97,7 +98,7 @@ class DeviceArray:
 
 
 Value = npt.NDArray[np.float32] | DeviceArray
-"""Input or output of a graph: an array on the host, or one on the device."""
+"""Float input or output of a graph, on the host or on the device."""
 
 
 class DeviceMemory:
@@ -117,7 +118,7 @@ class DeviceMemory:
     def run(
         self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray], outputs: Sequence[str], stay: Collection[str]
     ) -> dict[str, Any]:
-        """Run the session. Copies arrays to the device and `outputs` to the host, except for those in `stay`."""
+        """Run the session. Copies arrays to the device, and `outputs` to the host except for those named in `stay`."""
         binding = self._session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, DeviceArray):

@@ -164,7 +164,8 @@ def constants_of(config: FeatureConfig) -> Constants:
     )
 
 
-# The last bit of numpy's vectorized functions depends on the processor. Bundles must not, so use `math` below.
+# The last bit of numpy's vectorized functions depends on the processor. Bundles must be the same on every processor, so
+# the functions below use `math`.
 
 
 def _window(kind: str, length: int) -> Floats:
@@ -207,7 +208,7 @@ def _log_energies(samples: Samples, num_frames: int, config: FeatureConfig, cons
     padded = np.zeros((num_frames, constants.num_points))
     frames = padded[:, :length]
     np.subtract(_frames(emphasised, num_frames, length - 1, shift), offsets, out=frames[:, 1:])
-    # The first sample of a frame also stands for the one before it. In most windows, its weight is 0.
+    # The first sample of a frame also stands for the one before it. Most window functions multiply it by 0.
     frames[:, 0] = signal[: num_frames * shift : shift] * (1 - PREEMPHASIS) - offsets[:, 0]
     frames *= constants.window
     parts = np.fft.rfft(padded).view(np.float64)  # alternating real and imaginary parts

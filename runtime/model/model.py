@@ -39,9 +39,9 @@ class TokenScores:
     """Scores of the decoders for n hypotheses, padded to the longest.
 
     Attributes:
-        left: left-to-right log-probability of each token, of eos after the last, then zeros: [n, length+1].
-        right: the same from the right-to-left decoder, in reading order; None without that decoder.
-        next: left-to-right log-probabilities of the token after each hypothesis: [n, vocab].
+        left: log-probabilities by the left-to-right decoder: of each token, then of eos, then zeros [n, length+1].
+        right: the same by the right-to-left decoder, in reading order; None without that decoder.
+        next: left-to-right log-probabilities of the token after each hypothesis [n, vocab].
     """
 
     left: npt.NDArray[np.float32]
@@ -90,7 +90,7 @@ class Model:
         encoder: Session | StaticEncoder
         if config.static is not None:
             encoder = StaticEncoder(runner or session(first, settings), config, config.static, files)
-            # Device settings apply only to the first graph, because the compiler of the device knows only that one.
+            # Settings for a device apply only to the first graph, the only one that is compiled for the device.
             settings = replace(settings, providers=(DEFAULT_PROVIDER,), provider_options=(), sess_options=None)
         elif runner is None:
             encoder = session(first, settings)
@@ -107,7 +107,7 @@ class Model:
 
     @property
     def kernels(self) -> Kernels:
-        """Kernels of the encoder, with the functions that kernels refuse in any graph."""
+        """Kernels of the encoder. Their `refused` contains the functions that kernels refuse in any of the graphs."""
         sessions = [*self.encoder.sessions, self._ctc, *([self._decoder] if self._decoder else [])]
         return sessions[0].kernels.with_refused_of({session.graph.name: session.kernels for session in sessions})
 
@@ -270,7 +270,7 @@ class _Size:
         return cls(len(hypotheses), max((len(tokens) for tokens in hypotheses), default=0) or 1, len(output))
 
     def joins(self, others: Sequence[_Size]) -> bool:
-        """Return whether the utterance may share a call with others that are not longer."""
+        """Return whether the utterance may share a call with `others`, whose hypotheses are not longer."""
         frames = [size.num_frames for size in (*others, self)]
         return (
             self.num_hypotheses == others[0].num_hypotheses

@@ -1,7 +1,8 @@
 """Find and check the native kernels of the distribution u2moe-kernels, and register them with sessions.
 
-Its library defines operators with the names of the functions in our graphs. If it is registered, onnxruntime runs these
-operators instead of the functions. The same bundle therefore runs with and without the library.
+The library of u2moe-kernels defines operators with the names of the functions in our graphs. If the library is
+registered, onnxruntime runs these operators instead of the functions. The same bundle therefore runs with and without
+the library.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Kernels:
         return f"onnxruntime {onnxruntime.__version__} ({self.reason})"
 
     def data(self) -> dict[str, Any]:
-        """Return the fields as JSON values, with a `description`, the text of `str`."""
+        """Return the fields as JSON values, and a `description`, which is the text that `str` returns."""
         library = self.library and self.library.name
         return {"description": str(self), **asdict(self), "operators": sorted(self.operators), "library": library}
 
@@ -100,7 +101,7 @@ class Kernels:
         return None
 
     def with_refused_of(self, others: Mapping[str, Kernels]) -> Kernels:
-        """Return these kernels (the encoder's) with the refused functions of all graphs, whose kernels are `others`."""
+        """Return these kernels of the encoder with the refused functions of all graphs, given the kernels by graph."""
         refused = {of_graph(name, graph): why for graph, own in others.items() for name, why in own.refused.items()}
         alone = {f"all of {graph}": own.reason for graph, own in others.items() if self.native and not own.native}
         return replace(self, refused={**refused, **alone})
@@ -111,7 +112,7 @@ class Kernels:
 
 
 def of_graph(function: str, graph: str) -> str:
-    """Return the name of a function of a graph in the `refused` of `Model.kernels`."""
+    """Return the key in `refused` of `Model.kernels` for a function that kernels refuse in one graph."""
     return f"{function} of {graph}"
 
 

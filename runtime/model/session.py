@@ -26,16 +26,16 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
 OPENVINO = "OpenVINOExecutionProvider"
 _OPENVINO_REFUSED = (1, 24)
-"""Newest onnxruntime-openvino known to interpret the scales of quantized rows as those of columns. The first chunk then
-fails because of its shapes or, on some processors, crashes the process (SIGFPE)."""
+"""Newest onnxruntime-openvino known to treat the scales of quantized rows as scales of columns. The first chunk then
+fails because of mismatched shapes or, on some processors, crashes the process (SIGFPE)."""
 _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
 class Session:
     """An onnxruntime session of a graph file.
 
-    The file may change afterwards, because the session does not read it again. There are two exceptions: settings with
-    `sess_options`, to which weights cannot be passed, and packed weights.
+    Files may change afterwards, because the session does not read them again. There are two exceptions: sessions with
+    the caller's `sess_options`, to which weights cannot be passed, and packed weights.
 
     Attributes:
         graph: contract of the graph.
@@ -77,7 +77,7 @@ class Session:
         if is_reference:
             self.kernels = self.kernels.without("weights are in float32")
         opened.check_unchanged()
-        self._session.disable_fallback()  # for runs; older versions can disable it only here
+        self._session.disable_fallback()  # during runs; older versions of onnxruntime can disable it only here
         self._memory = settings.memory(self._session)
         active = self._session.get_providers()
         for provider in settings.providers:
@@ -161,7 +161,7 @@ def _load(
 def _inference_session(
     opened: GraphFile, settings: SessionSettings, kernels: Kernels
 ) -> tuple[onnxruntime.InferenceSession, dict[str, npt.NDArray[Any]]]:
-    """Create a session. Also returns the weights whose memory it uses."""
+    """Create a session. Also returns the weights, because the session uses their memory."""
     file, options = opened.path, settings.session_options(kernels)
     weights = {} if options is settings.sess_options else opened.weights(kernels.replaces)
     try:

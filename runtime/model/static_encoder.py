@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 class Runner(Protocol):
-    """Interface of an external runner of `static.onnx`, for example of the graph compiled for a device."""
+    """Interface of an external runner of `static.onnx`, for example one that runs the graph compiled for a device."""
 
     def run(self, inputs: dict[str, npt.NDArray[np.float32]], /) -> Mapping[str, npt.NDArray[np.float32]]:
         """Run the graph with all inputs by name. Returns all outputs by name. `static.json` lists both."""
@@ -30,8 +30,8 @@ class Runner(Protocol):
 class StaticEncoder(Encoder):
     """An `Encoder` with fixed sizes of chunks and left context. It also computes log-probabilities.
 
-    Between calls, caches have the layout of other bundles, so streams can join and leave batches as usual. Each stream
-    of a batch is a separate run.
+    Between calls, caches have the same layout as in bundles with dynamic shapes, so streams can join and leave batches
+    as usual. The graph runs separately for each stream of a batch.
 
     Args:
         runner: runs the graph.
@@ -89,7 +89,7 @@ class StaticEncoder(Encoder):
         raise StreamError(f"this bundle supports only chunks of {self.form.chunk_size} frames, not full context")
 
     def _one(self, features: Array, offset: int, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-        """Run a window [frames, mel] of one stream. Returns outputs, caches as [blocks, ...], and the next offset."""
+        """Run a window [frames, mel] of one stream. Returns outputs, with caches [blocks, ...], and next offset."""
         config = self.config
         frames = (len(features) - config.window) // self._rate + 1
         position = self.position(offset, frames)
@@ -102,7 +102,7 @@ class StaticEncoder(Encoder):
         return outputs, position // config.frame_reduction + -(-frames // config.frame_reduction)
 
     def position(self, offset: int, frames: int) -> int:
-        """Return the position of a chunk with `frames` frames after subsampling; see `next_offset` of the encoder."""
+        """Return the position of a chunk of `frames` frames, all counted after subsampling; see `contract.encoder`."""
         reduction = self.config.frame_reduction
         offset, limit, base = (
             each * reduction for each in (offset, self.config.max_position, self.form.first_position)
@@ -119,8 +119,8 @@ class StaticEncoder(Encoder):
         Args:
             features: window [frames, mel]; may be shorter at the end of a stream.
             position: position of the chunk, in frames after the subsampling.
-            tensors: caches in the layout of other bundles [blocks, ...]. Those of keys and values may be shorter than
-                in the graph.
+            tensors: caches in the layout of bundles with dynamic shapes [blocks, ...]. Caches of keys and values may be
+                shorter than in the graph.
         """
         config, form = self.config, self.form
         chunk = np.zeros((1, config.num_features(form.chunk_size), config.feature_size), np.float32)
@@ -155,7 +155,7 @@ class StaticEncoder(Encoder):
         return feeds
 
     def _history(self, history: StaticHistory, tensor: Array, position: int) -> Array:
-        """Return the frames before a chunk in the graph's shape. The bundle has those before the first chunk."""
+        """Return the frames before a chunk in the graph's shape. Frames before the stream come from the bundle."""
         blocks, channels, past = tensor.shape
         steps = np.array(history.steps)[:, np.newaxis]
         exists = position + np.arange(-past, 0) * steps >= 0
@@ -164,7 +164,7 @@ class StaticEncoder(Encoder):
         return frames.reshape(1, blocks * past, channels)
 
     def _taken(self, found: Array, tensor: Array) -> Array:
-        """Convert a cache of the graph to the layout of other bundles, given the old cache. Drops unfilled frames."""
+        """Convert a cache of the graph to the layout of dynamic bundles, given the old cache. Drops unfilled frames."""
         if found.ndim == 3:
             return found.reshape(len(tensor), -1, tensor.shape[1]).transpose(0, 2, 1)
         left = found.shape[2]

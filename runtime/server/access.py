@@ -23,13 +23,14 @@ from u2moe.runtime.validation import checked_integer
 KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Prefixes of subprotocols that carry a key: web pages cannot set WebSocket headers."""
 KEY = "u2moe.key"
-"""Entry of a request's scope: its API key, or None."""
+"""Entry of a request's scope that holds the request's API key, or None."""
 SPEAKS = "u2moe.speaks"
-"""Entry of a request's state: the protocol of its port."""
+"""Entry of a request's state that names the port at which the request arrived: `launch.HTTP` or a protocol."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BEGINNINGS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _READING = ("GET", "HEAD", "OPTIONS")
-"""Cheap HTTP methods without side effects. The others are checked here, since browsers let pages post forms freely."""
+"""Cheap HTTP methods without side effects. For all others the origin is checked, since browsers let any page post
+forms to any server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ class Keys:
             self.by_name = {key.name: key for key in read_keys(self._file)}
 
     def find(self, candidates: Iterable[str]) -> Key | None:
-        """Return the key that matches a candidate, comparing in constant time."""
+        """Return the key that matches one of the candidates, comparing in constant time."""
         given = [candidate.encode() for candidate in candidates]
         equal = [
             key
@@ -117,10 +118,11 @@ class Access:
 
     The key comes from `Authorization: Bearer KEY`, a WebSocket subprotocol, or `?api_key=KEY` for clients that are
     configured only with a URL. Pages from other origins may use the server only if their origin is listed or the
-    protocol has its own port. Otherwise they can only send GET requests and cannot read the responses.
+    protocol has its own port. Otherwise they can only send GET, HEAD and OPTIONS requests and cannot read the
+    responses.
 
     A server that only this machine can reach accepts only loopback names as host. Otherwise any page could send
-    same-origin requests after making its own name resolve to this machine (DNS rebinding).
+    same-origin requests after making its own host name resolve to this machine (DNS rebinding).
 
     Args:
         app: the application.

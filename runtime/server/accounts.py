@@ -23,22 +23,24 @@ _CONNECTION_S = 0.002
 _OWN, _OWN_WITH_PLACE = (0.02, 0.02), (0.001, 0.1)
 _TOGETHER = (0.05, 0.02)
 _ADDRESS, _HERE = (0.05, 0.5), (0.25, 1.0)
-"""Share of one core, and seconds that may be used in advance, for: a connection without a slot, a connection with one,
-all connections together that exceed their own share, an address, and this machine."""
+"""Share of one core, and seconds that may be used in advance, for: a connection without a slot, a connection with a
+slot, all connections together beyond their own shares, an address, and this machine."""
 _EARNED, _MOST_AT_ONCE_S = 0.02, 1.0
 """Seconds of processor time that a client with a slot earns per second of audio, several times the cost of a plain
-stream. Second value: maximum seconds of audio that count at once, since audio faster than real time earns no more."""
+stream. Second value: maximum seconds of audio that count at once; audio faster than real time earns nothing extra."""
 _THIS_MACHINE = ("127.0.0.1", "::/64")
 """Addresses of local clients and of unconfigured local proxies. "::/64" is the network of ::1."""
 _LONGEST_WAIT_S = 10.0
-"""Maximum seconds that a new connection waits. If it had to wait longer, it is closed."""
+"""Maximum seconds that a new connection waits. If it would have to wait longer, it is closed, except if it comes from
+this machine."""
 _LONG_S = 0.001
-"""Work that takes more seconds is measured again in processor time, which excludes other processes and threads.
-Measuring all work that way would cost more than most of the work itself."""
+"""Work that takes longer than this many seconds is also measured in processor time, which excludes other processes and
+threads. Measuring all work that way would cost more than most of the work itself."""
 _MOST_LOST = 16 << 20
-"""Bytes of incomplete messages after which garbage is collected: parsers contain reference cycles."""
+"""Bytes of incomplete messages, left by closed connections, after which garbage is collected: parsers contain reference
+cycles."""
 _IPV6_SITE = 64
-"""Leading bits of an IPv6 address that a client cannot choose."""
+"""Number of leading bits of its IPv6 address that a client cannot choose."""
 
 
 def allowed_connections() -> int:
@@ -56,14 +58,14 @@ class Served(Protocol):
     """An open connection that can be checked and aborted."""
 
     def check(self, now: float) -> None:
-        """Close the connection if its client does too little."""
+        """Close the connection if its client makes too little progress."""
 
     def abort(self) -> None:
         """Close the connection immediately."""
 
 
 class Account:
-    """Account of processor time. Its debt is forgiven at a constant share of one core.
+    """Account of processor time. Its debt decreases at a constant rate, which is a share of one core.
 
     Attributes:
         advance_s: debt in seconds up to which work need not wait.
@@ -88,7 +90,7 @@ class Account:
         return max(self._paid_time - now, 0.0) * self._share
 
     def wait_s(self, now: float) -> float:
-        """Return the seconds until more time may be used."""
+        """Return the seconds until more processor time may be used."""
         return max(self._paid_time - now - self.advance_s / self._share, 0.0)
 
 
@@ -101,7 +103,7 @@ class Connections:
         tell_new: called with the number of connections not yet classified as streams or others.
 
     Attributes:
-        together: account of all connections that exceed their own share.
+        together: common account for the time that connections use beyond their own shares.
         served: open connections.
     """
 
@@ -264,7 +266,7 @@ def _peer_of(connection: socket.socket) -> Address | None:
 
 
 def site_of(peer: Address | None) -> str:
-    """Return the client's address as limits use it: for IPv6 its network."""
+    """Return the address or, for IPv6, the network of a client, as text. Limits per address apply to it."""
     if peer is None or peer.version == 4:
         return str(peer)
     return str(ipaddress.ip_network((peer, _IPV6_SITE), strict=False))

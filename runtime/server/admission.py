@@ -23,8 +23,8 @@ from u2moe.runtime.server.models import MOST_BEAM, ServedModel
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 
 _SHARE = 0.35
-"""Share of the measured throughput to use. The rest covers the event loop, chunks that coincide, and other work that
-takes half of the machine after streams were accepted."""
+"""Share of the measured throughput to use. The rest is a reserve for the event loop, for chunks that arrive at the same
+time, and for other programs that take half of the machine after streams were admitted."""
 _TOO_LATE_S, _IN_TIME_S = 0.6, 0.3
 """Lateness in seconds above which no clients are admitted, and below which they are admitted again."""
 _AVERAGED_S = 1.0
@@ -40,7 +40,7 @@ class Lateness:
     """Average time that live audio currently waits for recognition, and whether it is too long to admit more streams.
 
     The capacity is measured only once. Lateness shows that the machine has become slower or has other work. Once
-    results are late, no clients are admitted until results are clearly on time again.
+    results are late, no more clients are admitted until results are clearly on time again.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Lateness:
     def observe(self, seconds: float) -> None:
         """Add the longest wait of audio in a round of the scheduler, in seconds."""
         now = time.monotonic()
-        passed_s = min(now - self._then, max(seconds, _IN_TIME_S))  # there may have been no speech before that
+        passed_s = min(now - self._then, max(seconds, _IN_TIME_S))  # there may have been no live audio earlier
         self._late_s += (1 - math.exp(-passed_s / _AVERAGED_S)) * (seconds - self._late_s)
         self._then = now
 
@@ -65,7 +65,7 @@ class Lateness:
 
 
 Take = Callable[[float], None]
-"""Changes the number of slots taken, for a stream that costs as much as that many plain ones."""
+"""Function that sets how many slots a client takes: the cost of its stream, in plain streams."""
 
 
 class Admission:
@@ -76,7 +76,7 @@ class Admission:
         metrics: metrics that contain the `gauge`.
         incidents: counts refusals.
         gauge: name of the gauge that shows how many slots are taken: "streams" or "files".
-        lateness: while results are late, clients are refused. None: only slots count.
+        lateness: while results are late, further clients are refused. None: only slots count.
         key: name of the key whose slots these are. None: they are the slots of the server.
 
     Attributes:
@@ -109,7 +109,7 @@ class Admission:
         """Take a slot, and yield a function that changes the number of slots taken.
 
         Raises:
-            UnavailableError: no slot is free.
+            UnavailableError: no slot is free, or results are late.
             StoppingError: the server is stopping.
         """
         if self.is_stopping:
@@ -174,8 +174,8 @@ def measure_costs(model: ServedModel) -> None:
 def take_memory(model: ServedModel, capacity: int) -> None:
     """Decode the largest possible batch of streams, so that onnxruntime allocates its memory now.
 
-    onnxruntime keeps the memory of a call, and doubles it when it needs more. Without this, memory could grow after
-    hours, when many chunks first coincide.
+    onnxruntime keeps the memory that a call needed, and doubles it when a later call needs more. Otherwise memory could
+    grow after hours, when the chunks of many streams are decoded together for the first time.
     """
     _decode_speech(model, min(capacity, MAX_BATCH), _MEASURED_S)
 
@@ -187,7 +187,7 @@ def _decode_speech(
     beam_size: int | None = None,
     hotwords: ContextGraph | None = None,
 ) -> float:
-    """Decode speech in several streams; return the seconds of work per second of one stream."""
+    """Decode speech in several streams; return the seconds of work per second of audio."""
     recognizer = model.recognizer
     rate = recognizer.bundle.manifest.features.sample_rate
     samples = _speech(rate)[: round(speech_s * rate)]

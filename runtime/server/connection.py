@@ -32,7 +32,7 @@ _Value = TypeVar("_Value")
 
 
 class Patience:
-    """Timeout that only progress extends. Messages without progress do not.
+    """Timeout that is extended by progress, but not by messages without progress.
 
     Args:
         limit_s: timeout in seconds.

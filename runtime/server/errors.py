@@ -103,7 +103,7 @@ class ClientGoneError(Exception):
 
 @contextlib.contextmanager
 def refusing(parameter: str | None = None) -> Iterator[None]:
-    """Turn a ValueError of a check into a RequestError that names the parameter. None: the field that was checked."""
+    """Turn a ValueError of a check into a RequestError that names `parameter` or, if it is None, the checked field."""
     try:
         yield
     except ValueError as error:

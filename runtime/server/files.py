@@ -65,8 +65,9 @@ class _Turns:
 class FileQueue:
     """Queue of files of any length. A few take turns of about ten seconds of audio, so that short files finish soon.
 
-    Files start in the order of arrival. A client's running files never outnumber the places left free, and
-    clients without a running file come first.
+    Waiting files of the clients with the fewest running files start first; among these, the client served last comes
+    last, and each client's files start in the order of arrival. A client starts another file only while it has fewer
+    running files than there are free places.
 
     Attributes:
         admission: slots in the queue, each from the first byte of an upload to the last byte of the response.
@@ -92,7 +93,9 @@ class FileQueue:
 
     @contextlib.contextmanager
     def place(self, client: str) -> Iterator[FileTask]:
-        """Reserve a slot for a file. No client gets more slots than remain free. `client` "": unknown.
+        """Reserve a slot for a file. `client` "": unknown.
+
+        A client gets a second or later slot only if it then has no more slots than remain free.
 
         Raises:
             UnavailableError: no slot is free, or the client has used its share.
@@ -136,7 +139,7 @@ class FileQueue:
                 self._running[task] = self._pool.submit(task.work)
 
     def end(self, task: FileTask) -> None:
-        """Note that a task is done, and start another."""
+        """Note that a task is done, and start waiting ones."""
         del self._running[task]
         self._begin()
 
@@ -201,7 +204,7 @@ class FileTask:
         num_bytes: bytes stored so far.
         arrival: time at which the upload was complete.
         decoder: its decoder while it is recognised.
-        duration: seconds recognised so far; finally those of the whole file.
+        duration: seconds recognised so far; in the end, the duration of the whole file.
         whole_s: duration in seconds according to its header; 0: unknown.
     """
 
@@ -223,7 +226,7 @@ class FileTask:
         """Set the number of bytes stored.
 
         Raises:
-            StorageError: the client has several files, which take more than the free disk space.
+            StorageError: the client has several files, whose total size exceeds the free disk space.
         """
         before, self.num_bytes = self.num_bytes, num_bytes
         if len(self._of_client) == 1 or num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
@@ -253,7 +256,7 @@ class FileTask:
         Raises:
             AudioError: the file cannot be read as audio.
             TooLargeError: the file is too long.
-            StoppingError: the server is stopping and no longer waits for it.
+            StoppingError: the server is stopping and no longer waits for the file.
         """
         seconds = first_s
         while True:

@@ -46,14 +46,14 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
     Args:
         options: options of the server.
         models: models that each worker loads, by their names for clients, the default first. Files are decoded with
-            their options.
+            the options of their model.
 
     Raises:
         OSError: a port cannot be opened.
         BundleError: a bundle is missing or damaged.
     """
     check_tls(options)
-    Keys(options)  # to fail here rather than with the first client
+    Keys(options)  # raises errors here rather than after loading a model
     with ended_by_sigterm(), contextlib.ExitStack() as opened:
         sockets = open_sockets(options)
         for listening in sockets.values():
@@ -75,7 +75,8 @@ def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
 
     Raises:
         OSError: a port is in use or may not be opened. The message names it.
-        ValueError: a protocol cannot have its own port, or only a loopback one.
+        ValueError: a protocol cannot have its own port, or does not support API keys although keys are set and other
+                machines can reach the server.
     """
     for name in options.protocol_ports:
         _check(name, options)
@@ -148,7 +149,7 @@ async def _serve(
     """Serve in this process, as a worker if `rows` are shared with others.
 
     Objects created during the start are exempted from garbage collection. This makes full collections more frequent:
-    each waits until the number of new objects is a quarter of those that survived the last one.
+    each waits until the new objects number a quarter of those that survived the previous full collection.
     """
     recognizers = {}
     for name, model in models.items():

@@ -31,7 +31,7 @@ LOGGER = logging.getLogger("u2moe.server")
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PERIOD_S = 60.0
-"""Seconds after a line in which others of its kind are only counted, so that clients cannot fill the disk."""
+"""Seconds after a line during which others of its kind are only counted, so that clients cannot fill the disk."""
 _MOST_KINDS = 100
 """Maximum number of kinds of lines within this period."""
 _STDERR = "stderr"
@@ -135,7 +135,10 @@ class _Rate:
 
 
 class _OnceAMinute(logging.Filter):
-    """Rate limit of warnings and errors. Those of libraries are grouped by code location: texts may quote clients."""
+    """Rate limit of warnings and errors.
+
+    Those of libraries are grouped by code location, since their texts may quote clients.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,7 +34,8 @@ _GAUGES = {
     "ready": "Workers that accept connections.",
 }
 _INTERNAL = ("newcomers", "heartbeats")
-"""Values for workers, which share connections, and for the process that monitors them. Prometheus does not get them."""
+"""Values by which workers share connections, and by which another process monitors the workers. They are not exported
+to Prometheus."""
 _HISTOGRAMS = {
     "first_text_seconds": "From the start of a stream to its first text.",
     "lateness_seconds": "From the arrival of live audio to the end of its recognition.",
@@ -43,7 +44,7 @@ _HISTOGRAMS = {
     "final_latency_seconds": "From the arrival of the last audio of an utterance, or of its end, to its final result.",
 }
 _NUM_COLUMNS = 160
-"""Columns of the array: enough for all values above and about thirty protocols."""
+"""Number of columns of the array: enough for all values above and about thirty protocols."""
 
 
 def shared_rows(workers: int) -> Any:
@@ -52,7 +53,7 @@ def shared_rows(workers: int) -> Any:
 
 
 class Metrics:
-    """Metrics of one worker, and their text for all workers that share `rows`. Thread-safe."""
+    """Metrics of one worker, and export of the totals of all workers that share `rows`. Thread-safe."""
 
     def __init__(self, protocols: Sequence[str] = (), rows: Any = None, worker: int = 0) -> None:
         memory = shared_rows(1) if rows is None else rows
@@ -98,7 +99,7 @@ class Metrics:
         return float(self._rows[:, self._columns[name if label is None else f"{name}:{label}"]].sum())
 
     def each(self, name: str) -> list[float]:
-        """Return a value of each worker."""
+        """Return the value of a metric for each worker."""
         values: list[float] = self._rows[:, self._columns[name]].tolist()
         return values
 

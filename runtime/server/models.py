@@ -25,7 +25,7 @@ from u2moe.runtime.text.written.formatter import TextFormat
 
 _MOST_WEIGHTS = 4
 """Maximum number of weights of a language model in use at once, besides its default. Each takes as much memory as the
-model."""
+language model itself."""
 _LEFT_CHUNKS = 4
 """Left context of live streams in chunks, which limits their memory and time."""
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
@@ -114,7 +114,7 @@ class ServedModel:
         words = await (self.writable_hotwords(phrases_of(prompt)) if hotwords is None else self._hotwords(hotwords))
         options = replace(default, **changes)
         if "grammar" in changes:
-            with refusing("grammar"):  # builds and caches it outside the event loop
+            with refusing("grammar"):  # builds and caches the grammar outside the event loop
                 await in_thread(partial(self.recognizer.create_stream, options, hotwords=words))
         return options, words
 
@@ -124,8 +124,8 @@ class ServedModel:
         The cost is interpolated between the measured beams; the real cost grows more slowly at first.
 
         A language model has no extra cost: if clients may request one, plain streams use it and were measured with it.
-        It takes 0.6 of the demo model's 7.8 ms of processor time per second of speech, and 2 of 20 ms with a thousand
-        hotwords. A stream without it (`lm_weight` 0) does not count as cheaper.
+        The language model takes 0.6 of the demo model's 7.8 ms of processor time per second of speech, and 2 of 20 ms
+        with a thousand hotwords. A stream without it (`lm_weight` 0) does not count as cheaper.
         """
         least, most = self.costs[:2] if hotwords is None else self.costs[2:]
         wider = max((options.beam_size or self.beam_size) - self.beam_size, 0)
@@ -136,7 +136,7 @@ class ServedModel:
 
         Raises:
             RequestError: the server has no language model.
-            UnavailableError: streams use too many other weights.
+            UnavailableError: current streams use too many different weights.
         """
         chosen = self.recognizer.language_model
         if chosen is None or self._is_greedy:

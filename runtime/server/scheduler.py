@@ -17,9 +17,9 @@ from u2moe.runtime.server.served_stream import Round, ServedStream
 from u2moe.runtime.stream import Stream
 
 _LIVE_LEAD_S = 1.0
-"""A stream whose audio is more seconds ahead of the clock than this is not live."""
+"""A stream whose audio is more than this many seconds ahead of the clock is not live."""
 _MAX_AHEAD = 4
-"""Maximum number of streams in a round that are not live."""
+"""Maximum number of streams that are not live in a round."""
 _REST = 0.5
 """Rest after a round of live streams, as a multiple of the duration of the round, limited by `_LONGEST_PERIOD_S`."""
 _LONGEST_PERIOD_S = 0.1

@@ -31,7 +31,7 @@ _LEAST_S = 0.005
 _ROUND_S = 2.0
 """Seconds of audio that start a round even if they do not complete a chunk."""
 _MAX_UNREAD = 100
-"""Maximum number of unread final results. If there are more, the client's audio is not read either."""
+"""Number of unread final results from which on the client's audio is not read either."""
 
 
 @dataclass(kw_only=True)
@@ -43,7 +43,7 @@ class Round:
     num_samples: int = 0
     arrival: float = 0.0  # time of arrival of the last samples
     finals: Sequence[Result] = ()
-    partial: Result | None = None  # partial result of the next segment, if it has changed
+    partial: Result | None = None  # partial result of the segment after `finals`, if it has changed
     is_over: bool = False  # whether no more results follow
     error: Exception | None = None  # error that ended the stream
 
@@ -56,7 +56,7 @@ class Round:
 class ServedStream:
     """Source of audio that is recognised with endpoint rules, until `finish` or `close`.
 
-    Feed samples with `feed`, and iterate over the stream for results. It yields partial results when the text has
+    Feed samples with `feed`, and iterate over the stream for results. This yields partial results when the text has
     changed (only the latest is kept) and the final result of each segment exactly once, in order. Iteration ends after
     `finish`.
 
@@ -135,7 +135,7 @@ class ServedStream:
     async def feed(self, samples: npt.ArrayLike) -> None:
         """Append samples of one channel, float32 in [-1, 1] or int16, of shape [n]; wait while the queue is full.
 
-        Audio fed after the stream is over (because the server is stopping) is dropped.
+        Audio is dropped if the stream is over (because the server is stopping) or its input is finished.
 
         Raises:
             AudioError: the samples are invalid, and none were appended.
@@ -207,7 +207,7 @@ class ServedStream:
         Raises:
             Exception: the error that ended the stream.
         """
-        # The order matters: a round that starts between the checks takes the work, but is counted before it does.
+        # The order matters: a round that starts between the two checks is counted before it takes the work.
         await self._until(lambda: self.is_over or not (self.has_work or self._num_rounds_done != self.num_rounds))
         self._check()
 

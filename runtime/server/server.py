@@ -26,7 +26,7 @@ from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.transport import CONNECTION, PacedConnection
 
 _PING_S = 5.0
-"""Seconds between pings. They detect a client that has disconnected while much of its data is still unread."""
+"""Seconds between pings. Pings detect that a client has disconnected while much of its data is still unread."""
 _HANDSHAKE_S = 20.0
 _GRACE_S = 5
 """Seconds for connections to close when the server stops."""

@@ -56,7 +56,7 @@ class Service:
         self._shares: dict[str, Admission] = {}
 
     async def start(self) -> None:
-        """Warm up, measure the slowest model's capacity unless one is set, and allocate memory for that capacity."""
+        """Warm up, measure the slowest model's capacity unless the options set one, and allocate memory for it."""
         models, capacity = self.models.values(), self.options.capacity
         for model in models:
             await asyncio.to_thread(model.recognizer.warm_up)
@@ -74,7 +74,7 @@ class Service:
         self.metrics.set("ready", 1)
 
     def model(self, name: Any = None) -> ServedModel:
-        """Return the model that a client requests. Any name selects a single model, since many clients fix the name.
+        """Return the model that a client requests. A single model accepts any name: many clients send a fixed one.
 
         Raises:
             RequestError: no model has this name.
@@ -87,14 +87,14 @@ class Service:
         return self.models[name]
 
     def client_of(self, scope: Mapping[str, Any]) -> str:
-        """Return who sent a request: its key if there are several keys, else its address. "": unknown."""
+        """Return who sent a request: the key if there are several keys, else the client's address. "": unknown."""
         if (key := scope[KEY]) is not None and len(self.keys.by_name) > 1:
             return f"key {key.name}"
         host = str((scope.get("client") or ("",))[0])
         return host if (address := address_of(host)) is None else site_of(address)
 
     def share_of(self, key: Key | None) -> contextlib.AbstractContextManager[Take]:
-        """Return a context that takes one of the streams and files of a key.
+        """Return a context that takes one of the slots that a key has for streams and files.
 
         Raises:
             UnavailableError: the key has reached its limit.
@@ -111,7 +111,7 @@ class Service:
         """Take a slot for the connection of the current task. It allows one live stream at a time.
 
         Raises:
-            UnavailableError: no slot is free.
+            UnavailableError: no slot is free, the key has reached its limit, or results are late.
             StoppingError: the server is stopping.
         """
         with self.share_of(key) as take_of_key, self.admission.slot() as take:
@@ -213,8 +213,8 @@ class Slot:
     ) -> ServedStream:
         """Open a stream. The previous one is abandoned.
 
-        A stream that `is_whole` is useful only if all of its audio is recognised. A server that stops waits for its
-        end, or ends it with an error, but does not end it after an utterance.
+        A stream that `is_whole` is useful only if all of its audio is recognised. A stopping server waits for
+        the end of such a stream or ends it with an error, but does not end it after an utterance.
 
         Raises:
             AudioError: the sample rate is invalid.

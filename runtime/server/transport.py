@@ -68,7 +68,7 @@ class PacedConnection(asyncio.BufferedProtocol):
 
     Attributes:
         inner: protocol that serves the client. HTTP may replace it with a WebSocket.
-        lost: called when the client has disconnected, since its task may not notice soon. None: no call.
+        lost: called when the client has disconnected, since the task that serves it may notice late. None: no call.
     """
 
     inner: asyncio.BaseProtocol
@@ -86,7 +86,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         self._request: Scope | None = None  # current HTTP request
         self._is_held = self._has_ended = self.is_closing = False
         self._is_whole = self._is_answered = self._is_served = False  # body read; response begun; application called
-        self._unread: tuple[float, int] | None = None  # time, and bytes that the client has not read since
+        self._unread: tuple[float, int] | None = None  # a time, and the size of the unread data then
         self._num_open, self._open_s = 0, 0.0  # bytes and work since the last complete message
         self._num_left = sys.maxsize  # bytes that may still be passed on
 
@@ -248,7 +248,7 @@ class PacedConnection(asyncio.BufferedProtocol):
 
         async def answer(message: Message) -> None:
             if is_http and self.is_closing:  # uvicorn has already answered an invalid request
-                await asyncio.sleep(0)  # lets it notice that nothing more will be sent
+                await asyncio.sleep(0)  # lets uvicorn notice that nothing more will be sent
                 return
             if message["type"] in _ANSWERS:
                 self._is_answered = True
@@ -354,7 +354,7 @@ def earn(audio_s: float) -> None:
 
 @contextlib.contextmanager
 def in_place(lost: Callable[[], object]) -> Iterator[None]:
-    """Mark the current connection as having a slot. `lost` is called if it ends meanwhile."""
+    """Mark the current connection as having a slot. `lost` is called if the connection is lost meanwhile."""
     connection = _current.get()
     if connection is None:
         yield

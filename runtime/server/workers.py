@@ -21,11 +21,11 @@ _SAME_S = 0.5
 """Seconds in which repeated signals count as one: timeout(1), for example, signals the process and its group."""
 _HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _early: list[bool] = []
-"""One item for each SIGHUP before `handle_signals`."""
+"""One item for each SIGHUP received before `handle_signals` was called."""
 _POLL_S = 0.1
 _RESTART_S, _LONGEST_RESTART_S = 1.0, 60.0
-"""Minimum seconds from the start of a worker to the start of its successor. They double up to the second value while
-no successor becomes ready."""
+"""Minimum seconds from the start of a worker to the start of its successor. The minimum doubles, up to the second
+value, while no successor becomes ready."""
 SILENT_S = 20.0
 """Seconds without a turn of its event loop after which a worker is replaced."""
 
@@ -101,7 +101,7 @@ class Team:
         """Run the workers until a signal stops them; return the exit code.
 
         Raises:
-            U2moeError: a worker exited before it was ready.
+            U2moeError: a worker exited before all workers were ready for the first time.
         """
         handle_signals(self._stop, self._reload, self._kill)
         self._processes += [self._start(number) for number in range(len(self._start_times))]
@@ -128,7 +128,7 @@ class Team:
         return process
 
     def _kill_silent_ones(self) -> None:
-        """Kill workers whose event loop is blocked. Time in which this process was also suspended does not count."""
+        """Kill workers whose event loop is blocked. Time for which this process was suspended, too, does not count."""
         now = time.monotonic()
         if now - self._look_time > SILENT_S / 2:
             self._awake_time = now

@@ -4,7 +4,7 @@
     <number> = one | two | twenty [five]
     [unk]
 
-Parses and checks them, without a vocabulary. For the search see `decoding/phrases.py`.
+This module parses and checks grammars, without a vocabulary. For the search see `decoding/phrases.py`.
 """
 
 from __future__ import annotations

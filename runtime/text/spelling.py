@@ -9,7 +9,7 @@ from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, is_special,
 
 
 class Spelling:
-    """The symbols of a vocabulary as parts of words. The `what` of its methods begins the messages of ValueErrors."""
+    """The symbols of a vocabulary as parts of words. The ValueErrors of its methods begin with the argument `what`."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         symbols = enumerate(vocabulary.symbols)
@@ -29,7 +29,10 @@ class Spelling:
         return found
 
     def num_tokens(self, word: str, what: str) -> int:
-        """Return the number of tokens in the shortest tokenization of a word in the vocabulary's letter case."""
+        """Return the number of tokens in the shortest tokenization of a word.
+
+        The word must be in the letter case of the vocabulary.
+        """
         spelled = list(filter(None, map(self._shortest, (word, WORD_BOUNDARY + word))))
         if not spelled:
             raise ValueError(f"{what}: the vocabulary cannot write {word!r}")

@@ -86,9 +86,9 @@ class Word:
 class Vocabulary:
     """Symbols by id, and the rules for joining them into text and words.
 
-    Character vocabularies (WeNet's `char`) concatenate symbols. U+2581 becomes a space there; WeNet leaves it in its
-    output. In BPE vocabularies, U+2581 begins a word. In both, every symbol of a script without spaces (Chinese,
-    Japanese) is a word.
+    In character vocabularies (WeNet's `char`), symbols are concatenated and U+2581 becomes a space, whereas WeNet
+    outputs U+2581 itself. In BPE vocabularies, U+2581 begins a word. In vocabularies of either kind, every symbol of a
+    script without spaces (Chinese, Japanese) is a word.
     """
 
     def __init__(self, symbols: Sequence[str], config: TextConfig) -> None:

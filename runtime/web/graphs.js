@@ -4,7 +4,7 @@ import { graphFiles } from './bundle.js';
 import { BundleError, InferenceError, StreamError, U2moeError } from './errors.js';
 
 /**
- * Despite the mode, nothing runs in parallel: there is one thread. In this mode, onnxruntime does not search for
+ * Despite the mode 'parallel', nothing runs in parallel: there is one thread. In this mode, onnxruntime does not search for
  * reusable buffers. The search takes ten times as long as the rest of creating the encoder's session.
  */
 const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };

@@ -186,7 +186,7 @@ export interface StreamOptions {
   vad?: Vad | null;
   /** null: none. Default: that of the bundle, if any. */
   languageModel?: LanguageModel | null;
-  /** Write English with digits and lower case, as in "at 10:30". Default: false, the spoken form. */
+  /** Write English with digits and sentence case, as in "At 10:30". Default: false, the spoken form. */
   written?: boolean;
 }
 
@@ -203,7 +203,7 @@ export class Stream extends EventTarget {
   readonly result: Result;
   /**
    * Append any number of samples of one channel, in [-1, 1] or int16. The sample rate must not change within a source. The promise
-   * is fulfilled when they are recognised as far as possible: await it between blocks of a file. For live audio, `maxQueueS`
+   * is fulfilled when the samples are recognised as far as possible: await it between blocks of a file. For live audio, `maxQueueS`
    * limits the queue.
    */
   acceptWaveform(sampleRate: number, samples: Float32Array | Int16Array): Promise<void>;
@@ -283,6 +283,6 @@ export class Resampler {
   static create(sourceRate: number, targetRate: number): Promise<Resampler>;
   accept(samples: Float32Array): Float32Array;
   finish(): Float32Array;
-  /** Free its memory now, rather than at garbage collection. */
+  /** Free the resampler's memory now, rather than at garbage collection. */
   free(): void;
 }

@@ -79,7 +79,7 @@ class Connection {
     for (const type of ['error', 'messageerror', 'exit']) listen(worker, type, fail);
   }
 
-  /** Return the number of a new object in the worker, which lives as long as its owner. Sources receive its events. */
+  /** Return a number for a new object in the worker, which lives as long as its owner. An owner that is a `Source` receives its events. */
   register(owner) {
     this.#num += 1;
     this.#registry.register(owner, this.#num);

@@ -22,8 +22,8 @@ from typing import Any
 Samples = Any
 """Samples of a recording or a buffer: an array of int16, which needs no package."""
 Recognise = Callable[[int, Iterable[Samples]], Generator[str, None, dict[str, Any]]]
-"""Called with the sample rate and the buffers of a recording. Yields the text so far after each buffer, or "" if there
-is none before the end. Returns the final `text` and other results."""
+"""Called with the sample rate and the buffers of a recording. Yields the text so far after each buffer, or "" if the
+recogniser has no text before the end. Returns the final `text` and other results."""
 
 
 def floats(samples: Samples) -> Any:

@@ -181,7 +181,7 @@ class Received:
     Attributes:
         partials: delays of partial results: seconds from the buffer that made a result possible to its arrival.
         finals: the same for final results.
-        num_expected: number of results for a single speaker.
+        num_expected: number of results to expect: as many for each accepted speaker as for a single one.
         num_refused: speakers refused by the server.
         failures: messages of other errors.
         lags: seconds by which buffers were sent too late; if large, the clients are the bottleneck.
@@ -211,7 +211,7 @@ def speech_buffers(seconds: float) -> list[bytes]:
 
 
 async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return the number of the buffer after which each result arrives for one speaker; len(buffers): after the end."""
+    """Return, for each result of one speaker, after which buffer it arrives; `len(buffers)`: after the end."""
     found: dict[Key, int] = {}
     async with connect(url, proxy=None) as websocket:
         for number, buffer in enumerate(buffers):
@@ -240,9 +240,9 @@ async def speak_together(
 ) -> Received:
     """Return the results of `count` speakers who start at random times within two seconds.
 
-    With `num_slots`, groups of that many speakers start one after the other. The first group, which the server accepts,
-    then starts at the same times as without the others. Other times would change which chunks coincide and delay each
-    other.
+    With `num_slots`, speakers start in groups of that many, one group every two seconds. The server accepts the first
+    group, whose speakers start at the same times as in a measurement of that group alone. Other start times would
+    change which chunks coincide, and thus the delays.
     """
     random = np.random.default_rng(num_slots or count)
     delays = random.uniform(0, _SPREAD_S, count) + _SPREAD_S * (np.arange(count) // (num_slots or count))
@@ -291,7 +291,7 @@ async def _listen(websocket: ClientConnection, sent: list[float], first: dict[Ke
         key = key_of(message)
         if key in first and key not in seen:
             seen.add(key)
-            number = min(first[key], len(sent) - 1)  # may arrive earlier than for the single speaker
+            number = min(first[key], len(sent) - 1)  # a result may arrive earlier than for the single speaker
             (received.finals if key[1] else received.partials).append(now - sent[number])
 
 

@@ -37,7 +37,8 @@ SIZES = PRESETS | {
     }
     for experts, top_k, hidden in ((8, 1, 1920), (16, 2, 960), (32, 4, 480))
 }
-"""Arguments of `random_config`; the added mixtures (experts x top-k x hidden units) have equally many parameters."""
+"""Arguments of `random_config`. The added mixtures, named experts x top-k x hidden units, have about as many parameters
+as `MIXTURE`."""
 
 
 def is_mixture(name: str) -> bool:

@@ -22,7 +22,7 @@ _PIECE = 1 << 20
 
 
 def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
-    """Return numbers and contents of the lines of a text file, without blank ones. The file may be gzip.
+    """Yield the numbers and contents of all lines of a text file that are not blank. The file may be gzip.
 
     File names need not be UTF-8: other bytes become surrogates, as in `os.fsdecode`.
 

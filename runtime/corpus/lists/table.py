@@ -22,7 +22,7 @@ class ListFormat:
     """A format of lists.
 
     Attributes:
-        read: yields the entries, from path and options. Memory does not grow with their number.
+        read: yields the entries, from path and options. Memory does not grow with the number of entries.
         description: description for help texts.
         content: yields bytes that identify the list.
         count: returns the number of entries, or None if they have to be read first.

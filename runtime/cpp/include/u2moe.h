@@ -323,8 +323,8 @@ U2MOE_API u2moe_error u2moe_stream_failure(u2moe_stream stream);
 U2MOE_API u2moe_error u2moe_stream_cancel(u2moe_stream stream);
 
 /* Called in the thread of the transcriber, one at a time. Results are freed when the callback returns. Any callback may be
- * NULL. Callbacks may call any function. u2moe_transcriber_wait and u2moe_transcriber_free on their own transcriber do not
- * wait. */
+ * NULL. Callbacks may call any function. If a callback calls u2moe_transcriber_wait or u2moe_transcriber_free for its own
+ * transcriber, the call does not wait. */
 typedef struct u2moe_transcriber_callbacks {
   size_t size;
   void *context; /* first argument of the callbacks */

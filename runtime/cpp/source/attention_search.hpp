@@ -6,7 +6,8 @@
 
 namespace u2moe::runtime {
 
-/// Beam search whose caller runs the decoder: it asks for the growing sequences and passes the scores of their next tokens.
+/// Beam search whose caller runs the decoder: the caller asks for the growing sequences and passes the scores of their next
+/// tokens.
 class AttentionSearch {
  public:
   /// @param max_len number of tokens after which the search stops; WeNet uses the number of encoder frames.
@@ -24,7 +25,7 @@ class AttentionSearch {
     return found;
   }
 
-  /// Continue the sequences by log-probabilities [sequences, vocab] of their next tokens.
+  /// Continue the sequences, given the log-probabilities [sequences, vocab] of their next tokens.
   void advance(const Floats& next) {
     const auto vocab_size = static_cast<std::size_t>(m_->vocab_size);
     std::vector<Sequence> grown;

@@ -9,8 +9,8 @@ namespace u2moe::runtime {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
-// The search decides on a grammar phrase kSureAfter frames after its last peak, if the phrase has at least the share
-// kSure of the probability of all phrases in the beam, and at least half of the probability of the whole beam.
+// The search decides on a grammar phrase from kSureAfter frames after the phrase's last peak on, if the phrase has at least
+// the share kSure of the probability of all phrases in the beam, and at least half of the probability of the whole beam.
 constexpr double kSure = 0.99;
 constexpr int kSureAfter = 4;
 
@@ -54,7 +54,7 @@ struct Prefix {
   }
 };
 
-/// Peaks of tokens as a linked list from the last one. Prefixes share it.
+/// A token's peak in a linked list that leads from the last token to the first. Prefixes share parts of these lists.
 struct Peak {
   Peak* before = nullptr;
   int frame = 0;
@@ -121,7 +121,7 @@ struct Beam {
 
   double score() const { return total + prefix->bonus + prefix->language_score; }
 
-  /// Earliest frame at which token `number` peaks in the alignments; `most` if there is no such token.
+  /// Earliest frame at which token `number` peaks in the best alignments of both kinds; `most` if there is no such token.
   int earliest_peak(std::size_t number, int most) const {
     if (number >= prefix->depth) return most;
     for (const Peak* peak : {blank_times, token_times}) {
@@ -207,7 +207,8 @@ class BeamSearch {
     collect();
   }
 
-  /// Decide on the last grammar phrase of the best prefix that is certain: drop all prefixes that do not begin with it.
+  /// Find the last certain grammar phrase in the best prefix, and drop all prefixes that do not begin with the same tokens up to
+  /// the end of that phrase.
   void decide() {
     const Prefix* node = beams_[0].prefix;
     for (const Peak* peak = beams_[0].times; peak && node->before; peak = peak->before, node = node->before) {
@@ -262,8 +263,9 @@ class BeamSearch {
     return b == kNever ? a : a + std::log1p(std::exp(b - a));
   }
 
-  // A prefix that stays (`token` is kNone: it only adds blank), or its extension by the token of this rank. `order` breaks
-  // ties: it is the point at which WeNet would first reach the candidate.
+  // A prefix that stays, or its extension by a token. For a prefix that stays, `token` is kNone if it only adds blank, else
+  // kMoved; for an extension, it is the rank of the new token. `order` is the point at which WeNet would first reach the
+  // candidate; it breaks ties.
   struct Candidate {
     double rank;
     std::size_t order, beam, token;
@@ -275,8 +277,8 @@ class BeamSearch {
     const std::vector<int>& tokens = likely.tokens;
     const auto first = static_cast<std::size_t>(!tokens.empty() && tokens[0] == blank_);
     if (first == tokens.size()) return;
-    // Heap of the best ranks so far, with the lowest on top. Candidates below the top cannot be among the best. Equal ones can:
-    // the order decides.
+    // Heap of the best ranks so far, with the lowest on top. Candidates below the top cannot be among the best. Those equal to
+    // it can, since `order` breaks ties.
     best_.assign(beam_size_, kNever);
     std::transform(ranked_.begin(), ranked_.end(), best_.begin(), [](const Candidate& stays) { return stays.rank; });
     std::make_heap(best_.begin(), best_.end(), std::greater<>());
@@ -314,14 +316,14 @@ class BeamSearch {
     }
   }
 
-  // Update prefix `index` for a frame whose likely tokens include its last one. Its alignments add blank, repeat that token, or
-  // extend those of its parent.
+  // Update prefix `index` for a frame whose likely tokens include its last one. Its alignments add blank or repeat that
+  // token, or extend the alignments of its parent.
   Beam stay(std::size_t index, std::size_t parent, double score, double blank_score) {
     const Beam& old = beams_[index];
     Beam beam;
     beam.prefix = old.prefix;
     beam.blank = old.total + blank_score;
-    const bool goes_on = old.prefix->token == rest_;  // also after blanks
+    const bool goes_on = old.prefix->token == rest_;  // `rest` is repeated even after blanks
     beam.token = (goes_on ? old.total : old.token) + score;
     beam.best_blank = old.best + blank_score;
     beam.blank_times = old.times;
@@ -374,7 +376,7 @@ class BeamSearch {
     return prefix.earned + move.bonus + ranking_->partial(move.state);
   }
 
-  // Reuse the node of a prefix that left the beam and returns while longer ones survive.
+  // Return the extension of a prefix by a token. A node that left the beam is reused if longer prefixes have kept it.
   Prefix* child(Prefix* parent, int token) {
     if (Prefix* found = parent->extension(token)) return found;
     Prefix* prefix = parent->extensions = prefixes_.add({parent, token, parent->depth + 1, nullptr, parent->extensions});

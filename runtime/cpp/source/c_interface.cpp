@@ -190,7 +190,8 @@ struct Defaults {
   }
 };
 
-// Whether a number means the value of the bundle: 0 if valid values begin at 1 or more, otherwise a negative one.
+// Whether a number stands for the value of the bundle: this is 0 if valid values begin at 1 or more, otherwise any negative
+// number.
 bool is_left_open(const Range& range, double value) { return range.in_bundle && (range.least >= 1 ? value == 0 : value < 0); }
 
 template <class Numbers, class T>

@@ -12,7 +12,7 @@ struct Settled {
   bool ends = false;
 };
 
-/// Committed tokens of a beam search. From now on its best hypothesis begins with them.
+/// Committed tokens of a beam search. The best hypothesis of the search always begins with them from then on.
 class Commitment {
  public:
   explicit Commitment(const BeamSearch& search) : last_(search.beams()[0].prefix) {}
@@ -36,8 +36,8 @@ class Commitment {
     return most;
   }
 
-  /// Count the tokens after the committed ones in the best hypothesis that can also be committed. Returns twice the count, plus
-  /// one if a word begins after them whichever token follows.
+  /// Count the tokens of the best hypothesis that follow the committed ones and can also be committed. Returns twice the count,
+  /// plus one if a word begins after them, whichever token follows.
   std::size_t num_settled(const BeamSearch& search, const std::vector<int>& tokens, const std::vector<unsigned char>& word_starts) const {
     Beams beams;
     std::map<const Prefix*, std::size_t> shared;

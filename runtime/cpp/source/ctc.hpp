@@ -46,8 +46,8 @@ class CtcSearch {
   /// Hypotheses so far, best first. With hotwords, at most twice the beam size.
   virtual std::vector<Hypothesis> hypotheses(std::size_t limit = std::numeric_limits<std::size_t>::max()) const = 0;
 
-  /// Best hypothesis that begins with the committed tokens. It is the best of all, unless both searches of a hotword search
-  /// know it with different scores.
+  /// Best hypothesis that begins with the committed tokens. It is the best of all, unless the two searches that run with
+  /// hotwords give it different scores.
   virtual Hypothesis best() const = 0;
 
   /// Return the tokens after the committed ones that no later frame changes. With a grammar, first decide on phrases that are
@@ -179,7 +179,7 @@ class PrefixBeamSearch : public CtcSearch {
   }
 
  private:
-  // Beams of the first search and beams with a bonus of the second, best first.
+  // Beams of the first search, and those beams of the second search that have a bonus, best first.
   std::vector<const Beam*> ranked() const {
     std::vector<const Beam*> beams;
     for (const Beam& beam : searches_[0].beams()) beams.push_back(&beam);
@@ -215,7 +215,8 @@ class PrefixBeamSearch : public CtcSearch {
   std::vector<Commitment> commitments_;  // one for each search
 };
 
-/// Probability by the language model that a sentence ends here, over the hypotheses of a beam, best first.
+/// Probability by the language model that a sentence ends here: the mean over hypotheses, weighted by their own probabilities.
+/// The best hypothesis must come first.
 inline double end_probability(const std::vector<Hypothesis>& hypotheses, FusionStates& states) {
   double total = 0, ends = 0;
   for (const Hypothesis& each : hypotheses) {

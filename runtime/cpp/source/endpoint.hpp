@@ -42,7 +42,7 @@ inline std::optional<Seconds> first_pause(const std::vector<float>& levels, doub
   return std::nullopt;
 }
 
-/// End each word where the longest pause between two peaks begins, and begin the next word where it ends.
+/// End each word where the longest pause between its peak and the next begins, and begin the next word where that pause ends.
 inline void end_at_pauses(std::vector<Seconds>& words, const std::vector<Seconds>& peaks, const std::vector<Seconds>& pauses) {
   constexpr double far = std::numeric_limits<double>::infinity(), longest_token_s = 1;
   for (std::size_t place = 0; place <= words.size(); ++place) {
@@ -112,8 +112,8 @@ class Endpointer {
   int trailing_silence() const { return num_silent_; }
 
   /// Process log-probabilities [frames, vocab] up to the frame at which a rule fires.
-  /// @param end_probability function of a number of these frames, larger in each call: returns the probability that a
-  /// sentence ends after them.
+  /// @param end_probability function that returns the probability that a sentence ends after a given number of these frames.
+  /// The number increases from call to call.
   template <class EndProbability>
   std::optional<Endpoint> advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, EndProbability end_probability) {
     static const double silence_log_prob = std::log(0.8);
@@ -140,7 +140,7 @@ class Endpointer {
   };
 
   std::vector<Rule> early_, late_;
-  int blank_, num_asked_ = 0;  // number of silent frames after which it asks for the probability of a sentence end
+  int blank_, num_asked_ = 0;  // number of silent frames after which `end_probability` is called
   double turn_;
   int num_frames_ = 0, num_silent_ = 0;
   bool has_speech_ = false, is_over_ = false;

@@ -44,7 +44,7 @@ using GrammarError = ErrorOf<U2MOE_GRAMMAR_ERROR>;
 extern "C" [[noreturn]] __attribute__((import_module("u2moe"), import_name("fail"))) void u2moe_fail(int code, const char* message, std::size_t length);
 #endif
 
-/// Throw an error. Code that does not use onnxruntime throws only here.
+/// Throw an error. Code that does not use onnxruntime throws only through this function.
 template <class Kind>
 [[noreturn]] void fail(const std::string& message) {
 #ifdef __wasm__

@@ -61,7 +61,7 @@ class Padding {
 
   std::size_t num_silence_, frame_len_, num_before_ = 0;
   bool has_begun_ = false;
-  std::vector<float> edge_;  // until the source has begun, all samples; then the last ones
+  std::vector<float> edge_;  // all samples until the source has begun, later only the last ones
 };
 
 /// Loudness of each frame of features [frames, feature_size], on the scale of log energy. For MFCC, the mean of the log

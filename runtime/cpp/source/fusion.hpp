@@ -35,7 +35,7 @@ struct LanguageModelOptions : LanguageModelNumbers {
   bool is_level() const { return level.empty() || level == "word" || level == "token"; }
 };
 
-using WordShare = std::pair<Ngrams::Id, double>;  // a word of the model, and log10 of its share of the word's probability
+using WordShare = std::pair<Ngrams::Id, double>;  // a word of the model, and log10 of the share of that word's probability
 
 inline const std::string kUnreadable(1, '\0');  // stands for symbols that are not text, and for prefixes of no word in the model
 inline const std::string kBoundary;
@@ -186,8 +186,8 @@ struct FusionState {
     std::shared_ptr<FusionState> state;
     double score, open;  ///< score of the words that the token ends; score of the best completion of the next word
   };
-  /// Upper bounds of what the next token adds to the score, excluding its gain if it continues or ends the current word. `most`
-  /// includes the gain.
+  /// Upper bounds of what the next token adds to the score. `going_on` and `ending` apply to tokens that continue or end the
+  /// current word, and exclude the token's gain; `most` applies to any token, and includes the gain.
   struct Losses {
     double going_on = 0, ending = 0, most = 0;
   };
@@ -314,7 +314,7 @@ class FusionStates {
     return {found.first + fusion_->unknown_score_, found.second};
   }
 
-  // Return a prefix. All prefixes that no word has share one.
+  // Return the `Beginning` with these letters. All letters with which no word begins share one.
   const BeginningPtr& beginning(const std::string& letters) {
     BeginningPtr& known = beginnings_[letters];
     if (known) return known;

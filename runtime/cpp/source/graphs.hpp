@@ -27,7 +27,8 @@ struct Chunk {
   Caches* caches;
 };
 
-/// Threads may share it: onnxruntime sessions allow concurrent calls. All functions throw ProviderError if onnxruntime fails.
+/// The graphs of a bundle. Threads may share them: onnxruntime sessions allow concurrent calls. All functions throw
+/// ProviderError if onnxruntime fails.
 class Graphs {
  public:
   /// @throws BundleError if a file is missing or damaged, or onnxruntime rejects it.
@@ -221,7 +222,8 @@ class Graphs {
   }
 
   // Join caches [blocks, 1, ...] of several streams to [blocks, streams, ...]. Shorter caches are padded before their first
-  // frame. They reach back to the start of their stream, so the padding is at negative positions, which the graph masks.
+  // frame. A shorter cache reaches back to the start of its stream, so its padding is at negative positions, which the graph
+  // masks.
   ort::Owned<OrtValue> join(const std::vector<Chunk>& chunks, std::size_t index, Floats& joined) const {
     const std::ptrdiff_t time = m_.caches[index].time_axis;
     ort::Shape shape = m_.caches[index].shape;

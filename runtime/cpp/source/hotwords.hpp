@@ -217,7 +217,8 @@ class ContextGraph {
     states_[state].partial = std::max(states_[state].partial, bonus * static_cast<double>(matched) / static_cast<double>(total));
   }
 
-  // Set the failure links. Each state also inherits the bonuses that its suffixes complete, and their share if it is larger.
+  // Set the failure links. Each state also inherits the bonuses that its suffixes complete, and their `partial` share if that is
+  // larger.
   void link() {
     std::vector<std::size_t> queue;
     for (const auto& [character, state] : states_[0].next) queue.push_back(state);

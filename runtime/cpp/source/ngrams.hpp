@@ -214,7 +214,7 @@ class Ngrams {
     return found;
   }
 
-  // For each node, find the longest suffix of its history that predicts words the node itself does not.
+  // For each node, find the node to back off to: the longest suffix of its n-gram that has longer n-grams or a backoff.
   void link(const std::vector<Id>& parent) {
     std::vector<Id> suffix(word_.size());
     link_.assign(word_.size(), 0);

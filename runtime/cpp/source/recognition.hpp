@@ -37,7 +37,7 @@ struct StreamOptions : StreamNumbers {
     return std::none_of(std::begin(kSearches), std::end(kSearches), [this](const SearchName& each) { return each.search == search && !each.has_beam; });
   }
 
-  /// Replace open values by those of a bundle.
+  /// Replace options that are not set by those of a bundle.
   /// @throws InvalidArgument or StreamError if an option is out of range or the bundle does not support it.
   StreamOptions for_bundle(const Manifest& m, const Vocabulary& vocabulary) const {
     check_range("chunk_size", chunk_size, kFullContext, 10000);

@@ -118,7 +118,7 @@ inline std::vector<Ranked> attention_rescoring(std::vector<Hypothesis> hypothese
   return ranked;
 }
 
-/// Minimum number of replaced, missing and new words if the revised sequence is to begin with `words`.
+/// Minimum number of words to replace, remove and add so that `words` become a beginning of the revised sequence.
 inline int num_revised(const std::vector<WordSpan>& words, const std::vector<WordSpan>& revised) {
   std::vector<int> row(revised.size() + 1);
   std::iota(row.begin(), row.end(), 0);

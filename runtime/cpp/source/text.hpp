@@ -111,7 +111,7 @@ inline bool is_spaceless(char32_t c) {
          (c >= 0xff66 && c <= 0xff9f) || (c >= 0x1b000 && c <= 0x1b2ff) || (c >= 0x20000 && c <= 0x3ffff);
 }
 
-/// Whether a character belongs to one of these scripts or to Korean, whose words have endings.
+/// Whether a character belongs to a script without spaces, or to Korean, whose words have endings.
 inline bool is_syllabic(char32_t c) {
   return is_spaceless(c) || (c >= 0x1100 && c <= 0x11ff) || (c >= 0x3130 && c <= 0x318f) || (c >= 0xa960 && c <= 0xa97f) ||
          (c >= 0xac00 && c <= 0xd7ff);

@@ -443,7 +443,7 @@ std::string written_text(const std::string& text) {
   return is_english(spoken) ? text_of(parts_of(spoken)) : text;
 }
 
-// Number of written words of the committed words that cannot change.
+// Number of written words that are made from committed words and cannot change.
 std::size_t num_settled(const Words& spoken, const Vocabulary& vocabulary) {
   // Another script or letter case may still follow.
   if (vocabulary.has_spaceless() || (vocabulary.has_both_cases() && is_capital(spoken))) return 0;

@@ -51,7 +51,7 @@ void run_linear(const InstructionSet& isa, const LinearLayer& layer, const float
                 const Threads& threads);
 void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8_t* q, const float* scale, size_t rows,
                 float* y, const Threads& threads);
-// The same, but rows that `seen` contains are not multiplied again; `seen` may be null.
+// The same as `run_matmul` above, but rows that `seen` contains are not multiplied again; `seen` may be null.
 void run_matmul(const InstructionSet& isa, const LinearLayer& layer, SeenRows* seen, const uint8_t* q, const float* scale,
                 size_t rows, float* y, const Threads& threads);
 

@@ -30,7 +30,7 @@ constexpr bool kIsChecked = false;
 #endif
 }  // namespace
 
-// Address space for weights, one after the other; released with the last of them.
+// Address space in which weights lie one after the other; released with the last of them.
 struct Chunk {
   uint8_t* begin;
   size_t size, used, users;
@@ -41,7 +41,8 @@ namespace {
 std::mutex& lock();
 
 // Never destroyed, because kernels may outlive static objects. The lock is free in every forked process, because
-// the forking thread holds it during the fork. Any other holder would not exist in the child, and never release it.
+// the forking thread holds it during the fork. Otherwise another thread could hold it, which would not exist in the
+// child and therefore never release it there.
 std::mutex* make_lock() {
   auto* made = new std::mutex;
 #if !defined(_WIN32)
@@ -84,8 +85,8 @@ void release(Chunk* chunk) {
 }
 
 #if defined(__linux__)
-// Returns whether pages `first` to `last` (exclusive) are unchanged from their file: none is a copy in memory or on
-// disk.
+// Returns whether pages `first` to `last` (exclusive) are unchanged from their file: none has become a copy in memory
+// or in swap space.
 bool are_of_file(uintptr_t first, uintptr_t last) {
   constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kOfFile = uint64_t{1} << 61;
   const int pages = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);

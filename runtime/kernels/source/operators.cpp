@@ -116,7 +116,7 @@ using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, Int4Linea
                        CachedConvolution, PlainNormalization, AddNormalization>;
 
 // The domain for one onnxruntime and for sessions without some of the names. Each onnxruntime has its own API. Domains
-// are created once, or twice if two threads are first.
+// are created once, or twice if two threads need one at the same time.
 struct Domain {
   const OrtApi* api;
   std::string without;

@@ -171,8 +171,8 @@ U2MOE_EXPORT Handle* u2moe_search_finish(Handle* search) {
 }
 
 /// Writes at most `limit` hypotheses, best first, if there is room. Returns the count of numbers that they take, 0 on
-/// failure. Each hypothesis has the number of its tokens, score, bonus of hotwords, score of the language model, then
-/// its tokens, times and probabilities.
+/// failure. A hypothesis is written as the number of its tokens, its score, bonus of hotwords and score of the language
+/// model, then its tokens, their times and their probabilities.
 U2MOE_EXPORT size_t u2moe_search_hypotheses(Handle* search, size_t limit, double* to, size_t room) {
   return guarded([&] { return write(search_of(search).hypotheses(limit), to, room); });
 }

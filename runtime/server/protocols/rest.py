@@ -115,7 +115,7 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> For
 
     Raises:
         RequestError: the body is not a form, is damaged, or has no file.
-        TooLargeError: there are too many bytes; raised before reading if their number is declared.
+        TooLargeError: the body is too large; raised before reading it if its size is declared.
         IdleError: the client sent too few bytes before the timeout.
         ClientGoneError: the client has disconnected.
         StorageError: the file cannot be stored.
@@ -142,7 +142,7 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> For
     _, settings = parse_options_header(request.headers.get("content-type"))
     if request.headers.get("content-encoding", "identity") != "identity":
         raise RequestError("a form must not be compressed (Content-Encoding)")
-    if settings.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # some take quadratic time to decode
+    if settings.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # others can take quadratic time
         raise RequestError("a form must be UTF-8")
     try:
         form = await Request(request.scope, receive).form(

@@ -1,4 +1,7 @@
-"""Protocol of vosk-server: a configuration, then int16 audio and `{"eof": 1}`, which are each answered once."""
+"""Protocol of vosk-server: a configuration, then int16 audio, then `{"eof": 1}`.
+
+Each message except a configuration gets one answer.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number, checked_object
 
 _PART_S = 2.0
-"""Seconds of audio in a message after which final results are taken."""
+"""Seconds of audio that are fed at a time if a message is longer. Final results are taken after each part."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,7 +145,7 @@ class _Client:
         await send_within(self._limits.send_s, self._writer.drain())
 
     async def _receive(self) -> WyomingEvent | None:
-        """Return the next event, or None at the end. An unread payload of the last event is skipped."""
+        """Return the next event, or None at the end. An unread payload of the previous event is skipped."""
         event = await self._wait_for(self._read_event)
         self._num_events += 1
         if self._num_events % _EVENTS_PER_TURN == 0:  # reading buffered data does not yield to other tasks

@@ -17,14 +17,14 @@ _VERBS = ("march", "may")
 """Month names that usually mean something else, unless an ordinal follows."""
 _CURRENCIES = {"dollar": "$", "dollars": "$", "euro": "\u20ac", "euros": "\u20ac"}
 _WITHIN = ("and", "point", "of", "hundred", "thousand", "million", "billion", "trillion", "p", *_CURRENCIES)
-"""Words that begin no rule, but may continue one."""
+"""Words with which no rule begins, but which a rule may read after other words."""
 _AFTER_DATES = (
     "", "and", "or", "but", "so", "then", "at", "on", "in", "to", "from", "until", "till", "by", "for", "with", "as",
     "the", "i", "you", "he", "she", "it", "we", "they", "this", "that", "there", "is", "was", "will", "would", "if",
     "when", "because", "before", "after", "today", "tonight", "tomorrow", "yesterday", "please", "monday", "tuesday",
     "wednesday", "thursday", "friday", "saturday", "sunday",
 )  # fmt: skip
-"""Words that may follow a date or time, and cannot be counted. The empty word is the end of the text."""
+"""Words that may follow a date or time, and that a number cannot count. The empty word is the end of the text."""
 _COUNTED = ("percent", "cent", "cents", "degrees", *_CURRENCIES)
 _HALVES = ("half", "quarter", "quarters")
 _PLURALS = (
@@ -61,7 +61,8 @@ def write(words: Sequence[str]) -> list[Written]:
 def num_settled(words: Sequence[str]) -> int:
     """Return how many of the spoken words are written the same way whatever follows.
 
-    Rules read words of numbers, dates and amounts up to the first other word. Before that word, the result is final.
+    A rule reads words of numbers, dates and amounts, up to the first other word. So everything is settled, except such
+    words at the end.
     """
     begin = len(words)
     while begin and _is_read_on(words[begin - 1]):
@@ -198,7 +199,10 @@ def _decimal(words: Sequence[str], number: int, end: int) -> tuple[str, int]:
 
 
 def _scaled(words: Sequence[str], place: int, number: int, text: str, end: int) -> tuple[str, str, int]:
-    """Return scale, digits and their end: "million" and "2" for "two million"; "" if all digits are needed."""
+    """Return the scale, the digits and their end: "million" and "2" for "two million".
+
+    The scale is "" if the number must be written with all its digits.
+    """
     scale = words[end - 1]
     if scale in SCALES and scale != "thousand" and number % SCALES[scale] == 0 and end - 1 > place:
         return scale, f"{number // SCALES[scale]:,}", end - 1
@@ -244,7 +248,7 @@ def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _as_spoken(words: Sequence[str], place: int, end: int = 0) -> list[Written]:
-    """Keep the number words from a position, or up to `end`, because their grouping is ambiguous."""
+    """Keep the words from a position to `end` (0: the end of the number words), as their grouping is ambiguous."""
     if not end:
         end = place + 1
         while _is_number(words, end):
@@ -323,7 +327,7 @@ def cardinal(words: Sequence[str], place: int, *, with_and: bool = True) -> Foun
 
 
 def ordinal(words: Sequence[str], place: int) -> Found:
-    """Read an ordinal such as "twenty first" or "hundredth", also without a number before: "third"."""
+    """Read an ordinal of one or more words, such as "third", "twenty first" or "hundredth"."""
     for end in range(min(len(words), place + _MOST_WORDS), place, -1):
         last = _of_ordinal(words[end - 1])
         if last is None:

@@ -222,7 +222,7 @@ class Casing:
         return cased
 
     def num_settled(self, words: Sequence[str]) -> int:
-        """Return how many words keep their letter case whatever follows: those before the beginning of a phrase."""
+        """Return how many words keep their letter case whatever follows: those before an incomplete listed phrase."""
         small = [word.lower() for word in words]
         for place, word in enumerate(small):
             rest = small[place:]

@@ -25,8 +25,8 @@ class Grammars:
     """Finds the parts of a text in "zh" or "ja" whose written form differs from the spoken one.
 
     Left as spoken are single numerals (千葉), approximate numbers (五六个人), quarters of hours, and some words and
-    names. GB/T 15835 wants approximate numbers in characters. The grammars mistake quarters of
-    hours for decimals.
+    names. The standard GB/T 15835 requires characters for approximate numbers. Quarters of hours are left because the
+    grammars mistake them for decimals.
 
     Raises:
         ModuleNotFoundError: wetext is not installed.
@@ -44,7 +44,7 @@ class Grammars:
         parts: list[Replaced] = []
         for each in self._normalizer.normalize_with_mapping(text).mappings:
             start, end, spoken, written = each.input_start, each.input_end, each.input_text, each.output_text
-            if each.token_type == "time":  # noqa: S105 - the mapping pads with zeros
+            if each.token_type == "time":  # noqa: S105 - the mapping pads times with zeros
                 written = self._normalizer.normalize(spoken)
             is_number = end - start > 1 and "~" not in written and not _QUARTER.search(spoken)
             if is_number and not any(first <= start and end <= last for first, last in kept):

@@ -7,7 +7,7 @@ namespace u2moe {
 namespace {
 
 constexpr size_t kTileRows = 16, kDepth = 64;  // of a tile of activations
-constexpr size_t kFewRows = 6;                 // up to here vectors are as fast, because the loop waits for memory
+constexpr size_t kFewRows = 6;                 // rows up to which vectors are as fast: the loop waits for memory
 
 // Sums of up to 32 rows with one block, finished while tiles multiply the next block.
 struct Sums {

@@ -1,5 +1,6 @@
-// AVX2 without VNNI. In int4 it adds products with 4-bit weights in 16 bits, and multiplies pairs of sums by the step
-// of their group; int8 multiplies pairs of products by one. With 8-bit weights these sums would exceed 16 bits.
+// AVX2 without VNNI. In int4, products with 4-bit weights are added in 16 bits before pairs of sums are multiplied by
+// the step of their group. In int8, every pair of products is multiplied by one instead, because longer sums of
+// products with 8-bit weights would exceed 16 bits.
 #include "../loops.h"
 #include "../vectors/avx2.h"
 

@@ -10,7 +10,7 @@ namespace u2moe {
 namespace {
 
 constexpr size_t kHiddenBytes = 384 << 10;  // of hidden activations at a time, to stay in the cache
-constexpr size_t kLeastRows = 96;          // minimum of an expert to read its weights again
+constexpr size_t kLeastRows = 96;          // smallest limit on a segment: each reads its expert's weights again
 
 // Rows of one expert that are multiplied together.
 struct Segment {

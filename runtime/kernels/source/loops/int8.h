@@ -9,7 +9,7 @@ namespace {
 // lines after a jump.
 struct Ahead {
   const uint8_t* next;
-  size_t mask;  // prefetches a line of `next` at steps with none of these bits
+  size_t mask;  // a line of `next` is prefetched at each step whose number has none of these bits
 };
 
 template <class V, int M>
@@ -32,8 +32,8 @@ inline void add_products(Sums<V, M>& sum, const typename V::Weights (&w)[V::kPan
   }
 }
 
-// `constants` are the scales of the panels and the values after them. They follow the weights: sums that began with the
-// correction would wait for memory.
+// `constants` are the scales of the panels and the values after them. The layout has them after the weights, and the
+// correction is added last: sums that began with it would wait for memory.
 template <class V, int M>
 inline void store_sums(Sums<V, M>& sum, const uint8_t* constants, float* unit) {
   U2MOE_UNROLL for (int p = 0; p < static_cast<int>(V::kPanels); p++) {

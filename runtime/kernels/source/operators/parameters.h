@@ -40,7 +40,8 @@ struct Matrix {
 
 // Returns the number of rows in a group of 4-bit weights.
 size_t group_of(const Node& node);
-// Reads weight, steps in 4 bits, scale and bias. `k` and `n` are -1 for any size, except `k` in 4 bits.
+// Read a weight with its scale and bias, and a 4-bit weight also with its steps. -1 as `k` or `n` allows any size; `k`
+// of a 4-bit weight must be given.
 Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias);
 Matrix read_int4(Node& node, int64_t k, int64_t n, size_t group, bool bias);
 

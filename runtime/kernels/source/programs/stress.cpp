@@ -49,7 +49,7 @@ bool is_equal_in_threads(const InstructionSet& isa) {
   return different == 0;
 }
 
-#if !defined(_WIN32) && !defined(__SANITIZE_ADDRESS__)  // its allocator may be locked in a child
+#if !defined(_WIN32) && !defined(__SANITIZE_ADDRESS__)  // the allocator of AddressSanitizer may be locked in a child
 // Computes in children while other threads allocate and free memory all the time, under the lock that must be free in a
 // child.
 bool is_equal_in_children(const InstructionSet& isa) {
