@@ -37,7 +37,8 @@ class Int8(NamedTuple):
 class Int4(NamedTuple):
     """A weight [in, out] in 4 bits. Columns are split into blocks of rows, each with its own step and zero point.
 
-    A weight is (integer - zero) * step * scale. Without the scale it fits in int8, which the native kernels multiply.
+    A weight is (integer - zero) * step * scale. (integer - zero) * step fits in int8, and native kernels multiply
+    these int8 values.
 
     Attributes:
         integers: uint8 [out, blocks, block_size / 2] in the layout of MatMulNBits: even rows in the low 4 bits.
@@ -130,13 +131,16 @@ def pack_int4(integers: npt.NDArray[np.uint8], block_size: int) -> npt.NDArray[n
 
 
 def _ranges(blocks: Float, zero: int) -> Float:
-    """Return, for each block [..., block_size], the smallest scale times step that covers its values with `zero`."""
+    """Return, for each block [..., block_size], the smallest product of scale and step that clips no value.
+
+    The zero point of the blocks is `zero`.
+    """
     ranges: Float = np.maximum(blocks.max(axis=-1) / (15 - zero), blocks.min(axis=-1) / -zero)
     return ranges
 
 
 def _most(zero: int) -> int:
-    """Return the largest step for which all weights of a block fit in int8."""
+    """Return the largest step with which all weights of a block with this zero point fit in int8."""
     return min(15, 127 // max(zero, 15 - zero))
 
 

@@ -26,8 +26,8 @@ MOST = 0.1
 MOST_NATS, FEWEST_TOKENS = 0.01, 10
 """The limit in nats per frame that replaces `MOST` if there are fewer than `FEWEST_TOKENS` tokens."""
 NUM_NAMED, MEASURED_FRAMES, HEARD_FRAMES = 3, 400, 1500
-"""Maximum number of layers and of recordings to name, of feature frames on which layers are measured, and of feature
-frames to recognise if there is no report."""
+"""`NUM_NAMED`: maximum number of layers, and of recordings, that a message names. `MEASURED_FRAMES`: maximum number of
+feature frames for measuring layers. `HEARD_FRAMES`: the same for recognition without a report."""
 CLIPS = DEMO_FOLDER / "clips"
 """The demo model's recordings, if it is installed."""
 NOISE_S, NUM_NOISES = 2, 3
@@ -51,11 +51,11 @@ def what_changes(
         models: the float32 model and the quantized one.
         features: features of recordings, then of noise.
         files: the recordings, in the order of `features`.
-        noisy: features of the recordings with noise of half a 16-bit step.
+        noisy: features of the same recordings after adding noise of half a 16-bit step.
 
     Returns:
-        See `Difference.data`; also `heard`: names of the recordings, and, if `noisy` is given,
-        `changed_texts_by_noise`: texts of the float32 model that such noise changes.
+        The entries of `Difference.data` and `heard`, the names of the recordings. If `noisy` is given, also
+        `changed_texts_by_noise`: the number of texts of the float32 model that this noise changes.
     """
     changes = {"heard": [file.name for file in files], **compare(*models, features).data()}
     if noisy:
@@ -102,16 +102,16 @@ def _clips(bundle: Bundle) -> list[tuple[Path, Array]]:
 
 
 def changes_unreported(source: Bundle, made: Bundle, files: Sequence[Path] = ()) -> dict[str, Any]:
-    """Measure changes on files or, without files, on noise and the demo model's clips if they are installed.
+    """Measure changes on the files or, if there are none, on noise and the demo model's clips (if installed).
 
     Returns:
-        The result of `what_changes`, and `layers` if both bundles have the same layers.
+        The result of `what_changes`, and `layers` (see `worst_layers`) unless the new bundle is packed or calibrated.
     """
     heard = read_features(source, files, HEARD_FRAMES) or _clips(source)
     features = [*(frames for _, frames in heard), *(() if files else noise(source.manifest))]
     quantization = made.manifest.quantization
     changes = what_changes((source.load(), made.load()), features, [file for file, _ in heard])
-    is_other = contract.PACKED in quantization or "calibration" in quantization  # its channels are scaled
+    is_other = contract.PACKED in quantization or "calibration" in quantization  # packed or scaled weights
     return changes if is_other else {**changes, "layers": worst_layers(source, made, features[0])}
 
 
@@ -130,7 +130,7 @@ def worst_of(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def share_changed(changes: Mapping[str, Any]) -> float:
-    """Return the share of changed tokens in the pass that changes more."""
+    """Return the share of changed tokens, in the pass in which this share is larger."""
     return float(max(found["value"] for found in changes["changed_tokens"].values()))
 
 

@@ -32,7 +32,8 @@ _LIMITS = (
         "fail if the word error rate rises by more percentage points than this (needs --list); with --calibrate: "
         "use better formats until the limit is met")),
 )  # fmt: skip
-"""Each limit: field of `Goal`, option, unit, factor and divisor that convert the unit to the field's, and help."""
+"""For each limit: the field of `Goal`, the option, its unit, a factor and a divisor that convert the option's value to
+the unit of the field, and the help text."""
 
 
 def add_quantize(subparsers: Subparsers) -> None:
@@ -200,7 +201,7 @@ def _dry_run(args: argparse.Namespace, chosen: Recipe, goal: Goal) -> int:
 
 
 def _limit(name: str, flag: str, value: float, factor: float) -> float:
-    """Return the value of a field of `Goal`, checked in its option's unit; `factor` converts it to the field's unit."""
+    """Check a value in the unit of its option; return it times `factor`, in the unit of the field `name` of `Goal`."""
     from u2moe.quantize.goals import Goal
     from u2moe.runtime.declarations import options_of
     from u2moe.runtime.validation import checked_number

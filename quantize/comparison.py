@@ -20,7 +20,7 @@ from u2moe.runtime.text.word_errors import edit_distance
 
 Array = npt.NDArray[Any]
 DOUBT = 0.05
-"""Probability that the value lies outside an interval, half of it on each side."""
+"""Probability that the value lies outside an interval: half of this probability on each side."""
 PASSES = ("greedy", "second_pass")
 MOST_LONGER = 1000
 """A limit is out of reach if it needs more than this many times the available audio."""
@@ -47,9 +47,9 @@ class Difference:
     Attributes:
         edits: edits between the texts of both models, for each of `PASSES` that the model has [recordings, passes].
         tokens: tokens of the first model's texts [recordings, passes].
-        divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]. It adds the
-            divergence of the CTC log-probabilities, summed over frames, and that of the second pass. The latter takes
-            the combined scores of the first model's hypotheses as a distribution.
+        divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]: the
+            divergence of the CTC log-probabilities, summed over frames, plus that of the second pass. For the second
+            pass, each model's combined scores of the first model's hypotheses are treated as a distribution.
         frames: encoder frames [recordings].
         seconds: duration of all recordings.
     """
@@ -66,7 +66,7 @@ class Difference:
         return int(self.tokens.sum(axis=0).min())
 
     def passes(self, doubt: float = DOUBT, times: float = 1.0) -> dict[str, Estimate]:
-        """Return the share of changed tokens by pass, extrapolated to `times` as much audio of the same kind."""
+        """Return the share of changed tokens by pass, with the intervals expected for `times` times as much audio."""
         return {
             name: share_of(edits, tokens, doubt, times)
             for name, edits, tokens in zip(PASSES, self.edits.T, self.tokens.T, strict=False)
@@ -83,7 +83,7 @@ class Difference:
         return Estimate(value, max(value - margin, 0.0), value + margin)
 
     def scaled(self, share: float) -> Difference:
-        """Return the difference expected at this share of the divergence; edits scale with its square root."""
+        """Return the difference expected at this share of the divergence. Edits scale with the share's square root."""
         return dataclasses.replace(self, edits=self.edits * math.sqrt(share), divergences=self.divergences * share)
 
     def summary(self) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def share_of(edits: Array, tokens: Array, doubt: float = DOUBT, times: float = 1
 
     The number of edits is treated as a Poisson variable with Byar's limits (Breslow and Day 1987), which are nearly
     exact even if there are no edits. Edits within a recording are correlated. Edits and tokens are therefore divided by
-    the design effect (Korn and Graubard 1998), the variance between recordings over that of independent edits, if it
-    exceeds 1.
+    the design effect (Korn and Graubard 1998) if it exceeds 1. It is the ratio of the variance between recordings to
+    the variance that independent edits would have.
     """
     total, size = float(edits.sum()), max(float(tokens.sum()), 1.0)
     effect = max(_variance(edits, tokens) * size**2 / total, 1.0) if total else 1.0
@@ -135,7 +135,7 @@ def _variance(values: Array, sizes: Array) -> float:
 
 
 def times_needed(is_enough: Callable[[float], bool]) -> float | None:
-    """Return roughly how many times the available audio would be enough; None if no amount would."""
+    """Return roughly how many times the available audio is needed; None if it is more than `MOST_LONGER` times."""
     times = 1.0
     while not is_enough(times):
         times *= 1.1
@@ -164,7 +164,7 @@ class Heard:
 
 
 def hear(model: Model, frames: Array) -> Heard:
-    """Recognise features [frames, mel] with full context and the bundle's beam size and weights."""
+    """Recognise features [frames, mel] with full context and the beam size and score weights of the bundle."""
     output = model.encode(frames)
     log_probs = model.ctc(output)
     greedy = ctc_greedy_search(log_probs).tokens
@@ -198,7 +198,7 @@ def first_divergence(expected: Heard, log_probs: Array) -> float:
 
 
 def second_divergence(expected: Heard, scores: Array) -> float:
-    """Return the divergence of the second pass's scores from the expected ones, taken as distributions, in nats."""
+    """Return the divergence, in nats, of the second pass's scores from the expected ones; softmax normalises both."""
     if not len(scores):
         return 0.0
     logs, others = (each - each.max() - np.log(np.exp(each - each.max()).sum()) for each in (expected.scores, scores))

@@ -26,7 +26,7 @@ OUTLIER = 8.0
 """A channel is an outlier if its largest magnitude exceeds this many times the median over channels."""
 SHOWN_OUTLIERS, SHOWN_LAYERS = 8, 12
 MOST_THREADS, MOST_BYTES = 4, 60_000_000
-"""Maximum number of recordings measured in parallel, and maximum bytes of a decoder's outputs for all of them."""
+"""Maximum number of recordings measured in parallel, and maximum bytes of their decoder outputs together."""
 PIECE = 1 << 20
 """Number of values whose errors are summed at a time, in float64."""
 T = TypeVar("T")
@@ -41,10 +41,11 @@ class LayerDamage:
         layer: name of the layer in the graph.
         group: group of its weights, see `recipes.FORMATS`.
         bytes: bytes of its weights; float32 at level 0.
-        alone: divergence from float32 if only this layer is quantized, in nats per frame; see `Difference`. Layers of
-            the encoder and CTC head count the divergence of the log-probabilities, layers of decoders that of the
-            second pass.
-        errors: relative error of the layer's outputs for float32 inputs.
+        alone: divergence from float32 if only this layer is quantized, in nats per frame; see `Difference`. For layers
+            of the encoder and CTC head, it is the divergence of the log-probabilities; for layers of decoders, that of
+            the second pass.
+        errors: relative error of the layer's output (the largest if there are several) for the inputs of the float32
+            network.
         outliers: for each value that the layer reads, the channels much larger than the others, the largest first.
     """
 
@@ -81,7 +82,7 @@ class _Reference:
 
 
 Run = tuple[Values, Values]
-"""One run of a graph for a recording: its feeds, and the values before one of its parts."""
+"""One run of a graph for a recording: the feeds of the run, and the values before one of the graph's parts."""
 
 
 class DamageMeter:
@@ -90,8 +91,8 @@ class DamageMeter:
     Memory holds the graphs in one format at a time and the values between two layers.
 
     Attributes:
-        bytes: bytes of each layer's weights at each level, by layer, in order.
-        most: last level of each layer.
+        bytes: by layer, in order: the bytes of its weights at each level.
+        most: by layer: its last level.
     """
 
     def __init__(self, versions: Sequence[Bundle], features: Sequence[Array], journal: Path | None = None) -> None:
@@ -109,7 +110,7 @@ class DamageMeter:
         self._of_these = hashlib.sha256(repr(described).encode()).hexdigest()
         if journal is not None and journal.exists():
             lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
-            self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last line may be cut
+            self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last may be cut short
         self._graphs = {
             graph.name: SwitchedGraph(*(read_single(version.path / graph.file) for version in versions))
             for graph in self._manifest.model.graphs()
@@ -124,7 +125,7 @@ class DamageMeter:
         trim_memory()
 
     def _measured(self, what: Any, measure: Callable[[], Any]) -> Any:
-        """Return a measurement, from the journal if it is there."""
+        """Return a measurement: from the journal if it contains it, else from `measure`."""
         key = json.dumps([self._of_these, what])
         if key not in self._known:
             self._known[key] = measure()
@@ -177,9 +178,10 @@ class DamageMeter:
         begin: int = 0,
         known: Sequence[Run] = (),
     ) -> float:
-        """Return the divergence at these levels in the pass of the `changed` graph; None: in both passes.
+        """Return the divergence at these levels, in nats, in the pass to which the graph `changed` belongs.
 
-        The changed graph runs from part `begin`, see `SwitchedSession`.
+        If `changed` is None, return the sum over both passes. The changed graph runs from part `begin`, see
+        `SwitchedSession`.
         """
         sessions = {name: SwitchedSession(graph, levels) for name, graph in self._graphs.items()}
         if changed is not None:
@@ -203,7 +205,7 @@ class DamageMeter:
         return Damage(divergence=self.divergence(self.most), frames=self._num_frames, layers=layers)
 
     def layers(self, progress: Callable[[float], None] = lambda _: None) -> list[LayerDamage]:
-        """Measure the damage of every layer at each level. Layers before it are not run again.
+        """Measure the damage of every layer at each level, without running the layers before it again.
 
         `progress` is called with the finished share of the work.
         """
@@ -275,7 +277,7 @@ def _digest(frames: Array) -> str:
 
 
 def _squares(expected: Array, found: Array) -> list[float]:
-    """Return the sums of squares of a value's error and of the value itself."""
+    """Return two sums of squares: of the error of `found`, and of the expected value itself."""
     squares = [0.0, 0.0]
     for begin in range(0, expected.size, PIECE):
         own, other = (each.reshape(-1)[begin : begin + PIECE].astype(np.float64) for each in (expected, found))

@@ -35,9 +35,9 @@ def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> lis
 def read_features(
     bundle: Bundle, files: Sequence[Path], limit: int = 6000, *, is_noisy: bool = False
 ) -> list[tuple[Path, Array]]:
-    """Return files and their features, as `features_of`; `is_noisy` adds noise of half a 16-bit step.
+    """Return the files with their features, see `features_of`; `is_noisy` adds noise of half a 16-bit step to audio.
 
-    A file written by `keep_calibration` stands for its recordings.
+    For a file written by `keep_calibration`, the recordings that it stores are returned.
     """
     random = np.random.default_rng(0)
     result: list[tuple[Path, Array]] = []
@@ -54,7 +54,7 @@ def read_features(
 
 
 def _heard(bundle: Bundle, file: Path, limit: int, random: np.random.Generator | None) -> Array:
-    """Return a file's first frames, at least `limit` if it has as many; add noise if there is a generator."""
+    """Return at least the first `limit` frames of a file, or all if it has fewer; add noise if `random` is given."""
     config = bundle.manifest.features
     stream = FeatureStream(config)
     for block in read_blocks(file, config.sample_rate):

@@ -8,8 +8,9 @@ from typing import Any
 from u2moe.quantize.picture import bar_picture
 
 Front = Sequence[Mapping[str, Any]]
-"""Choices by size: `bytes`, `divergence` in nats per frame, `at_most`, and whether it was `written`. `at_most` is the
-upper limit of the interval for the share of changed tokens, which `--max-damage` must allow."""
+"""Choices ordered by size. Each has `bytes`, `divergence` in nats per frame, `at_most`, and `written` (whether a bundle
+was written). `at_most` is the upper limit of the interval for the share of changed tokens; a choice is allowed if
+`--max-damage` is at least this."""
 
 
 def describe_front(front: Front) -> list[str]:
@@ -23,7 +24,7 @@ def describe_front(front: Front) -> list[str]:
 
 
 def front_picture(front: Front, limit: float | None) -> str:
-    """Draw a bar for the share of changed tokens of each choice, by size, and one for the limit."""
+    """Draw a bar for each choice's share of changed tokens, in the order of size, and one for the limit."""
     rows = []
     for point in front:
         bar = (0 if point["written"] else 1, 100 * point["at_most"], f"{point['at_most']:.2%}")

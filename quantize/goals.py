@@ -13,12 +13,15 @@ from u2moe.runtime.declarations import check_options, option
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """Limits for a quantized bundle. The smallest that meets them is chosen or, without a limit on damage, the best.
+    """Limits for a quantized bundle.
+
+    With a limit on damage, the smallest bundle that meets all limits is chosen, else the best one.
 
     Attributes:
         max_damage: limit on `Difference.changed_tokens` on recordings that chose nothing (0.005: 0.5 %). The upper
             limit of the interval must meet it.
-        max_divergence: the same for `Difference.divergence`, in nats per encoder frame.
+        max_divergence: limit on `Difference.divergence` on the same recordings, in nats per encoder frame. Again the
+            upper limit of the interval must meet it.
         max_wer_increase: limit on the increase of the word error rate on recordings with transcripts (0.005: half a
             percentage point).
         max_bytes: limit on the size of the bundle.
@@ -79,7 +82,7 @@ class Ladder:
         self.steps: list[Step] = []
         for item in damage.layers:
             self.steps += _steps(item.layer, item.bytes, item.alone)
-        # stable and rounded, because processors differ in the last digits
+        # a stable sort by rounded gain per byte, because processors differ in the last digits
         self.steps.sort(key=lambda step: -float(f"{step.gain / max(step.bytes, 1):.3g}"))
 
     def levels(self, steps: Sequence[Step]) -> Levels:
@@ -90,13 +93,13 @@ class Ladder:
         return levels
 
     def fewest(self, is_enough: Callable[[Levels], bool]) -> list[Step]:
-        """Return the shortest prefix of steps that is enough, by bisection; all steps if none is."""
+        """Find, by bisection, the shortest prefix of steps that is enough; return all steps if even all are too few."""
         numbers = range(len(self.steps))
         number = bisect.bisect_left(numbers, 1, key=lambda number: is_enough(self.levels(self.steps[:number])))
         return self.steps[:number]
 
     def most(self, costs: Callable[[Step], Sequence[float]], budgets: Sequence[float]) -> list[Step] | None:
-        """Return the steps, in order, that fit the budgets. Steps that save cost are taken first.
+        """Return the steps that fit the budgets, in the order in which they are taken: first those that save cost.
 
         Returns None if a budget is below zero and no steps make up for it.
         """
@@ -111,7 +114,7 @@ class Ladder:
 
 
 def _steps(layer: str, sizes: Sequence[int], alone: Sequence[float]) -> list[Step]:
-    """Return steps of a layer with decreasing gain per byte; levels that gain less than a later one are skipped."""
+    """Return steps of a layer with decreasing gain per byte; skip a level if a better level gains more per byte."""
     level, steps = len(sizes) - 1, []
     while level > 0:
         options = [

@@ -24,7 +24,7 @@ from u2moe.runtime.model.native import Kernels, checked_kernels, choose_kernels,
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 _SCALES = {part for conversion in CONVERSIONS.values() for part in conversion.others}
-"""Last components of the names of initializers that belong to weights, such as scales."""
+"""Last components of the names of initializers that accompany the integers of weights, such as scales."""
 
 
 def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def count_parameters(bundle: Bundle) -> dict[str, int] | None:
-    """Return the parameters of all graphs, `total` and `active` per token; None if weights are packed."""
+    """Count the parameters of all graphs: `total`, and those `active` for a token; None if weights are packed."""
     if PACKED in bundle.manifest.quantization:
         return None
     graphs = [_graph(ir.load(bundle.path / graph.file)) for graph in bundle.manifest.model.graphs()]
@@ -60,7 +60,7 @@ def count_parameters(bundle: Bundle) -> dict[str, int] | None:
 
 
 def _numbers(graphs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Return the number of parameters, and of those active for a token: in each mixture only the chosen experts."""
+    """Return the number of all parameters, and of those active for a token (only the chosen experts of a mixture)."""
     total = active = 0
     for graph in graphs:
         own, mixtures = sum(graph["parameters"].values()), graph["moe_layers"]

@@ -63,7 +63,7 @@ def inputs_of(node: ir.Node) -> list[ir.Value]:
 
 
 def swap(model: ir.Model, node: ir.Node, function: ir.Function, inputs: Sequence[ir.Value]) -> None:
-    """Turn a node into a call of another function; its outputs stay."""
+    """Turn a node into a call of another function; the node keeps its outputs."""
     called = _defined(model, function)
     node.op_type, node.name = called.name, _name(node, called)
     node.resize_inputs(len(inputs))
@@ -169,7 +169,7 @@ class Change:
 
     Attributes:
         group: group of the weight, see `contract.WEIGHT_GROUPS`.
-        original: reads the float32 weight in the layout of the new one.
+        original: reads the float32 weight, arranged as the new weight is.
         parts: last components of the names of the initializers stored with the integers.
         restored: computes the float32 weights that stored integers and parts represent.
     """
@@ -223,8 +223,8 @@ class Weights:
         Args:
             weight: the initializer.
             conversion: conversion to the format.
-            read: returns the weight to convert, if its order or shape differs from the initializer's.
-            made: returns the parts, if they were calibrated; None: they are computed from the weight.
+            read: returns the weight to convert, if its order or shape differs from the initializer's; None: `weight`.
+            made: returns parts whose rounding was calibrated; None: compute the parts from the weight.
         """
         source, shape = read or (lambda: array_of(weight)), read().shape if read else shape_of(weight)
         if len(shape) != 2:
@@ -238,7 +238,7 @@ class Weights:
         return [self.add(f"{name}.{part}", dtype, sizes, reader, group) for part, (dtype, sizes), reader in parts]
 
     def stacked(self, values: Sequence[ir.Value]) -> ir.Value:
-        """Stack the float32 initializers of all experts; the name omits the expert's number."""
+        """Stack the float32 initializers of all experts into one, whose name omits the expert's number."""
         name, shape = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1), shape_of(values[0])
 
         def stack() -> Array:
@@ -248,7 +248,7 @@ class Weights:
 
 
 def _readers(quantize: Callable[[], Sequence[Array]], count: int) -> list[Callable[[], Array]]:
-    """Return functions that read the integers and the other parts; together they quantize the weight once.
+    """Return functions that read the integers and the other parts; the first call quantizes the weight for all.
 
     The integers are released when they are read. The other parts are small and stay in memory.
     """

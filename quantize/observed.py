@@ -73,8 +73,8 @@ class PartGraph:
             self._kernels.register(options)
         for value in self._model.graph.inputs:
             value.type = ir.TensorType(ir.DataType.from_numpy(feeds[str(value.name)].dtype))
-        # weights are passed as values: with a hard link to their file next to the changed graph, onnx-ir would refuse
-        # the file in other processes
+        # weights are passed as values, not in a file next to the changed graph: that file would be a hard link, and
+        # onnx-ir in other processes would then refuse the original, because it has several names
         weights = {
             name: (value.const_value, onnxruntime.OrtValue.ortvalue_from_numpy(value.const_value.numpy()))
             for name, value in self._model.graph.initializers.items()
@@ -83,7 +83,7 @@ class PartGraph:
         options.add_external_initializers(list(weights), [value for _, value in weights.values()])
         content = ir.to_proto(self._model).SerializeToString()
         session = onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
-        for tensor, _ in weights.values():  # most were copied; unmapped pages are read from the file again
+        for tensor, _ in weights.values():  # most were copied; dropped pages are read again if needed
             if tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
                 tensor.raw.madvise(mmap.MADV_DONTNEED)
         return session
@@ -107,7 +107,7 @@ def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
 
 
 Levels = Mapping[str, int]
-"""The number of the version that computes each layer, by layer."""
+"""By layer: the number of the version that computes it."""
 Values = Mapping[str, Array]
 
 
@@ -117,8 +117,8 @@ class SwitchedGraph:
     A layer's level is the number of a version, 0 for the first.
 
     Attributes:
-        bytes: bytes of each layer's weights at each level, by layer, in order. Layers that are equal in the last
-            versions have fewer levels.
+        bytes: by layer, in order: the bytes of its weights at each level. A layer that is the same in the last versions
+            has fewer levels.
         groups: group of each layer's weights, by layer, see `recipes.FORMATS`.
         inputs: names of the values that each layer's products read, by layer.
         outputs: names of the values that each layer returns, by layer.
@@ -131,9 +131,10 @@ class SwitchedGraph:
         """Cut the graphs.
 
         Args:
-            versions: graphs from `read_single`; the values that all versions share differ only by rounding. A single
-                version is cut at every layer, so that it is never in memory twice while it is loaded.
-            observed: names of values that runs show.
+            versions: graphs from `read_single`; values of the same name differ between versions only by rounding. If
+                there is only one version, it is cut at every layer, so that loading never needs the memory for two
+                copies of the whole graph.
+            observed: names of the values that `seen` contains after a run.
             kernels: native kernels of the sessions; None: only onnxruntime.
         """
         self._observed, self._kernels, self.seen = frozenset(observed), kernels, dict[str, Array]()
@@ -214,7 +215,7 @@ class SwitchedGraph:
         return values
 
     def keep(self, levels: Levels | None = None) -> None:
-        """Free the memory of layers at other levels than these; None: of all layers."""
+        """Free the memory of all layers except at these levels; None: at every level."""
         for part in self.parts:
             part.keep(None if levels is None else levels.get(part.layer, 0))
 
@@ -239,11 +240,11 @@ class Part:
         return graph.run({name: values[name] for name in graph.reads}, wanted)
 
     def after(self, values: Values, found: Values) -> Values:
-        """Return the values after the part, from those before it and its outputs."""
+        """Combine `values` before the part with its outputs `found`; return those that are still needed after it."""
         return {name: value for name, value in {**values, **found}.items() if name in self.later}
 
     def keep(self, level: int | None = None) -> None:
-        """Free the memory of other levels than this; None: of all levels."""
+        """Free the memory of all levels except this one; None: of all levels."""
         for number, graph in enumerate(self.graphs):
             if level is None or number != min(level, len(self.graphs) - 1):
                 graph.unload()
@@ -259,7 +260,11 @@ class SwitchedSession:
     def __init__(
         self, graph: SwitchedGraph, levels: Levels, begin: int = 0, known: Sequence[tuple[Values, Values]] = ()
     ) -> None:
-        """Start each run at part `begin`, with known values before it, if `known` has the same feeds for that run."""
+        """Prepare a session that runs the whole graph or, where possible, only the parts from `begin` on.
+
+        `known` contains, for each run, the expected feeds and the values before part `begin`. A run with other feeds
+        runs the whole graph.
+        """
         self._graph, self._levels, self._begin, self._known = graph, levels, begin, known
         self.feeds: list[Values] = []
 
@@ -275,7 +280,7 @@ class SwitchedSession:
 
 
 def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> ir.Model:
-    """Extract the part of a graph between outside values and its outputs, with the weights that it reads."""
+    """Extract the part of a graph that computes `outputs` from values `outside` it, with the weights that it reads."""
     known = {str(value.name) for value in model.graph.inputs}
     known.update(str(value.name) for node in model.graph for value in node.outputs)
     graph = ir.convenience.extract(model.graph, sorted(outside & known), outputs)
@@ -302,7 +307,7 @@ class RoutedLayer:
 
     Attributes:
         name: scope of the layer.
-        tokens: name of its input.
+        tokens: name of the layer's input.
         gate: weight of the router, float32 [dim, experts].
         top_k: experts per token.
         expert_bytes: bytes of one expert's stored weights.

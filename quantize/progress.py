@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 BAR_WIDTH = 20
 LEAST_SHARE = 0.1
-"""Share of the work that is done between two lines of progress."""
+"""Smallest share of the work between two lines of progress."""
 
 
 def shares(progress: Callable[[str], None], title: str) -> Callable[[float], None]:

@@ -144,8 +144,8 @@ def sizes_of(
     Weights are converted in a temporary folder next to `out`; nothing is measured.
 
     Returns:
-        Bytes `before` and `after`, of each group's weights (`groups`) and of all files (`files`), and the `ratio` of
-        the latter.
+        `groups` and `files`: bytes `before` and `after`, of each group's weights and of all files together; `ratio`:
+        bytes of all files after, divided by those before.
     """
     source = _open_float32(bundle, out)
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
@@ -175,7 +175,7 @@ def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -
 
 
 def _risen(report: dict[str, Any], limit: float | None) -> str:
-    """Return a message about a word error rate that rose beyond the limit; "" if none did."""
+    """Return a message about a word error rate that rose by more than the limit; "" if none did."""
     for name, item in report.get("text", {}).items():
         if limit is not None and item["wer_after"] - item["wer_before"] > limit:
             return (

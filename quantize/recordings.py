@@ -51,7 +51,7 @@ def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path],
     """Write the features of recordings to a file that can replace the recordings in `Recipe.calibration`.
 
     The file contains everything needed for any goal, 32 kB per second of audio. It is valid only for this bundle.
-    Quantized bundles are bit-identical to those made from the recordings.
+    Bundles quantized with the file are bit-identical to those quantized with the recordings.
 
     Args:
         bundle: folder of the float32 bundle.
@@ -78,7 +78,7 @@ def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
     """Read the recordings of a recipe and divide them in order: some choose, some judge, some calibrate.
 
     With limits that choose formats, a quarter chooses (at most `CHOSEN_S` seconds). Of the rest, one half judges and
-    the other calibrates. The part of the second half that calibration does not read also judges.
+    the other calibrates, at most `LONGEST_S` seconds; if this half is longer, more of the rest judges.
 
     Raises:
         AudioError: a recording cannot be read, all of them are too short for the encoder, or those that judge have too

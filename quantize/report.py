@@ -38,7 +38,7 @@ from u2moe.runtime.text.word_errors import WordErrors, edit_distance
 Array = npt.NDArray[Any]
 NUM_TIMINGS = 9
 NUM_LEFT_CHUNKS = 4
-"""Left chunks for the timing of streams, whose chunks have the default size."""
+"""Left chunks for the timing of streams; their chunks have the bundle's default size."""
 
 
 def build_report(
@@ -96,7 +96,7 @@ def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
 
 
 def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str, Any]:
-    """Return the relative errors of the stored weights by group: of all its weights together, and of the worst one."""
+    """Return relative errors of stored weights by group: of the group's weights together, and of the worst weight."""
     squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     worst: dict[str, float] = defaultdict(float)
     for graph in quantized.manifest.model.graphs():
@@ -125,7 +125,7 @@ def output_errors(reference: Model, quantized: Model, features: Sequence[Array])
         log_probs.append((reference.ctc(pair[0]), quantized.ctc(pair[1])))
     expected, found = (np.concatenate(part) for part in zip(*log_probs, strict=True))
     encoder = [np.concatenate(part) for part in zip(*outputs, strict=True)]
-    # the best token always counts: untrained networks with a large vocabulary have no token above 1 %
+    # the best token of a frame always counts, because untrained networks with large vocabularies have none above 1 %
     likely = (expected > np.log(0.01)) | (expected == expected.max(axis=1, keepdims=True))
     return {
         "frames": len(expected),

@@ -82,9 +82,9 @@ class Activations:
     """Recorded activations, rows [n, channels] by name, and the weights whose rounding was fitted to them.
 
     Attributes:
-        products: number of products whose rounding was fitted to their rows (`compensated_products`), and of those that
-            had too few rows (`plain_products`).
-        done: called with the number of weights of each rounded product.
+        products: number of products whose rounding was fitted to recorded rows (`compensated_products`), and of
+            products with too few rows (`plain_products`).
+        done: called after the products of a layer or expert are rounded, with the number of their weights.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -165,14 +165,17 @@ def recorded(
 
 
 class _Recorder:
-    """A graph as a session that adds the inputs of its products to `activations`, except those that `others` record."""
+    """A graph as a session that adds the inputs of its products to `activations`, except the inputs in `others`.
+
+    `others` contains the names of the inputs that other recorders add; this recorder adds its own to the set.
+    """
 
     def __init__(self, model: ir.Model, activations: Activations, others: set[str]) -> None:
         self._activations = activations
         read = [(str(x.name), layer_of(node)) for node in calls(model, *PRODUCTS) if (x := node.inputs[0]) is not None]
         self._layers = {
             name: layer for name, layer in reversed(read) if name not in others
-        }  # if two layers read a value, the first counts
+        }  # errors name the first layer that reads a value
         others.update(self._layers)
         self._graph = SwitchedGraph(model, observed=self._layers)
 
@@ -258,10 +261,10 @@ def fitted(
 ) -> RoundedWeight:
     """Return the rounded product that best reproduces `weight` and `bias`.
 
-    `inputs` returns the same rows of two arrays [n, in]: the inputs that `weight` and `bias` are applied to, and those
-    of the rounded product.
+    `inputs` returns the same rows of two arrays [n, in]: the inputs of the float32 product, and the inputs that the
+    rounded product receives.
 
-    Errors of rows are weighted by `shares` [n]. Without a bias the mean error remains.
+    Errors of rows are weighted by `shares` [n]. A bias absorbs the mean error; without one it remains.
     """
     pieces = [slice(begin, begin + PIECE_ROWS) for begin in range(0, len(shares), PIECE_ROWS)]
     read = lru_cache(1)(lambda number: inputs(pieces[number]))
@@ -298,7 +301,7 @@ def compensated(weight: npt.NDArray[Any], moments: Double, conversion: WeightCon
         moments: sums of products of the inputs [in, in], positive definite.
         conversion: conversion to the format of the weight.
     """
-    # row i divided by the diagonal: corrections of later rows for an error of 1 in row i
+    # row i of `factors`, divided by its diagonal element: corrections of later rows for an error of 1 in row i
     factors = np.linalg.cholesky(np.linalg.inv(moments)).T
     sizes = factors.diagonal()
     left, rounding = weight.astype(np.float64), conversion.rounding(weight.astype(np.float32))
@@ -324,8 +327,9 @@ def rounded_products(
 ) -> list[ir.Value]:
     """Return integers, other parts and any bias of each product of a layer, see `fitted_layer`.
 
-    `rows` are the inputs of the layer [n, in], and the weight of the layer in each row's output [n]. If there are fewer
-    rows than inputs, each weight is rounded to the nearest value. `activations` counts both cases.
+    `rows` contains the inputs of the layer [n, in] and, for each of them, the weight of the layer in the output [n]. If
+    there are fewer rows than channels, each weight is rounded to the nearest value. `activations` counts the products
+    of either kind.
     """
     made: Sequence[StoredWeight | None] = [None] * len(products)
     if activations is not None:

@@ -74,7 +74,7 @@ class QuantizedBundle:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files to write, with an allowance for the goal in the manifest."""
+        """Bytes of all files to write, plus an allowance for the goal, which the manifest will record."""
         return sum(file.stat().st_size for file in self.written.path.iterdir()) + GOAL_BYTES
 
     def load(self) -> Model:
@@ -137,7 +137,7 @@ class QuantizationRun:
             _check_found(self.source, recipe, counts)
         staged = tuple(graph.file for graph in graphs)
         for name in self.source.manifest.files:
-            if not name.startswith(staged):  # without the graphs' external weights
+            if not name.startswith(staged):  # neither graphs nor their weights
                 staging.add(name, self.source.path / name)
         record = self._record(recipe, counts)
         if kept:
@@ -147,7 +147,7 @@ class QuantizationRun:
         return dataclasses.replace(made, packed=self._packed(made.bundle)) if recipe.packed else made
 
     def smallest(self, recipe: Recipe, staging: BundleWriter, limit: float | None) -> QuantizedBundle:
-        """Quantize the bundle, with larger blocks while it exceeds the limit; keep the smallest."""
+        """Quantize the bundle, trying larger blocks while it exceeds the limit; return the smallest result."""
         made = self.quantize(recipe, staging)
         sizes = {made.num_bytes: recipe}
         has_blocks = any(kind.block_sizes for kind in quantized(recipe.groups))
@@ -155,7 +155,7 @@ class QuantizationRun:
             if size > recipe.block_size and made.num_bytes > (limit or 0):
                 made = self.quantize(dataclasses.replace(recipe, block_size=size), staging)
                 sizes.setdefault(made.num_bytes, made.recipe)
-        best = sizes[min(sizes)]  # layers with few rows do not fill large blocks
+        best = sizes[min(sizes)]  # larger blocks may take more: few rows do not fill them
         return made if best == made.recipe else self.quantize(best, staging)
 
     def compare(self, made: QuantizedBundle) -> Difference:
@@ -177,7 +177,7 @@ class QuantizationRun:
         return {**dataclasses.asdict(damage), "formats": ["fp32", made.recipe.name], **written.summary()}
 
     def meter(self, versions: Sequence[Bundle]) -> DamageMeter:
-        """Return a meter of these versions on the recordings that choose."""
+        """Return a damage meter that compares these versions on the recordings that choose formats."""
         return DamageMeter(versions, self.heard.chooses, self.journal)
 
     @property
@@ -232,7 +232,7 @@ class QuantizationRun:
 
 
 def _rounding(model: ir.Model, recipe: Recipe, file: str, progress: Progress) -> Callable[[int], None]:
-    """Return a function that reports the rounded share of a graph's products; see `Activations.done`."""
+    """Return a function that reports which share of a graph's products is rounded; see `Activations.done`."""
     sizes = [math.prod(shape_of(value)) for value in model.graph.initializers.values()
              if group_of(value) in recipe.quantized.keys() - UNROUNDED and len(shape_of(value)) == 2]  # fmt: skip
     show, done = shares(progress, f"rounding {file}"), 0
@@ -258,9 +258,9 @@ def opened_run(
 ) -> Iterator[QuantizationRun]:
     """Open a run for a float32 bundle, which is smoothed first if the recipe has recordings for calibration.
 
-    Temporary files are kept in a folder in `beside`, because the system's temporary folder is often in memory. They are
-    a copy of the bundle and the inputs of its layers. Measurements are kept in the file `journal`, if given; `layout`
-    is for packing.
+    Temporary files are kept in a folder in `beside`, because the system's temporary folder is often in memory. They
+    include a copy of the bundle and the inputs of its layers. Measurements are kept in the file `journal`, if given;
+    `layout` is the version of the native kernels' layout, for recipes that pack.
 
     Raises:
         AudioError: a recording cannot be read, all recordings are too short for the encoder or the goal, or they
@@ -273,7 +273,7 @@ def opened_run(
             yield run
             return
         if goal.max_bytes is not None:
-            with BundleWriter(folder / "smallest") as other:  # calibration does not shrink a bundle
+            with BundleWriter(folder / "smallest") as other:  # calibrated bundles are as large
                 size = run.smallest(dataclasses.replace(recipe, calibration=()), other, goal.max_bytes).num_bytes
             if size > goal.max_bytes:
                 raise QuantizationError(
@@ -293,10 +293,10 @@ def opened_run(
 
 @contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
-    """Create a folder for temporary files; remove those that killed processes left."""
+    """Create a folder for temporary files; remove such folders that killed processes left behind."""
     for other in beside.glob(f"{TEMPORARY}*"):
         is_new = not (other / LOCK_FILE).exists() and time.time() - other.stat().st_mtime < UNLOCKED_S
-        if not is_new and sys.platform != "win32":  # on Windows it is unknown whether the process is alive
+        if not is_new and sys.platform != "win32":  # on Windows its process may be alive
             with contextlib.suppress(OSError), locked(other / LOCK_FILE):
                 shutil.rmtree(other, ignore_errors=True)
     made = tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=beside, ignore_cleanup_errors=True)

@@ -1,4 +1,4 @@
-"""A search for layer formats: chosen by divergence, which is smooth, and judged by tokens of other recordings."""
+"""A search for layer formats. Divergence, which is smooth, chooses them; tokens of other recordings judge them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ NUM_TIMINGS, TIMED_FRAMES, CHUNK_SIZE, NUM_LEFT_CHUNKS = 5, 3000, 16, 4
 """Settings of the real-time factor: number of timings (the median counts), maximum feature frames, chunk size, left
 chunks."""
 LEAST_FALL, LEAST_SHARE = 0.5, 0.01
-"""Maximum share of a bundle's divergence that the next bundle may have, and the smallest share to aim for."""
+"""If a bundle does not keep the limits on damage, the next one is to have at most `LEAST_FALL` times its divergence,
+but no less than about `LEAST_SHARE` times."""
 
 
 class FormatSearch:
@@ -43,8 +44,8 @@ class FormatSearch:
 
         Args:
             run: makes and measures bundles.
-            made: bundle with all layers in the smallest formats. Better formats are int8, if a layer has fewer bits,
-                and float16.
+            made: bundle with all layers in the smallest formats. The better formats to choose from are float16 and, for
+                weights with fewer than 8 bits, int8.
             staging: folder for other bundles.
             goal: limits of the bundle.
         """
@@ -66,7 +67,7 @@ class FormatSearch:
         self._damage: Damage = self._meter.measure(shares(run.progress, "damage of each layer"))
         layers = [
             dataclasses.replace(item, bytes=[item.bytes[0] // 2, *item.bytes[1:]]) for item in self._damage.layers
-        ]  # written in half precision
+        ]  # level 0 is written in half precision
         self._bytes = {item.layer: item.bytes for item in layers}
         smallest = {"bytes": self._size, "divergence": self._damage.divergence}
         self._met: dict[frozenset[tuple[str, int]], dict[str, Any]] = {frozenset(self._meter.most.items()): smallest}
@@ -91,9 +92,9 @@ class FormatSearch:
         return self.made
 
     def _keep_limits_on_damage(self) -> None:
-        """Build the smallest bundle that keeps the limits on damage on the recordings that judge.
+        """Build the smallest bundle whose damage, on the recordings that judge, keeps the limits.
 
-        Each attempt may use half of the remaining doubt, so that all intervals together are as reliable as one.
+        Each attempt allows half the doubt of the one before, so that all their intervals together stay reliable.
         """
         self._meter.unload()
         models = [bundle.load(LeanSettings()) for bundle in (self._run.source, self._versions[-1])]
@@ -113,7 +114,7 @@ class FormatSearch:
             target, doubt = now * min(self._bearable(found, doubt / 2), LEAST_FALL), doubt / 2
 
     def _use_budgets(self) -> None:
-        """Build the best bundle that keeps the limits on size and time; reduce the budgets until it does."""
+        """Build the best bundle that keeps the limits on size and time, reducing the budgets until it does."""
         goal, ladder = self._goal, self._ladder
         times = (
             [real_time_factor(version, self._audio.chooses) for version in self._versions] if goal.target_rtf else []
@@ -138,7 +139,7 @@ class FormatSearch:
                     budgets[index] = max(budgets[index] - max(1.1 * (size - limit), 0.02 * limit), least)
 
     def improve(self) -> bool:
-        """Take twice as many steps; return False if no steps are left or the goal allows none."""
+        """Take twice as many steps; return False if no steps are left or the goal limits size or time."""
         others = [step for step in self._ladder.steps if step not in self._steps]
         if not others or self._goal.max_bytes or self._goal.target_rtf:
             return False
@@ -156,7 +157,7 @@ class FormatSearch:
         return {**damage, **found.summary(), "formats": [*self._formats, self._recipe.name], "steps": steps}
 
     def _front(self, found: Difference, divergence: float) -> list[dict[str, Any]]:
-        """Return the evaluated choices, see `front.Front`; those not written are estimated from their divergence."""
+        """Return the evaluated choices, see `front.Front`; `at_most` is an estimate for those not written."""
 
         def at_most(nats: float) -> float:
             return min(found.scaled(nats / max(divergence, NOTHING)).changed_tokens().high, 1.0)
@@ -168,7 +169,7 @@ class FormatSearch:
         )  # fmt: skip
 
     def goal(self) -> dict[str, float]:
-        """Return the limits and measurements for the manifest, rounded to digits in which processors agree."""
+        """Return the limits, and the measurements rounded to digits on which processors agree, for the manifest."""
         changed = self._compared().changed_tokens()
         return {
             **self._goal.limits,
@@ -205,14 +206,14 @@ class FormatSearch:
         return ", ".join(f"{found} ({name.replace('_', ' ')})" for name, found in passes)
 
     def _holds(self, found: Difference, doubt: float, times: float = 1.0) -> bool:
-        """Return whether the upper limits of the intervals keep the goal's limits, with `times` as much audio."""
+        """Return whether the intervals' upper limits, for `times` times as much audio, keep the goal's limits."""
         goal = self._goal
         return found.changed_tokens(doubt, times).high <= (goal.max_damage or math.inf) and (
             found.divergence(doubt, times).high <= (goal.max_divergence or math.inf)
         )
 
     def _bearable(self, found: Difference, doubt: float, times: float = 1.0) -> float:
-        """Return the share of its divergence at which the bundle would keep the limits."""
+        """Return the share to which a bundle's divergence must fall to keep the limits, about `LEAST_SHARE` or more."""
         share = 1.0
         while share > LEAST_SHARE and not self._holds(found.scaled(share), doubt, times):
             share *= 0.95

@@ -1,8 +1,9 @@
 """Scaling that moves large activation channels into neighbouring weights, without changing the network in float32.
 
-A token has one scale for all its channels. A channel a hundred times as large as the others leaves them only two of 127
-steps. SmoothQuant (Xiao et al. 2023) divides such a channel where it is computed and multiplies the weights that read
-it. Scales are powers of two, so that nothing is rounded: all products and sums are the same numbers, scaled.
+A token has one scale for all its channels. A channel a hundred times as large as the others leaves them little more
+than one of the 127 steps. SmoothQuant (Xiao et al. 2023) divides such a channel where it is computed and multiplies the
+weights that read it. Scales are powers of two, so that nothing is rounded: all products and sums are the same numbers,
+scaled.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ UNSEEN, LEAST_EXPONENT = 0.5, 3
 LEAST_GAIN = 0.02
 """Share of a layer's error that smoothing must remove; less may be chance."""
 LEAST_GAIN_OF_OUTPUT = 0.25
-"""The same for the encoder output, whose channels other programs may read."""
+"""The same share for the encoder output; it is higher because other programs may read these channels."""
 NUM_ROWS = 512
-"""Rows of each value for judging candidates, in addition to those with the largest channels."""
+"""Rows of each value for judging candidates, in addition to the rows in which a channel is largest."""
 NUM_WINDOWS = 96
 """Windows of features for judging candidates in the front end."""
 LARGEST_EXPONENT = 32
@@ -55,8 +56,8 @@ class ChannelSite:
         read: weights [rows, out], or kernels [out, in, time, frequency], whose rows are in the order (time, frequency,
             in); `channels`: the channel that each row reads.
         size: estimates the size of each channel without recordings.
-        rows: returns some inputs of the weights [n, rows] in the front end; None: they are recorded under the name of
-            `value`.
+        rows: returns some inputs of the weights [n, rows], in the front end; None: the inputs are recorded under the
+            name of `value`.
         least_gain: share of the int8 error of products that smoothing must remove.
     """
 
@@ -112,7 +113,7 @@ def _sites_of(model: ir.Model) -> Iterator[ChannelSite]:
 def smooth(
     models: Sequence[ir.Model], activations: Activations, progress: Callable[[float], None] = lambda _: None
 ) -> int:
-    """Scale the channels of float32 graphs in place, and the recorded inputs; return the number of scaled channels.
+    """Scale channels of float32 graphs in place, and the recorded inputs with them; return the number of channels.
 
     Log-probabilities and scores do not change. Channels of the encoder output are scaled if all graphs of a network are
     given. Sites without recorded rows are scaled by their weights only. `progress` is called with the finished share.
@@ -176,7 +177,7 @@ def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Itera
 
 
 def _of_norm(node: ir.Node, read: Sequence[ir.Value], value: ir.Value) -> ChannelSite:
-    """Return the site of a normalisation's output, which is `value` where the weights read it."""
+    """Return the site of a normalisation's output; `value` is this output in the graph whose weights read it."""
     made = inputs_of(node)[2 if plain_name(node.op_type) == "AddNormalization" else 1 :]
     return _in_order(made, read, lambda: np.sum([np.abs(array_of(parameter)) for parameter in made], axis=0), value)
 
@@ -201,7 +202,7 @@ def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
 
 
 def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
-    """Yield channels after each convolution. Relu preserves their scale for the next convolution or the projection."""
+    """Yield channels after each convolution. Relu passes their scale on to the next convolution or projection."""
     features, *parameters = inputs_of(node)
     count = len(node.attributes["kernels"].as_ints())
     for number in range(1, count + 1):
@@ -271,7 +272,7 @@ def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, Exp
 
 
 def _values(node: ir.Node) -> Iterator[ChannelSite]:
-    """Yield attention's values. One product computes each head's keys, then its values; groups of heads share them."""
+    """Yield the values of attention. One product makes keys and values; a group of heads shares its keys and values."""
     context, key_value = node.outputs[0], inputs_of(node)[1]
     maker, readers = key_value.producer(), [use.node for use in context.uses()]
     if maker is None or [plain_name(each.op_type) for each in (maker, *readers)] != ["Linear", "Linear"]:
@@ -291,7 +292,7 @@ def _values(node: ir.Node) -> Iterator[ChannelSite]:
 
 
 def _hidden(made: Sequence[ir.Value], weight: ir.Value) -> ChannelSite:
-    """Return the hidden units between a first product, with or without a bias, and the weight of a second."""
+    """Return the site of hidden units: made by a first product (with or without bias), read by a second's weight."""
     return _in_order(made, [weight], lambda: np.abs(array_of(made[0])).max(axis=0))
 
 
@@ -318,7 +319,7 @@ def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
 
 
 def _by_channel(site: ChannelSite, sizes: Float) -> Float:
-    """Return the largest of the sizes of the rows that read each channel."""
+    """Return, for each channel, the largest of the `sizes` that belong to rows reading the channel."""
     result = np.zeros(len(site.columns), np.float32)
     np.maximum.at(result, site.channels, sizes)
     return result
@@ -334,7 +335,7 @@ def _balanced(size: Float, weight_size: Float, strength: float) -> Exponents:
 
 
 def _error(rows: Float, weights: Sequence[Float], exponents: Exponents) -> float:
-    """Return the relative int8 error of the products with these rows, summed over the weights."""
+    """Return the relative error that int8 causes in the products of rows and weights, summed over the weights."""
     scaled = np.ldexp(rows, -exponents)
     step = np.maximum(np.abs(scaled).max(axis=1, keepdims=True), NOTHING) / ACTIVATION_LEVELS
     rounded = np.rint(scaled / step) * step

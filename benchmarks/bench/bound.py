@@ -1,9 +1,9 @@
 """How close is a bundle to the limit of the machine? Compares the time of each part with its bound.
 
 `operators` counts the products that onnxruntime runs and the bytes of weights, keys and values that they read. Experts
-without tokens do not count. The bound of a part is the larger of two times: its products at the machine's best rate,
-and one read of these bytes per call (`rates`). The time of a part includes normalization, activations and
-copies; its bound does not.
+without tokens do not count. The bound of a part is the larger of two times: the time of its products at the machine's
+best rate, and the time to read these bytes once per call (see `rates`). The time of a part includes normalization,
+activations and copies; its bound does not.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from u2moe.runtime.model.features import fbank
 _BEAM_SIZE = 10
 _LARGE = 1 << 16
 _STAGES = {"ctc": "ctc", "decoder": "rescoring"}
-"""Stages of all graphs other than the encoder."""
+"""The stage of each graph except the encoder."""
 _LOOKUPS = {"Gather", "GatherElements", "GatherND"}
 _PROFILES = 3
-"""Number of profiled runs; each writes one line per kernel."""
+"""Maximum number of profiled runs; each writes one line per kernel to a profile."""
 
 
 def measure_bound(
@@ -98,7 +98,7 @@ def compare(
     """Compute times and bounds by part.
 
     The profiler takes about the same time for each kernel. `stages`, measured without it, are the real times of the
-    graphs; the difference is subtracted from the kernels in equal parts.
+    graphs. The profiler's share is therefore subtracted from the kernels of a stage, the same amount from each.
 
     Args:
         rounds: kernels of several identical runs; the time of each kernel is its median over the runs.
@@ -157,7 +157,7 @@ def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> li
         return []
     seconds, total = np.array([kernel.seconds for kernel in kernels]), statistics.median(measured)
     ordered = np.sort(seconds)
-    # For every k, compute the amount to add if the k shortest end at 0; use the first that leaves no other below 0.
+    # For every k, compute the shift if the k shortest times end at 0; use the first that leaves no other time below 0.
     shifts = (total - ordered[::-1].cumsum()[::-1]) / np.arange(len(ordered), 0, -1)
     shift = shifts[np.argmax(ordered + shifts >= 0)]
     return [replace(kernel, seconds=max(kernel.seconds + float(shift), 0.0)) for kernel in kernels]
@@ -190,7 +190,7 @@ def _is_not_counted(kernel: Kernel) -> bool:
 
 
 def _unknown(kernel: Kernel) -> str | None:
-    """Return the name without layer numbers."""
+    """Return the name, with * for layer numbers, of a product of an unknown part; None for other kernels."""
     return re.sub(r"\d+", "*", kernel.scope) if kernel.part == "other" and kernel.multiply_adds else None
 
 

@@ -45,9 +45,9 @@ CHUNKS = ((16, 4), (8, -1), (4, 0))
 OFFSETS = (0, 1, 17, 250, 1023)
 """Positions of a chunk, relative to the end of its left context."""
 NUM_CHUNKS, NUM_WARM = 1000, 200
-"""Number of chunks after which memory is read for the last time, and for the first time."""
+"""The growth of memory is measured from chunk `NUM_WARM` to chunk `NUM_CHUNKS`, or less far on a slow machine."""
 MOST_GROWTH = 32 << 20
-"""Bytes that chunks may add: buffers of onnxruntime and of the system grow for a while."""
+"""Bytes by which memory may grow: buffers of onnxruntime and of the system grow for a while."""
 BEAM_SIZE = 10
 EXACT = (0.0, "the same operations in the same order")
 FLOAT = (1e-3, "float32 sums may be computed in another order")
@@ -150,7 +150,10 @@ def print_digest(path: str) -> None:
 
 
 class Check:
-    """A bundle loaded twice: on a provider with values on the device, and on the CPU without native kernels."""
+    """A bundle loaded twice: on a provider with values on the device, and on the CPU.
+
+    On the CPU, native kernels are used only if the weights are packed.
+    """
 
     def __init__(self, bundle: Bundle, providers: Sequence[str], kernels: str | None = None) -> None:
         self.bundle, self.config, quantization = bundle, bundle.manifest.model, bundle.manifest.quantization
@@ -166,7 +169,7 @@ class Check:
         self.hypotheses = [hypothesis.tokens for hypothesis in found]
 
     def outputs(self, model: Model) -> dict[str, Array]:
-        """Return the outputs of each graph for the same input."""
+        """Return the outputs of each graph of a model; the inputs are the same for all models."""
         found = {_mode(*chunks): model.encode(self.frames, *chunks) for chunks in [(None, -1), *self.chunks]}
         found["probabilities of the CTC head"] = np.exp(model.ctc(self.encoder_out))
         if model.has_decoder:
@@ -206,7 +209,7 @@ class Check:
                     yield compared(f"{cache} after {name}", tensor, expected[1].tensors[cache], self.limit)
 
     def batches(self) -> Iterator[Found]:
-        """Compare batched streams of different ages (the last gets a short chunk) with single ones on the CPU."""
+        """Compare a batch of streams of different ages (the last gets a short chunk) with single streams on the CPU."""
         for chunks, required, windows in self._windows():
             short = windows[2][:, : self.config.num_features(self.config.whole_chunk(1))]
             rows, last = [], [windows[0], windows[1], windows[3], short]
@@ -232,7 +235,10 @@ class Check:
         yield from self.alike(arrays, self.model, " with arrays", EXACT if self.is_cpu else None)
 
     def native(self) -> Iterator[Found]:
-        """Compare native kernels on every instruction set of this processor; they must be bit-identical."""
+        """Compare the native kernels of all instruction sets of this processor with each other and with `reference`.
+
+        The results of all instruction sets must be bit-identical.
+        """
         try:
             installed_kernels()
         except KernelsError as error:
@@ -266,7 +272,7 @@ class Check:
         yield {"nodes": found}
 
     def speed(self) -> Iterator[Found]:
-        """Measure the real-time factor of the graphs on both sides, without features and search."""
+        """Measure the real-time factor of the graphs on the provider and on the CPU, without features and search."""
         factors: Found = {}
         for chunks in [(None, -1), *self.chunks[:1]]:
             for side, model in (("checked", self.model), ("cpu", self.reference)):
@@ -281,7 +287,7 @@ class Check:
             model.token_scores(output, self.hypotheses)
 
     def memory(self) -> Iterator[Found]:
-        """Check the memory of the process over a thousand chunks."""
+        """Check that the memory of the process hardly grows over up to `NUM_CHUNKS` chunks."""
         first = status_bytes("VmRSS")
         for _, required, windows in [] if first is None else itertools.islice(self._windows(), 1):
             caches, begin, number = self.model.encoder.start(), time.monotonic(), 0
@@ -296,7 +302,7 @@ class Check:
                 raise ValueError(f"{number - NUM_WARM} chunks added {growth} bytes; the limit is {MOST_GROWTH}")
 
     def _windows(self) -> Iterator[tuple[tuple[int, int], int, list[Array]]]:
-        """Yield chunk settings, the left context that they need, and features [1, frames, mel] of full chunks."""
+        """Yield chunk settings, the cache size that they need, and the features [1, frames, mel] of each full chunk."""
         for chunks in self.chunks:
             cutter = Windows(self.config, chunks[0])
             cutter.accept(self.frames)
@@ -307,7 +313,7 @@ class Check:
 
     @staticmethod
     def _after(model: Model, windows: Sequence[Array], required: int) -> Caches:
-        """Return the caches after some chunks."""
+        """Return the caches of a stream after the chunks `windows`."""
         caches = model.encoder.start()
         for window in windows:
             _, caches = model.encoder.step(window, caches, required_cache_size=required)
@@ -324,11 +330,11 @@ STEPS: dict[str, Callable[[Check], Iterator[Found]]] = {
     "speed": Check.speed,
     "memory": Check.memory,
 }
-"""The steps, in this order."""
+"""The steps of the check by title, in the order in which they run."""
 
 
 def digest_of(path: Path, isa: str) -> str:
-    """Return the digest of native kernels on an instruction set, computed in a separate process."""
+    """Return the digest of the native kernels' results with an instruction set, from a separate process."""
     environment = {**os.environ, "U2MOE_KERNELS_ISA": isa}
     command = [sys.executable, "-c", _DIGEST, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
@@ -339,7 +345,10 @@ def digest_of(path: Path, isa: str) -> str:
 
 
 def compared(of: str, found: Any, expected: Any, limit: tuple[float, str]) -> Found:
-    """Return the largest difference between two arrays, relative to the largest value if above 1; inf for NaN."""
+    """Judge the largest difference between two arrays, divided by the largest expected magnitude if it exceeds 1.
+
+    A difference that is not finite counts as 1e30.
+    """
     array, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if array.shape != other.shape:
         raise ValueError(f"{of} has shape {array.shape}; expected {other.shape}")
@@ -348,7 +357,7 @@ def compared(of: str, found: Any, expected: Any, limit: tuple[float, str]) -> Fo
 
 
 def judged(of: str, difference: float, limit: tuple[float, str]) -> Found:
-    """Return a difference with its limit."""
+    """Return a difference with its limit, the reason for the limit, and whether it holds."""
     return {"of": of, "difference": difference, "limit": limit[0], "reason": limit[1], "holds": difference <= limit[0]}
 
 

@@ -45,14 +45,15 @@ def read_report(file: Path) -> dict[str, Any]:
 
 
 def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread]:
-    """Return the ratio of the times of two bundles, as text and with its 95 % interval.
+    """Return the ratio of the times of two bundles, as text and as a number with an interval.
 
     The times are those with full context and the first number of threads.
 
     Args:
-        report: the times of its first bundle are divided by those of its second. The two were measured in turns.
-        other: the times of its first bundle are the divisor instead. The interval then comes from quartiles, and does
-            not include changes of the machine between the reports.
+        report: report of both bundles, measured in turns. The times of the first bundle are divided by those of the
+            second; the interval covers 95 %.
+        other: if given, the times of its first bundle are the divisor instead. The interval then comes from quartiles,
+            and does not include changes of the machine between the reports.
 
     Raises:
         ValueError: there is only one bundle.
@@ -85,10 +86,11 @@ def compared(report: Report, other: Report | None = None) -> list[tuple[Report, 
 
 
 def compare_reports(before: Report, after: Report) -> Iterator[str]:
-    """Yield a line for each measurement in both reports, differences first, and other differences between the reports.
+    """Yield a line for each difference in conditions, then a table of measurements in both reports, differences first.
 
-    Ratios are of medians, after to before. A difference counts if the quartiles do not overlap, although a machine also
-    varies from run to run. Quartiles of fewer than four rounds are too uncertain. Sizes and word errors have no spread.
+    A ratio is the median after divided by the median before. A difference counts if the ranges between the quartiles do
+    not overlap, although a machine also varies from run to run. Quartiles of fewer than four rounds are too uncertain.
+    Sizes and word errors have no spread.
     """
     conditions = [(name, before["machine"].get(name), after["machine"].get(name)) for name in _MACHINE]
     conditions += [(name, before.get(name, {}), after.get(name, {})) for name in ("providers", "plan", "decoding")]

@@ -37,8 +37,9 @@ def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], re
     """Measure the encoder with CTC head, and the second pass, for all bundles in turn; exclude features and search.
 
     Returns:
-        By bundle: `work`, the real-time factor of each kind of work that it supports, and `parameters`: their `total`
-        and the number `active` for a token. `parameters` is None if weights are packed or the extra [tools] is missing.
+        By bundle: `work`, the real-time factor of each kind of work that the bundle supports, and `parameters`, the
+        `total` number of parameters and the number `active` for a token. `parameters` is None if weights are packed or
+        the extra [tools] is missing.
     """
     found: dict[str, Any] = {name: {"parameters": _parameters(probe), "work": {}} for name, probe in probes.items()}
     for kind, title in WORK.items():
@@ -64,7 +65,7 @@ def _does(probe: Probe, kind: str) -> bool:
 
 
 def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run, float]:
-    """Return a round of a kind of work, and the seconds of audio in it."""
+    """Return a function that runs one round of a kind of work, and the seconds of audio in a round."""
     manifest = probe.bundle.manifest
     chunk_s, num_chunks = CHUNK_SIZE * manifest.frame_s, NUM_CHUNKS.get(kind, 0)
     audio_s = max(UTTERANCE_S, (NUM_WARM_CHUNKS + num_chunks + 2) * chunk_s if num_chunks else 0)
@@ -74,7 +75,7 @@ def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run,
 
 
 def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return known values and their ratios to the first bundle's, by kind of cost (with its unit) and bundle."""
+    """Return each known cost and its ratio to the first bundle's, by kind of cost (named with its unit) and bundle."""
     bundles = list(report["bundles"])
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for name in bundles:

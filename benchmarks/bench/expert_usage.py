@@ -44,10 +44,10 @@ def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dic
     """Return statistics of the tokens per expert [chunks, layers, experts].
 
     Returns:
-        num_chunks, num_experts, experts_per_token.
+        num_chunks; num_experts, in each layer; experts_per_token.
         touched: mean number of experts with tokens in a chunk, by layer, and the mean over layers.
-        bytes_touched: percentiles over chunks of the bytes of these experts, summed over layers; bytes: those of all
-            experts.
+        bytes_touched: percentiles, over chunks, of the bytes of the experts with tokens, summed over layers; bytes: the
+            bytes of all experts of all layers.
         load: each expert's share of the layer's choices, by layer; a token makes `experts_per_token` choices.
         load_entropy: entropy of the load by layer, from 0 (one expert gets all tokens) to 1 (all get equally many), and
             the mean over layers.

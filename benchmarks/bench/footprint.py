@@ -65,8 +65,8 @@ def report(import_s: float, path: str, audio: str, settings: str) -> None:
 
     import_s: import of the runtime with onnxruntime and numpy. verify_s: check of the digests of the bundle's files.
     load_s: creation of the sessions, with the files in the system's cache. start_s: verify_s + load_s. first_s: first
-    recognition of the whole recording. imported_bytes, loaded_bytes, peak_bytes: peak resident memory after the import,
-    after loading and at the end (Linux only).
+    recognition of the whole recording. imported_bytes, loaded_bytes, peak_bytes: peak resident memory until the end
+    of the import, of loading, and of the measurement (Linux only).
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415

@@ -21,7 +21,7 @@ class Limit:
 
     Attributes:
         flag: the option that sets the limit.
-        unit: the unit of its value.
+        unit: the unit of the option's value.
         about: the end of the option's help, after "exit with status 1 if the first".
     """
 
@@ -54,7 +54,7 @@ def limits_in(args: argparse.Namespace) -> dict[str, float]:
 
 
 def check_measurable(limits: Mapping[str, float], repetitions: int, transcripts: Sequence[str]) -> None:
-    """Raise ValueError if this number of rounds or these transcripts cannot decide a limit."""
+    """Raise ValueError if a limit needs more rounds than `repetitions`, or needs transcripts and there are none."""
     if limits.keys() & {"time", "memory"} and repetitions < FEWEST_ROUNDS:
         raise ValueError(f"repetitions must be at least {FEWEST_ROUNDS} for limits; found {repetitions}")
     if "words" in limits and not any(transcripts):
@@ -74,7 +74,7 @@ def _number(text: str) -> float:
 def verdicts(limits: Mapping[str, float], report: Report, other: Report | None = None) -> Iterator[tuple[bool, str]]:
     """Yield for each limit whether it passes, and a description.
 
-    A limit also passes if the 95 % interval includes equality, so chance rarely fails it.
+    A limit also passes if the interval includes equality, so that it rarely fails by chance.
 
     Args:
         limits: limits by their names in `LIMITS`.

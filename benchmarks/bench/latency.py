@@ -28,7 +28,7 @@ def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], 
     """
     able = {name: probe for name, probe in probes.items() if probe.model.config.streaming}
     observed: dict[str, list[Observation]] = {name: [] for name in able}
-    # Warm up with one chunk at full speed.
+    # Warm up with the first recording at full speed.
     for probe in able.values():
         probe.recognise(recordings[0], mode)
     for number, samples in enumerate(recordings, start=1):
@@ -53,7 +53,7 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
     Returns:
         chunk_latency_s: compute time of a chunk, see `speed.latencies`; `chunk_budget_s`: the seconds from one chunk to
             the next.
-        first_partial_s: from the start of the first word to the first partial result with a word.
+        first_partial_s: from the start of the first word of an utterance to the first partial result with a word.
         word_s: from the end of each word to the result after which it no longer changes; first_word_s, last_word_s: the
             same for the first and the last word of each utterance.
         committed_s: from the end of each word to the result that commits it.
@@ -61,7 +61,7 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
             algorithmic: the silence that an endpoint waits for, or the rest of the recording. The last chunk and the
             second pass are compute.
         flicker: share of words in partial results that later changed.
-        revised: share of committed words that the second pass changed.
+        revised: number of committed words that the second pass changed, divided by the number of final words.
 
         Waits have percentiles of "algorithmic", "compute" and "total"; without speech they are missing.
     """
@@ -106,7 +106,7 @@ def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) ->
 
 
 def first_partial(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """Return the wait for the first tokens of an utterance, given its events and the one that ended it."""
+    """Return the wait for the first tokens of an utterance, from its events and the event `final` that ended it."""
     if not segment.words:
         return []
     shown = next((event for event in events if event.tokens), final)

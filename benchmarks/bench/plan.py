@@ -35,7 +35,7 @@ from u2moe.runtime.options import DecodingOptions
 
 FORMAT, VERSION = "u2moe-bench", 1
 FEWEST_ROUNDS = 4
-"""Quartiles of fewer rounds mean little."""
+"""Minimum number of rounds; quartiles of fewer rounds mean little."""
 _ROUTED_S = 30.0
 """Maximum seconds of each recording for the routing statistics: memory with full context grows quadratically."""
 _PROCESSES = 5
@@ -53,8 +53,8 @@ class Plan:
         chunk_sizes: encoder frames per chunk, each combined with every `left_chunks`. Full context is always measured.
         left_chunks: chunks of left context; -1: all.
         repetitions: rounds of each measurement, after a warm-up.
-        paced_s: seconds of audio to recognise in real time, with each chunk size and the first of `left_chunks`;
-            0: none.
+        paced_s: seconds of audio to recognise in real time, with each chunk size and the first of `left_chunks`; 0:
+            skip this measurement.
     """
 
     threads: tuple[int, ...] = (1, 2)
@@ -199,7 +199,7 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
 
 
 def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
-    """Return the first `left` samples of the concatenated recordings."""
+    """Return the first recordings, the last one cut so that there are at most `left` samples in total."""
     found: list[Samples] = []
     for samples in recordings:
         if left > 0:
@@ -223,7 +223,7 @@ def _add_bound(
 
 
 def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan: Plan) -> dict[str, Any]:
-    """Return the routers' choices in the main modes, by bundle."""
+    """Return statistics of the routers' choices in the main modes, by bundle."""
     from u2moe.benchmarks.bench.expert_usage import measure_experts  # noqa: PLC0415 - needs the extra tools
 
     found = {}
@@ -238,7 +238,7 @@ def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan:
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
     """Return names for bundle folders: the shortest path suffixes that distinguish them.
 
-    A repeated folder, whose two measurements show the noise, gets a number.
+    A folder that is given twice gets a number; its two measurements show how large the noise is.
     """
     resolved = [path.resolve() for path in paths]
     depth = 1

@@ -58,7 +58,7 @@ def measure_speed(
 
 
 def energy(rounds: Sequence[tuple[Sequence[Observation], float | None]]) -> dict[str, Any]:
-    """Return the spreads of watt-hours per hour of audio (equal to joules per second) and of words per joule."""
+    """Return the spreads of watt-hours per hour of audio (equal to joules per second of audio) and words per joule."""
     used = [(joules or 0.0, observed) for observed, joules in rounds]
     per_second = [joules / sum(item.audio_s for item in observed) for joules, observed in used]
     num_words = [sum(len(segment.words) for item in observed for segment in item.segments) for _, observed in used]
@@ -74,12 +74,12 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
 
     Returns:
         real_time_factor: seconds of the runtime's calls per second of audio, each round over all recordings.
-        seconds: seconds of these calls for each recording of each round, to compare bundles measured in turn.
+        seconds: seconds of these calls for each recording of each round, for comparing bundles measured in turn.
         core_hours_per_hour: CPU seconds of all threads per second of audio.
-        stages: the real-time factor of each stage; shares: their medians as fractions of the sum.
-        finalisation_s: percentiles from the end of the input to the final result, see `latencies`.
-        chunk_latency_s: percentiles for chunks at full speed, and `late`, see `latencies`; chunk_budget_s: the seconds
-            from one chunk to the next. Both are missing without chunks.
+        stages: the real-time factor of each stage; shares: the median of each stage, divided by the sum of the medians.
+        finalisation_s: percentiles of the time from the end of the input to the final result, see `latencies`.
+        chunk_latency_s: percentiles of the compute time of chunks at full speed, and `late`, see `latencies`;
+            chunk_budget_s: the seconds from one chunk to the next. Both are missing without chunks.
     """
     audio_s = sum(observed.audio_s for observed in rounds[0])
     costs = [

@@ -58,7 +58,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_fields(file: Path = _CPUINFO) -> dict[str, str]:
-    """Return the first processor's fields in /proc/cpuinfo, and those of the machine, such as an ARM board's name."""
+    """Return the fields of the first processor and of the machine (such as a board's name) in /proc/cpuinfo."""
     fields: dict[str, str] = {}
     for line in _read(file).splitlines():
         name, colon, value = line.partition(":")
@@ -96,7 +96,7 @@ class OtherLoad:
 
     @staticmethod
     def _times() -> tuple[float, float, float] | None:
-        """Return the clock, CPU seconds of all processes, and CPU seconds of this one with its children."""
+        """Return the clock, the CPU seconds of all processes, and those of this process with its children."""
         fields = _read(_STAT).partition("\n")[0].split()[1:]
         if len(fields) < 8:
             return None
@@ -131,7 +131,7 @@ def status_bytes(name: str, process: int | None = None) -> int | None:
 
 
 def commit(file: Path) -> str | None:
-    """Return the commit of a source file's repository, with "+" if there are later changes; None without a repository.
+    """Return the commit of a source file's repository, with "+" for uncommitted changes; None without a repository.
 
     For an installed package, the clone in the current folder counts if its copy of the file is identical.
     """

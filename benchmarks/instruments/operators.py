@@ -21,8 +21,8 @@ from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
 PARTS = ("subsampling", "feed_forward", "attention", "convolution", "ctc", "decoder", "other")
-"""Parts of a model. `feed_forward` includes experts and routers; `other` is everything between the blocks, and the
-caches."""
+"""Parts of a model. `feed_forward` includes experts and routers; `other` includes the operators between the blocks,
+and the caches."""
 
 _SCOPES = (
     ("subsampling", ("encoder/embed", "encoder/global_cmvn")),
@@ -30,7 +30,7 @@ _SCOPES = (
     ("attention", ("self_attn", "norm_mha", "position", "encoder/frames", "norm1")),
     ("convolution", ("conv_module", "norm_conv")),
 )
-"""Parts of the encoder, with substrings of their nodes' names; the first match counts."""
+"""Each part of the encoder, with substrings of the names of its nodes; the first match counts."""
 
 _INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
 _FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
@@ -94,8 +94,8 @@ def profile(
     Args:
         bundle: bundle to load.
         run: function that does the same work every time.
-        kernels: kernels of each graph by its name; missing graphs use only onnxruntime. Products within native kernels
-            cannot be counted.
+        kernels: kernels that run each graph, by the graph's name; missing graphs use only onnxruntime. Products within
+            native kernels cannot be counted.
         num_threads: threads within one operator.
         repetitions: number of runs after the warm-up.
     """

@@ -59,11 +59,11 @@ class Event:
 
     Attributes:
         audio_s: seconds of audio delivered so far.
-        compute_s: seconds from the arrival of the last sample to the result. In real time they start when the sample
-            is due and thus include any backlog.
-        tokens: tokens of the current utterance at that time.
-        segment: number of that utterance.
-        num_committed: number of its committed words.
+        compute_s: seconds from the arrival of the last sample to the result. In real time a sample arrives when it is
+            due, so that these seconds include any backlog.
+        tokens: tokens of the current utterance after the call.
+        segment: number of the current utterance.
+        num_committed: number of committed words of the current utterance.
     """
 
     audio_s: float
@@ -133,7 +133,7 @@ class TimedSession(Session):
     """A session whose runs are timed as one stage."""
 
     def __init__(self, stage: str, watch: Stopwatch, *session: Any) -> None:
-        """Create a session from the arguments of `Session`, whose runs are timed as `stage` by `watch`."""
+        """Create a session from the arguments of `Session`; `watch` adds the time of its runs to `stage`."""
         super().__init__(*session)
         self._stage = stage
         self._watch = watch
@@ -200,7 +200,7 @@ class Probe:
         return mode.chunk_size * self.bundle.manifest.frame_s
 
     def recognise(self, samples: Samples, mode: Mode, *, paced: bool = False) -> Observation:
-        """Recognise one recording in buffers.
+        """Recognise one recording, delivered buffer by buffer.
 
         Args:
             samples: float32 [n] at the model's sample rate.

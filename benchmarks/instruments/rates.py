@@ -22,7 +22,8 @@ from u2moe.runtime.model.settings import SessionSettings
 Array = npt.NDArray[Any]
 
 KERNELS = {"integer": "MatMulIntegerToFloat", "float": "MatMul"}
-"""Operators to measure: uint8 tokens times int8 weights with a scale per column, as in quantized bundles; float32."""
+"""Operators to measure. "integer": uint8 tokens times int8 weights with a scale per column, as in quantized bundles;
+"float": float32 tokens times float32 weights."""
 NATIVE = "Int8Linear"
 PRODUCTS = ((64, 512, 512), (256, 256, 256), (256, 512, 512), (512, 1024, 1024))
 """Sizes [rows, in, out] of products whose weights stay in the cache; the fastest sets the machine's rate."""
@@ -35,7 +36,7 @@ _CALL_S = 0.05
 
 
 def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: int = 5) -> dict[str, Any]:
-    """Measure the machine's rates, taking turns between them.
+    """Measure the machine's rates in turn, round by round.
 
     Args:
         footprints: bytes of weights that each bundle reads repeatedly; `readable` limits them.
@@ -43,8 +44,9 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
         repetitions: number of measurements.
 
     Returns:
-        multiply_adds_per_s: for "integer" and "float" products, the spread for each size, and the fastest size.
-        read_bytes_per_s: the spread for each size of the weights in bytes. The weights are multiplied by a
+        multiply_adds_per_s: for "integer" and "float" products, the spread of the rate for each size, and the size
+            with the highest rate.
+        read_bytes_per_s: the spread of the rate, by the size of the weights in bytes. The weights are multiplied by a
             single row (a token), so that reading limits the speed. The rate is that of float32 on onnxruntime or of
             int8 with native kernels, whichever is higher.
     """
@@ -77,7 +79,7 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
 
 
 def readable(footprint: int) -> int:
-    """Return the bytes to measure for a footprint: whole weights, up to `BEYOND_CACHE` and a quarter of free memory."""
+    """Return the bytes to measure for a footprint: whole weights within `BEYOND_CACHE` and a quarter of free memory."""
     one = 4 * _WIDTH * _WIDTH
     limit = min(BEYOND_CACHE, (memory_bytes("MemAvailable") or 4 * BEYOND_CACHE) // 4)
     return max(min(footprint, limit) // one, 1) * one

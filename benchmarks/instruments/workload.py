@@ -34,11 +34,11 @@ UTTERANCE_S = 10.0
 NUM_HYPOTHESES, NUM_TOKENS = 10, 40
 """Size of the second pass; ten seconds of fast speech have 40 tokens."""
 ALTERNATIVES = (36, 32, 28, 24)
-"""Positions of the tokens in which hypotheses differ. Hypotheses share prefixes as much as those of the demo model for
-ten seconds. Merging shared prefixes leaves a quarter of the tokens from left to right, and three quarters from right to
-left."""
+"""Positions of the tokens in which hypotheses differ. With these positions, hypotheses share prefixes as much as those
+of the demo model for ten seconds of speech. Once shared prefixes are merged, a quarter of the tokens is left for the
+left-to-right decoder, and three quarters for the right-to-left decoder."""
 LOUDNESS, LOUDNESS_DEVIATION = 11.0, 3.0
-"""Mean and deviation of log-mel energies that random checkpoints normalise."""
+"""Mean and standard deviation of the log-mel energies that the normalisation of random checkpoints expects."""
 NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}
 """Chunks per round, after the warm-up chunks."""
 
@@ -128,7 +128,7 @@ def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chun
 
 
 def windows(config: ModelConfig, frames: Frames, num_streams: int = 1) -> Iterator[Frames]:
-    """Yield features of chunks [streams, frames, mel]; each stream starts at another second of the same features."""
+    """Yield features of chunks [streams, frames, mel]; each stream starts at a different second of the features."""
     cutters = [Windows(config, CHUNK_SIZE) for _ in range(num_streams)]
     for stream, cutter in enumerate(cutters):
         cutter.accept(np.roll(frames, -100 * stream, axis=0))

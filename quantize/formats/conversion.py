@@ -23,7 +23,7 @@ Parts = Sequence[Array]
 
 
 class Rounding(ABC):
-    """A weight [in, out] that is rounded row by row. Rows that are not yet rounded may still change.
+    """A weight [in, out] that is rounded row by row. Until a row is rounded, it may still change.
 
     Attributes:
         num_rows: rows that are announced and rounded together.
@@ -52,7 +52,7 @@ class WeightConversion(ABC):
         form: description of the format in bundles.
         others: suffixes of the names of the parts that are stored with the integers.
         joins_biases: whether the second biases of all experts are one input.
-        block_size: rows that share a step; 0: none.
+        block_size: number of rows that share a step; 0: rows share no steps.
     """
 
     form: ClassVar[WeightFormat]
@@ -81,12 +81,12 @@ class WeightConversion(ABC):
         self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
         sizes: Mapping[str, Any] | None = None,
     ) -> ir.Value:  # fmt: skip
-        """Compute y = x @ weight + bias from parts and any bias; `sizes` are attributes for K, N and block_size."""
+        """Compute y = x @ weight + bias from parts and any bias in `inputs`; `sizes` sets K, N and block_size."""
 
     def names(self, weight: str, *, bias: bool, prefix: str | None = None) -> list[str]:
         """Return the names of a function's inputs for one weight: its integers, the other parts, and any bias.
 
-        The integers have the name `weight`. The other names begin with `prefix`; None: with `weight` and "_".
+        The integers have the name `weight`. The other names begin with `prefix` or, if None, with `weight` and "_".
         """
         own = f"{weight}_" if prefix is None else prefix
         return [weight, *(f"{own}{part}" for part in self.others), *[f"{own}bias"] * bias]

@@ -50,14 +50,14 @@ class Int4Conversion(WeightConversion):
         return from_int4_blocks(Int4(*parts), rows)
 
     def rounding(self, weight: Float) -> Rounding:
-        """Return an object that rounds rows. Column scales are those of `parts`; steps suit the corrected rows."""
+        """Return an object that rounds rows with the column scales of `parts` and steps that fit corrected rows."""
         return _Int4Rounding(weight, self.block_size)
 
     def product(
         self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
         sizes: Mapping[str, Any] | None = None,
     ) -> ir.Value:  # fmt: skip
-        """Compute a product. Weights, steps and scales must be constants where onnxruntime runs it."""
+        """Compute a product. Where onnxruntime computes it, weights, steps and scales must be constants."""
         weight, steps, scale, *biases = inputs
         rows, columns = shape
         is_odd = bool(-(-rows // self.block_size) % 2)
@@ -106,7 +106,7 @@ class _Int4Rounding(Rounding):
 def _scales_and_zeros(g: GraphBuilder, steps: ir.Value, scale: ir.Value, *, is_odd: bool) -> list[ir.Value]:
     """Compute the scales of all blocks and their zeros, two per byte.
 
-    Onnxruntime folds these operators when it loads the graph; it would not fold a DequantizeLinear.
+    The operators used here are folded into constants when onnxruntime loads the graph; DequantizeLinear would not be.
     """
     factors = g.op("Cast", g.op("BitwiseAnd", steps, np.array(15, np.uint8)), to=ir.DataType.FLOAT)
     scales = g.op("Mul", factors, g.op("Unsqueeze", scale, [-1]))

@@ -1,11 +1,11 @@
 """Weights in int8 with one scale per column, and activations with one scale per token (row).
 
 A token's result therefore does not depend on its chunk or batch. Rows are divided by their scales before they are
-rounded, and products are multiplied by the scales. A row of zeros has scale 0. Its integers are meaningless, but 0
-times their product is correct.
+rounded, and products are multiplied by the scales. A row of zeros has scale 0. Its integers are meaningless, but their
+product times 0 is the correct result.
 
 Native kernels replace whole functions. If no other layer reads a product's input, one function quantizes the input,
-multiplies it and adds the bias. The same applies to feed-forward layers, gated or not.
+multiplies it and adds the bias. A feed-forward layer, gated or not, is also one function.
 """
 
 # ruff: noqa: ARG002 - products need only the sizes of their weights
@@ -73,7 +73,7 @@ class Int8Conversion(WeightConversion):
         )
 
     def product_of_rows(self, *, bias: bool = False) -> ir.Function:
-        """Build y = x @ weight + bias for the result of `rows` of x."""
+        """Build y = x @ weight + bias for an x that the function of `rows` has quantized."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             q, row_scale, *others = inputs
@@ -85,11 +85,11 @@ class Int8Conversion(WeightConversion):
         self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
         sizes: Mapping[str, Any] | None = None,
     ) -> ir.Value:  # fmt: skip
-        """Compute `rows` and `product_of_rows` together."""
+        """Compute a product: quantize x as `rows` does, then multiply as `product_of_rows` does."""
         return _product(g, _rows(g, x, None), inputs)
 
     def linear(self, rows: int, columns: int, *, bias: bool, after: str | None = None) -> ir.Function:
-        """Build y = x @ weight + bias, as `product`."""
+        """Build the function y = x @ weight + bias, computed as in `product`."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             x, *others = inputs
@@ -221,8 +221,8 @@ def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
 def _peaks(dispatch: SparseDispatch, hidden: Sequence[ir.Value]) -> ir.Value:
     """Compute the largest magnitude of each row, for all experts.
 
-    Before 1.32, onnxruntime's row maximum of an empty matrix has the shape of that matrix. Concatenating it with the
-    others corrects this, because it has no elements.
+    Before version 1.32, onnxruntime gives the row maximum of an empty matrix the shape of the matrix. Concatenating the
+    maxima of all experts hides this, because such a maximum has no elements.
     """
     g, lowest = dispatch.g, lowest_of(dispatch.mixture.activation)
     sizes = hidden if lowest is not None else [g.op("Abs", y) for y in hidden]
@@ -231,6 +231,6 @@ def _peaks(dispatch: SparseDispatch, hidden: Sequence[ir.Value]) -> ir.Value:
 
 
 def _scales(g: GraphBuilder, peaks: ir.Value) -> Rows:
-    """Compute scales and zeros [rows] of rows with these largest magnitudes: x = scale * (q - zero)."""
+    """Compute scales and zeros [rows] for rows whose largest magnitudes are `peaks`: x = scale * (q - zero)."""
     scale = g.op("Mul", peaks, 1 / ACTIVATION_LEVELS)
     return scale, g.op("Expand", ZERO, g.op("Shape", scale))

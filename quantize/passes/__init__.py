@@ -1,6 +1,6 @@
 """Quantization of a graph: each named layer is replaced by one that computes the same in another format.
 
-The exporter assigned weights to groups.
+Recipes name formats by group of weights; the exporter has assigned each weight to a group.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _columns(table: ir.Value) -> Array:
 _FEED_FORWARD = ("FeedForward", "GatedFeedForward")
 _ENDING_WITH_ACTIVATION = ("Activation", "CachedConvolution", "Convolution", "SubsamplingConvolutions")
 _WITH_KNOWN_LOWEST = ("relu", "swish")
-"""Activations with a lowest value that determines the scale of a single product."""
+"""Activations with a known lowest value, from which the scale of a product that reads them is computed."""
 
 
 def quantize_products(
@@ -77,7 +77,7 @@ def quantize_products(
 ) -> None:
     """Replace each linear or feed-forward layer by one in the recipe's format; `activations` calibrate it.
 
-    In int8, rows that several layers read are quantized once.
+    In int8, rows that a linear layer shares with other layers are quantized once for all linear layers that read them.
     """
     nodes = calls(model, "Linear", *_FEED_FORWARD)
     made = {node: conversion_for(recipe, layer_of(node), group_of(inputs_of(node)[1])) for node in nodes}
@@ -129,7 +129,7 @@ def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | N
     Args:
         model: the graph.
         recipe: weights to quantize and their formats.
-        activations: recorded inputs of layers for calibration. With them, layers are converted at once.
+        activations: recorded inputs of layers for calibration. If given, weights are rounded now, not on saving.
 
     Returns:
         The new weights.

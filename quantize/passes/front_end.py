@@ -2,7 +2,7 @@
 
 Convolutions are matrix products over [batch, time, frequency, channels]. Each output frame has one activation scale for
 its whole receptive field, so that its values do not depend on its chunk. The first convolution stays in float32,
-because it reads features. All other inputs are never negative.
+because it reads features. The inputs of the other convolutions and of the projection are never negative.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from u2moe.runtime.graph.file import array_of, group_of, shape_of
 STEP = 1 / POSITIVE_LEVELS
 ZERO = np.array(0, np.uint8)
 NUM_PORTIONS = 4
-"""Portions in which frames pass through the first convolution. With full context its float32 output would need the most
-memory, so only one portion exists at a time. With few frames some portions are empty."""
+"""Number of portions in which frames pass through the first convolution. With full context, the float32 output of this
+convolution would need more memory than anything else; therefore only one portion of it exists at a time. With few
+frames some portions are empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +49,11 @@ class Window:
 class FirstConvolutions:
     """Y = relu(conv(relu(conv(x)))) over features x [batch, time, bins], to [batch, time, frequency, channels].
 
-    The first convolution is in float32 and recomputed for every output frame of the second. The receptive field is then
-    contiguous and quantized in one step, and no float32 values are gathered. It is one matrix product per output frame,
-    small enough for the cache. Its relu is part of the rounding, which maps negative values to zero. Frames pass
-    through it in portions, so that little of its output exists at a time.
+    The first convolution is in float32 and recomputed for every output frame of the second. The receptive field of that
+    frame is then contiguous, so that it is quantized in one step and no float32 values are gathered. For each output
+    frame of the second, the first convolution is one matrix product, small enough for the cache. Its relu is part of
+    the rounding, which maps negative values to zero. Frames pass through the first convolution in portions, so that
+    little of its output exists at a time.
 
     Attributes:
         bins: mel bins of a feature frame.
@@ -104,7 +106,7 @@ class FirstConvolutions:
     def _patches(self, g: GraphBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Compute the inputs of the first convolution for each frame, with a 1 for its bias, and the number of frames.
 
-        The shape is [batch * frames, kernel of the second * frequencies, kernel * kernel + 1].
+        The inputs have the shape [batch * frames, kernel of the second * frequencies, kernel * kernel + 1].
         """
         length = self.first.stride * (self.second.kernel - 1) + self.first.kernel
         stride = self.first.stride * self.second.stride
@@ -126,12 +128,12 @@ class FirstConvolutions:
         integers: list[ir.Value] = []
         scales: list[ir.Value] = []
         for portion in portions:
-            # adding and subtracting this delays a portion until the one before is rounded and its output freed
+            # adding and subtracting this delays a portion until the previous one is rounded and its output freed
             before = g.op("Shape", integers[-1] if integers else patches, start=0, end=1)
             size = g.op("Sub", g.op("Add", g.op("Shape", portion, start=0, end=1), before), before)
             weights = g.op("Expand", weight, g.op("Concat", size, g.op("Shape", weight), axis=0))
             rows = g.op("Flatten", g.op("MatMul", portion, weights), axis=1)
-            # before 1.32, onnxruntime's row maximum of an empty matrix has the shape of that matrix
+            # before version 1.32, onnxruntime gives the row maximum of an empty matrix the shape of that matrix
             peak = g.op("Reshape", g.op("ReduceMax", rows, [-1], keepdims=0), size, allowzero=1)
             scales.append(g.op("Mul", g.op("Relu", peak), STEP))
             integers.append(g.op("QuantizeLinear", rows, scales[-1], axis=0))
@@ -195,10 +197,11 @@ def int8_convolution(window: Window) -> ir.Function:
 
 
 def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
-    """Replace the convolutions and the projection of the front end; convolutions are int8 in any format.
+    """Replace the convolutions and the projection of the front end.
 
-    The convolutions become products over [batch, time, frequency, channels]. The projection reads its input frequency
-    by frequency instead of channel by channel. The first convolution stays in float32.
+    The convolutions become products over [batch, time, frequency, channels]. The first stays in float32; the others are
+    int8, whichever format the recipe has for the front end. The projection reads its input frequency by frequency
+    instead of channel by channel.
     """
     for node in calls(model, "Subsampling"):
         conversion = conversion_for(recipe, layer_of(node), "subsampling")
@@ -227,7 +230,7 @@ def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> Non
 
 
 def _first_weights(weights: Weights, form: FirstConvolutions, convolutions: Sequence[ir.Value]) -> list[ir.Value]:
-    """Return the inputs of the first two convolutions in one call, after the features."""
+    """Return the inputs that follow the features in the call that computes the first two convolutions."""
     weight, bias, second, second_bias = convolutions[:4]
     shape = (form.first.kernel**2 + 1, form.channels)
 

@@ -30,7 +30,7 @@ WEIGHT_ERROR, BIAS_ERROR = 2**-9, 2**-5
 
 
 def in_half_precision(model: ir.Model, weights: Weights) -> None:
-    """Convert weights and everything between them; inputs and outputs of the graph stay float32.
+    """Convert weights and all computation between them to float16; inputs and outputs of the graph stay float32.
 
     All layers except mixtures become plain nodes. Nodes with weights that half precision cannot represent stay float32,
     as do values that pass between two such nodes.
@@ -61,10 +61,10 @@ def half_of(value: ir.Value) -> Array:
 
 
 def fits_half(value: ir.Value, tolerance: float) -> bool:
-    """Return whether half precision changes each number by at most this share of it or of a typical number.
+    """Return whether half precision changes each number by at most `tolerance` times its magnitude.
 
-    A typical number is the product of the norms of its row and column, over the norm of the matrix. It makes the test
-    independent of how channels are scaled.
+    In a matrix, a typical magnitude counts instead if it is larger: the product of the norms of the number's row and
+    column, divided by the norm of the matrix. It makes the test independent of how channels are scaled.
     """
     array = array_of(value)
     if not np.abs(array).max(initial=0) <= LARGEST:
@@ -86,9 +86,9 @@ class _Converter:
         self.single: set[ir.Value] = set()
         """Values that stay float32 because they are computed from log-probabilities."""
         self.kept = {node for node in model.graph if any(map(_is_lost, node.inputs))}
-        """Nodes that compute in float32 because of their weights."""
+        """Nodes that compute in float32 because half precision cannot represent their weights."""
         self.floats: dict[ir.Value, ir.Value] = {}
-        """Float32 outputs of these nodes, by their copy in half precision."""
+        """Float32 outputs of the nodes in `kept`, by the copy of each in half precision."""
         if self.kept:
             ShapeInferencePass()(model)  # infers types
             lost = [value for node in self.kept for value in node.inputs if value is not None and _is_lost(value)]
@@ -117,7 +117,7 @@ class _Converter:
                 value.type = value.shape = None  # these were inferred for float32
 
     def _convert(self, node: ir.Node) -> None:
-        """Convert a node, with those inputs that are still float32: weights, inputs of the graph and positions."""
+        """Convert a node and those of its inputs that are still float32: weights, inputs of the graph and positions."""
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
         for index, value in enumerate(node.inputs):
@@ -144,7 +144,7 @@ class _Converter:
                 self.floats[half] = value
 
     def _single(self, node: ir.Node, value: ir.Value) -> ir.Value:
-        """Return a value as float32 before a node; without a cast if it was computed in float32."""
+        """Return a value as float32; insert a cast before the node unless the value was computed in float32."""
         if value not in self.floats:
             cast = _cast(value, ir.DataType.FLOAT, f"{node.name}/{value.name}/single")
             self.graph.insert_before(node, cast)
@@ -173,7 +173,7 @@ class _Converter:
 
 
 def _is_lost(value: ir.Value | None) -> bool:
-    """Return whether half precision cannot represent a float32 weight."""
+    """Return whether a value is a float32 weight that half precision cannot represent."""
     if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
         return False
     array = array_of(value)
@@ -195,7 +195,11 @@ def _is_position(node: ir.Node) -> bool:
 
 
 def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
-    """Store weights in float16 with a Cast after each; those that half precision cannot represent stay float32."""
+    """Store some weights in float16, with a Cast after each.
+
+    They are the weights of layers that the recipe puts in fp16, and the scales and biases of formats that keep them in
+    float16. Weights that half precision cannot represent stay float32.
+    """
     for node in [node for node in model.graph if node.domain == MOE_DOMAIN]:
         is_kept = recipe.exceptions.get(layer_of(node)) == HALF.name
         kind = format_of(plain_name(node.op_type))
