@@ -168,7 +168,7 @@ def test_what_a_bundle_carries_is_shown_and_goes_with_it(attached, tmp_path):
 
 def test_what_cannot_be_attached_leaves_the_bundle_as_it_is(copy, arpa):
     before = (copy / "bundle.json").read_bytes()
-    with pytest.raises(ValueError, match="classes: found"):
+    with pytest.raises(ValueError, match="classes: a bundle cannot contain"):
         attach(copy, LanguageModelOptions(model=arpa, classes={Bundle.open(copy).tokens[5]: ["A"]}))
     with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
         attach(copy, LanguageModelOptions(model=arpa), beam_size=0)

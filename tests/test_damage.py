@@ -433,7 +433,7 @@ def test_what_cannot_be_met_is_refused_before_anything_is_measured(bundle, many,
     with pytest.raises(QuantizationError, match=r"at most 0.1 MB\): the smallest formats, int8, take 0\.\d\d MB"):
         quantize_bundle(bundle.path, out, calibrated, goal=Goal(max_bytes=1e5))
     with pytest.raises(
-        AudioError, match=r"of 24 s in total; showing that at most 0.50% .* needs at least 734 tokens, about"
+        AudioError, match=r"all recordings: 24 s\); to show that at most 0.50% .* needs at least 734 tokens, about"
     ):
         quantize_bundle(bundle.path, out, calibrated, goal=Goal(max_damage=0.005))
     for own in (recipe("int8"), calibrated):

@@ -184,7 +184,15 @@ def test_channels_of_equal_size_stay(plain, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gated", "moe_gqa_rms_norm", "relu", "post_norm", "transformer_moe"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gated",
+        "moe_gqa_rms_norm",
+        "post_norm",
+        *(pytest.param(name, marks=pytest.mark.endurance) for name in ("relu", "transformer_moe")),
+    ],
+)
 def test_every_kind_of_layer_stays_equal(name, export_quickly, tmp_path):
     """All sites are scaled at random. In a post-norm network, residuals also read the normalisations."""
     written = export_quickly(write_configuration(name, tmp_path / "checkpoint", vocab_size=31), tmp_path / "bundle")

@@ -228,6 +228,7 @@ def test_a_mixture_out_of_a_dense_network_computes_the_same():
         assert float((first - mixture.encoder(mels, lengths)[0]).abs().max()) > 1e-3
 
 
+@pytest.mark.endurance
 @pytest.mark.usefixtures("no_easy_phase")
 def test_an_upcycled_run_goes_on(work_dir, monkeypatch):
     run(work_dir, "before", 4)
