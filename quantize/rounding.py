@@ -327,9 +327,9 @@ def rounded_products(
 ) -> list[ir.Value]:
     """Return integers, other parts and any bias of each product of a layer, see `fitted_layer`.
 
-    `rows` contains the inputs of the layer [n, in] and, for each of them, the weight of the layer in the output [n]. If
-    there are fewer rows than channels, each weight is rounded to the nearest value. `activations` counts the products
-    of either kind.
+    `rows` contains the inputs of the layer [n, in] and, for each of them, the layer's share of the output [n]. If there
+    are fewer rows than channels, each weight is simply rounded to the nearest value. `activations` counts the products
+    that are rounded in this way and those that are fitted.
     """
     made: Sequence[StoredWeight | None] = [None] * len(products)
     if activations is not None:

@@ -56,8 +56,8 @@ class ChannelSite:
         read: weights [rows, out], or kernels [out, in, time, frequency], whose rows are in the order (time, frequency,
             in); `channels`: the channel that each row reads.
         size: estimates the size of each channel without recordings.
-        rows: returns some inputs of the weights [n, rows], in the front end; None: the inputs are recorded under the
-            name of `value`.
+        rows: in the front end, a function that returns some inputs of the weights [n, rows]; None: the inputs are
+            recorded under the name of `value`.
         least_gain: share of the int8 error of products that smoothing must remove.
     """
 

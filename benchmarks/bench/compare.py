@@ -50,7 +50,7 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
     The times are those with full context and the first number of threads.
 
     Args:
-        report: report of both bundles, measured in turns. The times of the first bundle are divided by those of the
+        report: report of both bundles, measured in turn. The times of the first bundle are divided by those of the
             second; the interval covers 95 %.
         other: if given, the times of its first bundle are the divisor instead. The interval then comes from quartiles,
             and does not include changes of the machine between the reports.

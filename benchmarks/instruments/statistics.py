@@ -1,4 +1,4 @@
-"""Repeated measurements in turn, and their statistics."""
+"""Repeated measurements of several cases that take turns, and their statistics."""
 
 from __future__ import annotations
 

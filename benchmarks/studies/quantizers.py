@@ -197,7 +197,7 @@ def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[str, float]:
-    """Return the log-probability error, share of changed tokens (greedy), and milliseconds of the longest recording."""
+    """Return log-probability error, share of changed tokens (greedy) and CPU ms to encode the longest recording."""
     texts = [
         [ctc_greedy_search(each.ctc(each.encode(frames))).tokens for frames in features] for each in (reference, model)
     ]

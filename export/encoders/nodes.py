@@ -26,9 +26,9 @@ class FrameNodes:
         time: number of frames of this call [1].
         lens: number of existing frames in each row [batch].
         offset: position of the first frame [batch], or [0] for whole utterances.
-        step: frames after subsampling from one frame to the next.
+        step: distance from one frame to the next, in subsampled frames.
         cache: keys and values of earlier frames [blocks, batch, heads, cache, channels]; None: there are none.
-        required: frames after subsampling to cache for the next call, negative: all; None for whole utterances.
+        required: number of subsampled frames to cache for the next call (negative: all); None for whole utterances.
 
     Attributes:
         positions: positions of the keys [batch, keys].

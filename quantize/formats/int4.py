@@ -50,7 +50,7 @@ class Int4Conversion(WeightConversion):
         return from_int4_blocks(Int4(*parts), rows)
 
     def rounding(self, weight: Float) -> Rounding:
-        """Return an object that rounds rows with the column scales of `parts` and steps that fit corrected rows."""
+        """Return an object that rounds row by row: column scales as in `parts`, steps fitted to corrected rows."""
         return _Int4Rounding(weight, self.block_size)
 
     def product(

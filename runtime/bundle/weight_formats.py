@@ -27,7 +27,7 @@ class WeightFormat:
         block_sizes: allowed numbers of rows that share a step; empty: rows do not share steps.
         version: version of the stored numbers, which the manifest states; None: unchanged since the first release.
         halves: whether files store the scales and biases of its layers in float16.
-        needs_constants: whether onnxruntime must fold constants before it runs a graph, which is an optimisation.
+        needs_constants: whether graphs run only if onnxruntime folds constants, which is one of its optimisations.
         not_native: why native kernels do not compute its functions; empty: they compute its products.
     """
 

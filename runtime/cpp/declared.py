@@ -43,7 +43,10 @@ def numbers(kind: type) -> dict[str, Option]:
 
 
 def class_in(kind: Any) -> tuple[str, type | None]:
-    """Return {} if a type is a map, and the class of its values or elements; None for plain JSON."""
+    """Return a prefix, "{}" for maps and otherwise "", and the class of a type's values or elements.
+
+    For plain JSON, return "" and None.
+    """
     if dataclasses.is_dataclass(kind):
         return "", kind
     found = next((each for _, each in map(class_in, get_args(kind)) if each), None)

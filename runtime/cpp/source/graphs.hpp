@@ -252,7 +252,8 @@ class Graphs {
     return ort::tensor(joined, shape);
   }
 
-  // Extract the caches of one of several streams. Growing caches keep the frames for the last `num_frames` encoder frames.
+  // Extract the caches of one of several streams. Of growing caches, keep only the frames that belong to the last `num_frames`
+  // encoder frames.
   Caches::Tensor split(const OrtValue& value, std::size_t index, std::int64_t row, std::int64_t num_frames) const {
     const std::ptrdiff_t time = m_.caches[index].time_axis;
     ort::Shape shape = ort::shape_of(value);

@@ -106,7 +106,7 @@ class Ngrams {
   /// Parse an ARPA file or a compact file.
   static Ngrams parse(const std::string& content, const std::string& source);
 
-  /// Return this model with its words sorted by another spelling.
+  /// Return this model with its words sorted by the spelling that `spell` returns for each.
   Ngrams spelled_by(const Spell& spell, const std::string& source) const {
     const std::vector<Id> parent = parents_of(first_);
     std::vector<Order> orders;

@@ -14,8 +14,8 @@ uint8_t* append(uint8_t* to, const T* from, size_t count) {
   return to + sizeof padded;
 }
 
-// Returns whether 255 times the positive weights, and 255 times the negative ones, of rows 2i and 2i + 1 fit in 16
-// bits.
+// For each column of each pair of rows 2i and 2i + 1: returns whether 255 times the sum of the positive weights fits in
+// 16 bits, and likewise that of the negative ones.
 bool pairs_fit(const Int8Weight& from, size_t first, size_t columns) {
   constexpr int kMost = 128;
   for (size_t k = 0; k + 1 < from.k; k += 2) {

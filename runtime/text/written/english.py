@@ -199,7 +199,7 @@ def _decimal(words: Sequence[str], number: int, end: int) -> tuple[str, int]:
 
 
 def _scaled(words: Sequence[str], place: int, number: int, text: str, end: int) -> tuple[str, str, int]:
-    """Return the scale, the digits and their end: "million" and "2" for "two million".
+    """Return the scale, the digits and the position after their words: "million", "2" and 1 for "two million".
 
     The scale is "" if the number must be written with all its digits.
     """

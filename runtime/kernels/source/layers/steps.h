@@ -19,7 +19,8 @@ constexpr size_t kBlocksOfTask = 3;     // minimum, so that a task reads contigu
 enum Arrays : size_t { kCodes, kScales, kExpert, kShare, kOrder, kToken, kRowShare, kRows, kRowScale, kHidden,
                        kHiddenCodes, kHiddenScale, kSegments };
 
-// Items from `first` to before `last`. `part_of` divides `count` items into `parts`, and returns part `index`.
+// Items from `first` up to, but not including, `last`. `part_of` divides `count` items into `parts` ranges, and returns
+// range `index`.
 struct Range {
   size_t first, last;
 };

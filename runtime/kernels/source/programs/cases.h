@@ -21,8 +21,8 @@ class Serial final : public Threads {
 // A generator of numbers that are the same on every machine.
 class Random {
  public:
-  // If `is_quantized`, weights are like those of `u2moe quantize`; otherwise every third matrix has larger sums of
-  // pairs.
+  // If `is_quantized`, the weights of rows 2i and 2i + 1 in a column add up to at most 128 in magnitude, like those
+  // of `u2moe quantize`. Otherwise, about every third matrix has larger sums.
   explicit Random(uint64_t seed, bool is_quantized = false) : state_(seed * 2 + 1), is_quantized_(is_quantized) {}
   uint32_t next() {
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
