@@ -202,6 +202,13 @@ class LiveRecognition:
         yield from self.results()
 
 
+def until_damage(reader: RecordingReader, results: Iterator[Result]) -> Iterator[Result]:
+    """Yield the results of a recording, then raise the error that ended reading early, if any."""
+    yield from results
+    if reader.error is not None:
+        raise reader.error
+
+
 def transcript_of(segments: Sequence[Result], duration: float, error: Exception | None = None) -> Transcript:
     """Return a transcript from final results in order. `error`: the reason why the transcript is incomplete, if any."""
     return Transcript(

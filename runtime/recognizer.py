@@ -31,7 +31,7 @@ from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.model.static_encoder import Runner
 from u2moe.runtime.options import NONE, WITHOUT_BEAM, DecodingOptions, DefiniteOptions, EndpointConfig
-from u2moe.runtime.recognition import Buffers, RecordingReader, recognize, samples_of, transcript_of
+from u2moe.runtime.recognition import Buffers, RecordingReader, recognize, samples_of, transcript_of, until_damage
 from u2moe.runtime.result import Alignment, Result, Transcript
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.text.grammar import Grammar
@@ -64,8 +64,7 @@ class Recognizer:
             bundle: the bundle.
             model: its loaded model.
             options: decoding options; None: the bundle's defaults.
-            hotwords: phrases to prefer, each with an optional weight, see `ContextGraph`. None: the bundle's hotwords.
-                An empty list: none.
+            hotwords: phrases to prefer, see `ContextGraph`; None: the bundle's hotwords; an empty list: none.
             observer: hooks for measurements.
         """
         if bundle.manifest.random_weights:
@@ -143,14 +142,10 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None = None,
         runner: Runner | None = None,
     ) -> Recognizer:
-        """Load the bundle in `directory` and return a recogniser for it; see `from_pretrained`.
+        """Load the bundle in `directory` and return a recogniser for it.
 
-        Args:
-            directory: a folder or a repository; None: the demo model.
-            settings: providers, threads and kernels; None: on the CPU, see `SessionSettings`.
-            options: decoding options; None: the bundle's defaults.
-            hotwords: phrases to prefer; None: the bundle's hotwords; an empty list: none.
-            runner: runs the encoder of a bundle of fixed shape (`u2moe convert --profile static`) on another device.
+        Arguments and errors are those of `from_pretrained`, but `settings` contains providers, threads and kernels. A
+        `runner` runs the encoder of a bundle of fixed shape (`u2moe convert --profile static`) on another device.
         """
         begin = time.perf_counter()
         keys = None if settings is None else settings.public_keys
@@ -189,8 +184,7 @@ class Recognizer:
         Args:
             options: decoding options; None: the recogniser's.
             hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
-            grammar: phrases that may be said, see `Grammar`; replaces hotwords and the language model. None: that of
-                `options`.
+            grammar: allowed phrases, see `Grammar`; replaces hotwords and language model. None: that of `options`.
 
         Raises:
             StreamError: the bundle cannot stream, or does not support `options`.
@@ -264,8 +258,7 @@ class Recognizer:
             options: decoding options; None: the recogniser's. Without `chunk_size`, full context is used, except by
                 streaming bundles of fixed shape, which use their chunk size.
             hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
-            grammar: phrases that may be said, see `Grammar`; replaces hotwords and the language model. None: that of
-                `options`.
+            grammar: allowed phrases, see `Grammar`; replaces hotwords and language model. None: that of `options`.
             vad: detects speech; each stretch of speech is recognised separately, and cut further at endpoints.
             on_progress: called from time to time with the seconds of the recording processed so far.
             channel: index of the channel of a file to recognise, 0 for the left one; None: the average of all.
@@ -304,12 +297,11 @@ class Recognizer:
         all errors, except those for damaged audio.
 
         Raises:
-            AudioError: also if a file is damaged after some seconds of audio; raised after the segments before the
-                damage.
+            AudioError: also if a file is damaged; raised after the segments before the damage.
         """
         samples = samples_of(audio, self._rate, sample_rate, channel, track)
         options = self._chosen(options, grammar)
-        return self._until_damage(*self._recognize(samples, options, hotwords, vad, on_progress))
+        return until_damage(*self._recognize(samples, options, hotwords, vad, on_progress))
 
     def align(
         self,
@@ -326,19 +318,11 @@ class Recognizer:
         """Find when the words of a text are said in a recording of any length.
 
         The result is the most probable alignment of the whole text with the whole recording. The recording is encoded
-        as in `transcribe`; the arguments and errors not listed here are the same. Memory use is limited: long
-        recordings use a temporary file.
+        as in `transcribe`, which has the same arguments and errors. Memory use is limited: long recordings use a
+        temporary file.
 
-        Args:
-            audio: as for `transcribe`.
-            text: everything that is said. Lines and full stops end sentences. Punctuation and letter case do not
-                matter. Numbers must be written as words.
-            sample_rate: as for `transcribe`.
-            options: as for `transcribe`.
-            min_score: words with a lower score are `Alignment.misfits`.
-            on_progress: as for `transcribe`.
-            channel: as for `transcribe`.
-            track: as for `transcribe`.
+        `text` is everything that is said. Lines and full stops end sentences. Punctuation and letter case are ignored.
+        Numbers must be written as words. Words with a score below `min_score` are `Alignment.misfits`.
 
         Raises:
             AudioError: also if a file is damaged after some seconds of audio.
@@ -353,7 +337,7 @@ class Recognizer:
         reader = RecordingReader(samples_of(audio, self._rate, sample_rate, channel, track), self._rate, on_progress)
         pipeline = Pipeline(self.bundle, self.model, Observer(concluded=lambda _: aligner.advance(stream.state)))
         found = recognize(lambda streams: pipeline.decode([each.state for each in streams]), stream, reader)
-        for _ in self._until_damage(reader, found):
+        for _ in until_damage(reader, found):
             pass
         return aligner.finish(stream.state, min_score)
 
@@ -369,12 +353,6 @@ class Recognizer:
         stream = self.create_recording_stream(options, hotwords=hotwords)
         reader = RecordingReader(samples, self._rate, on_progress)
         return reader, recognize(self.decode_streams, stream, reader, vad)
-
-    @staticmethod
-    def _until_damage(reader: RecordingReader, results: Iterator[Result]) -> Iterator[Result]:
-        yield from results
-        if reader.error is not None:
-            raise reader.error
 
     def _chosen(self, options: DecodingOptions | None, grammar: Grammar | Iterable[str] | None) -> DecodingOptions:
         options = checked_options("options", options, self.options)

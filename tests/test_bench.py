@@ -333,6 +333,7 @@ def test_words_size_and_memory_are_gates(report, limit, change, fails, monkeypat
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"failed: {limit[13:].partition('=')[0]}"[:12] if fails else "passed")
     assert not fails or limit.replace("=", " ") in last
+    assert ("(quartiles: " in last) == (fails and "memory" in limit)
 
 
 @pytest.mark.parametrize("value", ["nan", "-1", "inf", "fast"])

@@ -299,7 +299,9 @@ class Check:
             growth = (status_bytes("VmRSS") or 0) - (first or 0)
             yield {"memory": {"chunks": number, "after": NUM_WARM, "bytes_more": growth, "at_most": MOST_GROWTH}}
             if growth > MOST_GROWTH:
-                raise ValueError(f"{number - NUM_WARM} chunks added {growth} bytes; the limit is {MOST_GROWTH}")
+                raise ValueError(
+                    f"{number - NUM_WARM} chunks added {growth} bytes of memory, expected at most {MOST_GROWTH}"
+                )
 
     def _windows(self) -> Iterator[tuple[tuple[int, int], int, list[Array]]]:
         """Yield chunk settings, the cache size that they need, and the features [1, frames, mel] of each full chunk."""

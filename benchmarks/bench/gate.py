@@ -88,7 +88,8 @@ def verdicts(limits: Mapping[str, float], report: Report, other: Report | None =
         for what, found, is_points in _COSTS[name](report, other):
             least, scale = (0.0, 100.0) if is_points else (1.0, 1.0)
             fails = found.median * scale > most and found.low > least
-            interval = f" (95 %: {found.low * scale:.3f} to {found.high * scale:.3f})" if found.count > 1 else ""
+            kind = "quartiles" if name == "memory" or (name == "time" and other is not None) else "95 %"
+            interval = f" ({kind}: {found.low * scale:.3f} to {found.high * scale:.3f})" if found.count > 1 else ""
             unit = " points" if is_points else ""
             relation = (
                 "more than" if fails else "within" if found.median * scale <= most else "not significantly more than"

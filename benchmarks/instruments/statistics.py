@@ -116,7 +116,7 @@ def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
     """
     above, below = np.asarray(values), np.asarray(others)
     if not below.sum():
-        raise ValueError("the sum of others must not be 0")
+        raise ValueError("a ratio needs a divisor other than 0: the values of the reference sum to 0")
     drawn = np.random.default_rng(0).integers(len(above), size=(NUM_DRAWN, len(above)))
     of_draws = above[drawn].sum(axis=1) / np.maximum(below[drawn].sum(axis=1), below[below > 0].min())
     low, high = np.quantile(of_draws, (0.025, 0.975)).tolist()

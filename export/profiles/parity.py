@@ -201,8 +201,10 @@ class ProfileParity:
             except ONNXRUNTIME_ERRORS as error:
                 if reason in str(error):
                     continue
-                raise ParityError(f"{self.subject}: a file to refuse ({reason}) failed with {error}") from error
-            raise ParityError(f"{self.subject}: a file to refuse was recognised: {reason}")
+                raise ParityError(
+                    f"{self.subject}: unsuitable file: failed with {error}, expected {reason!r}"
+                ) from error
+            raise ParityError(f"{self.subject}: unsuitable file: was recognised, expected {reason!r}")
         nothing = self.run({"audio": encoded(np.zeros(rate // 100, np.float32), rate, "WAV")})
         if nothing["text"].tolist() != [""]:
             raise ParityError(f"{self.subject}: 10 ms of silence has text {nothing['text'].tolist()}, expected none")

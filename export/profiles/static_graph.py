@@ -301,9 +301,9 @@ def _without_axis(value: ir.Value | None) -> ir.Value:
 
 
 def _producer(value: ir.Value | None) -> ir.Node:
-    node = None if value is None else value.producer()
+    node = _value(value).producer()
     if node is None:
-        raise UnsupportedError(f"{value}: is not computed by a node: export the bundle again")
+        raise UnsupportedError(f"{_value(value).name} is not computed by a node: export the bundle again")
     return node
 
 
@@ -316,7 +316,7 @@ def _value(value: ir.Value | None) -> ir.Value:
 def _array(value: ir.Value | None) -> Array:
     tensor = _value(value).const_value
     if tensor is None:
-        raise UnsupportedError(f"{value}: is not a constant: export the bundle again")
+        raise UnsupportedError(f"{_value(value).name} is not a constant: export the bundle again")
     return tensor.numpy()
 
 

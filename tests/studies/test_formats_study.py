@@ -20,7 +20,7 @@ def test_the_interval_of_a_ratio_is_as_wide_as_recordings_differ():
     errors = np.arange(1, 200)
     found = ratio_of_sums(2 * errors, errors)  # both use the same drawn recordings
     assert (found.low, found.high) == (2, 2)
-    with pytest.raises(ValueError, match="the sum of others must not be 0"):
+    with pytest.raises(ValueError, match="the values of the reference sum to 0"):
         ratio_of_sums(np.array([1]), np.array([0]))
 
 

@@ -25,7 +25,8 @@ async def run(connection: Connection) -> None:
     vocabulary = connection.slot.model.recognizer.vocabulary
     while isinstance(message := await connection.receive(), bytes):
         if len(message) < _HEAD.size:
-            raise RequestError(f"a recording begins with {_HEAD.size} bytes: its sample rate and number of bytes")
+            size = len(message)
+            raise RequestError(f"a recording must begin with rate and number of bytes ({_HEAD.size} bytes), got {size}")
         sample_rate, num_bytes = _HEAD.unpack_from(message)
         if num_bytes < 0 or num_bytes % _SAMPLE_BYTES:
             raise RequestError(f"32-bit samples need a multiple of four bytes, got {num_bytes}")
