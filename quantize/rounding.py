@@ -139,7 +139,7 @@ def recorded(
 
     Raises:
         AudioError: the model finds no speech.
-        QuantizationError: a layer reads NaN or infinity.
+        QuantizationError: a layer receives NaN or infinity.
     """
     activations = Activations(Path(tempfile.mkdtemp(prefix="activations-", dir=folder)))
     names: set[str] = set()
@@ -185,7 +185,7 @@ class _Recorder:
         for name, rows in self._graph.seen.items():
             if not np.isfinite(rows).all():
                 layer = self._layers[name]
-                raise QuantizationError(f"calibration: {layer} reads NaN or infinity on the recordings")
+                raise QuantizationError(f"calibration: on the recordings, {layer} receives NaN or infinity")
             self._activations.add(name, rows)
         return found
 

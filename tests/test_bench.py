@@ -241,10 +241,10 @@ def test_command_measures_what_it_is_told_to(exported, recordings, tmp_path, cap
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--num-threads", "one"], "--num-threads must be numbers separated by commas; found 'one'"),
-    (["--num-threads", "0"], "numbers of threads must be at least 1; found [0]"),
+    (["--num-threads", "one"], "--num-threads must be numbers separated by commas, got 'one'"),
+    (["--num-threads", "0"], "numbers of threads must be at least 1, got [0]"),
     (["--chunk-sizes", "0"], "chunk sizes must be at least 1"),
-    (["--repetitions", "0"], "repetitions must be at least 1; found 0"),
+    (["--repetitions", "0"], "repetitions must be at least 1, got 0"),
     (["demo", "no.json"], "no.json: cannot be read as a report"),
     (["a.json", "b.json", "c.json"], "at most two reports"),
     (["--fail-above", "1"], "--fail-above needs two bundles or reports"),
@@ -269,7 +269,7 @@ def test_what_cannot_be_measured_is_named(exported, recordings, tmp_path):
         run_suite(bundles, recordings, PLAN, settings=SessionSettings(providers=["NoProvider"]))
     soundfile.write(tmp_path / "short.wav", np.zeros(800), 16_000)
     short = [Recording(path=tmp_path / "short.wav", transcript="")]
-    with pytest.raises(AudioError, match=r"short\.wav: too short: needs at least 7 feature frames; found 3"):
+    with pytest.raises(AudioError, match=r"short\.wav: too short: needs at least 7 feature frames, got 3"):
         run_suite(bundles, short, PLAN)
 
 
@@ -341,7 +341,7 @@ def test_limits_that_are_no_numbers_are_refused(value, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench", "a.json", "b.json", f"--fail-above={value}"])
     assert ended.value.code == 2
-    assert f"argument --fail-above: must be a number of at least 0; found '{value}'" in capsys.readouterr().err
+    assert f"argument --fail-above: must be a number of at least 0, got '{value}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("missing", "message"), [

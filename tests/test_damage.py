@@ -537,6 +537,6 @@ def test_goals_are_checked(bundle, recordings, tmp_path):
             value.const_value = ir.tensor(np.full(value.shape.numpy(), 3e38, np.float32), name=value.name)
 
     broken = rewritten_bundle(bundle, tmp_path / "broken", damage)
-    with pytest.raises(QuantizationError, match=r"encoders.1.feed_forward reads NaN or infinity"):
+    with pytest.raises(QuantizationError, match=r"encoders.1.feed_forward receives NaN or infinity"):
         quantize_bundle(broken.path, tmp_path / "out", few)
     assert not (tmp_path / "out").exists()

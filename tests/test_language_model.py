@@ -276,7 +276,7 @@ DAMAGE = {
     "no data": (r"\\data", "data", "not an ARPA file"),
     "no counts": ("ngram 1=", "ngram 7=", "line 2: found"),
     "count too high": ("ngram 2=", "ngram 2=9", "line "),
-    "not a number": (r"grams:\n-\S+", "grams:\nx", "expected numbers"),
+    "not a number": (r"grams:\n-\S+", "grams:\nx", "expected a log probability"),
     "nan": (r"grams:\n-\S+", "grams:\nnan", "line 6: found nan, expected the logarithm of a probability"),
     "infinite": (r"grams:\n-\S+", "grams:\ninf", "line 6: found inf, expected the logarithm of a probability"),
     "certain": (r"grams:\n-\S+", "grams:\n0.5", "line 6: found 0.5, expected the logarithm of a probability"),
@@ -328,9 +328,7 @@ def test_ngrams_that_are_there_twice_or_continue_none_are_named(tmp_path):
     for lines, message in (("-1 a b\n-1 a b", "'a b' appears twice"), ("-1 b a\n-1 b b", None)):
         arpa = f"\\data\\\nngram 1=2\nngram 2=2\nngram 3=1\n\n\\1-grams:\n-1 a 0\n-1 b 0\n\n\\2-grams:\n{lines}\n\n"
         arpa += "\\3-grams:\n-1 a b a\n\n\\end\\\n"
-        with pytest.raises(
-            LanguageModelError, match=message or "the 3-gram 'a b a' continues an n-gram that is missing"
-        ):
+        with pytest.raises(LanguageModelError, match=message or "the 3-gram 'a b a' has a prefix that is missing"):
             opened(tmp_path, arpa)
 
 

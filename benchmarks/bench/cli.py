@@ -156,4 +156,4 @@ def _numbers(option: str, value: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(dict.fromkeys(int(number) for number in value.split(","))) if value else None
     except ValueError as error:
-        raise ValueError(f"{option} must be numbers separated by commas; found {value!r}") from error
+        raise ValueError(f"{option} must be numbers separated by commas, got {value!r}") from error

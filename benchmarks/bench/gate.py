@@ -56,7 +56,7 @@ def limits_in(args: argparse.Namespace) -> dict[str, float]:
 def check_measurable(limits: Mapping[str, float], repetitions: int, transcripts: Sequence[str]) -> None:
     """Raise ValueError if a limit needs more rounds than `repetitions`, or needs transcripts and there are none."""
     if limits.keys() & {"time", "memory"} and repetitions < FEWEST_ROUNDS:
-        raise ValueError(f"repetitions must be at least {FEWEST_ROUNDS} for limits; found {repetitions}")
+        raise ValueError(f"repetitions must be at least {FEWEST_ROUNDS} for limits, got {repetitions}")
     if "words" in limits and not any(transcripts):
         raise ValueError(f"{LIMITS['words'].flag} needs recordings with transcripts")
 
@@ -67,7 +67,7 @@ def _number(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0; found {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text!r}")
     return value
 
 

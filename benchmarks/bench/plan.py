@@ -65,11 +65,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.threads or min(self.threads) < 1:
-            raise ValueError(f"numbers of threads must be at least 1; found {list(self.threads)}")
+            raise ValueError(f"numbers of threads must be at least 1, got {list(self.threads)}")
         if not self.chunk_sizes or min(self.chunk_sizes) < 1:
-            raise ValueError(f"chunk sizes must be at least 1; found {list(self.chunk_sizes)}")
+            raise ValueError(f"chunk sizes must be at least 1, got {list(self.chunk_sizes)}")
         if self.repetitions < 1:
-            raise ValueError(f"repetitions must be at least 1; found {self.repetitions}")
+            raise ValueError(f"repetitions must be at least 1, got {self.repetitions}")
 
     def modes(self, bundle: Bundle) -> list[Mode]:
         """Return the plan's modes that a bundle supports."""
@@ -132,7 +132,7 @@ def run_suite(
     settings = settings or SessionSettings()
     rates_hz = {bundle.manifest.features.sample_rate for bundle in bundles.values()}
     if len(rates_hz) != 1:
-        raise ValueError(f"bundles must have the same sample rate; found {sorted(rates_hz)} Hz")
+        raise ValueError(f"bundles must have the same sample rate, got {sorted(rates_hz)} Hz")
     sample_rate = rates_hz.pop()
     samples = [_read(recording.path, bundles.values()) for recording in recordings]
     others = OtherLoad()
@@ -194,7 +194,7 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
         features, window = FeatureStream(bundle.manifest.features), bundle.manifest.model.window
         features.accept(samples)
         if features.num_ready < window:
-            raise AudioError(f"{path}: too short: needs at least {window} feature frames; found {features.num_ready}")
+            raise AudioError(f"{path}: too short: needs at least {window} feature frames, got {features.num_ready}")
     return samples
 
 

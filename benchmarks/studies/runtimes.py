@@ -95,7 +95,7 @@ def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seco
     timed = [[line for line in lines if "ms" in line] for lines, _ in rounds]
     for own in timed:
         if not own or len(own) != 2 * num_files:
-            raise ValueError(f"needs two lines with times for each of {num_files} files; found {len(own)}")
+            raise ValueError(f"needs two lines with times for each of {num_files} files, got {len(own)}")
     load_ms = statistics.median(own[0]["loadMs" if "loadMs" in own[0] else "load_ms"] for own in timed)
     took_ms = statistics.median(sum(line["ms"] for line in own[num_files:]) for own in timed)
     return {

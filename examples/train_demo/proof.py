@@ -96,7 +96,7 @@ def main() -> None:
     progress = {name: checkpoints.load(checkpoints.all_of(run)[-1])["progress"] for name, run in runs.items()}
     if progress["mixture"]["step"] != progress["dense"]["step"]:
         steps = ", ".join(f"{name} {own['step']}" for name, own in progress.items())
-        sys.exit(f"twins must have the same number of steps; found {steps}")
+        sys.exit(f"twins must have the same number of steps, got {steps}")
     bundles = {
         f"{name} {precision}": path
         for name, run in runs.items()

@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     if unknown := {*args.steps} - {*STEPS}:
-        parser.error(f"steps must be in {', '.join(STEPS)}; found {', '.join(sorted(unknown))}")
+        parser.error(f"steps must be in {', '.join(STEPS)}, got {', '.join(sorted(unknown))}")
     release = Release(args.checkpoint.resolve(), args.work_dir.resolve(), args.processes)
     for step in args.steps:
         print(f"- {step}", flush=True)

@@ -108,7 +108,7 @@ def _add_attach(commands: Subparsers) -> None:
         description="Write a language model and its weights into a bundle. All runtimes then use it by default.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle")
-    parser.add_argument("lm", metavar="MODEL", help="file and weights, as of 'u2moe lm tune'; none: remove it")
+    parser.add_argument("lm", metavar="MODEL", help="file and weights, as printed by 'u2moe lm tune'; none: remove it")
     add_declared(parser, DecodingOptions, BUNDLED, **dict.fromkeys(BUNDLED, "unchanged"))
     parser.set_defaults(run=run_attach)
 

@@ -108,7 +108,7 @@ class _Reader:
                 )
             counts.append(int(found[2]))
         if not counts or not 0 < counts[0] <= MOST_WORDS:
-            raise self._error("the header counts no unigrams, or too many")
+            raise self._error("the number of unigrams in the header is 0 or too large")
         return counts
 
     def _order(self, lines: Iterator[str], length: int, count: int, highest: int) -> Order:
@@ -119,7 +119,7 @@ class _Reader:
         for _ in range(count):
             fields = next(lines, "").split()
             if len(fields) not in (length + 1, length + 2):
-                raise self._error(f"found {' '.join(fields)[:60]!r}, expected a {length}-gram of {count}")
+                raise self._error(f"found {' '.join(fields)[:60]!r}, expected one of {count} {length}-grams")
             try:
                 log_probs.append(self._log_prob(fields[0]))
                 backoffs.append(float(fields[-1]) if len(fields) == length + 2 and length < highest else 0.0)
@@ -128,7 +128,9 @@ class _Reader:
                 else:
                     ids.extend([self._ids[word] for word in fields[1 : length + 1]])
             except (ValueError, OverflowError):
-                raise self._error(f"found {' '.join(fields)[:60]!r}, expected numbers around words") from None
+                raise self._error(
+                    f"found {' '.join(fields)[:60]!r}, expected a log probability, words and optionally a backoff"
+                ) from None
             except KeyError as error:
                 raise self._error(f"{error.args[0]!r} is not among the unigrams") from None
         rows = np.array(ids, np.uint32).reshape(count, length)
@@ -237,7 +239,7 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
     children = np.zeros(len(word), np.int64)
     children[: len(counts)] = counts
     if not len(word) == len(log_prob) == len(backoff):
-        raise ValueError("the numbers of n-grams do not add up")
+        raise ValueError("the numbers of n-grams are inconsistent")
     return Ngrams(words, children, word, log_prob, backoff, source=source)
 
 

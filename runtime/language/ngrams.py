@@ -76,11 +76,11 @@ class Ngrams:
         self.first_child = np.empty(num_nodes + 1, np.uint32)
         ends = np.cumsum(num_children, dtype=np.uint64)
         if len(num_children) != num_nodes or not num_nodes or ends[-1] + 1 != num_nodes or ends[0] != len(self.words):
-            raise LanguageModelError(f"{source}: the numbers of n-grams do not add up")
+            raise LanguageModelError(f"{source}: the numbers of n-grams are inconsistent")
         self.first_child[0] = 1
         self.first_child[1:] = ends + 1
         if (self.first_child[1:-1] <= np.arange(1, num_nodes)).any():
-            raise LanguageModelError(f"{source}: an n-gram continues a later one")
+            raise LanguageModelError(f"{source}: an n-gram comes before its prefix")
         self.word, self.log_prob, self.backoff = word, np.minimum(log_prob, 0, dtype=np.float32), backoff
         parent = np.repeat(np.arange(num_nodes, dtype=np.uint32), num_children)
         self._check(parent, log_prob, source)
@@ -127,9 +127,7 @@ class Ngrams:
                 if (parent < 0).any():
                     row = rows[int(np.argmin(parent))]
                     found = " ".join(words[number] for number in row)
-                    raise LanguageModelError(
-                        f"{source}: the {length}-gram {found!r} continues an n-gram that is missing"
-                    )
+                    raise LanguageModelError(f"{source}: the {length}-gram {found!r} has a prefix that is missing")
             key = parent.astype(np.uint64) * np.uint64(len(words)) + ranks[:, -1]
             order = np.argsort(key, kind="stable")
             key = key[order]

@@ -185,7 +185,7 @@ def pocketsphinx() -> Recognise:
 
     def run(sample_rate: int, buffers: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
         if sample_rate != 16000:
-            raise ValueError(f"sample_rate must be 16000; found {sample_rate}")
+            raise ValueError(f"sample_rate must be 16000, got {sample_rate}")
         decoder.start_utt()
         for buffer in buffers:
             decoder.process_raw(buffer.tobytes(), no_search=False, full_utt=False)

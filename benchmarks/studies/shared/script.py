@@ -34,7 +34,7 @@ def named(text: str) -> tuple[str, str]:
     """Parse an argument NAME=VALUE."""
     name, separator, value = text.partition("=")
     if not (name and separator and value):
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE; found {text!r}")
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
     return name, value
 
 

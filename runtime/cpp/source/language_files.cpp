@@ -83,7 +83,7 @@ class CompactFile {
     for (std::size_t i = 0; i < blocks_[0].length; ++i) children.push_back(blocks_[0].integer(i));
     children.resize(word.size());
     backoff.resize(word.size());  // the longest n-grams have no backoff
-    if (log_prob.size() != word.size()) fail("is damaged: the numbers of n-grams do not add up");
+    if (log_prob.size() != word.size()) fail("is damaged: the numbers of n-grams are inconsistent");
     return Ngrams(std::move(words), children, std::move(word), std::move(log_prob), std::move(backoff), source_);
   }
 
@@ -177,7 +177,7 @@ class ArpaFile {
       counts.push_back(std::stoull(digits));
       if (counts.size() > static_cast<std::size_t>(Ngrams::kMostOrder)) fail("found n-grams of more than 9 words");
     }
-    if (counts.empty() || counts[0] == 0 || counts[0] > Ngrams::kMostWords) fail("the header counts no unigrams, or too many");
+    if (counts.empty() || counts[0] == 0 || counts[0] > Ngrams::kMostWords) fail("the number of unigrams in the header is 0 or too large");
     return counts;
   }
 
@@ -187,12 +187,12 @@ class ArpaFile {
       const std::string_view line = next();
       const std::vector<std::string_view> fields = split(line);
       if (fields.size() != length + 1 && fields.size() != length + 2) {
-        fail("found " + quoted(line) + ", expected a " + std::to_string(length) + "-gram of " + std::to_string(count));
+        fail("found " + quoted(line) + ", expected one of " + std::to_string(count) + " " + std::to_string(length) + "-grams");
       }
       order.log_prob.push_back(static_cast<float>(log_prob(fields[0])));
       const bool has_backoff = fields.size() == length + 2 && length < highest;
       const std::optional<double> backoff = has_backoff ? parse_number(fields.back()) : 0.0;
-      if (!backoff) fail("found " + quoted(line) + ", expected numbers around words");
+      if (!backoff) fail("found " + quoted(line) + ", expected a log probability, words and optionally a backoff");
       order.backoff.push_back(static_cast<float>(*backoff));
       for (std::size_t k = 1; k <= length; ++k) order.words.push_back(id_of(fields[k], length == 1));
     }
@@ -203,7 +203,7 @@ class ArpaFile {
     constexpr double zero = -99;  // ARPA files write the logarithm of 0 this way
     if (field == "-inf") return zero;  // some programs write this
     const std::optional<double> found = parse_number(field);
-    if (!found) fail("found " + quoted(field) + ", expected numbers around words");
+    if (!found) fail("found " + quoted(field) + ", expected a log probability, words and optionally a backoff");
     if (*found > Ngrams::kMostLog) fail("found " + std::string(field) + ", expected the logarithm of a probability");
     return std::max(*found, zero);
   }

@@ -33,12 +33,12 @@ class Ngrams {
     }
     const std::uint64_t total = std::accumulate(num_children.begin(), num_children.end(), std::uint64_t{1});
     if (num_children.size() != num || log_prob_.size() != num || backoff_.size() != num || total != num || num_children[0] != words_.size()) {
-      fail(source, "the numbers of n-grams do not add up");
+      fail(source, "the numbers of n-grams are inconsistent");
     }
     first_.assign(1, 1);
     for (const std::uint64_t count : num_children) first_.push_back(first_.back() + static_cast<Id>(count));
     for (Id node = 1; node < num; ++node) {
-      if (first_[node] <= node) fail(source, "an n-gram continues a later one");
+      if (first_[node] <= node) fail(source, "an n-gram comes before its prefix");
     }
     const std::vector<Id> parent = parents_of(first_);
     check(parent, source);
@@ -84,7 +84,7 @@ class Ngrams {
         Id parent = 0;
         for (std::size_t i = 0; i + 1 < length; ++i) {
           parent = find_node(keys, key_of(parent, rank[order.words[row * length + i]], words.size()));
-          if (parent == kNoNode) complain(row, "continues an n-gram that is missing");
+          if (parent == kNoNode) complain(row, "has a prefix that is missing");
         }
         rows.emplace_back(key_of(parent, rank[order.words[(row + 1) * length - 1]], words.size()), row);
       }
