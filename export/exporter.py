@@ -82,6 +82,7 @@ def export_random(
     *,
     vocab_size: int | None = None,
     seed: int = 0,
+    change: Callable[[SpeechModel], None] | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
@@ -95,6 +96,7 @@ def export_random(
         out: folder to write; left unchanged on failure.
         vocab_size: number of tokens; None: as in the file, or 5000.
         seed: the same seed yields the same weights.
+        change: changes layers of the network, for networks that no train.yaml describes.
         overwrite: replace an existing bundle.
         progress: called with a line for each step.
 
@@ -106,6 +108,8 @@ def export_random(
     source = random_source(config_file, vocab_size=vocab_size, seed=seed)
     with BundleWriter(out, overwrite=overwrite) as staging:
         network = source.network()
+        if change is not None:
+            change(network)
         progress("spreading tokens over experts")
         spread_routers(network, seed)
         manifest = dataclasses.replace(bundle_manifest(source), random_weights=True)

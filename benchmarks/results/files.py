@@ -128,8 +128,9 @@ def measured(content: Mapping[str, Any]) -> str:
     A "+" after a commit means uncommitted changes.
     """
     machine, date = content["machine"], content.get("date", content.get("time", ""))[:10]
+    cores = f"{machine['usable_cores']} core{'s' if machine['usable_cores'] > 1 else ''}"
     *more, commit = content.get("commits", [machine["commit"]])
     return (
-        f"Measured on {kind_of(machine)}, {machine['usable_cores']} cores, onnxruntime {machine['onnxruntime']}, "
+        f"Measured on {kind_of(machine)}, {cores}, onnxruntime {machine['onnxruntime']}, "
         f"commit {commit}{f' and {len(more)} before it' if more else ''}, {date}."
     )

@@ -45,7 +45,7 @@ class Target:
         value, limit = (f"{short(value)}{self.unit}" for value in (self.value, self.limit))
         if isinstance(self.found, Spread):
             value += f" ({short(self.found.low)}-{short(self.found.high)})"
-        verdict = "met" if self.met else f"**missed** by {abs(self.value / self.limit - 1):.0%}"
+        verdict = "met" if self.met else f"**missed** by {abs(self.value / self.limit - 1):.1%}"
         return self.name, self.where, value, f"{'≤' if self.at_most else '≥'} {limit}", verdict
 
 

@@ -32,6 +32,7 @@ from u2moe.benchmarks.studies.full_size import (
 )
 from u2moe.benchmarks.studies.shared.random_models import (
     FLOAT,
+    HALF,
     LARGE,
     MIXTURE,
     SMALL,
@@ -50,11 +51,10 @@ TITLES = {
     "8x1x1920": "8x1x1920",
     "16x2x960": "16x2x960",
     "32x4x480": "32x4x480",
+    HALF: "8x2x1920 in every second block",
     LARGE: "Dense-1B",
 }
 """Titles of networks; for mixtures, number of experts x experts per token x hidden units of an expert."""
-HALF = "8x2x1920, half the blocks"
-"""The mixture in every second block. No key of WeNet describes it, so it is computed as the mean of two networks."""
 FORMATS = ("int8", "int4")
 """Formats of `make_bundle`."""
 KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
@@ -124,17 +124,15 @@ def _numbers(content: Mapping[str, Any], case: Case) -> list[float]:
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
     """Yield a table for each format and engine, with ratios to Dense-225M in brackets."""
-    yield f"## {machine_key(content)}"
+    yield f"### {machine_key(content)}"
     yield measured(content)
     for cases in groups():
         found = {case.model: _numbers(content, case) for case in cases if case.key in content["starts"]}
-        if {SMALL, MIXTURE} <= found.keys():
-            found[HALF] = [(one + other) / 2 for one, other in zip(found[SMALL], found[MIXTURE], strict=True)]
         rows = []
         for model, (total, active, files, peak, *times) in found.items():
             used = f"{content['touched'][model]:.1f}" if model in content["touched"] else ""
             shown = [f"{own:.3f} ({share:.2f})" for own, share in zip(times[:-2:2], times[1:-2:2], strict=True)]
-            rows.append([TITLES.get(model, HALF), f"{total:.0f}/{active:.0f}", used, f"{files:.0f}", f"{peak:.0f}",
+            rows.append([TITLES[model], f"{total:.0f}/{active:.0f}", used, f"{files:.0f}", f"{peak:.0f}",
                          *shown, f"{times[-2]:.3f}/{times[-1]:.3f}"])  # fmt: skip
         header = (
             f"{cases[0].format}, {KERNELS[cases[0].kernels]}", "parameters/active, millions", "experts per chunk",

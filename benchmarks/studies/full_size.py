@@ -37,6 +37,7 @@ from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.programs import write_wav
 from u2moe.benchmarks.studies.shared.random_models import (
+    HALF,
     LARGE,
     MIXTURE,
     NAMES,
@@ -64,6 +65,9 @@ START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 @functools.cache
 def _parameters(model: str) -> tuple[float, float]:
     """Return a model's parameters and those active for a token, in millions; this builds the network."""
+    if model == HALF:
+        total, active = ((one + other) / 2 for one, other in zip(_parameters(SMALL), _parameters(MIXTURE), strict=True))
+        return total, active
     config = random_config(**SIZES[model])
     return num_parameters(config) / 1e6, num_parameters(config, active=True) / 1e6
 

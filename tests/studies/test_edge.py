@@ -1,10 +1,14 @@
 """The study that compares mixtures for the edge, on invented results."""
 
+import onnx_ir as ir
 import pytest
 
 from u2moe.benchmarks.results.files import measured_here
 from u2moe.benchmarks.studies import edge
 from u2moe.benchmarks.studies.full_size import MODES, audio_seconds
+from u2moe.benchmarks.studies.shared import random_models
+from u2moe.export.random_checkpoint import PRESETS
+from u2moe.quantize.layers import calls, layer_of
 
 pytestmark = pytest.mark.slow
 
@@ -26,20 +30,29 @@ def results():
 def test_networks_that_are_as_fast_are_named(results):
     shown = edge.values(results)
     assert (shown["moe-1b.streaming"], shown["16x2x960.streaming"]) == ("2.00", "1.00")
-    assert shown["fast.streaming"] == "8x1x1920, 16x2x960, 32x4x480"
+    assert shown["fast.streaming"] == "8x1x1920, 16x2x960, 32x4x480, 8x2x1920 in every second block"
     assert shown["fast.full"].startswith("8x2x1920, ")
 
 
-def test_experts_in_every_second_block_are_computed_from_half_of_the_blocks_each(results):
-    rows = [line for line in edge.values(results)["tables"].splitlines() if line.startswith(f"| {edge.HALF} ")]
-    row = "642/283 |  | 500 | 700 | 0.075 (1.50) | 0.050 (1.00) | 0.050 (1.00) | 0.500 (1.00) | 0.125/0.100 |"
-    assert rows == [f"| {edge.HALF} | {row}"] * 4
+@pytest.mark.parametrize(
+    ("model", "sizes"), [("16x2x960", "1061/224 | 14.2"), ("8x2x1920 in every second block", "642/283 | ")]
+)
+def test_tables_hold_what_was_measured(results, model, sizes):
+    rows = [line for line in edge.values(results)["tables"].splitlines() if line.startswith(f"| {model} ")]
+    row = f"{sizes} | 500 | 700 | 0.050 (1.00) | 0.050 (1.00) | 0.050 (1.00) | 0.500 (1.00) | 0.100/0.100 |"
+    assert rows == [f"| {model} | {row}"] * 4
 
 
-def test_tables_hold_what_was_measured(results):
-    rows = [line for line in edge.values(results)["tables"].splitlines() if line.startswith("| 16x2x960")]
-    row = "1061/224 | 14.2 | 500 | 700 | 0.050 (1.00) | 0.050 (1.00) | 0.050 (1.00) | 0.500 (1.00) | 0.100/0.100 |"
-    assert rows == [f"| 16x2x960 | {row}"] * 4
+def test_every_second_block_has_experts_and_the_others_a_dense_layer(tmp_path, monkeypatch):
+    monkeypatch.setitem(random_models.SIZES, edge.HALF, PRESETS["tiny"])
+    bundle = random_models.make_bundle(edge.HALF, "int4", tmp_path)
+    found = {}
+    for graph in bundle.manifest.model.graphs():
+        model = ir.load(bundle.path / graph.file)
+        for node in calls(model, "Int4FeedForward", "Int4MixtureOfExperts"):
+            found.setdefault(layer_of(node).rsplit(".", 1)[0], set()).add(node.op_type.split("_")[0])
+    dense, experts = {"Int4FeedForward"}, {"Int4MixtureOfExperts"}
+    assert list(found.values()) == [dense, experts] * 3, found
 
 
 def test_what_exists_is_neither_made_nor_measured_again(results, tmp_path, monkeypatch):

@@ -92,19 +92,19 @@ def test_targets_of_all_results_are_gathered(clone):
     found = pages.all_values(clone / "benchmarks" / "results")
     assert (found["targets"]["met"], found["targets"]["total"]) == ("1", "2")
     rows = found["targets"]["table"].splitlines()[2:]
-    assert rows == ["| full_size |  | 1 s | ≤ 2 s | met |", "| moe_layer |  | 3 s | ≤ 2 s | **missed** by 50% |"]
+    assert rows == ["| full_size |  | 1 s | ≤ 2 s | met |", "| moe_layer |  | 3 s | ≤ 2 s | **missed** by 50.0% |"]
 
 
 def test_a_target_is_kept_on_its_own_side_by_the_median():
     below = {"name": "x", "found": 1.4, "limit": 1.5}
     assert Target(**below, at_most=True).met
-    assert Target(**below, at_most=False).row == ("x", "", "1.4", "≥ 1.5", "**missed** by 7%")
+    assert Target(**below, at_most=False).row == ("x", "", "1.4", "≥ 1.5", "**missed** by 6.7%")
     assert Target(name="x", found=1234.5, limit=1234.5, at_most=False).row == ("x", "", "1234", "≥ 1234", "met")
     spread = Spread.of([1.0, 1.2, 1.4, 9.0])
     assert Target(name="x", found=spread, limit=1.3, at_most=True, unit=" s").row == (
         "x", "", "1.3 s (1.15-3.3)", "≤ 1.3 s", "met",
     )  # fmt: skip
-    assert Target(name="x", found=spread, limit=1.25, at_most=True).row[-1] == "**missed** by 4%"
+    assert Target(name="x", found=spread, limit=1.25, at_most=True).row[-1] == "**missed** by 4.0%"
 
 
 def test_results_say_which_commits_they_come_from(tmp_path, monkeypatch):

@@ -5,8 +5,8 @@ The folder of a model has `train.yaml` and a bundle for each format, such as `in
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,9 @@ import yaml
 
 from u2moe.benchmarks.instruments.statistics import show_progress
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, Frames
+from u2moe.export import export_random
+from u2moe.export.model import SpeechModel
+from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.random_checkpoint import PRESETS, random_config
 from u2moe.export.training_config import CONFIG_FILE
 from u2moe.quantize.observed import ExpertInputs
@@ -26,6 +29,8 @@ from u2moe.runtime.model.encoder import Windows
 MODELS = ("dense-225m", "moe-1b", "dense-1b")
 SMALL, MIXTURE, LARGE = MODELS
 NAMES = {SMALL: "Dense-225M", MIXTURE: "MoE-1B", LARGE: "Dense-1B"}
+HALF = f"{MIXTURE}-half"
+"""`MIXTURE` with experts in every second block; see `thin_out`."""
 FLOAT = FLOAT32.name
 """Folder of the float32 bundle."""
 SIZES = PRESETS | {
@@ -37,6 +42,7 @@ SIZES = PRESETS | {
     }
     for experts, top_k, hidden in ((8, 1, 1920), (16, 2, 960), (32, 4, 480))
 }
+SIZES[HALF] = SIZES[MIXTURE]
 """Arguments of `random_config`. The added mixtures, named experts x top-k x hidden units, have about as many parameters
 as `MIXTURE`."""
 
@@ -46,17 +52,24 @@ def is_mixture(name: str) -> bool:
     return "n_expert" in SIZES[name]["encoder_conf"]
 
 
+def thin_out(network: SpeechModel) -> None:
+    """Replace the experts by the first of them in every second block, which no key of WeNet's train.yaml describes."""
+    decoders = [own for own in (network.left_decoder, network.right_decoder) if own is not None]
+    blocks = [*network.encoder.encoders, *(block for own in decoders for block in own.decoders)]
+    for block in blocks[::2]:
+        for name, layer in list(block.named_children()):
+            if isinstance(layer, MixtureOfExperts):
+                block.add_module(name, layer.experts[0])
+
+
 def make_bundle(name: str, kind: str, root: Path) -> Bundle:
     """Return the bundle of a model in the folder `root`/`name`/`kind`; a missing bundle is created.
 
     Args:
         name: name of the model, a key of `SIZES`.
-        kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4": 4 bits for the experts, or for the
-            feed-forward layers of a dense network.
+        kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4": 4 bits for experts or dense feed-forward
+            layers, for both in `HALF`.
         root: folder of all models.
-
-    Raises:
-        CalledProcessError: the export failed and printed its error to stderr.
     """
     folder = root / name
     missing = [each for each in (kind, FLOAT) if not (folder / each).is_dir()]
@@ -64,11 +77,13 @@ def make_bundle(name: str, kind: str, root: Path) -> Bundle:
         show_progress(f"{name}: random weights")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(yaml.dump(random_config(**SIZES[name])), encoding="utf-8")
-        export = ["-m", "u2moe", "export", "--random", str(folder / CONFIG_FILE), str(folder / FLOAT)]
-        subprocess.run([sys.executable, *export], check=True)  # noqa: S603 - ourselves; a process frees all its memory
+        change = thin_out if name == HALF else None
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # which frees all its memory
+            process.submit(export_random, folder, folder / FLOAT, change=change).result()
     if kind != FLOAT and kind in missing:
         show_progress(f"{name}: {kind}")
-        fewer_bits = {"experts" if is_mixture(name) else "feed_forward": "int4"} if kind == "int4" else {}
+        groups = ("experts", "feed_forward") if name == HALF else ("experts" if is_mixture(name) else "feed_forward",)
+        fewer_bits = dict.fromkeys(groups, "int4") if kind == "int4" else {}
         quantize_bundle(folder / FLOAT, folder / kind, recipe("int8", fewer_bits, packed=kind == "packed"))
     return Bundle.open(folder / kind, verify=False)
 

@@ -1,6 +1,8 @@
 // Mixtures of experts, and feed-forward layers: routing, sorting, rounding, products.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <thread>
 
 #include "../layers.h"
 #include "../layout.h"
@@ -129,7 +131,10 @@ class Experts {
     auto* h = scratch_.array<float>(kHidden, num_rows * hidden);
     const size_t blocks = blocks_of(hidden);
     const size_t parts = std::max<size_t>(1, std::min((kTasks + count - 1) / count, blocks / kBlocksOfTask));
+    const auto caller = std::this_thread::get_id();
+    std::atomic<bool> is_alone{true};  // whether the caller has run all tasks
     threads_.each(count * parts, [&](size_t task) {
+      if (std::this_thread::get_id() != caller) is_alone = false;
       const Segment& s = group[task / parts];
       const Range own = part_of(blocks, task % parts, parts);
       Product p = product_of(rows, s.first - first_row, s.rows, expert(s.expert), dim, hidden, size);
@@ -150,7 +155,8 @@ class Experts {
     round_rows(isa_, h, num_rows, hidden, layer_.lowest, inner, threads_);
     for (size_t row = 0; row < num_rows; row++) inner.scale[row] *= share_of_[first_row + row];
     const size_t out_blocks = blocks_of(dim);
-    const size_t out_parts = std::max<size_t>(1, std::min(kTasks, out_blocks / kBlocksOfTask));
+    // a single thread reads each expert to its end, because jumps between narrow experts interrupt prefetching
+    const size_t out_parts = is_alone ? 1 : std::max<size_t>(1, std::min(kTasks, out_blocks / kBlocksOfTask));
     const size_t block_bytes = layer_.second_bytes / out_blocks;
     threads_.each(out_parts, [&](size_t task) {
       const Range own = part_of(out_blocks, task, out_parts);
