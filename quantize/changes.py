@@ -13,6 +13,7 @@ import numpy as np
 from u2moe.quantize.comparison import Array, compare, hear
 from u2moe.quantize.damage import DamageMeter
 from u2moe.quantize.features import read_features
+from u2moe.quantize.observed import LeanSettings
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.bundle_folder import Bundle
@@ -83,7 +84,7 @@ def check_runs(made: Bundle) -> None:
     Raises:
         QuantizationError: a graph returns NaN or infinity.
     """
-    model = made.load()
+    model = made.load(LeanSettings())
     for file, frames in [*((Path("noise"), frames) for frames in noise(made.manifest)), *_clips(made)]:
         output = model.encode(frames)
         runs: dict[str, Callable[[], Array]] = {
@@ -110,7 +111,9 @@ def changes_unreported(source: Bundle, made: Bundle, files: Sequence[Path] = ())
     heard = read_features(source, files, HEARD_FRAMES) or _clips(source)
     features = [*(frames for _, frames in heard), *(() if files else noise(source.manifest))]
     quantization = made.manifest.quantization
-    changes = what_changes((source.load(), made.load()), features, [file for file, _ in heard])
+    models = source.load(LeanSettings()), made.load(LeanSettings())
+    changes = what_changes(models, features, [file for file, _ in heard])
+    del models
     is_other = contract.PACKED in quantization or "calibration" in quantization  # packed or scaled weights
     return changes if is_other else {**changes, "layers": worst_layers(source, made, features[0])}
 

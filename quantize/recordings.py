@@ -15,11 +15,11 @@ import numpy as np
 from u2moe.quantize.comparison import DOUBT, Array, share_of
 from u2moe.quantize.features import FORMAT, KEPT, features_of, read_features
 from u2moe.quantize.goals import Goal
+from u2moe.quantize.observed import LeanSettings
 from u2moe.quantize.recipes import LONGEST_S, Recipe
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import AudioError
-from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.whole_file import write_bytes
 
 CHOSEN_S, JUDGED_S = 120, 1800
@@ -109,7 +109,7 @@ def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
 
 def _check_length(bundle: Bundle, judges: Sequence[Array], limit: float, total_s: float) -> None:
     """Raise AudioError if the recordings are too short to show that a limit is met, even if nothing changes."""
-    model = bundle.load(SessionSettings())
+    model = bundle.load(LeanSettings())
     found = sum(len(ctc_greedy_search(model.ctc(model.encode(frames))).tokens) for frames in judges)
     needed = math.ceil(share_of(np.zeros(1), np.ones(1), DOUBT).high / limit)
     if found < needed:

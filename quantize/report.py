@@ -24,7 +24,7 @@ from u2moe.quantize.damage import describe_damage
 from u2moe.quantize.features import read_features
 from u2moe.quantize.front import describe_front
 from u2moe.quantize.layers import Change
-from u2moe.quantize.observed import ExpertInputs
+from u2moe.quantize.observed import ExpertInputs, LeanSettings
 from u2moe.quantize.packing import stored_array
 from u2moe.quantize.passes.halves import read_single
 from u2moe.runtime.bundle_folder import Bundle
@@ -70,7 +70,7 @@ def build_report(
     files, features = zip(*audio, strict=True)
     progress("routing")
     report["routing_agreement"] = routing_agreement(reference, quantized, features)
-    models = reference.load(), quantized.load()
+    models = reference.load(LeanSettings()), quantized.load(LeanSettings())
     progress("outputs on real features")
     report["outputs"] = output_errors(*models, features)
     noisy = [frames for _, frames in read_features(reference, files, is_noisy=True)]

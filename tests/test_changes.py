@@ -11,6 +11,7 @@ import pytest
 from noise import write_noise
 
 from u2moe.quantize import keep_calibration
+from u2moe.quantize.observed import LeanSettings
 from u2moe.quantize.report import compare_bytes
 from u2moe.quantize.smoothing import rewritten_together
 from u2moe.runtime import Bundle
@@ -47,9 +48,15 @@ def change(models, name, row, factor):
 
 @pytest.mark.parametrize("has_recordings", [True, False])
 def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
-    has_recordings, broken, recordings, tmp_path, capsys
+    has_recordings, broken, recordings, tmp_path, capsys, monkeypatch
 ):
-    folder, out = recordings[0].parent, tmp_path / "out"
+    folder, out, load = recordings[0].parent, tmp_path / "out", Bundle.load
+
+    def load_without_arena(bundle, settings=None):  # arenas keep as much memory as the longest recording needs
+        assert isinstance(settings, LeanSettings)
+        return load(bundle, settings)
+
+    monkeypatch.setattr(Bundle, "load", load_without_arena)
     options = ["--list", str(folder)] if has_recordings else ["--no-report"]
     assert main(["quantize", str(broken.path), str(out), *options]) == 3
     shown = capsys.readouterr()
