@@ -32,15 +32,17 @@ inline void logits_of(const Routing& r, const float* x, float* logits) {
 
 // Chooses the experts with the largest logits; of equal logits, the lower expert number. NaN is chosen only if nothing
 // else is left.
-inline void choose(const Routing& r, float* logits, uint32_t* expert, float* values) {
-  bool is_taken[kMostExperts] = {};
-  for (size_t j = 0; j < r.top_k; j++) {
-    size_t best = r.experts;
-    for (size_t e = 0; e < r.experts; e++)
-      if (!is_taken[e] && (best == r.experts || logits[e] > logits[best] || logits[best] != logits[best])) best = e;
-    is_taken[best] = true;
-    expert[j] = static_cast<uint32_t>(best);
-    values[j] = logits[best];
+inline void choose(const Routing& r, const float* logits, uint32_t* expert, float* values) {
+  for (size_t e = 0; e < r.experts; e++) {
+    size_t place = e < r.top_k ? e : r.top_k;  // among those chosen so far, which are sorted
+    for (; place > 0 && (logits[e] > values[place - 1] || values[place - 1] != values[place - 1]); place--) {
+      if (place == r.top_k) continue;
+      expert[place] = expert[place - 1];
+      values[place] = values[place - 1];
+    }
+    if (place == r.top_k) continue;
+    expert[place] = static_cast<uint32_t>(e);
+    values[place] = logits[e];
   }
 }
 
