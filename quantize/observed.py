@@ -45,7 +45,8 @@ class LeanSettings(SessionSettings):
     """Settings of sessions that free the memory of each run instead of keeping the largest amount used."""
 
     def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
-        """Return the usual options without a memory arena."""
+        """Return the usual options without a memory arena, after returning memory that was freed before."""
+        trim_memory()
         options = super().session_options(kernels)
         options.enable_cpu_mem_arena = False
         return options

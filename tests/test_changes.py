@@ -4,12 +4,14 @@ import json
 import re
 import shlex
 import shutil
+import sys
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from noise import write_noise
 
+from u2moe.benchmarks.instruments import host
 from u2moe.quantize import keep_calibration
 from u2moe.quantize.observed import LeanSettings
 from u2moe.quantize.report import compare_bytes
@@ -80,6 +82,16 @@ def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     command = shlex.split(repair.removeprefix("to change less: ").replace("RECORDINGS", str(folder)))
     assert main(command[1:]) == 0
     assert "--max-damage 2" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc keeps freed memory")
+def test_freed_memory_returns_to_the_system_before_a_session_is_made():
+    size = 1 << 16  # smaller than what glibc maps separately
+    arrays = [np.ones(size, np.uint8) for _ in range(4000)]
+    before, last = host.status_bytes("VmRSS"), arrays.pop()  # `last` ends the heap, which glibc shortens from its end
+    arrays.clear()
+    LeanSettings().session_options()
+    assert before - host.status_bytes("VmRSS") > 3000 * last.nbytes
 
 
 @pytest.mark.parametrize(("option", "message"), [
