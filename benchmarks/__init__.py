@@ -1,1 +1,1 @@
-"""Measurements: one question per module, JSON out."""
+"""Measurements. Each module answers one question, and its results are JSON."""

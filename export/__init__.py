@@ -1,4 +1,4 @@
-"""Exports a WeNet checkpoint to a bundle of ONNX graphs. The only package that imports torch, and only on first use."""
+"""Exports a WeNet checkpoint to a bundle of ONNX graphs. torch is imported only on first use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # loaded on first use: the command line imports this package to declare arguments and must not load torch
+    # modules are loaded on first use, so that the command line can declare its arguments without loading torch
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -13,14 +13,14 @@ from torch import Tensor
 from u2moe.runtime.errors import CheckpointError
 
 AdapterUse = Literal["add", "contained"]
-"""add: the weights in the file do not include the adapters; contained: they do."""
+"""add: add the adapters, because the weights in the file do not include them. contained: the weights include them."""
 DOWN, UP = ".lora_A", ".lora_B"
 CONTAINED = "an adapter that its weight already contains"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters:
-    """`lora_conf` of train.yaml: an adapted weight is weight + alpha / rank * up @ down."""
+    """The settings in `lora_conf` of train.yaml. An adapted weight is weight + alpha / rank * up @ down."""
 
     rank: int
     alpha: float
@@ -29,10 +29,10 @@ class Adapters:
 def with_adapters(
     path: Path, state: Mapping[str, Tensor], adapters: Adapters | None, use: AdapterUse | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors with adapters merged into their weights, and the names of ignored adapters with the reason.
+    """Merge the adapters into the weights. Return the tensors, and the reasons for ignoring adapters, both by name.
 
-    WeNet saves each epoch in evaluation mode, which adds the adapters to the weights. It saves steps in training mode,
-    which removes them again. Only the file name tells which mode it was; `use` is for files with other names.
+    After an epoch, WeNet saves weights that include the adapters. Within an epoch, it saves weights without them. The
+    file name shows which kind of file it is; `use` overrides the file name.
 
     Raises:
         CheckpointError: it is unknown whether the weights contain the adapters, or an adapter does not fit its weight.

@@ -12,17 +12,18 @@ SUBSAMPLINGS: dict[SubsamplingKind, tuple[int, int]] = {
     "conv2d2": (2, 2),
     "conv2d6": (6, 10),
     "conv2d8": (8, 14),
-    "conv1d2": (2, 0),  # it looks ahead, but past the end of an utterance it sees zeros
+    "conv1d2": (2, 0),  # looks ahead, but reads zeros past the end of an utterance
     "linear": (1, 0),
     "stack_n_frames": (2, 1),
 }
-"""Feature frames per encoder frame, and the feature frames that an encoder frame needs after its first one."""
+"""By kind of subsampling: the number of feature frames per encoder frame, and the number of feature frames that an
+encoder frame needs after its first feature frame."""
 PositionKind = Literal["rel_pos", "abs_pos", "no_pos", "abs_pos_whisper", "rope_pos", "embed_learnable_pe"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """A normalisation over the last axis. Like WeNet's, `rms_norm` multiplies by 1 + weight."""
+    """A normalisation of channels. As in WeNet, `rms_norm` multiplies by 1 + weight."""
 
     kind: NormKind = "layer_norm"
     eps: float = 1e-5
@@ -30,13 +31,13 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Multi-head attention. With fewer key/value heads than query heads it is grouped; with only one, multi-query."""
+    """Multi-head attention. It is grouped-query or multi-query if there are fewer key/value heads than query heads."""
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     query_bias: bool = True
-    """Bias of the query and of the output projection."""
+    """Whether the query projection and the output projection have a bias."""
     key_bias: bool = True
     value_bias: bool = True
     relative: bool = False
@@ -49,7 +50,7 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForward:
-    """A position-wise feed-forward layer, a gated one, or a mixture of experts."""
+    """A feed-forward layer: dense, gated, or a mixture of experts."""
 
     kind: Literal["dense", "gated", "moe"] = "dense"
     hidden: int
@@ -91,7 +92,7 @@ class EncoderArchitecture:
     num_blocks: int
     subsampling: SubsamplingKind
     positions: PositionKind
-    """WeNet's name for the positional encodings. Some attention kinds ignore it."""
+    """WeNet's name for the positional encodings. Some kinds of attention ignore the encodings."""
     attention: Attention
     feed_forward: FeedForward
     macaron: bool
@@ -100,19 +101,19 @@ class EncoderArchitecture:
     pre_norm: bool
     final_norm: bool
     static_chunk_size: int
-    """The only chunk size that the encoder was trained for, in frames after subsampling. 0 means any size, or no
-    chunks. Ignored if `dynamic_chunk` is true."""
+    """The single chunk size of training, in frames after subsampling; 0 if there is none. Ignored if `dynamic_chunk` is
+    true."""
     dynamic_chunk: bool
     normalized_input: bool
     """Whether mean and variance normalisation of the features is part of the network."""
     causal: bool
     """Whether no layer looks beyond the current chunk."""
     embed_eps: float = 1e-5
-    """Epsilon of the normalisation before the blocks, which some kinds of subsampling have. Independent of `norm`."""
+    """Epsilon of the normalisation that some kinds of subsampling apply before the blocks. `norm` does not set it."""
     frame_reduction: int = 1
     """Number of frames after subsampling that become one output frame."""
     chunk_multiple: int = 1
-    """Chunk sizes must be multiples of this."""
+    """Chunk sizes must be multiples of this number of output frames."""
     own: Any = None
     """Settings that only this kind of encoder has: a frozen dataclass from its module."""
 
@@ -128,18 +129,18 @@ class EncoderArchitecture:
 
     @property
     def right_context(self) -> int:
-        """Feature frames that an encoder frame needs after its first one."""
+        """Feature frames that an encoder frame needs after its first feature frame."""
         return SUBSAMPLINGS[self.subsampling][1]
 
     @property
     def absolute_positions(self) -> bool:
-        """Whether positional encodings are added to the blocks' input. For stacked frames, WeNet discards that sum."""
+        """Whether positional encodings are added to the blocks' input. With stack_n_frames, WeNet discards the sum."""
         is_added = self.positions in ("abs_pos", "abs_pos_whisper") or self.learned_positions
         return is_added and self.subsampling != "stack_n_frames"
 
     @property
     def learned_positions(self) -> bool:
-        """Whether the positional encodings are weights. Their number is limited."""
+        """Whether the positional encodings are learned weights, which limits the number of positions."""
         return self.positions == "embed_learnable_pe"
 
 
@@ -156,7 +157,7 @@ class Decoder:
     norm: Norm
     pre_norm: bool
     learned_positions: bool = False
-    """Whether the positional encodings are weights. Their number is limited."""
+    """Whether the positional encodings are learned weights, which limits the number of positions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Attention in plain torch, and the norms and positions around it; tensor names as in WeNet's state dict."""
+"""Attention, normalisations and positional encodings in plain torch, with the tensor names of WeNet's state dict."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def added(x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module, pre_nor
 
 
 def inverse_frequencies(dim: int) -> Tensor:
-    """Return the angular frequencies of the sinusoids [ceil(dim / 2)], from float32 exponents as in WeNet's table.
+    """Return the angular frequencies [ceil(dim / 2)] of the sinusoids. As in WeNet's table, exponents are float32.
 
-    The exponentials are computed in float64 and rounded, because the last bit of torch's own depends on the processor.
+    The exponentials are computed in float64 and rounded, because the last bit of `torch.exp` depends on the processor.
     """
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10000.0) / dim)
     return torch.tensor([math.exp(exponent) for exponent in exponents.tolist()], dtype=torch.float32)
@@ -77,7 +77,7 @@ def distances(time: int, num_keys: int) -> Tensor:
 def attended(scores: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Return the context [batch, time, heads * size] for scores [batch, heads, time, keys] and values.
 
-    The scores are divided by sqrt(size) here. Rows that may attend to nothing (padding) become zero, not NaN.
+    The scores are divided by sqrt(size) here. Rows whose mask is false everywhere (padding) become zero, not NaN.
     """
     scores = scores if scores.dtype == torch.float64 else scores.float()
     scores = (scores / math.sqrt(values.shape[-1])).masked_fill(~mask, -math.inf)
@@ -88,7 +88,7 @@ def attended(scores: Tensor, values: Tensor, mask: Tensor) -> Tensor:
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention with optional grouped heads and WeNet's position term.
 
-    WeNet's rel_selfattn does not shift its scores, so the positions are those of the keys, not distances:
+    WeNet's rel_selfattn does not shift the scores. pe_j therefore encodes the position of key j, not a distance:
     score(i, j) = ((q_i + u) k_j + (q_i + v) W_pos pe_j) / sqrt(head_dim).
     """
 
@@ -115,12 +115,12 @@ class MultiHeadAttention(nn.Module):
         return x.view(*x.shape[:2], -1, self.config.head_dim).transpose(1, 2)
 
     def relative_scores(self, query: Tensor, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the content part and the position part of the scores, for arguments [batch, heads, time, size]."""
+        """Return the content part and the position part of the scores. Arguments are [batch, heads, time, size]."""
         content = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
         return content, (query + self.pos_bias_v.unsqueeze(1)) @ positions.transpose(-2, -1)
 
     def keys_values(self, memory: Tensor) -> Tensor:
-        """Return keys and values [batch, kv_heads, time, 2 * head_dim] for [batch, time, dim]."""
+        """Return the keys and values [batch, kv_heads, time, 2 * head_dim] of `memory` [batch, time, dim]."""
         return torch.cat((self._heads(self.linear_k(memory)), self._heads(self.linear_v(memory))), dim=-1)
 
     def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Attention layers as calls of named functions. WeNet's position term is folded into their weights."""
+"""Attention layers as calls of ONNX functions. WeNet's position term is folded into the weights of the layers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class AttentionNodes:
     """One attention layer, which encoder and decoder call with their own caches and masks.
 
     WeNet computes the scores of relative attention as ((q_i + u) k_j + (q_i + v) p_j) / s with p_j = W_pos pe_j. Here
-    they are (q_i + u) / s (k_j + p_j) + (v - u) / s p_j. This needs one product of queries and keys instead of two,
-    plus a term that depends only on the position (see `position_biases`). u and the division are folded into the query
-    projection.
+    they are (q_i + u) / s * (k_j + p_j) + (v - u) / s * p_j. This form needs one product with the queries instead of
+    two. Its second term depends only on the position of the key (see `position_biases`). u and the division by s are
+    folded into the query projection.
     """
 
     def __init__(self, g: GraphBuilder, layer: MultiHeadAttention) -> None:
@@ -52,10 +52,10 @@ class AttentionNodes:
     def gathered(
         self, x: ir.Value, memory: ir.Value | None, bias: ir.Value, rows: ir.Value, places: ir.Value
     ) -> ir.Value:
-        """Attend for vectors [n, dim], which `rows` [batch, time] arranges into queries; return [n, dim].
+        """Attend from vectors `x` [n, dim]; return [n, dim].
 
-        `places` [n] are the positions of the vectors in the flattened query. Without `memory` the query attends to
-        itself.
+        `rows` [batch, time] contains the index of the vector that forms each query. `places` [n] contains the index of
+        each vector in the flattened queries. Without `memory`, the queries attend to each other.
         """
         g = self.g
         query = g.op("Gather", self._query(x), rows, axis=0)
@@ -67,7 +67,7 @@ class AttentionNodes:
         return linear(g, g.op("Gather", flat, places, axis=0), self.layer.linear_out, "linear_out")
 
     def _positions(self, positions: Sequence[ir.Value]) -> tuple[PositionUse, Sequence[ir.Value]]:
-        """Return how the scores depend on positions, and the inputs needed for it."""
+        """Return how the scores depend on positions, and the inputs of the attention function for these positions."""
         if self.config.relative and positions:
             return "relative", [linear(self.g, positions[0], self.layer.linear_pos, "linear_pos")]
         if self.config.rotary:
@@ -123,8 +123,8 @@ def _any_bias(*layers: nn.Linear) -> bool:
 def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[MultiHeadAttention]) -> ir.Value:
     """Return the query-independent part of relative attention's scores: [batch, layers * heads, 1, keys].
 
-    This is the last term of `AttentionNodes`, computed for all layers in one product with the sinusoids [batch, keys,
-    dim].
+    This is the last term of the sum in `AttentionNodes`. One product with the sinusoids [batch, keys, dim] yields it
+    for all layers.
     """
 
     def weight() -> torch.Tensor:
@@ -139,7 +139,7 @@ def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[Multi
 def _position_bias(layer: MultiHeadAttention) -> torch.Tensor:
     """Return (v - u)^T W_pos / sqrt(head_dim) of each head [heads, dim].
 
-    The order of summation is fixed, because that of torch's products depends on the processor.
+    The order of summation is fixed, because the order in torch's products depends on the processor.
     """
     difference = (layer.pos_bias_v.double() - layer.pos_bias_u.double()) / math.sqrt(layer.config.head_dim)
     projection = layer.linear_pos.weight.double().reshape(*difference.shape, -1)

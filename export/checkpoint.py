@@ -39,10 +39,10 @@ UNTRAINED = "the decoder was not trained: model_conf.ctc_weight is 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The description of a checkpoint's network, and its weights."""
+    """The description and the weights of a checkpoint's network."""
 
     path: Path
-    """The directory."""
+    """The directory of the checkpoint."""
     weights: Path
     """The file that the tensors were read from."""
     architecture: Architecture
@@ -54,7 +54,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     """The tensors that the network uses, by WeNet's names, in float32; memory-mapped if the file stores float32."""
     ignored: dict[str, str]
-    """The unused tensors of the file by name, each with the reason."""
+    """For each unused tensor of the file, by name: the reason why it is not used."""
 
     @classmethod
     def open(
@@ -68,7 +68,7 @@ class Checkpoint:
 
         Args:
             directory: the directory with train.yaml, or with a yaml file named after the weights, such as epoch_9.yaml.
-            weights: the state dict, such as avg_30.pt: a name in the directory, or the path of a file elsewhere.
+            weights: the state dict, such as avg_30.pt, as a name in the directory or as the path of a file elsewhere.
             units: the vocabulary, as a name or a path; default: the file named in train.yaml, or units.txt.
             lora: whether to add the adapters in the file to its weights; None: decide by the file name.
 
@@ -150,17 +150,17 @@ class Checkpoint:
 
 
 def _chosen(directory: Path, name: str | PathLike[str]) -> Path:
-    """Return the path of a file named by the user: in the directory, unless the file exists only at the path as given.
-
-    A path with a folder is also used as given if the file exists in neither place.
-    """
+    """Return the path of a file that the user named. A file of this name in `directory` has priority."""
     inside, elsewhere = directory / name, Path(name)
     is_path = os.path.lexists(elsewhere) or elsewhere.parent != Path()
     return elsewhere if is_path and not os.path.lexists(inside) else inside
 
 
 def _config_path(directory: Path, weights: Path) -> Path:
-    """Return train.yaml, or the yaml file that training wrote beside the weights or beside the target of their link."""
+    """Return the path of train.yaml, or of the yaml file beside the weights if there is no train.yaml.
+
+    If the weights are a link, the yaml file may also be beside the linked file.
+    """
     if not (directory / CONFIG_FILE).exists():
         for file in (weights, Path(os.path.realpath(weights))):
             beside = file.with_suffix(".yaml")
@@ -170,7 +170,7 @@ def _config_path(directory: Path, weights: Path) -> Path:
 
 
 def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
-    """Return the vocabulary file named in train.yaml, looked up by its base name, or one with a common name."""
+    """Return the file with the base name of the symbol table in train.yaml, or else one of `VOCABULARY_FILES`."""
     named = [_plain_name(config.symbol_table)] if config.symbol_table else []
     candidates = list(dict.fromkeys([*named, *VOCABULARY_FILES]))
     for name in candidates:
@@ -184,7 +184,7 @@ def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
 
 
 def _plain_name(path: str) -> str:
-    """Return the last component of a path from the training machine, Windows or POSIX."""
+    """Return the last component of a Windows or POSIX path."""
     return re.split(r"[\\/]", path)[-1]
 
 
@@ -203,7 +203,7 @@ def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
 
 
 def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig) -> None:
-    """Check that special tokens in the vocabulary have the ids of train.yaml; `<sos/eos>` may stand for both ends."""
+    """Check the ids of special tokens against train.yaml; `<sos/eos>` must have the id of `<sos>` or `<eos>`."""
     stated = dict(config.special_tokens)
     if config.blank is not None:
         stated[BLANK] = config.blank
@@ -221,7 +221,7 @@ def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig)
 def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> TextConfig:
     """Return the tokenizer and the id of `<unk>`.
 
-    Old files do not name their tokenizer. It is taken to be BPE if the directory has a sentencepiece model, or if the
+    An old train.yaml does not name the tokenizer. BPE is assumed if the directory has a sentencepiece model, or if the
     vocabulary has symbols that start words.
     """
     pieces = any(len(token) > 1 and token.startswith(WORD_START) for token in tokens)
@@ -232,7 +232,7 @@ def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> 
 
 
 def _as_words(tokens: list[str], architecture: Architecture) -> list[str]:
-    """Return the tokens, marked as beginnings of words except for those that are never part of a text."""
+    """Return the tokens with the mark that starts a word, except for blank, sos and eos."""
     silent = {architecture.blank, architecture.sos, architecture.eos}
     return [token if index in silent else WORD_START + token for index, token in enumerate(tokens)]
 
@@ -245,7 +245,7 @@ def _has_statistics(path: Path, state: Mapping[str, Tensor]) -> bool:
 
 
 def _statistics(directory: Path, config: TrainingConfig) -> dict[str, Tensor]:
-    """Return the statistics from the file; empty if the network was trained without them."""
+    """Return the feature statistics from their file; empty if the network was trained without statistics."""
     encoder = config.architecture.encoder
     if not encoder.normalized_input:
         return {}

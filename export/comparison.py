@@ -1,4 +1,4 @@
-"""Compares expected and found values of tensors: the largest difference and its limit. Does not need torch."""
+"""Compares tensors with their expected values. Does not need torch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from u2moe.runtime.model.settings import SessionSettings
 Array = npt.NDArray[Any]
 
 LIMIT = 1e-4
-"""Largest absolute difference for values in the usual range. For larger values the limit grows in proportion, as
+"""Largest accepted absolute difference while no value exceeds 1. For larger values the limit grows in proportion, as
 float32 rounding does. Two correct float32 programs that add in different orders differ by 1e-6 to 3e-5 after 24
 blocks."""
 LOG_PROBABILITIES = ("log_probs", "score", "r_score", "next_log_probs")
 REACH_OF_LOG_PROBABILITIES = 100.0
-"""Magnitude of log-probabilities above which their limit grows. Those of trained networks reach about -30 and differ by
-at most 1e-4. Those of an untrained network with tied embeddings reach -330, where float32 has steps of 3e-5."""
+"""Magnitude of log-probabilities above which their limit grows. Trained networks reach about -30, with differences of
+at most 1e-4. An untrained network with tied embeddings reaches -330, where float32 has steps of 3e-5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Comparison:
         return self.difference <= self.limit
 
     def told(self, sides: str) -> str:
-        """Describe the difference between these sides and its limit."""
+        """Describe the difference and its limit; `sides` names the two programs that were compared."""
         if self.rounding is None:
             return f"largest difference {self.difference:.3g} between {sides}, limit {self.limit:.3g}"
         return (
@@ -68,7 +68,7 @@ class ParityReport:
     """Number of inputs that were drawn again because of a near tie in a router."""
 
     def add(self, found: Comparison, where: object, sides: str, reason: str = "") -> None:
-        """Add a comparison of these sides.
+        """Add a comparison that is within its limit; `sides` names the two programs that were compared.
 
         Raises:
             ParityError: the difference exceeds its limit; the message names `where`, case, tensor and both numbers.
@@ -99,9 +99,9 @@ def compared(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Compar
 
 
 def compare_features(file: Path, manifest: Manifest) -> Comparison:
-    """Compare the feature graph with the runtime's features, on noise and on the shortest inputs.
+    """Compare the feature graph with the runtime's features, on noise and on short inputs.
 
-    The shortest inputs have 0 samples, 1 sample, one sample less than a frame, and a frame.
+    The short inputs have 0 samples, 1 sample, one sample less than a frame, and one frame.
 
     Args:
         file: the graph.

@@ -1,4 +1,4 @@
-"""Convolutions over time, in plain torch and as layers of the graph: standalone, and in the conformer's module."""
+"""Convolutions over time, in plain torch and as layers of the graph."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ConvolutionModule(nn.Module):
     def initial_cache(self, batch: int) -> Tensor:
         """Return the depthwise convolution's history before the first frame [batch, channels, kernel-1].
 
-        It contains the gated linear unit's output for an input of zeros, which is not zero if there are biases.
+        It contains the output of the gated linear unit for an input of zeros. With biases, this output is not zero.
         """
         bias = self.pointwise_conv1.bias
         frame = torch.zeros(2 * self.config.channels) if bias is None else bias
@@ -56,7 +56,7 @@ class ConvolutionModule(nn.Module):
         """Convolve `x` [batch, time, dim]; if causal, also return the cache for the next call.
 
         `valid` [batch, time] is true for frames that exist. `cache` [batch, channels, kernel-1] contains the frames
-        before; None at the start, or if not causal.
+        before `x`. It is None at the start of an utterance, or if the convolution is not causal.
         """
         gated = self.gated(x.masked_fill(~valid.unsqueeze(-1), 0.0))
         if self.config.causal:
@@ -71,7 +71,7 @@ class ConvolutionModule(nn.Module):
 
 
 def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.Value | None:
-    """Return the frame that each convolution sees before its first [modules, 1, 1, channels]; None without history."""
+    """Return the frame that each convolution sees before frame 0 [modules, 1, 1, channels]; None without history."""
     if not modules or not modules[0].config.has_history:
         return None
     shape = (len(modules), 1, 1, modules[0].config.channels)
@@ -83,13 +83,13 @@ def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.V
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The frames around those of a call, for one convolution in each block.
+    """The frames that convolutions see beyond their input. Each block has one of these convolutions.
 
     Attributes:
         histories: frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that
             stands for all frames before the first [blocks, 1, 1, channels]. None: convolutions do not see earlier
             frames.
-        valid: 1 for frames that exist [batch, time, 1], for whole utterances.
+        valid: for whole utterances, 1 for frames that exist [batch, time, 1].
         streaming: whether this call processes a chunk.
     """
 
@@ -120,7 +120,7 @@ class Surroundings:
 
 
 class TimeDepthwise(nn.Conv1d):
-    """A standalone depthwise convolution. It is causal, or sees as many frames after each frame as before."""
+    """A standalone depthwise convolution, either causal or centred on each frame."""
 
     def __init__(self, channels: int, kernel: int, *, causal: bool) -> None:
         super().__init__(channels, channels, kernel, padding=0 if causal else (kernel - 1) // 2, groups=channels)
@@ -129,8 +129,8 @@ class TimeDepthwise(nn.Conv1d):
     def over(self, x: Tensor, valid: Tensor, history: Tensor) -> tuple[Tensor, Tensor | None]:
         """Convolve `x` [batch, time, channels]; if causal, also return its last frames [batch, channels, kernel-1].
 
-        `history` contains the frames before, [batch or 1, channels, kernel-1]. `valid` [batch, time] is true for frames
-        that exist. If not causal, the others, which follow the end, count as zeros.
+        `history` [batch or 1, channels, kernel-1] contains the frames before `x`. `valid` [batch, time] is true for
+        frames that exist. A convolution that is not causal reads zeros for all other frames.
         """
         if not self.causal:
             return self(x.masked_fill(~valid.unsqueeze(-1), 0.0).transpose(1, 2)).transpose(1, 2), None
@@ -180,7 +180,7 @@ def convolution(
 
 @dataclass(frozen=True)
 class ConvolutionParts:
-    """The module's layers around a depthwise convolution that differs from the one in `convolution`."""
+    """The layers of a convolution module, without the depthwise convolution, which the caller adds."""
 
     gated: ir.Value
     """Input of the convolution [batch, time, channels]."""
@@ -191,7 +191,7 @@ class ConvolutionParts:
 
 
 def convolution_parts(g: GraphBuilder, x: ir.Value, module: ConvolutionModule) -> ConvolutionParts:
-    """Return the parts of a module whose layers have biases, applied to x [batch, time, dim]."""
+    """Return the parts of a module for x [batch, time, dim]. The convolutions of the module must have biases."""
     with g.scope("conv_module", group="pointwise_convolutions"):
         value, gate = (_half(g, x, module, half) for half in range(2))
         weight, bias = _weights(g, module)[:2]
@@ -248,7 +248,7 @@ def scale_and_shift(layer: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _before_first_frame(module: ConvolutionModule) -> torch.Tensor:
-    """Return the frame that one convolution sees before the first one [1, 1, channels].
+    """Return the frame that one convolution sees before the first frame [1, 1, channels].
 
     It is computed in float64 and rounded, because the last bit of torch's sigmoid depends on the processor.
     """

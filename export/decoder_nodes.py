@@ -1,4 +1,4 @@
-"""Builds the attention decoders as ONNX nodes, both directions over the same hypotheses."""
+"""Builds the attention decoders as ONNX nodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from u2moe.runtime.graph.prefixes import Prefixes, shared_prefixes
 
 
 class DecoderNodes:
-    """Builds both directions of the decoder over the same hypotheses. Shared values are computed once."""
+    """Builds both directions of the decoder for the same hypotheses. Values that both use are computed once."""
 
     def __init__(self, g: GraphBuilder, model: SpeechModel, inputs: dict[str, ir.Value]) -> None:
         self.g = g
@@ -31,7 +31,7 @@ class DecoderNodes:
             self.steps = g.op("Range", 0, g.op("Squeeze", self.length, [0]), 1)
             self.scored = g.op("LessOrEqual", self.steps, self.lens)
             queries = g.op("Unsqueeze", self.steps, [1])
-            # the causal mask already hides padding, which comes last: lengths need no mask
+            # padding comes last, so the causal mask already hides it
             self.bias = mask_bias(g, g.op("LessOrEqual", self.steps, queries))
         with g.scope("memory"):
             frames = g.op("Range", 0, g.op("Squeeze", g.op("Shape", self.memory, start=1, end=2), [0]), 1)
@@ -62,10 +62,10 @@ class DecoderNodes:
         return outputs
 
     def _without_blanks(self, valid: ir.Value) -> ir.Value:
-        """Return the valid frames [batch, time] whose most likely token is not 0; if there are none, all valid frames.
+        """Return a mask [batch, time] of valid frames whose most likely token is not 0; of all valid frames if none is.
 
-        The graph has its own CTC head for this, so callers need not find blanks. Frames have no positions here, so
-        hiding a frame is the same as removing it.
+        The graph has its own CTC head for this, so callers need not find blanks. Cross-attention uses no positions of
+        frames, so hiding a frame has the same effect as removing it.
         """
         g = self.g
         with g.scope("ctc", group="output_layers"):
@@ -85,8 +85,8 @@ class DecoderNodes:
     def _scores(self, decoder: AttentionDecoder, targets: ir.Value, name: str) -> tuple[ir.Value, ir.Value, Prefixes]:
         """Score `targets` [batch, nbest, length+1].
 
-        Returns the log-probabilities of the targets, zero after eos; those of all tokens [prefixes, vocab]; and the
-        prefixes.
+        Returns the log-probabilities of the targets (zero after eos), the log-probabilities of all tokens [prefixes,
+        vocab], and the prefixes.
         """
         g, vocab_size = self.g, self.model.config.vocab_size
         with g.scope("decoder", *([name] if name else [])):
@@ -103,7 +103,7 @@ class DecoderNodes:
     def _log_probs(self, decoder: AttentionDecoder, tokens: ir.Value, prefixes: Prefixes) -> ir.Value:
         """Return the log-probabilities [prefixes, vocab] after each prefix of `tokens` [batch, nbest, length+1].
 
-        `tokens` start with sos.
+        Each row of `tokens` starts with sos.
         """
         g = self.g
         with g.scope("prefixes"):
@@ -139,7 +139,7 @@ class DecoderNodes:
                 return AttentionNodes(g, block.self_attn).gathered(x, None, self.bias, places, prefixes.ends)
 
         def cross_attention(x: ir.Value) -> ir.Value:
-            """Attend to the encoder. All prefixes of an utterance form one query, so each key is computed once."""
+            """Attend to the encoder's output. All prefixes of an utterance share its keys, which are computed once."""
             with g.scope("src_attn", group="attention"):
                 layer, rows = AttentionNodes(g, block.src_attn), prefixes.of_utterances
                 return layer.gathered(x, self.memory, self.memory_bias, rows, prefixes.places)

@@ -45,7 +45,7 @@ def export_bundle(
     Args:
         checkpoint: directory with train.yaml, units.txt and the weights.
         out: folder to write; left unchanged on failure.
-        weights: the state dict, a name in the directory or a path elsewhere; default: final.pt.
+        weights: the state dict, as a name in the directory or a path elsewhere; default: final.pt.
         units: the vocabulary, as a name or a path; default: the file named in train.yaml, or units.txt.
         lora: "add" to add the LoRA adapters in the state dict to its weights, "contained" if the weights already
             contain them; default: decided by the name of the file.
@@ -56,7 +56,7 @@ def export_bundle(
     Raises:
         ValueError: `padding_s` is out of range.
         CheckpointError: the checkpoint cannot be read.
-        UnsupportedError: the checkpoint is of a kind that is not supported or not proved equal to WeNet.
+        UnsupportedError: this kind of checkpoint is not supported, or not proved equal to WeNet.
         ParityError: a graph differs from torch.
         BundleError: `out` cannot be written.
     """
@@ -86,7 +86,7 @@ def export_random(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Write a bundle of seeded random weights for the network of a train.yaml, to measure its cost.
+    """Write a bundle with seeded random weights, to measure the cost of the network that a train.yaml describes.
 
     Nothing is compared with torch, since nothing was trained. Routers spread tokens evenly. The bundle and its results
     state that they are for measuring only.
@@ -178,7 +178,7 @@ def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]
     """Yield the graphs of a bundle, one at a time; the weights of a graph are read when it is saved.
 
     Graphs are built node by node, not traced. Tracing would fix the number of tokens for each expert to that of
-    the example input, and would leave names, sharing and dynamic axes to the tracer.
+    the example input. It would also leave names, sharing and dynamic axes to the tracer.
     """
     config, metadata = manifest.model, manifest.metadata()
 

@@ -1,4 +1,4 @@
-"""Joins graphs of a bundle into one: the encoder reads given values, and the CTC head reads the encoder."""
+"""Joins graphs of a bundle into one: the encoder reads given values, and the CTC head reads the encoder's output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def joined_model(
     metadata: dict[str, str],
     body: Callable[[GraphBuilder, dict[str, ir.Value]], Joined],
 ) -> ir.Model:
-    """Build a model as `build_model` does, from the nodes that `body` adds in `scope` and the graphs that it joins."""
+    """Build a model as `build_model` does. `body` adds nodes in `scope`; its result includes the graphs to join."""
     parts: list[ir.Model] = []
 
     def whole(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
@@ -40,7 +40,7 @@ def joined_model(
 
 
 def joined(bundle: Bundle, feeds: dict[str, ir.Value], encoder: ir.Model | None = None) -> Joined:
-    """Return the outputs of the bundle's encoder, which reads `feeds` by name, and of its CTC head.
+    """Connect the bundle's encoder to `feeds` and its CTC head to the encoder; return the outputs of both.
 
     `encoder` is the bundle's encoder, if it has already been read.
     """
@@ -54,7 +54,7 @@ def joined(bundle: Bundle, feeds: dict[str, ir.Value], encoder: ir.Model | None 
 
 
 def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
-    """Move the nodes, weights and functions of the parts into the model; remove those that no output depends on."""
+    """Move the nodes, weights and functions of the parts into the model; remove nodes that no output depends on."""
     graph = model.graph
     nodes = {node.name for node in graph}
     values = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
@@ -84,7 +84,7 @@ def inlined(model: ir.Model) -> ir.Model:
 
 
 def _take_functions(model: ir.Model, part: ir.Model) -> None:
-    """Add the functions of a part. A name that another part uses for a different function gets a number here."""
+    """Add the functions of a part. A number is added to a name that another part uses for a different function."""
     called = {identifier: define(model.functions, function) for identifier, function in list(part.functions.items())}
     for node in part.graph:
         if node.op_identifier() in called:
@@ -98,7 +98,7 @@ def _rename(item: ir.Node | ir.Value, taken: set[str | None], prefix: str | None
 
 
 def _take_weights(graph: ir.Graph, part: ir.Graph) -> None:
-    """Move initializers. Small constants are named by their values, so equal ones are shared."""
+    """Move the part's initializers. Equal initializers with the same name are shared."""
     for name, value in list(part.initializers.items()):
         del part.initializers[name]
         if name not in graph.initializers:

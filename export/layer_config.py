@@ -25,7 +25,7 @@ SUBSAMPLING_KINDS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
 POSITIONS: tuple[PositionKind, ...] = get_args(PositionKind)
 MOST_BLOCKS = 256
 MOST_EXPERTS = 8192
-"""Limit on the experts of all layers of an encoder or decoder. Large mixtures have about 1,000. Each expert is a
+"""Limit on the total number of experts in an encoder or a decoder. Large models have about 1,000. Each expert is a
 module, and building 2,000 modules takes a second even without weights."""
 FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
     "position_wise_feed_forward": "dense",
@@ -116,16 +116,16 @@ def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
 
 
 def check_input_size(top: Section, encoder: EncoderArchitecture) -> None:
-    """Check that the features have enough bins: the convolutions span as many bins as frames."""
+    """Check that the features have enough bins for the subsampling. Its convolutions span as many bins as frames."""
     if encoder.input_size <= encoder.right_context:
         expected = f"at least {encoder.right_context + 1} with input_layer {encoder.subsampling}"
         raise top.wrong("input_dim", encoder.input_size, expected)
 
 
 def check_stacked_size(conf: Section, encoder: EncoderArchitecture) -> None:
-    """Check that positions fit stacked frames.
+    """Check that positional encodings have the size of stacked frames.
 
-    WeNet adds absolute positions to the stacked frames and discards the sum, but the sizes must still be equal.
+    WeNet adds absolute positions to the stacked frames. It discards the sum, but fails if the sizes differ.
     """
     is_added = encoder.positions in ("abs_pos", "abs_pos_whisper", "embed_learnable_pe")
     stacked = encoder.input_size * encoder.subsampling_rate
@@ -135,7 +135,7 @@ def check_stacked_size(conf: Section, encoder: EncoderArchitecture) -> None:
 
 
 def check_static_chunk(conf: Section, encoder: EncoderArchitecture) -> None:
-    """Refuse a static chunk size if a layer looks beyond its chunk: streaming cannot reproduce WeNet's output."""
+    """Refuse a static chunk size if a layer looks beyond the chunk: streaming cannot then reproduce WeNet's output."""
     if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
         found = encoder.static_chunk_size
         raise conf.unsupported("static_chunk_size", found, ("0 with causal: false", "any with causal: true"))
@@ -152,7 +152,7 @@ def read_eps(conf: Section, key: str) -> float:
 
 
 def read_attention(conf: Section, dim: int, prefix: str = "", *, relative: bool = False) -> Attention:
-    """Return the configured attention; `prefix` selects the biases of cross-attention."""
+    """Return the configured attention. The keys of its bias settings begin with `prefix`."""
     num_heads = conf.integer("attention_heads", 4)
     head_dim = conf.optional_integer("head_dim")
     num_kv_heads = conf.optional_integer("n_kv_head")

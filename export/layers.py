@@ -1,4 +1,4 @@
-"""The layers of the network as calls of named functions (`runtime.graph.layers`), with their weights."""
+"""The layers of the network, with their weights, as calls of the ONNX functions in `runtime.graph.layers`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _scaled(weight: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear | nn.Conv1d, name: str) -> ir.Value:
-    """Compute X W^T + b on the last axis. A convolution of kernel 1 over [batch, time, channels] is equivalent."""
+    """Compute X W^T + b on the last axis. `layer` may also be a convolution of kernel 1, which is equivalent."""
     with g.scope(name):
         return product(g, x, *_affine(g, layer, ""))
 
@@ -77,7 +77,7 @@ class Residual:
             self.normalize(norm, name)
 
     def add_branch(self, branch: ir.Value) -> None:
-        """Add the output of a branch that the caller computed, which may read several normalisations of the sum."""
+        """Add a branch that the caller computed. The branch may use several normalisations of the sum."""
         self._x, self._branch = self.total, branch
 
     def replace(self, x: ir.Value, branch: ir.Value) -> None:
@@ -89,7 +89,7 @@ class Residual:
         self._x = self.normalized(norm, name)
 
     def normalized(self, norm: nn.Module, name: str) -> ir.Value:
-        """Return the layer or RMS normalisation of the sum over the last axis."""
+        """Return the sum after layer or RMS normalisation over the last axis."""
         if self._branch is None:
             return normalization(self.g, self._x, norm, name)
         if isinstance(norm, RMSNorm):
@@ -123,7 +123,7 @@ def _norm_weights(g: GraphBuilder, layer: nn.Module) -> list[ir.Value]:
 
 
 def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name: str, scale: float = 1.0) -> ir.Value:
-    """Apply a dense, gated or mixture-of-experts layer to [..., dim]. `scale` is folded into its last weights."""
+    """Apply a dense, gated or mixture-of-experts layer to [..., dim]. The last weights include `scale`."""
     with g.scope(name, group="feed_forward"):
         if isinstance(layer, MixtureOfExperts):
             return mixture_of_experts(g, x, layer, kind, scale)

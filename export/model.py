@@ -1,4 +1,4 @@
-"""The U2++ network in plain torch: encoder, CTC head and decoders, tensor names as in WeNet's state dict."""
+"""The U2++ network in plain torch: encoder, CTC head and decoders, with the tensor names of WeNet's state dict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from u2moe.export.positions import LearnedPositions
 
 
 class DecoderBlock(nn.Module):
-    """Causal self-attention, attention to the encoder, and feed-forward, each residual."""
+    """Residual layers: causal self-attention, attention to the encoder's output, and feed-forward."""
 
     def __init__(self, config: Decoder) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class AttentionDecoder(nn.Module):
     def forward(self, inputs: Tensor, lengths: Tensor, memory: Tensor, visible: Tensor) -> Tensor:
         """Return logits [rows, length, vocab] for the token after each of `inputs` [rows, length].
 
-        `inputs` start with sos. `visible` [rows, time] is true for the frames of `memory` [rows, time, dim] to attend
-        to.
+        Each row of `inputs` starts with sos. `visible` [rows, time] is true for frames of `memory` [rows, time, dim]
+        that the decoder may attend to.
         """
         length = inputs.shape[1]
         steps = torch.arange(length, device=inputs.device)
@@ -76,7 +76,7 @@ class AttentionDecoder(nn.Module):
 
 
 class BidirectionalDecoder(nn.Module):
-    """Both directions, named as in WeNet's state dict."""
+    """The decoders of both directions, with the tensor names of WeNet's state dict."""
 
     def __init__(self, left: Decoder, right: Decoder) -> None:
         super().__init__()
@@ -125,20 +125,21 @@ class SpeechModel(nn.Module):
         return self.decoder.right_decoder if isinstance(self.decoder, BidirectionalDecoder) else None
 
     def _visible(self, encoder_out: Tensor, encoder_lengths: Tensor) -> Tensor:
-        """Return the frames that the decoders attend to [rows, time]: all valid ones, or only the non-blank ones."""
+        """Return a mask [rows, time] of the frames that the decoders attend to: all valid or all non-blank frames."""
         valid = torch.arange(encoder_out.shape[1], device=encoder_out.device) < encoder_lengths.unsqueeze(1)
         if not self.config.non_blank_memory:
             return valid
         spoken = valid & (self.ctc.ctc_lo(encoder_out).argmax(dim=-1) != 0)
-        # WeNet fails if all frames are blank; attending to all of them is our choice
+        # WeNet fails if all frames are blank; here the decoders then attend to all of them
         return torch.where(spoken.any(dim=1, keepdim=True), spoken, valid)
 
     def score(
         self, hypotheses: Tensor, lengths: Tensor, encoder_out: Tensor, encoder_lengths: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return token scores in the layout of the decoder graph; see `u2moe.runtime.bundle.contract.decoder`.
+        """Return the decoder graph's `score`, `r_score` (None without a right decoder) and `next_log_probs`.
 
-        `hypotheses` [rows, length] exclude sos and eos; `encoder_out` is [rows, time, dim].
+        `u2moe.runtime.bundle.contract.decoder` describes them. `hypotheses` [rows, length] exclude sos and eos;
+        `encoder_out` is [rows, time, dim].
         """
         rows, length = hypotheses.shape
         steps = torch.arange(length + 1, device=hypotheses.device)

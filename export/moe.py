@@ -57,7 +57,7 @@ class MixtureOfExperts(nn.Module):
         self.num_experts_per_token = config.num_experts_per_token
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return experts and weights [tokens, k] for tokens [tokens, dim]; in float32 even under autocast."""
+        """Return experts and weights [tokens, k] for tokens [tokens, dim]. Autocast does not apply to the router."""
         with torch.autocast(tokens.device.type, enabled=False):
             logits = self.gate(tokens.to(self.gate.weight.dtype))
         values, experts = torch.topk(logits, self.num_experts_per_token)

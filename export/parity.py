@@ -33,17 +33,17 @@ Pairs = dict[str, list[tuple[Array, Array]]]
 
 NEAR_TIE = 1e-4
 """If a router's k-th and next logits are closer than this, two correct programs may choose different experts, and
-everything downstream differs. An input that hits such a tie and exceeds the limit proves nothing, so it is drawn
-again."""
+everything downstream differs. An input that has such a tie and exceeds the limit proves nothing. It is replaced by
+another input."""
 MAX_DRAWS = 8
 ROUNDING = 4
-"""A tensor that exceeds its limit is accepted if it differs from torch in float64 by at most this many times as much as
-torch in float32 does. Programs that round in different places have errors of the same size, but not in the same
-values."""
+"""A tensor that exceeds its limit is accepted if its error is at most this multiple of the error of torch in float32.
+Both errors are differences from torch in float64. Programs that round in different places have errors of the same size,
+but not in the same values."""
 MOST_ROUNDING = 100
-"""A limit raised for rounding is at most this multiple of the original one; a higher one would prove nothing."""
+"""A limit raised for rounding is at most this multiple of the original limit; a higher limit would prove nothing."""
 CHUNKS = ((16, -1), (16, 4), (16, 0), (8, 2), (4, 1), (1, 8), (25, -1))
-"""(chunk size, left chunks) for the comparison of streams: upstream's usual values and some unusual ones."""
+"""(chunk size, left chunks) for the comparison of streams: WeNet's usual values and some unusual ones."""
 
 
 class RouterWatch:
@@ -81,7 +81,7 @@ class RouterWatch:
 class Parity:
     """Compares one network with the graphs in one folder.
 
-    Errors name `subject`: a file or folder that still exists after differing graphs have been discarded.
+    Error messages name `subject`, a file or folder that still exists after graphs that differ have been discarded.
     """
 
     def __init__(self, network: SpeechModel, folder: Path, manifest: Manifest, seed: int = 0, *, subject: Path) -> None:
@@ -155,7 +155,7 @@ class Parity:
     def _compared_exactly(
         self, compare: Callable[[], Pairs], drawn: Any, pairs: Pairs, comparisons: list[Comparison]
     ) -> list[Comparison]:
-        """Return the comparisons; those beyond their limits are made again, with torch in float64."""
+        """Return the comparisons. Comparisons that exceed their limits are repeated with torch in float64."""
         self.random.bit_generator.state = drawn
         single, self.network = self.network, copy.deepcopy(self.network).double()
         try:
@@ -258,7 +258,7 @@ class Parity:
         return {**self._encoded(outputs), **result}
 
     def _stream_batch(self) -> Pairs:
-        """Compare streams after 0, 1, 3 and 7 chunks, in one call; the last chunk of one of them is short."""
+        """Compare a batch of four streams with 0, 1, 3 and 7 earlier chunks; one stream's current chunk is short."""
         chunk_size, left = self.config.whole_chunk(8), 3
         required = chunk_size * left
         past = (0, 1, 3, 7)
@@ -290,7 +290,7 @@ class Parity:
     def _decoder(self) -> Pairs:
         """Compare hypotheses of two utterances of different lengths; torch scores one utterance at a time.
 
-        Hypotheses have 0 to 24 tokens; with learned positions, one has no tokens and one as many as fit after sos.
+        Hypotheses have 0 to 24 tokens. With learned positions, one has no tokens and one has as many as fit after sos.
         """
         is_learned = self.network.left_decoder.config.learned_positions
         frames, num, longest = (40, 23), *((2, NUM_LEARNED - 1) if is_learned else (6, 24))
@@ -314,7 +314,7 @@ class Parity:
         return pairs
 
     def _experts(self, name: str) -> Pairs:
-        """Compare the layer's node, cut out of the saved graph, on random tokens and on a few for each expert."""
+        """Compare the node of one mixture of experts on random tokens, and on tokens made to reach each expert."""
         session = moe_session(self.saved[name.split(".", 1)[0]], name)
         block, layer = self.network.get_submodule(name.rpartition(".")[0]), self.network.get_submodule(name)
         scale = getattr(block, "scale", 1.0)  # the weights in the graph include it
@@ -356,7 +356,7 @@ def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
 
 
 def _in_memory(value: ir.Value) -> ir.Value:
-    """Return a copy of a weight that does not refer to a file: a model in memory has no folder."""
+    """Return a copy of a weight with its values in memory, because a model in memory has no folder for files."""
     if value.const_value is None:
         raise ParityError(f"weight {value.name}: has no value")
     tensor = ir.tensor(value.const_value.numpy(), name=value.name)

@@ -79,7 +79,7 @@ def position_table(config: EncoderArchitecture, length: int) -> Tensor | None:
 
 
 def _frequencies(config: EncoderArchitecture) -> list[float]:
-    """Return angular frequencies, computed one by one: the last bit of torch's functions depends on the processor."""
+    """Return angular frequencies, computed in Python: the last bit of torch's functions depends on the processor."""
 
     def single(value: float) -> float:
         return torch.tensor(value, dtype=torch.float32).item()

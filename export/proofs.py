@@ -24,11 +24,11 @@ OWN = {
     "feed_forward": "use_ffn", "reduction": "time_reduction_layer_type", "adaptive": "adaptive_scale",
     "shifted": "do_rel_shift", "depthwise_subsampling": "dw_stride",
 }  # fmt: skip
-"""WeNet's keys of settings that only some kinds of encoder have, by the names of our fields."""
+"""For settings that only some kinds of encoder have: WeNet's key, by the name of our field."""
 
 
 def settings(architecture: Architecture) -> dict[str, list[Setting]]:
-    """Return the settings of a network's encoder and, if present, decoder: all choices, but no sizes."""
+    """Return the settings of a network's encoder and, if present, decoder. Sizes are left out."""
     encoder, left = architecture.encoder, architecture.left_decoder
     gating, convolution = getattr(encoder.own, "gating", None), encoder.convolution
     causal = gating or convolution
@@ -83,9 +83,9 @@ def _attention_kind(attention: Attention) -> str:
 
 @cache
 def proved() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
-    """Return the proved pairs: by part of the network and first setting ("key value"), the values of each later key.
+    """Return the proved pairs by part of the network, first setting ("key value") and key of the second setting.
 
-    Values are separated by spaces.
+    An entry contains all proved values of the second setting, separated by spaces.
     """
     text = resources.files("u2moe.export").joinpath(FILE).read_text(encoding="utf-8")
     table: dict[str, dict[str, dict[str, str]]] = json.loads(text)

@@ -39,7 +39,7 @@ class DrawnTensor(Tensor):
     @classmethod
     def of(cls, draw: Callable[[], Tensor], shape: torch.Size) -> Self:
         """Return a tensor with the values that `draw` returns, which must be the same each time."""
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)  # noqa: SLF001 - as torch describes it
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)  # noqa: SLF001 - as torch documents it
         made.draw = draw
         return made
 
@@ -115,10 +115,10 @@ def _completed(values: object, path: Path, vocab_size: int | None) -> dict[str, 
 
 
 def spread_routers(network: SpeechModel, seed: int = 0) -> None:
-    """Adjust random routers so that they spread tokens evenly over their experts, the worst case for reading weights.
+    """Adjust random routers so that they spread tokens evenly over their experts.
 
-    Random routers favour some experts because the mean of all tokens is not zero. Removing the direction of that mean
-    from a router's weights spreads the tokens.
+    An even spread is the worst case for reading weights. Random routers favour some experts because the mean of all
+    tokens is not zero. Removing the direction of that mean from a router's weights spreads the tokens.
     """
 
     def turn(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,9 +1,9 @@
 """Writes checkpoints of seeded random weights in WeNet's layout, of any size and kind, for tests and benchmarks.
 
 The published U2++ MoE models (arXiv 2404.16407) have 225 million parameters without experts and a billion with them,
-but their layer sizes are not public. The presets use sizes of our own. dense-225m has 223 million parameters. moe-1b,
-the same network with 8 experts in place of each feed-forward layer, has 1.06 billion. dense-1b has as many without
-experts.
+but their layer sizes are not public. The presets use sizes of our own. dense-225m has 223 million parameters. moe-1b is
+the same network with 8 experts in place of each feed-forward layer, and has 1.06 billion parameters. dense-1b has no
+experts, but as many parameters as moe-1b.
 
 The same seed yields the same bytes. Values are uniform, with 24 random bits each, because uniform numbers are exact on
 every processor. Normal numbers would depend on the processor's logarithm and cosine.
@@ -34,7 +34,7 @@ from u2moe.export.training_config import parse_training_config
 from u2moe.export.weights import expected_shapes
 
 GAINS = {
-    # logits spread so widely that two implementations choose the same experts, and that the best token varies
+    # wide logits: two implementations must choose the same experts, and the best token must vary
     "gate.weight": 3.0,
     "output_layer.weight": 3.0,
     "ctc_lo.weight": 3.0,
@@ -45,7 +45,7 @@ GAINS = {
     "pointwise_conv2.weight": 0.5,
     "merge_proj.weight": 0.5,
 }
-"""Standard deviation of an output relative to its input, by the end of the weight's name; 1 for all others."""
+"""Standard deviation of an output relative to its input, by the end of the weight's name; 1 for all other weights."""
 
 
 def _sizes(dim: int, hidden: int, heads: int, *, blocks: int, decoder_blocks: tuple[int, int]) -> dict[str, Any]:
@@ -165,9 +165,9 @@ def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def num_parameters(config: Mapping[str, Any], *, active: bool = False) -> int:
-    """Return the number of weights in the network of a train.yaml; `active`: only those that each token uses.
+    """Return the number of weights in the network of a train.yaml.
 
-    A mixture then counts with as many experts as it activates for each token.
+    If `active` is true, a mixture counts only as many experts as it activates for a token.
     """
     shapes = expected_shapes(parse_training_config(dict(config)).architecture)
     total = 0
@@ -273,7 +273,7 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) 
     if len(shape) > 1 and not name.endswith(("pos_bias_u", "pos_bias_v", "ada_bias")):
         gain = next((gain for ending, gain in GAINS.items() if name.endswith(ending)), 1.0)
         if name.startswith("encoder.embed.") and shape[1] > 1:
-            # opposite pairs cancel the mean of ReLU's outputs, which would swamp the differences between frames
+            # opposite pairs cancel the mean of ReLU's outputs, which would hide the differences between frames
             pairs = values.view(shape[0], shape[1] // 2, 2, -1)
             pairs[:, :, 1] = -pairs[:, :, 0]
         return values.mul_(gain * math.sqrt(3 / math.prod(shape[1:])))

@@ -16,18 +16,18 @@ from u2moe.runtime.errors import CheckpointError
 OLD_EPS = 1e-12
 """Epsilon of all layer normalisations except those of convolutions, until WeNet's commit 6d574b39 (January 2022)."""
 KINDS = ("conformer", "transformer")
-"""The encoders of that time; Squeezeformers and others came later."""
+"""The encoders of these old releases; Squeezeformers and others came later."""
 POSITION_WEIGHT = "encoder.encoders.0.self_attn.linear_pos.weight"
 
 
 def as_trained(path: Path, config: TrainingConfig, state: Mapping[str, Tensor]) -> Architecture:
-    """Return the network as computed by the release that wrote this train.yaml and state dict.
+    """Return the architecture that the release used when it wrote this train.yaml and state dict.
 
     Until 2023 a conformer's `selfattention_layer_type` had no effect. Attention was relative with `rel_pos` and, until
     2022, with `abs_pos`. Otherwise it was plain.
 
     Raises:
-        CheckpointError: two releases with different epsilons would have written the same files.
+        CheckpointError: two releases with different epsilons could have written these files.
     """
     architecture = config.architecture
     encoder = architecture.encoder

@@ -28,7 +28,7 @@ from u2moe.runtime.model.encoder import Caches, required_cache_size
 from u2moe.runtime.model.settings import SessionSettings
 
 ONE_FILE_LIMIT = 256_000_000
-"""Bytes of weights up to which a graph is a single file, like the models that sherpa-onnx publishes."""
+"""A graph with up to this many bytes of weights is a single file, like the models that sherpa-onnx publishes."""
 
 
 Pairs = list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
@@ -37,7 +37,7 @@ Pairs = list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 
 @dataclass(frozen=True, kw_only=True)
 class SherpaExport:
-    """The files written.
+    """The result of an export.
 
     Attributes:
         path: the folder.
@@ -101,7 +101,7 @@ def export_sherpa(
         progress: called with a line for each step.
 
     Raises:
-        UnsupportedError: the client cannot run the network, its features or its vocabulary.
+        UnsupportedError: sherpa-onnx does not support the network, its features or its vocabulary.
         ParityError: a written graph differs from the bundle.
         BundleError: the bundle in `source` cannot be read, or `out` cannot be written.
     """
@@ -162,7 +162,7 @@ class OnlineClient:
 
 
 class SherpaParity:
-    """Compares the graphs in `folder` with the bundle's own, which run as in the runtime; errors name the `subject`."""
+    """Compares the graphs in `folder` with the bundle's graphs, run as in the runtime. Messages name `subject`."""
 
     def __init__(self, bundle: Bundle, folder: Path, options: SherpaOptions, *, subject: Path) -> None:
         self.subject = subject
@@ -198,10 +198,10 @@ class SherpaParity:
         return onnxruntime.InferenceSession(self.folder / graph.file, self.settings.session_options())
 
     def _start(self) -> Caches:
-        """Return the caches of a new stream, as long as the client's; their frames at negative positions are masked.
+        """Return the caches of a new stream, with as many frames as the client's caches; negative positions are masked.
 
-        The lengths must match because sums over other shapes round differently. In a quantized graph, a value that
-        rounds the other way is off by a whole step.
+        The lengths must match because sums over other shapes round differently. In a quantized graph, such a difference
+        can change a value by a whole step.
         """
         start = self.model.encoder.start()
         required = required_cache_size(self.options.chunk_size, self.options.num_left_chunks)

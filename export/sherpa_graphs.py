@@ -1,7 +1,7 @@
 """Combines a bundle's encoder and CTC head into one graph for sherpa-onnx's WeNet clients, online and offline.
 
 The bundle's graphs are used unchanged, quantized or not, with different inputs and outputs. A network that a client
-cannot run is refused with the reason, because a client that loads an unsuitable file ends the whole process.
+cannot run is refused with the reason. Otherwise the client would end the whole process when it loads the file.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ ONLINE = Graph(
         Tensor(name="next_conv_cache", dtype="float32", axes=_HISTORY),
     ),
 )
-"""One chunk of one stream. The client binds tensors by position, not by name. It starts with zero caches and an offset
-equal to the size of the attention cache, and marks valid keys in `attn_mask`."""
+"""One chunk of one stream. The client binds tensors by position, not by name. It starts with zero caches. Its first
+offset is the size of the attention cache. It marks valid keys in `attn_mask`."""
 OFFLINE = Graph(
     name="model",
     inputs=(
@@ -69,8 +69,8 @@ class SherpaOptions:
     """The chunks of the online graph for sherpa-onnx.
 
     Attributes:
-        chunk_size: encoder frames per chunk. Pass the same number to the client, because it does not read it from the
-            graph.
+        chunk_size: encoder frames per chunk. Pass the same number to the client, which does not read the number from
+            the graph.
         num_left_chunks: chunks of left context. Pass the same number to the client.
     """
 
@@ -183,7 +183,7 @@ def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
 def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
     """Return the streaming graph.
 
-    No node reads the input `attn_mask`: `offset` tells which frames precede the start.
+    No node reads the input `attn_mask`, because `offset` already determines which frames precede the start.
     """
 
     def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> Joined:
@@ -191,7 +191,7 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
         feeds = {
             "chunk": inputs["x"],
             "chunk_lens": g.op("Shape", inputs["x"], start=1, end=2),
-            "offset": g.op("Sub", inputs["offset"], required),  # the client counts from the size of its cache
+            "offset": g.op("Sub", inputs["offset"], required),  # the client's offset starts at its cache's size
             "required_cache_size": g.op("Squeeze", required, [0]),
             ATT_CACHE: g.op("Unsqueeze", inputs["attn_cache"], [1]),
             CNN_CACHE: inputs["conv_cache"],

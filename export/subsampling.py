@@ -1,4 +1,4 @@
-"""Subsampling, which reduces the frame rate before the blocks: a class for each kind, in torch and as layers."""
+"""Subsampling, which reduces the frame rate before the blocks, in plain torch and as layers of the graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from u2moe.runtime.graph.builder import GraphBuilder
 
 
 class Subsampling(nn.Module):
-    """Maps features to the input of the blocks, including the scale of the positional encodings."""
+    """Maps features to the input of the blocks, multiplied by the factor that WeNet's positional encodings apply."""
 
     POSITIONS = "pos_enc"
     """WeNet's name for the module with positional encodings."""
@@ -79,7 +79,7 @@ class Convolutions(Subsampling):
         for kernel, stride in self.layers:
             modules += [nn.Conv2d(config.dim if modules else 1, config.dim, kernel, stride), nn.ReLU()]
         self.conv = nn.Sequential(*modules)
-        # the convolutions reduce bins as they reduce frames
+        # the convolutions reduce the number of bins in the same way as the number of frames
         projection = nn.Linear(config.dim * self.output_length(config.input_size), config.dim)
         old_name = config.subsampling in ("conv2d", "conv2d2")
         self.out = nn.Sequential(projection) if old_name else None
@@ -99,7 +99,7 @@ class Convolutions(Subsampling):
         return cast("nn.Linear", self.linear), "linear"
 
     def output_lengths_nodes(self, g: GraphBuilder, lengths: ir.Value) -> ir.Value:
-        """See `Subsampling`. The lengths are computed convolution by convolution, as in the graphs of the demo."""
+        """See `Subsampling`. Computes the lengths convolution by convolution, as in the graphs of the demo model."""
         with g.scope("output_lens"):
             for kernel, stride in self.layers:
                 lengths = g.op("Div", g.op("Max", g.op("Sub", lengths, kernel - stride), 0), stride)
@@ -116,7 +116,7 @@ class Convolutions(Subsampling):
                 layer = cast("nn.Conv2d", self.conv[index])
                 weights.append(vector(g, f"conv.{index}.weight", layer.weight))
                 weights.append(vector(g, f"conv.{index}.bias", cast("Tensor", layer.bias)))
-            if len(kernels) == 1:  # the projection is as large as other linear layers, and quantized as they are
+            if len(kernels) == 1:  # the projection is as large as other linear layers, so it is quantized like them
                 (x,) = g.call(form.convolutions(projection.in_features), features, *weights)
                 return self.scaled(g, linear(g, x, projection, name))
             weights.append(transposed(g, f"{name}.weight", projection.weight))

@@ -1,6 +1,6 @@
-"""Reads the text files of a checkpoint, with limits on memory and time: yaml, and feature statistics.
+"""Reads the text files of a checkpoint, with limits on memory and time.
 
-Statistics are in WeNet's global_cmvn, as JSON or Kaldi text. They are needed only if the state dict has none.
+Feature statistics are in WeNet's global_cmvn, as JSON or Kaldi text. They are needed only if the state dict has none.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch import Tensor
 from u2moe.runtime.errors import CheckpointError
 
 LARGEST_TEXT = 1 << 26
-"""Most characters in a file of a vocabulary or of statistics; enough for a million symbols."""
+"""Maximum number of characters in a vocabulary or a file of statistics. It is enough for a million symbols."""
 LARGEST_YAML = 1 << 18
-"""Most characters in a yaml file; WeNet's files have 2,000 to 10,000."""
+"""Maximum number of characters in a yaml file. WeNet's files have 2,000 to 10,000."""
 
 
 LARGEST_MERGE = 100_000
-"""Most keys in all mappings after merges ("<<"). Without a limit, a few hundred characters could fill the memory."""
+"""Maximum number of keys after merges ("<<"). Without a limit, a few hundred characters could fill the memory."""
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Loads plain values, and merges up to a limit."""
+    """A loader of plain values that limits the number of merged keys."""
 
     num_keys = 0
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Expand merges; called for each mapping, and again each time it is merged."""
+        """Expand merges. PyYAML calls this for each mapping, and again each time the mapping is merged."""
         super().flatten_mapping(node)
         self.num_keys += len(node.value)
         if self.num_keys > LARGEST_MERGE:
@@ -78,7 +78,7 @@ CMVN_ISTD = "encoder.global_cmvn.istd"
 """Names of the statistics in a state dict."""
 SMALLEST_VARIANCE = 1e-20
 ROUNDING = 1e-6
-"""Largest negative variance, as a share of the mean square, that rounding to seven digits in the file can explain."""
+"""Largest negative variance, relative to the mean square, that is explained by rounding to the file's seven digits."""
 
 
 def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ def _parse_json(text: str) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _parse_kaldi(text: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """Parse a matrix of two rows: sums and the count, sums of squares and 0."""
+    """Parse a matrix of two rows: the sums and the count, then the sums of squares and 0."""
     words = text.split()
     if len(words) < 6 or words[0] != "[" or words[-1] != "]" or len(words) % 2:
         raise ValueError("expected '[ sums count sums-of-squares 0 ]'")

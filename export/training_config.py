@@ -70,7 +70,7 @@ FRAMES = {"frame_length": 25.0, "frame_shift": 10.0}
 """Keys of the front end with their defaults in milliseconds."""
 MODELS = ("asr_model", "ctl_model")
 """`ctl_model` has a different loss and the same network."""
-_FUNASR = "FunASR exports it to ONNX and sherpa-onnx runs it"
+_FUNASR = "use FunASR to export it, and sherpa-onnx to run it"
 _PRETRAINED = (
     "is a pre-trained encoder without a recognizer: fine-tune it as asr_model with --enc_init, then export the result"
 )
@@ -86,12 +86,12 @@ OTHER_MODELS = {
     "wav2vec_model": _PRETRAINED,
     "bestrq_model": _PRETRAINED,
 }
-"""Other kinds of model that WeNet trains, which are not supported, with an alternative for each."""
+"""Unsupported kinds of model that WeNet trains, with an alternative for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The content of train.yaml. If it names feature statistics, the encoder has `normalized_input`."""
+    """The content of train.yaml. If the file names feature statistics, the encoder has `normalized_input`."""
 
     architecture: Architecture
     features: FeatureConfig
@@ -99,15 +99,15 @@ class TrainingConfig:
     blank: int | None
     """Id of the blank; None: the id of `<blank>` in the vocabulary."""
     layout: Literal["collate_conf", "dataset_conf", "present"]
-    """Layout of the file: until October 2021, until the end of 2023, or present."""
+    """Layout of the file. `collate_conf`: until October 2021. `dataset_conf`: until the end of 2023."""
     stated_eps: frozenset[str]
     """The sections that specify `norm_eps`."""
     trained_decoder: bool
-    """False if trained with CTC only (`ctc_weight` 1): the decoders in the state dict are then random."""
+    """False if the network was trained with CTC only (`ctc_weight` 1). The state dict's decoders are then random."""
     tokenizer: Literal["char", "bpe"] | None
-    """None for old files, which do not specify it."""
+    """None for old files, which do not specify a tokenizer."""
     separate: bool
-    """Whether each token is a word: tokens are then joined with a space (`connect_symbol`)."""
+    """Whether each token is a word. `connect_symbol` is then a space, which joins the tokens."""
     special_tokens: dict[str, int]
     """Ids by symbol; empty for old files."""
     symbol_table: str | None
@@ -123,12 +123,12 @@ class TrainingConfig:
 
 
 def read_training_config(path: Path) -> TrainingConfig:
-    """Read and check a train.yaml; every key is used, known to be irrelevant, or refused by name."""
+    """Read and check a train.yaml. Keys that are neither used nor known to be irrelevant are refused by name."""
     return parse_training_config(read_yaml(path, purpose="it describes the network"), path.name)
 
 
 def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingConfig:
-    """Parse like `read_training_config`, from a loaded mapping."""
+    """Parse a loaded train.yaml as `read_training_config` does."""
     with refused_as(CheckpointError, file):
         return _parsed(Section(file, values))
 
@@ -187,7 +187,7 @@ def _parsed(top: Section) -> TrainingConfig:
 
 
 def _check_kind(top: Section) -> None:
-    """Refuse models that are not CTC and attention networks, with an alternative for each."""
+    """Refuse models that are not CTC and attention networks, and name an alternative."""
     model = top.value("model")
     if isinstance(model, str) and model in OTHER_MODELS:
         raise UnsupportedError(f"{top.file}: model is {model!r}, which {OTHER_MODELS[model]}")
@@ -227,7 +227,7 @@ def read_features(top: Section) -> FeatureConfig:
 
 def _normalization(top: Section) -> tuple[bool, str | None]:
     """Return whether the file names statistics, and their file. Old files have only a top-level `cmvn_file`."""
-    # both are read, so that neither counts as unknown; WeNet prefers the first
+    # both keys are read, so that neither counts as unknown; WeNet prefers the first
     named, at_the_top = (conf.optional_text("cmvn_file") for conf in (top.section("cmvn_conf"), top))
     cmvn_file = named or at_the_top
     if "cmvn" in top:
@@ -252,7 +252,7 @@ def _adapters(top: Section) -> Adapters | None:
 
 
 def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | None, bool, dict[str, int], str | None]:
-    """Return the kind of tokens, whether each is a word, the special tokens, and the vocabulary's file."""
+    """Return the tokenizer, whether each token is a word, the special tokens, and the file of the vocabulary."""
     conf = top.section("tokenizer_conf")
     kind: Literal["char", "bpe"] | None = None
     if "tokenizer" in top:

@@ -34,15 +34,15 @@ CONCATENATION = re.compile(
 TIED_OUTPUT = re.compile(r"(decoder\.(?:(?:left|right)_decoder\.)?)output_layer\.weight")
 MOST_NAMES = 5
 POSITION_ERRORS = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float64: 1e-3}
-"""Supported tensor types, each with the largest difference of a position table from our sinusoids. The angle 5000 has
-an error of 3e-4 in float32. A value near 1 has an error of 2.4e-4 in float16 and of 2e-3 in bfloat16. Other kinds of
-table differ by about 1."""
+"""Supported tensor types, each with the largest accepted difference of a position table from our sinusoids. The angle
+5000 has an error of 3e-4 in float32. A value near 1 has an error of 2.4e-4 in float16 and of 2e-3 in bfloat16. Other
+kinds of table differ by about 1."""
 
 
 def linked_weights(path: Path) -> Path:
-    """Return the file with the weights: final.pt, final.pt.xz, or the file that WeNet's dangling link means.
+    """Return the file with the weights: `path`, the same name with .xz, or the file that a broken link should name.
 
-    Training links final.pt to N.pt but writes epoch_N.pt.
+    WeNet's training links final.pt to N.pt but writes epoch_N.pt.
     """
     if not path.is_symlink() or path.exists():
         packed = path.with_name(f"{path.name}.xz")
@@ -196,7 +196,7 @@ def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str], a
 
 
 def _check_position_table(path: Path, name: str, table: Tensor, architecture: Architecture) -> None:
-    """Check that the table equals our computed positions, because WeNet would use it."""
+    """Check that the table equals the positional encodings computed here, because WeNet would use the table."""
     _check_type(path, name, table)
     length, kind = table.shape[1] if table.ndim > 1 else 0, "abs_pos"
     if ENCODER_POSITIONS.fullmatch(name):

@@ -1,4 +1,4 @@
-"""Reads one mapping of a yaml file key by key, with types checked; unknown keys are refused at the end."""
+"""Reads one mapping of a yaml file key by key and checks types. Unknown keys are refused at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMEABLE = re.compile("[^\0\ud800-\udfff]*")
 
 
 class Section(Record):
-    """A mapping in a file; the top level if `name` is empty. Unless `is_whole`, keys may remain unread."""
+    """A mapping in a file; the top level if `name` is empty. If `is_whole` is false, keys may remain unread."""
 
     def __init__(self, file: str, values: object, name: str = "", *, is_whole: bool = True) -> None:
         super().__init__(values, name)
@@ -26,7 +26,7 @@ class Section(Record):
         self._sections: list[Section] = []
 
     def names(self) -> list[str]:
-        """Return all keys that are text; others are refused at the end."""
+        """Return all keys that are text. `finish` refuses other keys."""
         return [key for key in self.values if isinstance(key, str)]
 
     def unsupported(self, key: str, found: object, supported: Iterable[str]) -> UnsupportedError:
@@ -43,13 +43,13 @@ class Section(Record):
                 raise self.unsupported(key, self.value(key), (f"none: {reason}",))
 
     def section(self, key: str, *, is_whole: bool = True) -> Section:
-        """Return the mapping under `key`; a missing one reads as empty."""
+        """Return the mapping under `key`; an empty section if there is none."""
         value = self.value(key)
         self._sections.append(Section(self.file, {} if value is None else value, self.field(key), is_whole=is_whole))
         return self._sections[-1]
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = LARGEST_SIZE) -> int:
-        """Return a whole number; required without a default."""
+        """Return a whole number. Without a default, the key is required."""
         return super().integer(key, default, least=least, most=most)
 
     def optional_integer(self, key: str) -> int | None:
@@ -57,7 +57,7 @@ class Section(Record):
         return None if self.value(key) is None else self.integer(key)
 
     def optional_text(self, key: str) -> str | None:
-        """Return a text, or None for null. A text with characters that a file name cannot have is refused."""
+        """Return a string, or None for null. Characters that a file name cannot contain are refused."""
         value = self.value(key)
         if value is not None and not (isinstance(value, str) and NAMEABLE.fullmatch(value)):
             raise self.wrong(key, value, "a string or null")
@@ -74,7 +74,7 @@ class Section(Record):
     def finish(
         self, without_effect: Mapping[str, Iterable[str]], one_value: Mapping[str, Mapping[str, object]]
     ) -> None:
-        """Refuse unknown keys, here and in the sections below: they may change the network.
+        """Refuse unknown keys here and in the sections below, because they may change the network.
 
         Args:
             without_effect: by section, keys that have no effect.

@@ -1,4 +1,4 @@
-"""Quantization of bundles with mixtures of experts. Needs onnx, but not torch."""
+"""Quantization of bundles with mixtures of experts. Needs onnx-ir, but not torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # imported on first use: the command line reads this package's arguments without loading onnx
+    # modules are imported on first use, so that the command line can declare its arguments without loading onnx
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -15,7 +15,7 @@ ACTIVATION_LEVELS = 127
 ACTIVATION_ZERO = 128
 """The uint8 value that represents 0."""
 POSITIVE_LEVELS = 255
-"""Largest uint8 value of activations that are never negative (the front end's). Their zero point is 0."""
+"""Largest uint8 value of activations that are never negative, as in the front end. Their zero point is 0."""
 NOTHING = 1e-30
 """Weights up to this magnitude become zero because their scale would be subnormal."""
 INT4_ZEROS = (6, 7, 8, 9)
@@ -54,10 +54,10 @@ class Int4(NamedTuple):
 def int8_columns(weight: Float) -> Int8:
     """Quantize a weight [in, out] to int8 with one scale per column (output channel).
 
-    x86 processors without VNNI multiply rows 2k and 2k + 1 together and add both products in 16 bits. The sum fits if
-    the two weights add up to at most 128; at 129 it may overflow. The scale therefore maps the largest weight of the
-    column, or the largest sum of such a pair if that is larger, to 127. Rounding raises this sum to at most 128. The
-    alternatives are less exact: 7-bit weights have 50 % more error, 7-bit activations even more.
+    x86 processors without VNNI add two products in 16 bits: those of the weights in rows 2k and 2k + 1. The sum fits if
+    the two weights add up to at most 128; at 129 it may overflow. The scale therefore maps the larger of two values to
+    127: the largest weight of the column, or the largest sum of two such weights. Rounding raises this sum to at most
+    128. The alternatives are less exact: 7-bit weights have 50 % more error, 7-bit activations even more.
 
     A column of zeros gets scale 1 and stays zero.
     """
@@ -99,7 +99,7 @@ def int4_scale(weight: Float, block_size: int) -> Float:
 def int4_steps(blocks: Float, scale: Float) -> npt.NDArray[np.uint8]:
     """Return steps and zero points with the least squared error for blocks [..., block_size] and scales [...].
 
-    Smaller steps are tried too: clipping the largest weights slightly often reduces the error.
+    Smaller steps are tried too, because slightly clipping the largest weights often reduces the error.
     """
     best = np.zeros(blocks.shape[:-1], np.uint8)
     least = np.full(best.shape, np.inf, np.float32)

@@ -1,4 +1,4 @@
-"""Effects of quantization in a few lines: how many tokens change, which layers cause it, and how to reduce it."""
+"""A summary of the effects of quantization: how many tokens change, and which layers cause most changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_NATS, FEWEST_TOKENS = 0.01, 10
 """The limit in nats per frame that replaces `MOST` if there are fewer than `FEWEST_TOKENS` tokens."""
 NUM_NAMED, MEASURED_FRAMES, HEARD_FRAMES = 3, 400, 1500
 """`NUM_NAMED`: maximum number of layers, and of recordings, that a message names. `MEASURED_FRAMES`: maximum number of
-feature frames for measuring layers. `HEARD_FRAMES`: the same for recognition without a report."""
+feature frames for measuring layers. `HEARD_FRAMES`: maximum number for recognition without a report."""
 CLIPS = DEMO_FOLDER / "clips"
 """The demo model's recordings, if it is installed."""
 NOISE_S, NUM_NOISES = 2, 3
@@ -46,7 +46,7 @@ def noise(manifest: Manifest) -> list[Array]:
 def what_changes(
     models: tuple[Model, Model], features: Sequence[Array], files: Sequence[Path] = (), noisy: Sequence[Array] = ()
 ) -> dict[str, Any]:
-    """Measure how the results of the second model differ from those of the first, as plain data.
+    """Return as plain data how the results of the second model differ from those of the first.
 
     Args:
         models: the float32 model and the quantized one.
@@ -55,7 +55,7 @@ def what_changes(
         noisy: features of the same recordings after adding noise of half a 16-bit step.
 
     Returns:
-        The entries of `Difference.data` and `heard`, the names of the recordings. If `noisy` is given, also
+        The entries of `Difference.data`, and the names of the recordings as `heard`. If `noisy` is given, also
         `changed_texts_by_noise`: the number of texts of the float32 model that this noise changes.
     """
     changes = {"heard": [file.name for file in files], **compare(*models, features).data()}
@@ -70,7 +70,7 @@ def what_changes(
 def finite_numbers(where: str) -> Iterator[None]:
     """Turn a ProviderError about invalid numbers into a QuantizationError whose message starts with `where`.
 
-    The weights have been checked before, so the numbers overflow while a graph runs.
+    The weights were checked before, so invalid numbers come from an overflow while a graph runs.
     """
     try:
         yield
@@ -119,9 +119,9 @@ def changes_unreported(source: Bundle, made: Bundle, files: Sequence[Path] = ())
 
 
 def worst_layers(source: Bundle, made: Bundle, frames: Array) -> list[dict[str, Any]]:
-    """Return the most damaging layers at the beginning of a recording, see `worst_of`."""
+    """Return the layers that do most damage, measured on the beginning of a recording; see `worst_of`."""
     if made.manifest.quantization.get("whole"):
-        return []  # these bundles have no layers to compare
+        return []  # graphs in half precision have no layers to compare
     meter = DamageMeter([source, made], [frames[: max(MEASURED_FRAMES, source.manifest.model.window)]])
     return worst_of([dataclasses.asdict(item) for item in meter.layers()])
 
@@ -145,7 +145,7 @@ def is_severe(changes: Mapping[str, Any]) -> bool:
 
 
 def describe_changes(changes: Mapping[str, Any]) -> list[str]:
-    """Return lines that state what was measured, what changes, and which layers cause most of it."""
+    """Return lines that state what was measured, what changes, and which layers cause most changes."""
     count = changes["recordings"]
     names = changes["heard"]
     shown = ", ".join(names[:NUM_NAMED]) + f" and {len(names) - NUM_NAMED} more" * (len(names) > NUM_NAMED)

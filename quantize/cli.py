@@ -32,8 +32,8 @@ _LIMITS = (
         "fail if the word error rate rises by more percentage points than this (needs --list); with --calibrate: "
         "use better formats until the limit is met")),
 )  # fmt: skip
-"""For each limit: the field of `Goal`, the option, its unit, a factor and a divisor that convert the option's value to
-the unit of the field, and the help text."""
+"""For each limit: the field of `Goal`, the option, its unit, a pair of numbers, and the help text. The pair is a factor
+and a divisor that convert the option's value to the unit of the field."""
 
 
 def add_quantize(subparsers: Subparsers) -> None:

@@ -25,7 +25,7 @@ PASSES = ("greedy", "second_pass")
 MOST_LONGER = 1000
 """A limit is out of reach if it needs more than this many times the available audio."""
 MOST_SCORES = 1 << 23
-"""Maximum number of log-probabilities that one run of the decoders may compute; limits the hypotheses per run."""
+"""Maximum number of log-probabilities that one run of the decoders may compute. It limits the hypotheses per run."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Difference:
     """The difference between two models on recordings.
 
     Attributes:
-        edits: edits between the texts of both models, for each of `PASSES` that the model has [recordings, passes].
+        edits: edits between the texts of both models, for each of `PASSES` that the models have [recordings, passes].
         tokens: tokens of the first model's texts [recordings, passes].
-        divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]: the
+        divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]. It is the
             divergence of the CTC log-probabilities, summed over frames, plus that of the second pass. For the second
             pass, each model's combined scores of the first model's hypotheses are treated as a distribution.
         frames: encoder frames [recordings].
@@ -83,7 +83,7 @@ class Difference:
         return Estimate(value, max(value - margin, 0.0), value + margin)
 
     def scaled(self, share: float) -> Difference:
-        """Return the difference expected at this share of the divergence. Edits scale with the share's square root."""
+        """Return the difference expected at `share` times the divergence. Edits scale with sqrt(`share`)."""
         return dataclasses.replace(self, edits=self.edits * math.sqrt(share), divergences=self.divergences * share)
 
     def summary(self) -> dict[str, Any]:
@@ -109,10 +109,10 @@ class Difference:
 def share_of(edits: Array, tokens: Array, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
     """Return edits per token over recordings [n], with an interval.
 
-    The number of edits is treated as a Poisson variable with Byar's limits (Breslow and Day 1987), which are nearly
-    exact even if there are no edits. Edits within a recording are correlated. Edits and tokens are therefore divided by
-    the design effect (Korn and Graubard 1998) if it exceeds 1. It is the ratio of the variance between recordings to
-    the variance that independent edits would have.
+    The number of edits is treated as a Poisson variable with Byar's limits (Breslow and Day 1987). These limits are
+    nearly exact even without edits. Edits within a recording are correlated. Edits and tokens are therefore divided by
+    the design effect (Korn and Graubard 1998) if it exceeds 1. The design effect is the ratio of the variance between
+    recordings to the variance that independent edits would have.
     """
     total, size = float(edits.sum()), max(float(tokens.sum()), 1.0)
     effect = max(_variance(edits, tokens) * size**2 / total, 1.0) if total else 1.0
@@ -135,7 +135,7 @@ def _variance(values: Array, sizes: Array) -> float:
 
 
 def times_needed(is_enough: Callable[[float], bool]) -> float | None:
-    """Return roughly how many times the available audio is needed; None if it is more than `MOST_LONGER` times."""
+    """Return approximately how many times as much audio is needed; None if more than `MOST_LONGER` times as much."""
     times = 1.0
     while not is_enough(times):
         times *= 1.1

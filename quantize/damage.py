@@ -26,7 +26,7 @@ OUTLIER = 8.0
 """A channel is an outlier if its largest magnitude exceeds this many times the median over channels."""
 SHOWN_OUTLIERS, SHOWN_LAYERS = 8, 12
 MOST_THREADS, MOST_BYTES = 4, 60_000_000
-"""Maximum number of recordings measured in parallel, and maximum bytes of their decoder outputs together."""
+"""Maximum number of recordings measured in parallel, and maximum total bytes of their decoder outputs."""
 PIECE = 1 << 20
 """Number of values whose errors are summed at a time, in float64."""
 T = TypeVar("T")
@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDamage:
-    """The damage of one layer. Lists have an element for each level.
+    """The damage of one layer. Lists have an element for each level: first float32, then ever smaller formats.
 
     Attributes:
         layer: name of the layer in the graph.
@@ -74,7 +74,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class _Reference:
-    """A recording in float32: features [frames, mel], results, and the feeds of each run by graph."""
+    """Features [frames, mel] of a recording, its results in float32, and the feeds of each run by graph."""
 
     frames: Array
     heard: Heard
@@ -88,11 +88,11 @@ Run = tuple[Values, Values]
 class DamageMeter:
     """Measures the damage of any choice of layer formats on recordings.
 
-    Memory holds the graphs in one format at a time and the values between two layers.
+    At any time, memory contains the graphs in only one format, and the values between two layers.
 
     Attributes:
-        bytes: by layer, in order: the bytes of its weights at each level.
-        most: by layer: its last level.
+        bytes: bytes of each layer's weights at each level, by layer, in the order of the graphs.
+        most: last level of each layer, by layer.
     """
 
     def __init__(self, versions: Sequence[Bundle], features: Sequence[Array], journal: Path | None = None) -> None:
@@ -125,7 +125,7 @@ class DamageMeter:
         trim_memory()
 
     def _measured(self, what: Any, measure: Callable[[], Any]) -> Any:
-        """Return a measurement: from the journal if it contains it, else from `measure`."""
+        """Return a measurement from the journal or, if the journal lacks it, from `measure`."""
         key = json.dumps([self._of_these, what])
         if key not in self._known:
             self._known[key] = measure()
@@ -205,7 +205,7 @@ class DamageMeter:
         return Damage(divergence=self.divergence(self.most), frames=self._num_frames, layers=layers)
 
     def layers(self, progress: Callable[[float], None] = lambda _: None) -> list[LayerDamage]:
-        """Measure the damage of every layer at each level, without running the layers before it again.
+        """Measure the damage of every layer at each level, without running earlier layers again.
 
         `progress` is called with the finished share of the work.
         """

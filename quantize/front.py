@@ -9,12 +9,12 @@ from u2moe.quantize.picture import bar_picture
 
 Front = Sequence[Mapping[str, Any]]
 """Choices ordered by size. Each has `bytes`, `divergence` in nats per frame, `at_most`, and `written` (whether a bundle
-was written). `at_most` is the upper limit of the interval for the share of changed tokens; a choice is allowed if
-`--max-damage` is at least this."""
+was written). `at_most` is the upper limit of the interval for the share of changed tokens. A choice is allowed if
+`--max-damage` is at least `at_most`."""
 
 
 def describe_front(front: Front) -> list[str]:
-    """Return a table of sizes and the limits that allow them, as lines."""
+    """Return a table as lines: for each choice its size, its divergence, and the smallest limit that allows it."""
     head = "choices of the search: size, divergence, and the smallest --max-damage that allows them"
     lines = []
     for point in front:

@@ -15,19 +15,19 @@ from u2moe.runtime.declarations import check_options, option
 class Goal:
     """Limits for a quantized bundle.
 
-    With a limit on damage, the smallest bundle that meets all limits is chosen, else the best one.
+    With a limit on damage, the smallest bundle that meets all limits is chosen; otherwise the one with least damage.
 
     Attributes:
-        max_damage: limit on `Difference.changed_tokens` on recordings that chose nothing (0.005: 0.5 %). The upper
-            limit of the interval must meet it.
-        max_divergence: limit on `Difference.divergence` on the same recordings, in nats per encoder frame. Again the
-            upper limit of the interval must meet it.
+        max_damage: limit on `Difference.changed_tokens`, measured on recordings that do not choose formats (0.005:
+            0.5 %). The upper end of its interval must not exceed the limit.
+        max_divergence: limit on `Difference.divergence` on the same recordings, in nats per encoder frame. The upper
+            end of its interval must not exceed the limit.
         max_wer_increase: limit on the increase of the word error rate on recordings with transcripts (0.005: half a
             percentage point).
         max_bytes: limit on the size of the bundle.
         target_rtf: limit on the encoder's time per second of audio, with one thread on this machine.
-        resume: keep measurements in a file next to the bundle until it is written, and reuse those of an interrupted
-            run.
+        resume: keep measurements in a file next to the bundle until the bundle is written, and reuse the measurements
+            of an interrupted run.
     """
 
     max_damage: float | None = option("number", None, above=0, most=1)
@@ -57,8 +57,8 @@ class Step:
 
     Attributes:
         layer: name of the layer.
-        after: the level at which the layer must be for this step to be taken.
-        level: the layer's level once the step is taken; it is lower than `after`.
+        after: level of the layer before the step.
+        level: level of the layer once the step is taken, lower than `after`.
         gain: divergence that the step removes, in nats per frame.
         bytes: growth of the bundle.
     """
@@ -99,9 +99,9 @@ class Ladder:
         return self.steps[:number]
 
     def most(self, costs: Callable[[Step], Sequence[float]], budgets: Sequence[float]) -> list[Step] | None:
-        """Return the steps that fit the budgets, in the order in which they are taken: first those that save cost.
+        """Return the steps that fit the budgets, in the order in which they are taken. Steps that save cost come first.
 
-        Returns None if a budget is below zero and no steps make up for it.
+        Returns None if a budget is below zero and no steps compensate for it.
         """
         levels, chosen, left = dict(self._most), [], list(budgets)
         for step in sorted(self.steps, key=lambda step: min(costs(step)) >= 0):

@@ -1,4 +1,4 @@
-"""The layers of a graph, which are calls of functions: find, name, replace and insert them, with their weights.
+"""Finds, names, replaces and inserts the layers of a graph and their weights. A layer is a call of a function.
 
 Converted weights are computed lazily, one at a time, when the graph is saved.
 """
@@ -74,7 +74,7 @@ def swap(model: ir.Model, node: ir.Node, function: ir.Function, inputs: Sequence
 
 
 def insert(model: ir.Model, before: ir.Node, function: ir.Function, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
-    """Insert a call before a node and in its scope; return its outputs."""
+    """Insert a call before a node, in the node's scope; return the outputs of the call."""
     called = _defined(model, function)
     call = ir.Node(
         called.domain, called.name, inputs, _attributes(function),
@@ -149,7 +149,7 @@ def expert_layers(model: ir.Model) -> list[ExpertLayer]:
 def check_all_float(model: ir.Model) -> None:
     """Raise a BundleError unless all layers of a graph are float32 and of kinds that the exporter writes."""
     calls = [(node, _mixture(node)) for node in model.graph if node.domain == contract.MOE_DOMAIN]
-    for node, mixture in sorted(calls, key=lambda call: call[1] is None):  # mixtures first: their errors say most
+    for node, mixture in sorted(calls, key=lambda call: call[1] is None):  # mixtures first, for clearer errors
         if plain_name(node.op_type) not in PLAIN_LAYERS if mixture is None else mixture.weights != "fp32":
             raise BundleError(f"node {node.name}: {node.op_type} is not a layer in float32")
 
@@ -169,7 +169,7 @@ class Change:
 
     Attributes:
         group: group of the weight, see `contract.WEIGHT_GROUPS`.
-        original: reads the float32 weight, arranged as the new weight is.
+        original: reads the float32 weight, in the layout of the new weight.
         parts: last components of the names of the initializers stored with the integers.
         restored: computes the float32 weights that stored integers and parts represent.
     """
@@ -248,7 +248,7 @@ class Weights:
 
 
 def _readers(quantize: Callable[[], Sequence[Array]], count: int) -> list[Callable[[], Array]]:
-    """Return functions that read the integers and the other parts; the first call quantizes the weight for all.
+    """Return functions that read the integers and the other parts. The first call of any of them quantizes the weight.
 
     The integers are released when they are read. The other parts are small and stay in memory.
     """

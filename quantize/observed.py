@@ -1,4 +1,4 @@
-"""Sessions that show inner values of graphs, graphs cut into layers of any format, and the tokens of experts."""
+"""Graphs whose layers can switch between formats, sessions that return inner values, and the tokens of experts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class LeanSettings(SessionSettings):
 
 
 class PartGraph:
-    """A graph as a session. It is loaded on the first run, when the types of its inputs are known.
+    """A session for a graph. The graph is loaded on the first run, when the types of its inputs are known.
 
     Attributes:
         reads: names of its inputs.
@@ -84,7 +84,7 @@ class PartGraph:
         options.add_external_initializers(list(weights), [value for _, value in weights.values()])
         content = ir.to_proto(self._model).SerializeToString()
         session = onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
-        for tensor, _ in weights.values():  # most were copied; dropped pages are read again if needed
+        for tensor, _ in weights.values():  # most weights were copied; dropped pages are read again if needed
             if tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
                 tensor.raw.madvise(mmap.MADV_DONTNEED)
         return session
@@ -102,24 +102,24 @@ class PartGraph:
 
 
 def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
-    """Return a bundle's model that runs these graphs, named as in the contract."""
+    """Return a model of the bundle that runs `graphs`, whose keys are the names of graphs in the contract."""
     sessions = (cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder"))  # only `run` is needed
     return Model(manifest, *sessions)
 
 
 Levels = Mapping[str, int]
-"""By layer: the number of the version that computes it."""
+"""The number of the version that computes each layer, by layer."""
 Values = Mapping[str, Array]
 
 
 class SwitchedGraph:
-    """Versions of a graph, cut into parts at the layers in which they differ. Each part runs in any version.
+    """Versions of a graph, cut into parts at the layers in which the versions differ. A part can run in any version.
 
     A layer's level is the number of a version, 0 for the first.
 
     Attributes:
-        bytes: by layer, in order: the bytes of its weights at each level. A layer that is the same in the last versions
-            has fewer levels.
+        bytes: bytes of each layer's weights at each level, by layer, in order. A layer that is the same in the last
+            versions has fewer levels.
         groups: group of each layer's weights, by layer, see `recipes.FORMATS`.
         inputs: names of the values that each layer's products read, by layer.
         outputs: names of the values that each layer returns, by layer.
@@ -132,9 +132,8 @@ class SwitchedGraph:
         """Cut the graphs.
 
         Args:
-            versions: graphs from `read_single`; values of the same name differ between versions only by rounding. If
-                there is only one version, it is cut at every layer, so that loading never needs the memory for two
-                copies of the whole graph.
+            versions: graphs from `read_single`; values of the same name differ between versions only by rounding. A
+                single version is cut at every layer, so that loading never needs memory for two copies of the graph.
             observed: names of the values that `seen` contains after a run.
             kernels: native kernels of the sessions; None: only onnxruntime.
         """
@@ -362,7 +361,10 @@ class ExpertInputs:
     def chunks(
         self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1
     ) -> Iterator[dict[str, Array]]:
-        """Yield the tokens [time, dim] that each layer reads, by layer, for every chunk (full context: one chunk)."""
+        """Yield, for every chunk, the tokens [time, dim] that each layer reads, by layer.
+
+        With full context, the whole recording is one chunk.
+        """
         windows = Windows(self.config, chunk_size)
         windows.accept(frames)
         windows.finish()

@@ -1,4 +1,4 @@
-"""Packing of weights in the layout of the native kernels, which map them from the file.
+"""Packs weights in the layout of the native kernels, which can then map the weights from the file.
 
 A packed graph calls native operators instead of our functions, and contains no functions.
 """
@@ -45,7 +45,8 @@ class Product:
     """A weight and its bias.
 
     Attributes:
-        conversion: conversion to the weight's format; `parts`: its stored parts.
+        conversion: conversion to the weight's format.
+        parts: stored parts of the weight.
         bias: the bias; None without one.
         sizes: rows and columns.
         expert: index of this expert's bias in `bias`; None: `bias` belongs to this weight only.

@@ -26,7 +26,7 @@ CHOSEN_S, JUDGED_S = 120, 1800
 """Maximum seconds of the recordings that choose formats, and of those that judge them."""
 PIECE_S, SHORT_PIECE_S, NUM_PIECES = 20, 5, 8
 """Longer recordings are cut into equal pieces of at most `PIECE_S` seconds. If that yields fewer than `NUM_PIECES`
-pieces, they are made shorter, down to `SHORT_PIECE_S` seconds."""
+pieces, the pieces are made shorter, down to `SHORT_PIECE_S` seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,11 @@ class Audio:
     """Features [frames, mel] of recordings or their pieces.
 
     Attributes:
-        calibrates: decides how layers are scaled and rounded.
-        chooses: measures the damage of each layer, which chooses formats.
-        judges: compares written bundles with float32. With a goal, these pieces are not in `chooses`. Without one, they
-            are those in `chooses`, which are also in `calibrates` if the audio is shorter than four minutes in total.
+        calibrates: pieces that determine how layers are scaled and rounded.
+        chooses: pieces on which the damage of each layer is measured, in order to choose formats.
+        judges: pieces on which written bundles are compared with float32. With a goal, they differ from `chooses`.
+            Without a goal, they equal `chooses`, and `calibrates` contains them if the audio is shorter than four
+            minutes in total.
         seconds: duration of the pieces that calibrate.
     """
 
@@ -50,7 +51,7 @@ class Audio:
 def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path], file: Path) -> None:
     """Write the features of recordings to a file that can replace the recordings in `Recipe.calibration`.
 
-    The file contains everything needed for any goal, 32 kB per second of audio. It is valid only for this bundle.
+    The file serves any goal and takes 32 kB per second of audio. It is valid only for this bundle.
     Bundles quantized with the file are bit-identical to those quantized with the recordings.
 
     Args:
@@ -75,10 +76,11 @@ def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path],
 
 
 def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
-    """Read the recordings of a recipe and divide them in order: some choose, some judge, some calibrate.
+    """Read the recordings of a recipe and divide them in order by their purposes, see `Audio`.
 
-    With limits that choose formats, a quarter chooses (at most `CHOSEN_S` seconds). Of the rest, one half judges and
-    the other calibrates, at most `LONGEST_S` seconds; if this half is longer, more of the rest judges.
+    If the goal has limits that are met by choosing formats, the first quarter of the audio (at most `CHOSEN_S` seconds)
+    serves to choose them. Half of the rest serves to judge bundles, and the other half to calibrate. At most
+    `LONGEST_S` seconds serve to calibrate; the surplus also serves to judge.
 
     Raises:
         AudioError: a recording cannot be read, all of them are too short for the encoder, or those that judge have too

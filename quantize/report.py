@@ -38,7 +38,7 @@ from u2moe.runtime.text.word_errors import WordErrors, edit_distance
 Array = npt.NDArray[Any]
 NUM_TIMINGS = 9
 NUM_LEFT_CHUNKS = 4
-"""Left chunks for the timing of streams; their chunks have the bundle's default size."""
+"""Number of left chunks when streams are timed. Chunks have the bundle's default size."""
 
 
 def build_report(
@@ -50,7 +50,7 @@ def build_report(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Compare `quantized` with the float32 bundle that it was made from, as plain data for `report.json`.
+    """Return a comparison of `quantized` with its float32 bundle, as plain data for `report.json`.
 
     Args:
         reference: the float32 bundle.
@@ -96,7 +96,7 @@ def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
 
 
 def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str, Any]:
-    """Return relative errors of stored weights by group: of the group's weights together, and of the worst weight."""
+    """Return, by group, the relative error of all stored weights together, and that of the worst weight."""
     squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     worst: dict[str, float] = defaultdict(float)
     for graph in quantized.manifest.model.graphs():
@@ -125,7 +125,7 @@ def output_errors(reference: Model, quantized: Model, features: Sequence[Array])
         log_probs.append((reference.ctc(pair[0]), quantized.ctc(pair[1])))
     expected, found = (np.concatenate(part) for part in zip(*log_probs, strict=True))
     encoder = [np.concatenate(part) for part in zip(*outputs, strict=True)]
-    # the best token of a frame always counts, because untrained networks with large vocabularies have none above 1 %
+    # the best token always counts, because an untrained network with a large vocabulary has no token above 1 %
     likely = (expected > np.log(0.01)) | (expected == expected.max(axis=1, keepdims=True))
     return {
         "frames": len(expected),
@@ -200,7 +200,7 @@ def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str
 def encoder_times(
     models: Sequence[Model], frames: Array, chunks: tuple[int | None, int], repetitions: int
 ) -> list[list[float]]:
-    """Return the seconds of each model's encoder in turn, for a chunk size and a number of left chunks."""
+    """Return the encoder times of each model in seconds; models run in turn. `chunks`: chunk size and left chunks."""
     times: list[list[float]] = [[] for _ in models]
     for _ in range(repetitions + 1):
         for series, model in zip(times, models, strict=True):

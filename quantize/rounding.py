@@ -47,7 +47,7 @@ class Rows:
 
     Attributes:
         file: file of all rows, float32; `channels`: numbers per row.
-        exponents: powers of two by which channels are divided; None: not divided.
+        exponents: exponents of the powers of two by which channels are divided; None: not divided.
         chosen: numbers of the chosen rows in the file; None: all.
     """
 
@@ -165,9 +165,9 @@ def recorded(
 
 
 class _Recorder:
-    """A graph as a session that adds the inputs of its products to `activations`, except the inputs in `others`.
+    """A session that adds the inputs of a graph's products to `activations`, except the inputs in `others`.
 
-    `others` contains the names of the inputs that other recorders add; this recorder adds its own to the set.
+    `others` contains the names of inputs that other recorders add. This recorder adds the names of its own inputs.
     """
 
     def __init__(self, model: ir.Model, activations: Activations, others: set[str]) -> None:
@@ -226,7 +226,7 @@ def fitted_layer(
     Args:
         products: weight [in, out] and bias [out] (None: no bias) of each product. The order is: the gate of a gated
             layer, the first product, the second product. A single product has no second.
-        activation: non-linearity of the hidden units [n, hidden]; in gated layers that of the gate.
+        activation: non-linearity of the hidden units [n, hidden], or of the gate in gated layers.
         tokens: inputs [n, dim], at least one.
         shares: weight of the layer in the output of each token [n].
         conversion: conversion to the format of the products.
@@ -264,7 +264,7 @@ def fitted(
     `inputs` returns the same rows of two arrays [n, in]: the inputs of the float32 product, and the inputs that the
     rounded product receives.
 
-    Errors of rows are weighted by `shares` [n]. A bias absorbs the mean error; without one it remains.
+    Errors of rows are weighted by `shares` [n]. A bias absorbs the mean error; without a bias, the mean error remains.
     """
     pieces = [slice(begin, begin + PIECE_ROWS) for begin in range(0, len(shares), PIECE_ROWS)]
     read = lru_cache(1)(lambda number: inputs(pieces[number]))
@@ -301,7 +301,7 @@ def compensated(weight: npt.NDArray[Any], moments: Double, conversion: WeightCon
         moments: sums of products of the inputs [in, in], positive definite.
         conversion: conversion to the format of the weight.
     """
-    # row i of `factors`, divided by its diagonal element: corrections of later rows for an error of 1 in row i
+    # row i of `factors` divided by its diagonal element contains the corrections of later rows for an error of 1
     factors = np.linalg.cholesky(np.linalg.inv(moments)).T
     sizes = factors.diagonal()
     left, rounding = weight.astype(np.float64), conversion.rounding(weight.astype(np.float32))
@@ -377,7 +377,7 @@ def rounded_experts(
 
 @cache
 def _activation(kind: str) -> Callable[[Float], Float]:
-    """Return an activation, computed as in graphs, as a function of arrays; "": no activation."""
+    """Return an activation as a function of arrays, computed as in graphs; for "", return the identity."""
     if not kind:
         return lambda values: values
     function = activation_layer(kind)

@@ -147,7 +147,7 @@ class QuantizationRun:
         return dataclasses.replace(made, packed=self._packed(made.bundle)) if recipe.packed else made
 
     def smallest(self, recipe: Recipe, staging: BundleWriter, limit: float | None) -> QuantizedBundle:
-        """Quantize the bundle, trying larger blocks while it exceeds the limit; return the smallest result."""
+        """Quantize the bundle, with larger blocks while it exceeds `limit` bytes; return the smallest result."""
         made = self.quantize(recipe, staging)
         sizes = {made.num_bytes: recipe}
         has_blocks = any(kind.block_sizes for kind in quantized(recipe.groups))
@@ -155,7 +155,7 @@ class QuantizationRun:
             if size > recipe.block_size and made.num_bytes > (limit or 0):
                 made = self.quantize(dataclasses.replace(recipe, block_size=size), staging)
                 sizes.setdefault(made.num_bytes, made.recipe)
-        best = sizes[min(sizes)]  # larger blocks may take more: few rows do not fill them
+        best = sizes[min(sizes)]  # larger blocks may take more bytes, because few rows do not fill them
         return made if best == made.recipe else self.quantize(best, staging)
 
     def compare(self, made: QuantizedBundle) -> Difference:
@@ -273,7 +273,7 @@ def opened_run(
             yield run
             return
         if goal.max_bytes is not None:
-            with BundleWriter(folder / "smallest") as other:  # calibrated bundles are as large
+            with BundleWriter(folder / "smallest") as other:  # calibration does not change the size
                 size = run.smallest(dataclasses.replace(recipe, calibration=()), other, goal.max_bytes).num_bytes
             if size > goal.max_bytes:
                 raise QuantizationError(

@@ -1,4 +1,4 @@
-"""A search for layer formats. Divergence, which is smooth, chooses them; tokens of other recordings judge them."""
+"""A search for layer formats. It chooses formats by divergence, which is smooth, and judges them by changed tokens."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ NUM_TIMINGS, TIMED_FRAMES, CHUNK_SIZE, NUM_LEFT_CHUNKS = 5, 3000, 16, 4
 """Settings of the real-time factor: number of timings (the median counts), maximum feature frames, chunk size, left
 chunks."""
 LEAST_FALL, LEAST_SHARE = 0.5, 0.01
-"""If a bundle does not keep the limits on damage, the next one is to have at most `LEAST_FALL` times its divergence,
-but no less than about `LEAST_SHARE` times."""
+"""If a bundle exceeds the limits on damage, the target for the next bundle is between about `LEAST_SHARE` and
+`LEAST_FALL` times its divergence."""
 
 
 class FormatSearch:
@@ -92,9 +92,9 @@ class FormatSearch:
         return self.made
 
     def _keep_limits_on_damage(self) -> None:
-        """Build the smallest bundle whose damage, on the recordings that judge, keeps the limits.
+        """Build the smallest bundle that keeps the limits on damage, measured on the recordings that judge.
 
-        Each attempt allows half the doubt of the one before, so that all their intervals together stay reliable.
+        Each attempt halves the accepted probability of error, so that the intervals of all attempts stay reliable.
         """
         self._meter.unload()
         models = [bundle.load(LeanSettings()) for bundle in (self._run.source, self._versions[-1])]
@@ -114,7 +114,7 @@ class FormatSearch:
             target, doubt = now * min(self._bearable(found, doubt / 2), LEAST_FALL), doubt / 2
 
     def _use_budgets(self) -> None:
-        """Build the best bundle that keeps the limits on size and time, reducing the budgets until it does."""
+        """Build the best bundle that keeps the limits on size and time; reduce the budgets until the bundle does so."""
         goal, ladder = self._goal, self._ladder
         times = (
             [real_time_factor(version, self._audio.chooses) for version in self._versions] if goal.target_rtf else []
@@ -206,14 +206,14 @@ class FormatSearch:
         return ", ".join(f"{found} ({name.replace('_', ' ')})" for name, found in passes)
 
     def _holds(self, found: Difference, doubt: float, times: float = 1.0) -> bool:
-        """Return whether the intervals' upper limits, for `times` times as much audio, keep the goal's limits."""
+        """Return whether the upper ends of the intervals keep the goal's limits, with `times` times as much audio."""
         goal = self._goal
         return found.changed_tokens(doubt, times).high <= (goal.max_damage or math.inf) and (
             found.divergence(doubt, times).high <= (goal.max_divergence or math.inf)
         )
 
     def _bearable(self, found: Difference, doubt: float, times: float = 1.0) -> float:
-        """Return the share to which a bundle's divergence must fall to keep the limits, about `LEAST_SHARE` or more."""
+        """Return the share of the found divergence at which a bundle keeps the limits; at least about `LEAST_SHARE`."""
         share = 1.0
         while share > LEAST_SHARE and not self._holds(found.scaled(share), doubt, times):
             share *= 0.95

@@ -1,9 +1,9 @@
 """Scaling that moves large activation channels into neighbouring weights, without changing the network in float32.
 
-A token has one scale for all its channels. A channel a hundred times as large as the others leaves them little more
-than one of the 127 steps. SmoothQuant (Xiao et al. 2023) divides such a channel where it is computed and multiplies the
-weights that read it. Scales are powers of two, so that nothing is rounded: all products and sums are the same numbers,
-scaled.
+A token has one scale for all its channels. A channel a hundred times as large as the others leaves the others only one
+or two of the 127 steps. SmoothQuant (Xiao et al. 2023) divides such a channel where it is computed and multiplies the
+weights that read it. Scales are powers of two, so that nothing is rounded. All products and sums then differ only by
+such a power.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from u2moe.runtime.graph.file import array_of, group_of, save_graph, shape_of, w
 Exponents = npt.NDArray[np.int64]
 NORMALIZATIONS = ("Normalization", "RmsNormalization", "AddNormalization")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-"""Candidates for the share of the channels' size differences that moves into the weights."""
+"""Candidates for the strength: the share of the differences in channel size that moves into the weights."""
 UNSEEN, LEAST_EXPONENT = 0.5, 3
-"""Share and smallest exponent used without recordings, where estimates are reliable only for large outliers."""
+"""Strength and smallest exponent without recordings. Estimates are then reliable only for large outliers."""
 LEAST_GAIN = 0.02
 """Share of a layer's error that smoothing must remove; less may be chance."""
 LEAST_GAIN_OF_OUTPUT = 0.25
-"""The same share for the encoder output; it is higher because other programs may read these channels."""
+"""`LEAST_GAIN` for the encoder output. It is higher because other programs may read these channels."""
 NUM_ROWS = 512
-"""Rows of each value for judging candidates, in addition to the rows in which a channel is largest."""
+"""Number of rows of each value for judging candidates, in addition to the rows in which a channel is largest."""
 NUM_WINDOWS = 96
-"""Windows of features for judging candidates in the front end."""
+"""Number of windows of features for judging candidates in the front end."""
 LARGEST_EXPONENT = 32
 """Limit of a channel's exponent, so that nothing becomes subnormal or infinite."""
 
@@ -77,7 +77,7 @@ class ChannelSite:
 
 
 def sites_of(*models: ir.Model) -> list[ChannelSite]:
-    """Return all sites of float32 graphs; with all graphs of a network, also its encoder output.
+    """Return all sites of float32 graphs. If all graphs of a network are given, its encoder output is also a site.
 
     Sites are:
 
@@ -183,7 +183,7 @@ def _of_norm(node: ir.Node, read: Sequence[ir.Value], value: ir.Value) -> Channe
 
 
 def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
-    """Yield the encoder output if a normalisation makes it and CTC head and decoders only multiply it by weights."""
+    """Yield the encoder output, if a normalisation makes it and all its readers only multiply it by weights."""
     graphs = {model.graph.name: model.graph for model in models}
     if not {"encoder", "ctc"} <= graphs.keys():
         return
@@ -202,7 +202,7 @@ def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
 
 
 def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
-    """Yield channels after each convolution. Relu passes their scale on to the next convolution or projection."""
+    """Yield the channels after each convolution. Relu preserves their scale."""
     features, *parameters = inputs_of(node)
     count = len(node.attributes["kernels"].as_ints())
     for number in range(1, count + 1):
@@ -292,7 +292,7 @@ def _values(node: ir.Node) -> Iterator[ChannelSite]:
 
 
 def _hidden(made: Sequence[ir.Value], weight: ir.Value) -> ChannelSite:
-    """Return the site of hidden units: made by a first product (with or without bias), read by a second's weight."""
+    """Return the site of hidden units, which a first product makes and the weight of a second product reads."""
     return _in_order(made, [weight], lambda: np.abs(array_of(made[0])).max(axis=0))
 
 
@@ -304,7 +304,7 @@ def _in_order(
 
 
 def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
-    """Return the exponents by which to divide channels, the best of those for `STRENGTHS`; zeros if none helps."""
+    """Return the exponents of the channels' divisors that reduce the error most; zeros if none reduce it enough."""
     # routers stay in float32
     weights = [_matrix(array_of(weight)) for weight in site.read if group_of(weight) != "routers"]
     weight_size = _by_channel(site, np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0))

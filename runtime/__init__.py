@@ -5,7 +5,8 @@ try:
 except ModuleNotFoundError as error:
     from u2moe.runtime.installation import install_command
 
-    # onnxruntime is an extra because its CPU and GPU wheels overwrite each other. So the message names the extras.
+    # onnxruntime is an extra, because its CPU and GPU wheels overwrite each other. The message therefore names the
+    # extras.
     raise ModuleNotFoundError(
         f"u2moe needs onnxruntime: {install_command('cpu')}, or the extra gpu", name=error.name
     ) from None

@@ -1,4 +1,4 @@
-"""Open, verify and load a bundle, which is a folder with graphs and a manifest. `bundle_writer` writes bundles."""
+"""Open, verify and load a bundle: a folder with graphs and a manifest. `bundle_writer` writes bundles."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _LANGUAGE_MODEL_LIMIT = 4 << 30
 
 
 class Bundle:
-    """A bundle on disk. If the folder is replaced by another bundle, later reads fail instead of mixing the two.
+    """A bundle on disk. If another bundle replaces the folder, later reads fail, so two bundles are never mixed.
 
     Attributes:
         path: the folder.
         manifest: the manifest.
         tokens: symbols of the vocabulary by id.
-        signer: id of the required public key that signed the bundle; None: no key was required.
+        signer: id of the required public key that signed the bundle; None: no signature was required.
     """
 
     def __init__(self, path: Path, manifest: Manifest, tokens: list[str], files: BundleFiles | None = None) -> None:
@@ -53,15 +53,16 @@ class Bundle:
 
         Args:
             path: the folder.
-            verify: compare the SHA-256 of every file with the manifest, on all cores. False: check only names and
-                sizes, and the SHA-256 of the vocabulary; `load` then verifies the files that it reads. No file is
-                verified twice.
-            manifest_file: name of the manifest, which is different while a bundle is being written.
+            verify: whether to compare the SHA-256 of every file with the manifest, on all cores. If False, only names,
+                sizes and the SHA-256 of the vocabulary are checked. `load` then verifies the files that it reads. No
+                file is verified twice.
+            manifest_file: name of the manifest. It is different while a bundle is being written.
             public_keys: accepted public keys in PEM. One of them must have signed the manifest. The signature is
                 checked before the manifest is used. None: no signature is required.
 
         Raises:
-            BundleError: not a bundle, another version, incomplete, or with unknown or invalid fields.
+            BundleError: the folder is not a bundle, is incomplete, or has another version, or a field is unknown or
+                invalid.
             SignatureError: the bundle is not signed with any of `public_keys`.
             IntegrityError: a file differs from its digest, or the bundle was replaced while it was read.
         """
@@ -88,18 +89,20 @@ class Bundle:
                     files.verify(name)
             tokens = _read_tokens(files, manifest)
         finally:
-            described.look_at(manifest_file)  # a replaced bundle explains all other errors, so report it instead
+            described.look_at(manifest_file)  # a replaced bundle explains all other errors, so report it first
         bundle = cls(folder, manifest, tokens, files)
         bundle.signer = signed_by
         return bundle
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Vocabulary with the rules for joining symbols."""
+        """Vocabulary, with the rules for joining its symbols."""
         return Vocabulary(self.tokens, self.manifest.text)
 
     def language_model(self) -> LanguageModelOptions | None:
-        """Read and verify the language model of the bundle and its weights. Returns None if there is none.
+        """Read and verify the bundle's language model and its weights.
+
+        Returns None if the bundle has no language model.
 
         Raises:
             LanguageModelError: the file is not a compact language model.
@@ -114,18 +117,18 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the manifest, which covers the digests of all files. Equal bundles have equal fingerprints."""
+        """SHA-256 of the manifest, which contains the digests of all files. Equal bundles have equal fingerprints."""
         return hashlib.sha256(format_manifest(self.manifest).encode()).hexdigest()
 
     def load(self, settings: SessionSettings | None = None, *, runner: Runner | None = None) -> Model:
         """Create the onnxruntime sessions of the graphs.
 
-        The sessions keep their data, so files on disk may change afterwards. Two kinds of sessions keep reading
-        external weight files: those with the caller's `sess_options`, and those with packed weights. These files must
-        not be truncated or overwritten in place; `BundleWriter` does neither.
+        The sessions keep their data in memory, so files on disk may change afterwards. There are two exceptions:
+        sessions with the caller's `sess_options`, and sessions with packed weights, keep reading external weight files.
+        These files must not be truncated or overwritten in place. `BundleWriter` does neither.
 
         Args:
-            settings: providers, threads and kernels; None: on the CPU, see `SessionSettings`.
+            settings: providers, threads and kernels. None: the defaults of `SessionSettings`, on the CPU.
             runner: runs the encoder of a bundle of fixed shape instead of onnxruntime.
 
         Raises:

@@ -16,7 +16,7 @@ DEMO = "demo"
 
 
 def _demo_folder() -> Path:
-    """Return the folder in a clone or editable installation, or else the folder of the installed u2moe-demo."""
+    """Return the demo model's folder: in a clone or editable installation, or else in the package u2moe-demo."""
     in_clone = Path(__file__).parent / "demo"
     installed = None if in_clone.is_dir() else find_spec("u2moe_demo")
     folders = (installed and installed.submodule_search_locations) or [str(in_clone)]
@@ -24,18 +24,18 @@ def _demo_folder() -> Path:
 
 
 DEMO_FOLDER = _demo_folder()
-"""Demo model, with sample recordings in `clips/`. It is a separate distribution, which may be missing."""
+"""Folder of the demo model, with sample recordings in `clips/`. It is a separate distribution and may be missing."""
 
 
 def find_bundle(name: str | os.PathLike[str] | None) -> Path:
-    """Return the folder of a bundle. Downloads repositories of the Hugging Face hub.
+    """Return the folder of a bundle. A repository of the Hugging Face hub is downloaded.
 
-    The hub's client (the extra [hub]) downloads the files that changed and shows progress on stderr. It obeys
-    `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` (where the folder is stored) and `HF_HUB_OFFLINE`. `Bundle` compares every file
-    with its digest.
+    The hub's client (the extra [hub]) downloads the files that have changed, and shows progress on stderr. It obeys
+    `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`, and `HF_HOME`, below which the folder is stored. `Bundle` compares
+    every file with its digest.
 
     Args:
-        name: a folder, or a repository, "org/name" or "org/name@revision". A local folder of that name takes
+        name: a folder, or a repository: "org/name" or "org/name@revision". A local folder with this name takes
             precedence. None or "demo": the demo model.
 
     Raises:

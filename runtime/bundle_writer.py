@@ -23,31 +23,31 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SEALED_FILE = f"{MANIFEST_FILE}.staged"
-"""Name of the manifest in a staged bundle. It differs from `MANIFEST_FILE`, so that other programs do not take the
-unfinished folder for a bundle."""
+"""Name of the manifest in a staged bundle. It differs from `MANIFEST_FILE`, so that no program uses an unfinished
+folder as a bundle."""
 
 
 class BundleWriter:
     """Atomic writer of a bundle.
 
-    Files are staged in a temporary folder next to the target; `finish` renames it to the target::
+    Files are staged in a temporary folder next to the target. `finish` renames this folder to the target::
 
         with BundleWriter(out) as staging:
             staging.add("tokens.txt", content)              # or write into staging.path directly
             onnx.save(graph, staging.path / "encoder.onnx")
             bundle = staging.finish(with_external(manifest, staging.path))
 
-    If the block is left by an exception or without `finish`, the staged files are removed and the target is unchanged.
-    A non-empty target is refused, unless `overwrite` is true and the target contains the file `marker`, which
-    identifies a bundle. To write a folder for another runtime, pass another marker, and call `publish` instead of
-    `finish`.
+    If the block ends with an exception or without `finish`, the staged files are removed and the target is unchanged. A
+    non-empty target is an error, unless `overwrite` is true and the target contains the file `marker`. This file shows
+    that the target is a bundle. To write a folder for another runtime, pass another marker, and call `publish` instead
+    of `finish`.
 
     Attributes:
         target: the folder to write.
-        path: the temporary folder, within the block.
+        path: the temporary folder; it exists only within the block.
 
     Raises:
-        BundleError: on entering the block, if the target is not empty or cannot be replaced.
+        BundleError: when the block is entered, the target is not empty or cannot be replaced.
     """
 
     def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False, marker: str = MANIFEST_FILE) -> None:
@@ -81,7 +81,7 @@ class BundleWriter:
                 raise error
 
     def add(self, name: str, content: str | bytes | Path) -> None:
-        """Stage a file from text (as UTF-8), from bytes, or by copying an existing file."""
+        """Stage a file. `content` is text (written as UTF-8), bytes, or an existing file to copy."""
         target = self.path / plain_name(name, "add")
         if isinstance(content, Path):
             shutil.copyfile(content, target)
@@ -89,9 +89,9 @@ class BundleWriter:
             target.write_bytes(content.encode() if isinstance(content, str) else content)
 
     def seal(self, manifest: Manifest) -> Bundle:
-        """Hash every staged file, write the manifest, and open the staged bundle (still in the temporary folder).
+        """Hash every staged file, write the manifest, and open the bundle in the temporary folder.
 
-        The digests of the staged files replace `manifest.files`. After changing a file, call `seal` again. Until
+        The digests of the staged files replace `manifest.files`. If a file changes later, call `seal` again. Until
         `finish`, the manifest is named `SEALED_FILE`.
 
         Raises:
@@ -101,7 +101,7 @@ class BundleWriter:
         return Bundle.open(self.path, verify=False, manifest_file=SEALED_FILE)
 
     def finish(self, manifest: Manifest) -> Bundle:
-        """Seal the staged folder and move it to the target. Returns the bundle at the target."""
+        """Seal the staged folder, and move it to the target. Returns the bundle at the target."""
         bundle = self.seal(manifest)
         (self.path / SEALED_FILE).replace(self.path / MANIFEST_FILE)
         return Bundle(self.publish(), bundle.manifest, bundle.tokens)
@@ -109,7 +109,7 @@ class BundleWriter:
     def publish(self) -> Path:
         """Replace the target with the staged folder, without sealing it. Returns the target.
 
-        An existing target is first renamed, so no folder exists at the target for a moment.
+        An existing target is renamed first. For a moment, there is therefore no folder at the target.
         """
         for file in self.path.rglob("*"):
             if file.is_file():
@@ -121,7 +121,10 @@ class BundleWriter:
         return self.target
 
     def _clear(self) -> None:
-        """Remove the staged folder and the replaced target. If nothing is at the target, restore the replaced one."""
+        """Remove the staged folder and the replaced target.
+
+        If the target does not exist, restore the replaced one first.
+        """
         if not self.target.exists():
             with contextlib.suppress(FileNotFoundError):
                 self._old.rename(self.target)
@@ -168,7 +171,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) -> None:
-    """Hash every file of a folder, and write the manifest with the digests to the file `name`."""
+    """Hash every file in a folder, and write the manifest with these digests to the file `name`."""
     names = sorted(
         {file.name for file in folder.iterdir() if file.is_file()} - {MANIFEST_FILE, SEALED_FILE, SIGNATURE_FILE}
     )

@@ -1,4 +1,4 @@
-"""Option declarations: a dataclass field states its type, its limits and who may set it.
+"""Option declarations. A dataclass field declares its type, its limits and who may set it.
 
     class Options:
         beam_size: int | None = option("integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size")
@@ -33,8 +33,8 @@ Kind = Literal["integer", "number", "flag", "choice", "text", "texts", "path", "
 _DECLARED = "option"
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 HARMLESS = "harmless"
-"""Key in the JSON of a record. Its value maps each field that older programs may ignore to the feature that they then
-lack."""
+"""Key in the JSON of a record. Its value maps each field that older programs may ignore to the feature that these
+programs then lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,25 +42,26 @@ class Option:
     """Declaration of an option: its type, its limits and who may set it.
 
     Attributes:
-        kind: type. "integer" and "number" have limits. A "choice" is one of `choices`; a "record" is an instance of
-            `record` or one of `choices`.
-        default: the library's default. MISSING: required. None: depends on the model or the call, see `otherwise`.
+        kind: type of the value. "integer" and "number" have limits. A "choice" is one of `choices`. A "record" is an
+            instance of the class `record`, or one of `choices`.
+        default: the library's default. MISSING: the option is required. None: the default depends on the model or the
+            call; see `otherwise`.
         least: smallest value; None: unlimited.
-        above: alternatively, an exclusive lower limit.
+        above: exclusive lower limit, instead of `least`; None: unlimited.
         most: largest value; None: unlimited.
         unit: unit of a number, such as "seconds".
         choices: allowed strings.
-        record: class of the values.
+        record: class of a record.
         in_bundle: whether a bundle may set the default. If so, None means the bundle's default.
         can_be_off: whether None is allowed as a value.
-        client: fields of this declaration that differ for clients of the server, and optionally the "name" that clients
-            use for the option. None: clients may not set it.
+        client: fields of this declaration that differ for clients of the server. It may contain the "name" that clients
+            use for the option. None: clients may not set the option.
         flag: command-line option; None: there is none.
         metavar: name of the value in the command-line help.
         help: first sentence about the option in the docstring of its class.
         otherwise: meaning of None, from the same docstring.
-        lost: feature that an older program lacks if it ignores the option in a bundle. Empty: it must refuse the
-            bundle.
+        lost: feature that an older program lacks if it ignores this option of a bundle. Empty: the program must refuse
+            the bundle.
     """
 
     kind: Kind
@@ -82,17 +83,20 @@ class Option:
 
     @property
     def may_be_none(self) -> bool:
-        """Whether None is allowed, as a value or in place of a default."""
+        """Whether None is allowed, either as a value or to select a default."""
         return self.in_bundle or self.can_be_off or self.default is None
 
     @property
     def about(self) -> str:
-        """Help text with the limits."""
+        """Help text, with the limits."""
         is_limited = self.least is not None and self.most is not None and self.most <= MOST_INTEGER
         return f"{self.help}; {self.least:g} to {self.most:g}" if is_limited else self.help
 
     def checked(self, name: str, value: Any) -> Any:
-        """Return a valid value as a plain Python type. Raises FieldError, which names the option, if it is invalid."""
+        """Return a valid value as a plain Python type.
+
+        Raises FieldError with the option's name if the value is invalid.
+        """
         match self.kind:
             case "integer":
                 most = MOST_INTEGER if self.most is None else int(self.most)
@@ -116,14 +120,14 @@ class Option:
 
 
 def option(kind: Kind, default: Any = None, **declared: Any) -> Any:
-    """Return a dataclass field with its declaration, see `Option`. With `in_bundle`, the field defaults to None."""
+    """Return a dataclass field with its declaration; see `Option`. With `in_bundle`, the field's default is None."""
     found = Option(kind=kind, default=default, **declared)
     return dataclasses.field(default=None if found.in_bundle else default, metadata={_DECLARED: found})
 
 
 @functools.cache
 def options_of(kind: Any) -> dict[str, Option]:
-    """Return the options that a dataclass declares and inherits, by name, with the help from its docstring."""
+    """Return all options of a dataclass by name, including inherited ones. Help texts come from its docstring."""
     told = dict(_ATTRIBUTE.findall(inspect.cleandoc(kind.__doc__ or "")))
     found = {}
     for each in dataclasses.fields(kind):
@@ -137,7 +141,7 @@ def options_of(kind: Any) -> dict[str, Option]:
 
 @functools.cache
 def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
-    """Return each option that clients of the server may set, by the name that they use: field and declaration."""
+    """Return the options that clients of the server may set: field and declaration, by the name that clients use."""
     found = {}
     for field, declared in options_of(kind).items():
         if declared.client is not None:
@@ -148,7 +152,7 @@ def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
 
 
 def check_options(options: Any) -> None:
-    """Check every option of a new dataclass and store its plain value. Raises FieldError, which names the option."""
+    """Check every option of a new instance, and store its plain value. Raises FieldError with the option's name."""
     for name, declared in options_of(options.__class__).items():
         value = getattr(options, name)
         if value is not None or not declared.may_be_none:
@@ -156,21 +160,21 @@ def check_options(options: Any) -> None:
 
 
 def take_defaults(options: Any) -> None:
-    """Set every `in_bundle` option that is None to the library's default."""
+    """Set each `in_bundle` option that is None to the library's default."""
     for name, declared in options_of(options.__class__).items():
         if declared.in_bundle and getattr(options, name) is None:
             object.__setattr__(options, name, declared.default)
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """Return the library's default of a field, or `dataclasses.MISSING` if it is required."""
+    """Return the library's default of a field; `dataclasses.MISSING` if the field is required."""
     if _DECLARED in field.metadata:
         return field.metadata[_DECLARED].default
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def plain(value: Any) -> Any:
-    """Return records as JSON values, without fields that have their default."""
+    """Return a value as JSON. Fields of records that have their default are omitted."""
     if dataclasses.is_dataclass(value):
         stated = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)
                   if getattr(value, each.name) != default_of(each)}  # fmt: skip

@@ -56,28 +56,34 @@ __all__ = [
 
 
 class U2moeError(Exception):
-    """Base class of all exceptions of u2moe. They can be pickled, so worker processes can raise them in the parent."""
+    """Base class of all exceptions of u2moe.
+
+    They can be pickled, so that worker processes can pass them to the parent.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default, pickle recreates an exception from its message, which fails if `__init__` takes more arguments.
+        # By default, pickle calls the class with only the message. This fails if `__init__` takes more arguments.
         return _restored, (type(self), self.args), self.__dict__
 
 
 def _restored(kind: type[U2moeError], args: tuple[Any, ...]) -> U2moeError:
-    """Create an error without calling `__init__`; pickle then sets its attributes."""
+    """Create an error without a call of `__init__`. pickle then sets its attributes."""
     return kind.__new__(kind, *args)
 
 
 class AlignmentError(U2moeError):
-    """A text that cannot be aligned with its recording. Names the words outside the vocabulary, or the cause."""
+    """A text that cannot be aligned with its recording.
+
+    The message names the cause, or words outside the vocabulary.
+    """
 
 
 class AudioError(U2moeError):
-    """Audio that cannot be read or used. Names the file or the property."""
+    """Audio that cannot be read or used. The message names the file or the property."""
 
 
 class AudioOverflowError(AudioError):
-    """Audio that arrived faster than it was recognised and was rejected. States the number of seconds.
+    """Audio that was rejected because it arrived faster than it was recognised. The message states its length.
 
     Attributes:
         duration: seconds of rejected audio; 0 if unknown.
@@ -89,7 +95,7 @@ class AudioOverflowError(AudioError):
 
 
 class TruncatedAudioError(AudioError):
-    """A truncated file; raised after its last samples. Names the file and the evidence."""
+    """A truncated file. Raised after its last samples. The message names the file and the evidence."""
 
 
 class MicrophoneError(AudioError):
@@ -97,7 +103,10 @@ class MicrophoneError(AudioError):
 
 
 class BundleError(U2moeError):
-    """An incomplete, damaged or incompatible bundle, or a folder that is not a bundle. Names the file and the field."""
+    """An incomplete, damaged or incompatible bundle, or a folder that is not a bundle.
+
+    The message names file and field.
+    """
 
 
 class IntegrityError(BundleError):
@@ -105,46 +114,64 @@ class IntegrityError(BundleError):
 
 
 class SignatureError(BundleError):
-    """A bundle not signed with any of the required keys. Names the file, its signers and the expected signers."""
+    """A bundle not signed with any of the required keys.
+
+    The message names the file and the actual and expected signers.
+    """
 
 
 class KernelsError(U2moeError):
-    """Native kernels that were requested, but are not installed or cannot run here. Names the package to install."""
+    """Native kernels that were requested, but are missing or cannot run here.
+
+    The message names the package to install.
+    """
 
 
 class CheckpointError(U2moeError):
-    """A checkpoint that cannot be read. Names the file, the key, the value found and the value expected."""
+    """A checkpoint that cannot be read. The message names the file, the key, the value found and the value expected."""
 
 
 class UnsupportedError(CheckpointError):
-    """A checkpoint of an unsupported kind. Names the key, its value and the supported values."""
+    """A checkpoint of an unsupported kind. The message names the key, its value and the supported values."""
 
 
 class CorpusError(U2moeError):
-    """A list of recordings that cannot be read, or a folder of results that cannot be used. Names file and line."""
+    """A list of recordings that cannot be read, or a folder of results that cannot be used.
+
+    The message names the file and the line.
+    """
 
 
 class GrammarError(U2moeError, ValueError):
-    """A grammar that cannot be read or used. Names the phrase, the slot, the value found and the value expected."""
+    """A grammar that cannot be read or used. The message names the phrase or slot, and the value found and expected."""
 
 
 class ParityError(U2moeError):
-    """A graph whose outputs differ too much from those of PyTorch. Names the tensor, the difference and the limit."""
+    """A graph whose outputs differ too much from PyTorch's.
+
+    The message names the tensor, the difference and the limit.
+    """
 
 
 class LanguageModelError(U2moeError):
-    """A damaged language model, or a file that is not one. Names the file, the line or part, and the value found."""
+    """A damaged language model, or a file that is not one.
+
+    The message names the file, the line or part, and the value.
+    """
 
 
 class ProviderError(U2moeError):
-    """An execution provider that is not installed, failed, or would compute wrong results. Suggests an alternative."""
+    """An execution provider that is missing, failed, or would compute wrong results.
+
+    The message suggests another provider.
+    """
 
 
 class QuantizationError(U2moeError):
     """A quantized bundle with a larger loss of accuracy than allowed.
 
     Attributes:
-        report: the measurements, in the format of `report.json`; None if there are none yet.
+        report: the measurements, in the format of `report.json`; None if nothing was measured yet.
     """
 
     def __init__(self, message: str, report: dict[str, Any] | None = None) -> None:
@@ -161,7 +188,7 @@ class AudioWarning(UserWarning):
 
 
 class BundleWarning(UserWarning):
-    """A bundle of a newer version of u2moe with fields that this version does not know and can ignore."""
+    """A bundle of a newer version of u2moe. It has fields that this version does not know, but can ignore."""
 
 
 @contextlib.contextmanager

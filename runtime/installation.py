@@ -1,11 +1,11 @@
-"""Installation hints for missing packages. Package names are defined only here."""
+"""Commands that install missing packages. Only this module contains the names of the packages."""
 
 from __future__ import annotations
 
 IS_PUBLISHED = False
-"""Whether u2moe and the distributions in `_FOLDERS` are on PyPI. If not, they are installed from a clone."""
+"""Whether u2moe and the distributions in `_FOLDERS` are on PyPI. If not, the commands install from a clone."""
 _FOLDERS = {"kernels": "runtime/kernels", "demo": "runtime/demo"}
-"""Separate distributions, u2moe-NAME, and their folders in a clone."""
+"""Separate distributions u2moe-NAME, and their folders in a clone."""
 
 
 def install_command(part: str) -> str:

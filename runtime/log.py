@@ -1,20 +1,20 @@
-"""Logger of the package. `logging` is not imported here: unless the program imports it, messages are dropped."""
+"""Logger of the package. This module does not import `logging`: unless the program does, nothing is logged."""
 
 from __future__ import annotations
 
 import sys
 
 NAME = "u2moe"
-"""Name of the logger. It logs at levels DEBUG and INFO, which `logging` hides by default."""
+"""Name of the logger. It uses the levels DEBUG and INFO, which `logging` hides by default."""
 
 
 def log_debug(message: str, *arguments: object) -> None:
-    """Log a detail that explains a result; arguments are those of `logging.debug`."""
+    """Log a detail that explains a result. Arguments are those of `logging.debug`."""
     if logging := sys.modules.get("logging"):
         logging.getLogger(NAME).debug(message, *arguments)
 
 
 def log_info(message: str, *arguments: object) -> None:
-    """Log a slow or one-time event; arguments are those of `logging.info`."""
+    """Log a slow or one-time event. Arguments are those of `logging.info`."""
     if logging := sys.modules.get("logging"):
         logging.getLogger(NAME).info(message, *arguments)

@@ -14,17 +14,17 @@ SearchMethod = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "
 SEARCHES: tuple[SearchMethod, ...] = get_args(SearchMethod)
 
 NONE: Literal["none"] = "none"
-"""Disables a feature, even if the bundle provides a default for it."""
+"""Value that disables a feature, even if the bundle has a default for it."""
 WITHOUT_BEAM: tuple[SearchMethod, ...] = ("ctc_greedy", "attention")
 """Searches that do not support hotwords, language models or grammars."""
 
 STREAM_CHUNK_SIZE = 16
-"""Default encoder frames per chunk of a stream: 640 ms with encoder frames of 40 ms."""
+"""Default number of encoder frames per chunk of a stream: 640 ms if an encoder frame is 40 ms."""
 SHORTEST_PAUSE_S = 0.4
-"""Shortest allowed pause in seconds. Shorter silences occur within words."""
+"""Shortest allowed value of `pause` in seconds. Shorter silences occur within words."""
 
 Open = TypeVar("Open")
-"""Type of an option left to the bundle: None, or `Never` if every option has a value."""
+"""Type that an option also has if the bundle may decide its value: None, or `Never` if every option has a value."""
 
 _LM_WEIGHT = {
     "name": "lm_weight", "kind": "number", "least": 0, "most": 2,
@@ -35,7 +35,7 @@ _WRITTEN = {"name": "written", "kind": "flag", "help": "write English with digit
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointRule:
-    """Endpoint rule that fires when all its conditions are met. Names follow Kaldi and sherpa-onnx.
+    """An endpoint rule. It fires when all its conditions are met. Names are those of Kaldi and sherpa-onnx.
 
     Attributes:
         must_contain_nonsilence: whether the utterance must contain a frame that is not silence.
@@ -62,7 +62,7 @@ _RULES = (
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
-    """Endpoint rules. An utterance ends when any rule fires; None disables a rule. Defaults are those of sherpa-onnx.
+    """Endpoint rules. An utterance ends when any rule fires. None disables a rule. Defaults are those of sherpa-onnx.
 
     Attributes:
         rule1: long silence, even without speech.
@@ -92,13 +92,13 @@ class EndpointConfig:
 
     @property
     def min_pause(self) -> float | None:
-        """Seconds of quiet audio that end an utterance with full context. None: pauses do not end it."""
+        """Seconds of quiet audio that end an utterance with full context. None: pauses do not end utterances."""
         return self.pause if self.rules else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RescoringOptions(Generic[Open]):
-    """Weights of the second pass that the caller or the bundle chooses; described in `DecodingOptions`."""
+    """Weights of the second pass that the caller or the bundle chooses. `DecodingOptions` describes them."""
 
     ctc_weight: float | Open = option(
         "number", 0.3, least=0, most=1e9, in_bundle=True, flag="--ctc-weight", metavar="X"
@@ -110,7 +110,7 @@ class RescoringOptions(Generic[Open]):
 
 @dataclass(frozen=True, kw_only=True)
 class RescoringWeights(RescoringOptions[Never]):
-    """All weights of the second pass, as taken by `attention_rescoring`.
+    """All weights of the second pass, as used by `attention_rescoring`.
 
     Attributes:
         ctc_weight: weight of the first-pass score.
@@ -138,7 +138,7 @@ class BundledOptions(RescoringOptions[Open]):
     )
 
     def weights(self: BundledOptions[Never], rescoring_weight: float = 1.0) -> RescoringWeights:
-        """Return the weights of the second pass, including the factor of the language model score."""
+        """Return the weights of the second pass. `rescoring_weight` is the factor of the language model score."""
         own = {name: getattr(self, name) for name in options_of(RescoringOptions)}
         return RescoringWeights(**own, rescoring_weight=rescoring_weight)
 
@@ -174,7 +174,7 @@ class DecodingOptions(AnyOptions[None]):
     """Decoding options of a recogniser.
 
     For `beam_size`, `ctc_weight`, `reverse_weight`, `padding_s`, `blank_penalty` and `language_model`, None means the
-    default of the bundle. If the bundle sets none, it is the library's default.
+    bundle's default. If the bundle has no default, the library's default applies.
 
     Attributes:
         search: search algorithm: `attention_rescoring` (prefix beam search, then the decoder rescores the n-best list),
@@ -204,7 +204,7 @@ class DecodingOptions(AnyOptions[None]):
 
 @dataclass(frozen=True, kw_only=True)
 class DefiniteOptions(AnyOptions[Never]):
-    """Decoding options with all defaults filled in. A `chunk_size` of None means full context."""
+    """Decoding options in which every default is filled in. If `chunk_size` is None, full context is used."""
 
     def __post_init__(self) -> None:
         take_defaults(self)
@@ -212,10 +212,10 @@ class DefiniteOptions(AnyOptions[Never]):
 
     @classmethod
     def of(cls, options: DecodingOptions, defaults: BundledOptions[Never], **chosen: Any) -> DefiniteOptions:
-        """Return `options` with `chosen` values, and with `defaults` for all that are None."""
+        """Return `options` with the values in `chosen`. Options that are still None get their value from `defaults`."""
         given = {name: value for name, value in vars(options).items() if value is not None}
         return cls(**{**{name: getattr(defaults, name) for name in options_of(BundledOptions)}, **given, **chosen})
 
 
 BUNDLED = {name: options_of(DecodingOptions)[name] for name in options_of(BundledOptions)}
-"""Numeric options whose defaults a bundle may set, with the descriptions of `DecodingOptions`."""
+"""Numeric options whose defaults a bundle may set, with their descriptions in `DecodingOptions`."""

@@ -1,4 +1,4 @@
-"""Recognition loops for a recording, which is read to its end, and for a live source, which is fed over time."""
+"""Recognition loops: for a recording, which is read to its end, and for a live source, which is fed over time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from u2moe.runtime.stream import Stream
 from u2moe.runtime.text.vocabulary import join_texts
 
 Buffers = Iterator[npt.NDArray[np.float32]]
-"""Samples of one channel, a buffer at a time."""
+"""Samples of one channel, as one buffer after another."""
 
 
 def samples_of(
@@ -30,7 +30,7 @@ def samples_of(
     channel: int | None = None,
     track: int | None = None,
 ) -> Buffers:
-    """Return buffers of a file or array at the model's sample rate. Arguments and errors: `Recognizer.transcribe`."""
+    """Return the buffers of a file or array at the model's sample rate. For arguments, see `Recognizer.transcribe`."""
     if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview | RawAudio) or hasattr(audio, "read"):
         if sample_rate is not None:
             raise ValueError("sample_rate is only for arrays: a file has its own")
@@ -46,20 +46,20 @@ def samples_of(
 
 
 class RecordingReader:
-    """Iterator over the buffers of a recording. Stops at its end or where it is damaged. Can be iterated only once.
+    """Iterator over the buffers of a recording. It stops at the end or at damage, and can be used only once.
 
-    The first buffer is read immediately, so an unreadable recording fails before any other work is done.
+    The first buffer is read immediately, so that an unreadable recording fails before any other work.
 
     Attributes:
         num_samples: samples read so far.
         sample_rate: the model's sample rate in Hz.
         has_ended: whether all buffers have been read.
-        error: why reading stopped early; None for an undamaged recording.
+        error: why reading stopped early; None if the recording is undamaged.
 
     Args:
         buffers: samples at the model's sample rate, float32 [n] each.
-        sample_rate: as above.
-        on_progress: called with the seconds read so far when the next buffer is requested.
+        sample_rate: the model's sample rate in Hz.
+        on_progress: called with the seconds read so far, each time the next buffer is requested.
 
     Raises:
         AudioError: no samples can be read.
@@ -81,7 +81,7 @@ class RecordingReader:
 
     @property
     def duration(self) -> float:
-        """Seconds read so far."""
+        """Seconds of audio read so far."""
         return self.num_samples / self.sample_rate
 
     def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
@@ -104,15 +104,15 @@ def recognize(
     reader: RecordingReader,
     vad: VoiceActivityDetector | None = None,
 ) -> Iterator[Result]:
-    """Return an iterator over the final results of a recording, each available as soon as its segment ends.
+    """Return an iterator over the final results of a recording. Each is available as soon as its segment ends.
 
     Args:
-        decode: decodes streams, such as `Recognizer.decode_streams`. If it skips or postpones work, the caller must
-            decode the stream after the iteration to get the remaining results.
+        decode: function that decodes streams, such as `Recognizer.decode_streams`. It may postpone work. The caller
+            must then decode the stream after the iteration, and take the remaining results.
         stream: receives the samples; must be new or reset.
         reader: reads the recording.
-        vad: detects speech; each stretch of speech is recognised as a separate source. None: the whole recording is
-            one source.
+        vad: voice activity detector. Each stretch of speech is then recognised as a separate source. None: the whole
+            recording is one source.
     """
     if vad is None:
         return _whole(decode, stream, reader)
@@ -153,19 +153,19 @@ def _speech(
 
 
 class LiveRecognition:
-    """Recogniser of one live source. `accept` and `finish` yield its new results.
+    """Recogniser of one live source. `accept` and `finish` yield new results.
 
     New results are the final result of each segment, and a partial result if its text or its number of committed words
-    has changed. A partial result with an empty text withdraws the previous one. If decoding fails, the finished
-    segments are yielded before the error is raised.
+    has changed. An empty partial result withdraws the previous one. If decoding fails, finished segments are yielded
+    before the error is raised.
 
     Attributes:
-        stream: stream of the source, with endpoint rules.
+        stream: stream of the source; it has endpoint rules.
         shown: text of the last partial result; empty after a segment.
 
     Args:
         decode: `Recognizer.decode_streams`.
-        stream: as above.
+        stream: stream of the source, with endpoint rules.
     """
 
     def __init__(self, decode: Callable[[list[Stream]], None], stream: Stream) -> None:
@@ -180,12 +180,16 @@ class LiveRecognition:
         return self._decode()
 
     def finish(self) -> Iterator[Result]:
-        """Recognise the end of the source."""
+        """Finish the source, and recognise the rest of it."""
         self.stream.input_finished()
         return self._decode()
 
     def results(self, num_alternatives: int = 0) -> list[Result]:
-        """Return the new results of a stream that the caller decodes; `num_alternatives` is for a partial result."""
+        """Return new results of a stream that the caller decodes.
+
+        Args:
+            num_alternatives: number of alternatives in a partial result.
+        """
         found = self.stream.take_segments()
         partial = self.stream.state.result(num_alternatives)
         before = ("", 0) if found else (self.shown, self._num_committed)
@@ -203,14 +207,14 @@ class LiveRecognition:
 
 
 def until_damage(reader: RecordingReader, results: Iterator[Result]) -> Iterator[Result]:
-    """Yield the results of a recording, then raise the error that ended reading early, if any."""
+    """Yield the results of a recording. If an error ended reading early, raise it afterwards."""
     yield from results
     if reader.error is not None:
         raise reader.error
 
 
 def transcript_of(segments: Sequence[Result], duration: float, error: Exception | None = None) -> Transcript:
-    """Return a transcript from final results in order. `error`: the reason why the transcript is incomplete, if any."""
+    """Return a transcript made of final results in order. `error` is the reason if the transcript is incomplete."""
     return Transcript(
         text=join_texts([segment.text for segment in segments]),
         duration=duration,

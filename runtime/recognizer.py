@@ -42,8 +42,7 @@ from u2moe.runtime.validation import checked_number, checked_options, checked_te
 class Recognizer:
     """Speech recogniser for the model of a bundle.
 
-    The model is stateless. Any number of streams can share it, and several threads may use it, each with its own
-    streams.
+    The model is stateless. Any number of streams can share it. Several threads may use it, if each has its own streams.
 
     Raises:
         StreamError: the bundle does not support `options`.
@@ -58,13 +57,13 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """Create a recogniser from an open bundle and its loaded model. `from_pretrained` does both.
+        """Create a recogniser from an open bundle and its loaded model. `from_pretrained` opens and loads a bundle.
 
         Args:
             bundle: the bundle.
-            model: its loaded model.
+            model: the loaded model of the bundle.
             options: decoding options; None: the bundle's defaults.
-            hotwords: phrases to prefer, see `ContextGraph`; None: the bundle's hotwords; an empty list: none.
+            hotwords: phrases to prefer; see `ContextGraph`. None: the bundle's hotwords. An empty list: no hotwords.
             observer: hooks for measurements.
         """
         if bundle.manifest.random_weights:
@@ -82,10 +81,10 @@ class Recognizer:
         self._words.graph(definite, hotwords)
         self._words.fusion(definite)
         self._pipeline = Pipeline(bundle, model, observer)
-        constants_of(bundle.manifest.features)  # fail here, not at the first sample
+        constants_of(bundle.manifest.features)  # raises an error here instead of at the first sample
 
     @classmethod
-    def from_pretrained(  # noqa: PLR0913 - the signature that other libraries have; `load` has fewer arguments
+    def from_pretrained(  # noqa: PLR0913 - a signature as in other libraries; `load` has fewer arguments
         cls,
         directory: str | os.PathLike[str] | None = None,
         *,
@@ -99,24 +98,25 @@ class Recognizer:
         options: DecodingOptions | None = None,
         hotwords: Hotwords | ContextGraph | None = None,
     ) -> Recognizer:
-        """Load the bundle in `directory` and return a recogniser for it. `load` takes the settings as one object.
+        """Load the bundle in `directory`, and return a recogniser for it. `load` takes the settings as one object.
 
         Args:
-            directory: a folder, or a repository of the Hugging Face hub, "org/name"; see `find_bundle`. None: the demo
+            directory: a folder, or a repository of the Hugging Face hub ("org/name"); see `find_bundle`. None: the demo
                 model.
             revision: branch, tag or commit of the repository.
-            providers: see `SessionSettings`, also for the following arguments.
+            providers: execution providers. For this and the next five arguments, see `SessionSettings`.
             provider_options: options of the providers.
             num_threads: threads of the sessions.
             sess_options: options of onnxruntime.
             kernels: whether to use the native kernels.
-            public_keys: accepted public keys in PEM; the bundle must be signed with one of them.
+            public_keys: accepted public keys in PEM. The bundle must be signed with one of them.
             options: decoding options; None: the bundle's defaults.
-            hotwords: phrases to prefer; None: the bundle's hotwords; an empty list: none.
+            hotwords: phrases to prefer. None: the bundle's hotwords. An empty list: no hotwords.
 
         Raises:
             BundleError: the folder is not a bundle, or the bundle is damaged.
-            IntegrityError: a file is damaged, or the bundle was replaced while it was read. In that case, load again.
+            IntegrityError: a file is damaged, or the bundle was replaced during the call. After a replacement, call
+                again.
             SignatureError: the bundle is not signed with any of `public_keys`.
             ProviderError: a provider is not installed or did not start.
             KernelsError: native kernels were requested, but are not installed or cannot run here.
@@ -157,11 +157,11 @@ class Recognizer:
 
     @property
     def default_endpoint(self) -> EndpointConfig:
-        """Endpoint rules of the bundle, which apply if the options have none."""
+        """Endpoint rules of the bundle. They apply if the options have none."""
         return self.bundle.manifest.decoding.endpoint
 
     def warm_up(self) -> None:
-        """Recognise two seconds of noise, so that the first audio takes no longer than later audio. Changes no results.
+        """Recognise two seconds of noise, so that the first audio is as fast as later audio. Results do not change.
 
         Raises:
             ProviderError: running a graph failed.
@@ -179,12 +179,12 @@ class Recognizer:
         hotwords: Hotwords | ContextGraph | None = None,
         grammar: Grammar | Iterable[str] | None = None,
     ) -> Stream:
-        """Create a stream, which recognises one source at a time.
+        """Create a stream. It recognises one source at a time.
 
         Args:
-            options: decoding options; None: the recogniser's.
-            hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
-            grammar: allowed phrases, see `Grammar`; replaces hotwords and language model. None: that of `options`.
+            options: decoding options; None: the recogniser's options.
+            hotwords: phrases to prefer. None: the recogniser's hotwords. An empty list: no hotwords.
+            grammar: allowed phrases, which replace hotwords and language model; see `Grammar`. None: that of `options`.
 
         Raises:
             StreamError: the bundle cannot stream, or does not support `options`.
@@ -207,7 +207,8 @@ class Recognizer:
 
         To decode several recordings together, feed each to its own stream, finish the streams, and pass them to
         `decode_streams`. Audio stays in memory until it is decoded. Arguments and errors are those of `create_stream`.
-        Without `chunk_size`, the stream uses full context, or the chunk size of a streaming bundle of fixed shape.
+        If `chunk_size` is None, the stream uses full context; for a streaming bundle of fixed shape, it uses the
+        bundle's chunk size.
         """
         options = self._chosen(options, grammar)
         options = dataclasses.replace(options, endpoint=options.endpoint or self.default_endpoint)
@@ -215,13 +216,13 @@ class Recognizer:
         return self._stream(options, options.chunk_size or static_chunk_size or None, hotwords)
 
     def decode_streams(self, streams: Sequence[Stream]) -> None:
-        """Do all work that is ready: every complete chunk, and the second pass of every finished utterance.
+        """Do all work that is ready: encode every complete chunk, and run the second pass of every finished utterance.
 
-        Chunks of streams with the same chunk size and left context are encoded together. If that fails, the batch is
-        halved repeatedly until only the faulty streams fail; see `Stream.failure`.
+        Streams with the same chunk size and left context are encoded together. If that fails, the batch is halved
+        repeatedly until only the faulty streams fail; see `Stream.failure`.
 
         Raises:
-            ProviderError: running a graph failed; the streams that have a `failure` must be reset.
+            ProviderError: running a graph failed. Streams that have a `failure` must be reset.
             StreamError: another thread is decoding one of the streams.
             ValueError: one of the streams belongs to another model.
         """
@@ -229,7 +230,7 @@ class Recognizer:
             raise ValueError("this stream belongs to another model: decode it with the recogniser that created it")
         self._pipeline.decode([stream.state for stream in dict.fromkeys(streams)])
 
-    def transcribe(  # noqa: PLR0913 - options for decoding, for the file and for progress
+    def transcribe(  # noqa: PLR0913 - arguments for decoding, for the file and for progress
         self,
         audio: File | RawAudio | npt.ArrayLike | Buffers,
         sample_rate: float | None = None,
@@ -244,25 +245,25 @@ class Recognizer:
     ) -> Transcript:
         """Recognise a recording of any length.
 
-        The recording is cut into segments at pauses in the speech (`DecodingOptions.endpoint`, by default the bundle's
-        rules), which limits memory use. With full context, recordings of up to 30 seconds are encoded as a whole;
-        longer ones are cut at pauses before they are encoded (`EndpointConfig.pause`).
+        The recording is cut into segments at pauses in the speech, which limits memory use. The rules are those of
+        `DecodingOptions.endpoint`, by default the bundle's. With full context, a recording of up to 30 seconds is
+        encoded as a whole. A longer one is cut at pauses before it is encoded (`EndpointConfig.pause`).
 
-        If a file is damaged after some seconds of audio, the transcript ends there. Its `complete` is then False, and
-        its `error` states the reason.
+        If a file is damaged after some seconds of audio, the transcript ends there. `Transcript.complete` is then
+        False, and `Transcript.error` states the reason.
 
         Args:
-            audio: an audio file as a path, bytes or binary file object; `RawAudio`; an array of samples of one channel,
-                float32 in [-1, 1] or int16; or an iterator over float32 buffers at the model's sample rate.
-            sample_rate: sample rate of an array in Hz; None: the model's. Not allowed for files.
-            options: decoding options; None: the recogniser's. Without `chunk_size`, full context is used, except by
-                streaming bundles of fixed shape, which use their chunk size.
-            hotwords: phrases to prefer; None: the recogniser's; an empty list: none.
-            grammar: allowed phrases, see `Grammar`; replaces hotwords and language model. None: that of `options`.
-            vad: detects speech; each stretch of speech is recognised separately, and cut further at endpoints.
-            on_progress: called from time to time with the seconds of the recording processed so far.
-            channel: index of the channel of a file to recognise, 0 for the left one; None: the average of all.
-            track: index of the audio track of a media file, from 0; None: the default track.
+            audio: an audio file, as a path, bytes or a binary file object; `RawAudio`; an array of samples of one
+                channel, float32 in [-1, 1] or int16; or an iterator over float32 buffers at the model's sample rate.
+            sample_rate: sample rate of an array in Hz. None: the model's sample rate. Not allowed for files.
+            options: decoding options; None: the recogniser's options. If `chunk_size` is None, full context is used;
+                for a streaming bundle of fixed shape, the bundle's chunk size.
+            hotwords: phrases to prefer. None: the recogniser's hotwords. An empty list: no hotwords.
+            grammar: allowed phrases, which replace hotwords and language model; see `Grammar`. None: that of `options`.
+            vad: voice activity detector. Each stretch of speech is recognised separately, and cut at endpoints.
+            on_progress: called from time to time with the seconds of the recording that were processed so far.
+            channel: index of the channel of a file, 0 for the left one. None: the average of all channels.
+            track: index of the audio track of a media file, from 0. None: the default track.
 
         Raises:
             AudioError: none of the audio can be read or used.
@@ -291,13 +292,13 @@ class Recognizer:
         channel: int | None = None,
         track: int | None = None,
     ) -> Iterator[Result]:
-        """Return an iterator over the segments of `transcribe`, each available as soon as it ends.
+        """Return an iterator over the segments of `transcribe`. Each is available as soon as it ends.
 
-        Memory use does not depend on the length. Arguments and errors are those of `transcribe`. The call itself raises
-        all errors, except those for damaged audio.
+        Memory use does not depend on the length of the recording. Arguments and errors are those of `transcribe`. The
+        call itself raises all errors, except those for damaged audio.
 
         Raises:
-            AudioError: also if a file is damaged; raised after the segments before the damage.
+            AudioError: also raised if a file is damaged. The segments before the damage are yielded first.
         """
         samples = samples_of(audio, self._rate, sample_rate, channel, track)
         options = self._chosen(options, grammar)
@@ -318,15 +319,15 @@ class Recognizer:
         """Find when the words of a text are said in a recording of any length.
 
         The result is the most probable alignment of the whole text with the whole recording. The recording is encoded
-        as in `transcribe`, which has the same arguments and errors. Memory use is limited: long recordings use a
-        temporary file.
+        as in `transcribe`. The other arguments and errors are also those of `transcribe`. Memory use is limited: long
+        recordings use a temporary file.
 
-        `text` is everything that is said. Lines and full stops end sentences. Punctuation and letter case are ignored.
-        Numbers must be written as words. Words with a score below `min_score` are `Alignment.misfits`.
+        `text` must contain everything that is said. Lines and full stops end sentences. Punctuation and letter case are
+        ignored. Numbers must be written as words. Words with a score below `min_score` are in `Alignment.misfits`.
 
         Raises:
-            AudioError: also if a file is damaged after some seconds of audio.
-            AlignmentError: the text has no words, or words outside the vocabulary; no speech is recognised; or the
+            AudioError: also raised if a file is damaged after some seconds of audio.
+            AlignmentError: the text has no words or has words outside the vocabulary, no speech is recognised, or the
                 recording is too short for the text.
         """
         min_score = checked_number("min_score", min_score, least=0, most=1)
@@ -367,16 +368,16 @@ class Recognizer:
         if options.chunk_size is not None:
             check_chunks(self.model.config, options.chunk_size, options.num_left_chunks)
         if options.text_format is not None:
-            formatter_of(options.text_format)  # raises if a package that it needs is not installed
+            formatter_of(options.text_format)  # raises if a required package is not installed
 
     @property
     def language_model(self) -> LanguageModelOptions | None:
-        """Default language model of searches; None: there is none."""
+        """Language model that searches use by default; None: no language model."""
         chosen = self.options.language_model or self._words.language_model
         return chosen if isinstance(chosen, LanguageModelOptions) else None
 
     def _definite(self, options: DecodingOptions, chunk_size: int | None) -> DefiniteOptions:
-        """Return `options` with the bundle's defaults for all that are None."""
+        """Return `options` with the bundle's defaults for all options that are None."""
         search = options.search or ("attention_rescoring" if self.model.has_decoder else "ctc_prefix_beam")
         language_model = options.language_model
         if language_model is None and search not in WITHOUT_BEAM and options.grammar is None:

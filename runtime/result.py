@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True, kw_only=True)
 class WordResult:
-    """A word, its times in seconds from the start of the audio, and its confidence between 0 and 1, if known.
+    """A word, its start and end in seconds from the start of the audio, and its confidence (0 to 1; None if unknown).
 
-    Words begin and end at pauses in the audio. Two words without a pause between them meet halfway between the peaks of
-    the last token of the first word and the first token of the second.
+    Words begin and end at pauses in the audio. If no pause separates two words, they meet halfway between two peaks:
+    that of the last token of the first word, and that of the first token of the second word.
 
-    The confidence is the probability of the word's least probable token. Without a second pass, a token's probability
-    is the one from the CTC head at the token's peak. With a second pass, it is the mean of the probabilities from the
-    CTC head and from each decoder. If the bundle has a `Calibration`, about 70 % of the words with a confidence of 0.7
-    are correct.
+    The confidence is the probability of the word's least probable token. Without a second pass, the probability of a
+    token is the CTC head's probability at the token's peak. With a second pass, it is the mean of the probabilities
+    from the CTC head and from each decoder. If the bundle has a `Calibration`, about 70 % of the words with a
+    confidence of 0.7 are correct.
     """
 
     word: str
@@ -27,10 +27,10 @@ class WordResult:
 
 @dataclass(frozen=True, kw_only=True)
 class PhraseResult:
-    """A phrase of a grammar, its times in seconds from the start of the audio, and the lowest confidence of its words.
+    """A phrase of a grammar, its start and end in seconds, and the lowest confidence of its words.
 
-    In a partial result, the phrase begins with the encoder frame in which its first token peaks, and ends with the one
-    in which its last token peaks.
+    Times count from the start of the audio. In a partial result, the phrase lasts from the encoder frame where its
+    first token peaks to the one where its last token peaks.
     """
 
     phrase: str
@@ -41,17 +41,17 @@ class PhraseResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """One hypothesis of the n-best list.
+    """A hypothesis of the n-best list.
 
     Attributes:
         text: recognised text.
         tokens: token ids.
-        times: time in seconds at which each token peaks; empty if only the decoder searched.
-        score: score by which the list is sorted: the combined score of both passes or, without a second pass, the score
-            of the only search.
-        ctc_score: score of the first pass; None if only the decoder searched.
-        attention_score: score of the second pass; None without one.
-        language_score: score of the language model, which is part of `ctc_score`; None without a language model.
+        times: time in seconds at which each token peaks; empty if the search uses only the decoder.
+        score: score by which the list is sorted. With two passes, it combines the scores of both; otherwise it is the
+            score of the only search.
+        ctc_score: score of the first pass; None if the search uses only the decoder.
+        attention_score: score of the second pass; None without a second pass.
+        language_score: score of the language model, a part of `ctc_score`; None without a language model.
     """
 
     text: str
@@ -74,21 +74,22 @@ class Result:
             Utterances without words have no result and are not counted. The last result of a stream is always final.
         start: start of the first word in seconds from the start of the audio; 0 without a text. If the words have no
             times, the start of the utterance.
-        end: end of the last word in seconds; if the words have no times, the end of the utterance.
+        end: end of the last word in seconds. If the words have no times, the end of the utterance.
         tokens: token ids.
         times: time in seconds at which each token peaks.
-        words: words with times. Tokens found only by the decoder may have no alignment, and then have no times.
-        confidence: mean confidence of the words, roughly the share of correct ones; None without words.
+        words: words with times. Tokens that only the decoder found may have no alignment, and then have no times.
+        confidence: mean confidence of the words, roughly the share of correct words; None without words.
         score: score of the best alternative.
-        nbest: alternatives, best first, each text once (with its best tokenization); empty in a partial result.
-        committed: beginning of `text` that no later partial result of this segment changes. Every first-pass hypothesis
-            that may still become the best begins with it, and its last word is complete. In a final result, the whole
-            text.
+        nbest: alternatives, best first. Each text occurs once, with its best tokenization. Empty in a partial result.
+        committed: beginning of `text` that no later partial result of this segment changes. It ends with a complete
+            word. Every first-pass hypothesis that may still become the best begins with `committed`. In a final result,
+            it is the whole text.
         num_committed: number of words in `committed`.
-        committed_end: time in seconds before which the first pass no longer changes its result.
-        revised: in a final result, number of words that were replaced, removed or added after the first pass had
-            committed them.
-        phrases: phrases of a grammar; in a partial result, only those that no later result of this segment removes.
+        committed_end: time in seconds before which the result of the first pass no longer changes.
+        revised: in a final result, number of words that the second pass replaced, removed or added in the text that the
+            first pass had committed.
+        phrases: phrases of a grammar. A partial result contains only those that no later result of this segment
+            removes.
     """
 
     text: str
@@ -117,8 +118,9 @@ class Transcript:
         text: text of all segments.
         duration: seconds of audio that were read.
         segments: final results, in order.
-        complete: whether the recording was read to its end; False: the transcript ends where the recording is damaged.
-        error: the reason why the transcript is not complete; None if it is.
+        complete: whether the recording was read to its end. If False, the transcript ends where the recording is
+            damaged.
+        error: why the transcript is incomplete; None if it is complete.
     """
 
     text: str
@@ -130,15 +132,15 @@ class Transcript:
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment(Transcript):
-    """A given text aligned with its recording. Its segments are the sentences of the text.
+    """A given text that is aligned with its recording. Its segments are the sentences of the text.
 
     Words keep their spelling and punctuation. The confidence of a word is its score: the geometric mean of the
-    probabilities of its tokens, each at its most probable frame.
+    probabilities of its tokens, each taken at its most probable frame.
 
     Attributes:
-        misfits: words with a score below the limit. At the times of these words, probably something else or nothing was
-            said.
-        unwritten: start and end in seconds of stretches in which the model recognises words that are not in the text.
+        misfits: words with a score below the limit. At these times, something else or nothing was probably said.
+        unwritten: start and end in seconds of each stretch in which the model recognises words that are not in the
+            text.
     """
 
     misfits: list[WordResult] = field(default_factory=list)
@@ -146,7 +148,7 @@ class Alignment(Transcript):
 
     @property
     def warnings(self) -> list[str]:
-        """A readable line for each of `misfits` and `unwritten`."""
+        """A readable line for each item of `misfits` and `unwritten`."""
         words = [
             f"{each.word!r} at {each.start:.2f} s does not fit (score {each.confidence:.4f})" for each in self.misfits
         ]
@@ -154,12 +156,12 @@ class Alignment(Transcript):
 
 
 def moved(result: Result, seconds: float, segment: int) -> Result:
-    """Return the result as segment number `segment` of a longer recording, shifted by `seconds`."""
+    """Return the result as segment number `segment` of a longer recording, with times shifted by `seconds`."""
     return replace(_timed(result, lambda time: round(time + seconds, 3)), segment=segment)
 
 
 def without_padding(result: Result, lead_s: float, end_s: float) -> Result:
-    """Return the result with times relative to the audio, without the padding of `lead_s` seconds before it.
+    """Return the result with times relative to the audio, which follows `lead_s` seconds of padding.
 
     Times are limited to the range from 0 to `end_s`, the end of the audio.
     """
@@ -167,7 +169,7 @@ def without_padding(result: Result, lead_s: float, end_s: float) -> Result:
 
 
 def _timed(result: Result, clock: Callable[[float], float]) -> Result:
-    """Return the result with all times mapped by `clock`."""
+    """Return the result with `clock` applied to all times."""
     words = [replace(word, start=clock(word.start), end=clock(word.end)) for word in result.words]
     phrases = [replace(each, start=clock(each.start), end=clock(each.end)) for each in result.phrases]
     return replace(

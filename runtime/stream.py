@@ -1,4 +1,4 @@
-"""Public interface for recognising one source. `stream_state` and `pipeline` do the work."""
+"""Public interface for recognising one source. `stream_state` and `pipeline` implement it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from u2moe.runtime.result import Result
 
 
 class Stream:
-    """A stream that recognises one source, one utterance at a time. `Recognizer.create_stream` creates it.
+    """A stream that recognises one source, one utterance at a time. `Recognizer.create_stream` creates streams.
 
-    `accept_waveform` takes samples; their split into buffers does not matter. `Recognizer.decode_streams` does the
-    work. `get_result` returns the partial or final result of the current utterance. After `input_finished` and a call
-    of `decode_streams`, the result is final. `reset` prepares the stream for another source.
+    `accept_waveform` takes samples. It does not matter how they are split into buffers. `Recognizer.decode_streams`
+    does the work. `get_result` returns the partial or final result of the current utterance. After `input_finished` and
+    a call of `decode_streams`, the result is final. `reset` prepares the stream for another source.
 
-    The rules of `DecodingOptions.endpoint` end utterances, exact to the frame. `take_segments` returns each finished
-    utterance once. The stream continues, with times from its first sample. Without rules, the stream is one utterance.
+    The rules of `DecodingOptions.endpoint` end utterances. The end is exact to the encoder frame. `take_segments`
+    returns each finished utterance once. The stream then continues; times still count from its first sample. Without
+    rules, the whole stream is one utterance.
 
-    One thread may feed while another decodes; a second decoding thread gets a StreamError. Memory use is constant with
-    two exceptions. Until an utterance ends, the second pass needs dim * 4 bytes per encoder frame. Caches grow with the
-    left context.
+    One thread may feed the stream while another decodes it. A second decoding thread gets a StreamError. Memory use is
+    constant, with two exceptions. Until an utterance ends, the second pass needs dim * 4 bytes per encoder frame.
+    Caches grow with the left context.
 
     Attributes:
-        state: state of the stream. Not public: it may change with any version.
+        state: state of the stream. It is not public, and may change with any version.
     """
 
     def __init__(self, state: StreamState) -> None:
@@ -34,26 +35,26 @@ class Stream:
 
     @property
     def options(self) -> DecodingOptions:
-        """Decoding options with all defaults filled in. A `chunk_size` of None means full context."""
+        """Decoding options in which every default is filled in. If `chunk_size` is None, full context is used."""
         return DecodingOptions(**vars(self.state.options))
 
     def accept_waveform(self, sample_rate: float, samples: npt.ArrayLike) -> None:
         """Append samples of one channel.
 
         Args:
-            sample_rate: sample rate in Hz, the same in every call. Samples are converted to the model's rate.
-            samples: float32 in [-1, 1] or int16 [n], any length.
+            sample_rate: sample rate in Hz; must be the same in every call. Samples are converted to the model's rate.
+            samples: float32 in [-1, 1] or int16 [n], of any length.
 
         Raises:
             StreamError: the input is finished, or decoding has failed.
-            AudioError: invalid samples or rate; nothing was appended.
+            AudioError: the samples or the rate are invalid. Nothing was appended.
         """
         rate, accepted = checked_rate(sample_rate), as_samples(samples)
         with self.state.input() as extractor:
             extractor.accept(rate, accepted)
 
     def input_finished(self) -> None:
-        """Finish the input. The next decode flushes the last, shorter chunk.
+        """Finish the input. The next call of `decode_streams` decodes the last, shorter chunk.
 
         Raises:
             StreamError: the input is already finished, or decoding has failed.
@@ -62,19 +63,24 @@ class Stream:
             extractor.finish()
 
     def get_result(self) -> Result:
-        """Return the partial or final result of the current utterance. Cheap; does not decode."""
+        """Return the partial or final result of the current utterance. The call is cheap and does not decode."""
         return self.state.result()
 
     def is_endpoint(self) -> bool:
-        """Return whether an utterance has ended and `take_segments` has a result."""
+        """Return whether `take_segments` has a result of a finished utterance."""
         return bool(self.state.segments)
 
     def take_segments(self) -> list[Result]:
-        """Return the final results of utterances that ended since the last call. Omits utterances without words."""
+        """Return the final results of utterances that ended since the last call.
+
+        Utterances without words are omitted.
+        """
         return self.state.take_segments()
 
     def reset(self) -> None:
-        """Discard everything. The next samples start a new source at time zero. Waits for a thread that is decoding.
+        """Discard all audio and results.
+
+        The next samples start a new source at time zero. Waits if a thread is decoding.
 
         Raises:
             StreamError: this thread is decoding the stream.
@@ -83,24 +89,27 @@ class Stream:
 
     @property
     def failure(self) -> BaseException | None:
-        """Error that made decoding fail; None: no failure. Audio was lost, and the stream must be reset."""
+        """Error that made decoding fail; None: no failure.
+
+        After a failure, audio is lost and the stream must be reset.
+        """
         return self.state.failure
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is work for `decode_streams`."""
+        """Whether `decode_streams` has work for this stream."""
         return self.state.phase in (Phase.WINDOWS, Phase.SEARCHED)
 
     @property
     def missing_s(self) -> float:
-        """Seconds of audio that the next chunk still needs before `decode_streams` has work; 0 if it is complete.
+        """Seconds of audio that must still arrive before the next chunk is complete; 0 if `decode_streams` has work.
 
-        The value is too low before the first sound, and while the resampler holds back samples.
+        Before the first sound, and while the resampler holds back samples, the value is too low.
         """
         with self.state.lock:
             return self.state.extractor.missing_s
 
     @property
     def duration(self) -> float:
-        """Seconds of audio accepted."""
+        """Seconds of audio accepted so far."""
         return self.state.extractor.duration

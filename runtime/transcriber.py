@@ -1,4 +1,4 @@
-"""Recognition in a thread for applications, which feed audio and get results by callback or iteration."""
+"""Recognition in a separate thread. Applications feed audio, and get results from callbacks or by iteration."""
 
 from __future__ import annotations
 
@@ -26,41 +26,43 @@ if TYPE_CHECKING:
     import threading
 
 _MAX_KEPT = 1000
-"""Maximum number of results that wait for `async for`: about an hour of speech. If more are waiting, the program does
-not iterate, which is a bug."""
+"""Maximum number of results that wait for `async for`: about an hour of speech. If more wait, the program does not
+iterate, which is a bug."""
 
 
 class Transcriber:
     """A recogniser of one source that runs in its own thread and passes results to callbacks.
 
-    `feed` never waits, so audio callbacks can call it. Any thread may call it; each call is processed as a whole, in
-    order. Any number of transcribers can share a recogniser.
+    `feed` never waits, so audio callbacks may call it. Any thread may call it. Calls are processed in order, each as a
+    whole. Any number of transcribers can share a recogniser.
 
-    `on_partial` receives the result of the current utterance whenever its text changes. The text is empty if the
-    utterance turns out to contain no speech. `on_final` receives each finished segment exactly once, in order, with
-    times from the first sample. Both are called in the transcriber's thread, one at a time.
+    `on_partial` receives the result of the current utterance when its text or its number of committed words changes. An
+    empty text means that the utterance turned out to contain no speech. `on_final` receives each finished segment
+    exactly once, in order, with times from the first sample. The callbacks run in the transcriber's thread, one at a
+    time.
 
-    `on_error` receives three kinds of errors. Decoding failures end the transcriber; after an exception from a callback
-    or an error reported by the source, it continues. If there is no `on_error`, or it raises an exception, the error
-    also ends the transcriber, and `close` raises it. A transcriber that has ended refuses audio with StreamError.
+    `on_error` receives three kinds of errors: decoding failures, exceptions in a callback, and errors reported by the
+    source. Only a decoding failure ends the transcriber. Without `on_error`, each of these errors ends the transcriber,
+    and `close` raises it. The same applies to an exception that `on_error` raises. A transcriber that has ended refuses
+    audio with StreamError.
 
-    Within `async with`, `async for` yields the partial and final results that have no callback, and raises errors.
+    Within `async with`, `async for` yields the partial and final results that have no callback. It also raises errors.
 
-    Call `close` or use a `with` block. Both wait until all audio is recognised. A transcriber that is garbage-collected
-    without being closed causes a ResourceWarning. Callbacks that refer to the transcriber, such as methods of its
-    owner, keep it alive. When the interpreter exits, it waits only for the chunk in progress.
+    Call `close`, or use a `with` block. Both wait until all audio is recognised. If a transcriber is garbage-collected
+    before it is closed, a ResourceWarning follows. Callbacks that refer to the transcriber, such as methods of its
+    owner, prevent its collection. When the interpreter exits, it waits only for the chunk in progress.
 
     Args:
         recognizer: the recogniser to use.
         on_partial: called with a `Result`.
         on_final: called with a `Result`.
         on_error: called with an exception.
-        options: decoding options; None: the recogniser's. Without endpoint rules, the bundle's rules apply.
-        hotwords: phrases to prefer; None: the recogniser's.
-        max_queue_s: seconds of audio that may wait to be recognised. Beyond that, `feed` raises AudioOverflowError.
+        options: decoding options; None: the recogniser's options. Without endpoint rules, the bundle's rules apply.
+        hotwords: phrases to prefer; None: the recogniser's hotwords.
+        max_queue_s: maximum seconds of audio that wait to be recognised. Beyond it, `feed` raises AudioOverflowError.
 
     Raises:
-        StreamError: the bundle cannot stream or does not support `options`.
+        StreamError: the bundle cannot stream, or does not support `options`.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Transcriber:
         hotwords: Hotwords | ContextGraph | None = None,
         max_queue_s: float = 10.0,
     ) -> None:
-        self._is_closed = True  # until there is something to close
+        self._is_closed = True  # for `__del__` if an error occurs below
         max_queue_s = checked_number("max_queue_s", max_queue_s, above=0, unit="seconds")
         for name, callback in {"on_partial": on_partial, "on_final": on_final, "on_error": on_error}.items():
             if callback is not None and not callable(callback):
@@ -88,23 +90,23 @@ class Transcriber:
         self._is_closed = False
 
     def feed(self, sample_rate: float, samples: npt.ArrayLike) -> None:
-        """Append samples of one channel. On an error, none are appended. Never waits for recognition.
+        """Append samples of one channel, without waiting for recognition. If the call fails, no samples are appended.
 
         Args:
-            sample_rate: sample rate in Hz, the same in every call.
-            samples: float32 in [-1, 1] or int16 [n]; they are copied.
+            sample_rate: sample rate in Hz; must be the same in every call.
+            samples: float32 in [-1, 1] or int16 [n]. They are copied.
 
         Raises:
-            AudioOverflowError: the queue is full; the caller may feed the samples later or drop them.
-            AudioError: invalid samples or sample rate.
-            StreamError: the transcriber is closed, or an error ended it; that error is the `__cause__`.
+            AudioOverflowError: the queue is full. The caller may drop the samples or feed them later.
+            AudioError: the samples or the sample rate are invalid.
+            StreamError: the transcriber is closed, or an error has ended it. Such an error is the `__cause__`.
         """
         self._thread.feed(checked_rate(sample_rate), as_samples(samples))
 
     def report(self, error: Exception) -> None:
-        """Call `on_error` with an error of the source once everything fed before has been recognised.
+        """Report an error of the source. `on_error` receives it once all audio fed before the report is recognised.
 
-        If a thousand reports are waiting, further ones are dropped.
+        If a thousand reports are waiting, further reports are dropped.
 
         Raises:
             StreamError: the transcriber is closed or has ended.
@@ -115,7 +117,7 @@ class Transcriber:
         self._thread.report(error)
 
     def input_finished(self) -> None:
-        """Finish the input without waiting. The last segment follows; then `async for` ends.
+        """Finish the input without waiting for recognition. After the last segment, `async for` ends.
 
         Raises:
             StreamError: the input is already finished, or the transcriber is closed or has ended.
@@ -124,10 +126,12 @@ class Transcriber:
             self._thread.finish()
 
     def close(self) -> None:
-        """Wait until all audio is recognised and all callbacks have returned. Idempotent; does not wait in a callback.
+        """Wait until all audio is recognised and all callbacks have returned.
+
+        In a callback, return at once. Idempotent.
 
         Raises:
-            Exception: the error that ended the transcriber, if it could not be reported.
+            Exception: the error that ended the transcriber, if `on_error` did not receive it.
         """
         self._is_closed = True
         self._thread.finish()
@@ -135,12 +139,12 @@ class Transcriber:
 
     @property
     def sample_rate(self) -> float:
-        """Sample rate of the input in Hz; before the first input, the model's."""
+        """Sample rate of the input in Hz. Before the first input, the model's sample rate."""
         return self._thread.sample_rate
 
     @property
     def duration(self) -> float:
-        """Seconds of audio fed."""
+        """Seconds of audio fed so far."""
         return self._thread.num_fed / self.sample_rate
 
     @property
@@ -157,13 +161,13 @@ class Transcriber:
         try:
             self.close()
         except Exception:
-            if error is None:  # an error in the block is more important to the caller
+            if error is None:  # an error in the block matters more to the caller
                 raise
 
     def __del__(self) -> None:
         if not self._is_closed:
             warnings.warn(f"unclosed transcriber {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self._thread.finish()  # recognise the remaining audio, as closing a file flushes it
+            self._thread.finish()  # the remaining audio is recognised, just as closing a file writes its buffers
 
     # The methods below are for programs with an event loop.
 
@@ -188,9 +192,9 @@ class Transcriber:
         await asyncio.to_thread(self.__exit__, kind, error, trace)
 
     async def feed_async(self, sample_rate: float, samples: npt.ArrayLike) -> None:
-        """Append samples of any length, like `feed`, but wait while the queue is full.
+        """Append samples of any length, like `feed`. Wait while the queue is full.
 
-        If the task is cancelled, some of the samples may already be appended.
+        If the task is cancelled, a part of the samples may already be appended.
         """
         rate, accepted = checked_rate(sample_rate), as_samples(samples)
         news = self._async_kept().news
@@ -227,7 +231,7 @@ class Transcriber:
 
 
 class _KeptResults:
-    """Results waiting for `async for`, protected by a lock, and the event that wakes waiting tasks."""
+    """Results that wait for `async for`, protected by a lock, and the event that wakes waiting tasks."""
 
     def __init__(self, lock: threading.Condition, loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
         self._lock = lock
@@ -236,7 +240,7 @@ class _KeptResults:
         self._loop = loop
 
     def keep(self, result: Result) -> None:
-        """Keep a result. It replaces a partial result that is still waiting."""
+        """Store a result. If the last waiting result is partial, the new one replaces it."""
         with self._lock:
             if self.results and not self.results[-1].is_final:
                 self.results.pop()
@@ -246,7 +250,10 @@ class _KeptResults:
         self.announce()
 
     def passing(self, on_final: Callable[[Result], object]) -> Callable[[Result], object]:
-        """Wrap a callback for final results, so that it also discards the outdated partial result."""
+        """Return a callback for final results.
+
+        It first discards the outdated partial result, and then calls `on_final`.
+        """
 
         def call(result: Result) -> None:
             with self._lock:
@@ -256,6 +263,6 @@ class _KeptResults:
         return call
 
     def announce(self) -> None:
-        """Wake tasks that wait for space in the queue, a result or the end."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing is waiting
+        """Wake the tasks that wait for space in the queue, for a result, or for the end."""
+        with contextlib.suppress(RuntimeError):  # if the loop is closed, no task is waiting
             self._loop.call_soon_threadsafe(self.news.set)

@@ -1,4 +1,4 @@
-"""Thread of a `Transcriber`: a bounded queue of audio, processed in order, with a callback for each event."""
+"""Thread of a `Transcriber`. It processes a bounded queue of audio in order, and calls a callback for each event."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from u2moe.runtime.result import Result
 from u2moe.runtime.stream import Stream
 
 _MAX_REPORTS = 1000
-"""Maximum number of source errors waiting to be reported."""
+"""Maximum number of waiting errors of the source."""
 _LONGEST_EXIT_S = 5.0
-"""Seconds to wait for the chunk in progress when the interpreter exits without `close`."""
+"""Maximum seconds to wait for the chunk in progress, if the interpreter exits without `close`."""
 
 
 class TranscriberThread:
-    """Thread that recognises queued audio.
+    """Thread that recognises audio from a queue.
 
-    It does not refer to its `Transcriber`, so that the transcriber can be garbage-collected while the thread runs.
+    It does not refer to its `Transcriber`, which can therefore be garbage-collected while the thread runs.
 
     Attributes:
         thread: the thread.
-        on_partial, on_final, on_error: called in the thread with results and errors; may be set until audio is fed.
-        on_change: called after audio is taken from the queue, and at the end.
-        changed: lock for all state, notified when there is something to do.
-        sample_rate: sample rate of the input in Hz; before the first input, the model's.
+        on_partial, on_final, on_error: called in the thread with results and errors. Set them before audio is fed.
+        on_change: called after audio was taken from the queue, and at the end.
+        changed: lock for all state. It is notified when the thread has work.
+        sample_rate: sample rate of the input in Hz. Before the first input, the model's sample rate.
         max_queue_s: maximum seconds of audio in the queue.
-        num_queued: samples in the queue.
-        num_fed: samples fed in total.
+        num_queued: number of samples in the queue.
+        num_fed: number of samples fed so far.
         has_ended: whether the thread has stopped recognising.
     """
 
@@ -63,7 +63,7 @@ class TranscriberThread:
         self.thread.start()
         atexit.register(self._abandon)
 
-    # The caller's threads call the methods below.
+    # Threads of the caller call the methods below.
 
     def feed(self, rate: float, samples: npt.NDArray[np.float32]) -> None:
         """Append samples to the queue; see `Transcriber.feed`."""
@@ -94,7 +94,7 @@ class TranscriberThread:
                 self.changed.notify()
 
     def finish(self) -> None:
-        """Finish the input without waiting. Idempotent. Does nothing in a child process."""
+        """Finish the input without waiting. Idempotent. Does nothing in a forked process."""
         if os.getpid() != self._process:
             return
         with self.changed:
@@ -102,25 +102,25 @@ class TranscriberThread:
             self.changed.notify()
 
     def join(self) -> None:
-        """Wait until all audio is recognised, unless called in the thread itself."""
+        """Wait until all audio is recognised. In the thread itself, return at once."""
         if threading.current_thread() is not self.thread:
             self.thread.join()
             self.raise_unreported()
 
     def raise_unreported(self) -> None:
-        """Raise the error that ended the thread, unless it has already been raised or reported."""
+        """Raise the error that ended the thread. Do nothing if it was already raised or reported."""
         if self._error is not None and not self._is_reported:
             self._is_reported = True
             raise self._error
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Hold the lock, after checking that the input is open and the process has not forked.
+        """Check that the input is open, and hold the lock during the block.
 
         Raises:
-            StreamError: the input is finished, or this is a forked child process, which lacks the thread.
+            StreamError: the input is finished, or this process was forked and therefore does not have the thread.
         """
-        if os.getpid() != self._process:  # checked before locking: the lock may have been held when the process forked
+        if os.getpid() != self._process:  # before locking: the fork may have copied the lock in its held state
             raise StreamError("this transcriber was created before the process forked: create a new one")
         with self.changed:
             if self._error is not None:
@@ -155,7 +155,7 @@ class TranscriberThread:
             self._tell(self.live.finish())
 
     def _take(self) -> npt.NDArray[np.float32] | Exception | None:
-        """Take the next samples or reported error from the queue. Returns None at the end."""
+        """Return the next samples or reported error from the queue; None at the end."""
         with self.changed:
             self.changed.wait_for(lambda: self._items or self._input_finished)
             if not self._items:
@@ -169,7 +169,7 @@ class TranscriberThread:
         return item
 
     def _tell(self, results: Iterator[Result]) -> None:
-        """Pass results to the callbacks as they are found. If `results` raises an error, recognition has failed."""
+        """Pass results to the callbacks one by one. If the iterator `results` raises an error, decoding has failed."""
         while True:
             try:
                 result = next(results, None)
@@ -193,7 +193,7 @@ class TranscriberThread:
         self.on_error(error)
 
     def _abandon(self) -> None:
-        """Wait for the chunk in progress: the interpreter must not exit while the thread is in onnxruntime."""
+        """End the thread. Wait for the chunk in progress: the interpreter must not exit while onnxruntime runs."""
         if os.getpid() != self._process:
             return
         with self.changed:

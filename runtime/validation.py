@@ -1,8 +1,9 @@
 """Validation of external values: options, and fields of manifests, train.yaml, lists and messages.
 
-Each check returns the value as a plain Python type, or raises `FieldError`: "FIELD must be EXPECTED, got FOUND". That
-is a ValueError, which suffices for options. Readers of files turn it into their own error, which begins with the name
-of the file (and the line): `with refused_as(BundleError, path)`. The server also names the field as a parameter.
+Each check returns the value as a plain Python type, or raises `FieldError`: "FIELD must be EXPECTED, got FOUND".
+`FieldError` is a ValueError, which is enough for options. Readers of files turn it into their own kind of error, for
+example with `refused_as(BundleError, path)`. The message then begins with the name of the file and, for lists, the
+line. The server also names the field as a parameter.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ T = TypeVar("T")
 Choice = TypeVar("Choice", bound=str)
 
 MOST_INTEGER = 1_000_000
-"""Upper limit of counts: more than any sensible count, and the product of two is exact in double precision."""
+"""Upper limit of counts. It exceeds any sensible count, and the product of two counts is exact in double precision."""
 _LONGEST_QUOTE = 80
 _SHORT = reprlib.Repr()
-"""Prints nested lists only in part, because YAML aliases can make them too large for memory."""
+"""Printer of values that shortens nested lists, because YAML aliases can make a value too large for memory."""
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * _LONGEST_QUOTE
 
 
 class FieldError(ValueError):
-    """A field has an invalid value.
+    """An invalid value of a field.
 
     Attributes:
-        field: full name of the field, with the names of the mappings around it, such as "model.blank"; empty: the whole
-            content.
+        field: full name of the field. It includes the names of the enclosing mappings, such as "model.blank". Empty:
+            the whole content.
         expected: description of valid values.
-        found: the value, quoted.
+        found: the invalid value as shortened text.
     """
 
     def __init__(self, field: str, expected: str, found: str) -> None:
@@ -46,13 +47,13 @@ class FieldError(ValueError):
 
 
 def wrong(field: str, expected: str, found: object) -> FieldError:
-    """Return the error for a field with an invalid value."""
+    """Return the error for a field that has an invalid value."""
     return FieldError(field, expected, quoted(found))
 
 
 @contextlib.contextmanager
 def refused_as(error: Callable[[str], Exception], where: object) -> Iterator[None]:
-    """Turn a ValueError raised inside into another error, whose message begins with `where`."""
+    """Turn a ValueError raised in the block into another error. Its message begins with `where`."""
     try:
         yield
     except ValueError as refusal:
@@ -60,7 +61,7 @@ def refused_as(error: Callable[[str], Exception], where: object) -> Iterator[Non
 
 
 def quoted(value: object) -> str:
-    """Return a value as shortened text for a message."""
+    """Return a value as text for a message, shortened if necessary."""
     try:
         text = _SHORT.repr(value)
     except ValueError:  # Python refuses to print huge integers
@@ -69,7 +70,7 @@ def quoted(value: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """Shorten a string for a message."""
+    """Return a text, shortened if it is too long for a message."""
     return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
 
 
@@ -77,7 +78,7 @@ def checked_integer(name: str, value: object, *, least: int, most: int = MOST_IN
     """Check a count: a Python or numpy integer, but not a bool.
 
     Raises:
-        FieldError: another type, or out of range.
+        FieldError: the value has another type or is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise wrong(name, "an integer", value)
@@ -105,13 +106,13 @@ def checked_number(
         name: name of the field, for the error.
         value: the value to check.
         least: smallest allowed value.
-        above: alternatively, an exclusive lower limit.
+        above: exclusive lower limit, instead of `least`.
         most: largest allowed value.
-        unit: unit for the error, such as "seconds".
-        from_text: whether to accept numbers as strings.
+        unit: unit in the error, such as "seconds".
+        from_text: whether to accept a string that contains a number.
 
     Raises:
-        FieldError: another type, NaN, infinite, or out of range.
+        FieldError: the value has another type, is NaN or infinite, or is out of range.
     """
     is_number = isinstance(value, numbers.Real | str if from_text else numbers.Real) and not isinstance(value, bool)
     try:
@@ -144,7 +145,7 @@ def checked_text(name: str, value: object) -> str:
 
 
 def checked_choice(name: str, value: object, choices: Collection[Choice]) -> Choice:
-    """Check a string that must be one of the choices. Raises FieldError for anything else."""
+    """Check a string that must be one of `choices`. Raises FieldError for anything else."""
     for choice in choices if isinstance(value, str) else ():
         if value == choice:
             return choice
@@ -159,7 +160,7 @@ def checked_object(name: str, value: object) -> dict[str, Any]:
 
 
 def checked_options(name: str, value: T | None, default: T) -> T:
-    """Return `value`, or the default if it is None. Raises FieldError if its class differs from the default's."""
+    """Return `value`, or `default` if it is None. Raises FieldError if `value` has another class than `default`."""
     if value is None:
         return default
     if not isinstance(value, type(default)):
@@ -168,11 +169,11 @@ def checked_options(name: str, value: T | None, default: T) -> T:
 
 
 class Record:
-    """A mapping that checks its fields as they are read, and records which fields were read.
+    """A mapping whose fields are checked as they are read. It also records which fields were read.
 
     Attributes:
-        name: full name of the mapping, with the names of the mappings around it; errors put it before the names of
-            fields. Empty: the outermost mapping.
+        name: full name of the mapping, including the enclosing mappings. Names of fields in errors begin with it.
+            Empty: the outermost mapping.
         values: the mapping.
         known: the fields that have been read.
 
@@ -189,30 +190,33 @@ class Record:
         return key in self.values
 
     def field(self, key: str) -> str:
-        """Return the full name of a field, for errors."""
+        """Return the full name of a field, as used in errors."""
         return f"{self.name}.{key}" if self.name else key
 
     def value(self, key: str, default: object = None) -> Any:
-        """Return the value of a field, or the default if it is missing."""
+        """Return the value of a field; `default` if it is missing."""
         self.known.add(key)
         return self.values.get(key, default)
 
     def wrong(self, key: str, found: object, expected: str) -> FieldError:
-        """Return the error for a field with an invalid value."""
+        """Return the error for a field that has an invalid value."""
         return wrong(self.field(key), expected, found)
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = MOST_INTEGER) -> int:
-        """Return an integer field. Without a default, the field is required."""
+        """Return an integer field. If `default` is None, the field is required."""
         return checked_integer(self.field(key), self.value(key, default), least=least, most=most)
 
     def number(
         self, key: str, default: float | None = None, *, least: float | None = None, most: float | None = None
     ) -> float:
-        """Return a field that is a finite number, or a string of one: YAML 1.1 reads 1e-5 (no dot) as a string."""
+        """Return a field that is a finite number.
+
+        It may be a string, because YAML 1.1 reads 1e-5 (no dot) as a string.
+        """
         return checked_number(self.field(key), self.value(key, default), least=least, most=most, from_text=True)
 
     def seconds(self, key: str) -> float | None:
-        """Return a field that is a time in seconds, as a number or a string. Returns None if it is missing."""
+        """Return a field that is a time in seconds, as a number or a string. Returns None if the field is missing."""
         value = self.value(key)
         return None if value is None else checked_seconds(self.field(key), value)
 
@@ -225,7 +229,7 @@ class Record:
         return checked_text(self.field(key), self.value(key))
 
     def label(self, key: str) -> str | None:
-        """Return a field that is a string or a number, as a string. Returns None if it is missing."""
+        """Return a string field; a number is converted to a string. Returns None if the field is missing."""
         value = self.value(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
@@ -238,7 +242,7 @@ class Record:
         return Record(self.value(key), self.field(key))
 
     def records(self, key: str) -> list[Record]:
-        """Return a field that is a list of objects. Null or a missing field counts as an empty list."""
+        """Return a field that is a list of objects. If it is null or missing, the list is empty."""
         values = self.value(key)
         if not isinstance(values, list | None):
             raise self.wrong(key, values, "a list of objects")
@@ -255,7 +259,10 @@ def checked_seconds(name: str, value: object) -> float:
 
 
 def first_difference(one: object, other: object, name: str) -> tuple[str, object, object]:
-    """Return the first difference between two options or JSON values, such as ("options.beam_size", 10, 5)."""
+    """Return the path and both values of the first difference, such as ("options.beam_size", 10, 5).
+
+    The arguments are options or JSON values. `name` begins the path.
+    """
     pair = [vars(each) if dataclasses.is_dataclass(each) else each for each in (one, other)]
     one, other = pair
     if isinstance(one, dict) and isinstance(other, dict):

@@ -1,7 +1,7 @@
-"""Write files atomically, by renaming a temporary file.
+"""Write files atomically: write a temporary file, and rename it.
 
-The temporary file is hidden and next to the target, such as ".0123456789abcdef.part". A killed process leaves it
-behind; a later process removes it.
+The temporary file is hidden and next to the target, for example ".0123456789abcdef.part". If a process is killed, its
+temporary file remains until a later process removes it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _STALE_S = 3600.0
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield a temporary file to write, which replaces `file` at the end. After an error, `file` is unchanged.
+    """Yield a temporary file. After the block, it replaces `file`. After an error, `file` is unchanged.
 
-    The content is flushed to disk before the rename. After a power failure, the old content may reappear. The target of
-    a symbolic link is replaced, not the link. Pipes and other special files are written directly.
+    The content is flushed to disk before the rename. After a power failure, the old content may reappear. If `file` is
+    a symbolic link, its target is replaced. Pipes and other special files are written directly.
 
     Raises:
-        OSError: the file cannot be written; the message names it.
+        OSError: the file cannot be written. The message names it.
     """
     with failures_named(file):
-        if file.exists() and not file.is_file():  # not resolved: /dev/stdout may link to a pipe, which has no path
+        if file.exists() and not file.is_file():  # no realpath here: /dev/stdout may link to a pipe without a path
             yield file
             return
         target = Path(os.path.realpath(file))
@@ -58,19 +58,19 @@ def write_text(file: Path, content: str) -> None:
 
 
 def write_first(file: Path, content: bytes) -> bool:
-    """Write a file atomically unless it exists. If several processes try at once, one succeeds.
+    """Write a file atomically, unless it exists. If several processes try at the same time, one succeeds.
 
     Returns:
         Whether this call wrote the file.
 
     Raises:
-        OSError: the file cannot be written; the message names it.
+        OSError: the file cannot be written. The message names it.
     """
     with failures_named(file), _part(file.parent) as part:
         part.write_bytes(content)
         flush(part)
         try:
-            os.link(part, file)  # unlike a rename, a link never replaces a file
+            os.link(part, file)  # unlike a rename, a hard link never replaces a file
         except OSError:
             if file.exists():
                 return False
@@ -80,12 +80,12 @@ def write_first(file: Path, content: bytes) -> bool:
 
 def flush(file: Path) -> None:
     """Wait until the content of a file is on disk."""
-    with file.open("rb+") as stream:  # Windows can only flush a file that is open for writing
+    with file.open("rb+") as stream:  # Windows can flush only a file that is open for writing
         os.fsync(stream.fileno())
 
 
 def probe(folder: Path) -> float:
-    """Return the current time of a folder's file system, as the modification time of a temporary file.
+    """Return the current time of the file system that contains a folder. A temporary file's modification time shows it.
 
     Raises:
         OSError: the folder is not writable.
@@ -96,7 +96,7 @@ def probe(folder: Path) -> float:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove temporary files of killed processes, unchanged for an hour, from a folder but not its subfolders."""
+    """Remove temporary files of killed processes in a folder, if unchanged for an hour. Subfolders are not searched."""
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
             if _PART.fullmatch(file.name) and time.time() - file.stat().st_mtime > _STALE_S:
@@ -105,7 +105,7 @@ def remove_stale_parts(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold a lock on a file, and remove the file at the end. The system releases the lock of a killed process.
+    """Hold a lock on a file during the block, then remove the file. A killed process loses its lock.
 
     On Windows, and on file systems without locks, nothing is locked.
 
@@ -132,7 +132,7 @@ def locked(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failures_named(file: Path) -> Iterator[None]:
-    """Turn an OSError raised inside into one with the same number whose message names the file."""
+    """Turn an OSError raised in the block into an OSError with the same number and a message that names the file."""
     try:
         yield
     except OSError as error:
@@ -143,7 +143,7 @@ def failures_named(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _part(folder: Path) -> Iterator[Path]:
-    """Yield a unique name for a temporary file in a folder. The file is removed at the end if it exists."""
+    """Yield a unique path for a temporary file in a folder. After the block, the file is removed if it still exists."""
     part = folder / f".{secrets.token_hex(8)}.part"
     try:
         yield part

@@ -1,1 +1,1 @@
-"""The command `u2moe bench`: one module for each measurement, and the report as text."""
+"""The command `u2moe bench`: one module for each measurement, and modules that print the report as text."""

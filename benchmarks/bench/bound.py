@@ -1,9 +1,9 @@
 """How close is a bundle to the limit of the machine? Compares the time of each part with its bound.
 
-`operators` counts the products that onnxruntime runs and the bytes of weights, keys and values that they read. Experts
-without tokens do not count. The bound of a part is the larger of two times: the time of its products at the machine's
-best rate, and the time to read these bytes once per call (see `rates`). The time of a part includes normalization,
-activations and copies; its bound does not.
+`operators` counts the products that onnxruntime runs and the bytes of weights, keys and values that these products
+read. Experts without tokens do not count. The bound of a part is the larger of two times: the time of its products at
+the machine's best rate, and the time to read these bytes once in each product (see `rates`). The measured time of a
+part includes normalization, activations and copies, but its bound does not.
 """
 
 from __future__ import annotations
@@ -31,23 +31,25 @@ _STAGES = {"ctc": "ctc", "decoder": "rescoring"}
 """The stage of each graph except the encoder."""
 _LOOKUPS = {"Gather", "GatherElements", "GatherND"}
 _PROFILES = 3
-"""Maximum number of profiled runs; each writes one line per kernel to a profile."""
+"""Maximum number of profiled runs. A profile grows by one line per kernel and run."""
 
 
 def measure_bound(
     probes: Mapping[str, Probe], samples: Samples, mode: Mode, rates: Mapping[str, Any], *, repetitions: int = 5
 ) -> list[dict[str, Any]]:
-    """Measure the times of one utterance and their bounds, with the bundles in turn.
+    """Measure the times of the parts of each bundle for one utterance, and compute their bounds.
+
+    The bundles are measured in turn.
 
     Args:
-        probes: loaded bundles by name, with the number of threads of `rates`.
+        probes: loaded bundles by name; they use the number of threads in `rates`.
         samples: one utterance, at the models' sample rate.
         mode: the encoder's context.
         rates: rates of the machine, from `rates.measure_rates`.
         repetitions: number of measurements.
 
     Returns:
-        One entry for each bundle; see `compare`.
+        One entry for each bundle, with the keys of `compare`.
     """
     runs = {name: utterance(probe, samples, mode) for name, probe in probes.items()}
 
@@ -75,7 +77,7 @@ def measure_bound(
 
 
 def utterance(probe: Probe, samples: Samples, mode: Mode) -> Callable[[Model], None]:
-    """Return a function that runs every graph of a model as for one utterance: chunk by chunk, then the second pass."""
+    """Return a function that runs every graph of a model for one utterance: chunk by chunk, then the second pass."""
     frames = fbank(samples, probe.bundle.manifest.features)
 
     def run(model: Model) -> None:
@@ -95,27 +97,29 @@ def compare(
     rates: Mapping[str, float],
     counted: Sequence[Kernel] | None = None,
 ) -> dict[str, Any]:
-    """Compute times and bounds by part.
+    """Compute the time and the bound of each part.
 
-    The profiler takes about the same time for each kernel. `stages`, measured without it, are the real times of the
-    graphs. The profiler's share is therefore subtracted from the kernels of a stage, the same amount from each.
+    The profiler adds about the same time to each kernel. `stages`, measured without the profiler, are the real times of
+    the graphs. The times of all kernels of a stage are therefore reduced by the same amount, so that their sum is the
+    time of the stage.
 
     Args:
         rounds: kernels of several identical runs; the time of each kernel is its median over the runs.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
         rates: multiply-adds per second of "integer" and "float" products, and bytes per second of "read".
-        counted: kernels of the same run without native kernels, from which products are counted. None: use `rounds`.
+        counted: kernels of one run of the same work on onnxruntime alone, because products inside native kernels
+            cannot be counted. None: use `rounds`.
 
     Returns:
         rates: the argument.
-        parts: by part: `seconds`; `least_s`, its bound, the larger of `arithmetic_s` and `read_s`; `ratio` of seconds
-            to bound; and the counts from which it is computed.
-        stages: seconds of each stage, as spreads; the parts of a stage add up to its median.
+        parts: for each part: `seconds`; `least_s`, the bound, which is the larger of `arithmetic_s` and `read_s`;
+            `ratio`, the seconds divided by the bound; and the counts behind these numbers.
+        stages: seconds of each stage, as spreads. The seconds of the parts of a stage add up to the stage's median.
         whole: `seconds` of all parts together, as a spread; `least_s`, the sum of the bounds; `ratio` of the two.
         operators: share of the time by operator, largest first.
-        unknown: share of the time of products of unknown parts, by name; they count as "other".
-        not_counted: share of the time of operators that multiply or read large constants but cannot be counted; the
-            bound of their part is too low. Like `unknown`, it refers to the run from which products are counted.
+        unknown: share of the time by name, for products whose part is unknown. These products count as "other".
+        not_counted: share of the time by operator, for operators that multiply or read large constants but cannot be
+            counted. The bounds of their parts are too low. `unknown` and `not_counted` refer to `counted`.
     """
     kernels = [
         replace(kernel, seconds=statistics.median(each.seconds for each in same))
@@ -149,7 +153,7 @@ def compare(
 
 
 def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> list[Kernel]:
-    """Shift the times of all kernels by the same amount, so that their sum is the measured median.
+    """Shift the times of all kernels by the same amount, so that their sum is the median of `measured`.
 
     Times that would become negative become 0.
     """
@@ -157,14 +161,15 @@ def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> li
         return []
     seconds, total = np.array([kernel.seconds for kernel in kernels]), statistics.median(measured)
     ordered = np.sort(seconds)
-    # For every k, compute the shift if the k shortest times end at 0; use the first that leaves no other time below 0.
+    # For every k, compute the shift for which the k shortest times become 0. Use the first shift that makes no other
+    # time negative.
     shifts = (total - ordered[::-1].cumsum()[::-1]) / np.arange(len(ordered), 0, -1)
     shift = shifts[np.argmax(ordered + shifts >= 0)]
     return [replace(kernel, seconds=max(kernel.seconds + float(shift), 0.0)) for kernel in kernels]
 
 
 def _part(kernels: Sequence[Kernel], work: Sequence[Kernel], rates: Mapping[str, float]) -> dict[str, Any]:
-    """Return the time of the kernels of one part, and the bound of its work."""
+    """Return the time of the `kernels` of one part, and the bound of `work`, the kernels that are counted."""
     integer = sum(kernel.multiply_adds for kernel in work if kernel.integer)
     floating = sum(kernel.multiply_adds for kernel in work if not kernel.integer)
     num_bytes = sum(kernel.num_bytes for kernel in work)
@@ -190,12 +195,12 @@ def _is_not_counted(kernel: Kernel) -> bool:
 
 
 def _unknown(kernel: Kernel) -> str | None:
-    """Return the name, with * for layer numbers, of a product of an unknown part; None for other kernels."""
+    """Return the name of a product whose part is unknown, with * for layer numbers; None for other kernels."""
     return re.sub(r"\d+", "*", kernel.scope) if kernel.part == "other" and kernel.multiply_adds else None
 
 
 def _shares(kernels: Sequence[Kernel], key: Callable[[Kernel], str | None]) -> dict[str, float]:
-    """Return shares of the total time by key, largest first, without kernels whose key is None."""
+    """Return the share of the total time by key, largest first. Kernels whose key is None count only in the total."""
     seconds = defaultdict[str, float](float)
     for kernel in kernels:
         if (name := key(kernel)) is not None:

@@ -1,6 +1,6 @@
 """Does a provider compute the same results as the CPU? Compares every graph of a bundle.
 
-The check runs in a separate process, so a crashing driver is reported as a failure.
+The check runs in a separate process. If a driver crashes, the crash is reported as a failure.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 FORMAT, VERSION = "u2moe-check", 1
 CHUNKS = ((16, 4), (8, -1), (4, 0))
-"""Chunk sizes and left chunks."""
+"""Pairs of chunk size and number of left chunks."""
 OFFSETS = (0, 1, 17, 250, 1023)
-"""Positions of a chunk, relative to the end of its left context."""
+"""Numbers of frames by which a chunk is moved to a later position."""
 NUM_CHUNKS, NUM_WARM = 1000, 200
-"""The growth of memory is measured from chunk `NUM_WARM` to chunk `NUM_CHUNKS`, or less far on a slow machine."""
+"""The growth of memory is measured from chunk `NUM_WARM` to chunk `NUM_CHUNKS`; slow machines stop earlier."""
 MOST_GROWTH = 32 << 20
-"""Bytes by which memory may grow: buffers of onnxruntime and of the system grow for a while."""
+"""Bytes by which memory may grow. Some growth is normal, because onnxruntime and the system enlarge their buffers."""
 BEAM_SIZE = 10
 EXACT = (0.0, "the same operations in the same order")
 FLOAT = (1e-3, "float32 sums may be computed in another order")
@@ -64,7 +64,7 @@ Found = dict[str, Any]
 
 
 def run_check(name: str | None, providers: Sequence[str]) -> Found:
-    """Check a bundle, by default the demo model, on providers; docs/bench.md describes the report."""
+    """Check a bundle with the given providers. The default is the demo model. docs/bench.md describes the report."""
     report: Found = {
         "format": FORMAT,
         "version": VERSION,
@@ -113,7 +113,7 @@ def describe_check(report: Found) -> Iterator[str]:
 
 
 def write_findings(file: str, name: str, *providers: str) -> None:
-    """Run the check in this process, and append a line of JSON for each step that begins and each finding."""
+    """Run the check in this process. Append a line of JSON for each start of a step and for each finding."""
 
     def tell(**found: Any) -> None:
         with Path(file).open("a", encoding="utf-8") as lines:
@@ -150,7 +150,7 @@ def print_digest(path: str) -> None:
 
 
 class Check:
-    """A bundle loaded twice: on a provider with values on the device, and on the CPU.
+    """A bundle loaded twice: `model` on a provider with values on the device, and `reference` on the CPU.
 
     On the CPU, native kernels are used only if the weights are packed.
     """
@@ -169,7 +169,7 @@ class Check:
         self.hypotheses = [hypothesis.tokens for hypothesis in found]
 
     def outputs(self, model: Model) -> dict[str, Array]:
-        """Return the outputs of each graph of a model; the inputs are the same for all models."""
+        """Return the outputs of each graph of `model`. All models get the same inputs."""
         found = {_mode(*chunks): model.encode(self.frames, *chunks) for chunks in [(None, -1), *self.chunks]}
         found["probabilities of the CTC head"] = np.exp(model.ctc(self.encoder_out))
         if model.has_decoder:
@@ -182,21 +182,21 @@ class Check:
     def alike(
         self, model: Model, beside: Model, suffix: str = "", limit: tuple[float, str] | None = None
     ) -> Iterator[Found]:
-        """Compare the outputs of two models."""
+        """Compare the outputs of `model` with those of `beside`."""
         expected = self.outputs(beside)
         for name, array in self.outputs(model).items():
             own = PROBABLE if self.limit is ROUNDED and name.startswith("probabilities") else self.limit
             yield compared(name + suffix, array, expected[name], limit or own)
 
     def graphs(self) -> Iterator[Found]:
-        """Compare full context, chunks, CTC head and both decoders, and the best token of each frame end to end."""
+        """Compare the outputs of every graph, and the best token of each frame."""
         yield from self.alike(self.model, self.reference)
         for chunks in [(None, -1), *self.chunks]:
             best = [own.ctc(own.encode(self.frames, *chunks)).argmax(axis=1) for own in (self.model, self.reference)]
             yield judged(f"best tokens, {_mode(*chunks)}", float(np.mean(best[0] != best[1])), ALIKE)
 
     def offsets(self) -> Iterator[Found]:
-        """Compare a chunk at many positions, with the same caches on both sides."""
+        """Compare `model` with `reference` on one chunk at several positions, from the same caches."""
         for chunks, required, windows in self._windows():
             caches = self._after(self.reference, windows[:3], required)
             for offset in OFFSETS:
@@ -209,7 +209,10 @@ class Check:
                     yield compared(f"{cache} after {name}", tensor, expected[1].tensors[cache], self.limit)
 
     def batches(self) -> Iterator[Found]:
-        """Compare a batch of streams of different ages (the last gets a short chunk) with single streams on the CPU."""
+        """Compare a batch of streams with single streams on the CPU.
+
+        The streams of the batch have processed different numbers of chunks, and the last stream gets a short chunk.
+        """
         for chunks, required, windows in self._windows():
             short = windows[2][:, : self.config.num_features(self.config.whole_chunk(1))]
             rows, last = [], [windows[0], windows[1], windows[3], short]
@@ -229,13 +232,13 @@ class Check:
                 )
 
     def same(self) -> Iterator[Found]:
-        """Compare two threads with one thread, and values in arrays with values on the device."""
+        """Compare `model` with a copy that runs on two threads, and with a copy that keeps its values in arrays."""
         yield from self.alike(self.bundle.load(replace(self.settings, num_threads=2)), self.model, " with two threads")
         arrays = self.bundle.load(replace(self.settings, io_binding=False))
         yield from self.alike(arrays, self.model, " with arrays", EXACT if self.is_cpu else None)
 
     def native(self) -> Iterator[Found]:
-        """Compare the native kernels of all instruction sets of this processor with each other and with `reference`.
+        """Compare the native kernels with `reference`, and the instruction sets of this processor with each other.
 
         The results of all instruction sets must be bit-identical.
         """
@@ -272,7 +275,10 @@ class Check:
         yield {"nodes": found}
 
     def speed(self) -> Iterator[Found]:
-        """Measure the real-time factor of the graphs on the provider and on the CPU, without features and search."""
+        """Measure the real-time factor of the graphs on the provider and on the CPU.
+
+        Features and search are excluded.
+        """
         factors: Found = {}
         for chunks in [(None, -1), *self.chunks[:1]]:
             for side, model in (("checked", self.model), ("cpu", self.reference)):
@@ -287,7 +293,7 @@ class Check:
             model.token_scores(output, self.hypotheses)
 
     def memory(self) -> Iterator[Found]:
-        """Check that the memory of the process hardly grows over up to `NUM_CHUNKS` chunks."""
+        """Check that memory grows by at most `MOST_GROWTH` over up to `NUM_CHUNKS` chunks."""
         first = status_bytes("VmRSS")
         for _, required, windows in [] if first is None else itertools.islice(self._windows(), 1):
             caches, begin, number = self.model.encoder.start(), time.monotonic(), 0
@@ -304,7 +310,7 @@ class Check:
                 )
 
     def _windows(self) -> Iterator[tuple[tuple[int, int], int, list[Array]]]:
-        """Yield chunk settings, the cache size that they need, and the features [1, frames, mel] of each full chunk."""
+        """Yield each pair in `chunks`, its cache size, and the features [1, frames, mel] of its full chunks."""
         for chunks in self.chunks:
             cutter = Windows(self.config, chunks[0])
             cutter.accept(self.frames)
@@ -315,7 +321,7 @@ class Check:
 
     @staticmethod
     def _after(model: Model, windows: Sequence[Array], required: int) -> Caches:
-        """Return the caches of a stream after the chunks `windows`."""
+        """Return the caches of a stream after the chunks in `windows`."""
         caches = model.encoder.start()
         for window in windows:
             _, caches = model.encoder.step(window, caches, required_cache_size=required)
@@ -332,11 +338,11 @@ STEPS: dict[str, Callable[[Check], Iterator[Found]]] = {
     "speed": Check.speed,
     "memory": Check.memory,
 }
-"""The steps of the check by title, in the order in which they run."""
+"""The steps of the check by title, in order of execution."""
 
 
 def digest_of(path: Path, isa: str) -> str:
-    """Return the digest of the native kernels' results with an instruction set, from a separate process."""
+    """Return the digest of the native kernels' results for one instruction set, computed in a separate process."""
     environment = {**os.environ, "U2MOE_KERNELS_ISA": isa}
     command = [sys.executable, "-c", _DIGEST, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
@@ -347,7 +353,7 @@ def digest_of(path: Path, isa: str) -> str:
 
 
 def compared(of: str, found: Any, expected: Any, limit: tuple[float, str]) -> Found:
-    """Judge the largest difference between two arrays, divided by the largest expected magnitude if it exceeds 1.
+    """Judge the largest difference between two arrays, relative to the largest expected magnitude if that exceeds 1.
 
     A difference that is not finite counts as 1e30.
     """
@@ -359,7 +365,7 @@ def compared(of: str, found: Any, expected: Any, limit: tuple[float, str]) -> Fo
 
 
 def judged(of: str, difference: float, limit: tuple[float, str]) -> Found:
-    """Return a difference with its limit, the reason for the limit, and whether it holds."""
+    """Return a difference with its limit, the reason for the limit, and whether the difference is within it."""
     return {"of": of, "difference": difference, "limit": limit[0], "reason": limit[1], "holds": difference <= limit[0]}
 
 

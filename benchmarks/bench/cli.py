@@ -71,7 +71,7 @@ def add_bench(subparsers: Subparsers) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    """Measure or read, print the ratio and the tables, and write the requested files."""
+    """Measure bundles or read reports, print the results, and write the requested files."""
     reports = [Path(name) for name in args.bundles if name.endswith(".json")]
     folders = [name for name in args.bundles if not name.endswith(".json")]
     if len(reports) > (1 if folders else 2):
@@ -82,7 +82,7 @@ def run_bench(args: argparse.Namespace) -> int:
     limits = limits_in(args)
     if limits and len(folders) + len(reports) < 2:
         raise ValueError(f"{LIMITS[next(iter(limits))].flag} needs two bundles or reports")
-    if args.output:  # fail before measuring
+    if args.output:  # fail before the long measurement
         args.output.parent.mkdir(parents=True, exist_ok=True)
         try_to_write(args.output)
     report = _measure(args, folders, limits) if folders or not read else read.pop(0)
@@ -152,7 +152,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _numbers(option: str, value: str | None) -> tuple[int, ...] | None:
-    """Return the numbers of an option, without duplicates."""
+    """Return the comma-separated numbers of an option, without duplicates."""
     try:
         return tuple(dict.fromkeys(int(number) for number in value.split(","))) if value else None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Compare two reports of `u2moe bench`: ratios, and which of them exceed the spread."""
+"""Compare two reports of `u2moe bench`: compute ratios, and mark differences that exceed the spread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SECTIONS = (
     *("speed", "latency", "footprint", "experts", "rates", "bound"),
 )
 _FACTORS = ("real-time factor", "core-hours / hour", "word errors")
-"""Measurements without a unit."""
+"""Measurements that have no unit."""
 _WITHIN, _UNKNOWN = "within the spread", "too few rounds"
 
 
@@ -45,18 +45,18 @@ def read_report(file: Path) -> dict[str, Any]:
 
 
 def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread]:
-    """Return the ratio of the times of two bundles, as text and as a number with an interval.
+    """Return the ratio of the times of two bundles: as text, and as a number with an interval.
 
     The times are those with full context and the first number of threads.
 
     Args:
-        report: report of both bundles, measured in turn. The times of the first bundle are divided by those of the
-            second; the interval covers 95 %.
-        other: if given, the times of its first bundle are the divisor instead. The interval then comes from quartiles,
-            and does not include changes of the machine between the reports.
+        report: report of one or two bundles. Without `other`, the times of the first bundle are divided by those of the
+            second, and the ratio has a 95 % confidence interval.
+        other: report whose first bundle is the divisor instead. The interval then comes from quartiles, and does not
+            include changes of the machine between the reports.
 
     Raises:
-        ValueError: there is only one bundle.
+        ValueError: `report` has only one bundle, and `other` is None.
     """
     found = [
         next(entry for entry in in_order(source) if entry["bundle"] == name) for source, name in compared(report, other)
@@ -77,7 +77,7 @@ def compared(report: Report, other: Report | None = None) -> list[tuple[Report, 
     """Return the two bundles to compare, each with its report; see `time_ratio`.
 
     Raises:
-        ValueError: there is only one bundle.
+        ValueError: `report` has only one bundle, and `other` is None.
     """
     pair = [(report, 0), (report, 1) if other is None else (other, 0)]
     if any(place >= len(source["bundles"]) for source, place in pair):
@@ -86,11 +86,12 @@ def compared(report: Report, other: Report | None = None) -> list[tuple[Report, 
 
 
 def compare_reports(before: Report, after: Report) -> Iterator[str]:
-    """Yield a line for each difference in conditions, then a table of measurements in both reports, differences first.
+    """Yield the differences in conditions, one per line, then a table of the measurements that both reports contain.
 
-    A ratio is the median after divided by the median before. A difference counts if the ranges between the quartiles do
-    not overlap, although a machine also varies from run to run. Quartiles of fewer than four rounds are too uncertain.
-    Sizes and word errors have no spread.
+    The table begins with the measurements that differ. Its ratios are medians of `after` divided by those of `before`.
+    Two measurements differ if the ranges between their quartiles do not overlap. Even without a change, a machine
+    varies from run to run. With fewer than four rounds, quartiles are too uncertain. Sizes and word errors have no
+    spread.
     """
     conditions = [(name, before["machine"].get(name), after["machine"].get(name)) for name in _MACHINE]
     conditions += [(name, before.get(name, {}), after.get(name, {})) for name in ("providers", "plan", "decoding")]
@@ -134,9 +135,9 @@ def _verdict(before: Mapping[str, float], after: Mapping[str, float]) -> str:
 
 
 def values(report: Report) -> Values:
-    """Return every comparable measurement of a report, by name, bundle, mode and threads.
+    """Return every comparable measurement of a report. A key begins with the measurement's name and the bundle.
 
-    A value without spread, such as a size, is its own median and quartiles, and has no count.
+    A value without spread, such as a size, is stored as its own median and quartiles, without a count.
     """
     found: Values = {}
     for entry in in_order(report):

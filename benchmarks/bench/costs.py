@@ -30,16 +30,18 @@ WORK = {
     "full": "full context",
     "second-pass": "second pass",
 }
-"""Kinds of work, see `workload.one_round`, and their names in tables."""
+"""Names in tables for the kinds of work of `workload.one_round`."""
 
 
 def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], repetitions: int) -> dict[str, Any]:
-    """Measure the encoder with CTC head, and the second pass, for all bundles in turn; exclude features and search.
+    """Measure the speed of the encoder with CTC head, and of the second pass, with the bundles in turn.
+
+    Features and search are excluded.
 
     Returns:
-        By bundle: `work`, the real-time factor of each kind of work that the bundle supports, and `parameters`, the
-        `total` number of parameters and the number `active` for a token. `parameters` is None if weights are packed or
-        the extra [tools] is missing.
+        For each bundle, `work` and `parameters`. `work` maps each kind of work that the bundle supports to its
+        real-time factor. `parameters` contains the `total` number of parameters and the number `active` for one token.
+        `parameters` is None if weights are packed or the extra [tools] is not installed.
     """
     found: dict[str, Any] = {name: {"parameters": _parameters(probe), "work": {}} for name, probe in probes.items()}
     for kind, title in WORK.items():
@@ -75,7 +77,7 @@ def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run,
 
 
 def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return each known cost and its ratio to the first bundle's, by kind of cost (named with its unit) and bundle."""
+    """Return each known cost, and its ratio to that of the first bundle, by title (with the unit) and bundle."""
     bundles = list(report["bundles"])
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for name in bundles:
@@ -95,7 +97,7 @@ def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def costs_table(report: Report) -> list[str]:
-    """Return a table of the costs of each bundle, with ratios to the first bundle in brackets."""
+    """Return a table of the costs of each bundle. Brackets contain the ratios to the first bundle."""
     found = costs_of(report)
     rows = []
     for name in report["bundles"]:
@@ -106,7 +108,7 @@ def costs_table(report: Report) -> list[str]:
 
 
 def costs_picture(report: Report) -> str:
-    """Return a bar chart of the costs of each bundle as ratios to the first bundle."""
+    """Return a bar chart of the costs of each bundle, relative to the first bundle."""
     names = list(report["bundles"])
     rows = [
         (title, [(names.index(name), share, f"{share:.2f} ({value:.3g})") for name, (value, share) in found.items()])

@@ -1,4 +1,4 @@
-"""The subcommand `doctor`: the details of an installation for a bug report, on one page."""
+"""The subcommand `doctor`: print the details of an installation that a bug report needs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def add_doctor(subparsers: Any) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    """Print the page; return exit status 1 if the demo model does not run or the check fails."""
+    """Print the details. Return exit status 1 if the demo model does not run or the check fails."""
     lines, code = list(_installation()), 0
     if args.check:
         file = args.output or Path("check.json")
@@ -90,7 +90,7 @@ def _version(package: str) -> str:
 
 
 def _trial() -> Iterator[str]:
-    """Run the demo model, and yield a digest of its tokens and its speed."""
+    """Run the demo model, and yield lines with a digest of its tokens and with its speed."""
     recognizer = Recognizer.from_pretrained(find_bundle(None))
     kernels = recognizer.model.kernels
     library = f", sha256 {hashlib.sha256(kernels.library.read_bytes()).hexdigest()[:16]}" if kernels.library else ""

@@ -1,4 +1,4 @@
-"""Experts that the tokens of each chunk of real speech use, and the bytes of their weights."""
+"""Usage of experts in each chunk of real speech: which experts get tokens, and how many bytes their weights have."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from u2moe.runtime.model.features import fbank
 
 
 def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequence[Mode]) -> dict[str, Any]:
-    """Return which experts the chunks of recordings use.
+    """Return statistics of the experts that the chunks of recordings use.
 
     Args:
-        bundle: bundle with the encoder.
+        bundle: bundle whose encoder is examined.
         recordings: samples at the model's sample rate.
-        modes: modes to measure; with full context a recording is one chunk.
+        modes: modes to measure. With full context, a recording counts as one chunk.
 
     Returns:
-        Results of `summary` by mode name; empty for a model without experts.
+        Results of `summary` by mode name. Empty for a model without experts.
     """
     inputs = ExpertInputs(bundle)
     if not inputs.layers:
@@ -41,16 +41,16 @@ def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequen
 
 
 def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Return statistics of the tokens per expert [chunks, layers, experts].
+    """Return statistics of `counts`, the number of tokens per expert [chunks, layers, experts].
 
     Returns:
-        num_chunks; num_experts, in each layer; experts_per_token.
-        touched: mean number of experts with tokens in a chunk, by layer, and the mean over layers.
-        bytes_touched: percentiles, over chunks, of the bytes of the experts with tokens, summed over layers; bytes: the
-            bytes of all experts of all layers.
-        load: each expert's share of the layer's choices, by layer; a token makes `experts_per_token` choices.
-        load_entropy: entropy of the load by layer, from 0 (one expert gets all tokens) to 1 (all get equally many), and
-            the mean over layers.
+        num_chunks, experts_per_token, and num_experts of a layer.
+        touched: mean number of experts that get tokens in a chunk: for each layer, and averaged over layers.
+        bytes_touched: bytes of the experts that get tokens in a chunk, summed over layers, as percentiles over chunks.
+        bytes: the bytes of all experts of all layers.
+        load: for each layer, each expert's share of the choices. Each token makes `experts_per_token` choices.
+        load_entropy: entropy of the load: for each layer, and averaged over layers. It is 0 if one expert gets all
+            tokens, and 1 if all experts get equally many.
     """
     touched = counts > 0
     sizes = np.array([layer.expert_bytes for layer in layers])

@@ -26,22 +26,23 @@ from u2moe.benchmarks.bench.footprint import report
 report(import_s, *sys.argv[1:])
 """
 STREAM_CHUNK = (16, 4)
-"""Chunk size and left chunks of the stream in the fresh process, if the bundle can stream."""
+"""Chunk size and number of left chunks in the fresh process, for a bundle that can stream."""
 
 
 def measure_footprint(
     bundles: Mapping[str, Bundle], audio: Path, *, settings: SessionSettings | None = None, repetitions: int = 3
 ) -> dict[str, dict[str, Any]]:
-    """Measure load time and memory of fresh processes, with the bundles in turn.
+    """Measure load time and memory in fresh processes, with the bundles in turn.
 
     Args:
         bundles: bundles by name.
-        audio: a recording that each process recognises whole and, if the bundle can stream, as a stream.
-        settings: how the graphs run, without `sess_options`.
-        repetitions: processes per bundle; one more runs first and loads the files into the system's cache.
+        audio: a recording. Each process recognises it as a whole and, if the bundle can stream, as a stream.
+        settings: session settings, without `sess_options`.
+        repetitions: measured processes per bundle. One earlier process loads the files into the system's cache.
 
     Returns:
-        By bundle: the spread of each value that `report` prints, and `disk`, with the bytes of all `files`.
+        For each bundle, the spread of each value that `report` prints, and `disk`. The entry `files` of `disk` is the
+        size of all files in bytes.
     """
     chosen = json.dumps(dataclasses.asdict(settings or SessionSettings()))
 
@@ -61,12 +62,12 @@ def measure_footprint(
 
 
 def report(import_s: float, path: str, audio: str, settings: str) -> None:
-    """Measure in a fresh process, and print JSON.
+    """Measure times and memory in a fresh process, and print them as JSON.
 
-    import_s: import of the runtime with onnxruntime and numpy. verify_s: check of the digests of the bundle's files.
-    load_s: creation of the sessions, with the files in the system's cache. start_s: verify_s + load_s. first_s: first
-    recognition of the whole recording. imported_bytes, loaded_bytes, peak_bytes: peak resident memory until the end
-    of the import, of loading, and of the measurement (Linux only).
+    import_s: time to import the runtime with onnxruntime and numpy. verify_s: time to check the digests of the bundle's
+    files. load_s: time to create the sessions, with the files in the system's cache. start_s: verify_s + load_s.
+    first_s: time of the first recognition of the whole recording. imported_bytes, loaded_bytes, peak_bytes: peak
+    resident memory up to the end of the import, of loading, and of the measurement. Memory is measured only on Linux.
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Limits on the cost of the first of two bundles relative to the second: time, word errors, size and memory."""
+"""Limits on the costs of one bundle relative to another: time, word errors, size and memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Limit:
     """A limit on one kind of cost.
 
     Attributes:
-        flag: the option that sets the limit.
+        flag: the command-line option that sets the limit.
         unit: the unit of the option's value.
-        about: the end of the option's help, after "exit with status 1 if the first".
+        about: the end of the option's help text, which begins with "exit with status 1 if the first".
     """
 
     flag: str
@@ -36,11 +36,11 @@ LIMITS = {
     "size": Limit("--fail-above-size", "RATIO", "has more than RATIO times the bytes"),
     "memory": Limit("--fail-above-memory", "RATIO", "needs more than RATIO times the memory"),
 }
-"""Limits by the name of their argument."""
+"""Limits by name: "time", "words", "size" or "memory"."""
 
 
 def add_limits(parser: Options, experts: Options) -> None:
-    """Add an option for each limit; only that on time appears in the short help."""
+    """Add an option for each limit. Only the limit on time appears in the short help."""
     for name, limit in LIMITS.items():
         chance = "" if name == "size" else ", beyond chance"
         about = f"exit with status 1 if the first {limit.about}{chance}"
@@ -49,12 +49,12 @@ def add_limits(parser: Options, experts: Options) -> None:
 
 
 def limits_in(args: argparse.Namespace) -> dict[str, float]:
-    """Return the given limits by name."""
+    """Return the limits that the arguments set, by name."""
     return {name: value for name in LIMITS if (value := getattr(args, f"most_{name}")) is not None}
 
 
 def check_measurable(limits: Mapping[str, float], repetitions: int, transcripts: Sequence[str]) -> None:
-    """Raise ValueError if a limit needs more rounds than `repetitions`, or needs transcripts and there are none."""
+    """Raise ValueError if a limit needs more than `repetitions` rounds, or needs transcripts but there are none."""
     if limits.keys() & {"time", "memory"} and repetitions < FEWEST_ROUNDS:
         raise ValueError(f"repetitions must be at least {FEWEST_ROUNDS} for limits, got {repetitions}")
     if "words" in limits and not any(transcripts):
@@ -74,15 +74,15 @@ def _number(text: str) -> float:
 def verdicts(limits: Mapping[str, float], report: Report, other: Report | None = None) -> Iterator[tuple[bool, str]]:
     """Yield for each limit whether it passes, and a description.
 
-    A limit also passes if the interval includes equality, so that it rarely fails by chance.
+    A limit also passes if the interval includes equality of the two bundles. It therefore rarely fails by chance.
 
     Args:
         limits: limits by their names in `LIMITS`.
-        report: the report of both bundles or, with `other`, of the first.
-        other: the report whose first bundle is the second to compare.
+        report: the report of both bundles or, with `other`, of the first bundle.
+        other: the report whose first bundle is the second bundle of the comparison.
 
     Raises:
-        ValueError: a report lacks the data of a limit, or has too few rounds.
+        ValueError: a report lacks data that a limit needs, or has too few rounds.
     """
     for name, most in limits.items():
         for what, found, is_points in _COSTS[name](report, other):

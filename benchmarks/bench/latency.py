@@ -1,8 +1,9 @@
-"""How long does a user wait for chunks, the first partial result, words and the final result of a live source?
+"""How long does a user of a live source wait for chunks, the first partial result, words and the final result?
 
-Each wait has two parts. The algorithmic part is audio that must arrive first: the rest of the chunk, the look-ahead of
-convolutions, the audio buffers. A faster machine does not shorten it. The compute part lasts from the arrival of that
-audio to the result, including queueing behind earlier chunks. Word times are those of the final result.
+Each wait has two parts. The algorithmic part is the audio that must arrive first: the rest of the chunk, the look-ahead
+of convolutions, and the audio buffers. A faster machine does not shorten it. The compute part lasts from the arrival of
+that audio to the result. It includes queueing behind earlier chunks. Start and end times of words come from the final
+result.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from u2moe.runtime import EndpointConfig, Result
 from u2moe.runtime.text.vocabulary import Vocabulary
 
 Wait = tuple[float, float]
-"""Algorithmic and compute seconds."""
+"""Seconds of the algorithmic part and of the compute part."""
 
 
 def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], mode: Mode) -> list[dict[str, Any]]:
@@ -50,20 +51,21 @@ def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], 
 def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:
     """Return latencies over all observed utterances.
 
-    Returns:
-        chunk_latency_s: compute time of a chunk, see `speed.latencies`; `chunk_budget_s`: the seconds from one chunk to
-            the next.
-        first_partial_s: from the start of the first word of an utterance to the first partial result with a word.
-        word_s: from the end of each word to the result after which it no longer changes; first_word_s, last_word_s: the
-            same for the first and the last word of each utterance.
-        committed_s: from the end of each word to the result that commits it.
-        finalisation_s: from the end of the last word of an utterance to its final result. Audio after that word is
-            algorithmic: the silence that an endpoint waits for, or the rest of the recording. The last chunk and the
-            second pass are compute.
-        flicker: share of words in partial results that later changed.
-        revised: number of committed words that the second pass changed, divided by the number of final words.
+    Each wait consists of percentiles of its "algorithmic" part, its "compute" part and the "total". Without speech, the
+    waits are missing.
 
-        Waits have percentiles of "algorithmic", "compute" and "total"; without speech they are missing.
+    Returns:
+        chunk_latency_s: compute time of a chunk; see `speed.latencies`.
+        chunk_budget_s: the seconds from one chunk to the next.
+        first_partial_s: from the start of the first word of an utterance to its first partial result.
+        word_s: from the end of each word to the result after which the word no longer changes.
+        first_word_s, last_word_s: like word_s, but only for the first or the last word of each utterance.
+        committed_s: from the end of each word to the result that commits it.
+        finalisation_s: from the end of the last word of an utterance to its final result. The audio after that word is
+            the algorithmic part: the silence that an endpoint waits for, or the rest of the recording. The last chunk
+            and the second pass are the compute part.
+        flicker: share of the words in partial results that later changed.
+        revised: number of committed words that the second pass changed, divided by the number of final words.
     """
     result: dict[str, Any] = {}
     if chunks := [event.compute_s for item in observed for event in item.events]:
@@ -93,7 +95,7 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
 
 
 def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) -> tuple[int, int]:
-    """Count the words in partial results of an utterance, and how many of them later changed or disappeared."""
+    """Return the number of words in partial results of an utterance, and how many of them later changed or vanished."""
     texts = [[word.text for word in vocabulary.words(tokens)] for tokens in (e.tokens for e in events)]
     texts.append([word.text for word in vocabulary.words(segment.tokens)])
     num_shown = max((len(words) for words in texts[:-1]), default=0)
@@ -106,7 +108,7 @@ def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) ->
 
 
 def first_partial(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """Return the wait for the first tokens of an utterance, from its events and the event `final` that ended it."""
+    """Return the wait for the first tokens of an utterance that the event `final` ended; empty without words."""
     if not segment.words:
         return []
     shown = next((event for event in events if event.tokens), final)
@@ -114,7 +116,7 @@ def first_partial(segment: Result, events: Sequence[Event], final: Event) -> lis
 
 
 def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary: Vocabulary) -> list[Wait]:
-    """Return the waits for the words of an utterance, each until the word and all earlier ones no longer change."""
+    """Return the wait for each word of an utterance: until this word and all earlier words no longer change."""
     waits = []
     for word, result in zip(vocabulary.words(segment.tokens), segment.words, strict=True):
         settled = final
@@ -127,7 +129,7 @@ def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary
 
 
 def commitments(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """Return the waits for the words of an utterance, each until it is committed; empty if any word was revised."""
+    """Return the wait for each word of an utterance until it is committed. Empty if any word was revised."""
     waits = []
     for number, word in enumerate([] if segment.revised else segment.words):
         event = next((event for event in events if event.num_committed > number), final)
@@ -144,5 +146,5 @@ def _parts(waits: Sequence[Wait]) -> dict[str, Any]:
 
 
 def _silence(endpoint: EndpointConfig | None) -> float | None:
-    """Return the seconds of silence after speech that end an utterance (endpoint rule 2); None without a rule."""
+    """Return the seconds of silence after speech that end an utterance; None if the endpoint has no rule 2."""
     return endpoint.rule2.min_trailing_silence if endpoint and endpoint.rule2 else None

@@ -35,26 +35,27 @@ from u2moe.runtime.options import DecodingOptions
 
 FORMAT, VERSION = "u2moe-bench", 1
 FEWEST_ROUNDS = 4
-"""Minimum number of rounds; quartiles of fewer rounds mean little."""
+"""Minimum number of rounds. With fewer, quartiles mean little."""
 _ROUTED_S = 30.0
-"""Maximum seconds of each recording for the routing statistics: memory with full context grows quadratically."""
+"""Maximum seconds of each recording for the expert statistics. With full context, memory grows quadratically."""
 _PROCESSES = 5
 """Maximum number of fresh processes per bundle."""
 _PROFILED_S = 10.0
-"""Maximum seconds of the longest recording to profile."""
+"""Seconds after which the longest recording is cut for profiling."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Extent of the measurements.
+    """The extent of the measurements.
 
     Attributes:
         threads: numbers of threads within one operator.
-        chunk_sizes: encoder frames per chunk, each combined with every `left_chunks`. Full context is always measured.
+        chunk_sizes: encoder frames per chunk; each is combined with every number in `left_chunks`. Full context is
+            always measured as well.
         left_chunks: chunks of left context; -1: all.
         repetitions: rounds of each measurement, after a warm-up.
-        paced_s: seconds of audio to recognise in real time, with each chunk size and the first of `left_chunks`; 0:
-            skip this measurement.
+        paced_s: seconds of audio to recognise in real time, with each chunk size and the first number in `left_chunks`.
+            0: skip this measurement.
     """
 
     threads: tuple[int, ...] = (1, 2)
@@ -72,7 +73,7 @@ class Plan:
             raise ValueError(f"repetitions must be at least 1, got {self.repetitions}")
 
     def modes(self, bundle: Bundle) -> list[Mode]:
-        """Return the plan's modes that a bundle supports."""
+        """Return the modes of this plan that a bundle supports."""
         streaming = [
             Mode(chunk_size=size, num_left_chunks=left) for size in self.chunk_sizes for left in self.left_chunks
         ]
@@ -83,7 +84,7 @@ class Plan:
         return [Mode(chunk_size=size, num_left_chunks=self.left_chunks[0]) for size in self.chunk_sizes]
 
     def main_modes(self) -> list[Mode]:
-        """Return the modes in which the bounds of times (see `measure_bound`) and the experts are measured."""
+        """Return the modes for bounds (see `measure_bound`) and for statistics of experts."""
         return [Mode(), *self.live_modes()[:1]]
 
 
@@ -107,23 +108,25 @@ def run_suite(
 
     Args:
         bundles: bundles by their names in the report.
-        recordings: recordings to recognise; word errors are counted for those with a transcript.
-        plan: how much to measure.
-        settings: how the graphs run; the plan sets the number of threads. The bound is measured only on the CPU.
-        options: decoding options; each mode sets the chunks, see `Probe`.
-        hotwords: phrases to prefer; None: those of each bundle.
+        recordings: recordings to recognise. Word errors are counted only for recordings with a transcript.
+        plan: the extent of the measurements.
+        settings: session settings; the plan sets the number of threads. Bounds are measured only on the CPU.
+        options: decoding options. Each mode sets the context; see `Probe`.
+        hotwords: phrases to prefer. None: use the hotwords of each bundle.
 
     Returns:
-        machine, plan, decoding, audio, bundles: the conditions; other_cores: cores that other processes used meanwhile;
-            left_out: measurements that need the extra `tools`, if it is not installed; without_bound: bundles whose
-            weights are packed for native kernels, so their products cannot be counted.
-        kernels: kernels of each bundle, see `Kernels.data`.
+        machine, plan, decoding, audio, bundles: the conditions.
+        other_cores: mean number of cores that other processes used during the measurements.
+        left_out: measurements that were skipped because the extra [tools] is not installed.
+        without_bound: bundles with weights packed for native kernels. Their products cannot be counted.
+        kernels: kernels of each bundle; see `Kernels.data`.
         speed: entries of `speed.measure_speed`, each with its `threads`.
         latency: entries of `latency.measure_latency`, in real time, with the first number of threads.
         costs: result of `costs.measure_costs`.
         footprint: result of `footprint.measure_footprint`, by bundle.
-        experts: result of `expert_usage.measure_experts`, by bundle; no entry for models without experts.
-        rates: result of `rates.measure_rates`, for each number of threads; bound: entries of `bound.measure_bound`.
+        experts: result of `expert_usage.measure_experts`, by bundle. Models without experts have no entry.
+        rates: result of `rates.measure_rates`, for each number of threads.
+        bound: entries of `bound.measure_bound`.
 
     Raises:
         ValueError: the bundles have different sample rates.
@@ -184,11 +187,14 @@ def run_suite(
     )
     report["experts"] = {} if report["left_out"] else _experts(bundles, samples, plan)
     report["other_cores"] = others.cores()
-    return dict(json.loads(json.dumps(report)))  # as read from a file
+    return dict(json.loads(json.dumps(report)))  # the same types as in a report read from a file
 
 
 def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
-    """Return the samples of a recording; raise if it is too short for an encoder frame of any bundle."""
+    """Return the samples of a recording.
+
+    Raise `AudioError` if the recording is too short for one encoder frame, with at least one of the bundles.
+    """
     samples: Samples = read_audio(path, next(iter(bundles)).manifest.features.sample_rate)
     for bundle in bundles:
         features, window = FeatureStream(bundle.manifest.features), bundle.manifest.model.window
@@ -199,7 +205,7 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
 
 
 def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
-    """Return the first recordings, the last one cut so that there are at most `left` samples in total."""
+    """Return the first recordings with at most `left` samples in total. The last one is cut if necessary."""
     found: list[Samples] = []
     for samples in recordings:
         if left > 0:
@@ -211,7 +217,7 @@ def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
 def _add_bound(
     report: dict[str, Any], probes: Mapping[str, Probe], num_threads: int, recordings: Sequence[Samples], plan: Plan
 ) -> None:
-    """Add the machine's rates and the bundles' bounds in the main modes."""
+    """Add the machine's rates, and the bounds of the bundles in the main modes."""
     footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()]
     rates = measure_rates(footprints, num_threads, repetitions=plan.repetitions)
     report["rates"].append(rates)
@@ -223,7 +229,7 @@ def _add_bound(
 
 
 def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan: Plan) -> dict[str, Any]:
-    """Return statistics of the routers' choices in the main modes, by bundle."""
+    """Return expert statistics for the main modes, by bundle."""
     from u2moe.benchmarks.bench.expert_usage import measure_experts  # noqa: PLC0415 - needs the extra tools
 
     found = {}
@@ -236,9 +242,9 @@ def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan:
 
 
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return names for bundle folders: the shortest path suffixes that distinguish them.
+    """Return unique names for bundle folders: the shortest path suffixes that distinguish the folders.
 
-    A folder that is given twice gets a number; its two measurements show how large the noise is.
+    If a folder is given again, a number is added to its name. The difference between its measurements shows the noise.
     """
     resolved = [path.resolve() for path in paths]
     depth = 1

@@ -1,4 +1,4 @@
-"""Speed of bundles end to end and by stage, measured with the bundles in turn."""
+"""Speed of bundles, end to end and by stage."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ def measure_speed(
         repetitions: number of measurements.
 
     Returns:
-        One entry for each mode and bundle, with the keys of `summary` and:
+        One entry for each mode and bundle. It has the keys of `summary` and these:
         words: result of `word_errors`; missing without transcripts.
-        energy_wh_per_hour: energy of all processors in watt-hours per hour of audio; words_per_joule: recognised words
-            per joule. Both are None if the system does not measure energy; `energy_missing` then gives the reason.
+        energy_wh_per_hour: energy of all processors, in watt-hours per hour of audio.
+        words_per_joule: recognised words per joule.
+        energy_missing: why the system does not measure energy. `energy_wh_per_hour` and `words_per_joule` are then
+            None.
     """
     meter = EnergyMeter()
 
@@ -58,7 +60,10 @@ def measure_speed(
 
 
 def energy(rounds: Sequence[tuple[Sequence[Observation], float | None]]) -> dict[str, Any]:
-    """Return the spreads of watt-hours per hour of audio (equal to joules per second of audio) and words per joule."""
+    """Return spreads of watt-hours per hour of audio, and of words per joule.
+
+    Watt-hours per hour equal joules per second.
+    """
     used = [(joules or 0.0, observed) for observed, joules in rounds]
     per_second = [joules / sum(item.audio_s for item in observed) for joules, observed in used]
     num_words = [sum(len(segment.words) for item in observed for segment in item.segments) for _, observed in used]
@@ -73,13 +78,16 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
     """Summarise the rounds of one mode.
 
     Returns:
-        real_time_factor: seconds of the runtime's calls per second of audio, each round over all recordings.
-        seconds: seconds of these calls for each recording of each round, for comparing bundles measured in turn.
-        core_hours_per_hour: CPU seconds of all threads per second of audio.
-        stages: the real-time factor of each stage; shares: the median of each stage, divided by the sum of the medians.
-        finalisation_s: percentiles of the time from the end of the input to the final result, see `latencies`.
-        chunk_latency_s: percentiles of the compute time of chunks at full speed, and `late`, see `latencies`;
-            chunk_budget_s: the seconds from one chunk to the next. Both are missing without chunks.
+        real_time_factor: seconds spent in calls of the runtime, per second of audio. Each round gives one value.
+        seconds: seconds spent in calls of the runtime, for each recording of each round; used to compare bundles
+            pairwise.
+        core_hours_per_hour: CPU seconds of all threads, per second of audio.
+        stages: the real-time factor of each stage.
+        shares: the median of each stage, divided by the sum of the medians.
+        finalisation_s: percentiles of the time from the end of the input to the final result; see `latencies`.
+        chunk_latency_s: percentiles of the compute time of chunks at full speed, and `late`; see `latencies`.
+        chunk_budget_s: the seconds from one chunk to the next. Without chunks, `chunk_latency_s` and `chunk_budget_s`
+            are missing.
     """
     audio_s = sum(observed.audio_s for observed in rounds[0])
     costs = [
@@ -108,7 +116,11 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
 
 
 def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) -> dict[str, Any]:
-    """Return percentiles over all rounds, `rounds` (the spread of their medians) and `late` (the share over budget)."""
+    """Return percentiles of the values of all rounds together.
+
+    Further entries are `rounds`, the spread of the medians of the rounds, and `late`, the share of values that exceed
+    `budget_s` (if given).
+    """
     every = [seconds for found in rounds for seconds in found]
     late = {} if budget_s is None else {"late": sum(seconds > budget_s for seconds in every) / len(every)}
     medians = [statistics.median(found) for found in rounds]
@@ -116,7 +128,12 @@ def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) 
 
 
 def word_errors(observed: Sequence[Observation], transcripts: Sequence[str]) -> dict[str, Any]:
-    """Return `errors` and `lengths` in words, by recording with a transcript, and the `num_words` and `rate` of all."""
+    """Return word errors of the recordings that have a transcript.
+
+    Returns:
+        errors, lengths: number of word errors and number of words in the transcript, for each recording.
+        num_words, rate: number of words and word error rate of all recordings together.
+    """
     errors, lengths = [], []
     for item, transcript in zip(observed, transcripts, strict=True):
         if transcript:

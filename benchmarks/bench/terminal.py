@@ -16,7 +16,7 @@ WAITS = {
 }  # fmt: skip
 STARTS = {"import_s": "import", "verify_s": "verify", "load_s": "load", "first_s": "first recording"}
 MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": "peak"}
-"""Keys of reports, and their names in tables."""
+"""Titles in tables for the keys of a report."""
 
 _CHUNKS = ["mode", "threads", "bundle", "p50", "p90", "p95", "p99", "budget", "late"]
 _BUSY = 0.2
@@ -29,7 +29,7 @@ def describe(report: Report) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table with the first column aligned left and the others right."""
+    """Return the lines of a table. The first column is aligned left, the others right."""
     content = [list(head), *map(list, rows)]
     widths = [max(len(row[column]) for row in content) for column in range(len(head))]
     return [
@@ -40,7 +40,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def spread(value: Mapping[str, float], scale: float = 1.0, digits: int = 1) -> str:
-    """Return median and quartiles as "12.0 (11.5-12.9)"."""
+    """Return a median and its quartiles as text, for example "12.0 (11.5-12.9)"."""
     median, low, high = (f"{value[key] * scale:.{digits}f}" for key in ("median", "low", "high"))
     return f"{median} ({low}-{high})"
 
@@ -80,7 +80,7 @@ def _head(report: Report) -> Iterator[str]:
 
 
 def _speed(report: Report) -> Iterator[str]:
-    """Yield the end-to-end real-time factors and shares of the stages."""
+    """Yield a table of end-to-end real-time factors and of the share of each stage."""
     stages = list(report["speed"][0]["shares"])
     head = ["mode", "threads", "bundle", "real-time factor", "RTFx", "core-hours / hour", *stages]
     words = any("words" in entry for entry in report["speed"])
@@ -113,7 +113,7 @@ def _or_dash(entry: Report, key: str) -> list[str]:
 
 
 def _chunks(report: Report) -> Iterator[str]:
-    """Yield the latency at full speed."""
+    """Yield a table of latencies at full speed."""
     rows = [[*_of_chunks(entry), *_milliseconds(entry["finalisation_s"], "p50", "p90")] for entry in in_order(report)]
     yield ""
     yield "Latency at full speed, ms: chunk, its budget and share of late chunks; end of input to final result"
@@ -121,7 +121,7 @@ def _chunks(report: Report) -> Iterator[str]:
 
 
 def _latency(report: Report) -> Iterator[str]:
-    """Yield the latency in real time and the user's waits."""
+    """Yield a table of latencies in real time and of the user's waits."""
     if not report["latency"]:
         return
     rows = [
@@ -138,7 +138,7 @@ def _latency(report: Report) -> Iterator[str]:
 
 
 def _of_chunks(entry: Mapping[str, Any]) -> list[str]:
-    """Return the cells under `_CHUNKS`."""
+    """Return the cells of the columns `_CHUNKS`."""
     if chunk := entry.get("chunk_latency_s"):
         budget = [f"{entry['chunk_budget_s'] * 1e3:.0f}", f"{chunk['late']:.1%}"]
         return [*where(entry), *_milliseconds(chunk, "p50", "p90", "p95", "p99"), *budget]
@@ -216,17 +216,17 @@ def _bound_row(entry: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
 
 
 def _times(ratio: float | None) -> str:
-    """Return the ratio as text; empty for a part without products, which has no bound."""
+    """Return a ratio as text. Empty for a part without products, because such a part has no bound."""
     return f" {ratio:5.1f}x" if ratio else "       "
 
 
 def in_order(report: Report) -> list[Mapping[str, Any]]:
-    """Return the entries of speed sorted by threads, then in the order of measurement."""
+    """Return the entries of `speed`, sorted by number of threads; otherwise in the order of measurement."""
     return sorted(report["speed"], key=lambda entry: int(entry["threads"]))
 
 
 def where(entry: Mapping[str, Any]) -> list[str]:
-    """Return the cells that identify an entry."""
+    """Return the cells that identify an entry: bundle, mode and so on."""
     return [entry["mode"], str(entry["threads"]), entry["bundle"]]
 
 

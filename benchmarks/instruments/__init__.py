@@ -1,1 +1,1 @@
-"""Measuring instruments: a probe on the recogniser, operators, rates of the machine, statistics."""
+"""Measuring instruments: a probe around the recogniser, operator counts, rates of the machine, statistics."""

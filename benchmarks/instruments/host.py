@@ -1,4 +1,4 @@
-"""The machine that measures: processor, memory and software, as reported by the system."""
+"""Description of the measuring machine: processor, memory and software, as reported by the system."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import onnxruntime
 from u2moe.runtime.model.native import CPU, checked_kernels, choose_kernels
 
 _VERSION_FIELDS = ("cpu family", "model", "stepping")
-"""Fields that distinguish processors when a virtual machine hides their names."""
+"""Fields that distinguish processors if a virtual machine hides the processor's name."""
 
 INSTRUCTION_SETS = (
     *("sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
     *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
     *("neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "fphp", "sve", "sve2", "sme"),
 )
-"""Flags in /proc/cpuinfo that determine the speed of matrix products, on x86 and ARM."""
+"""Flags in /proc/cpuinfo that affect the speed of matrix products, on x86 and ARM."""
 
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
@@ -34,7 +34,7 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, memory and software as JSON data; fields that the system does not report are None or empty."""
+    """Return processor, memory and software as JSON data. Fields that the system does not report are None or empty."""
     fields = cpu_fields(_CPUINFO)
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
@@ -58,7 +58,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_fields(file: Path = _CPUINFO) -> dict[str, str]:
-    """Return the fields of the first processor and of the machine (such as a board's name) in /proc/cpuinfo."""
+    """Return the fields in /proc/cpuinfo of the first processor and of the machine (such as the name of the board)."""
     fields: dict[str, str] = {}
     for line in _read(file).splitlines():
         name, colon, value = line.partition(":")
@@ -68,7 +68,7 @@ def cpu_fields(file: Path = _CPUINFO) -> dict[str, str]:
 
 
 def processor(fields: Mapping[str, str]) -> str:
-    """Return the name of the processor; on ARM boards, the board's name with implementer and part numbers."""
+    """Return the name of the processor; on ARM, the board's name, the implementer and the part number."""
     if "model name" in fields:
         return fields["model name"]
     numbers = " ".join(f"{name} {fields[name]}" for name in ("CPU implementer", "CPU part") if name in fields)
@@ -81,13 +81,13 @@ def usable_cores() -> int:
 
 
 class OtherLoad:
-    """Meter of the cores that other processes have used since its construction."""
+    """Meter of the processor cores that other processes have used since its construction."""
 
     def __init__(self) -> None:
         self._begin = self._times()
 
     def cores(self) -> float | None:
-        """Return the average number of cores that other processes used; None if the system does not report it."""
+        """Return the mean number of cores that other processes used; None if the system does not report it."""
         now = self._times()
         if now is None or self._begin is None:
             return None
@@ -96,7 +96,7 @@ class OtherLoad:
 
     @staticmethod
     def _times() -> tuple[float, float, float] | None:
-        """Return the clock, the CPU seconds of all processes, and those of this process with its children."""
+        """Return the monotonic clock, the CPU seconds of all processes, and those of this process and its children."""
         fields = _read(_STAT).partition("\n")[0].split()[1:]
         if len(fields) < 8:
             return None
@@ -106,7 +106,7 @@ class OtherLoad:
 
 
 def caches(folder: Path) -> dict[str, int]:
-    """Return the bytes of the first core's data caches by level; L3 may be shared, even with other virtual machines."""
+    """Return the bytes of the first core's data caches by level. L3 may be shared, even with other virtual machines."""
     sizes = {}
     for entry in sorted(folder.glob("index*")):
         if _read(entry / "type").strip() != "Instruction" and (size := _read(entry / "size").strip()):
@@ -115,7 +115,7 @@ def caches(folder: Path) -> dict[str, int]:
 
 
 def memory_bytes(name: str, file: Path | None = None) -> int | None:
-    """Return the bytes that /proc/meminfo or `file` reports as `name`, such as "MemTotal"; None if it is missing."""
+    """Return the bytes in a field of `file` (default: /proc/meminfo), such as "MemTotal"; None if it is missing."""
     for line in _read(file or _MEMINFO).splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -123,19 +123,20 @@ def memory_bytes(name: str, file: Path | None = None) -> int | None:
 
 
 def status_bytes(name: str, process: int | None = None) -> int | None:
-    """Return the bytes that the status of a process, by default this one, reports as `name`; None if missing.
+    """Return the bytes in a field of the status of a process (default: this one); None if the field is missing.
 
-    "VmHWM" is the peak resident memory. getrusage would include that of the parent process before exec.
+    "VmHWM" is the peak resident memory. Unlike this field, getrusage would include the parent's memory before exec.
     """
     return memory_bytes(name, _STATUS if process is None else Path(f"/proc/{process}/status"))
 
 
 def commit(file: Path) -> str | None:
-    """Return the commit of a source file's repository, with "+" for uncommitted changes; None without a repository.
+    """Return the commit of the repository that contains a source file; None without a repository.
 
-    For an installed package, the clone in the current folder counts if its copy of the file is identical.
+    A "+" marks uncommitted changes. For an installed package, the repository in the current folder counts if it
+    contains an identical copy of the file.
     """
-    copy = Path(*file.parts[-3:]).resolve()  # such as benchmarks/instruments/host.py
+    copy = Path(*file.parts[-3:]).resolve()  # for example benchmarks/instruments/host.py
     for source in (file, copy):
         try:
             _git(source.parent, "ls-files", "--error-unmatch", source.name)
@@ -159,17 +160,17 @@ def _read(file: Path) -> str:
 
 
 class EnergyMeter:
-    """Meter of the energy that all processor packages use; most Linux systems let only root read it.
+    """Meter of the energy that all processor packages use. On most Linux systems, only root can read it.
 
     Attributes:
-        missing: why energy cannot be read; "" if it can.
+        missing: why the energy cannot be read; "" if it can.
 
     Args:
-        folder: folder of the zones, each with `name`, `energy_uj` and `max_energy_range_uj`.
+        folder: folder of the powercap zones. Each has files `name`, `energy_uj` and `max_energy_range_uj`.
     """
 
     def __init__(self, folder: Path = Path("/sys/class/powercap")) -> None:
-        # other zones are parts of packages or count them twice
+        # The other zones are parts of packages, or count a package twice.
         packages = [zone for zone in sorted(folder.glob("*-rapl:*")) if _read(zone / "name").startswith("package")]
         counters = [zone / name for zone in packages for name in ("energy_uj", "max_energy_range_uj")]
         unread = next((file for file in counters if not _read(file).strip().isdecimal()), None)
@@ -180,7 +181,7 @@ class EnergyMeter:
         self._last = self._counted()
 
     def joules(self) -> float | None:
-        """Return the joules used since the last call or the construction; None if the system does not report energy."""
+        """Return the joules used since the last call or the construction; None if the energy cannot be read."""
         if not self._zones:
             return None
         before, self._last = self._last, self._counted()

@@ -1,7 +1,7 @@
-"""The kernels that onnxruntime runs for a bundle, with their time, part of the model and number of multiply-adds.
+"""The kernels that onnxruntime runs for a bundle: time, part of the model, and number of multiply-adds.
 
-Multiply-adds are counted from the shapes in onnxruntime's profile. Experts without tokens and products that a rewrite
-removed therefore count as nothing.
+Multiply-adds are counted from the shapes in onnxruntime's profile. Experts without tokens, and products that a graph
+rewrite removed, therefore count as 0.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
 
 PARTS = ("subsampling", "feed_forward", "attention", "convolution", "ctc", "decoder", "other")
-"""Parts of a model. `feed_forward` includes experts and routers; `other` includes the operators between the blocks,
-and the caches."""
+"""Parts of a model. `feed_forward` includes experts and routers. `other` includes the caches, and the operators between
+the blocks."""
 
 _SCOPES = (
     ("subsampling", ("encoder/embed", "encoder/global_cmvn")),
@@ -30,7 +30,7 @@ _SCOPES = (
     ("attention", ("self_attn", "norm_mha", "position", "encoder/frames", "norm1")),
     ("convolution", ("conv_module", "norm_conv")),
 )
-"""Each part of the encoder, with substrings of the names of its nodes; the first match counts."""
+"""Parts of the encoder, each with substrings of the names of its nodes. The first match decides."""
 
 _INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
 _FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
@@ -41,11 +41,11 @@ UNCOUNTED = frozenset(
     {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GroupQueryAttention", "MoE", "MultiHeadAttention", "QGemm"}
     | {"QLinearConv", "QLinearMatMul", "QMoE"}
 )
-"""Operators known to multiply without being counted. Any other that reads large constants may do so as well."""
+"""Operators that multiply but cannot be counted. Other operators that read large constants may also multiply."""
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
 _FEWEST_TERMS = 4
-"""Products with fewer terms only sum values just computed, such as a token's experts; the bound excludes them."""
+"""Minimum inner dimension of a counted product. Smaller products only add up values, such as outputs of experts."""
 
 Shape = tuple[int, ...]
 
@@ -56,14 +56,15 @@ class Kernel:
 
     Attributes:
         name: name of the node in onnxruntime.
-        scope: name of the node, or of its function call, in the main graph.
+        scope: name of the node, or of the function call that contains it, in the main graph.
         op_type: operator.
         part: one of `PARTS`.
-        seconds: time reported by onnxruntime's profiler, including its overhead; useful as a share.
-        multiply_adds: multiply-adds of matrix products and convolutions, else 0.
-        num_bytes: bytes of the right-hand matrix (weights or, in attention, keys or values); 0 without multiply-adds.
+        seconds: time reported by onnxruntime's profiler. It includes the profiler's overhead, so use it only as a
+            share.
+        multiply_adds: multiply-adds of a matrix product or convolution; otherwise 0.
+        num_bytes: bytes of the right-hand matrix: weights or, in attention, keys or values. 0 without multiply-adds.
         integer: whether the factors are integers.
-        parameter_bytes: bytes of the constants that the node reads, unless onnxruntime packed them earlier.
+        parameter_bytes: bytes of the constants that the node reads, except those that onnxruntime packed earlier.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Kernel:
 
 
 Site = tuple[str, str]
-"""A node as onnxruntime runs it: its operator, and the name of the node, or of its function call, in the main graph."""
+"""Operator of a node that onnxruntime runs, and the name of the node, or of its function call, in the main graph."""
 
 
 def profile(
@@ -89,13 +90,13 @@ def profile(
     num_threads: int = 1,
     repetitions: int = 3,
 ) -> list[list[Kernel]]:
-    """Return the kernels of several runs of `run` on the model, after a warm-up run.
+    """Return the kernels of each of several runs, after a warm-up run.
 
     Args:
         bundle: bundle to load.
-        run: function that does the same work every time.
-        kernels: kernels that run each graph, by the graph's name; missing graphs use only onnxruntime. Products within
-            native kernels cannot be counted.
+        run: function that runs the model. It must do the same work every time.
+        kernels: kernels for each graph, by the graph's name. Other graphs use only onnxruntime. Products inside native
+            kernels cannot be counted.
         num_threads: threads within one operator.
         repetitions: number of runs after the warm-up.
     """
@@ -123,7 +124,7 @@ def profiled_model(
 ) -> Model:
     """Load a model that, when destroyed, writes the profile of each graph to `folder` as NUMBER_GRAPH_TIME.json.
 
-    TIME alone would not keep names distinct: it is in milliseconds, and small graphs load in less than one.
+    NUMBER makes names distinct. TIME is not enough: it is in milliseconds, and small graphs load in less than one.
     """
     sessions = []
     for number, graph in enumerate(bundle.manifest.model.graphs()):
@@ -136,7 +137,10 @@ def profiled_model(
 
 
 def node_events(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the kernel events of a profile line by line: the file may be too large to parse as a whole."""
+    """Yield the kernel events of a profile.
+
+    The file is read line by line, because it may be too large to parse at once.
+    """
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             if '"Node"' in line:
@@ -144,27 +148,27 @@ def node_events(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def call_sites(file: Path, replaces: Callable[[str], bool]) -> list[Site]:
-    """Return the operator and the name in the main graph for each node index in onnxruntime.
+    """Return the operator of each node and its name in the main graph, in the order of onnxruntime's node indices.
 
-    Nodes of the main graph come first. onnxruntime inlines function calls: it appends the functions' nodes in the order
-    of the calls, level by level, with meaningless names. Constants become initializers without an index. Calls of
-    functions that native kernels compute (`replaces`) stay.
+    Nodes of the main graph come first. onnxruntime inlines function calls: it appends the nodes of the functions in the
+    order of the calls, level by level, and gives them meaningless names. Constants become initializers, which have no
+    index. Functions that native kernels compute (`replaces`) are not inlined.
     """
     import onnx_ir as ir  # noqa: PLC0415 - needs the extra tools
 
     model = ir.load(file)
     nodes = [(node, str(node.name)) for node in model.graph if node.op_type != "Constant"]
-    for node, name in nodes:  # grows during the loop
+    for node, name in nodes:  # the list grows during the loop
         function = None if replaces(node.op_type) else model.functions.get(node.op_identifier())
         nodes += [(inner, name) for inner in function or () if inner.op_type != "Constant"]
     return [(node.op_type, name) for node, name in nodes]
 
 
 def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ()) -> Iterator[Kernel]:
-    """Yield the kernels of one graph from node events of onnxruntime's profile, in the order of execution.
+    """Yield the kernels of one graph from the node events of onnxruntime's profile, in order of execution.
 
-    Nodes without meaningful names are looked up in `sites`, the encoder's `call_sites`. A node that onnxruntime created
-    during optimisation belongs to the part of the preceding node.
+    Nodes without a meaningful name are looked up in `sites`, the result of `call_sites` for the encoder. A node that
+    onnxruntime created during optimisation belongs to the part of the preceding node.
     """
     names = [str(event["name"]).removesuffix("_kernel_time") for event in events]
     graph = next((graph for graph in ("ctc", "decoder") if any(name.startswith(f"{graph}/") for name in names)), None)
@@ -189,7 +193,7 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ())
 
 
 def part_of(name: str) -> str | None:
-    """Return the part of the encoder to which a node's name belongs, or None."""
+    """Return the part of the encoder to which the name of a node belongs; None if unknown."""
     for part, words in _SCOPES:
         if any(word in name for word in words):
             return part
@@ -201,9 +205,9 @@ def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[tuple[str, S
 
 
 def _product(op_type: str, inputs: list[tuple[str, Shape]], outputs: list[tuple[str, Shape]]) -> dict[str, Any]:
-    """Count the work of a product [..., m, k] x [..., k, n] -> [..., m, n], or of a convolution.
+    """Count the work of a matrix product [..., m, k] x [..., k, n] -> [..., m, n], or of a convolution.
 
-    The kernel may transpose either matrix. The right one is missing from the inputs if onnxruntime packed it earlier.
+    The kernel may transpose either matrix. If onnxruntime packed the right-hand matrix, it is missing from the inputs.
     """
     if op_type in _CONVOLUTIONS:
         (kind, weight), out = inputs[1], outputs[0][1]
@@ -218,7 +222,7 @@ def _product(op_type: str, inputs: list[tuple[str, Shape]], outputs: list[tuple[
     size = inner * columns
     right = next((shape for _, shape in inputs[1:] if len(shape) > 1 and shape[-2] * shape[-1] == size), ())
     num_bytes: float = max(math.prod(right), size) * _ELEMENT_BYTES.get(kind, 4)
-    if op_type == "MatMulNBits":  # weights [n, blocks, bytes] if listed, else 4 bits each, and scales
+    if op_type == "MatMulNBits":  # scales, and weights [n, blocks, bytes]; 4 bits per weight if they are not listed
         packed = next((math.prod(shape) for kind, shape in inputs[1:] if kind == "uint8" and len(shape) == 3), size / 2)
         num_bytes = packed + 4 * size / _INT4_BLOCK
     elif op_type in _INTEGER:

@@ -1,6 +1,6 @@
 """Recognition of recordings with a bundle, live or as a whole, with the time of every stage.
 
-Times are taken around an application's calls and, through the runtime's observer interface, around the stages in them.
+Times are measured around an application's calls. The runtime's observer interface gives the times of the stages.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ STAGES = ("features", "encoder", "ctc", "search", "rescoring", "other")
 BUFFER_S = 0.1
 """Seconds of audio that a live source delivers at once, as in `u2moe transcribe --stream`."""
 WHOLE_BUFFER_S = 10.0
-"""Seconds of audio delivered at once with full context, as in `u2moe transcribe`."""
+"""Seconds of audio that are delivered at once with full context, as in `u2moe transcribe`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """Context with which a recording is recognised.
+    """The encoder context with which a recording is recognised.
 
     Attributes:
         chunk_size: encoder frames per chunk; None: full context.
@@ -48,19 +48,19 @@ class Mode:
 
     @property
     def name(self) -> str:
-        """Name in tables."""
+        """The mode's name in tables."""
         left = "all" if self.num_left_chunks < 0 else self.num_left_chunks
         return "full context" if self.chunk_size is None else f"chunk {self.chunk_size}, left {left}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A call that had work to do, usually a complete chunk.
+    """A call of the runtime that had work to do, usually because a chunk was complete.
 
     Attributes:
         audio_s: seconds of audio delivered so far.
-        compute_s: seconds from the arrival of the last sample to the result. In real time a sample arrives when it is
-            due, so that these seconds include any backlog.
+        compute_s: seconds from the arrival of the last sample to the result. In real time, a sample arrives when it is
+            due. The seconds then include any backlog.
         tokens: tokens of the current utterance after the call.
         segment: number of the current utterance.
         num_committed: number of committed words of the current utterance.
@@ -79,10 +79,10 @@ class Observation:
 
     Attributes:
         audio_s: seconds of audio.
-        wall_s: seconds spent in calls of the runtime, without waiting for a paced source.
-        cpu_s: CPU seconds of all threads in these calls.
-        stages: seconds by stage, for each of `STAGES`; they add up to `wall_s`.
-        events: chunks, in order.
+        wall_s: seconds spent in calls of the runtime. Waiting for a paced source is excluded.
+        cpu_s: CPU seconds of all threads during these calls.
+        stages: seconds by stage, for each of `STAGES`. Their sum is `wall_s`.
+        events: calls that had work to do, in order.
         final_s: seconds from the end of the input to the final result.
         segments: final results.
     """
@@ -102,7 +102,7 @@ class Observation:
 
 
 class Stopwatch:
-    """Stopwatch for stages, and for the calls that contain them. Neither stages nor calls may nest."""
+    """Stopwatch for stages, and for calls that contain them. Stages must not nest in stages, nor calls in calls."""
 
     def __init__(self) -> None:
         self.reset()
@@ -115,14 +115,14 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
+        """Add the time of the block to `stage`."""
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Add the time of the block, and the CPU time of all threads, to the calls."""
+        """Add the time of the block to the time of the calls, and the CPU time of all threads to their CPU time."""
         start, start_cpu = time.perf_counter(), time.process_time()
         yield
         self.wall_s += time.perf_counter() - start
@@ -130,22 +130,22 @@ class Stopwatch:
 
 
 class TimedSession(Session):
-    """A session whose runs are timed as one stage."""
+    """A session whose runs are timed as a stage."""
 
     def __init__(self, stage: str, watch: Stopwatch, *session: Any) -> None:
-        """Create a session from the arguments of `Session`; `watch` adds the time of its runs to `stage`."""
+        """Create a session from `session`, the arguments of `Session`. `watch` adds the time of all runs to `stage`."""
         super().__init__(*session)
         self._stage = stage
         self._watch = watch
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, Any]:
-        """Return outputs by name for inputs by name."""
+        """Return the outputs for the inputs `feeds`, both by name."""
         with self._watch(self._stage):
             return super().run(feeds)
 
 
 class Probe:
-    """A loaded bundle and a stopwatch. Not thread-safe.
+    """A loaded bundle with a stopwatch. Not thread-safe.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -164,7 +164,7 @@ class Probe:
         """Load the graphs of a bundle.
 
         Chunks and endpoints in `options` are ignored: a `Mode` sets the chunks, and the bundle sets the endpoints. If
-        `hotwords` is None, those of the bundle apply.
+        `hotwords` is None, the bundle's hotwords apply.
         """
         self.bundle = bundle
         self.watch = Stopwatch()
@@ -194,7 +194,10 @@ class Probe:
         return self.bundle.manifest.features.sample_rate
 
     def chunk_s(self, mode: Mode) -> float | None:
-        """Return the seconds from one chunk to the next, the budget for its latency; None with full context."""
+        """Return the seconds from one chunk to the next; None with full context.
+
+        The latency of a chunk should not exceed this time.
+        """
         if mode.chunk_size is None:
             return None
         return mode.chunk_size * self.bundle.manifest.frame_s
@@ -204,7 +207,7 @@ class Probe:
 
         Args:
             samples: float32 [n] at the model's sample rate.
-            mode: context.
+            mode: the encoder context.
             paced: deliver buffers in real time.
         """
         options = replace(self.options, chunk_size=mode.chunk_size, num_left_chunks=mode.num_left_chunks)

@@ -1,6 +1,6 @@
-"""Rates at which this machine multiplies and reads memory, measured with onnxruntime on small generated models.
+"""Rates at which this machine multiplies and reads memory, measured with small generated models in onnxruntime.
 
-Reading is also measured with native kernels, if installed: they use huge pages and prefetching.
+If native kernels are installed, reading is also measured with them, because they use huge pages and prefetching.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from u2moe.runtime.model.settings import SessionSettings
 Array = npt.NDArray[Any]
 
 KERNELS = {"integer": "MatMulIntegerToFloat", "float": "MatMul"}
-"""Operators to measure. "integer": uint8 tokens times int8 weights with a scale per column, as in quantized bundles;
-"float": float32 tokens times float32 weights."""
+"""Operators to measure. "integer" multiplies uint8 tokens by int8 weights with a scale per column, like quantized
+bundles. "float" multiplies float32 tokens by float32 weights."""
 NATIVE = "Int8Linear"
 PRODUCTS = ((64, 512, 512), (256, 256, 256), (256, 512, 512), (512, 1024, 1024))
-"""Sizes [rows, in, out] of products whose weights stay in the cache; the fastest sets the machine's rate."""
+"""Sizes [rows, in, out] of products whose weights fit into the cache. The fastest size gives the machine's rate."""
 BEYOND_CACHE = 640_000_000
-"""Bytes of weights that exceed every cache."""
+"""Bytes of weights that no cache can hold."""
 _WIDTH = 1024
 _WEIGHTS_PER_SESSION = 16
 _CALL_S = 0.05
-"""Minimum seconds of one measurement."""
+"""Minimum duration of one measurement in seconds."""
 
 
 def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: int = 5) -> dict[str, Any]:
-    """Measure the machine's rates in turn, round by round.
+    """Measure the rates of the machine. Every round measures all cases in turn.
 
     Args:
-        footprints: bytes of weights that each bundle reads repeatedly; `readable` limits them.
+        footprints: bytes of weights that each bundle reads repeatedly. `readable` limits these numbers.
         num_threads: threads within one operator.
         repetitions: number of measurements.
 
     Returns:
-        multiply_adds_per_s: for "integer" and "float" products, the spread of the rate for each size, and the size
-            with the highest rate.
-        read_bytes_per_s: the spread of the rate, by the size of the weights in bytes. The weights are multiplied by a
-            single row (a token), so that reading limits the speed. The rate is that of float32 on onnxruntime or of
-            int8 with native kernels, whichever is higher.
+        multiply_adds_per_s: for "integer" and "float" products, the spread of the rate for each size, and the size with
+            the highest rate.
+        read_bytes_per_s: the spread of the rate, by the bytes of the weights. The weights are multiplied by a single
+            row (a token), so that reading limits the speed. The result is the higher of two rates: float32 weights with
+            onnxruntime, and int8 weights with native kernels.
     """
     random = np.random.default_rng(0)
     cases: dict[tuple[str, Any], Callable[[], float]] = {}
@@ -79,20 +79,23 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
 
 
 def readable(footprint: int) -> int:
-    """Return the bytes to measure for a footprint: whole weights within `BEYOND_CACHE` and a quarter of free memory."""
+    """Return the number of bytes to read when measuring for a footprint, at most `BEYOND_CACHE`.
+
+    The number is also limited to a quarter of free memory, and rounded to whole weight matrices.
+    """
     one = 4 * _WIDTH * _WIDTH
     limit = min(BEYOND_CACHE, (memory_bytes("MemAvailable") or 4 * BEYOND_CACHE) // 4)
     return max(min(footprint, limit) // one, 1) * one
 
 
 def best_rate(rates: Mapping[str, Any], kind: str) -> float:
-    """Return the multiply-adds per second of "integer" or "float" products at the machine's best size."""
+    """Return the multiply-adds per second of "integer" or "float" products, for the fastest size."""
     found = rates["multiply_adds_per_s"][kind]
     return float(found["sizes"][found["best"]]["median"])
 
 
 def read_rate(rates: Mapping[str, Any], footprint: int) -> float:
-    """Return the bytes per second at which weights are read, for the measured size nearest to the footprint."""
+    """Return the bytes of weights read per second, for the measured size nearest to `footprint`."""
     found = rates["read_bytes_per_s"]
     nearest = min(found, key=lambda size: abs(int(size) - footprint))
     return float(found[nearest]["median"])
@@ -101,20 +104,20 @@ def read_rate(rates: Mapping[str, Any], footprint: int) -> float:
 def _stream(
     random: np.random.Generator, size: int, num_threads: int, kernels: str
 ) -> list[onnxruntime.InferenceSession]:
-    """Return sessions with separate weights of `size` bytes in total, a multiple of one weight; see `readable`."""
+    """Return sessions that together have weights of `size` bytes, which must be a result of `readable`."""
     dtype, op_type, columns = ("int8", NATIVE, 4 * _WIDTH) if kernels == "native" else ("float32", "MatMul", _WIDTH)
     weight, count = _drawn(random, dtype, _WIDTH, columns), size // (4 * _WIDTH * _WIDTH)
     sessions = []
     for start in range(0, count, _WEIGHTS_PER_SESSION):
         end = min(start + _WEIGHTS_PER_SESSION, count)
-        # different weights, to prevent sharing
+        # Weights must differ, because onnxruntime might share identical ones.
         weights = [np.roll(weight, index, axis=0) for index in range(start, end)]
         sessions.append(_session(op_type, weights, num_threads))
     return sessions
 
 
 def _drawn(random: np.random.Generator, dtype: str, rows: int, columns: int) -> Array:
-    """Return random numbers of a type; int8 excludes -128."""
+    """Return random numbers [rows, columns] of a type. int8 excludes -128."""
     if dtype == "float32":
         return random.standard_normal((rows, columns), np.float32)
     least, limit = (0, 256) if dtype == "uint8" else (-127, 128)
@@ -132,17 +135,19 @@ def session_of(content: bytes, kernels: str, num_threads: int = 1) -> onnxruntim
 
 
 def _rate(sessions: Sequence[onnxruntime.InferenceSession], x: Array, amount: int) -> float:
-    """Return the rate per second at which all sessions together do an `amount` of work."""
+    """Return `amount`, the work of one run of each session, divided by the seconds of these runs together."""
     return amount / mean_seconds(lambda: [session.run(None, {"x": x}) for session in sessions], _CALL_S)
 
 
 def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
-    """Return an ONNX file with input "x" [rows, in] and output "y" [rows, out], the sum of its products by all weights.
+    """Return an ONNX file that multiplies its input "x" [rows, in] by all weights and sums the products.
+
+    The output is "y" [rows, out].
 
     Args:
-        op_type: "MatMul"; or, with int8 weights and a scale per column as in quantized bundles, "MatMulIntegerToFloat"
-            (uint8 x with zero point 128) or the native `NATIVE`.
-        weights: float32 or int8, all [in, out].
+        op_type: "MatMul" for float32 weights. With int8 weights and a scale per column, as in quantized bundles:
+            "MatMulIntegerToFloat", which takes uint8 x with zero point 128, or the native operator `NATIVE`.
+        weights: float32 or int8, each [in, out].
     """
     import onnx_ir as ir  # noqa: PLC0415 - needs the extra tools
 

@@ -1,4 +1,4 @@
-"""Repeated measurements of several cases that take turns, and their statistics."""
+"""Repeated measurements of several cases in turn, and statistics of the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_DRAWN = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Distribution of repeated measurements.
+    """The distribution of repeated measurements.
 
     Attributes:
         median: second quartile.
@@ -36,7 +36,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Return the spread of at least one value."""
+        """Return the spread of `values`, which must not be empty."""
         low, median, high = np.percentile(values, (25, 50, 75)).tolist()
         return cls(median=median, low=low, high=high, count=len(values))
 
@@ -60,7 +60,7 @@ def interleaved(
     Args:
         cases: functions by name.
         repetitions: number of measured rounds.
-        warm_up: number of earlier rounds whose results are discarded.
+        warm_up: number of preceding rounds whose results are discarded.
         title: prefix of the progress line of each round.
 
     Returns:
@@ -80,7 +80,7 @@ def interleaved(
 
 
 def mean_seconds(call: Callable[[], object], at_least: float) -> float:
-    """Return the mean seconds per call, over calls that take `at_least` seconds in total."""
+    """Return the mean seconds per call. Repeat the call until all calls together take `at_least` seconds."""
     count, begin = 0, time.perf_counter()
     while True:
         call()
@@ -97,22 +97,22 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def spread_of(found: Mapping[str, Any], scale: float = 1.0) -> Spread:
-    """Return a spread from JSON data, scaled to another unit."""
+    """Return a spread from JSON data, multiplied by `scale`."""
     return Spread(**{name: scale * found[name] for name in ("median", "low", "high")}, count=found["count"])
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
-    """Return the spread of the ratios of two measurements, round by round."""
+    """Return the spread of the ratios of two series of measurements, computed round by round."""
     return Spread.of([value / other for value, other in zip(values, others, strict=True)])
 
 
 def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
-    """Return the ratio of two sums over the same recordings [n], with its 95 % interval as low and high.
+    """Return the ratio of two sums over the same recordings [n]. `low` and `high` are the 95 % interval.
 
     The interval comes from a paired bootstrap over recordings.
 
     Raises:
-        ValueError: the sum of the others is 0.
+        ValueError: the sum of `others` is 0.
     """
     above, below = np.asarray(values), np.asarray(others)
     if not below.sum():
@@ -124,7 +124,7 @@ def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
 
 
 def difference_of_rates(errors: npt.ArrayLike, others: npt.ArrayLike, sizes: npt.ArrayLike) -> Spread:
-    """Return sum(errors - others) / sum(sizes) over recordings [n], with its 95 % interval by paired bootstrap."""
+    """Return sum(errors - others) / sum(sizes) over recordings [n], with a 95 % interval from a paired bootstrap."""
     differences, lengths = np.asarray(errors) - np.asarray(others), np.asarray(sizes)
     drawn = np.random.default_rng(0).integers(len(lengths), size=(NUM_DRAWN, len(lengths)))
     of_draws = differences[drawn].sum(axis=1) / np.maximum(lengths[drawn].sum(axis=1), 1)
@@ -133,7 +133,7 @@ def difference_of_rates(errors: npt.ArrayLike, others: npt.ArrayLike, sizes: npt
 
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:
-    """Return a function that calls `call` and returns the seconds it took."""
+    """Return a function that calls `call` and returns the seconds that the call took."""
 
     def seconds() -> float:
         begin = time.perf_counter()

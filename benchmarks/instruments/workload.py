@@ -1,4 +1,4 @@
-"""The workload: an utterance, and one round of work in each mode. Imports only the runtime."""
+"""The workload of benchmarks: an utterance, and one round of work in each mode. Imports only the runtime."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ Run = Callable[[], Any]
 
 CHUNK_SIZE, NUM_LEFT_CHUNKS = 16, 4
 NUM_WARM_CHUNKS = NUM_LEFT_CHUNKS + 1
-"""Chunks that fill the left context before the measurement."""
+"""Chunks before the measurement. They fill the left context."""
 FRAME_S = 0.04
-"""Seconds of an encoder frame in all presets."""
+"""Seconds per encoder frame in all presets."""
 CHUNK_S = CHUNK_SIZE * FRAME_S
 NUM_STREAMS = 8
 UTTERANCE_S = 10.0
 NUM_HYPOTHESES, NUM_TOKENS = 10, 40
-"""Size of the second pass; ten seconds of fast speech have 40 tokens."""
+"""Numbers of hypotheses and of tokens in the second pass. Ten seconds of fast speech have 40 tokens."""
 ALTERNATIVES = (36, 32, 28, 24)
-"""Positions of the tokens in which hypotheses differ. With these positions, hypotheses share prefixes as much as those
-of the demo model for ten seconds of speech. Once shared prefixes are merged, a quarter of the tokens is left for the
-left-to-right decoder, and three quarters for the right-to-left decoder."""
+"""Token positions at which hypotheses differ. With these positions, hypotheses share prefixes to the same extent as
+those of the demo model for ten seconds of speech. After shared prefixes are merged, the left-to-right decoder computes
+a quarter of the tokens, and the right-to-left decoder three quarters."""
 LOUDNESS, LOUDNESS_DEVIATION = 11.0, 3.0
-"""Mean and standard deviation of the log-mel energies that the normalisation of random checkpoints expects."""
+"""Mean and standard deviation of the log-mel energies. Random checkpoints are normalised for these values."""
 NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}
-"""Chunks per round, after the warm-up chunks."""
+"""Measured chunks per round, after the warm-up chunks."""
 
 
 def clips() -> list[Path]:
@@ -49,7 +49,7 @@ def clips() -> list[Path]:
 
 
 def speech(seconds: float, rate: int) -> npt.NDArray[np.float32]:
-    """Return `seconds` of real speech [n]: the bundled clips, repeated as needed."""
+    """Return `seconds` of real speech [n]. The bundled clips are repeated if necessary."""
     return np.resize(np.concatenate([read_audio(file, rate) for file in clips()]), round(seconds * rate))
 
 
@@ -61,25 +61,25 @@ def utterance(bundle: Bundle) -> Frames:
 
 
 def random_frames(bundle: Bundle) -> Frames:
-    """Return random features [frames, mel] of ten seconds, as loud as speech; frames are independent."""
+    """Return ten seconds of random features [frames, mel] that are as loud as speech. Frames are independent."""
     num_frames = round(UTTERANCE_S * 1000 / bundle.manifest.features.frame_shift_ms)
     size = (num_frames, bundle.manifest.model.feature_size)
     return np.random.default_rng(0).normal(LOUDNESS, LOUDNESS_DEVIATION, size).astype(np.float32)
 
 
 def audio_seconds(mode: str) -> float:
-    """Return the seconds of audio in one round of a mode, all streams together."""
+    """Return the seconds of audio that all streams together process in one round of a mode."""
     if mode in NUM_CHUNKS:
         return NUM_CHUNKS[mode] * CHUNK_S * (NUM_STREAMS if mode == "streaming-8" else 1)
     return UTTERANCE_S
 
 
 def one_round(mode: str, model: Model, frames: Frames) -> Run:
-    """Return a function that runs one round of a mode, without features and search.
+    """Return a function that runs one round of a mode. Features and search are excluded.
 
     Args:
-        mode: "streaming" or "streaming-8": chunks of one or eight streams in steady state; "full": full context;
-            "second-pass": decoders on ten hypotheses.
+        mode: "streaming" or "streaming-8": chunks of one or eight streams whose left context is full; "full": full
+            context; "second-pass": decoders on ten hypotheses.
         model: sessions of a bundle.
         frames: features of an utterance [frames, mel].
     """
@@ -94,7 +94,7 @@ def one_round(mode: str, model: Model, frames: Frames) -> Run:
 
 
 def nbest(vocab_size: int) -> list[list[int]]:
-    """Return hypotheses that share prefixes like those of a beam."""
+    """Return hypotheses that share prefixes like those of a beam search."""
     first, last = np.random.default_rng(0).integers(3, vocab_size, NUM_TOKENS), vocab_size - 1
     hypotheses = np.tile(first, (NUM_HYPOTHESES, 1))
     for bit, place in enumerate(ALTERNATIVES):
@@ -105,9 +105,12 @@ def nbest(vocab_size: int) -> list[list[int]]:
 
 
 def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chunks: int) -> Callable[[], list[Frames]]:
-    """Return a function that encodes `num_chunks` chunks of every stream, starting with a full left context.
+    """Return a function that encodes `num_chunks` chunks of every stream.
 
-    Positions advance from call to call as in a stream, because native kernels cache results by position.
+    The left context is full from the first chunk.
+
+    As in a stream, positions advance from call to call. Otherwise, native kernels would reuse results cached by
+    position.
     """
     chunks = list(windows(encoder.config, frames, num_streams))
     caches = encoder.start(num_streams)
@@ -128,7 +131,7 @@ def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chun
 
 
 def windows(config: ModelConfig, frames: Frames, num_streams: int = 1) -> Iterator[Frames]:
-    """Yield features of chunks [streams, frames, mel]; each stream starts at a different second of the features."""
+    """Yield the features of chunks [streams, frames, mel]. Each stream starts at a different second of `frames`."""
     cutters = [Windows(config, CHUNK_SIZE) for _ in range(num_streams)]
     for stream, cutter in enumerate(cutters):
         cutter.accept(np.roll(frames, -100 * stream, axis=0))

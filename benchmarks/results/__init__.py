@@ -1,1 +1,1 @@
-"""Results as JSON files, and the scripts that write them into pages."""
+"""Results of measurements as JSON files, and scripts that write them into the pages of docs/."""

@@ -1,4 +1,4 @@
-"""JSON files of results: where they are in a clone, and on which machine and day they were measured."""
+"""JSON files of results: their place in a clone, and the machine and day of the measurement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from u2moe.runtime.whole_file import write_text
 
 
 def repository() -> Path:
-    """Return the clone in which scripts work: the current folder, since an installed package cannot find the clone.
+    """Return the clone in which scripts work. This is the current folder: an installed package cannot find the clone.
 
     Raises:
         FileNotFoundError: the current folder is not a clone.
@@ -27,7 +27,7 @@ def repository() -> Path:
 
 
 def results_file(name: str) -> Path:
-    """Return the results file of a study, relative to the root of a clone."""
+    """Return the results file of a study, as a path relative to the root of a clone."""
     return Path("benchmarks", "results", f"{name}.json")
 
 
@@ -46,14 +46,14 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def measured_here() -> dict[str, Any]:
-    """Return `machine` and `date` for new results."""
+    """Return the entries `machine` and `date` for new results."""
     return {"machine": describe_machine(), "date": dt.datetime.now(dt.UTC).date().isoformat()}
 
 
 def kind_of(machine: Mapping[str, Any]) -> str:
-    """Return the kind of a machine, given its entry from `describe_machine`: processor, family and model.
+    """Return the kind of a machine from its entry of `describe_machine`: processor, family and model.
 
-    The processor's name alone is ambiguous: all generations of AMD EPYC may have the same name.
+    The name of the processor alone is ambiguous: all generations of AMD EPYC may have the same name.
     """
     fields = machine.get("processor_version") or ""
     version = ", ".join(field for field in fields.split(", ") if field and not field.startswith("stepping"))
@@ -61,15 +61,15 @@ def kind_of(machine: Mapping[str, Any]) -> str:
 
 
 def machine_key(content: Mapping[str, Any]) -> str:
-    """Return the kind of machine that results were measured on, with the instruction set of its native `kernels`."""
+    """Return the kind of machine that produced the results, and the instruction set of the native `kernels`."""
     return f"{kind_of(content['machine'])}, {content['kernels']['isa'] or 'without native kernels'}"
 
 
 def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the results in `file` to continue, with the entries of `fresh` that it lacks.
+    """Return the results in `file`, so that a study can continue. Entries that are missing come from `fresh`.
 
     Raises:
-        ValueError: they were measured on another kind of machine, so times cannot be compared.
+        ValueError: the results come from another kind of machine, so times cannot be compared.
     """
     content, here = read_json(file), kind_of(describe_machine())
     measured = kind_of(content["machine"]) if "machine" in content else here
@@ -79,7 +79,7 @@ def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record(file: Path, content: dict[str, Any]) -> None:
-    """Write results that are measured piece by piece, with `measured_here` and the `commits` of all pieces."""
+    """Write results of a study that measures piece by piece. Add `measured_here`, and the `commits` of all pieces."""
     content |= measured_here()
     content["commits"] = list(dict.fromkeys([*content.get("commits", []), content["machine"]["commit"]]))
     write_json(file, content)
@@ -99,15 +99,15 @@ def publish(
     part: str = "",
     per_machine: bool = False,
 ) -> None:
-    """Write results to a file with machine and date, and print their tables.
+    """Write results to a file, with machine and date. Print their tables.
 
     Args:
         file: JSON file.
         found: results.
-        values: function that returns the values for pages from the content of the file.
-        bundle: measured bundle; None: several bundles, or something else.
-        part: name of the part of the file to replace; "": the whole file.
-        per_machine: keep the results of other kinds of machines in the file, see `machine_key`.
+        values: function that takes the content of the file and returns the values for pages.
+        bundle: the measured bundle. None: several bundles, or no bundle.
+        part: name of the part of the file to replace. "": replace the whole file.
+        per_machine: keep results from other kinds of machines that the file contains; see `machine_key`.
     """
     content = {**measured_here(), **(of_bundle(bundle) if bundle else {}), **found}
     if per_machine:
@@ -123,9 +123,9 @@ def publish(
 
 
 def measured(content: Mapping[str, Any]) -> str:
-    """Return a sentence with processor, cores, onnxruntime, commit and date of results with `measured_here`.
+    """Return a sentence with processor, cores, onnxruntime, commit and date of results from `measured_here`.
 
-    A "+" after a commit means uncommitted changes.
+    A "+" after a commit means that the clone had uncommitted changes.
     """
     machine, date = content["machine"], content.get("date", content.get("time", ""))[:10]
     cores = f"{machine['usable_cores']} core{'s' if machine['usable_cores'] > 1 else ''}"

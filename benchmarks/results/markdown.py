@@ -1,4 +1,6 @@
-"""Format tables and numbers, and insert them between marks in pages. The prose around them is written by hand.
+"""Format tables and numbers, and insert them between marks in pages.
+
+For example, a page with the mark `ratio` contains this line:
 
 Streaming takes <!-- begin ratio -->2.35<!-- end ratio --> times as long.
 """
@@ -12,18 +14,18 @@ from u2moe.benchmarks.instruments.statistics import Spread
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> str:
-    """Return a table whose first `left` columns are aligned left, the others right."""
+    """Return a Markdown table. Its first `left` columns are aligned left, the others right."""
     marks = ["---"] * left + ["---:"] * (len(header) - left)
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (header, marks, *rows))
 
 
 def quartiles(spread: Spread, digits: int = 2) -> str:
-    """Return a median with quartiles: "1.20 (1.15-1.31)"."""
+    """Return a median with its quartiles, for example "1.20 (1.15-1.31)"."""
     return f"{spread.median:.{digits}f} ({spread.low:.{digits}f}-{spread.high:.{digits}f})"
 
 
 def short(value: float) -> str:
-    """Return a number with three significant digits, or as an integer from 100 on."""
+    """Return a number with three significant digits. Numbers from 100 on are rounded to an integer."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -32,7 +34,7 @@ _MARKED = re.compile(r"<!-- begin (?P<name>[\w.-]+) -->(?P<old>.*?)<!-- end (?P=
 
 
 def names(text: str, page: str) -> list[str]:
-    """Return the names of the marks of a page.
+    """Return the names of the marks in a page.
 
     Raises:
         ValueError: a mark has no end.
@@ -45,9 +47,9 @@ def names(text: str, page: str) -> list[str]:
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
-    """Return the page with the values between their marks, on separate lines if the marks are.
+    """Return the page `text` with the values between their marks. Marks on separate lines stay on separate lines.
 
-    Marks without a value keep their text. Text before an end mark on the same line also stays, such as # in YAML.
+    Marks without a value keep their text. Text before an end mark on the same line stays, for example # in YAML.
     """
 
     def marked(match: re.Match[str]) -> str:

@@ -26,29 +26,29 @@ from u2moe.benchmarks.studies.shared.script import run_script
 from u2moe.benchmarks.studies.systems import SHERPA
 
 PICTURE = Path("docs/images/speed.png")
-"""Relative to the root of a clone."""
+"""Path relative to the root of a clone."""
 PANELS = {"streaming": "chunks of 16 frames (0.64 s)", "full": "whole utterances of 10 s"}
 NATIVE, ALONE, OTHERS = "u2moe with native kernels", "u2moe on onnxruntime", "others"
 COLOURS = {NATIVE: "#0b5394", ALONE: "#8fb3d9", OTHERS: "#b7b7b7"}
 EQUALS = (DENSE, INT8, NATIVE_LARGE), (PLAIN_DENSE, PLAIN_INT8, PLAIN_LARGE)
-"""Rows in int8: those of native kernels, then those of onnxruntime. The row of int4 follows all of them."""
+"""Rows in int8: first those of native kernels, then those of onnxruntime alone. The int4 row comes last."""
 CASES = {case: by for by, own in zip((NATIVE, ALONE), EQUALS, strict=True) for case in own} | {INT4: NATIVE}
 
-Axes = Any  # matplotlib has no types of its own
+Axes = Any  # matplotlib does not export types
 Bar = tuple[str, Spread, str]
-"""One row: label, real-time factor, and engine, a key of `COLOURS`."""
+"""One row: its label, its real-time factor, and its engine, which is a key of `COLOURS`."""
 
 
 def machine() -> str:
-    """Return the kind of machine of all rows: the one on which torch was measured."""
+    """Return the kind of machine that all rows must come from: the one on which torch was measured."""
     return kind_of(read_json(results_file("same_weights"))["machine"])
 
 
 def bars(mode: str) -> list[Bar]:
     """Return the rows of one panel, from top to bottom.
 
-    The rows of u2moe and torch are times of the encoder and the CTC head only. sherpa-onnx is timed from samples to
-    text: features and greedy search add a few percent at this size.
+    The rows of u2moe and torch are times of only the encoder and the CTC head. The row of sherpa-onnx also includes
+    features and greedy search, which add a few percent at this size.
     """
     contents = read_json(results_file("full_size"))["machines"].values()
     *_, own = (content for content in contents if kind_of(content["machine"]) == machine())
@@ -93,7 +93,7 @@ def draw(file: Path) -> None:
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=9, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
-    with Image.open(file) as drawn:  # a palette takes a third of the bytes
+    with Image.open(file) as drawn:  # with a palette, the file is a third as large
         drawn.convert("RGB").quantize(64).save(file, optimize=True)
 
 

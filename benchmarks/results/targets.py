@@ -1,4 +1,4 @@
-"""Targets: limits set before the measurement, compared with the measured values."""
+"""Targets: limits that were set before the measurement, compared with the measured values."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from u2moe.benchmarks.results.markdown import short, table
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A limit set before the measurement, and the measured value.
+    """A limit that was set before the measurement, and the measured value.
 
     Attributes:
-        name: measured quantity, of int8 on one thread unless the name states otherwise.
-        where: machine, if several were measured.
-        found: measured value, or the spread of several, whose median is compared.
+        name: measured quantity. Unless the name says otherwise, it was measured with int8 on one thread.
+        where: machine, if several machines were measured.
+        found: measured value, or a spread of values. The median of a spread is compared with the limit.
         limit: limit for the value.
-        at_most: whether it is an upper limit.
-        unit: suffix of measured value and limit, such as " ms".
+        at_most: whether `limit` is an upper limit.
+        unit: suffix of the measured value and the limit, such as " ms".
     """
 
     name: str
@@ -31,7 +31,7 @@ class Target:
 
     @property
     def value(self) -> float:
-        """Value compared with the limit."""
+        """Value that is compared with the limit."""
         return self.found.median if isinstance(self.found, Spread) else self.found
 
     @property
@@ -41,7 +41,7 @@ class Target:
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
-        """Row: name, machine, measured value, limit, and whether it was met or by how much it was missed."""
+        """Row of the table: name, machine, measured value, limit, and verdict: met, or missed by how much."""
         value, limit = (f"{short(value)}{self.unit}" for value in (self.value, self.limit))
         if isinstance(self.found, Spread):
             value += f" ({short(self.found.low)}-{short(self.found.high)})"

@@ -1,1 +1,1 @@
-"""Studies, one question per module, to run in a clone: `python -m u2moe.benchmarks.studies.NAME`. Not packaged."""
+"""Studies, one question per module. Run them in a clone: `python -m u2moe.benchmarks.studies.NAME`. Not packaged."""

@@ -1,4 +1,4 @@
-"""How fast is the demo model, and how near to the machine's bound? Formats the report of `u2moe bench`.
+"""How fast is the demo model, and how close is it to the machine's bound? Formats a report of `u2moe bench`.
 
 u2moe bench runtime/demo --output benchmarks/results/bench.json
 """
@@ -9,7 +9,7 @@ from u2moe.benchmarks.bench.terminal import Report, describe
 
 
 def values(report: Report) -> dict[str, str]:
-    """Return the terminal tables, and the main numbers for full context and chunks of 16."""
+    """Return the terminal tables, and the main numbers for full context and for chunks of 16."""
     first = report["plan"]["threads"][0]
     speed = {entry["mode"]: entry for entry in report["speed"] if entry["threads"] == first}
     (footprint,) = report["footprint"].values()

@@ -23,7 +23,7 @@ PENALTIES = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
 def measure(bundles: Mapping[str, Path], recordings: Sequence[Recording]) -> dict[str, Any]:
-    """Return counts of words, errors, deletions and insertions by bundle and penalty."""
+    """Return the numbers of words, errors, deletions and insertions, by bundle and penalty."""
     found: dict[str, Any] = {}
     for name, folder in bundles.items():
         recognizer, counts = Recognizer.from_pretrained(folder), {}

@@ -3,7 +3,8 @@
     python -m u2moe.benchmarks.studies.calibration BUNDLE DEV.tsv ... --fit    # writes into the bundle
     python -m u2moe.benchmarks.studies.calibration BUNDLE TEST.tsv ...
 
-Recordings are recognised with full context. A word is correct if it is aligned with the same word of the transcript.
+Recordings are recognised with full context. A word is correct if the alignment pairs it with the same word of the
+transcript.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NUM_BINS = 10
 _SMALLEST = 1e-4
 
 Words = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
-"""Confidences of recognised words [n], and whether they are correct [n]."""
+"""Confidence of each recognised word [n], and whether the word is correct [n]."""
 
 
 def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
@@ -52,13 +53,15 @@ def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
 
 
 def reliability(found: Words) -> dict[str, Any]:
-    """Return the reliability of confidences.
+    """Return statistics of how well confidences predict correct words.
 
     Returns:
-        `bins`: for each tenth of the range, the number of words, their mean confidence and share of correct words;
-        `expected_error`: mean absolute difference between mean confidence and share of correct words, weighted by
-        words (ECE); `area`: probability that a correct word has a higher confidence than a wrong one (area under the
-        ROC curve; 0.5: chance); and number, share of correct words and mean confidence of all words.
+        num_words, right, confidence: number of words, share of correct words, and mean confidence.
+        expected_error: expected calibration error (ECE): the mean absolute difference between the mean confidence of a
+            bin and the share of correct words in it. Bins are weighted by their number of words.
+        area: area under the ROC curve: the probability that a correct word has a higher confidence than a wrong one.
+            0.5 is chance.
+        bins: for each tenth of the range of confidences: number of words, mean confidence, and share of correct words.
     """
     confidences, right = found
     positions = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
@@ -85,9 +88,9 @@ def reliability(found: Words) -> dict[str, Any]:
 
 
 def area_under_roc(found: Words) -> float | None:
-    """Return how often a correct word has a higher confidence than a wrong one; None if either kind is missing.
+    """Return the probability that a correct word has a higher confidence than a wrong one.
 
-    Ties count half.
+    Ties count half. None if correct words or wrong words are missing.
     """
     confidences, right = found
     if right.all() or not right.any():
@@ -97,10 +100,10 @@ def area_under_roc(found: Words) -> float | None:
 
 
 def fit(found: Words) -> tuple[float, float]:
-    """Return scale and bias of the log-odds with maximum likelihood (Platt scaling).
+    """Return the scale and bias of the log-odds that have the maximum likelihood (Platt scaling).
 
-    As in Platt's method, targets are slightly below 1 for correct words and slightly above 0 for wrong ones. This
-    ensures an optimum even if confidence separates them perfectly.
+    As in Platt's method, targets are slightly below 1 for correct words and slightly above 0 for wrong ones. An optimum
+    therefore exists even if a threshold separates correct from wrong words perfectly.
     """
     confidences, right = found
     num_right, num_wrong = int(right.sum()), int((~right).sum())
@@ -117,10 +120,10 @@ def fit(found: Words) -> tuple[float, float]:
 
 
 def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
-    """Apply a scale and a bias on top of the calibration in a bundle's manifest; return the new calibration.
+    """Apply a scale and a bias after the calibration in a bundle's manifest. Return the combined calibration.
 
     Raises:
-        ValueError: the scale is not above 0, which would reverse the order of confidences.
+        ValueError: the scale is not positive, so it would reverse the order of confidences.
     """
     before = Bundle.open(bundle, verify=False).manifest.calibration or Calibration()
     found = Calibration(scale=round(scale * before.scale, 3), bias=round(bias + scale * before.bias, 3))
@@ -131,7 +134,7 @@ def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each set, and bins and numbers of all sets together."""
+    """Return the values for pages: a row for each set, and the bins and numbers of all sets together."""
     sets = (
         (
             name, found["num_words"], f"{found['right'] or 0:.1%}", f"{found['confidence'] or 0:.1%}",

@@ -2,8 +2,8 @@
 
     python -m u2moe.benchmarks.studies.committed BUNDLE TEST.tsv ...
 
-Delays count only the audio that must still arrive, so they are the same on every machine. `u2moe bench` also measures
-the computation.
+Delays count only the audio that must still arrive. They are therefore the same on every machine. `u2moe bench` also
+measures the computation.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from u2moe.runtime.corpus.lists import read_recordings
 MODES = (Mode(chunk_size=16, num_left_chunks=4), Mode(chunk_size=8, num_left_chunks=4))
 KEYS = ("p50", "p95")
 QUIET_S = 2.0
-"""Seconds of silence after each recording, to end it with an endpoint as in a conversation."""
+"""Seconds of silence after each recording. An endpoint then ends the utterance, as in a conversation."""
 
 
 def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[str, Any]:
-    """Return the seconds of audio from a word's end to the result that shows its final text, and to its commitment."""
+    """Return percentiles of the seconds of audio from a word's end to its final text, and to its commitment."""
     found = summary(observed, probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0)
     waits = {name: found[f"{name}_s"]["algorithmic"] for name in ("word", "committed")}
     segments = [segment for item in observed for segment in item.segments]

@@ -2,8 +2,8 @@
 
     python -m u2moe.benchmarks.studies.edge FOLDER [--prepare]
 
-FOLDER receives missing bundles with random weights (`random_models`) and the measurements: an interrupted run resumes
-from it. --prepare only makes the bundles. The workload is that of `full_size`.
+FOLDER receives the measurements, and bundles with random weights (`random_models`) if they are missing. An interrupted
+run continues with the files in FOLDER. --prepare only makes the bundles. The workload is that of `full_size`.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ FORMATS = ("int8", "int4")
 KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
 ROUNDS = 5
 AS_FAST = 1.05
-"""Maximum ratio of times at which a network is considered as fast as Dense-225M."""
+"""Maximum ratio of times at which a network still counts as equally fast as Dense-225M."""
 STATE = "edge.json"
 
 
 def groups() -> Iterator[list[Case]]:
-    """Yield groups of networks to measure in turn; all networks of a group have the same format and engine."""
+    """Yield groups of networks to measure in turn. All networks of a group have the same format and engine."""
     for form in FORMATS:
         for kernels in KERNELS:
             yield [Case(model, form, kernels) for model in TITLES]
 
 
 def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the seconds of each round by mode and case, as in `full_size.measure`, and the result of `starts_of`."""
+    """Return the seconds of each round by mode and case, like `full_size.measure`, and the result of `starts_of`."""
     bundles = {case.key: Bundle.open(root / case.model / case.format, verify=False) for case in cases}
     starts = starts_of(bundles, cases[0].kernels)
     settings = SessionSettings(num_threads=1, kernels=cases[0].kernels)
@@ -107,9 +107,9 @@ def _number(found: Mapping[str, str], name: str) -> float:
 
 
 def _numbers(content: Mapping[str, Any], case: Case) -> list[float]:
-    """Return the numbers of a row: parameters, active parameters, MB of files and memory, times and ratios.
+    """Return the numbers of a row: parameters, active parameters, MB of files, MB of memory, times and ratios.
 
-    Parameters are in millions. Each mode has a time and a ratio; the times of both passes together come last.
+    Parameters are in millions. Each mode has a time and a ratio. The last numbers are times of both passes together.
     """
     start, first = content["starts"][case.key], Case(SMALL, case.format, case.kernels)
     times = [

@@ -4,8 +4,9 @@
         --list SET.tsv ... [--results FILE]
 
 A variant is a bundle, optionally with @KERNELS ("native" or "onnxruntime"; default: native if installed). +noise adds
-random numbers within half a step of 16 bits to the samples, as a baseline for changes of texts. All variants are
-compared with the first two. A paired bootstrap over recordings yields 95 % intervals of the differences.
+random numbers of at most half a 16-bit step to the samples. The noise shows how many texts such small changes alter.
+All variants are compared with the first two. A paired bootstrap over recordings gives 95 % intervals of the
+differences.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ MODES: Mapping[str, DecodingOptions] = {
 }
 NUM_REFERENCES = 2
 HALF_STEP = 0.5 / 32768
-"""Half a step of 16-bit audio."""
+"""Half a quantization step of 16-bit audio."""
 LIMITS = {("int8", "float32"): 0.3, ("int4-experts, calibrated", "int8"): 0.5, ("int4, calibrated", "int8"): 1.5}
-"""Maximum increase of word errors with full context in percent, by (variant, reference)."""
+"""Maximum increase of word errors in percent, with full context, by (variant, reference)."""
 LIMIT_OF_TEXTS = 7.5
 """Maximum percentage of recordings whose text differs between int8 and float32."""
 
 Texts = dict[str, list[list[str]]]
-"""By mode, the words of each recording."""
+"""Words of each recording, by mode."""
 
 
 class Variant(NamedTuple):
@@ -52,14 +53,14 @@ class Variant(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """Return the variant for FOLDER[@KERNELS][+noise]."""
+        """Return the variant that `text` describes as FOLDER[@KERNELS][+noise]."""
         before = text.removesuffix("+noise")
         folder, _, kernels = before.partition("@")
         return cls(Path(folder), kernels or None, before != text)
 
 
 def recognized(recognizer: Recognizer, recordings: Sequence[Recording], *, noise: bool = False) -> Texts:
-    """Return the texts of all recordings in each mode; `noise` adds noise up to `HALF_STEP`, the same in every call."""
+    """Return the words of all recordings in each mode. `noise` adds noise up to `HALF_STEP`, the same in every call."""
     rate = recognizer.bundle.manifest.features.sample_rate
     texts: Texts = {mode: [] for mode in MODES}
     random = np.random.default_rng(0)
@@ -73,12 +74,13 @@ def recognized(recognizer: Recognizer, recordings: Sequence[Recording], *, noise
 
 
 def measure(variants: Mapping[str, Variant], sets: Mapping[str, Sequence[Recording]]) -> dict[str, Any]:
-    """Measure the word errors of each variant, and the differences from the first two.
+    """Measure the word errors of each variant, and the differences from the first two variants.
 
     Returns:
-        `num_recordings`; `num_words` by set; and `variants`, each with `bundle`, `bytes`, `kernels` and `modes`. A mode
-        has `num_errors` by set and, in `beside`, the comparison with each of the first variants: `cost`, the ratio of
-        all errors with its 95 % interval; `num_other_texts`; and `num_other_words`, the edits between the texts.
+        num_recordings, and num_words by set.
+        variants: each with `bundle`, `bytes`, `kernels` and `modes`. Each mode has `num_errors` by set, and `beside`,
+            the comparisons with the first two variants. A comparison has `cost`, the ratio of the total errors with its
+            95 % interval; `num_other_texts`; and `num_other_words`, the number of edits between the texts.
     """
     recordings = [recording for own in sets.values() for recording in own]
     names = [name for name, own in sets.items() for _ in own]
@@ -128,7 +130,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each mode and variant, and cost and changes of each variant by name."""
+    """Return the values for pages: a row for each mode and variant, and numbers of each variant by name."""
     num_words = results["num_words"]
     total = sum(num_words.values())
     references = list(results["variants"])[:NUM_REFERENCES]

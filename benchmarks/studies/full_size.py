@@ -2,9 +2,9 @@
 
     python -m u2moe.benchmarks.studies.full_size FOLDER [--prepare]
 
-FOLDER receives missing bundles with random weights (`random_models`); --prepare only makes the bundles. Times are for
-encoder and CTC head. Features and search are excluded, because a search on random probabilities is not representative.
-Routers spread tokens evenly, the worst case.
+FOLDER receives bundles with random weights (`random_models`) if they are missing. --prepare only makes the bundles.
+Times include the encoder and the CTC head. Features and search are excluded, because a search on random probabilities
+is not representative. Routers spread tokens evenly, which is the worst case.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ MODES = {STREAMING: "chunks of 16", BATCH: "batch of 8", FULL: "full context", S
 ROUNDS = {STREAMING: 7, BATCH: 5, FULL: 5, SECOND_PASS: 5}
 NUM_BOUNDS, NUM_STARTS, NUM_THREADS = 3, 2, (1, 2)
 BOUNDS = {STREAMING: (Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), 4.0), FULL: (Mode(), 10.0)}
-"""Context, and seconds of speech to profile: few, because a profile has a line for each kernel of each chunk."""
+"""Context, and seconds of speech to profile. The speech is short, because a profile has a line for each kernel of each
+chunk."""
 START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 
 
@@ -87,12 +88,12 @@ class Case:
 
     @property
     def parameters(self) -> tuple[float, float]:
-        """Parameters and those active for a token, in millions."""
+        """Number of parameters, and of parameters active for one token, in millions."""
         return _parameters(self.model)
 
     @property
     def size(self) -> str:
-        """Parameters in tables."""
+        """Numbers of parameters as text for tables."""
         return "{:.0f} / {:.0f}".format(*self.parameters)
 
     @property
@@ -112,7 +113,7 @@ INT8, PLAIN_INT8, INT4, _, DENSE, PLAIN_DENSE, NATIVE_LARGE, PLAIN_LARGE = CASES
 EQUALS = {"native": (INT8, DENSE), "even": (PLAIN_INT8, PLAIN_DENSE)}
 """Pairs of a mixture and a dense network with the same engine and format. The ratio of their times is the cost of the
 architecture."""
-PACKED = Case(MIXTURE, "packed", NATIVE)  # packed in advance for native kernels: only its start differs
+PACKED = Case(MIXTURE, "packed", NATIVE)  # packed in advance for native kernels; only its start is measured
 STARTED = {case.key: case for case in (*CASES, PACKED)}
 
 
@@ -121,11 +122,12 @@ def measure(root: Path) -> dict[str, Any]:
 
     Returns:
         kernels: see `Kernels.data`.
-        touched: number of experts that a chunk uses.
+        touched: mean number of experts that a chunk uses.
         seconds: seconds of each round, by mode and case.
-        bounds: see `bounds_of`, by mode and case; starts: see `starts_of`, by case.
-        threads: bytes (`read`) and multiply-adds (`multiply`) per second for each number of threads; and `found`, the
-            results of `two_threads` by case.
+        bounds: results of `bounds_of`, by mode and case.
+        starts: results of `starts_of`, by case.
+        threads: for each number of threads, bytes read (`read`) and multiply-adds (`multiply`) per second; and `found`,
+            the results of `two_threads` by case.
     """
     chosen = choose_kernels("auto", [CPU])
     cases = [case for case in CASES if chosen.native or case.kernels == PLAIN]
@@ -159,7 +161,10 @@ def measure(root: Path) -> dict[str, Any]:
 
 
 def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
-    """Return, by name, the encoder's `ms` per second of recorded speech and its `ratio` to the bound, on one thread."""
+    """Return for each probe the encoder's `ms` per second of speech, and the `ratio` of its time to the bound.
+
+    Both are spreads, measured on one thread.
+    """
     sizes = sorted({sum(file.size for file in probe.bundle.manifest.files.values()) for probe in probes.values()})
     rates = measure_rates(sizes, 1, repetitions=NUM_BOUNDS)
     context, seconds = BOUNDS[mode]
@@ -174,7 +179,10 @@ def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
 
 
 def starts_of(bundles: Mapping[str, Bundle], kernels: str) -> dict[str, Any]:
-    """Return, by name, the spreads of `START` in fresh processes and the bytes of all `files`."""
+    """Return for each bundle the spread of each value named in `START`, and the bytes of all files (`files`).
+
+    The values are measured in fresh processes.
+    """
     rate = next(iter(bundles.values())).manifest.features.sample_rate
     with tempfile.TemporaryDirectory() as folder:
         audio = write_wav(Path(folder) / "speech.wav", speech(UTTERANCE_S, rate), rate)
@@ -183,7 +191,7 @@ def starts_of(bundles: Mapping[str, Bundle], kernels: str) -> dict[str, Any]:
 
 
 def two_threads(case: Case, runs_of: Callable[[Case, str, int], Callable[[], Any]]) -> dict[str, Any]:
-    """Return `seconds` by mode and number of threads, and whether outputs are `equal` to the bit."""
+    """Return `seconds` by mode and number of threads, and `equal`: whether both numbers give bit-identical outputs."""
     found: dict[str, Any] = {"seconds": {}, "equal": True}
     for mode in (STREAMING, FULL):
         runs = {str(number): runs_of(case, mode, number) for number in NUM_THREADS}
@@ -195,26 +203,26 @@ def two_threads(case: Case, runs_of: Callable[[Case, str, int], Callable[[], Any
 
 
 def factor(content: Mapping[str, Any], mode: str, case: Case) -> Spread | None:
-    """Return the real-time factor of a case, or the seconds of the second pass; None if not measured."""
+    """Return the real-time factor of a case or, for the second pass, the seconds. None if not measured."""
     seconds = content["seconds"].get(mode, {}).get(case.key)
     scale = 1.0 if mode == SECOND_PASS else audio_seconds(mode)
     return Spread.of([value / scale for value in seconds]) if seconds else None
 
 
 def both_passes(content: Mapping[str, Any], mode: str, case: Case) -> float | None:
-    """Return the real-time factor of encoder, CTC head and second pass for ten seconds; None if not measured."""
+    """Return the real-time factor of both passes for ten seconds of speech; None if a pass was not measured."""
     first, second = factor(content, mode, case), factor(content, SECOND_PASS, case)
     return first.median + second.median / UTTERANCE_S if first and second else None
 
 
 def ratio(content: Mapping[str, Any], mode: str, case: Case, other: Case) -> Spread | None:
-    """Return the ratio of the times of two cases in the same rounds; None if one was not measured."""
+    """Return the ratio of the times of two cases, round by round; None if a case was not measured."""
     seconds = content["seconds"].get(mode, {})
     return ratios(seconds[case.key], seconds[other.key]) if {case.key, other.key} <= seconds.keys() else None
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: tables of all machines; ratios, memory and threads of the last one that has them."""
+    """Return the values for pages: tables for all machines, and numbers of the last machine that has them."""
     machines = list(results["machines"].values())
     found = {case.model: f"{case.parameters[0]:.0f}" for case in CASES}
     found[f"{MIXTURE}.active"] = f"{INT8.parameters[1]:.0f}"
@@ -233,11 +241,11 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
                 one, other = (both_passes(content, mode, case) for case in pair)
                 if one and other:
                     found[f"{name}.{mode}.both"] = f"{one / other:.2f}"
-        if entry := content["bounds"].get(FULL, {}).get(INT8.key):  # ratios if native kernels reached their bound
+        if entry := content["bounds"].get(FULL, {}).get(INT8.key):  # ratios if the kernels reached the bound
             bound = entry["ratio"]["median"]
             found["bound.int8.full"] = f"{float(found['int8.full']) / bound:.2f}"
             found["bound.gain.full"] = f"{float(found['gain.full']) * bound:.2f}"
-            if batch := factor(content, BATCH, PLAIN_DENSE):  # a second of speech needs the same products in a batch
+            if batch := factor(content, BATCH, PLAIN_DENSE):  # per second of speech, a batch needs the same products
                 found["bound.int4.batch"] = f"{entry['ms']['median'] / 1e3 / bound / batch.median:.2f}"
         for key, item in content["starts"].items():
             found[f"loaded.{key.replace('/', '.')}"] = f"{item['loaded_bytes']['median'] / 1e6:.0f}"
@@ -248,7 +256,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tables of one machine: real-time factors; bounds, starts and threads."""
+    """Yield the tables of one machine: one of real-time factors, and one of bounds, starts and threads."""
     yield f"### {machine_key(content)}"
     yield measured(content)
     rows = []
@@ -281,9 +289,9 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Yield the limits on each machine.
 
-    The first limits compare a mixture with a dense network on the same engine in the same format. The mixture may take
-    1.54 times as long, the ratio of active parameters. For a single stream, it may take twice as long, because each
-    chunk reads nearly all experts.
+    The first limits compare a mixture with a dense network that has the same engine and format. The mixture may take
+    1.54 times as long, which is the ratio of active parameters. For a single stream, it may take twice as long, because
+    each chunk reads nearly all experts.
     """
     for where, content in results["machines"].items():
         amx = "amx" in where
@@ -310,7 +318,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
         threads = content.get("threads", {"found": {}})
         seconds = threads["found"].get(INT8.key, {}).get("seconds", {})
         for (mode, own), limit, bound in zip(seconds.items(), (1.9, 1.8), ("read", "multiply"), strict=False):
-            one, two = threads.get(bound, (1, limit))  # the machine's own gain limits that of any program
+            one, two = threads.get(bound, (1, limit))  # no program can gain more than the machine itself
             if two >= limit * one:
                 name, found = f"gain of two threads, {INT8.title}, {MODES[mode]}", ratios(own["1"], own["2"])
                 yield Target(name=name, where=where, found=found, limit=limit, at_most=False)

@@ -2,14 +2,15 @@
 
     python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--seconds 15] [--minutes 0] [--cores 0]
 
-Speakers talk to a server undisturbed, then during each attack. Each pair of measurements is saved at once, and later
-runs skip it. Attackers run in a separate process. Each attack has its own API key, which allows eight streams. Start
-this script with `taskset` on cores other than --cores, which are the server's. With --minutes, all attacks run together
-for that time while rounds of speakers follow each other: memory after the first and last round shows growth.
+Speakers talk to a server, first undisturbed and then during each attack. Each pair of measurements is saved at once,
+and later runs skip it. Attackers run in a separate process. Each attack has its own API key, which allows eight
+streams. --cores are the server's cores: start this script with `taskset` on other cores. With --minutes, all attacks
+run together for that time, while rounds of speakers follow each other. If memory use grows, it is higher after the last
+round than after the first.
 
-In "slower", speakers fill the capacity that the server measures. Once all are accepted, a busy process starts on the
-server's cores. Two variants have only --speakers speakers, or a busy process of lower priority (nice 10). If other
-programs are running, start this script with nice -n -15.
+In "slower", speakers fill the capacity that the server has measured. When all speakers are accepted, a busy process
+starts on the server's cores. "slower, few speakers" has only --speakers speakers. In "slower, lower priority", the busy
+process has nice 10. If other programs are running, start this script with nice -n -15.
 """
 
 from __future__ import annotations
@@ -51,20 +52,20 @@ from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 
 NUM_STREAMS = 8
-"""Maximum streams of each attack's key."""
+"""Maximum number of streams of each attack's key."""
 MEGABYTE = 1 << 20
 ELSEWHERE = ("127.0.0.2", 0)
-"""Address from which attackers connect; speakers and the health check use another."""
+"""Address from which attackers connect. Speakers and the health check use another address."""
 _PART = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
 Attack = Callable[[str], Coroutine[Any, Any, None]]
-"""Behaviour of a client, called with a URL of the server that includes an API key."""
+"""Behaviour of a client. The argument is a URL of the server that includes an API key."""
 
 
 async def _one_sample(address: str) -> None:
     async with connect(address, proxy=None, local_addr=ELSEWHERE) as websocket:
         await websocket.send("{}")
         await websocket.recv()
-        while not websocket.transport.is_closing():  # later writes are lost without an error
+        while not websocket.transport.is_closing():  # later writes would be lost without an error
             websocket.transport.write((b"\x82\x82" + bytes(6)) * 1000)
             await asyncio.sleep(0.01 if websocket.transport.get_write_buffer_size() < MEGABYTE else 0.1)
 
@@ -98,7 +99,7 @@ async def _silent(address: str) -> None:
 
 
 async def _plain(address: str, data: bytes, seconds: float = 0.0, times: int = 1) -> None:
-    """Send bytes over TCP several times, and read only a part of the responses."""
+    """Send bytes over TCP several times, and read only a part of each response."""
     parts = urlsplit(address)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, local_addr=ELSEWHERE)
     with contextlib.closing(writer):
@@ -160,7 +161,7 @@ ATTACKS: dict[str, tuple[int, Attack]] = {
     "unread pongs": (NUM_STREAMS, _unread_pongs),
     "hotwords with a wide beam": (20, _dear_stream),
 }
-"""Number of simultaneous clients, and their behaviour."""
+"""Number of simultaneous clients of each attack, and their behaviour."""
 
 
 def key_of(name: str) -> str:
@@ -169,8 +170,8 @@ def key_of(name: str) -> str:
 
 
 def attack(has_begun: Event, port: int, names: Sequence[str]) -> None:
-    """Attack until killed, in a separate process."""
-    os.nice(10)  # leaves enough CPU time to the speakers
+    """Attack in a loop until the process is killed."""
+    os.nice(10)  # leaves enough CPU time for the speakers
     has_begun.set()
 
     async def again(name: str) -> None:
@@ -187,27 +188,27 @@ def attack(has_begun: Event, port: int, names: Sequence[str]) -> None:
 
 KEY = "key-of-speakers"
 SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lower priority": (10, True)}
-"""Niceness of the busy process, and whether speakers fill the server's capacity."""
+"""Niceness of the busy process, and whether the speakers fill the server's capacity."""
 MIXTURE = "all together"
 MOST_SLOWER, MOST_SLOWER_BY_ONE = 1.2, 1.2
-"""Maximum ratio of latencies during attacks to those before: for all attacks together, and for a single one."""
+"""Maximum ratio of the latency during attacks to that before: for all attacks together, and for a single attack."""
 HEALTH_S = 0.05
 _AHEAD_S = 2.0
 
 
 def burn(has_begun: Event, cores: Sequence[int], niceness: int) -> None:
-    """Keep some cores busy until killed."""
+    """Keep some cores busy until the process is killed."""
     os.nice(niceness)
     os.sched_setaffinity(0, cores)
     has_begun.set()
-    time.sleep(_AHEAD_S + 3)  # speakers begin after `_AHEAD_S`, and all are accepted two seconds later
+    time.sleep(_AHEAD_S + 3)  # speakers start after `_AHEAD_S`; two seconds later, all are accepted
     while True:
         pass
 
 
 @contextlib.contextmanager
 def meanwhile(work: Callable[..., None], *given: Any) -> Iterator[None]:
-    """Run `work` in another process, and the block two seconds after `work` has begun. Then kill the process."""
+    """Run `work` in another process, and kill it after the block. The block starts two seconds after `work`."""
     context = multiprocessing.get_context("spawn")
     has_begun = context.Event()
     process = context.Process(target=work, args=(has_begun, *given))
@@ -249,7 +250,7 @@ def listen(server: RunningServer, buffers: Sequence[bytes], count: int, first: M
 
 @contextlib.contextmanager
 def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
-    """Run our server with a key for the speakers and one for each attack."""
+    """Run our server with one key for the speakers and one for each attack."""
     with tempfile.TemporaryDirectory() as folder:
         keys = Path(folder) / "keys"
         lines = (f"{key_of(name)} {key_of(name)} {NUM_STREAMS}\n" for name in ATTACKS)
@@ -261,7 +262,7 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure the cells that are missing in the results, and write each at once."""
+    """Measure each kind of attack that has no entry in `cells` of the results. Write each entry at once."""
     content = resumed(args.results, {"cells": {}})
     buffers, first = speech_buffers(args.seconds), dict[Key, int]()
     for kind in args.kinds:
@@ -272,7 +273,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             count = (server.capacity or 1) if is_full else args.speakers
             show_progress(f"{kind}: {count} speakers")
             first = first or results_alone(server.url, buffers)
-            listen(server, buffers, count, first)  # the first round after the start is the slowest
+            listen(server, buffers, count, first)  # warm-up: the first round after the start is the slowest
             before = listen(server, buffers, count, first)
             cores = [int(core) for core in (args.cores or "0").split(",")]
             names = list(ATTACKS) if is_mixture else [kind]
@@ -282,7 +283,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 rounds: list[Any] = []
                 while not rounds or time.monotonic() < deadline:
                     received = listen(server, buffers, count, first)
-                    # only the numbers for the page: an hour has hundreds of rounds
+                    # Keep only the numbers for the page, because an hour has hundreds of rounds.
                     figures = {name: {"p95": round(received[name]["p95"], 4)} for name in ("partial", "health")}
                     rounds.append(
                         {**figures, **{name: received[name] for name in ("rss", "num_failed", "num_refused")}}
@@ -293,7 +294,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratio(cell: Mapping[str, Any]) -> float:
-    """Return the ratio of partial results' p95 during an attack (median of rounds) to that before it."""
+    """Return the ratio of the p95 latency of partial results during an attack (median of rounds) to that before it."""
     found = statistics.median_high(each["partial"]["p95"] for each in cell["rounds"])
     return float(found / cell["before"]["partial"]["p95"])
 

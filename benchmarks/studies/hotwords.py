@@ -3,17 +3,17 @@
     python -m u2moe.benchmarks.studies.hotwords BUNDLE TEST.tsv ...
     python -m u2moe.benchmarks.studies.hotwords BUNDLE COMMANDS.tsv SPEECH.tsv ... --commands
 
-Rare words of the transcripts (long, and in few recordings) stand for names. Each recording is recognised three times:
-without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists contain rare words
-of other recordings that are not spoken in this one. Longer lists are shared by all recordings: one has all rare words,
-filled up with other words of the bundle's language model; the unrelated one has only such other words. The
-longest lists are also tried with half the weight, and restricted to words that sound like the text recognised without
-hotwords.
+Rare words of the transcripts stand for names. They are long, and occur in few recordings. Each recording is recognised
+three times: without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists also
+contain rare words of other recordings, which are not spoken in this one. Longer lists are the same for all recordings.
+One of them contains all rare words, and is filled up with other words of the bundle's language model. The unrelated
+list contains only such other words. The longest lists are also tried with half the weight, and restricted to words that
+sound like the text recognised without hotwords.
 
 Commands are all transcripts of a list, in groups of about fifty. Each recording is recognised without them, and with
 its group as hotwords, as a grammar, and as a grammar with `[unk]`. The other lists or folders are recognised with the
-first group to count false alarms: commands recognised more often than spoken. White and pink noise are recognised in
-the same way, and so is babble: six voices of the second list at a time, backwards.
+first group, to count false alarms: commands that are recognised more often than they are spoken. White noise, pink
+noise and babble are recognised in the same way. Babble is six voices of the second list at a time, played backwards.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ from u2moe.runtime.text.grammar import UNKNOWN
 from u2moe.runtime.text.word_errors import edit_distance, matches, words
 
 SHORTEST = 5
-"""Minimum letters of a rare word."""
+"""Minimum number of letters of a rare word."""
 MOST_RECORDINGS = 3
-"""Maximum number of recordings of a set that contain a rare word."""
+"""Maximum number of recordings in a set that contain a rare word."""
 LIST_LENS = (10, 100)
-"""Words in a list for a single recording, such as the names in a meeting or a company."""
+"""Numbers of words in a list for a single recording, such as the names in a meeting or a company."""
 LONG_LISTS = (1000, 10_000)
-"""Words in a list for all recordings, such as the names in a directory."""
+"""Numbers of words in a list for all recordings, such as the names in a directory."""
 ALIKE = 0.5
-"""Minimum share of letter pairs in common for words that sound alike."""
+"""Minimum share of common letter pairs for words that sound alike."""
 BY_SOUND, AT_HALF = (f"{LONG_LISTS[-1]} {how}" for how in ("by sound", "at half weight"))
-"""Names of the longest list restricted to words that sound alike, and with half the weight."""
+"""Names of two variants of the longest list: restricted to words that sound alike, and with half the weight."""
 
 
 GROUP = 50
-"""Commands in a grammar."""
+"""Number of commands in a grammar."""
 CONDITIONS = {"without": "none", "hotwords": "hotwords", "grammar": "grammar", "with_rest": "grammar with [unk]"}
 RATE = 16_000
 Samples = npt.NDArray[np.float32]
 
 
 def counted(transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> dict[str, int]:
-    """Count the words of one recording; `num_false`: words of the list that are recognised but not spoken."""
+    """Return counts for one recording. `num_false` counts words of the list that are recognised but not spoken."""
     said, recognised = words(transcript), words(text)
     false = Counter(word for word in recognised if word in hotwords) - Counter(said)
     return {
@@ -79,17 +79,17 @@ def rare_words(recordings: Sequence[Recording]) -> list[set[str]]:
 
 
 def others(everywhere: Sequence[str], said: set[str], num: int, random: np.random.Generator) -> list[str]:
-    """Return up to `num` rare words of other recordings."""
+    """Return up to `num` random rare words that are not in `said`."""
     drawn = [everywhere[position] for position in random.permutation(len(everywhere))[: num + len(said)].tolist()]
     return [word for word in drawn if word not in said][:num]
 
 
 Lists = dict[str, Sequence[str]]
-"""Hotwords by condition, except "without"."""
+"""Hotwords by condition. The condition "without" has none."""
 
 
 def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Lists]:
-    """Yield the lists for each recording: with its rare words, and with only those of other recordings."""
+    """Yield two lists for each recording: with its rare words, and with only rare words of other recordings."""
     random = np.random.default_rng(0)
     rare = rare_words(recordings)
     everywhere = sorted(set().union(*rare))
@@ -99,7 +99,7 @@ def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Li
 
 
 def lists_of_all(recordings: Sequence[Recording], list_len: int, vocabulary: Iterable[str]) -> Lists:
-    """Return lists shared by all recordings, filled up with words that no transcript contains."""
+    """Return lists shared by all recordings. They are filled up with words that no transcript contains."""
     said = {word for recording in recordings for word in words(recording.transcript)}
     unsaid = sorted({word.upper() for word in vocabulary if word.isalpha() and len(word) >= SHORTEST} - said)
     fillers = [unsaid[place] for place in np.random.default_rng(0).permutation(len(unsaid)).tolist()]
@@ -108,7 +108,7 @@ def lists_of_all(recordings: Sequence[Recording], list_len: int, vocabulary: Ite
 
 
 def lists_by_sound(recognizer: Recognizer, recordings: Sequence[Recording], lists: Lists) -> Iterator[Lists]:
-    """Yield, for each recording, the words of the lists that are spelled like one or two adjacent n-best words."""
+    """Yield, for each recording, the listed words spelled like one or two adjacent words of its n-best list."""
     indexes: dict[str, dict[str, list[str]]] = {name: {} for name in lists}
     for name, listed in lists.items():
         for word in listed:
@@ -134,9 +134,9 @@ def _pairs(word: str) -> set[str]:
 def measure(
     recognizer: Recognizer, recordings: Sequence[Recording], weight: float, lists: Iterable[Lists] | Lists
 ) -> dict[str, Any]:
-    """Recognise every recording without hotwords, with its list and with an unrelated list; lists may be shared.
+    """Recognise every recording without hotwords, with its list, and with an unrelated list. Lists may be shared.
 
-    `times` is the ratio of CPU times with and without hotwords, measured only with shared lists.
+    `times` is the ratio of CPU times with and without hotwords. It is measured only with shared lists.
     """
     counts = {name: Counter[str]() for name in ("without", "with", "unrelated")}
     seconds = dict.fromkeys(counts, 0.0)
@@ -167,7 +167,7 @@ def measure(
 
 
 def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
-    """Return 24 sounds of 15 seconds each of noise, and as many of babble, which is speech played backwards."""
+    """Return 24 sounds of noise and 24 of babble, each 15 seconds long. Babble is speech played backwards."""
     random = np.random.default_rng(0)
     spoken = np.concatenate([read_audio(recording.path, RATE)[::-1] for recording in recordings])
     found: dict[str, list[Samples]] = {"noise": [], "babble": []}
@@ -184,7 +184,10 @@ def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
 def measure_commands(
     recognizer: Recognizer, recordings: Sequence[Recording], others: Mapping[str, Sequence[tuple[Any, str]]]
 ) -> dict[str, Any]:
-    """Count, for each condition, misrecognised commands, and false alarms in `others`, which have transcripts."""
+    """Count misrecognised commands, and false alarms in `others`, for each condition.
+
+    Each entry of `others` is a recording with its transcript.
+    """
     named = sorted({recording.transcript for recording in recordings})
     order = np.random.default_rng(0).permutation(len(named))
     groups = [[named[place] for place in part] for part in np.array_split(order, max(round(len(named) / GROUP), 1))]
@@ -196,7 +199,7 @@ def measure_commands(
             "hotwords": {"hotwords": group},
             "grammar": {"grammar": Grammar(lines=tuple(group))},
             "with_rest": {"grammar": Grammar(lines=(*group, UNKNOWN))},
-        }  # made once per group
+        }  # built only once per group
         for recording in recordings:
             for name, found in conditions.items() if recording.transcript in group else ():
                 text = recognizer.transcribe(recording.path, **chosen[name]).text
@@ -216,7 +219,7 @@ def measure_commands(
 
 
 def phrases_in(transcript: Transcript, group: Sequence[str]) -> Counter[str]:
-    """Count how often each command is recognised."""
+    """Return how often each command is recognised."""
     text = f" {transcript.text} "
     return Counter({command: text.count(f" {command} ") for command in group})
 

@@ -2,11 +2,11 @@
 
     python -m u2moe.benchmarks.studies.moe_layer [--narrow]
 
-The layers have the size of the preset moe-1b and random weights, which spread tokens evenly, the worst case. --narrow
-compares them, in chunks, with layers that have the same number of weights in more, narrower experts. Several layers,
-each with its own weights, take turns on one thread, so their weights leave the cache between calls, as in a network.
-The bound is the larger of two times: reading the weights of experts with tokens, and computing their products. Both
-assume the rates that kernels reach in the same run.
+The layers have the size of the preset moe-1b. Their random weights spread tokens evenly, which is the worst case.
+--narrow compares them, for chunks, with layers that have the same number of weights in more and narrower experts.
+Several layers take turns on one thread. Each has its own weights, so the weights leave the cache between calls, as in a
+network. The bound is the larger of two times: the time to read the weights of experts with tokens, and the time to
+compute their products. Both times use the rates that kernels reach in the same run.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from u2moe.runtime.model.native import CPU, choose_kernels
 
 Array = npt.NDArray[Any]
 FLOAT, INT8, INT4 = "fp32", "int8", "int4-experts"
-BITS = {FLOAT: 32, INT8: 8, INT4: 4}  # per expert weight, by recipe
+BITS = {FLOAT: 32, INT8: 8, INT4: 4}  # bits per expert weight, by recipe
 DIM = 576
 TOKENS = (1, 4, 16, 64, 250)
-"""16 tokens are a chunk of the encoder, 250 are ten seconds of audio."""
-NUM_BYTES = 160_000_000  # all weights together: exceeds most last-level caches
-CALL_S = 0.03  # minimum seconds of one measurement
+"""Numbers of tokens: 16 are a chunk of the encoder, and 250 are ten seconds of audio."""
+NUM_BYTES = 160_000_000  # of all weights together; exceeds most last-level caches
+CALL_S = 0.03  # minimum seconds of a measurement
 CHUNK = 16
 BOUNDS = {CHUNK: "read_s", 250: "arithmetic_s"}
-"""Component that is the bound of an int8 layer, by tokens; a key of the results."""
+"""Component of the bound that limits an int8 layer, by number of tokens. Values are keys of the results."""
 LIMITS = {CHUNK: 0.7, 250: 1.03}
-"""Maximum ratio of times of int4 and int8 experts with native kernels, by tokens."""
+"""Maximum ratio of the times of int4 and int8 experts on native kernels, by number of tokens."""
 RATE = 0.9
-"""Minimum ratio of the bytes per second that native kernels read for a chunk: narrow experts / the paper's."""
+"""Minimum ratio of the bytes per second that native kernels read for a chunk: narrow experts divided by the paper's."""
 
 
 class Shape(NamedTuple):
-    """Number of experts in a layer, how many process a token, and their hidden units."""
+    """Number of experts in a layer, number of experts that process a token, and hidden units of an expert."""
 
     experts: int
     top_k: int
@@ -67,7 +67,7 @@ PAPER, NARROW = Shape(8, 2, 1920), (Shape(16, 2, 960), Shape(32, 4, 480))
 
 
 class Layers:
-    """Mixtures of experts with random weights in the recipe `name`, `num_bytes` in total, run in turn."""
+    """Layers of experts with random weights in the recipe `name`, with `num_bytes` in total. They run in turn."""
 
     def __init__(self, name: str, num_bytes: int, shape: Shape) -> None:
         model = moe_graph(max(1, -(-num_bytes * 8 // (2 * shape.experts * DIM * shape.hidden * BITS[name]))), shape)
@@ -84,20 +84,20 @@ class Layers:
             self._sessions["native_s"] = session_of(content, "native")
 
     def cases(self, x: Array) -> dict[str, Callable[[], float]]:
-        """Return functions that return the seconds of one layer on tokens [tokens, dim], by name in the results."""
+        """Return functions that measure the seconds of one layer on tokens [tokens, dim], by name in the results."""
         return {name: partial(self._seconds, session, x) for name, session in self._sessions.items()}
 
     def _seconds(self, session: onnxruntime.InferenceSession, x: Array) -> float:
         return mean_seconds(lambda: session.run(None, {"x": x}), CALL_S) / len(self.gates)
 
     def touched(self, x: Array) -> float:
-        """Return the number of experts with at least one token, averaged over the layers."""
+        """Return the number of experts that get a token, averaged over the layers."""
         top_k = self.shape.top_k
         chosen = [np.argpartition(-(x @ gate), top_k - 1, axis=1)[:, :top_k] for gate in self.gates]
         return statistics.fmean(len(np.unique(experts)) for experts in chosen)
 
     def bound(self, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the bound for tokens [tokens, dim], and its components."""
+        """Return the bound for tokens [tokens, dim] and its two components, in seconds."""
         read_s = self.touched(x) * self.bytes_per_expert / read_rate(dict(rates), NUM_BYTES)
         rate = best_rate(dict(rates), "float" if self.recipe == FLOAT else "integer")
         arithmetic_s = len(x) * self.shape.top_k * 2 * DIM * self.shape.hidden / rate
@@ -108,7 +108,7 @@ class Layers:
 
 
 def moe_graph(num_layers: int, shape: Shape) -> ir.Model:
-    """Return a graph of layers that share the input "x" [tokens, dim]; each has its own output."""
+    """Return a graph of layers that share the input "x" [tokens, dim]. Each layer has its own output."""
     config = FeedForward(
         kind="moe", hidden=shape.hidden, activation="swish", bias=True, num_experts=shape.experts,
         num_experts_per_token=shape.top_k,
@@ -138,7 +138,10 @@ def measure(
     shapes: Sequence[Shape] = (PAPER,),
     recipes: Sequence[str] = tuple(BITS),
 ) -> dict[str, Any]:
-    """Measure the machine's rates and, for each layer and number of tokens, the bound and times of `Layers.cases`."""
+    """Measure the machine's rates and, for each number of tokens, the times of each layer.
+
+    Also compute their bounds.
+    """
     random = np.random.default_rng(0)
     inputs = [random.standard_normal((count, DIM), np.float32) for count in tokens]
     layers = [Layers(name, num_bytes, shape) for name in recipes for shape in shapes]
@@ -152,7 +155,7 @@ def measure(
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on int4 experts compared with int8, and on narrow experts compared with wide, by machine."""
+    """Yield the limits for each machine: int4 experts compared with int8, and narrow experts compared with wide."""
     for where, content in results["machines"].items():
         native = {(item["recipe"], item["tokens"]): item.get("native_s") for item in content["layers"]}
         for count, limit in LIMITS.items():
@@ -166,14 +169,14 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def _narrow(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield pairs of a narrow layer on native kernels and the paper's layer in the same format from the same run."""
+    """Yield each narrow layer on native kernels, with the paper's layer in the same format from the same run."""
     items = [item for item in content.get("narrow", {"layers": []})["layers"] if "native_s" in item]
     wide = {item["recipe"]: item for item in items if tuple(item["shape"]) == PAPER}
     yield from ((item, wide[item["recipe"]]) for item in items if item not in wide.values())
 
 
 def _rate(item: Mapping[str, Any], wide: Mapping[str, Any], work: str) -> float:
-    """Return the ratio of two layers' rates of `work`, "read_s" or "arithmetic_s", on native kernels."""
+    """Return the ratio of two layers' rates on native kernels; `work` is "read_s" or "arithmetic_s"."""
     one, other = (each[work] / each["native_s"]["median"] for each in (item, wide))
     return float(one / other)
 
@@ -183,7 +186,7 @@ def _title(item: Mapping[str, Any]) -> str:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a table for each machine, and ratios of int8 to its bound on the last one."""
+    """Return the values for pages: a table for each machine, and ratios of int8 to its bound on the last machine."""
     machines = list(results["machines"].values())
     found = {"tables": "\n\n".join(line for content in reversed(machines) for line in _page(content))}
     for item in machines[-1]["layers"]:

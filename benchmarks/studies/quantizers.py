@@ -2,14 +2,14 @@
 
     U2MOE_KERNELS=onnxruntime python -m u2moe.benchmarks.studies.quantizers BUNDLE SPEECH.tsv DEV.tsv [NAME=BUNDLE ...]
 
-Quantizers receive encoder and CTC head, and the recordings of SPEECH.tsv for calibration; other projects' quantizers
-receive graphs of plain operators. Damage is measured on DEV.tsv with full context and without native kernels. Olive and
-Neural Compressor take part if installed (olive-ai, onnx-neural-compressor, prettytable, schema).
+Quantizers receive the encoder and the CTC head, and the recordings of SPEECH.tsv for calibration. Quantizers of other
+projects receive graphs of plain operators. Damage is measured on DEV.tsv with full context and without native kernels.
+Olive and Neural Compressor take part if installed (olive-ai, onnx-neural-compressor, prettytable, schema).
 
-A hard network computes the same in float32, to the bit, but one in a hundred channels is 32 to 256 times as large. Our
-recipes also quantize other bundles made hard in this way, and the first bundle with routers that hardly distinguish
-experts. Limits on damage and size are judged in both passes, on the first two minutes of SPEECH.tsv and on DEV.tsv,
-which is held out.
+A hard network computes bit-identical results in float32, but one in a hundred channels is 32 to 256 times as large as
+before. Our recipes also quantize the other bundles after they are made hard in this way. They also quantize a variant
+of the first bundle whose routers hardly distinguish experts. Limits on damage and size are checked for both passes, on
+the first two minutes of SPEECH.tsv and on DEV.tsv, which is held out.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ GRAPHS = ("encoder", "ctc")
 
 
 class Feeds(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Iterator over the inputs of a graph in recordings."""
+    """Iterator over the stored inputs of a graph, in the form that onnxruntime's calibration expects."""
 
     def __init__(self, feeds: Sequence[Mapping[str, Any]]) -> None:
         self._all = feeds
@@ -69,7 +69,7 @@ class Feeds(quantization.CalibrationDataReader):  # type: ignore[misc]
 
 
 Make = Callable[[Path, Path, Feeds], object]
-"""Quantizes a graph, given the file of the plain graph, the file to write, and the graph's inputs in recordings."""
+"""Function that quantizes a graph. Arguments: file of the plain graph, file to write, inputs of the graph."""
 
 
 def _static(method: quantization.CalibrationMethod) -> Make:
@@ -119,7 +119,7 @@ PEERS: Mapping[str, Make] = {
 
 
 class _Plain:
-    """Session of a graph of plain operators that keeps its inputs."""
+    """Session of a graph of plain operators. It stores the inputs of all runs."""
 
     def __init__(self, file: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -134,7 +134,7 @@ class _Plain:
 
 
 def plain_model(bundle: Bundle, files: Sequence[Path]) -> tuple[Model, list[_Plain]]:
-    """Load encoder and CTC head from files of plain operators; return the model and its sessions."""
+    """Load the encoder and the CTC head from files of plain operators. Return the model and its sessions."""
     sessions = [_Plain(file) for file in files]
     encoder, ctc = (cast("Session", session) for session in sessions)
     return Model(bundle.manifest, encoder, ctc, None), sessions
@@ -142,19 +142,21 @@ def plain_model(bundle: Bundle, files: Sequence[Path]) -> tuple[Model, list[_Pla
 
 SETTINGS = SessionSettings(num_threads=1, kernels="onnxruntime")
 NUM_TIMINGS, STATIC_FRAMES, NUM_FRAMES = 3, 3000, 6000
-"""Number of timings of the longest recording, number of frames for static calibration, and for judging.
+"""Number of timings of the longest recording; numbers of frames for static calibration and for judging.
 
-Static calibration receives one recording: onnxruntime's histograms fail on activations of several lengths.
+Static calibration receives one joined recording, because onnxruntime's histograms fail on activations of different
+lengths.
 """
 LEAST, MOST = 5, 8
-"""Exponents of the outliers: 32 to 256."""
+"""Exponents of the outlier factors, which are 32 to 256."""
 NEAR = 1 / 64
-"""Scale of the differences between the four experts of a group, for near ties."""
+"""Factor that shrinks the differences between the router weights of the four experts in a group: near ties."""
 PLAIN, HARD = "plain", "hard"
 TITLES = {HARD: "demo model, outliers", "near ties": "demo model, near ties"}
 MAX_DAMAGE = 0.005
 OURS = {"int8": (False, None), "int8, calibrated": (True, None), "int8, repaired": (True, Goal(max_damage=MAX_DAMAGE))}
-"""Variants of the recipe int8: whether it is calibrated, and its goal (harmful layers stay in 16 bits to reach it)."""
+"""Variants of the recipe int8: whether it is calibrated, and its goal. Harmful layers stay in 16 bits to reach a
+goal."""
 LIMITS = {
     "--max-damage 0.5": (PLAIN, "int4", Goal(max_damage=0.005)),
     "--recipe int8 --max-damage 0.5": (PLAIN, "int8", Goal(max_damage=0.005)),
@@ -162,15 +164,15 @@ LIMITS = {
     "--max-damage 2": (PLAIN, "int4", Goal(max_damage=0.02)),
     "--max-size 9": (PLAIN, "int4", Goal(max_bytes=9e6)),
 }
-"""By title: a network, the format with which the search for a bundle starts, and the limit that it must meet."""
+"""By title: a network, the format with which the search for a bundle starts, and the limit for the bundle."""
 CHOSEN_FRAMES, KEPT_FRAMES = 12_000, 60_000
-"""Maximum frames of SPEECH.tsv and of DEV.tsv for judging bundles with limits."""
+"""Maximum number of frames of SPEECH.tsv and of DEV.tsv on which bundles with limits are judged."""
 COSTS = ("bytes", 1e6, 1), ("ms", 1, 0), ("seconds", 1, 0)
 Frames = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
-    """Return the same network with large channels at all sites that can be scaled."""
+    """Return an equivalent network with a few large channels at every site that can be scaled."""
     random = np.random.default_rng(0)
 
     def add(models: Sequence[ir.Model]) -> None:
@@ -185,7 +187,7 @@ def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
-    """Return a network whose routers hardly distinguish experts 0 to 3, 4 to 7 and so on."""
+    """Return a network whose routers hardly distinguish the experts of a group: 0 to 3, 4 to 7 and so on."""
 
     def tie(model: ir.Model) -> None:
         for layer in expert_layers(model):
@@ -197,7 +199,7 @@ def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[str, float]:
-    """Return log-probability error, share of changed tokens (greedy) and CPU ms to encode the longest recording."""
+    """Return log-probability error, share of changed greedy tokens, and CPU ms to encode the longest recording."""
     texts = [
         [ctc_greedy_search(each.ctc(each.encode(frames))).tokens for frames in features] for each in (reference, model)
     ]
@@ -214,7 +216,10 @@ def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[s
 
 
 def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
-    """Return the results of other projects' quantizers in the form of `ours`, or `failed` with the error."""
+    """Return the results of other projects' quantizers, in the format of `ours`.
+
+    If a quantizer fails, its entry contains only the error message, `failed`.
+    """
     plain, reference = [folder / f"{name}.onnx" for name in GRAPHS], bundle.load(SETTINGS)
     found: dict[str, Any] = {}
     for file in plain:
@@ -229,7 +234,7 @@ def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frame
                 make(source, target, Feeds(session.feeds))
             seconds, size = time.process_time() - start, sum(file.stat().st_size for file in files)
             made = judged(reference, plain_model(bundle, files)[0], features)
-        except Exception as error:  # noqa: BLE001 - any error of another project
+        except Exception as error:  # noqa: BLE001 - other projects may raise any error
             found[title] = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         else:
             found[title] = {**made, "seconds": seconds, "bytes": size}
@@ -238,7 +243,7 @@ def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frame
 
 
 def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
-    """Return, by recipe, the results of `judged`, `seconds` of CPU time, `bytes`, and `kept` layers in 16 bits."""
+    """Return results for each variant: those of `judged`, CPU `seconds`, `bytes`, and `kept` (layers in 16 bits)."""
     reference = bundle.load(SETTINGS)
     found: dict[str, dict[str, Any]] = {}
     found["float32"] = {**judged(reference, reference, features), "seconds": 0.0, "bytes": _size(bundle), "kept": 0}
@@ -246,7 +251,7 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
         start, chosen = time.process_time(), recipe("int8", calibration=speech if calibrated else ())
         try:
             made, _ = quantize_bundle(bundle.path, folder / title, chosen, goal=goal)
-        except (AudioError, QuantizationError) as error:  # a limit that cannot be met, or verified
+        except (AudioError, QuantizationError) as error:  # the limit cannot be met or cannot be verified
             found[title] = {"failed": str(error)[:200]}
         else:
             costs = {"seconds": time.process_time() - start, "bytes": _size(made)}
@@ -259,12 +264,14 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
 def limited(
     bundle: Bundle, name: str, lists: Mapping[str, Sequence[Path]], folder: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield, for each of a network's `LIMITS`, the title of the limit, and damage and costs on two lists of recordings.
+    """Yield each limit in `LIMITS` for a network: its title, and the damage and costs of the bundle made for it.
+
+    The damage is measured on two lists of recordings.
 
     Args:
         bundle: the network.
-        name: its name.
-        lists: recordings by name: "chose", with which bundles are made, and "kept back", which are held out.
+        name: name of the network in `LIMITS`.
+        lists: recordings by name: "chose" is used to make bundles, and "kept back" is held out.
         folder: folder for the bundles.
     """
     reference, limits = bundle.load(SETTINGS), dict(zip(lists, (CHOSEN_FRAMES, KEPT_FRAMES), strict=True))
@@ -292,7 +299,7 @@ def _size(bundle: Bundle) -> int:
 
 
 def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iterator[tuple[str, Bundle]]:
-    """Yield networks by name: the demo model plain, with outliers and with near ties, and others with outliers."""
+    """Yield networks by name: the demo model plain, with outliers, and with near ties; the others with outliers."""
     yield PLAIN, bundle
     yield HARD, with_outliers(bundle, folder / HARD)
     yield "near ties", with_near_ties(bundle, folder / "ties")
@@ -301,7 +308,7 @@ def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iter
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each quantizer and each other network, and the errors of our int8."""
+    """Return the values for pages: a row for each quantizer and other network, and the errors of our int8."""
     found = results["networks"]
 
     def errors(own: Mapping[str, float] | None) -> list[str]:
@@ -314,7 +321,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         (f"u2moe {title}" if title in OURS else title, *errors(own), *errors(found[HARD].get(title)), *costs(own))
         for title, own in found[PLAIN].items()
     ]
-    header = ("quantizer", "log-prob. error", "tokens", "with outliers", "tokens", "MB", "encoder, ms", "time, s")
+    header = ("quantizer", "log-prob. error", "changed", "with outliers", "changed", "MB", "encoder, ms", "time, s")
     others = [
         (TITLES.get(name, name), *itertools.chain(*(errors(own.get(title)) for title in OURS)), *_kept(own))
         for name, own in found.items()
@@ -327,7 +334,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         ),
         "table": table(header, rows),
         "others": table(
-            ("network", "int8", "tokens", "calibrated", "tokens", "repaired", "tokens", "layers kept", "MB"), others
+            ("network", "int8", "changed", "calibrated", "changed", "repaired", "changed", "16-bit layers", "MB"),
+            others,
         ),
         **{
             f"{name}.{title.rpartition(' ')[2]}": " / ".join(errors(found[name].get(title)))

@@ -2,8 +2,8 @@
 
     python -m u2moe.benchmarks.studies.quantizing_memory BUNDLE SPEECH.tsv
 
-Measures the peak memory of separate processes. Each makes an int8 bundle: without a report, with a report on the demo
-model's clips, calibrated with the recordings of SPEECH.tsv, or with a limit that is met immediately.
+Measures the peak memory of separate processes. Each process makes an int8 bundle: without a report, with a report on
+the demo model's clips, calibrated with the recordings of SPEECH.tsv, or with a limit that is met immediately.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MODES: Mapping[str, Sequence[str]] = {
 
 
 def peak(bundle: Path, options: Sequence[str]) -> int:
-    """Return the peak resident memory in bytes."""
+    """Return the peak resident memory of `u2moe quantize`, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["quantize", bundle, f"{folder}/out", "--recipe", "int8", "--accept-damage", *options]
         command = [sys.executable, "-c", RUN, *map(str, arguments)]
@@ -44,7 +44,7 @@ def peak(bundle: Path, options: Sequence[str]) -> int:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: the bundle's size, and a row for each command."""
+    """Return the values for pages: the size of the bundle, and a row for each command."""
     rows = [(f"`u2moe quantize {title}`".replace(" `", "`"), f"{most / 1e6:,.0f}")
             for title, most in results["peaks"].items()]  # fmt: skip
     return {"float32": f"{results['bytes'] / 1e6:.0f}", "table": table(("command", "peak memory, MB"), rows)}

@@ -4,9 +4,10 @@
         [--first N] [--cpp build/cpp/u2moe_transcribe]
     python -m u2moe.benchmarks.studies.runtimes --speed [--cpp ...] [--sherpa ENV/bin/sherpa-onnx]
 
-Needs `npm ci --ignore-scripts` in examples/browser; PyPI's sherpa-onnx-bin has sherpa-onnx's program. Results are
-compared on the clips of the demo model and the first N recordings of each list. Speed is measured with the demo model
-on its clips, on one thread: programs take turns and recognise all clips twice; only the second time counts.
+Run `npm ci --ignore-scripts` in examples/browser first. The package sherpa-onnx-bin on PyPI contains sherpa-onnx's
+program. Results are compared on the clips of the demo model and the first N recordings of each list. Speed is measured
+with the demo model on its clips, on one thread. Programs take turns and recognise all clips twice. Only the second time
+counts.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ GREEDY, SHERPA = "C++, greedy", "sherpa-onnx's program, greedy"
 ASPECTS = ("text", "tokens", "times", "words", "nbest")
 REPETITIONS = 5
 Found = list[list[Line]]
-"""Segments of each recording: `text`, `tokens`, `times`, `words`, and `nbest` as tokens with scores."""
+"""Segments of each recording, with `text`, `tokens`, `times`, `words`, and `nbest` (tokens and scores)."""
 
 
 def programs(bundle: Path, cpp: str | None = None) -> dict[str, Program]:
-    """Return all programs for a bundle; `cpp`: path of the C++ program."""
+    """Return all programs for a bundle. `cpp` is the path of the C++ program."""
     browser = repository() / "examples" / "browser"
     options = json.dumps({"chunkSize": CHUNK_SIZE, "numLeftChunks": NUM_LEFT_CHUNKS})
     node = ["node", "transcribe.mjs", "--json", "--options", options, "--runtime"]
@@ -58,7 +59,7 @@ def programs(bundle: Path, cpp: str | None = None) -> dict[str, Program]:
 
 
 def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
-    """Return the segments of each file from one or several lines."""
+    """Return the segments of each file. A file may have one or several lines."""
     found = []
     for file in files:
         own = [line for line in lines if line["file"] == str(file)]
@@ -67,9 +68,9 @@ def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
 
 
 def compared(expected: Found, found: Found) -> dict[str, Any]:
-    """Return `num_recordings` and, for each aspect, the number of recordings whose segments differ in it.
+    """Return `num_recordings`, `score`, and for each aspect the number of recordings whose segments differ in it.
 
-    `score` is the largest difference between the scores of best hypotheses with equal tokens.
+    `score` is the largest difference between the scores of the best hypotheses, if their tokens are equal.
     """
     counts, score = dict.fromkeys(ASPECTS, 0), 0.0
     for ours, theirs in zip(expected, found, strict=True):
@@ -87,10 +88,10 @@ def _aspect(segment: Line, aspect: str) -> Any:
 
 
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seconds: float) -> dict[str, float]:
-    """Return the medians of `load` (seconds) and `rtf`, and peak memory in `mb`; each round has all files twice.
+    """Return the median `load` (seconds), the median `rtf`, and the peak memory `mb`. Each round runs all files twice.
 
     Raises:
-        ValueError: there are not two lines with times for each file.
+        ValueError: a round does not have two lines with times for each file.
     """
     timed = [[line for line in lines if "ms" in line] for lines, _ in rounds]
     for own in timed:
@@ -108,7 +109,7 @@ def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seco
 def measure_same(
     bundles: Mapping[str, Path], manifests: Sequence[Path], first: int | None, cpp: str | None
 ) -> dict[str, Any]:
-    """Return the differences from Python by bundle and runtime; see `compared`."""
+    """Return the differences from Python, by bundle and runtime; see `compared`."""
     recordings = read_recordings(CLIPS) + [item for path in manifests for item in read_recordings(path)[:first]]
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +126,7 @@ def measure_same(
 
 
 def measure_speed(cpp: str | None, sherpa: str | None) -> dict[str, Any]:
-    """Measure `load` in seconds, `rtf` and peak `mb` by runtime; `cpp`, `sherpa`: paths of programs."""
+    """Measure `load` in seconds, `rtf` and peak `mb` of each runtime. `cpp` and `sherpa` are paths of programs."""
     clips = [read_audio(item.path, RATE) for item in read_recordings(CLIPS)]
     with tempfile.TemporaryDirectory() as folder:
         files = [write_wav(Path(folder) / f"{number}.wav", clip, RATE) for number, clip in enumerate(clips)]
@@ -157,7 +158,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each bundle and runtime, and one for each timed runtime."""
+    """Return the values for pages: a row for each bundle and runtime, and a row for each timed runtime."""
     shown: dict[str, str] = {}
     if same := results.get("same"):
         header = ("bundle", "runtime", "recordings", "other text", "tokens", "times", "words", "n-best", "score")

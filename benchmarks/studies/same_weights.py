@@ -2,10 +2,10 @@
 
     python -m u2moe.benchmarks.studies.same_weights FOLDER [--prepare]
 
-FOLDER receives missing bundles of MoE-1B (`random_models`). Encoders process the same speech in turn, in one process on
-one thread, ours without native kernels. The torch network is the exporter's reference, with WeNet's loop over experts,
-which selects and adds rows for one expert at a time. Other differences favour torch: keys, values and the history of
-convolutions are cached as in WeNet, or better.
+FOLDER receives bundles of MoE-1B (`random_models`) if they are missing. The encoders process the same speech in turn,
+in one process on one thread. Ours run without native kernels. The torch network is the exporter's reference. It uses
+WeNet's loop over experts, which selects and adds rows for one expert at a time. Other differences favour torch: its
+caches of keys, values and the history of convolutions are at least as good as WeNet's.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PEERS = {
 
 
 class LoopedExperts(nn.Module):
-    """A mixture of experts with our weights, computed as in WeNet's `MoEFFNLayer`."""
+    """A layer of experts with our weights, computed as in WeNet's `MoEFFNLayer`."""
 
     def __init__(self, layer: MixtureOfExperts) -> None:
         super().__init__()
@@ -76,7 +76,10 @@ class LoopedExperts(nn.Module):
 
 
 class TorchEncoder:
-    """A torch encoder of one stream on numpy arrays, with `LoopedExperts` for its mixtures of experts."""
+    """A torch encoder of one stream.
+
+    Inputs and outputs are numpy arrays, and mixtures of experts are `LoopedExperts`.
+    """
 
     def __init__(self, encoder: SpeechEncoder) -> None:
         for module in list(encoder.modules()):
@@ -87,7 +90,7 @@ class TorchEncoder:
 
     @torch.inference_mode()
     def whole(self, frames: Frames) -> Frames:
-        """Encode an utterance [frames, mel] with full context; return [time, dim]."""
+        """Encode an utterance [frames, mel] with full context. Return [time, dim]."""
         output: Tensor = self.encoder(torch.from_numpy(frames[np.newaxis]), torch.tensor([len(frames)]))[0]
         return cast("Frames", output[0].numpy())
 
@@ -95,7 +98,7 @@ class TorchEncoder:
     def stream(
         self, chunks: list[Frames], caches: list[BlockCaches] | None = None, offset: int = 0
     ) -> tuple[list[Frames], list[BlockCaches] | None, int]:
-        """Encode chunks [1, frames, mel] in order; return outputs, caches and the next position."""
+        """Encode chunks [1, frames, mel] in order. Return their outputs, the caches and the next position."""
         required, outputs = required_cache_size(CHUNK_SIZE, NUM_LEFT_CHUNKS), []
         for chunk in chunks:
             output, caches = self.encoder.forward_chunk(torch.from_numpy(chunk), offset, caches, required)
@@ -105,10 +108,13 @@ class TorchEncoder:
 
 
 def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | TorchEncoder]]:
-    """Return the float32 bundle of a preset, created in `root` if missing, and its encoder in each of `PEERS`."""
+    """Return the float32 bundle of a preset, and the preset's encoder in each of `PEERS`.
+
+    Missing bundles are created in `root`.
+    """
     bundle, settings = make_bundle(model, FLOAT, root), SessionSettings(num_threads=1, kernels="onnxruntime")
     source = random_source(root / model)
-    tensors = {name: torch.from_numpy(tensor.numpy()) for name, tensor in source.tensors.items()}  # drawn once
+    tensors = {name: torch.from_numpy(tensor.numpy()) for name, tensor in source.tensors.items()}  # draw only once
     network = replace(source, tensors=tensors).network()
     spread_routers(network)
     torch.set_num_threads(1)
@@ -120,7 +126,7 @@ def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | TorchE
 
 
 def one_round(encoder: Encoder | TorchEncoder, mode: str, frames: Frames, bundle: Bundle) -> Run:
-    """Return a function that runs a round of "streaming" or "full" and returns the encoder's output by chunk."""
+    """Return a function that runs a round of "streaming" or "full". It returns the encoder's output for each chunk."""
     if mode == "full":
         return lambda: [encoder.whole(frames)[None]]
     if isinstance(encoder, Encoder):
@@ -132,12 +138,17 @@ def one_round(encoder: Encoder | TorchEncoder, mode: str, frames: Frames, bundle
 
 
 def measure(root: Path, model: str = MIXTURE) -> dict[str, Any]:
-    """Return, by mode and peer: `ms` per chunk or ten seconds, `times` (ratio to int8), and `error` against float32."""
+    """Return results by mode and peer.
+
+    Returns:
+        `ms` per chunk, or per ten seconds with full context; `times`, the ratio of the time to that of int8; and
+        `error` relative to float32.
+    """
     bundle, own = encoders(root, model)
     frames, modes = utterance(bundle), {}
     for mode in MODES:
         runs = {key: one_round(encoder, mode, frames, bundle) for key, encoder in own.items()}
-        # also the warm-up
+        # These runs are also the warm-up.
         outputs = {key: np.concatenate([output[0] for output in run()]) for key, run in runs.items()}
         seconds = interleaved({key: timed(run) for key, run in runs.items()}, REPETITIONS, warm_up=0)
         modes[mode] = {

@@ -5,12 +5,12 @@
 Speakers send 100 ms of speech every 100 ms from this process. Servers run on --cores: start this script with `taskset`
 on other cores. The result for each number of speakers is saved at once, and later runs do not measure it again. If a
 server fails, the number is tried once more, because other machines on the host may have interfered. After a second
-failure, larger numbers are skipped. Finally, our server runs with the capacity that it measures itself, with as many
-speakers and with four times as many, in turn. FOLDER keeps the installation of sherpa-onnx and its graphs. If
-u2moe-kernels is installed, our server is measured with and without it.
+failure, larger numbers are skipped. Finally, our server runs with the capacity that it measures itself. As many
+speakers as this capacity connect, and then four times as many, several times in turn. FOLDER keeps the installation of
+sherpa-onnx and its graphs. If u2moe-kernels is installed, our server is measured with and without it.
 
 Both servers run the same weights on one thread with the same chunks and left context, and return partial results after
-each chunk. sherpa-onnx uses greedy search; u2moe uses prefix beam search and rescores final results with both decoders.
+each chunk. sherpa-onnx uses greedy search. u2moe uses prefix beam search and rescores final results with both decoders.
 """
 
 from __future__ import annotations
@@ -54,20 +54,21 @@ LIMIT_S = 0.3
 MOST_MISSING = 0.01
 """Maximum share of missing results. A late result is missing if a newer one replaces it."""
 RATIOS = {OURS: 1.5, OURS_NATIVE: 2.0}
-"""Minimum ratio of sustained speakers to those of sherpa-onnx's server."""
+"""Minimum ratio of the speakers that our server sustains to those that sherpa-onnx's server sustains."""
 CROWD = 4
 _NUM_TRIES = 2
-"""Maximum number of tries for each number of speakers; the last try is kept."""
+"""Maximum number of tries for each number of speakers. The last try is kept."""
 _NUM_ROUNDS = 3
-"""Number of rounds, each at capacity and then with a crowd. The round with the median ratio is kept."""
+"""Number of rounds. Each measures speakers at capacity, then a crowd of `CROWD` times as many. The round with the
+median ratio is kept."""
 MOST_SLOWER = 1.2
-"""Maximum ratio of latencies of accepted speakers with and without a crowd."""
+"""Maximum ratio of the latencies of accepted speakers with a crowd to those without."""
 
 
 def measure(
     server: RunningServer, buffers: Sequence[bytes], count: int, first: dict[Key, int], num_slots: int | None = None
 ) -> dict[str, Any]:
-    """Measure a number of speakers; see `speak_together`."""
+    """Measure `count` simultaneous speakers; see `speak_together`."""
     before = cpu_s(server.pid)
     received = asyncio.run(speak_together(server.url, buffers, count, first, num_slots=num_slots))
     spoken_s = (count - received.num_refused) * len(buffers) * BUFFER_S
@@ -76,7 +77,7 @@ def measure(
 
 
 def summary(received: Received) -> dict[str, Any]:
-    """Summarise results: percentiles in seconds, missing results and failures."""
+    """Summarise results: percentiles in seconds, share of missing results, and failures."""
     found = {"partial": received.partials, "final": received.finals, "sending_lag": received.lags}
     num_found = len(received.partials) + len(received.finals)
     return {
@@ -92,7 +93,7 @@ Server = contextlib.AbstractContextManager[RunningServer]
 
 
 def ours(args: argparse.Namespace, name: str, capacity: int | None) -> Server:
-    """Run our server with a capacity; None: the capacity that the server measures."""
+    """Run our server with a capacity. None: the server measures its capacity."""
     return our_server(args.bundle, capacity=capacity, cores=args.cores, kernels=KERNELS[name])
 
 
@@ -106,7 +107,7 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure the cells that are missing in the results, and write each at once."""
+    """Measure each server and number of speakers that has no entry in `cells` of the results. Write entries at once."""
     content, model = resumed(args.results, {"cells": {}}), args.name or args.bundle.name
     cells, buffers = content["cells"], speech_buffers(args.seconds)
 
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_held(cell: Mapping[str, Any]) -> bool:
-    """Return whether results arrived in time."""
+    """Return whether enough results arrived in time, without failures."""
     late = any(cell[kind] and cell[kind]["p95"] > LIMIT_S for kind in ("partial", "final"))
     return cell["partial"] is not None and not late and not cell["num_failed"] and cell["missing"] <= MOST_MISSING
 
@@ -154,7 +155,7 @@ def slowdown(crowd: Mapping[str, Any]) -> float:
 
 
 def held(cells: Mapping[str, Any], model: str, server: str) -> int:
-    """Return the largest number of speakers up to which all numbers were sustained."""
+    """Return the largest number of speakers such that this number and all smaller ones were sustained."""
     own = [cell for name, cell in cells.items() if name.startswith(f"{model}/{server}/")]
     most = 0
     for cell in sorted(own, key=itemgetter("streams")):
@@ -165,7 +166,10 @@ def held(cells: Mapping[str, Any], model: str, server: str) -> int:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: rows for the fewest speakers, the most sustained and the next number; counts."""
+    """Return the values for pages: counts, and rows for three numbers of speakers.
+
+    These are the smallest number, the largest sustained number, and the next one.
+    """
     latencies = ("partial p50, p95, p99, ms", "final p50, p95, p99, ms")
     header = ("", "speakers", *latencies, "missing", "CPU ms per s of speech", "sustained")
     cells = results["cells"]

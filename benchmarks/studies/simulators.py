@@ -3,9 +3,9 @@
     python -m u2moe.benchmarks.studies.simulators FLOAT32 TEST.tsv ... --calibration FILE ... --work-dir WORK
         --python qualcomm=QNN/bin/python --python rockchip=... --python litert=... --python intel=... [--only VARIANT]
 
-Each --python belongs to an environment with that toolchain and runs a script of `examples/npu/`. Simulators take
-seconds per chunk, so WORK keeps the results of each variant: an interrupted run resumes from it, and several runs with
---only may work in parallel. Variants are compared on the recordings that they have processed.
+Each --python belongs to an environment with that toolchain, and runs a script of `examples/npu/`. Simulators take
+seconds per chunk. WORK therefore keeps the results of each variant. An interrupted run resumes from them, and several
+runs with --only may work in parallel. Variants are compared on the recordings that they have processed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from u2moe.runtime.text.word_errors import edit_distance, words
 
 PACKAGES = {"": "onnxruntime", "qualcomm": "onnxruntime-qnn", "rockchip": "rknn-toolkit2"}
 PACKAGES |= {"litert": "ai-edge-litert", "intel": "openvino"}
-"""By example: the package that runs the graph."""
+"""Package that runs the graph. Keys are scripts in `examples/npu/`, or "" if no script is needed."""
 PLAIN, FIXED, QDQ = "float32", "fixed positions", "16 and 8 bits"
 VARIANTS: dict[str, tuple[str, ...]] = {
     PLAIN: ("",),
@@ -50,9 +50,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "litert int8": ("litert", "int8"),
     "intel float32": ("intel",),
 }
-"""By variant: the example and its options."""
+"""For each variant, the script in `examples/npu/` and its options."""
 LIMITS = {"qualcomm float16": 1, "qualcomm 16 and 8 bits": 5, "rockchip float16": 1}
-"""Maximum percentage of words that differ from onnxruntime's."""
+"""Maximum percentage of words that differ from those of onnxruntime."""
 HEADER: tuple[str, ...] = (
     "toolchain",
     "numbers",
@@ -79,7 +79,7 @@ class Beside:
 
 
 def positions(folder: Path) -> dict[str, Array]:
-    """Return the position encodings of the first chunk of a stream that has its full left context."""
+    """Return the position encodings of the first chunk that has its full left context."""
     encoder = Recognizer.load(folder).model.encoder
     if not isinstance(encoder, StaticEncoder):
         raise TypeError(f"{folder}: the graph does not have a fixed shape")
@@ -90,7 +90,7 @@ def positions(folder: Path) -> dict[str, Array]:
 
 
 def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
-    """Return the runner of a variant, and the operators that it leaves to the CPU.
+    """Return the runner of a variant, and the operators that the NPU leaves to the CPU.
 
     Raises:
         OSError: the toolchain cannot compile the graph.
@@ -109,7 +109,7 @@ def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
 
 
 def recognise(name: str, folder: Path, python: str, recordings: Sequence[Recording]) -> None:
-    """Append a line about the compiler, and one for each missing recording, to the file of a variant."""
+    """Append a line about the compiler, and a line for each missing recording, to the results file of a variant."""
     state = folder.parent / f"{name.replace(' ', '_')}.jsonl"
     done = state.read_text(encoding="utf-8").splitlines() if state.exists() else []
     if len(done) == 1 + len(recordings) or (done and "refused" in done[0]):
@@ -133,7 +133,7 @@ def recognise(name: str, folder: Path, python: str, recordings: Sequence[Recordi
 
 
 def summary(lines: Sequence[str], plain: Sequence[str], recordings: Sequence[Recording]) -> dict[str, Any]:
-    """Compare the lines of a variant with those of `PLAIN`."""
+    """Compare the result lines of a variant with those of `PLAIN`."""
     about: dict[str, Any] = json.loads(lines[0])
     rows = [json.loads(line) for line in lines[1:]]
     if "refused" in about:
@@ -180,7 +180,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
-    """Return the limits on words that differ from onnxruntime's."""
+    """Return the limits on words that differ from those of onnxruntime."""
     found = {name: own for name, own in results["variants"].items() if name in LIMITS and "words" in own}
     return [
         Target(

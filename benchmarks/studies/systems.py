@@ -2,11 +2,11 @@
 
     python -m u2moe.benchmarks.studies.systems WORK [--groups clips streaming full] [--prepare]
 
-Each recogniser is a process on one core that processes all recordings twice; only the second time counts. Recognisers
-of a group take turns. The group `clips` has packages with different models, trained on different data. They run in
-environments below WORK and process the bundled clips in buffers of 100 ms. In `streaming` and `full`, u2moe and
-sherpa-onnx's recogniser for WeNet's models run Dense-225M in int8 from samples to text: greedy search, no endpoints,
-ten seconds of speech. tests/test_sherpa.py checks that both find the same tokens.
+Each recogniser is a process on one core. It processes all recordings twice, and only the second time counts.
+Recognisers of a group take turns. The group `clips` has packages with different models, trained on different data. They
+run in environments below WORK and process the bundled clips in buffers of 100 ms. In the groups `streaming` and `full`,
+u2moe and sherpa-onnx's recogniser for WeNet's models run Dense-225M in int8. They process ten seconds of speech from
+samples to text, with greedy search and without endpoints. tests/test_sherpa.py checks that both find the same tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ REPETITIONS = 7
 CLIPS, STREAMING, FULL = GROUPS = ("clips", "streaming", "full")
 NATIVE, PLAIN, SHERPA = "native", "onnxruntime", "sherpa-onnx"
 LIMITS = {STREAMING: 0.5, FULL: 0.6}
-"""Maximum ratio of our time with native kernels to sherpa-onnx's."""
+"""Maximum ratio of our time with native kernels to the time of sherpa-onnx."""
 
 Samples = npt.NDArray[np.float32]
 
@@ -58,7 +58,7 @@ class Peer:
 
     Attributes:
         title: name in the table.
-        requirements: requirements for pip, where `{clone}` is this repository; empty: use this environment.
+        requirements: requirements for pip. `{clone}` is this repository. Empty: use the current environment.
         engine: name in `engines`.
         options: options of the engine.
     """
@@ -91,7 +91,10 @@ PEERS = {
 
 
 def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
-    """Return u2moe and sherpa-onnx for Dense-225M in `root`, created if missing, and the manifest of its bundle."""
+    """Return u2moe and sherpa-onnx for Dense-225M, and the manifest of its bundle.
+
+    Missing files are created in `root`.
+    """
     bundle = make_bundle(SMALL, "int8", root)
     graphs = sherpa_graphs(bundle.path, root / SMALL / "sherpa")
     chunks = {"chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS} if mode == STREAMING else {}
@@ -108,7 +111,7 @@ def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
 
 
 def whole_chunks(manifest: Manifest, seconds: float = UTTERANCE_S) -> Samples:
-    """Return up to `seconds` of real speech in complete chunks: sherpa-onnx drops an incomplete one."""
+    """Return up to `seconds` of real speech, cut to complete chunks, because sherpa-onnx drops an incomplete chunk."""
     features, config = manifest.features, manifest.model
     samples = speech(seconds, features.sample_rate)
     shift, length = (
@@ -121,7 +124,10 @@ def whole_chunks(manifest: Manifest, seconds: float = UTTERANCE_S) -> Samples:
 
 
 def environment(name: str, work: Path) -> dict[str, Any]:
-    """Return the environment of a recogniser, see `make_environment`; that of u2moe is rebuilt for each commit."""
+    """Return the environment of a recogniser; see `make_environment`.
+
+    The environment of u2moe is rebuilt for each commit.
+    """
     peer = PEERS[name]
     if peer.requirements != OURS:
         return make_environment(work / "environments" / name, peer.requirements)
@@ -136,7 +142,7 @@ def measure(
     work: Path,
     repetitions: int = REPETITIONS,
 ) -> dict[str, dict[str, Any]]:
-    """Measure recognisers on sounds in turn, in a new process each time; return `summary` by name."""
+    """Measure recognisers on `sounds` in turn, each time in a new process. Return `summary` by name."""
     work.mkdir(parents=True, exist_ok=True)
     files = [write_wav(work / f"{number}.wav", samples, SAMPLE_RATE) for number, samples in enumerate(sounds)]
     cases = {}
@@ -152,13 +158,16 @@ def measure(
 
 
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> dict[str, Any]:
-    """Summarise one recogniser, given the lines and the memory of each round. A round has all files twice.
+    """Summarise one recogniser from the lines and the memory of each round. A round processes all files twice.
 
     Returns:
-        load_s: seconds in each round; versions; peak_mb.
-        audio_s: seconds of all files; compute_s: seconds for all files the second time, in each round.
-        first_partial_s: percentiles of seconds from the start of a recording to the first text.
-        final_s: percentiles of seconds from the end of a recording to the final text.
+        load_s: seconds to load, for each round.
+        versions: versions of the packages.
+        peak_mb: peak memory over all rounds.
+        audio_s: duration of all files together.
+        compute_s: seconds to process all files the second time, for each round.
+        first_partial_s: percentiles of the seconds from the start of a recording to the first text.
+        final_s: percentiles of the seconds from the end of a recording to the final text.
     """
     again = [lines[num_files:] for lines, _ in rounds]
     every = [line for lines in again for line in lines]
@@ -173,7 +182,7 @@ def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> d
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on our time compared with sherpa-onnx's for the same weights."""
+    """Yield the limits on our time relative to that of sherpa-onnx with the same weights."""
     for mode, limit in LIMITS.items():
         group = results.get(mode, {"peers": {}})["peers"]
         if NATIVE in group:
@@ -183,7 +192,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a table of the packages, one of the same weights, and numbers of both."""
+    """Return the values for pages: a table of the packages, a table for the same weights, and numbers of both."""
     rows: dict[str, list[list[str]]] = {CLIPS: [], SHERPA: []}
     found: dict[str, str] = {}
     for group, content in results.items():

@@ -2,9 +2,9 @@
 
     python -m u2moe.benchmarks.studies.turn BUNDLE TEST.tsv ...
 
-Each sentence receives a pause between two random words, and silence after its end; both are quiet noise. The encoder
-runs once, in chunks; then each rule is applied to a search of its output. Delays count audio and are the same on every
-machine.
+Each sentence receives a pause between two random words, and silence after its end. Pause and silence are quiet noise.
+The encoder runs once, in chunks. Each rule is then applied to a search over its output. Delays count audio, so they are
+the same on every machine.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from u2moe.runtime.model.features import fbank
 
 RATE = 16_000
 SHORTEST = 4
-"""Minimum words of a sentence."""
+"""Minimum number of words in a sentence."""
 PAUSES_S, SILENCE_S = (0.3, 2.0), 3.0
 _NOISE = 1e-4
-"""Standard deviation of the noise in pauses; microphones do not record digital silence."""
+"""Standard deviation of the noise in pauses. Microphones do not record digital silence."""
 SILENCES, TURNS = (0.6, 0.9, 1.2), (0.02, 0.05, 0.07, 0.1)
-"""Seconds of silence for rule 2, and values of `turn`, which are combined with the default rule 2."""
+"""Seconds of silence for rule 2, and values of `turn`. Values of `turn` are combined with the default rule 2."""
 
 
 def rules() -> dict[str, EndpointConfig]:
@@ -51,7 +51,10 @@ def _rule(silence: float) -> EndpointRule:
 def with_pause(
     recognizer: Recognizer, recording: Recording, random: np.random.Generator
 ) -> tuple[npt.NDArray[np.float32], float] | None:
-    """Return a sentence with a pause and final silence, and the end time of its last word; None if too short."""
+    """Return a sentence with a pause and final silence, and the end time of its last word.
+
+    None if the sentence is too short.
+    """
     samples = read_audio(recording.path, RATE)
     words = [word for segment in recognizer.align(samples, recording.transcript).segments for word in segment.words]
     if len(words) < SHORTEST:
@@ -67,7 +70,7 @@ def with_pause(
 def endpoints(
     recognizer: Recognizer, log_probs: npt.NDArray[np.float32], config: EndpointConfig, fusion: Fusion
 ) -> list[float]:
-    """Return the seconds at which the utterances of a stream with log-probabilities [time, vocab] end."""
+    """Return the times in seconds at which utterances end, in a stream with log-probabilities [time, vocab]."""
     model, beam_size = recognizer.model, recognizer.bundle.manifest.decoding.beam_size
     search = partial(new_search, model.search_library, beam_size, model.config.blank, None, fusion)
     found: list[float] = []
@@ -83,7 +86,7 @@ def endpoints(
 
 
 def measure(recognizer: Recognizer, recordings: Sequence[Recording], fusion: Fusion, seed: int = 0) -> dict[str, Any]:
-    """Return the delay from the end of a sentence to an endpoint, and the number of sentences cut earlier, by rule."""
+    """Return results by rule: delays from a sentence's end to the endpoint, and the number of sentences cut earlier."""
     random = np.random.default_rng(seed)
     delays: dict[str, list[float]] = {name: [] for name in rules()}
     num_cut = dict.fromkeys(delays, 0)

@@ -3,10 +3,11 @@
     python -m u2moe.benchmarks.studies.word_times BUNDLE WORDS.tsv ... --sentences SENTENCES.tsv
 
 Recordings of isolated words are joined with pauses of known length. A word begins where its recording becomes loud, and
-ends where it becomes quiet. These times are compared with those of recognised words, and with those of `align` for the
-known text.
-Sentences are joined into an hour of audio, in which `align` should find each word at the same time as in its sentence.
-It should also detect one replaced word, or three missing ones, in the text of each sentence.
+ends where it becomes quiet. These times are compared with the times of recognised words, and with those that `align`
+finds for the known text.
+
+Sentences are joined into an hour of audio. `align` should find each word at the same time as in its separate sentence.
+It should also detect one replaced word, or three missing words, in the text of each sentence.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ WORDS_PER_UTTERANCE = 5
 PAUSES_S = (0.05, 0.6)
 _STEP_S = 0.01
 _QUIET = 0.01
-"""A word lasts from the first to the last stretch of 10 ms above this fraction (-40 dB) of its loudest 10 ms."""
+"""A word lasts from its first to its last 10 ms above this fraction (-40 dB) of its loudest 10 ms."""
 _NOISE = 1e-4
-"""Standard deviation of the noise in pauses; microphones do not record digital silence."""
+"""Standard deviation of the noise in pauses. Microphones do not record digital silence."""
 
 
 JoinedWords = tuple[npt.NDArray[np.float32], list[WordResult]]
-"""Samples at 16 kHz and the words in them."""
+"""Samples at 16 kHz, and the words that they contain."""
 
 
 def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int = 0) -> list[JoinedWords]:
@@ -85,7 +86,7 @@ def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
 def compare(
     recognizer: Recognizer, utterances: Iterable[JoinedWords], options: DecodingOptions | None
 ) -> dict[str, Any]:
-    """Return timing errors of recognised words; without options, of aligned words."""
+    """Return errors in the times of recognised words. If `options` is None, use aligned words instead."""
     starts: list[float] = []
     ends: list[float] = []
     num_words = 0
@@ -106,7 +107,10 @@ def compare(
 
 
 def align_hour(bundle: Path, recognizer: Recognizer, recordings: Sequence[Recording], seed: int = 0) -> dict[str, Any]:
-    """Compare `u2moe align` on an hour of joined sentences with separate sentences; measure its memory."""
+    """Align an hour of joined sentences with `u2moe align`, and each sentence alone.
+
+    Return time errors and peak memory.
+    """
     random, time = np.random.default_rng(seed), 0.0
     clips = [read_audio(item.path, RATE) for item in recordings]
     alone = [recognizer.align(clip, item.transcript) for clip, item in zip(clips, recordings, strict=True)]
@@ -134,7 +138,7 @@ def align_hour(bundle: Path, recognizer: Recognizer, recordings: Sequence[Record
 
 
 def find_misfits(recognizer: Recognizer, recordings: Sequence[Recording], seed: int = 0) -> dict[str, int]:
-    """Measure `align` on correct texts, on texts with one wrong word, and on texts that lack three words."""
+    """Count what `align` finds in correct texts, in texts with one wrong word, and in texts that lack three words."""
     random = np.random.default_rng(seed)
     known = sorted({word for item in recordings for word in words(item.transcript)})
     counts: Counter[str] = Counter()
@@ -158,7 +162,7 @@ def find_misfits(recognizer: Recognizer, recordings: Sequence[Recording], seed: 
 
 
 def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
-    """Return signed mean, and mean, median and 90th percentile of the magnitudes of errors, in milliseconds."""
+    """Return statistics in milliseconds: the mean error, and mean, median and 90th percentile of absolute errors."""
     if not errors_s:
         return None
     errors = 1000 * np.asarray(errors_s)
@@ -171,7 +175,7 @@ def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each set and condition, and the numbers of the first."""
+    """Return the values for pages: a row for each set and condition, and numbers of the first row."""
     measured = [
         (name, condition, found)
         for name, conditions in results["sets"].items()

@@ -1,1 +1,1 @@
-"""The encoders that WeNet can train, one kind per module: read from train.yaml, in torch, and as layers of a graph."""
+"""The encoders that WeNet can train: their settings in train.yaml, their networks in torch, and their ONNX layers."""

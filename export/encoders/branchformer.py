@@ -58,7 +58,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 def _weights(conf: Section, num_blocks: int, *, needed: bool) -> tuple[float, ...]:
-    """Return the values of `cgmlp_weight`: one number, or one per block. At 0 or 1 WeNet leaves out a branch."""
+    """Return `cgmlp_weight` for each block. At 0 or 1 WeNet leaves out a branch, which is not supported here."""
     found = conf.value("cgmlp_weight")
     found = 0.5 if found is None else found
     listed: list[Any] = found if isinstance(found, list) else [found] * num_blocks
@@ -71,7 +71,7 @@ def _weights(conf: Section, num_blocks: int, *, needed: bool) -> tuple[float, ..
 
 
 class BranchformerBlock(TwoBranchBlock):
-    """Attention in parallel with a gating MLP, residual."""
+    """A residual block with attention in parallel with a gating MLP."""
 
     def __init__(self, config: EncoderArchitecture, index: int) -> None:
         own, dim = cast("Branches", config.own), config.dim
@@ -141,7 +141,7 @@ class BranchformerNodes(TwoBranchNodes):
         return g.op("Add", g.op("Mul", first, attended), g.op("Mul", second, gated))
 
     def _logit(self, branch: ir.Value, pooling: nn.Linear, weight: nn.Linear, number: str) -> ir.Value:
-        """Return the logit of a branch [batch, 1, 1], from its weighted average over the frames, without padding."""
+        """Return the logit [batch, 1, 1] of a branch, from a weighted average of its frames without padding."""
         g = self.g
         scores = g.op("Mul", linear(g, branch, pooling, f"pooling_proj{number}"), self.config.dim**-0.5)
         bias = g.op("Transpose", g.op("Squeeze", self.frames.bias, [1]), perm=[0, 2, 1])

@@ -57,7 +57,7 @@ def read_gating(conf: Section) -> Gating:
 
 
 def attention_key(conf: Section) -> str:
-    """Return the key that selects branchformers' attention: `attention_layer_type` until WeNet 3.0.1."""
+    """Return the key for the kind of attention in branchformers. Until WeNet 3.0.1 it is `attention_layer_type`."""
     old = "attention_layer_type"
     return old if old in conf else "selfattention_layer_type"
 
@@ -71,7 +71,7 @@ def read_kernel(conf: Section, key: str, default: int, *, causal: bool) -> int:
 
 
 class SpatialGatingUnit(nn.Module):
-    """One half of the channels, multiplied by the other half after normalisation and depthwise convolution."""
+    """A unit that normalises and convolves one half of the channels, and multiplies the other half by the result."""
 
     def __init__(self, config: Gating) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class ConvolutionalGatingMLP(nn.Module):
 def gating(
     g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around: Surroundings, row: int
 ) -> tuple[ir.Value, ir.Value | None]:
-    """Add the layers for [batch, time, dim]; also return the frames to cache. `row` is the block's row in `around`."""
+    """Return the output for [batch, time, dim], and the frames to cache. `row` is the block's row in `around`."""
     unit, kind = module.csgu, module.config.activation
     with g.scope("cgmlp", group="feed_forward"):
         value, gate = (g.call(layers.activation_layer("gelu"), _half(g, x, module, half))[0] for half in range(2))
@@ -134,7 +134,7 @@ def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, half: in
 
 
 class TwoBranchBlock(nn.Module):
-    """The common part of blocks with attention in parallel with a gating MLP."""
+    """The common base of blocks that run attention in parallel with a gating MLP."""
 
     def __init__(self, config: EncoderArchitecture, gates: Gating) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class TwoBranchBlock(nn.Module):
 
 
 class TwoBranchNodes(EncoderNodes):
-    """Builds the common part of encoders of `TwoBranchBlock`s as layers of a graph."""
+    """Builds the graph layers that all encoders with a `TwoBranchBlock` share."""
 
     ATTENTION = "attn"
 

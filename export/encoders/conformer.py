@@ -1,4 +1,4 @@
-"""The transformer encoder, and the conformer, which adds a convolution module and, if macaron, a feed-forward layer."""
+"""The transformer encoder, and the conformer, which adds a convolution module and optionally a macaron layer."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def read_transformer(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 class ConformerBlock(nn.Module):
-    """Half feed-forward (macaron, optional), attention, convolution (optional) and feed-forward, each residual."""
+    """Residual layers: half feed-forward (macaron, optional), attention, convolution (optional), and feed-forward."""
 
     NORMS: ClassVar[tuple[str, str]] = ("norm_mha", "norm_ff")
     """WeNet's names for the normalisations of the attention and of the feed-forward layer."""
     norm_mha: nn.Module
     norm_ff: nn.Module
 
-    def __init__(self, config: EncoderArchitecture, index: int = 0) -> None:  # noqa: ARG002 - all are alike
+    def __init__(self, config: EncoderArchitecture, index: int = 0) -> None:  # noqa: ARG002 - all blocks are alike
         super().__init__()
         self.pre_norm = config.pre_norm
         self.self_attn = MultiHeadAttention(config.dim, config.attention)
@@ -120,7 +120,7 @@ class ConformerEncoder(SpeechEncoder):
 
 
 class TransformerBlock(ConformerBlock):
-    """Attention and feed-forward, each residual."""
+    """Residual layers: attention and feed-forward."""
 
     NORMS = ("norm1", "norm2")
 
@@ -155,7 +155,7 @@ class ConformerNodes(EncoderNodes):
             residual.normalize(own.norm_final, "norm_final")
 
     def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
-        """Add the convolution of block `index` to the sum."""
+        """Add the convolution of block `index` to the residual."""
         residual.add(
             lambda x: self.kept(convolution(self.g, x, module, self.seen, index)), block.norm_conv, "norm_conv"
         )

@@ -31,7 +31,7 @@ class Merged:
     merge_kernel: int
     """Taps of the convolution that merges the branches."""
     feed_forward: bool
-    """Whether blocks have a feed-forward layer after the branches (and before them, if macaron)."""
+    """Whether blocks have feed-forward layers: one after the branches and, with macaron, one before them."""
 
 
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
@@ -60,14 +60,14 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 class EBranchformerBlock(TwoBranchBlock):
-    """Half feed-forward (macaron), attention in parallel with a gating MLP, feed-forward, each residual.
+    """Residual layers: half feed-forward (macaron), attention in parallel with a gating MLP, and feed-forward.
 
-    Both feed-forward layers are optional. Between chunks, WeNet's forward_chunk forgets the frames that the merging
-    convolution has seen. Here they are cached, and the output equals that of the whole utterance under a mask of
-    chunks, as in training.
+    Both feed-forward layers are optional. WeNet's forward_chunk drops the history of the merging convolution after each
+    chunk. Here that history is cached. The output therefore equals that of training, which encodes the whole utterance
+    with a chunk mask.
     """
 
-    def __init__(self, config: EncoderArchitecture, index: int) -> None:  # noqa: ARG002 - all are alike
+    def __init__(self, config: EncoderArchitecture, index: int) -> None:  # noqa: ARG002 - all blocks are alike
         own, dim = cast("Merged", config.own), config.dim
         super().__init__(config, own.gating)
         self.feed_forward = feed_forward(dim, config.feed_forward) if own.feed_forward else None

@@ -1,9 +1,8 @@
 """The Efficient Conformer encoder (arXiv 2109.01163) in plain torch: strided convolutions, attention over groups.
 
 Its layers for a graph are in `efficient_conformer_nodes`. At commit 0154699, WeNet's forward_chunk fails for this
-encoder: it passes tensors as caches to attention that expects pairs of them. If each layer receives its cache in the
-expected form, WeNet's output equals the one computed here. WeNet's output for the whole utterance under a chunk mask is
-the same.
+encoder. The attention expects each cache as a pair of tensors, but receives one tensor. With corrected caches, WeNet's
+output equals the output of this module. WeNet's output for the whole utterance with a chunk mask is the same.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ IGNORED = (
     "mlp_type", "mlp_bias", "n_expert", "n_expert_activated", "n_kv_head", "head_dim", "query_bias", "key_bias",
     "value_bias", "conv_bias", "layer_norm_type", "norm_eps", "conv_norm_eps", "conv_inner_factor", "final_norm",
 )  # fmt: skip
-"""Keys of conformers that WeNet accepts here and does not use."""
+"""Keys of the conformer that WeNet accepts for this encoder but does not use."""
 GROUPED = tuple(range(4))
 CACHES = (ATT_CACHE, CNN_CACHE)
 
@@ -43,15 +42,15 @@ class Strided:
     kernels: tuple[int, ...]
     """Taps of the convolution of each block."""
     group_sizes: tuple[int, ...]
-    """For each block, the number of frames that attend together."""
+    """For each block, the number of frames in an attention group."""
 
     def step(self, index: int) -> int:
-        """Return the number of frames after subsampling per frame of a block."""
+        """Return how many subsampled frames one frame of block `index` spans."""
         return math.prod(self.strides[:index])
 
     @property
     def chunk_multiple(self) -> int:
-        """Chunks must be multiples of this number of frames after subsampling, so that none ends within a group."""
+        """The number of subsampled frames that must divide every chunk size, so that no chunk ends within a group."""
         groups = (self.step(index) * size for index, size in enumerate(self.group_sizes))
         return math.lcm(math.prod(self.strides), *groups)
 
@@ -103,7 +102,7 @@ def _strided(conf: Section, shared: EncoderArchitecture) -> Strided:
 
 
 def _numbers(conf: Section, key: str, default: tuple[int, ...], *, least: int = 0, most: int) -> tuple[int, ...]:
-    """Return a list of whole numbers, or a single number, as a tuple."""
+    """Return a setting as a tuple. It is a list of whole numbers, or a single one."""
     found = conf.value(key) if key in conf else list(default)
     listed = found if isinstance(found, list) else [found]
     if not all(isinstance(one, int) and not isinstance(one, bool) and least <= one <= most for one in listed):

@@ -86,7 +86,7 @@ class EfficientConformerNodes(ConformerNodes):
         return self.following
 
     def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
-        """See `ConformerNodes`. With a stride, the output of the convolution is added to averages of frames."""
+        """See `ConformerNodes`. The output of a strided convolution is added to averages of the frames it combines."""
         g, row, stride = self.g, index - self.blocks.start, cast("EfficientBlock", block).stride
         if stride == 1:
             super().add_convolution(residual, block, module, row)
@@ -121,7 +121,7 @@ class EfficientConformerNodes(ConformerNodes):
         return parts.finish(y)
 
     def _averaged(self, x: ir.Value, stride: int) -> ir.Value:
-        """Return the average of every `stride` existing frames [batch, ceil(time / stride), dim]."""
+        """Return averages of every `stride` frames [batch, ceil(time / stride), dim]; only existing frames count."""
         g, valid = self.g, self.valid
 
         def total(values: ir.Value, width: int) -> ir.Value:
@@ -181,7 +181,7 @@ class EfficientConformerNodes(ConformerNodes):
 
 
 def _position_bias(layer: GroupedAttention) -> torch.Tensor:
-    """Return (v - u) / sqrt(size) [heads * size, heads]: the column of a head is zero outside the head's own rows."""
+    """Return (v - u) / sqrt(size) as [heads * size, heads]. A head's column is zero outside its own rows."""
     difference = (layer.pos_bias_v - layer.pos_bias_u) / math.sqrt(layer.pos_bias_u.shape[1])
     num_heads, size = difference.shape
     return (torch.eye(num_heads).unsqueeze(1) * difference.unsqueeze(2)).reshape(num_heads * size, num_heads)

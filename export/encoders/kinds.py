@@ -1,4 +1,4 @@
-"""The encoders by WeNet's names. To add one, add a module beside this one and an entry in the table."""
+"""The encoders by WeNet's names. To add one, add a module beside this one and an entry in `KINDS`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from u2moe.export.yaml_section import Section
 
 
 class Reader(Protocol):
-    """Reads the architecture from a train.yaml; `normalized`: whether feature statistics are part of the network."""
+    """Reads the architecture from a train.yaml. `normalized` states whether the network normalises the features."""
 
     def __call__(self, top: Section, *, normalized: bool) -> EncoderArchitecture:
         """Return the architecture."""
@@ -50,7 +50,7 @@ KINDS = {
     "conformer": Kind(conformer.read, conformer.ConformerEncoder, conformer.ConformerNodes),
     "transformer": Kind(conformer.read_transformer, conformer.TransformerEncoder, conformer.ConformerNodes),
 }
-# `ctl_model` trains these on whole utterances and chunks at the same time; the encoders are the same
+# WeNet's `ctl_model` trains these encoders on whole utterances and on chunks at once; it does not change their layers
 KINDS |= {f"dual_{name}": KINDS[name] for name in ("conformer", "transformer")}
 
 

@@ -1,4 +1,4 @@
-"""The common part of all encoders, in plain torch, with the names of WeNet's state dict.
+"""The common part of all encoders, in plain torch, with the tensor names of WeNet's state dict.
 
 An encoder runs in two ways. `forward` processes whole (padded) utterances with an optional chunk mask, for training and
 parity. `forward_chunk` uses explicit caches and is the reference for the streaming graph.
@@ -20,7 +20,7 @@ from u2moe.export.subsampling import Subsampling, subsampling
 from u2moe.runtime.bundle.contract import Cache
 
 BlockCaches = dict[str, Tensor]
-"""State of one block between chunks [batch, ...], by the cache names in the manifest."""
+"""State of one block between chunks: tensors [batch, ...] by the cache names of the manifest."""
 ATT_CACHE = "att_cache"
 CNN_CACHE = "cnn_cache"
 
@@ -58,9 +58,9 @@ class Context:
 
 
 def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
-    """Return a mask, true where frame i may see frame j [time, time].
+    """Return a mask [time, time] that is true where frame i may see frame j.
 
-    A frame sees its own chunk and `num_left_chunks` chunks before it, or all of these if the number is negative.
+    A frame sees its own chunk and `num_left_chunks` chunks before it. A negative number means all earlier chunks.
     """
     chunks = torch.arange(time) // chunk_size
     distance = chunks.unsqueeze(1) - chunks.unsqueeze(0)
@@ -92,7 +92,7 @@ class SpeechEncoder(nn.Module):
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
-        """Return cache name, channels and kernel of each of a block's convolutions that see frames before a chunk."""
+        """Return cache name, channels and kernel of the convolutions in a block that see frames before a chunk."""
         own = config.convolution
         return [(CNN_CACHE, own.channels, own.kernel)] if own is not None and own.causal else []
 
@@ -174,7 +174,7 @@ class SpeechEncoder(nn.Module):
         return self._finish(x), [self._last(own, required_cache_size) for own in following]
 
     def _last(self, caches: BlockCaches, required: int) -> BlockCaches:
-        """Return the caches, with those that grow cut to the last `required` encoder frames; negative: not cut."""
+        """Return the caches. Growing caches keep their last `required` encoder frames; a negative number means all."""
         kept = dict(caches)
         for cache in self.caches(self.config):
             if cache.time_axis is not None and cache.name in kept and required >= 0:

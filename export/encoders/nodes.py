@@ -19,7 +19,7 @@ from u2moe.runtime.graph.builder import GraphBuilder, Operand
 
 
 class FrameNodes:
-    """The frames shared by the blocks of one rate, at positions `step` apart, and the cached frames before them.
+    """The frames that all blocks of one frame rate share, and the cached frames before them.
 
     Args:
         g: builds the nodes.
@@ -83,7 +83,7 @@ class FrameNodes:
         return sinusoids(self.g, self.positions, dim)
 
     def biases(self, layers: Sequence[MultiHeadAttention], encodings: Sequence[ir.Value]) -> Sequence[ir.Value]:
-        """Return each layer's bias of the scores: `bias` and, if positions are relative, the position bias."""
+        """Return each layer's score bias: `bias`, plus the position bias if positions are relative."""
         config = layers[0].config
         if not config.relative or not encodings:
             return [self.bias] * len(layers)
@@ -93,7 +93,7 @@ class FrameNodes:
     def history(self, cache: ir.Value, start: ir.Value) -> ir.Value:
         """Return the frames before a chunk [blocks, batch, past, channels], with `start` in place of missing ones.
 
-        `cache` contains them as [blocks, batch, channels, past].
+        `cache` has the shape [blocks, batch, channels, past].
         """
         g = self.g
         length = g.op("Shape", cache, start=3, end=4)
@@ -106,7 +106,7 @@ class FrameNodes:
     def attend(
         self, nodes: AttentionNodes, x: ir.Value, bias: ir.Value, positions: Sequence[ir.Value], row: int
     ) -> ir.Value:
-        """Attend on [batch, time, dim]; `row` is the block's row in the cache, if any."""
+        """Apply self-attention to `x` [batch, time, dim]; `row` is the block's row in the cache, if any."""
         y, *kept = nodes.attend(x, x, bias, positions, self._cache_of(row))
         self.kept += kept
         return y
@@ -115,7 +115,7 @@ class FrameNodes:
         return [] if self.cache is None else [self.cache, self.g.constant(row), self.first_kept_new]
 
     def next_attention_cache(self) -> ir.Value:
-        """Return the keys and values for the next call: past ones, and those of this call in `kept`."""
+        """Return the next call's cache: past keys and values, followed by the new ones in `kept`."""
         if self.cache is None:
             raise ValueError("frames without a cache have no next cache")
         return self.g.call(next_cache(len(self.kept)), self.cache, self.first_kept_past, *self.kept)[0]
@@ -147,11 +147,11 @@ class EncoderNodes:
 
     @property
     def longest_history(self) -> int:
-        """Most frames after subsampling that a convolution sees before a chunk, rounded up to whole output frames."""
+        """The most subsampled frames before a chunk that a convolution sees, rounded up to whole output frames."""
         return max((kernel - 1 for _, _, kernel in self.encoder.convolutions(self.config)), default=0)
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
-        """Add one block to the sum."""
+        """Add one block to the residual."""
         raise NotImplementedError
 
     def attention_of(self, block: nn.Module) -> MultiHeadAttention:
@@ -159,7 +159,7 @@ class EncoderNodes:
         return cast("MultiHeadAttention", getattr(block, self.ATTENTION))
 
     def around(self, initial: ir.Value | None, cache: str = CNN_CACHE) -> Surroundings:
-        """Return the frames around this call's frames, for a convolution that sees `initial` before the first."""
+        """Return the surroundings of this call's frames. Convolutions see `initial` before the first frame."""
         if initial is not None and cache in self.inputs:
             with self.g.scope("frames"):
                 initial = self.frames.history(self.inputs[cache], initial)
@@ -215,16 +215,16 @@ class EncoderNodes:
         self.biases = self.frames.biases(layers, self.positions)
 
     def _position(self, time: ir.Value) -> ir.Value:
-        """Return the position of each row's chunk [batch]: `offset`, or past the limit as `contract.encoder` specifies.
+        """Return the position of each row's chunk [batch], in frames after subsampling.
 
-        Like all positions here, it counts frames after subsampling.
+        It equals `offset` up to `max_position`. `contract.encoder` specifies the position beyond this limit.
         """
         g, offset, reduction = self.g, self.inputs["offset"], self.config.frame_reduction
         offset = offset if reduction == 1 else g.op("Mul", offset, reduction)
         limit = [self.max_position * reduction]
         cache_time = g.op("Shape", self.inputs[ATT_CACHE], start=3, end=4)
         base = g.op("Max", cache_time, [self.longest_history])
-        # Equal chunks run from 0 to `first`, then cycle from `base` to `base` + `length`.
+        # Positions of equal chunks run from 0 to `first`, then cycle from `base` to `base` + `length`.
         first = g.op("Mul", g.op("Div", limit, time), time)
         length = g.op("Max", g.op("Mul", g.op("Div", g.op("Sub", limit, base), time), time), [1])
         of_count = g.op("Add", base, g.op("Mod", g.op("Sub", offset, first), length))
@@ -254,16 +254,16 @@ class EncoderNodes:
         return caches
 
     def feed_forward(self, layer: nn.Module, name: str, scale: float = 1.0) -> Callable[[ir.Value], ir.Value]:
-        """Return a function that applies a feed-forward layer, times `scale`."""
+        """Return a function that applies a feed-forward layer and multiplies its output by `scale`."""
         return lambda x: feed_forward(self.g, x, layer, self.config.feed_forward.activation, name, scale)
 
     def self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
-        """Apply the attention of block `index` to [batch, time, dim] and note the frames to cache."""
+        """Apply the attention of block `index` to [batch, time, dim], and record the frames to cache."""
         with self.g.scope(self.ATTENTION, group="attention"):
             nodes = AttentionNodes(self.g, self.attention_of(block))
             return self.frames.attend(nodes, x, self.biases[index], self.positions, index)
 
     def kept(self, found: tuple[ir.Value, ir.Value | None]) -> ir.Value:
-        """Note the frames that a convolution must cache, and return its output."""
+        """Record the frames that a convolution must cache, and return the convolution's output."""
         self.next_cnn += [] if found[1] is None else [found[1]]
         return found[0]

@@ -43,8 +43,9 @@ class Squeezed:
     """Settings that only this encoder has."""
 
     reduce: int
-    """Index of the first block at half the frame rate. `recover` is that of the first later block at the full rate."""
+    """Index of the first block at half the frame rate."""
     recover: int
+    """Index of the first later block at the full frame rate."""
     reduction: Reduction
     """`stream` keeps every second frame; `conv1d` also sees the frames around it."""
     adaptive: bool
@@ -133,7 +134,7 @@ def _convolution(conf: Section, dim: int) -> Convolution:
 
 
 class SqueezeSubsampling(Convolutions):
-    """Two convolutions, the second optionally depthwise, and a projection of their output times sqrt(dim)."""
+    """Two convolutions (the second may be depthwise), a factor of sqrt(dim), and a projection."""
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__(config)
@@ -164,7 +165,7 @@ class Scaling(nn.Module):
         self.ada_bias = nn.Parameter(torch.zeros(1, 1, dim))
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Scale [batch, time, dim]."""
+        """Scale and shift [batch, time, dim] if `adaptive` is true."""
         return self.ada_scale * x + self.ada_bias if self.adaptive else x
 
 
@@ -177,7 +178,7 @@ class SqueezeAttention(MultiHeadAttention, Scaling):
         self.shifted = own.shifted
 
     def attend(self, x: Tensor, past: BlockCaches, name: str, context: Context) -> tuple[Tensor, Tensor]:
-        """Attend on [batch, time, dim]; also return the keys and values, including those of the cache `name`."""
+        """Apply attention to [batch, time, dim]; also return the cache `name` with the new keys and values appended."""
         x = self.scaled(x)
         keys_values = with_past(past, name, self.keys_values(x))
         if not self.shifted:
@@ -191,8 +192,8 @@ class SqueezeAttention(MultiHeadAttention, Scaling):
 def shift(scores: Tensor) -> Tensor:
     """Shift the scores [batch, heads, time, keys] as Transformer-XL does.
 
-    A zero is put before each row, the first `time` numbers are dropped, and the rest is read in rows of the original
-    length.
+    A zero is put before each row. Then the first `time` numbers are dropped, and the rest is read in rows of the
+    original length.
     """
     padded = nn.functional.pad(scores, (1, 0))
     batch, heads, time, width = padded.shape
@@ -224,7 +225,7 @@ class SqueezeConvolution(ConvolutionModule, Scaling):
 
 
 class SqueezeformerBlock(nn.Module):
-    """Attention, feed-forward, convolution, feed-forward, each residual."""
+    """Residual layers: attention, feed-forward, convolution, and feed-forward."""
 
     def __init__(self, config: EncoderArchitecture, index: int) -> None:
         super().__init__()
@@ -257,11 +258,11 @@ class SqueezeformerBlock(nn.Module):
 
 
 class TimeReduction(nn.Module):
-    """Every second frame, or a convolution around it, followed by a projection."""
+    """A layer that takes every second frame, or convolves the frames around it, and projects the result."""
 
     KERNELS: ClassVar = {"conv1d": 5, "stream": 1}
     BEFORE: ClassVar = {"conv1d": 3, "stream": 0}
-    """Number of frames that the convolution sees before the one that it keeps. WeNet drops outputs past the end."""
+    """Number of frames that the convolution sees before each frame that it keeps. WeNet drops outputs past the end."""
 
     def __init__(self, dim: int, kind: Reduction) -> None:
         super().__init__()

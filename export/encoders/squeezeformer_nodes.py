@@ -188,7 +188,7 @@ class Rate:
 
 
 def subsampled(g: GraphBuilder, features: ir.Value, layer: SqueezeSubsampling, bins: int) -> ir.Value:
-    """Apply convolutions and projection. A depthwise convolution is written with all channels, most of them zero."""
+    """Apply the convolutions and the projection. A depthwise convolution becomes a full one with many zeros."""
     channels = layer.pw_conv.out_channels
 
     def weight() -> Tensor:
@@ -211,7 +211,7 @@ def subsampled(g: GraphBuilder, features: ir.Value, layer: SqueezeSubsampling, b
 
 
 def folded(layer: Scaled, *names: str) -> Scaled:
-    """Return a copy of a layer with the scale and shift of its input folded into its parts `names`."""
+    """Return a copy of a layer, with the scale and shift of its input folded into the parts called `names`."""
     adapted = copy.deepcopy(layer)
     if layer.adaptive:
         for name in names:
@@ -221,7 +221,7 @@ def folded(layer: Scaled, *names: str) -> Scaled:
 
 
 def scaled(layer: Product, scale: Tensor, shift: Tensor) -> Product:
-    """Return a layer that computes for x the product that `layer` computes for `x * scale + shift`."""
+    """Return a layer whose output for x equals the output of `layer` for `x * scale + shift`."""
     adapted = copy.deepcopy(layer)
     weight, width = layer.weight.double().flatten(1), (1, -1) if layer.weight.ndim == 2 else (1, -1, 1)
     bias = weight @ shift.double().flatten() + cast("Tensor", layer.bias).double()

@@ -45,7 +45,7 @@ def recognised(bundle: Bundle, graph: Path, files: Sequence[str | os.PathLike[st
     """Recognise recordings with the first pass; return their texts, and the inputs of some of their chunks.
 
     Raises:
-        AudioError: a file cannot be read, or the recordings have no chunk.
+        AudioError: a file cannot be read, or no recording is long enough for a chunk.
     """
     recorder = Recorder(session_of(graph))
     model = bundle.load(SessionSettings(kernels="onnxruntime"), runner=recorder)
@@ -103,14 +103,14 @@ def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str
 
 
 def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return the cosine of log-probabilities [1, time, vocab], and the share of frames with the same best token."""
+    """Return the cosine of two sets of log-probabilities [1, time, vocab], and the share of equal best tokens."""
     one, other = expected.astype(np.float64), found.astype(np.float64)
     cosine = (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
     return float(cosine), float((one.argmax(-1) == other.argmax(-1)).mean())
 
 
 def damage(graph: Path, quantized: Path, samples: Samples, texts: list[str], others: list[str]) -> dict[str, float]:
-    """Compare the quantized graph with the float graph, on chunks and on the words of all texts.
+    """Compare the quantized graph with the float graph, by the log-probabilities of chunks and the words of texts.
 
     Both graphs read each chunk with the caches of the float graph. Returns the least and the mean cosine of
     log-probabilities, the share of frames with the same best token, and the share of words that differ.

@@ -28,19 +28,19 @@ from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 
 ONE_FILE_LIMIT = 1_500_000_000
-"""Bytes of weights up to which a graph is a single file, as programs that use these profiles expect."""
+"""A graph with up to this many bytes of weights is a single file, as programs that use these profiles expect."""
 OPERATORS_FILE = "required_operators.config"
 """The operators that the graphs use, for `--include_ops_by_config` of onnxruntime's build."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """The files written.
+    """The result of a conversion.
 
     Attributes:
         path: the folder.
         profile: the profile.
-        files: the names of its files.
+        files: names of the files in the folder.
         report: comparison of the graphs with those of the bundle.
     """
 

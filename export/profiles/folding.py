@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 OPSET = 17
 """The newest opset that all NPU compilers read."""
 LARGEST = 65_504.0
-"""The largest number of float16."""
+"""The largest finite float16 number."""
 MOST_AXES = 4
 _ARITHMETIC = {
     "Add", "Sub", "Mul", "Div", "MatMul", "Conv", "Sqrt", "Max", "Min", "ReduceMean", "ReduceSum", "ReduceMin",
@@ -36,7 +36,7 @@ _WITH_AXES = ("ReduceMean", "ReduceMin", "ReduceMax")
 """Operators whose axes are attributes in `OPSET`."""
 _ONE_FILE = 1_500_000_000
 _SHARED = 1 << 24
-"""Number of elements up to which equal constants are shared."""
+"""Equal constants of up to this many elements are shared."""
 _COPIES = ("Identity", "Slice", "Pad", "Expand", "Reshape", "Concat")
 """Operators that change nothing if the output has the shape of the input."""
 _NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}
@@ -50,7 +50,7 @@ def folded(model: ir.Model, feeds: dict[str, Array] | None = None) -> ir.Model:
 
     Args:
         model: the model.
-        feeds: inputs with which the model can run; those not given are zeros.
+        feeds: inputs by name with which the model can run; other inputs are zeros.
     """
     graph = inlined(model).graph
     arrays = _computed(model, feeds or {})

@@ -25,9 +25,9 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 EXTENSIONS = "ai.onnx.contrib"
 """Domain of the operators of onnxruntime-extensions."""
 LONGEST_CLIP_S = 30
-"""AudioDecoder silently cuts longer files."""
+"""Limit of a clip in seconds, because AudioDecoder silently truncates longer files."""
 _LONGEST_CLIP = 480_000
-"""Limit in samples, whatever their rate."""
+"""Limit of a clip in samples, at any sample rate."""
 
 
 def _float(name: str, *axes: str) -> Tensor:
@@ -76,9 +76,9 @@ def streaming_contract(config: ModelConfig) -> Graph:
 def offline_contract() -> Graph:
     """Return the contract for a recording with full context.
 
-    It maps samples [1, samples] to the greedy tokens, their start times in seconds, and log-probabilities. Any number
-    of samples is allowed; too few yield no tokens and no frames. If the bundle specifies padding, frames are those of
-    the padded recording, but times refer to the original.
+    It maps samples [1, samples] to the greedy tokens, their start times in seconds, the log-probabilities, and the
+    encoder's output. Any number of samples is allowed; too few yield no tokens and no frames. If the bundle specifies
+    padding, frames are those of the padded recording, but times refer to the original.
     """
     return Graph(
         name="offline",
@@ -240,7 +240,7 @@ def _refused(g: GraphBuilder, condition: ir.Value, value: ir.Value, reason: str)
 
 
 def detokenizer_graph(bundle: Bundle) -> ir.Model:
-    """Return the last part of the profile clip as a graph: token ids [tokens] to text [1]."""
+    """Return the last part of the profile `clip` as a graph, which maps token ids [tokens] to text [1]."""
     contract = Graph(
         name="detokenizer",
         inputs=(_int("tokens", "tokens"),),

@@ -31,7 +31,7 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 CHUNKS = ((16, -1), (16, 4), (5, 2))
 """(chunk size, left chunks) of the compared streams."""
 _DETOKENIZED_ROWS = 3
-"""Number of orders in which the detokenizer reads the whole vocabulary."""
+"""Number of random orders in which the detokenizer reads the whole vocabulary."""
 
 
 NOT_PORTABLE = ["NchwcTransformer"]
@@ -41,19 +41,19 @@ NOT_PORTABLE = ["NchwcTransformer"]
 def session_of(
     file: Path | bytes, *, extensions: bool = False, portable: bool = False, target: Path | None = None
 ) -> Run:
-    """Return a function that runs a graph in either format.
+    """Return a function that runs a graph in ONNX or ORT format.
 
     Args:
         file: the graph, or its content.
         extensions: register the operators of onnxruntime-extensions.
-        portable: use only the optimizations that ORT format allows. A convolution summed in another order rounds
-            differently, and in a quantized network that can change a value by a whole step.
+        portable: use only the optimizations that ORT format allows. Others may sum a convolution in another
+            order, which rounds differently. In a quantized network, this can change a value by a whole step.
         target: file to write the optimized graph to, in ORT format.
 
     Raises:
         ModuleNotFoundError: onnxruntime-extensions is needed and not installed.
     """
-    options = SessionSettings(kernels="onnxruntime").session_options()  # as programs in other languages run them
+    options = SessionSettings(kernels="onnxruntime").session_options()  # as in programs in other languages
     if extensions:
         import onnxruntime_extensions  # noqa: PLC0415 - only the profile clip needs it
 
@@ -69,7 +69,7 @@ def session_of(
 
 
 class ProfileParity:
-    """Compares the graph of one profile with a bundle; errors name the `subject`."""
+    """Compares the graph of one profile with a bundle. Error messages name `subject`."""
 
     def __init__(self, bundle: Bundle, run: Run, *, subject: Path) -> None:
         self.bundle = bundle
@@ -174,7 +174,7 @@ class ProfileParity:
         return np.concatenate([padding.accept(samples), padding.finish()]), padding.num_before
 
     def _detokenizer(self) -> None:
-        """Compare the texts of every token of the vocabulary, in random order."""
+        """Compare the texts of all tokens of the vocabulary, in random order."""
         graph = detokenizer_graph(self.bundle)
         run = session_of(ir.to_proto(graph).SerializeToString(), extensions=True)
         random = np.random.default_rng(0)
@@ -215,7 +215,7 @@ class ProfileParity:
 
 
 def encoded(samples: Array, rate: int, kind: str) -> Array:
-    """Return the bytes [1, bytes] of a file."""
+    """Return the bytes [1, bytes] of an audio file of format `kind`."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype="PCM_16")
     return np.frombuffer(file.getvalue(), np.uint8)[np.newaxis]

@@ -1,4 +1,4 @@
-"""Converts a bundle to a graph of fixed shape, with encoder and CTC head, for NPUs: read, build, compare, write."""
+"""Converts the encoder and the CTC head of a bundle to one graph of fixed shape for NPUs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 STATIC_FILE = "static.json"
-"""Describes the graph in more detail than the manifest does, for people and other programs."""
+"""The file that describes the graph in more detail than the manifest does, for people and other programs."""
 DECODER_FILE = "decoder_fixed.onnx"
 DECODER_SIZES = {"batch": 1, "nbest": 10, "length": 32, "time": 256}
 """Sizes of the axes of the decoder with fixed shapes."""
@@ -45,7 +45,7 @@ LAYOUTS = {
     "history": "batch, blocks * frames, channels",
 }
 EXPERIMENTAL = 100_000_000
-"""Number of weights above which no graph has been tried on a device."""
+"""No graph with more weights than this has been tried on a device."""
 SETTINGS = SessionSettings(kernels="onnxruntime")
 
 
@@ -122,7 +122,7 @@ def convert_static(
 
 
 def _form(bundle: Bundle, chunk_size: int, num_left_chunks: int) -> StaticForm:
-    """Return the form without the fields that are derived from the graph, after all checks that need no graph."""
+    """Run all checks that need no graph; return the form without the fields that the graph determines."""
     config = bundle.manifest.model
     if config.static is not None:
         raise UnsupportedError(f"{bundle.path}: model.static: already has a fixed shape: convert its source bundle")
@@ -158,7 +158,7 @@ def _first_position(model: Model, form: StaticForm) -> int:
 def _copy(bundle: Bundle, staging: BundleWriter, manifest: Manifest) -> None:
     """Copy the other files of the bundle with this manifest's metadata, and write the decoder with fixed shapes."""
     staging.add(TOKENS_FILE, bundle.path / TOKENS_FILE)
-    save_graph(features_graph(manifest), staging.path / "features.onnx")  # for other languages
+    save_graph(features_graph(manifest), staging.path / "features.onnx")  # for programs in other languages
     if (language_model := manifest.decoding.language_model) is not None:
         staging.add(language_model.file, bundle.path / language_model.file)
     for graph in manifest.model.graphs()[1:]:
@@ -241,12 +241,12 @@ def _about(manifest: Manifest, form: StaticForm, graph: ir.Model, folder: Path) 
 
 
 def is_float(node: ir.Node) -> bool:
-    """Return whether a node must not be quantized: routers, whose choices would flip, and the last softmax."""
+    """Return whether a node must not be quantized: a router, whose choice could flip, or the last softmax."""
     return "/router/" in str(node.name) or node.op_type == "LogSoftmax"
 
 
 class StaticParity:
-    """Compares a bundle of fixed shape with its source, over whole streams; errors name the `subject`."""
+    """Compares a bundle of fixed shape with its source, over whole streams. Error messages name `subject`."""
 
     def __init__(self, dynamic: Model, static: Model, *, subject: Path) -> None:
         self.dynamic, self.static, self.subject = dynamic, static, subject
@@ -257,7 +257,9 @@ class StaticParity:
         self.report = ParityReport(sides="the bundle and its graph of fixed shape")
 
     def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Compare streams from several positions, also where positions are moved back, and with various last chunks.
+        """Compare streams that start at several positions and end with chunks of several lengths.
+
+        Some streams exceed `max_position`, so that their positions are moved back.
 
         Raises:
             ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.
@@ -279,7 +281,7 @@ class StaticParity:
         return self.report
 
     def decoders(self, folder: Path) -> None:
-        """Compare the decoders in a folder, with 0 to the maximum number of tokens and with padding after the frames.
+        """Compare the two decoders in a folder on hypotheses of up to the maximum length, and on padded frames.
 
         Raises:
             ParityError: a difference exceeds its limit.

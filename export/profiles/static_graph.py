@@ -1,4 +1,4 @@
-"""Joins the encoder and the CTC head of a bundle to one graph of fixed shape, `static.onnx`."""
+"""Joins the encoder and the CTC head of a bundle into one graph of fixed shape, `static.onnx`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StaticGraph:
 
     Attributes:
         form: the shapes of the graph.
-        starts: caches of fixed size before the first chunk, in the shape of the graph.
+        starts: contents of the caches of fixed size before the first chunk, in the shapes of the graph.
 
     Args:
         bundle: the bundle.
@@ -119,7 +119,7 @@ class StaticGraph:
         return {_step(_value(node.inputs[0])): node for node in self._nodes if _kind(node) in kinds}
 
     def _frequencies(self, call: ir.Node) -> tuple[float, ...]:
-        """Return the frequencies, a constant of the called function."""
+        """Return the frequencies, which are a constant of the called function."""
         for node in self._encoder.functions[call.op_identifier()]:
             if node.op_type == "Constant":
                 value = node.attributes["value"].as_tensor().numpy()
@@ -128,7 +128,7 @@ class StaticGraph:
         raise UnsupportedError(f"{self.bundle.path}: {call.name}: has no frequencies")
 
     def _history(self, cache: str) -> list[ir.Node]:
-        """Return the nodes that replace frames of a cache before the start of the stream with the initial frame."""
+        """Return the nodes that use the initial frame in place of cached frames before the start of the stream."""
         (value,) = (value for value, name in self._reads.items() if name == cache)
         found = [
             node
@@ -140,7 +140,7 @@ class StaticGraph:
         return found
 
     def _steps(self, histories: list[ir.Node]) -> tuple[int, ...]:
-        """Return, for each block, the number of frames after subsampling from one of its frames to the next."""
+        """Return the distance between adjacent frames of each block, in frames after subsampling."""
         steps = {
             _row(reader, node.outputs[0]): _step(_origin(node.inputs[0], "Unsqueeze", "GreaterOrEqual"))
             for node in histories
@@ -165,7 +165,7 @@ class StaticGraph:
         return self._g.ops("Split", value, sizes, axis=1, num_outputs=num) if num > 1 else [value]
 
     def _mask(self, node: ir.Node, mask: ir.Value) -> None:
-        """Make the bias of the scores an input; derive from it which frames exist, as some encoders need."""
+        """Make the score bias an input of the graph. Encoders that need a mask of frames derive it from the bias."""
         g = self._g
         for reader in _readers(_origin(node.inputs[0], "Unsqueeze")):
             if reader.op_type == "Cast":
@@ -225,7 +225,7 @@ class StaticGraph:
 
 
 def decoder_graph(bundle: Bundle, sizes: Mapping[str, int], metadata: Mapping[str, str]) -> ir.Model:
-    """Return the decoder of a bundle, with axes of these sizes and folded."""
+    """Return the folded decoder of a bundle, with axes of these sizes."""
     decoder, config = ir.load(bundle.path / "decoder.onnx"), bundle.manifest.model
     contract = next(graph for graph in config.graphs() if graph.name == "decoder")
 

@@ -26,7 +26,7 @@ class Rounding(ABC):
     """A weight [in, out] that is rounded row by row. Until a row is rounded, it may still change.
 
     Attributes:
-        num_rows: rows that are announced and rounded together.
+        num_rows: number of rows per call of `begin`.
     """
 
     num_rows: int
@@ -46,7 +46,7 @@ class Rounding(ABC):
 
 @dataclass(frozen=True)
 class WeightConversion(ABC):
-    """Weights and layers in one format.
+    """Conversion of weights and layers to one format.
 
     Attributes:
         form: description of the format in bundles.

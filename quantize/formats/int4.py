@@ -1,7 +1,7 @@
 """Weights in 4 bits, with one step per block of rows (MatMulNBits).
 
 MatMulNBits rounds each row of activations to int8 in blocks, so that a token's result depends only on the token. Native
-kernels multiply rows in int8 with one scale each.
+kernels round each row to int8 with a single scale.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Int4Conversion(WeightConversion):
         return from_int4_blocks(Int4(*parts), rows)
 
     def rounding(self, weight: Float) -> Rounding:
-        """Return an object that rounds row by row: column scales as in `parts`, steps fitted to corrected rows."""
+        """Return an object that rounds row by row. It has the column scales of `parts`; `begin` fits the steps."""
         return _Int4Rounding(weight, self.block_size)
 
     def product(
@@ -104,9 +104,9 @@ class _Int4Rounding(Rounding):
 
 
 def _scales_and_zeros(g: GraphBuilder, steps: ir.Value, scale: ir.Value, *, is_odd: bool) -> list[ir.Value]:
-    """Compute the scales of all blocks and their zeros, two per byte.
+    """Compute the scales of all blocks, and their zero points packed two per byte.
 
-    The operators used here are folded into constants when onnxruntime loads the graph; DequantizeLinear would not be.
+    onnxruntime folds these operators into constants when it loads the graph. It would not fold DequantizeLinear.
     """
     factors = g.op("Cast", g.op("BitwiseAnd", steps, np.array(15, np.uint8)), to=ir.DataType.FLOAT)
     scales = g.op("Mul", factors, g.op("Unsqueeze", scale, [-1]))

@@ -45,7 +45,7 @@ class Int8Conversion(WeightConversion):
     joins_biases = True
 
     def parts(self, weight: Float) -> Int8:
-        """Return integers and scales, which leave room for sums of row pairs in 16 bits."""
+        """Return integers and scales that keep sums over row pairs within 16 bits; see `int8_columns`."""
         return int8_columns(weight)
 
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:

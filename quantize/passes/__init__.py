@@ -1,6 +1,6 @@
-"""Quantization of a graph: each named layer is replaced by one that computes the same in another format.
+"""Quantizes a graph: replaces layers by layers that compute the same function in another format.
 
-Recipes name formats by group of weights; the exporter has assigned each weight to a group.
+A recipe sets a format for each group of weights. The exporter has assigned every weight to a group.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activati
 
 
 def quantize_embeddings(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
-    """Replace each look-up that the recipe quantizes."""
+    """Replace each embedding look-up that the recipe quantizes."""
     for node in calls(model, "Embedding"):
         table, tokens = inputs_of(node)
         conversion = conversion_for(recipe, layer_of(node), "embeddings")
@@ -69,7 +69,7 @@ def _columns(table: ir.Value) -> Array:
 _FEED_FORWARD = ("FeedForward", "GatedFeedForward")
 _ENDING_WITH_ACTIVATION = ("Activation", "CachedConvolution", "Convolution", "SubsamplingConvolutions")
 _WITH_KNOWN_LOWEST = ("relu", "swish")
-"""Activations with a known lowest value, from which the scale of a product that reads them is computed."""
+"""Activations with a known lowest value. Products that read such an activation compute their scale from this value."""
 
 
 def quantize_products(
@@ -77,7 +77,7 @@ def quantize_products(
 ) -> None:
     """Replace each linear or feed-forward layer by one in the recipe's format; `activations` calibrate it.
 
-    In int8, rows that a linear layer shares with other layers are quantized once for all linear layers that read them.
+    In int8, an input that several layers read is quantized once for all linear layers among them.
     """
     nodes = calls(model, "Linear", *_FEED_FORWARD)
     made = {node: conversion_for(recipe, layer_of(node), group_of(inputs_of(node)[1])) for node in nodes}

@@ -47,13 +47,13 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstConvolutions:
-    """Y = relu(conv(relu(conv(x)))) over features x [batch, time, bins], to [batch, time, frequency, channels].
+    """Y = relu(conv(relu(conv(x)))), from features x [batch, time, bins] to [batch, time, frequency, channels].
 
-    The first convolution is in float32 and recomputed for every output frame of the second. The receptive field of that
-    frame is then contiguous, so that it is quantized in one step and no float32 values are gathered. For each output
-    frame of the second, the first convolution is one matrix product, small enough for the cache. Its relu is part of
-    the rounding, which maps negative values to zero. Frames pass through the first convolution in portions, so that
-    little of its output exists at a time.
+    The first convolution is in float32 and recomputed for every output frame of the second convolution. The receptive
+    field of such a frame is then contiguous. It is quantized in one step, and no float32 values are gathered. For
+    each of these frames, the first convolution is one matrix product, small enough for the cache. The rounding replaces
+    the first relu, because it maps negative values to zero. Frames pass through the first convolution in portions, so
+    that little of its output exists at a time.
 
     Attributes:
         bins: mel bins of a feature frame.

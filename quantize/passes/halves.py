@@ -24,16 +24,16 @@ POSITIONS = "Sinusoids"
 """The layer that stays in float32, because half precision represents integers exactly only up to 2048."""
 LARGEST = float(np.finfo(np.float16).max)
 MASK = float(np.finfo(np.float32).max)
-"""Masks contain the negative of this, which becomes the lowest half-precision number."""
+"""Masks contain the negative of this number, which becomes the lowest number in half precision."""
 WEIGHT_ERROR, BIAS_ERROR = 2**-9, 2**-5
 """Largest relative errors of float16 weights and biases. A bias near zero matters less than a weight."""
 
 
 def in_half_precision(model: ir.Model, weights: Weights) -> None:
-    """Convert weights and all computation between them to float16; inputs and outputs of the graph stay float32.
+    """Convert the weights and the computation of a graph to float16; its inputs and outputs stay float32.
 
-    All layers except mixtures become plain nodes. Nodes with weights that half precision cannot represent stay float32,
-    as do values that pass between two such nodes.
+    All layers except mixtures and positions become plain nodes. Nodes with weights that half precision cannot represent
+    stay float32. Values that pass between two such nodes also stay float32.
     """
     kept = {node.op_identifier() for node in model.graph if mixture_of(node) or _is_position(node)}
     InlinePass(lambda function: function.identifier() not in kept)(model)
@@ -63,8 +63,9 @@ def half_of(value: ir.Value) -> Array:
 def fits_half(value: ir.Value, tolerance: float) -> bool:
     """Return whether half precision changes each number by at most `tolerance` times its magnitude.
 
-    In a matrix, a typical magnitude counts instead if it is larger: the product of the norms of the number's row and
-    column, divided by the norm of the matrix. It makes the test independent of how channels are scaled.
+    In a matrix, a typical magnitude replaces the number's own magnitude if it is larger. It is the product of the norms
+    of the number's row and column, divided by the norm of the matrix. The test then does not depend on the scales of
+    channels.
     """
     array = array_of(value)
     if not np.abs(array).max(initial=0) <= LARGEST:
@@ -88,7 +89,7 @@ class _Converter:
         self.kept = {node for node in model.graph if any(map(_is_lost, node.inputs))}
         """Nodes that compute in float32 because half precision cannot represent their weights."""
         self.floats: dict[ir.Value, ir.Value] = {}
-        """Float32 outputs of the nodes in `kept`, by the copy of each in half precision."""
+        """Float32 outputs of the nodes in `kept`, by their copies in half precision."""
         if self.kept:
             ShapeInferencePass()(model)  # infers types
             lost = [value for node in self.kept for value in node.inputs if value is not None and _is_lost(value)]
@@ -197,8 +198,8 @@ def _is_position(node: ir.Node) -> bool:
 def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
     """Store some weights in float16, with a Cast after each.
 
-    They are the weights of layers that the recipe puts in fp16, and the scales and biases of formats that keep them in
-    float16. Weights that half precision cannot represent stay float32.
+    The weights of layers with the format fp16 in the recipe are stored in this way. Some formats also store their
+    scales and biases in float16. Weights that half precision cannot represent stay float32.
     """
     for node in [node for node in model.graph if node.domain == MOE_DOMAIN]:
         is_kept = recipe.exceptions.get(layer_of(node)) == HALF.name

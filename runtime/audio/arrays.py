@@ -1,7 +1,7 @@
 """Check arrays of samples, scale them to float32, and resample them.
 
-soxr's stream returns bit-identical samples for any split, and exactly as many as the ratio of the rates requires. On
-systems for which soxr has no wheel, `SincResampler` replaces it.
+soxr's stream returns bit-identical samples for any split of the input into buffers, and exactly as many as the ratio of
+the rates requires. On systems for which soxr has no wheel, `SincResampler` replaces it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from u2moe.runtime.errors import AudioError
 Samples = npt.NDArray[np.float32]
 """Samples of one channel [n] in [-1, 1]."""
 LOUDEST = 8.0
-"""Largest magnitude of floats, which may exceed 1 after resampling or decoding. Floats beyond it are taken for unscaled
-integers."""
+"""Largest accepted magnitude of floats, since resampling and decoding may exceed 1. Floats above this limit are taken
+for unscaled integers."""
 _LOWEST_RATE = 1000
 _HIGHEST_RATE = 384_000
 
@@ -29,7 +29,7 @@ def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Return samples of one channel as float32 [n] in [-1, 1]; int16 is scaled.
 
     Raises:
-        AudioError: more than one axis, another element type, NaN or infinity, or values far outside [-1, 1].
+        AudioError: the array has several axes, another element type, NaN or infinity, or values far outside [-1, 1].
     """
     if samples is None or isinstance(samples, str | bytes | bytearray | memoryview):
         raise AudioError(
@@ -59,7 +59,7 @@ def checked_rate(sample_rate: object) -> float:
     """Check a sample rate in Hz.
 
     Raises:
-        AudioError: not a number, or out of range.
+        AudioError: the sample rate is not a number, or is out of range.
     """
     if isinstance(sample_rate, list | tuple | np.ndarray) and np.size(sample_rate) != 1:
         raise AudioError("sample_rate must be the first argument: (sample_rate, samples)")
@@ -74,7 +74,7 @@ class Resampler:
     """Incremental resampler of one channel. Its output does not depend on the split into buffers.
 
     Raises:
-        AudioError: invalid sample rate.
+        AudioError: the sample rate is invalid.
     """
 
     def __init__(self, source_rate: float, target_rate: int) -> None:
@@ -83,7 +83,7 @@ class Resampler:
         self._stream = _stream(source_rate, target_rate) if source_rate != target_rate else None
 
     def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the next samples at the target rate. The filter holds back some."""
+        """Return the next samples at the target rate. The filter holds back some samples."""
         if self._stream is None:
             return samples
         resampled: npt.NDArray[np.float32] = self._stream.resample_chunk(samples)
@@ -112,7 +112,7 @@ def convert(
     """Yield samples of one channel at `sample_rate`, in buffers of about `block_s` seconds.
 
     Raises:
-        AudioError: invalid samples or sample rate; raised before the first buffer.
+        AudioError: the samples or the sample rate are invalid; raised before the first buffer.
     """
     resampler = Resampler(source_rate, sample_rate)
     accepted = as_samples(samples)
@@ -128,13 +128,13 @@ _ROLL_OFF = 0.945
 """Fraction of the band that passes. The rest is the transition band, which prevents aliasing."""
 _KAISER_BETA = 9.0
 _MOST_AT_ONCE = 2048
-"""Output samples per matrix of products."""
+"""Maximum number of output samples computed at once, which limits memory."""
 
 
 class SincResampler:
     """Incremental resampler of one channel for systems without a soxr wheel: slower, with the same quality (90 dB).
 
-    Each output sample is a windowed sinc, evaluated as one sum of the same products in the same order. The output is
+    Each output sample is a sum of input samples weighted by a windowed sinc, always in the same order. The output is
     therefore bit-identical for any split of the input. n samples become round(n * target_rate / source_rate).
 
     Args:
@@ -154,7 +154,7 @@ class SincResampler:
         self._filters: dict[int, Samples] = {}
 
     def resample_chunk(self, samples: Samples, *, last: bool = False) -> Samples:
-        """Return the next output samples. Holds back those near the end until more input arrives, or until `last`."""
+        """Return the next output samples. Unless `last`, those near the end are held back until more input arrives."""
         self._num_received += len(samples)
         if last:
             samples = np.concatenate([samples, np.zeros(2 * self._reach, np.float32)])

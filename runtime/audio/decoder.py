@@ -37,16 +37,16 @@ _READ, _LENGTH, _BUFFER, _ERROR, _TRUNCATED = b"r", b"l", b"b", b"e", b"t"
 """Messages of the child: a request for bytes, the length stated in the header, samples (none at the end), an error, and
 the error of a truncated file."""
 _HEAD, _PLACE, _SECONDS = struct.Struct("<cI"), struct.Struct("<QI"), struct.Struct("<d")
-"""Formats: head of each message (its kind and length), place of requested bytes (position and number), a length in
-seconds."""
+"""Binary formats of the head of each message (its kind and length), of the place of requested bytes (position and
+number), and of a length in seconds."""
 _MOST_MESSAGE = 1 << 26
 _READ_BYTES = 256 << 10
 """Bytes read from a file at once."""
 _PATIENCE_S = 120.0
-"""Maximum seconds to wait for a buffer: needed if the system has no CPU time limits, or the child hangs."""
+"""Maximum seconds to wait for a buffer. This limit also stops a child that hangs or has no CPU time limit."""
 
 _CPU_S, _CPU_SHARE = 5.0, 0.25
-"""Maximum CPU seconds of decoding, and additional CPU seconds per second of audio."""
+"""The limit of CPU time for decoding a file: a constant in seconds, plus a number of seconds per second of audio."""
 _BUFFER_S = 10.0
 _MEMORY = 512 << 20
 """Maximum address space for decoding a file, in bytes."""
@@ -72,7 +72,7 @@ class _EndedError(Exception):
 
 
 class _Channel:
-    """Message channel over two pipes. Methods raise _EndedError."""
+    """Message channel over two pipes. Methods raise _EndedError if the other side has ended."""
 
     def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
         self._source, self._sink = source, sink
@@ -116,7 +116,7 @@ class FileDecoder:
         self._lock = threading.RLock()  # held while talking to the child
 
     def start(self) -> None:
-        """Start the child if it is not running. Does not wait for it. Must not be called while a file is decoded."""
+        """Start the child if it is not running, without waiting for it. Do not call this while a file is decoded."""
         with self._lock:
             if (self._process is not None and self._process.poll() is None) or self._is_stopped:
                 return
@@ -145,7 +145,7 @@ class FileDecoder:
             sample_rate: sample rate of the buffers in Hz.
 
         Raises:
-            AudioError: not audio, damaged, or with too many channels; names the file.
+            AudioError: the file is not audio, is damaged, or has too many channels; the message names it.
             TruncatedAudioError: the file is truncated; raised after its last samples.
             DecoderError: the child crashed, or decoding took too long or too much memory.
         """

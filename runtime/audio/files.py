@@ -54,7 +54,7 @@ def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Soun
         track: index of the audio track of a media file, from 0; None: the default track.
 
     Raises:
-        AudioError: missing, unreadable, not audio, or without such a track; names the file.
+        AudioError: the file is missing, unreadable or not audio, or has no such track; the message names it.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(file, RawAudio):
@@ -212,7 +212,7 @@ if TYPE_CHECKING:
 _STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """libsndfile's log message about a WAV, AIFF, AU, W64 or RF64 file that is shorter than its header states."""
 _UNKNOWN_SIZE = 0x7FFF0000
-"""Lengths from this value on mean "until the end". Programs that write to pipes use them."""
+"""Lengths from this value on mean "until the end". Programs that write to pipes use such lengths."""
 _LONGEST_HEADER = 1 << 20
 _MOST_CHUNKS = 1000
 """Maximum number of chunks of a WAV file before its audio. libsndfile takes 30 s for 20 MB of empty chunks."""
@@ -251,7 +251,7 @@ def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
 
 
 def repaired(stream: BinaryIO, name: str) -> BinaryIO:
-    """Return the stream. If its header states no audio, warn and return a stream with a repaired header."""
+    """Return the stream; if its header states no audio, warn and return a view with a repaired header."""
     try:
         position = _unfinished(stream)
     except AudioError as error:
@@ -327,7 +327,7 @@ def _ends_with_last_ogg_page(file: str | os.PathLike[str] | BinaryIO) -> bool:
 
 
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
-"""Suffixes that count as audio files in a folder search."""
+"""Suffixes of the files that a folder search takes for audio."""
 APPLE_DOUBLE = "._"
 """Prefix of the metadata files of macOS, which have the suffix of an audio file but contain no audio."""
 _MOST_NAMED = 5

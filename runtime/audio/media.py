@@ -35,13 +35,13 @@ _CUT_OFF_S = 0.5
 _LONGEST_PACKET_S = 2.0
 """Longest duration accepted from a damaged packet, which may state any value."""
 _LEAST_GAP_S = 0.25
-"""Shorter gaps between time stamps are artefacts of encoders and rounding."""
+"""Shortest gap between time stamps that silence fills. Shorter gaps are artefacts of encoders and rounding."""
 _LONGEST_GAP_S = 3600.0
 """Longest gap that silence fills if the file does not state its length. A damaged time stamp may have any value."""
 
 
 class _Packer:
-    """Converts frames with ffmpeg, because PyAV reads invalid memory for eight planes."""
+    """Converts frames with ffmpeg, because PyAV reads invalid memory for frames with eight planes."""
 
     def __init__(self) -> None:
         self._form: tuple[str, str, int] | None = None
@@ -74,7 +74,7 @@ class MediaFile:
 
     Raises:
         ModuleNotFoundError: PyAV is not installed.
-        AudioError: not a media file, damaged, or without such a track.
+        AudioError: the file is not a media file, is damaged, or has no such track.
     """
 
     def __init__(self, stream: BinaryIO, track: int | None = None) -> None:
@@ -168,7 +168,7 @@ class MediaFile:
         while True:
             try:
                 packet = next(packets, None)
-            except IndexError:  # from PyAV, for a stream that begins late: continue after its packet
+            except IndexError:  # PyAV raises this for a stream that begins late: continue with the next packet
                 packets = self._container.demux(self._stream)
                 continue
             except self._errors as error:

@@ -35,13 +35,13 @@ class Microphone:
 
     The device is opened at the model's sample rate if it supports that rate, otherwise at its own default rate. The
     audio callback never waits. Audio that the transcriber rejects is lost and counted. The transcriber's `on_error`
-    receives an AudioOverflowError for lost audio, even if the audio system lost it, and a MicrophoneError if the device
-    disappears. Times of results count only accepted audio.
+    receives an AudioOverflowError for lost audio, even if the audio system lost it. A MicrophoneError reports invalid
+    samples or a device that has disappeared. Times of results count only accepted audio.
 
     Attributes:
         sample_rate: sample rate in Hz.
         num_overflows: number of gaps in the audio.
-        lost_s: seconds of lost audio, without audio lost by the audio system.
+        lost_s: seconds of lost audio, not counting audio that the audio system lost.
 
     Args:
         transcriber: the transcriber to feed. The caller closes it, after the microphone.

@@ -107,7 +107,7 @@ class RawFile:
         return samples.astype(np.float32) * np.float32(self._scale)
 
     def _read_some(self, num_bytes: int) -> bytes:
-        """Read the available bytes, at least one. Returns no bytes at the end."""
+        """Read the available bytes, after waiting for at least one. Returns no bytes at the end."""
         read = getattr(self._stream, "read1", self._stream.read)  # does not wait for all bytes
         more: bytes | None = read(num_bytes)
         if more is None or (not more and _is_non_blocking(self._stream)):

@@ -57,7 +57,7 @@ def read_blocks(
         track: index of the audio track of a media file, from 0; None: the default track.
         start: seconds of the file to skip.
         end: time in the file, in seconds, at which to stop. None, or a time after the end: read to the end of the file.
-        on_open: called with the open file before it is read; may refuse it with an AudioError.
+        on_open: called with the open file before it is read. It may raise an AudioError to refuse the file.
 
     Raises:
         AudioError: the file is missing, damaged or not audio, or has no audio between `start` and `end`; or its sample

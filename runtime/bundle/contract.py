@@ -20,13 +20,13 @@ PACKED = "packed"
 """Key of `Manifest.quantization` if weights are packed for native kernels. The value is the version of the layout."""
 
 GROUP_METADATA = f"{METADATA_PREFIX}weight_group"
-"""Metadata key of an initializer for its weight group, one of `WEIGHT_GROUPS`."""
+"""Metadata key under which an initializer states its weight group, one of `WEIGHT_GROUPS`."""
 
 WEIGHT_GROUPS = (
     "experts", "routers", "feed_forward", "attention", "depthwise_convolutions", "pointwise_convolutions",
     "convolution_state", "positions", "subsampling", "embeddings", "output_layers", "normalization",
 )  # fmt: skip
-"""Groups of weights, for quantization and reports. Constants of a graph have no group: "other"."""
+"""Groups of weights, for quantization and reports. Constants of a graph count as "other"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,10 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """A tensor that a streaming encoder carries from chunk to chunk. Zeros [num_blocks, batch, *shape] at the start.
+    """A tensor that a streaming encoder carries from chunk to chunk.
 
-    The input `name` of a chunk is the output `r_<name>` of the previous chunk.
+    At the start of a stream, it contains zeros [num_blocks, batch, *shape]. The input `name` of a chunk is the output
+    `r_<name>` of the previous chunk.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Cache:
         return 2 + self.shape.index(0) if 0 in self.shape else None
 
     def num_frames(self, num_cached: int) -> int:
-        """Return the frames along `time_axis` for `num_cached` encoder frames."""
+        """Return the number of frames along `time_axis` for `num_cached` encoder frames."""
         return math.ceil(num_cached * self.rate)
 
     def tensor(self, prefix: str = "") -> Tensor:
@@ -114,14 +115,14 @@ def features() -> Graph:
 
 
 def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
-    """Return the contract of the encoder: features and caches to encoder output and new caches.
+    """Return the contract of the encoder, which maps features and caches to encoder output and new caches.
 
     Inputs:
         chunk: features, not normalised [batch, frames, size].
         chunk_lens: valid feature frames of each row [batch]; rows are padded at the end.
-        offset: position of each stream [batch]: 0, then `next_offset` of the previous chunk. Cached frames at negative
-            positions are masked, so streams at different positions share a batch if their caches are padded at the
-            front.
+        offset: position of each stream in encoder frames [batch]: 0 for the first chunk, then `next_offset` of the
+            previous chunk. Cached frames at negative positions are masked, so streams at different positions can share
+            a batch if their caches are padded at the front.
         required_cache_size: encoder frames of left context to keep for the next call; negative: all. Scalar.
         one float32 input for each of `caches`. Most encoders have these two:
         att_cache: keys and values before the repetition of grouped heads [blocks, batch, kv_heads, cache, 2*head_dim].
@@ -133,8 +134,8 @@ def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
         output_lens: valid encoder frames of each row [batch].
         next_offset: `offset` for the next call [batch]. With limited left context, the graph moves back the positions
             of a chunk that would exceed `ModelConfig.max_position`. Keys are cached without positions, so cached frames
-            and their distances do not change. If all chunks are equally long, the caller may also count frames without
-            limit; the output is the same.
+            and their distances do not change. If all chunks are equally long, the caller may instead count frames
+            without limit, and the output is the same.
         the new caches.
 
     A graph that cannot stream has only `chunk, chunk_lens -> output, output_lens`.
@@ -152,7 +153,10 @@ def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
 
 
 def ctc() -> Graph:
-    """Return the contract of the CTC head: `encoder_out` [batch, time, dim] to `log_probs` [batch, time, vocab]."""
+    """Return the contract of the CTC head.
+
+    The head maps `encoder_out` [batch, time, dim] to `log_probs` [batch, time, vocab].
+    """
     return Graph(
         name="ctc",
         inputs=(_float("encoder_out", "batch", "time", "output_size"),),
@@ -163,8 +167,8 @@ def ctc() -> Graph:
 def decoder(*, bidirectional: bool) -> Graph:
     """Return the contract of the attention decoder, which scores hypotheses of several utterances in one call.
 
-    The left-to-right decoder computes common prefixes of an utterance's hypotheses once; the right-to-left decoder,
-    common suffixes.
+    The left-to-right decoder computes common prefixes of an utterance's hypotheses once; the right-to-left decoder
+    computes common suffixes once.
 
     Inputs:
         hyps: tokens without sos and eos, padded at the end with any valid id [batch, nbest, length].
@@ -175,7 +179,7 @@ def decoder(*, bidirectional: bool) -> Graph:
     Outputs (log-probabilities):
         score: score of each token by the left-to-right decoder [batch, nbest, length+1]. Position `hyps_lens` is for
             eos, later positions are zero. The sum over the last axis is the score of the hypothesis.
-        r_score: the same by the right-to-left decoder, in reading order, also with eos at position `hyps_lens`.
+        r_score: score of each token by the right-to-left decoder, in the shape and order of `score`.
         next_log_probs: left-to-right distribution of the token after each hypothesis [batch, nbest, vocab].
     """
     scores = ("batch", "nbest", "length_and_eos")

@@ -1,4 +1,4 @@
-"""Files of a folder, compared with their digests and rejected if they change afterwards."""
+"""Reads files of a folder, compares them with their digests, and rejects files that change afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class FileDigest:
-    """Size and SHA-256 of a file of a bundle. If it is larger than `BLOCK`, also the SHA-256 of each of its blocks.
+    """Size and SHA-256 of a file of a bundle. For more than `BLOCK` bytes, also the SHA-256 of each block.
 
     Raises:
         ValueError: the number of blocks does not match the size.
@@ -65,8 +65,9 @@ class BundleFiles:
         """Check that a file exists, has the listed size and has not changed. Returns its size.
 
         Raises:
-            BundleError: missing, unreadable, not listed, not a regular file of this folder, or not a plain file name.
-            IntegrityError: its size differs from the listed size, or it was replaced or modified.
+            BundleError: the file is missing, unreadable, not listed, or not a regular file of this folder; or the name
+                is not a plain file name.
+            IntegrityError: the size differs from the listed size, or the file was replaced or modified.
         """
         path = self.folder / plain_name(name, str(self.folder))
         digest = self._digest(name)
@@ -107,7 +108,7 @@ class BundleFiles:
         return content
 
     def verify(self, name: str) -> None:
-        """Compare the content of a file with its digest, unless already verified. Raises the errors of `read`."""
+        """Compare the content of a file with its digest, unless it is verified already. Raises the errors of `read`."""
         size, digest = self.look_at(name), self._digest(name)
         if digest is None or name in self._compared:
             return

@@ -14,11 +14,11 @@ from types import MappingProxyType
 from u2moe.runtime.bundle.weight_formats import LAYERS, WEIGHT_FORMATS
 
 KERNELS_CONTRACT = 3
-"""Version of the operators' inputs, attributes and results that graphs of this version of u2moe need."""
+"""Version of the native operators that graphs of this version need. It covers inputs, attributes and results."""
 PACKED_LAYOUT = 4
 """Version of the weight layout that `u2moe quantize --packed` writes and native kernels map into memory."""
 MOST_NUMBERS = 9
-"""Maximum number of functions of the same name that native kernels replace: without a number, then 2 to 9."""
+"""Maximum number of functions of the same name that native kernels replace. The first has no number."""
 
 _NUMBER = re.compile(r"_\d+$")
 _DIGITS = re.compile(r"\d+")
@@ -32,8 +32,8 @@ class Function:
         name: name of the function. If a graph has several of the same name, a number follows it.
         inputs: names of all allowed inputs; empty: any. `#` stands for a number: `w1` is `w#`, `e0_w1` is `e#_w#`.
         attributes: names of the attributes of its calls.
-        exported: whether export writes it; if not, quantization does.
-        without_kernel: why native kernels do not compute it; empty: they do.
+        exported: whether export writes the function; if not, quantization does.
+        without_kernel: why native kernels do not compute the function; empty: they do.
     """
 
     name: str
@@ -170,7 +170,7 @@ def plain_name(function: str) -> str:
 
 
 def is_replaced(function: str, operators: Collection[str]) -> bool:
-    """Return whether native operators replace a function. They are also registered with numbers 2 to `MOST_NUMBERS`."""
+    """Return whether native operators replace a function. Operators also exist with numbers 2 to `MOST_NUMBERS`."""
     name, _, number = function.rpartition("_")
     is_twin = number.isdecimal() and 2 <= int(number) <= MOST_NUMBERS
     return (name if is_twin else function) in operators

@@ -78,7 +78,7 @@ class GraphFile:
                 )
 
     def weights(self, is_native: Callable[[str], bool]) -> dict[str, npt.NDArray[Any]]:
-        """Read the weights to pass to a session, by name. They must live as long as the session.
+        """Read the weights to pass to a session, by name. The arrays must live as long as the session.
 
         Args:
             is_native: returns whether a native operator replaces a function. Native operators copy or map the weights
@@ -99,7 +99,7 @@ class GraphFile:
         return found
 
     def check_unchanged(self) -> None:
-        """Check that no file was replaced or modified since its verification. The session may have read it later.
+        """Check that no file was replaced or modified between its verification and the creation of the session.
 
         Raises:
             IntegrityError: a file was replaced or modified.
@@ -109,10 +109,10 @@ class GraphFile:
 
 
 def _check_locations(path: Path, content: bytes, files: Collection[str]) -> None:
-    """Check that a graph has as many external tensors as the manifest lists, each in one of these files.
+    """Check that a graph has as many external tensors as the manifest lists, each in one of `files`.
 
-    An external tensor names its file in a protobuf entry with the key "location": the field's tag and length, the key,
-    the value. Names in our graphs do not contain that word.
+    An external tensor names its file in a protobuf entry with the key "location". The entry consists of the field's tag
+    and length, the key, and the value. Names in our graphs do not contain the word "location".
     """
     names = {name.encode("utf-8", "surrogatepass") for name in files}
     allowed = [b"j%c\n\x08location\x12%c%s" % (12 + len(name), len(name), name) for name in names if len(name) < 116]
@@ -122,7 +122,7 @@ def _check_locations(path: Path, content: bytes, files: Collection[str]) -> None
 
 
 def _is_read_in_place(tensor: ExternalTensor) -> bool:
-    """Return whether kernels may use a weight in place. They copy only the matrices of products."""
+    """Return whether kernels may use a weight in place. Kernels copy only the matrices of products."""
     if tensor.type not in _TYPES:
         return False
     is_factor = len(tensor.shape) > 1 and _MATRIX.search(tensor.name) is not None

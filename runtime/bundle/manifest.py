@@ -23,15 +23,16 @@ Decoder = Literal["bitransformer", "transformer", "none"]
 
 MASKED = -24.0
 """Mask value of a key that does not exist, which leaves the key a weight of 4e-11. Its magnitude is small because
-quantized scores must cover it: with -30000, int8 would attend to all keys equally. In float16, -1e6 is infinite."""
+the range of quantized scores must include it: with -30000, int8 would attend to all keys equally.
+In float16, -1e6 is infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StaticRate:
-    """Frames at one rate: those of a cache of keys and values, then those of the chunk."""
+    """The keys of attention at one frame rate: frames of the cache of keys and values, then frames of the chunk."""
 
     step: int = option("integer", 1, least=1)
-    """Distance between these frames, in frames after the subsampling."""
+    """Distance between consecutive keys, in frames after the subsampling."""
     mask: str = "mask"
     """Name of the input [1, 1, 1, keys]: 0 for keys that exist, `MASKED` for others."""
     positions: str = ""
@@ -68,7 +69,7 @@ class StaticForm:
     histories: tuple[StaticHistory, ...] = ()
     """Caches of frames before convolutions. Their sizes are also fixed in bundles with dynamic shapes."""
     frequencies: tuple[float, ...] = ()
-    """Float32 frequencies, by which positions are multiplied before sine and cosine."""
+    """Frequencies in float32. Position encodings are the sines and cosines of positions times these frequencies."""
     interleaved: bool = True
     """Whether sines and cosines alternate; otherwise all sines come first."""
 
@@ -81,7 +82,7 @@ class StaticForm:
         Inputs:
             chunk: features [1, window, feature_size], with zeros after the end.
             masks and position encodings of `rates`.
-            caches of keys and values [1, blocks * kv_heads, frames, 2 * head_dim], the newest last.
+            caches of keys and values [1, blocks * kv_heads, frames, 2 * head_dim], with the newest frame last.
             caches of frames before a convolution [1, blocks * frames, channels].
 
         Outputs:
@@ -211,7 +212,7 @@ WINDOWS = ("povey", "hamming", "hanning", "blackman", "rectangular")
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """Front end of the training: Kaldi's log-mel filter banks or MFCC of samples times 32768."""
+    """Front end used in training: Kaldi's log-mel filter banks or MFCC of samples times 32768."""
 
     sample_rate: int = option("integer", 16000, least=1000, most=384_000, unit="Hz")
     num_mel_bins: int = option("integer", 80, least=3, most=1000)
@@ -270,7 +271,7 @@ class BundledLanguageModel(FusionWeights):
 class DecodingConfig(BundledOptions[Never]):
     """Defaults of the decoding options. Missing fields have the library's defaults.
 
-    Not in the graphs' metadata, because most of them are set after the export.
+    They are not in the graphs' metadata, because most of them are set after the export.
     """
 
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
@@ -312,7 +313,7 @@ class ExternalTensor:
     group: str
     """One of `contract.WEIGHT_GROUPS`, or "other"."""
     read_by: tuple[str, ...]
-    """Functions of domain `u2moe` whose calls read it; "" stands for all other nodes."""
+    """Functions of domain `u2moe` whose calls read the weight; "" stands for all other nodes."""
 
     def __post_init__(self) -> None:
         plain_name(self.file, "file")
@@ -340,7 +341,7 @@ class Manifest:
     quantization: dict[str, Any] = field(default_factory=dict)
     """Recipe of a quantized bundle; empty for fp32."""
     calibration: Calibration | None = None
-    """Calibration of confidences; None: uncalibrated. Not in the graphs' metadata, because it is fitted later."""
+    """Calibration of confidences; None: uncalibrated. It is fitted after export, so it is not in graph metadata."""
     random_weights: bool = option("flag", default=False, lost="the warning that its weights are random")
     """Whether the weights are random, which makes the bundle suitable only for measurements."""
     version: int = contract.FORMAT_VERSION
@@ -368,7 +369,7 @@ class Manifest:
         return self.model.subsampling_rate * self.features.frame_shift_ms / 1000
 
     def metadata(self) -> dict[str, str]:
-        """Return the values that the runtime depends on as `metadata_props` of each graph, without defaults."""
+        """Return the `metadata_props` of each graph: the values that the runtime depends on, except defaults."""
         stated = {"version": contract.FORMAT_VERSION, **plain(self.model), **plain(self.features), **plain(self.text)}
         stated.pop(HARMLESS, None)  # the manifest, which is read with every graph, has it
         return {f"{contract.METADATA_PREFIX}{name}": as_text(value) for name, value in stated.items()}

@@ -1,8 +1,8 @@
 """Convert the text of bundle.json to and from a `Manifest`. Does not open files.
 
 Older programs can read newer bundles. A field with its default value is not written, so a program that does not know
-the field can read the bundle. If a new field has another value but older programs may ignore it, the key `harmless` of
-the object names the field and the effect of ignoring it.
+the field can read the bundle. If older programs may ignore a new field with another value, the key
+`harmless` of the object names the field and the effect of ignoring it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         where: path of the file, for messages.
 
     Raises:
-        BundleError: not JSON, another format or version, or unknown, missing or invalid fields.
+        BundleError: the text is not JSON, has another format or version, or has unknown, missing or invalid fields.
     """
     try:
         content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
@@ -61,7 +61,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
 
 
 def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path) -> None:
-    """Compare the metadata of a graph with the manifest, which detects a graph from another bundle.
+    """Compare the metadata of a graph with the manifest, to detect a graph from another bundle.
 
     Graphs without metadata of u2moe are accepted.
 

@@ -44,11 +44,11 @@ class Mixture:
 
     @property
     def function(self) -> str:
-        """Name of the function in domain `MOE_DOMAIN`. If a graph has several of the same name, a number follows it."""
+        """Name of the function in domain `MOE_DOMAIN`. If a graph has several, a number follows the name."""
         return WEIGHT_FORMATS[self.weights].function(_LAYER)
 
     def attributes(self) -> dict[str, int | str]:
-        """Return the attributes of its node."""
+        """Return the attributes of the node that calls the mixture."""
         return {**asdict(self), "bias": int(self.bias)}
 
 
@@ -61,7 +61,7 @@ def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mi
         attributes: attributes of the node, as plain values (strings may be bytes).
 
     Raises:
-        ValueError: a mixture of experts with missing or invalid attributes.
+        ValueError: attributes of the mixture of experts are missing or invalid.
     """
     if domain != MOE_DOMAIN or _LAYER not in op_type:
         return None

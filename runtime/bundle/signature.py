@@ -27,11 +27,11 @@ def public_key(text: str) -> bytes:
     """Return the 32 bytes of a public key in PEM, the format of `openssl pkey -pubout`.
 
     Raises:
-        ValueError: not an Ed25519 public key.
+        ValueError: the text is not an Ed25519 public key.
     """
     if isinstance(text, str) and (found := _PEM.fullmatch(text)):
         return base64.b64decode(found[1])
-    shown = text.strip().partition("\n")[0] if isinstance(text, str) else text  # not all: may be a private key
+    shown = text.strip().partition("\n")[0] if isinstance(text, str) else text  # only one line: it may be a private key
     raise wrong("public key", "Ed25519 in PEM, as 'openssl pkey -pubout' writes it", shown)
 
 
@@ -45,7 +45,7 @@ def signed_text(manifest: bytes, private_keys: Mapping[str, bytes]) -> str:
 
     Args:
         manifest: content of the manifest.
-        private_keys: keys in PEM, without a password, by their names in messages.
+        private_keys: private keys in PEM, without a password, by their names for messages.
 
     Raises:
         ValueError: a key is not an Ed25519 key, or has a password.
@@ -97,7 +97,7 @@ def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
         public_keys: accepted public keys in PEM.
 
     Raises:
-        SignatureError: none of the keys signed it, or cryptography is not installed.
+        SignatureError: none of the keys signed the manifest, or cryptography is not installed.
         ValueError: `public_keys` is empty, or one of them is invalid.
     """
     where, keys = folder / SIGNATURE_FILE, {key_id(key): key for key in map(public_key, public_keys)}

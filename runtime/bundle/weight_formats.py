@@ -1,6 +1,6 @@
-"""Weight formats, each declared once. Recipes, passes, packing, checks and tests use this table.
+"""The table of weight formats, for recipes, passes, packing, checks and tests.
 
-The file of the same name in `quantize/formats` implements a format.
+A format is implemented in the file of the same name in `quantize/formats`.
 """
 
 from __future__ import annotations

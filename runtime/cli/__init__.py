@@ -37,11 +37,11 @@ EXTRAS = {
     "uvicorn": "server", "websockets": "server",
     "pyarrow": "parquet", "ray": "ray", "wetext": "written",
 }  # fmt: skip
-"""The extra that installs each package that only some commands need."""
+"""Packages that only some commands need, and the extra that installs each package."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0 for success, 1 for a failure, 2 for wrong usage."""
+    """Run the command line. Return the exit status: 0 for success, 1 for a failure, 2 for wrong usage."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     with standard_streams(), warnings_as_lines():
         return _run(arguments)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[list[int]]:
-    """Treat SIGTERM like Ctrl-C, to keep what was recognised; yield a list that receives the signal number."""
+    """Treat SIGTERM like Ctrl-C, to keep the results so far. Yield a list that receives the signal number."""
     received: list[int] = []
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
@@ -78,7 +78,7 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         show_progress("")
         code = 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of our output has ended
         silence_stdout()
         return failed
     except ModuleNotFoundError as error:
@@ -86,11 +86,11 @@ def _run(arguments: list[str]) -> int:
         remedy = f": {install_command(extra)}" if extra else ", which is not installed"
         complain(f"'u2moe {command}' needs the Python package {error.name}{remedy}")
         return failed
-    except (U2moeError, ValueError, OSError) as error:  # OSError: such as a full disk
+    except (U2moeError, ValueError, OSError) as error:  # OSError: for example a full disk
         complain(str(error))
         return failed
     except Exception:
-        if failed == 1:  # let Python print the traceback and exit with status 1
+        if failed == 1:  # Python prints the traceback and exits with status 1
             raise
         traceback.print_exc()
         return failed
@@ -98,7 +98,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _parsed(command: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse arguments. Wrong ones end the program with exit status 2 and a suggestion."""
+    """Parse the arguments. Wrong arguments end the program with exit status 2 and a suggestion."""
     found = parser([command])
     if command and command not in COMMANDS:
         found.error(f"unknown command {command!r}{meant(command, COMMANDS)}")
@@ -110,9 +110,10 @@ def _parsed(command: str, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """Return the parser of the command line, with the options of these commands; others have only their summaries.
+    """Return the parser of the command line, with the options of `commands`. Other commands have only their summaries.
 
-    With all commands, it is used for completion: `shtab --shell=bash u2moe.runtime.cli.parser` (pip install shtab).
+    For shell completion, shtab uses the parser with all commands: `shtab --shell=bash u2moe.runtime.cli.parser` (pip
+    install shtab).
     """
     found = argparse.ArgumentParser(prog="u2moe", description="Recognise speech with U2++ models on onnxruntime.")
     found.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")

@@ -1,4 +1,4 @@
-"""`python -m u2moe.runtime.cli`: the command line."""
+"""The command line, run by `python -m u2moe.runtime.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`u2moe align`: times of the words of texts in their recordings, and misfits."""
+"""`u2moe align`: find the times of words in recordings of known texts, and words that do not fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from u2moe.runtime.result import Alignment
 from u2moe.runtime.text.formats import FORMATS
 
 WORDS = "ctm"
-"""The default format: a line for each word."""
+"""The default format: one line for each word."""
 _MOST_WARNINGS = 10
 
 
@@ -65,7 +65,7 @@ def run_align(args: argparse.Namespace) -> int:
 def _alignment(
     args: argparse.Namespace, recognizer: Recognizer, item: Input, output: Output, on_progress: Callable[[float], None]
 ) -> tuple[Alignment, bool]:
-    """Align a recording, and show its warnings. The second result, whether it was interrupted, is always False."""
+    """Align a recording, and show the warnings. The second result means "interrupted", and is always False."""
     file = args.text or item.file.with_suffix(".txt")
     file = file / f"{item.place}.txt" if file.is_dir() else file
     try:

@@ -1,4 +1,4 @@
-"""`u2moe corpus`: recognition on this machine or a Ray cluster, and `status`, `merge` and `score` of the results."""
+"""`u2moe corpus`: recognition on this machine or a Ray cluster, and the actions `status`, `merge` and `score`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _shard(text: str) -> Shard:
 
 
 def run_corpus_command(args: argparse.Namespace) -> int:
-    """Recognise the missing utterances; return 1 if any failed."""
+    """Recognise the missing utterances. Return 1 if any utterance failed."""
     run: Callable[..., RunProgress] = run_corpus
     if args.ray is not None:
         from u2moe.runtime.corpus.ray import run_on_ray  # noqa: PLC0415 - an extra
@@ -77,7 +77,7 @@ def run_corpus_command(args: argparse.Namespace) -> int:
 
 
 def report(progress: RunProgress) -> int:
-    """Report what was done; return the exit status."""
+    """Report the result of a run. Return the exit status."""
     hours, speed = progress.seconds / 3600, progress.seconds / max(progress.elapsed_s, 1e-9)
     tell(
         f"{progress.num_done} utterances, {hours:.2f} hours of audio in {progress.elapsed_s:.1f} s "
@@ -98,7 +98,7 @@ def report(progress: RunProgress) -> int:
 
 
 def describe_progress(progress: RunProgress) -> str:
-    """Return the progress of a run as a text: "1200 of 20000, 43 times real time, 1:10:05 left"."""
+    """Return the progress of a run as text, such as "1200 of 20000, 43 times real time, 1:10:05 left"."""
     done = progress.num_before + progress.num_recognized
     parts = [f"{done}" if progress.total is None else f"{done} of {progress.total}"]
     if progress.elapsed_s > 0:
@@ -112,7 +112,7 @@ def describe_progress(progress: RunProgress) -> str:
 
 
 class _Display:
-    """Shows progress: continuously on a terminal, and elsewhere (such as in the log of a job) every few minutes."""
+    """Display of progress: continuous on a terminal; every few minutes elsewhere, such as in the log of a job."""
 
     def __init__(self) -> None:
         self._kept = time.monotonic()
@@ -153,7 +153,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Show progress and problems; return 1 if utterances are missing or failed."""
+    """Show progress and problems. Return 1 if utterances are missing or failed."""
     folder = OutputFolder(args.output)
     run = folder.description()
     blocks = folder.finished_blocks()
@@ -170,7 +170,7 @@ def run_status(args: argparse.Namespace) -> int:
 
 
 def _show_problems(folder: OutputFolder) -> int:
-    """Show the first warnings and errors; return the number of failed utterances."""
+    """Show the first warnings and errors. Return the number of failed utterances."""
     warnings, errors = [], []
     for outcome in read_outcomes(folder):
         warnings += [f"{outcome.key}\twarning: {warning}\n" for warning in outcome.warnings]
@@ -185,14 +185,14 @@ def _show_problems(folder: OutputFolder) -> int:
 
 
 def run_merge(args: argparse.Namespace) -> int:
-    """Merge all results into one file."""
+    """Write all results to one file."""
     num_rows = merge(OutputFolder(args.output), args.file)
     tell(f"{args.file}: {num_rows} rows")
     return 0
 
 
 def run_score(args: argparse.Namespace) -> int:
-    """Show word errors."""
+    """Show word errors of runs."""
     folders = [OutputFolder(output) for output in args.outputs]
     found = score(itertools.chain.from_iterable(map(read_outcomes, folders)), by=args.by, num_worst=max(args.worst, 0))
     num_missing = [folder.num_missing() for folder in folders]

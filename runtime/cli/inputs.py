@@ -1,4 +1,4 @@
-"""Inputs of `u2moe transcribe`: files, folders, standard input and raw audio, and the places of transcripts."""
+"""Inputs of commands: files, folders, standard input and raw audio, and the paths of their transcripts."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Input:
     Attributes:
         name: name in messages and results.
         file: path of the recording; `STDIN` for standard input.
-        place: path of the transcript in the output folder, without the suffix of the format.
-        audio, channel, track: audio to recognise; see `Recognizer.transcribe`.
+        place: path of the transcript relative to the output folder, without the suffix of the format.
+        audio, channel, track: the audio to recognise; see `Recognizer.transcribe`.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Input:
 
 
 def add_channel(parser: Options) -> None:
-    """Add options for the channel and the track of a recording."""
+    """Add options that select a channel and a track of a recording."""
     parser.add_argument(
         "--channel", type=int, metavar="N", help="use only this channel; 0 is the left one (default: the average)"
     )
@@ -58,10 +58,10 @@ def add_channel(parser: Options) -> None:
 
 
 def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
-    """Return the recordings, and the number of paths without recordings, which are reported.
+    """Return the recordings, and the number of paths without recordings. Report these paths.
 
     Args:
-        args: with `files`, `channel`, `track` and `raw`.
+        args: arguments `files`, `channel`, `track` and `raw`.
     """
     found: list[tuple[Path, Path]] = []
     num_failed = 0
@@ -77,13 +77,13 @@ def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
 
 
 def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
-    if path == STDIN and sys.stdin is None:  # in some services, there is none
+    if path == STDIN and sys.stdin is None:  # some services have no standard input
         raise ValueError("-: standard input is closed")
     file: File = cast("File", sys.stdin.buffer) if path == STDIN else path
     audio: File | RawAudio = file
     if args.raw:
         audio = RawAudio(file=file, **args.raw._asdict())
-    is_bundled = not args.files  # omit the folder of the demo recordings: it is long and irrelevant
+    is_bundled = not args.files  # omit the folder of the demo recordings, which is long and irrelevant
     return Input(
         name="stdin" if path == STDIN else path.name if is_bundled else str(path),
         file=path,
@@ -95,13 +95,13 @@ def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
 
 
 def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
-    """Return where each file's transcript goes: folders are mirrored.
+    """Return the place of each file's transcript. Places have the same folder structure as the files.
 
-    If two transcripts would have the same path, such as for a.wav and a.flac, both paths keep the suffix of the audio
-    file. If that is not enough, the names of folders above the searched ones are added.
+    If two transcripts would have the same place, for example for a.wav and a.flac, both keep the suffix of the audio
+    file. If that is not enough, names of folders above the searched folders are added.
 
     Args:
-        found: pairs of the searched folder, or the folder of the file, and the file.
+        found: pairs of a folder and a file in it. The folder is the one that was searched, or that of a given file.
     """
     roots = {file: root for root, file in found}
     places: dict[Path, PurePath] = {}
@@ -116,7 +116,7 @@ def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
 
 
 def _proposed(root: Path, file: Path, level: int) -> PurePath:
-    """Return a place by level: without the suffix, with it, then the same with one more folder, and so on."""
+    """Return a place. Odd levels keep the suffix of the file; every second level adds the name of one more folder."""
     inside = str(file.relative_to(root))
     above = [part for part in root.absolute().parts[1:] if part != ".."][-(level // 2) :] if level >= 2 else []
     return PurePath(*above) / (inside if level % 2 else inside[: len(inside) - len(file.suffix)])

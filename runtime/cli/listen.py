@@ -1,4 +1,4 @@
-"""`u2moe listen`: recognition from a microphone."""
+"""`u2moe listen`: recognise speech from a microphone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def add_listen(subparsers: Subparsers) -> None:
 
 
 def run_listen(args: argparse.Namespace) -> int:
-    """Recognise speech from a microphone until Ctrl-C; everything spoken before Ctrl-C is still recognised."""
+    """Recognise speech from a microphone until Ctrl-C. Everything said before Ctrl-C is still recognised."""
     if args.device == "list":
         for number, name in input_devices():
             print_result(f"{number}\t{name}\n")

@@ -120,7 +120,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Estimate a model from text."""
+    """Estimate a language model from text."""
     _check_output(args.output)
     options = TrainingOptions(prune=tuple(args.prune), **declared_in(args, TrainingOptions))
     sentences = read_sentences(args.texts, TextOptions(**declared_in(args, TextOptions)))
@@ -131,14 +131,14 @@ def run_train(args: argparse.Namespace) -> int:
 
 
 def run_build(args: argparse.Namespace) -> int:
-    """Convert a model."""
+    """Convert a language model."""
     _check_output(args.output)
     _write(LanguageModel.open(args.file).ngrams, args.output)
     return 0
 
 
 def run_tune(args: argparse.Namespace) -> int:
-    """Find weights on recordings with transcripts."""
+    """Find weights of the language model on recordings with transcripts."""
     recognizer = Recognizer.from_pretrained(chosen_bundle(args.model))
     best = None if args.lm == NONE else language_model_options(args.lm)
     decoding: BundledOptions[Never] = dataclasses.replace(
@@ -162,7 +162,7 @@ def run_tune(args: argparse.Namespace) -> int:
 
 
 def run_attach(args: argparse.Namespace) -> int:
-    """Put a model into a bundle."""
+    """Put a language model into a bundle."""
     chosen = None if args.lm == NONE else language_model_options(args.lm)
     bundle = attach(chosen_bundle(args.bundle), chosen, **declared_in(args, BundledOptions))
     decoding = bundle.manifest.decoding

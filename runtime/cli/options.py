@@ -25,7 +25,7 @@ from u2moe.runtime.text.written.formatter import LANGUAGES, TextFormat
 from u2moe.runtime.validation import refused_as
 
 FORMAT_TEXT = "--format-text"
-Subparsers = Any  # argparse has no public types for these
+Subparsers = Any  # argparse has no public type for it
 Options = Any
 Hotwords = tuple[str | tuple[str, float], ...]
 
@@ -33,16 +33,15 @@ _TYPES = {"integer": int, "number": float, "choice": str, "text": str, "texts": 
 
 
 def meant(name: str, names: Iterable[str]) -> str:
-    """Return a suggestion for an unknown name: ": did you mean NAME?", or nothing."""
+    """Return a suggestion for an unknown name: ": did you mean NAME?", or "" if no name is similar."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f": did you mean {close[0]}?" if close else ""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command with actions, such as `u2moe corpus status OUT` besides `u2moe corpus LIST OUT`.
+    """Parser of a command that also has actions: `u2moe corpus LIST OUT`, and `u2moe corpus status OUT`.
 
-    If the first argument is the name of an action, that action runs. For a file with the name of an action, write
-    ./NAME.
+    If the first argument is the name of an action, that action runs. If a file has the name of an action, write ./NAME.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -50,19 +49,19 @@ class CommandParser(argparse.ArgumentParser):
         self.actions: dict[str, argparse.ArgumentParser] = {}
 
     def add_action(self, name: str, description: str | None) -> argparse.ArgumentParser:
-        """Add an action, and return its parser."""
+        """Add an action. Return its parser."""
         action = self.actions[name] = argparse.ArgumentParser(prog=f"{self.prog} {name}", description=description)
         action.set_defaults(parser=action)
         return action
 
     def error(self, message: str) -> NoReturn:
-        """End the program with exit status 2; if a choice is unknown, suggest one."""
+        """End the program with exit status 2. If a choice is unknown, suggest a similar one."""
         found = re.search(r"invalid choice: '(.+)' \(choose from (.+)\)", message)
         super().error(message + (meant(found[1], re.findall(r"[\w-]+", found[2])) if found else ""))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Return the options, and the unknown arguments."""
-        args = [  # the language of --format-text is optional, even before a file name
+        """Return the parsed options, and the unknown arguments."""
+        args = [  # the language after --format-text is optional, even if a file name follows
             f"{each}=en" if each == FORMAT_TEXT and not {*args[place + 1 : place + 2]} & {*LANGUAGES} else each
             for place, each in enumerate(args or ())
         ]
@@ -81,15 +80,15 @@ def add_model(parser: Options) -> None:
 
 
 def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str) -> Options:
-    """Add options for model and decoding.
+    """Add options for the model and for decoding.
 
     Args:
         parser: parser of the command.
-        kind: class of options that the command supports.
-        otherwise: for options with another default in this command, the default to show in the help.
+        kind: class of the decoding options that the command supports.
+        otherwise: defaults to show in the help, for options whose default in this command is different.
 
     Returns:
-        The group of options for experts, to which the command may add its own.
+        The group of options for experts. The command may add its own options to it.
     """
     add_model(parser)
     add_words(parser)
@@ -100,7 +99,7 @@ def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str)
 
 
 def add_declared(parser: Options, kind: Any, only: Container[str] | None = None, **otherwise: str) -> None:
-    """Add an option for each field of a dataclass that declares a flag, or only for some of them."""
+    """Add an option for each field of a dataclass that declares a flag. `only` limits the fields."""
     for name, declared in _with_flags(kind).items():
         if only is not None and name not in only:
             continue
@@ -123,7 +122,7 @@ def add_declared(parser: Options, kind: Any, only: Container[str] | None = None,
 
 
 def declared_in(args: argparse.Namespace, kind: Any) -> dict[str, Any]:
-    """Return the options of `add_declared` that were given, by field name."""
+    """Return the options of `add_declared` that the command line contains, by field name."""
     return {name: value for name in _with_flags(kind) if (value := getattr(args, name, None)) is not None}
 
 
@@ -150,7 +149,7 @@ def add_public_key(parser: Options) -> None:
 
 
 def public_keys_in(args: argparse.Namespace) -> tuple[str, ...] | None:
-    """Return the keys in the files of --public-key; None: any bundle is accepted."""
+    """Return the keys in the files of --public-key. None: bundles need no signature."""
     if (files := getattr(args, "public_key", None)) is None:
         return None
     texts = {file: file.read_text(encoding="utf-8", errors="replace") for file in files}
@@ -191,9 +190,9 @@ def add_words(parser: Options) -> None:
 def decoding_choice(
     args: argparse.Namespace, directory: Path, kind: Any = DecodingOptions
 ) -> tuple[DecodingOptions, Hotwords | None]:
-    """Return decoding options and hotwords for the bundle in `directory`, from the parsed command line.
+    """Return decoding options and hotwords from the parsed command line, for the bundle in `directory`.
 
-    Written text keeps the capitals of words in hotwords and in the language model.
+    With --format-text, capitals of words in hotwords and in the language model are kept.
 
     Raises:
         ValueError: an option is out of range, or its file cannot be read.
@@ -216,15 +215,15 @@ def decoding_choice(
 
 
 def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: Any = DecodingOptions) -> ModelChoice:
-    """Return the model and how to decode, from the options of `add_decoding`.
+    """Return the model and the decoding options, from the options of `add_decoding`.
 
     Args:
         args: parsed arguments.
-        directory: folder of the bundle; None: chosen by --model.
-        kind: class of options that the command supports.
+        directory: folder of the bundle. None: the bundle of --model.
+        kind: class of the decoding options that the command supports.
 
     Raises:
-        ValueError, LanguageModelError: as for `decoding_choice`.
+        ValueError, LanguageModelError: see `decoding_choice`.
     """
     directory = directory or chosen_bundle(args.model)
     options, hotwords = decoding_choice(args, directory, kind)
@@ -235,7 +234,7 @@ def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: 
 
 
 def providers_in(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the names in --providers; raise ValueError unless they are separated by commas."""
+    """Return the names in --providers. Raise ValueError if a name is empty."""
     providers = (DEFAULT_PROVIDER,) if args.providers is None else tuple(map(str.strip, args.providers.split(",")))
     if not all(providers):
         raise ValueError(f"--providers must be names separated by commas, got {args.providers!r}")
@@ -243,14 +242,14 @@ def providers_in(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
-    """Return the folder of the bundle that an option names; without a name, report that the demo model is used."""
+    """Return the folder of the bundle that an option names. Without a name, report that the demo model is used."""
     if name is None:
         tell(f"demo model; use {option} for another")
     return find_bundle(name)
 
 
 def _hotwords_in(file: Path | None) -> Hotwords | None:
-    """Read the hotwords in the file of --hotwords; None: the hotwords of the bundle."""
+    """Read the hotwords in the file of --hotwords. None means the hotwords of the bundle."""
     if file is None or str(file) == NONE:
         return None if file is None else ()
     try:

@@ -1,4 +1,4 @@
-"""Output of transcripts: to stdout in one of the formats, to stdout as events for programs, or to a folder."""
+"""Outputs of transcripts: a format on stdout, events for programs on stdout, or a folder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.whole_file import failures_named, probe, remove_stale_parts, write_bytes
 
 TEXT = "txt"
-"""The default format. If several recordings go to stdout, each is one line that begins with the recording's name."""
+"""The default format. If several recordings go to stdout, each line is a recording and begins with its name."""
 EVENTS = "events"
-"""A format only for stdout: a line of JSON for each segment as it is found, for each partial result, and for the end of
+"""A format for stdout only. It has a line of JSON for each new segment, for each partial result, and for the end of
 each recording."""
 
 
@@ -45,19 +45,19 @@ def add_output(parser: Options, formats: Iterable[str], default: str, about: str
 
 
 class Output:
-    """A destination of the results of recordings."""
+    """A destination for the results of recordings."""
 
-    _told = ("", 0, 0)  # recording, segment, and number of its phrases already printed
+    _told = ("", 0, 0)  # recording, segment, and number of its phrases that were handled
 
     def missing(self, inputs: Sequence[Input]) -> Sequence[Input]:
-        """Return the recordings that remain to be recognised."""
+        """Return the recordings that must still be recognised."""
         return inputs
 
     def begin(self) -> None:
-        """Write the header, and from now on each segment as it is found, if the format has segments."""
+        """Write the header. If the format has segments, write each segment from now on as soon as it is found."""
 
     def take(self, item: Input, result: Result) -> None:
-        """Handle a partial or final result, after the phrases of a grammar that have become certain."""
+        """Handle a partial or final result. New phrases of a grammar are handled first."""
         place = (item.name, result.segment)
         num = self._told[2] if self._told[:2] == place else 0
         for phrase in result.phrases[num:]:
@@ -66,34 +66,34 @@ class Output:
         (self.segment if result.is_final else self.partial)(item, result)
 
     def phrase(self, item: Input, result: Result, phrase: PhraseResult) -> None:
-        """Handle a phrase of a result; called once for each phrase."""
+        """Handle a phrase of a grammar. Called once for each phrase."""
 
     def partial(self, _item: Input, result: Result) -> None:
         """Handle a new partial result of a stream."""
         show_latest(result.text)
 
     def segment(self, item: Input, segment: Result) -> None:
-        """Handle a segment, as soon as it is found."""
+        """Handle a segment. Called as soon as it is found."""
 
     def transcript(self, item: Input, transcript: Transcript) -> None:
-        """Handle the transcript of a recording, or what was recognised of it; raise U2moeError if writing fails."""
+        """Handle the complete or partial transcript of a recording. Raise U2moeError if writing fails."""
         raise NotImplementedError
 
     def failure(self, item: Input, message: str) -> None:
-        """Handle a recording that could not be recognised, or whose transcript could not be written."""
+        """Handle an error: a recording could not be recognised, or its transcript could not be written."""
 
 
 def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Input], default: str = TEXT) -> Output:
-    """Return the output for these recordings.
+    """Return the output for recordings.
 
     Args:
-        path: a folder, or a file whose suffix is a format; None: stdout.
-        file_format: one of `FORMATS`, or `EVENTS`; None: the suffix of the file, or `default`.
+        path: a folder, or a file whose suffix is the name of a format. None: stdout.
+        file_format: one of `FORMATS`, or `EVENTS`. None: the suffix of the file, or else `default`.
         inputs: the recordings.
-        default: default format.
+        default: the default format.
 
     Raises:
-        ValueError: the format cannot contain several recordings, or several would be written to the same file.
+        ValueError: the format cannot contain several recordings, or several recordings have the same output file.
         OSError: the folder cannot be written.
     """
     suffix = "" if path is None or path.is_dir() else path.suffix.removeprefix(".")
@@ -112,14 +112,17 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
 
 
 class _Stdout(Output):
-    """Prints transcripts in a format. A single recording is printed by segments, if the format allows it."""
+    """Output of transcripts to stdout in a format.
+
+    Segments of a single recording are printed one by one if the format allows it.
+    """
 
     def __init__(self, file_format: str, *, is_single: bool) -> None:
         self._name = file_format
         self._format = FORMATS[file_format]
         self._is_single = is_single
         self._is_live = is_single and self._format.header is not None
-        self._header = self._format.header or ""  # until it is printed
+        self._header = self._format.header or ""  # emptied when it has been printed
 
     def begin(self) -> None:
         self._is_live = True
@@ -152,7 +155,7 @@ class _Stdout(Output):
 
 
 class _Events(Output):
-    """Prints a line of JSON for every event."""
+    """Output of events to stdout, each as a line of JSON."""
 
     def phrase(self, item: Input, result: Result, phrase: PhraseResult) -> None:
         _print_event("phrase", item, {"segment": result.segment, **dataclasses.asdict(phrase)})
@@ -178,10 +181,10 @@ def _print_event(kind: str, item: Input, content: dict[str, Any]) -> None:
 
 
 class _Folder(Output):
-    """Writes a file for each recording. Several processes may write to the folder at the same time."""
+    """Output of one file for each recording. Several processes may write to the folder at the same time."""
 
     def __init__(self, folder: Path, file_format: str, inputs: Sequence[Input], file: Path | None = None) -> None:
-        """Prepare the output for recordings. `file`: write the only transcript there, even if it exists."""
+        """Prepare the output for recordings. If `file` is given, the only transcript is written to it."""
         self._folder = folder
         self._format = file_format
         self._file = file
@@ -196,7 +199,7 @@ class _Folder(Output):
         probe(folder)
 
     def missing(self, inputs: Sequence[Input]) -> Sequence[Input]:
-        """Return the recordings without a file; existing files are kept."""
+        """Return the recordings that have no file yet. Existing files are kept."""
         if self._file is not None:
             return inputs
         missing = [item for item in inputs if item.file == STDIN or not self._is_there(item)]
@@ -208,7 +211,7 @@ class _Folder(Output):
     def transcript(self, item: Input, transcript: Transcript) -> None:
         content = self._encoded(format_transcript(transcript, self._format, name=item.name))
         file = self._file_of(item)
-        partial = file.with_name(f"{file.name}.partial")  # so it never replaces a complete transcript
+        partial = file.with_name(f"{file.name}.partial")  # never replaces a complete transcript
         target = file if transcript.complete else partial
         try:
             with failures_named(target):
@@ -230,11 +233,11 @@ class _Folder(Output):
     def _is_there(self, item: Input) -> bool:
         try:
             return self._file_of(item).exists()
-        except (OSError, ValueError):  # the error is reported when writing
+        except (OSError, ValueError):  # writing reports the error later
             return False
 
     def _encoded(self, content: str) -> bytes:
-        """Encode the content of a file. File names in it may contain bytes that are not valid text."""
+        """Encode the content of a file. It may contain file names that are not valid text."""
         if FORMATS[self._format].is_json:
             with contextlib.suppress(UnicodeEncodeError):
                 return content.encode()
@@ -243,7 +246,7 @@ class _Folder(Output):
 
 
 def try_to_write(file: Path | None) -> None:
-    """Check before long work whether its report can be written to `file`, without changing it.
+    """Check whether a report can be written to `file`. Call this before long work. The file does not change.
 
     Raises:
         OSError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""`u2moe push`: commit a bundle and its model card to a repository of the Hugging Face hub."""
+"""`u2moe push`: publish a bundle and its model card in a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -61,11 +61,13 @@ def run_push(args: argparse.Namespace) -> int:
 
 
 def push_bundle(folder: Path, name: str, *, private: bool = False) -> str:
-    """Check a bundle and commit its files, and a card if there is none; return the address of the commit.
+    """Check a bundle and commit its files.
+
+    Also commit a model card if the repository has none. Return the commit's URL.
 
     Raises:
-        BundleError: the bundle is incomplete, or the hub refuses it or is unreachable. The repository is then
-            unchanged.
+        BundleError: the bundle is incomplete, or the hub refuses it or cannot be reached. In these cases, no file is
+            committed.
     """
     from huggingface_hub import CommitOperationAdd, HfApi  # noqa: PLC0415 - an extra
 
@@ -91,7 +93,10 @@ def push_bundle(folder: Path, name: str, *, private: bool = False) -> str:
 
 
 def model_card(manifest: Manifest, name: str) -> bytes:
-    """Return a model card in the hub's format: facts from the bundle, and places for the author to fill in."""
+    """Return a model card in the hub's format.
+
+    It contains facts from the bundle, and gaps for the author to fill in.
+    """
     encoder = manifest.architecture.get("encoder", {})
     experts = encoder.get("feed_forward", {}).get("num_experts")
     kind = str(encoder.get("kind", "an encoder")).replace("_", "-")

@@ -104,7 +104,7 @@ def _protocol_ports(values: list[str]) -> dict[str, int]:
 
 
 def _named(option: str, form: str, values: list[str]) -> dict[str, str]:
-    """Return the values of a repeated option, by name."""
+    """Return the values of a repeated NAME=VALUE option, by name."""
     named: dict[str, str] = {}
     for text in values:
         name, _, value = text.partition("=")

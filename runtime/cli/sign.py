@@ -1,4 +1,4 @@
-"""`u2moe sign` and `u2moe verify`: signatures and integrity of bundles, in any format of graphs."""
+"""`u2moe sign` and `u2moe verify`: signatures and integrity of bundles, whatever the format of their graphs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def add_verify(subparsers: Subparsers) -> None:
 
 
 def run_sign(args: argparse.Namespace) -> int:
-    """Sign a complete bundle, and report the keys."""
+    """Sign a complete bundle, and report the key ids."""
     content = _whole(args.bundle)
     keys = {str(file): file.read_bytes() for file in args.key}
     write_text(args.bundle / SIGNATURE_FILE, signed_text(content, keys))
@@ -60,7 +60,7 @@ def run_sign(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Compare a bundle with its digests, and report who signed it."""
+    """Compare the files of a bundle with their digests, and report who signed it."""
     folder, keys = find_bundle(args.bundle), public_keys_in(args)
     content = _whole(folder)
     signatures = signatures_in(folder) if keys or (folder / SIGNATURE_FILE).exists() else {}
@@ -70,7 +70,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def _whole(folder: Path) -> bytes:
-    """Return the manifest of a bundle after checking its files; raise BundleError or IntegrityError if any differs."""
+    """Return the manifest of a bundle. Raise BundleError or IntegrityError if a file is missing or damaged."""
     content = BundleFiles(folder).read(MANIFEST_FILE, _MANIFEST_LIMIT)
     digests = parse_manifest(content.decode(errors="replace"), folder / MANIFEST_FILE).files
     files = BundleFiles(folder, digests)

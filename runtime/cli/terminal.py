@@ -1,4 +1,4 @@
-"""Output of the command line to stdout and stderr, which may be terminals, files, pipes or closed."""
+"""Output of the command line to stdout and stderr. Each may be a terminal, a file, a pipe, or closed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BAR_WIDTH = 20
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Ensure that stdout and stderr exist, however the program was started.
+    """Provide stdout and stderr even if the program was started without them.
 
     File names that are not valid text are written as their original bytes. Writing to a closed stdout is an error.
     """
@@ -31,7 +31,7 @@ def standard_streams() -> Iterator[None]:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, so no other file gets it
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, so no other file can get it
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")
     with contextlib.ExitStack() as stack:
@@ -70,7 +70,7 @@ def logging_to_stderr(*, is_verbose: bool) -> Iterator[None]:
 
 
 def print_result(text: str) -> None:
-    """Write a result, including its line feed, to stdout immediately.
+    """Write a result to stdout immediately. `text` includes the line feed.
 
     Raises:
         BrokenPipeError: the reader has closed the pipe.
@@ -86,13 +86,13 @@ def print_result(text: str) -> None:
         raise U2moeError(
             f"stdout cannot write {character!a} in {error.encoding}: set PYTHONIOENCODING=utf-8, or use --output"
         ) from error
-    except OSError as error:  # usually a full disk
+    except OSError as error:  # for example a full disk
         silence_stdout()
         raise U2moeError(f"stdout: cannot be written: {error.strerror or error}") from error
 
 
 def print_json(line: str) -> None:
-    """Write a line of JSON like `print_result`, escaping characters that stdout cannot encode."""
+    """Write a line of JSON like `print_result`. Characters that stdout cannot encode are escaped."""
     try:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -101,25 +101,28 @@ def print_json(line: str) -> None:
 
 
 def escaped(line: str) -> str:
-    """Return a line of JSON in ASCII."""
+    """Return a line of JSON with all characters escaped to ASCII."""
     return json.dumps(json.loads(line)) + "\n"
 
 
 def silence_stdout() -> None:
-    """Discard unwritten output, for which Python would report an error on exit."""
+    """Discard unwritten output. Python would otherwise report an error at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_progress(text: str) -> None:
-    """Replace the current line of a terminal by `text`, or as much of its end as fits; do nothing elsewhere."""
+    """Replace the current line of a terminal with `text`, or with as much of its end as fits.
+
+    Do nothing if stderr is not a terminal.
+    """
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns - 1, 1)
         _write_stderr(f"\r\x1b[K{text[-width:]}")
 
 
 def show_latest(text: str) -> None:
-    """Show a text that replaces the previous one: in place on a terminal, as a line on stderr elsewhere."""
+    """Show a text that replaces the previous one. If stderr is not a terminal, write it as a line instead."""
     if sys.stderr.isatty():
         show_progress(text)
     else:
@@ -127,18 +130,18 @@ def show_latest(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Write a line to stderr that no progress replaces."""
+    """Write a line to stderr. Progress does not overwrite it."""
     show_progress("")
     _write_stderr(f"{text}\n")
 
 
 def complain(message: str) -> None:
-    """Report an error on stderr, on a separate line."""
+    """Write an error to stderr, as a separate line."""
     _tell("error", message)
 
 
 def warn(message: str) -> None:
-    """Write a warning on stderr."""
+    """Write a warning to stderr, as a separate line."""
     _tell("warning", message)
 
 
@@ -147,13 +150,13 @@ def _tell(kind: str, message: str) -> None:
 
 
 def _write_stderr(text: str) -> None:
-    with contextlib.suppress(OSError):  # lost messages must not affect results
+    with contextlib.suppress(OSError):  # a lost message must not affect results
         sys.stderr.write(text)
         sys.stderr.flush()
 
 
 class ProgressBar:
-    """A progress bar on a terminal for several files: "[2/5] ########............  43 %, 1:10 left, lecture.mp3"."""
+    """Progress bar for several files on a terminal: "[2/5] ########............  43 %, 1:10 left, lecture.mp3"."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files
@@ -170,7 +173,7 @@ class ProgressBar:
         self.show(0.0)
 
     def show(self, seconds: float) -> None:
-        """Draw the bar with `seconds` of the file done."""
+        """Draw the bar. `seconds` of the current file are done."""
         done = self._before + min(seconds, self._durations[self._number])
         share = done / max(self._total, 1e-9)
         drawn = round(share * _BAR_WIDTH)

@@ -1,4 +1,4 @@
-"""`u2moe transcribe`: files, folders and pipes, one at a time; a failure does not stop the others."""
+"""`u2moe transcribe`: recognise files, folders and pipes, one by one. A failure does not stop the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from u2moe.runtime.text.formats import FORMATS
 
 _STREAM_BUFFER_S = 0.1
 Work = Callable[[Recognizer, Input, Output, Callable[[float], None]], tuple[Transcript, bool]]
-"""Processes a recording. The last argument is called with the seconds done."""
+"""Function that processes a recording. It calls its last argument with the seconds done so far."""
 
 
 def add_transcribe(subparsers: Subparsers) -> None:
@@ -67,7 +67,7 @@ def add_transcribe(subparsers: Subparsers) -> None:
 
 
 def named_path(text: str) -> Path:
-    """Return a path; refuse empty names, such as from an unset shell variable, which would be the current folder."""
+    """Return a path. Refuse an empty name: it would mean the current folder, but may come from an unset variable."""
     if not text:
         raise argparse.ArgumentTypeError("a file name is empty")
     if re.match(r"[a-z]+://", text):
@@ -90,12 +90,13 @@ def run_transcribe(args: argparse.Namespace) -> int:
 
 
 def run_each(args: argparse.Namespace, default: str, transcribe: Work) -> int:
-    """Make and write the transcript of every recording. Failures are reported, and the rest continues.
+    """Make and write the transcript of every recording. A failure is reported, and the next recording follows.
 
     Args:
-        args: for `find_inputs`, `add_output` and `model_choice`.
-        default: default format.
-        transcribe: returns a transcript, whose segments are already in the output, and whether Ctrl-C interrupted it.
+        args: arguments for `find_inputs`, `add_output` and `model_choice`.
+        default: the default format.
+        transcribe: function that passes segments to the output. It returns the transcript, and whether Ctrl-C
+            interrupted the work.
     """
     inputs, num_failed = find_inputs(args)
     num_asked = len(inputs) + num_failed
@@ -124,7 +125,7 @@ def run_each(args: argparse.Namespace, default: str, transcribe: Work) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise ValueError for options that contradict each other or would have no effect."""
+    """Raise ValueError if options contradict each other or would have no effect."""
     if args.format == EVENTS and args.output:
         raise ValueError(f"-f {EVENTS} is for stdout: leave out --output")
     if args.vad and args.stream:
@@ -137,7 +138,7 @@ def _transcript(
     args: argparse.Namespace, vad: VoiceActivityDetector | None, recognizer: Recognizer, item: Input, output: Output,
     on_progress: Callable[[float], None],
 ) -> tuple[Transcript, bool]:  # fmt: skip
-    """Return a transcript, and whether Ctrl-C interrupted it. If so, the transcript contains all text so far.
+    """Return the transcript, and whether Ctrl-C interrupted it. If so, the transcript contains the text so far.
 
     Raises:
         AudioError: none of the audio can be read.
@@ -168,7 +169,7 @@ def _transcript(
                 if not live.shown:
                     on_progress(seconds)
         except (AudioError, KeyboardInterrupt):
-            with contextlib.suppress(U2moeError):  # keep what was recognised so far
+            with contextlib.suppress(U2moeError):  # the text so far must not be lost
                 keep(live.finish())
             raise
         keep(live.finish())

@@ -1,6 +1,6 @@
-"""Corpora: lists of recordings, runs by many processes or machines, their results, and word errors.
+"""Corpora: lists of recordings, runs on many processes or machines, results, and word errors.
 
-Import `ray` and `parquet` explicitly: they need extras.
+Import `ray` and `parquet` explicitly, because they need extras.
 """
 
 from u2moe.runtime.corpus.entry import Entry, Shard

@@ -1,6 +1,6 @@
-"""Entries of a list: where their audio is, their metadata, and how a list is divided into blocks.
+"""Entries of a list: their audio and metadata, and the division of a list into blocks.
 
-The division is deterministic, so machines agree on the blocks without communicating. `sources` reads the audio.
+The division is deterministic. Machines therefore agree on the blocks without communication. `sources` reads the audio.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from u2moe.runtime.validation import checked_text
 
 @dataclass(frozen=True, kw_only=True)
 class AudioFile:
-    """A file or a URL that fsspec knows ("s3://...")."""
+    """A file, or a URL that fsspec supports ("s3://...")."""
 
     path: str
 
@@ -29,7 +29,7 @@ class AudioFile:
 
 @dataclass(frozen=True, kw_only=True)
 class TarMember:
-    """A file in a tar archive. Its bytes are read in place; nothing is unpacked.
+    """A file in a tar archive. Its bytes are read from the archive, without unpacking it.
 
     Attributes:
         archive: path or URL of the archive.
@@ -60,7 +60,7 @@ class AudioBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A shell command that writes an audio file to its standard output. Requires `ListOptions.allow_pipes`."""
+    """A shell command that writes an audio file to stdout. Requires `ListOptions.allow_pipes`."""
 
     command: str
 
@@ -86,15 +86,15 @@ class Entry:
     """An entry of a list: a recording, or part of one.
 
     Attributes:
-        key: name in the list.
-        source: where the audio is.
-        start: where the entry begins, in seconds from the beginning of the source.
-        end: where the entry ends, in seconds from the beginning of the source; None: at the end of the source.
-        channel: index of the channel to use; None: the average of all channels.
-        text: transcript, if the list contains one.
-        speaker: speaker, if the list names one.
-        duration: length in seconds, if the list states it.
-        fields: all other fields of the list, as JSON. For a NeMo list, all fields.
+        key: name of the entry in the list.
+        source: the audio.
+        start: start of the entry, in seconds from the beginning of the source.
+        end: end of the entry, in seconds from the beginning of the source. None: the end of the source.
+        channel: index of the channel to use. None: the average of all channels.
+        text: transcript in the list; None if missing.
+        speaker: speaker in the list; None if missing.
+        duration: duration in seconds in the list; None if missing.
+        fields: all other fields of the list, as JSON. For a NeMo list, all fields of the list.
     """
 
     key: str
@@ -127,11 +127,11 @@ class ListOptions:
         check_options(self)
 
     def path(self, path: str, list_path: str) -> str:
-        """Resolve the path of an entry of a list."""
+        """Return the full path or URL for a path in a list."""
         return resolve(path, self.root if self.root is not None else parent(list_path))
 
     def source(self, entry: str, list_path: str) -> AudioSource:
-        """Return the source of an entry, which is a path, or a command that ends in "|".
+        """Return the source of an entry. `entry` is a path, or a command that ends in "|".
 
         Raises:
             CorpusError: the entry is a command, and commands are not allowed.
@@ -142,7 +142,7 @@ class ListOptions:
         return AudioFile(path=self.path(entry, list_path))
 
     def command(self, command: str, list_path: str) -> Command:
-        """Return a command, or raise CorpusError if commands are not allowed."""
+        """Return a command. Raise CorpusError if commands are not allowed."""
         if not self.allow_pipes:
             raise CorpusError(f"{list_path}: command {command!r:.80} needs --allow-pipes")
         return Command(command=command)
@@ -158,7 +158,7 @@ class Block:
 
     Attributes:
         number: index of the block.
-        start: position of its first entry in the list.
+        start: position of the first entry in the list.
         entries: the entries, at least one.
     """
 
@@ -173,12 +173,15 @@ class Block:
 
     @property
     def file_name(self) -> str:
-        """Path of the block's file below the folder of blocks. The name contains the positions that it covers."""
+        """Path of the block's file, relative to the folder of blocks.
+
+        The name contains the positions of the entries.
+        """
         return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.jsonl"
 
 
 def cut_into_blocks(entries: Iterable[Entry], size: int) -> Iterator[Block]:
-    """Yield blocks of `size` entries, the last one perhaps shorter. Only one block is in memory at a time."""
+    """Yield blocks of `size` entries. The last block may be shorter. Only one block is in memory at a time."""
     remaining = iter(entries)
     number = 0
     while content := tuple(islice(remaining, size)):
@@ -187,7 +190,7 @@ def cut_into_blocks(entries: Iterable[Entry], size: int) -> Iterator[Block]:
 
 
 def range_of(file_name: str) -> tuple[int, int] | None:
-    """Return the positions that a file of results covers, by its name: (first, last + 1). None for any other file."""
+    """Return the range of positions (first, last + 1) in the name of a file of results. None for any other file."""
     found = _NAME.fullmatch(file_name)
     return (int(found[1]), int(found[2])) if found else None
 
@@ -209,7 +212,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Parse a shard from "i/n"; raise ValueError for anything else."""
+        """Return the shard for "i/n". Raise ValueError for any other text."""
         found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if found is None:
             raise ValueError(f"shard must be i/n, such as 0/4, got {text!r}")

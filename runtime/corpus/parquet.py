@@ -1,4 +1,4 @@
-"""Results as Parquet, with the same columns for every list. Needs pyarrow (extra `parquet`)."""
+"""Results as Parquet files. All lists except NeMo's have the same columns. Needs pyarrow (extra `parquet`)."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ SCHEMA = pa.schema(
         **_RESULTS,
     }
 )
-"""Columns of results. `options` and `fields` contain JSON."""
+"""Columns of results. `options` and `fields` are JSON."""
 NEMO_SCHEMA = pa.schema(
     {"key": pa.string(), "pred_text": pa.string(), "read_duration": pa.float64(), "fields": pa.string(), **_RESULTS}
 )
-"""Columns for a NeMo list. `fields` contains the fields of the list as JSON."""
+"""Columns of results for a NeMo list. `fields` contains the fields of the list as JSON."""
 _JSON_COLUMNS = ("options", "fields")
 
 
 def to_table(rows: Iterable[Row]) -> pa.Table:
-    """Convert rows, all from the same kind of list, to a table."""
+    """Return a table of rows. All rows must come from the same kind of list."""
     flat = list(rows)
     is_nemo = bool(flat) and "pred_text" in flat[0]
     schema = NEMO_SCHEMA if is_nemo else SCHEMA
@@ -72,7 +72,7 @@ def _flat(name: str, value: Any) -> Any:
 
 
 def _valid(text: str) -> str:
-    """Escape bytes that are not UTF-8, and lone surrogates, which Parquet cannot store."""
+    """Escape invalid UTF-8 bytes and lone surrogates, because Parquet cannot store them."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
@@ -80,7 +80,10 @@ def _valid(text: str) -> str:
 
 
 def write(blocks: Iterable[Iterable[Row]], file: Path) -> int:
-    """Write the rows of blocks, all from the same kind of list, to a Parquet file; return the number of rows."""
+    """Write the rows of blocks to a Parquet file. Return their number.
+
+    All rows must come from the same kind of list.
+    """
     num_rows, writer = 0, None
     for table in map(to_table, blocks):
         writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")

@@ -1,7 +1,8 @@
 """A pool of worker processes for blocks. A worker that dies is replaced, and its block is repeated.
 
-Before a worker reads or decodes entries, it notes them in shared memory. If workers keep dying at a batch, its entries
-are decoded separately. If workers keep dying at one entry, that entry becomes a row with an error.
+Before a worker reads or decodes entries, it writes their indices to shared memory. If workers die repeatedly on the
+same batch, the entries of the batch are decoded separately. If workers die repeatedly on the same entry, the row of
+this entry contains an error.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL} if os.name == "posix" else set()
 _MOST_CRASHES = 2
 _MOST_KILLS = 5
-"""Numbers of crashes and of other deaths at the same entries after which these are decoded separately or, if there is
-only one, left out. More of the others are allowed, since they may be kills from outside, such as by an operator or the
-out-of-memory killer."""
+"""Limits on crashes (`_MOST_CRASHES`) and other deaths (`_MOST_KILLS`) of workers on the same entries. At the limit,
+several entries are decoded separately, and a single entry is left out. More of the other deaths are allowed, because an
+operator or the out-of-memory killer may have caused them."""
 _MOST_STARTS = 5
 
 
 class _Report(ctypes.Structure):
-    """A worker's progress on its block, in memory shared with the parent."""
+    """A worker's progress on its block. The parent shares this memory."""
 
     _fields_ = (
         ("is_ready", ctypes.c_bool),
@@ -57,7 +58,7 @@ class _Report(ctypes.Structure):
 
 @dataclass(kw_only=True, eq=False)
 class _Worker:
-    """A process and the block that it works on."""
+    """A worker process, and the block on which it works."""
 
     process: BaseProcess
     connection: connection.Connection
@@ -67,15 +68,15 @@ class _Worker:
 
 
 class WorkerPool:
-    """A fixed number of worker processes. Close it, or use it in a `with` block.
+    """A fixed number of worker processes. Close the pool, or use it in a `with` block.
 
-    Forked workers share the memory of a model that was loaded once. Otherwise each worker loads the model.
+    Forked workers share the memory of a model that was loaded once. Spawned workers each load the model.
 
     Args:
         folder: folder of the run.
         run: description of the run.
         model: the model.
-        recognizer: the loaded model, for forked workers; None: workers are spawned.
+        recognizer: the loaded model for forked workers. None: workers are spawned.
         num_workers: number of processes.
 
     Attributes:
@@ -98,16 +99,18 @@ class WorkerPool:
         self.close()
 
     def in_progress(self) -> tuple[int, float]:
-        """Return the number of entries and the seconds of audio recognised in unfinished blocks."""
+        """Return the number of entries, and the seconds of audio, already recognised in unfinished blocks."""
         busy = [worker.report for worker in self._workers if worker.block is not None]
         return sum(report.num_utterances for report in busy), sum(report.seconds for report in busy)
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
-        """Process all blocks: yield each when done, and None about once a second. Blocks are requested when needed.
+        """Process all blocks.
+
+        Yield each finished block, and None about once a second. Request new blocks only when needed.
 
         Raises:
             CorpusError: workers die before they are ready.
-            Exception: raised in a worker that cannot continue, such as OSError for a full disk.
+            Exception: an error in a worker that cannot continue, such as OSError for a full disk.
         """
         while True:
             for worker in self._workers:
@@ -125,7 +128,7 @@ class WorkerPool:
                 yield self._receive(busy[end])
 
     def close(self) -> None:
-        """Kill all workers. Files that they have written are complete."""
+        """Kill all workers. Files that they have finished are complete."""
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:
@@ -139,7 +142,8 @@ class WorkerPool:
             target=_work, args=(*self._setup, theirs, report, os.getpid()), name="u2moe-corpus", daemon=True
         )
         with warnings.catch_warnings():
-            # Python warns about threads, but numpy's OpenBLAS stops its own before a fork and restarts them after it.
+            # Ignore Python's warning about forks in a process with threads. The threads are those of OpenBLAS in numpy,
+            # which stops them before a fork and restarts them.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         theirs.close()
@@ -148,7 +152,7 @@ class WorkerPool:
     def _assign(self, worker: _Worker, block: Block) -> None:
         worker.block = block
         worker.report.num_utterances, worker.report.seconds, worker.report.num_attempted = 0, 0.0, 0
-        with contextlib.suppress(ConnectionError):  # `_receive` notices a worker that has died
+        with contextlib.suppress(ConnectionError):  # `_receive` handles a worker that has died
             worker.connection.send((block, self._cautions.get(block.number)))
 
     def _receive(self, worker: _Worker) -> BlockDone | None:
@@ -165,7 +169,7 @@ class WorkerPool:
         return done
 
     def _replace(self, old: _Worker) -> None:
-        """Replace a process that died, and give its block to the new one."""
+        """Replace a process that died. The new process repeats its block."""
         old.process.join()
         old.connection.close()
         exit_code, report = old.process.exitcode or 0, old.report
@@ -185,7 +189,7 @@ class WorkerPool:
 
 
 def _blame(caution: Caution, attempt: tuple[int, ...], exit_code: int) -> None:
-    """Record that a worker died during an attempt."""
+    """Record that a worker died while it worked on the entries of `attempt`. Decide how to treat them next time."""
     caution.deaths[attempt] += 1
     if not attempt or caution.deaths[attempt] < (_MOST_CRASHES if exit_code in _CRASHES else _MOST_KILLS):
         return
@@ -199,8 +203,8 @@ def _work(
     path: str, run: RunDescription, model: ModelChoice, loaded: Recognizer | None, parent: connection.Connection,
     report: Any, parent_id: int,
 ) -> None:  # fmt: skip
-    """Run a worker process: recognise blocks from the connection until it closes or the parent ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the parent decides
+    """Run a worker process. Recognise blocks from the connection until it closes or the parent process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the parent handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent_id,), daemon=True).start()
 
@@ -209,7 +213,7 @@ def _work(
         report.seconds += seconds
 
     def attempt(indices: Sequence[int]) -> None:
-        report.num_attempted = 0  # no entry is blamed if the worker dies here
+        report.num_attempted = 0  # if the worker dies during the update, no entry is blamed
         report.attempted[: len(indices)] = indices
         report.num_attempted = len(indices)
 
@@ -222,32 +226,32 @@ def _work(
         while True:
             block, caution = parent.recv()
             parent.send(write_block(folder, block, recognizer.recognize(block.entries, caution)))
-    except (EOFError, ConnectionError):  # the parent is gone; written files are complete
+    except (EOFError, ConnectionError):  # the parent has ended; finished files are complete
         return
-    except Exception as error:  # noqa: BLE001 - the parent raises it
+    except Exception as error:  # noqa: BLE001 - the parent raises it again
         error.add_note(traceback.format_exc())
         parent.send(error)
 
 
 def _end_with(parent_id: int) -> None:
-    """End this process when its parent ends. The pipe may stay open, because forked siblings have its other end."""
+    """End this process when its parent has ended. The pipe does not show this, because forked siblings keep it open."""
     while os.getppid() == parent_id:
         time.sleep(_TICK_S)
     os._exit(1)
 
 
 def may_fork() -> bool:
-    """Return whether this process can be forked: only on Linux, and only if it has no other Python threads."""
+    """Return whether this process can be forked: on Linux, if it has no other Python threads."""
     return os.name == "posix" and hasattr(os, "sched_getaffinity") and threading.active_count() == 1
 
 
 def num_cores(quota: Path = _QUOTA) -> int:
-    """Return how many cores this process can keep busy, at least 1. Honours the CPU quota of a container."""
+    """Return the number of cores that this process may keep busy, at least 1. A container's CPU quota limits it."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         allowed, period = quota.read_text(encoding="ascii").split()
         count = min(count, math.ceil(int(allowed) / int(period)))
-    except (OSError, ValueError):  # no quota ("max"), or not in a container
+    except (OSError, ValueError):  # no quota ("max"), or no container
         pass
     return max(count, 1)
 

@@ -1,7 +1,8 @@
 """Runs on a Ray cluster (extra `ray`), and the recogniser as a step of Ray Data pipelines.
 
-The program reads the list and assigns blocks to actors, which Ray starts and restarts. The files are those of a run on
-one machine. A run may therefore begin on a cluster and finish on one machine, or the other way round.
+The calling program reads the list and assigns blocks to actors. Ray starts the actors and restarts them after a crash.
+The folder of results contains the same files as after a run on one machine. A run may therefore begin on a cluster and
+finish on one machine, or vice versa.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from u2moe.runtime.validation import checked_options
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider")
 _MOST_RETRIES = 3
-"""How often a block is retried after its actor died. After that, the block is left out: a run on one machine can find
+"""Maximum number of retries of a block after its actor died. The block is then left out: a run on one machine can find
 the entry at which processes die."""
 _TICK_S = 1.0
 
@@ -40,16 +41,16 @@ def run_on_ray(
     address: str | None = None,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
 ) -> RunProgress:
-    """Recognise the missing entries of a corpus on a Ray cluster; otherwise like `run_corpus`.
+    """Recognise the missing entries of a corpus on a Ray cluster. Otherwise the same as `run_corpus`.
 
-    Each actor loads the model. It takes a CPU for each thread and, with a GPU provider, one GPU.
+    Each actor loads the model. An actor takes one CPU per thread and, with a GPU provider, one GPU.
 
     Args:
-        list_path: a list, folder or URL. All nodes must be able to read the audio that it names.
-        output: folder or URL that all nodes can write.
-        model: the model, in the same folder on all nodes; None: the demo model.
-        options: how to read, divide and write the corpus. `num_workers` None: as many actors as fit.
-        address: address of the cluster, as for `ray.init`; None: the cluster of this program, or only this machine.
+        list_path: a list, folder or URL. All nodes must be able to read its audio.
+        output: folder or URL to which all nodes can write.
+        model: the model, in the same folder on all nodes. None: the demo model.
+        options: how to read, divide and write the corpus. If `num_workers` is None, as many actors start as fit.
+        address: address for `ray.init`. None: the cluster of this program, or else only this machine.
         on_progress: called about once a second.
 
     Raises:
@@ -78,7 +79,10 @@ def _resources(model: ModelChoice) -> dict[str, Any]:
 
 
 def _num_actors(resources: Mapping[str, Any], wanted: int | None) -> int:
-    """Return the number of actors: `wanted`, or as many as fit. Ray would wait forever for more."""
+    """Return the number of actors: `wanted`, or as many as fit.
+
+    Raise CorpusError if too few fit: Ray would wait forever.
+    """
     cluster = ray.cluster_resources()
     names = {"num_cpus": "CPU", "num_gpus": "GPU"}
     room = min(int(cluster.get(names[name], 0) // amount) for name, amount in resources.items())
@@ -92,7 +96,7 @@ class _Actors:
     """The workers of a run on a cluster.
 
     Attributes:
-        num_deaths: always 0, since Ray does not report restarts.
+        num_deaths: always 0, because Ray does not report restarts.
         num_left_out: number of entries in blocks whose actors died repeatedly.
     """
 
@@ -104,11 +108,11 @@ class _Actors:
         self._actors = [remote.remote(*arguments) for _ in range(_num_actors(resources, num_actors))]
 
     def in_progress(self) -> tuple[int, float]:
-        """Return zeros: only finished blocks are counted."""
+        """Return zeros, because only finished blocks are counted."""
         return 0, 0.0
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
-        """Process all blocks. Exceptions of actors are raised here."""
+        """Process all blocks; see `Workers.run`. Exceptions in actors are raised again."""
         idle, tasks = list(self._actors), {}
         while True:
             while idle and (block := next(blocks, None)) is not None:
@@ -129,7 +133,7 @@ class _Actors:
 
 
 class _Actor:
-    """Loads a model, and recognises one block after another."""
+    """Actor that loads a model and recognises one block at a time."""
 
     def __init__(self, folder: str, run: RunDescription, model: ModelChoice) -> None:
         self._folder = OutputFolder(folder)
@@ -143,11 +147,11 @@ class _Actor:
 class Recognize:
     """A step of a Ray Data pipeline: `dataset.map_batches(Recognize, fn_constructor_args=(ModelChoice(),), ...)`.
 
-    A batch needs a column `path` (paths or URLs) or `bytes`, as from `ray.data.read_binary_files`. It may have both,
-    and a column `key`, which defaults to the path. Returns a table with the columns of `parquet.SCHEMA`. Damaged files
-    are rows with an `error`.
+    A batch needs a column `path` (paths or URLs) or a column `bytes`, such as that of `ray.data.read_binary_files`. It
+    may have both. A column `key` is optional; by default, the path is the key. The result has the columns of
+    `parquet.SCHEMA`. Damaged files have an `error` in their rows.
 
-    Leave CPUs free for reading and writing. A pipeline whose actors take all of them waits forever.
+    Leave CPUs free for reading and writing. If actors take all CPUs, the pipeline waits forever.
 
     Args:
         model: the model; None: the demo model.
@@ -159,10 +163,10 @@ class Recognize:
         self._recognizer = BlockRecognizer(recognizer, RowMaker(model=recognizer.bundle.fingerprint, options=options))
 
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> pa.Table:
-        """Return a table of results, a row for each row of the batch, in order.
+        """Return a table of results. It has one row for each row of the batch, in the same order.
 
         Raises:
-            CorpusError: the batch has neither paths nor bytes.
+            CorpusError: the batch has neither a column `path` nor `bytes`.
         """
         if "path" not in batch and "bytes" not in batch:
             raise CorpusError(f"a batch must have a column named path or bytes, got {', '.join(batch)}")

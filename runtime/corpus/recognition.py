@@ -1,4 +1,4 @@
-"""Recognition of the entries of a block, short ones in batches."""
+"""Recognition of the entries of a block. Short entries are decoded in batches."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from u2moe.runtime.stream import Stream
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """A bundle and how to decode.
+    """A bundle, and how to decode with it.
 
     Attributes:
         directory: folder of the bundle; None: the demo model.
-        settings: where and how the graphs run. `sess_options` must be None, since other processes cannot receive it.
+        settings: session settings. `sess_options` must be None, because other processes cannot receive them.
         options: how to decode.
-        hotwords: phrases to prefer, with or without weights; None: the hotwords of the bundle.
+        hotwords: phrases to prefer, with or without weights. None: the hotwords of the bundle.
     """
 
     directory: str | None = None
@@ -38,13 +38,13 @@ class ModelChoice:
     hotwords: tuple[str | tuple[str, float], ...] | None = None
 
     def load(self) -> Recognizer:
-        """Load a recogniser; see `Recognizer.load` for errors."""
+        """Load a recogniser. For errors, see `Recognizer.load`."""
         hotwords = list(self.hotwords) if self.hotwords is not None else None
         return Recognizer.load(self.directory, self.settings, options=self.options, hotwords=hotwords)
 
     @property
     def can_be_forked(self) -> bool:
-        """Whether forked processes can use a loaded model: only on the CPU, with one thread."""
+        """Whether forked processes can use the loaded model: only on the CPU and with one thread."""
         return self.settings.providers == (DEFAULT_PROVIDER,) and self.num_threads == 1
 
     @property
@@ -54,26 +54,27 @@ class ModelChoice:
 
     @property
     def hotwords_digest(self) -> str | None:
-        """SHA-256 of the hotwords; None: the hotwords of the bundle."""
+        """SHA-256 of the hotwords. None: the hotwords of the bundle are used."""
         return None if self.hotwords is None else hashlib.sha256(json.dumps(self.hotwords).encode()).hexdigest()
 
 
 LONGEST_BATCHED_S = 30.0
-"""Longer entries are decoded while they are read, which bounds memory."""
+"""Longest entry in seconds that is decoded in a batch. Longer entries are decoded while they are read, to limit
+memory."""
 BATCH_LEN = 64
 _BATCH_S = 300.0
-"""A batch is decoded when it has this many entries, or more than this many seconds of audio. The pipeline sorts its
-entries by length."""
+"""A batch is decoded when it has `BATCH_LEN` entries, or more than this many seconds of audio. The pipeline sorts the
+entries of a batch by length."""
 
 
 @dataclass(kw_only=True)
 class Caution:
-    """How to repeat a block after processes died at it; see `pool`.
+    """How to repeat a block after worker processes died; see `pool`.
 
     Attributes:
-        left_out: entries to skip, by index, and why.
+        left_out: indices of entries to skip, and why.
         alone: indices of entries to decode separately.
-        deaths: number of processes that died, by the indices of the entries on which they worked.
+        deaths: number of processes that died. Keys are the indices of the entries on which the processes worked.
     """
 
     left_out: dict[int, str] = field(default_factory=dict)
@@ -83,7 +84,7 @@ class Caution:
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """An entry whose audio was read. The stream contains the audio that is not decoded yet."""
+    """An entry after its audio was read. `stream` contains the audio that is not decoded yet."""
 
     index: int
     entry: Entry
@@ -95,14 +96,14 @@ class _Read:
 
 
 class BlockRecognizer:
-    """Recognises blocks. Batches depend only on the block, so the same block always produces the same rows.
+    """Recogniser of blocks. Batches depend only on the block, so a repeated block produces the same rows.
 
     Args:
         recognizer: the recogniser.
-        rows: makes the rows.
-        align: whether to align the transcripts of entries, one at a time, instead of recognising their audio.
+        rows: maker of the rows of results.
+        align: whether to align the transcripts of entries with their audio, one at a time, instead of recognising it.
         on_progress: called with the number of entries and the seconds of audio recognised since the last call.
-        on_attempt: called with the indices of entries before they are read or decoded, at most `BATCH_LEN`.
+        on_attempt: called before entries are read or decoded, with their indices (at most `BATCH_LEN`).
     """
 
     def __init__(
@@ -144,9 +145,9 @@ class BlockRecognizer:
         return [rows[index] for index in range(len(entries))]
 
     def _read(self, index: int, entry: Entry, sources: Sources) -> _Read:
-        """Read an entry; decode a long one while it is read."""
+        """Read the audio of an entry. A long entry is decoded while it is read."""
         self._on_attempt([index])
-        warnings: dict[str, None] = {}  # each once, in order
+        warnings: dict[str, None] = {}  # an ordered set
         with handing_warnings_to(warnings.setdefault):
             reader = RecordingReader(sources.read_blocks(entry, self._sample_rate), self._sample_rate)
             stream = self._recognizer.create_recording_stream()
@@ -167,11 +168,11 @@ class BlockRecognizer:
         )
 
     def _decode(self, reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
-        """Decode entries together; if that fails, separately."""
+        """Decode entries together. If that fails, decode each separately."""
         self._on_attempt([read.index for read in reads])
         try:
             self._recognizer.decode_streams([read.stream for read in reads])
-        except Exception:  # noqa: BLE001 - one of them caused it: try each separately
+        except Exception:  # noqa: BLE001 - one entry caused it, so try each separately
             return {read.index: self._alone(read.index, read.entry, sources) for read in reads}
         rows = {read.index: self._row(read) for read in reads}
         self._on_progress(len(reads), sum(read.duration for read in reads))
@@ -210,7 +211,7 @@ class BlockRecognizer:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockDone:
-    """A block that was recognised and written.
+    """Statistics of a block whose results have been written.
 
     Attributes:
         number: index of the block.
@@ -228,7 +229,7 @@ class BlockDone:
 
 
 def write_block(folder: OutputFolder, block: Block, rows: Sequence[Row]) -> BlockDone:
-    """Write the rows of a block; after that, the block is finished.
+    """Write the rows of a block. The block is then finished.
 
     Raises:
         OSError: the file cannot be written.

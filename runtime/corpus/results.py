@@ -1,4 +1,4 @@
-"""The results of a run: reading them in order, merging them into one file, and scoring."""
+"""Results of a run: read them in order, merge them into one file, and score them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from u2moe.runtime.text.word_errors import WordErrors
 from u2moe.runtime.whole_file import replacing
 
 _LENGTHS_S = (2, 5, 10, 20, 30)
-"""Boundaries in seconds between the groups when entries are grouped by length."""
+"""Boundaries in seconds of the groups, if entries are grouped by length."""
 _NUM_SAMPLES = 1000
 _CONFIDENCE = 0.95
 
@@ -46,13 +46,13 @@ def rows_by_block(folder: OutputFolder) -> Iterator[list[Row]]:
 
 
 def read_outcomes(folder: OutputFolder) -> Iterator[Outcome]:
-    """Yield the rows of a run, in the order of the list; see `rows_by_block` for errors."""
+    """Yield the rows of a run, in the order of the list. For errors, see `rows_by_block`."""
     for rows in rows_by_block(folder):
         yield from map(outcome_of, rows)
 
 
 def is_faultless(content: bytes) -> bool:
-    """Return whether a block's file is undamaged and none of its rows has an error."""
+    """Return whether the file of a block is undamaged and its rows have no errors."""
     try:
         return all(json.loads(line)["error"] is None for line in content.splitlines())
     except (ValueError, TypeError, KeyError):
@@ -60,12 +60,12 @@ def is_faultless(content: bytes) -> bool:
 
 
 def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
-    """Write all rows into one file, in the order of the list. Return their number.
+    """Write all rows to one file, in the order of the list. Return the number of rows.
 
     Args:
         folder: the folder of a run.
-        target: the file, which appears only when it is complete. Its suffix selects the format: .jsonl (a JSON object
-            per row), .csv (only fields with a single value) or .parquet (needs pyarrow).
+        target: the file. It appears only when it is complete. Its suffix selects the format: .jsonl (a JSON object per
+            row), .csv (only fields with a single value) or .parquet (needs pyarrow).
 
     Raises:
         CorpusError: the folder contains no run, entries are missing, or a file of results is damaged.
@@ -95,7 +95,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
 
 
 def _write_csv(rows: Iterator[Row], file: Path) -> int:
-    """Write the fields that are single values as CSV; return the number of rows."""
+    """Write all fields with a single value as CSV. Return the number of rows."""
     num_rows, first = 0, next(rows, {})
     columns = [name for name in first if name not in ("segments", "options", "fields", "warnings", "model")]
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
@@ -132,10 +132,10 @@ class GroupScore:
     num_errors: int = 0
     num_words: int = 0
     _pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """Number of entries for each pair of a number of errors and a number of words, for the bootstrap."""
+    """For the bootstrap: number of entries for each pair (number of errors, number of words)."""
 
     def add(self, num_errors: int, num_words: int) -> None:
-        """Count an entry."""
+        """Add an entry to the group."""
         self.num_utterances += 1
         self.num_errors += num_errors
         self.num_words += num_words
@@ -143,11 +143,11 @@ class GroupScore:
 
     @property
     def rate(self) -> float:
-        """Errors per word; 0 without words."""
+        """Errors divided by words; 0 without words."""
         return self.num_errors / self.num_words if self.num_words else 0.0
 
     def interval(self) -> tuple[float, float]:
-        """Return the 95 % confidence interval of the rate, by a bootstrap over entries."""
+        """Return the 95 % confidence interval of the rate, from a bootstrap over entries."""
         if not self.num_words:
             return 0.0, 0.0
         pairs = np.array(list(self._pairs), np.float64)
@@ -164,12 +164,12 @@ class Score:
     """The word errors of a corpus.
 
     Attributes:
-        total: the errors of all entries.
-        groups: the errors of each group, in the order of their names.
-        worst: the entries with the most errors, worst first.
-        num_without_transcript: number of entries without a transcript, which are not scored.
+        total: errors of all entries.
+        groups: errors of each group, sorted by name.
+        worst: entries with the most errors, in descending order.
+        num_without_transcript: number of entries without a transcript. They are not scored.
         num_failed: number of scored entries with an error. Words missing from their text count as deletions.
-        report: word errors by kind, and words that are confused.
+        report: word errors by kind, and words that are confused with each other.
     """
 
     total: GroupScore
@@ -181,12 +181,13 @@ class Score:
 
 
 def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int = 0) -> Score:
-    """Score recognised texts against their transcripts, both split by `word_errors.words`.
+    """Score recognised texts against their transcripts. Both are split into words by `word_errors.words`.
 
     Args:
         outcomes: rows of results. Only counts and the worst entries stay in memory.
-        by: how to group: "speaker", "length", or the name of a field of the list, such as "set"; None: no groups.
-        num_worst: number of entries to return as the worst.
+        by: how to group entries: "speaker", "length", or the name of a field of the list, such as "set". None: no
+            groups.
+        num_worst: number of worst entries to return.
 
     Raises:
         CorpusError: no entry has a transcript.
@@ -242,6 +243,6 @@ def _length(duration: float) -> str:
 
 
 def _natural(name: str) -> tuple[float, str]:
-    """Return a sort key: names that begin with a number are sorted by it."""
+    """Return a sort key. Names that begin with a number are sorted by this number."""
     digits = name.split(" ", 1)[0]
     return (float(digits), name) if digits.isdigit() else (float("inf"), name)

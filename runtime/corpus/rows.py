@@ -1,4 +1,4 @@
-"""Rows of results, one per entry: making and reading them. For Parquet see `parquet`."""
+"""Rows of results, one for each entry: how to make and read them. `parquet` writes them as Parquet."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.result import Result, Transcript, WordResult
 
 _DIGITS = 4
-"""Decimals of confidences."""
+"""Number of decimals of confidences."""
 
 Row = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowMaker:
-    """Makes rows.
+    """Maker of rows of results.
 
     Attributes:
         model: fingerprint of the bundle.
         options: decoding options that differ from the defaults, as JSON.
-        is_nemo: whether rows are for NeMo's tools. They contain all fields of the list, including the transcript as
-            `text`; the recognised text is `pred_text`.
+        is_nemo: whether rows are for NeMo's tools. Such rows contain all fields of the list. The transcript is in
+            `text`, and the recognised text in `pred_text`.
     """
 
     model: str
@@ -41,7 +41,7 @@ class RowMaker:
         return cls(model=run.model, options=changed_options(run.options), is_nemo=run.list_format == "nemo")
 
     def of_transcript(self, entry: Entry, transcript: Transcript, warnings: Sequence[str] = ()) -> Row:
-        """Return the row of a recognised entry. If its audio ends early, the row has both a text and an error."""
+        """Return the row of a recognised entry. If the audio ends early, the row has both a text and an error."""
         row = self._row(
             entry,
             transcript.text,
@@ -65,7 +65,7 @@ class RowMaker:
 
 
 def options_as_json(options: DecodingOptions) -> dict[str, Any]:
-    """Return decoding options as a run records them; null means the default of the bundle."""
+    """Return decoding options as JSON, for the description of a run. null means the bundle's default."""
     model = options.language_model
     content = dataclasses.asdict(dataclasses.replace(options, language_model=None, grammar=None))
     content["grammar"] = options.grammar and options.grammar.lines
@@ -75,13 +75,16 @@ def options_as_json(options: DecodingOptions) -> dict[str, Any]:
 
 
 def changed_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a run that differ from the defaults; rows repeat only these."""
+    """Return the options that differ from the defaults. Only these are stored in rows."""
     defaults = options_as_json(DecodingOptions())
     return {name: value for name, value in options.items() if value != defaults.get(name)}
 
 
 def _rounded(item: Result | WordResult, *names: str) -> dict[str, Any]:
-    """Return fields of a segment or word, with the confidence rounded: further decimals are noise."""
+    """Return the fields `names` of a segment or word, and its confidence.
+
+    The confidence is rounded, because further decimals are noise.
+    """
     confidence = None if item.confidence is None else round(item.confidence, _DIGITS)
     return {**{name: getattr(item, name) for name in names}, "confidence": confidence}
 
@@ -92,7 +95,7 @@ def _segment(segment: Result) -> dict[str, Any]:
 
 
 def as_line(row: Row) -> bytes:
-    """Return a row as a line of JSON in UTF-8, or in ASCII with escapes if it contains invalid Unicode."""
+    """Return a row as a line of JSON in UTF-8. A row with invalid Unicode is escaped to ASCII."""
     try:
         return as_json(row, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
@@ -100,7 +103,7 @@ def as_line(row: Row) -> bytes:
 
 
 def as_json(value: Any, *, ensure_ascii: bool = True) -> str:
-    """Return a value as JSON. NaN and infinity, which JSON lacks, become null."""
+    """Return a value as JSON. NaN and infinity do not exist in JSON and become null."""
     options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "separators": (",", ":"), "allow_nan": False}
     try:
         return json.dumps(value, **options)
@@ -118,16 +121,16 @@ def _without_nan(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The content of a row, in the same form for NeMo and other lists.
+    """The content of a row, in the same form for all lists.
 
     Attributes:
         key: key of the entry.
         text: recognised text.
-        duration: seconds of audio read.
-        reference: transcript in the list.
-        speaker: speaker in the list.
-        fields: other fields of the list.
-        error: why recognition failed or ended early.
+        duration: seconds of audio that were read.
+        reference: transcript in the list; None if missing.
+        speaker: speaker in the list; None if missing.
+        fields: other fields of the list. For a NeMo list, the whole row.
+        error: why recognition failed or ended early; None without an error.
         warnings: warnings about the audio.
     """
 
@@ -142,13 +145,13 @@ class Outcome:
 
 
 def duration_of(row: Row) -> float:
-    """Return the seconds of audio that were read for a row."""
+    """Return the seconds of audio that were read, from a row."""
     duration: float = row["read_duration" if "pred_text" in row else "duration"]
     return duration
 
 
 def outcome_of(row: Row) -> Outcome:
-    """Parse a row; raise KeyError or TypeError if it is malformed."""
+    """Return the content of a row. Raise KeyError or TypeError if the row is malformed."""
     key, is_nemo = row["key"], "pred_text" in row
     reference, speaker = row.get("text" if is_nemo else "reference"), row.get("speaker")
     return Outcome(

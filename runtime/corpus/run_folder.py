@@ -5,10 +5,10 @@
     end.json                                    number of entries, written by the first process to read the whole list
     claims/                                     who works on which block (local folders only)
 
-A block is done when its file exists. Files are written atomically, so a run may be killed at any moment.
+A block is done when its file exists. Files are written atomically, so a run may be killed at any time.
 
-Claims only save work. Two processes that do the same block write the same bytes atomically, so no locks are needed.
-Where claims fail (no hard links, delayed listings), the only cost is time.
+Claims are not locks; they only avoid double work. If two processes recognise the same block, both write the same bytes
+atomically. Where claims do not work (no hard links, delayed directory listings), only time is lost.
 """
 
 from __future__ import annotations
@@ -39,27 +39,28 @@ from u2moe.runtime.validation import first_difference
 from u2moe.runtime.whole_file import probe
 
 _INFORMATION = ("u2moe", "list_path")
-"""Fields that may differ when a run continues."""
+"""Fields that may differ when a run is continued."""
 _LONGEST_VALUE = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """Everything that the results of a run depend on. A run continues only with the same description.
+    """Description of a run: everything that affects its results. Only a run with the same description can continue it.
 
     Attributes:
-        u2moe: version of u2moe that began the run.
-        list_path: path of the list when the run began.
+        u2moe: version of u2moe at the start of the run.
+        list_path: path of the list at the start of the run.
         list_format: name of the format of the list.
         list_digest: SHA-256 of the content of the list.
-        channel: channel used for every recording; None: the channel in the list, or the average.
+        channel: channel that is used for every recording. None: the channel that the list names, or the average of all
+            channels.
         model: fingerprint of the bundle.
         providers: execution providers.
-        kernels: "native" for u2moe-kernels, else "onnxruntime".
+        kernels: "native" for u2moe-kernels, otherwise "onnxruntime".
         options: decoding options, as JSON.
-        hotwords: SHA-256 of the hotwords; None: the hotwords of the bundle.
+        hotwords: SHA-256 of the hotwords. None: the hotwords of the bundle are used.
         block_size: number of entries in a block.
-        align: whether transcripts of the list are aligned.
+        align: whether transcripts are aligned with the audio. The audio is then not recognised.
     """
 
     u2moe: str
@@ -81,7 +82,7 @@ class RunDescription:
 
     @classmethod
     def from_json(cls, content: bytes, name: str) -> RunDescription:
-        """Parse the content of run.json; raise CorpusError, naming the file, if it does not describe a run."""
+        """Parse the content of run.json, a file called `name`. Raise CorpusError if it does not describe a run."""
         try:
             record = json.loads(content)
             return cls(**record | {"providers": tuple(record["providers"])})
@@ -89,7 +90,7 @@ class RunDescription:
             raise CorpusError(f"{name}: does not describe a run of this version of u2moe: {error}") from error
 
     def check(self, other: RunDescription, folder: str) -> None:
-        """Raise CorpusError if `other` differs from this description, which is that of the run in `folder`."""
+        """Raise CorpusError if `other` differs from this description of the run in `folder`."""
         ours, theirs = (json.loads(run.to_json()) for run in (self, other))
         for name, value in ours.items():
             if name not in _INFORMATION and value != theirs[name]:
@@ -128,7 +129,7 @@ class OutputFolder:
         remove_stale_parts(self.path)
 
     def description(self) -> RunDescription:
-        """Return the run of this folder; raise CorpusError if there is none."""
+        """Return the description of the run in this folder. Raise CorpusError if the folder contains none."""
         name = join(self.path, "run.json")
         content = read_bytes(name)
         if content is None:
@@ -136,19 +137,19 @@ class OutputFolder:
         return RunDescription.from_json(content, name)
 
     def finished_blocks(self) -> dict[int, int]:
-        """Return a map from the first position of each finished block to the position after its last, in order."""
+        """Return for each finished block its first position and the position after its last entry, in order."""
         return dict(found for found, _ in self._files())
 
     def write_block(self, block: Block, content: bytes) -> None:
-        """Write the results of a block; after that, the block is finished."""
+        """Write the results of a block. The block is then finished."""
         write_whole(join(self._blocks, block.file_name), content)
 
     def is_finished(self, block: Block) -> bool:
-        """Return whether a block is finished now. Another machine may have written it since `finished_blocks`."""
+        """Return whether a block is finished now. Another machine may have finished it since `finished_blocks`."""
         return exists(join(self._blocks, block.file_name))
 
     def contents(self) -> Iterator[tuple[int, str, bytes]]:
-        """Yield the first position, file and content of each finished block, in the order of the list."""
+        """Yield the first position, the file and its content for each finished block, in the order of the list."""
         for (start, _), file in self._files():
             content = read_bytes(file)
             if content is not None:
@@ -156,7 +157,7 @@ class OutputFolder:
 
     @property
     def num_utterances(self) -> int | None:
-        """Number of entries in the list; None: no process has read it completely."""
+        """Number of entries in the list. None: no process has read the whole list yet."""
         content = read_bytes(join(self.path, "end.json"))
         return None if content is None else int(json.loads(content)["num_utterances"])
 
@@ -165,18 +166,18 @@ class OutputFolder:
         write_whole(join(self.path, "end.json"), json.dumps({"num_utterances": number}).encode() + b"\n")
 
     def num_missing(self) -> int | None:
-        """Return the number of entries without results; None: unknown, see `num_utterances`."""
+        """Return the number of entries without results. None: unknown; see `num_utterances`."""
         total = self.num_utterances
         return None if total is None else total - sum(stop - start for start, stop in self.finished_blocks().items())
 
     def _files(self) -> list[tuple[tuple[int, int], str]]:
-        """Return ranges and files of the finished blocks, in order."""
+        """Return the range of positions and the file of each finished block, in order."""
         ranged = ((range_of(name), join(self._blocks, name)) for name in list_files(self._blocks))
         return sorted((found, file) for found, file in ranged if found is not None)
 
 
 LEASE_S = 600.0
-"""A claim that is not renewed for this many seconds is void."""
+"""Seconds after which a claim is void, unless it is renewed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,8 @@ class Claim:
         number: index of the block.
         host: name of the machine.
         process: id of the process.
-        started: start of the process in clock ticks since boot, which detects a reused id; None: unknown.
+        started: start of the process, in clock ticks since boot. It shows whether the process id was reused. None:
+            unknown.
         age_s: seconds since the last renewal, by the clock of the file system.
     """
 
@@ -199,7 +201,7 @@ class Claim:
 
     @property
     def is_void(self) -> bool:
-        """Whether the claim has expired, or its process ran on this machine and has ended."""
+        """Whether the claim has expired, or its process was on this machine and has ended."""
         if self.age_s > LEASE_S:
             return True
         if self.host != socket.gethostname() or os.name != "posix":
@@ -214,7 +216,7 @@ class Claim:
 
 
 class Claims:
-    """The claims of this process on blocks of a run."""
+    """The claims of this process on blocks of a run, and access to those of other processes."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
@@ -222,9 +224,9 @@ class Claims:
         self._me = {"host": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid())}
 
     def take(self, number: int) -> bool:
-        """Claim a block. Return False if another process has it and seems to be alive."""
+        """Claim a block. Return False if another process holds a claim that is not void."""
         content = json.dumps(self._me).encode()
-        with contextlib.suppress(OSError):  # claims that cannot be written do not conflict
+        with contextlib.suppress(OSError):  # if claims cannot be written, work without them
             if not write_first(str(self._path(number)), content):
                 claim = self._read(number)
                 if claim is not None and not claim.is_void:
@@ -240,19 +242,19 @@ class Claims:
                 os.utime(self._path(number))
 
     def release(self, number: int) -> None:
-        """Release a block, whether finished or not."""
+        """Release a block. It may be finished or unfinished."""
         self._own.discard(number)
         with contextlib.suppress(OSError):
             self._path(number).unlink()
 
     def close(self, finished: Container[int]) -> None:
-        """Release this process's blocks, and finished blocks whose owners were killed before releasing them."""
+        """Release the blocks of this process. Also release blocks in `finished` whose owners were killed."""
         void = [claim.number for claim in self.held() if claim.number in finished and claim.is_void]
         for number in (*self._own, *void):
             self.release(number)
 
     def held(self) -> list[Claim]:
-        """Return all claims on blocks of the run."""
+        """Return all claims on blocks of the run, including void claims."""
         try:
             numbers = sorted(int(file.name) for file in self._folder.iterdir() if file.name.isdigit())
         except OSError:
@@ -263,7 +265,7 @@ class Claims:
         return self._folder / f"{number:012}"
 
     def _read(self, number: int) -> Claim | None:
-        """Return the claim on a block; None: it was released in the meantime, or cannot be read."""
+        """Return the claim on a block. None: it was released meanwhile, or cannot be read."""
         try:
             owner = json.loads(self._path(number).read_bytes())
             age_s = probe(self._folder) - self._path(number).stat().st_mtime

@@ -1,4 +1,4 @@
-"""Runs over a corpus: worker processes recognise the blocks that are missing in the folder of results."""
+"""Runs over a corpus. Worker processes recognise the blocks that are missing in the folder of results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CorpusOptions:
 
     Attributes:
         list_options: how to interpret the entries of the list.
-        block_size: number of entries per block; a killed process loses its block.
+        block_size: number of entries per block. A killed process loses the results of its unfinished block.
         shard: which blocks to recognise.
         num_workers: number of processes. None: one per available core.
         retry_failed: repeat blocks with failed entries.
@@ -50,16 +50,17 @@ class RunProgress:
     """The progress of a run.
 
     Attributes:
-        total: number of entries in the list, if known before it is read.
+        total: number of entries in the list; None while it is unknown.
         num_before: number of entries that already had results.
-        num_done: number of entries in blocks that this call has finished.
-        num_failed: number of these with an error.
-        num_warned: number of these with warnings about their audio.
-        num_elsewhere: number of entries that other processes were working on when this one had nothing left to do.
+        num_done: number of entries in the blocks that this call has finished.
+        num_failed: number of entries among `num_done` that have an error.
+        num_warned: number of entries among `num_done` that have warnings about their audio.
+        num_elsewhere: number of entries in blocks of other processes, counted when this process had no more blocks to
+            claim.
         num_deaths: number of workers that died and were replaced.
-        num_recognized: number of entries that this call has recognised, including those of unfinished blocks.
-        seconds: seconds of audio in those entries.
-        elapsed_s: seconds since the workers began.
+        num_recognized: number of entries that this call has recognised, including those in unfinished blocks.
+        seconds: seconds of audio in the recognised entries.
+        elapsed_s: seconds since the workers started.
     """
 
     total: int | None = None
@@ -82,13 +83,13 @@ def run_corpus(
     *,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
 ) -> RunProgress:
-    """Recognise the missing entries of a corpus. Each entry gets exactly one row, even if runs are interrupted.
+    """Recognise the missing entries of a corpus. Each entry gets exactly one row, even if a run is interrupted.
 
-    Entries that cannot be recognised become rows with an `error`. They do not stop the run.
+    Entries that cannot be recognised get a row with an `error`, and the run continues.
 
     Args:
-        list_path: a list of any supported format, a folder or a URL.
-        output: folder of the results, or a URL; see `OutputFolder`. Any number of machines may share one.
+        list_path: a folder or URL, or a list in any supported format.
+        output: folder or URL for the results; see `OutputFolder`. Any number of machines may share it.
         model: the model; None: the demo model.
         options: how to read, divide and write the corpus.
         on_progress: called about once a second.
@@ -109,7 +110,7 @@ def run_corpus(
 
 
 class Workers(Protocol):
-    """Processors of blocks: a `WorkerPool`, or actors on a cluster.
+    """Processors of blocks: a `WorkerPool`, or the actors on a cluster.
 
     Attributes:
         num_deaths: number of workers that died and were replaced.
@@ -118,16 +119,16 @@ class Workers(Protocol):
     num_deaths: int
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
-        """Process all blocks: yield each when it is done, and None about once a second."""
+        """Process all blocks. Yield each finished block, and None about once a second."""
 
     def in_progress(self) -> tuple[int, float]:
-        """Return the number of entries and the seconds of audio recognised in unfinished blocks."""
+        """Return the number of entries, and the seconds of audio, already recognised in unfinished blocks."""
 
 
 class CorpusRun:
-    """The work of one call on a run: begins a run, or continues the one in the folder.
+    """The part of a run that one call does, such as `run_corpus`. The call begins a run, or continues one.
 
-    For arguments and errors see `run_corpus`. `close` releases unfinished blocks.
+    For arguments and errors, see `run_corpus`. `close` releases unfinished blocks.
 
     Attributes:
         description: description of the run.
@@ -174,7 +175,7 @@ class CorpusRun:
         self._num_taken = 0
 
     def work(self, workers: Workers, on_progress: Callable[[RunProgress], object]) -> None:
-        """Process the list until the only blocks left are those that other processes are working on."""
+        """Process blocks until all are finished or in progress in other processes."""
         progress = self.progress
         while True:
             self._num_taken = progress.num_before = progress.num_elsewhere = 0
@@ -199,7 +200,7 @@ class CorpusRun:
             self._claims.close({start // self.description.block_size for start in self._finished | self._own})
 
     def _missing(self) -> Iterator[Block]:
-        """Yield the missing blocks in order, and claim each. Reads the list completely."""
+        """Claim and yield the missing blocks in order. The list is read to its end."""
         position = 0
         run = self.description
         entries = read_utterances(run.list_path, file_format=run.list_format, options=self._options.list_options)

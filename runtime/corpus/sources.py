@@ -1,4 +1,4 @@
-"""The audio of entries, from files, URLs, tar archives and commands."""
+"""Reading the audio of entries from files, URLs, tar archives and commands."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 _LONGEST_COMPLAINT = 200
 _MOST_BYTES = 4 << 30
-"""Largest recording that is copied into memory. Larger ones must be local files."""
+"""Maximum bytes of a recording that is copied into memory. A larger recording must be a local file."""
 LONGEST_COMMAND_S = 600.0
-"""Timeout of a command in seconds: one that hangs must not stop the run."""
+"""Timeout of a command in seconds. A command that hangs must not stop the run."""
 
 
 class Sources:
-    """Reads the audio of entries. Close it, or use it in a `with` block.
+    """Reader of the audio of entries. Close it, or use it in a `with` block.
 
-    It caches the last recording, since the next entry may be another part of it. It also keeps one archive open, to
-    read a compressed archive in one pass.
+    It caches the last recording, because the next entry may be another part of the same recording. It also keeps one
+    archive open, so that a compressed archive is decompressed only once.
     """
 
     def __init__(self) -> None:
@@ -49,18 +49,19 @@ class Sources:
         self._opened.close()
 
     def read_blocks(self, entry: Entry, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield samples of an entry at `sample_rate`, one channel, float32, in buffers of about ten seconds.
+        """Yield the samples of an entry in buffers of about ten seconds: one channel, float32, at `sample_rate`.
 
         Raises:
-            AudioError: the audio cannot be read, or ends early. In the second case, raised after the last samples.
+            AudioError: the audio cannot be read, or ends early. If it ends early, the error is raised after the last
+                samples.
         """
         yield from read_blocks(self.open(entry), sample_rate, channel=entry.channel, start=entry.start, end=entry.end)
 
     def open(self, entry: Entry) -> str | SoundBytes:
-        """Return the audio file of an entry: a path, or its bytes.
+        """Return the audio file of an entry, as a path or as bytes.
 
         Raises:
-            AudioError: the audio cannot be read; the message names it.
+            AudioError: the audio cannot be read. The message names it.
         """
         source = entry.source
         if isinstance(source, Unreadable):
@@ -74,7 +75,7 @@ class Sources:
                 self._fetched = (source, self._fetch(source))
             except AudioError:
                 raise
-            except Exception as error:  # fsspec's file systems raise their own errors
+            except Exception as error:  # fsspec's file systems raise errors of their own
                 raise AudioError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
         return SoundBytes(self._fetched[1], str(source))
 
@@ -90,7 +91,7 @@ class Sources:
 
     def _member(self, member: TarMember) -> bytes:
         if self._archive != member.archive or self._stream is None:
-            self._stream = None  # also if the next archive cannot be opened
+            self._stream = None  # stays None if the next archive cannot be opened
             self._opened.close()
             self._stream = self._opened.enter_context(open_decompressed(member.archive))
             self._archive = member.archive
@@ -109,7 +110,7 @@ def _bounded(content: bytes, source: object) -> bytes:
 
 
 def _output_of(command: str) -> bytes:
-    """Run a shell command and return its standard output."""
+    """Run a shell command, and return its standard output."""
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(  # noqa: S602 - the caller allowed the commands of this list
@@ -141,7 +142,7 @@ def _output_of(command: str) -> bytes:
 
 
 def _kill_all(run: subprocess.Popen[bytes]) -> None:
-    """Kill a shell and everything that it started, which would otherwise keep its output open."""
+    """Kill a shell and all processes that it started. They would otherwise keep its output open."""
     if hasattr(os, "killpg"):
         os.killpg(run.pid, signal.SIGKILL)
     else:

@@ -1,4 +1,4 @@
-"""Access to files by path (standard library) or URL (fsspec, if installed)."""
+"""Access to files by path (with the standard library) or by URL (with fsspec, if installed)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def is_url(path: str) -> bool:
-    """Return whether fsspec must open the path, such as "s3://bucket/name"."""
+    """Return whether the path is a URL for fsspec, such as "s3://bucket/name"."""
     return "://" in path
 
 
 def resolve(path: str, folder: str) -> str:
-    """Resolve a path relative to `folder`, unless it is absolute or a URL."""
+    """Return a path relative to `folder` as a full path. An absolute path or a URL is returned unchanged."""
     return path if is_url(path) or os.path.isabs(path) else join(folder, path)  # noqa: PTH117 - a URL is not a Path
 
 
 def join(folder: str, name: str) -> str:
-    """Join a folder or URL with a relative path."""
+    """Return a relative path joined to a folder or URL."""
     return posixpath.join(folder, name) if is_url(folder) else os.path.join(folder, name)  # noqa: PTH118
 
 
@@ -48,7 +48,7 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
 
     Raises:
         OSError: the file cannot be opened.
-        CorpusError: the path is a URL, and fsspec or its backend for this kind of URL is not installed.
+        CorpusError: the path is a URL, but fsspec or its backend for this kind of URL is not installed.
     """
     if is_url(path):
         filesystem, name = filesystem_of(path)
@@ -61,13 +61,13 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def open_decompressed(path: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading, decompressed if it is gzip; errors as for `open_binary`."""
+    """Open a file for reading, and decompress it if it is gzip. Errors are those of `open_binary`."""
     with open_binary(path) as stream:
         yield decompressed(stream)
 
 
 def size_of(path: str) -> int:
-    """Return the size of a file in bytes; raise OSError if it does not exist."""
+    """Return the size of a file in bytes. Raise OSError if the file does not exist."""
     if is_url(path):
         filesystem, name = filesystem_of(path)
         return int(filesystem.size(name))
@@ -75,7 +75,7 @@ def size_of(path: str) -> int:
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, and the name of the file in it.
+    """Return the fsspec file system for a URL, and the name of the file in it.
 
     Raises:
         CorpusError: fsspec or its backend for this kind of URL is not installed, or the kind is unknown.
@@ -92,7 +92,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 
 
 def read_bytes(path: str) -> bytes | None:
-    """Return the content of a file, or None if it does not exist."""
+    """Return the content of a file; None if the file does not exist."""
     try:
         with open_binary(path) as stream:
             return stream.read()
@@ -109,7 +109,10 @@ def exists(path: str) -> bool:
 
 
 def list_files(folder: str) -> list[str]:
-    """Return the relative paths of all files below a folder, except hidden ones. A missing folder has none."""
+    """Return the relative paths of all files below a folder.
+
+    A missing folder has no files. Local hidden files are omitted.
+    """
     if is_url(folder):
         filesystem, name = filesystem_of(folder)
         filesystem.invalidate_cache()
@@ -128,9 +131,9 @@ def list_files(folder: str) -> list[str]:
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """Write a file atomically, replacing an existing one. Missing folders are created.
+    """Write a file atomically, and replace an existing file. Missing folders are created.
 
-    Object stores write objects atomically.
+    On object stores, every write is atomic.
 
     Raises:
         OSError: the file cannot be written.
@@ -145,10 +148,9 @@ def write_whole(path: str, content: bytes) -> None:
 
 
 def write_first(path: str, content: bytes) -> bool:
-    """Write a file like `write_whole` unless it exists; return whether it was written.
+    """Write a file like `write_whole`, unless it exists. Return whether it was written.
 
-    Of several processes that try at the same time, one succeeds. On object stores this is not atomic: two processes may
-    both succeed.
+    If several processes try at the same time, one succeeds. On object stores, two processes may both succeed.
     """
     if is_url(path):
         if exists(path):
@@ -160,6 +162,6 @@ def write_first(path: str, content: bytes) -> bool:
 
 
 def remove_stale_parts(folder: str) -> None:
-    """Remove temporary files of killed writers below a folder; see `whole_file`."""
+    """Remove temporary files that killed processes left below a folder; see `whole_file`."""
     for place, _, _ in os.walk(folder) if not is_url(folder) else ():
         whole_file.remove_stale_parts(Path(place))

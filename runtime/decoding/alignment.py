@@ -27,8 +27,8 @@ class AlignedToken:
         token: token id.
         start: first encoder frame of the token.
         end: encoder frame after its last one.
-        peak: first frame at which it is most probable.
-        confidence: its probability at the peak.
+        peak: frame at which the token is most probable; the first if there are several.
+        confidence: probability of the token at the peak.
     """
 
     token: int
@@ -39,15 +39,15 @@ class AlignedToken:
 
 
 class Aligner:
-    """Finds the most probable CTC alignment of tokens with log-probabilities that arrive in parts of any length.
+    """Finds the most probable CTC alignment of a token sequence. Log-probabilities may arrive in parts of any length.
 
-    The search is exact (Viterbi) for recordings of any length, in time * len(tokens) steps. It stores only the
-    log-probabilities of these tokens and the scores of every 2048th frame, and traces paths back block by block. Data
-    beyond 64 MB is in a temporary file. Of equally probable alignments, it chooses the one that advances last.
+    The search is exact (Viterbi), even for long recordings. Its time grows with the product of frames and tokens.
+    It stores only the log-probabilities of these tokens and the scores of every 2048th frame. Data beyond 64 MB goes to
+    a temporary file.
 
     Attributes:
         num_frames: number of frames so far.
-        num_needed: minimum number of frames of an alignment: one for each token, and one between equal tokens.
+        num_needed: minimum number of frames of an alignment: one for each token, and a blank between equal neighbours.
 
     Args:
         tokens: token ids, none of them blank.
@@ -109,13 +109,13 @@ class Aligner:
         return aligned
 
     def _search(self, frames: npt.NDArray[np.float32]) -> None:
-        """Advance the scores over a block of frames [time, kept], and store the frames and the scores before them."""
+        """Store the scores and a block of frames [time, kept]; then advance the scores over the block."""
         for part in (self._blanks, self._ends, np.ascontiguousarray(frames, np.float32)):
             self._blocks.write(part.tobytes())
         _viterbi(self._blanks, self._ends, frames.astype(np.float64), self._columns, self._skip)
 
     def _trace(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Trace the best path from its end: the state and its log-probability in each frame [time]."""
+        """Trace the best path back; return its state and log-probability in each frame, both [time]."""
         num_tokens, num_kept = len(self._tokens), len(self._kept)
         path, found = np.empty(self.num_frames, np.int64), np.empty(self.num_frames, np.float32)
         state = 2 * num_tokens - 1 if self._ends[-1] >= self._blanks[-1] else 2 * num_tokens
@@ -127,7 +127,7 @@ class Aligner:
             self._blocks.seek(number * block_size)
             scores = np.frombuffer(self._blocks.read(scores_len))
             frames = np.frombuffer(self._blocks.read(4 * num_frames * num_kept), np.float32).reshape(-1, num_kept)
-            # A path takes at most one token per frame, so earlier tokens do not matter.
+            # A path passes at most one token per frame, so it cannot reach earlier tokens in this block.
             first, last = max(state // 2 - num_frames, 0), min(state // 2 + 1, num_tokens)
             blanks, ends = scores[first : last + 1].copy(), scores[num_tokens + 1 :][first:last].copy()
             columns, skip = self._columns[first:last], self._skip[first:last].copy()
@@ -152,7 +152,9 @@ def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int 
 def find_cut(
     vocabulary: Vocabulary, tokens: Sequence[int], log_probs: npt.NDArray[np.float32], blank: int = 0
 ) -> int | None:
-    """Find where to cut an utterance that continues: in the longest pause between two words of its second half.
+    """Find where to cut an utterance: in the longest pause between two words in its second half.
+
+    Without such a pause, the cut is in the last pause.
 
     Args:
         vocabulary: groups tokens into words.
@@ -161,8 +163,7 @@ def find_cut(
         blank: id of the blank token.
 
     Returns:
-        Number of frames before the cut, which splits no word of the most probable alignment. None if there are fewer
-        than two words.
+        Number of frames before the cut. None if there are fewer than two words, or if no alignment is possible.
     """
     words = vocabulary.words(tokens)
     aligned = align(log_probs, tokens, blank)
@@ -184,12 +185,12 @@ def _viterbi(
     skip: npt.NDArray[np.float64],
     steps: npt.NDArray[np.int8] | None = None,
 ) -> None:
-    """Advance scores of paths over `frames` [time, kept], in place. `columns` are the columns of the tokens.
+    """Advance the scores `blanks` and `ends` over `frames` [time, kept], in place.
 
     `blanks` are scores of paths that end in the blank before each token or after the last one. `ends` are scores of
-    paths that end in a token. `skip` is 0 for tokens that may follow the previous token without a blank between them,
-    and -inf for the others. States are blank, token, blank, .... `steps` [time, 2 * tokens + 1] gets the number of
-    states by which the best path to each state advances.
+    paths that end in a token. `columns` are the columns of the tokens in `frames`. `skip` is 0 for a token that may
+    follow the previous token without a blank, else -inf. States alternate between blank and token.
+    `steps` [time, 2 * tokens + 1] receives the number of states by which the best path to each state advances.
     """
     before = np.full(len(ends), -np.inf)
     for number, frame in enumerate(frames):

@@ -2,8 +2,8 @@
 
 Prefixes are ranked by the log-probability of their alignments, plus the score of the language model, if any.
 
-The results equal WeNet's (`wenet/transformer/search.py`), including its quirks. Times are the peaks of the best
-(Viterbi) alignment, not of the sum. The Viterbi score of an alignment that ends in blank is overwritten each frame.
+The results equal WeNet's (`wenet/transformer/search.py`). Times are the peaks of the single best (Viterbi) alignment.
+As in WeNet, each frame overwrites the Viterbi score of the alignment that ends in blank.
 """
 
 from __future__ import annotations
@@ -19,29 +19,28 @@ from u2moe.runtime.decoding.phrases import REST_COST, PhraseGraph, PhraseState
 
 _NEVER = -math.inf
 _SURE, _SURE_AFTER = 0.99, 4
-"""A phrase is decided on if it has this share (first value) of the probability of all phrases and half of that of the
-whole beam, and if more than this number of frames (second value) have passed since its last peak."""
+"""Conditions of `BeamSearch.decide`. A phrase needs the share `_SURE` of the probability of all phrases, and half of
+the probability of the beam. More than `_SURE_AFTER` frames must have passed since its last peak."""
 
 _Times = tuple["_Times", int, float] | None
-"""Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token to the first. Prefixes with
-a common beginning share the rest of the list."""
+"""Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token to the first. Prefixes that
+begin alike share nodes."""
 
 
 _Candidate = tuple[float, int, int, int]
-"""A candidate for the beam: negative rank, order, index of the prefix, rank of the token that extends it.
+"""A candidate for the beam: negative `Beam.rank`, order, index of the prefix, place of the new token in the frame.
 
-The rank of the token is -1 if the prefix stays. The order is the point at which WeNet meets the candidate first; it
-breaks ties.
+The place is -1 if the prefix gets no new token. Ties are broken by the order in which WeNet meets the candidates.
 """
 
 
 class Prefix:
     """A token sequence as a node of a tree. Equal sequences share a node while any beam needs it.
 
-    `state` is the hotword state, `earned` the bonus of complete hotwords, and `bonus` the bonus for ranking, which
-    includes the share of an incomplete hotword. For the language model, the same three are `language`, `spoken` (score
-    of complete words) and `language_score`. `extra` is the search's addition to the log-probability of the alignments.
-    `phrase` is the state of the grammar.
+    For hotwords, `state` is the state of the automaton and `earned` the bonus of complete hotwords. `bonus` also
+    includes the share of an incomplete hotword. For the language model, `language` is the state and `spoken` the score
+    of complete words. `language_score` also includes the best completion of the last word. `phrase` is the state of the
+    grammar. `extra` is added to the log-probability of the alignments when prefixes are ranked.
     """
 
     __slots__ = (
@@ -59,7 +58,7 @@ class Prefix:
         self.earned = self.bonus = self.spoken = self.language_score = self.extra = 0.0
 
     def tokens(self, begin: int = 0) -> list[int]:
-        """Return the token ids, from position `begin`."""
+        """Return the token ids from position `begin` on."""
         result = []
         node = self
         while node.parent is not None and node.depth > begin:
@@ -78,9 +77,10 @@ class Prefix:
 class Beam:
     """A prefix and the log-probability of its alignments with the frames so far.
 
-    `blank` sums the alignments that end in blank, `token` those that end in the last token, and `total` both. `rank` is
-    the total plus the prefix's `extra`. `best_blank` and `best_token` are scores of the best single alignment of either
-    kind, `blank_times` and `token_times` its peaks. `best` and `times` belong to the better of the two.
+    `blank` is the log-probability of all alignments that end in blank, `token` that of alignments that end in the last
+    token, and `total` that of both kinds. `rank` is the total plus the prefix's `extra`. `best_blank` and `best_token`
+    are the scores of the best single alignment of each kind, and `blank_times` and `token_times` are its peaks. `best`
+    and `times` belong to the better alignment.
     """
 
     __slots__ = (
@@ -105,7 +105,7 @@ class Beam:
         self.token_times = None
 
     def earliest_peak(self, number: int) -> float:
-        """Return the earliest frame at which token `number` peaks in the alignments; infinite if there is none."""
+        """Return the earliest frame at which token `number` peaks; infinite if it peaks in no best alignment."""
         earliest = math.inf
         for times in (self.blank_times, self.token_times):
             node = times
@@ -129,11 +129,10 @@ class Beam:
 class BeamSearch:
     """Keeps the best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two of these.
 
-    The work per frame depends on the number of likely tokens. Extensions of a prefix are tried in order of probability,
-    until one cannot be among the best candidates found so far, which include the prefixes without an extension. In most
-    frames of speech, blank is so probable that no extension is tried. The result equals that of a full search, because
-    this test allows for the most that the language model can add to an extension (`Fusion.losses`), and for the most
-    that hotwords can add, if they affect the ranking (`ContextGraph.most_gain`).
+    Extensions of a prefix are tried in order of probability, until one cannot be among the `beam_size` best candidates.
+    Prefixes without an extension are candidates too. In most frames of speech, blank is so probable that no extension
+    is tried. The result equals that of a full search, because the test allows for the most that the language model
+    (`Fusion.losses`) and hotwords (`ContextGraph.most_gain`) can add to an extension.
 
     Attributes:
         beams: the best prefixes, best first.
@@ -169,9 +168,9 @@ class BeamSearch:
         self._prefixes: weakref.WeakValueDictionary[tuple[Prefix, int], Prefix] = weakref.WeakValueDictionary()
 
     def advance(self, tokens: list[int], scores: list[float], rest_start: float = _NEVER) -> None:
-        """Process a frame: its most probable tokens and their log-probabilities, in descending order.
+        """Process a frame, given its most probable tokens and their log-probabilities in descending order.
 
-        `rest_start` is the log-probability of the grammar's `rest` at the beginning of a word.
+        `rest_start` is the log-probability of a `rest` token of the grammar that begins a word.
         """
         self._rest_start = rest_start
         beams = self.beams
@@ -213,7 +212,7 @@ class BeamSearch:
         self.num_frames += 1
 
     def extension(self, prefix: Prefix, tokens: Iterable[int]) -> Prefix | None:
-        """Return the extension of a prefix by tokens; None if no beam needs it."""
+        """Return the prefix that extends `prefix` by `tokens`; None if no beam needs it."""
         node: Prefix | None = prefix
         for token in tokens:
             node = None if node is None else self._prefixes.get((node, token))
@@ -237,7 +236,7 @@ class BeamSearch:
             node, times = node.parent, times[0]
 
     def finish(self) -> None:
-        """Finish: keep only earned bonuses, score the last words by the language model, drop incomplete phrases."""
+        """End the input: drop the bonuses of incomplete hotwords, score last words, drop incomplete phrases."""
         if self._grammar is not None:
             self.beams = [beam for beam in self.beams if beam.prefix.phrase and beam.prefix.phrase.accepts]
         for beam in self.beams:
@@ -250,9 +249,10 @@ class BeamSearch:
     def _extensions(
         self, kept: list[_Candidate], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
     ) -> list[_Candidate]:
-        """Return the extensions that may be among the `beam_size` best, together with the prefixes that stay.
+        """Return the extensions that may be among the `beam_size` best candidates.
 
-        `merged` contains extensions (index of prefix, rank of token) whose result is a prefix that stays.
+        `kept` are the candidates without an extension. `merged` contains extensions (index of prefix, place of token)
+        that lead to a prefix in the beam; these are left out.
         """
         fusion, follow = self.fusion, None if self._grammar is None else self._grammar.advance
         # The scores of the best candidates so far, as a heap. A candidate below the lowest of them cannot be among the
@@ -294,9 +294,9 @@ class BeamSearch:
         return candidates
 
     def _stay(self, index: int, parent: int | None, score: float, blank_score: float) -> Beam:
-        """Return prefix `index` after a frame whose likely tokens include its last token, with log-probability `score`.
+        """Return the beam of prefix `index` after a frame in which its last token has log-probability `score`.
 
-        Its alignments add blank, repeat that token, or extend the alignments of its `parent`, if that is in the beam.
+        Each alignment adds blank, repeats that token or, if `parent` is in the beam, extends an alignment of `parent`.
         """
         old = self.beams[index]
         new = Beam(old.prefix)
@@ -324,7 +324,7 @@ class BeamSearch:
         return new
 
     def _grown(self, index: int, token: int, score: float, rank: float) -> Beam:
-        """Return prefix `index` extended by a token."""
+        """Return the beam of prefix `index` extended by a token."""
         parent = self.beams[index]
         new = Beam(self._prefix(parent.prefix, token))
         self._grow(new, parent, score)
@@ -350,7 +350,7 @@ class BeamSearch:
         return (score if prefix.phrase and prefix.phrase.is_apart else self._rest_start) - REST_COST
 
     def _bonus(self, prefix: Prefix, token: int) -> float:
-        """Return the hotword bonus in the rank of a prefix extended by a token."""
+        """Return the hotword bonus that ranks a prefix extended by a token."""
         if self._ranking is None:
             return 0.0
         state, earned = self._ranking.advance(prefix.state, token)

@@ -1,4 +1,4 @@
-"""Commitment: finds the tokens that no later frame can change.
+"""Finds the tokens of a beam search that no later frame can change.
 
 These are the tokens shared by all hypotheses that may still become the best. In clear speech, a beam fills with
 variants of past words: its hypotheses share hardly any tokens, but most of them are already beaten.
@@ -22,11 +22,11 @@ from operator import itemgetter
 from u2moe.runtime.decoding.beam_search import Beam, BeamSearch, Prefix
 
 _ROUNDING = 1e-6
-"""How much better the winner must be: far more than accumulated rounding errors."""
+"""Margin by which the winner must be better, far larger than accumulated rounding errors."""
 
 
 class Commitment:
-    """The committed tokens of a beam search: the best hypothesis begins with them from now on."""
+    """The committed tokens of a beam search. From now on, the best hypothesis begins with these tokens."""
 
     def __init__(self, search: BeamSearch) -> None:
         self._search = search
@@ -46,13 +46,13 @@ class Commitment:
         self._last = self._search.extension(self._last, tokens) or self._last
 
     def next_peak(self) -> float:
-        """Return the earliest frame at which a token may peak after the committed ones; infinite if there is none."""
+        """Return the earliest peak of a token after the committed ones; infinite if there is none."""
         return min((beam.earliest_peak(self.num_tokens) for beam in self._live()), default=math.inf)
 
     def num_settled(self, tokens: Sequence[int], word_starts: bytes) -> float:
-        """Return how many tokens of the best hypothesis after the committed ones can also be committed.
+        """Return how many of `tokens` can be committed. In the best hypothesis, they follow the committed tokens.
 
-        The number ends in .5 if a word begins after them, whichever token follows.
+        The number ends in .5 if a word is sure to begin after these tokens.
         """
         live = sorted(self._shared(tokens, word_starts), key=itemgetter(0))
         beams = {beam.prefix: beam for beam in self._search.beams}
@@ -91,7 +91,10 @@ class Commitment:
         return [beam for beam in self._search.beams if self.holds_for(beam.prefix)]
 
     def _beats(self, rival: Beam, line: Sequence[Beam], beams: Mapping[Prefix, Beam]) -> bool:
-        """Return whether `rival` beats the first beam of `line`, and its extensions beat the other beams."""
+        """Return whether `rival` beats every beam of `line`.
+
+        Against a later beam, `rival` is extended by the tokens that this beam has after the first beam.
+        """
         better: Prefix | None = rival.prefix
         depth = line[0].prefix.depth
         for beam in line:

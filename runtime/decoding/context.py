@@ -1,11 +1,12 @@
 """Hotwords: phrases that a search prefers, as an Aho-Corasick automaton over text.
 
 The automaton reads characters; a token advances it by the characters of its symbol. It therefore finds a phrase in any
-tokenization (▁CAT, ▁C AT or ▁ C A T). A bundle does not state how its training text was tokenized. The bonus
-depends only on the text. Transitions are cached by state and token, so a search needs one look-up per token.
+tokenization (▁CAT, ▁C AT or ▁ C A T). This matters because a bundle does not state how its training text was
+tokenized. The bonus depends only on the text. Transitions are cached by state and token, so a search needs one look-up
+per token.
 
 Text and phrases are words with boundaries on both sides ("▁NEW▁YORK▁"): CAT is not found in CATS or BOBCAT. In scripts
-without spaces, and in Korean, whose words have endings, each character counts as a word and is found anywhere.
+without spaces, and in Korean, whose words have endings, each character counts as a word.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ Hotwords = Iterable[str | tuple[str, float]] | Mapping[str, float]
 """Phrases with or without weights, or a mapping from phrases to weights."""
 
 DEFAULT_WEIGHT = 1.5
-"""Bonus per token of a hotword without a weight, as a log-probability."""
+"""Weight of a hotword that is given without one: a log-probability per token."""
 MOST_WEIGHT = 100.0
-"""Largest weight: a token of such a phrase beats any other possible token."""
+"""Largest weight. A token of a phrase with this weight beats any other token."""
 LONGEST_PHRASE = 200
 """Longest phrase in characters, which bounds memory and time."""
 
@@ -36,9 +37,8 @@ class ContextGraph:
     """The bonus that hotwords add to the score of a hypothesis.
 
     A finished hypothesis earns the bonus of a phrase for every occurrence in its words, and nothing for incomplete
-    phrases. A growing hypothesis also has a `partial` bonus: a share for the phrase that it may be about to complete,
-    in proportion to the characters matched so far. The share is recomputed for each state, so it is lost if the match
-    ends.
+    phrases. A growing hypothesis also has a `partial` bonus for a phrase at its end that is still incomplete. It is a
+    share of the phrase's bonus, in proportion to the characters matched so far, and is lost if the match ends.
 
     The bonus of a phrase is its weight times the number of tokens in its shortest tokenization. Weights are therefore
     comparable with WeNet's context score and sherpa-onnx's hotwords score.
@@ -47,7 +47,7 @@ class ContextGraph:
         start: state of an empty hypothesis.
         hotwords: the phrases and their weights.
         symbols: symbols of the vocabulary.
-        most_gain: upper bound of what a token adds to the bonus of a growing hypothesis, including its share.
+        most_gain: upper bound of what a token adds to the bonus of a growing hypothesis, including `partial`.
 
     Args:
         hotwords: phrases, with or without a weight above 0 and at most 100. If a phrase occurs twice, the larger weight
@@ -55,8 +55,8 @@ class ContextGraph:
         vocabulary: vocabulary of the model.
 
     Raises:
-        ValueError: the list is empty, a hotword is empty, a weight is out of range, or the vocabulary has some
-            character in neither upper nor lower case.
+        ValueError: the list is empty, a hotword is empty, a weight is out of range, or the vocabulary lacks a
+            character in both upper and lower case.
     """
 
     def __init__(self, hotwords: Hotwords, vocabulary: Vocabulary) -> None:
@@ -76,8 +76,8 @@ class ContextGraph:
             for following in arcs.values()
         )
         self.most_gain = step * max(map(len, self._spellings)) + _ROUNDING
-        # All phrases begin with a boundary. Directly after a boundary, and only then, the last character on the path to
-        # the state is a boundary.
+        # All phrases begin with a boundary. Therefore, `_after_boundary` is True for a state if and only if the last
+        # character was a boundary.
         self.start = self._next[0][WORD_BOUNDARY]
         self._after_boundary = [False] * len(self._next)
         for arcs in self._next:
@@ -148,7 +148,7 @@ class ContextGraph:
     def _link(self) -> list[int]:
         """Compute failure links: for each state, the longest proper suffix that begins a phrase.
 
-        Each state also inherits the bonuses that its suffixes complete, and their partial share if it is larger.
+        Each state also inherits the completed bonuses of its suffixes, and their partial share if that is larger.
         """
         fail = [0] * len(self._next)
         queue = deque(self._next[0].values())
@@ -217,7 +217,7 @@ def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
 
 
 def _bonuses(hotwords: Iterable[tuple[str, float]], vocabulary: Vocabulary) -> dict[tuple[str, ...], float]:
-    """Return the bonus of each phrase, which is a tuple of its words in the characters of the vocabulary."""
+    """Return bonuses by phrase. A phrase is a tuple of words in the letter case of the vocabulary."""
     spelling = Spelling(vocabulary)
     bonuses: dict[tuple[str, ...], float] = {}
     for phrase, weight in hotwords:

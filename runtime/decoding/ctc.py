@@ -1,4 +1,4 @@
-"""CTC searches over log-probabilities, whole or frame by frame: greedy search and prefix beam search.
+"""CTC searches over log-probabilities: greedy search and prefix beam search.
 
 Prefix beam search supports hotwords, a language model and a grammar. The beam itself is in `beam_search`.
 """
@@ -29,10 +29,10 @@ class Hypothesis:
         score: log-probability of all alignments (prefix beam search) or the best one (greedy search), including the
             bonus of hotwords and the score of the language model.
         times: encoder frame where each token peaks (prefix beam search) or begins (greedy search).
-        context_score: bonus of hotwords in `score`.
+        context_score: part of `score` that is the bonus of hotwords.
         probabilities: CTC probability of each token at its frame in `times`.
-        language_score: score of the language model in `score`. Before `finish`, it includes the best completion of the
-            last word.
+        language_score: part of `score` that comes from the language model. Before `finish`, it includes the best
+            completion of the last word.
     """
 
     tokens: list[int]
@@ -55,8 +55,7 @@ def penalize_blank(log_probs: npt.NDArray[np.float32], penalty: float, blank: in
     """
     if penalty == 0:
         return log_probs
-    # Computed frame by frame with `math`, which calls the C library as the C++ runtime does, so that all runtimes round
-    # in the same way.
+    # `math` calls the C library, as the C++ runtime does, so that all runtimes round in the same way.
     lost = math.expm1(-penalty)
     totals = [math.log1p(lost * math.exp(min(score, 0.0))) for score in log_probs[:, blank].tolist()]
     result = log_probs - np.array(totals, np.float32)[:, np.newaxis]
@@ -87,9 +86,9 @@ def ctc_prefix_beam_search(
     grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> list[Hypothesis]:
-    """Return the most probable token sequences over all their alignments, best first.
+    """Return the most probable token sequences, best first. Their probability is the sum over all alignments.
 
-    There are at most `beam_size` of them, and with hotwords at most twice as many.
+    At most `beam_size` sequences are returned; with hotwords, at most twice as many.
 
     Args:
         log_probs: [time, vocab].
@@ -146,7 +145,7 @@ class GreedySearch:
         return self.hypotheses()[0]
 
     def settled(self, _word_starts: bytes) -> tuple[list[int], bool]:
-        """Return the tokens after the committed ones; they never change. Whether a word begins next is not known."""
+        """Return the tokens after the committed ones, and False: it is not known whether a word begins next."""
         return self._tokens[self._num_committed :], False
 
     def commit(self, tokens: Sequence[int]) -> None:
@@ -154,7 +153,7 @@ class GreedySearch:
         self._num_committed += len(tokens)
 
     def next_peak(self) -> int:
-        """Return the frame of the first token that is not committed; without one, the number of frames."""
+        """Return the frame of the first token that is not committed; if there is none, the number of frames."""
         return self._times[self._num_committed] if self._num_committed < len(self._times) else self.num_frames
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
@@ -171,14 +170,15 @@ class GreedySearch:
 class PrefixBeamSearch:
     """`ctc_prefix_beam_search` frame by frame. The split into calls does not change the result.
 
-    With a language model, prefixes are ranked by the sum of both scores.
+    The score of a language model is added to the score of the alignments.
 
-    With hotwords, two searches run in parallel. One ignores them; the other ranks prefixes by score plus bonus (WeNet's
-    second prune). The result contains all hypotheses of the first search, and those of the second that have a bonus.
-    Hotwords that no hypothesis contains therefore do not change a single bit of the result. `finish` removes the bonus
-    of incomplete phrases.
+    With hotwords, two searches run in parallel. The first ignores hotwords; the second ranks prefixes by score plus
+    bonus (WeNet's second prune). The result contains all hypotheses of the first search, and those of the second that
+    have a bonus. Hotwords that no hypothesis contains therefore do not change a single bit of the result. `finish`
+    removes the bonus of incomplete phrases.
 
-    With a grammar, only allowed hypotheses are searched. `finish` removes incomplete phrases, which may leave none.
+    With a grammar, only allowed hypotheses are searched. `finish` removes hypotheses with an incomplete phrase, so
+    there may be none.
     """
 
     def __init__(
@@ -216,8 +216,8 @@ class PrefixBeamSearch:
     def advance_by(self, tokens: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], *more: list[float]) -> None:
         """Continue the search with the most probable tokens of the next frames and their log-probabilities.
 
-        Both are [time, n], where n is the beam size, as returned by `most_probable`, after any blank penalty. `more`
-        are further arguments of `BeamSearch.advance`.
+        `tokens` and `scores` [time, n] come from `most_probable`, after any blank penalty. `more` contains the other
+        arguments of `BeamSearch.advance`, one per frame.
         """
         for frame in zip(tokens.tolist(), scores.tolist(), *more, strict=True):
             for search in self._searches:
@@ -239,7 +239,7 @@ class PrefixBeamSearch:
     def settled(self, word_starts: bytes) -> tuple[list[int], bool]:
         """Return the tokens after the committed ones that no later frame changes, and whether a word begins after them.
 
-        With a grammar, first decides on a phrase that is certain (`BeamSearch.decide`).
+        With a grammar, the search first decides on a phrase that is certain (`BeamSearch.decide`).
         """
         if self._grammar is not None:
             self._searches[0].decide()
@@ -254,14 +254,15 @@ class PrefixBeamSearch:
             each.extend(tokens)
 
     def next_peak(self) -> int:
-        """Return the earliest frame at which a token may follow the committed ones. It never decreases.
+        """Return the earliest frame at which a token may follow the committed ones.
 
-        Later frames only append tokens, move the last peak of an alignment forward, or end a hypothesis.
+        This frame never moves back: later frames only append tokens, move the last peak of an alignment forward, or end
+        a hypothesis.
         """
         return int(min(self.num_frames, *(each.next_peak() for each in self._commitments)))
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
-        """Return the prefixes so far, best first, at most `limit`."""
+        """Return at most `limit` hypotheses so far, best first."""
         return [_hypothesis(beam) for beam in self._beams()[:limit]]
 
     def _best(self) -> Beam:

@@ -1,4 +1,4 @@
-"""Endpoint detection: Kaldi's rules on the blanks of the CTC head and, with full context, pauses in the audio.
+"""Endpoint detection by Kaldi's rules for the blanks of the CTC head; with full context, also by pauses in the audio.
 
 If an utterance ends within speech, `alignment.find_cut` decides where to cut it.
 """
@@ -26,7 +26,7 @@ PAUSE = 0
 _SILENT_BEFORE_CUT_S = 0.12
 """A pause is taken for quiet speech if a token lies within this many seconds before the middle of the pause."""
 _EARLY, _LATE = 0.5, 1.5
-"""Factors for the silence that rule 2 needs: if the sentence has probably ended, and if not."""
+"""Factors for the minimum silence of rule 2: the first if the sentence has probably ended, else the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,9 @@ class Endpoint:
 class Endpointer:
     """Finds the first frame at which a rule fires. The split of frames into calls does not matter.
 
-    With `EndpointConfig.turn`, it checks whether a sentence has ended, once in each silence, as soon as the silence is
-    long enough for an early end. The probability is an average over all first-pass hypotheses, so it is high only if
-    they agree.
+    With `EndpointConfig.turn`, it checks once in each silence whether a sentence has ended. It does so when the silence
+    is long enough for an early end. The probability of an end is averaged over all first-pass hypotheses, so it is high
+    only if the hypotheses agree.
     """
 
     def __init__(self, config: EndpointConfig, frame_s: float, blank: int = 0, fusion: Fusion | None = None) -> None:
@@ -94,8 +94,8 @@ class Endpointer:
         """Continue through log-probabilities [time, vocab]; return None until a rule fires.
 
         When a rule fires, the utterance has ended: call `reset`, and pass the frames after `Endpoint.num_frames` again.
-        For `EndpointConfig.turn`, `search_to` returns the hypotheses after the first n of these frames; n increases
-        from call to call.
+        For `EndpointConfig.turn`, `search_to(n)` returns the hypotheses after the first n of the new frames. It is
+        called with increasing n.
         """
         for index, silent in enumerate((log_probs[:, self._blank] > SILENCE_LOG_PROB).tolist(), start=1):
             self._num_frames += 1
@@ -117,18 +117,18 @@ class Endpointer:
 
 
 def end_probability(hypotheses: Sequence[Hypothesis], fusion: Fusion) -> float:
-    """Return the language model's probability that a sentence ends here, over hypotheses of a beam, best first."""
+    """Return the probability that a sentence ends here, averaged over the hypotheses of a beam, best first."""
     shares = [math.exp(each.score - hypotheses[0].score) for each in hypotheses]
     ends = (share * fusion.end_probability(each.tokens) for share, each in zip(shares, hypotheses, strict=True))
     return sum(ends) / sum(shares)
 
 
 class PauseRule:
-    """With full context, ends a window of a long recording, and the utterance, in the middle of the first pause.
+    """With full context, ends a window of a long recording in the middle of its first pause. The utterance ends there.
 
-    This takes two steps, since the loudness of a window is known before it is encoded, but its tokens only afterwards.
-    `end_of_window` finds the pause, and `endpoint` confirms it unless the CTC head has found tokens there. A recording
-    that fits into one window is encoded as a whole, as in WeNet.
+    This takes two steps, because tokens are known only after a window is encoded. First, `end_of_window` finds the
+    pause by its loudness. Then, `endpoint` confirms it unless the CTC head has found tokens there. A recording that
+    fits into one window is encoded as a whole, as in WeNet.
     """
 
     def __init__(self, min_pause: float | None, frame_s: float, level_s: float) -> None:
@@ -166,7 +166,7 @@ class PauseRule:
         return int(sum(pause) / 2 / self._frame_s)
 
     def endpoint(self, num_frames: int, trailing_silence: int) -> Endpoint | None:
-        """Return the end of the utterance, if the window ends in a pause that is also silent for the CTC head.
+        """Return the end of the utterance if the window ends in a pause in which the CTC head found no tokens.
 
         Args:
             num_frames: number of encoder frames of the recording so far.

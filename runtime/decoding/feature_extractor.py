@@ -19,7 +19,7 @@ from u2moe.runtime.model.features import FeatureStream
 class FeatureExtractor:
     """Turns samples into windows of features for chunks of `chunk_size` encoder frames; None: a single window.
 
-    With `knows_last`, a window can be taken only when it is known whether it is the last; see `Windows`. Up to
+    With `knows_last`, a window can be taken only once it is known whether it is the last; see `Windows`. Up to
     `padding_s` seconds of silence are added before and after the samples; see `Padding`.
 
     Attributes:
@@ -41,7 +41,7 @@ class FeatureExtractor:
         self._front_end = manifest.features
         self._features = FeatureStream(manifest.features)
         self._windows = Windows(manifest.model, chunk_size, knows_last=knows_last)
-        self._levels = array("f")  # loudness of the frames of features from `_levels_start` on
+        self._levels = array("f")  # loudness of feature frames from number `_levels_start` on
         self._levels_start = 0
 
     def accept(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
@@ -98,7 +98,7 @@ class FeatureExtractor:
     def missing_s(self) -> float:
         """Seconds of audio still needed for the next window. The resampler may need a little more.
 
-        May be too low before the first frame, when it is unknown whether silence will be added.
+        Before the first frame, the value may be too low: it is not yet known whether silence will be added.
         """
         num_frames = self._windows.num_missing
         if num_frames <= self._features.num_ready:
@@ -118,7 +118,7 @@ class FeatureExtractor:
 
     @property
     def num_window_frames(self) -> int:
-        """Encoder frames of the last window."""
+        """Number of encoder frames of the last window."""
         return (len(self.window) - self._config.window) // self._config.subsampling_rate + 1
 
     def take_window(self) -> bool:

@@ -1,8 +1,7 @@
 """Shallow fusion: language model scores for hypotheses that grow by tokens, with look-ahead inside words.
 
-A word is scored when it ends. Until then, the hypothesis has the score of the best completion of its last word, an
-upper bound of the final score. Scores never rise, except for the word bonus, which is added when a word begins. The
-search uses this to prune.
+A word is scored when it ends. Until then, the score of its best completion counts, which is an upper bound of the final
+score. Scores never rise, except by the word bonus, which is added when a word begins. The search uses this to prune.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ class FusionState:
         history: history before the current word, a node of the model.
         begun: letters of the current word so far; empty between words.
         open: score of the best completion of the current word; 0 between words.
-        moves: cache by token of the next state and the score of the words that the token ends.
-        ended: cache of the score of the current word if it ends here, and of the next history.
-        losses: cache of `Fusion.losses`.
+        moves: cache that maps a token to the next state and the score of the words that the token ends.
+        ended: cached score of the current word if it ends here, and the next history.
+        losses: cached result of `Fusion.losses`.
     """
 
     __slots__ = ("begun", "ended", "history", "losses", "moves", "open")
@@ -58,11 +57,11 @@ class FusionState:
 class Fusion:
     """Scores the tokens of a vocabulary with a language model.
 
-    Caches a limited number of states. Thread-safe: a race only computes a state twice.
+    Caches a limited number of states. Thread-safe: at worst, two threads compute the same state.
 
     Attributes:
         start: state of an empty hypothesis.
-        gains: by token, an upper bound of what it adds to the score: the bonus of the words that it may begin.
+        gains: by token, an upper bound of what it adds to the score, namely the bonus of the words that it may begin.
         most_gain: the largest of `gains`.
         ends_word: by token, whether it ends the preceding word.
         rescoring_weight: factor of the score in the second pass.
@@ -171,9 +170,9 @@ class Fusion:
     def losses(self, state: FusionState | None) -> tuple[float, float, float]:
         """Return upper bounds of what the next token adds to the score.
 
-        The first two, at most 0, are added to the token's `gains`. The first is for tokens that continue the current
-        word. The second is for tokens that end it (`ends_word`): the word's own score then replaces the score of its
-        best completion. The third is for any token, and includes the gain.
+        The first bound is for tokens that continue the current word. The second is for tokens that end the word
+        (`ends_word`): the score of the word then replaces the score of its best completion. Both are at most 0, and
+        the token's entry in `gains` must be added. The third bound is for any token, and includes `gains`.
         """
         if state is None:
             return 0.0, 0.0, self.most_gain
@@ -221,7 +220,7 @@ class Fusion:
         return self._scale * best + self._word_bonus
 
     def _word(self, history: int, spelled: str) -> tuple[float, int]:
-        """Return the score of a word, the most probable one with this spelling, and the next history."""
+        """Return the score of the most probable word with this spelling, and the next history."""
         beginning = self._beginning(spelled)
         if beginning is None or not beginning.words:
             score, after = self._unknown(history)
@@ -264,11 +263,12 @@ class _Beginning(NamedTuple):
     """The words with a common prefix.
 
     Attributes:
-        low: id of the first word of the model.
-        high: id after the last word of the model.
-        best_alone: largest of their unigram log-probabilities.
-        words: words that equal the prefix, with log10 of their share of the probability (0 for words of the model).
-        entries: words of classes with the prefix.
+        low: id of the first such word of the model.
+        high: id after the last such word of the model.
+        best_alone: largest unigram log-probability of these words.
+        words: pairs of an id and a number. The id is that of a word that equals the prefix, or of a class that contains
+            this word. The number is log10 of the word's share of the class; 0 for words of the model.
+        entries: words of classes that begin with the prefix.
     """
 
     low: int
@@ -279,7 +279,7 @@ class _Beginning(NamedTuple):
 
 
 def _remember(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:
-    """Add to a cache, which is cleared when full."""
+    """Add to a cache; clear the cache first if it is full."""
     if len(cache) >= _MAX_STATES:
         cache.clear()
     cache[key] = value

@@ -78,7 +78,7 @@ class EncodedRecording:
         return np.take_along_axis(self.tokens, order, 1), np.take_along_axis(scores, order, 1)
 
     def token_scores(self, model: Model, hypotheses: Sequence[Sequence[int]]) -> TokenScores:
-        """Return decoder scores of hypotheses; they are cached."""
+        """Return the decoder scores of hypotheses, and cache them."""
         wanted = [tuple(tokens) for tokens in hypotheses]
         new = [tokens for tokens in dict.fromkeys(wanted) if tokens not in self._decoded]
         if new:
@@ -136,7 +136,7 @@ class EncodedRecordings:
     def texts(
         self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
     ) -> list[str]:
-        """Return the text of every recording. `decoding` None: the options given when they were encoded."""
+        """Return the text of every recording. `decoding` None: the options with which recordings were encoded."""
         vocabulary, decoding, blank = self._bundle.vocabulary, decoding or self.decoding, self._model.config.blank
         fusion = None if options is None else Fusion(options, vocabulary)
         weights = decoding.weights() if options is None else decoding.weights(options.rescoring_weight)
@@ -165,7 +165,7 @@ class EncodedRecordings:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Word errors with some weights. Empty `weights`: no language model, and the bundle's blank penalty."""
+    """Word errors with some weights. Empty `weights`: no language model, and unchanged decoding options."""
 
     weights: dict[str, float]
     num_errors: int
@@ -194,7 +194,7 @@ def tune(
         on_trial: called with each trial.
 
     Returns:
-        The best language model options, the best decoding options, and all trials. The first trial is without a
+        The best language model options, the best decoding options, and all trials. The first trial uses no
         language model.
     """
     best, own = (start, decoding or recordings.decoding), options_of(BundledOptions)
@@ -250,7 +250,7 @@ def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, *
     Args:
         folder: the bundle.
         model: the language model and its weights; None: remove the language model.
-        defaults: new defaults of `DecodingOptions`, by the names of `BundledOptions`; others are kept.
+        defaults: new defaults of `DecodingOptions`, by the names of `BundledOptions`. Other defaults are kept.
 
     Raises:
         BundleError: the folder is not a bundle, or contains other files, which would be lost.

@@ -10,7 +10,10 @@ _NUM_BLOCKS = 8
 def most_probable(
     log_probs: npt.NDArray[np.float32], num: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return at most `num` most probable tokens of each frame and their scores [time, num], best first; ties by id."""
+    """Return the most probable tokens of each frame and their scores, both [time, min(num, vocab)].
+
+    The best token comes first. Of tokens with equal scores, the lower id comes first.
+    """
     num_frames, vocab = log_probs.shape
     num = min(num, vocab)
     width = max(vocab // (_NUM_BLOCKS * num), 1)
@@ -18,8 +21,8 @@ def most_probable(
     peaks = log_probs[:, : width * num_blocks].reshape(num_frames, width, num_blocks).max(axis=1)
     if np.isnan(peaks.max()) or np.isnan(log_probs[:, width * num_blocks :]).any():
         raise ValueError("log_probs contain NaN")
-    # A peak is the highest score in a block. Each of the `num` highest peaks belongs to a different token, so at least
-    # `num` tokens, and usually few more, have a score no lower than the lowest of these peaks.
+    # A peak is the highest score in a block. The `num` highest peaks belong to different tokens, so at least `num`
+    # tokens have a score no lower than the lowest of these peaks. Usually, only a few more tokens do.
     least = np.partition(peaks, num_blocks - num, axis=1)[:, num_blocks - num, np.newaxis]
     places = np.flatnonzero(log_probs >= least)
     frames, scores = places // vocab, log_probs.reshape(-1)[places]

@@ -1,4 +1,4 @@
-"""Prefix beam search of the C++ runtime, in the library of u2moe-kernels. It equals `ctc` to the last bit."""
+"""Prefix beam search of the C++ runtime, in the library of u2moe-kernels. Its results equal those of `ctc` exactly."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class _Library:
         self.next_peak.argtypes = (_POINTER,)
 
     def call(self, name: str, *arguments: Any) -> int:
-        """Return the handle that a function returns; raise RuntimeError with the library's message on failure."""
+        """Call a function and return its handle; raise RuntimeError with the library's message on failure."""
         handle: int | None = getattr(self._functions, f"u2moe_search_{name}")(*arguments)
         if handle is None:
             raise RuntimeError(self._functions.u2moe_search_error().decode(errors="replace"))
         return handle
 
     def read(self, name: str, *arguments: Any) -> list[float]:
-        """Return the numbers that a function writes."""
+        """Call a function and return the numbers that it writes."""
         room = _ROOM
         while True:
             found = np.empty(room)
@@ -109,7 +109,7 @@ def new_search(
     grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> PrefixBeamSearch | NativeSearch:
-    """Create a prefix beam search in the library `file`, or in Python if there is none or it has no search."""
+    """Create a prefix beam search in the library `file`; in Python if `file` is None or has no search."""
     library = None if file is None else _library(file)
     if library is None:
         return PrefixBeamSearch(beam_size, blank, context, fusion, grammar=grammar, blank_penalty=blank_penalty)
@@ -150,7 +150,7 @@ class NativeSearch:
         self._library.call("finish", self._handle.value)
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
-        """Return the prefixes so far, best first, at most `limit`."""
+        """Return at most `limit` hypotheses so far, best first."""
         return _parsed(self._library.read("hypotheses", self._handle.value, _ALL if limit is None else limit))
 
     def best(self) -> Hypothesis:
@@ -197,7 +197,7 @@ _handles: weakref.WeakKeyDictionary[ContextGraph | Fusion | PhraseGraph, _Handle
 
 
 def _handle_of(library: _Library, given: ContextGraph | Fusion | PhraseGraph) -> _Handle:
-    """Return the library's object for hotwords, a language model or a grammar, made once."""
+    """Return the library's object for hotwords, a language model or a grammar, and cache it."""
     handle = _handles.get(given)
     if handle is None:
         if isinstance(given, ContextGraph):

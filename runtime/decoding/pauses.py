@@ -14,16 +14,16 @@ from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.text.vocabulary import Word
 
 _LONGEST_TOKEN_S = 1.0
-"""Longest span of a token in seconds. It extends at most half of this from its peak."""
+"""Longest span of a token in seconds. A span extends at most half of this before and after the peak."""
 _MIN_PAUSE_S = 0.08
 """Shortest pause in seconds. Shorter silences are stop consonants within words."""
 _POWER = 0.25
 _QUIETEST = 12.0
-"""Floor of the level, in nats of energy (52 dB) below the loud parts."""
+"""Lowest floor of the loudness: this many nats of energy (52 dB) below the loud parts."""
 _QUIET = 0.2
-"""Quiet is the lowest fifth of the range between the floor and the loud parts."""
+"""Frames in the lowest fifth of the range between the floor and the loud parts are quiet."""
 _MIN_BEFORE_PAUSE_S = 0.2
-"""A recording is not cut in a pause that begins earlier than this, in seconds."""
+"""Minimum seconds of audio before a pause in which a recording is cut."""
 
 Span = tuple[float, float]
 """Start and end in seconds."""
@@ -33,8 +33,8 @@ _start_of, _end_of = itemgetter(0), itemgetter(1)
 def loudness(features: npt.NDArray[np.float32], config: FeatureConfig) -> npt.NDArray[np.float32]:
     """Return the loudness [frames] of features [frames, size], on the scale of log energy.
 
-    As in Stevens' law of perceived loudness, it sums powers of the band energies. Hum, which fills few bands, counts
-    less. For MFCC it is the first coefficient, the mean of the log energies.
+    As in Stevens' law of perceived loudness, powers of the band energies are averaged. Hum, which fills few bands,
+    therefore counts less. For MFCC, the loudness is the mean log energy, computed from the first coefficient.
     """
     if config.num_ceps:
         return features[:, 0] / np.float32(math.sqrt(config.num_mel_bins))
@@ -99,14 +99,14 @@ def word_spans(
     start: int = 0,
     num_frames: int,
 ) -> list[Span]:
-    """Return start and end of each word in seconds, rounded to milliseconds: from its tokens, but moved to pauses.
+    """Return start and end of each word in seconds, rounded to milliseconds, with boundaries moved to pauses.
 
     Args:
         words: tokens of each word.
         times: encoder frames at which the tokens peak.
         frame_s: seconds per encoder frame.
-        pauses: pauses in order, on the clock of the result.
-        start: frame from which `times` count, on that clock.
+        pauses: pauses in order, in seconds from the same origin as the result.
+        start: encoder frame at which `times` begin, counted from that origin.
         num_frames: number of frames from `start` to the end of the audio.
     """
     begin, spans = start * frame_s, token_spans(times, frame_s, num_frames * frame_s)
@@ -124,7 +124,7 @@ def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence
     Args:
         words: start and end of each word, in order.
         peaks: peaks of the first and last token of each word.
-        pauses: pauses in order, on the same clock.
+        pauses: pauses in order.
     """
     starts, ends = [start for start, _ in words], [end for _, end in words]
     for place in range(len(words) + 1):

@@ -1,10 +1,10 @@
-"""A grammar for the search: the tokens that may follow, as an automaton over characters.
+"""An automaton over characters that restricts a search to the phrases of a grammar.
 
 As with hotwords, a token advances the automaton by the characters of its symbol. A phrase is therefore allowed in any
 tokenization. This matters, since a bundle does not state how its training text was tokenized, and a model may tokenize
 a word in several ways.
 
-States are made deterministic when a search reaches them. Phrases share the states of their common beginning.
+Deterministic states are built when a search reaches them. Phrases that begin alike share states.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from u2moe.runtime.text.spelling import Spelling
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, with_boundaries
 
 REST_PENALTY, REST_COST = 0.5, 3.0
-"""The first is subtracted from the log-probability of a frame's most probable token if it counts as `[unk]`, the second
-each time an `[unk]` begins. A phrase between other words has one `[unk]` before it and one after it."""
+"""Costs of `[unk]`. Its log-probability in a frame is that of the most probable token except blank, minus the first
+number. The second number is subtracted each time an `[unk]` begins. A phrase between other words has one `[unk]` before
+it and one after it."""
 MOST_PLACES = 1 << 18
 """Maximum number of places, which bounds memory. A place is a character of a phrase; phrases share places where they
 begin alike."""
 MIN_TOKENS = 32
-"""Minimum number of the grammar's tokens to consider in each frame; with a wider beam, the beam size."""
+"""Number of the grammar's tokens to consider in each frame; the beam size if that is larger."""
 
 _MAX_STATES = 1 << 16
 _ROOT = 0
@@ -38,10 +39,10 @@ class PhraseState:
     """The state of a hypothesis in the grammar.
 
     Attributes:
-        places: places of phrases that its last characters may have reached.
-        is_apart: whether it ends in a word boundary.
-        accepts: whether it may end here: after a complete phrase, or before the first.
-        moves: cache by token of the next state; None: not allowed.
+        places: places in phrases that the last characters of the hypothesis may have reached.
+        is_apart: whether the hypothesis ends in a word boundary.
+        accepts: whether the hypothesis may end here: after a complete phrase, or before the first.
+        moves: cache that maps a token to the next state; None: the token is not allowed.
     """
 
     __slots__ = ("accepts", "is_apart", "moves", "places")
@@ -54,12 +55,12 @@ class PhraseState:
 
 
 class PhraseGraph:
-    """The automaton of a grammar for a vocabulary. Thread-safe: a race only computes a state twice.
+    """The automaton of a grammar for a vocabulary. Thread-safe: at worst, two threads compute a state.
 
     Attributes:
         start: state of an empty hypothesis.
         lines: lines of the grammar.
-        rest: id of the token for other words, the next after the vocabulary's ids; None: other words are not allowed.
+        rest: id of the token for other words, which follows the vocabulary's ids; None: other words are not allowed.
         vocabulary: the vocabulary, including `rest` if there is one.
         blank: id of the blank token.
         tokens: ids of the blank and of all tokens that may be part of a phrase, in ascending order.
@@ -119,7 +120,10 @@ class PhraseGraph:
     def most_probable(
         self, log_probs: npt.NDArray[np.float32], beam_size: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]:
-        """Return the likely tokens of the grammar, their scores, and the score of `rest` at the beginning of a word."""
+        """Return the likely tokens of the grammar in each frame, and their scores.
+
+        Also returns the score of a `rest` token that begins a word in each frame.
+        """
         tokens, starts = self.tokens, [-math.inf] * len(log_probs)
         rows = log_probs[:, tokens]
         if self.rest is not None:

@@ -28,7 +28,7 @@ _MAX_WHOLE_FRAMES = 6000
 """Largest batch of windows with full context, in windows and in feature frames (a minute of audio). The memory of
 attention is quadratic in the length, and larger batches save no more time."""
 _MOST_PADDING = 1.1
-"""Longest window of such a batch, relative to its shortest."""
+"""Largest ratio of the longest to the shortest window of such a batch."""
 
 Chunk = tuple["StreamState", npt.NDArray[np.float32]]
 """A stream and a window of its features [frames, mel]."""
@@ -63,7 +63,7 @@ class Observer:
 
     Attributes:
         features: returns a context manager for the computation of features.
-        searching: returns a context manager for each part of the first pass: CTC search, hotwords and endpoints.
+        searching: returns a context manager for each step of the first pass, including hotwords and endpoints.
         concluded: called with each finished utterance before the next one begins.
     """
 
@@ -85,7 +85,7 @@ class Pipeline:
         """Do all work that is ready: every complete window, and the second pass of every finished utterance.
 
         Raises:
-            Exception: the error of a stream that has failed (`StreamState.failure`), after the work of all others.
+            Exception: a stream has failed; its error (`StreamState.failure`) is raised after the work of all others.
         """
         with contextlib.ExitStack() as claims:
             for stream in streams:
@@ -104,7 +104,7 @@ class Pipeline:
             raise failure
 
     def _settle(self, streams: Sequence[StreamState]) -> None:
-        """Conclude finished utterances; with full context, decide about open ones."""
+        """Conclude finished utterances. With full context, cut or restart those that may continue."""
         while ended := [stream for stream in _working(streams) if stream.phase is Phase.SEARCHED]:
             for stream in ended:
                 endpoint = stream.utterance.endpoint
@@ -116,8 +116,8 @@ class Pipeline:
             if not stream.may_go_on:
                 continue
             with stream.failing():
-                # An utterance that may continue is encoded again with the next audio, unless it fills most of the
-                # window.
+                # An utterance that may continue is encoded again with the next audio. If it fills most of the window,
+                # it is cut first.
                 if stream.takes_most_of_window:
                     self._cut(stream)
                     self._conclude([stream])
@@ -132,7 +132,7 @@ class Pipeline:
             stream.cut(num_frames, log_probs)
 
     def _conclude(self, streams: Sequence[StreamState]) -> None:
-        """Compute the final result of each current utterance, whose search is complete."""
+        """Finish the search of each current utterance, and compute its final result."""
         ended: list[Ended] = []
         for stream in streams:
             with stream.failing(), self._observer.searching():
@@ -172,7 +172,7 @@ class Pipeline:
         return list(zip(frames, caches, strict=True))
 
     def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[Value], list[CacheRow], npt.NDArray[np.float32] | None]:
-        """Return encoder output [time, dim] and next caches of each stream, from one call; see `Caches.log_probs`."""
+        """Encode all chunks in one call; return outputs [time, dim], next caches and `Caches.log_probs`."""
         config, encoder, options = self._model.config, self._model.encoder, chunks[0][0].options
         lengths = np.array([len(window) for _, window in chunks])
         features = np.zeros((len(chunks), lengths.max(), chunks[0][1].shape[1]), np.float32)
@@ -191,7 +191,7 @@ class Pipeline:
 
 
 def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
-    """Yield batches of chunks with the same chunk size and left context, limited in number."""
+    """Yield batches of limited size. The chunks of a batch have the same chunk size and left context."""
     groups: dict[tuple[int | None, int], list[Chunk]] = {}
     for stream, window in chunks:
         key = (stream.options.chunk_size, stream.options.num_left_chunks)
@@ -219,10 +219,10 @@ def _working(streams: Sequence[StreamState]) -> list[StreamState]:
 
 
 def _apart(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> Iterator[tuple[T, R]]:
-    """Yield each item with its result, computed together.
+    """Compute the results of all items in one call, and yield each item with its result.
 
-    If the computation fails, bisect to find the items that cause the error. The streams of these items then have a
-    `failure`, and the items are left out.
+    If the call fails, bisect to find the items that cause the error. The streams of these items get a `failure`, and
+    the items are left out.
     """
     try:
         results = compute(items)

@@ -9,8 +9,8 @@ reverse_weight 0 (Python `recognize.py`), or 0.5 and 0 (C++ runtime). Our defaul
 training, as recorded in the bundle (0.3 and 0.3 in the U2++ recipes).
 
 The bonus of hotwords is not scaled by ctc_weight. If it were, as in WeNet, the bonus could help the first pass to find
-a name, but would be too weak to keep that name in the second. Nor is the score of a language model scaled by
-ctc_weight: it has its own factor.
+a name, but would be too weak to keep that name in the second. The score of a language model has
+its own factor instead of ctc_weight.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def attention_beam_search(
         max_len: number of tokens after which the search stops; in WeNet, the number of encoder frames.
         beam_size: number of sequences kept from step to step.
         eos: id of the token that ends a sequence.
-        length_penalty: scores are divided by length ** length_penalty. The length does not count eos. Sequences of
-            length 0 come last and keep their score.
+        length_penalty: scores are divided by length ** length_penalty. The length does not count eos. With a
+            penalty, sequences of length 0 come last and keep their score.
         count_sos: whether the length includes sos; in WeNet it does if sos and eos are different tokens.
     """
     beams: list[tuple[float, list[int], bool]] = [(0.0, [], False)]

@@ -22,7 +22,7 @@ from u2moe.runtime.text.vocabulary import Word
 
 
 class SecondPass:
-    """Computes the final results of utterances, by the search in their streams' options. Stateless."""
+    """Computes the final results of utterances with the search that their streams' options name. Stateless."""
 
     def __init__(self, bundle: Bundle, model: Model) -> None:
         self._manifest = bundle.manifest
@@ -33,7 +33,7 @@ class SecondPass:
 
         Args:
             streams: streams whose current utterance has ended.
-            hypotheses: first-pass hypotheses for each, best first.
+            hypotheses: first-pass hypotheses for each stream, best first.
         """
         outputs = [stream.utterance.encoder_out() for stream in streams]
         rescored = [
@@ -79,7 +79,7 @@ class SecondPass:
     def _result(
         self, stream: StreamState, hypotheses: list[Hypothesis], rescored: list[Rescored] | None = None
     ) -> Result:
-        """Return text, words and alternatives from hypotheses, best first, with their second-pass scores."""
+        """Build the result from hypotheses, best first, and from their second-pass scores, if any."""
         frame_s, utterance, vocabulary = stream.frame_s, stream.utterance, stream.vocabulary
         begin_s, end_s = utterance.start * frame_s, utterance.end * frame_s
         if not hypotheses:
@@ -150,7 +150,7 @@ class SecondPass:
 def _as_found(
     rescored: Rescored, found: Sequence[Hypothesis], heard: Sequence[tuple[Hypothesis, list[int]]]
 ) -> Rescored:
-    """Replace a hypothesis from `Utterance.heard` in a result of the second pass by the original hypothesis.
+    """Return a second-pass result with the original hypothesis instead of the one from `Utterance.heard`.
 
     A `rest` token gets the lowest probability of the tokens that replaced it.
     """

@@ -1,4 +1,4 @@
-"""The state of a stream during recognition, behind the public `Stream`. For running graphs see `pipeline`."""
+"""The state of a stream during recognition, behind the public `Stream`. `pipeline` runs the graphs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class StreamState:
 
     Attributes:
         lock: held while anything changes.
-        model: the model that it was created for.
+        model: the model that decodes the stream.
         options: definite options, see `Stream.options`. `chunk_size` None means full context.
         context: hotwords.
         fusion: language model.
@@ -62,7 +62,7 @@ class StreamState:
         segments: final results that have not been taken yet.
         window_start: encoder frame at which the last window begins.
         frame_s: seconds per encoder frame.
-        failure: error that made decoding fail and lost audio, until `reset`; None: no failure.
+        failure: error that made decoding fail, kept until `reset`; None: no failure.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class StreamState:
             return self.presented(dataclasses.replace(result, nbest=list(nbest.values())) if nbest else result)
 
     def presented(self, result: Result) -> Result:
-        """Return a result for programs: with times of the source, and in the text format of the options."""
+        """Return a result as programs see it, with times in the source and the text format that the options choose."""
         if self._padding_s:
             result = without_padding(result, self.extractor.lead_s, self.extractor.end_s)
         return result if self._formatter is None else self._formatter.result(result, self.vocabulary)
@@ -174,7 +174,7 @@ class StreamState:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Claim the stream for a thread, since chunks must be decoded in order.
+        """Claim the stream for this thread, since chunks must be decoded in order.
 
         After an exception in the middle of the work, such as KeyboardInterrupt, audio is lost and the stream must be
         `reset`.
@@ -286,7 +286,8 @@ class StreamState:
     def _begin_utterance(self, number: int, start: int) -> None:
         needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
         output_size = self.model.config.output_size
-        # Not a method: a reference from the utterance to its stream would keep the model until garbage collection.
+        # `_search` is not a method, because a reference from the utterance to its stream would keep the model until
+        # garbage collection.
         library, blank = self.model.search_library, self.model.config.blank
         search = partial(_search, library, self.options, blank, self.context, self.fusion, self.grammar)
         self.utterance = Utterance(

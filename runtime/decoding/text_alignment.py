@@ -1,4 +1,4 @@
-"""Aligning a text with encoder output: spelling, times and scores of words, and misfits."""
+"""Aligns a text with encoder output: spelling, times and scores of words, and misfits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TextAligner:
     """Aligns a text with a recording whose utterances arrive in order.
 
     Args:
-        text: sentences, which end at lines and full stops, in any letter case.
+        text: sentences in any letter case. A sentence ends at a full stop or at the end of a line.
         vocabulary: vocabulary of the model.
         blank: id of the blank token.
 

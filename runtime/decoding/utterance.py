@@ -69,8 +69,8 @@ class Utterance:
         endpoint: the endpoint that ended it, if any.
         surplus: frames after its end, with which the next utterance begins; None: none.
 
-    `new_search` creates its first-pass search. `keeps_output` states whether `encoder_out` will be needed, `commits`
-    whether its frames are never encoded again. `grammar` is the grammar of the search, if any.
+    `new_search` creates its first-pass search. `keeps_output` states whether `encoder_out` will be needed.
+    `commits` states whether its frames are never encoded again. `grammar` is the grammar of the search, if any.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Utterance:
         self._committed: list[int] = []
         self._num_committed = 0
         self._grammar = grammar
-        self._phrases: list[tuple[int, int, float]] = []  # range of committed tokens, and lowest probability
+        self._phrases: list[tuple[int, int, float]] = []  # by phrase: range of committed tokens, lowest probability
         self._loudest: list[int] = []  # by frame, the most probable token t other than blank; ~t if blank is better
 
     @property
@@ -228,7 +228,7 @@ class Utterance:
         return self._result
 
     def num_revised(self, vocabulary: Vocabulary, tokens: Sequence[int]) -> int:
-        """Return how many committed words the final tokens revise; after a cut, of those before it only.
+        """Return how many committed words the final tokens revise. After a cut, only the words before the cut count.
 
         See `Result.revised`.
         """
@@ -236,7 +236,7 @@ class Utterance:
         return num_revised([word.text for word in committed], [word.text for word in final])
 
     def commit(self, vocabulary: Vocabulary) -> None:
-        """Find the words that no later partial result changes. Called after every chunk."""
+        """Commit the words that no later partial result changes. Called after every chunk."""
         if self._commits:
             tokens, ends = self._search.settled(vocabulary.word_starts)
             words = vocabulary.complete_words(tokens, ends=ends)

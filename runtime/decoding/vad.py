@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import os
 
 _WINDOW, _CONTEXT = 512, 64
-"""Samples in a window, which gets one probability, and samples before it that the network reads as context."""
+"""Samples in a window, and samples before it that the network reads as context. Each window gets one probability."""
 _RATE = 16_000
 _WINDOW_S = _WINDOW / _RATE
 _MAX_WINDOWS = 256
@@ -41,7 +41,7 @@ _LAYOUTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class VadOptions:
-    """When speech begins and ends.
+    """Thresholds and durations that decide when speech begins and ends.
 
     Attributes:
         threshold: speech begins when its probability reaches this.
@@ -129,10 +129,10 @@ class VoiceActivityDetector:
             raise BundleError(f"{path}: is not silero VAD 5 or 6: {error}") from error
 
     def speech(self, blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[Speech]:
-        """Yield spans of speech with their padding, in parts, as buffers arrive; silence is dropped.
+        """Yield parts of spans of speech, with padding, as blocks arrive. Silence is dropped.
 
         Args:
-            blocks: consecutive samples at 16 kHz, float32 [n]. The split into buffers does not matter.
+            blocks: consecutive samples at 16 kHz, float32 [n]. The split into blocks does not matter.
         """
         states, context = self._start(), np.zeros(_CONTEXT, np.float32)
         spans = _SpeechSpans(self.options)
@@ -199,7 +199,7 @@ class _SpeechSpans:
         self._speaks = self._begins = False
 
     def accept(self, buffer: npt.NDArray[np.float32], probabilities: list[float]) -> Iterator[Speech]:
-        """Yield the parts that are certain after more complete windows."""
+        """Add complete windows, and yield the parts that are now certain."""
         end = self._held_start + len(self._held)
         self._held = np.concatenate([self._held, buffer])
         for probability in probabilities:

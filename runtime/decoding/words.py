@@ -1,4 +1,4 @@
-"""Hotwords, language models and grammars of searches, made once for the vocabulary of a bundle."""
+"""Prepares hotwords, language models and grammars for the vocabulary of a bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from u2moe.runtime.text.grammar import Grammar
 
 
 class SearchWords:
-    """Language models and grammars that streams of a bundle share."""
+    """Language models and grammars that the streams of a bundle share."""
 
     def __init__(self, bundle: Bundle, blank: int) -> None:
         self._bundle = bundle
@@ -27,7 +27,7 @@ class SearchWords:
         self._graphs: weakref.WeakKeyDictionary[Grammar, PhraseGraph] = weakref.WeakKeyDictionary()
 
     def context(self, hotwords: Hotwords | ContextGraph | None) -> ContextGraph | None:
-        """Return the automaton of hotwords; None: the hotwords of the bundle."""
+        """Return the automaton of hotwords. `hotwords` None: those of the bundle."""
         vocabulary = self._bundle.vocabulary
         if hotwords is None:
             lines = self._bundle.manifest.decoding.hotwords

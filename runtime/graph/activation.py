@@ -23,10 +23,10 @@ class Activation:
     Attributes:
         module: name of its class in `torch.nn`.
         arguments: arguments of that class.
-        nodes: adds its nodes, in float32.
-        lowest: absolute value of its minimum, if negative outputs are small compared with positive ones. Quantization
-            then scales each row by the larger of `lowest` and the row's largest value. None: it scales each row by the
-            row's largest magnitude.
+        nodes: adds the nodes of the activation, in float32.
+        lowest: absolute value of the activation's minimum; None if negative outputs are not small compared with
+            positive ones. Quantization scales each row of outputs by the larger of `lowest` and the row's largest
+            value. If `lowest` is None, it scales each row by the row's largest magnitude.
     """
 
     module: str
@@ -54,7 +54,7 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 
 
 def activation(g: GraphBuilder, x: ir.Value, kind: str) -> ir.Value:
-    """Add nodes for kind(x), one of `ACTIVATIONS`. x is float32."""
+    """Add nodes for kind(x) of a float32 x. `kind` is one of `ACTIVATIONS`."""
     return _named(kind).nodes(g, x)
 
 

@@ -16,8 +16,8 @@ END = 2**63 - 1
 _LANES = 16
 """Maximum number of values that onnxruntime adds at once, one in each lane of a vector."""
 _BLOCK = 16_384
-"""Maximum number of keys times channels of a head whose products onnxruntime adds in one block. The channels count as
-the next power of two, at least 16."""
+"""Size of the blocks in which onnxruntime sums over keys: the number of keys times the number of channels of a head.
+The number of channels is rounded up to a power of two, at least 16."""
 
 PositionUse = Literal["", "relative", "rotary", "distance"]
 """How scores depend on positions. "": not at all. "relative": encodings added to the keys. "rotary": rotation of
@@ -29,8 +29,8 @@ POSITION_INPUTS: dict[PositionUse, tuple[str, ...]] = {
     "distance": ("vectors",),  # [FURTHEST_LEFT + FURTHEST_RIGHT + 1, size]
 }
 FURTHEST_LEFT, FURTHEST_RIGHT = 64, 8
-"""Largest distances with their own vectors, to the left and to the right, as in WeNet. Keys further away use the vector
-of the largest distance on their side."""
+"""Largest distances that have their own vectors, to the left and to the right, as in WeNet. Keys further away use the
+vector of the largest distance on their side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Heads:
 
     Attributes:
         num_heads: number of query heads.
-        num_kv_heads: number of key/value heads. A group of query heads shares each.
+        num_kv_heads: number of key/value heads. Each is shared by a group of query heads.
         size: channels per head.
     """
 
@@ -66,7 +66,7 @@ class Heads:
             key_value: keys and values [batch, num_kv_heads, keys, 2 * size].
             bias: added to the scores.
             use: how scores depend on positions.
-            positions: the `POSITION_INPUTS` of `use`.
+            positions: the inputs that `POSITION_INPUTS` names for `use`.
             cache: cache from which the first keys and values come. It may begin with padding.
         """
         if self.num_heads > self.num_kv_heads:
@@ -117,7 +117,7 @@ class Heads:
         return g.op("Concat", upper, lower, axis=-1)
 
     def scores_of_distances(self, g: GraphBuilder, queries: ir.Value, keys: ir.Value, vectors: ir.Value) -> ir.Value:
-        """Return the products [batch, heads, time, keys] of queries with the vectors of the keys' distances."""
+        """Return the product of each query with the vector of its distance to each key [batch, heads, time, keys]."""
         products = g.op("MatMul", queries, g.op("Transpose", vectors, perm=[1, 0]))
         time, num_keys = g.op("Shape", queries, start=2, end=3), g.op("Shape", keys, start=2, end=3)
         places = g.op("Range", 0, g.op("Squeeze", num_keys, [0]), 1)
@@ -142,13 +142,13 @@ def to_heads(g: GraphBuilder, x: ir.Value, num_heads: int, size: int) -> ir.Valu
 
 
 def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
-    """Build the attention of queries to keys and values.
+    """Build the function of attention without a cache.
 
     Inputs:
         query: [batch, time, heads * size].
         key_value: [batch, keys, kv_heads * 2 * size].
         bias: [batch, heads, time, keys]; each of the first three axes may be 1.
-        `POSITION_INPUTS`.
+        the inputs that `POSITION_INPUTS` names for `use`.
 
     Output: `context` [batch, time, heads * size].
     """
@@ -172,16 +172,16 @@ def _attributes(heads: Heads, use: PositionUse) -> dict[str, int]:
 
 
 def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
-    """Build the attention of a chunk to a cache and to itself.
+    """Build the function with which a chunk attends to a cache and to itself.
 
     Inputs:
         query: [batch, time, heads * size].
         key_value: [batch, time, kv_heads * 2 * size].
         cache: [blocks, batch, kv_heads, past, 2 * size].
         block: index of the block ().
-        first_kept: first frame of the chunk to cache [1].
+        first_kept: index of the chunk's first frame that is cached [1].
         bias: [batch, heads, time, past + time]; each of the first three axes may be 1.
-        `POSITION_INPUTS` for past + time keys.
+        the inputs that `POSITION_INPUTS` names for `use`, for past + time keys.
 
     Outputs:
         context: [batch, time, heads * size].
@@ -204,8 +204,8 @@ def next_cache(num_blocks: int) -> ir.Function:
 
     Inputs:
         cache: [num_blocks, batch, kv_heads, past, 2 * size].
-        first: first frame of the cache that is kept [1].
-        kept.N: output `kept` of `cached_attention` in each layer.
+        first: index of the cache's first frame that is kept [1].
+        kept.N: output `kept` of `cached_attention` in layer N.
 
     Output: [num_blocks, batch, kv_heads, frames, 2 * size].
     """
@@ -226,8 +226,8 @@ def shifted_attention(heads: Heads) -> ir.Function:
         key_value: [batch, time, heads * 2 * size].
         bias: [batch, heads, time, time]; each of the first three axes may be 1.
         positions: [1, time, heads * size].
-        content_bias: added to the query for keys [heads * size].
-        position_bias: added to the query for positions [heads * size].
+        content_bias: added to the query that is multiplied by the keys [heads * size].
+        position_bias: added to the query that is multiplied by the positions [heads * size].
         places: [batch, time * time], see `shifted_places`.
 
     Output: `context` [batch, time, heads * size].
@@ -256,10 +256,10 @@ def shifted_attention(heads: Heads) -> ir.Function:
 
 
 def shifted_places(g: GraphBuilder, time: ir.Value, lens: ir.Value) -> ir.Value:
-    """Return where each element of a shifted matrix [time, time] is in the flattened original matrix.
+    """Return the index of each element of a shifted matrix [time, time] in the flattened original matrix.
 
-    The original matrix has an additional column of zeros before its first. Each row of a batch is shifted by its own
-    length, so padding does not matter. From `time` [1] and `lens` [batch] to indices [batch, time * time].
+    The inputs are `time` [1] and `lens` [batch]; the indices are [batch, time * time]. The original matrix starts with
+    an additional column of zeros. Each matrix is shifted by the length of its utterance, so padding does not matter.
     """
     frames = g.op("Range", 0, g.op("Squeeze", time, [0]), 1)
     length = g.op("Unsqueeze", lens, [1, 2])

@@ -1,4 +1,4 @@
-"""Build ONNX graphs and functions node by node, with names that follow the network. Independent of layers."""
+"""Build ONNX graphs and functions node by node, with names that follow the structure of the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from u2moe.runtime.bundle.functions import FUNCTIONS
 
 OPSET = 18
 IR_VERSION = 8
-"""First version with model-local functions. The oldest tested release is onnxruntime 1.17."""
+"""First version of the ONNX format with model-local functions. The oldest tested release is onnxruntime 1.17."""
 
 CONTRIB = "com.microsoft"
 """Domain of operators that every onnxruntime build has, without a custom operator library."""
@@ -48,9 +48,9 @@ class GraphBuilder:
 
     @contextmanager
     def scope(self, *names: str, group: str | None = None) -> Iterator[None]:
-        """Prefix the names of nodes built inside, and set the group of their weights.
+        """Prefix the names of nodes built in the `with` block with `names`, and set the group of weights built there.
 
-        `group` is one of `contract.WEIGHT_GROUPS`. Without it, weights belong to the group of the enclosing scope.
+        `group` is one of `contract.WEIGHT_GROUPS`. None: weights belong to the group of the enclosing scope.
         """
         self._scopes.extend(names)
         self._groups.extend([group] if group else [])
@@ -187,7 +187,7 @@ def build_model(
 
 
 ATTRIBUTES = "attributes"
-"""Key of a function's `meta` for the attributes of its calls."""
+"""Key in a function's `meta` that contains the attributes of its calls."""
 Body = Callable[[GraphBuilder, list[ir.Value]], ir.Value | Sequence[ir.Value]]
 """Adds the nodes of a function, given its parameters, and returns its outputs."""
 

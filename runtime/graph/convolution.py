@@ -15,7 +15,8 @@ from u2moe.runtime.graph.builder import GraphBuilder, build_function
 from u2moe.runtime.graph.layers import layer_normalization
 
 Around = Literal["cached", "causal", "centred"]
-"""Context of a convolution. "cached": earlier frames, cached in a stream; "causal": earlier frames; "centred": both."""
+"""Context of a convolution. "cached": earlier frames, also those in a stream's cache. "causal": earlier frames of the
+input. "centred": earlier and later frames of the input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +50,13 @@ class OverTime(ABC):
         return {name: int(value) if isinstance(value, bool) else value for name, value in asdict(self).items()}
 
     def function(self, around: Around, channels: int) -> ir.Function:
-        """Build the function from `INPUTS` [batch, time, channels] to the same shape.
+        """Build the function of the layer. Its output and each of `INPUTS` are [batch, time, channels].
 
-        Its inputs are `INPUTS`, those of the context, and the weights. Inputs of the context:
+        The function's inputs are `INPUTS`, the inputs for the context, and the weights. Inputs for each context:
 
         - `cached`: `cache` [blocks, batch, kernel - 1, channels] and `block` (). The function also returns `kept`
           [1, batch, kernel - 1, channels], the last frames for the cache.
-        - `causal`: the same inputs, or none if the kernel is 1. Here, `cache` [blocks, 1, 1, channels] contains the
+        - `causal`: `cache` and `block`, or none if the kernel is 1. Here, `cache` [blocks, 1, 1, channels] contains the
           frame that stands for all frames before the first.
         - `centred`: `valid` [batch, time, 1], 1 for real frames and 0 for padding. Padding is treated as the end of the
           audio.
@@ -89,8 +90,8 @@ class OverTime(ABC):
 class TimeConvolution(OverTime):
     """A gated linear unit, a depthwise convolution over time, a normalisation and an activation.
 
-    Weights: `weight` [channels, 1, 1, kernel]; `bias` [channels] with a bias; `norm_weight` and `norm_bias` [channels]
-    with a normalisation.
+    The weights are `weight` [channels, 1, 1, kernel], `bias` [channels] if the convolution has a bias, and
+    `norm_weight` and `norm_bias` [channels] if a normalisation follows.
 
     Attributes:
         activation: one of `ACTIVATIONS`; "": none.
@@ -179,7 +180,7 @@ class ReducingConvolution:
 def depthwise(
     g: GraphBuilder, seen: ir.Value, channels: int, kernel: int, taps: Sequence[ir.Value], padding: int = 0
 ) -> ir.Value:
-    """Add nodes for a depthwise convolution over [batch, time, channels]. `taps` are its weight and optionally a bias.
+    """Add nodes for a depthwise convolution over [batch, time, channels]. `taps` are a weight and optionally a bias.
 
     It is built as a 2-D convolution between two transpositions of four axes. onnxruntime has no fast 1-D convolution,
     but it merges the transpositions into its own layout changes.

@@ -1,7 +1,7 @@
 """Sparse dispatch: a mixture of experts as a model-local function, for experts of any format.
 
 Assignments of tokens to experts are sorted by expert. Each expert then processes its tokens as one matrix, and one
-Gather returns all rows to their tokens. An expert without tokens processes an empty matrix.
+Gather puts all rows back in the order of tokens. An expert without tokens processes an empty matrix.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class SparseDispatch:
         logits: router logits [tokens, experts], in float32 even if the tokens are in float16.
         experts: experts of each token [tokens, k], most likely first.
         probabilities: weights of these experts [tokens, k], which sum to 1.
-        counts: number of rows of each expert [experts].
-        token: token of each row, sorted by expert [rows].
+        counts: number of rows of each expert [experts]. A row is the assignment of a token to an expert.
+        token: index of the token of each row [rows]. Rows are sorted by expert.
     """
 
     def __init__(self, g: GraphBuilder, x: ir.Value, gate: ir.Value, mixture: Mixture) -> None:
@@ -103,7 +103,7 @@ def mixture_function(mixture: Mixture, parameters: Sequence[str], experts: Exper
 
 
 def float_mixture(mixture: Mixture) -> ir.Function:
-    """Build a mixture in float32 or float16. The router and the activations stay in float32."""
+    """Build the function of a mixture with float32 or float16 experts. Router and activations stay in float32."""
     parts = ("w1", "w1_bias", "w2", "w2_bias") if mixture.bias else ("w1", "w2")
     names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
     return mixture_function(mixture, names, _float_experts)

@@ -1,6 +1,6 @@
-"""Front end of a bundle as a graph, for programs in other languages: the equations of `model.features`.
+"""Front end of a bundle as a graph, for programs in other languages. It uses the equations of `model.features`.
 
-It also computes in double precision, so the features are bit-identical to those of Python on any processor.
+The graph and `model.features` compute in double precision, so their features are bit-identical on any processor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def fbank(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value
     """Add nodes for the features [batch, frames, mel] of samples [batch, samples] in [-1, 1].
 
     Raises:
-        BundleError: the configuration is impossible.
+        BundleError: the configuration is impossible, because a mel band contains no FFT bin.
     """
     constants = constants_of(config)
     banks = constants.banks()
@@ -61,7 +61,7 @@ def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig, *, is
     signal = g.op("Cast", g.op("Slice", samples, [0], in_blocks, [1]), to=ir.DataType.DOUBLE)
     before = g.op("Pad", signal, [0, 1, 0, -1])
     emphasised = g.op("Sub", signal, g.op("Mul", before, np.array(PREEMPHASIS)))
-    # The complete shifts that fit after the first frame, plus 1; none if there are fewer samples than in a frame.
+    # One frame, plus one for each complete shift that fits after it; no frame if there are too few samples.
     room = g.op("Max", g.op("Add", num_samples, [shift - length]), [0])
     num_frames = g.op("Div", room, [shift])
     starts = g.op("Mul", g.op("Range", _scalar(0), g.op("Squeeze", num_frames, [0]), _scalar(1)), [shift // block])

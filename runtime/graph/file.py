@@ -16,8 +16,9 @@ from u2moe.runtime.bundle.manifest import ExternalTensor, Manifest
 from u2moe.runtime.errors import BundleError
 
 EXTERNAL_DATA_LIMIT = 16_000_000
-"""Weights larger than this in bytes are saved in a separate file. onnxruntime maps that file and packs the weights one
-at a time. It reads a graph with internal weights as a whole, and keeps it in memory along with the packed weights."""
+"""If the weights of a graph exceed this number of bytes, they are saved in a separate file. onnxruntime maps that file
+and packs the weights one at a time. It reads a graph with internal weights as a whole, and keeps that graph in memory
+beside the packed weights."""
 
 
 def save_graph(
@@ -27,8 +28,8 @@ def save_graph(
 
     Args:
         model: the graph.
-        file: file to write. If the weights exceed `limit`, they go into a second file, with ".data" appended.
-        limit: limit in bytes; None: `EXTERNAL_DATA_LIMIT`.
+        file: file to write. If the weights exceed `limit`, they go into a second file, `file` with ".data" appended.
+        limit: maximum total size in bytes of weights inside `file`; None: `EXTERNAL_DATA_LIMIT`.
         progress: called with a line for every hundredth weight written to the separate file.
     """
 

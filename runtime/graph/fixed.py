@@ -19,11 +19,11 @@ from u2moe.runtime.graph.convolution import OverTime
 from u2moe.runtime.graph.layers import affine
 
 SHARPNESS = 256.0
-"""Factor of each step that turns a difference of logits into "above or not". Three steps distinguish differences of
-1e-6, and no number exceeds this factor, so all fit into float16 and int8."""
+"""Factor by which each of `STEPS` steps multiplies a difference of logits. The steps turn a difference of at least 1e-6
+into 1, and a negative one into 0. No number exceeds this factor, so all numbers fit into float16 and int8."""
 STEPS = 3
 PENALTY = 16.0
-"""Subtracted from the logits of experts that are not chosen, which makes their weights less than 2e-7."""
+"""Subtracted from the logits of experts that are not chosen, so that their weights are less than 2e-7."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class FixedHeads(Heads):
         use: PositionUse,
         positions: Sequence[ir.Value],
     ) -> tuple[ir.Value, ir.Value]:
-        """Add nodes as in `cached_attention`, with the cache of this block [1, kv_heads, past, 2 * size].
+        """Add nodes as in `cached_attention`. `past` is the cache of one block [1, kv_heads, past, 2 * size].
 
         Returns the context, and keys and values of the chunk for the cache [1, kv_heads, kept, 2 * size].
         """
@@ -64,7 +64,7 @@ class FixedHeads(Heads):
         keys: ir.Value,  # noqa: ARG002 - only their number matters
         vectors: ir.Value,
     ) -> ir.Value:
-        """See `Heads`. The vectors of all pairs of a query and a key are constants."""
+        """See `Heads`. All distances are known in advance, so constant indices select the vectors."""
         places = np.arange(self.past + self.time) - (self.past + np.arange(self.time))[:, np.newaxis]
         rows = np.clip(places, -FURTHEST_LEFT, FURTHEST_RIGHT) + FURTHEST_LEFT
         located = g.op("Unsqueeze", g.op("Transpose", g.op("Gather", vectors, rows), perm=[0, 2, 1]), [1])
@@ -83,9 +83,10 @@ class FixedHeads(Heads):
 def fixed_convolution(
     g: GraphBuilder, form: OverTime, inputs: Sequence[ir.Value], past: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """Add nodes for the cached function of `form`, with the same inputs except for `past` [1, kernel - 1, channels].
+    """Add the nodes of the cached function of `form`.
 
-    Returns the output of that function and the last input frames [1, kernel - 1, channels].
+    `inputs` are the inputs of that function, but `past` [1, kernel - 1, channels] replaces `cache` and `block`. Returns
+    the output of that function and the last input frames [1, kernel - 1, channels].
     """
     own = len(form.INPUTS)
     parameters = list(inputs[own + 2 :])
@@ -97,9 +98,10 @@ def fixed_convolution(
 def fixed_mixture(
     g: GraphBuilder, mixture: Mixture, x: ir.Value, gate: ir.Value, weights: Sequence[ir.Value]
 ) -> ir.Value:
-    """Add nodes for a mixture on [1, time, dim] with all experts as one wide layer. Unchosen experts hardly contribute.
+    """Add nodes for a mixture on [1, time, dim] that computes all experts as one wide layer.
 
-    `weights` are the weights of each expert in turn, as in `float_mixture`.
+    Experts that are not chosen hardly contribute. `weights` are the weights of each expert in turn, as in
+    `float_mixture`.
     """
     parts = 4 if mixture.bias else 2
     joined = [weights[part::parts] for part in range(parts)]
@@ -129,7 +131,7 @@ def _shares(g: GraphBuilder, mixture: Mixture, x: ir.Value, gate: ir.Value) -> i
 
     The mean of all logits does not affect the weights, so it is removed. Logits are not compared with each other,
     because float16 rounds logits of about 4 to multiples of 0.004. Instead, x is multiplied by the difference of two
-    experts' columns: float16 keeps the sign of a small product.
+    experts' gate columns, because float16 keeps the sign of a small product.
     """
     gate, num = g.op("Sub", gate, g.op("ReduceMean", gate, [-1], keepdims=1)), mixture.num_experts
     logits = g.op("MatMul", x, gate)

@@ -1,6 +1,6 @@
-"""Float32 layers of the networks as model-local functions, which export calls and quantize replaces.
+"""Float32 layers of the networks as model-local functions. Export calls these functions; quantize replaces them.
 
-The weights of a layer are inputs of its call; the attributes describe it. See `builder.build_function`.
+The weights of a layer are inputs of its call; the attributes describe the layer. See `builder.build_function`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def affine(g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value]) -> ir.V
 
 
 def halves(parameters: list[ir.Value]) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Divide the weights, and biases if any, of two products into those of the first and those of the second."""
+    """Split the weights and biases of two products into those of the first and those of the second."""
     return parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
 
 
@@ -79,7 +79,7 @@ def normalization(epsilon: float) -> ir.Function:
 
 
 def add_normalization(epsilon: float) -> ir.Function:
-    """Build a function that returns the sum of x and a branch, both [..., dim], and its layer normalisation."""
+    """Build a function that returns the sum of x and a branch, both [..., dim], and the normalised sum."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
         x, branch, *parameters = inputs
@@ -128,7 +128,10 @@ def sinusoids(frequencies: Sequence[float]) -> ir.Function:
 
 
 def sines_and_cosines(frequencies: Sequence[float]) -> ir.Function:
-    """Build the sines, then cosines [..., 2 * frequencies] of the products of int64 positions [...] and frequencies."""
+    """Build a function that returns the sines, then the cosines, of int64 positions [...] times `frequencies`.
+
+    Output: [..., 2 * frequencies].
+    """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         single = g.op("Cast", inputs[0], to=ir.DataType.FLOAT)
@@ -154,10 +157,11 @@ def stacked_frames(num_frames: int, bins: int) -> ir.Function:
 
 
 def time_windows(stride: int) -> ir.Function:
-    """Build a function that concatenates each frame with its neighbours, for a convolution of kernel 3 as a product.
+    """Build a function that concatenates each frame with its two neighbours.
 
-    Inputs: `x` [batch, frames, channels]; `valid` [batch, frames, 1], 1 for real frames and 0 for padding. Padding and
-    frames beyond both ends are zeros. Output: [batch, ceil(frames / stride), 3 * channels].
+    A product with the output then equals a convolution with kernel 3. Inputs: `x` [batch, frames, channels]; `valid`
+    [batch, frames, 1], 1 for real frames and 0 for padding. Padding and frames beyond both ends count as zeros. Output:
+    [batch, ceil(frames / stride), 3 * channels].
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -183,10 +187,10 @@ class SubsamplingLayer:
     bins: int
 
     def function(self, flat_size: int) -> ir.Function:
-        """Build the function from features [batch, frames, bins] to [batch, time, dim].
+        """Build the function that maps features [batch, frames, bins] to [batch, time, dim].
 
         Further inputs are `conv0` [channels, 1, kernel, kernel], `conv0_bias` [channels] and so on. The last are
-        `weight` [flat_size, dim] and `bias` of the projection, whose input is ordered by channel.
+        `weight` [flat_size, dim] and `bias` of the projection. The projection's input is ordered by channel.
         """
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -195,7 +199,7 @@ class SubsamplingLayer:
         return build_function("Subsampling", [*self._names(), "weight", "bias"], body, self._attributes())
 
     def convolutions(self, flat_size: int) -> ir.Function:
-        """Build the same function without the projection, to [batch, time, flat_size]."""
+        """Build `function` without its projection. The output is [batch, time, flat_size]."""
         attributes = {**self._attributes(), "activation": "relu"}
         return build_function(
             "SubsamplingConvolutions",

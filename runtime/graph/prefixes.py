@@ -14,8 +14,9 @@ class Prefixes(NamedTuple):
 
     Attributes:
         ends: index of the last token of each prefix among all tokens [prefixes].
-        of_tokens: prefix that ends with each token [batch, nbest, length]; any value for padding.
-        of_utterances: prefixes of each utterance, padded with any value [batch, most].
+        of_tokens: index of the prefix that ends with each token [batch, nbest, length]; any value for padding.
+        of_utterances: indices of the prefixes of each utterance, padded with any value [batch, most]. `most` is the
+            largest number of prefixes of an utterance.
         places: index of each prefix in the flattened `of_utterances` [prefixes].
     """
 
@@ -26,7 +27,10 @@ class Prefixes(NamedTuple):
 
 
 def shared_prefixes() -> ir.Function:
-    """Build the `Prefixes` of `tokens` [batch, nbest, length]. `lens` [batch, nbest, 1] are valid tokens minus 1."""
+    """Build a function that returns the `Prefixes` of `tokens` [batch, nbest, length].
+
+    Its second input is `lens` [batch, nbest, 1], the number of valid tokens of each hypothesis minus 1.
+    """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
         tokens, lens = inputs

@@ -1,9 +1,9 @@
-"""Files of n-gram models: ARPA, a text format (plain or gzip), and a compact binary format, a few bytes per n-gram.
+"""Reads and writes n-gram models as ARPA text (plain or gzip), or in a compact binary format.
 
 Layout of the binary format: magic bytes, SHA-256 of the rest, length of the header, JSON header (words and sizes), and
 little-endian arrays. The first arrays contain the number of children and the word of each n-gram. Then come tables of
-probabilities and backoffs, at most 256 or 65536 values for each order, and last the index of each n-gram's values in
-these tables.
+probabilities and backoffs, with at most 256 or 65536 values for each order. The last arrays contain the index of each
+n-gram's values in these tables.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class _Reader:
 
 MAGIC = b"u2moe-lm\x01"
 BITS = (8, 16)
-"""Allowed sizes of the index of a probability or backoff, in bits."""
+"""Allowed numbers of bits per table index of a probability or backoff."""
 DIGEST_SIZE = 32
 _LENGTH_SIZE = 4
 _NUM_STEPS = 20
@@ -194,7 +194,7 @@ def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
 
 
 def parse_compact(content: bytes, source: str) -> Ngrams:
-    """Parse the content of a compact file; `source` names it in errors.
+    """Parse the content of a compact file. `source` names the file in errors.
 
     Raises:
         LanguageModelError: the file has another version, or is damaged.
@@ -211,7 +211,7 @@ def parse_compact(content: bytes, source: str) -> Ngrams:
 
 
 def is_compact(content: bytes) -> bool:
-    """Return whether the content of a file starts with the magic bytes of the format, in any version."""
+    """Return whether the content of a file starts with the magic bytes of the compact format, in any version."""
     return content.startswith(MAGIC[:-1])
 
 
@@ -244,9 +244,9 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
 
 
 def _quantize(values: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-    """Return a table of distinct values, and the index of each value in it. Lossless if the distinct values fit.
+    """Return a table of values, and the index of each value in the table. Lossless if all distinct values fit.
 
-    Otherwise values are clustered. Zero (no backoff, or probability 1), the smallest and the largest value stay exact,
+    Otherwise, values are clustered. Zero (no backoff, or probability 1), the smallest and the largest value stay exact,
     and no other value becomes 0.
     """
     table, codes = np.unique(values, return_inverse=True)

@@ -1,9 +1,10 @@
-"""Counting n-grams, and estimating models by interpolated modified Kneser-Ney smoothing (Chen and Goodman 1998).
+"""Counts n-grams, and estimates models by interpolated modified Kneser-Ney smoothing (Chen and Goodman 1998).
 
-The results are those of KenLM's lmplz.
+The results equal those of KenLM's lmplz.
 
-Lower orders use continuation counts: the number of distinct words that precede the n-gram. N-grams that begin with <s>
-keep their counts. D are discounts, and b(h) is the probability mass that they free. An n-gram h w with count c has::
+Lower orders use continuation counts: the number of distinct words that precede an n-gram. N-grams that begin with <s>
+keep their counts. D are discounts, and b(h) is the probability mass that the discounts free. The probability of a word
+w after a history h is computed from counts c::
 
     p(w | h) = (c(h w) - D(c(h w))) / c(h) + b(h) p(w | h without its first word)
 
@@ -39,7 +40,8 @@ class NgramCounts:
 
     Attributes:
         words: words by id, `MARKERS` first.
-        rows: distinct n-grams as word ids [n, order]. Each sentence is padded with `order` - 1 times <s> and one </s>.
+        rows: distinct n-grams as word ids [n, order]. Each sentence begins with `order` - 1 times <s>
+            and ends with one </s>.
         counts: number of occurrences of each n-gram [n].
         num_sentences: number of sentences.
     """
@@ -56,7 +58,7 @@ def count_ngrams(sentences: Iterable[Sequence[str]], order: int, *, min_word_cou
     Args:
         sentences: the words of each sentence; <s> and </s> are ignored.
         order: length of the n-grams.
-        min_word_count: rarer words become <unk>.
+        min_word_count: words that occur less often become <unk>.
     """
     counter = _Counter(order)
     for sentence in sentences:
@@ -140,9 +142,9 @@ class TrainingOptions:
 
     Attributes:
         order: length of the longest n-grams.
-        prune: for each order, n-grams with at most this count are removed. Values must not decrease. The first, for
-            unigrams, must be 0; the last applies to all longer n-grams.
-        min_word_count: rarer words become <unk>.
+        prune: one number for each order, from unigrams on. N-grams whose count is at most this number are removed.
+            Numbers must not decrease. The first must be 0. The last also applies to all longer n-grams.
+        min_word_count: words that occur less often become <unk>.
     """
 
     order: int = option("integer", 3, least=1, most=MOST_ORDER, flag="--order", metavar="N")
@@ -164,8 +166,8 @@ class _Level:
     """The n-grams of one order, sorted by history and word.
 
     `counts` are continuation counts, `occurrences` raw counts. `parents` and `suffixes` are indices into the level
-    one order below: of each n-gram without its last word, and without its first word. `keys` are sorted, for look-up by
-    parent and word.
+    one order below: `parents` of each n-gram without its last word, `suffixes` of each n-gram without its first word.
+    `keys` are sorted, for look-up by parent and word.
     """
 
     rows: Rows
@@ -182,8 +184,8 @@ def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], o
     Args:
         counts: counts of the highest order.
         options: options of the estimation.
-        warn: called with a message if the text is too small or too regular to estimate discounts. Then those of lmplz's
-            `--discount_fallback` are used.
+        warn: called with a message if the text is too small or too regular to estimate discounts. In this case, the
+            discounts of lmplz's `--discount_fallback` are used.
 
     Raises:
         ValueError: the text contains no words.

@@ -49,7 +49,7 @@ class LanguageModel:
 
     @classmethod
     def parse(cls, content: bytes, source: str) -> Self:
-        """Parse the content of a compact file; `source` names it in errors.
+        """Parse the content of a compact file. `source` names the file in errors.
 
         Raises:
             LanguageModelError: the file is not compact, has another version, or is damaged.
@@ -64,8 +64,8 @@ class LanguageModel:
     def capitalized(self) -> tuple[str, ...]:
         """Return the words whose capitalised form is more probable than their lower-case form.
 
-        Unigrams of a Kneser-Ney model count distinct preceding words, so capitals at the beginning of sentences have
-        little weight.
+        Unigram probabilities of a Kneser-Ney model depend on the number of distinct preceding words, so capitals at the
+        beginning of sentences have little weight.
         """
         log_probs = self.ngrams.log_prob[1 : 1 + len(self.ngrams.words)].tolist()
         best: dict[str, tuple[float, str]] = {}
@@ -121,18 +121,18 @@ class FusionWeights:
 class LanguageModelOptions(FusionWeights):
     """Options for shallow fusion of a language model.
 
-    The search adds to the score of a hypothesis `weight` times its log-probability (natural logarithm) and `word_bonus`
-    per word. For a model of tokens, the bonus is per token.
+    The search adds two terms to the score of a hypothesis: its log-probability (natural logarithm) times `weight`, and
+    `word_bonus` per word. For a model of tokens, the bonus is per token.
 
     Attributes:
         model: the model, or the file to read it from.
-        weight: weight of its log-probabilities relative to those of the CTC head, 0 to 100.
+        weight: weight of the model's log-probabilities relative to those of the CTC head, 0 to 100.
         word_bonus: bonus per word, -100 to 100. It compensates for the preference of language models for short texts.
-        unknown_score: added to the log-probability of out-of-vocabulary words before `weight`, -1000 to 0.
+        unknown_score: added to the log-probability of out-of-vocabulary words before `weight` is applied, -1000 to 0.
         rescoring_weight: factor on the model's score in the second pass, 0 to 100.
         level: unit of the model; None: tokens if any of its words contains U+2581, else words.
-        classes: words by class: `{"<name>": ["Kowalski", "Nguyen"]}`. The class name is a word of the model; the words
-            of the class share its probability equally. Phrases are split into words.
+        classes: words by class: `{"<name>": ["Kowalski", "Nguyen"]}`. The class name is a word of the model. The words
+            of the class share the probability of this name equally. Phrases are split into words.
     """
 
     model: ModelOrFile = ModelOrFile()

@@ -1,4 +1,4 @@
-"""A backoff n-gram model as a trie in arrays: word probabilities, and bounds for all words with a common prefix.
+"""A backoff n-gram model as a trie in arrays. It returns probabilities, and bounds for all words with a common prefix.
 
 Node 0 is the root (empty history). The nodes of each order follow those of the order below, sorted by history and word.
 The children of a node are thus consecutive, and a range of words is found by bisection. Ordinary words come before
@@ -165,13 +165,13 @@ class Ngrams:
             history = self._shorter[history]
 
     def best_alone(self, low: int, high: int) -> float:
-        """Return the largest unigram log10 probability of words with `low` <= id < `high`, at least one word."""
+        """Return the largest unigram log10 probability of words with `low` <= id < `high`, at least one."""
         return float(self.log_prob[1 + low : 1 + high].max())
 
     def best(self, history: int, low: int, high: int, alone: float) -> float:
-        """Return an upper bound of the log10 probabilities, given a history, of words with `low` <= id < `high`.
+        """Return an upper bound of the log10 probabilities of words with `low` <= id < `high` after a history.
 
-        `alone` is their `best_alone`.
+        `alone` is the result of `best_alone` for the same words.
         """
         first, words = self._first, self._words
         penalty, best = 0.0, -math.inf
@@ -213,7 +213,10 @@ class Ngrams:
         return place if place < end and self._words[place] == word else 0
 
     def _state(self, node: int) -> int:
-        """Return the shortest history equivalent to a node: its suffix link if it has neither children nor backoff."""
+        """Return the shortest history that is equivalent to a node.
+
+        This is the node's suffix link if the node has neither children nor backoff, otherwise the node itself.
+        """
         if self._first[node] != self._first[node + 1] or self._backoffs[node]:
             return node
         return int(self._shorter[node])
@@ -241,7 +244,7 @@ class Ngrams:
         return counts
 
     def _links(self, parent: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        """Compute suffix links: for each node, the longest proper suffix that is a history, to which it backs off."""
+        """Compute suffix links: each node backs off to its longest proper suffix that is a history."""
         keys = parent.astype(np.uint64) * np.uint64(len(self.words)) + self.word[1:]
         suffix = np.zeros(len(self.word), np.int64)
         state = np.arange(len(self.word), dtype=np.int64)
@@ -265,7 +268,10 @@ class Ngrams:
 def find_nodes(
     keys: npt.NDArray[np.uint64], parents: npt.NDArray[np.int64], words: npt.NDArray[np.uint32], num_words: int
 ) -> npt.NDArray[np.int64]:
-    """Return the child of each parent for a word; -1: none. `keys` are sorted, parent * `num_words` + word."""
+    """Return the child of each parent for the word at the same index; -1: none.
+
+    `keys` are parent * `num_words` + word of all children, sorted.
+    """
     wanted = parents.astype(np.uint64) * np.uint64(num_words) + words
     places = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
     if not len(keys):

@@ -1,4 +1,4 @@
-"""Splitting ordinary text into sentences of words without punctuation, normalised like a recogniser's output."""
+"""Splits text into sentences of words without punctuation, normalised like the output of a recogniser."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class TextOptions:
     """How to read text.
 
     Attributes:
-        raw: each line is one sentence, split at white space and not normalised.
-        keep_case: keep the letter case; otherwise text becomes lower case. Both work with an upper-case vocabulary.
+        raw: whether each line is one sentence, split at white space and not normalised.
+        keep_case: whether to keep the letter case; otherwise text becomes lower case. An upper-case vocabulary works
+            with both settings.
     """
 
     raw: bool = option("flag", default=False, flag="--raw")
@@ -47,7 +48,7 @@ def read_sentences(files: Iterable[Path], options: TextOptions | None = None) ->
 
 
 def sentences_of(text: str, *, keep_case: bool = False) -> Iterator[list[str]]:
-    """Yield the sentences of a line, split at sentence-final punctuation, without punctuation.
+    """Split a line at sentence-final punctuation; yield the words of each sentence without punctuation.
 
     Class names (<name>) are kept. Hyphens separate words. In scripts without spaces, each character is a word.
     Words with digits become <unk>, since their spoken form is unknown. Text is normalised to NFC.

@@ -1,4 +1,4 @@
-"""Safe calls into onnxruntime while the interpreter exits."""
+"""Makes calls into onnxruntime safe while the interpreter exits."""
 
 from __future__ import annotations
 

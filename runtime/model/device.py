@@ -48,7 +48,7 @@ class DeviceArray:
         ranges: Sequence[tuple[int, int]] | None = None,
         axes: Sequence[int | None] | None = None,
     ) -> None:
-        """Create a part of a tensor. `ranges` limit its axes; `axes` are those to keep, with None for a new axis."""
+        """Create a part of a tensor. `ranges` limit its axes; `axes` lists the axes to keep; None is a new axis."""
         self.memory = memory
         self.tensor = tensor
         self._sizes = tuple(tensor.shape())
@@ -105,7 +105,7 @@ class DeviceMemory:
     """Memory of the device on which a session runs.
 
     Args:
-        session: the session, which lives as long as its values.
+        session: the session. It is kept alive as long as its values.
         provider: first execution provider of the session.
         device_id: index of the device.
     """
@@ -166,7 +166,7 @@ class DeviceMemory:
 
 
 def joined(parts: Sequence[Value], axis: int, *, padded: int | None = None, at_front: bool = False) -> Value:
-    """Concatenate parts along an axis. Along the axis `padded`, zeros fill shorter parts: at the end, or `at_front`."""
+    """Concatenate parts along an axis. Shorter parts get zeros along the axis `padded`, at the end or `at_front`."""
     filled = [part for part in parts if part.shape[axis]] or parts[:1]
     shape = list(filled[0].shape)
     if padded is not None:

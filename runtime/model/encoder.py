@@ -133,8 +133,8 @@ class Windows:
     Args:
         config: configuration of the model.
         chunk_size: encoder frames per chunk; None: one chunk.
-        knows_last: whether `take` withholds a full window until either the next window is certain to follow or the
-            input is finished, so that the caller knows whether the window is the last.
+        knows_last: whether `take` withholds a full window until it is known whether the window is the last. This is
+            known once the next window is certain to follow, or once the input is finished.
 
     Attributes:
         length: frames per window, except for the last one.
@@ -191,7 +191,7 @@ class Caches:
     Attributes:
         offset: position of the next chunk in encoder frames, int64 [batch].
         tensors: caches listed in the manifest, by name, float32 [blocks, batch, ...].
-        layout: their descriptions in the manifest.
+        layout: descriptions of these caches in the manifest.
         log_probs: log-probabilities of the previous chunk [batch, time, vocab], if the graph also computes them.
     """
 
@@ -201,7 +201,7 @@ class Caches:
     log_probs: npt.NDArray[np.float32] | None = None
 
     def last(self, num_cached: int, rows: slice = slice(None)) -> dict[str, Value]:
-        """Return views of some rows. Growing axes are limited to the frames of the last `num_cached` encoder frames."""
+        """Return views of some rows. Growing axes keep only the part for the last `num_cached` encoder frames."""
         views = {}
         for cache in self.layout:
             view = self.tensors[cache.name][:, rows]
@@ -231,7 +231,7 @@ class CacheRow:
         self.num_cached = num_cached
 
     def begin_anew(self, num_frames: int) -> None:
-        """Continue as if the stream had begun with its last `num_frames` frames, the first of them at position zero."""
+        """Continue as if the stream had begun with its last `num_frames` frames. Positions start at 0 again."""
         self.offset = num_frames
         self.num_cached = min(num_frames, self.num_cached)
 

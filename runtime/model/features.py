@@ -1,4 +1,4 @@
-"""Log-mel filter banks and MFCC as in WeNet's training (Kaldi's), in numpy, without normalisation.
+"""Log-mel filter banks and MFCC in numpy, without normalisation. They equal Kaldi's, which WeNet's training uses.
 
 Each frame is computed separately, in double precision, and rounded to single precision. Features are therefore
 bit-identical for any split of the samples and on any processor. `graph.features` has the same equations for programs in
@@ -50,7 +50,7 @@ def fbank(samples: Samples, config: FeatureConfig) -> npt.NDArray[np.float32]:
 
 
 class FeatureStream:
-    """Incremental features of a source. `take` computes many frames at once.
+    """Computes the features of a source incrementally. `take` computes many frames at once.
 
     Raises:
         BundleError: the configuration is impossible.
@@ -65,7 +65,7 @@ class FeatureStream:
 
     @property
     def num_ready(self) -> int:
-        """Frames that can be taken."""
+        """Number of frames that can be taken."""
         shift = self._config.shift_len
         return max(self._num_samples - self._config.frame_len + shift, 0) // shift
 
@@ -104,7 +104,7 @@ class Constants:
         window: window function for samples on the scale of 16-bit integers [frame_len].
         lowest: lowest point of the spectrum in a band.
         weights: weights of the rising and the falling band [2, points], for points from `lowest` to the first above the
-            bands. The weights of the last point, at most the Nyquist frequency, are 0, as in Kaldi.
+            bands. The last point is at most the Nyquist frequency; its weights are 0, as in Kaldi.
         starts: first point of each interval, relative to `lowest` [mel + 1].
         is_filled: 1 for an interval with points in it, otherwise 0 [mel + 1].
         cepstra: liftered cosine transform of MFCC [mel, num_ceps]; None for log-mel energies.

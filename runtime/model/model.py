@@ -1,4 +1,4 @@
-"""The graphs of a bundle as stateless functions on arrays, for example to compare numbers."""
+"""The graphs of a bundle as stateless functions on arrays."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.model.static_encoder import Runner, StaticEncoder
 
 Utterance = tuple["npt.ArrayLike | DeviceArray", "Sequence[Sequence[int]]"]
-"""Encoder output [time, dim] and its hypotheses."""
+"""Encoder output [time, dim] of an utterance, and hypotheses to score."""
 
 _MOST_TOKENS = 512
-"""Limit on the tokens of all hypotheses in a decoder call, with padding. Larger calls are not faster per token."""
+"""Limit on the tokens of all hypotheses in a decoder call, including padding. Larger calls are not faster per token."""
 _MOST_PAIRS = 1 << 22
-"""Limit on the pairs of a token and a frame, or of two tokens, in a decoder call. Attention needs memory for each."""
+"""Limit on the pairs of token and frame, or of two tokens, in a decoder call. Attention needs memory for each pair."""
 _MOST_LOG_PROB = 1e-2
-"""Largest log-probability accepted in low precision."""
+"""Largest accepted log-probability. Low precision may round it to more than 0."""
 _LEAST_ALIKE = 0.85
-"""Utterances share a decoder call if none is shorter than this fraction of the longest. Padding would cost more."""
+"""Utterances share a decoder call if none is shorter than this fraction of the longest. This limits padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class Model:
 
     @property
     def kernels(self) -> Kernels:
-        """Kernels of the encoder. Their `refused` contains the functions that kernels refuse in any of the graphs."""
+        """Kernels of the encoder. `refused` contains the functions refused in any graph."""
         sessions = [*self.encoder.sessions, self._ctc, *([self._decoder] if self._decoder else [])]
         return sessions[0].kernels.with_refused_of({session.graph.name: session.kernels for session in sessions})
 
@@ -131,7 +131,7 @@ class Model:
             float32 [time, dim]; time is 0 if there are not enough feature frames for one encoder frame.
 
         Raises:
-            StreamError: chunks from a bundle that cannot stream.
+            StreamError: chunks are requested, but the bundle cannot stream.
         """
         frames = np.asarray(self._matrix("features", features, self.config.feature_size))
         if chunk_size is None and self.config.static_chunk_size > 0 and self.config.streaming:
@@ -209,7 +209,7 @@ class Model:
     def _decode(
         self, decoder: Session, utterances: Sequence[tuple[Value, Sequence[Sequence[int]]]]
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Run the decoder for utterances with the same number of hypotheses. Pads shorter ones."""
+        """Run the decoder for utterances with the same number of hypotheses. Shorter hypotheses are padded."""
         sizes = [_Size.of(output, hypotheses) for output, hypotheses in utterances]
         num_frames, length = max(size.num_frames for size in sizes), max(size.length for size in sizes)
         hyps = np.full((len(utterances), sizes[0].num_hypotheses, length), self.config.eos, np.int64)
@@ -290,7 +290,7 @@ T = TypeVar("T")
 
 
 def batches_of(items: Iterable[T], joins: Callable[[list[T], T], bool]) -> list[list[T]]:
-    """Group items into batches, in order. An item joins the last batch if `joins(batch, item)`, or starts a new one."""
+    """Group items into batches, in order. An item starts a new batch unless `joins(last_batch, item)` is true."""
     batches: list[list[T]] = []
     for item in items:
         if batches and joins(batches[-1], item):

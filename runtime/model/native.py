@@ -39,7 +39,7 @@ ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
     ),
 )
 _WITHOUT = "u2moe.without"
-"""Session configuration entry with the operators that the library does not replace."""
+"""Session configuration entry that lists the operators that the library does not replace."""
 _REFUSAL = re.compile(r"\b([A-Z]\w+): (.*)")
 _LONGEST_ENTRY = 2000
 
@@ -76,7 +76,7 @@ class Kernels:
         return f"onnxruntime {onnxruntime.__version__} ({self.reason})"
 
     def data(self) -> dict[str, Any]:
-        """Return the fields as JSON values, and a `description`, which is the text that `str` returns."""
+        """Return the fields as JSON values, with the text of `str` as `description`."""
         library = self.library and self.library.name
         return {"description": str(self), **asdict(self), "operators": sorted(self.operators), "library": library}
 
@@ -88,7 +88,7 @@ class Kernels:
             options.register_custom_ops_library(str(self.library))
 
     def replaces(self, function: str) -> bool:
-        """Return whether the library computes a function of a graph, named with its number if it has one."""
+        """Return whether the library computes a function of a graph. Its name includes the number, if any."""
         return is_replaced(function, self.operators) and function not in self.refused
 
     def without_refused(self, error: BaseException) -> Kernels | None:
@@ -101,7 +101,7 @@ class Kernels:
         return None
 
     def with_refused_of(self, others: Mapping[str, Kernels]) -> Kernels:
-        """Return these kernels of the encoder with the refused functions of all graphs, given the kernels by graph."""
+        """Return these kernels with the refused functions of all graphs. `others` are the kernels by graph name."""
         refused = {of_graph(name, graph): why for graph, own in others.items() for name, why in own.refused.items()}
         alone = {f"all of {graph}": own.reason for graph, own in others.items() if self.native and not own.native}
         return replace(self, refused={**refused, **alone})
@@ -112,7 +112,7 @@ class Kernels:
 
 
 def of_graph(function: str, graph: str) -> str:
-    """Return the key in `refused` of `Model.kernels` for a function that kernels refuse in one graph."""
+    """Return the name under which `Model.kernels.refused` lists a function of a graph."""
     return f"{function} of {graph}"
 
 
@@ -191,7 +191,7 @@ def check_layout(kernels: Kernels, layout: int, where: str) -> None:
     Args:
         kernels: kernels for the graph.
         layout: version of the layout.
-        where: beginning of the message.
+        where: beginning of error messages.
 
     Raises:
         KernelsError: native kernels are missing, or read another layout.

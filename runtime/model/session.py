@@ -34,8 +34,8 @@ _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 class Session:
     """An onnxruntime session of a graph file.
 
-    Files may change afterwards, because the session does not read them again. There are two exceptions: sessions with
-    the caller's `sess_options`, to which weights cannot be passed, and packed weights.
+    Files may change after the session is created, because it does not read them again. There are two exceptions:
+    sessions with the caller's `sess_options`, to which weights cannot be passed, and packed weights.
 
     Attributes:
         graph: contract of the graph.
@@ -46,7 +46,7 @@ class Session:
         graph: contract of the graph.
         manifest: manifest of the bundle.
         settings: settings of the session.
-        files: files of the bundle; None: read without comparing digests.
+        files: files of the bundle; None: digests are not compared.
 
     Raises:
         ProviderError: a provider did not start.
@@ -77,7 +77,7 @@ class Session:
         if is_reference:
             self.kernels = self.kernels.without("weights are in float32")
         opened.check_unchanged()
-        self._session.disable_fallback()  # during runs; older versions of onnxruntime can disable it only here
+        self._session.disable_fallback()  # for runs; older versions of onnxruntime offer no other way
         self._memory = settings.memory(self._session)
         active = self._session.get_providers()
         for provider in settings.providers:
@@ -98,7 +98,7 @@ class Session:
     def run(self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, Any]:
         """Run the graph with inputs by name. Returns the outputs by name, as in the contract.
 
-        With a device's memory (`SessionSettings.io_binding`), float outputs of the encoder stay there as `DeviceArray`.
+        With `SessionSettings.io_binding`, float outputs of the encoder stay in the device's memory as `DeviceArray`.
         All other outputs are arrays.
 
         Raises:
@@ -136,7 +136,7 @@ def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettin
 def _load(
     opened: GraphFile, settings: SessionSettings, layout: int | None
 ) -> tuple[onnxruntime.InferenceSession, dict[str, npt.NDArray[Any]], Kernels]:
-    """Load a session with the chosen kernels, except for functions that they refuse; see `_inference_session`.
+    """Load a session with the chosen kernels. onnxruntime runs the functions that these kernels refuse.
 
     Kernels refuse functions that they do not know, for example with an activation of another version of u2moe. If the
     error does not name the function, onnxruntime runs all functions.

@@ -42,15 +42,15 @@ class SessionSettings:
             none.
         num_threads: threads within one operator, up to four per processor (32 are always allowed). None: 1, or as in
             `sess_options`. With one thread, results are bit-identical and other cores stay free.
-        sess_options: replaces our session options and is used unchanged. Ours disable spinning after a run, and memory
-            patterns, because shapes change from chunk to chunk and onnxruntime would keep a pattern for each. With
-            `sess_options`, weight files stay mapped.
+        sess_options: replaces our session options and is used unchanged. Our options disable spinning after a run. They
+            also disable memory patterns, because onnxruntime would keep a pattern for each of the many shapes of
+            chunks. With `sess_options`, weight files stay mapped.
         kernels: "native": the kernels of u2moe-kernels. "onnxruntime": those of onnxruntime only. "auto": native
             kernels if they are installed and can run the graph, except for float32 bundles, whose numbers must not
-            depend on installed packages. None: the environment variable U2MOE_KERNELS, or "auto". The caller's
-            `sess_options` are not changed: register the library yourself.
+            depend on installed packages. None: the environment variable U2MOE_KERNELS, or "auto". In your own
+            `sess_options`, you must register the library yourself.
         io_binding: whether encoder outputs stay in the memory of the provider's device, where the next chunk and the
-            other graphs read them. None: on all providers except the CPU. Results do not change.
+            other graphs read them. None: true on all providers except the CPU. Results do not depend on it.
         public_keys: accepted public keys in PEM, one for each allowed signer of a bundle that `Recognizer.load` opens;
             see `Bundle.open`. None: any bundle is loaded.
 

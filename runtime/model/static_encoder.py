@@ -23,7 +23,7 @@ class Runner(Protocol):
     """Interface of an external runner of `static.onnx`, for example one that runs the graph compiled for a device."""
 
     def run(self, inputs: dict[str, npt.NDArray[np.float32]], /) -> Mapping[str, npt.NDArray[np.float32]]:
-        """Run the graph with all inputs by name. Returns all outputs by name. `static.json` lists both."""
+        """Run the graph with all inputs by name. Returns all outputs by name. `static.json` lists the names."""
         ...
 
 
@@ -89,7 +89,7 @@ class StaticEncoder(Encoder):
         raise StreamError(f"this bundle supports only chunks of {self.form.chunk_size} frames, not full context")
 
     def _one(self, features: Array, offset: int, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-        """Run a window [frames, mel] of one stream. Returns outputs, with caches [blocks, ...], and next offset."""
+        """Encode a window [frames, mel] of one stream. Returns outputs (caches are [blocks, ...]) and next offset."""
         config = self.config
         frames = (len(features) - config.window) // self._rate + 1
         position = self.position(offset, frames)
@@ -102,7 +102,10 @@ class StaticEncoder(Encoder):
         return outputs, position // config.frame_reduction + -(-frames // config.frame_reduction)
 
     def position(self, offset: int, frames: int) -> int:
-        """Return the position of a chunk of `frames` frames, all counted after subsampling; see `contract.encoder`."""
+        """Return the position of a chunk of `frames` frames; see `contract.encoder`.
+
+        The position and `frames` count frames after the subsampling; `offset` counts encoder frames.
+        """
         reduction = self.config.frame_reduction
         offset, limit, base = (
             each * reduction for each in (offset, self.config.max_position, self.form.first_position)
@@ -114,7 +117,7 @@ class StaticEncoder(Encoder):
         return base + (offset - limit // frames * frames) % max((limit - base) // frames * frames, 1)
 
     def feeds(self, features: Array, position: int, tensors: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the inputs of the graph by name, in its order.
+        """Return the inputs of the graph by name, in the graph's order.
 
         Args:
             features: window [frames, mel]; may be shorter at the end of a stream.

@@ -1,4 +1,4 @@
-"""Speech recognition with U2++ mixture-of-experts models on ONNX. Names of `u2moe.runtime` are loaded at first use."""
+"""Speech recognition with U2++ mixture-of-experts models on ONNX. `u2moe.runtime` is loaded at its first use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 # onnxruntime reads this variable when it is imported. Every import of u2moe, including `u2moe.runtime`, executes this
 # file first. Without the variable, onnxruntime would collect telemetry: it creates a device id and a database in the
-# home folder, and looks up network addresses. Forked processes would hang on exit. A value set by the user is kept.
+# home folder, and looks up network addresses. Forked processes would hang on exit. If the user has set the variable,
+# its value is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Look up a name in `u2moe.runtime` (PEP 562), so that `import u2moe` is fast."""
+    """Return an object of `u2moe.runtime`. That module is imported only now, so `import u2moe` is fast (PEP 562)."""
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The program `u2moe`, also `python -m u2moe`. Its help does not need onnxruntime."""
+"""The program `u2moe`, also run by `python -m u2moe`. Its help does not need onnxruntime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main() -> int:
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         try:
             print(help_text(), flush=True)
-        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe; prevent Python's error at exit
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe; avoid an error of Python at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     from u2moe.runtime.cli import main as run

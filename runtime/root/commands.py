@@ -1,4 +1,4 @@
-"""The commands of `u2moe` and their help, without slow imports."""
+"""The commands of `u2moe` and their help. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ GROUPS = {
         "serve": ("u2moe.runtime.cli.serve", "add_serve", "run a server for existing speech recognition clients")
     },
 }
-"""Module, function and summary of each command, in groups. The module is imported when the command is used."""
+"""Groups of commands. Each command has a module, a function and a summary. The module is imported when its command
+runs."""
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 EXAMPLES = """\
@@ -40,7 +41,7 @@ EXAMPLES = """\
 
 
 def help_text() -> str:
-    """Return the help that `u2moe` prints without a command."""
+    """Return the help text that `u2moe` prints without a command."""
     groups = "\n".join(
         f"{title}:\n" + "".join(f"  {name:10}  {summary}\n" for name, (_, _, summary) in group.items())
         for title, group in GROUPS.items()

@@ -1,4 +1,4 @@
-"""Transcripts as text: the table of output formats. For cutting subtitles see `subtitles`."""
+"""Writes transcripts as text in the output formats. For subtitles, `subtitles` cuts the segments."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class OutputFormat:
     """A format of transcripts.
 
     Attributes:
-        write: returns the content of a file from a transcript, the name of the recording, and subtitle options.
-        segment: returns the lines of a segment, from the segment and the name, if segments can be written as they are
-            found; None: they depend on each other.
-        header: for files that consist of a first line and the lines of segments, the first line, such as column names;
-            "": there is no first line; None: files have another structure.
+        write: returns the content of a file, given a transcript, the name of the recording, and subtitle options.
+        segment: returns the lines of a segment, given the segment and the name. None: segments cannot be written one at
+            a time.
+        header: first line of a file, such as column names, if all other lines come from `segment`. "": files have no
+            such line. None: files have another structure.
         media_type: media type in responses of a server.
     """
 

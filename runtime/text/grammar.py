@@ -4,7 +4,7 @@
     <number> = one | two | twenty [five]
     [unk]
 
-This module parses and checks grammars, without a vocabulary. For the search see `decoding/phrases.py`.
+This module parses and checks grammars, without a vocabulary. `decoding/phrases.py` applies them in the search.
 """
 
 from __future__ import annotations

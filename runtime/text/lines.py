@@ -1,4 +1,4 @@
-"""Reading text files by lines, plain or gzip: lists, language models, sentences."""
+"""Reads text files line by line, plain or gzip."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_lines(
     opened: AbstractContextManager[IO[bytes]] | None = None,
     errors: str = "strict",
 ) -> Iterator[tuple[int, str]]:
-    """Yield numbers and contents of the lines that are not blank, without line ends and a byte order mark.
+    """Yield number and text of each line that is not blank, without its line end or a byte order mark.
 
     Args:
         file: a text file in UTF-8.
@@ -49,7 +49,7 @@ def read_lines(
 
 
 def decompressed(stream: IO[bytes]) -> IO[bytes]:
-    """Return a seekable stream of the decompressed content, if it is gzip, or else the stream itself."""
+    """Return a seekable stream of the decompressed content if the stream is gzip, otherwise the stream itself."""
     is_compressed = stream.read(2) == _GZIP
     stream.seek(0)
     return cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if is_compressed else stream

@@ -1,4 +1,4 @@
-"""Spelling words with the symbols of a vocabulary: the reverse of `Vocabulary.text`."""
+"""Spells words with the symbols of a vocabulary: the reverse of `Vocabulary.text`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, is_special,
 
 
 class Spelling:
-    """The symbols of a vocabulary as parts of words. The ValueErrors of its methods begin with the argument `what`."""
+    """The symbols of a vocabulary as parts of words. Messages of ValueErrors begin with the argument `what`."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         symbols = enumerate(vocabulary.symbols)
@@ -39,10 +39,10 @@ class Spelling:
         return min(map(len, spelled))
 
     def tokens(self, each: str, before: str, what: str) -> list[int]:
-        """Return the token ids of a word, in any letter case, as a model writes it after the word `before` ("": none).
+        """Return the token ids of a word in any letter case, as a model writes it after the word `before` ("": none).
 
-        If ids are in the order in which BPE merges symbols, words are divided by BPE, as in SentencePiece. Otherwise
-        they are divided into as few tokens as possible.
+        If ids are in the order in which BPE merges symbols, words are divided by BPE, as in SentencePiece. Otherwise,
+        words are divided into as few tokens as possible.
         """
         word = self.word(each, what)
         is_apart = self._is_bpe or bool(before and not stands_alone(word) and not stands_alone(before))

@@ -1,4 +1,4 @@
-"""Cutting segments into subtitles: their text, lines and times."""
+"""Cuts segments into subtitles with lines and times."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class SubtitleOptions:
         max_lines: number of lines shown at once.
         min_duration: minimum seconds of a subtitle, if the next one leaves time.
         max_duration: maximum seconds from the first to the last word of a subtitle, unless it has only one word.
-        max_chars_per_s: reading speed in columns per second. A subtitle stays longer if the next one leaves time.
-        max_pause: a subtitle never spans a pause longer than this, in seconds.
-        gap: seconds between an extended subtitle and the next one. The default is two frames at 24 per second.
+        max_chars_per_s: reading speed in columns per second. A subtitle stays long enough to be read at this speed, if
+            the next one leaves time.
+        max_pause: maximum seconds of a pause within a subtitle.
+        gap: minimum seconds between a subtitle that is shown longer than it is spoken and the next one. The default is
+            two frames at 24 per second.
     """
 
     max_line_width: int = option("integer", 42, least=2)
@@ -53,7 +55,7 @@ class Cue:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A word, or a part of it that fits on a line, with the space before it, its width in columns, and its times."""
+    """A word, or a part of a long word, that fits on a line, with the space before it. The width is in columns."""
 
     text: str
     space: str
@@ -81,7 +83,7 @@ def make_cues(segments: Sequence[Result], options: SubtitleOptions | None = None
 
 
 def _cut(parts: list[_Part], options: SubtitleOptions) -> list[list[_Part]]:
-    """Find the cheapest way to cut a segment: few subtitles, ending at pauses, none nearly empty."""
+    """Find the cheapest way to cut a segment: few subtitles that end at pauses, and none nearly empty."""
     costs, begins = [0.0], [0]
     for end in range(1, len(parts) + 1):
         best, best_begin = math.inf, end - 1
@@ -119,7 +121,7 @@ def _fits(group: list[_Part], options: SubtitleOptions) -> bool:
 
 
 def _wrap(group: list[_Part], options: SubtitleOptions) -> list[str]:
-    """Return the lines of a subtitle: as few as possible, of similar width, lower ones longer."""
+    """Return the lines of a subtitle: as few as possible, of similar width, with longer lines below."""
     lines = _fill(group, options.max_line_width)
     for width in range(_columns(group) // len(lines), options.max_line_width):
         narrower = _fill(group, width)
@@ -144,7 +146,7 @@ def _fill(group: list[_Part], max_width: int) -> list[list[_Part]]:
 
 
 def _parts(segment: Result, options: SubtitleOptions) -> list[_Part]:
-    """Return the words of a segment with the spaces between them, split if wider than a line."""
+    """Return the words of a segment with the spaces between them. Words wider than a line are split."""
     parts: list[_Part] = []
     position = 0
     for word, start, end in timed_words(segment):

@@ -13,7 +13,7 @@ from u2moe.runtime.errors import BundleError
 WORD_BOUNDARY = "\u2581"
 """LOWER ONE EIGHTH BLOCK: begins a word in BPE vocabularies, and is a space in character vocabularies."""
 UNREADABLE = "\0"
-"""Replaces symbols that are not text, such as <unk>: neither part of a word nor a word boundary."""
+"""Replaces symbols that are not text, such as <unk>. It is neither part of a word nor a word boundary."""
 
 _SPACELESS = (
     (0x2E80, 0x312F),  # radicals, kana, bopomofo
@@ -133,7 +133,10 @@ class Vocabulary:
         return words
 
     def complete_words(self, tokens: Sequence[int], *, ends: bool) -> list[Word]:
-        """Return the words of token ids, without a last word that may continue. With `ends`, it cannot continue."""
+        """Return the words of token ids, without a last word that may continue.
+
+        If `ends`, no tokens follow, so the last word is complete.
+        """
         words = self.words(tokens)
         if words and words[-1].end == len(tokens) and not (ends or self._parts[tokens[-1]][2]):
             words.pop()
@@ -146,7 +149,7 @@ class Vocabulary:
 
     @functools.cached_property
     def _parts(self) -> list[tuple[str, bool, bool]]:
-        """For each token, its part of a word, and whether it begins and ends one."""
+        """For each token, its part of a word, whether it begins a word, and whether it ends a word."""
         parts = []
         for spelled in self.symbols:
             symbol = spelled.replace(WORD_BOUNDARY, " ")
@@ -174,7 +177,7 @@ def stands_alone(symbol: str) -> bool:
 def combining_marks() -> str:
     """Return marks that belong to a letter (accents, vowel signs), and joiners, for a character class of `re`.
 
-    `re` does not count them as letters. Without them, words of Hindi, Tamil or decomposed Latin fall into pieces.
+    `re` does not count marks as letters. Without marks, words of Hindi, Tamil or decomposed Latin fall into pieces.
     """
     blocks = (range(0x300, 0x1F000), range(0xE0100, 0xE01F0))
     marks = (chr(code) for block in blocks for code in block if unicodedata.category(chr(code))[0] == "M")

@@ -16,9 +16,10 @@ _DIAGONAL, _DELETION, _INSERTION = range(3)
 
 
 def words(text: str) -> list[str]:
-    """Split a text into words to compare: upper case, no punctuation except apostrophes, CJK characters separate.
+    """Split a text into upper-case words to compare, without punctuation except apostrophes.
 
-    Accented letters are equal whether written as one character or as two (Unicode's normal form C).
+    Each CJK character is a word. Accented letters are equal whether written as one character or as two (Unicode's
+    normal form C).
     """
     plain = unicodedata.normalize("NFC", text.upper()).replace("\u2019", "'")
     spaced = re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])", r" \1 ", plain)
@@ -36,12 +37,12 @@ def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> 
 
 
 def num_revised(words: Sequence[object], revised: Sequence[object]) -> int:
-    """Return the minimum number of words to change, add or remove for `words` to become a beginning of `revised`."""
+    """Return the minimum number of words to change, add or remove so that `words` becomes a prefix of `revised`."""
     return 0 if words == revised[: len(words)] else min(_distances(words, revised))
 
 
 def _distances(reference: Sequence[object], hypothesis: Sequence[object]) -> list[int]:
-    """Return the edit distances between a sequence and each beginning of another, from the empty one."""
+    """Return the edit distances between a sequence and each prefix of another, starting with the empty prefix."""
     row = list(range(len(hypothesis) + 1))
     for number, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], number

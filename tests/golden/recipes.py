@@ -106,10 +106,10 @@ def table(checkout):
     efficient = sum(config.get("encoder") == "efficientConformer" for config in configs)
     count = (
         f"{accepted} of WeNet's {len(paths) - others} recipes for CTC and attention are accepted. They equal WeNet "
-        f"within {LIMIT:g}, on whole utterances and in chunks. {others} recipes train other kinds of model. All "
-        f"{len(paths)} files were completed with `input_dim` and `output_dim`, as training does. {old} use the layout "
-        f"from before the end of 2023, without {', '.join(f'`{key}`' for key in SECTIONS)}. The {efficient} Efficient "
-        "Conformers were compared through [an adapter](#efficient-conformers):\n\n"
+        f"within {LIMIT:g}, on whole utterances and in chunks. The {efficient} Efficient Conformers were compared "
+        f"through [an adapter](#efficient-conformers). {others} recipes train other kinds of model. `input_dim` and "
+        f"`output_dim` were added to all {len(paths)} files, as training does. {old} use the layout from before the "
+        f"end of 2023, without {', '.join(f'`{key}`' for key in SECTIONS)}.\n\n"
     )
     return "".join([count, "| recipe | result of `u2moe export` |\n| --- | --- |\n", *rows])
 

@@ -1,9 +1,9 @@
-"""Recognisers behind one interface, as a program that runs in the environment of their package.
+"""A program that runs one of several recognisers behind one interface, in the environment of its package.
 
     python engines.py NAME OPTIONS BUFFER_S FILE.wav...      prints a line of JSON for each file
 
-Other environments run this file by its path, so it needs only the standard library and the recogniser's package.
-`programs` calls it. Recordings are WAV files with one channel and 16 bits; options are JSON.
+Other environments run this file by its path. It therefore needs only the standard library and the recogniser's package.
+`programs` starts it. Recordings are WAV files with one channel and 16 bits. Options are JSON.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 Samples = Any
-"""Samples of a recording or a buffer: an array of int16, which needs no package."""
+"""Samples of a recording or a buffer, as an array of int16 from the standard library."""
 Recognise = Callable[[int, Iterable[Samples]], Generator[str, None, dict[str, Any]]]
-"""Called with the sample rate and the buffers of a recording. Yields the text so far after each buffer, or "" if the
-recogniser has no text before the end. Returns the final `text` and other results."""
+"""A recogniser, called with the sample rate and the buffers of a recording. After each buffer, it yields the text so
+far, or "" if it has no text before the end. It returns the final `text` and other results."""
 
 
 def floats(samples: Samples) -> Any:
@@ -34,7 +34,7 @@ def floats(samples: Samples) -> Any:
 
 
 def whole(recognise: Callable[[Any, int], dict[str, Any]]) -> Recognise:
-    """Return a recogniser that collects all buffers and calls `recognise` with float32 samples and the sample rate."""
+    """Return a recogniser that collects all buffers, then calls `recognise` with float32 samples and their rate."""
 
     def run(sample_rate: int, buffers: Iterable[Samples]) -> Generator[str, None, dict[str, Any]]:
         samples = array("h")
@@ -54,7 +54,10 @@ def u2moe(
     endpoint: bool = True,
     **options: Any,
 ) -> Recognise:
-    """Load u2moe, streaming if `chunk_size` is given, else for whole recordings as `u2moe transcribe`."""
+    """Load u2moe.
+
+    It streams if `chunk_size` is given; otherwise it recognises whole recordings, like `u2moe transcribe`.
+    """
     from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, Result  # noqa: PLC0415
 
     rules = EndpointConfig() if endpoint else EndpointConfig(rule1=None, rule2=None, rule3=None)
@@ -108,7 +111,7 @@ def sherpa_online(**options: Any) -> Recognise:
 
 
 def sherpa_offline(**options: Any) -> Recognise:
-    """Load sherpa-onnx's recogniser of whole recordings for WeNet's CTC models, with greedy search."""
+    """Load sherpa-onnx's recogniser for whole recordings with WeNet's CTC models, with greedy search."""
     import sherpa_onnx  # noqa: PLC0415
 
     recognizer = sherpa_onnx.OfflineRecognizer.from_wenet_ctc(**options)
@@ -124,7 +127,7 @@ def sherpa_offline(**options: Any) -> Recognise:
 
 
 def faster_whisper(*, package: str, folder: str) -> Recognise:
-    """Load Whisper in CTranslate2, int8, English, for whole recordings; the weights are in a package's folder."""
+    """Load English Whisper in CTranslate2, in int8, for whole recordings. The weights are in `folder` of `package`."""
     from importlib.util import find_spec  # noqa: PLC0415
 
     from faster_whisper import WhisperModel  # noqa: PLC0415
@@ -143,7 +146,7 @@ def faster_whisper(*, package: str, folder: str) -> Recognise:
 
 
 def moonshine() -> Recognise:
-    """Load Moonshine tiny, streaming, with the weights of its package."""
+    """Load the streaming model Moonshine tiny, with the weights in its package."""
     from moonshine_voice import ModelArch, Transcriber, get_assets_path  # noqa: PLC0415
 
     transcriber = Transcriber(str(Path(get_assets_path()) / "tiny-en"), ModelArch.TINY)
@@ -174,7 +177,7 @@ def moonshine() -> Recognise:
 
 
 def pocketsphinx() -> Recognise:
-    """Load PocketSphinx, streaming, with the US English models of its package."""
+    """Load PocketSphinx for streaming, with the US English models in its package."""
     from pocketsphinx import Decoder  # noqa: PLC0415
 
     decoder = Decoder(samprate=16000, loglevel="FATAL")
@@ -204,18 +207,22 @@ ENGINES: dict[str, tuple[Callable[..., Recognise], tuple[str, ...]]] = {
     "moonshine": (moonshine, ("moonshine-voice",)),
     "pocketsphinx": (pocketsphinx, ("pocketsphinx",)),
 }
-"""By name: function that loads a recogniser with options, and distributions whose versions are reported."""
+"""By name: a function that loads a recogniser with options, and the distributions whose versions are reported."""
 
 
 def recognised(recognise: Recognise, wav: str, buffer_s: float) -> dict[str, Any]:
-    """Recognise a WAV file in buffers as from a live source, but in simulated time.
+    """Recognise a WAV file in buffers, as from a live source, but in simulated time.
 
-    A buffer arrives when its last sample is spoken. Its work starts then, or after the previous work, and takes the
-    measured time. Delays are therefore those of a live user, without waiting for the audio.
+    A buffer arrives when its last sample has been spoken. Its processing starts then, or when the previous buffer is
+    finished, and takes the measured time. Delays are therefore those of a live user, but the program does not wait for
+    the audio.
 
     Returns:
-        audio_s; ms: time of the work; first_partial_s: from the start of the recording to the first text; final_s: from
-        its end to the final text; and the result of the recogniser.
+        audio_s: duration of the recording.
+        ms: total processing time.
+        first_partial_s: seconds from the start of the recording to the first text.
+        final_s: seconds from the end of the recording to the final text.
+        Further entries are the results of the recogniser.
     """
     with wave.open(wav, "rb") as file:
         if (file.getnchannels(), file.getsampwidth()) != (1, 2):
@@ -255,9 +262,9 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def main(name: str, options: str, buffer_s: str, *files: str) -> None:
-    """Load a recogniser, recognise the files, and print a line for each."""
+    """Load a recogniser, recognise the files, and print a line of JSON for each file."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # keep output of libraries out of the replies
+    os.dup2(2, 1)  # output of libraries must not mix with the replies
     load, packages = ENGINES[name]
     began = time.perf_counter()
     recognise = load(**json.loads(options))

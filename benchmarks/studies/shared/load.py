@@ -1,7 +1,7 @@
-"""Latencies of results for simultaneous speakers, and the servers to measure, in separate processes.
+"""Latencies of results for simultaneous speakers, and the servers to measure. Servers run in separate processes.
 
-Clients speak sherpa-onnx's protocol. A single speaker first finds the buffer that makes each result possible, by
-waiting after each buffer until no more results arrive.
+Clients speak sherpa-onnx's protocol. First, a single speaker finds out which buffer makes each result possible. This
+speaker waits after each buffer until no more results arrive.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OURS, OURS_NATIVE, THEIRS = "u2moe", "u2moe with native kernels", "sherpa-onnx"
 REQUIREMENTS = ("sherpa-onnx-bin==2.0.1", "sherpa-onnx-core==2.0.1")
 NO_LIMIT = 100_000
 _START_S = 900.0
-"""On a busy machine a large model takes minutes to load."""
+"""Maximum seconds until a server accepts connections. On a busy machine, a large model takes minutes to load."""
 _STOP_S = 30.0
 
 
@@ -49,7 +49,7 @@ class RunningServer:
         port: port on the loopback address.
         path: path of sherpa-onnx's protocol.
         pid: process id.
-        capacity: maximum live streams that the server reports; None: not reported.
+        capacity: maximum number of live streams, as reported by the server; None: not reported.
     """
 
     port: int
@@ -76,10 +76,10 @@ def our_server(
 
     Args:
         bundle: folder of a bundle.
-        capacity: maximum live streams; None: as many as the server measures.
-        cores: cores that it may use, as for taskset(1); None: all.
-        kernels: kernels of the graphs.
-        arguments: further arguments.
+        capacity: maximum number of live streams; None: the server measures it.
+        cores: cores that the server may use, as for taskset(1); None: all.
+        kernels: value of the environment variable for kernels.
+        arguments: further command-line arguments.
     """
     port = free_port()
     command = ["env", f"{VARIABLE}={kernels}", sys.executable, "-m", "u2moe", "serve", str(bundle)]
@@ -93,7 +93,7 @@ def our_server(
 
 @contextlib.contextmanager
 def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> Iterator[RunningServer]:
-    """Run sherpa-onnx's server with graphs of the same weights; `folder` keeps them and its installation."""
+    """Run sherpa-onnx's server with graphs of the same weights. `folder` keeps the graphs and the installation."""
     folder = folder.resolve()
     environment = make_environment(folder / "sherpa-onnx-bin", REQUIREMENTS)
     graphs = sherpa_graphs(bundle, folder / "graphs" / bundle.name)
@@ -108,13 +108,13 @@ def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> It
         "--num-work-threads=1",
         "--max-batch-size=32",
     ]
-    # the server writes log.txt into its working directory
+    # The server writes log.txt into its working directory.
     with _process(command, cores, lambda _: _listens(port), folder) as (process, _):
         yield RunningServer(port=port, path="/", pid=process.pid)
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU seconds of a process and its children; Linux only."""
+    """Return the CPU seconds of a process and its children. Linux only."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -122,7 +122,7 @@ def cpu_s(pid: int) -> float:
 
 
 def free_port() -> int:
-    """Return a free port."""
+    """Return a free TCP port of the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -133,7 +133,7 @@ def free_port() -> int:
 def _process(
     command: Sequence[str], cores: str | None, is_ready: Callable[[str], bool], folder: Path | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Start a process, wait until `is_ready` accepts its output, and yield both."""
+    """Start a process, wait until `is_ready` accepts its output, and yield the process and its output."""
     command = [*(["taskset", "-c", cores] if cores else []), *command]
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)  # noqa: S603 - one of two servers
@@ -165,13 +165,14 @@ SAMPLE_RATE = 16_000
 BUFFER_S = 0.1
 _QUIET_S = 0.15
 _SPREAD_S = 2.0
-"""Seconds over which the starts of speakers spread."""
+"""Seconds within which all speakers start."""
 _LAST_WAIT_S = 60.0
 _END_BUFFERS = 10
-"""Results of the last second do not count: they depend on how much is decoded before the end is announced."""
+"""Number of final buffers whose results do not count. These results depend on how much is decoded before the end is
+announced."""
 
 Key = tuple[int, bool, str]
-"""A result: its segment, whether it is final, and its text."""
+"""A result: the number of its segment, whether it is final, and its text."""
 
 
 @dataclass(kw_only=True)
@@ -179,12 +180,13 @@ class Received:
     """Results received by one or several speakers.
 
     Attributes:
-        partials: delays of partial results: seconds from the buffer that made a result possible to its arrival.
-        finals: the same for final results.
-        num_expected: number of results to expect: as many for each accepted speaker as for a single one.
-        num_refused: speakers refused by the server.
+        partials: delays of partial results, in seconds. A delay lasts from sending the buffer that makes a result
+            possible to the arrival of the result.
+        finals: delays of final results.
+        num_expected: number of expected results. Each accepted speaker should receive as many as a single speaker.
+        num_refused: number of speakers that the server refused.
         failures: messages of other errors.
-        lags: seconds by which buffers were sent too late; if large, the clients are the bottleneck.
+        lags: seconds by which buffers were sent too late. If they are large, the clients limit the measurement.
     """
 
     partials: list[float] = field(default_factory=list)
@@ -201,7 +203,7 @@ class Received:
 
 
 def speech_buffers(seconds: float) -> list[bytes]:
-    """Return the demo recordings with pauses, repeated, in float32 buffers of 100 ms."""
+    """Return the demo recordings with pauses as float32 buffers of 100 ms. Their total duration is `seconds`."""
     clips = [read_audio(clip, SAMPLE_RATE) for clip in sorted((DEMO_FOLDER / "clips").glob("*.flac"))]
     pause = np.zeros(round(1.5 * SAMPLE_RATE), np.float32)
     speech = np.concatenate([part for clip in clips for part in (clip, pause)])
@@ -211,7 +213,10 @@ def speech_buffers(seconds: float) -> list[bytes]:
 
 
 async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return, for each result of one speaker, after which buffer it arrives; `len(buffers)`: after the end."""
+    """Return for each result of one speaker the number of the buffer after which it arrives.
+
+    The number is `len(buffers)` for results that arrive after the end.
+    """
     found: dict[Key, int] = {}
     async with connect(url, proxy=None) as websocket:
         for number, buffer in enumerate(buffers):
@@ -230,7 +235,7 @@ async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
 
 
 def results_alone(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return the results to measure, from `first_buffers`."""
+    """Return the results of `first_buffers` that are measured: all but those of the last buffers."""
     first = asyncio.run(first_buffers(url, buffers))
     return {key: number for key, number in first.items() if number < len(buffers) - _END_BUFFERS}
 
@@ -240,9 +245,9 @@ async def speak_together(
 ) -> Received:
     """Return the results of `count` speakers who start at random times within two seconds.
 
-    With `num_slots`, speakers start in groups of that many, one group every two seconds. The server accepts the first
-    group, whose speakers start at the same times as in a measurement of that group alone. Other start times would
-    change which chunks coincide, and thus the delays.
+    With `num_slots`, speakers start in groups of this size, one group every two seconds. The server accepts the first
+    group. The start times in this group are those of a measurement of the group alone. Other start times would change
+    which chunks coincide, and thus the delays.
     """
     random = np.random.default_rng(num_slots or count)
     delays = random.uniform(0, _SPREAD_S, count) + _SPREAD_S * (np.arange(count) // (num_slots or count))
@@ -291,11 +296,11 @@ async def _listen(websocket: ClientConnection, sent: list[float], first: dict[Ke
         key = key_of(message)
         if key in first and key not in seen:
             seen.add(key)
-            number = min(first[key], len(sent) - 1)  # a result may arrive earlier than for the single speaker
+            number = min(first[key], len(sent) - 1)  # a result may arrive earlier than for a single speaker
             (received.finals if key[1] else received.partials).append(now - sent[number])
 
 
 def key_of(message: str | bytes) -> Key:
-    """Return the result in a message."""
+    """Return the result that a message contains."""
     result: dict[str, Any] = json.loads(message)
     return result["segment"], bool(result["is_final"]), result["text"]

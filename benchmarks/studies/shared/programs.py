@@ -1,4 +1,4 @@
-"""Programs that recognise files: their output and peak memory, and the environments and graphs that they need."""
+"""Programs that recognise files, with their output and peak memory, and the environments and graphs that they need."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def json_lines(output: str, _errors: str) -> list[Line]:
 
 
 def sherpa_lines(output: str, errors: str) -> list[Line]:
-    """Parse the times in the output of sherpa-onnx's program, which have two digits."""
+    """Parse the times in the output of sherpa-onnx's program. These times are rounded to two digits."""
     load = 1000 * float(re.findall(r"Recognizer created in (\S+) s", output)[0])
     took = re.findall(r"Elapsed seconds: ([^,]+),", errors)
     return [{"load_ms": load, "ms": 1000 * float(seconds)} for seconds in took]
@@ -48,7 +48,7 @@ def sherpa_lines(output: str, errors: str) -> list[Line]:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A command that recognises the files appended to it; `read` parses its stdout and stderr."""
+    """A command that recognises files, whose names are appended to it. `read` parses its stdout and stderr."""
 
     command: Sequence[str]
     folder: Path | None = None
@@ -58,7 +58,7 @@ class Program:
         """Return the parsed lines and the peak resident memory in MB.
 
         Raises:
-            RuntimeError: the program failed; the message ends with its stderr.
+            RuntimeError: the program failed. The message ends with its stderr.
         """
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             command = [*self.command, *map(str, files)]
@@ -77,25 +77,31 @@ class Program:
 def engine(
     name: str, options: Mapping[str, Any], *, python: str | Path = sys.executable, buffer_s: float = BUFFER_S
 ) -> Program:
-    """Return the program of one of `engines`, run by a Python whose environment has its package."""
+    """Return a program that runs the recogniser `name` of `engines`.
+
+    The environment of `python` must contain the recogniser's package.
+    """
     return Program(command=[str(python), str(ENGINES), name, json.dumps(options), str(buffer_s)])
 
 
 def on_one_core(program: Program) -> Program:
-    """Return the program limited to one core and one thread; most libraries start one thread per core by default."""
+    """Return the program limited to one core and one thread.
+
+    By default, most libraries start a thread for each core.
+    """
     threads = [f"{name}_NUM_THREADS=1" for name in ("OMP", "OPENBLAS")]
     core = str(min(os.sched_getaffinity(0)))
     return replace(program, command=["taskset", "-c", core, "env", *threads, *program.command])
 
 
 def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) -> Path:
-    """Write samples, float32 in [-1, 1], as a WAV file of 16 bits; return its path."""
+    """Write samples, float32 in [-1, 1], as a WAV file of 16 bits. Return its path."""
     soundfile.write(file, samples, sample_rate, subtype="PCM_16")
     return file
 
 
 def make_environment(folder: Path, requirements: Sequence[str], version: str | None = "") -> dict[str, Any]:
-    """Return the environment in `folder`, created if it is missing or has other requirements.
+    """Return the environment in `folder`. Create it if it is missing or has other requirements.
 
     Args:
         folder: folder of the environment.
@@ -103,10 +109,11 @@ def make_environment(folder: Path, requirements: Sequence[str], version: str | N
         version: version of local requirements, such as a commit.
 
     Returns:
-        `python`: path of the interpreter; `installed_bytes`: size of packages, dependencies and their models.
+        python: path of the interpreter.
+        installed_bytes: size of the packages, with their dependencies and models.
 
     Raises:
-        RuntimeError: the requirements cannot be installed; the message ends with pip's stderr.
+        RuntimeError: the requirements cannot be installed. The message ends with pip's stderr.
     """
     folder = folder.resolve()
     record, wanted = read_json(folder / "installed.json"), {"requirements": list(requirements), "version": version}
@@ -132,7 +139,7 @@ def _size(folder: Path) -> int:
 
 
 def sherpa_graphs(bundle: Path, folder: Path) -> Path:
-    """Return a bundle's graphs for sherpa-onnx in `folder`, created if missing."""
+    """Return the folder of a bundle's graphs for sherpa-onnx. Create the graphs if `folder` does not exist."""
     if not folder.is_dir():
         show_progress("graphs for sherpa-onnx")
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""Full-size bundles with seeded random weights, created if missing; their routers spread tokens evenly.
+"""Full-size bundles with seeded random weights, whose routers spread tokens evenly. Missing bundles are created.
 
-The folder of a model has `train.yaml` and a bundle for each format, such as `int8`, which is made from `fp32`.
+The folder of a model contains `train.yaml`, and a bundle for each format, such as `int8`. All formats are made from
+`fp32`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ NAMES = {SMALL: "Dense-225M", MIXTURE: "MoE-1B", LARGE: "Dense-1B"}
 HALF = f"{MIXTURE}-half"
 """`MIXTURE` with experts in every second block; see `thin_out`."""
 FLOAT = FLOAT32.name
-"""Folder of the float32 bundle."""
+"""Name of the folder of the float32 bundle."""
 SIZES = PRESETS | {
     f"{experts}x{top_k}x{hidden}": {
         name: {**part, "n_expert": experts, "n_expert_activated": top_k, "linear_units": hidden}
@@ -48,7 +49,7 @@ as `MIXTURE`."""
 
 
 def is_mixture(name: str) -> bool:
-    """Whether a model has experts."""
+    """Return whether a model has experts."""
     return "n_expert" in SIZES[name]["encoder_conf"]
 
 
@@ -63,7 +64,7 @@ def thin_out(network: SpeechModel) -> None:
 
 
 def make_bundle(name: str, kind: str, root: Path) -> Bundle:
-    """Return the bundle of a model in the folder `root`/`name`/`kind`; a missing bundle is created.
+    """Return the bundle of a model in the folder `root`/`name`/`kind`. Create it if it is missing.
 
     Args:
         name: name of the model, a key of `SIZES`.

@@ -13,7 +13,7 @@ from u2moe.runtime import U2moeError
 
 
 def study_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a study, described by the first line of `doc`, with the option --results."""
+    """Return the parser of a study, with the option --results. The first line of `doc` describes the study."""
     prog, file = f"python -m u2moe.benchmarks.studies.{name}", results_file(name)
     parser = argparse.ArgumentParser(prog=prog, description=(doc or "").split("\n")[0])
     parser.add_argument(
@@ -23,7 +23,7 @@ def study_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def recognition_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a study of one bundle on recordings."""
+    """Return the parser of a study that runs one bundle on recordings."""
     parser = study_parser(name, doc)
     parser.add_argument("bundle", type=Path, help="folder of a bundle")
     parser.add_argument("lists", type=Path, nargs="+", help="lists of recordings: path<TAB>transcript")
@@ -39,7 +39,7 @@ def named(text: str) -> tuple[str, str]:
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit with the code that it returns; print an error as one line to stderr and exit with 1."""
+    """Call `main`, and exit with the code that it returns. After an error, print one line to stderr and exit with 1."""
     try:
         sys.exit(main())
     except (U2moeError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:

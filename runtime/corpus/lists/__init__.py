@@ -1,4 +1,4 @@
-"""Lists of entries: a module for each format, and the table of formats."""
+"""Lists of entries: one module for each format, and the table of formats."""
 
 from u2moe.runtime.corpus.entry import ListOptions
 from u2moe.runtime.corpus.lists.lines import Recording, read_recordings

@@ -1,4 +1,4 @@
-"""A folder as a list: the audio files below it, sorted by name."""
+"""A folder as a list: all audio files below it, sorted by name."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from u2moe.runtime.corpus.entry import AudioFile, Entry, ListOptions
 from u2moe.runtime.errors import CorpusError
 
 SUFFIXES = frozenset((*FILE_SUFFIXES, *MEDIA_SUFFIXES))
-"""Suffixes of recordings, independent of installed extras. Without `media`, some cannot be read."""
+"""Suffixes of recordings. They do not depend on installed extras. Some files need the extra [media] to be read."""
 
 
 def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
-    """Yield an entry for each audio file below a folder. Its key is the path relative to the folder.
+    """Yield an entry for each audio file below a folder. The key is the file's path relative to the folder.
 
-    Only the names in one folder and in its parents are in memory. Links to folders are not followed.
+    Only the names in one folder and its parents are in memory. Links to folders are not followed.
 
     Raises:
         CorpusError: a folder cannot be read, or contains no audio files.
@@ -31,13 +31,13 @@ def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
 
 
 def content_of(list_path: str, options: ListOptions) -> Iterator[bytes]:
-    """Yield the keys of the files."""
+    """Yield the keys of all entries, which identify the list."""
     for entry in read(list_path, options):
         yield f"{entry.key}\n".encode("utf-8", "surrogateescape")
 
 
 def count(list_path: str) -> int:
-    """Return the number of files."""
+    """Return the number of audio files."""
     return sum(1 for _ in read(list_path, ListOptions()))
 
 

@@ -16,7 +16,10 @@ _BESIDE = ("segments", "text", "utt2spk")
 
 
 class _Table:
-    """A table of "key value" lines, read in parallel with a list; both sorted by `LC_ALL=C sort`, as in Kaldi."""
+    """A table of "key value" lines that is read in parallel with a list.
+
+    Table and list must be sorted by `LC_ALL=C sort`, as in Kaldi.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -25,7 +28,7 @@ class _Table:
         self._wanted = b""
 
     def find(self, key: str) -> str | None:
-        """Return the value of a key, or None if the table lacks it. Keys must be looked up in order.
+        """Return the value of a key; None if the table lacks it. Keys must be looked up in sorted order.
 
         Raises:
             CorpusError: the table or the list is not sorted.
@@ -47,9 +50,9 @@ class _Table:
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Read the entries of a data folder or its wav.scp: one for each segment or, without `segments`, each recording.
+    """Yield the entries of a data folder or its wav.scp: one per segment or, without `segments`, one per recording.
 
-    With `segments`, wav.scp is kept in memory. All other tables are read in parallel.
+    With `segments`, the whole of wav.scp is kept in memory. The other tables are read in parallel with the list.
 
     Raises:
         CorpusError: a table is not sorted.
@@ -81,14 +84,17 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def files(list_path: str) -> list[str]:
-    """Return the files of a data folder: wav.scp, then the optional ones that exist."""
+    """Return the files of a data folder: wav.scp, and then each optional file that exists."""
     recordings = join(list_path, "wav.scp") if os.path.isdir(list_path) else list_path  # noqa: PTH112
     beside = [join(parent(recordings), name) for name in _BESIDE]
     return [recordings, *(path for path in beside if os.path.isfile(path))]  # noqa: PTH113
 
 
 def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
-    """Yield the content of the files, each but the first preceded by its name."""
+    """Yield the content of all files, which identifies the list.
+
+    The first content is wav.scp. The name of each other file precedes its content.
+    """
     for number, file in enumerate(files(list_path)):
         yield f"{base_name(file)}\n".encode() if number else b""
         yield from lines.content_of(file)
@@ -106,7 +112,7 @@ def _bytes(key: str) -> bytes:
 
 
 def _split(line: str) -> tuple[str, str]:
-    """Split a line into key and value."""
+    """Return the key and the value in a line."""
     key, *value = line.split(maxsplit=1)
     return key, value[0] if value else ""
 
@@ -116,6 +122,6 @@ def _segment(line: str) -> tuple[str, str, float, float | None]:
     if len(words) not in (4, 5):
         raise wrong("", "utterance, recording, start and end", line)
     start, end = checked_seconds("start", words[2]), None
-    if not words[3].startswith("-"):  # Kaldi: -1 is the end of the recording
+    if not words[3].startswith("-"):  # in Kaldi, -1 means the end of the recording
         end = checked_seconds("end", words[3])
     return words[0], words[1], start, end

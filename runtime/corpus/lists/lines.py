@@ -1,4 +1,4 @@
-"""Lists with an entry per line: WeNet, NeMo and Lhotse lists (JSON objects), and paths.
+"""Lists with one entry per line: JSON objects (WeNet, NeMo and Lhotse), or paths.
 
 A line that cannot be parsed becomes an unreadable entry.
 """
@@ -22,9 +22,9 @@ _PIECE = 1 << 20
 
 
 def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
-    """Yield the numbers and contents of all lines of a text file that are not blank. The file may be gzip.
+    """Yield the number and content of each line of a text file, except blank lines. The file may be gzip.
 
-    File names need not be UTF-8: other bytes become surrogates, as in `os.fsdecode`.
+    Text need not be UTF-8: other bytes become surrogates, as in `os.fsdecode`.
 
     Raises:
         CorpusError: the file cannot be read.
@@ -35,26 +35,28 @@ def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
 
 
 def count_lines(list_path: str) -> int:
-    """Return the number of lines that are not blank."""
+    """Return the number of lines in a text file, without blank lines."""
     return sum(1 for _ in read_lines(list_path))
 
 
 def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
-    """Yield the content of a file; raise OSError if it cannot be read."""
+    """Yield the bytes of a file in pieces. Raise OSError if it cannot be read."""
     with open_binary(list_path) as stream:
         while piece := stream.read(_PIECE):
             yield piece
 
 
 def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry]:
-    """Yield the entries of lines. A line that cannot be parsed becomes an `Unreadable` entry, named by its number.
+    """Yield the entry of each line.
+
+    A line that cannot be parsed becomes an `Unreadable` entry with the line number as key.
 
     Args:
         list_path: the file.
-        parse: parses a line; raises ValueError with what was found and expected.
+        parse: function that parses a line. It raises ValueError for an invalid line.
 
     Raises:
-        CorpusError: the first line cannot be parsed, so the list has another format.
+        CorpusError: the first line cannot be parsed, so the list probably has another format.
     """
     is_first = True
     for number, line in read_lines(list_path):
@@ -70,7 +72,7 @@ def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry
 
 
 def json_record(line: str) -> Record:
-    """Parse the JSON object in a line; raise ValueError for anything else."""
+    """Return the JSON object in a line. Raise ValueError for anything else."""
     try:
         values = json.loads(line)
     except ValueError as error:
@@ -79,7 +81,10 @@ def json_record(line: str) -> Record:
 
 
 def read_paths(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Read a list of paths, each optionally followed by a tab and a transcript. The path as written is the key."""
+    """Yield the entries of a list of paths.
+
+    A tab and a transcript may follow a path. The path as written is the key.
+    """
 
     def parse(line: str) -> Entry:
         path, tab, transcript = line.partition("\t")
@@ -90,7 +95,7 @@ def read_paths(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Read a WeNet data.list of the type "raw": `key`, `wav`, `txt`, and optionally `start` and `end` in seconds."""
+    """Yield the entries of a WeNet data.list of type "raw": `key`, `wav`, `txt`, and optionally `start` and `end`."""
 
     def parse(line: str) -> Entry:
         record = json_record(line)
@@ -110,9 +115,9 @@ def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Read a NeMo list. Entries keep all fields, since NeMo's tools expect them in the output.
+    """Yield the entries of a NeMo list. They keep all fields, because NeMo's tools expect them in the output.
 
-    NeMo has no keys. The path as written is the key, with "#offset" if the line is part of a file.
+    NeMo has no keys. The path as written is the key; "#offset" is added if the line is a part of a file.
     """
 
     def parse(line: str) -> Entry:
@@ -124,7 +129,7 @@ def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
             key=path if offset is None else f"{path}#{record.value('offset')}",
             source=options.source(path, list_path),
             start=start,
-            # Without an offset, the duration is the rounded length of the file, and cutting there could lose audio.
+            # Without an offset, the duration is the rounded length of the file. A cut there could lose audio.
             end=None if duration is None or offset is None else start + duration,
             duration=duration,
             text=record.label("text"),
@@ -136,9 +141,9 @@ def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_lhotse(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Read Lhotse cuts, without lhotse. Mixed or transformed cuts are not supported.
+    """Yield the entries of Lhotse cuts. lhotse is not needed. Mixed or transformed cuts are not supported.
 
-    The texts of several supervisions of a cut are joined in order.
+    If a cut has several supervisions, their texts are joined in order.
     """
 
     def parse(line: str) -> Entry:
@@ -189,13 +194,14 @@ class Recording:
 
 
 def read_recordings(file: str | os.PathLike[str]) -> list[Recording]:
-    """Read recordings for measurements from a text file with lines of "path<TAB>transcript".
+    """Return the recordings in a text file with lines of "path<TAB>transcript", for measurements.
 
-    Paths are relative to the folder of the file. A folder stands for all recordings in it, with empty transcripts.
+    Paths are relative to the folder of the file. If `file` is a folder, all recordings in it are returned, with empty
+    transcripts.
 
     Raises:
         AudioError: the folder contains no recordings.
-        CorpusError: the file cannot be read, or a line is malformed; the message names file and line.
+        CorpusError: the file cannot be read, or a line is malformed. The message names the file and the line.
     """
     path = Path(file)
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Parquet files of Hugging Face data sets: `audio` with bytes or a path, and a transcript. Needs pyarrow."""
+"""Parquet files of Hugging Face data sets: `audio` with bytes or a path, and an optional transcript. Needs pyarrow."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from u2moe.runtime.corpus.storage import open_binary
 from u2moe.runtime.errors import CorpusError
 
 _ROWS = 16
-"""Number of rows, with their audio, that are in memory at once."""
+"""Number of rows, including their audio, in memory at once."""
 _TEXTS = ("text", "sentence", "transcription", "transcript", "normalized_text")
 _KEYS = ("key", "id", "segment_id")
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of a Parquet file. Without a column `key`, `id` or `segment_id`, the row number is the key.
+    """Yield the entries of a Parquet file. The key is the column `key`, `id` or `segment_id`, or else the row number.
 
     Raises:
         CorpusError: the file is not Parquet, or has no column `audio`.
@@ -37,7 +37,7 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def count_rows(list_path: str) -> int:
-    """Return the number of rows, read from the end of the file."""
+    """Return the number of rows. Only the end of the file is read."""
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     with open_binary(list_path) as stream:

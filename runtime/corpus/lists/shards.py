@@ -1,4 +1,4 @@
-"""WeNet's shards: tar archives of pairs of KEY.wav (or another suffix) and KEY.txt, and lists of archives."""
+"""WeNet's shards: tar archives with pairs of KEY.wav (or another suffix) and KEY.txt, and lists of such archives."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _LONGEST_TEXT = 1 << 20
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of an archive, or of all archives in a list. Nothing is unpacked: audio is read in place.
+    """Yield the entries of an archive, or of all archives in a list.
 
-    Links, devices and folders are skipped. If an archive is damaged, its readable entries are followed by an
-    `Unreadable` one.
+    Audio is later read from the archive without unpacking.
+
+    Links, devices and folders are skipped. If an archive is damaged, an `Unreadable` entry follows the readable ones.
     """
     for archive in archives(list_path, options):
         yield from _members(archive)
 
 
 def archives(list_path: str, options: ListOptions) -> Iterator[str]:
-    """Yield the archives of a list: the list itself if it is an archive, or the archives that it names."""
+    """Yield the paths of the archives: `list_path` itself if it is an archive, or else the paths in the list."""
     if is_archive(list_path):
         yield list_path
         return
@@ -37,7 +38,7 @@ def archives(list_path: str, options: ListOptions) -> Iterator[str]:
 
 
 def content_of(list_path: str, options: ListOptions) -> Iterator[bytes]:
-    """Yield names and sizes of the archives."""
+    """Yield the names and sizes of the archives, which identify the list."""
     for archive in archives(list_path, options):
         yield f"{base_name(archive)} {size_of(archive)}\n".encode("utf-8", "surrogateescape")
 
@@ -59,10 +60,10 @@ def _members(archive: str) -> Iterator[Entry]:
 
 
 def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Entry]:
-    """Yield the entries of an archive. Consecutive members that differ only in their suffixes form one entry."""
+    """Yield the entries of an archive. Consecutive members whose names differ only in the suffix form one entry."""
     stem, source, text = "", None, None
     for member in tar:
-        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all members otherwise
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all members in memory
         if not member.isreg():
             continue
         name, _, suffix = member.name.rpartition(".")

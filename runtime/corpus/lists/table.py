@@ -1,4 +1,4 @@
-"""The table of list formats, format detection, and the digest that identifies a list."""
+"""The table of list formats, the detection of a format, and the digest that identifies a list."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class ListFormat:
     """A format of lists.
 
     Attributes:
-        read: yields the entries, from path and options. Memory does not grow with the number of entries.
-        description: description for help texts.
+        read: yields the entries for a path and options. Memory use does not grow with the number of entries.
+        description: description of the format for help texts.
         content: yields bytes that identify the list.
-        count: returns the number of entries, or None if they have to be read first.
-        field: a field of the JSON objects in its lines that identifies the format.
+        count: returns the number of entries; None if the whole list must be read to count them.
+        field: name of a field that identifies the format, if its lines are JSON objects.
     """
 
     read: Callable[[str, ListOptions], Iterator[Entry]]
@@ -64,22 +64,22 @@ FORMATS: Mapping[str, ListFormat] = MappingProxyType(
         "paths": ListFormat(read=lines.read_paths, description="a path per line, optionally with tab and transcript"),
     }
 )
-"""The list formats by name. To add one, write a module with a generator, and add a line here."""
+"""The list formats by name. To add a format, write a module with a generator, and add a line here."""
 
 
 def read_utterances(
     list_path: str | os.PathLike[str], *, file_format: str | None = None, options: ListOptions | None = None
 ) -> Iterator[Entry]:
-    """Read the entries of a list, as a stream.
+    """Return an iterator over the entries of a list. It reads the list while it is used.
 
     Args:
         list_path: a file, folder or URL.
-        file_format: one of `FORMATS`; None: detected from the name and the first line.
+        file_format: a key of `FORMATS`. None: the format is detected from the name and the first line.
         options: how to interpret the entries.
 
     Raises:
-        CorpusError: the list cannot be read, or has another format. A later line that cannot be parsed is an entry
-            whose source is `Unreadable`.
+        CorpusError: the list cannot be read, or has another format. If a later line cannot be parsed, its entry has an
+            `Unreadable` source instead.
     """
     path, options = os.fspath(list_path), checked_options("options", options, ListOptions())
     entries = FORMATS[file_format or find_format(path)].read(path, options)
@@ -89,7 +89,7 @@ def read_utterances(
 
 
 def find_format(list_path: str) -> str:
-    """Detect the format of a list, and return its name.
+    """Return the name of a list's format, from its name and first line.
 
     Raises:
         CorpusError: the list cannot be read, is empty, or has no known format.
@@ -114,17 +114,17 @@ def find_format(list_path: str) -> str:
         for name, known in FORMATS.items():
             if known.field is not None and known.field in record:
                 return name
-        if "tracks" in record:  # a mixed cut, which `read_lhotse` refuses with a reason
+        if "tracks" in record:  # a mixed cut; `read_lhotse` then states that it is not supported
             return "lhotse"
         expected = ", ".join(f"{known.field} ({name})" for name, known in FORMATS.items() if known.field is not None)
         raise ValueError(f"the fields must include one of {expected}, got {', '.join(record.values):.80}")
 
 
 def digest(list_path: str, file_format: str, options: ListOptions) -> str:
-    """Return the SHA-256 of the content of a list: its files, or the names and sizes of shards.
+    """Return the SHA-256 of the content of a list. For shards, only their names and sizes count.
 
     Raises:
-        CorpusError: one of its files cannot be read.
+        CorpusError: a file of the list cannot be read.
     """
     found = hashlib.sha256()
     try:

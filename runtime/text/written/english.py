@@ -17,7 +17,7 @@ _VERBS = ("march", "may")
 """Month names that usually mean something else, unless an ordinal follows."""
 _CURRENCIES = {"dollar": "$", "dollars": "$", "euro": "\u20ac", "euros": "\u20ac"}
 _WITHIN = ("and", "point", "of", "hundred", "thousand", "million", "billion", "trillion", "p", *_CURRENCIES)
-"""Words with which no rule begins, but which a rule may read after other words."""
+"""Words that no rule begins with, but that a rule may read after other words."""
 _AFTER_DATES = (
     "", "and", "or", "but", "so", "then", "at", "on", "in", "to", "from", "until", "till", "by", "for", "with", "as",
     "the", "i", "you", "he", "she", "it", "we", "they", "this", "that", "there", "is", "was", "will", "would", "if",
@@ -44,11 +44,11 @@ class Written(NamedTuple):
 
 
 Rule = Callable[[Sequence[str], int], list[Written] | None]
-"""Converts the spoken words from a position; None: the rule does not apply."""
+"""Converts the spoken words that start at a position; None: the rule does not apply."""
 
 
 def write(words: Sequence[str]) -> list[Written]:
-    """Convert spoken words in lower case to written words. Every spoken word is part of exactly one, in order."""
+    """Convert spoken words in lower case to written words. Each spoken word belongs to exactly one written word."""
     written: list[Written] = []
     place = 0
     while place < len(words):
@@ -61,8 +61,8 @@ def write(words: Sequence[str]) -> list[Written]:
 def num_settled(words: Sequence[str]) -> int:
     """Return how many of the spoken words are written the same way whatever follows.
 
-    A rule reads words of numbers, dates and amounts, up to the first other word. So everything is settled, except such
-    words at the end.
+    A rule reads words of numbers, dates and amounts, up to the first other word. Therefore, all words are settled
+    except words of numbers, dates and amounts at the end.
     """
     begin = len(words)
     while begin and _is_read_on(words[begin - 1]):
@@ -104,7 +104,7 @@ def _day(words: Sequence[str], place: int) -> tuple[int, int] | None:
 
 
 def _time(words: Sequence[str], place: int) -> list[Written] | None:
-    """Convert a time before a.m., p.m. or o'clock, or one with minutes after a word such as "at"."""
+    """Convert a time followed by "a.m.", "p.m." or "o'clock", or a time with minutes after a word such as "at"."""
     hour = below_hundred(words, place)
     if hour is None or not 1 <= hour[0] <= 12:
         return None
@@ -199,7 +199,7 @@ def _decimal(words: Sequence[str], number: int, end: int) -> tuple[str, int]:
 
 
 def _scaled(words: Sequence[str], place: int, number: int, text: str, end: int) -> tuple[str, str, int]:
-    """Return the scale, the digits and the position after their words: "million", "2" and 1 for "two million".
+    """Return the scale, the digits and the position after the digits: "million", "2" and 1 for "two million".
 
     The scale is "" if the number must be written with all its digits.
     """
@@ -235,7 +235,7 @@ def _digits(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
-    """Convert ordinals from tenth, and smaller ones before "of" and a month."""
+    """Convert ordinals from "tenth" on, and smaller ones if "of" and a month follow."""
     found = ordinal(words, place)
     if found is None:
         return None
@@ -248,7 +248,7 @@ def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _as_spoken(words: Sequence[str], place: int, end: int = 0) -> list[Written]:
-    """Keep the words from a position to `end` (0: the end of the number words), as their grouping is ambiguous."""
+    """Keep the words from a position to `end` (0: the end of the number words), for ambiguous groupings."""
     if not end:
         end = place + 1
         while _is_number(words, end):
@@ -285,7 +285,7 @@ _IRREGULAR = {
 }  # fmt: skip
 _ZEROS = ("zero", "oh")
 _MOST_WORDS = 20
-"""Most words of an ordinal: numbers below a billion, with "and"."""
+"""Maximum number of words in an ordinal below a billion, including "and"."""
 
 Found = tuple[int, int] | None
 

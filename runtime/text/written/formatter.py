@@ -1,4 +1,4 @@
-"""Formatting results for reading: numbers as digits and, in English, sentence case. Scores and times are kept."""
+"""Formats results for reading: numbers as digits and, in English, sentence case. Scores and times are kept."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ class TextFormatter:
 
         Args:
             result: the result.
-            vocabulary: the model's vocabulary, if the result is partial; None: upper-case text in a script with spaces.
+            vocabulary: the model's vocabulary, if the result is partial; None: assume only upper case and scripts
+                with spaces.
         """
         nbest: dict[str, Alternative] = {}
         for alternative in result.nbest:
@@ -142,7 +143,7 @@ class TextFormatter:
 
 
 def _covered(parts: Sequence[Replaced], text: str, spoken: Sequence[str]) -> Iterator[Written]:
-    """Yield the written words, given the parts of a text that change, and its spoken words."""
+    """Yield the written words of a text, given the parts that change and the spoken words."""
     position, places = 0, []
     for word in spoken:
         places.append(text.find(word, position))
@@ -177,7 +178,7 @@ _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Su
 _MONTHS = (
     "January", "February", "April", "June", "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
-"""Month names, except March and May, which usually mean something else. In a date, the day identifies those."""
+"""Month names, except March and May, which usually mean something else. In a date, the day shows their meaning."""
 _OTHERS = (
     "I", "I'm", "I've", "I'll", "I'd", "Christmas", "Easter", "English", "American", "British", "French", "German",
     "Spanish", "Chinese", "Japanese", "America", "Europe", "Africa", "Asia", "England", "Britain", "France", "Germany",

@@ -9,7 +9,8 @@ _AS_SPOKEN = {
     "zh": ("十分", "十有八九", "一千零一夜", "十一长假", "三百六十行"),
     "ja": ("十分", "八百屋", "七五三", "百人一首", "千葉", "百合"),
 }
-"""Words and names in which the grammars mistake numerals for numbers. (As minutes, 十分 is part of a time.)"""
+"""Words and names in which the grammars mistake numerals for numbers. 十分 ("very") also means ten minutes; as part
+of a time it is converted."""
 _QUARTER = re.compile("点[一三]刻")
 
 
@@ -24,9 +25,9 @@ class Replaced(NamedTuple):
 class Grammars:
     """Finds the parts of a text in "zh" or "ja" whose written form differs from the spoken one.
 
-    Left as spoken are single numerals (千葉), approximate numbers (五六个人), quarters of hours, and some words and
-    names. The standard GB/T 15835 requires characters for approximate numbers. Quarters of hours are left because the
-    grammars mistake them for decimals.
+    Single numerals (千葉), approximate numbers (五六个人), quarters of hours, and some words and names stay as spoken.
+    The standard GB/T 15835 requires characters for approximate numbers. Quarters of hours stay because the grammars
+    mistake them for decimals.
 
     Raises:
         ModuleNotFoundError: wetext is not installed.

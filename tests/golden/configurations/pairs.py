@@ -164,7 +164,7 @@ def page(proved):
             return ""
         return listed if len(found) <= len(rest) else f"all{' but ' if rest else ''}{listed}"
 
-    lines = [f"| | {' | '.join(f'`{key}`' for key in SHOWN[1:])} |", "| --- |" + " --- |" * len(SHOWN[1:])]
+    lines = [f"| setting | {' | '.join(f'`{key}`' for key in SHOWN[1:])} |", "| --- |" + " --- |" * len(SHOWN[1:])]
     for key in SHOWN[:-1]:
         lines += [
             f"| `{value}` | {' | '.join(cell(key, value, other) for other in SHOWN[1:])} |"
