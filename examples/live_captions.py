@@ -1,4 +1,6 @@
-"""Live captions: read sound in real-time buffers, and print each finished utterance with its times. Names are hotwords.
+"""Live captions: read sound in buffers, as live audio arrives, and print each final result with its times.
+
+The names on the command line are hotwords.
 
 python examples/live_captions.py talk.wav [NAME ...]
 """
@@ -11,7 +13,7 @@ import soundfile
 
 from u2moe import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, Result
 
-# An utterance ends after 0.8 s of silence or at a length of 15 s. Limited left context keeps memory constant.
+# An utterance ends after 0.8 s of silence, or when it is 15 s long. Limited left context keeps memory constant.
 OPTIONS = DecodingOptions(
     num_left_chunks=4,
     endpoint=EndpointConfig(
@@ -24,7 +26,7 @@ OPTIONS = DecodingOptions(
 def captions(
     recognizer: Recognizer, buffers: Iterable[np.ndarray], sample_rate: int, names: Sequence[str] = ()
 ) -> Iterator[Result]:
-    """Yield final results as soon as they are found. `stream.get_result().text` is the current partial text."""
+    """Yield final results as soon as they are found. For partial text, see `stream.get_result().text`."""
     stream = recognizer.create_stream(OPTIONS, hotwords=names or None)
     for buffer in buffers:
         stream.accept_waveform(sample_rate, buffer)
@@ -37,7 +39,7 @@ def captions(
 
 def main(file: str, *names: str) -> None:
     recognizer = Recognizer.from_pretrained()
-    with soundfile.SoundFile(file) as sound:  # instead of a microphone: 0.1 s at a time, at any rate
+    with soundfile.SoundFile(file) as sound:  # in place of a microphone: 0.1 s at a time, at any rate
         buffers = (each.mean(axis=1) for each in sound.blocks(sound.samplerate // 10, dtype="float32", always_2d=True))
         for segment in captions(recognizer, buffers, sound.samplerate, names):
             print(f"{segment.start:8.2f} {segment.end:8.2f}  {segment.text}  ({segment.confidence:.2f})", flush=True)

@@ -202,7 +202,7 @@ def run_validate(args: argparse.Namespace) -> int:
 
     bundle = Bundle.open(find_bundle(args.bundle))
     bundle.load()
-    print(f"{bundle.path}: {len(bundle.manifest.files)} files match their sha256, all graphs match their contract")
+    print(f"{bundle.path}: {len(bundle.manifest.files)} files match their sha256, and all graphs match their contract")
     if args.checkpoint is not None:
         from u2moe.export.exporter import validate_bundle
 

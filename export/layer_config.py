@@ -73,7 +73,7 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
     chosen_positions = conf.choice("pos_enc_layer_type", positions, POSITIONS)
     attention = conf.choice(attention_key, attentions[0], attentions)
     if (chosen_positions == "rope_pos") != (attention == "rope_abs_selfattn"):
-        expected = "rope_abs_selfattn with pos_enc_layer_type rope_pos, and only then"
+        expected = "rope_abs_selfattn if and only if pos_enc_layer_type is rope_pos"
         raise conf.wrong("selfattention_layer_type", attention, expected)
     chosen = activation if feed_forward else conf.choice("activation_type", activation, tuple(ACTIVATIONS))
     num_blocks = conf.integer("num_blocks", num_blocks, most=MOST_BLOCKS)
@@ -111,7 +111,8 @@ def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
         conf.refuse(("n_kv_head", "head_dim"), "shaw_rel_selfattn ignores it")
     attention = read_attention(conf, dim, relative=kind == "rel_selfattn")
     if kind == "rope_abs_selfattn" and (attention.head_dim % 2 or attention.num_heads * attention.head_dim != dim):
-        raise conf.wrong("head_dim", attention.head_dim, f"even, and output_size {dim} / attention_heads for rope_pos")
+        expected = f"even and equal to output_size {dim} / attention_heads for rope_pos"
+        raise conf.wrong("head_dim", attention.head_dim, expected)
     return replace(attention, rotary=kind == "rope_abs_selfattn", by_distance=kind == "shaw_rel_selfattn")
 
 

@@ -104,7 +104,7 @@ def random_source(config_file: str | os.PathLike[str], *, vocab_size: int | None
 def _completed(values: object, path: Path, vocab_size: int | None) -> dict[str, Any]:
     """Return the content of a recipe's train.yaml with the sizes that training would add."""
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: is not a mapping, as a train.yaml must be")
+        raise CheckpointError(f"{path}: is not a mapping, expected the keys of a train.yaml")
     stated = values.get("output_dim", values.get("vocab_size"))
     if None not in (stated, vocab_size) and stated != vocab_size:
         raise CheckpointError(f"{path}: output_dim is {stated!r}, which contradicts --vocab-size {vocab_size}")

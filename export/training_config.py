@@ -288,7 +288,7 @@ def _decoding(top: Section) -> tuple[DecodingConfig, bool]:
     conf = top.section("model_conf")
     ctc_weight = conf.number("ctc_weight", 0.5, least=0.0, most=1.0)
     if ctc_weight == 0:
-        raise conf.unsupported("ctc_weight", ctc_weight, ("more than 0: recognition needs a trained CTC head",))
+        raise conf.unsupported("ctc_weight", ctc_weight, ("more than 0, because recognition needs a trained CTC head",))
     reverse_weight = conf.number("reverse_weight", 0.0, least=0.0, most=1.0)
     non_blank_memory = conf.flag("apply_non_blank_embedding", default=False)
     return DecodingConfig(ctc_weight=ctc_weight, reverse_weight=reverse_weight), non_blank_memory

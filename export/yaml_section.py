@@ -40,7 +40,7 @@ class Section(Record):
         """Refuse keys that are present and not null."""
         for key in keys:
             if self.value(key) is not None:
-                raise self.unsupported(key, self.value(key), (f"none: {reason}",))
+                raise self.unsupported(key, self.value(key), (f"none, because {reason}",))
 
     def section(self, key: str, *, is_whole: bool = True) -> Section:
         """Return the mapping under `key`; an empty section if there is none."""

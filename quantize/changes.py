@@ -155,14 +155,14 @@ def describe_changes(changes: Mapping[str, Any]) -> list[str]:
         f"{name.replace('_', ' ')} {found['value']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
         for name, found in changes["changed_tokens"].items()
     )
-    tokens = f"changed of {changes['tokens']} tokens: {passes}" if changes["tokens"] else "no tokens"
+    tokens = f"changed tokens (of {changes['tokens']}): {passes}" if changes["tokens"] else "no tokens"
     number = changes.get("changed_texts_by_noise")
     by_noise = "" if number is None else f" (noise of half a 16-bit step changes {number})"
     nats = changes["divergence"]["value"]
     lines = [
         f"on {heard}, {changes['seconds']:.1f} s, {changes['frames']} encoder frames:",
         f"  {tokens}; divergence {nats:.2g} nats per frame",
-        f"  changed of {count} texts: {changes['changed_texts']}{by_noise}",
+        f"  changed texts (of {count}): {changes['changed_texts']}{by_noise}",
     ]
     if layers := changes.get("layers"):
         lines.append("  most by " + ", ".join(f"{item['layer']} ({item['divergence']:.2g} nats)" for item in layers))

@@ -307,7 +307,7 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
     written = damage["written"]
     lines = [
         f"damage (divergence on {damage['frames']} encoder frames): {damage['divergence']:.4f} nats per frame",
-        f"changed of {written['tokens']} tokens in {written['seconds']:.0f} s of {written['recordings']} recordings: "
+        f"changed tokens (of {written['tokens']} in {written['seconds']:.0f} s of {written['recordings']} recordings): "
         + ", ".join(
             f"{name.replace('_', ' ')} {found['value']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
             for name, found in written["changed_tokens"].items()

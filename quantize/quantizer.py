@@ -73,7 +73,7 @@ def quantize_bundle(
     if goal.max_wer_increase is not None and not any(words(recording.transcript) for recording in recordings):
         raise ValueError("max_wer_increase needs recordings with transcripts that contain words")
     if goal.searched and not recipe.calibration:
-        raise ValueError("limits on damage, size and time require recordings for calibration (--calibration)")
+        raise ValueError("limits on damage, size and time require recordings for calibration (--calibrate)")
     if goal.resume and not (goal.limits and recipe.calibration):
         raise ValueError("resume needs limits and recordings for calibration, without which no damage is measured")
     kept = next((file for file in recipe.calibration if file.suffix == KEPT), None)

@@ -229,8 +229,8 @@ def describe(report: Mapping[str, Any]) -> str:
     lines = describe_bytes(report["bytes"], report["weight_error"])
     if calibration := report["recipe"].get("calibration"):
         lines.append(
-            f"calibrated with {calibration['seconds']:.0f} s of audio: {calibration['compensated_products']} products; "
-            f"{calibration['plain_products']} were not, because they received fewer tokens than they have inputs"
+            f"calibrated with {calibration['seconds']:.0f} s of audio: {calibration['compensated_products']} products, "
+            f"but not the {calibration['plain_products']} that received fewer tokens than they have inputs"
         )
     if damage := report.get("damage"):
         lines += [*describe_damage(damage), *describe_front(damage.get("front", []))]

@@ -188,7 +188,7 @@ class QuantizationRun:
             ValueError: there are none.
         """
         if self.audio is None:
-            raise ValueError("damage is measured on recordings for calibration; found none")
+            raise ValueError("damage is measured on recordings for calibration, got none")
         return self.audio
 
     def _packed(self, made: Bundle) -> Bundle:

@@ -197,7 +197,7 @@ class FormatSearch:
             written = {"bytes": self.made.num_bytes, "at_most": self._difference.changed_tokens().high}
             self._met[frozenset(self._levels.items())].update(written)
             self._run.progress(
-                f"changed of {self._difference.num_tokens} tokens of other recordings: {self._described()}"
+                f"changed tokens (of {self._difference.num_tokens} in other recordings): {self._described()}"
             )
         return self._difference
 
@@ -258,7 +258,7 @@ class FormatSearch:
         times = times_needed(lambda times: self._holds(found, doubt, times))
         if times is None:
             return "more recordings would not change that"
-        return f"{found.seconds:.0f} s of recordings judge; about {times * found.seconds:.0f} s would be enough"
+        return f"judging used {found.seconds:.0f} s of recordings; about {times * found.seconds:.0f} s would be enough"
 
     @property
     def _audio(self) -> Audio:

@@ -141,7 +141,7 @@ sys.exit(main(["bench", {str(bundle.path)!r}, "--quick", "--repetitions", "1"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "not measured, needs onnx-ir: bound, experts, numbers of parameters; to install it: pip" in done.stdout
+    assert "not measured without onnx-ir: bound, experts, numbers of parameters; to install it: pip" in done.stdout
     assert "real-time factor" in done.stdout
     assert "10^9 multiply-adds" not in done.stdout
 
@@ -345,7 +345,7 @@ def test_limits_that_are_no_numbers_are_refused(value, capsys):
 
 
 @pytest.mark.parametrize(("missing", "message"), [
-    ("errors", "word errors of each recording are missing in a report: measure again, with transcripts"),
+    ("errors", "a report lacks the word errors of each recording: measure again, with transcripts"),
     ("count", "moe_tiny: measured in 2 rounds; a limit needs at least 4"),
     ("crash", "RuntimeError: broken"),
 ])  # fmt: skip

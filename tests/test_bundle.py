@@ -176,7 +176,7 @@ def test_special_files(folder):
         Bundle.open(folder)
 
 
-OTHER_VERSION = "version must be 4: use the u2moe that wrote it, or export it again"
+OTHER_VERSION = "version must be 4 (use the u2moe that wrote the bundle, or export it again)"
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_manifest_and_report_say_what_was_calibrated(bundle, recordings, tmp_pat
     assert said["plain_products"] + said["compensated_products"] == NUM_PRODUCTS
     assert said["plain_products"] > 0
     assert 3.9 < said["seconds"] <= 4
-    assert f"{said['plain_products']} were not, because they received fewer tokens" in describe(report)
+    assert f"not the {said['plain_products']} that received fewer tokens" in describe(report)
 
 
 @pytest.mark.slow

@@ -71,10 +71,10 @@ def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     kind = r"3 recordings \(0.wav, 1.wav, 2.wav\), 8.9 s" if has_recordings else clips
     assert re.fullmatch(rf"on {kind}, \d+ encoder frames:", heard)
     assert re.fullmatch(
-        r"  changed of \d+ tokens: greedy \d+\.\d+%.*, second pass .*; divergence \d.* nats per frame", tokens
+        r"  changed tokens \(of \d+\): greedy \d+\.\d+%.*, second pass .*; divergence \d.* nats per frame", tokens
     )
     by_noise = r" \(noise of half a 16-bit step changes [0-3]\)" if has_recordings else ""
-    assert re.fullmatch(rf"  changed of {3 if has_recordings else 6} texts: \d{by_noise}", texts)
+    assert re.fullmatch(rf"  changed texts \(of {3 if has_recordings else 6}\): \d{by_noise}", texts)
     assert re.fullmatch(r"  most by ctc\.ctc_lo \(.* nats\), .* nats\), .* nats\)", layers)
     assert Bundle.open(out)
     if not has_recordings:

@@ -464,7 +464,8 @@ def test_a_limit_holds_if_the_end_of_its_interval_does(bundle, many, tmp_path, m
     search = FormatSearch.__new__(FormatSearch)
     search._goal = Goal(max_damage=0.005)
     assert not search._holds(few, 0.05)
-    assert re.search(r"100 s of recordings judge; about \d\d\d s would be enough", search._audio_needed(few, 0.05))
+    needed = r"judging used 100 s of recordings; about \d\d\d s would be enough"
+    assert re.search(needed, search._audio_needed(few, 0.05))
     many_edits = measured_difference(edits=10, tokens=500)
     assert search._audio_needed(many_edits, 0.05) == "more recordings would not change that"
 

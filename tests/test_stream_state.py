@@ -93,7 +93,7 @@ def test_a_reset_is_refused_within_decoding():
     streams.append(toy.create_stream(CHUNKED))
     streams[0].accept_waveform(RATE, say("A", [0.3])[0])
     streams[0].input_finished()
-    with pytest.raises(StreamError, match="cannot be reset while it is decoded"):
+    with pytest.raises(StreamError, match="cannot be reset by the thread that is decoding it"):
         toy.decode_streams(streams)
 
 

@@ -359,7 +359,7 @@ def compared(of: str, found: Any, expected: Any, limit: tuple[float, str]) -> Fo
     """
     array, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if array.shape != other.shape:
-        raise ValueError(f"{of} has shape {array.shape}; expected {other.shape}")
+        raise ValueError(f"{of} has shape {array.shape}, expected {other.shape}")
     difference = float(np.abs(array - other).max(initial=0) / max(1.0, np.abs(other).max(initial=0)))
     return judged(of, difference if np.isfinite(difference) else 1e30, limit)
 

@@ -54,17 +54,17 @@ def add_bench(subparsers: Subparsers) -> None:
     )
     experts = parser.add_argument_group("for experts")
     experts.add_argument(
-        "--divergence", action="store_true", help="measure only how the second bundle changes the tokens of the first"
+        "--divergence", action="store_true", help="measure only how the second bundle's tokens differ from the first's"
     )
     add_limits(parser, experts)
     add_words(parser)
     add_declared(experts, DecodingOptions, options_of(DecodingOptions).keys() - {"chunk_size", "num_left_chunks"})
-    experts.add_argument("--num-threads", metavar="N,N", help="numbers of threads (default: 1,2; with --quick 1)")
+    experts.add_argument("--num-threads", metavar="N,N", help="numbers of threads (default: 1,2; with --quick: 1)")
     experts.add_argument(
-        "--chunk-sizes", metavar="N,N", help="encoder frames per chunk (default: 16,8,4; with --quick 16)"
+        "--chunk-sizes", metavar="N,N", help="encoder frames per chunk (default: 16,8,4; with --quick: 16)"
     )
     experts.add_argument(
-        "--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5; with --quick 4)"
+        "--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5; with --quick: 4)"
     )
     experts.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.set_defaults(run=run_bench, failed=2)

@@ -122,7 +122,7 @@ def _words(report: Report, other: Report | None) -> Costs:
     for mode in [mode for mode in modes[0] if mode in modes[1]]:
         one, two = (each[mode] for each in modes)
         if not {"errors", "lengths"} <= one.keys() & two.keys():
-            raise ValueError("word errors of each recording are missing in a report: measure again, with transcripts")
+            raise ValueError("a report lacks the word errors of each recording: measure again, with transcripts")
         yield f"word errors, {mode}", difference_of_rates(one["errors"], two["errors"], one["lengths"]), True
 
 

@@ -71,7 +71,7 @@ def _head(report: Report) -> Iterator[str]:
     if chosen := report.get("decoding"):
         yield f"decoding: {', '.join(f'{name} {value}' for name, value in chosen.items())}"
     if left_out := report["left_out"]:
-        yield f"not measured, needs onnx-ir: {', '.join(left_out)}; to install it: {install_command('tools')}"
+        yield f"not measured without onnx-ir: {', '.join(left_out)}; to install it: {install_command('tools')}"
     if packed := report["without_bound"]:
         yield f"no bound for {', '.join(packed)}: products of packed weights cannot be counted"
     for name, bundle in report["bundles"].items():
@@ -133,7 +133,7 @@ def _latency(report: Report) -> Iterator[str]:
         for entry in report["latency"]
     ]
     yield ""
-    yield "Latency in real time, ms: chunk; waits of a user, as audio still to arrive + computation"
+    yield "Latency in real time, ms: chunk; the user's waits (audio still to arrive + computation)"
     yield from table([*_CHUNKS, *WAITS.values(), "flicker", "revised"], rows)
 
 

@@ -1,4 +1,4 @@
-"""Assemble the page for static hosts: page, module, onnxruntime-web and a model in ORT format.
+"""Assemble the site for static hosts: page, module, onnxruntime-web and a model in ORT format.
 
 npm ci --ignore-scripts
 python make_site.py site [--model BUNDLE]
@@ -22,7 +22,7 @@ MODULE = HERE.parents[1] / "runtime" / "web"
 ORT = HERE / "node_modules" / "onnxruntime-web" / "dist"
 ORT_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 OF_THE_SERVER = ("connection.js", "openapi.json", "page.js", "upload.js")
-"""Files of the server's page that this page does not use."""
+"""Files of the server's page that this site does not use."""
 
 
 def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
@@ -45,7 +45,7 @@ def make_site(out: Path, model: Path = DEMO_FOLDER) -> None:
 
 
 def _list_files(out: Path) -> None:
-    """Write the list of files into the service worker, with a version that changes with any of them."""
+    """Write the list of files into the service worker, with a version that changes if any file changes."""
     worker = out / "service-worker.js"
     files = sorted(file for file in out.rglob("*") if file.is_file() and file != worker)
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

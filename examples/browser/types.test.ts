@@ -1,4 +1,4 @@
-// Compiled by the tests, not run: checks that the types match the module.
+// The tests compile this file but do not run it. It checks that the types match the module.
 import * as ort from 'onnxruntime-web/wasm';
 import { AudioOverflowError, InferenceError, IntegrityError, MicrophoneError, Recognizer, Resampler, Vad } from 'u2moe';
 import { Microphone } from 'u2moe/microphone';
@@ -21,8 +21,8 @@ microphone.addEventListener('samples', ({ detail }) => {
 });
 serve({ ort });
 (await WorkerRecognizer.fromBundle('model/', { worker: new Worker('worker.js') })).createStream({ search: 'attention' });
-// @ts-expect-error: `reset` cancels streams
+// @ts-expect-error: a stream has no signal; `reset` cancels it
 recognizer.createStream({ signal });
-// @ts-expect-error: the rate is the first argument
+// @ts-expect-error: the first argument must be the rate
 stream.acceptWaveform(new Int16Array(1));
 export default IntegrityError;

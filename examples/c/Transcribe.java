@@ -50,7 +50,7 @@ class Transcribe {
       call("u2moe_stream_create", recognizer, none, handle);
       MemorySegment stream = handle.get(ADDRESS, 0);
       int rate = Integer.parseInt(arguments[2]);
-      for (long begin = 0; begin < samples.length / 2; begin += rate) { // another thread may feed while this one decodes
+      for (long begin = 0; begin < samples.length / 2; begin += rate) { // another thread could feed while this one decodes
         call("u2moe_stream_feed_int16", stream, rate, content.asSlice(2 * begin), Math.min(rate, samples.length / 2 - begin));
         call("u2moe_decode_streams", handle, 1L);
       }

@@ -1,8 +1,9 @@
-/* Captions for raw 16-bit mono samples from standard input, as if from a microphone: cc -std=c11 captions.c -lu2moe -lpthread
+/* Captions for raw 16-bit mono samples from standard input, read as from a microphone: cc -std=c11 captions.c -lu2moe
+ * -lpthread
  *
  *     captions BUNDLE [RATE [SECONDS]] < samples    a thread feeds 10 ms every 10 ms, like an audio callback
  *
- * Prints partial results to stderr and final results to stdout. After SECONDS, cancels the rest. */
+ * Prints partial results to stderr and final results to stdout. After SECONDS, cancels recognition. */
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
 #include <stdio.h>
@@ -28,7 +29,7 @@ static void print(FILE *file, u2moe_result result) {
   if (u2moe_result_get(result, &view) == U2MOE_OK) fprintf(file, "%.2f %s\n", view.start, view.text);
 }
 
-/* Called in a thread of the library. */
+/* The library calls this in its own thread. */
 static void on_partial(void *context, u2moe_result result) {
   (void)context;
   print(stderr, result);
@@ -44,7 +45,7 @@ static void on_error(void *context, u2moe_error error, const char *message) {
   fprintf(stderr, "captions: %s: %s\n", u2moe_error_name(error), message);
 }
 
-/* Stands for the audio system's thread, which must never wait. Feeding does not wait. */
+/* Takes the place of an audio system's thread. Such a thread must never wait, and feeding does not wait. */
 static void *play(void *argument) {
   source *self = argument;
   const size_t num = (size_t)self->rate / 100;
@@ -55,7 +56,7 @@ static void *play(void *argument) {
   clock_gettime(CLOCK_MONOTONIC, &next);
   while (samples && played < self->limit && (found = fread(samples, sizeof *samples, num, stdin)) > 0) {
     const u2moe_error error = u2moe_transcriber_feed_int16(self->transcriber, self->rate, samples, found);
-    if (error == U2MOE_QUEUE_FULL) ++self->num_lost; /* recognition is too slow; times count only accepted samples */
+    if (error == U2MOE_QUEUE_FULL) ++self->num_lost; /* recognition is too slow; lost samples do not count in times */
     else if (error != U2MOE_OK) break;
     played += (double)found / self->rate;
     next.tv_nsec += 10 * 1000000;

@@ -1,4 +1,5 @@
-/* Kotlin, and Java before 22: native methods of a class `U2moe`, for Android. A test compiles this file; it was never run.
+/* Native methods of a class `U2moe`, for Kotlin and for Java before 22, on Android. A test compiles this file; it was
+ * never run.
  *
  *     object U2moe {
  *       init { System.loadLibrary("u2moe_jni") }

@@ -24,7 +24,7 @@ def main(library: str, bundle: str, rate: str) -> None:
     call("u2moe_stream_create", recognizer, None, ctypes.byref(stream))
     samples = sys.stdin.buffer.read()
     second = 2 * int(rate)
-    for begin in range(0, len(samples), second):  # another thread may feed while this one decodes
+    for begin in range(0, len(samples), second):  # another thread could feed while this one decodes
         part = samples[begin : begin + second]
         call("u2moe_stream_feed_int16", stream, int(rate), part, ctypes.c_size_t(len(part) // 2))
         call("u2moe_decode_streams", ctypes.byref(stream), ctypes.c_size_t(1))

@@ -1,5 +1,5 @@
 // Recognise 16-bit mono samples from standard input: transcribe BUNDLE RATE < samples
-// Untested: Debian has no Swift package. See module.modulemap.
+// Untested, because Debian has no Swift package. See module.modulemap.
 import Foundation
 import U2moe
 
@@ -17,7 +17,7 @@ check(u2moe_stream_create(recognizer, nil, &stream))
 let rate = Int(CommandLine.arguments[2])!
 samples.withUnsafeBytes { bytes in
   let pointer = bytes.bindMemory(to: Int16.self)
-  for begin in stride(from: 0, to: pointer.count, by: rate) {  // another thread may feed while this one decodes
+  for begin in stride(from: 0, to: pointer.count, by: rate) {  // another thread could feed while this one decodes
     let part = UnsafeBufferPointer(rebasing: pointer[begin..<min(begin + rate, pointer.count)])
     check(u2moe_stream_feed_int16(stream, Int32(rate), part.baseAddress, part.count))
     check(u2moe_decode_streams(&stream, 1))

@@ -1,7 +1,7 @@
-"""The recogniser as a step of your Ray Data pipeline: python ray_pipeline.py s3://corpora/in s3://corpora/out.
+"""The recogniser as a step of a Ray Data pipeline: python ray_pipeline.py s3://corpora/in s3://corpora/out.
 
-Needs u2moe[cpu,ray]. Ray handles reading, writing and resuming. To get each utterance exactly once even if processes
-are killed, use `u2moe corpus --ray`.
+Needs u2moe[cpu,ray]. Ray reads, writes and resumes. To get each utterance exactly once even if processes are killed,
+use `u2moe corpus --ray`.
 """
 
 import sys
@@ -14,7 +14,7 @@ from u2moe.runtime.corpus.ray import Recognize
 
 def main(source: str, target: str) -> None:
     """Recognise all files of a folder or bucket, and write a Parquet file for each batch."""
-    num_actors = max(int(ray.cluster_resources()["CPU"]) - 2, 1)  # CPUs to read and write; otherwise it waits forever
+    num_actors = max(int(ray.cluster_resources()["CPU"]) - 2, 1)  # without CPUs to read and write, Ray waits forever
     (
         ray.data.read_binary_files(source, include_paths=True)
         .map_batches(

@@ -1,4 +1,4 @@
-// Audio input of the program: WAV or raw 16-bit samples, streamed from a file or standard input.
+// Audio input of the program: WAV or raw 16-bit samples, read in parts from a file or standard input.
 #pragma once
 
 #include <algorithm>
@@ -11,11 +11,11 @@
 
 #include "u2moe.hpp"
 
-/// Reads WAV with 8-, 16-, 24- or 32-bit or float samples at any rate. Channels are averaged.
+/// Reads WAV files with 8-, 16-, 24- or 32-bit or float samples at any rate. Channels are averaged.
 class AudioFile {
  public:
   /// @param file a path, or "-" for standard input.
-  /// @param raw_rate rate of headerless 16-bit samples, little endian, mono; 0: the file is WAV.
+  /// @param raw_rate sample rate if the file has no header and contains 16-bit little-endian mono samples; 0: the file is WAV.
   /// @throws u2moe::Error if the file cannot be read or has another format.
   AudioFile(const std::string& file, int raw_rate)
       : name_(file), file_(file == "-" ? stdin : std::fopen(file.c_str(), "rb"), close), rate_(raw_rate) {
@@ -25,10 +25,10 @@ class AudioFile {
 
   int sample_rate() const { return rate_; }
 
-  /// Whether the file had fewer samples than its header states. Valid after all samples were read.
+  /// Whether the file had fewer samples than its header states. Valid after all samples have been read.
   bool is_cut_off() const { return left_ != kEndless && left_ > 0; }
 
-  /// Return the next samples in [-1, 1], a tenth of a second at 16 kHz; none at the end. Drops an incomplete last frame.
+  /// Return the next samples in [-1, 1]: a tenth of a second at 16 kHz, or none at the end. Drops an incomplete last frame.
   std::vector<float> read() {
     const std::size_t frame = num_channels_ * sample_size_;
     std::vector<unsigned char> bytes(static_cast<std::size_t>(std::min<std::uint64_t>(left_, 1600 * frame)));
@@ -83,7 +83,7 @@ class AudioFile {
       std::uint64_t size = number(chunk + 4, 4);
       if (std::memcmp(chunk, "data", 4) == 0) {
         if (!rate_) fail("has no format chunk before its data");
-        left_ = size == 0xffffffffU || size == 0 ? kEndless : size;  // a program that writes to a pipe does not know the size
+        left_ = size == 0xffffffffU || size == 0 ? kEndless : size;  // programs that write to a pipe do not know the size
         return;
       }
       if (std::memcmp(chunk, "fmt ", 4) == 0 && size >= 16) size -= read_format(size);
@@ -93,7 +93,7 @@ class AudioFile {
     }
   }
 
-  // Return the number of bytes read.
+  // Read the format chunk. Return the number of bytes read.
   std::size_t read_format(std::uint64_t size) {
     unsigned char format[26];
     const std::size_t num = size >= 26 ? 26 : 16;

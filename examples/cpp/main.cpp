@@ -1,4 +1,4 @@
-// Stream WAV files or raw PCM through recognition: u2moe_transcribe [options] BUNDLE [FILE.wav... | -]
+// Recognise WAV files or raw PCM as streams: u2moe_transcribe [options] BUNDLE [FILE.wav... | -]
 #include <unistd.h>
 #ifdef _WIN32
 #include <fcntl.h>
@@ -139,7 +139,7 @@ double milliseconds_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
 }
 
-// Return whether all files were complete.
+// Recognise all files. Return whether they were complete.
 bool transcribe(const Arguments& arguments) {
   bool are_whole = true;
   const Clock::time_point begin = Clock::now();
@@ -190,7 +190,7 @@ bool transcribe(const Arguments& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // Otherwise, newer versions of onnxruntime write to the home folder.
+  // Without this, newer versions of onnxruntime write to the home folder.
 #ifdef _WIN32
   if (!std::getenv("ORT_DISABLE_TELEMETRY")) _putenv_s("ORT_DISABLE_TELEMETRY", "1");
   _setmode(_fileno(stdin), _O_BINARY);

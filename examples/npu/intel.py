@@ -1,4 +1,4 @@
-"""Runs a bundle of fixed shape with OpenVINO, on an Intel CPU, GPU or NPU.
+"""Run a bundle of fixed shape with OpenVINO, on an Intel CPU, GPU or NPU.
 
 python intel.py FOLDER recording.wav [DEVICE]       # needs u2moe and openvino; DEVICE: CPU, GPU or NPU
 """
@@ -13,16 +13,16 @@ Array = npt.NDArray[np.float32]
 
 
 class OpenVinoRunner:
-    """Runs static.onnx, compiled for the device when it is opened."""
+    """Runner of static.onnx. The graph is compiled for the device on construction."""
 
     def __init__(self, folder: str, device: str = "CPU") -> None:
         import openvino
 
-        exact = {"INFERENCE_PRECISION_HINT": "f32"} if device == "CPU" else {}  # otherwise newer CPUs use bfloat16
+        exact = {"INFERENCE_PRECISION_HINT": "f32"} if device == "CPU" else {}  # without this, newer CPUs use bfloat16
         self.model = openvino.compile_model(Path(folder, "static.onnx"), device, exact)
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Return outputs by name for inputs by name."""
+        """Run the graph on inputs by name, and return outputs by name."""
         return {output.any_name: value for output, value in self.model(inputs).items()}
 
 

@@ -1,4 +1,4 @@
-"""Runs a bundle of fixed shape with LiteRT (TensorFlow Lite), on a phone's CPU, or on its GPU or NPU with a delegate.
+"""Run a bundle of fixed shape with LiteRT (TensorFlow Lite) on a phone: on its CPU or, with a delegate, GPU or NPU.
 
 python litert.py compile FOLDER [int8]              # needs onnx2tf; writes static.tflite
 python litert.py run FOLDER recording.wav           # needs u2moe and ai-edge-litert
@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float32]
 
 
 def compile_graph(folder: str, *, quantize: bool = False) -> None:
-    """Write static.tflite, with the inputs of the graph, in float32 or calibrated to int8."""
+    """Write static.tflite, in float32 or calibrated to int8. Its inputs are those of static.onnx."""
     stated = json.loads(Path(folder, "static.json").read_text())
     names = [each["name"] for each in stated["inputs"]]
     with tempfile.TemporaryDirectory() as target:
@@ -34,7 +34,7 @@ def compile_graph(folder: str, *, quantize: bool = False) -> None:
 
 
 class LiteRtRunner:
-    """Runs static.tflite."""
+    """Runner of static.tflite."""
 
     def __init__(self, folder: str) -> None:
         from ai_edge_litert.interpreter import Interpreter
@@ -42,12 +42,12 @@ class LiteRtRunner:
         stated = json.loads(Path(folder, "static.json").read_text())
         self.interpreter = Interpreter(str(Path(folder, "static.tflite")))
         self.interpreter.allocate_tensors()
-        # inputs are found by name ("serving_default_chunk:0"); outputs have lost their names and are found by shape
+        # inputs keep their names ("serving_default_chunk:0"); outputs lose theirs, and are found by shape
         self.inputs = {each["name"]: each["index"] for each in self.interpreter.get_input_details()}
         self.outputs = {each["name"]: tuple(each["shape"]) for each in stated["outputs"]}
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Return outputs by name for inputs by name."""
+        """Run the graph on inputs by name, and return outputs by name."""
         for name, array in inputs.items():
             (index,) = (
                 index
@@ -64,7 +64,7 @@ class LiteRtRunner:
 
 
 def simulated(folder: str, *options: str) -> LiteRtRunner:
-    """Return a runner on this machine; compile the graph if needed."""
+    """Return a runner on this machine. Compile the graph if needed."""
     if not Path(folder, "static.tflite").exists():
         compile_graph(folder, quantize="int8" in options)
     return LiteRtRunner(folder)

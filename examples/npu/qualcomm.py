@@ -1,4 +1,4 @@
-"""Runs a bundle of fixed shape on a Qualcomm Hexagon NPU, or in the simulator of the package onnxruntime-qnn.
+"""Run a bundle of fixed shape on a Qualcomm Hexagon NPU, or in the simulator of the package onnxruntime-qnn.
 
 python qualcomm.py compile FOLDER [qdq]             # writes static_ctx.onnx and its context binary
 python qualcomm.py run FOLDER recording.wav
@@ -13,11 +13,11 @@ import onnxruntime
 
 Array = npt.NDArray[np.float32]
 HTP = {"htp_arch": "75", "soc_model": "57", "vtcm_mb": "8", "enable_htp_fp16_precision": "1"}
-"""Snapdragon 8 Gen 3. For other chips see Qualcomm's table; the X Elite, for example, has 73 and 60."""
+"""Numbers of the Snapdragon 8 Gen 3. For other chips see Qualcomm's table. The X Elite, for example, has 73 and 60."""
 
 
 class QualcommRunner:
-    """Runs static_ctx.onnx if it has been compiled, otherwise static.onnx."""
+    """Runner of static_ctx.onnx if the graph has been compiled, otherwise of static.onnx."""
 
     def __init__(self, folder: str, graph: Path | None = None, context: Path | None = None) -> None:
         import onnxruntime_qnn
@@ -28,7 +28,7 @@ class QualcommRunner:
             onnxruntime.register_execution_provider_library("QNNExecutionProvider", str(library))
         devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == "QNNExecutionProvider"]
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # otherwise the CPU computes silently
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # no silent use of the CPU
         if context is not None:
             options.add_session_config_entry("ep.context_enable", "1")
             options.add_session_config_entry("ep.context_file_path", str(context))
@@ -41,12 +41,12 @@ class QualcommRunner:
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Return outputs by name for inputs by name."""
+        """Run the graph on inputs by name, and return outputs by name."""
         return dict(zip(self.outputs, self.session.run(self.outputs, inputs), strict=True))
 
 
 def simulated(folder: str, *options: str) -> QualcommRunner:
-    """Return a runner for the context binary in the HTP simulator; an operator left to the CPU would be an error."""
+    """Return a runner for the context binary in the HTP simulator. An operator left to the CPU is an error."""
     if not Path(folder, "static_ctx.onnx").exists():
         main("compile", folder, *options)
     return QualcommRunner(folder)
@@ -64,7 +64,7 @@ def main(command: str, folder: str, *rest: str) -> None:
 
     audio = soundfile.read(
         rest[0], dtype="float32", always_2d=False
-    )  # before the simulator, whose libraries disturb others
+    )  # before the simulator is loaded, since its libraries disturb others
     print(Recognizer.load(folder, runner=QualcommRunner(folder)).transcribe(*audio).text)
 
 

@@ -1,6 +1,6 @@
 """A runner in a separate environment, for NPU compilers that need other package versions than u2moe.
 
-python remote.py ADDRESS EXAMPLE.py FOLDER [OPTION ...]     # started there by RemoteRunner
+python remote.py ADDRESS EXAMPLE.py FOLDER [OPTION ...]     # RemoteRunner starts this in the other environment
 """
 
 import io
@@ -19,23 +19,23 @@ Array = npt.NDArray[np.float32]
 
 
 class RemoteRunner:
-    """Runs the result of an example's `simulated(folder, *options)` with the Python of another environment.
+    """Runner in another environment. There it uses the runner that `simulated(folder, *options)` of an example returns.
 
     Attributes:
         on_cpu: operators that the toolchain leaves to the CPU.
     """
 
     def __init__(self, python: str, example: Path, folder: Path, *options: str) -> None:
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - open until `close`
         with Listener() as listener:
             command = [python, __file__, listener.address, example, folder, *options]
-            # run in the folder, because some compilers leave files in the working directory
+            # the working directory is the folder, because some compilers leave files there
             self.process = subprocess.Popen(command, cwd=folder, stdout=self.log, stderr=self.log)
             self.connection = listener.accept()
         self.on_cpu: list[str] = json.loads(self._received())
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Return outputs by name for inputs by name."""
+        """Run the graph on inputs by name, and return outputs by name."""
         self.connection.send_bytes(packed(inputs))
         return unpacked(self._received())
 
@@ -57,14 +57,14 @@ class RemoteRunner:
 
 
 def packed(arrays: dict[str, Array]) -> bytes:
-    """Return the arrays as bytes that any version of numpy reads."""
+    """Return arrays as bytes that any version of numpy can read."""
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
 
 
 def unpacked(content: bytes) -> dict[str, Array]:
-    """Return the arrays in such bytes."""
+    """Return the arrays in bytes from `packed`."""
     with np.load(io.BytesIO(content)) as arrays:
         return dict(arrays)
 

@@ -1,4 +1,4 @@
-"""Runs a bundle of fixed shape on the NPU of a Rockchip board. Compile on a PC, recognise there or on the board.
+"""Run a bundle of fixed shape on the NPU of a Rockchip board. Compile on a PC. Recognise on the PC or the board.
 
 python rockchip.py compile FOLDER rk3588 [int8]     # needs rknn-toolkit2
 python rockchip.py run FOLDER recording.wav         # needs u2moe, and rknn-toolkit-lite2 on the board
@@ -18,14 +18,14 @@ Array = npt.NDArray[np.float32]
 
 
 def built(folder: str, platform: str, *, quantize: bool = False, verbose: bool = False) -> Any:
-    """Return the compiled graph, in float16 or calibrated to int8 on the recordings of `--calibration`."""
+    """Return the compiled graph, in float16 or in int8. int8 is calibrated on the recordings of `--calibration`."""
     from rknn.api import RKNN
 
     rknn, place = RKNN(verbose=True) if verbose else RKNN(), Path(folder).absolute()
     rknn.config(target_platform=platform)
     done = rknn.load_onnx(model=str(place / "static.onnx"))
     if quantize:
-        os.chdir(place / "calibration")  # dataset.txt lists files of this folder
+        os.chdir(place / "calibration")  # dataset.txt lists files relative to this folder
     if done or rknn.build(do_quantization=quantize, dataset="dataset.txt" if quantize else None):
         raise OSError("rknn-toolkit2 cannot build the graph")
     return rknn
@@ -38,7 +38,7 @@ def compile_graph(folder: str, platform: str, *, quantize: bool = False) -> int:
 
 
 class RockchipRunner:
-    """Runs the compiled graph. `simulated` is the RKNN that built it, to use the PC simulator of rknn-toolkit2."""
+    """Runner of the compiled graph. With `simulated`, the RKNN that built it, it uses rknn-toolkit2's PC simulator."""
 
     def __init__(self, folder: str, simulated: Any = None) -> None:
         stated = json.loads(Path(folder, "static.json").read_text())
@@ -55,7 +55,7 @@ class RockchipRunner:
             raise OSError("the NPU runtime cannot be started")
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Return outputs by name for inputs by name."""
+        """Run the graph on inputs by name, and return outputs by name."""
         found = self.rknn.inference(inputs=list(inputs.values()), data_format=["nchw"] * len(inputs))
         pairs = zip(self.outputs.items(), found, strict=True)
         return {name: np.asarray(value, np.float32).reshape(shape) for (name, shape), value in pairs}
@@ -67,10 +67,10 @@ def left_to_cpu(log: str) -> list[str]:
 
 
 def simulated(folder: str, platform: str, *options: str) -> RockchipRunner:
-    """Return a runner in the PC simulator, with the operators that the compiler leaves to the CPU."""
+    """Return a runner in the PC simulator. It lists the operators that the compiler leaves to the CPU."""
     place = Path(folder).absolute()
     log, kept = place / "build.log", (os.dup(1), os.dup(2))
-    with log.open("wb") as file:  # the compiler bypasses Python's streams when it writes its table of operators
+    with log.open("wb") as file:  # the compiler writes its table directly to descriptors
         for number in (1, 2):
             os.dup2(file.fileno(), number)
         runner = RockchipRunner(str(place), built(folder, platform, quantize="int8" in options, verbose=True))

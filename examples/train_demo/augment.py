@@ -1,6 +1,6 @@
-"""Augments log-mel batches: other speakers, noise, loudness, colour, band limits and SpecAugment.
+"""Augments log-mel batches: other speakers, noise, loudness, spectral colour, band limits and SpecAugment.
 
-Everything works on mel energies and costs almost nothing, so every epoch has new conditions.
+All changes are made to mel energies and cost almost nothing, so every epoch has new conditions.
 """
 
 import math
@@ -21,7 +21,7 @@ def mel_centers(num_mels: int) -> Tensor:
 
 
 def warps(num_mels: int, factors: Tensor) -> Tensor:
-    """Return matrices [count, mels, mels] that scale the mel axis by the frequency factors [count, mels]."""
+    """Return matrices [count, mels, mels] that scale frequencies by `factors` [count, mels]."""
     step = (HIGH_MEL - LOW_MEL) / (num_mels + 1)
     mel = 1127 * torch.log1p(mel_centers(num_mels) * factors / 700)
     source = ((mel - LOW_MEL) / step - 1).clamp(0, num_mels - 1)
@@ -30,17 +30,17 @@ def warps(num_mels: int, factors: Tensor) -> Tensor:
 
 
 def smoothing(num_mels: int) -> Tensor:
-    """Return the matrix [mels, mels] that averages each mel with the `SMOOTHED` mels on either side."""
+    """Return a matrix [mels, mels] that replaces each mel by its mean with the `SMOOTHED` mels on either side."""
     index = torch.arange(num_mels)
     near = ((index.unsqueeze(1) - index).abs() <= SMOOTHED).float()
     return near / near.sum(0)
 
 
 def tracts(num_mels: int, count: int) -> Tensor:
-    """Return frequency factors of speakers with other vocal tracts [count, mels], the same for every call.
+    """Return the frequency factors [count, mels] of other vocal tracts, the same for every call.
 
-    A tract is up to 18 % shorter or longer overall. Throats and mouths vary independently, so its formants do not all
-    move by the same factor: a smooth curve adds at most 6 %.
+    A tract is up to 18 % shorter or longer overall. Throats and mouths vary independently, so formants do not all move
+    by the same factor. A smooth curve therefore changes the factors by up to 6 %.
     """
     generator = torch.Generator().manual_seed(1)
 
@@ -53,7 +53,7 @@ def tracts(num_mels: int, count: int) -> Tensor:
 
 
 class Augmenter:
-    """Draws new conditions. `noise` [frames, mels] contains log-mels of ambiences and music."""
+    """Puts speech under random conditions. `noise` [frames, mels] contains log-mels of background sounds and music."""
 
     def __init__(self, noise: Tensor, share: float) -> None:
         self.noise = noise
@@ -64,7 +64,10 @@ class Augmenter:
         self.smoothing = smoothing(self.num_mels)
 
     def __call__(self, mels: Tensor, lengths: Tensor) -> Tensor:
-        """Return log-mels [batch, frames, mels], a share of them under new conditions; `lengths`: valid frames."""
+        """Return log-mels [batch, frames, mels] with a share of the utterances under new conditions.
+
+        `lengths` [batch] are the numbers of valid frames.
+        """
         clean = mels
         batch, num_frames, _ = mels.shape
 
@@ -106,7 +109,10 @@ class Augmenter:
         return torch.where(chance(self.share), self.masked(mels, lengths), clean)
 
     def masked(self, mels: Tensor, lengths: Tensor) -> Tensor:
-        """Apply SpecAugment (arXiv 1904.08779): two bands of up to 12 mels, two spans of up to 40 frames or a fifth."""
+        """Apply SpecAugment (arXiv 1904.08779): mask two bands of up to 12 mels, and two spans of frames.
+
+        A span has up to 40 frames, but at most a fifth of the utterance.
+        """
         bins, frames = torch.arange(self.num_mels), torch.arange(mels.shape[1])
         hidden = torch.zeros(mels.shape, dtype=torch.bool)
         for _ in range(2):

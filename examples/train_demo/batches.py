@@ -1,4 +1,4 @@
-"""Makes batches of similar length from feature packs. Some utterances are joined or change tempo, so lengths vary."""
+"""Makes batches of items of similar length from feature packs. Some utterances are joined or change their tempo."""
 
 import math
 import random
@@ -19,18 +19,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 MAX_FRAMES = 1600
 FRAME_GRID = 96
-"""Batches are padded to multiples of this: 16 encoder frames."""
+"""Batches are padded to multiples of this number of mel frames, which is 16 encoder frames."""
 TOKEN_GRID = 8
 SUBSAMPLING, CENTER = 6, 5
-"""Mel frames per encoder frame, and the middle one of the frames that the first encoder frame sees."""
+"""Number of mel frames per encoder frame, and index of the middle one of the mel frames in the first encoder frame."""
 JOINED = 0.125
-"""Share of the utterances that are followed by others of the same pack."""
+"""Share of the items that may join several utterances of a pack."""
 ABRUPT, DRAWN_OUT = 0.2, 0.2
-"""Shares of the items that begin, or end, within `CLOSE` frames of the speech, or with up to `SILENCE` extra frames. No
-item becomes shorter than `SHORTEST`."""
+"""Shares of items that are cut within `CLOSE` frames of the speech, or get up to `SILENCE` extra frames, at one end. No
+item becomes shorter than `SHORTEST` frames."""
 CLOSE, SILENCE, SHORTEST = 3, 50, 40
 QUIET = 0.25
-"""Threshold of silence, as a share of a clip's range of levels."""
+"""Level below which a frame is silent, as a share of a clip's range of levels."""
 TENSORS = ("mels", "lengths", "tokens", "token_lengths", "targets")
 NO_PORTIONS: Mapping[str, float] = {}
 
@@ -39,8 +39,8 @@ NO_PORTIONS: Mapping[str, float] = {}
 class Batch:
     """Padded log-mels [batch, frames, mels] and tokens [batch, tokens] with their lengths, and the texts.
 
-    `targets` are a teacher's targets for encoder frames [batch, frames / SUBSAMPLING, TARGETS.width]; nan if it has
-    none.
+    `targets` [batch, frames / SUBSAMPLING, TARGETS.width] are a teacher's targets for encoder frames. Missing targets
+    are nan.
     """
 
     mels: Tensor
@@ -64,7 +64,7 @@ class Batch:
 
 
 class Tokenizer:
-    """WeNet's bpe tokenizer for normalized English text: sentencepiece pieces, ids from units.txt."""
+    """WeNet's BPE tokenizer for normalized English text, with pieces from sentencepiece and ids from units.txt."""
 
     def __init__(self, folder: Path) -> None:
         self.model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "bpe.model"))
@@ -74,7 +74,7 @@ class Tokenizer:
         self.known: dict[str, tuple[int, ...]] = {}
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of a normalized text; they are cached, since every epoch needs them again."""
+        """Return the token ids of a normalized text. They are cached, since every epoch needs them again."""
         if text not in self.known:
             pieces = self.model.encode(text, out_type=str)
             self.known[text] = tuple(self.ids.get(piece, self.ids["<unk>"]) for piece in pieces)
@@ -87,7 +87,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Clip:
-    """An utterance, memory-mapped."""
+    """An utterance whose features are memory-mapped."""
 
     pack: int
     number: int
@@ -100,20 +100,20 @@ class Clip:
 
 @dataclass(frozen=True)
 class Item:
-    """Clips that follow each other, at one tempo."""
+    """One or more clips, joined and played at one tempo."""
 
     clips: list[Clip]
     tempo: float
     edges: tuple[int, int] = (0, 0)
-    """Frames of silence added before and after; negative numbers remove frames."""
+    """Numbers of frames of silence added before and after the clips. Negative numbers remove frames."""
 
     @property
     def num_frames(self) -> int:
-        """Number of frames of all clips."""
+        """Number of frames of the item."""
         return sum(num_frames(clip, self.tempo) for clip in self.clips) + sum(self.edges)
 
     def places(self) -> list[Tensor]:
-        """Return the positions in each clip that its frames are read from."""
+        """Return the positions in each clip from which frames are read."""
         found = [played(clip, self.tempo) for clip in self.clips]
         before, behind = self.edges
         found[0] = torch.cat([found[0][:1].expand(max(before, 0)), found[0][max(-before, 0) :]])
@@ -123,10 +123,11 @@ class Item:
 
 
 class Corpus:
-    """The utterances of some packs that `wanted` accepts. `sizes` is the size of each pack at the time of reading.
+    """The utterances of those packs that `wanted` accepts.
 
-    Packs may grow while a network is trained on them. Passing `sizes` restores the corpus as it was then. `targets` is
-    the folder of a teacher's targets; without it batches have none.
+    Packs may grow while a network is trained on them. The attribute `sizes` is the number of utterances that were read
+    from each pack. Passing it as an argument restores the corpus as it was. `targets` is the folder of a teacher's
+    targets. Without it, batches have no targets.
     """
 
     def __init__(
@@ -158,11 +159,11 @@ class Corpus:
 
     @property
     def hours(self) -> float:
-        """Duration of all clips."""
+        """Duration of all clips in hours."""
         return sum(clip.length for clips in self.clips for clip in clips) / 360_000
 
     def frames(self, clip: Clip, places: Tensor) -> Tensor:
-        """Return the log-mels of a clip at some positions."""
+        """Return the log-mels of a clip at fractional positions."""
         rows = torch.from_numpy(self.rows[clip.pack][clip.offset : clip.offset + clip.length].astype(np.float32))
         left = places.long()
         right = (left + 1).clamp(max=clip.length - 1)
@@ -206,9 +207,10 @@ class Corpus:
         )
 
     def items(self, rng: random.Random, longest: int, portions: Mapping[str, float]) -> list[Item]:
-        """Return clips up to a length, half of them at another tempo; one in eight joins several clips of one voice.
+        """Return items of clips up to `longest` frames. Half change tempo, and one in eight joins clips of one voice.
 
-        `portions` is the share of each pack to take (1: every clip once, 0.5: every second one, 2: all of them twice).
+        `portions` is the share of each pack to use. With 1, every clip occurs once. With 0.5, every second clip does.
+        With 2, every clip occurs twice.
         """
         items: list[Item] = []
         for name, clips in zip(self.names, self.clips, strict=True):
@@ -229,7 +231,10 @@ class Corpus:
         return [replace(item, edges=self.edges(item, rng)) for item in items]
 
     def edges(self, item: Item, rng: random.Random) -> tuple[int, int]:
-        """Return the silence that an item loses or gains: a recording may begin with a word, or long before it."""
+        """Draw how many frames of silence an item gains before and after; negative numbers remove frames.
+
+        Recordings may begin with a word, or long before it.
+        """
         first, last = item.clips[0], item.clips[-1]
         if not first.tokens:
             return 0, 0
@@ -244,7 +249,7 @@ class Corpus:
         return int(some * SILENCE) if kind < ABRUPT + DRAWN_OUT else 0
 
     def silence(self, clip: Clip) -> tuple[int, int]:
-        """Return the number of `QUIET` frames at the start and at the end."""
+        """Return the numbers of silent frames at the start and at the end of a clip, see `QUIET`."""
         levels = self.rows[clip.pack][clip.offset : clip.offset + clip.length].mean(1)
         low, high = np.quantile(levels, (0.02, 0.95))
         loud = np.flatnonzero(levels > low + QUIET * (high - low))
@@ -257,7 +262,7 @@ class Corpus:
         longest: int = MAX_FRAMES,
         portions: Mapping[str, float] = NO_PORTIONS,
     ) -> list[list[Item]]:
-        """Return the items of each training batch of at most `batch_frames` padded frames, in random order."""
+        """Return training batches in random order, as lists of items with at most `batch_frames` padded frames."""
         batches = bucketed(self.items(rng, longest, portions), batch_frames)
         rng.shuffle(batches)
         return batches
@@ -274,14 +279,14 @@ def num_frames(clip: Clip, tempo: float) -> int:
 
 
 def played(clip: Clip, tempo: float) -> Tensor:
-    """Return the positions of the frames of a clip that is played `tempo` times as fast overall; see `rhythm`."""
+    """Return the positions from which frames are read to play a clip `tempo` times as fast; see `rhythm`."""
     return torch.arange(clip.length, dtype=torch.float32) if tempo == 1 else rhythm(num_frames(clip, tempo), tempo)
 
 
 def rhythm(count: int, tempo: float) -> Tensor:
-    """Return the positions of frames in a clip whose tempo varies, as rhythm varies between people.
+    """Return positions in a clip from which `count` frames are read. The tempo varies, as rhythm does between people.
 
-    Some parts are up to 30 % faster, others slower; overall the clip is `tempo` times as fast.
+    Some parts are up to 30 % faster and others slower. Overall, the clip is `tempo` times as fast.
     """
     steps = torch.arange(count)
     period = 50 + 150 * float(torch.rand(()))
@@ -292,7 +297,7 @@ def rhythm(count: int, tempo: float) -> Tensor:
 
 
 def bucketed(items: list[Item], batch_frames: int) -> list[list[Item]]:
-    """Return batches of items with similar padded lengths; the rest of an incomplete batch joins the next longer ones.
+    """Return batches of items with similar padded lengths. Items of an incomplete batch move to the next longer batch.
 
     Few different shapes matter more than little padding, because oneDNN compiles a kernel for each shape.
     """

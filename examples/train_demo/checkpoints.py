@@ -1,4 +1,4 @@
-"""Checkpoints of a run: exact ones (the last few are kept) and a compact one for the repository."""
+"""Checkpoints of a run: exact checkpoints (the last few are kept), and a compact checkpoint for the repository."""
 
 import io
 import lzma
@@ -11,7 +11,7 @@ import torch
 KEPT = 5
 WEIGHTS, PACKED = "final.pt", "final.pt.xz"
 TWO_BYTES = {"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 1, "pb": 1}
-"""Filter for xz that treats the two bytes of a float16 separately: it saves a sixth instead of a tenth."""
+"""Filter for xz that separates the two bytes of float16 numbers. xz then saves a sixth instead of a tenth."""
 STATISTICS = "encoder.global_cmvn."
 
 
@@ -31,12 +31,12 @@ def all_of(folder: Path) -> list[Path]:
 
 
 def load(path: Path, model: Path | None = None) -> dict[str, Any]:
-    """Return the state in an exact or a compact checkpoint.
+    """Return the state in an exact or compact checkpoint.
 
-    `model` is the WeNet directory with the weights, for a checkpoint that was made without them.
+    If the checkpoint was made without weights, `model` is the WeNet directory that has them.
     """
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    state["options"].pop("router_noise", None)  # an option of earlier runs that dense ones did not use
+    state["options"].pop("router_noise", None)  # an option of earlier runs that dense runs did not use
     if digest := state.pop("weights_of", None):
         if model is None or digest != digest_of(model):
             raise ValueError(f"{path}: its weights are in another file: the final.pt with SHA-256 {digest}")
@@ -56,7 +56,7 @@ def digest_of(model: Path) -> str:
 
 
 def pack(model: Path) -> None:
-    """Compress the weights in a WeNet directory, as the repository stores them."""
+    """Compress the weights in a WeNet directory for the repository."""
     (model / PACKED).write_bytes(lzma.compress(_content(model), filters=[TWO_BYTES]))
     (model / WEIGHTS).unlink()
 
@@ -67,16 +67,17 @@ def _content(model: Path) -> bytes:
 
 
 def finished_weights(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the weights of a finished model: after a decay the weights themselves, otherwise their average."""
+    """Return the weights of a finished model: the last weights after a decay, otherwise averaged weights."""
     decayed = state["options"]["decay_from"] is not None
     weights: dict[str, Any] = state["optimizer"]["masters" if decayed else "average"]
     return weights
 
 
 def compact(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state in a sixth of its size: the averaged weights in float16, at the beginning of the next epoch.
+    """Return a state of a sixth of the size, which continues at the beginning of the next epoch.
 
-    The moments of the optimizer are left out: they cover only 20 to 50 steps and recover quickly.
+    It has the averaged weights in float16. It lacks the optimizer's moments, which cover only 20 to 50 steps and
+    recover quickly.
     """
     weights = {name: weight.half() for name, weight in state["optimizer"]["average"].items()}
     progress = state["progress"]
@@ -85,7 +86,7 @@ def compact(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_compact(state: dict[str, Any], path: Path, model: Path | None = None) -> None:
-    """Write the compact form of a state, without its weights if `model` is a WeNet directory that has them."""
+    """Write the compact form of a state. Omit the weights if `model` is a WeNet directory that has them."""
     small = compact(state)
     if model:
         average, known = small["optimizer"]["average"], weights_of(model)
@@ -96,7 +97,7 @@ def save_compact(state: dict[str, Any], path: Path, model: Path | None = None) -
 
 
 def unpacked(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state to continue from, restored from a compact one."""
+    """Return a state from which training can continue, restored from a compact state."""
     average = {name: weight.float() for name, weight in state["optimizer"]["average"].items()}
     masters = {name: weight.clone() for name, weight in average.items()}
     return state | {"optimizer": {"masters": masters, "average": average, "parts": None}}

@@ -34,7 +34,7 @@ SHORTEST = 5
 
 
 def understood(heard: Path) -> Iterator[str]:
-    """Yield the sentences that the int8 bundle recognises without error in all contexts and passes, longest first."""
+    """Yield the sentences that the int8 bundle recognises without errors in all contexts and passes, longest first."""
     found = []
     for file in sorted(heard.glob("*-int8.json")):
         if file.stem.startswith("heldout"):  # synthetic voices

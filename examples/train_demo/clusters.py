@@ -1,7 +1,7 @@
-"""Computes rows for new routers from the tokens that a dense layer sees: one balanced cluster for each copy.
+"""Computes rows for new routers from the tokens that a dense layer sees. Each copy of the layer gets one cluster.
 
-Random rows would split the tokens at random, and unevenly. Clusters give every copy its own kind of token from the
-first step. They are far enough apart that learning does not mix the halves of different copies.
+Random rows would split the tokens at random and unevenly. Balanced clusters give every copy its own kind of token from
+the first step. They are far enough apart that training does not mix the halves of different copies.
 """
 
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ NUM_ROUNDS = 60
 NUM_TOKENS = 20_000
 BALANCE_RATE = 0.5
 TYPICAL_MARGIN = 1.0
-"""Median margin of the highest logit over the second, in the finished rows."""
+"""Median difference between the highest logit and the second highest, with the finished rows."""
 
 
 class TokenRecord:
-    """Context manager that records the inputs of feed-forward layers, by layer."""
+    """Context manager that records the inputs of feed-forward layers."""
 
     def __init__(self, layers: Iterable[tuple[str, nn.Module]]) -> None:
         self.layers = dict(layers)
@@ -44,7 +44,7 @@ class TokenRecord:
 
 
 def unit_direction(tokens: Tensor) -> Tensor:
-    """Return a vector [dim] whose product with every token [tokens, dim] is near 1: it gives rows a bias."""
+    """Return a vector [dim] whose product with every token [tokens, dim] is near 1. It gives rows a bias."""
     gram = tokens.T @ tokens
     ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
     solution: Tensor = torch.linalg.solve(gram + ridge, tokens.sum(0))
@@ -52,9 +52,10 @@ def unit_direction(tokens: Tensor) -> Tensor:
 
 
 def router_rows(tokens: Tensor, num_rows: int, generator: torch.Generator) -> Tensor:
-    """Return rows [num_rows, dim], each with the highest product for about as many of the tokens [tokens, dim].
+    """Return rows [num_rows, dim] of a router. Each has the highest product with about the same number of tokens.
 
-    This is spherical k-means with a bias for each cluster, which rises while the cluster is too small.
+    `tokens` are [tokens, dim]. The method is spherical k-means with a bias for each cluster. The bias rises while the
+    cluster is too small.
     """
     centered = tokens - tokens.mean(0)
     rows = centered[torch.randperm(len(centered), generator=generator)[:num_rows]]
@@ -77,7 +78,7 @@ def router_rows(tokens: Tensor, num_rows: int, generator: torch.Generator) -> Te
 
 
 def balanced(tokens: Tensor, rows: Tensor, unit: Tensor, biases: Tensor) -> Tensor:
-    """Return biases [rows] with which every row is chosen about equally often; the rows do not change."""
+    """Return biases [rows] with which every row is chosen about equally often."""
     products = tokens @ rows.T
     heights = (tokens @ unit)[:, None]
     step = products.std()

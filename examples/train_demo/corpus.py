@@ -1,4 +1,4 @@
-"""Packs: a flat file of rows (audio samples or mel frames), and a TSV with the place and text of each utterance."""
+"""Packs of utterances. A pack is a file of rows (samples or mel frames), and a TSV with places and texts."""
 
 from dataclasses import dataclass
 from math import gcd
@@ -13,14 +13,14 @@ SAMPLE_RATE = 16000
 NUM_MELS = 80
 MEL_STEP, MEL_FLOOR = 0.16, -16.0
 FRAGMENTS = "-fragments"
-"""Suffix for the name of a pack of words and phrases cut from another."""
+"""Suffix for the name of a pack that has words and phrases cut from another pack."""
 TARGET_ROW = SAMPLE_RATE // 25
-"""Samples per row of a teacher's targets: two of its frames."""
+"""Number of samples per row of a teacher's targets. A row is two frames of the teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """The kind of a pack's rows: file suffix, number type and numbers per row."""
+    """Kind of the rows of a pack: file suffix, type of the numbers, and numbers per row."""
 
     suffix: str
     dtype: str
@@ -43,7 +43,10 @@ class Utterance:
 
 
 class Pack:
-    """An appendable pack. It can be read while another process writes; an incomplete last utterance is ignored."""
+    """A pack, to which utterances can be appended.
+
+    It can be read while another process writes it. An incomplete last utterance is ignored.
+    """
 
     def __init__(self, path: Path, kind: Kind) -> None:
         self.kind = kind
@@ -76,7 +79,7 @@ class Pack:
         return self.utterances[-1].offset + self.utterances[-1].length if self.utterances else 0
 
     def append(self, rows: NDArray[Any], voice: str, text: str) -> None:
-        """Append one utterance; `rows` have the pack's type."""
+        """Append one utterance. `rows` must have the number type of the pack."""
         entry = Utterance(offset=self.num_rows, length=len(rows), voice=voice, text=text)
         self._rows.write(rows.astype(self.kind.dtype).tobytes())
         self._rows.flush()
@@ -103,12 +106,12 @@ def to_float(samples: NDArray[np.int16]) -> NDArray[np.float32]:
 
 
 def to_bytes(mels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return log-mel energies in steps of `MEL_STEP`."""
+    """Return log-mel energies as 8-bit integers, in steps of `MEL_STEP`."""
     return np.clip(np.round((mels - MEL_FLOOR) / MEL_STEP), 0, 255).astype(np.uint8)
 
 
 def resample(samples: NDArray[np.float32], rate: int, target: int = SAMPLE_RATE) -> NDArray[np.float32]:
-    """Convert from one integer rate to another, band-limited."""
+    """Resample from an integer rate in Hz to another, with a band limit."""
     if rate == target:
         return samples
     step = gcd(rate, target)

@@ -1,4 +1,4 @@
-"""The data of a run: packs of features, read again for every epoch, and the validation sets."""
+"""The data of a run: packs of features, which are read again for every epoch, and the validation sets."""
 # ruff: noqa: SIM905 - lists of words read better as words
 
 import random
@@ -13,10 +13,10 @@ from progress import Options, Progress
 from withheld import TESTS, VALIDATION, Withheld, read_sentences
 
 EASY_VOICES, EASY_FRAMES = ("hibari", "pico-us"), 250
-"""The packs that a run starts with, and the longest clip in frames."""
+"""Packs with which a run starts, and the longest clip in frames."""
 HALVED = "espeak espeak-words flite-kal16 flite-awb flite-rms hibari hibari-others pico-gb pico-us".split()
 PORTIONS = dict.fromkeys(HALVED, 0.5)
-"""Share of a pack that an epoch uses, if not all of it."""
+"""Share of a pack that an epoch uses, for packs that are not used in full."""
 
 
 class Data:
@@ -34,7 +34,7 @@ class Data:
         self.noise = torch.from_numpy(Pack(self.features / "noise", MELS).map().copy()) * MEL_STEP + MEL_FLOOR
 
     def corpus(self, progress: Progress) -> Corpus:
-        """Return the training data of this epoch; its sizes are noted when the epoch begins."""
+        """Return the training data of this epoch. At its beginning, the sizes of the packs are noted in `progress`."""
         if progress.position == 0:
             names = sorted(path.stem for path in self.features.glob("*.mel"))
             progress.sizes = {}

@@ -30,15 +30,15 @@ PADDINGS_S = (0.0, 0.06, 0.12, 0.18, 0.24, 0.3, 0.48)
 CHUNK_SIZES = (None, 16)
 WORDS_OF_LINE = 2
 LONGEST_PHRASE = 5
-"""In words."""
+"""Maximum number of words in a phrase."""
 SHORTEST = 15
-"""In frames of a cut piece."""
+"""Minimum number of frames of a cut piece."""
 
 Item = tuple[Samples, str]
 
 
 def aligned(lines: list[Item]) -> Iterator[tuple[Samples, list[Stretch]]]:
-    """Yield each line with the times of its words, skipping lines with words unknown to the aligner."""
+    """Yield the lines with the times of their words. Skip lines with words that the aligner does not know."""
     aligner = Aligner()
     for samples, text in lines:
         if stretches := aligner.words(samples, text):
@@ -52,7 +52,7 @@ def cut(samples: Samples, stretches: list[Stretch]) -> Item:
 
 
 def single_words(lines: list[tuple[Samples, list[Stretch]]]) -> list[Item]:
-    """Return some words of each line."""
+    """Return some words of each line, cut out."""
     rng, found = random.Random(0), []
     for samples, stretches in lines:
         long = [stretch for stretch in stretches if stretch.word and stretch.end - stretch.first >= MIN_WORD]
@@ -61,7 +61,7 @@ def single_words(lines: list[tuple[Samples, list[Stretch]]]) -> list[Item]:
 
 
 def short_phrases(lines: list[tuple[Samples, list[Stretch]]]) -> list[Item]:
-    """Return the speech between two pauses of each line."""
+    """Return short phrases between pauses of each line, cut out."""
     found = []
     for samples, stretches in lines:
         for group in phrases(stretches, len(samples) // FRAME):

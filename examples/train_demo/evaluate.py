@@ -38,7 +38,7 @@ Numbers = NDArray[np.float32]
 CHUNK_SIZES = (None, 16, 8)
 SEARCHES = ("ctc_prefix_beam", "attention_rescoring")
 MODES = ("", NARROW, UNGUIDED, UNGUIDED + NARROW)
-"""Changes of the bundle's defaults, as suffixes of a condition's name."""
+"""Suffixes of a condition's name that stand for changes to the bundle's defaults."""
 PLAIN = UNGUIDED + NARROW
 """The library's default decoding, used to compare float32 and int8."""
 TIMED = 12
@@ -60,7 +60,7 @@ class Count(GroupScore):
         self.num_exact += not num_errors
 
     def data(self) -> dict[str, Any]:
-        """Return all numbers; `interval` contains 95 % of the rates of resampled utterances (bootstrap)."""
+        """Return all numbers. `interval` is the 95 % interval of the word error rate (bootstrap over utterances)."""
         return {
             "num_words": self.num_words, "num_errors": self.num_errors, "wer": round(self.rate, 6),
             "interval": [round(limit, 6) for limit in self.interval()],
@@ -70,7 +70,7 @@ class Count(GroupScore):
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """The text that one search finds in a recording, and the processor time up to it, features included."""
+    """The text that one search finds in a recording, and the processor time that it took, including features."""
 
     condition: str
     text: str
@@ -78,7 +78,7 @@ class Heard:
 
 
 class Listener:
-    """A bundle that recognises recordings under every condition, with onnxruntime's kernels and one thread."""
+    """A bundle that recognises recordings under every condition. It uses onnxruntime's kernels and one thread."""
 
     def __init__(self, path: Path, modes: Sequence[str] = ("",)) -> None:
         self.bundle = Bundle.open(path)
@@ -89,7 +89,7 @@ class Listener:
         self.fusion = None if language_model is None else Fusion(language_model, self.bundle.vocabulary)
 
     def hear(self, samples: Samples) -> Iterator[Heard]:
-        """Yield the result of each search, by context."""
+        """Yield the result of each search with each context."""
         begin = time.process_time()
         manifest = self.bundle.manifest
         frames = fbank(
@@ -108,7 +108,7 @@ class Listener:
     def _searched(
         self, chunk_size: int | None, mode: str, encoder_out: Numbers, log_probs: Numbers, encoded_s: float
     ) -> Iterator[Heard]:
-        """Yield the results of both passes of one mode."""
+        """Yield the results of the two passes in one mode."""
         decoding, fusion = self.bundle.manifest.decoding, None if UNGUIDED in mode else self.fusion
         beam_size = DecodingConfig().beam_size if NARROW in mode else decoding.beam_size
         factor = fusion.rescoring_weight if fusion else 1.0
@@ -125,7 +125,7 @@ class Listener:
 
 
 def hear_set(path: Path, manifest: Path, file: Path, modes: Sequence[str] = ("",)) -> dict[str, Any]:
-    """Return results of a bundle on one set, cached in `file`: seconds of audio, and all `Heard` per recording."""
+    """Return results of a bundle on one set, cached in `file`: seconds of audio, and all `Heard` of each recording."""
     of_set = hashlib.sha256(manifest.read_bytes()).hexdigest()
     made_of = {**of_bundle(path), "set": of_set, "modes": [*modes]}
     content = read_json(file)
@@ -143,7 +143,7 @@ def hear_set(path: Path, manifest: Path, file: Path, modes: Sequence[str] = ("",
 
 
 def scores(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return word errors and processor time of one set by condition."""
+    """Return the word errors and the processor time on one set, by condition."""
     counts: dict[str, Count] = {}
     cpu_s: dict[str, float] = {}
     for recording in content["recordings"]:
@@ -180,7 +180,7 @@ def words_in_silence(path: Path) -> dict[str, list[str]]:
 
 
 def real_time_factors(path: Path, manifest: Path) -> dict[str, float]:
-    """Return the real-time factor of each condition on some recordings, alternating the modes."""
+    """Return the real-time factor of each condition on some recordings. The modes take turns."""
     listener, audio_s = Listener(path, MODES), 0.0
     cpu_s: dict[str, float] = {}
     for recording in list(read_recordings(manifest))[::TIMED]:
@@ -192,7 +192,7 @@ def real_time_factors(path: Path, manifest: Path) -> dict[str, float]:
 
 
 def language_model_costs(path: Path) -> dict[str, float]:
-    """Return median processor time of loading, and bytes, of a bundle's language model and of everything else."""
+    """Return bytes and median processor time of loading, for a bundle's language model and for the rest of it."""
     loads: dict[str, list[float]] = {"rest_s": [], "language_model_s": []}
     for _ in range(5):
         begin = time.process_time()

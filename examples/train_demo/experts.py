@@ -22,7 +22,7 @@ from u2moe.runtime.model.features import fbank
 
 
 class Choices:
-    """The experts that each layer of a network chose in its last call [tokens, chosen], by layer name."""
+    """Records the experts [tokens, chosen] that each layer of a network chose in its last call, by layer name."""
 
     def __init__(self, model: SpeechModel) -> None:
         self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MixtureOfExperts)}
@@ -39,7 +39,7 @@ class Choices:
 
 @torch.inference_mode()
 def usage(checkpoint: Checkpoint, tokenizer: Tokenizer, recordings: list[Recording]) -> dict[str, list[float]]:
-    """Return the share of each expert in the choices of every layer, over all frames and tokens of the recordings."""
+    """Return the share of each expert in the choices of its layer, over all frames and tokens of the recordings."""
     model = checkpoint.network()
     choices = Choices(model)
     counts = {name: torch.zeros(len(layer.experts), dtype=torch.long) for name, layer in choices.layers.items()}

@@ -22,25 +22,25 @@ Samples = NDArray[np.float32]
 SOURCES = (*(f"{game}-train" for game in GAMES), urquan.NAME)
 FRAME = SAMPLE_RATE // FRAMES_PER_S
 MAX_WORDS = 4
-"""Of a phrase."""
+"""Maximum number of words in a phrase."""
 PAUSE = 8
 """Minimum frames of silence between two phrases."""
 MARGIN = 20
-"""Maximum frames of the surrounding pauses that a phrase keeps."""
+"""Maximum frames that a phrase keeps of the pause on either side."""
 MIN_WORD = 20
-"""Minimum frames of a word cut from fluent speech; shorter ones are barely pronounced."""
+"""Minimum frames of a word cut from fluent speech. Shorter words are barely pronounced."""
 FADE = SAMPLE_RATE // 100
 AROUND = SAMPLE_RATE // 10
 """Samples of silence around a word that is cut from fluent speech."""
 
 
 def name_of(source: str) -> str:
-    """Return the name of the pack with the fragments of a pack of speech."""
+    """Return the name of the pack that has the fragments of a pack of speech."""
     return source.removesuffix("-train") + FRAGMENTS
 
 
 def phrases(stretches: list[Stretch], num_frames: int) -> list[list[Stretch]]:
-    """Return the words between pauses; each group has the pauses around it as its first and last stretch."""
+    """Return groups of words between pauses. The first and last stretch of a group are the pauses around it."""
     groups: list[list[Stretch]] = [[Stretch(None, 0, 0)]]
     for stretch in stretches:
         if stretch.word is not None:
@@ -53,7 +53,7 @@ def phrases(stretches: list[Stretch], num_frames: int) -> list[list[Stretch]]:
 
 
 def phrase_borders(group: list[Stretch]) -> tuple[int, int]:
-    """Return first frame and end of a phrase, with half of the pauses around it but at most `MARGIN`."""
+    """Return the first frame and the end of a phrase. It keeps half of each pause around it, but at most `MARGIN`."""
     before, *_, after = group
     first = group[1].first - min((before.end - before.first) // 2, MARGIN)
     return first, group[-2].end + min((after.end - after.first) // 2, MARGIN)
@@ -69,7 +69,10 @@ def alone(samples: Samples) -> Samples:
 
 
 def fragments(samples: Samples, stretches: list[Stretch], rng: random.Random) -> Iterator[tuple[Samples, str]]:
-    """Yield the phrases of at most `MAX_WORDS` words of a line with several, and a word of each of its others."""
+    """Yield the phrases of a line that have at most `MAX_WORDS` words, and one word from its longer phrases.
+
+    If the line is a single phrase, yield only a word of it.
+    """
     groups = phrases(stretches, len(samples) // FRAME)
     inner: list[Stretch] = []
     for group in groups:
@@ -85,7 +88,7 @@ def fragments(samples: Samples, stretches: list[Stretch], rng: random.Random) ->
 
 
 def cut(source: Pack, path: Path) -> str:
-    """Fill the pack of a pack's fragments and return a line for the terminal."""
+    """Fill the pack that has the fragments of `source`. Return a line for the terminal."""
     aligner, rows = Aligner(), source.map()
     with Pack(path, SPEECH) as pack:
         number = unaligned = 0

@@ -22,7 +22,7 @@ Samples = NDArray[np.float32]
 
 TABLES = Path(__file__).parent
 MAX_CER = 0.5
-"""If a recogniser disagrees more with the script, the clip contains something else: a laugh, a cry, other words."""
+"""Character error rate of a recogniser above which a clip is not used: it contains a laugh, a cry or other words."""
 PCM_RATE = 11025
 SKY_HEADER_LEN = 22
 
@@ -40,7 +40,7 @@ class Line:
 
     @property
     def wideband(self) -> Samples:
-        """The samples at the rate of the packs."""
+        """Samples at the rate of the packs."""
         return resample(self.samples, self.rate)
 
 
@@ -56,18 +56,18 @@ def from_pcm(data: bytes) -> tuple[Samples, int]:
 
 
 def from_sky(data: bytes) -> tuple[Samples, int]:
-    """Decode a clip of Beneath a Steel Sky: a header, then unsigned bytes, compressed in most clips."""
+    """Decode a clip of Beneath a Steel Sky: a header, then unsigned bytes, which are compressed in most clips."""
     body = data[SKY_HEADER_LEN:]
     return from_pcm(rnc.unpack(body) if body.startswith(rnc.SIGNATURE) else body)
 
 
 @dataclass(frozen=True)
 class Game:
-    """The place of a game's speech among the unpacked Debian packages, and the decoder of its clips."""
+    """Place of a game's speech among the unpacked Debian packages, and decoder of its clips."""
 
     folder: str
     file: str
-    """Contains the name of the clip if each clip has its own file."""
+    """Name of the file with the speech. If each clip has its own file, it contains the name of the clip."""
     decode: Callable[[bytes], tuple[Samples, int]]
 
 
@@ -85,7 +85,7 @@ def table_rows(game: str, split: str) -> list[dict[str, str]]:
 
 
 def read_lines(game: str, split: str, debian: Path, start: int = 0) -> Iterator[Line]:
-    """Yield the clips of a split from number `start` on, if the recording agrees with the script."""
+    """Yield the clips of a split, from number `start` on, whose recordings agree with the script."""
     place = GAMES[game]
     folder = debian / "usr/share/scummvm" / place.folder
     rows = [row for row in table_rows(game, split) if float(row["cer"]) < MAX_CER and normalize(row["text"])]
@@ -98,7 +98,7 @@ def read_lines(game: str, split: str, debian: Path, start: int = 0) -> Iterator[
 
 
 def read_game(game: str, split: str, debian: Path, folder: Path) -> str:
-    """Decode a game's clips of one split into a pack and return a line for the terminal."""
+    """Decode a game's clips of one split into a pack. Return a line for the terminal."""
     with Pack(folder / f"{game}-{split}", SPEECH) as pack:
         for line in read_lines(game, split, debian, start=len(pack.utterances)):
             pack.append(to_pcm(line.wideband), line.voice, line.text)

@@ -1,8 +1,7 @@
-"""Computes the gradients of a step: a few batches, distributed over processes, each batch under its own conditions.
+"""Computes the gradients of a step. A step has a few batches, which are distributed over processes.
 
-The processes also share the optimizer's work on matrices. Random numbers depend only on the seed and on the batch's
-number, not on the process or on earlier numbers. A run that is resumed, or continues with more processes, therefore
-takes the same steps.
+The processes also share the optimizer's work on matrices. The random numbers of a batch depend only on the seed and on
+the number of the batch. A run that is resumed, or continues with more processes, therefore takes the same steps.
 """
 
 import multiprocessing
@@ -24,23 +23,23 @@ from torch import Tensor
 from u2moe.export.model import SpeechModel
 
 LOGGED = ("ctc", "left", "right", "teacher")
-"""Parts of the loss."""
+"""Names of the parts of the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """The work on one batch."""
+    """Description of the work on one batch."""
 
     number: int
-    """Number of the batch in the run. With the seed it determines all random numbers."""
+    """Number of the batch in the run. Together with the seed, it determines all random numbers."""
     items: list[Item]
     easy: bool
-    """Use only CTC, on unchanged clips, with full context."""
+    """Whether to train only CTC, on unchanged clips and with full context."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Losses of a batch (nan: not trained) and its number of frames."""
+    """Losses of a batch and its number of frames. The loss of a part that was not trained is nan."""
 
     ctc: float
     left: float
@@ -86,7 +85,7 @@ class GradientSource:
         return parts, frames
 
     def add(self, task: Task, gradients: list[Tensor]) -> Outcome:
-        """Write the gradient of a task to `gradients`, in order of the parameters."""
+        """Write the gradient of a task to `gradients`, in the order of the parameters."""
         self.model.zero_grad()
         parts, frames = self.losses(task)
         parts.total(self.objective).backward()  # type: ignore[no-untyped-call]
@@ -102,7 +101,7 @@ class GradientSource:
 
 
 def serve(source: GradientSource, gradients: list[Tensor], pieces: Sequence[Tensor], requests: Connection) -> None:
-    """Run the loop of a helper process: it receives a task, or numbers of pieces to orthogonalize; None ends it."""
+    """Run the loop of a helper process. A request is a task, numbers of pieces to orthogonalize, or None to end."""
     torch.set_num_threads(1)
     while (request := requests.recv()) is not None:
         if isinstance(request, Task):
@@ -113,7 +112,7 @@ def serve(source: GradientSource, gradients: list[Tensor], pieces: Sequence[Tens
 
 
 def shares(pieces: Sequence[Tensor], count: int) -> list[list[int]]:
-    """Split the numbers of pieces into `count` shares of about equal work."""
+    """Distribute the numbers of pieces to `count` shares of about equal work."""
     parts: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
     for number in sorted(range(len(pieces)), key=lambda number: -work(pieces[number])):
@@ -124,9 +123,9 @@ def shares(pieces: Sequence[Tensor], count: int) -> list[list[int]]:
 
 
 class GradientPool:
-    """This process and the helpers forked from it, for one epoch.
+    """This process and the helper processes forked from it, for one epoch.
 
-    They share the network's weights, and the optimizer's `pieces`.
+    The processes share the weights of the network and the optimizer's `pieces`.
     """
 
     def __init__(self, source: GradientSource, num_processes: int, pieces: Sequence[Tensor]) -> None:
@@ -160,7 +159,7 @@ class GradientPool:
             process.join()
 
     def step(self, tasks: Sequence[Task]) -> tuple[list[Tensor], list[Outcome]]:
-        """Return the mean gradient of some tasks in float32, summed in their order, and the outcome of each."""
+        """Return the mean gradient of some tasks in float32, summed in the order of the tasks, and their outcomes."""
         outcomes: list[Outcome] = []
         for total in self.sums:
             total.zero_()
@@ -177,7 +176,7 @@ class GradientPool:
         return self.sums, outcomes
 
     def orthogonalize(self, pieces: Sequence[Tensor]) -> None:
-        """Make the matrices of the pool's pieces orthogonal, in place."""
+        """Make the matrices in the pool's pieces orthogonal, in place."""
         own, *others = self.shares
         for (requests, _, _), share in zip(self.helpers, others, strict=True):
             requests.send(share)

@@ -25,9 +25,9 @@ SIZES = {
     "game": (TrainingOptions(order=3), 8),
     "numbers": (TrainingOptions(order=4), 8),
 }
-"""Options of training, and bits per probability. The first three are general."""
+"""Training options and bits per probability of each model. The first three models are general."""
 NUM_SPOKEN = 30_000
-"""Number of lines from the grammars of numbers, dates, times and commands."""
+"""Number of lines drawn from the grammars of numbers, dates, times and commands."""
 
 
 def articles(folder: Path) -> Iterator[str]:
@@ -63,7 +63,7 @@ def game() -> Iterator[str]:
 
 
 def written(path: Path, sentences: Iterable[str], withheld: Withheld) -> list[list[str]]:
-    """Return normalized sentences without those of the tests, and write them to a file."""
+    """Write normalized sentences, except withheld ones, to a file, and return them as words."""
     allowed = [text for text in (normalize(sentence) for sentence in sentences) if text and withheld.allows(text)]
     path.write_text("".join(f"{text.lower()}\n" for text in allowed), encoding="utf-8")
     return [text.lower().split() for text in allowed]

@@ -13,20 +13,20 @@ from torch import Tensor
 
 BASIS = "basis.npz"
 LIMIT = 4.0
-"""Standard deviations represented by the largest target value."""
+"""Number of standard deviations that the largest target value stands for."""
 
 Numbers = NDArray[np.float32]
 
 
 class Basis:
-    """Principal components of the teacher's output, quantized to the type of `TARGETS`."""
+    """Maps the teacher's output to principal components, and quantizes them to the type of `TARGETS`."""
 
     def __init__(self, mean: Numbers, matrix: Numbers, spread: Numbers) -> None:
         self.mean, self.matrix, self.spread = mean, matrix, spread
 
     @classmethod
     def of(cls, rows: Numbers) -> "Basis":
-        """Return the basis of rows [count, dim]; all numbers are weighted equally."""
+        """Return the basis for rows [count, dim]. All columns have equal weight."""
         mean, deviation = rows.mean(0), rows.std(0)
         centered = (rows - mean) / deviation
         variances, vectors = np.linalg.eigh(np.cov(centered.T))
@@ -35,12 +35,12 @@ class Basis:
         return cls(mean, np.asarray(matrix, np.float32), np.asarray(spread, np.float32))
 
     def __call__(self, rows: Numbers) -> NDArray[np.int8]:
-        """Return rows of targets: principal components in steps of their spread times `LIMIT` / 127."""
+        """Return targets for rows: principal components, in steps of their spread times `LIMIT` / 127."""
         parts = (rows - self.mean) @ self.matrix / self.spread
         return np.clip(np.round(parts * (127 / LIMIT)), -127, 127).astype(np.int8)
 
     def save(self, path: Path) -> None:
-        """Write it as `.npz`."""
+        """Write the basis as `.npz`."""
         np.savez(path, mean=self.mean, matrix=self.matrix, spread=self.spread)
 
     @property
@@ -56,9 +56,9 @@ class Basis:
 
 
 class Lessons:
-    """Targets of the utterances of one pack; utterances that the teacher has not processed yet have none.
+    """Targets of the utterances of one pack. Utterances that the teacher has not processed yet have no targets.
 
-    Variants of a recording share its targets: they contain the same words, only slower or faster.
+    Variants of a recording share the recording's targets, since they contain the same words, only slower or faster.
     """
 
     def __init__(self, folder: Path, name: str, utterances: Sequence[Utterance]) -> None:
@@ -73,7 +73,10 @@ class Lessons:
                 raise ValueError(f"utterance {number} of {name} is not what the teacher heard: {utterance.text!r}")
 
     def __call__(self, number: int, places: Tensor, length: int) -> Tensor:
-        """Return targets [count, TARGETS.width] at positions of an utterance of `length` mel frames; nan if none."""
+        """Return targets [count, TARGETS.width] at positions in an utterance of `length` mel frames.
+
+        The targets are nan if the utterance has none.
+        """
         if number // self.copies >= len(self.entries):
             return torch.full((len(places), TARGETS.width), torch.nan)
         entry = self.entries[number // self.copies]
@@ -81,7 +84,7 @@ class Lessons:
         samples = (entry.length - 0.5) * TARGET_ROW
         speed = samples / (length * FEATURES.shift_len + FEATURES.frame_len - FEATURES.shift_len)
         centers = speed * (places * FEATURES.shift_len + FEATURES.frame_len / 2)
-        # the first row is the mean of two frames of the teacher, at its beginning and at its middle
+        # a row is the mean of two frames of the teacher, at the beginning and the middle of the row
         position = ((centers / TARGET_ROW) - 0.25).clamp(0, len(rows) - 1)
         left = position.long()
         return torch.lerp(rows[left], rows[(left + 1).clamp(max=len(rows) - 1)], (position - left).unsqueeze(1))

@@ -1,4 +1,4 @@
-"""How one speaker differs from another with the same words: vocal tract and pitch."""
+"""Differences between speakers who say the same words: vocal tract and pitch."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 REVOICED = "-revoiced"
-"""Suffix for the name of a pack of other speakers."""
+"""Suffix for the name of a pack that has the same utterances by other speakers."""
 VARIANTS = {
     "queen-train": 3,
     "sky-train": 3,
@@ -15,13 +15,13 @@ VARIANTS = {
     "pico-us-words": 2,
     "pico-gb-words": 2,
 }
-"""The packs that are revoiced, and the number of other speakers for each of their utterances."""
+"""Packs that are revoiced, and number of other speakers for each utterance of a pack."""
 Track = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manner:
-    """How a variant differs: factors for the vocal tract's frequencies, the pitch, and the movement of the pitch."""
+    """Changes to a voice: factors for the vocal tract's frequencies, for the pitch, and for movements of the pitch."""
 
     tract: float
     pitch: float
@@ -29,13 +29,16 @@ class Manner:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Manner":
-        """Draw a manner: tracts up to 15 % shorter or longer, pitch up to 30 % higher or lower, mostly together."""
+        """Draw a manner. The tract is up to 15 % shorter or longer, and the pitch up to 30 % higher or lower.
+
+        Shorter tracts mostly come with a higher pitch.
+        """
         tract = rng.uniform(-0.15, 0.15)
         pitch = np.clip(tract + rng.uniform(-0.25, 0.25), -0.3, 0.3)
         return cls(tract=float(np.exp(tract)), pitch=float(np.exp(pitch)), movement=rng.uniform(0.7, 1.4))
 
     def melody(self, pitch: Track) -> Track:
-        """Return the pitch [frames] in Hz of the same words in this manner; 0 means unvoiced."""
+        """Return the pitch [frames] in Hz of the same words in this manner. 0 means unvoiced."""
         voiced = pitch > 0
         other = pitch.copy()
         if voiced.any():
@@ -45,7 +48,7 @@ class Manner:
 
 
 def stretched(track: Track, factor: float) -> Track:
-    """Scale the frequency axis of a track [frames, bins]; above the highest frequency, repeat the last value."""
+    """Scale the frequency axis of a track [frames, bins]. Above the highest frequency, the last value is repeated."""
     position = np.minimum(np.arange(track.shape[1]) / factor, track.shape[1] - 1)
     left = np.minimum(position.astype(int), track.shape[1] - 2)
     share = position - left

@@ -1,4 +1,4 @@
-"""Commands for the measurements of the demo model in `benchmarks/results`; lists missing ones.
+"""Commands for the measurements of the demo model in `benchmarks/results`. As a script, it lists the missing ones.
 
     python measurements.py
 
@@ -15,19 +15,19 @@ from u2moe.benchmarks.results.files import read_json, write_json
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
 CELLS = "demo/"
-"""Prefix of the demo model's cells in results of several models."""
+"""Prefix of the demo model's entries in files with results of several models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """How to make a file of results.
+    """Command that makes a file of results, and its requirements.
 
     Attributes:
-        command: after `python -m u2moe.benchmarks.studies.`, or a whole command.
+        command: command line after `python -m u2moe.benchmarks.studies.`, or a whole `u2moe` command.
         minutes: approximate time, on two idle cores.
-        quiet: whether it measures time, so that nothing else may run.
+        quiet: whether the command measures time, so that nothing else may run.
         needs: requirements besides the bundles.
-        part: the part of the file that belongs to the demo model; empty: all of it.
+        part: part of the file that belongs to the demo model; empty: the whole file.
     """
 
     command: str
@@ -63,7 +63,7 @@ MEASUREMENTS = {
     ),
     "serving": Measurement(command="serving WORK --bundle runtime/demo --name demo --cores 0", minutes=60, quiet=True),
 }
-"""In the recommended order."""
+"""Measurements by the name of their file, in the recommended order."""
 
 
 def drop() -> None:

@@ -1,7 +1,7 @@
-"""The network of `u2moe.export.model`, computed for fast training on a CPU: same weights, same results.
+"""Computes the network of `u2moe.export.model` in a way that makes training on a CPU fast, with the same results.
 
-It supports only the settings in the recipe's train.yaml. These are a pre-norm conformer with WeNet's relative attention
-and causal convolutions, dense or with experts, and two attention decoders.
+It supports only the settings in the recipe's train.yaml: a pre-norm conformer with WeNet's relative attention and
+causal convolutions, dense or with experts, and two attention decoders.
 """
 
 import math
@@ -27,32 +27,32 @@ Part = TypeVar("Part", bound=nn.Module)
 HEAD = "teacher"
 """Name of the head that predicts a teacher's targets."""
 HIDDEN = -1e4
-"""Added to the score of a key that a query may not see."""
+"""Number added to the score of a key that a query may not see."""
 
 
 def present(part: Part | None) -> Part:
-    """Return a part that other configurations may lack; ValueError if this one lacks it."""
+    """Return a part of a network. Raise ValueError if the network lacks it, as in some configurations."""
     if part is None:
         raise ValueError("this recipe's networks have all parts of a conformer, and normalize their features")
     return part
 
 
 def front(layer: Subsampling) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """Return the first two convolutions on the features."""
+    """Return the first two convolutions, which process the features."""
     first, _, second, *_ = cast("Convolutions", layer).conv
     return cast("nn.Conv2d", first), cast("nn.Conv2d", second)
 
 
 @torch.no_grad()
 def narrow_front(model: SpeechModel, channels: int) -> None:
-    """Zero all but the first `channels` channels of the first convolution."""
+    """Set the weights of the first convolution to zero, except those of its first `channels` channels."""
     first, second = front(model.encoder.embed)
     for unused in (first.weight[channels:], cast("Tensor", first.bias)[channels:], second.weight[:, channels:]):
         unused.zero_()
 
 
 def lower_precision(model: SpeechModel) -> None:
-    """Convert weights to bfloat16, except those of the routers and the statistics of the features."""
+    """Convert weights to bfloat16, except weights of routers and the statistics of the features."""
     model.bfloat16()
     present(model.encoder.global_cmvn).float()
     for module in model.modules():
@@ -73,9 +73,9 @@ class Sight:
     real: Tensor
     """True for frames that exist, false for padding [batch, time]."""
     valid: Tensor
-    """The same as numbers, 1 and 0 [batch, time, 1]."""
+    """1 for frames that exist, 0 for padding [batch, time, 1]."""
     positions: Tensor
-    """Sinusoids [time, dim]."""
+    """Positional encodings [time, dim]."""
 
 
 def heads(x: Tensor, num_heads: int) -> Tensor:
@@ -84,20 +84,20 @@ def heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Return the softmax of query times keys plus bias, times values [batch, time, dim]."""
+    """Return softmax(query keys + bias) values, with the heads joined [batch, time, dim]."""
     scores = (query @ keys.transpose(-2, -1)).float() + bias.float()  # softmax is slow and imprecise in bfloat16
     return (scores.softmax(-1).to(values.dtype) @ values).transpose(1, 2).flatten(2)
 
 
 def projections(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-    """Return the results of several linear layers with one input, computed as one product."""
+    """Return the results of several linear layers with the same input, computed as one product."""
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])
     return functional.linear(x, weight, bias).chunk(len(layers), dim=-1)
 
 
 def self_attention(layer: MultiHeadAttention, x: Tensor, sight: Sight) -> Tensor:
-    """Apply relative attention: (q + u) k + (q + v) p = q (k + p) + (u k + v p); the last part is per key."""
+    """Apply relative attention: (q + u) k + (q + v) p = q (k + p) + (u k + v p). The last term is a number per key."""
     scale = 1 / math.sqrt(layer.config.head_dim)
     query, keys, values = (
         heads(part, layer.config.num_heads) for part in projections(x, layer.linear_q, layer.linear_k, layer.linear_v)
@@ -110,13 +110,16 @@ def self_attention(layer: MultiHeadAttention, x: Tensor, sight: Sight) -> Tensor
 
 
 def convolution(layer: ConvolutionModule, x: Tensor, sight: Sight) -> Tensor:
-    """Apply pointwise, gated, depthwise (causal) and pointwise convolution; channels stay last."""
+    """Apply the convolution module: pointwise convolution, gate, causal depthwise and pointwise convolution.
+
+    Channels stay the last axis.
+    """
     first, last = layer.pointwise_conv1, layer.pointwise_conv2
     gated = functional.glu(functional.linear(x * sight.valid, first.weight.squeeze(-1), first.bias), dim=-1)
     start = functional.glu(cast("Tensor", first.bias), dim=0).expand(len(x), layer.config.kernel - 1, -1)
     history = torch.cat((start, gated), 1).transpose(1, 2).unsqueeze(2)
     depthwise = layer.depthwise_conv
-    # with two dimensions, one of them empty, oneDNN uses channels in place: five times as fast
+    # as a convolution over two axes, one of size 1, oneDNN does not move channels: five times as fast
     y = functional.conv2d(history, depthwise.weight.unsqueeze(2), depthwise.bias, groups=history.shape[1])
     y = y.squeeze(2).transpose(1, 2)
     y = layer.activation(layer.norm(y))
@@ -133,7 +136,7 @@ def block(layer: ConformerBlock, x: Tensor, sight: Sight) -> Tensor:
 
 
 def subsample(layer: Subsampling, mels: Tensor, channels: int) -> Tensor:
-    """Apply the convolutions; only some channels of the first are in use (the others have no weights)."""
+    """Apply the convolutions. Only `channels` channels of the first are computed; the others have weights of zero."""
     first, second = front(layer)
     x = mels.unsqueeze(1).contiguous(memory_format=torch.channels_last)
     x = functional.conv2d(x, first.weight[:channels], cast("Tensor", first.bias)[:channels], first.stride).relu()
@@ -143,9 +146,9 @@ def subsample(layer: Subsampling, mels: Tensor, channels: int) -> Tensor:
 
 
 def add_head(model: SpeechModel, width: int) -> None:
-    """Add a head that predicts a teacher's targets, for training only; a finished model does not have it.
+    """Add a head that predicts a teacher's targets. It is only for training; a finished model does not have it.
 
-    Its weights start at zero, so it affects nothing else until it has learnt something.
+    The weights of the head start at zero, so it affects nothing else until it has learnt something.
     """
     answer = nn.Linear(model.config.encoder.dim, width)
     nn.init.zeros_(answer.weight)
@@ -159,7 +162,10 @@ def head(model: SpeechModel) -> nn.Module | None:
 
 
 def hidden_chunks(time: int, chunk_sizes: Sequence[int | None], batch_size: int) -> Tensor | None:
-    """Return the mask of frames after each frame's chunk, see `Sight`; each size is for an equal share of the batch."""
+    """Return the mask that hides the frames after each frame's chunk, see `Sight`.
+
+    Each chunk size applies to an equal share of the batch.
+    """
     if not any(chunk_sizes):
         return None
     seen = torch.stack([chunk_mask(time, size or time, -1) for size in chunk_sizes]).unsqueeze(1)
@@ -169,9 +175,9 @@ def hidden_chunks(time: int, chunk_sizes: Sequence[int | None], batch_size: int)
 def block_outputs(
     encoder: SpeechEncoder, mels: Tensor, lengths: Tensor, chunk_sizes: Sequence[int | None], channels: int
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the output of each encoder block for some features [batch, time, dim], and their lengths.
+    """Return the output [batch, time, dim] of each encoder block for some features, and the lengths of the outputs.
 
-    Each of `chunk_sizes` (None: full context) is for an equal share of the batch.
+    Each of `chunk_sizes` (None: full context) applies to an equal share of the batch.
     """
     kind = front(encoder.embed)[0].weight.dtype
     x = subsample(encoder.embed, present(encoder.global_cmvn)(mels).to(kind), channels)
@@ -196,7 +202,7 @@ def block_outputs(
 def encode(
     encoder: SpeechEncoder, mels: Tensor, lengths: Tensor, chunk_size: int | None, channels: int
 ) -> tuple[Tensor, Tensor]:
-    """Encode like `SpeechEncoder.forward`."""
+    """Encode as `SpeechEncoder.forward` does."""
     outputs, times = block_outputs(encoder, mels, lengths, [chunk_size], channels)
     return encoder.after_norm(outputs[-1]), times
 
@@ -204,7 +210,7 @@ def encode(
 def decoder_block(
     layer: DecoderBlock, x: Tensor, real: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor
 ) -> Tensor:
-    """Apply one decoder block to [rows, length, dim]; `real` [rows, length] is false for padding."""
+    """Apply one decoder block to [rows, length, dim]. `real` [rows, length] is false for padding."""
     own, other = layer.self_attn, layer.src_attn
     scale, num_heads = 1 / math.sqrt(own.config.head_dim), own.config.num_heads
     q, k, v = (heads(part, num_heads) for part in projections(layer.norm1(x), own.linear_q, own.linear_k, own.linear_v))
@@ -218,7 +224,7 @@ def decoder_block(
 def decode(
     decoder: AttentionDecoder, inputs: Tensor, lengths: Tensor, memory: Tensor, memory_lengths: Tensor
 ) -> Tensor:
-    """Return logits like `AttentionDecoder.forward`; values after the length of a row [rows] are undefined."""
+    """Return logits as `AttentionDecoder.forward` does. Values after the length of a row are undefined."""
     length, kind = inputs.shape[1], memory.dtype
     steps = torch.arange(length, device=inputs.device)
     real = steps < lengths.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""The loss of U2++: CTC, and attention decoders in both directions; each batch trains one of them at random."""
+"""The loss of U2++: CTC, and attention decoders in two directions. Each batch trains one of the decoders at random."""
 
 import random
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from u2moe.export.model import SpeechModel
 
 MAX_CHUNK = 25
 ANSWERING = 3 / 4
-"""Share of the blocks after which the teacher's targets are predicted. The remaining blocks are trained only on
+"""Share of the encoder blocks after which the teacher's targets are predicted. Later blocks are trained only on
 words."""
 DELAY = 1
-"""Frames by which the prediction is delayed, since the encoder's convolutions look back; see the README."""
+"""Number of frames by which the prediction is delayed, since the encoder's convolutions look back; see the README."""
 CONSISTENCY = 0.2
 """Weight of the consistency of two views, relative to their CTC loss (arXiv 2410.05101)."""
 
@@ -32,7 +32,7 @@ class Objective:
     """Share of the right-to-left decoder in the attention loss."""
     smoothing: float
     channels: int
-    """Channels of the first convolution in use: it makes up a third of all work with 128, a tenth with 32."""
+    """Channels of the first convolution that are used. With 128 channels it is a third of all work, with 32 a tenth."""
 
     teacher_weight: float = 0.0
     """Weight of the distance from a teacher's targets for the same speech."""
@@ -51,7 +51,7 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Mean loss per token of each part; a decoder that is not trained has none."""
+    """Mean loss per token of each part. A decoder that is not trained has no loss."""
 
     ctc: Tensor
     left: Tensor | None = None
@@ -63,7 +63,7 @@ class Losses:
     """Distance from a teacher's targets: 1 for a network that knows nothing, 0 for a perfect one."""
 
     def total(self, objective: Objective) -> Tensor:
-        """Return the weighted sum. A single decoder stands for both."""
+        """Return the weighted sum of the parts. If only one decoder is trained, its loss counts for the two."""
         words = self._of_words(objective)
         return words if self.teacher is None else words + objective.teacher_weight * self.teacher
 
@@ -79,13 +79,13 @@ class Losses:
 
 
 def random_chunk(num_frames: int, rng: random.Random) -> int | None:
-    """Draw WeNet's dynamic chunk: full context half of the time, otherwise 1 to 25 encoder frames."""
+    """Draw a chunk size as WeNet does: full context (None) half of the time, otherwise 1 to 25 encoder frames."""
     chunk = rng.randint(1, max(num_frames - 1, 1))
     return None if chunk > num_frames // 2 else chunk % MAX_CHUNK + 1
 
 
 def ctc_loss(log_probs: Tensor, times: Tensor, batch: Batch, blank: int) -> Tensor:
-    """Return the mean CTC loss per token; a clip without speech counts as one token."""
+    """Return the mean CTC loss per token. A clip without speech counts as one token."""
     total = functional.ctc_loss(
         log_probs.transpose(0, 1),
         batch.tokens.clamp(min=0),
@@ -99,9 +99,10 @@ def ctc_loss(log_probs: Tensor, times: Tensor, batch: Batch, blank: int) -> Tens
 
 
 def consistency(log_probs: Tensor, times: Tensor, batch: Batch) -> Tensor:
-    """Return the divergence between two views of each frame [2 * batch, time, vocab], per token like the CTC loss.
+    """Return the divergence between the two views of each frame, per token as for the CTC loss.
 
-    Each view is trained toward the other, which is held constant (arXiv 2410.05101).
+    `log_probs` [2 * batch, time, vocab] has the first views, then the second views. Each view is trained toward the
+    other view, which is held constant (arXiv 2410.05101).
     """
     other = torch.cat(log_probs.detach().chunk(2)[::-1])
     divergence = (other.exp() * (other - log_probs)).sum(-1)
@@ -110,9 +111,9 @@ def consistency(log_probs: Tensor, times: Tensor, batch: Batch) -> Tensor:
 
 
 def teacher_loss(answer: nn.Module, states: Tensor, times: Tensor, targets: Tensor) -> Tensor | None:
-    """Return the mean squared distance of the prediction from targets; None if no frame has a target.
+    """Return the mean squared distance between predictions and targets. None: no frame has a target.
 
-    The states are [batch, time, dim]; the variances of the targets sum to 1.
+    `answer` makes predictions from `states` [batch, time, dim]. The variances of the targets sum to 1.
     """
     states, targets = states[:, DELAY:], targets[:, : states.shape[1] - DELAY]
     steps = torch.arange(states.shape[1], device=targets.device)
@@ -126,7 +127,7 @@ def teacher_loss(answer: nn.Module, states: Tensor, times: Tensor, targets: Tens
 def attention_loss(
     model: SpeechModel, encoder_out: Tensor, times: Tensor, batch: Batch, smoothing: float, *, backwards: bool
 ) -> Tensor:
-    """Return the mean cross entropy per token of the decoder that reads forwards, or backwards."""
+    """Return the mean cross entropy per token of one decoder, which reads forwards or backwards."""
     decoder = model.right_decoder if backwards else model.left_decoder
     if decoder is None:
         raise ValueError("this recipe trains decoders in both directions")
@@ -151,9 +152,9 @@ def losses(
 ) -> tuple[Losses, Tensor, Tensor]:
     """Return the losses of a batch, and the encoder's output and times.
 
-    `chunk_sizes` is the number of frames that the encoder sees at once (None: all), for each view of the speech. With
-    two views, the second half of the batch repeats the first under other conditions. `directions` are the decoders to
-    train: False reads forwards, True backwards.
+    `chunk_sizes` has the number of frames that the encoder sees at once (None: all) for each view of the speech. With
+    two views, the second half of the batch repeats the first half under other conditions. `directions` names the
+    decoders to train: False is the one that reads forwards, and True the one that reads backwards.
     """
     outputs, times = block_outputs(model.encoder, batch.mels, batch.lengths, chunk_sizes, objective.channels)
     encoder_out, answer = model.encoder.after_norm(outputs[-1]), head(model)

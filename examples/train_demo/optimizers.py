@@ -1,8 +1,8 @@
-"""The optimizer: Muon for hidden matrices, AdamW for the rest, on float32 masters of a network in bfloat16.
+"""The optimizer: Muon for hidden matrices and AdamW for other weights, on float32 masters of a network in bfloat16.
 
 Muon (Jordan et al., 2024) makes the momentum of every matrix orthogonal before it is added to the weights. All
-directions then learn at one rate, so CTC finds an alignment in a fraction of AdamW's time. Its steps are scaled to the
-size of AdamW's (arXiv 2502.16982), so both share one learning rate.
+directions then learn at the same rate, so CTC finds an alignment in a fraction of the time that AdamW needs. Muon's
+steps are scaled to the size of AdamW's steps (arXiv 2502.16982), so the two can share one learning rate.
 """
 
 from collections import defaultdict
@@ -21,13 +21,16 @@ MAX_NORM = 5.0
 PIECE = 16
 """Maximum number of matrices in a piece."""
 ROUTER_RATE = 0.1
-"""Ratio of the routers' learning rate to the others'. At the full rate the halves of a copied layer separate in ten
-steps."""
+"""Learning rate of routers relative to that of other weights. At the full rate, the halves of a copied layer would
+separate within ten steps."""
 AVERAGED_STEPS, AVERAGED_SHARE = 4000, 0.1
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Return matrices [count, rows, columns], rows <= columns, with singular values near 1 (quintic Newton-Schulz)."""
+    """Return matrices [count, rows, columns], changed so that their singular values are near 1.
+
+    The method is a quintic Newton-Schulz iteration. It needs rows <= columns.
+    """
     a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -39,23 +42,23 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 def orthogonalize(pieces: Sequence[Tensor]) -> None:
-    """Make the matrices of some pieces orthogonal, in place."""
+    """Make the matrices in some pieces orthogonal, in place."""
     for piece in pieces:
         rows, columns = piece.shape[1:]
         piece.copy_(orthogonalized(piece.mT).mT if rows > columns else orthogonalized(piece))
 
 
 def work(piece: Tensor) -> int:
-    """Return the work for a piece: the products in a Newton-Schulz step."""
+    """Return a measure of the work for a piece: the number of products in a Newton-Schulz step."""
     count, (short, long) = len(piece), sorted(piece.shape[1:])
     return count * short**2 * (2 * long + short)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on weights viewed as matrices [rows, everything else].
+    """Muon on weights, which are viewed as matrices [rows, all other axes].
 
-    Up to `PIECE` matrices of one shape are one product. Processes can share the `pieces` [count, rows, columns]; the
-    result is the same for any distribution.
+    Up to `PIECE` matrices of one shape form a piece [count, rows, columns] and are computed together. Processes can
+    share the work on `pieces`. The result does not depend on the distribution.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
@@ -86,7 +89,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(weights, moves, alpha=-size)
 
     def _momentum(self, weight: nn.Parameter) -> Tensor:
-        """Return Nesterov's look-ahead of the running mean of gradients [rows, columns]."""
+        """Return the running mean of a weight's gradients with Nesterov's look-ahead, as a matrix [rows, columns]."""
         assert weight.grad is not None
         state = self.state[weight]
         if not state:
@@ -106,16 +109,16 @@ def is_head(name: str) -> bool:
 
 
 def suits_muon(name: str, weight: Tensor) -> bool:
-    """Return whether a weight is a hidden matrix: not a router, and not connected to the vocabulary."""
+    """Return whether a weight is a hidden matrix. Routers and matrices connected to the vocabulary are not."""
     others = (HEAD, "gate", "pos_bias", "embed.0", "output_layer", "ctc", "depthwise")
     return weight.ndim > 1 and weight[0].numel() > 9 and not any(part in name for part in others)
 
 
 class Optimizer:
-    """Float32 masters of a network's weights, updated with gradients in the network's own type.
+    """Optimizer with float32 masters of a network's weights.
 
-    `average` follows the masters. It is a mean over about the last tenth of all steps, at most `AVERAGED_STEPS`, and
-    smoother than any single step. Steps before `averaged_from` are excluded.
+    `average` is a running mean of the masters over about the last tenth of all steps, but at most `AVERAGED_STEPS`. It
+    is smoother than the masters of a single step. Steps before `averaged_from` are excluded.
     """
 
     def __init__(self, model: nn.Module, averaged_from: int = 0) -> None:
@@ -138,7 +141,7 @@ class Optimizer:
             torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
         ]
         self.rates = [1.0, 1.0]
-        for weights, rate in ((routers, ROUTER_RATE), (head, 1.0)):  # the head is last: a run may gain or lose it
+        for weights, rate in ((routers, ROUTER_RATE), (head, 1.0)):  # the head is last, since a run may gain or lose it
             if weights:
                 self.parts.append(torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True))
                 self.rates.append(rate)
@@ -151,10 +154,10 @@ class Optimizer:
         num_steps: int,
         orthogonalize: Callable[[Sequence[Tensor]], None] = orthogonalize,
     ) -> float:
-        """Update the masters along float32 gradients, in order of the parameters, and copy them into the network.
+        """Update the masters with float32 gradients, in the order of the parameters, and copy them into the network.
 
-        `num_steps` were taken before; `orthogonalize` works on the pieces of `muon`. Returns the norm of the gradient;
-        if it is not finite, nothing changes.
+        `num_steps` is the number of earlier steps. `orthogonalize` is called with pieces of `muon`. Returns the norm of
+        the gradient. If the norm is not finite, nothing changes.
         """
         for weight, gradient in zip(self.masters.values(), gradients, strict=True):
             weight.grad = gradient
@@ -174,7 +177,7 @@ class Optimizer:
 
     @torch.no_grad()
     def write(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy weights, the masters or their average, into the network."""
+        """Copy weights into the network: the masters or their average."""
         for name, weight in self.model.named_parameters():
             weight.copy_(weights[name])
 
@@ -188,9 +191,9 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state, and write its masters into the network; without `parts` the momentum starts again.
+        """Restore a state, and write its masters into the network. If the state lacks `parts`, momentum starts at zero.
 
-        A head that the state lacks does not change, and one that the network lacks is ignored.
+        If the state lacks the head, the head does not change. If the network lacks the head, the state's is ignored.
         """
         for name, weight in self.masters.items():
             if is_head(name) and name not in state["masters"]:

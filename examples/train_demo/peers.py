@@ -20,7 +20,7 @@ from u2moe.runtime.text.word_errors import words
 
 SAMPLE_RATE = 16000
 WHOLE_S = 60.0
-"""Recordings are passed in buffers of this length, which exceeds every recording."""
+"""Length of the buffers in which recordings are passed. It exceeds the length of every recording."""
 
 
 def hear(program: Program, recordings: list[Recording]) -> list[Line]:

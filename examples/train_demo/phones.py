@@ -1,4 +1,4 @@
-"""Aligns recordings with their transcripts by PocketSphinx: the word and the phone of each frame."""
+"""Aligns recordings with their transcripts with PocketSphinx, to find the word and the phone of each frame."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ SAMPLE_RATE = 16000
 FRAMES_PER_S = 100
 SILENCE = "SIL"
 FILLERS = "<[+"
-"""First characters of the names of pauses and noises."""
+"""Characters with which the names of pauses and noises begin."""
 CLASSES = {
     "vowels": "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW",
     "glides": "L R W Y",
@@ -19,13 +19,13 @@ CLASSES = {
     "stops": "B CH D G JH K P T",
     "silence": SILENCE,
 }
-"""Phones of the CMU dictionary (affricates are with the stops), and pauses."""
+"""Phones of the CMU dictionary, and pauses. Affricates are listed with the stops."""
 PHONES = tuple(phone for names in CLASSES.values() for phone in names.split())
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """The frames of 10 ms from `first` up to `end`, and their word; None: a pause or a noise."""
+    """Frames of 10 ms from `first` to `end` (exclusive), and the word in them. None: a pause or a noise."""
 
     word: str | None
     first: int
@@ -41,7 +41,7 @@ class Aligner:
         self.decoder = pocketsphinx.Decoder(lm=None, loglevel="FATAL", bestpath=False)
 
     def words(self, samples: Samples, transcript: str) -> list[Stretch] | None:
-        """Return the times of each word; None if the dictionary lacks one, or the transcript does not match."""
+        """Return the times of each word. None: the dictionary lacks a word, or the transcript does not match."""
         try:
             self.decoder.set_align_text(transcript.lower())
             self._hear(samples)
@@ -52,11 +52,11 @@ class Aligner:
         return [Stretch(word, part.start_frame, part.end_frame + 1) for word, part in found] or None
 
     def phones(self, samples: Samples, transcript: str) -> list[str] | None:
-        """Return the phone in each frame of 10 ms; None as for `words`."""
+        """Return the phone in each frame of 10 ms. None: as for `words`."""
         if self.words(samples, transcript) is None:
             return None
         try:
-            self.decoder.set_alignment()  # aligns the phones of the words aligned before
+            self.decoder.set_alignment()  # aligns the phones of the words that `words` has aligned
             self._hear(samples)
         except RuntimeError:
             return None

@@ -1,4 +1,4 @@
-"""Draws the documentation's pictures: word error rates, their course in training, and the choices of experts."""
+"""Draws the documentation's pictures: word error rates, their changes during training, and the choices of experts."""
 
 import csv
 from collections import defaultdict
@@ -20,12 +20,12 @@ SERIES = {
 }
 VALIDATION = {"queen-dev": ("actors", "#1b3a5c"), "heldout": ("synthetic voices", "#d08c3f")}
 LABELS = {"phone": "#1b3a5c", "speaker": "#d08c3f", "band": "#6a9f58"}
-"""Colours of the properties that the choice of an expert reveals."""
+"""Colours of the properties of speech about which the choice of an expert gives information."""
 CONTEXTS = {"all": ("full context", "-"), "16": ("chunk 16", "--")}
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a picture that is identical on every machine, with a palette, which makes it three times smaller."""
+    """Write a picture that is identical on every machine. A palette makes the file three times smaller."""
     file.parent.mkdir(exist_ok=True)
     figure.savefig(file, dpi=150, metadata={"Software": None})
     plt.close(figure)
@@ -34,7 +34,7 @@ def save(figure: Figure, file: Path) -> None:
 
 
 def draw_word_errors(results: Results, file: Path) -> None:
-    """Draw word error rates of the shipped model with their intervals, best set at the bottom."""
+    """Draw the shipped model's word error rates with intervals. The set with the lowest rate is at the bottom."""
     own = results["int8"]["sets"]
     names = sorted(
         SETS.keys() & own.keys(), key=lambda name: own[name]["full attention_rescoring"]["wer"], reverse=True
@@ -56,7 +56,7 @@ def draw_word_errors(results: Results, file: Path) -> None:
 
 
 def draw_training(tables: list[Path], file: Path) -> None:
-    """Draw word error rates in validation over the hours of training, one run after another, the dense one first."""
+    """Draw word error rates in validation over the hours of training. The dense run comes first, then its forks."""
     curves = defaultdict(list)
     for number, path in enumerate(tables):
         with path.open(encoding="utf-8", newline="") as rows:
@@ -85,7 +85,7 @@ def draw_training(tables: list[Path], file: Path) -> None:
 
 
 def draw_specialists(results: Results, file: Path) -> None:
-    """Draw the information of the experts' choice in each layer, and each expert's phones in the best layer."""
+    """Draw the information in the choice of experts for each layer, and the phones of each expert in the best layer."""
     figure, (bits, phones) = plt.subplots(2, figsize=(8, 5.4), layout="constrained", height_ratios=(1, 1.1))
     layers, best = results["layers"], results["best"]
     for label, color in LABELS.items():

@@ -41,7 +41,7 @@ CODECS = (
     ("OGG", "OPUS", 8000),
     ("OGG", "OPUS", 16000),
 )
-"""Container, codec and sample rate; Opus at 10 to 20 kbit/s."""
+"""Container, codec and sample rate of each kind of coding. Opus has 10 to 20 kbit/s."""
 UNCHANGED = (1, 0.0)
 PLANS = {
     **{f"{game}-train": (5, 0.12) for game in GAMES},
@@ -51,14 +51,17 @@ PLANS = {
     "noise": UNCHANGED,
     "silence": UNCHANGED,
 }
-"""Variants of each utterance, and the variation of their speed."""
+"""Number of variants of each utterance, and variation of their speed, by the name of the pack."""
 KINDS = {REVOICED: (1, 0.05), FRAGMENTS: (2, 0.12)}
-"""The same for packs by the ends of their names."""
+"""Number of variants and variation of speed, by the end of the pack's name."""
 BLANKET_SOUNDS = "/com/rafaelmardojai/Blanket/sounds"
 
 
 def reverberated(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return the speech in a random room: an impulse, then exponentially decaying noise, louder at a distance."""
+    """Return the speech in a random room. Its response is an impulse, then exponentially decaying noise.
+
+    The noise is louder at a greater distance.
+    """
     decay = rng.uniform(0.1, 0.6) * SAMPLE_RATE
     tail = rng.standard_normal(int(0.7 * decay)) * np.exp(-6.9 * np.arange(int(0.7 * decay)) / decay)
     tail[: int(rng.uniform(0.001, 0.01) * SAMPLE_RATE)] = 0
@@ -69,7 +72,7 @@ def reverberated(samples: NDArray[np.float32], rng: np.random.Generator) -> NDAr
 
 
 def coded(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return the speech over a telephone or as a small file, at a random level, sometimes clipped."""
+    """Return the speech coded as for a telephone or for a small file, at a random level and sometimes clipped."""
     container, codec, rate = CODECS[rng.integers(len(CODECS))]
     narrow = resample(samples, SAMPLE_RATE, rate)
     level = rng.uniform(0.05, 1.0) if rng.random() < 0.8 else rng.uniform(1.5, 4.0)
@@ -83,7 +86,10 @@ def coded(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 
 
 def variant(samples: NDArray[np.float32], spread: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return the speech at a random speed (and pitch); one in three in a random room, one in six through a codec."""
+    """Return the speech at a random speed, which also changes the pitch.
+
+    One in three variants is in a random room, and one in six goes through a codec.
+    """
     speed = round(40 * rng.uniform(1 - spread, 1 + spread))
     samples = resample(samples, speed, 40)
     samples = reverberated(samples, rng) if rng.random() < 0.33 else samples
@@ -91,13 +97,16 @@ def variant(samples: NDArray[np.float32], spread: float, rng: np.random.Generato
 
 
 def plan(name: str) -> tuple[int, float]:
-    """Return the number of variants of each utterance of a pack, and the variation of their speed."""
+    """Return the number of variants of each utterance in a pack, and the variation of their speed."""
     by_kind = next((value for end, value in KINDS.items() if name.endswith(end)), (1, 0.16))
     return PLANS.get(name, by_kind)
 
 
 def extract(speech_path: Path, folder: Path, copies: int, spread: float) -> str:
-    """Extract features of all utterances of a pack, `copies` variants of each (unchanged if spread is 0); resumes."""
+    """Extract features of `copies` variants of each utterance in a pack. Continue where an earlier call stopped.
+
+    The utterances are unchanged if `spread` is 0.
+    """
     speech = Pack(speech_path, SPEECH)
     utterances = [utterance for utterance in speech.utterances if utterance.length > SHORTEST]
     samples = speech.map()
@@ -112,7 +121,7 @@ def extract(speech_path: Path, folder: Path, copies: int, spread: float) -> str:
 
 
 def read_noises(blanket: Path, music: Path, folder: Path) -> None:
-    """Convert ambiences and music to the pack `noise`, cut into pieces of 20 s."""
+    """Write background sounds and music to the pack `noise`, cut into pieces of 20 s."""
     command = ["gresource", "list", str(blanket), BLANKET_SOUNDS]
     names = [name for name in subprocess.check_output(command, text=True).split() if name.endswith(".ogg")]
     tracks = [subprocess.check_output(["gresource", "extract", str(blanket), name]) for name in names]
@@ -130,7 +139,7 @@ def read_noises(blanket: Path, music: Path, folder: Path) -> None:
 
 
 def cut_silence(noise: Pack, folder: Path) -> None:
-    """Write pieces of noise and of hiss, without speech, to the pack `silence`."""
+    """Write pieces of noise and of hiss to the pack `silence`, as clips without speech."""
     samples = noise.map()
     with Pack(folder / "silence", SPEECH) as pack:
         for number in range(len(pack.utterances), NUM_SILENCES):

@@ -18,7 +18,7 @@ class Progress:
     sizes: dict[str, int] = field(default_factory=dict)
     """Number of utterances in each pack when the epoch began."""
     easy: bool = True
-    """Use short, clean clips and only CTC, until CTC has found its alignment."""
+    """Whether to use only CTC and short, clean clips. This lasts until CTC has found an alignment."""
     ctc: float = 10.0
     """Running mean of the CTC loss."""
     seconds: float = 0.0
@@ -34,21 +34,21 @@ class Options:
     decay_from: int | None = None
     decay_steps: int = 0
     batch_frames: int = 9600
-    """Padded frames in a batch."""
+    """Maximum number of padded frames in a batch."""
     num_batches: int = 2
-    """Batches in a step."""
+    """Number of batches in a step."""
     augment: float = 0.7
     """Share of the utterances under new conditions."""
     views: int = 1
-    """With 2, every utterance occurs under two conditions in one batch, and the outputs should agree."""
+    """Number of views. With 2, every utterance occurs under two conditions in a batch, and outputs should agree."""
     channels: int = 32
-    """Channels of the first convolution in use."""
+    """Number of channels of the first convolution that are used."""
     restart: int | None = None
-    """Step at which a mixture forked from a dense run. The learning rate rises again from 0."""
+    """Step at which a mixture forked from a dense run. There, the learning rate rises from 0 again."""
     teacher_weight: float = 0.0
     """Weight of the distance from a teacher's targets, see `teacher.py`."""
     averaged_from: int = 0
-    """First step to average. Weights from before a change may lie in another valley of the loss."""
+    """First step in the average. Weights from before a change may be near another minimum of the loss."""
     seed: int = 1
 
     def __post_init__(self) -> None:

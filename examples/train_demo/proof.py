@@ -30,14 +30,14 @@ HERE = Path(__file__).parent
 PRECISIONS = ("float32", "int8")
 CONDITIONS = ("full attention_rescoring", "16 attention_rescoring")
 NUM_TIMED, NUM_ROUNDS = 20, 3
-"""Number of recordings that are timed, and number of rounds."""
+"""Number of recordings that are timed, and number of rounds of timing."""
 
 Counts = Sequence[tuple[int, int]]
-"""Errors and words of every utterance."""
+"""Numbers of errors and of words for every utterance."""
 
 
 def counts(content: dict[str, Any], condition: str) -> Counts:
-    """Return errors and words of every recording in the result of `evaluate.hear_set`."""
+    """Return the numbers of errors and words for every recording in a result of `evaluate.hear_set`."""
     found = []
     for recording in content["recordings"]:
         reference = words(recording["transcript"])
@@ -47,14 +47,14 @@ def counts(content: dict[str, Any], condition: str) -> Counts:
 
 
 def difference(one: Counts, other: Counts) -> dict[str, Any]:
-    """Return the difference between the word error rates of one and of the other, on the same utterances."""
+    """Return the word error rate of `one` minus that of `other` on the same utterances, with its interval."""
     more = [found - reference for (found, _), (reference, _) in zip(one, other, strict=True)]
     rate = ratio_of_sums(more, [length for _, length in one])
     return {"difference": round(rate.median, 6), "interval": [round(rate.low, 6), round(rate.high, 6)]}
 
 
 def make_bundles(run: Path, work_dir: Path, folder: Path) -> dict[str, Path]:
-    """Return the bundles of a run's last checkpoint by precision."""
+    """Export and quantize a run's last checkpoint. Return the bundles by precision."""
     wenet = folder / "wenet"
 
     def call(*arguments: str | Path) -> None:

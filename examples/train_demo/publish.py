@@ -21,12 +21,12 @@ DEMO = ROOT / "runtime" / "demo" / "bundle.json"
 
 
 def runs() -> list[Path]:
-    """Return the validation tables of the dense run, and of its forks."""
+    """Return the validation tables of the dense run and of its forks."""
     return [HERE / "run" / "validation.tsv", *sorted((HERE / "run").glob("*/validation.tsv"))]
 
 
 def trained(table: Path) -> str:
-    """Return the duration of a run's training up to its last validation."""
+    """Return the steps and hours of a run's training up to its last validation, as text."""
     with table.open(encoding="utf-8", newline="") as rows:
         *_, last = csv.DictReader(rows, delimiter="\t")
     hours, heard = float(last["hours"]), float(last["hours heard"])

@@ -1,4 +1,4 @@
-"""Possible readings of written text, and its word errors: recognisers write the same numbers in different ways."""
+"""Possible readings of written text, and word errors of the best one. Recognisers write numbers in different ways."""
 
 import re
 from collections.abc import Callable
@@ -24,10 +24,10 @@ def num_errors(transcript: str, text: str) -> int:
 
 
 def readings(text: str) -> list[list[str]]:
-    """Return the word sequences that a text may represent: with numbers as such, digit by digit, or in pairs.
+    """Return the word sequences that a text may stand for. Numbers are read as a whole, digit by digit, or in pairs.
 
     "735" is SEVEN HUNDRED THIRTY FIVE, SEVEN THREE FIVE, or SEVEN THIRTY FIVE. Scoring uses the reading with the fewest
-    errors, so spelling conventions do not count.
+    errors, so conventions for writing numbers do not affect the score.
     """
     found: list[list[str]] = []
     for read in (cardinal, _digits, _pairs):
@@ -47,7 +47,7 @@ def _read(text: str, read: Callable[[int], str]) -> list[str]:
 
 
 def _in_words(digits: str, read: Callable[[int], str]) -> str:
-    """Return a number in words; leading zeros are read one by one."""
+    """Return a number in words. Leading zeros are read one by one."""
     number = digits.lstrip("0")
     zeros = ["ZERO"] * (len(digits) - len(number))
     return " ".join((*zeros, read(int(number)))) if number else " ".join(zeros)
@@ -75,7 +75,7 @@ def _digits(number: int) -> str:
 
 
 def _pairs(number: int) -> str:
-    """Return a number read in pairs, like times and years: 1984 is NINETEEN EIGHTY FOUR."""
+    """Return a number read in pairs of digits, like times and years: 1984 is NINETEEN EIGHTY FOUR."""
     text = str(number)
     parts = [text[: len(text) % 2], *(text[start : start + 2] for start in range(len(text) % 2, len(text), 2))]
     return " ".join(_in_words(part, cardinal) for part in parts if part)

@@ -20,12 +20,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 DEMO = ROOT / "runtime" / "demo"
 DEV = "dev/queen-dev.tsv"
-"""The list of recordings for calibration; the others are used for no decision."""
+"""List of recordings for calibration. Other recordings are not used for any decision."""
 PADDING_S = 0.18
-"""Three encoder frames; see the README."""
+"""Seconds of silence around recordings that are cut at a sound: three encoder frames; see the README."""
 LANGUAGE_MODEL = f"{DEMO / 'language.lm'},weight=0.3,word_bonus=2,unknown_score=-10,rescoring_weight=1"
 BEAM_SIZE = 40
-"""The beam and the weights of the language model with the fewest errors on queen-dev."""
+"""Language model, with the beam size and the weights that make the fewest errors on queen-dev."""
 STEPS = ("bundle", "install", "results", "quantization", "pages")
 
 
@@ -35,7 +35,7 @@ def call(*words: str | Path, cwd: Path = HERE) -> None:
 
 
 class Release:
-    """The steps for one checkpoint, each a method."""
+    """Release of one checkpoint. Each step is a method."""
 
     def __init__(self, source: Path, work_dir: Path, processes: int) -> None:
         self.source, self.work_dir, self.processes = source, work_dir, processes
@@ -65,7 +65,7 @@ class Release:
         call("specialists.py", "--checkpoint", self.source, *options)
 
     def quantization(self) -> None:
-        """Make 4-bit bundles for the study of formats; none of its recordings calibrates them."""
+        """Make 4-bit bundles for the study of formats. They are not calibrated on recordings of that study."""
         calibrate = ("--calibrate", self.dev)
         recipes: dict[str, tuple[str | Path, ...]] = {
             "int4": ("int4-experts",),

@@ -13,7 +13,7 @@ LOGS = ("train.log", "validation.tsv")
 
 
 class Log:
-    """Lines on the terminal and in a file, and validation scores in a table beside it."""
+    """Log of a run: lines on the terminal and in a file, and a table of validation scores next to that file."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.table = (folder / name for name in LOGS)
@@ -25,7 +25,7 @@ class Log:
             file.write(line + "\n")
 
     def score(self, progress: Progress, name: str, score: Score) -> None:
-        """Write a line for a validation set, in the log and in the table."""
+        """Write the scores on a validation set to the log and to the table."""
         self(f"       {name} {score}")
         hours = f"{progress.seconds / 3600:.3f}\t{progress.speech_seconds / 3600:.1f}"
         with self.table.open("a", encoding="utf-8") as file:
@@ -35,7 +35,7 @@ class Log:
 
 
 def bring_logs(checkpoint: Path, folder: Path) -> None:
-    """Copy the logs beside a checkpoint of the run of this name into its folder, unless it has its own."""
+    """Copy the logs next to a checkpoint of the run named like `folder` into the folder, unless it has logs."""
     for name in LOGS:
         source, target = checkpoint.with_name(name), folder / name
         if checkpoint.stem == folder.name and source.exists() and not target.exists():
@@ -43,7 +43,7 @@ def bring_logs(checkpoint: Path, folder: Path) -> None:
 
 
 class Report:
-    """Means since the last line of the log."""
+    """Means of losses and speed since the last line of the log."""
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
@@ -75,7 +75,7 @@ class Clock:
         self.since = time.monotonic()
 
     def due(self) -> bool:
-        """Return whether the time is up; if so, restart the timer."""
+        """Return whether the time is up. If so, restart the timer."""
         if time.monotonic() - self.since < self.period:
             return False
         self.since = time.monotonic()

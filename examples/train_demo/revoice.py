@@ -19,7 +19,7 @@ Samples = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """The parts of a voice: pitch [frames] in Hz (0: none), spectral envelope and aperiodicity [frames, bins]."""
+    """Parts of a voice: pitch [frames] in Hz, spectral envelope and aperiodicity [frames, bins]. Pitch 0: unvoiced."""
 
     pitch: Track
     envelope: Track
@@ -27,7 +27,7 @@ class Analysis:
 
     @classmethod
     def of(cls, samples: Samples) -> "Analysis":
-        """Analyse a clip at `SAMPLE_RATE`; WORLD cannot separate voiced from unvoiced speech below 16 kHz."""
+        """Analyse a clip at `SAMPLE_RATE`. Below 16 kHz, WORLD cannot separate voiced from unvoiced speech."""
         rate = SAMPLE_RATE
         wave = samples.astype(np.float64)
         pitch, times = pyworld.dio(wave, rate, frame_period=FRAME_MS)
@@ -36,7 +36,7 @@ class Analysis:
         return cls(pitch=pitch, envelope=envelope, aperiodicity=pyworld.d4c(wave, pitch, times, rate))
 
     def spoken(self, manner: Manner) -> Samples:
-        """Return the same words by another speaker, at a peak of 0.5."""
+        """Return the same words by another speaker, scaled to a peak of 0.5."""
         pitch = manner.melody(self.pitch)
         envelope, aperiodicity = (stretched(track, manner.tract) for track in (self.envelope, self.aperiodicity))
         wave = pyworld.synthesize(pitch, envelope, aperiodicity, SAMPLE_RATE, FRAME_MS)
@@ -44,7 +44,7 @@ class Analysis:
 
 
 def revoice(source: Pack, num_variants: int, path: Path) -> str:
-    """Fill the pack of a pack's other speakers and return a line for the terminal."""
+    """Fill the pack that has the utterances of `source` by other speakers. Return a line for the terminal."""
     samples = source.map()
     with Pack(path, SPEECH) as pack:
         start = len(pack.utterances) // num_variants

@@ -6,12 +6,12 @@ SIGNATURE = b"RNC\x01"
 HEADER_LEN = 18
 
 Codes = dict[tuple[int, int], int]
-"""Huffman codes: (length, bits in reading order, the first one lowest) to their values."""
+"""Values of Huffman codes. A key is the length of a code and its bits; the bit that is read first is the lowest."""
 
 
 @dataclass
 class Bits:
-    """Bits from little-endian 16-bit words, low ones first. Interleaved bytes come after the last word begun."""
+    """Reader of bits from little-endian 16-bit words, low bits first. Interleaved bytes follow the last word begun."""
 
     data: bytes
     position: int = 0
@@ -37,7 +37,7 @@ class Bits:
 
 
 def read_codes(bits: Bits) -> Codes:
-    """Return a canonical Huffman code, defined by the length of each symbol's code."""
+    """Read a canonical Huffman code, which is defined by the lengths of the symbols' codes."""
     lengths = [bits.take(4) for _ in range(bits.take(5))]
     codes: Codes = {}
     code = 0
@@ -51,7 +51,7 @@ def read_codes(bits: Bits) -> Codes:
 
 
 def read_number(bits: Bits, codes: Codes) -> int:
-    """Return a number: its size in bits as a Huffman code, then all but its highest bit."""
+    """Read a number. It is stored as its size in bits, in Huffman code, and then its bits except the highest."""
     value = 0
     for length in range(1, 16):
         value |= bits.take(1) << (length - 1)
@@ -62,7 +62,11 @@ def read_number(bits: Bits, codes: Codes) -> int:
 
 
 def unpack(data: bytes) -> bytes:
-    """Return the unpacked `data`, which begins with `SIGNATURE`; ValueError if it is damaged."""
+    """Return the unpacked content of `data`, which must begin with `SIGNATURE`.
+
+    Raises:
+        ValueError: the data are damaged.
+    """
     if data[:4] != SIGNATURE:
         raise ValueError(f"RNC data must begin with {SIGNATURE!r}, got {data[:4]!r}")
     size, packed = (int.from_bytes(data[start : start + 4], "big") for start in (4, 8))

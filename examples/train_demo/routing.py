@@ -1,4 +1,4 @@
-"""The mixture of experts for training: one autograd step for the whole layer, and a loss on uneven loads."""
+"""The mixture of experts for training: one autograd function for the whole layer, and a loss on uneven loads."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from u2moe.export.moe import DenseFeedForward, MixtureOfExperts
 
 ROW_GRID = 64
-"""Rows per expert are padded to a multiple of this, because oneDNN compiles a kernel for each shape."""
+"""The number of rows per expert is padded to a multiple of this, because oneDNN compiles a kernel for each shape."""
 LOAD_WEIGHT = 0.03
 """Weight of the loss on uneven loads, relative to the loss of the network."""
 DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
     nn.SiLU: torch.ops.aten.silu_backward,
     nn.ReLU: lambda gradient, x: torch.ops.aten.threshold_backward(gradient, x, 0),
 }
-"""Gradients of the recipe's activations: gradients of outputs and inputs to gradients of inputs."""
+"""Gradient functions of the recipe's activations. They return input gradients for output gradients and inputs."""
 
 
 class AddedLoss(torch.autograd.Function):
@@ -24,26 +24,27 @@ class AddedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, carrier: Tensor, loss: Tensor) -> Tensor:  # noqa: ARG004
-        """Return the unchanged carrier [any shape]; `loss` is a scalar."""
+        """Return the unchanged carrier, a tensor of any shape. `loss` is a scalar."""
         return carrier.view_as(carrier)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
-        """Return the gradients of both: the loss has weight 1."""
+        """Return the gradients of the carrier and of the loss. The loss has weight 1."""
         return gradient, gradient.new_ones(())
 
 
 def load_loss(logits: Tensor, counts: Tensor) -> Tensor:
-    """Return experts x sum over experts of share of choices [experts] times mean probability (arXiv 2101.03961).
+    """Return the loss on uneven loads (arXiv 2101.03961), which is 1 for even loads.
 
-    `logits` are [experts, tokens]. The result is 1 for even loads.
+    It is the number of experts times the sum over experts of the share of choices times the mean probability. `logits`
+    are [experts, tokens], and `counts` are the choices of each expert [experts].
     """
     shares = counts / counts.sum()
     return len(counts) * (shares * logits.softmax(0).mean(1)).sum()
 
 
 def places(experts: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
-    """Return the row of each choice [k * tokens], grouped by expert, and each expert's number of rows [experts]."""
+    """Return the row of each choice [k * tokens] in an array grouped by expert, and each expert's number of rows."""
     rows = (counts + ROW_GRID - 1) // ROW_GRID * ROW_GRID
     shifts = (rows.cumsum(0) - rows) - (counts.cumsum(0) - counts)
     chosen, order = experts.flatten().sort(stable=True)
@@ -53,9 +54,9 @@ def places(experts: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
 
 
 class ExpertSum(torch.autograd.Function):
-    """The weighted sum of the chosen experts' outputs [tokens, dim], with an explicit gradient.
+    """Weighted sum of the chosen experts' outputs [tokens, dim], with an explicit gradient.
 
-    It uses k additions instead of a reduction over the k choices, which takes ten times as long in bfloat16 on CPUs.
+    It uses k additions. A reduction over the k choices would take ten times as long in bfloat16 on CPUs.
     """
 
     @staticmethod
@@ -68,7 +69,7 @@ class ExpertSum(torch.autograd.Function):
         activation: nn.Module,
         *parts: Tensor,
     ) -> Tensor:
-        """Sum for `shares` [k, tokens], `place` [k * tokens], and w_1, b_1, w_2, b_2 of every expert."""
+        """Return the sum for `shares` [k, tokens] and `place` [k * tokens]. Parts of an expert: w_1, b_1, w_2, b_2."""
         sources, row_shares = place.new_zeros(sum(rows)), shares.new_zeros(sum(rows), 1)
         sources[place] = torch.arange(len(tokens), device=place.device).repeat(len(shares))
         row_shares[place, 0] = shares.flatten()
@@ -94,7 +95,7 @@ class ExpertSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of tokens, shares and experts' parts, from that of the output [tokens, dim]."""
+        """Return the gradients of tokens, shares and experts' parts for an output gradient [tokens, dim]."""
         sources, row_shares, place, inputs, hidden, active, chosen, *parts = ctx.saved_tensors
         rows = ctx.rows
         to_outputs = gradient.index_select(0, sources).mul_(row_shares)
@@ -114,20 +115,20 @@ class ExpertSum(torch.autograd.Function):
 
 
 def fours(parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the parts of one expert after the other."""
+    """Yield the four parts of each expert in turn."""
     return zip(*[iter(parts)] * 4, strict=True)
 
 
 def mixture(layer: MixtureOfExperts, x: Tensor, real: Tensor) -> Tensor:
-    """Compute `MixtureOfExperts.forward` for the `real` [...] tokens of `x` [..., dim]; the others become zero.
+    """Compute `MixtureOfExperts.forward` for those tokens of `x` [..., dim] that are `real` [...]. Others become zero.
 
-    In training the load loss is added. Padding must not count, because experts that receive only padding would seem
-    busy.
+    In training, the load loss is added. Padding must not count, because experts that receive only padding would seem to
+    be used.
     """
     flat = x.flatten(0, -2)
     numbers = real.flatten().nonzero().squeeze(1)
     tokens = flat.index_select(0, numbers)
-    logits = layer.gate.weight @ tokens.float().t()  # tokens last: torch is slow at many short softmaxes
+    logits = layer.gate.weight @ tokens.float().t()  # tokens are last: torch is slow at many short softmaxes
     experts = logits.detach().topk(layer.num_experts_per_token, dim=0).indices
     counts = torch.bincount(experts.flatten(), minlength=len(layer.experts))
     if layer.training:
@@ -143,5 +144,5 @@ def mixture(layer: MixtureOfExperts, x: Tensor, real: Tensor) -> Tensor:
 
 
 def feed_forward(layer: nn.Module, x: Tensor, real: Tensor) -> Tensor:
-    """Apply a layer of either kind to [..., dim]; `real` [...] is false for padding."""
+    """Apply a dense layer or a mixture of experts to `x` [..., dim]. `real` [...] is false for padding."""
     return mixture(layer, x, real) if isinstance(layer, MixtureOfExperts) else cast("Tensor", layer(x))

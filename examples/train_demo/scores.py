@@ -38,7 +38,7 @@ class Network:
 
     @classmethod
     def read(cls, path: Path, tokenizer: Tokenizer) -> Self:
-        """Read a WeNet directory, or a checkpoint (its weights at the end of a decay, otherwise their average)."""
+        """Read a WeNet directory or a checkpoint. For a checkpoint, see `finished_weights`."""
         folder = path if path.is_dir() else path.parent
         own = folder / "train.yaml"
         config = yaml.safe_load(own.read_text("utf-8")) if own.exists() else filled_config(DENSE, tokenizer)
@@ -60,7 +60,7 @@ class Network:
         return model
 
     def scores(self, corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Score]:
-        """Yield scores on a set, with each context."""
+        """Yield the scores on a set with each context."""
         options = Options()
         objective = Objective.of(self.config["model_conf"], options.channels)
         yield from validate(self.model(), corpus, tokenizer, objective, options.batch_frames)

@@ -28,7 +28,7 @@ from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.model.features import fbank
 
 BANDS: dict[str, tuple[float, float] | None] = {"as recorded": None, "telephone": (300, 3400), "dull": (60, 2000)}
-"""Lowest and highest frequencies in Hz; None: all."""
+"""Lowest and highest frequency of each band in Hz. None: all frequencies."""
 LABELS = ("phone", "speaker", "band")
 
 Counts = NDArray[np.int64]
@@ -36,12 +36,12 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """The choices of experts in one recording, and its labels."""
+    """The choices of experts in one recording, and the labels of its frames."""
 
     experts: dict[str, NDArray[np.int64]]
     """Chosen experts of each layer [frames, chosen]."""
     labels: dict[str, NDArray[np.int64]]
-    """Numbers of phones, speakers and bands [frames]."""
+    """Phone, speaker and band of each frame, as numbers [frames]."""
 
 
 def in_band(samples: Samples, band: tuple[float, float] | None) -> Samples:
@@ -55,7 +55,7 @@ def in_band(samples: Samples, band: tuple[float, float] | None) -> Samples:
 
 @torch.inference_mode()
 def listen(checkpoint: Checkpoint, manifest: Path, game: str) -> Iterator[Heard]:
-    """Yield the choices of the encoder, for each recording of a game that can be aligned and in each band."""
+    """Yield the choices of the encoder for each recording of a game that can be aligned, in each band."""
     model, aligner = checkpoint.network(), Aligner()
     who = {row["clip"].partition(".")[0]: row["speaker_group"] for row in table_rows(game, "test")}
     choices, names = Choices(model), sorted(set(who.values()))
@@ -70,7 +70,7 @@ def listen(checkpoint: Checkpoint, manifest: Path, game: str) -> Iterator[Heard]
             model.encoder(frames.unsqueeze(0), torch.tensor([len(frames)]))
             experts = {name: chosen.numpy() for name, chosen in choices.last.items() if name.startswith("encoder.")}
             count = len(next(iter(experts.values())))
-            first = (encoder.right_context + 1) // 2 + 1  # the middle of its features, whose windows last 25 ms
+            first = (encoder.right_context + 1) // 2 + 1  # the middle of the frame's features, whose windows last 25 ms
             middles = [min(first + encoder.subsampling_rate * frame, len(phones) - 1) for frame in range(count)]
             labels = {
                 "phone": np.array([PHONES.index(phones[middle]) for middle in middles]),
@@ -81,14 +81,14 @@ def listen(checkpoint: Checkpoint, manifest: Path, game: str) -> Iterator[Heard]
 
 
 def counts(experts: NDArray[np.int64], labels: NDArray[np.int64], num_experts: int, num_labels: int) -> Counts:
-    """Count the choices of each expert for each label [experts, labels]; `experts` are [frames, chosen]."""
+    """Count how often each expert was chosen for each label [experts, labels]. `experts` are [frames, chosen]."""
     result = np.zeros((num_experts, num_labels), np.int64)
     np.add.at(result, (experts, labels[:, None]), 1)
     return result
 
 
 def information(table: Counts) -> float:
-    """Return the mutual information of rows and columns in bits."""
+    """Return the mutual information of the rows and columns of a table of counts, in bits."""
     shares = table / table.sum()
     even = shares.sum(1, keepdims=True) * shares.sum(0, keepdims=True)
     inside = shares > 0
@@ -97,19 +97,19 @@ def information(table: Counts) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """Number of choices of each expert of a layer for each label [experts, labels]."""
+    """Counts of the choices of a layer's experts for each label [experts, labels]."""
 
     own: Counts
     chance: Counts
     """Counts with the labels of another recording."""
 
     def bits(self) -> dict[str, float]:
-        """Return the information of the choices about the labels, in bits."""
+        """Return the information in the choices about the labels, and that by chance, in bits."""
         return {"bits": round(information(self.own), 4), "chance": round(information(self.chance), 4)}
 
 
 def tables_of(heard: list[Heard], layer: str, label: str) -> Tables:
-    """Return the counts of a layer; chance uses the previous recording's labels, cut or repeated to length."""
+    """Return the counts of a layer. For chance, each recording gets the previous one's labels, cut or repeated."""
     num_experts = 1 + max(int(item.experts[layer].max()) for item in heard)
     num_labels = 1 + max(int(item.labels[label].max()) for item in heard)
     own, chance = (np.zeros((num_experts, num_labels), np.int64) for _ in range(2))

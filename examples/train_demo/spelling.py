@@ -1,4 +1,4 @@
-"""The spelling that training, testing and scoring share: upper case, numbers in words."""
+"""The spelling of texts in training, testing and scoring: upper case, with numbers in words."""
 # ruff: noqa: SIM905 - lists of words read better as words
 
 import re
@@ -35,7 +35,7 @@ def ordinal(number: int) -> str:
 
 
 def normalize(text: str) -> str:
-    """Return upper-case letters and apostrophes only, with integers spelled out and single spaces."""
+    """Return a text in upper-case letters, apostrophes and single spaces, with integers spelled out."""
     text = text.replace("\u2019", "'").replace("&", " and ").replace("%", " percent ")
     text = re.sub(r"(\d+)(st|nd|rd|th)\b", lambda found: f" {ordinal(int(found[1]))} ", text)
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text)

@@ -26,21 +26,21 @@ HOURS = {
     "hibari-others-dictionaries": 10.0, "pico-us-dictionaries": 4.0, "pico-gb-dictionaries": 4.0,
     "flite-rms-dictionaries": 3.0, "rhvoice-dictionaries": 3.0, "kokoro-others": 10.0, "kokoro": 20.0,
 }  # fmt: skip
-"""Hours wanted of each pack; the slow voices come last and may stop early."""
+"""Hours of speech wanted in each pack. The slow voices come last and may stop early."""
 Text = Sentences | Words | Written
 KINDS: dict[str, Callable[[Sources], Text]] = {
     "-words": Words,
     "-definitions": lambda sources: Written(sources.definitions()),
     "-dictionaries": lambda sources: Written(sources.dictionaries()),
 }
-"""The texts of a pack by the end of its name; other packs contain sentences."""
+"""Kind of texts by the end of a pack's name. Other packs contain sentences."""
 HELD_OUT = ("flite-slt", "festival-ked", "espeak-scotland")
 HELD_OUT_SENTENCES = 50
 MAX_ATTEMPTS = 20
 
 
 def trimmed(samples: Samples, rng: random.Random) -> Samples:
-    """Return the speech with at most 0.05-0.4 s of silence around it, at a peak of 0.5."""
+    """Return the speech scaled to a peak of 0.5, with at most 0.05 to 0.4 s of silence on either side."""
     loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max(initial=0))
     if len(loud) < SAMPLE_RATE // 8:
         return samples[:0]
@@ -54,13 +54,13 @@ def hours(pack: Pack) -> float:
 
 
 def plausible(samples: Samples, text: str) -> bool:
-    """Return whether the duration of the speech fits the text: 3 to 32 characters a second, without pauses."""
+    """Return whether the duration of the speech, without pauses, fits the text: 3 to 32 characters a second."""
     seconds = len(samples) / SAMPLE_RATE
     return len(text) / 32 < max(seconds - 0.3, 0.1) and seconds - 0.9 < len(text) / 3 and 0 < seconds < 16
 
 
 def speak_all(name: str, voice: str, pack: Pack, sentences: Text, wanted: Callable[[], bool]) -> None:
-    """Append sentences to the pack while more is wanted; implausibly fast or slow speech is repeated."""
+    """Append sentences to the pack while more is wanted. Implausibly fast or slow speech is synthesized again."""
     speak = speaker(voice)
     while wanted():
         for attempt in range(MAX_ATTEMPTS):
@@ -76,7 +76,7 @@ def speak_all(name: str, voice: str, pack: Pack, sentences: Text, wanted: Callab
 
 
 def speak_hours(name: str, sources: Sources, folder: Path, deadline: float) -> str:
-    """Fill the pack of a training voice and return a line for the log."""
+    """Fill the pack of a training voice. Return a line for the log."""
     kind = next((kind for kind in KINDS if name.endswith(kind)), "")
     voice, sentences = name.removesuffix(kind), KINDS.get(kind, Sentences)(sources)
     with Pack(folder / name, SPEECH) as pack:

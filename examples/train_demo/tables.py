@@ -13,9 +13,9 @@ SETS = {
     "saytime": "clock times, 8 kHz, one voice",
     "heldout": "held-out synthetic voices",
 }
-"""Test sets by their names in `results/`; the last one is used during training, as validation."""
+"""Descriptions of the test sets by their names in `results/`. The last set is used for validation during training."""
 NARROW, UNGUIDED = ", beam 10", ", no language model"
-"""Suffixes of a condition in `evaluate.py`: the library's beam, and no language model."""
+"""Suffixes of a condition's name in `evaluate.py`: the library's beam size, and no language model."""
 MODELS = {
     "demo model": ("int8", ""),
     "with `--beam-size 10`": ("int8", NARROW),
@@ -23,7 +23,7 @@ MODELS = {
     "with `--lm none --beam-size 10`": ("int8", UNGUIDED + NARROW),
     "the same in float32": ("float32", UNGUIDED + NARROW),
 }
-"""Rows of the demo model: precisions, and suffixes of conditions."""
+"""Rows of the demo model: title, precision, and suffix of the condition."""
 SHOWN = {
     "full context": "full attention_rescoring",
     "chunk 16": "16 attention_rescoring",
@@ -82,7 +82,7 @@ def card_table(results: Results) -> str:
 
 
 def card_index(results: Results) -> str:
-    """Return the same as entries of `model-index`, which the Hugging Face hub reads."""
+    """Return the word error rates for the model card as entries of `model-index`, which the Hugging Face hub reads."""
     return "\n".join(
         "  - task: {type: automatic-speech-recognition}\n"
         f'    dataset: {{type: {name}, name: "{title}"}}\n'
@@ -96,7 +96,7 @@ def card_index(results: Results) -> str:
 
 
 def silence(results: Results) -> str:
-    """Return the number of recordings without speech in which the shipped model finds words, in any context or pass."""
+    """Return in how many recordings without speech the shipped model finds words, in any context or pass."""
     heard = {text.partition(":")[0] for texts in results["int8"]["silence"].values() for text in texts}
     return f"words in {len(heard)} of them" if heard else "no words in any of them"
 
@@ -115,7 +115,7 @@ def real_time_factors(results: Results) -> str:
 
 
 def chosen(results: Results) -> str:
-    """Return word errors on the tuning set of beam and language model, with full context and in chunks of 16."""
+    """Return word errors on the set for tuning beam and language model, with full context and in chunks of 16."""
 
     def total(mode: str) -> str:
         own = [results["int8"]["sets"]["queen-dev"][SHOWN[context] + mode] for context in ("full context", "chunk 16")]
@@ -128,7 +128,7 @@ def chosen(results: Results) -> str:
 
 
 def costs(results: Results) -> str:
-    """Return the cost of the language model: size of the bundle and time of loading."""
+    """Return the cost of the language model, in bytes of the bundle and time of loading."""
     own = results["int8"]["costs"]
     return (
         f"{own['bytes'] / 1e6:.1f} MB in addition to {own['rest_bytes'] / 1e6:.1f} MB, and loads in "
@@ -143,13 +143,13 @@ def experts_table(shares: Mapping[str, Sequence[float]]) -> str:
 
 
 def rare_experts(shares: Mapping[str, Sequence[float]], least: float = 0.02) -> str:
-    """Return how many experts take less than a share of the choices of their layer."""
+    """Return how many experts take less than the share `least` of the choices of their layer."""
     every = [share for own in shares.values() for share in own]
     return f"{sum(share < least for share in every)} of {len(every)}"
 
 
 def overlap_table(report: Results) -> str:
-    """Return the table of the test sets' n-grams that training texts contain."""
+    """Return the table of the shares of the test sets' n-grams that occur in training texts."""
     lengths = next(iter(report["overlap"].values()))
     header = ("test set", *(f"{length} word{'s' * (length != '1')}" for length in lengths))
     rows = ((SETS[name], *(percent(share) for share in shares.values())) for name, shares in report["overlap"].items())
@@ -182,7 +182,7 @@ def proof_table(results: Results) -> str:
 
 
 def edges_table(results: Results) -> str:
-    """Return the table of word error rates by the silence around cut recordings, in both contexts."""
+    """Return the table of word error rates of cut recordings, by the silence around them and by context."""
     titles = {
         "words": "words, cut out",
         "phrases": "phrases, cut out",
@@ -199,18 +199,18 @@ def edges_table(results: Results) -> str:
 
 
 def edges_gain(results: Results, padding_s: float) -> str:
-    """Return the shares of wrong words in cut recordings, with silence around them and without."""
+    """Return the shares of wrong words in cut recordings with and without silence around them."""
     own, none = (results["sets"]["words"][f"{each} full"]["wer"] for each in (padding_s, 0.0))
     return f"{100 * own:.0f} % are wrong with {padding_s:g} s of silence, and {100 * none:.0f} % without"
 
 
 def layer_name(name: str) -> str:
-    """Return a short name of a layer: the number of its block, and a or b for its two expert layers."""
+    """Return a short name of an expert layer: the number of its block, and "a" for its first or "b" for its second."""
     return f"{name.split('.')[2]}{'a' if name.endswith('macaron') else 'b'}"
 
 
 def specialists(results: Results) -> str:
-    """Return the largest information of an expert's choice about phone, speaker and band."""
+    """Return the largest information in the choice of an expert about phone, speaker and band."""
 
     def most(label: str) -> str:
         layer, found = max(results["layers"].items(), key=lambda item: item[1][label]["bits"])

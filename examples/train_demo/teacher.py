@@ -52,7 +52,7 @@ class Teacher:
         self._mels = FeatureExtractor()
 
     def rows(self, window: Samples) -> NDArray[np.float32]:
-        """Return its output for 30 s [WINDOW / TARGET_ROW, dim]."""
+        """Return the encoder's output [WINDOW / TARGET_ROW, dim] for a window of 30 s."""
         mels = np.ascontiguousarray(self._mels(window)[None, :, : WINDOW // 160])
         frames = np.array(self._model.encode(self._view(mels), to_cpu=True))[0]
         return np.asarray(frames.reshape(len(frames) // 2, 2, -1).mean(1), np.float32)
@@ -64,7 +64,7 @@ def num_rows(num_samples: int) -> int:
 
 
 def windows(lengths: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
-    """Yield the recordings in each window, in order: numbers and start times, for lengths in samples."""
+    """Yield the recordings in each window, as pairs of number and start. Lengths and starts are in samples."""
     window: list[tuple[int, int]] = []
     place = 0
     for number, length in enumerate(lengths):
@@ -80,7 +80,7 @@ def windows(lengths: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
 def lessons(
     teacher: Teacher, pack: Pack, utterances: Sequence[Utterance]
 ) -> Iterator[tuple[Utterance, NDArray[np.float32]]]:
-    """Yield the teacher's output for each of some recordings of a pack [rows, dim]."""
+    """Yield the teacher's output [rows, dim] for each of some recordings of a pack."""
     samples = pack.map()
     for window in windows([utterance.length for utterance in utterances]):
         heard = np.zeros(WINDOW, np.float32)
@@ -95,12 +95,12 @@ def lessons(
 
 
 def audible(pack: Pack) -> list[Utterance]:
-    """Return the recordings that have features."""
+    """Return the recordings in a pack that are long enough to have features."""
     return [utterance for utterance in pack.utterances if utterance.length > SHORTEST]
 
 
 def find_basis(model: Path, speech: Path, path: Path) -> None:
-    """Compute principal components of the teacher's output for actors."""
+    """Compute the principal components of the teacher's output for speech of actors, and write them to `path`."""
     teacher, rows = Teacher(model), []
     for name in BASIS_PACKS:
         pack = Pack(speech / name, SPEECH)
@@ -112,7 +112,7 @@ def find_basis(model: Path, speech: Path, path: Path) -> None:
 
 
 def teach(model: Path, speech_path: Path, folder: Path) -> str:
-    """Compute targets for all recordings of a pack and return a line for the terminal."""
+    """Compute targets for all recordings of a pack. Return a line for the terminal."""
     basis, speech = Basis.load(folder / BASIS), Pack(speech_path, SPEECH)
     teacher = Teacher(model)
     with Pack(folder / speech_path.name, TARGETS) as targets:

@@ -30,16 +30,16 @@ ASTERISK_SPELLING = {
     "phonetic/x_p": "x-ray",
     "unidentified-no-callback": "unidentified or withheld and therefore cannot be called back",
 }
-"""Corrections of the package's list."""
+"""Corrections to the texts in the package's list."""
 ASTERISK_UNCLEAR = {
     "conf-adminmenu-menu8", "demo-instruct", "demo-moreinfo", "queue-periodic-announce", "spy-dahdi", "spy-h323",
     "spy-iax", "spy-iax2", "spy-mgcp", "spy-sip", "spy-unistim", "spy-zap", "vm-INBOX",
 }  # fmt: skip
-"""Clips whose words are not spoken as the list gives them."""
+"""Clips whose words differ from the list."""
 
 
 def decoded(path: Path, *options: str) -> Samples:
-    """Return any recording as 16 kHz mono."""
+    """Decode a recording of any format to 16 kHz mono."""
     output = ["-f", "s16le", "-ac", "1", "-ar", str(SAMPLE_RATE), "-"]
     pcm = subprocess.check_output(["ffmpeg", "-v", "error", *options, "-i", str(path), *output])
     return to_float(np.frombuffer(pcm, "<i2"))
@@ -71,7 +71,7 @@ def saytime(debian: Path) -> Iterator[Item]:
 
 
 def au_options(path: Path) -> list[str]:
-    """Return the options for headerless files, which are 8 kHz mu-law."""
+    """Return the decoder options for a file. Files without a header are 8 kHz mu-law."""
     return [] if path.read_bytes()[:4] == b".snd" else ["-f", "mulaw", "-ar", "8000"]
 
 
@@ -97,7 +97,7 @@ def packed(work_dir: Path, name: str) -> Iterator[Item]:
 
 
 def write(folder: Path, name: str, items: Iterator[Item]) -> str:
-    """Write the files of one set and its manifest, and return a line for the terminal."""
+    """Write the files of one set and its manifest. Return a line for the terminal."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     lines, seconds = [], 0.0
     for stem, samples, text in items:

@@ -1,4 +1,4 @@
-"""Sentences to be spoken: game lines, WordNet phrases, grammars of numbers, dates, times, letters and commands."""
+"""Sentences to be spoken: game lines, WordNet phrases, and grammars of numbers, dates, times, letters and commands."""
 # ruff: noqa: SIM905 - lists of words read better as words
 
 import gzip
@@ -26,11 +26,11 @@ SYMBOLS = (
     "forward slash|backslash|colon|semicolon|less than|greater than|equals sign|question mark|at sign|caret|circumflex|"
     "underscore|backtick|tick|grave accent|pipe|vertical bar|tilde|space|blank|tab|new line|new paragraph|enter|escape"
 ).split("|")
-"""The characters of a keyboard, as people dictate them."""
+"""Names of keyboard characters, as people dictate them."""
 MIN_COUNT = 30
-"""Minimum count of a word that is spoken on its own."""
+"""Minimum count of a word in the sources for it to be spoken on its own."""
 DICTIONARIES = "gcide foldoc jargon devil".split()
-"""Webster's of 1913 and later, computing, hackers' slang, and Ambrose Bierce's."""
+"""Dictionaries: Webster's of 1913 and later additions, computing, hackers' slang, and Ambrose Bierce's."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NAMES = (
     "Alice Bob Carol David Emma Frank Grace Henry Irene Jack Kate Laura Michael Nora Oliver Peter Rachel Sam Tom "
@@ -48,7 +48,7 @@ def digits(rng: random.Random, count: int) -> str:
 
 
 def quantity(rng: random.Random) -> str:
-    """Return a number of random magnitude; small ones are the most frequent."""
+    """Return a number of random magnitude in words. Small numbers are the most frequent."""
     number = rng.randrange(rng.choice([20, 20, 100, 100, 100, 1000, 10_000, 1_000_000]))
     words = cardinal(number)
     if number > 100 and rng.random() < 0.3:
@@ -102,7 +102,7 @@ def spoken_date(rng: random.Random) -> str:
 
 
 def spelled(rng: random.Random) -> str:
-    """Return letters one by one, plain or in the spelling alphabet."""
+    """Return letters one by one, as letter names or in the spelling alphabet."""
     if rng.random() < 0.25:
         return " ".join(rng.choices(SPELLING, k=rng.choice([1, 1, 2, 3, 4])))
     return ", ".join(rng.choices(LETTERS, k=rng.choice([1, 2, 3, 3, 4, 5, 6])))
@@ -154,7 +154,7 @@ SLOTS: dict[str, Callable[[random.Random], str]] = {
 
 
 def expand(template: str, rng: random.Random) -> str:
-    """Return one sentence of a template: `[a|b]` is a choice (not nested), `<slot>` something of that kind."""
+    """Return a random sentence of a template. `[a|b]` is a choice, not nested; `<slot>` is a random value."""
     chosen = re.sub(r"\[([^]]*)\]", lambda found: rng.choice(found[1].split("|")), template)
     return re.sub(r"<(\w+)>", lambda found: SLOTS[found[1]](rng), chosen).replace(" ,", ",")
 
@@ -243,7 +243,7 @@ def wordnet_phrases(folder: Path) -> list[str]:
 
 
 def wordnet_definitions(folder: Path) -> list[str]:
-    """Return WordNet's definitions that are plain English of 3 to 14 words."""
+    """Return those definitions of WordNet that are plain English of 3 to 14 words."""
     found = set()
     for part in ("noun", "verb", "adj", "adv"):
         for line in (folder / f"data.{part}").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -254,7 +254,7 @@ def wordnet_definitions(folder: Path) -> list[str]:
 
 
 def prose_sentences(paths: Iterable[Path]) -> list[str]:
-    """Return whole sentences of 3 to 20 plain words from texts, packed or not, or web pages."""
+    """Return whole sentences of 3 to 20 plain words from web pages and from texts, which may be compressed."""
     found = set()
     for path in paths:
         data = path.read_bytes()
@@ -270,7 +270,7 @@ def prose_sentences(paths: Iterable[Path]) -> list[str]:
 
 
 def without_capitals(line: str) -> str:
-    """Return a line without capitals for emphasis, because voices would spell them: "I'M SURE" -> "I'm sure"."""
+    """Return a line without capitals for emphasis ("I'M SURE" -> "I'm sure"). Voices would spell such words."""
     line = re.sub(r"\b[A-Z][A-Z']+\b", lambda found: found[0].lower(), line)
     line = re.sub(r"\bi\b", "I", line)
     return line[:1].upper() + line[1:]
@@ -298,7 +298,7 @@ class Sources:
         return wordnet_definitions(self.debian / "usr/share/wordnet")
 
     def dictionaries(self) -> list[str]:
-        """Return whole sentences from dictionaries: definitions, and Webster's quotations of older literature."""
+        """Return whole sentences from dictionaries: definitions, and quotations of older literature in Webster's."""
         return prose_sentences(self.debian / f"usr/share/dictd/{name}.dict.dz" for name in DICTIONARIES)
 
     def prose(self) -> list[str]:
@@ -321,7 +321,7 @@ class Sentences:
 
 
 class Words:
-    """Words to be spoken on their own: nine in ten from the grammars, the rest from the games and WordNet."""
+    """Words to be spoken on their own. Nine in ten come from the grammars, the rest from the games and WordNet."""
 
     def __init__(self, sources: Sources) -> None:
         counts = Counter(
@@ -330,12 +330,12 @@ class Words:
         self.frequent = sorted(word for word, count in counts.items() if count >= MIN_COUNT and len(word) > 2)
 
     def draw(self, rng: random.Random) -> str:
-        """Return one word, or a few."""
+        """Return one word or a few words."""
         return brief(rng) if rng.random() < 0.9 else rng.choice(self.frequent)
 
 
 class Written:
-    """Sentences to be spoken from a written source, each with the same probability."""
+    """Sentences of a written source, to be spoken. Each has the same probability."""
 
     def __init__(self, sentences: list[str]) -> None:
         self.sentences = sentences

@@ -36,11 +36,11 @@ from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
 
 EASY_UNTIL = 2.5
-"""CTC loss at which a run changes from easy clips to all."""
+"""CTC loss at which a run changes from easy clips to all clips."""
 
 
 def set_statistics(model: SpeechModel, statistics: dict[str, Any]) -> None:
-    """Set the encoder's global_cmvn."""
+    """Set the encoder's statistics of the features (global_cmvn)."""
     if model.encoder.global_cmvn is None:
         raise ValueError("this recipe normalizes its features")
     mean = torch.tensor(statistics["mean_stat"], dtype=torch.double) / statistics["frame_num"]
@@ -50,7 +50,7 @@ def set_statistics(model: SpeechModel, statistics: dict[str, Any]) -> None:
 
 
 class Trainer:
-    """A network, its optimizer and their progress."""
+    """A network in training, its optimizer and its progress."""
 
     def __init__(self, config: dict[str, Any], statistics: dict[str, Any], options: Options, device: str) -> None:
         self.options, self.schedule, self.statistics = options, options.schedule, statistics
@@ -68,7 +68,7 @@ class Trainer:
         self.progress = Progress()
 
     def step(self, pool: GradientPool, batches: list[list[Item]]) -> tuple[list[Outcome], float]:
-        """Take one step on some batches; return their outcomes and the norm of the gradient."""
+        """Take one step on some batches. Return their outcomes and the norm of the gradient."""
         progress = self.progress
         rate = self.schedule.rate(progress.step)
         tasks = [
@@ -86,7 +86,7 @@ class Trainer:
         return outcomes, norm
 
     def next_epoch(self) -> None:
-        """Begin another epoch, on clips of all kinds once the easy ones are learnt."""
+        """Begin the next epoch. Once the easy clips are learnt, it uses clips of all kinds."""
         progress = self.progress
         progress.easy = progress.easy and progress.ctc > EASY_UNTIL
         progress.epoch += 1
@@ -108,7 +108,7 @@ class Trainer:
 
 
 class Session:
-    """Training from one start of the program to its end."""
+    """Training from the start of the program to its end."""
 
     def __init__(self, trainer: Trainer, data: Data, folder: Path, args: argparse.Namespace) -> None:
         self.trainer, self.data, self.folder, self.args = trainer, data, folder, args
@@ -120,7 +120,7 @@ class Session:
         self.stopped = False
 
     def stop(self, _number: int, _frame: FrameType | None) -> None:
-        """Handle a signal: the run ends after this step, and is saved."""
+        """Handle a signal: end the run after this step, and save it."""
         self.stopped = True
 
     def finished(self) -> bool:
@@ -130,7 +130,7 @@ class Session:
         return self.stopped or over or time.monotonic() > self.deadline or step >= self.args.until_step
 
     def run(self) -> None:
-        """Run epochs until it is finished."""
+        """Train epoch by epoch until it is time to stop."""
         while not self.finished():
             corpus = self.data.corpus(self.trainer.progress)
             progress = self.trainer.progress
@@ -197,7 +197,7 @@ class Session:
 
 
 def in_groups(batches: list[list[Item]], size: int) -> Iterator[list[list[Item]]]:
-    """Yield the batches in groups of `size`; an incomplete group is left out."""
+    """Yield the batches in groups of `size`. An incomplete last group is omitted."""
     for start in range(0, len(batches) - size + 1, size):
         yield batches[start : start + size]
 
@@ -233,7 +233,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def chosen_options(args: argparse.Namespace, state: dict[str, Any] | None) -> Options:
-    """Return the options of a checkpoint, or their defaults, with the changes of the command line."""
+    """Return the options of a checkpoint, or the defaults, with the changes on the command line."""
     options = Options(**state["options"]) if state else Options()
     names = (
         "lr",
@@ -253,14 +253,14 @@ def chosen_options(args: argparse.Namespace, state: dict[str, Any] | None) -> Op
 
 
 def filled_config(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return a configuration of the recipe, with the sizes of its features and of the vocabulary."""
+    """Return a configuration of the recipe, completed with the sizes of the features and of the vocabulary."""
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     size = len(tokenizer.units)
     return config | {"input_dim": NUM_MELS, "output_dim": size, "vocab_size": size}
 
 
 def prepared_folder(args: argparse.Namespace, data: Data, state: dict[str, Any] | None) -> Path:
-    """Return the run's folder with `train.yaml` and `global_cmvn` in it."""
+    """Write `train.yaml` and `global_cmvn` to the run's folder, and return the folder."""
     folder: Path = args.work_dir / args.name
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "train.yaml").exists():

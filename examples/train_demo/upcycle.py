@@ -29,11 +29,11 @@ from u2moe.export.moe import DenseFeedForward
 
 NUM_EXPERTS, NUM_CHOSEN = 8, 2
 NUM_UTTERANCES = 400
-"""Number of utterances used to find the tokens of the dense network's layers, one at a time to avoid padding."""
+"""Number of utterances from which the tokens of the dense layers are taken. They run one at a time, without padding."""
 
 
 def mixture_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a dense network, with experts that are together as wide as its layers."""
+    """Return a dense network's configuration with experts. Chosen experts are together as wide as a dense layer."""
     experts = {"mlp_type": "moe", "n_expert": NUM_EXPERTS, "n_expert_activated": NUM_CHOSEN}
     return config | {
         part: config[part] | experts | {"linear_units": config[part]["linear_units"] // NUM_CHOSEN}
@@ -44,9 +44,9 @@ def mixture_config(config: dict[str, Any]) -> dict[str, Any]:
 def upcycled(
     weights: dict[str, Tensor], rows: Mapping[str, Tensor], noise: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return the weights of a mixture of experts, from those of a dense network.
+    """Return the weights of a mixture of experts, made from the weights of a dense network.
 
-    `rows` contains the router [copies, dim] of every feed-forward layer; `noise` is relative to each matrix.
+    `rows` has the router [copies, dim] of every feed-forward layer. `noise` is relative to the size of each matrix.
     """
     result: dict[str, Tensor] = {}
     for name, weight in weights.items():
@@ -63,7 +63,7 @@ def upcycled(
 def experts(
     layer: str, weights: dict[str, Tensor], rows: Tensor, noise: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return the router and experts of one feed-forward layer; `rows` are [copies, dim]."""
+    """Return the router and the experts made from one feed-forward layer. `rows` are [copies, dim]."""
     result = {f"{layer}.gate.weight": rows.repeat_interleave(NUM_CHOSEN, 0)}
     halves = [weights[f"{layer}.{name}"].chunk(NUM_CHOSEN) for name in ("w_1.weight", "w_1.bias")]
     columns = (NUM_CHOSEN * weights[f"{layer}.w_2.weight"]).chunk(NUM_CHOSEN, 1)
@@ -83,7 +83,7 @@ def experts(
 def clustered_rows(
     state: dict[str, Any], config: dict[str, Any], work_dir: Path, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return a router [copies, dim] for every feed-forward layer, from the dense network's inputs in training."""
+    """Return a router [copies, dim] for every feed-forward layer, from the layer's inputs in the dense network."""
     options = Options(**state["options"])
     trainer = Trainer(config, state["statistics"], options, "cpu")
     trainer.load(state)

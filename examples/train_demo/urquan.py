@@ -32,17 +32,17 @@ CONTENT = Path("usr/share/games/uqm/content")
 TEXTS, VOICES = "packages/uqm-0.8.0-content.uqm", "addons/uqm-0.8.0-voice.uqm"
 NAME = "urquan-train"
 MAX_CER = 0.6
-"""Character error rate of the demo model, which misunderstands a third of unknown speakers' speech."""
+"""Maximum character error rate of a line. The demo model misunderstands a third of unknown speakers' speech."""
 SLACK_S, WINDOW_S = 0.35, 0.04
-"""Largest distance of a pause from its stated time, and the part of it that must be quiet."""
+"""Largest distance of a pause from its stated time, and duration of the pause that must be quiet."""
 SHORTEST_S, LONGEST_S = 0.4, 16.0
 ASIDE = re.compile(r"\([^)]*\)|\*[^*]*\*")
-"""Text that is not spoken: a noise or a stage direction."""
+"""Pattern for text that is not spoken: noises and stage directions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of the script, its speaker, and its times in seconds of its clip."""
+    """A line of the script, its speaker, and its samples."""
 
     clip: str
     number: int
@@ -53,13 +53,13 @@ class Line:
 
 
 def sections(text: str) -> dict[str, tuple[str, list[str]]]:
-    """Parse `#(KEY) rest` followed by lines; return key -> (rest, non-empty lines)."""
+    """Parse sections that begin with `#(KEY) rest`. Return the rest and the non-empty lines of each section, by key."""
     found = re.finditer(r"^#\((\w+)\)[ \t]*([^\n]*)\n?(.*?)(?=^#\(|\Z)", text, re.MULTILINE | re.DOTALL)
     return {match[1]: (match[2].strip(), [line for line in match[3].splitlines() if line.strip()]) for match in found}
 
 
 def quietest(samples: Samples, start: float) -> int:
-    """Return the middle of the quietest moment near a time in seconds."""
+    """Return the middle of the quietest moment near `start`, which is in seconds, as a sample number."""
     first = max(int((start - SLACK_S) * SAMPLE_RATE), 0)
     near = samples[first : int((start + SLACK_S) * SAMPLE_RATE)]
     window = int(WINDOW_S * SAMPLE_RATE)
@@ -70,7 +70,7 @@ def quietest(samples: Samples, start: float) -> int:
 
 
 def cut(samples: Samples, times_ms: list[int], num_lines: int) -> list[Samples]:
-    """Return a clip's samples by line; empty if the game does not specify when its lines begin."""
+    """Return a clip's samples by line. Empty: the game does not specify when the lines begin."""
     if len(times_ms) < num_lines - 1:
         return [samples] if num_lines == 1 else []
     begins = [quietest(samples, time / 1000) for time in accumulate(times_ms[: num_lines - 1])]
@@ -84,7 +84,7 @@ def clips(debian: Path) -> Iterator[tuple[str, str, Samples, list[int], list[str
         for voice in sorted({name.split("/")[1] for name in names if name.endswith(".ogg")}):
             folder = f"3dovoice/{voice}"
             times = sections(voices.read(f"{folder}/{voice}.ts").decode("latin-1"))
-            # the voices include their own script where it differs from the first edition of the game
+            # the package of voices has its own script where it differs from the first edition of the game
             own = f"{folder}/{voice}.txt"
             script = voices.read(own) if own in names else texts.read(f"base/comm/{voice}/{voice}.txt")
             for key, (clip, lines) in sections(script.decode("latin-1")).items():
@@ -105,14 +105,14 @@ def all_lines(debian: Path) -> Iterator[Line]:
 
 
 def agreed() -> set[tuple[str, int]]:
-    """Return clip and number of the lines that a recogniser hears about as written."""
+    """Return the clip and the number of each line that a recogniser hears about as written."""
     with lzma.open(TABLE, "rt", encoding="utf-8") as file:
         rows = DictReader(file, delimiter="\t")
         return {(row["clip"], int(row["line"])) for row in rows if float(row["cer"]) < MAX_CER}
 
 
 def hear(bundle: Path, debian: Path) -> Iterator[str]:
-    """Yield rows of the table: a bundle's character error rate for each line."""
+    """Yield the rows of the table, with a bundle's character error rate for each line."""
     yield "clip\tline\tcer\n"
     recognizer = Recognizer.from_pretrained(bundle, num_threads=1)
     for line in all_lines(debian):

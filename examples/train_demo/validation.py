@@ -24,7 +24,7 @@ class Score:
     right: float
     word_error_rate: float
     teacher: float | None = None
-    """Distance from a teacher, if the network has a head for it."""
+    """Distance from a teacher's targets, if the network has a head that predicts them."""
 
     def __str__(self) -> str:
         losses = f"ctc {self.ctc:.3f} left {self.left:.3f} right {self.right:.3f}"
@@ -32,13 +32,13 @@ class Score:
         return f"chunk {self.chunk_size or 'all'}: {losses}{taught} WER {self.word_error_rate:.1%}"
 
     def columns(self) -> str:
-        """Return context, losses and word error rate for a table."""
+        """Return context, losses and word error rate as columns of a table."""
         losses = f"{self.ctc:.4f}\t{self.left:.4f}\t{self.right:.4f}"
         return f"{self.chunk_size or 'all'}\t{losses}\t{self.word_error_rate:.4f}"
 
 
 def greedy(log_probs: Tensor, blank: int) -> list[int]:
-    """Return the tokens of the best path [time, vocab]: repeats merged, blanks dropped."""
+    """Return the tokens of the best path through `log_probs` [time, vocab], with repeats merged and blanks dropped."""
     best: list[int] = torch.unique_consecutive(log_probs.argmax(-1)).tolist()
     return [token for token in best if token != blank]
 
@@ -47,7 +47,7 @@ def greedy(log_probs: Tensor, blank: int) -> list[int]:
 def validate(
     model: SpeechModel, corpus: Corpus, tokenizer: Tokenizer, objective: Objective, num_frames: int
 ) -> Iterator[Score]:
-    """Yield the scores of each context."""
+    """Yield the scores with each context."""
     device = next(model.parameters()).device
     model.eval()
     for chunk_size in CHUNK_SIZES:

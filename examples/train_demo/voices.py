@@ -27,13 +27,13 @@ ESPEAK_VARIANTS = (
     "victor"
 ).split()
 RHVOICES = "alan bdl clb".split()
-"""The free voices; slt is also free, but another engine uses it in the test set."""
+"""The free voices of RHVoice. The voice slt is also free, but another engine uses it in the test set."""
 KOKORO_VOICES = 40
 """Number of mixtures of Kokoro's five styles."""
 HIBARI_OTHERS = 1000
 """Number of speakers derived from Hibari."""
 UNVOICED = 40.0
-"""Hz below which its pitch means unvoiced."""
+"""Frequency in Hz below which Hibari's pitch means unvoiced."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def hibari() -> Speaker:
 
 
 def hibari_others() -> Speaker:
-    """Return Hibari as other speakers: its network predicts pitch and spectra, and another vocal tract speaks them."""
+    """Return Hibari with other speakers. Its network predicts pitch and spectra; another vocal tract speaks them."""
     from hibari import SAMPLE_RATE, Hibari, dsp
 
     engine = Hibari()
@@ -128,7 +128,7 @@ def hibari_others() -> Speaker:
             np.asarray(stretched(spectrum.T, manner.tract).T, np.float32)
             for spectrum in (harmonics, turns, noise, free)
         ]
-        # phases of the free part belong to its own frequencies; it is mostly noise
+        # predicted phases belong to the frequencies before stretching; random ones do, since this part is mostly noise
         phases = rng.uniform(0, 2 * np.pi, free.shape).astype(np.float32)
         melody = manner.melody(np.where(pitch < UNVOICED, 0, pitch))
         return np.asarray(dsp.synth(*spectra, phases, melody, rng), np.float32)
@@ -159,7 +159,7 @@ def piper() -> Speaker:
 
 
 def kokoro_mixture(number: int, num_styles: int) -> NDArray[np.float64]:
-    """Return the weights of the styles in a mixed voice; they sum to 1, and some are slightly negative."""
+    """Return the weights of the styles in a mixed voice. They sum to 1, and some are slightly negative."""
     rng = np.random.default_rng(number)
     weights = rng.dirichlet(np.full(num_styles, 0.5))
     return (1 + num_styles * 0.06) * weights - 0.06
@@ -168,7 +168,7 @@ def kokoro_mixture(number: int, num_styles: int) -> NDArray[np.float64]:
 def kokoro_other(number: int, num_styles: int) -> NDArray[np.float64]:
     """Return the weights of the styles in a new voice [2, num_styles]: for its sound, and for its manner.
 
-    They sum to 1. A voice lies between the styles, or up to half as far again from their middle.
+    The weights sum to 1. A voice lies between the styles, or up to half as far again from their mean.
     """
     numbers = np.random.default_rng(number)
     weights = numbers.dirichlet(np.full(num_styles, 0.6), 2)
@@ -176,9 +176,9 @@ def kokoro_other(number: int, num_styles: int) -> NDArray[np.float64]:
 
 
 def kokoro(*, others: bool = False) -> Speaker:
-    """Return a speaker with Kokoro's five packaged styles, mixed into many voices, from English phonemes.
+    """Return the engine Kokoro, which speaks English phonemes. Its five packaged styles are mixed into many voices.
 
-    With `others` every sentence has its own voice.
+    With `others`, every sentence has its own voice.
     """
     import onnxruntime
     from hibari import Hibari
@@ -211,7 +211,7 @@ def kokoro(*, others: bool = False) -> Speaker:
 
 
 def speaker(voice: str) -> Speaker:
-    """Return the loaded engine of a voice."""
+    """Load and return the engine of a voice."""
     engine, _, detail = voice.partition("-")
     if voice == "festival-ked":
         return festival_ked

@@ -29,7 +29,7 @@ GRID = {
     "word_bonus": (0.5, 1.0, 1.5, 2.0),
     "rescoring_weight": (0.25, 0.5, 0.75, 1.0),
 }
-"""Tried for the errors of the second pass, after each pass has been tuned separately."""
+"""Values that are tried for the errors of the second pass, after each pass has been tuned separately."""
 
 
 class Contexts(EncodedRecordings):

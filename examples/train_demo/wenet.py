@@ -15,7 +15,7 @@ from u2moe.export.model import SpeechModel
 from u2moe.export.training_config import parse_training_config
 
 EXACT = ("encoder.global_cmvn.mean", "encoder.global_cmvn.istd")
-"""Statistics of the features stay exact: they are few, and their inverse deviations scale everything."""
+"""Statistics of the features, which stay exact. They are few, and their inverse deviations scale all features."""
 
 
 def network(state: dict[str, Any], config: dict[str, Any]) -> SpeechModel:

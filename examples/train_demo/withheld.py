@@ -10,7 +10,7 @@ from corpus import MELS, Pack
 TESTS = ("queen-test", "asterisk-words", "asterisk-sentences", "saytime", "pocketsphinx")
 VALIDATION = ("queen-dev", "heldout")
 SHORTEST = 4
-"""In words. Shorter sentences are numbers, names of days and the like, which every speech recogniser must learn."""
+"""Minimum words of a withheld sentence. Shorter ones, such as numbers and days, every recogniser must learn."""
 
 
 def read_sentences(folder: Path, names: Iterable[str]) -> list[str]:
@@ -20,7 +20,7 @@ def read_sentences(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 LENGTHS = range(1, 6)
-"""Of the counted n-grams."""
+"""Lengths of the n-grams that are counted, in words."""
 
 
 class Withheld:
@@ -41,7 +41,7 @@ class Withheld:
 
 
 def overlap(tests: Iterable[str], training: Iterable[str], length: int) -> float:
-    """Return the share of the tests' n-grams of a length that occur in the training texts."""
+    """Return the share of the test sentences' n-grams of one length that occur in the training texts."""
 
     def grams(texts: Iterable[str]) -> set[tuple[str, ...]]:
         rows = (text.split() for text in texts)

@@ -86,12 +86,13 @@ def _strided(conf: Section, shared: EncoderArchitecture) -> Strided:
     group_size = conf.integer("group_size", 3, most=64)
     shrinks = conf.flag("stride_kernel", default=True)
     if len(places) != len(strides) or sorted(set(places)) != list(places):
-        raise conf.wrong("stride", list(strides), f"one for each of the ascending stride_layer_idx {list(places)}")
+        expected = f"one number for each index in stride_layer_idx {list(places)}, which must ascend"
+        raise conf.wrong("stride", list(strides), expected)
     by_block = dict(zip(places, strides, strict=True))
     kernels, kernel = [], convolution.kernel
     for index in range(num):
         if kernel < 1 or (not convolution.causal and kernel % 2 == 0):
-            raise conf.wrong("stride_kernel", shrinks, f"such that block {index} has an odd kernel, not {kernel}")
+            raise conf.wrong("stride_kernel", shrinks, f"a value that gives block {index} an odd kernel, not {kernel}")
         kernels.append(kernel)
         kernel = kernel // by_block.get(index, 1) if shrinks else kernel
     return Strided(

@@ -259,7 +259,7 @@ def repaired(stream: BinaryIO, name: str) -> BinaryIO:
     if position is None:
         return stream
     warnings.warn(
-        f"{name}: its header states no audio, as after a crash of the recorder: read to the end of the file",
+        f"{name}: its header states no audio, as after a crash of the recorder: it is read to its end",
         AudioWarning,
         stacklevel=2,
     )

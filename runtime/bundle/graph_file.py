@@ -118,7 +118,7 @@ def _check_locations(path: Path, content: bytes, files: Collection[str]) -> None
     allowed = [b"j%c\n\x08location\x12%c%s" % (12 + len(name), len(name), name) for name in names if len(name) < 116]
     count = content.count(b"location")
     if count != len(files) or count != sum(content.count(entry) for entry in allowed):
-        raise BundleError(f"{path}: has weights in other files than the manifest lists")
+        raise BundleError(f"{path}: has weights in files that the manifest does not list")
 
 
 def _is_read_in_place(tensor: ExternalTensor) -> bool:

@@ -54,7 +54,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         # Check the version first, because other versions may have any fields.
         version = content.pop("version", None)
         if version != contract.FORMAT_VERSION or isinstance(version, bool):
-            expected = f"{contract.FORMAT_VERSION}: use the u2moe that wrote it, or export it again"
+            expected = f"{contract.FORMAT_VERSION} (use the u2moe that wrote the bundle, or export it again)"
             raise wrong("version", expected, version)
         manifest: Manifest = _Reader(where, content.get("producer")).built(Manifest, content, "")
     return manifest

@@ -45,7 +45,7 @@ def add_align(subparsers: Subparsers) -> None:
         type=float,
         default=MIN_SCORE,
         metavar="X",
-        help=f"report words with a lower score, from 0 to 1, as misfits (default: {MIN_SCORE})",
+        help=f"report words with a score (0 to 1) below this as misfits (default: {MIN_SCORE})",
     )
     add_model(parser)
     experts = parser.add_argument_group("for experts")
@@ -84,5 +84,5 @@ def _alignment(
     for warning in alignment.warnings[:_MOST_WARNINGS]:
         warn(f"{item.name}: {warning}")
     if len(alignment.warnings) > _MOST_WARNINGS:
-        warn(f"{item.name}: and {len(alignment.warnings) - _MOST_WARNINGS} more; -f json contains all")
+        warn(f"{item.name}: and {len(alignment.warnings) - _MOST_WARNINGS} more warnings; -f json contains all")
     return alignment, False

@@ -145,7 +145,9 @@ def add_score(parser: argparse.ArgumentParser) -> None:
     """Count word errors."""
     parser.add_argument("outputs", nargs="+", metavar="OUT", help="folders of results of lists with transcripts")
     parser.add_argument(
-        "--by", metavar="FIELD", help="also show errors by speaker, length, or a field of the list, such as set"
+        "--by",
+        metavar="FIELD",
+        help="also show errors by this field: speaker, length, or another field of the list, such as set",
     )
     parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances with the most errors")
     parser.add_argument("--json", action="store_true", help="print JSON")

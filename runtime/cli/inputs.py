@@ -53,7 +53,10 @@ def add_channel(parser: Options) -> None:
         "--channel", type=int, metavar="N", help="use only this channel; 0 is the left one (default: the average)"
     )
     parser.add_argument(
-        "--track", type=int, metavar="N", help="use this audio track of a media file, from 0 (default: its default)"
+        "--track",
+        type=int,
+        metavar="N",
+        help="use this audio track of a media file, counted from 0 (default: the file's default track)",
     )
 
 

@@ -49,13 +49,14 @@ def add_transcribe(subparsers: Subparsers) -> None:
         "a JSON object for each segment when it is found, each partial result (--stream), and the end of each recording"
     )
     add_output(parser, (*FORMATS, EVENTS), TEXT, f"; events, for programs: {events}")
-    experts = add_decoding(parser, chunk_size="full context; with --stream as in training, or 16")
+    experts = add_decoding(parser, chunk_size="full context; with --stream: as in training, or 16")
     add_channel(experts)
     experts.add_argument(
         "--raw",
         type=_raw_format,
         metavar="ENCODING:HZ[:CHANNELS]",
-        help=f"read samples without a header, as they arrive, such as s16le:16000; {', '.join(ENCODINGS)}",
+        help="read samples of this form (such as s16le:16000) without a header, as they arrive; encodings: "
+        f"{', '.join(ENCODINGS)}",
     )
     experts.add_argument(
         "--vad",

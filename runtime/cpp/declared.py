@@ -1,7 +1,8 @@
-"""Generate declarations in C++, C and JavaScript from those in Python: `python runtime/cpp/declared.py`.
+"""Generate the C++, C and JavaScript declarations of options: `python runtime/cpp/declared.py`.
 
-It writes source/declared.hpp, the options in include/u2moe.h (new ones at the end of their struct), and in runtime/web
-declared.js and the options in index.d.ts. A test compares the committed files.
+The declarations in Python are the source. The script writes source/declared.hpp, the options in include/u2moe.h, and
+declared.js and the options of index.d.ts in runtime/web. New C options are added at the end of their struct. A test
+compares the committed files.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ STRUCTS = {
     "LanguageModelNumbers": (LanguageModelOptions, "u2moe_language_model_options"),
     "VadNumbers": (VadOptions, "u2moe_vad_options"),
 }
-"""C++ structs: the class whose numbers they contain, and the corresponding C struct."""
+"""Python class and C struct that correspond to each generated C++ struct, by its name."""
 BY_HAND = "chunk_size"
-"""Not generated: in other languages it is more than a number."""
+"""Name of an option that is not generated, because it is more than a number in other languages."""
 
 
 def numbers(kind: type) -> dict[str, Option]:
-    """Return the options of a class that are numbers."""
+    """Return the numeric options of a class, by name."""
     found = options_of(kind).items()
     return {name: each for name, each in found if each.kind in ("integer", "number") and name != BY_HAND}
 
 
 def class_in(kind: Any) -> tuple[str, type | None]:
-    """Return a prefix, "{}" for maps and otherwise "", and the class of a type's values or elements.
+    """Return the dataclass in a type, such as that of its elements, with the prefix "{}" for maps and otherwise "".
 
-    For plain JSON, return "" and None.
+    Return "" and None if the type contains no dataclass.
     """
     if dataclasses.is_dataclass(kind):
         return "", kind
@@ -54,7 +55,7 @@ def class_in(kind: Any) -> tuple[str, type | None]:
 
 
 def records(kind: type) -> dict[str, str]:
-    """Return the fields of a class and its nested classes, as JSON by class name."""
+    """Return the fields of a class and of its nested classes as JSON, by class name."""
     fields, inner, hints = {}, {}, get_type_hints(kind)
     for field in dataclasses.fields(kind):
         (prefix, found), default = class_in(hints[field.name]), default_of(field)
@@ -65,7 +66,7 @@ def records(kind: type) -> dict[str, str]:
 
 
 def struct(name: str) -> str:
-    """Return a C++ struct with the numbers of a class and a function that visits them."""
+    """Return the source of the C++ struct `name`: its numeric members, and a function that visits them."""
     members, visits, (kind, in_c) = "", "", STRUCTS[name]
     for option, each in numbers(kind).items():
         default = 0 if each.default is dataclasses.MISSING else each.default
@@ -126,7 +127,7 @@ constexpr const char* kDeclared = R"({{
 
 
 def c_header() -> str:
-    """Return include/u2moe.h with updated options. Options keep their order."""
+    """Return the content of include/u2moe.h with updated options. Options keep their order."""
     text = HEADER.read_text(encoding="utf-8")
     for kind, in_c in filter(lambda pair: pair[1], STRUCTS.values()):
         begin, end = text.index(f"typedef struct {in_c} {{"), text.index(f"}} {in_c};")
@@ -144,7 +145,7 @@ def c_header() -> str:
 
 
 def about(option: Option) -> str:
-    """Return the meaning of an option without remarks."""
+    """Return the help of an option without the remarks after a semicolon."""
     return option.help if ": " in option.help else option.help.partition("; ")[0]
 
 
@@ -154,7 +155,7 @@ def camel(name: str) -> str:
 
 
 def members(kind: type) -> str:
-    """Return numbers, choices and flags of a class as members of a TypeScript interface."""
+    """Return the numbers, choices and flags of a class, declared as members of a TypeScript interface."""
     lines = ""
     for name, each in options_of(kind).items():
         types = {"flag": "boolean", "choice": " | ".join(f"'{choice}'" for choice in each.choices)}
@@ -167,7 +168,7 @@ def members(kind: type) -> str:
 
 
 def types_of() -> str:
-    """Return index.d.ts with updated options of its interfaces."""
+    """Return the content of index.d.ts with updated options."""
     kinds = {kind.__name__: kind for kind in (DecodingOptions, EndpointRule, LanguageModelOptions, VadOptions)}
     marked = re.compile(r"( *// declared: (\w+)\n).*?( *// end\n)", re.DOTALL)
     text = TYPES.read_text(encoding="utf-8")
@@ -184,7 +185,7 @@ def names() -> str:
 
 
 def written() -> dict[Path, str]:
-    """Return each file and its content."""
+    """Return the content of each generated file."""
     declared = {RUNTIME / "cpp" / "source" / "declared.hpp": source(), RUNTIME / "web" / "declared.js": names()}
     return {**declared, HEADER: c_header(), TYPES: types_of()}
 

@@ -101,7 +101,7 @@ class StreamState:
         """
         with self.lock:
             if self._decoder == threading.get_ident():
-                raise StreamError("this stream cannot be reset while it is decoded, by the thread that decodes it")
+                raise StreamError("this stream cannot be reset by the thread that is decoding it")
             self._num_resets += 1
             try:
                 self._released.wait_for(lambda: self._decoder is None)

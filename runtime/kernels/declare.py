@@ -1,4 +1,4 @@
-"""Writes `source/declared.h`: constants that the kernels share with Python. A test checks that the file is current."""
+"""Write `source/declared.h`, the constants that the kernels share with Python. A test checks that it is up to date."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEADER = Path(__file__).with_name("source") / "declared.h"
 
 
 def header() -> str:
-    """Return the content of the file."""
+    """Return the content of `source/declared.h`."""
     *names, last = ACTIVATIONS
     rows = ",\n".join(f'    {{"{name}", {float(row.lowest or 0)!r}f}}' for name, row in ACTIVATIONS.items())
     constants = "\n".join(f'constexpr const char* k{name} = "{name}";' for name in functions.NATIVE)

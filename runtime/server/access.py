@@ -1,4 +1,4 @@
-"""Access control around the application, for all protocols: API keys and origins of pages."""
+"""Access control for all protocols: API keys, host names and origins of web pages."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from u2moe.runtime.validation import checked_integer
 KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Prefixes of subprotocols that carry a key: web pages cannot set WebSocket headers."""
 KEY = "u2moe.key"
-"""Entry of a request's scope that holds the request's API key, or None."""
+"""Name of the scope entry that holds the API key of a request, or None."""
 SPEAKS = "u2moe.speaks"
-"""Entry of a request's state that names the port at which the request arrived: `launch.HTTP` or a protocol."""
+"""Name of the state entry that tells at which port a request arrived: `launch.HTTP` or the name of a protocol."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BEGINNINGS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _READING = ("GET", "HEAD", "OPTIONS")
-"""Cheap HTTP methods without side effects. For all others the origin is checked, since browsers let any page post
-forms to any server."""
+"""HTTP methods that are cheap and have no side effects. For other methods, the origin is checked, since browsers let
+any page post forms to any server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +114,16 @@ class Keys:
 
 
 class Access:
-    """Middleware that passes on allowed requests and refuses others with 401 or 403.
+    """Middleware that passes on allowed requests and refuses others, for example with 401 or 403.
 
-    The key comes from `Authorization: Bearer KEY`, a WebSocket subprotocol, or `?api_key=KEY` for clients that are
-    configured only with a URL. Pages from other origins may use the server only if their origin is listed or the
-    protocol has its own port. Otherwise they can only send GET, HEAD and OPTIONS requests and cannot read the
-    responses.
+    A client sends its key as `Authorization: Bearer KEY`, or as a WebSocket subprotocol. Clients that are configured
+    only with a URL send `?api_key=KEY`.
 
-    A server that only this machine can reach accepts only loopback names as host. Otherwise any page could send
-    same-origin requests after making its own host name resolve to this machine (DNS rebinding).
+    Pages of another origin may use the server only if the origin is listed or the protocol has its own port. Other
+    pages can only send GET, HEAD and OPTIONS requests, and cannot read the responses.
+
+    A server that only this machine can reach accepts only loopback names as host. Without this check, a page could
+    make its own host name resolve to this machine, and then send same-origin requests (DNS rebinding).
 
     Args:
         app: the application.
@@ -130,7 +131,7 @@ class Access:
         incidents: counts refusals.
         keys: the valid keys.
         open_paths: paths that need no key.
-        own_paths: by protocol name, the path that `/` stands for on the protocol's own port.
+        own_paths: paths that `/` stands for on a protocol's own port, by the protocol's name.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Access:
         own_paths: Mapping[str, str],
     ) -> None:
         self._app = app
-        # also wraps refusals, so that allowed pages can read why they were refused
+        # refusals get CORS headers too, so that allowed pages can read the reason
         self._origins = options.cors_origins
         self._guarded = CORSMiddleware(
             self._guard, allow_origins=self._origins, allow_methods=["*"], allow_headers=["*"]
@@ -156,7 +157,7 @@ class Access:
         self._own_paths = own_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse the request or pass it to the application. The response and the log contain the request's id."""
+        """Pass the request to the application or refuse it. The response and the log contain the request's id."""
         if scope["path"].startswith(("http://", "https://")):  # the form that clients of proxies use
             scope = {**scope, "path": _parts_of(scope["path"]).path or "/"}
         given = Headers(scope=scope).get("x-request-id", "")
@@ -217,7 +218,7 @@ def _parts_of(url: str) -> SplitResult:
 
 
 def _candidates(headers: Headers, scope: Scope) -> list[str]:
-    """Return all values in a request that may be its key."""
+    """Return the keys that a request contains, valid or not."""
     given = [QueryParams(scope["query_string"]).get("api_key", "")]
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":

@@ -23,24 +23,24 @@ _CONNECTION_S = 0.002
 _OWN, _OWN_WITH_PLACE = (0.02, 0.02), (0.001, 0.1)
 _TOGETHER = (0.05, 0.02)
 _ADDRESS, _HERE = (0.05, 0.5), (0.25, 1.0)
-"""Share of one core, and seconds that may be used in advance, for: a connection without a slot, a connection with a
-slot, all connections together beyond their own shares, an address, and this machine."""
+"""Terms of accounts: share of one core, and seconds that may be used in advance. There are accounts for a connection
+without and with a slot, for all connections beyond their own shares, for an address, and for this machine."""
 _EARNED, _MOST_AT_ONCE_S = 0.02, 1.0
-"""Seconds of processor time that a client with a slot earns per second of audio, several times the cost of a plain
-stream. Second value: maximum seconds of audio that count at once; audio faster than real time earns nothing extra."""
+"""Seconds of processor time that a client with a slot earns per second of audio, and maximum seconds of audio that
+count at once. The first is several times the cost of a plain stream. Audio faster than real time earns no more."""
 _THIS_MACHINE = ("127.0.0.1", "::/64")
 """Addresses of local clients and of unconfigured local proxies. "::/64" is the network of ::1."""
 _LONGEST_WAIT_S = 10.0
-"""Maximum seconds that a new connection waits. If it would have to wait longer, it is closed, except if it comes from
+"""Maximum seconds that a new connection waits. Connections that would wait longer are closed, unless they come from
 this machine."""
 _LONG_S = 0.001
-"""Work that takes longer than this many seconds is also measured in processor time, which excludes other processes and
-threads. Measuring all work that way would cost more than most of the work itself."""
+"""Seconds of elapsed time above which work is also measured in processor time, which excludes other processes and
+threads. Measuring all work in processor time would cost more than most of the work."""
 _MOST_LOST = 16 << 20
-"""Bytes of incomplete messages, left by closed connections, after which garbage is collected: parsers contain reference
-cycles."""
+"""Bytes of incomplete messages of closed connections after which garbage is collected. Parsers hold the bytes in
+reference cycles."""
 _IPV6_SITE = 64
-"""Number of leading bits of its IPv6 address that a client cannot choose."""
+"""Number of leading bits of an IPv6 address that the client cannot choose."""
 
 
 def allowed_connections() -> int:
@@ -65,7 +65,7 @@ class Served(Protocol):
 
 
 class Account:
-    """Account of processor time. Its debt decreases at a constant rate, which is a share of one core.
+    """Account of processor time. Its debt decreases at a constant rate, a share of one core.
 
     Attributes:
         advance_s: debt in seconds up to which work need not wait.
@@ -90,7 +90,7 @@ class Account:
         return max(self._paid_time - now, 0.0) * self._share
 
     def wait_s(self, now: float) -> float:
-        """Return the seconds until more processor time may be used."""
+        """Return the seconds until the debt is no more than the advance."""
         return max(self._paid_time - now - self.advance_s / self._share, 0.0)
 
 
@@ -98,9 +98,9 @@ class Connections:
     """All connections, and accounts of the addresses that connected recently.
 
     Args:
-        limit: maximum number of connections. One address may have half of them.
-        is_proxy: returns whether an address is a proxy's. Proxies and Unix sockets have no limit per address.
-        tell_new: called with the number of connections not yet classified as streams or others.
+        limit: maximum number of connections. One address may have half of this number.
+        is_proxy: returns whether an address belongs to a proxy. Proxies and Unix sockets have no limit per address.
+        tell_new: called with the number of connections that have not been classified as streams or others.
 
     Attributes:
         together: common account for the time that connections use beyond their own shares.
@@ -126,7 +126,7 @@ class Connections:
         self._looked_s = 0.0  # processor time of the event loop when it was last read
 
     def since(self, begin: float) -> float:
-        """Return an upper bound of the event loop's processor time in seconds since `begin` (`time.monotonic`)."""
+        """Return an upper bound, in seconds, of the event loop's processor time since `begin` (`time.monotonic`)."""
         took_s = time.monotonic() - begin
         if took_s > _LONG_S:
             before, self._looked_s = self._looked_s, time.thread_time()
@@ -169,7 +169,7 @@ class Connections:
             gc.collect()
 
     def check(self) -> None:
-        """Check all connections. Call this once a second."""
+        """Check all connections. Called once a second."""
         now, self._looked_s = time.monotonic(), time.thread_time()
         for served in list(self.served.values()):
             served.check(now)
@@ -182,12 +182,14 @@ class Connections:
 
 
 class Visit:
-    """A connection, its processor time, and its place in the counts of connections.
+    """Processor time of a connection, and its entry in the counts of connections.
 
-    Each connection has a small share of one core. With a slot this share is minimal, but audio earns more, so that many
-    connections with slots cannot use much processor time without sending audio. Time beyond a connection's own share
-    is charged to one account for all connections. Connections without a slot are also charged to their address.
-    Connections with a slot transfer their debt to the address when they release the slot.
+    Each connection has a small share of one core. A connection with a slot has only a minimal share, but earns more
+    by sending audio. Many such connections therefore cannot use much processor time without audio. Time beyond a
+    connection's own share is charged to the account of all connections.
+
+    The time of a connection without a slot is also charged to its address. When a connection releases its slot, its
+    debt is charged to its address.
     """
 
     def __init__(self, connections: Connections, address: str, account: Account | None) -> None:
@@ -208,7 +210,7 @@ class Visit:
             self._account.take(self._own.debt_s(now), now)
 
     def earn(self, audio_s: float) -> None:
-        """Reduce the debt because the client sent audio, or the equivalent part of a file."""
+        """Reduce the debt after the client sent `audio_s` seconds of audio, or an equivalent part of a file."""
         now = time.monotonic()
         since = max(self._earned_time, now - _MOST_AT_ONCE_S)
         self._earned_time = min(since + audio_s, now)
@@ -241,16 +243,16 @@ class Visit:
             return
         self._is_here, begin = False, time.monotonic()
         self._connections.forget(self._address, self, num_lost)
-        if self._account is not None:  # `forget` may have collected garbage, which takes time
+        if self._account is not None:  # pays for a garbage collection in `forget`
             self._account.take(time.monotonic() - begin, begin)
 
     def begin(self, served: Served) -> None:
-        """Check a connection regularly until it is closed."""
+        """Have `served` checked regularly until the connection is closed."""
         self._connections.served[self] = served
 
 
 def address_of(host: str) -> Address | None:
-    """Return the address of a client. None: it has no address or has disconnected."""
+    """Return the IP address in `host`. None: `host` is empty or a name."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -266,7 +268,7 @@ def _peer_of(connection: socket.socket) -> Address | None:
 
 
 def site_of(peer: Address | None) -> str:
-    """Return the address or, for IPv6, the network of a client, as text. Limits per address apply to it."""
+    """Return the address to which limits per address apply, as text. For IPv6 it is a network."""
     if peer is None or peer.version == 4:
         return str(peer)
     return str(ipaddress.ip_network((peer, _IPV6_SITE), strict=False))

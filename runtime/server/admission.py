@@ -1,4 +1,4 @@
-"""Admission of live streams and files, and measurement of how many streams this machine can recognise."""
+"""Admission of live streams and files, and measurement of how many streams this machine can recognise at a time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from u2moe.runtime.server.models import MOST_BEAM, ServedModel
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 
 _SHARE = 0.35
-"""Share of the measured throughput to use. The rest is a reserve for the event loop, for chunks that arrive at the same
-time, and for other programs that take half of the machine after streams were admitted."""
+"""Share of the measured throughput that streams may use. The rest is a reserve for the event loop, for chunks that
+arrive together, and for other programs. These may take half of the machine after streams were admitted."""
 _TOO_LATE_S, _IN_TIME_S = 0.6, 0.3
-"""Lateness in seconds above which no clients are admitted, and below which they are admitted again."""
+"""Lateness in seconds above which no clients are admitted, and lateness below which they are admitted again."""
 _AVERAGED_S = 1.0
-"""Seconds over which lateness is averaged, independently of the length of rounds, which grows with lateness."""
+"""Time constant of the average lateness in seconds. An average over rounds would not do: rounds grow with lateness."""
 _FORGOTTEN_S = 2.0
 """Seconds without live audio after which lateness counts as 0."""
 _MEASURED_STREAMS = 8
@@ -37,10 +37,10 @@ _MEASURED_HOTWORDS = 1000
 
 
 class Lateness:
-    """Average time that live audio currently waits for recognition, and whether it is too long to admit more streams.
+    """Average time that live audio waits for recognition.
 
-    The capacity is measured only once. Lateness shows that the machine has become slower or has other work. Once
-    results are late, no more clients are admitted until results are clearly on time again.
+    The capacity is measured only at the start. Lateness shows that the machine has since become slower or has other
+    work. Once results are late, no more clients are admitted until results are clearly on time again.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Lateness:
     def observe(self, seconds: float) -> None:
         """Add the longest wait of audio in a round of the scheduler, in seconds."""
         now = time.monotonic()
-        passed_s = min(now - self._then, max(seconds, _IN_TIME_S))  # there may have been no live audio earlier
+        passed_s = min(now - self._then, max(seconds, _IN_TIME_S))  # a pause without live audio does not count
         self._late_s += (1 - math.exp(-passed_s / _AVERAGED_S)) * (seconds - self._late_s)
         self._then = now
 
@@ -65,7 +65,7 @@ class Lateness:
 
 
 Take = Callable[[float], None]
-"""Function that sets how many slots a client takes: the cost of its stream, in plain streams."""
+"""Function that sets the number of slots of a client, which is the cost of its stream relative to a plain stream."""
 
 
 class Admission:
@@ -76,8 +76,8 @@ class Admission:
         metrics: metrics that contain the `gauge`.
         incidents: counts refusals.
         gauge: name of the gauge that shows how many slots are taken: "streams" or "files".
-        lateness: while results are late, further clients are refused. None: only slots count.
-        key: name of the key whose slots these are. None: they are the slots of the server.
+        lateness: average lateness. Clients are refused while it is too high. None: only slots count.
+        key: name of the API key that the slots belong to. None: the slots are the server's.
 
     Attributes:
         num_slots: as above.
@@ -106,7 +106,7 @@ class Admission:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[Take]:
-        """Take a slot, and yield a function that changes the number of slots taken.
+        """Take a slot, and yield a function that changes how many slots the client takes.
 
         Raises:
             UnavailableError: no slot is free, or results are late.
@@ -155,7 +155,7 @@ def measure_capacity(model: ServedModel) -> int:
 
 
 def measure_costs(model: ServedModel) -> None:
-    """Measure the costs of a wider beam and of hotwords, relative to plain streams, and set `model.costs`.
+    """Measure the costs of streams with a wider beam and with hotwords, and set `model.costs`.
 
     The faster of two runs counts.
     """
@@ -174,8 +174,8 @@ def measure_costs(model: ServedModel) -> None:
 def take_memory(model: ServedModel, capacity: int) -> None:
     """Decode the largest possible batch of streams, so that onnxruntime allocates its memory now.
 
-    onnxruntime keeps the memory that a call needed, and doubles it when a later call needs more. Otherwise memory could
-    grow after hours, when the chunks of many streams are decoded together for the first time.
+    onnxruntime keeps the memory that a call needed, and doubles it when a later call needs more. Without this batch,
+    memory would grow when many streams are first decoded together, perhaps after hours.
     """
     _decode_speech(model, min(capacity, MAX_BATCH), _MEASURED_S)
 

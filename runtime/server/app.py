@@ -1,4 +1,4 @@
-"""The ASGI application: routes of protocols, of the page and for operators."""
+"""The ASGI application: routes of the protocols, of the web page and for operators of the server."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ def _page() -> list[Route]:
 
 
 async def _http_error(_request: Request, error: Any) -> Response:
-    """Return an error for an unknown path or method, in the form of all other errors."""
+    """Return the response to an unknown path or method, in the same form as other errors."""
     return error_response(RequestError(error.detail), error.status_code, error.headers)
 
 
 def _openapi(constant: bytes) -> bytes:
-    """Return the OpenAPI document, completed with the declared options and formats."""
+    """Return the OpenAPI document. `constant` is its JSON without the declared options and formats."""
     found = json.loads(constant)
     body = found["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
     body["schema"]["properties"]["response_format"]["enum"] = list(RESPONSE_FORMATS)

@@ -22,17 +22,17 @@ from u2moe.runtime.text.vocabulary import join_texts
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 """JSON escape of a surrogate. An unpaired one cannot be encoded as UTF-8."""
 _MAX_COMMAS = 10_000
-"""Maximum number of commas in JSON. A thousand hotwords with weights have a few thousand, audio in base64 almost none.
-Parsing 1 MB of values blocks the event loop for 7 ms; counting commas takes half a millisecond."""
+"""Maximum number of commas in JSON. A thousand hotwords with weights need a few thousand commas; audio in base64 needs
+almost none. Parsing 1 MB of values blocks the event loop for 7 ms; counting commas takes half a millisecond."""
 _MAX_TEXT = 1 << 20
-"""Maximum length of a text message: some seconds of audio in base64, or a thousand hotwords."""
+"""Maximum characters of a text message: enough for some seconds of audio in base64, or a thousand hotwords."""
 _LEAST_AUDIO = 0.01
-"""Minimum audio of a live client as a share of real time: 0.6 seconds, about one chunk, per minute."""
+"""Minimum audio of a live client as a share of real time: 0.6 seconds per minute, about one chunk."""
 _Value = TypeVar("_Value")
 
 
 class Patience:
-    """Timeout that is extended by progress, but not by messages without progress.
+    """Timeout that restarts when the client makes progress. Messages alone do not restart it.
 
     Args:
         limit_s: timeout in seconds.
@@ -69,7 +69,7 @@ class Patience:
 
 
 def patience_for_audio(slot: Slot, idle_s: float) -> Patience:
-    """Return the idle timeout of a live client, which must send audio."""
+    """Return the idle timeout of a live client: its progress is the audio that it sends."""
     return Patience(idle_s, _LEAST_AUDIO * idle_s, "seconds of audio", lambda: slot.fed_s)
 
 
@@ -105,7 +105,7 @@ class Connection:
         return text
 
     async def feed(self, stream: ServedStream, samples: Callable[[bytes], npt.NDArray[Any]]) -> str:
-        """Feed a stream with samples read from binary messages by `samples`. Return the first text message."""
+        """Feed a stream until a text message arrives, and return this message. `samples` reads binary messages."""
         while isinstance(message := await self.receive(), bytes):
             await stream.feed(samples(message))
         return message
@@ -136,7 +136,7 @@ async def send_within(seconds: float, sending: Awaitable[None]) -> None:
 
 
 async def converse(read: Awaitable[object], write: Awaitable[_Value]) -> _Value:
-    """Read from and write to a client concurrently; return the result of writing. The first error ends both."""
+    """Run `read` and `write` concurrently; return the result of `write`. The first error ends both."""
     reader, writer = asyncio.create_task(charged(read)), asyncio.create_task(charged(write))
     try:
         await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
@@ -184,12 +184,12 @@ def read_object(text: str | bytes) -> dict[str, Any]:
 
 
 def plain_number(value: float) -> float:
-    """Return a whole number as an int, because clients in some languages accept no decimal point in JSON integers."""
+    """Return a whole number as an int. In some languages, clients reject integers with a decimal point in JSON."""
     return int(value) if value == int(value) else value
 
 
 def added_text(before: Sequence[str], text: str) -> str:
-    """Return the text to append to the transcript of the segments `before`, including a space if needed."""
+    """Return `text` with the leading space, if any, that it needs after the joined texts `before`."""
     return join_texts([*before, text])[len(join_texts(before)) :]
 
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from u2moe.runtime.errors import U2moeError
 
 MAX_QUOTED = 300
-"""Maximum characters of an error that may quote the client."""
+"""Maximum characters of an error message that may quote the client."""
 
 
 class RequestError(U2moeError):
@@ -81,7 +81,7 @@ class StorageError(RequestError):
 
     @classmethod
     def of(cls, error: OSError) -> Self:
-        """Return the error for a system error."""
+        """Return the error that tells the client about an OSError."""
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return cls("the server cannot store files at the moment")
         full = cls("the server has no disk space for the file at the moment")
@@ -103,7 +103,7 @@ class ClientGoneError(Exception):
 
 @contextlib.contextmanager
 def refusing(parameter: str | None = None) -> Iterator[None]:
-    """Turn a ValueError of a check into a RequestError that names `parameter` or, if it is None, the checked field."""
+    """Turn a ValueError into a RequestError that names `parameter` or, if this is None, the field of the ValueError."""
     try:
         yield
     except ValueError as error:
@@ -116,7 +116,7 @@ def status_of(error: Exception) -> int:
 
 
 def error_response(error: Exception, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an error in OpenAI's form. `status` overrides the status of the error."""
+    """Return the response that reports an error in OpenAI's form. `status` overrides the error's own status."""
     return JSONResponse({"error": in_openai_form(error)}, status or status_of(error), headers)
 
 

@@ -1,4 +1,4 @@
-"""Queue of uploaded files: a few are recognised in turns, and slots, turns and disk space are shared among clients."""
+"""Queue of uploaded files. A few files are recognised in turns. Clients share slots, turns and disk space."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.transport import in_place
 
 _AT_ONCE = 4
-"""Maximum number of files that take turns. Each has a decoder process of about 50 MB."""
+"""Maximum number of files recognised in turns. Each file has a decoder process of about 50 MB."""
 _NICENESS = 5
 """Niceness of the threads that recognise files, since live streams have priority."""
 _LOOK_BYTES = 1 << 20
@@ -44,7 +44,7 @@ class _Turns:
     """Lock that threads get in the order of their requests."""
 
     def __init__(self) -> None:
-        self._order: deque[int] = deque()  # the first has its turn
+        self._order: deque[int] = deque()  # ids of threads; the first thread has its turn
         self._changed = threading.Condition()
 
     def begin(self) -> float:
@@ -63,17 +63,18 @@ class _Turns:
 
 
 class FileQueue:
-    """Queue of files of any length. A few take turns of about ten seconds of audio, so that short files finish soon.
+    """Queue of files of any length. A few files take turns of about ten seconds of audio, so short files end soon.
 
-    Waiting files of the clients with the fewest running files start first; among these, the client served last comes
-    last, and each client's files start in the order of arrival. A client starts another file only while it has fewer
-    running files than there are free places.
+    The next file to start belongs to the client with the fewest running files. Among such clients, the one whose file
+    started last is served last. The files of one client start in the order of arrival. A client with running files
+    starts another only while it has fewer of them than there are free places.
 
     Attributes:
-        admission: slots in the queue, each from the first byte of an upload to the last byte of the response.
+        admission: slots in the queue. A file holds its slot from the first byte of the upload to the last byte of the
+            response.
         max_duration_s: maximum seconds of audio in a file.
-        turns: turns of the threads that recognise.
-        is_cut: set when all uploads and files end with an error because the server stops.
+        turns: turns of the threads that recognise files.
+        is_cut: set when the server stops and ends all uploads and files with an error.
     """
 
     def __init__(self, metrics: Metrics, incidents: Incidents, options: ServerOptions) -> None:
@@ -83,7 +84,7 @@ class FileQueue:
         self.turns = _Turns()
         self.is_cut = threading.Event()
         self._pool = ThreadPoolExecutor(_AT_ONCE, "u2moe-files", initializer=_be_nice)
-        self._decoders = [FileDecoder()]  # idle decoders: one remains when all files are done
+        self._decoders = [FileDecoder()]  # idle decoders; at most one is kept
         self._incidents = incidents
         self._places: defaultdict[str, list[FileTask]] = defaultdict(list)
         self._tasks: list[FileTask] = []  # waiting tasks
@@ -93,9 +94,9 @@ class FileQueue:
 
     @contextlib.contextmanager
     def place(self, client: str) -> Iterator[FileTask]:
-        """Reserve a slot for a file. `client` "": unknown.
+        """Reserve a slot for a file. An empty `client` means an unknown client.
 
-        A client gets a second or later slot only if it then has no more slots than remain free.
+        A client that has a slot gets another only if, afterwards, it has no more slots than are free.
 
         Raises:
             UnavailableError: no slot is free, or the client has used its share.
@@ -110,7 +111,7 @@ class FileQueue:
             if self._decoders:
                 self._pool.submit(self._decoders[0].start)  # while the file is uploaded
             try:
-                with in_place(lambda: None):  # the request itself notices when the client disconnects
+                with in_place(lambda: None):  # no callback: the request itself notices that the client disconnected
                     yield task
             finally:
                 task.leave()
@@ -139,12 +140,12 @@ class FileQueue:
                 self._running[task] = self._pool.submit(task.work)
 
     def end(self, task: FileTask) -> None:
-        """Note that a task is done, and start waiting ones."""
+        """Note that a task is done, and start waiting tasks."""
         del self._running[task]
         self._begin()
 
     def give_back(self, decoder: FileDecoder) -> None:
-        """Take back an idle decoder. One is kept, others are stopped. Runs in the thread of a file."""
+        """Keep an idle decoder, or stop it if another one is kept. Called in the thread of a file."""
         if self._decoders or self.is_cut.is_set():
             decoder.stop()
         else:
@@ -155,7 +156,7 @@ class FileQueue:
         """Let `cut` cancel the current task while it receives a file or awaits results.
 
         Raises:
-            StoppingError: the task was cut off, or the server can no longer wait.
+            StoppingError: `cut` cancelled the task or had been called before.
         """
         task = asyncio.current_task()
         if self.is_cut.is_set() or task is None:
@@ -178,7 +179,7 @@ class FileQueue:
             task.cancel()
 
     def stop(self) -> None:
-        """Start no more files. Running ones end at their next check."""
+        """Start no more files. Running files end at their next check."""
         self.cut()
         self._pool.shutdown(wait=False, cancel_futures=True)
         for decoder in (*self._decoders, *(task.decoder for task in self._running)):
@@ -187,25 +188,25 @@ class FileQueue:
             task.close()
 
     def join(self, seconds: float) -> bool:
-        """Wait for running files; return whether all have ended in time."""
+        """Wait for running files for at most `seconds`; return whether all have ended."""
         return not wait(list(self._running.values()), seconds).not_done
 
 
 class FileTask:
-    """A file with a slot, which is recognised in turns with others.
+    """A file that has a slot and is recognised in turns with other files.
 
     Args:
         queue: the queue of files.
-        client: the client that sends it.
-        of_client: all files of the same client.
+        client: the client that sends the file.
+        of_client: all tasks of the same client.
 
     Attributes:
         client: as above.
         num_bytes: bytes stored so far.
         arrival: time at which the upload was complete.
-        decoder: its decoder while it is recognised.
+        decoder: decoder of the file, set when recognition starts.
         duration: seconds recognised so far; in the end, the duration of the whole file.
-        whole_s: duration in seconds according to its header; 0: unknown.
+        whole_s: duration in seconds according to the file's header; 0: unknown.
     """
 
     arrival: float
@@ -226,7 +227,7 @@ class FileTask:
         """Set the number of bytes stored.
 
         Raises:
-            StorageError: the client has several files, whose total size exceeds the free disk space.
+            StorageError: the client has several files, and their total size exceeds the free disk space.
         """
         before, self.num_bytes = self.num_bytes, num_bytes
         if len(self._of_client) == 1 or num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
@@ -237,13 +238,13 @@ class FileTask:
     def recognize(
         self, file: IO[bytes], name: str, sample_rate: int, segments: Callable[..., Iterator[Result]]
     ) -> None:
-        """Add an open file to the queue. It is closed at the end.
+        """Add the file to the queue.
 
         Args:
-            file: the file.
-            name: its name in messages.
+            file: the open file. The task closes it.
+            name: name of the file in messages.
             sample_rate: sample rate of the model in Hz.
-            segments: takes an iterator of buffers and the keyword argument `on_progress`, and yields the segments.
+            segments: called with an iterator of buffers and the keyword argument `on_progress`; yields segments.
         """
         self.arrival = time.perf_counter()
         self.close = file.close
@@ -251,12 +252,14 @@ class FileTask:
         self._queue.add(self)
 
     async def segments(self, first_s: float, later_s: float) -> AsyncIterator[Result | None]:
-        """Yield segments as they are found, and None if none is found for `later_s` seconds (at first `first_s`).
+        """Yield each segment when it is found. Yield None after each period without a segment.
+
+        The first period has `first_s` seconds, later periods have `later_s`.
 
         Raises:
             AudioError: the file cannot be read as audio.
             TooLargeError: the file is too long.
-            StoppingError: the server is stopping and no longer waits for the file.
+            StoppingError: the server is stopping and does not finish the file.
         """
         seconds = first_s
         while True:
@@ -277,7 +280,7 @@ class FileTask:
         """Abandon the file, unless it is done."""
         self._is_abandoned.set()
 
-    # The rest runs in a thread.
+    # The methods below run in a thread of the pool.
 
     def work(self) -> None:
         """Recognise and close the file."""
@@ -300,7 +303,7 @@ class FileTask:
         self._post(queue.end, self)
 
     def _buffers(self) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield the samples. Other files have their turns while a buffer is decoded."""
+        """Yield buffers of samples. Other files take their turns while the decoder process reads a buffer."""
         buffers = self.decoder.read(*self._source)
         while True:
             self._queue.turns.end()

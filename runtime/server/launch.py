@@ -1,4 +1,4 @@
-"""Server start from options: opens the ports, logs the addresses, and loads the models."""
+"""Start of a server: opens the ports, logs the addresses, and loads the models."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.workers import Team, ended_by_sigterm, handle_signals
 
 HTTP = "http"
-"""Name of the main port: HTTP, and all protocols over WebSocket."""
+"""Name of the main port, which serves HTTP and all WebSocket protocols."""
 _BACKLOG = 512
 _SYSTEM_BUFFER = 128 << 10
-"""Bytes that the system buffers for a client that sends faster than real time, or reads too slowly. A small buffer
-ensures that pings behind the audio are read soon, so that the client does not consider the server dead."""
+"""Bytes that the system buffers in each direction. Clients that send faster than real time fill the buffer. It is small
+so that a ping behind the audio is read soon; otherwise the client could consider the server dead."""
 _FEW_CONNECTIONS = 1024
 _FOR_ALL = 0o666
 """Mode of a Unix socket. The permissions of its folder decide who may use it."""
@@ -45,15 +45,15 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
 
     Args:
         options: options of the server.
-        models: models that each worker loads, by their names for clients, the default first. Files are decoded with
-            the options of their model.
+        models: models that each worker loads, by their names for clients. The first is the default. Files are decoded
+            with the options of their model.
 
     Raises:
         OSError: a port cannot be opened.
         BundleError: a bundle is missing or damaged.
     """
     check_tls(options)
-    Keys(options)  # raises errors here rather than after loading a model
+    Keys(options)  # raises errors before a model is loaded
     with ended_by_sigterm(), contextlib.ExitStack() as opened:
         sockets = open_sockets(options)
         for listening in sockets.values():
@@ -75,8 +75,8 @@ def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
 
     Raises:
         OSError: a port is in use or may not be opened. The message names it.
-        ValueError: a protocol cannot have its own port, or does not support API keys although keys are set and other
-                machines can reach the server.
+        ValueError: a protocol cannot have its own port. Or it does not support API keys, although keys are set and
+            other machines can reach the server.
     """
     for name in options.protocol_ports:
         _check(name, options)
@@ -100,7 +100,7 @@ def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> 
     address: Any = (host, port) if file is None else str(file)
     try:
         family = socket.AF_UNIX if file else socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # asyncio sets TCP_NODELAY only if the protocol is named
+        # asyncio sets TCP_NODELAY only on sockets made with IPPROTO_TCP
         kind = 0 if file else socket.IPPROTO_TCP
         listening = opened.enter_context(socket.socket(family, socket.SOCK_STREAM, kind))
         if sys.platform != "win32":
@@ -146,10 +146,10 @@ async def _serve(
     number: int = 0,
     rows: Any = None,
 ) -> None:
-    """Serve in this process, as a worker if `rows` are shared with others.
+    """Serve in this process. `rows` are the metrics shared with other workers. None: this is the only process.
 
-    Objects created during the start are exempted from garbage collection. This makes full collections more frequent:
-    each waits until the new objects number a quarter of those that survived the previous full collection.
+    Objects created during the start are frozen (`gc.freeze`), so full collections become more frequent. Python starts a
+    full collection when new objects number a quarter of the survivors of the last one. Frozen objects do not count.
     """
     recognizers = {}
     for name, model in models.items():
@@ -162,7 +162,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
 
     def ready() -> None:
-        later = partial(loop.call_soon_threadsafe, context=copy_context())  # not in the context of a request
+        later = partial(loop.call_soon_threadsafe, context=copy_context())  # a signal may interrupt a request's task
         handle_signals(partial(later, server.stop), partial(later, server.reload))
         if rows is None:
             LOGGER.info("ready: %d live streams at a time", service.admission.num_slots)
@@ -170,14 +170,14 @@ async def _serve(
 
     server = Server(service, ready, number)
     await server.run_on(sockets)
-    if not service.files.join(_AFTER_STOP_S):  # a normal exit would wait for the thread of a file
+    if not service.files.join(_AFTER_STOP_S):  # a normal exit would wait for threads that still recognise files
         LOGGER.info("stopped")
         sys.stderr.flush()
         os._exit(0)
 
 
 def run_in_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end in an event loop that can watch sockets, also on Windows."""
+    """Run a coroutine in an event loop that supports `add_reader` for sockets, also on Windows."""
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         runner.run(main)
 

@@ -31,15 +31,15 @@ LOGGER = logging.getLogger("u2moe.server")
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PERIOD_S = 60.0
-"""Seconds after a line during which others of its kind are only counted, so that clients cannot fill the disk."""
+"""Seconds after a line during which more lines of its kind are only counted, so that clients cannot fill the disk."""
 _MOST_KINDS = 100
-"""Maximum number of kinds of lines within this period."""
+"""Maximum number of kinds of lines logged within `_PERIOD_S`."""
 _STDERR = "stderr"
-"""Logger for lines that other code writes to stderr."""
+"""Name of the logger for lines that other code writes to stderr."""
 _COUNTED = "is_counted"
-"""Attribute of records that are already rate-limited."""
+"""Name of the attribute that marks records already rate-limited by `Incidents`."""
 _MAX_FRAMES = 8
-"""Maximum number of traceback frames in a line; the innermost are kept."""
+"""Maximum number of traceback frames in a line. The innermost frames are kept."""
 _INCIDENTS = {
     "full": "refused a client: all slots are taken",
     "late": "refused a client: the machine is slower than usual, and results would be late",
@@ -60,7 +60,8 @@ _INCIDENTS = {
 def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
     """Log the server's messages and warnings of libraries to stderr. Messages of a worker include its number.
 
-    A line is text, or a JSON object with time, level, logger, message and, if it concerns a request, the request's id.
+    A line is text or, with `is_json`, a JSON object with time, level, logger and message. If it concerns a request, it
+    also has the request's id.
 
     Warnings about clients' malformed forms are not logged. Other warnings are limited to one of each kind per minute.
     With `is_json`, text that other code writes to Python's stderr is also logged.
@@ -79,7 +80,7 @@ def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Formatter of one line per record. For exceptions it prints only type and origin: the text may quote a client."""
+    """Formatter of one line per record. It omits the text of exceptions, which may quote a client."""
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - of logging
         kind, _, trace = ei
@@ -113,7 +114,7 @@ class _LoggedLines(io.TextIOBase):
 
 
 class _Rate:
-    """Limit of one line of each kind per minute."""
+    """Rate limit of one line of each kind per minute."""
 
     def __init__(self) -> None:
         self._next_times: dict[Hashable, float] = {}
@@ -137,7 +138,7 @@ class _Rate:
 class _OnceAMinute(logging.Filter):
     """Rate limit of warnings and errors.
 
-    Those of libraries are grouped by code location, since their texts may quote clients.
+    Records of libraries are grouped by code location: their texts may quote clients and so differ each time.
     """
 
     def __init__(self) -> None:
@@ -174,7 +175,7 @@ class Incidents:
             self._log(kind)
 
     def bug(self, what: str, error: Exception) -> None:
-        """Count an internal error and log its origin. `what` is what failed, such as "a request"."""
+        """Count an internal error and log its origin. `what` names the part that failed, such as "a request"."""
         self._metrics.count("failures", "recognition")
         self._log("recognition", f"internal error in {what}", error)
 

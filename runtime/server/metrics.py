@@ -1,4 +1,4 @@
-"""Metrics of the server for Prometheus. Each worker has a row of one shared array, and the rows are summed."""
+"""Metrics of the server for Prometheus. Each worker has one row of a shared array. Totals are sums over the rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COUNTERS = {
     "compute_seconds": ("Seconds spent on recognition.", "source", ("stream", "file")),
     "results": ("Results sent.", "kind", ("partial", "final")),
 }  # fmt: skip
-"""Description, label and its values. The values for `connections` are the names of the protocols."""
+"""Description, label and values of the label. The values for `connections` are the names of the protocols."""
 _GAUGES = {
     "streams": "Live streams.",
     "capacity": "Maximum number of live streams.",
@@ -34,8 +34,8 @@ _GAUGES = {
     "ready": "Workers that accept connections.",
 }
 _INTERNAL = ("newcomers", "heartbeats")
-"""Values by which workers share connections, and by which another process monitors the workers. They are not exported
-to Prometheus."""
+"""Gauges that are not exported to Prometheus. Workers use them to share connections, and the parent process uses them
+to detect blocked workers."""
 _HISTOGRAMS = {
     "first_text_seconds": "From the start of a stream to its first text.",
     "lateness_seconds": "From the arrival of live audio to the end of its recognition.",
@@ -48,12 +48,12 @@ _NUM_COLUMNS = 160
 
 
 def shared_rows(workers: int) -> Any:
-    """Return shared memory for the metrics of `workers` workers, passed to each when it starts."""
+    """Return shared memory for the metrics of `workers` processes."""
     return multiprocessing.get_context("spawn").RawArray("d", workers * _NUM_COLUMNS)
 
 
 class Metrics:
-    """Metrics of one worker, and export of the totals of all workers that share `rows`. Thread-safe."""
+    """Metrics of one worker, and totals of all workers that share `rows`. Thread-safe."""
 
     def __init__(self, protocols: Sequence[str] = (), rows: Any = None, worker: int = 0) -> None:
         memory = shared_rows(1) if rows is None else rows
@@ -74,12 +74,12 @@ class Metrics:
             yield from (f"{name}:{part}" for part in (*LATENCY_BUCKETS, "+Inf", "sum"))
 
     def forget(self, worker: int) -> None:
-        """Set the gauges of a worker that has exited to 0. Its successor continues the counters."""
+        """Reset the gauges of an exited worker to 0. Its successor continues the counters."""
         for name in (*_GAUGES, *_INTERNAL):
             self._rows[worker, self._columns[name]] = 0
 
     def count(self, name: str, label: str, amount: float = 1.0) -> None:
-        """Add to a counter."""
+        """Add an amount to a counter."""
         with self._lock:
             self._row[self._columns[f"{name}:{label}"]] += amount
 
@@ -88,7 +88,7 @@ class Metrics:
         self._row[self._columns[name]] = value
 
     def observe(self, name: str, seconds: float) -> None:
-        """Add to a histogram."""
+        """Add a value in seconds to a histogram."""
         bound: float | str = next((bound for bound in LATENCY_BUCKETS if seconds <= bound), "+Inf")
         with self._lock:
             self._row[self._columns[f"{name}:{bound}"]] += 1
@@ -108,7 +108,7 @@ class Metrics:
         return generate_latest(self._registry).decode()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics, summed over all workers, as a collector of prometheus_client."""
+        """Yield all metrics, summed over all workers. prometheus_client calls this method of a collector."""
         for name, (summary, label, _) in _COUNTERS.items():
             counter = CounterMetricFamily(f"u2moe_{name}", summary, labels=[label])
             for value in self._labels[name]:

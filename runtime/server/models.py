@@ -1,4 +1,4 @@
-"""Named models of a server: their decoding options, and what clients may request."""
+"""Named models of a server, their decoding options, and the options that clients may request."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from u2moe.runtime.text.grammar import UNKNOWN, Grammar
 from u2moe.runtime.text.written.formatter import TextFormat
 
 _MOST_WEIGHTS = 4
-"""Maximum number of weights of a language model in use at once, besides its default. Each takes as much memory as the
+"""Maximum number of language model weights in use at once, besides the default. Each weight takes as much memory as the
 language model itself."""
 _LEFT_CHUNKS = 4
-"""Left context of live streams in chunks, which limits their memory and time."""
+"""Left context of live streams in chunks. It limits the memory and time of a stream."""
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
 _HAN = re.compile("[\u4e00-\u9fff]")
 _LATIN = re.compile("[A-Za-z]")
@@ -38,7 +38,7 @@ REQUEST_OPTIONS = {"hotwords": _HOTWORDS} | {
     name: replace(declared, otherwise="the server's")
     for name, (_, declared) in client_options_of(DecodingOptions).items()
 }
-"""Decoding options that a request may have, by their names for clients."""
+"""Decoding options that a request may set, by their names for clients."""
 MOST_BEAM = int(client_options_of(DecodingOptions)["beam_size"][1].most or 1)
 """The widest beam that a request may have."""
 
@@ -48,12 +48,12 @@ class ServedModel:
 
     Attributes:
         name: name for clients.
-        recognizer: recognises streams and files. Files are decoded with its options.
+        recognizer: recogniser of streams and files. Files are decoded with its options.
         stream_options: default options of live streams.
         languages: codes of its languages, from the options or the vocabulary.
         beam_size: default beam size of streams.
-        costs: relative costs of a stream with the default beam, with the widest beam, and with each of the two plus
-            hotwords.
+        costs: costs of four kinds of stream, relative to a plain stream: default beam, widest beam, and the same two
+            with hotwords. A plain stream has the default beam and no hotwords.
     """
 
     def __init__(self, name: str, recognizer: Recognizer, options: ServerOptions) -> None:
@@ -71,11 +71,11 @@ class ServedModel:
         self._is_greedy = self.stream_options.search in WITHOUT_BEAM
         self.costs = (1.0, 1.0, 1.0, 1.0)
         self._weighted: WeakValueDictionary[float, LanguageModelOptions] = WeakValueDictionary()
-        self._kept: list[LanguageModelOptions] = []  # kept although no stream uses them
+        self._kept: list[LanguageModelOptions] = []  # keeps weights that no stream uses at the moment
         self._preparing = asyncio.Lock()
 
     def check_language(self, language: Any) -> None:
-        """Check the language of a request, such as "en" or "en-GB", if both it and the model's languages are known.
+        """Check the language of a request, such as "en" or "en-GB". Accept it if the model's languages are unknown.
 
         Raises:
             RequestError: the model does not support the language.
@@ -90,9 +90,10 @@ class ServedModel:
         """Return the decoding options and hotwords of a request.
 
         Args:
-            default: default options, those of streams or of files.
-            given: values of `REQUEST_OPTIONS` in the request. None: the default.
-            prompt: phrases used as hotwords if `given` has none. Phrases that cannot be spelled are ignored.
+            default: default options of streams or of files.
+            given: values of `REQUEST_OPTIONS` in the request. A value of None stands for the default.
+            prompt: phrases used as hotwords if `given` has neither hotwords nor a grammar. Phrases that the vocabulary
+                cannot spell are ignored.
 
         Raises:
             RequestError: a value is invalid or exceeds the limits. The message names it.
@@ -119,20 +120,20 @@ class ServedModel:
         return options, words
 
     def cost(self, options: DecodingOptions, hotwords: ContextGraph | None) -> float:
-        """Return an upper bound of a stream's cost, in plain streams.
+        """Return an upper bound of a stream's cost, relative to a plain stream.
 
-        The cost is interpolated between the measured beams; the real cost grows more slowly at first.
+        The cost is interpolated linearly between the measured beam sizes. The real cost grows more slowly at first.
 
-        A language model has no extra cost: if clients may request one, plain streams use it and were measured with it.
-        The language model takes 0.6 of the demo model's 7.8 ms of processor time per second of speech, and 2 of 20 ms
-        with a thousand hotwords. A stream without it (`lm_weight` 0) does not count as cheaper.
+        A language model adds no cost. A server that has one uses it for plain streams, so their measured cost has it.
+        The demo's language model takes 0.6 of 7.8 ms of processor time per second of speech. With a thousand hotwords,
+        it takes 2 of 20 ms. A stream without it (`lm_weight` 0) does not count as cheaper.
         """
         least, most = self.costs[:2] if hotwords is None else self.costs[2:]
         wider = max((options.beam_size or self.beam_size) - self.beam_size, 0)
         return least + (most - least) * min(wider / max(MOST_BEAM - self.beam_size, 1), 1.0)
 
     async def _language_model(self, weight: float) -> LanguageModelOptions | Literal["none"]:
-        """Return the language model with another weight. It is prepared outside the event loop and kept for a time.
+        """Return the language model with another weight, prepared outside the event loop. Weight 0 means no model.
 
         Raises:
             RequestError: the server has no language model.
@@ -157,7 +158,7 @@ class ServedModel:
             return found
 
     def _grammar(self, value: Any) -> Grammar:
-        """Return a grammar from JSON."""
+        """Return the grammar in a JSON value."""
         if self._is_greedy:
             raise RequestError("a grammar needs beam search, which this server does not use", "grammar")
         with refusing("grammar"):
@@ -168,7 +169,7 @@ class ServedModel:
         return grammar
 
     async def restricted(self, phrases: Sequence[str]) -> DecodingOptions | None:
-        """Return options that restrict streams to the phrases that can be spelled. None: no restriction."""
+        """Return options that restrict streams to those phrases that the vocabulary can spell. None: no restriction."""
         if self._is_greedy:
             return None
         spoken = [phrase for phrase in self.shortened(phrases) if not _SYNTAX.search(phrase)]
@@ -177,7 +178,7 @@ class ServedModel:
         return (await self.decoding(self.stream_options, {"grammar": lines}))[0] if kept else None
 
     async def _hotwords(self, value: Any) -> ContextGraph | None:
-        """Return hotwords from JSON."""
+        """Return the hotwords in a JSON value."""
         if value and self._is_greedy:
             raise RequestError("hotwords need beam search, which this server does not use", "hotwords")
         if not isinstance(value, list):
@@ -200,7 +201,7 @@ class ServedModel:
             return await in_thread(ContextGraph, phrases, self.recognizer.vocabulary) if phrases else None
 
     def shortened(self, phrases: Iterable[str]) -> list[str]:
-        """Return the phrases that are within the limits."""
+        """Return the distinct phrases that fit the limits on their number and length."""
         kept, left = [], self._limits.hotword_letters
         for phrase in islice(dict.fromkeys(phrases), self._limits.hotwords):
             if len(phrase) <= min(left, LONGEST_PHRASE):
@@ -209,7 +210,7 @@ class ServedModel:
         return kept
 
     async def writable_hotwords(self, phrases: Iterable[str]) -> ContextGraph | None:
-        """Return hotwords for the phrases that are within the limits and that the vocabulary can spell."""
+        """Return hotwords for the phrases that fit the limits and can be spelled. None: there are no such phrases."""
         kept = [] if self._is_greedy else self.shortened(phrases)
         return await in_thread(self._writable, kept) if kept else None
 
@@ -225,7 +226,7 @@ def phrases_of(prompt: str) -> list[str]:
 
 
 def languages_of(symbols: Sequence[str]) -> list[str]:
-    """Return the languages that a vocabulary can write: Chinese or English, the languages of WeNet's models.
+    """Return the codes of the languages that a vocabulary can write: "zh" and "en", the languages of WeNet's models.
 
     Symbols in angle brackets, such as `<blank>`, are ignored.
     """

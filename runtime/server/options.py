@@ -119,7 +119,7 @@ class ServerOptions:
         return bool(self.forwarded_allow_ips or self.socket_file)
 
     def is_proxy(self, address: Address) -> bool:
-        """Return whether an address is a proxy's."""
+        """Return whether an address belongs to a proxy."""
         return any(proxy == "*" or address in ipaddress.ip_network(proxy) for proxy in self.forwarded_allow_ips)
 
     @property
@@ -134,10 +134,10 @@ class ServerOptions:
 
 
 def check_tls(options: ServerOptions) -> None:
-    """Check the certificate and its key, before the model is loaded.
+    """Check the TLS certificate and its key.
 
     Raises:
-        ValueError: they are invalid or do not match.
+        ValueError: the files are invalid or do not match.
     """
     if options.tls_certificate is not None:
         try:

@@ -1,4 +1,4 @@
-"""Description of a protocol, and how it serves a WebSocket: admission, errors and closing."""
+"""Class that describes a protocol and serves its WebSockets: admission, errors and closing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Protocol:
         routes: its HTTP routes.
         may_have_port: whether `--protocol` can assign a separate port, for clients that cannot set a path.
         tell_error: returns the object that reports an error to the client. None: the protocol has none.
-        close_code: close code after a client error that has no other code.
+        close_code: WebSocket close code after a client error without its own code.
         subprotocols: supported WebSocket subprotocols, in order of preference.
     """
 
@@ -73,7 +73,7 @@ class Protocol:
         except U2moeError as error:
             service.incidents.fail(error)
             if websocket.application_state == WebSocketState.CONNECTING:
-                await websocket.accept(subprotocol)  # web pages see the reason only after the connection was accepted
+                await websocket.accept(subprotocol)  # web pages see the reason only on an accepted connection
             if self.tell_error is not None:
                 async with asyncio.timeout(service.options.limits.send_s):
                     await websocket.send_text(json.dumps(self.tell_error(error), ensure_ascii=False))
@@ -86,6 +86,6 @@ class Protocol:
             return RecognitionError.close_code, "internal server error"
 
     def _choose(self, offered: list[str]) -> str | None:
-        """Choose an offered subprotocol, or else the one that carries the key: browsers fail if none is chosen."""
+        """Choose a supported subprotocol, or else the one with the key. Browsers fail if the server chooses none."""
         keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
         return next((name for name in self.subprotocols if name in offered), None) or next(keys, None)

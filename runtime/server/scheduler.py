@@ -17,20 +17,20 @@ from u2moe.runtime.server.served_stream import Round, ServedStream
 from u2moe.runtime.stream import Stream
 
 _LIVE_LEAD_S = 1.0
-"""A stream whose audio is more than this many seconds ahead of the clock is not live."""
+"""Seconds by which a live stream's audio may be ahead of the clock. A stream further ahead is not live."""
 _MAX_AHEAD = 4
 """Maximum number of streams that are not live in a round."""
 _REST = 0.5
-"""Rest after a round of live streams, as a multiple of the duration of the round, limited by `_LONGEST_PERIOD_S`."""
+"""Rest after a round of live streams, relative to the duration of the round. `_LONGEST_PERIOD_S` limits it."""
 _LONGEST_PERIOD_S = 0.1
 """Maximum seconds from the start of a round to the start of the next, unless the round itself takes longer."""
 
 
 class Scheduler:
-    """Decoder of all streams, in a separate thread that never blocks the event loop.
+    """Decoder of all streams. It works in a separate thread and never blocks the event loop.
 
-    Each round takes one chunk from every stream that has one, and decodes them together. Streams in real time come
-    first. Faster ones share a few places in each round, so that live streams do not wait for them.
+    Each round takes one chunk from every live stream that has one, and decodes the chunks together. Streams that are
+    faster than real time share a few places in each round, so that live streams do not wait for them.
     """
 
     def __init__(self, metrics: Metrics, limits: Limits) -> None:
@@ -48,7 +48,7 @@ class Scheduler:
         self._thread.start()
 
     def open(self, recognizer: Recognizer, stream: Stream, sample_rate: float) -> ServedStream:
-        """Return a stream for a client. It feeds `stream`, which `recognizer` decodes."""
+        """Return a served stream for a client. It feeds `stream`, and `recognizer` decodes `stream`."""
         served = ServedStream(recognizer, stream, sample_rate, self._limits, self._wake)
         with self._changed:
             self._streams[served] = None
@@ -56,7 +56,7 @@ class Scheduler:
 
     @property
     def streams(self) -> list[ServedStream]:
-        """Streams that are not over."""
+        """All streams that are not over."""
         with self._changed:
             return list(self._streams)
 
@@ -68,7 +68,7 @@ class Scheduler:
         self._thread.join()
 
     def _wake(self) -> None:
-        if self._has_news:  # the thread resets this before it looks for work, so it sees all earlier changes
+        if self._has_news:  # the thread resets this before it looks for work, so it will see the change
             return
         with self._changed:
             self._has_news = True
@@ -79,7 +79,7 @@ class Scheduler:
             stream.deliver(outcome)
         self._metrics.set("queue_seconds", sum(stream.queued_s for stream in self.streams if stream.has_work))
 
-    # The rest runs in the scheduler's thread.
+    # The methods below run in the scheduler's thread.
 
     def _work(self) -> None:
         while True:
@@ -100,7 +100,7 @@ class Scheduler:
                     self._stopping.wait(rest_s(time.monotonic() - begin))
 
     def _choose(self, ready: Sequence[ServedStream]) -> list[ServedStream]:
-        """Choose all live streams, and the others that have waited longest."""
+        """Choose all live streams, and those of the other streams that have waited longest."""
         now = time.monotonic()
         live: list[ServedStream] = []
         ahead: list[ServedStream] = []
@@ -140,10 +140,10 @@ class Scheduler:
             self._stopping.set()
 
     def _decode(self, recognizer: Recognizer, streams: list[Stream]) -> set[Stream]:
-        """Decode streams; return those that have failed and lost audio."""
+        """Decode streams. Return the streams that have failed and lost audio."""
         try:
             recognizer.decode_streams(streams)
-        except Exception as error:  # noqa: BLE001 - the others continue
+        except Exception as error:  # noqa: BLE001 - other streams continue
             LOGGER.error("recognition failed: %s", type(error).__name__, exc_info=not isinstance(error, U2moeError))
             return {stream for stream in streams if stream.failure is not None} or set(streams)
         return set()
@@ -162,9 +162,9 @@ class Scheduler:
 
 
 def rest_s(round_s: float) -> float:
-    """Return the rest in seconds after a round of live streams that took `round_s`. Chunks collect during the rest.
+    """Return the seconds of rest after a round of live streams that took `round_s` seconds.
 
-    Decoding chunks together can take a third of the time. With few streams, rounds are short and follow each other
-    closely, so results arrive soon. Under load, more chunks are decoded together.
+    During the rest, chunks arrive that can be decoded together, which can take a third of the time. With few streams,
+    rounds are short and follow each other closely, so results arrive soon. Under load, rounds have more chunks.
     """
     return min(_REST * round_s, max(_LONGEST_PERIOD_S - round_s, 0.0))

@@ -1,6 +1,6 @@
-"""One source of audio in the server: samples in, partial and final results out.
+"""One source of audio in the server. It takes samples and returns partial and final results.
 
-Everything here runs in the event loop, except `take` and `tell`, which the scheduler's thread calls to get samples and
+Everything here runs in the event loop, except `take` and `tell`. The scheduler's thread calls these to get samples and
 to add results. `take` returns a `Round`, which the scheduler passes to `deliver` in the event loop.
 """
 
@@ -27,19 +27,19 @@ from u2moe.runtime.stream import Stream
 _BUFFER_S = 0.16
 """Seconds of audio per buffer. Longer audio is split, so that no client takes more than its share of a round."""
 _LEAST_S = 0.005
-"""Minimum seconds of audio in a buffer. Shorter audio waits for more, since each buffer has a fixed cost."""
+"""Minimum seconds of audio in a buffer. Shorter audio waits for more audio, since each buffer has a fixed cost."""
 _ROUND_S = 2.0
-"""Seconds of audio that start a round even if they do not complete a chunk."""
+"""Seconds of waiting audio that start a round even if they do not complete a chunk."""
 _MAX_UNREAD = 100
-"""Number of unread final results from which on the client's audio is not read either."""
+"""Number of unread final results at which the server stops reading the client's audio."""
 
 
 @dataclass(kw_only=True)
 class Round:
-    """Audio that a round of the scheduler has taken from a stream, and the results."""
+    """Audio that a round of the scheduler has taken from one stream, and its results."""
 
     stream: ServedStream
-    number: int  # number of the stream's round, from 1
+    number: int  # number of this round among the stream's rounds, from 1
     num_samples: int = 0
     arrival: float = 0.0  # time of arrival of the last samples
     finals: Sequence[Result] = ()
@@ -56,13 +56,13 @@ class Round:
 class ServedStream:
     """Source of audio that is recognised with endpoint rules, until `finish` or `close`.
 
-    Feed samples with `feed`, and iterate over the stream for results. This yields partial results when the text has
-    changed (only the latest is kept) and the final result of each segment exactly once, in order. Iteration ends after
-    `finish`.
+    Feed samples with `feed`, and iterate over the stream for results. Iteration yields the final result of each segment
+    exactly once and in order. It yields a partial result when the text has changed; only the latest one is kept.
+    Iteration ends after `finish`.
 
     Args:
         recognizer: decodes the stream.
-        stream: stream of the recogniser that receives the samples.
+        stream: stream of the recogniser. It gets the samples.
         sample_rate: sample rate of the samples in Hz.
         limits: limits of the client.
         wake: called when the scheduler has work.
@@ -73,9 +73,9 @@ class ServedStream:
         partial_text: partial text of the current segment.
         is_over: whether no more results follow.
         is_closed: whether the stream was abandoned.
-        num_fed, num_taken: samples put into the queue, and taken out by the scheduler.
-        wanted_s: seconds of audio that start a round.
-        num_rounds, last_round: number of its rounds, and number of the scheduler's round that last included it.
+        num_fed, num_taken: numbers of samples put into the queue, and taken out by the scheduler.
+        wanted_s: seconds of waiting audio that start a round.
+        num_rounds, last_round: number of rounds with this stream, and number of the scheduler's last round with it.
         is_live: whether the audio arrives no faster than it is spoken.
         has_text: whether there has been any text.
         start: time at which the stream was opened.
@@ -115,7 +115,7 @@ class ServedStream:
 
     @property
     def queued_s(self) -> float:
-        """Seconds of audio that are not recognised yet."""
+        """Seconds of queued audio that are not recognised yet."""
         return (self.num_fed - self._num_done) / self.sample_rate
 
     @property
@@ -133,12 +133,12 @@ class ServedStream:
         self.wanted_s = min(self.stream.missing_s, _ROUND_S, self._limits.queue_s)
 
     async def feed(self, samples: npt.ArrayLike) -> None:
-        """Append samples of one channel, float32 in [-1, 1] or int16, of shape [n]; wait while the queue is full.
+        """Append samples [n] of one channel, float32 in [-1, 1] or int16. Wait while the queue is full.
 
-        Audio is dropped if the stream is over (because the server is stopping) or its input is finished.
+        Audio is dropped if the input is finished, or if the stream is over because the server is stopping.
 
         Raises:
-            AudioError: the samples are invalid, and none were appended.
+            AudioError: the samples are invalid. None were appended.
             TooLargeError: the stream would become too long.
             Exception: the error that ended the stream.
         """
@@ -202,12 +202,12 @@ class ServedStream:
         self._wake()
 
     async def settle(self) -> None:
-        """Wait until all complete chunks are recognised and, if the input is finished, for the last result.
+        """Wait until all complete chunks are recognised. If the input is finished, also wait for the last result.
 
         Raises:
             Exception: the error that ended the stream.
         """
-        # The order matters: a round that starts between the two checks is counted before it takes the work.
+        # The order matters. A round that starts between the two checks increases `num_rounds` before it takes the work.
         await self._until(lambda: self.is_over or not (self.has_work or self._num_rounds_done != self.num_rounds))
         self._check()
 
@@ -240,7 +240,8 @@ class ServedStream:
     def deliver(self, outcome: Round) -> None:
         """Accept the results of a round. The scheduler calls this in the event loop.
 
-        A result of another stream, or out of order, ends this stream, so that no client receives another's words.
+        Results of another stream, or out of order, end this stream with an error. So no client gets another client's
+        words.
         """
         if outcome.stream is not self or outcome.number != self._num_rounds_done + 1:
             self._error = self._error or RecognitionError("a result was lost or belongs to another stream")
@@ -264,16 +265,16 @@ class ServedStream:
             raise self._error
 
     async def _until(self, holds: Callable[[], bool]) -> None:
-        """Wait for a condition that `deliver` or another task makes true."""
+        """Wait until a condition holds, which `deliver` or another task makes true."""
         while not holds():
             self._changed.clear()
             if not holds():
                 await self._changed.wait()
 
-    # The rest runs in the scheduler's thread.
+    # The methods below run in the scheduler's thread.
 
     def take(self, number: int) -> Round:
-        """Pass at most one chunk of waiting audio to the recogniser, in round `number` of the scheduler."""
+        """Pass at most about one chunk of waiting audio to the recogniser. `number` is the scheduler's round."""
         self.last_round = number
         self.num_rounds += 1
         taken = Round(stream=self, number=self.num_rounds, arrival=self._finish_time or time.monotonic())
@@ -283,18 +284,18 @@ class ServedStream:
             taken.num_samples += len(samples)
             buffers.append(samples)
         try:
-            if buffers:  # in one call, since each call has a fixed cost
+            if buffers:  # passed in one call, since each call has a fixed cost
                 self.stream.accept_waveform(self.sample_rate, np.concatenate(buffers))
             taken.is_over = not self._buffers and self._ends
             if taken.is_over:
                 self.stream.input_finished()
-        except Exception as error:  # noqa: BLE001 - concerns only this stream
+        except Exception as error:  # noqa: BLE001 - the error concerns only this stream
             taken.error = error
         self.num_taken += taken.num_samples
         return taken
 
     def tell(self, taken: Round, *, has_failed: bool) -> None:
-        """Add the results after decoding, or the error, to a round."""
+        """After decoding, add the results or the error to a round."""
         self._want()
         if has_failed and taken.error is None:
             taken.error = RecognitionError("recognition has failed")

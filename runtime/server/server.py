@@ -1,4 +1,4 @@
-"""Server of one process: accepts connections, passes HTTP to uvicorn, and drains when it stops."""
+"""Server of one process. It accepts connections, passes HTTP to uvicorn, and finishes running streams when it stops."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.transport import CONNECTION, PacedConnection
 
 _PING_S = 5.0
-"""Seconds between pings. Pings detect that a client has disconnected while much of its data is still unread."""
+"""Seconds between pings. A ping detects a disconnected client even while much of the client's data is unread."""
 _HANDSHAKE_S = 20.0
 _GRACE_S = 5
 """Seconds for connections to close when the server stops."""
@@ -35,7 +35,7 @@ _NO_DESCRIPTORS_S = 0.5
 _LEFT_TO_OTHERS_S = 0.005
 """Seconds for which new connections are left to workers with more free slots."""
 _DOUBT_S = 2.0
-"""If a worker's event loop has no turn for this many seconds, other workers leave no connections to it."""
+"""Seconds without a turn of a worker's event loop after which other workers leave no connections to that worker."""
 _TICK_S = 0.1
 
 
@@ -43,8 +43,8 @@ class Server:
     """Server of one process. Workers share the same sockets.
 
     Args:
-        service: service that it starts and stops.
-        ready: called when it accepts connections.
+        service: service that the server starts and stops.
+        ready: called when the server accepts connections.
         number: number of the worker.
     """
 
@@ -59,8 +59,8 @@ class Server:
             ws="websockets-sansio",
             ws_max_size=options.limits.message_bytes,
             ws_ping_interval=_PING_S,
-            # None: if a client sends too fast, its audio is delayed, and so are its pongs. Clients that have
-            # disconnected are found by the idle timeout.
+            # No timeout for pongs: if a client sends too fast, its pongs wait behind its audio. The idle timeout finds
+            # clients that have disconnected.
             ws_ping_timeout=None,
             ws_per_message_deflate=False,
             lifespan="off",
@@ -74,19 +74,19 @@ class Server:
             ssl_certfile=options.tls_certificate,
             ssl_keyfile=options.tls_key,
         )
-        plain = configure(http="h11")  # limits headers, unlike uvicorn's other parser
+        plain = configure(http="h11")  # unlike uvicorn's other parser, h11 limits the size of headers
         plain.load()
         self._plain_http: Callable[..., asyncio.Protocol] = plain.http_protocol_class
         self._config = configure(http=cast("type[asyncio.Protocol]", self._speak_http))
         self._uvicorn = uvicorn.Server(self._config)
         self._stopping = asyncio.Event()
         self._sockets: Mapping[str, socket.socket] = {}
-        self._tasks: set[asyncio.Task[None]] = set()  # of connections that are starting or do not use HTTP
+        self._tasks: set[asyncio.Task[None]] = set()  # tasks of connections that are starting or do not use HTTP
         newcomers = functools.partial(service.metrics.set, "newcomers")
         self.connections = Connections(allowed_connections(), options.is_proxy, newcomers)
 
     def _speak_http(self, app_state: dict[str, Any], **settings: Any) -> PacedConnection:
-        """Return a `PacedConnection` that contains uvicorn's protocol, for uvicorn's setting `http`."""
+        """Return a `PacedConnection` around uvicorn's HTTP protocol. It is the value of uvicorn's setting `http`."""
         connection: PacedConnection = app_state[CONNECTION]
         connection.inner = self._plain_http(app_state=app_state, **settings)
         return connection
@@ -94,14 +94,14 @@ class Server:
     async def run_on(self, sockets: Mapping[str, socket.socket]) -> None:
         """Serve until `stop` is called, then finish running streams.
 
-        `sockets` are the listening sockets, by the protocol of the port.
+        `sockets` are the listening sockets by the name of their protocol.
         """
         self._sockets = sockets
         loop = asyncio.get_running_loop()
         await self._service.start()
         serving = asyncio.create_task(self._uvicorn.serve(sockets=[]))
         try:
-            await asyncio.sleep(0)  # uvicorn installs signal handlers, which `ready` replaces
+            await asyncio.sleep(0)  # lets uvicorn install its signal handlers, which `ready` replaces
             loop.set_exception_handler(self._log_error)
             self._listen(is_wanted=True)
             if (parent := multiprocessing.parent_process()) is not None:
@@ -118,12 +118,12 @@ class Server:
             looking.cancel()
             for served in list(self.connections.served.values()):
                 served.abort()
-            await asyncio.sleep(0.01)  # for the callbacks of aborted connections
+            await asyncio.sleep(0.01)  # lets the callbacks of aborted connections run
         finally:
             self._service.stop()
 
     def _log_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log an error that asyncio could not raise anywhere."""
+        """Log an error for which asyncio found no caller."""
         error = context.get("exception")
         self._service.incidents.bug("a task", error if isinstance(error, Exception) else RuntimeError())
 
@@ -166,7 +166,7 @@ class Server:
         self._sockets = {}
 
     def _take(self, speaks: str, accepted: socket.socket) -> None:
-        """Serve a connection unless there are too many. If the debt of its address is too high, it waits."""
+        """Serve a new connection, or close it if there are too many. With a high debt, the connection first waits."""
         visit = self.connections.enter(accepted)
         if visit is None:
             self._service.incidents.refuse("connections")
@@ -175,13 +175,13 @@ class Server:
         run_tcp = PROTOCOLS[speaks].run_tcp if speaks in PROTOCOLS else None
         connection = PacedConnection(visit, self._service.incidents.fail, is_http=run_tcp is None)
         if run_tcp is not None:
-            visit.settle()  # it does not become a stream soon
+            visit.settle()  # not counted as new: it may not become a stream for a long time
             reader = asyncio.StreamReader(LINE_BYTES)
             connection.inner = asyncio.StreamReaderProtocol(
                 reader, lambda _, writer: self._spawn(connection.run(run_tcp(self._service, reader, writer)))
             )
         begun = self._spawn(self._begin(connection, speaks, accepted))
-        # a task cancelled before its first step runs no code that could close the connection
+        # a task that is cancelled before its first step cannot close the connection itself
         begun.add_done_callback(lambda task: _drop(connection, accepted) if task.cancelled() else None)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -219,12 +219,12 @@ class Server:
             await asyncio.sleep(_TICK_S)
 
     def stop(self) -> None:
-        """Stop after running utterances and files have finished."""
+        """Have the server stop after running utterances and files have finished."""
         LOGGER.info("stopping: running utterances and files are finished first")
         self._stopping.set()
 
     def reload(self) -> None:
-        """Reload keys and certificate for new connections. After an error, the previous ones remain valid."""
+        """Reload keys and certificate for new connections. After an error, the old ones remain valid."""
         options = self._service.options
         try:
             self._service.keys.reload()

@@ -25,7 +25,7 @@ from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.transport import in_place
 
 _MOST_HELD = 16 << 20
-"""Bytes that all clients without a slot may send in total, in addition to their buffers."""
+"""Bytes that all clients without a slot together may send, in addition to their buffers."""
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
 """Seconds for the last results of interrupted streams."""
@@ -56,7 +56,7 @@ class Service:
         self._shares: dict[str, Admission] = {}
 
     async def start(self) -> None:
-        """Warm up, measure the slowest model's capacity unless the options set one, and allocate memory for it."""
+        """Warm up, and measure the slowest model's capacity unless the options set one. Allocate the memory for it."""
         models, capacity = self.models.values(), self.options.capacity
         for model in models:
             await asyncio.to_thread(model.recognizer.warm_up)
@@ -74,7 +74,7 @@ class Service:
         self.metrics.set("ready", 1)
 
     def model(self, name: Any = None) -> ServedModel:
-        """Return the model that a client requests. A single model accepts any name: many clients send a fixed one.
+        """Return the model that a client requests. A server with one model accepts any name.
 
         Raises:
             RequestError: no model has this name.
@@ -87,14 +87,17 @@ class Service:
         return self.models[name]
 
     def client_of(self, scope: Mapping[str, Any]) -> str:
-        """Return who sent a request: the key if there are several keys, else the client's address. "": unknown."""
+        """Return the name of a request's client: its key if the server has several keys, else its address.
+
+        The name is empty if the client is unknown.
+        """
         if (key := scope[KEY]) is not None and len(self.keys.by_name) > 1:
             return f"key {key.name}"
         host = str((scope.get("client") or ("",))[0])
         return host if (address := address_of(host)) is None else site_of(address)
 
     def share_of(self, key: Key | None) -> contextlib.AbstractContextManager[Take]:
-        """Return a context that takes one of the slots that a key has for streams and files.
+        """Return a context that takes one of a key's slots for streams and files.
 
         Raises:
             UnavailableError: the key has reached its limit.
@@ -108,7 +111,7 @@ class Service:
 
     @contextlib.contextmanager
     def slot(self, protocol: str, key: Key | None = None) -> Iterator[Slot]:
-        """Take a slot for the connection of the current task. It allows one live stream at a time.
+        """Take a slot for the connection of the current task. A slot allows one live stream at a time.
 
         Raises:
             UnavailableError: no slot is free, the key has reached its limit, or results are late.
@@ -134,11 +137,11 @@ class Service:
         """Reserve memory for data that a client sends before it has a slot.
 
         Raises:
-            UnavailableError: all such clients together send too much.
+            UnavailableError: all clients without a slot together send too much.
         """
         if self._num_held + num_bytes > _MOST_HELD:
             self.incidents.refuse("full")
-            raise UnavailableError("the server is full: too many clients send too much before audio")
+            raise UnavailableError("the server is full: too many clients send too much data before their audio")
         self._num_held += num_bytes
         try:
             yield
@@ -146,7 +149,10 @@ class Service:
             self._num_held -= num_bytes
 
     async def drain(self) -> None:
-        """Refuse new clients, and wait until running utterances and files have finished or `drain_s` has passed."""
+        """Refuse new clients, and wait until running utterances and files have finished.
+
+        Streams and files that take longer than `drain_s` seconds are cut off.
+        """
         self.is_ready = False
         self.metrics.set("ready", 0)
         self.admission.is_stopping = self.files.admission.is_stopping = True
@@ -200,7 +206,7 @@ class Slot:
 
     @property
     def fed_s(self) -> float:
-        """Seconds of audio fed to all its streams."""
+        """Seconds of audio fed to all streams of the slot."""
         return self._fed_before_s + (self.stream.duration if self.stream is not None else 0.0)
 
     async def open_stream(
@@ -211,16 +217,16 @@ class Slot:
         *,
         is_whole: bool = False,
     ) -> ServedStream:
-        """Open a stream. The previous one is abandoned.
+        """Open a stream, and abandon the previous one.
 
-        A stream that `is_whole` is useful only if all of its audio is recognised. A stopping server waits for
-        the end of such a stream or ends it with an error, but does not end it after an utterance.
+        A stream that `is_whole` is useful only if all of its audio is recognised. A stopping server does not end such a
+        stream after an utterance. It waits for the end of the stream, or ends it with an error.
 
         Raises:
             AudioError: the sample rate is invalid.
             StreamError: the bundle does not support `decoding`.
             StoppingError: the server is stopping.
-            UnavailableError: the stream costs more than a plain one, and too few slots are free.
+            UnavailableError: the stream costs more than a plain stream, and too few slots are free.
         """
         service = self._service
         if service.admission.is_stopping:
@@ -231,7 +237,7 @@ class Slot:
         for take in self._takes:
             take(self.model.cost(options, hotwords))
         stream = recognizer.create_stream(options, hotwords=hotwords)
-        if self.stream is not None and not self.stream.is_over:  # a stream that is over may have unread results
+        if self.stream is not None and not self.stream.is_over:  # if it is over, it may still have unread results
             self.stream.close()
         self._fed_before_s = self.fed_s
         self.stream = service.scheduler.open(recognizer, stream, sample_rate)
@@ -244,7 +250,7 @@ class Slot:
             self.stream.close()
 
     def drain(self) -> None:
-        """End after the current utterance, or after the stream if it `is_whole`. Without a stream, end immediately."""
+        """End after the current utterance, or after a stream that `is_whole`. Without a stream, end immediately."""
         self.is_drained = True
         if self.stream is not None and not self.stream.is_over:
             if not self._is_whole:
@@ -253,7 +259,7 @@ class Slot:
             self._task.cancel()
 
     def finish(self) -> None:
-        """End now. The audio so far is still recognised; a stream that is whole ends with an error."""
+        """End now. The audio so far is still recognised, but a stream that `is_whole` ends with an error."""
         if self.stream is not None and not self.stream.is_over and not self._is_whole:
             self.stream.finish()
         elif self._task is not None:

@@ -1,6 +1,6 @@
-"""Connections that pass data to a protocol of uvicorn or asyncio in short turns, and account for processor time.
+"""Connections that pass data in short turns to a protocol of uvicorn or asyncio, and limit processor time per client.
 
-All work for a connection is charged to it: parsing, the steps of its tasks, and work in threads.
+The time of all work for a connection is charged to it: parsing, the steps of its tasks, and work in threads.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from u2moe.runtime.server.errors import IdleError, RequestError
 
 _Value = TypeVar("_Value")
 CONNECTION = "u2moe.connection"
-"""Entry of a request's state: its connection."""
+"""Name of the state entry that holds a request's connection."""
 LEAST_BYTES_PER_S = 500
 """Minimum rate of HTTP bodies, in either direction."""
 _FIRST_BYTES, _LEAST_BYTES, _MOST_BYTES = 4096, 256, 16 << 10
-"""Bytes read at once: initially, at least and at most."""
+"""Numbers of bytes read at once: initial, minimum and maximum number."""
 _TURN_S = 0.001
-"""Seconds that processing the bytes of one read should take."""
+"""Seconds that it should take to process the bytes of one read."""
 _READ_S, _BYTE_S = 20e-6, 0.5e-9
 """Seconds that asyncio takes per read and per byte."""
 _REQUEST_S = 20.0
 """Seconds in which a client must send a request, without its body."""
 _UNREAD_S = 20.0
-"""Seconds in which a client must read some of its data."""
+"""Seconds between checks of a client that reads slowly. It must have read `LEAST_BYTES_PER_S` on average."""
 _CLOSE_S = 10.0
-"""Seconds for which a connection is still read after the server closes it. Otherwise the client could lose the last
+"""Seconds for which the server still reads from a connection after closing it. Otherwise the client could lose the last
 data."""
 _MOST_OPEN_S = 0.5
-"""Maximum seconds of work on an incomplete message. A long message takes a hundredth of that, unless it has a
+"""Maximum seconds of work on an incomplete message. Even a long message takes a hundredth of this time, unless it has a
 million fragments."""
 _DEAF_BYTES = 64 << 10
-"""Bytes passed on after the end of a WebSocket: they may contain the client's close frame."""
+"""Number of bytes passed on after the server ends a WebSocket. They may contain the client's close frame."""
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Response that HTTP/1.1 clients ignore. If the client has disconnected, its system answers with a reset."""
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -59,7 +59,7 @@ class PacedConnection(asyncio.BufferedProtocol):
     """A connection that passes data from the client to an inner protocol in turns.
 
     Each turn takes about a millisecond. Nothing is read while the client waits because of its debt, while the inner
-    protocol has paused reading, or while the client does not read. A closed connection discards incoming data.
+    protocol pauses reading, or while the client does not read. A closed connection discards incoming data.
 
     Args:
         visit: account of the connection's processor time.
@@ -68,7 +68,7 @@ class PacedConnection(asyncio.BufferedProtocol):
 
     Attributes:
         inner: protocol that serves the client. HTTP may replace it with a WebSocket.
-        lost: called when the client has disconnected, since the task that serves it may notice late. None: no call.
+        lost: called when the client has disconnected, because the task that serves it may notice this late.
     """
 
     inner: asyncio.BaseProtocol
@@ -86,7 +86,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         self._request: Scope | None = None  # current HTTP request
         self._is_held = self._has_ended = self.is_closing = False
         self._is_whole = self._is_answered = self._is_served = False  # body read; response begun; application called
-        self._unread: tuple[float, int] | None = None  # a time, and the size of the unread data then
+        self._unread: tuple[float, int] | None = None  # time of the last check, and number of unread bytes at that time
         self._num_open, self._open_s = 0, 0.0  # bytes and work since the last complete message
         self._num_left = sys.maxsize  # bytes that may still be passed on
 
@@ -111,18 +111,18 @@ class PacedConnection(asyncio.BufferedProtocol):
         inner.connection_lost(error)
 
     def pause_writing(self) -> None:
-        """Stop reading from a client that does not read."""
+        """Stop reading from the client, because it does not read."""
         self._unread = self._loop.time(), self._transport.get_write_buffer_size()
         self.inner.pause_writing()
 
     def resume_writing(self) -> None:
-        """Resume reading from a client that reads again."""
+        """Resume reading from the client, because it reads again."""
         self._unread = None
         self.inner.resume_writing()
         self.hold(self._is_held)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - interface of asyncio
-        """Return the buffer for reading, whose size limits the bytes read at once."""
+        """Return the buffer for reading. Its size limits the bytes read at once."""
         return _buffer[: self._size]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -143,14 +143,14 @@ class PacedConnection(asyncio.BufferedProtocol):
             self._timer = self._loop.call_soon(self._go_on)  # not now: the inner protocol may be the caller
 
     def _go_on(self) -> None:
-        """Pass on data now, or when the client has waited long enough."""
+        """Pass on data now, or later if the client must wait because of its debt."""
         self._timer = None
         now = self._loop.time()
         if (self._is_held or self._unread is not None) and not self.is_closing:
             self._transport.pause_reading()
         elif wait_s := self.visit.wait_s(now):
             self._transport.pause_reading()
-            self.visit.charge(_TURN_S, now)  # reserves the turn: others wait longer
+            self.visit.charge(_TURN_S, now)  # reserves the turn, so that other connections wait longer
             self._timer = self._loop.call_later(wait_s, self._take_turn, _TURN_S)
         else:
             self._take_turn(0.0)
@@ -184,7 +184,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         self.visit.charge(seconds, self._loop.time())
 
     def close(self) -> None:
-        """Stop sending. The client has some time to read the rest and to close the connection."""
+        """Stop sending. The client has some time to read the rest of the data and to close the connection."""
         if self.is_closing:
             return
         self.is_closing = True
@@ -194,7 +194,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         self._deadline = self._loop.time() + _CLOSE_S
         self._loop.call_soon(self._detach, None)
         can_wait = self._transport.can_write_eof() and not self._has_ended
-        with contextlib.suppress(OSError):  # the client has gone
+        with contextlib.suppress(OSError):  # the client has disconnected
             self._transport.write_eof() if can_wait else self._transport.close()
 
     def replace(self, inner: asyncio.BaseProtocol) -> None:
@@ -266,13 +266,13 @@ class PacedConnection(asyncio.BufferedProtocol):
                 self.close()
 
     async def run(self, work: Awaitable[_Value]) -> _Value:
-        """Await work for this connection, and charge it."""
+        """Await work, and charge its processor time to this connection."""
         _current.set(self)
         return await charged(work)
 
 
 class _Wire:
-    """Transport of the inner protocol. It controls the connection instead of the real transport."""
+    """Transport for the inner protocol. Closing and pausing affect the `PacedConnection`, not the real transport."""
 
     def __init__(self, connection: PacedConnection, transport: asyncio.Transport) -> None:
         self._connection = connection
@@ -324,12 +324,12 @@ def _in_steps(work: Generator[Any, Any, _Value], connection: PacedConnection | N
 
 
 async def charged(work: Awaitable[_Value]) -> _Value:
-    """Await work, and charge the current connection."""
+    """Await work, and charge its processor time to the current connection."""
     return await _in_steps(work.__await__(), _current.get())
 
 
 async def in_thread(work: Callable[..., _Value], *given: Any) -> _Value:
-    """Run work in a thread, and charge the current connection."""
+    """Run work in a thread, and charge its processor time to the current connection."""
     spent: list[float] = []
 
     def do() -> _Value:
@@ -347,14 +347,14 @@ async def in_thread(work: Callable[..., _Value], *given: Any) -> _Value:
 
 
 def earn(audio_s: float) -> None:
-    """Note that the current client has sent seconds of audio."""
+    """Credit the current connection for `audio_s` seconds of audio from its client."""
     if (connection := _current.get()) is not None:
         connection.visit.earn(audio_s)
 
 
 @contextlib.contextmanager
 def in_place(lost: Callable[[], object]) -> Iterator[None]:
-    """Mark the current connection as having a slot. `lost` is called if the connection is lost meanwhile."""
+    """Mark the current connection as having a slot. Call `lost` if the client disconnects before the end."""
     connection = _current.get()
     if connection is None:
         yield

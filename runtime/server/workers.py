@@ -1,4 +1,4 @@
-"""Processes of a server: signal handling, and a team of workers that share the same sockets."""
+"""Processes of a server: signal handling, and a team of workers that share sockets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RESTART_S, _LONGEST_RESTART_S = 1.0, 60.0
 """Minimum seconds from the start of a worker to the start of its successor. The minimum doubles, up to the second
 value, while no successor becomes ready."""
 SILENT_S = 20.0
-"""Seconds without a turn of its event loop after which a worker is replaced."""
+"""Seconds without a turn of a worker's event loop after which the worker is replaced."""
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def ended_by_sigterm() -> Iterator[None]:
 def handle_signals(
     stop: Callable[[], object], reload: Callable[[], object], kill: Callable[[], object] = lambda: None
 ) -> None:
-    """Call `stop` on the first SIGTERM or SIGINT. On a second one, call `kill` and exit.
+    """Handle SIGTERM and SIGINT. The first signal calls `stop`; a second one calls `kill` and ends the process.
 
     SIGHUP calls `reload` on systems that have it.
     """
@@ -79,12 +79,12 @@ def handle_signals(
 class Team:
     """Worker processes. A worker that exits unexpectedly is restarted.
 
-    On the first stop signal the workers finish running streams. A second one kills them.
+    After the first stop signal, the workers finish running streams. A second signal kills the workers.
 
     Args:
         count: number of workers.
-        work: function that runs in each process, called with the worker's number, from 0, and the shared memory for
-            metrics. It must be importable.
+        work: function that runs in each process. It is called with the worker's number, from 0 on, and the shared
+            memory for metrics. It must be importable.
     """
 
     def __init__(self, count: int, work: Callable[[int, Any], None]) -> None:
@@ -94,11 +94,11 @@ class Team:
         self._is_stopping = self._was_ready = False
         self._processes: list[SpawnProcess] = []
         self._start_times, self._restarts_s = [0.0] * count, [_RESTART_S] * count
-        self._reloading: set[int] = set()  # workers that have not been signalled yet
+        self._reloading: set[int] = set()  # workers that must still be signalled to reload
         self._look_time = self._awake_time = time.monotonic()
 
     def run(self) -> int:
-        """Run the workers until a signal stops them; return the exit code.
+        """Run the workers until a signal stops them. Return the exit code.
 
         Raises:
             U2moeError: a worker exited before all workers were ready for the first time.
@@ -116,7 +116,7 @@ class Team:
         while any(process.is_alive() for process in self._processes):
             self._kill_silent_ones()
             time.sleep(_POLL_S)
-        # a worker that has just started does not handle signals yet
+        # a worker that has just started does not handle signals yet, so SIGTERM ends it with an error code
         codes = zip([process.exitcode for process in self._processes], were_ready, strict=True)
         return 0 if all(code == 0 or (code == -signal.SIGTERM and not was_ready) for code, was_ready in codes) else 1
 
@@ -128,7 +128,7 @@ class Team:
         return process
 
     def _kill_silent_ones(self) -> None:
-        """Kill workers whose event loop is blocked. Time for which this process was suspended, too, does not count."""
+        """Kill workers whose event loop is blocked. Time in which this process was suspended does not count."""
         now = time.monotonic()
         if now - self._look_time > SILENT_S / 2:
             self._awake_time = now

@@ -1,1 +1,1 @@
-"""The JavaScript module; the page of the server has its microphone and resampler."""
+"""The JavaScript module. The server's page uses its microphone and resampler."""

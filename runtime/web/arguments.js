@@ -24,7 +24,7 @@ export function floats(samples) {
   return found;
 }
 
-/** Return a file's content as a Uint8Array. */
+/** Return the content of a file as a Uint8Array. `name` names the file in messages. */
 export function bytesOf(content, name, Kind = BundleError) {
   if (ArrayBuffer.isView(content)) return new Uint8Array(content.buffer, content.byteOffset, content.byteLength);
   if (tag(content) === '[object ArrayBuffer]') return new Uint8Array(content);
@@ -36,15 +36,16 @@ export function checkRuntime(ort) {
   if (!ort?.InferenceSession) throw new TypeError("ort must be the module 'onnxruntime-web' or 'onnxruntime-node'");
 }
 
-/** @throws RangeError always: `model` does not come from `languageModel` of this recogniser. */
+/** @throws RangeError always, for a `model` that `languageModel` of this recogniser did not return. */
 export function refuseModel(model) {
   throw new RangeError(`languageModel must come from languageModel() of this recogniser, got ${tag(model)}`);
 }
 
 /**
- * Await `start()`, but reject with the signal's reason as soon as the signal is aborted: onnxruntime cannot be interrupted.
+ * Await `start()`, but reject with the signal's reason as soon as the signal is aborted. The work itself may continue, since
+ * onnxruntime cannot be interrupted.
  *
- * @param signal of the caller, or undefined or null. If it is already aborted, `start` is not called.
+ * @param signal AbortSignal of the caller, undefined or null. If it is already aborted, `start` is not called.
  * @param cancel called once, with the promise of `start()`, if the signal is aborted before the work ends.
  */
 export async function untilAborted(signal, start, cancel) {
@@ -55,6 +56,6 @@ export async function untilAborted(signal, start, cancel) {
   return new Promise((resolve, reject) => {
     const abort = () => { reject(signal.reason); cancel(work); };
     signal.addEventListener('abort', abort, { once: true });
-    work.finally(() => signal.removeEventListener('abort', abort)).then(resolve, reject); // the signal may outlive many calls
+    work.finally(() => signal.removeEventListener('abort', abort)).then(resolve, reject); // a signal may outlive many calls
   });
 }

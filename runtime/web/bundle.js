@@ -1,4 +1,4 @@
-/** Reads a bundle from a URL or with a function, and verifies each file against its digest in the manifest. */
+/** Reads a bundle from a URL or with a function of the caller, and verifies each file against its digest in the manifest. */
 
 import { bytesOf } from './arguments.js';
 import { BundleError, IntegrityError, SignatureError, U2moeError } from './errors.js';
@@ -11,8 +11,9 @@ const MANIFEST = 'bundle.json', SIGNATURE = 'bundle.sig';
  * @param source a URL, or {read(name)} that resolves to bytes.
  * @param options {parse, check, cache, onProgress, signal}:
  *   `parse(text)` returns the content of the manifest. `check(signature, manifest)`, if present, is called before
- *   `parse` with the bytes of both files. `cache` is the name of a Cache for the files, or null. `onProgress` is called with {loaded, total} in bytes.
- * @returns {text, manifest, files}: the manifest as text and as an object; a map from file names to promises of their contents.
+ *   `parse` with the bytes of the two files. `cache` is the name of a Cache for the files, or null. `onProgress` is
+ *   called with {loaded, total} in bytes.
+ * @returns {text, manifest, files}: the manifest as text and as an object, and a map from file names to promises of contents.
  */
 export async function openBundle(source, { parse, check, cache = 'u2moe', onProgress = () => {}, signal }) {
   const reader = readerOf(source, cache, signal);
@@ -36,7 +37,7 @@ export async function openBundle(source, { parse, check, cache = 'u2moe', onProg
   return { text, manifest, files };
 }
 
-/** Choose the reader: the caller's function, a folder in Node, or the network. */
+/** Return a reader for a source: the caller's function, a folder in Node, or the network. */
 function readerOf(source, cache, signal) {
   if (typeof source?.read === 'function') return { read: (name) => readBy(source, name, signal) };
   let folder;
@@ -51,7 +52,7 @@ function readerOf(source, cache, signal) {
   return readerOf({ read: (name, options) => files.readFile(new URL(name, folder), options) }, cache, signal);
 }
 
-/** Return pairs of a graph and its file, smallest first. ORT format is preferred because it loads faster. */
+/** Return pairs of a graph and its file, smallest file first. Prefer files in ORT format, because they load faster. */
 export function graphFiles({ model, files }) {
   return ['ctc', 'features', ...(model.decoder === 'none' ? [] : ['decoder']), 'encoder'].map((graph) => {
     const file = [`${graph}.ort`, `${graph}.onnx`].find((name) => files[name]);
@@ -70,7 +71,7 @@ function neededFiles(manifest) {
   return names;
 }
 
-/** Return a file from the cache if its digest matches; otherwise read and cache it. */
+/** Return a file from the cache if its digest matches. Otherwise read the file and cache it. */
 async function readVerified(reader, name, digest, onProgress) {
   const kept = await reader.kept?.(digest);
   if (kept && !(await difference(kept, digest))) {
@@ -108,7 +109,7 @@ async function readBy(source, name, signal) {
   }
 }
 
-/** Reads files below a URL. Where the Cache API is available, keeps them there by digest. */
+/** Reads files below a URL. Where the Cache API is available, caches the files by digest. */
 class UrlReader {
   #keeping = []; // promises of writes to the cache
   #problem = null; // last error of the cache
@@ -122,8 +123,8 @@ class UrlReader {
   }
 
   /**
-   * Return the result of `use(cache)`, or null without a cache, as in a sandbox. Tries twice, because browsers may
-   * lose the cache under load.
+   * Return the result of `use(cache)`, or null without a working cache, for example in a sandbox. Try twice, because
+   * browsers may lose the cache under load.
    */
   async #cached(use) {
     for (const isLast of [false, true]) {
@@ -147,16 +148,17 @@ class UrlReader {
     return this.#match(this.#key(digest));
   }
 
-  /** Write to the cache in the background. Failures, such as a full disk, are ignored: the file is read again next time. */
+  /** Write to the cache in the background. Failures, such as a full disk, are ignored; the file is then read again next
+   * time. */
   keep(digest, content) {
     this.#keeping.push(this.#cached((cache) => cache.put(this.#key(digest), new Response(content))));
   }
 
-  /** Read a file from the network, so that new models are noticed. Offline, the manifest and its signature come from the cache. */
+  /** Read a file from the network. Offline, return the manifest or its signature from the cache. */
   async read(name, size = null, onProgress = () => {}) {
     const url = new URL(name, this.folder).href;
     try {
-      const response = await fetch(url, { cache: 'no-cache', signal: this.signal }); // a stale file would not match a new manifest
+      const response = await fetch(url, { cache: 'no-cache', signal: this.signal }); // a stale file may not match the manifest
       if (!response.ok) throw new BundleError(`${url}: the server returned ${response.status}`);
       return await received(response, name, size, onProgress);
     } catch (error) {
@@ -168,7 +170,8 @@ class UrlReader {
     }
   }
 
-  /** Once all files are cached, keep the manifest and its signature for offline use, and delete files no longer listed. */
+  /** Once all files are cached, cache the manifest and its signature for offline use, and delete files that are no longer
+   * listed. */
   async settle(described, manifest, names) {
     await Promise.all(this.#keeping);
     const digests = names.map((name) => manifest.files[name].sha256);
@@ -183,7 +186,8 @@ class UrlReader {
   }
 }
 
-/** Return the error for a failed read: the reason of an abort, or a BundleError with its cause. */
+/** Return the error for a failed read: the signal's reason after an abort, otherwise `error` or a BundleError that it
+ * caused. */
 function readError(name, error, signal) {
   if (signal?.aborted) return signal.reason;
   return error instanceof U2moeError ? error : new BundleError(`${name}: cannot be read: ${error?.message ?? error}`, { cause: error });

@@ -1,6 +1,7 @@
-// Runs in the audio thread: averages the microphone's channels and posts blocks at the device's sample rate.
+// Runs in the audio thread. Averages the microphone's channels, and posts blocks of samples at the device's sample
+// rate.
 
-const BLOCK_LEN = Math.round(sampleRate / 5); // few messages: browsers are slow to collect their garbage
+const BLOCK_LEN = Math.round(sampleRate / 5); // long blocks, since browsers are slow to collect the garbage of messages
 
 class Capture extends AudioWorkletProcessor {
   #block = new Float32Array(BLOCK_LEN);
@@ -8,7 +9,7 @@ class Capture extends AudioWorkletProcessor {
 
   constructor() {
     super();
-    // Any message requests the incomplete last block.
+    // Any message requests the last block, even if it is incomplete.
     this.port.onmessage = () => {
       this.port.postMessage({ last: this.#block.slice(0, this.#length) });
       this.#length = 0;

@@ -1,5 +1,6 @@
-// Functions of the C++ core (runtime/cpp/source) for JavaScript, compiled to WebAssembly by runtime/cpp/wasm.sh. String arguments are
-// UTF-8 with a length. Returned strings are null-terminated UTF-8, valid until the next call. JavaScript throws the errors; see errors.hpp.
+// Functions of the C++ core (runtime/cpp/source) for JavaScript. runtime/cpp/wasm.sh compiles them to WebAssembly. String
+// arguments are UTF-8 with a length. Returned strings are null-terminated UTF-8 and valid until the next call. JavaScript
+// throws the errors; see errors.hpp.
 #include "errors.hpp"
 #include "json.hpp"
 #include "resampler.hpp"
@@ -17,7 +18,7 @@ namespace {
 struct Model {
   Manifest manifest;
   Vocabulary vocabulary;
-  std::shared_ptr<const ContextGraph> hotwords = nullptr;  // of the bundle; null if it has none
+  std::shared_ptr<const ContextGraph> hotwords = nullptr;  // hotwords of the bundle; null: none
   mutable PhraseGraphs grammars = {};
 };
 
@@ -42,7 +43,7 @@ std::string text_of(const Json& json) {
   return json.is_null() ? "null" : json.is_boolean() ? (json.boolean() ? "true" : "false") : json_text(json.number());
 }
 
-// Parses a phrase, or a phrase with its weight.
+// Returns a hotword from JSON: a phrase, or a phrase and its weight.
 Hotword hotword_of(const Json& json) {
   if (json.is_string()) return {json.string()};
   if (!json.is_array() || json.array().empty() || json.array().size() > 2) json.fail("a phrase, or a list of a phrase and its weight");
@@ -57,7 +58,7 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
   if (json.has("endpoint")) {
     const Json& endpoint = json["endpoint"];
     options.endpoint = endpoint.is_object() || (!endpoint.is_null() && endpoint.boolean());
-    if (endpoint.is_object()) {  // completes the rules with the defaults of the library
+    if (endpoint.is_object()) {  // missing rules get the defaults of the library
       const Json rules = Records().completed(endpoint, "EndpointConfig");
       options.rules = rules_of(rules);
       options.pause = pause_of(rules);
@@ -98,7 +99,8 @@ EXPORT(manifest_parse) const char* manifest_parse(const char* text, std::size_t 
   return told("{\"manifest\": " + text_of(json) + ", \"warnings\": " + json_text(manifest.warnings) + "}");
 }
 
-// Returns the prefix of the signed message, and pairs of a key and its signature in hexadecimal for the given keys in PEM.
+// Returns the prefix of the signed message, and the signatures by the given keys (PEM), as pairs of key and signature in
+// hexadecimal.
 EXPORT(signatures) const char* signatures(const char* content, std::size_t size, const char* keys, std::size_t keys_size) {
   std::vector<std::string> public_keys;
   const Json given = Json::parse({keys, keys_size}, "options: publicKeys");
@@ -116,7 +118,7 @@ EXPORT(model_create) Model* model_create(const char* manifest, std::size_t manif
   return model.release();
 }
 
-// A separate call, to tell errors of the bundle's hotwords from those of a stream.
+// Separate from `model_create`, so that callers can tell errors in the bundle's hotwords from others.
 EXPORT(model_read_hotwords) void model_read_hotwords(Model* model) {
   const std::vector<Hotword> hotwords = parse_hotwords(model->manifest.hotwords);
   if (!hotwords.empty()) model->hotwords = std::make_shared<const ContextGraph>(hotwords, model->vocabulary);
@@ -146,8 +148,9 @@ EXPORT(stream_accept) void stream_accept(StreamState* stream, int sample_rate, c
 
 EXPORT(stream_finish) void stream_finish(StreamState* stream) { stream->finish(); }
 
-// Returns {graph, input, its length; for the encoder: whether the caches start empty, frames of the caches to keep, frames of left
-// context; for the decoder: tokens, their number, lengths, their number}, or null if more samples are needed.
+// Returns the request of the next graph, or null if more samples are needed. It consists of ten numbers. Three are for all
+// graphs: graph, input, length of the input. Three are for the encoder: whether to begin with initial caches, frames to keep in
+// caches, required frames of left context. Four are for the decoder: tokens, their number, lengths, their number.
 EXPORT(stream_next) const std::int32_t* stream_next(StreamState* stream) {
   static std::int32_t told_request[10];
   const std::optional<Request> request = stream->next();
@@ -168,8 +171,8 @@ EXPORT(stream_next) const std::int32_t* stream_next(StreamState* stream) {
 
 EXPORT(stream_give) void stream_give(StreamState* stream, const float* output, std::size_t num) { stream->give(Floats(output, output + num)); }
 
-// `scores` contains the scores by the first decoder [rows, width], by the second, if any, and those of next tokens
-// [rows, vocab].
+// `scores` has the scores of the first decoder [rows, width] and those of the second decoder, if any. The log-probabilities of
+// next tokens [rows, vocab] follow.
 EXPORT(stream_score)
 void stream_score(StreamState* stream, const float* scores, std::size_t num, std::size_t rows, std::size_t width, std::size_t num_decoders) {
   const float *right = scores + rows * width, *next = scores + num_decoders * rows * width;
@@ -186,14 +189,14 @@ EXPORT(stream_segment) const char* stream_segment(StreamState* stream) {
 EXPORT(resampler_create) Resampler* resampler_create(int source_rate, int target_rate) { return new Resampler(source_rate, target_rate); }
 EXPORT(resampler_free) void resampler_free(Resampler* resampler) { delete resampler; }
 
-// Null samples end the input. Returns the number of samples at `resampler_samples`.
+// Resamples samples; null ends the input. Returns the number of samples that `resampler_samples` points to.
 EXPORT(resampler_accept) std::size_t resampler_accept(Resampler* resampler, const float* samples, std::size_t num) {
   resampled = samples ? resampler->accept(samples, num) : resampler->finish();
   return resampled.size();
 }
 EXPORT(resampler_samples) const float* resampler_samples() { return resampled.data(); }
 
-// Returns the results of a file of tests/conformance: the tests run the published binary.
+// Returns the results of a file of tests/conformance. It is part of the published binary, so that tests can run this binary.
 EXPORT(case_results) const char* case_results_of(const char* kind, std::size_t kind_size, const char* content, std::size_t size) {
   return told(case_results({kind, kind_size}, Json::parse({content, size}, "cases")));
 }

@@ -1,12 +1,12 @@
-/** The C++ core as WebAssembly: all of recognition except graphs, files and events. See core.cpp. */
+/** The C++ core as WebAssembly. It does all of recognition except graphs, files and events. See core.cpp. */
 
 import { bytesOf, checkRate, floats, refuseModel, tag } from './arguments.js';
 import { AudioError, BundleError, GrammarError, IntegrityError, LanguageModelError, SignatureError, StreamError, U2moeError } from './errors.js';
 
-/** Error classes by the codes in u2moe.h. */
+/** Error classes by the error codes of u2moe.h. */
 const ERRORS = { 3: BundleError, 4: IntegrityError, 5: AudioError, 6: StreamError, 9: LanguageModelError, 15: GrammarError };
 
-/** Return the error for a message of the core, with option names in camel case. */
+/** Return the error for an error code and message of the core. Names of options become camel case. */
 function told(code, message) {
   const isOption = code === 1 || message.startsWith('options: ');
   if (isOption) return new RangeError(message.replace(/^options: /, '').replace(/[a-z]+(_[a-z]+)+(?=:| must)/, camel));
@@ -20,22 +20,23 @@ export const FEATURES = 1, ENCODER = 2, CTC = 3, DECODER = 4, VAD = 5;
 const encoder = new TextEncoder(), decoder = new TextDecoder();
 let compiled;
 
-/** Compile core.wasm from the folder of this file. Node reads it if the URL starts with `file:`. */
+/** Compile core.wasm from the folder of this file. In Node, a `file:` URL is read from disk. */
 async function compile() {
   const url = new URL('./core.wasm', import.meta.url);
   if (url.protocol === 'file:') return WebAssembly.compile(await globalThis.process.getBuiltinModule('node:fs/promises').readFile(url));
   const response = await fetch(url);
   if (!response.ok) throw new U2moeError(`${url}: the server returned ${response.status}`);
-  return WebAssembly.compile(await response.arrayBuffer()); // unlike compileStreaming, accepts any content type
+  return WebAssembly.compile(await response.arrayBuffer()); // compileStreaming would require a certain content type
 }
 
-/** An instance with its own memory. After an error of WebAssembly itself, such as lack of memory, it cannot be used any more. */
+/** An instance of the core with its own memory. After an error of WebAssembly itself, such as lack of memory, all calls
+ * fail. */
 export class Core {
   #exports;
   #failure = null;
   #registry = new FinalizationRegistry(([free, pointer]) => this.#failure || this.#exports[free](pointer));
 
-  /** @param wasm bytes or a compiled module, if core.wasm is not in the folder of this file. */
+  /** @param wasm core.wasm as bytes or a compiled module; needed only if it is not in the folder of this file. */
   static async load(wasm) {
     if (!wasm) compiled ??= compile().catch((error) => { compiled = undefined; throw error; });
     const core = new Core();
@@ -61,7 +62,7 @@ export class Core {
     return new Uint8Array(this.#exports.memory.buffer, pointer, length);
   }
 
-  /** Call an exported function. Each string or array among its arguments becomes a pointer and a length. */
+  /** Call an exported function. Each string or typed array among the arguments is passed as a pointer and a length. */
   call(name, ...values) {
     if (this.#failure) throw this.#failure;
     const { malloc, free, __stack_pointer: stack } = this.#exports, given = [], top = stack.value;
@@ -83,7 +84,7 @@ export class Core {
         this.#failure = new U2moeError(`the core failed, possibly for lack of memory: ${error.message}`, { cause: error });
         throw this.#failure;
       }
-      stack.value = top; // the exception left its frames on the stack
+      stack.value = top; // the exception did not remove its frames from the stack
       given.forEach(free);
       throw error;
     }
@@ -114,9 +115,9 @@ export class Core {
   }
 
   /**
-   * Check that one of the keys has signed the manifest. The core parses the signature file; `verify` checks each signature.
+   * Check that one of the keys has signed the manifest. The core parses the signature file, and `verify` checks each signature.
    *
-   * @param content bytes of the signature file. @param manifest bytes of bundle.json. @param publicKeys in PEM.
+   * @param content bytes of the signature file. @param manifest bytes of bundle.json. @param publicKeys keys in PEM.
    * @throws SignatureError none of the keys has signed the manifest.
    */
   async checkSignature(content, manifest, publicKeys, verify = withWebCrypto) {
@@ -130,12 +131,12 @@ export class Core {
     throw new SignatureError('bundle.sig: does not match this bundle.json, which was changed or belongs to another bundle');
   }
 
-  /** Copy the numbers at a pointer. */
+  /** Return a copy of the numbers at a pointer. */
   array(Kind, pointer, length) {
     return new Kind(this.#exports.memory.buffer, pointer, length).slice();
   }
 
-  /** Free the object at a pointer when its owner is garbage-collected. */
+  /** Have the object at a pointer freed when its owner is garbage-collected. Return the pointer. */
   own(owner, free, pointer) {
     this.#registry.register(owner, [free, pointer], owner);
     return pointer;
@@ -161,7 +162,10 @@ export class Recognition {
   #core;
   #pointer;
 
-  /** @param options with Python's names; `vad` is an object. @param models `LanguageModel`s: `bundled` is used only in beam searches. */
+  /**
+   * @param options options with Python's names; `vad` is an object.
+   * @param models language models: `given` by the caller, and `bundled` in the bundle, which only beam searches use.
+   */
   constructor(core, model, options, { given, bundled }) {
     this.#core = core;
     const pointers = [given, bundled].map((each) => LanguageModel.pointer(each, core));
@@ -169,8 +173,8 @@ export class Recognition {
   }
 
   /**
-   * Call a stream function of the core: `accept` (with rate and samples), `finish`, `give` (with the output of a graph)
-   * or `score` (with the result of `Graphs.score`).
+   * Call a stream function of the core: `accept` with a rate and samples, `finish`, `give` with the output of a graph,
+   * or `score` with the result of `Graphs.score`.
    */
   call(name, ...values) {
     this.#core.call(`stream_${name}`, this.#pointer, ...values);
@@ -221,7 +225,7 @@ export class LanguageModel {
   }
 }
 
-/** Resamples one channel incrementally: any split of the input produces the same samples. */
+/** Resamples one channel in parts. Any split of the input produces the same samples. */
 export class Resampler {
   #core;
   #pointer;
@@ -269,7 +273,7 @@ export function checkNames(options, names) {
 }
 
 /**
- * Convert options to the core's form: JSON values with Python's names at all levels.
+ * Convert options to the form of the core: JSON values, with Python's names at all levels.
  *
  * @throws RangeError JSON cannot represent a value; the message names the option.
  */

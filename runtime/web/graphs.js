@@ -1,18 +1,18 @@
-/** The graphs of a bundle as functions on typed arrays. They keep no state of streams. */
+/** The graphs of a bundle as functions on typed arrays, without state of streams. */
 
 import { graphFiles } from './bundle.js';
 import { BundleError, InferenceError, StreamError, U2moeError } from './errors.js';
 
 /**
- * Despite the mode 'parallel', nothing runs in parallel: there is one thread. In this mode, onnxruntime does not search for
- * reusable buffers. The search takes ten times as long as the rest of creating the encoder's session.
+ * Nothing runs in parallel despite the mode, since there is one thread. But in this mode, onnxruntime does not search
+ * for reusable buffers. The search would take ten times as long as the rest of creating the encoder's session.
  */
 const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };
 
-/** Maximum number of token-frame pairs per decoder call, which bounds the memory of attention. Longer utterances take several calls. */
+/** Maximum number of pairs of a token and a frame, or of two tokens, per decoder call. It bounds the memory of attention. */
 const MOST_PAIRS = 2 ** 22;
 
-/** A session of onnxruntime-web or onnxruntime-node. Its errors name the file and the inputs. */
+/** A session of onnxruntime-web or onnxruntime-node. Errors name the file and the inputs. */
 export class Graph {
   #ort;
   #file;
@@ -25,7 +25,8 @@ export class Graph {
     this.#session = session;
   }
 
-  /** Run the graph on inputs {type, data, dims}, and return its tensors by name. All of `outputs` must be among them. */
+  /** Run the graph on inputs {type, data, dims}, and return its output tensors by name. All names in `outputs` must be
+   * present. */
   async run(inputs, outputs) {
     if (!this.#session) throw new StreamError('the recogniser of this stream has been released');
     let running, found;
@@ -49,7 +50,7 @@ export class Graph {
     return new InferenceError(`${this.#file}: ${message}`, cause === undefined ? {} : { cause });
   }
 
-  /** Release the session once pending runs have ended; otherwise onnxruntime would use freed memory. */
+  /** Release the session once pending runs have ended. Before that, onnxruntime would use freed memory. */
   async release() {
     const session = this.#session;
     this.#session = null;
@@ -69,8 +70,8 @@ export class Graphs {
   }
 
   /**
-   * Create the sessions one after another, the smallest graph first, while the other files are still loading. If one fails or
-   * the signal is aborted, all are released.
+   * Create the sessions one after another, beginning with the smallest graph while other files are still loading. If a session
+   * fails or the signal is aborted, release all sessions.
    *
    * @param files a map from names to promises of contents.
    */
@@ -92,7 +93,7 @@ export class Graphs {
     const options = {
       ...(!sessionOptions.executionProviders && WEB_ASSEMBLY),
       graphOptimizationLevel: file.endsWith('.ort') ? 'disabled' : 'all',
-      enableMemPattern: false, // it stores a pattern for each combination of input sizes, and there are many
+      enableMemPattern: false, // patterns would be stored for each of the many combinations of input sizes
       ...sessionOptions,
     };
     const weights = await files.get(`${file}.data`);
@@ -113,7 +114,7 @@ export class Graphs {
     if (failed) throw new U2moeError(`onnxruntime failed to release a graph: ${failed.reason?.message}`, { cause: failed.reason });
   }
 
-  /** Compute features [frames, mel] of samples. */
+  /** Compute the features [frames, mel] of samples. */
   async features(samples) {
     const { features } = await this.#graphs.features.run({ samples: float(samples, [1, samples.length]) }, ['features']);
     return features.data;
@@ -137,7 +138,7 @@ export class Graphs {
     return { output: found.output.data, caches: { offset: Number(found.next_offset?.data[0] ?? 0), tensors } };
   }
 
-  /** Return the caches for a new utterance, which keep the last `numFrames` encoder frames. */
+  /** Return caches for a new utterance that have only the last `numFrames` encoder frames. */
   lastOf(caches, numFrames) {
     const tensors = this.#model.caches.map(({ shape, rate }, index) => {
       const { data, dims } = caches.tensors[index], axis = 2 + shape.indexOf(0);
@@ -153,7 +154,7 @@ export class Graphs {
     return { offset: numFrames, tensors };
   }
 
-  /** Compute log-probabilities [time, vocab] of encoder output [time, dim]. */
+  /** Compute the log-probabilities [time, vocab] for encoder output [time, dim]. */
   async ctc(encoderOut) {
     const dim = this.#model.output_size;
     const feeds = { encoder_out: float(encoderOut, [1, encoderOut.length / dim, dim]) };
@@ -164,7 +165,8 @@ export class Graphs {
   /**
    * Score hypotheses [rows, longest] with the decoders.
    *
-   * @returns [scores, rows, width, number of decoders]: scores [rows, width] of each decoder, then of next tokens [rows, vocab].
+   * @returns [scores, rows, width, number of decoders]. `scores` has the scores [rows, width] of each decoder, then the
+   *   log-probabilities [rows, vocab] of next tokens.
    */
   async score(encoderOut, hyps, lens) {
     const { output_size: dim } = this.#model, numFrames = encoderOut.length / dim, longest = hyps.length / lens.length;

@@ -1,20 +1,20 @@
 /** Speech recognition with u2moe bundles in browsers and Node, with onnxruntime-web or onnxruntime-node. */
 
-/** Base class of all errors of this module. `cause` is the error of another library, such as onnxruntime, if any. */
+/** Base class of all errors of this module. `cause` is the underlying error of another library, such as onnxruntime, if any. */
 export class U2moeError extends Error {}
-/** Not a bundle, or a bundle that this module cannot run. */
+/** The files are not a bundle, or this module cannot run the bundle. */
 export class BundleError extends U2moeError {}
-/** A file does not match its digest in the manifest. The message says what to do, the cause how the file differs. */
+/** A file does not match its digest in the manifest. The message says what to do; `cause` says how the file differs. */
 export class IntegrityError extends BundleError {}
-/** None of `publicKeys` has signed the bundle: the signature is missing, or is by another key or of another manifest. */
+/** None of `publicKeys` has signed the bundle. The signature is missing, by another key, or of another manifest. */
 export class SignatureError extends BundleError {}
-/** Not a language model, or a damaged one. */
+/** The file is not a language model, or it is damaged. */
 export class LanguageModelError extends U2moeError {}
 /** The grammar cannot be parsed, or contains words that the vocabulary cannot spell. */
 export class GrammarError extends U2moeError {}
-/** A graph failed in onnxruntime, or returned invalid outputs. The message names its file. */
+/** A graph failed in onnxruntime, or returned invalid outputs. The message names the file of the graph. */
 export class InferenceError extends U2moeError {}
-/** Invalid samples or sample rate. */
+/** The samples or the sample rate are invalid. */
 export class AudioError extends U2moeError {}
 /** More audio would wait than `maxQueueS` allows. None of the samples were accepted. */
 export class AudioOverflowError extends AudioError {}
@@ -33,25 +33,26 @@ export interface Word {
   confidence: number;
 }
 
-/** A phrase of a grammar. Its confidence is the lowest of its words. */
+/** A phrase of a grammar. Its confidence is the lowest confidence of its words. */
 export type Phrase = Omit<Word, 'word'> & { phrase: string };
 
 /** A hypothesis of the n-best list. */
 export interface Alternative {
   text: string;
   tokens: number[];
-  /** Time of each token's peak in seconds; empty if only the decoder searched. */
+  /** Time of each token's peak in seconds; empty if only the decoder found the hypothesis. */
   times: number[];
-  /** Combined score of both passes, or score of the first if only that ran. */
+  /** Combined score of the two passes; without a second pass, score of the first. */
   score: number;
   ctcScore: number;
-  /** 0 without a second pass. */
+  /** Score of the second pass; 0 if there is none. */
   attentionScore: number;
-  /** 0 without a language model. */
+  /** Score of the language model; 0 if there is none. */
   languageScore: number;
 }
 
-/** The result of an utterance. A partial result may still change, and has only text, tokens, times and committed words. */
+/** The result of an utterance. A partial result may still change. It has only text, tokens, times, committed words and
+ * phrases. */
 export interface Result {
   text: string;
   isFinal: boolean;
@@ -69,19 +70,19 @@ export interface Result {
   score: number;
   /** Alternatives with distinct texts, best first. */
   nbest: Alternative[];
-  /** The beginning of the text, which no later partial result of this segment changes; the whole text of a final result. */
+  /** The beginning of the text that no later partial result of this segment changes. In a final result, the whole text. */
   committed: string;
   /** Number of words in `committed`. */
   numCommitted: number;
   /** Time in seconds up to which the first pass makes no more changes. */
   committedEnd: number;
-  /** In a final result: how many words differ from those committed by the first pass (changed, missing or new). */
+  /** In a final result, number of words that differ from those that the first pass committed: changed, missing or new words. */
   revised: number;
   /** Phrases of the grammar. In a partial result, only those that no later result of this segment removes. */
   phrases: Phrase[];
 }
 
-/** A rule ends the utterance when all its conditions are met. Times are in seconds. */
+/** A rule that ends the utterance when all its conditions are met. Times are in seconds. */
 export interface EndpointRule {
   // declared: EndpointRule
   /** Whether the utterance must contain a frame that is not silence. Default: false. */
@@ -100,8 +101,8 @@ export interface EndpointConfig {
   rule3?: EndpointRule | null;
   /** Shortest pause that ends an utterance of a long recording with full context, in seconds; null: none. Default: 0.5. */
   pause?: number | null;
-  /** Threshold of the language model's end-of-sentence probability. At or above it, rule 2 needs half of its silence;
-   * below it, half as much again. null: the language model is not used. Default: null. */
+  /** Threshold for the language model's probability of a sentence end. From this probability on, rule 2 needs half of its
+   * silence; below, it needs one and a half times its silence. null: the language model is not used. Default: null. */
   turn?: number | null;
 }
 
@@ -140,7 +141,7 @@ export interface VadOptions {
   // end
 }
 
-/** Voice activity detection with silero VAD 5 or 6, whose graph the caller provides. Needs onnxruntime 1.22 or later. */
+/** Voice activity detection with silero VAD 5 or 6. The caller provides its ONNX file. Needs onnxruntime 1.22 or later. */
 export class Vad {
   private constructor();
   /** @param content the ONNX file. */
@@ -149,16 +150,17 @@ export class Vad {
 }
 
 export interface StreamOptions {
-  /** Phrases to prefer, optionally with a weight above 0 and at most 100. Default: those of the bundle. */
+  /** Phrases to prefer, each optionally with a weight above 0 and at most 100. Default: those of the bundle. */
   hotwords?: ReadonlyArray<string | readonly [string, number]> | null;
   /**
    * The only phrases to recognise, with slots and '[unk]' as in Python. Cannot be combined with hotwords or a language
    * model. Default: null.
    */
   grammar?: readonly string[] | null;
-  /** When an utterance ends; false: only at the end of the input. Default: true, the rules of the bundle, or Kaldi's. */
+  /** Rules that end utterances. true: those of the bundle, or else Kaldi's. false: only the end of the input does. Default:
+   * true. */
   endpoint?: boolean | EndpointConfig | null;
-  /** Encoder frames per chunk; 'full': full context, in windows of 30 s. Default: the size used in training, or 16. */
+  /** Encoder frames per chunk. 'full': full context, in windows of 30 s. Default: as in training, or 16. */
   chunkSize?: number | 'full' | null;
   // declared: DecodingOptions
   /** Weight of the first pass in rescoring. Default: that of the bundle. */
@@ -180,11 +182,12 @@ export interface StreamOptions {
   /** Chunks of left context; -1: all. Default: -1. */
   numLeftChunks?: number;
   // end
-  /** Maximum seconds of audio that may wait; beyond it, `acceptWaveform` throws an AudioOverflowError. Default: null, no limit. */
+  /** Maximum seconds of audio that may wait. For more, `acceptWaveform` throws an AudioOverflowError. Default: null, no
+   * limit. */
   maxQueueS?: number | null;
-  /** Recognise each speech segment that the detector finds as a separate source. Not in 'u2moe/worker'. */
+  /** Detector. Each speech segment that it finds is recognised as a separate source. Not available in 'u2moe/worker'. */
   vad?: Vad | null;
-  /** null: none. Default: that of the bundle, if any. */
+  /** Language model; null: none. Default: that of the bundle, if any. */
   languageModel?: LanguageModel | null;
   /** Write English with digits and sentence case, as in "At 10:30". Default: false, the spoken form. */
   written?: boolean;
@@ -199,19 +202,19 @@ export interface StreamEventMap {
 /** Recognises one source at a time, and emits results and failures as events. */
 export class Stream extends EventTarget {
   private constructor();
-  /** Result of the current utterance so far. */
+  /** Partial result of the current utterance; after the end of the input, the last result. */
   readonly result: Result;
   /**
    * Append any number of samples of one channel, in [-1, 1] or int16. The sample rate must not change within a source. The promise
-   * is fulfilled when the samples are recognised as far as possible: await it between blocks of a file. For live audio, `maxQueueS`
-   * limits the queue.
+   * is fulfilled when all complete chunks are recognised. Await it between the blocks of a file. For live audio, limit the
+   * queue with `maxQueueS`.
    */
   acceptWaveform(sampleRate: number, samples: Float32Array | Int16Array): Promise<void>;
   /** Finish the input. The promise is fulfilled after the last result. */
   inputFinished(): Promise<void>;
   /**
-   * Discard the source and any failure: the next samples start a new source at time zero, at any rate. The old source emits no
-   * more events, and its pending promises are fulfilled. Listeners and options stay.
+   * Discard the source and any failure. The next samples start a new source at time zero, with any sample rate. The old source
+   * emits no more events, and its pending promises are fulfilled. Listeners and options stay.
    */
   reset(): void;
   addEventListener<K extends keyof StreamEventMap>(
@@ -229,12 +232,12 @@ export class Stream extends EventTarget {
 }
 
 export interface LoadOptions {
-  /** The module 'onnxruntime-web' (or 'onnxruntime-web/wasm') or 'onnxruntime-node'. */
+  /** The module 'onnxruntime-web', 'onnxruntime-web/wasm' or 'onnxruntime-node'. */
   ort: { InferenceSession: unknown; Tensor: unknown };
   /** Name of a Cache for the files, if the Cache API is available; null: none. Default: 'u2moe'. */
   cache?: string | null;
   onProgress?: (progress: { loaded: number; total: number }) => void;
-  /** core.wasm as bytes or as a compiled module. Needed only if the file is not in the folder of this module. */
+  /** core.wasm, as bytes or as a compiled module. Needed only if the file is not in the folder of this module. */
   wasm?: BufferSource | WebAssembly.Module;
   /** Options for `InferenceSession.create`. */
   sessionOptions?: Record<string, unknown>;
@@ -243,22 +246,22 @@ export interface LoadOptions {
   /** Returns whether a signature (64 bytes) is valid for a public key (32 bytes). Needed only if WebCrypto does
    * not support Ed25519. With a worker, pass it to `serve`. */
   verify?: (signed: { publicKey: Uint8Array; message: Uint8Array; signature: Uint8Array }) => boolean | Promise<boolean>;
-  /** Cancels loading: the promise rejects immediately with the signal's reason, requests are cancelled, and sessions are freed. */
+  /** Cancels loading. The promise rejects at once with the signal's reason, requests are cancelled, and sessions are freed. */
   signal?: AbortSignal | null;
 }
 
 export interface TranscribeOptions extends StreamOptions {
-  /** Cancels recognition: the promise rejects immediately with the signal's reason, and no further graph runs. */
+  /** Cancels recognition. The promise rejects at once with the signal's reason, and no further graph runs. */
   signal?: AbortSignal | null;
 }
 
 /** Reads the files of a bundle that has no URL. */
 export interface BundleReader {
-  /** Read a file. The signal is that of `LoadOptions`. */
+  /** Read a file. `signal` is the one of `LoadOptions`. */
   read(name: string, options: { signal?: AbortSignal }): Promise<Uint8Array>;
 }
 
-/** Recognises speech with the model of a bundle, shared by any number of streams. */
+/** Recognises speech with the model of a bundle. Any number of streams share the model. */
 export class Recognizer {
   private constructor();
   /** Load a bundle from the URL of its folder or from a reader. Each file must match its SHA-256 in the manifest. */
@@ -266,17 +269,17 @@ export class Recognizer {
   /** Sample rate of the model in Hz. Streams accept any rate from 1000 to 384000 Hz. */
   readonly sampleRate: number;
   createStream(options?: StreamOptions): Stream;
-  /** Load an ARPA file, or a compact file from `u2moe lm build`, for streams of this recogniser. */
+  /** Load a language model for streams of this recogniser, from an ARPA file or a compact file of `u2moe lm build`. */
   languageModel(content: Uint8Array | ArrayBuffer, options?: LanguageModelOptions): LanguageModel;
   /** Recognise a whole recording, and return its final results. Default sample rate: the model's. */
   transcribe(samples: Float32Array | Int16Array, sampleRate?: number, options?: TranscribeOptions): Promise<Result[]>;
-  /** Recognise a second of noise, which makes the first audio as fast as later audio. */
+  /** Recognise a second of noise, so that the first audio is recognised as fast as later audio. */
   warmUp(options?: { signal?: AbortSignal | null }): Promise<void>;
   /** Free the model's memory once running graphs have ended. */
   release(): Promise<void>;
 }
 
-/** Resamples one channel incrementally: any split of the input produces the same samples. */
+/** Resamples one channel in parts. Any split of the input produces the same samples. */
 export class Resampler {
   private constructor();
   /** Create a resampler. Rejects with an AudioError if a rate is not between 1000 and 384000 Hz. */

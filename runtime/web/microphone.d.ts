@@ -3,20 +3,22 @@
 export interface MicrophoneEventMap {
   /** Samples at `sampleRate`, five times a second. */
   samples: CustomEvent<Float32Array>;
-  /** Another device replaced a lost one; the detail is its name. */
+  /** Another device replaced a lost one. The detail is the name of the new device. */
   change: CustomEvent<string>;
-  /** The device was removed, permission was withdrawn, or the browser failed; the detail is a MicrophoneError. */
+  /** Recording cannot continue: the device was removed, permission was withdrawn, or the browser failed. The detail is a
+   * MicrophoneError. */
   ended: CustomEvent<Error>;
 }
 
 export class Microphone extends EventTarget {
   private constructor();
-  /** Ask for permission and open the microphone, without noise suppression and the like. Rejects with a MicrophoneError. */
+  /** Ask for permission and open the microphone, without noise suppression and similar processing. May reject with a
+   * MicrophoneError. */
   static open(constraints?: MediaTrackConstraints): Promise<Microphone>;
   readonly sampleRate: number;
   /** Name of the device. */
   readonly label: string;
-  /** Why the microphone ended, which may happen before a listener is added. */
+  /** Error that ended recording, or null. Recording may end before a listener is added. */
   readonly failure: Error | null;
   /** Stop. The promise is fulfilled after the last samples. */
   stop(): Promise<void>;

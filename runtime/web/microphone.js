@@ -1,8 +1,8 @@
-/** The microphone of a page, as events with samples. Switches devices if one is removed. */
+/** The microphone of a page. It emits events with samples, and switches to another device if its device is removed. */
 
 import { MicrophoneError } from './errors.js';
 
-/** Disables audio processing meant for calls: it removes parts of speech that recognition needs. */
+/** Constraints without the audio processing for calls, which removes parts of speech that recognition needs. */
 const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 const LONGEST_FLUSH_MS = 500;
 const REASONS = {
@@ -12,8 +12,8 @@ const REASONS = {
 };
 
 /**
- * Emits 'samples' (Float32Array at `sampleRate`), 'change' when another device replaces a lost one, and 'ended' when
- * recording cannot continue, for example because no other device is available.
+ * Emits 'samples' with a Float32Array at `sampleRate`, and 'change' when another device replaces a lost one.
+ * Emits 'ended' when recording cannot continue, for example after the only device was removed.
  */
 export class Microphone extends EventTarget {
   #context;
@@ -26,14 +26,14 @@ export class Microphone extends EventTarget {
   failure = null;
 
   /**
-   * @param constraints for `getUserMedia`, such as {deviceId}.
-   * @throws MicrophoneError its message tells the user what to do.
+   * @param constraints constraints for `getUserMedia`, such as {deviceId}.
+   * @throws MicrophoneError the microphone cannot be opened. The message tells the user what to do.
    */
   static async open(constraints = {}) {
     const wanted = { ...PLAIN_SOUND, ...constraints }, media = await given(wanted);
     let context;
     try {
-      context = new AudioContext(); // at the device's rate: some browsers reject others
+      context = new AudioContext(); // at the device's rate, since some browsers reject other rates
       await context.audioWorklet.addModule(new URL('./capture.js', import.meta.url));
       if (context.state === 'suspended') await context.resume();
       return new Microphone(context, media, wanted);
@@ -54,7 +54,7 @@ export class Microphone extends EventTarget {
       if (data.last) this.#flushed();
     };
     this.#node.onprocessorerror = () => this.#end(new MicrophoneError('The microphone has stopped.', { reason: 'failed' }));
-    // Another program, such as a call, may suspend the context; without this no more samples would arrive.
+    // Another program, such as a call, may suspend the context. Resume it, or no more samples would arrive.
     context.onstatechange = () => context.state === 'suspended' && !this.#stopping && context.resume().catch(() => {});
     this.#connect(media);
   }
@@ -68,7 +68,7 @@ export class Microphone extends EventTarget {
     return this.#media.getAudioTracks()[0]?.label ?? '';
   }
 
-  /** Stop after the last samples, or after a timeout if the device was removed. */
+  /** Stop after the last samples. If the device was removed and sends none, stop after a timeout. */
   stop() {
     this.#stopping ??= new Promise((resolve) => {
       this.#flushed = resolve;
@@ -94,7 +94,7 @@ export class Microphone extends EventTarget {
     for (const track of media.getAudioTracks()) track.onended = () => this.#replace();
   }
 
-  /** Switch to another device, if there is one, after a device was removed or permission was withdrawn. */
+  /** After a device was removed or permission was withdrawn, switch to another device if there is one. */
   async #replace() {
     if (this.#stopping) return;
     try {

@@ -1,4 +1,4 @@
-/** The recogniser of a bundle. The public interface is documented in `index.d.ts`. */
+/** The recogniser of a bundle. `index.d.ts` documents the public interface. */
 
 import { checkRuntime, untilAborted } from './arguments.js';
 import { openBundle } from './bundle.js';
@@ -25,7 +25,7 @@ export class Recognizer extends Streaming {
 
   static async #load(source, { ort, wasm, sessionOptions, signal, publicKeys = null, verify, ...options }) {
     const starting = Core.load(wasm);
-    starting.catch(() => {}); // awaited after the manifest is read
+    starting.catch(() => {}); // the error is thrown later, where `starting` is awaited
     const parse = async (text) => (await starting).parseManifest(text);
     const check = publicKeys === null ? null : async (...signed) => (await starting).checkSignature(...signed, publicKeys, verify);
     const { text, manifest, files } = await openBundle(source, { ...options, parse, check, signal });

@@ -1,4 +1,4 @@
-/** Turns samples into results: the core decides which graph is next, and this module runs it. */
+/** Turns samples into results. The core decides which graph is next, and this module runs that graph. */
 
 import { CTC, DECODER, ENCODER, FEATURES, VAD } from './core.js';
 import { StreamError } from './errors.js';
@@ -32,7 +32,8 @@ export class Source {
     return this.#last ?? this.#recognition.result;
   }
 
-  /** Accept the first second synchronously, so that invalid samples throw. The core never queues more than a second. */
+  /** Accept the first second at once, so that invalid samples throw. Pass the rest one second at a time, as the core needs
+   * it. */
   accept(sampleRate, samples) {
     if (this.#isFinished) throw new StreamError('the input of this stream is finished: reset it, or create another');
     this.#append(sampleRate, samples.subarray(0, sampleRate));
@@ -52,7 +53,7 @@ export class Source {
     }));
   }
 
-  /** Queue work. After an error, all later work fails with it. */
+  /** Queue work. After an error, all later work fails with the same error. */
   #soon(work) {
     this.#work = this.#work.then(work, work);
     return this.#work;
@@ -62,7 +63,7 @@ export class Source {
     if (!this.#failure && !this.#isDiscarded) this.#recognition.call('accept', sampleRate, samples); // after a failure or reset they would never be recognised
   }
 
-  /** Stop: emit no more events, and drop work in progress. */
+  /** Emit no more events, and drop work in progress. */
   discard() {
     this.#isDiscarded = true;
     if (!this.#isRunning) this.#free();
@@ -96,7 +97,7 @@ export class Source {
     for (let isNew = false; !this.#isDiscarded;) {
       const request = this.#recognition.next();
       for (let segment; (segment = this.#recognition.segment());) this.#emit('final', segment);
-      const isBetween = ![CTC, DECODER].includes(request?.graph); // between chunks, and no utterance is ending
+      const isBetween = ![CTC, DECODER].includes(request?.graph); // the next graph does not belong to the end of an utterance
       const result = (isNew && isBetween) || !request ? this.#recognition.result : null;
       if (isNew && isBetween && !result.isFinal) this.#emit('partial', result);
       if (!request) {
@@ -108,11 +109,11 @@ export class Source {
     }
   }
 
-  /** Run the graph that the core requested. The output is dropped if the source was discarded meanwhile. */
+  /** Run the graph that the core requested. If the source is discarded meanwhile, drop the output. */
   async #run({ graph, input, begins, kept, required, hyps, lens }) {
     const graphs = this.#graphs, recognition = this.#recognition;
     let output;
-    if (graph === DECODER) output = await graphs.score(input, hyps, lens); // an array of arguments
+    if (graph === DECODER) output = await graphs.score(input, hyps, lens); // an array of arguments for `score`
     if (graph === FEATURES) output = await graphs.features(input);
     if (graph === CTC) output = await graphs.ctc(input);
     if (graph === VAD) output = Float32Array.of(await this.#vad.probability(input, this.#past));

@@ -1,4 +1,4 @@
-/** Streams and shared methods of recognisers, in the page or in a worker. Documented in `index.d.ts`. */
+/** Streams, and methods that the recognisers of a page and of a worker share. `index.d.ts` documents them. */
 
 import { checkRate, floats, untilAborted } from './arguments.js';
 import { AudioOverflowError } from './errors.js';
@@ -7,11 +7,11 @@ export class Stream extends EventTarget {
   #open;
   #source;
   #maxQueueS;
-  #waiting = { num: 0 }; // samples of the source not recognised yet
+  #waiting = { num: 0 }; // number of samples of the source that are not recognised yet
 
   /**
-   * @param open creates a source {accept, finish, discard, result} from a function that emits events. `discard` may return the
-   *   next source.
+   * @param open called with a function that emits events; returns a source {accept, finish, discard, result}. `discard` may
+   *   return the next source.
    * @param maxQueueS maximum seconds of audio that may wait; undefined or null: no limit.
    */
   constructor(open, maxQueueS = null) {
@@ -30,7 +30,7 @@ export class Stream extends EventTarget {
     }
     const done = this.#source.accept(sampleRate, all), leave = () => { waiting.num -= all.length; };
     waiting.num += all.length;
-    done.then(leave, leave); // failures are also events: the promise may be ignored
+    done.then(leave, leave); // handles rejections, since callers may ignore the promise: failures are also events
     return done;
   }
 

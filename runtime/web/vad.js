@@ -1,4 +1,4 @@
-/** Voice activity detection with silero VAD 5 or 6. The caller provides its graph. */
+/** Voice activity detection with silero VAD 5 or 6. The caller provides the graph. */
 
 import { checkRuntime } from './arguments.js';
 import { checkNames } from './core.js';
@@ -6,9 +6,9 @@ import { VAD_OPTIONS } from './declared.js';
 import { BundleError } from './errors.js';
 import { Graph, float, int, product } from './graphs.js';
 
-const CONTEXT_LEN = 64; // samples before a window, also part of the input
+const CONTEXT_LEN = 64; // samples before a window that are also part of the input
 const RATE = 16000;
-/** Inputs and numbers of outputs of silero VAD 5 and 6. */
+/** Number of outputs of silero VAD 5 and 6, by their inputs. */
 const LAYOUTS = { 'input, sr, state': 2, 'input, state': 2, 'c, h, input': 3 };
 
 export class Vad {
@@ -17,7 +17,8 @@ export class Vad {
   #outputs;
   #states;
 
-  /** @param content the graph. @param options {threshold, endThreshold, minSilence, padding}, `ort` and `sessionOptions`. */
+  /** @param content the ONNX file. @param options {threshold, endThreshold, minSilence, padding}, `ort` and
+   * `sessionOptions`. */
   static async open(content, { ort, sessionOptions = {}, ...options } = {}) {
     checkRuntime(ort);
     checkNames(options, VAD_OPTIONS);
@@ -41,13 +42,13 @@ export class Vad {
     return vad;
   }
 
-  /** Return the initial state: the context and the states of the graph. */
+  /** Return the state at the beginning: the samples before the first window, and the states of the graph. */
   start() {
     const states = this.#states.map(({ dims }) => new Float32Array(product(dims)));
     return { context: new Float32Array(CONTEXT_LEN), states };
   }
 
-  /** Return the probability that a window is speech, and update `past`. */
+  /** Return the probability that a window is speech. Update the state `past`. */
   async probability(window, past) {
     const row = new Float32Array(CONTEXT_LEN + window.length);
     row.set(past.context);

@@ -2,7 +2,7 @@
 
 import type { LoadOptions, Recognizer as Local } from './index.js';
 
-/** Serve a `Recognizer` of the page or main thread. Call it in a worker of a browser or of Node. */
+/** Serve a `Recognizer` of the page or main thread. Call this function in a worker of a browser or of Node. */
 export function serve(defaults: Pick<LoadOptions, 'ort' | 'sessionOptions' | 'wasm' | 'cache' | 'publicKeys' | 'verify'>): void;
 
 /** The part of a Worker of node:worker_threads that this module uses. */
@@ -17,7 +17,8 @@ export interface WorkerOptions extends Omit<LoadOptions, 'ort' | 'verify'> {
   worker: Worker | NodeWorker;
 }
 
-/** Same interface as in 'u2moe'. An invalid option of a stream is an 'error' event of the stream and rejects its promises. */
+/** Same interface as in 'u2moe'. An invalid option of a stream causes an 'error' event of the stream and rejects its
+ * promises. */
 export interface Recognizer extends Pick<Local, 'sampleRate' | 'createStream' | 'languageModel' | 'transcribe' | 'warmUp' | 'release'> {}
 export class Recognizer {
   private constructor();

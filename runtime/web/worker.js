@@ -1,30 +1,30 @@
 /**
- * The recogniser in a worker: `serve` runs in the worker, `Recognizer` in the page. The worker checks the options of a stream,
- * so an invalid option is an 'error' event of the stream and rejects its promises.
+ * The recogniser in a worker. `serve` runs in the worker, and `Recognizer` runs in the page. The worker checks the options of a
+ * stream, so an invalid option causes an 'error' event of the stream and rejects the stream's promises.
  */
 
 import { bytesOf, refuseModel, untilAborted } from './arguments.js';
 import * as errors from './errors.js';
 import { Stream, Streaming } from './stream.js';
 
-/** Listen to events of a worker or port. Workers of Node emit values instead of events. */
+/** Call `take` for each event of a worker or port. Workers in Node pass values instead of events. */
 function listen(port, type, take) {
   if (port.on) port.on(type, take);
   else port.addEventListener(type, (event) => take(type === 'message' ? event.data : event));
 }
 
-/** Answer calls from the page. @param defaults {ort} and other options of `Recognizer.fromBundle`. */
+/** Answer calls from the page. @param defaults `ort` and other options of `Recognizer.fromBundle`. */
 export function serve(defaults) {
   const port = globalThis.postMessage ? globalThis : globalThis.process.getBuiltinModule('node:worker_threads').parentPort;
   if (!port) throw new TypeError('serve must be called in a worker');
   const objects = new Map(), aborts = new Map();
   let recognizer;
-  // If a language model failed to load, its number is passed on, and `createStream` rejects it.
+  // If a language model failed to load, pass on its number, so that `createStream` throws.
   const given = (options) => options && { ...options, languageModel: objects.get(options.languageModel) ?? options.languageModel };
   const methods = {
     async load(id, source, options) {
       const onProgress = (progress) => port.postMessage({ id, progress });
-      const { Recognizer: Local } = await import('./recognizer.js'); // loaded only in the worker
+      const { Recognizer: Local } = await import('./recognizer.js'); // imported here because the page does not need it
       const publicKeys = options.publicKeys ?? defaults.publicKeys; // an undefined option must not turn verification off
       recognizer = await Local.fromBundle(source, { ...defaults, ...options, publicKeys, onProgress, signal: abortable(id) });
       return { sampleRate: recognizer.sampleRate, manifest: recognizer.manifest };
@@ -79,7 +79,8 @@ class Connection {
     for (const type of ['error', 'messageerror', 'exit']) listen(worker, type, fail);
   }
 
-  /** Return a number for a new object in the worker, which lives as long as its owner. An owner that is a `Source` receives its events. */
+  /** Return a number for a new object in the worker. The object lives as long as its owner; a `Source` as owner gets its
+   * events. */
   register(owner) {
     this.#num += 1;
     this.#registry.register(owner, this.#num);
@@ -103,7 +104,7 @@ class Connection {
     return untilAborted(signal, ask, abort);
   }
 
-  /** @throws the error that ended the connection. */
+  /** @throws U2moeError the error that ended the connection, if it has ended. */
   check() {
     if (this.failure) throw this.failure;
   }
@@ -137,7 +138,7 @@ export class Recognizer extends Streaming {
   #connection;
   #models = new WeakMap();
 
-  /** @param options those of the local `Recognizer.fromBundle`, and `worker`, whose script calls `serve`. */
+  /** @param options the options of the local `Recognizer.fromBundle`, and `worker`, a Worker whose script calls `serve`. */
   static async fromBundle(source, { worker, onProgress, signal, ...options } = {}) {
     if (!worker?.postMessage) throw new TypeError('worker must be a Worker whose script calls serve');
     if (source?.read) throw new TypeError('source must be a URL: a worker cannot be sent functions');
@@ -175,7 +176,7 @@ export class Recognizer extends Streaming {
   }
 }
 
-/** Sources of a stream, recognised in the worker one after another. */
+/** The sources of a stream, which the worker recognises one after another. */
 class Source {
   #connection;
   #object;
@@ -215,6 +216,6 @@ class Source {
 
   #call(method, args, transfer) {
     const answers = [this.#created, this.#connection.call('call', [this.#object, method, ...args], { transfer })];
-    return Promise.all(answers).then(() => void this); // keeps this object, and so its events, alive until then
+    return Promise.all(answers).then(() => void this); // keeps this object alive until then, so that it gets its events
   }
 }

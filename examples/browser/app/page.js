@@ -1,11 +1,12 @@
-// The page for static hosts: loads the model in a worker, shows progress, and recognises there. The rest is the server's page.
+// The page for static hosts. It loads the model in a worker, shows the progress, and recognises in the worker. The rest is the
+// server's page.
 
 import { Controls, complain, find, show } from './controls.js';
 import { RATE } from './sound.js';
 import { Recognizer } from './u2moe/worker.js';
 
 const MEGABYTE = 1e6;
-const LEFT_CHUNKS = 4; // as on the server: bounds time and memory for long speech
+const LEFT_CHUNKS = 4; // as on the server, to bound time and memory for long speech
 
 let recognizer = null; // null while loading and after a failure
 const controls = new Controls(async (hotwords, on) => {
@@ -13,9 +14,9 @@ const controls = new Controls(async (hotwords, on) => {
   return new Recognition({ hotwords, numLeftChunks: LEFT_CHUNKS, written: true }, on);
 });
 
-// on: {partial(result), final(result), done(), problem(text)}
+// `on` has the callbacks {partial(result), final(result), done(), problem(text)}.
 class Recognition {
-  waiting = 0; // samples that the worker has not recognised yet
+  waiting = 0; // number of samples that the worker has not recognised yet
 
   constructor(options, on) {
     this.on = on;
@@ -26,7 +27,7 @@ class Recognition {
     heard('error', (error) => this.fail(error));
   }
 
-  // Unless an option was invalid, the worker cannot be used any more, for example after running out of memory.
+  // Report an error. Unless an option was invalid, the worker can no longer be used, for example after running out of memory.
   fail(error) {
     if (error instanceof RangeError) return this.on.problem(error.message);
     recognizer?.release().catch(() => {});
@@ -55,7 +56,7 @@ function progress({ loaded, total }) {
   find('loaded').textContent = loaded === total ? 'Starting' : share;
 }
 
-// Load the recogniser; return whether that succeeded.
+// Load the recogniser. Return whether it was loaded.
 async function load() {
   show('busy', 'Loading');
   const worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
@@ -73,7 +74,7 @@ async function load() {
   find('lead').textContent = 'Press the microphone and speak.';
   find('loaded').textContent = 'Or open an audio file, or drop it on this page.';
   controls.ready();
-  navigator.serviceWorker?.register('service-worker.js').catch(() => {}); // only now, because it fetches all files of the page again
+  navigator.serviceWorker?.register('service-worker.js').catch(() => {}); // late, since it fetches all files again
   return true;
 }
 

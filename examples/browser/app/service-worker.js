@@ -1,4 +1,4 @@
-// Caches the page for offline use. The module itself caches the model and verifies its digests.
+// Caches the page for offline use. The module caches the model itself, and verifies the digests of its files.
 
 const VERSION = '{{ version }}';
 const FILES = {{ files }};

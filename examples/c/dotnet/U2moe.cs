@@ -76,7 +76,7 @@ namespace U2moe {
     }
   }
 
-  /// An error of the library. `Name` is the name of its code in u2moe.h.
+  /// An error of the library. `Name` is the name of the error code in u2moe.h.
   public class U2moeException : Exception {
     public const int QueueFull = 12, Cancelled = 13;
     public U2moeException(int code, string message) : base(message) { Code = code; }
@@ -120,20 +120,20 @@ namespace U2moe {
     public void Dispose() { Native.u2moe_recognizer_free(Handle); }
   }
 
-  /// One audio source. Any thread may feed it; `Decode` recognises it.
+  /// A stream of one audio source. Any thread may feed it. `Decode` recognises the audio.
   public sealed class Stream : IDisposable {
     readonly IntPtr handle;
     internal Stream(Recognizer recognizer) { Native.Check(Native.u2moe_stream_create(recognizer.Handle, IntPtr.Zero, out handle)); }
     /// Queue mono samples and return.
     public void Feed(int rate, short[] samples) { Native.Check(Native.u2moe_stream_feed_int16(handle, rate, samples, (UIntPtr)samples.Length)); }
     public void Finish() { Native.Check(Native.u2moe_stream_feed_finished(handle)); }
-    /// Stop decoding within one chunk. Any thread may call this.
+    /// Have decoding stop within one chunk. Any thread may call this.
     public void Cancel() { Native.Check(Native.u2moe_stream_cancel(handle)); }
     /// Recognise the queued audio of streams in batches.
     public static void Decode(params Stream[] streams) {
       Native.Check(Native.u2moe_decode_streams(Array.ConvertAll(streams, stream => stream.handle), (UIntPtr)streams.Length));
     }
-    /// Return final results. Each is returned once.
+    /// Return the final results that are ready. Each result is returned once.
     public IEnumerable<Result> TakeSegments() {
       for (;;) {
         IntPtr found;
@@ -147,7 +147,7 @@ namespace U2moe {
     public void Dispose() { Native.u2moe_stream_free(handle); }
   }
 
-  /// Recognises one source in a thread of the library, which raises the events.
+  /// Recognises one source in a thread of the library. This thread raises the events.
   public sealed class Transcriber : IDisposable {
     public event Action<Result> Partial, Final;
     public event Action<U2moeException> Failed;
@@ -168,7 +168,7 @@ namespace U2moe {
       Native.Check(Native.u2moe_transcriber_create(recognizer.Handle, IntPtr.Zero, ref callbacks, out handle));
     }
 
-    // Exceptions must not pass through C.
+    // Do work in a callback. No exception may pass through C.
     void Tell(Action work) {
       try {
         work();

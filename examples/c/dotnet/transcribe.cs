@@ -22,7 +22,7 @@ static class Program {
           begin += 2 * samples.Length;
         } catch (U2moeException error) {
           if (error.Code != U2moeException.QueueFull) throw;
-          Thread.Sleep(10);  // a microphone would drop these samples
+          Thread.Sleep(10);  // a program with a microphone would drop these samples
         }
       }
       transcriber.Wait();

@@ -1,6 +1,6 @@
 // Package u2moe recognises speech with a u2moe bundle. It links libu2moe through pkg-config.
 //
-// The rules for threads in u2moe.h apply to goroutines: any may feed, cancel and take results.
+// The rules for threads in u2moe.h apply to goroutines: any goroutine may feed, cancel and take results.
 package u2moe
 
 // #cgo pkg-config: u2moe
@@ -50,7 +50,7 @@ func errorOf(code C.u2moe_error, message string) error {
 	return &Error{int(code), C.GoString(C.u2moe_error_name(code)), message}
 }
 
-// call makes a call and reads its error message in the same thread, because messages belong to threads.
+// call makes a call, and reads its error message in the same thread, because each thread has its own message.
 func call(work func() C.u2moe_error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -60,7 +60,7 @@ func call(work func() C.u2moe_error) error {
 	return nil
 }
 
-// A Word has times in seconds after the first sample of the source.
+// A Word is a recognised word, with times in seconds after the first sample of the source.
 type Word struct {
 	Text                   string
 	Start, End, Confidence float64
@@ -89,7 +89,7 @@ func resultOf(handle C.u2moe_result) (Result, error) {
 	return found, nil
 }
 
-// Options configure a stream. Zero values mean the defaults of the bundle.
+// Options configure a stream. Zero values stand for the defaults of the bundle.
 type Options struct {
 	ChunkSize     int     // -1: full context
 	NumLeftChunks int     // 0: all
@@ -124,12 +124,12 @@ func Open(folder string) (*Recognizer, error) {
 	return &r, nil
 }
 
-// Close frees the recogniser. Open streams keep what they need.
+// Close frees the recogniser. Open streams keep what they need and remain usable.
 func (r *Recognizer) Close() error {
 	return call(func() C.u2moe_error { return C.u2moe_recognizer_free(r.handle) })
 }
 
-// A Stream is one audio source. Any goroutine may feed it; Decode recognises it.
+// A Stream has one audio source. Any goroutine may feed it. Decode recognises the audio.
 type Stream struct{ handle C.u2moe_stream }
 
 // Stream creates a stream for one source.
@@ -176,7 +176,7 @@ func Decode(streams ...*Stream) error {
 	return call(func() C.u2moe_error { return C.u2moe_decode_streams(unsafe.SliceData(handles), C.size_t(len(handles))) })
 }
 
-// TakeSegments returns final results. Each is returned once.
+// TakeSegments returns the final results that are ready. Each result is returned once.
 func (s *Stream) TakeSegments() ([]Result, error) {
 	var all []Result
 	for {
@@ -193,7 +193,7 @@ func (s *Stream) TakeSegments() ([]Result, error) {
 	}
 }
 
-// Events are callbacks of a transcriber, called in a thread of the library. Any may be nil.
+// Events are callbacks of a transcriber. A thread of the library calls them. Any callback may be nil.
 type Events struct {
 	Partial, Final func(Result)
 	Failed         func(error)
@@ -206,7 +206,7 @@ type Transcriber struct {
 	events cgo.Handle
 }
 
-// Transcriber creates a transcriber. Endpoint rules always end its utterances.
+// Transcriber creates a transcriber, which always ends utterances by endpoint rules.
 func (r *Recognizer) Transcriber(options Options, events Events) (*Transcriber, error) {
 	chosen, err := options.inC()
 	if err != nil {

@@ -152,7 +152,7 @@ def read_lhotse(list_path: str, options: ListOptions) -> Iterator[Entry]:
             raise record.wrong("type", record.value("type"), "a cut that is not mixed")
         recording = record.record("recording")
         if recording.value("transforms"):
-            raise recording.wrong("transforms", recording.value("transforms"), "empty: only lhotse can compute them")
+            raise recording.wrong("transforms", recording.value("transforms"), "empty (only lhotse can compute them)")
         sources = recording.records("sources")
         if len(sources) != 1:
             raise recording.wrong("sources", recording.value("sources"), "a list with one element")

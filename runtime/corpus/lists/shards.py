@@ -85,5 +85,5 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _entry(archive: str, stem: str, source: TarMember | None, text: str | None) -> Entry:
-    missing = Unreadable(error=f"{archive}: {stem}: contains no audio file of this name")
+    missing = Unreadable(error=f"{archive}: {stem}: has no audio file")
     return Entry(key=stem, source=source or missing, text=text)

@@ -17,29 +17,32 @@
  *
  * Errors. Every function that can fail returns a `u2moe_error`. `u2moe_error_message`, called in the same thread, describes the
  * failure. After an error, output arguments are unchanged. Invalid arguments never end the process, except invalid pointers.
- * Running out of memory can end it at points in onnxruntime that cannot report the failure. If `num_threads` is above 1,
- * onnxruntime can also hang when it runs out of memory.
+ * If memory runs out, onnxruntime can end the process where it cannot report the failure. If `num_threads` is above 1, it can
+ * also hang.
  *
- * Handles. A handle is a number, not an address. A call with a null or freed handle, or one of another kind, returns
- * U2MOE_INVALID_HANDLE. Free each handle once, in any order: a stream keeps what it needs of its recogniser, hotwords, language
- * model and voice activity detector. Strings and arrays of a result or recogniser are valid until its handle is freed.
+ * Handles. A handle is a number, not an address. A call with a null or freed handle, or with a handle of another kind, returns
+ * U2MOE_INVALID_HANDLE. Free each handle once. The order does not matter: a stream keeps what it needs of its recogniser,
+ * hotwords, language model and voice activity detector. Strings and arrays of a result or recogniser are valid until its handle
+ * is freed.
  *
  * Threads. Any thread may call any function. Threads may share recognisers, hotwords, language models and results. Only one
- * thread at a time may decode a stream (otherwise U2MOE_STREAM_ERROR). Meanwhile, other threads may feed it, cancel it and take
- * its results. The library starts one thread for each transcriber, and short-lived threads that read files while a recogniser
- * opens. onnxruntime starts threads if `num_threads` is above 1.
+ * thread at a time may decode a stream; a second one gets U2MOE_STREAM_ERROR. Meanwhile, other threads may feed and cancel the
+ * stream and take its results. The library starts one thread for each transcriber, and short-lived threads that read files
+ * while a recogniser opens. onnxruntime starts threads if `num_threads` is above 1.
  *
- * Structs. `size` is the size of the struct that the program was compiled with. `u2moe_..._init` sets it and the defaults.
- * New versions only append members. A program compiled with an older header therefore runs with this library. A program compiled
- * with a newer header gets U2MOE_INVALID_ARGUMENT. Text is UTF-8 and ends with a zero byte. */
+ * Structs. The member `size` is the size of the struct that the program was compiled with. `u2moe_..._init` sets `size` and the
+ * defaults. New versions only append members. A program compiled with an older header therefore runs with this library. A
+ * program compiled with a newer header gets U2MOE_INVALID_ARGUMENT.
+ *
+ * Text. All strings are UTF-8 and end with a zero byte. */
 #ifndef U2MOE_H
 #define U2MOE_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* Versions of this header. u2moe_version and u2moe_api_version return those of the library. Each addition increments the API
- * version. */
+/* Versions of this header. u2moe_version and u2moe_api_version return the versions of the library. Each addition increments the
+ * API version. */
 #define U2MOE_VERSION "0.1.0"
 #define U2MOE_VERSION_NUMBER 100 /* 10000 * major + 100 * minor + patch */
 #define U2MOE_API_VERSION 4
@@ -63,12 +66,12 @@ extern "C" {
 typedef enum u2moe_error {
   U2MOE_OK = 0,
   U2MOE_INVALID_ARGUMENT = 1,     /* a null pointer, an option out of range, or a struct of the wrong size */
-  U2MOE_INVALID_HANDLE = 2,       /* null, freed, or of another kind */
+  U2MOE_INVALID_HANDLE = 2,       /* a handle that is null, freed, or of another kind */
   U2MOE_BUNDLE_ERROR = 3,         /* a bundle that is missing, incomplete or of another version */
   U2MOE_INTEGRITY_ERROR = 4,      /* a file of a bundle does not match its digest */
   U2MOE_AUDIO_ERROR = 5,          /* an invalid sample rate or invalid samples; no samples were accepted */
   U2MOE_STREAM_ERROR = 6,         /* a stream that is finished, has failed, or is used by another thread */
-  U2MOE_PROVIDER_ERROR = 7,       /* onnxruntime: too old, a provider missing or failing to start, or a failed run */
+  U2MOE_PROVIDER_ERROR = 7,       /* onnxruntime is too old, lacks a provider, cannot start it, or failed in a run */
   U2MOE_KERNELS_ERROR = 8,        /* native kernels are required and cannot run */
   U2MOE_LANGUAGE_MODEL_ERROR = 9, /* a language model that is damaged or not in a known format */
   U2MOE_OUT_OF_MEMORY = 10,
@@ -87,7 +90,7 @@ typedef struct u2moe_language_model_handle *u2moe_language_model;
 typedef struct u2moe_vad_handle *u2moe_vad;
 typedef struct u2moe_transcriber_handle *u2moe_transcriber;
 
-/* Message of this thread's last failed call. Valid until this thread's next failure. */
+/* Message of this thread's last failed call. Valid until a call in this thread fails again. */
 U2MOE_API const char *u2moe_error_message(void);
 /* Name of an error code, such as "U2MOE_BUNDLE_ERROR". */
 U2MOE_API const char *u2moe_error_name(u2moe_error error);
@@ -101,10 +104,10 @@ U2MOE_API u2moe_error u2moe_available_providers(const char **json);
 #define U2MOE_LOG_WARNING 2
 #define U2MOE_LOG_ERROR 3
 
-/* Receives a log message from "u2moe" or from a part of onnxruntime. Errors of calls are not logged. */
+/* Receives a log message. `origin` is "u2moe" or a part of onnxruntime. Errors that calls return are not logged. */
 typedef void (*u2moe_log_callback)(void *context, int32_t severity, const char *origin, const char *message);
 
-/* Send log messages of all threads to `callback`, one at a time. NULL discards them, which is the default: onnxruntime writes
+/* Send log messages of all threads to `callback`, one at a time. NULL, the default, discards them, so that onnxruntime writes
  * nothing to stderr. Messages of onnxruntime arrive only if no other part of the program created an OrtEnv earlier. When this
  * function returns, the previous callback is not running and will not be called again. */
 U2MOE_API u2moe_error u2moe_set_log(u2moe_log_callback callback, void *context);
@@ -119,22 +122,23 @@ typedef struct u2moe_provider {
   size_t num_options;
 } u2moe_provider;
 
-/* Verifies an Ed25519 signature (64 bytes) of a message with a public key (32 bytes). Returns nonzero if it is valid. */
+/* Verifies an Ed25519 signature (64 bytes) of a message with a public key (32 bytes). Returns nonzero for a valid signature. */
 typedef int32_t (*u2moe_verify_signature)(void *context, const uint8_t *public_key, const uint8_t *message, size_t size,
                                           const uint8_t *signature);
 
 typedef struct u2moe_recognizer_options {
   size_t size;
   int32_t num_threads; /* threads within one operator; default 1 */
-  /* "native": the kernels in this library, or an error. "onnxruntime": onnxruntime's own kernels. "auto": native kernels for
-   * each graph that they can run, except in float32. NULL: the environment variable U2MOE_KERNELS, or "auto". */
+  /* "native": the kernels in this library; an error if they cannot run. "onnxruntime": onnxruntime's own kernels. "auto":
+   * native kernels for each graph that they can run, except float32 graphs. NULL: the value of the environment variable
+   * U2MOE_KERNELS, or "auto". */
   const char *kernels;
   const u2moe_provider *providers; /* in order of preference; a missing provider is an error; NULL: the CPU */
   size_t num_providers;
-  void *session_options; /* an OrtSessionOptions of the caller, used unchanged, or NULL; requires defaults in the members
-                          * above */
-  /* Accepted public keys in PEM format. One of them must have signed the manifest (`u2moe sign`). The signature is checked
-   * before anything else in the bundle is read; U2MOE_SIGNATURE_ERROR otherwise. NULL: signatures are not checked. */
+  void *session_options; /* OrtSessionOptions of the caller, used unchanged; the members above must have their defaults.
+                          * NULL: none */
+  /* Accepted public keys in PEM format. One of them must have signed the manifest (`u2moe sign`); otherwise opening fails with
+   * U2MOE_SIGNATURE_ERROR. The signature is checked before anything else in the bundle is read. NULL: no check. */
   const char *const *public_keys;
   size_t num_public_keys;
   u2moe_verify_signature verify_signature; /* NULL: OpenSSL, if the library was built with -DU2MOE_SIGNATURES=ON */
@@ -152,24 +156,24 @@ U2MOE_API u2moe_error u2moe_recognizer_options_init(u2moe_recognizer_options *op
 /* Open a bundle. `options` NULL: the defaults. Each file is read once and compared with its digest. */
 U2MOE_API u2moe_error u2moe_recognizer_open(const char *folder, const u2moe_recognizer_options *options,
                                             u2moe_recognizer *recognizer);
-/* Open a bundle from files in memory. The caller may free them afterwards. */
+/* Open a bundle from files in memory. The caller may free the files afterwards. */
 U2MOE_API u2moe_error u2moe_recognizer_open_memory(const u2moe_file *files, size_t num_files,
                                                    const u2moe_recognizer_options *options, u2moe_recognizer *recognizer);
 /* Sample rate of the model in Hz. Streams resample audio of other rates. */
 U2MOE_API u2moe_error u2moe_recognizer_sample_rate(u2moe_recognizer recognizer, int32_t *sample_rate);
-/* Describe the recogniser as JSON: versions, native kernels (instruction set, or why they are not used), providers and sizes.
- * Warnings list ignored features of a newer bundle. Valid until the recogniser is freed. */
+/* Describe the recogniser as JSON: versions, providers, sizes, and the instruction set of the native kernels or the reason why
+ * they are not used. Its warnings list ignored features of a newer bundle. Valid until the recogniser is freed. */
 U2MOE_API u2moe_error u2moe_recognizer_describe(u2moe_recognizer recognizer, const char **json);
-/* Text of a token from 0 to vocab_size - 1, as in tokens.txt. Valid until the recogniser is freed. */
+/* Text of a token, as in tokens.txt. `token` is from 0 to vocab_size - 1. Valid until the recogniser is freed. */
 U2MOE_API u2moe_error u2moe_recognizer_token(u2moe_recognizer recognizer, int32_t token, const char **text);
 U2MOE_API u2moe_error u2moe_recognizer_free(u2moe_recognizer recognizer);
-/* Compare every file of a bundle with its digest. Loads no model. */
+/* Compare every file of a bundle with its digest, without loading a model. */
 U2MOE_API u2moe_error u2moe_verify(const char *folder);
 
-/* ---- Hotwords, language models and voice activity detectors, for any number of streams ---- */
+/* ---- Hotwords, language models and voice activity detectors (streams may share them) ---- */
 
-/* A phrase to prefer, in any letter case, and its bonus per token: a log-probability above 0 and at most 100. 0:
- * the default, 1.5. */
+/* A phrase to prefer, in any letter case, and its bonus per token. The bonus is a log-probability above 0 and at most 100; 0
+ * stands for the default, 1.5. */
 typedef struct u2moe_hotword {
   const char *phrase;
   double weight;
@@ -188,7 +192,7 @@ typedef struct u2moe_language_model_options {
   double word_bonus;         /* bonus per word, -100 to 100; 0.5 */
   double unknown_score;      /* added to the log-probability of out-of-vocabulary words before weight, -1000 to 0; -5 */
   double rescoring_weight;   /* factor on the model's score in the second pass, 0 to 100; 1 */
-  const char *level;         /* "word", "token", or NULL: that of the model */
+  const char *level;         /* "word" or "token"; NULL: the level of the model */
 } u2moe_language_model_options;
 
 U2MOE_API u2moe_error u2moe_language_model_options_init(u2moe_language_model_options *options, size_t size);
@@ -200,7 +204,7 @@ U2MOE_API u2moe_error u2moe_language_model_open_memory(u2moe_recognizer recogniz
                                                        u2moe_language_model *model);
 U2MOE_API u2moe_error u2moe_language_model_free(u2moe_language_model model);
 
-/* When speech begins and ends. */
+/* Options for finding the beginning and end of speech. */
 typedef struct u2moe_vad_options {
   size_t size;
   double threshold;          /* speech begins when its probability reaches this; 0.5 */
@@ -210,14 +214,14 @@ typedef struct u2moe_vad_options {
 } u2moe_vad_options;
 
 U2MOE_API u2moe_error u2moe_vad_options_init(u2moe_vad_options *options, size_t size);
-/* Open silero VAD 5 or 6 as an ONNX file. */
+/* Open an ONNX file of silero VAD 5 or 6. */
 U2MOE_API u2moe_error u2moe_vad_open(const char *file, const u2moe_vad_options *options, u2moe_vad *vad);
 U2MOE_API u2moe_error u2moe_vad_free(u2moe_vad vad);
 
 /* ---- Streams ---- */
 
-/* Ends an utterance that is long enough, ends with enough silence and, if required, contains speech. If both durations are 0,
- * the rule is off. A negative value: as in the bundle. */
+/* The rule ends an utterance that is long enough, ends with enough silence and, if required, contains speech. If both durations
+ * are 0, the rule is off. Negative values stand for those of the bundle. */
 typedef struct u2moe_endpoint_rule {
   int32_t must_contain_nonsilence;
   double min_trailing_silence; /* seconds */
@@ -228,32 +232,32 @@ typedef struct u2moe_endpoint_rule {
 #define U2MOE_NO_HOTWORDS ((u2moe_hotwords)(intptr_t)-1)
 #define U2MOE_NO_LANGUAGE_MODEL ((u2moe_language_model)(intptr_t)-1)
 
-/* Options that are not set have the value of the bundle. If the bundle has none, the library's defaults apply: a beam of 10,
- * Kaldi's endpoint rules, no hotwords and no language model. Searches without a beam ignore the bundle's hotwords and language
- * model. */
+/* An option that is not set has the value of the bundle. If the bundle does not set it either, the library's default applies: a
+ * beam of 10, Kaldi's endpoint rules, no hotwords and no language model. Searches without a beam ignore the bundle's hotwords
+ * and language model. */
 typedef struct u2moe_stream_options {
   size_t size;
-  /* Encoder frames per chunk. 0: as in training, or 16. U2MOE_FULL_CONTEXT: encode up to 30 seconds of a recording at once,
-   * which is more accurate and delays results. Full context needs endpoint rules. */
+  /* Encoder frames per chunk. 0: as in training, or 16 if the model was trained with several sizes. U2MOE_FULL_CONTEXT: encode
+   * up to 30 seconds of a recording at once. This is more accurate but delays results, and needs endpoint rules. */
   int32_t chunk_size;
   int32_t num_left_chunks;   /* chunks of left context; -1: all */
-  const char *search;        /* "attention_rescoring", "ctc_prefix_beam", "ctc_greedy" or "attention" (only the decoder, at the
-                              * end of an utterance); NULL: attention_rescoring if the bundle has a decoder, otherwise
-                              * ctc_prefix_beam */
+  const char *search;        /* "attention_rescoring", "ctc_prefix_beam", "ctc_greedy", or "attention": a search with only the
+                              * decoder at the end of an utterance; NULL: "attention_rescoring" if the bundle has a decoder,
+                              * otherwise "ctc_prefix_beam" */
   int32_t beam_size;         /* prefixes kept by a beam search, and maximum length of the n-best list; 0: as in the bundle */
   double ctc_weight;         /* weight of the first pass in rescoring; negative: as in the bundle */
   double reverse_weight;     /* weight of the right-to-left decoder in rescoring; negative: as in the bundle */
   double length_penalty;     /* power of the length by which attention divides scores; 0 */
   double padding_s;          /* seconds of silence (zeros) added before a source that begins in the middle of a sound, and after
                               * one that ends in it; negative: as in the bundle */
-  int32_t endpoint;          /* nonzero: the rules end utterances; 0: the input is one utterance */
+  int32_t endpoint;          /* nonzero: the endpoint rules end utterances; 0: the whole input is one utterance */
   u2moe_endpoint_rule rules[3];
   double pause;              /* with full context, seconds of quiet audio that split recordings longer than 30 s; 0: none,
                               * otherwise at least 0.4; negative: as in the bundle */
-  u2moe_hotwords hotwords;             /* NULL: those of the bundle; or U2MOE_NO_HOTWORDS */
-  u2moe_language_model language_model; /* NULL: that of the bundle; or U2MOE_NO_LANGUAGE_MODEL */
-  u2moe_vad vad;                       /* each speech segment is recognised as a separate source; or NULL */
-  int32_t written;           /* nonzero: write English with digits and sentence case: "at 10:30"; default 0 */
+  u2moe_hotwords hotwords;             /* NULL: hotwords of the bundle; U2MOE_NO_HOTWORDS: none */
+  u2moe_language_model language_model; /* NULL: language model of the bundle; U2MOE_NO_LANGUAGE_MODEL: none */
+  u2moe_vad vad;                       /* recognises each speech segment as a separate source; NULL: no detector */
+  int32_t written;           /* nonzero: write English with digits and sentence case, as in "At 10:30"; default 0 */
   double blank_penalty;      /* subtracted from the score of the blank before the softmax in the first pass: fewer deletions,
                               * more insertions; negative: as in the bundle */
   double max_queue_s;        /* seconds of audio that may wait in u2moe_stream_feed and u2moe_transcriber_feed; default 10 */
@@ -269,75 +273,74 @@ U2MOE_API u2moe_error u2moe_stream_options_init(u2moe_stream_options *options, s
 /* Create a stream for one audio source. `options` NULL: the defaults. */
 U2MOE_API u2moe_error u2moe_stream_create(u2moe_recognizer recognizer, const u2moe_stream_options *options,
                                           u2moe_stream *stream);
-/* Append mono samples in [-1, 1] and recognise all complete chunks. How audio is split into calls does not affect results. The
- * first call sets the rate of the stream, 1000 to 384000 Hz; later calls must use the same rate. */
+/* Append mono samples in [-1, 1] and recognise all complete chunks. The results do not depend on how the audio is split into
+ * calls. The first call sets the rate of the stream, 1000 to 384000 Hz; later calls must use the same rate. */
 U2MOE_API u2moe_error u2moe_stream_accept_waveform(u2moe_stream stream, int32_t sample_rate, const float *samples,
                                                    size_t num_samples);
 U2MOE_API u2moe_error u2moe_stream_accept_waveform_int16(u2moe_stream stream, int32_t sample_rate, const int16_t *samples,
                                                          size_t num_samples);
 /* Finish the input and recognise the remaining audio. */
 U2MOE_API u2moe_error u2moe_stream_input_finished(u2moe_stream stream);
-/* Take the final result of the next utterance with words. Each result is returned once. Sets `result` to NULL if none
- * is ready. */
+/* Take the final result of the next utterance that has words. Each result is returned once. If none is ready, `result` becomes
+ * NULL. */
 U2MOE_API u2moe_error u2moe_stream_take_segment(u2moe_stream stream, u2moe_result *result);
-/* Result so far of the current utterance: text, tokens and times of the first pass, which may still change. After the end of
- * the input it is final and may be empty. */
+/* Partial result of the current utterance: text, tokens and times of the first pass, which may still change. After the end of
+ * the input, the result is final and may be empty. */
 U2MOE_API u2moe_error u2moe_stream_get_result(u2moe_stream stream, u2moe_result *result);
-/* Whether u2moe_stream_take_segment has a result. */
+/* Set `is_endpoint` to 1 if u2moe_stream_take_segment has a result, otherwise to 0. */
 U2MOE_API u2moe_error u2moe_stream_is_endpoint(u2moe_stream stream, int32_t *is_endpoint);
 
-/* Speech begins or ends, `time` seconds after the first sample of the stream. */
+/* The beginning (`is_speech` nonzero) or end of speech, `time` seconds after the first sample of the stream. */
 typedef struct u2moe_speech_event {
   size_t size; /* set it before the call */
   int32_t is_speech;
   double time;
 } u2moe_speech_event;
 
-/* Take the next event of the voice activity detector. Each event is returned once. Sets `is_taken` to 0 if none is
- * ready. */
+/* Take the next event of the voice activity detector. Each event is returned once. If none is ready, `is_taken` becomes 0. */
 U2MOE_API u2moe_error u2moe_stream_take_speech_event(u2moe_stream stream, u2moe_speech_event *event, int32_t *is_taken);
-/* Whether the voice activity detector currently detects speech. Always 0 without a detector. */
+/* Set `is_speech` to 1 while the voice activity detector detects speech, otherwise to 0. Always 0 without a detector. */
 U2MOE_API u2moe_error u2moe_stream_is_speech(u2moe_stream stream, int32_t *is_speech);
-/* Discard everything and begin a new source, also after a failure. Waits for a thread that decodes the stream. */
+/* Discard everything and begin a new source. Also works after a failure. Waits while another thread decodes the stream. */
 U2MOE_API u2moe_error u2moe_stream_reset(u2moe_stream stream);
 U2MOE_API u2moe_error u2moe_stream_free(u2moe_stream stream);
 
 /* ---- Feeding and decoding separately ---- */
 
-/* Queue samples and return. This only copies them, so an audio callback may call it. If more than max_queue_s would wait, no
- * samples are accepted (U2MOE_QUEUE_FULL). */
+/* Queue samples and return. The function only copies the samples, so an audio callback may call it. If more than max_queue_s
+ * seconds would wait, it accepts no samples and returns U2MOE_QUEUE_FULL. */
 U2MOE_API u2moe_error u2moe_stream_feed(u2moe_stream stream, int32_t sample_rate, const float *samples, size_t num_samples);
 U2MOE_API u2moe_error u2moe_stream_feed_int16(u2moe_stream stream, int32_t sample_rate, const int16_t *samples, size_t num_samples);
 /* Finish the input. The next u2moe_decode_streams recognises the remaining audio. */
 U2MOE_API u2moe_error u2moe_stream_feed_finished(u2moe_stream stream);
 /* Seconds of audio in the queue. */
 U2MOE_API u2moe_error u2moe_stream_queued(u2moe_stream stream, double *seconds);
-/* Recognise all queued audio of the streams, in batches. The streams may belong to several recognisers. Results are the same as
- * for each stream alone. A failed or cancelled stream does not affect the others. Returns the error of the first failed stream;
- * u2moe_stream_failure returns that of each stream. */
+/* Recognise all queued audio of the streams, in batches. The streams may belong to several recognisers. Each stream gets the
+ * same results as it would alone. A failed or cancelled stream does not affect other streams. Returns the error of the first
+ * failed stream; u2moe_stream_failure returns the error of a given stream. */
 U2MOE_API u2moe_error u2moe_decode_streams(const u2moe_stream *streams, size_t num_streams);
 /* Error that ended recognition of a stream, or U2MOE_OK. */
 U2MOE_API u2moe_error u2moe_stream_failure(u2moe_stream stream);
-/* Stop decoding in another thread within one chunk and discard queued audio. Does not wait for that thread. Until it is reset,
- * the stream returns U2MOE_CANCELLED. */
+/* Discard queued audio, and have the thread that decodes the stream stop within one chunk. Does not wait for that thread. Until
+ * the stream is reset, feeding and decoding return U2MOE_CANCELLED. */
 U2MOE_API u2moe_error u2moe_stream_cancel(u2moe_stream stream);
 
-/* Called in the thread of the transcriber, one at a time. Results are freed when the callback returns. Any callback may be
- * NULL. Callbacks may call any function. If a callback calls u2moe_transcriber_wait or u2moe_transcriber_free for its own
- * transcriber, the call does not wait. */
+/* Callbacks of a transcriber. Its thread calls them, one at a time. Results are freed when the callback returns. Any callback
+ * may be NULL. Callbacks may call any function. If a callback calls u2moe_transcriber_wait or u2moe_transcriber_free for its
+ * own transcriber, the call does not wait. */
 typedef struct u2moe_transcriber_callbacks {
   size_t size;
   void *context; /* first argument of the callbacks */
-  void (*on_partial)(void *context, u2moe_result result); /* the text of the current utterance changed; "": no words remain */
-  void (*on_final)(void *context, u2moe_result result);   /* each utterance with words, once, in order */
+  void (*on_partial)(void *context, u2moe_result result); /* new text of the current utterance; "" if no words remain */
+  void (*on_final)(void *context, u2moe_result result);   /* final result of each utterance with words, in order */
   void (*on_error)(void *context, u2moe_error error, const char *message); /* recognition failed and the transcriber ended */
-  void (*on_speech)(void *context, int32_t is_speech, double time);        /* the voice activity detector found the beginning or
-                                                                            * end of speech */
+  void (*on_speech)(void *context, int32_t is_speech, double time);        /* speech began or ended at `time`, according to the
+                                                                            * voice activity detector */
 } u2moe_transcriber_callbacks;
 
 U2MOE_API u2moe_error u2moe_transcriber_callbacks_init(u2moe_transcriber_callbacks *callbacks, size_t size);
-/* Create a transcriber, which recognises one source in its own thread. Endpoint rules always end utterances. `options` NULL:
- * the defaults. */
+/* Create a transcriber. It recognises one source in its own thread, and always ends utterances by endpoint rules. `options`
+ * NULL: the defaults. */
 U2MOE_API u2moe_error u2moe_transcriber_create(u2moe_recognizer recognizer, const u2moe_stream_options *options,
                                                const u2moe_transcriber_callbacks *callbacks, u2moe_transcriber *transcriber);
 /* Same as u2moe_stream_feed. */
@@ -347,13 +350,14 @@ U2MOE_API u2moe_error u2moe_transcriber_feed_int16(u2moe_transcriber transcriber
 U2MOE_API u2moe_error u2moe_transcriber_queued(u2moe_transcriber transcriber, double *seconds);
 /* Finish the input without waiting. */
 U2MOE_API u2moe_error u2moe_transcriber_input_finished(u2moe_transcriber transcriber);
-/* Finish the input and wait until all of it is recognised and the last callback has returned. Returns the error that ended
- * recognition, if any. */
+/* Finish the input. Wait until all of it is recognised and the last callback has returned. Return the error that ended
+ * recognition, or U2MOE_OK. */
 U2MOE_API u2moe_error u2moe_transcriber_wait(u2moe_transcriber transcriber);
-/* Stop within one chunk, without waiting. Audio that is not yet recognised is dropped. No further callback begins. */
+/* Have the transcriber stop within one chunk, and return at once. Audio not yet recognised is dropped. No further callback
+ * begins. */
 U2MOE_API u2moe_error u2moe_transcriber_cancel(u2moe_transcriber transcriber);
-/* Cancel remaining work, wait for the running callback, and free the transcriber. If one of its own callbacks calls this, that
- * callback is the last. */
+/* Cancel remaining work, wait for the running callback, and free the transcriber. If a callback of the transcriber calls this,
+ * the function does not wait, and that callback is the last one. */
 U2MOE_API u2moe_error u2moe_transcriber_free(u2moe_transcriber transcriber);
 
 /* ---- Results ---- */
@@ -366,9 +370,9 @@ typedef struct u2moe_word {
 
 typedef struct u2moe_alternative {
   const char *text;
-  double score;           /* sort key of the alternatives */
-  double ctc_score;       /* score of the first pass; 0 without one */
-  double attention_score; /* score of the second pass; 0 without one */
+  double score;           /* score by which alternatives are sorted, best first */
+  double ctc_score;       /* score of the first pass; 0 if only the decoder searched */
+  double attention_score; /* score of the second pass; 0 if only the first pass ran */
   double language_score;  /* score of the language model, included in ctc_score */
   const int32_t *tokens;
   size_t num_tokens;
@@ -389,19 +393,19 @@ typedef struct u2moe_result_view {
   const u2moe_alternative *nbest; /* best first; empty in a partial result */
   size_t num_nbest;
   double score;                      /* score of the best alternative; 0 in a partial result */
-  const double *const *nbest_times;  /* peak of each token of each alternative in seconds; an entry is NULL if only the decoder
-                                      * searched */
-  const char *committed;   /* prefix of `text` that no later partial result of this segment changes; all of a final text */
+  const double *const *nbest_times;  /* for each alternative, the peak of each token in seconds; NULL for an alternative that
+                                      * only the decoder found */
+  const char *committed;   /* prefix of `text` that no later partial result of this segment changes; the whole text if final */
   int32_t num_committed;   /* number of words in `committed` */
-  int32_t revised;         /* in a final result, number of committed words that the second pass changed, added or removed */
-  double committed_end;    /* seconds before which the first pass changes nothing */
+  int32_t revised;         /* in a final result, number of changes to committed words by the second pass */
+  double committed_end;    /* time in seconds before which the first pass changes nothing more */
   const u2moe_word *phrases; /* recognised phrases of the grammar; in a partial result, only phrases that no later result
                               * of this segment removes */
   size_t num_phrases;
 } u2moe_result_view;
 
 U2MOE_API u2moe_error u2moe_result_get(u2moe_result result, u2moe_result_view *view);
-/* The result as JSON, with the field names of Python. */
+/* The result as JSON, with the field names of the Python class. Valid until the result is freed. */
 U2MOE_API u2moe_error u2moe_result_json(u2moe_result result, const char **json);
 U2MOE_API u2moe_error u2moe_result_free(u2moe_result result);
 

@@ -1,5 +1,5 @@
-/// The C interface as C++17, with owners, exceptions and containers. Header-only: program and library may be built by different
-/// compilers. u2moe.h documents each function and the rules for threads.
+/// C++17 classes for the C interface, with owners, exceptions and containers. They are header-only, so the program and the
+/// library may be built by different compilers. u2moe.h documents each function and the rules for threads.
 ///
 ///     u2moe::Recognizer recognizer("bundle");
 ///     u2moe::Stream stream = recognizer.create_stream();
@@ -37,7 +37,8 @@ inline void check(u2moe_error error) {
   if (error != U2MOE_OK) throw Error(error, u2moe_error_message());
 }
 
-/// Return the value that a C function writes to its last argument.
+/// Return the value that `function` writes to its last argument.
+/// @throws Error if the function fails.
 template <class T, class Function, class... Arguments>
 T given_by(Function function, Arguments... arguments) {
   T found{};
@@ -69,7 +70,7 @@ using Hotwords = Handle<u2moe_hotwords, u2moe_hotwords_free>;
 using LanguageModel = Handle<u2moe_language_model, u2moe_language_model_free>;
 using Vad = Handle<u2moe_vad, u2moe_vad_free>;
 
-/// View of a result with the members of u2moe_result_view. It must not outlive the result.
+/// View of a result, with the members of u2moe_result_view. The view must not outlive the result.
 class ResultView : public u2moe_result_view {
  public:
   ResultView(u2moe_result handle) : u2moe_result_view(), handle_(handle) {  // NOLINT: implicit, for callbacks
@@ -77,14 +78,14 @@ class ResultView : public u2moe_result_view {
     check(u2moe_result_get(handle, this));
   }
 
-  /// The result as JSON, with the field names of Python.
+  /// The result as JSON, with the field names of the Python class.
   std::string json() const { return given_by<const char*>(u2moe_result_json, handle_); }
 
  private:
   u2moe_result handle_;
 };
 
-/// An owned result. Movable.
+/// A result that owns its handle. Movable.
 class Result : public ResultView {
  public:
   explicit Result(u2moe_result handle) : ResultView(handle), owned_(handle) {}
@@ -93,7 +94,7 @@ class Result : public ResultView {
   Handle<u2moe_result, u2moe_result_free> owned_;
 };
 
-/// An options struct that starts with the defaults.
+/// An options struct whose members begin with their defaults.
 template <class T, u2moe_error (*kInit)(T*, std::size_t)>
 struct Options : T {
   Options() : T() { check(kInit(this, sizeof(T))); }
@@ -104,8 +105,8 @@ using LanguageModelOptions = Options<u2moe_language_model_options, u2moe_languag
 using VadOptions = Options<u2moe_vad_options, u2moe_vad_options_init>;
 using StreamOptions = Options<u2moe_stream_options, u2moe_stream_options_init>;
 
-/// Set the function that receives log messages of the library and of onnxruntime; see u2moe_set_log. The function is never
-/// freed.
+/// Set the function that receives log messages of the library and of onnxruntime; see u2moe_set_log. The function object is
+/// never destroyed.
 inline void set_log(std::function<void(int severity, const std::string& origin, const std::string& message)> log) {
   using Log = decltype(log);
   const auto call = [](void* context, std::int32_t severity, const char* origin, const char* message) {
@@ -114,7 +115,7 @@ inline void set_log(std::function<void(int severity, const std::string& origin, 
   check(u2moe_set_log(call, new Log(std::move(log))));
 }
 
-/// Compare every file of a bundle with its digest. Loads no model.
+/// Compare every file of a bundle with its digest, without loading a model.
 inline void verify(const std::string& folder) { check(u2moe_verify(folder.c_str())); }
 
 inline Vad open_vad(const std::string& file, const VadOptions& options = {}) {
@@ -134,21 +135,21 @@ class Stream {
   }
   void input_finished() { check(u2moe_stream_input_finished(handle_.get())); }
 
-  /// Take final results of utterances with words. Each is returned once.
+  /// Take the final results of all complete utterances with words. Each result is returned once.
   std::vector<Result> take_segments() {
     std::vector<Result> segments;
     while (const auto result = given_by<u2moe_result>(u2moe_stream_take_segment, handle_.get())) segments.emplace_back(result);
     return segments;
   }
 
-  /// Result so far of the current utterance.
+  /// Partial result of the current utterance; see u2moe_stream_get_result.
   Result get_result() const { return Result(given_by<u2moe_result>(u2moe_stream_get_result, handle_.get())); }
 
   /// Whether take_segments has a result.
   bool is_endpoint() const { return given_by<std::int32_t>(u2moe_stream_is_endpoint, handle_.get()) != 0; }
 
-  /// Whether the voice activity detector currently detects speech. take_speech_events returns where it begins and ends.
-  /// Each event is returned once.
+  /// Whether the voice activity detector currently detects speech. take_speech_events returns the times at which speech began
+  /// or ended, each once.
   bool is_speech() const { return given_by<std::int32_t>(u2moe_stream_is_speech, handle_.get()) != 0; }
   std::vector<u2moe_speech_event> take_speech_events() {
     std::vector<u2moe_speech_event> events;
@@ -186,15 +187,15 @@ inline void decode_streams(const std::vector<Stream*>& streams) {
   check(u2moe_decode_streams(all.data(), all.size()));
 }
 
-/// Functions that a transcriber calls in its thread; see u2moe_transcriber_callbacks. If one throws,
-/// `on_error` receives the exception.
+/// Functions that a transcriber calls in its thread; see u2moe_transcriber_callbacks. If a function throws, `on_error` gets
+/// the message of the exception.
 struct Callbacks {
   std::function<void(const ResultView&)> on_partial, on_final;
   std::function<void(u2moe_error, const std::string& message)> on_error;
   std::function<void(bool is_speech, double time)> on_speech;
 };
 
-/// Recognises one source in its own thread. Movable. The destructor cancels remaining work; a callback may destroy its
+/// Recognises one source in its own thread. Movable. The destructor cancels remaining work. A callback may destroy its own
 /// transcriber.
 class Transcriber {
  public:
@@ -211,7 +212,7 @@ class Transcriber {
     handle_ = Handle<u2moe_transcriber, u2moe_transcriber_free>(given_by<u2moe_transcriber>(u2moe_transcriber_create, recognizer, &options, &calls));
   }
   Transcriber(Transcriber&&) = default;
-  Transcriber& operator=(Transcriber&&) = delete;  // would destroy the callbacks before the thread that calls them
+  Transcriber& operator=(Transcriber&&) = delete;  // would destroy the callbacks while the thread still calls them
 
   void feed(int sample_rate, const float* samples, std::size_t num) { check(u2moe_transcriber_feed(handle_.get(), sample_rate, samples, num)); }
   void feed(int sample_rate, const std::int16_t* samples, std::size_t num) {
@@ -227,14 +228,14 @@ class Transcriber {
  private:
   struct Shared : Callbacks, std::enable_shared_from_this<Shared> {};
 
-  // Exceptions must not leave the callback.
+  // Call a function of `Callbacks`. No exception may leave the C callback.
   template <class Function, class... Arguments>
   static void call(void* context, Function Callbacks::*function, Arguments... arguments) noexcept {
     const auto own = static_cast<Shared*>(context)->shared_from_this();  // outlives this call if the callback destroys the transcriber
     try {
       if ((*own).*function) ((*own).*function)(arguments...);
     } catch (const std::exception& error) {
-      if (own->on_error) own->on_error(U2MOE_INTERNAL_ERROR, error.what());  // if this throws as well, the program ends
+      if (own->on_error) own->on_error(U2MOE_INTERNAL_ERROR, error.what());  // another exception here ends the program
     }
   }
 

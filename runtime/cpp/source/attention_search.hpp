@@ -6,17 +6,17 @@
 
 namespace u2moe::runtime {
 
-/// Beam search whose caller runs the decoder: the caller asks for the growing sequences and passes the scores of their next
-/// tokens.
+/// Beam search of the decoder. The caller runs the decoder on the sequences of `growing`, and passes the scores of their next
+/// tokens to `advance`.
 class AttentionSearch {
  public:
-  /// @param max_len number of tokens after which the search stops; WeNet uses the number of encoder frames.
-  /// @param length_penalty scores are divided by length ** length_penalty. The length excludes eos, and includes sos if it is a
-  /// different token.
+  /// @param max_len number of tokens after which the search stops. WeNet uses the number of encoder frames.
+  /// @param length_penalty scores are divided by length ** length_penalty. The length excludes eos, but includes sos if sos and
+  /// eos are different tokens.
   AttentionSearch(const Manifest& manifest, std::size_t max_len, std::size_t beam_size, double length_penalty)
       : m_(&manifest), max_len_(max_len), beam_size_(beam_size), length_penalty_(length_penalty) {}
 
-  /// Sequences to continue; empty when the search has ended.
+  /// Sequences that the search continues; empty when the search has ended.
   std::vector<std::vector<int>> growing() const {
     std::vector<std::vector<int>> found;
     for (const Sequence& beam : beams_) {

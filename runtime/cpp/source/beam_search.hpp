@@ -1,5 +1,5 @@
 // CTC prefix beam search, frame by frame, with language model scores and hotword bonuses. Results equal those of
-// runtime/decoding/beam_search.py, and of WeNet including its ties.
+// runtime/decoding/beam_search.py and those of WeNet, even for ties.
 #pragma once
 
 #include "fusion.hpp"
@@ -9,8 +9,8 @@ namespace u2moe::runtime {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
-// The search decides on a grammar phrase from kSureAfter frames after the phrase's last peak on, if the phrase has at least
-// the share kSure of the probability of all phrases in the beam, and at least half of the probability of the whole beam.
+// The search can decide on a grammar phrase when more than kSureAfter frames have followed the phrase's last peak. The phrase
+// needs half the probability of the beam, and the share kSure of the hypotheses without words outside the grammar.
 constexpr double kSure = 0.99;
 constexpr int kSureAfter = 4;
 
@@ -19,16 +19,16 @@ struct Prefix {
   Prefix* before = nullptr;                       ///< the prefix without its last token
   int token = -1;
   std::size_t depth = 0;                          ///< number of tokens
-  Prefix *extensions = nullptr, *next = nullptr;  ///< linked list of extensions by one token; `next` is the sibling in the parent's list
+  Prefix *extensions = nullptr, *next = nullptr;  ///< first extension by one token, and next extension of the same parent
   std::size_t place = kNone;                      ///< index among the beams
   std::uint64_t needed = 0;                       ///< see `Nodes`
   std::size_t state = 0;                          ///< hotword state after the prefix
   double earned = 0;                              ///< bonus of complete hotwords
-  double bonus = 0;                               ///< `earned` plus the share of an incomplete hotword
+  double bonus = 0;                               ///< `earned` plus a share of the bonus of an incomplete hotword
   FusionStatePtr language = nullptr;              ///< language model state after the prefix
   double spoken = 0;                              ///< language model score of complete words
   double language_score = 0;                      ///< `spoken` plus the score of the best completion of the last word
-  double extra = 0;                               ///< sum of scores added to the log-probability of the alignments
+  double extra = 0;                               ///< scores that ranking adds to the log-probability of the alignments
   const PhraseState* phrase = nullptr;            ///< grammar state after the prefix
 
   /// Token ids from index `begin` to the last.
@@ -46,7 +46,7 @@ struct Prefix {
     return node->depth == length ? node : nullptr;
   }
 
-  /// Extension by a token; null if no beam has needed it recently.
+  /// Extension by a token; null if the tree has no node for it.
   Prefix* extension(int by) const {
     Prefix* found = extensions;
     while (found && found->token != by) found = found->next;
@@ -54,7 +54,7 @@ struct Prefix {
   }
 };
 
-/// A token's peak in a linked list that leads from the last token to the first. Prefixes share parts of these lists.
+/// Peak of a token in a linked list that leads from the last token to the first. Beams share parts of these lists.
 struct Peak {
   Peak* before = nullptr;
   int frame = 0;
@@ -62,7 +62,7 @@ struct Peak {
   std::uint64_t needed = 0;
 };
 
-/// Pool of nodes. Each node keeps its predecessors; nodes that are not needed are reused.
+/// Pool of nodes. A node that is needed also keeps its predecessors. Other nodes are reused.
 template <class Node>
 class Nodes {
  public:
@@ -89,7 +89,7 @@ class Nodes {
 
   bool is_needed(const Node* node) const { return node->needed >= round_; }
 
-  /// Free nodes that are not needed, and call `visit` with each of the others.
+  /// Free the nodes that are not needed, and call `visit` with each remaining node.
   template <class Visit>
   void collect(Visit visit) {
     free_.clear();
@@ -110,9 +110,9 @@ class Nodes {
   std::uint64_t round_ = 1;
 };
 
-/// A prefix with the log-probabilities of its alignments: those that end in blank, those that end in its last token, and both.
-/// Also the single best alignment of each kind and of both, with its peaks. `rank` is the total plus the scores that the search
-/// adds.
+/// A prefix with the log-probabilities of its alignments: `blank` for those that end in blank, `token` for those that end in
+/// the last token, `total` for all. The `best` members belong to the single best alignment of each kind, and the `times`
+/// members are the peaks of that alignment. `rank` is `total` plus the prefix's `extra`.
 struct Beam {
   Prefix* prefix = nullptr;
   double blank = kNever, token = kNever, total = kNever, rank = kNever;
@@ -121,7 +121,7 @@ struct Beam {
 
   double score() const { return total + prefix->bonus + prefix->language_score; }
 
-  /// Earliest frame at which token `number` peaks in the best alignments of both kinds; `most` if there is no such token.
+  /// Earliest frame, but at most `most`, at which token `number` peaks in the best alignment of either kind.
   int earliest_peak(std::size_t number, int most) const {
     if (number >= prefix->depth) return most;
     for (const Peak* peak : {blank_times, token_times}) {
@@ -141,12 +141,12 @@ struct Beam {
   }
 };
 
-/// Keeps the best prefixes from frame to frame. `PrefixBeamSearch` runs one or two of these.
+/// Keeps the best prefixes from frame to frame. `PrefixBeamSearch` runs one or two of these searches.
 class BeamSearch {
  public:
-  /// @param states of the language model; null: none.
+  /// @param states of the language model; null: no language model.
   /// @param ranks_by_bonus whether hotword bonuses affect the ranking of prefixes.
-  /// @param grammar replaces hotwords and language model; null: none.
+  /// @param grammar used in place of hotwords and language model; null: no grammar.
   BeamSearch(std::size_t beam_size, int blank, std::shared_ptr<const ContextGraph> context, std::shared_ptr<FusionStates> states,
                          bool ranks_by_bonus, PhraseStates* grammar = nullptr)
       : beam_size_(beam_size), blank_(blank), grammar_(grammar), rest_(grammar ? grammar->graph().rest() : kNoRest), context_(std::move(context)), states_(std::move(states)), ranking_(ranks_by_bonus ? context_ : nullptr),
@@ -228,8 +228,8 @@ class BeamSearch {
     }
   }
 
-  /// End the input: drop bonuses of incomplete hotwords, score the last word by the language model, and drop hypotheses that a
-  /// grammar forbids.
+  /// End the input. Incomplete hotwords lose their bonus. The language model scores the last word and the sentence end.
+  /// Hypotheses that end within a grammar phrase are dropped.
   void finish() {
     const auto is_open = [this](const Beam& beam) { return grammar_ && !beam.prefix->phrase->accepts; };
     beams_.erase(std::remove_if(beams_.begin(), beams_.end(), is_open), beams_.end());
@@ -252,8 +252,7 @@ class BeamSearch {
     for (std::size_t index = 0; index < beams_.size(); ++index) beams_[index].prefix->place = index;
   }
 
-  // Log-probability of a token that extends a prefix. `rest` begins a word outside the grammar, so it also pays the
-  // cost of beginning a word.
+  // Log-probability of a token that extends a prefix. The token `rest` begins a word outside the grammar, which has a cost.
   double entered(const Prefix& prefix, int token, double score) const {
     return token != rest_ ? score : (prefix.phrase->is_apart ? score : rest_start_) - kRestCost;
   }
@@ -263,22 +262,22 @@ class BeamSearch {
     return b == kNever ? a : a + std::log1p(std::exp(b - a));
   }
 
-  // A prefix that stays, or its extension by a token. For a prefix that stays, `token` is kNone if it only adds blank, else
-  // kMoved; for an extension, it is the rank of the new token. `order` is the point at which WeNet would first reach the
-  // candidate; it breaks ties.
+  // A prefix that stays in the beam, or the extension of a prefix by a token. `token` is the rank of the new token. For a
+  // prefix that stays, it is kNone if the prefix only adds blank, otherwise kMoved. `order` breaks ties: it is the position at
+  // which WeNet first reaches the candidate.
   struct Candidate {
     double rank;
     std::size_t order, beam, token;
   };
   static constexpr std::size_t kMoved = kNone - 1;
 
-  // Find extensions that may be among the best, in addition to the prefixes that stay.
+  // Add to `ranked_` the extensions that may be among the best candidates.
   void extend(const LikelyTokens& likely) {
     const std::vector<int>& tokens = likely.tokens;
     const auto first = static_cast<std::size_t>(!tokens.empty() && tokens[0] == blank_);
     if (first == tokens.size()) return;
-    // Heap of the best ranks so far, with the lowest on top. Candidates below the top cannot be among the best. Those equal to
-    // it can, since `order` breaks ties.
+    // Heap of the best ranks so far, with the lowest on top. A candidate below the lowest cannot be among the best. An equal
+    // one can, since `order` breaks ties.
     best_.assign(beam_size_, kNever);
     std::transform(ranked_.begin(), ranked_.end(), best_.begin(), [](const Candidate& stays) { return stays.rank; });
     std::make_heap(best_.begin(), best_.end(), std::greater<>());
@@ -316,21 +315,21 @@ class BeamSearch {
     }
   }
 
-  // Update prefix `index` for a frame whose likely tokens include its last one. Its alignments add blank or repeat that
-  // token, or extend the alignments of its parent.
+  // Update prefix `index` for a frame in which its last token is likely. Its alignments add blank, repeat the token, or extend
+  // alignments of the parent.
   Beam stay(std::size_t index, std::size_t parent, double score, double blank_score) {
     const Beam& old = beams_[index];
     Beam beam;
     beam.prefix = old.prefix;
     beam.blank = old.total + blank_score;
-    const bool goes_on = old.prefix->token == rest_;  // `rest` is repeated even after blanks
+    const bool goes_on = old.prefix->token == rest_;  // `rest` also continues after blanks
     beam.token = (goes_on ? old.total : old.token) + score;
     beam.best_blank = old.best + blank_score;
     beam.blank_times = old.times;
     if (parent < index) grow(beam, beams_[parent], score);
     const double repeats = (goes_on ? old.best : old.best_token) + score;
     if (beam.best_token < repeats) {
-      // The peak moves to this frame, unless this frame already reached the token from the parent.
+      // Move the peak to this frame, unless an alignment of the parent reached the token in this frame.
       if (goes_on) beam.token_times = old.times;
       else if (beam.best_token == kNever && old.token_times) beam.token_times = peaks_.add({old.token_times->before, num_frames_, score});
       beam.best_token = repeats;
@@ -344,7 +343,7 @@ class BeamSearch {
     return beam;
   }
 
-  // Extend a prefix by a token.
+  // Return the beam of a prefix extended by a token.
   Beam grown(const Candidate& candidate, int token, double score) {
     const Beam& parent = beams_[candidate.beam];
     Beam beam;
@@ -357,7 +356,7 @@ class BeamSearch {
     return beam;
   }
 
-  // Add the alignments of the parent, extended by the token, to a beam.
+  // Add the alignments of the parent, extended by the beam's last token, to the beam.
   void grow(Beam& beam, const Beam& parent, double score) {
     const double from = entered(*parent.prefix, beam.prefix->token, score);
     const bool again = parent.prefix->token == beam.prefix->token;  // a repeated token needs a blank before it
@@ -369,14 +368,14 @@ class BeamSearch {
     }
   }
 
-  // Hotword bonus in the rank of a prefix extended by a token.
+  // Hotword bonus that counts in the rank of a prefix after a further token.
   double bonus(const Prefix& prefix, int token) const {
     if (!ranking_) return 0;
     const ContextGraph::Move move = ranking_->advance(prefix.state, token);
     return prefix.earned + move.bonus + ranking_->partial(move.state);
   }
 
-  // Return the extension of a prefix by a token. A node that left the beam is reused if longer prefixes have kept it.
+  // Return the extension of a prefix by a token. A node that has left the beam is used again if longer prefixes kept it.
   Prefix* child(Prefix* parent, int token) {
     if (Prefix* found = parent->extension(token)) return found;
     Prefix* prefix = parent->extensions = prefixes_.add({parent, token, parent->depth + 1, nullptr, parent->extensions});
@@ -397,7 +396,7 @@ class BeamSearch {
     return prefix;
   }
 
-  // Free unneeded nodes from time to time.
+  // Free unneeded nodes once there are many.
   void collect() {
     if (peaks_.are_many()) {
       for (const Beam& beam : beams_) {
@@ -427,7 +426,7 @@ class BeamSearch {
   int num_frames_ = 0;
   Nodes<Prefix> prefixes_;
   Nodes<Peak> peaks_;
-  std::vector<Beam> beams_, moved_, next_;  // `moved_`: beams that do more than add blank in a frame
+  std::vector<Beam> beams_, moved_, next_;  // `moved_`: results of `stay` by beam
   std::vector<Candidate> ranked_;
   std::vector<double> best_;
 };

@@ -10,15 +10,15 @@
 
 namespace u2moe::runtime {
 
-/// A bundle as a folder, or as files in memory by name.
+/// Location of a bundle: a folder, or the contents of files in memory, by name.
 using Location = std::variant<std::string, std::map<std::string, std::string>>;
 
 /// Return the content of a file.
-/// @throws Kind if it cannot be read.
+/// @throws Kind if the file cannot be read.
 template <class Kind>
 std::string content_of(const std::string& path) {
   std::ifstream file(std::filesystem::u8path(path), std::ios::binary | std::ios::ate);
-  constexpr std::streamoff largest = std::streamoff{1} << 40;  // a folder reports more
+  constexpr std::streamoff largest = std::streamoff{1} << 40;  // a folder reports a larger size
   const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
   std::string content(size < 0 || size > largest ? 0 : static_cast<std::size_t>(size), '\0');
   file.seekg(0);
@@ -28,7 +28,7 @@ std::string content_of(const std::string& path) {
 
 class Bundle {
  public:
-  /// Read the manifest and the vocabulary, after verifying the signature.
+  /// Verify the signature, then read the manifest and the vocabulary.
   /// @throws BundleError if the files are not a bundle or are damaged.
   /// @throws SignatureError if none of the accepted keys signed the manifest.
   explicit Bundle(Location location, const std::optional<Demanded>& demanded = std::nullopt) : location_(std::move(location)) {
@@ -48,9 +48,9 @@ class Bundle {
     return folder ? *folder + "/" + name : name;
   }
 
-  /// Return the content of a file after comparing its size and SHA-256 with the manifest. The file is not read again.
-  /// @throws BundleError if it is not listed or cannot be read.
-  /// @throws IntegrityError if it does not match the manifest.
+  /// Return the content of a file after comparing its size and SHA-256 with the manifest. The file is read only once.
+  /// @throws BundleError if the file is not listed or cannot be read.
+  /// @throws IntegrityError if the file does not match the manifest.
   std::string verified(const std::string& name) const {
     const Json& digest = json_["files"][name];
     std::string content = read(name);
@@ -71,8 +71,8 @@ class Bundle {
     for (const auto& [name, digest] : json_["files"].object()) verified(name);
   }
 
-  /// Return the bundle's hotwords, or null without any.
-  /// @throws BundleError if the vocabulary cannot spell them.
+  /// Return the bundle's hotwords, or null if it has none.
+  /// @throws BundleError if the vocabulary cannot spell the hotwords.
   std::shared_ptr<const ContextGraph> hotwords() const {
     if (manifest_.hotwords.empty()) return nullptr;
     try {
@@ -83,8 +83,8 @@ class Bundle {
     }
   }
 
-  /// Return the bundle's language model, or null without one.
-  /// @throws LanguageModelError if it is damaged or does not match the vocabulary.
+  /// Return the bundle's language model, or null if it has none.
+  /// @throws LanguageModelError if the language model is damaged or does not match the vocabulary.
   std::shared_ptr<const Fusion> language_model() const {
     const std::string& name = manifest_.language_model;
     if (name.empty()) return nullptr;

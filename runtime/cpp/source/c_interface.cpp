@@ -12,7 +12,7 @@ namespace {
 
 thread_local std::string the_message;
 
-// Never throws. If memory is too short for the message, the error code must suffice.
+// Keep the message of an error, and return its code. If memory is too short for the message, only the code remains.
 u2moe_error failed(u2moe_error code, const char* message) noexcept {
   try {
     the_message = legible(message);
@@ -49,7 +49,7 @@ struct Recognizer {
   std::string description;
 };
 
-// A result with its arrays in the layout of the C interface.
+// A result, and its arrays as the C interface needs them.
 struct OpenResult {
   explicit OpenResult(Result made) : result(std::move(made)), json(as_json(result)) {
     for (const Word& word : result.words) words.push_back({word.text.c_str(), word.start, word.end, word.confidence});
@@ -69,7 +69,7 @@ struct OpenResult {
   std::vector<const double*> nbest_times;
 };
 
-// Object type of a handle, and its name in messages.
+// Type of the object behind a handle, and the object's name in messages.
 template <class Handle>
 struct Meaning;
 template <> struct Meaning<u2moe_recognizer> { using Object = std::shared_ptr<const Recognizer>; static constexpr const char* kName = "recognizer"; };
@@ -84,7 +84,7 @@ template <class Handle>
 using ObjectOf = typename Meaning<Handle>::Object;
 
 // Objects by handle. Handles are numbers that are never reused, so a freed handle is not found. If one thread frees an object
-// while another uses it, the object lives until that call returns.
+// while a call in another thread uses it, the object lives until that call returns.
 class Registry {
  public:
   template <class Handle>
@@ -102,7 +102,7 @@ class Registry {
 
   template <class Handle>
   void remove(Handle handle) {
-    ObjectOf<Handle> object;  // destroyed after the lock
+    ObjectOf<Handle> object;  // declared before the lock, so destroyed after unlocking
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto [found, pointer] = place(handle);
     object = std::move(*pointer);
@@ -134,7 +134,7 @@ Registry& registry() {
   return *all;
 }
 
-// Call `work` with the object of a handle. The object lives until the call returns.
+// Call `work` with the object of a handle. The object lives at least until `work` returns.
 template <class Handle, class Work>
 u2moe_error with(Handle handle, Work work) {
   return guarded([&] { std::invoke(work, *registry().find(handle)); });
@@ -159,14 +159,14 @@ const T* array(const T* items, std::size_t num, const char* name) {
   return num ? needed(items, name) : items;
 }
 
-// Check a struct's size. Structs of earlier versions are shorter; their missing options have defaults.
+// Check the size of a struct. Structs of earlier versions are shorter; the options that they lack have defaults.
 void check_size(std::size_t found, std::size_t expected, const char* name, std::size_t least = sizeof(std::size_t)) {
   if (found >= least && found <= expected && found % sizeof(void*) == 0) return;
   throw InvalidArgument(std::string(name) + ": size is " + std::to_string(found) + ", expected " + std::to_string(expected) +
                         ": call its init function, and compile with the u2moe.h of this library (" U2MOE_VERSION ")");
 }
 
-// Default options as set by the init function, and the struct's name in messages.
+// Default options, as the init function sets them, and the name of their struct in messages.
 template <class T>
 struct Defaults {
   T options;
@@ -182,7 +182,7 @@ struct Defaults {
     return guarded([&] { copy(options, *needed(to, name), size, name); });
   }
 
-  // Return the options of the program, with defaults for those it did not set or does not know.
+  // Return the program's options. Options that the program did not set or does not know have their defaults.
   T with(const T* given) const {
     T found = options;
     if (given) copy(*given, found, given->size, name);
@@ -190,8 +190,8 @@ struct Defaults {
   }
 };
 
-// Whether a number stands for the value of the bundle: this is 0 if valid values begin at 1 or more, otherwise any negative
-// number.
+// Whether a number stands for the value of the bundle. If valid values begin at 1 or more, only 0 does; otherwise, any negative
+// number does.
 bool is_left_open(const Range& range, double value) { return range.in_bundle && (range.least >= 1 ? value == 0 : value < 0); }
 
 template <class Numbers, class T>
@@ -227,7 +227,7 @@ const Defaults<u2moe_stream_options> kStreamOptions = [] {
 const Defaults<u2moe_transcriber_callbacks> kCallbacks{{sizeof(u2moe_transcriber_callbacks), nullptr, nullptr, nullptr, nullptr, nullptr},
                                                        "u2moe_transcriber_callbacks"};
 
-// The accepted public keys and the function that verifies signatures; none: signatures are not checked.
+// The accepted public keys and the function that verifies signatures. None: signatures are not checked.
 std::optional<Demanded> demanded_of(const u2moe_recognizer_options& options) {
   if (!options.public_keys) return std::nullopt;
   Demanded demanded{{}, options.verify_signature ? nullptr : built_in_verify()};
@@ -354,7 +354,7 @@ u2moe_error feed(Handle handle, int sample_rate, const Sample* samples, std::siz
   return with(handle, [&](auto& it) { stream_of(it).feed(sample_rate, floats(samples, num)); });
 }
 
-// Write a value of an object to the program's variable.
+// Ask the object of a handle for a value, and write it to the program's variable.
 template <class Handle, class Ask, class T>
 u2moe_error tell(Handle handle, T* place, const char* name, Ask ask) {
   return with(handle, [&](auto& it) { *needed(place, name) = std::invoke(ask, it); });

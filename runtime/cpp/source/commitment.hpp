@@ -1,18 +1,18 @@
-// The leading tokens shared by all hypotheses of a beam search that may still become the best. runtime/decoding/commitment.py
-// explains why later frames cannot change them.
+// Leading tokens that a beam search has committed to, because all hypotheses that may still become the best share them.
+// runtime/decoding/commitment.py explains why later frames cannot change these tokens.
 #pragma once
 
 #include "beam_search.hpp"
 
 namespace u2moe::runtime {
 
-/// Tokens that can be committed, and whether a word begins after them, whichever token follows.
+/// Tokens that can be committed, and whether every possible next token begins a word.
 struct Settled {
   std::vector<int> tokens;
   bool ends = false;
 };
 
-/// Committed tokens of a beam search. The best hypothesis of the search always begins with them from then on.
+/// Committed tokens of a beam search. All later best hypotheses of the search begin with these tokens.
 class Commitment {
  public:
   explicit Commitment(const BeamSearch& search) : last_(search.beams()[0].prefix) {}
@@ -28,7 +28,7 @@ class Commitment {
     if (longer) last_ = longer;
   }
 
-  /// Earliest peak of a token that may follow the committed ones; `most` if there is none.
+  /// Earliest frame at which a token after the committed ones peaks in a hypothesis; `most` if there is none.
   int next_peak(const BeamSearch& search, int most) const {
     for (const Beam& beam : search.beams()) {
       if (holds_for(*beam.prefix)) most = std::min(most, beam.earliest_peak(num_tokens(), most));
@@ -36,8 +36,8 @@ class Commitment {
     return most;
   }
 
-  /// Count the tokens of the best hypothesis that follow the committed ones and can also be committed. Returns twice the count,
-  /// plus one if a word begins after them, whichever token follows.
+  /// Count how many of `tokens` can be committed next. These are the best hypothesis's tokens after the committed ones. Returns
+  /// twice the count, plus one if every possible next token begins a word.
   std::size_t num_settled(const BeamSearch& search, const std::vector<int>& tokens, const std::vector<unsigned char>& word_starts) const {
     Beams beams;
     std::map<const Prefix*, std::size_t> shared;
@@ -78,7 +78,7 @@ class Commitment {
     return 2 * num + (num < least && begins_word(tokens[num]) && begins_word(others[num]) ? 1 : 0);
   }
 
-  // Beams of a prefix and of its own prefixes, shortest first.
+  // Beams of a prefix and of the prefixes of that prefix, shortest first.
   static std::vector<const Beam*> line_of(const Prefix* prefix, const Beams& beams, std::size_t least_depth) {
     std::vector<const Beam*> line;
     for (; prefix && prefix->depth >= least_depth; prefix = prefix->before) {
@@ -88,7 +88,7 @@ class Commitment {
     return line;
   }
 
-  // Whether both prefixes give the same scores to further tokens.
+  // Whether further tokens get the same scores after both prefixes.
   static bool has_same_future(const Prefix& one, const Prefix& other) {
     if (one.token != other.token || one.state != other.state || one.phrase != other.phrase || !one.language != !other.language) return false;
     return !one.language || (one.language->history == other.language->history && one.language->begun->letters == other.language->begun->letters);
@@ -99,7 +99,7 @@ class Commitment {
     return beam.blank + ahead >= other.blank && beam.token + ahead >= other.token && beam.prefix->bonus >= other.prefix->bonus;
   }
 
-  // Whether a rival beats the first beam of a line of prefixes, and the rival's own prefixes beat the rest.
+  // Whether a rival is better than the first beam of a line, and extensions of the rival are better than the other beams.
   static bool beats(const Beam& rival, const std::vector<const Beam*>& line, const Beams& beams) {
     if (!has_same_future(*rival.prefix, *line[0]->prefix)) return false;
     Prefix* better = rival.prefix;

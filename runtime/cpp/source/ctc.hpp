@@ -14,7 +14,8 @@ struct Hypothesis {
   std::vector<double> probabilities;  ///< probability of each token at that frame
 };
 
-/// Subtract a penalty from the blank's score before the softmax, in log-probabilities [frames, vocab]. Same as in Python.
+/// Return log-probabilities [frames, vocab] as if a penalty had been subtracted from the score of the blank before the softmax.
+/// Same as in Python.
 inline std::vector<float> penalize_blank(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, int blank, double penalty) {
   std::vector<float> rows(log_probs, log_probs + num_frames * vocab_size);
   const double lost = std::expm1(-penalty);
@@ -40,25 +41,25 @@ class CtcSearch {
     search(penalize_blank(log_probs, num_frames, vocab_size, blank_, blank_penalty_).data(), num_frames, vocab_size);
   }
 
-  /// End the input. Only complete hotwords earn their bonus, and the language model scores the last word.
+  /// End the input. Incomplete hotwords lose their bonus, and the language model scores the last word.
   virtual void finish() {}
 
   /// Hypotheses so far, best first. With hotwords, at most twice the beam size.
   virtual std::vector<Hypothesis> hypotheses(std::size_t limit = std::numeric_limits<std::size_t>::max()) const = 0;
 
-  /// Best hypothesis that begins with the committed tokens. It is the best of all, unless the two searches that run with
-  /// hotwords give it different scores.
+  /// Best hypothesis that begins with the committed tokens. With hotwords, two searches run and may score it differently;
+  /// otherwise it is the best of all hypotheses.
   virtual Hypothesis best() const = 0;
 
-  /// Return the tokens after the committed ones that no later frame changes. With a grammar, first decide on phrases that are
-  /// certain.
+  /// Return the tokens after the committed ones that no later frame changes. With a grammar, the search first decides on
+  /// phrases that are certain.
   /// @param word_starts whether each token begins a word.
   virtual Settled settled(const std::vector<unsigned char>& word_starts) = 0;
 
   /// Commit further settled tokens.
   virtual void commit(const std::vector<int>& tokens) = 0;
 
-  /// Earliest frame at which a token may follow the committed ones. It never decreases.
+  /// Earliest frame at which a token after the committed ones may peak. It never decreases.
   virtual int next_peak() const = 0;
 
  protected:
@@ -106,18 +107,18 @@ class GreedySearch : public CtcSearch {
   Hypothesis found_;
 };
 
-/// With hotwords, two searches run in parallel. One ignores hotwords; the other ranks prefixes by score plus bonus. Hotwords
-/// that no hypothesis contains therefore change nothing.
+/// CTC prefix beam search. With hotwords, two searches run in parallel: one ranks prefixes without bonuses, the other by score
+/// plus bonus. Hotwords that no hypothesis contains therefore change nothing.
 class PrefixBeamSearch : public CtcSearch {
  public:
   /// @param context null: no hotwords.
   /// @param fusion null: no language model.
-  /// @param grammar restricts hypotheses, in place of hotwords and language model; null: none.
+  /// @param grammar restricts hypotheses and is used in place of hotwords and language model; null: no grammar.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
                    const std::shared_ptr<const Fusion>& fusion, double blank_penalty = 0, const std::shared_ptr<const PhraseGraph>& grammar = nullptr)
       : PrefixBeamSearch(beam_size, blank, context, fusion ? std::make_shared<FusionStates>(fusion) : nullptr, blank_penalty, grammar) {}
 
-  /// @param states of a language model, not shared with another search at the same time; null: none.
+  /// @param states of a language model; no other search may use them at the same time. Null: no language model.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
                    const std::shared_ptr<FusionStates>& states, double blank_penalty = 0, const std::shared_ptr<const PhraseGraph>& grammar = nullptr)
       : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states), grammar_(grammar ? std::make_unique<PhraseStates>(grammar) : nullptr) {
@@ -150,7 +151,7 @@ class PrefixBeamSearch : public CtcSearch {
 
   Hypothesis best() const override {
     const std::vector<const Beam*> beams = ranked();
-    if (beams.empty()) return {};  // the grammar allows none
+    if (beams.empty()) return {};  // the grammar allows no hypothesis
     const auto holds = [this](const Beam* beam) {
       return std::any_of(commitments_.begin(), commitments_.end(), [&](const Commitment& each) { return each.holds_for(*beam->prefix); });
     };
@@ -215,8 +216,8 @@ class PrefixBeamSearch : public CtcSearch {
   std::vector<Commitment> commitments_;  // one for each search
 };
 
-/// Probability by the language model that a sentence ends here: the mean over hypotheses, weighted by their own probabilities.
-/// The best hypothesis must come first.
+/// Probability of a sentence end according to the language model: the mean over the hypotheses, weighted by the probability of
+/// each hypothesis. The best hypothesis must come first.
 inline double end_probability(const std::vector<Hypothesis>& hypotheses, FusionStates& states) {
   double total = 0, ends = 0;
   for (const Hypothesis& each : hypotheses) {
@@ -232,7 +233,7 @@ struct FrameSpan {
   std::ptrdiff_t start = -1, end = -1;
 };
 
-/// Align tokens to log-probabilities [frames, vocab] by the most probable path; none if there are too few frames.
+/// Align tokens to log-probabilities [frames, vocab] along the most probable path. None: there are too few frames.
 inline std::optional<std::vector<FrameSpan>> align(const std::vector<float>& log_probs, std::size_t vocab_size,
                                                    const std::vector<int>& tokens, int blank) {
   constexpr double never = -std::numeric_limits<double>::infinity();
@@ -241,7 +242,7 @@ inline std::optional<std::vector<FrameSpan>> align(const std::vector<float>& log
   for (int token : tokens) states.insert(states.end(), {token, blank});
   const std::size_t num = states.size(), num_frames = log_probs.size() / vocab_size;
   std::vector<unsigned char> steps(num_frames * num);
-  // Paths begin in the first blank, before the first frame. Between two different tokens, blank is optional.
+  // Paths begin in the first blank, before the first frame. The blank between two different tokens is optional.
   std::vector<double> scores(num, never), arrived(num);
   scores[0] = 0;
   for (std::size_t frame = 0; frame < num_frames; ++frame) {
@@ -276,8 +277,8 @@ inline std::optional<std::vector<FrameSpan>> align(const std::vector<float>& log
   return spans;
 }
 
-/// Number of frames before the cut, which lies in the longest pause between two words in the second half. None if there are
-/// fewer than two words.
+/// Return the number of frames before the cut. The cut lies in the longest pause between words in the second half of the
+/// frames. Without a pause there, it lies in the last pause. None: there are fewer than two words, or too few frames.
 inline std::optional<std::size_t> find_cut(const Vocabulary& vocabulary, const std::vector<int>& tokens,
                                            const std::vector<float>& log_probs, std::size_t vocab_size, int blank) {
   const auto aligned = align(log_probs, vocab_size, tokens, blank);

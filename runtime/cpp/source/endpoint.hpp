@@ -1,5 +1,5 @@
-// Endpoints: Kaldi's rules on the blanks of the CTC output and, with full context, pauses in the audio.
-// Words also end at pauses.
+// Ends of utterances and words. Utterances end by Kaldi's rules on the blanks of the CTC output and, with full context, at
+// pauses in the audio. Words also end at pauses.
 #pragma once
 
 #include "standard.hpp"
@@ -8,7 +8,7 @@ namespace u2moe::runtime {
 
 using Seconds = std::pair<double, double>;  ///< start and end in seconds
 
-/// Find quiet parts of an utterance by its levels, in seconds from its first frame.
+/// Find the quiet parts of an utterance from the loudness of its frames. Times are in seconds after the first frame.
 inline std::vector<Seconds> find_pauses(const std::vector<float>& levels, double frame_s) {
   if (levels.empty()) return {};
   std::vector<float> sorted = levels;
@@ -32,9 +32,9 @@ inline std::vector<Seconds> find_pauses(const std::vector<float>& levels, double
   return pauses;
 }
 
-/// Find the first pause that lasts at least `min_pause_s` and has its middle after `after_s`.
+/// Find the first pause that lasts at least `min_pause_s` and whose middle comes after `after_s`.
 inline std::optional<Seconds> first_pause(const std::vector<float>& levels, double frame_s, double min_pause_s, double after_s) {
-  constexpr double min_before_s = 0.2;  // an earlier pause would cut off nothing
+  constexpr double min_before_s = 0.2;  // an earlier pause has nothing before it that could be cut off
   for (const Seconds& pause : find_pauses(levels, frame_s)) {
     const auto [start, end] = pause;
     if (end - start >= min_pause_s - 1e-9 && start >= min_before_s && (start + end) / 2 > after_s) return pause;
@@ -42,7 +42,8 @@ inline std::optional<Seconds> first_pause(const std::vector<float>& levels, doub
   return std::nullopt;
 }
 
-/// End each word where the longest pause between its peak and the next begins, and begin the next word where that pause ends.
+/// Find the longest pause between the peaks of each two neighbouring words. End the first word where the pause begins, and
+/// begin the second word where it ends.
 inline void end_at_pauses(std::vector<Seconds>& words, const std::vector<Seconds>& peaks, const std::vector<Seconds>& pauses) {
   constexpr double far = std::numeric_limits<double>::infinity(), longest_token_s = 1;
   for (std::size_t place = 0; place <= words.size(); ++place) {
@@ -70,26 +71,26 @@ struct EndpointRule {
   bool must_contain_nonsilence = false;
   double min_trailing_silence = 0, min_utterance_length = 0;  ///< seconds
 
-  /// Whether the rule has a minimum; without one it would fire at every frame.
+  /// Whether at least one duration is above 0. Otherwise the rule would fire at every frame.
   bool is_valid() const {
     return min_trailing_silence >= 0 && min_utterance_length >= 0 && min_trailing_silence + min_utterance_length > 0;
   }
 };
-using EndpointRules = std::array<std::optional<EndpointRule>, 3>;  ///< an utterance ends when any rule fires; std::nullopt: rule off
+using EndpointRules = std::array<std::optional<EndpointRule>, 3>;  ///< an utterance ends when any rule fires; nullopt: rule off
 
 struct Endpoint {
-  std::size_t num_frames;            ///< number of the given frames that belong to the utterance
+  std::size_t num_frames;            ///< number of frames of the last call that belong to the utterance
   std::int64_t trailing_silence;     ///< frames
 };
 
 class Endpointer {
  public:
-  /// @param turn if the probability of a sentence end reaches this, the second rule needs half its silence; otherwise, half as
-  /// much again. 0: off.
+  /// @param turn threshold for the probability of a sentence end. If the probability reaches it, the second rule needs half of
+  /// its silence, otherwise one and a half times its silence. 0: off.
   Endpointer(const EndpointRules& rules, double frame_s, int blank, double turn = 0) : blank_(blank), turn_(turn) {
     const auto frames = [frame_s](double seconds) {
       constexpr int never = std::numeric_limits<int>::max();
-      // For example, 1.2 s is 30 frames of 40 ms, although 30 * 0.04 < 1.2 in floating point.
+      // Rounding removes errors of the division: 0.28 s are 7 frames of 40 ms, although 0.28 / 0.04 > 7 in floating point.
       const double count = std::ceil(std::round(seconds / frame_s * 1e6) / 1e6);
       return count < never ? static_cast<int>(count) : never;
     };
@@ -112,8 +113,8 @@ class Endpointer {
   int trailing_silence() const { return num_silent_; }
 
   /// Process log-probabilities [frames, vocab] up to the frame at which a rule fires.
-  /// @param end_probability function that returns the probability that a sentence ends after a given number of these frames.
-  /// The number increases from call to call.
+  /// @param end_probability returns the probability that a sentence ends after the given number of these frames. The number
+  /// increases from call to call.
   template <class EndProbability>
   std::optional<Endpoint> advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, EndProbability end_probability) {
     static const double silence_log_prob = std::log(0.8);
@@ -146,15 +147,15 @@ class Endpointer {
   bool has_speech_ = false, is_over_ = false;
 };
 
-/// With full context, ends a window of a long recording, and its utterance, in the middle of the first pause. `end_of_window`
-/// finds the pause; `endpoint` rejects it if the CTC output has tokens there. A recording that fits into one window is
-/// encoded as a whole, as in WeNet.
+/// Rule for full context: a window of a long recording, and the utterance in it, end in the middle of the first pause.
+/// `end_of_window` finds the pause. `endpoint` rejects the pause if the CTC output has a token shortly before its middle. A
+/// recording that fits into one window is encoded as a whole, as in WeNet.
 class PauseRule {
  public:
   /// @param min_pause in seconds; 0: do not shorten windows.
   PauseRule(double min_pause, double frame_s, double level_s) : min_pause_(min_pause), frame_s_(frame_s), level_s_(level_s) {}
 
-  /// Return the number of encoder frames up to the middle of the first pause; none: use the whole window.
+  /// Return the number of encoder frames up to the middle of the first pause. None: use the whole window.
   /// @param levels loudness of the window's feature frames.
   /// @param start first encoder frame of the window in the recording.
   std::optional<std::size_t> end_of_window(const std::vector<float>& levels, std::size_t start, bool is_full, bool is_last) {
@@ -168,10 +169,10 @@ class PauseRule {
     return static_cast<std::size_t>((pause->first + pause->second) / 2 / frame_s_);
   }
 
-  /// Return the endpoint if the window ends in a pause in which the CTC output is also silent.
+  /// Return the endpoint if the window ends in a pause and the CTC output is also silent there.
   /// @param num_frames encoder frames of the recording so far.
   std::optional<Endpoint> endpoint(std::size_t num_frames, int trailing_silence) {
-    constexpr double silent_before_cut_s = 0.12;  // a pause with a token this close before its middle is quiet speech
+    constexpr double silent_before_cut_s = 0.12;  // with a token this close before its middle, the pause is quiet speech
     const std::int64_t pause_len = pause_len_;
     pause_len_ = 0;
     if (!pause_len) return std::nullopt;
@@ -185,7 +186,7 @@ class PauseRule {
  private:
   double min_pause_, frame_s_, level_s_;
   bool is_long_ = false;
-  std::size_t rejected_until_ = 0;  // encoder frame up to which pauses were quiet speech
+  std::size_t rejected_until_ = 0;  // encoder frame up to which pauses were rejected as quiet speech
   std::int64_t pause_len_ = 0;      // encoder frames of the pause at the end of the last window, if any
 };
 

@@ -1,5 +1,5 @@
-// Exceptions inside the library. c_interface.cpp turns them into error codes. WebAssembly is built without exceptions:
-// JavaScript throws instead.
+// Exceptions inside the library. c_interface.cpp turns them into error codes. WebAssembly is built without C++ exceptions, so
+// JavaScript throws there.
 #pragma once
 
 #include "text.hpp"
@@ -7,7 +7,7 @@
 
 namespace u2moe::runtime {
 
-/// An error that the caller can fix. The message names the file, the field, the value found and the value expected.
+/// An error that the caller can fix. Its message names the file or field, the value found and the value expected.
 class Error : public std::runtime_error {
  public:
   Error(u2moe_error code, const std::string& message) : std::runtime_error(legible(message)), code_(code) {}
@@ -17,7 +17,7 @@ class Error : public std::runtime_error {
   u2moe_error code_;
 };
 
-/// An error class for each code, for catching by type.
+/// The error class of each code, so that errors can be caught by type.
 template <u2moe_error kTheCode>
 class ErrorOf : public Error {
  public:
@@ -40,7 +40,7 @@ using SignatureError = ErrorOf<U2MOE_SIGNATURE_ERROR>;
 using GrammarError = ErrorOf<U2MOE_GRAMMAR_ERROR>;
 
 #ifdef __wasm__
-/// Throw a JavaScript error, which unwinds the stack without running destructors.
+/// Throw a JavaScript error. It unwinds the stack without running destructors.
 extern "C" [[noreturn]] __attribute__((import_module("u2moe"), import_name("fail"))) void u2moe_fail(int code, const char* message, std::size_t length);
 #endif
 

@@ -1,22 +1,23 @@
-// The input of a stream: from samples at the model's rate, padded with silence where a sound was cut (see
-// runtime/audio/padding.py), to windows of features and their loudness.
+// Input of a stream: makes windows of features, and their loudness, from samples at the model's rate. Where a source begins or
+// ends within a sound, silence is added (see runtime/audio/padding.py).
 #pragma once
 
 #include "manifest.hpp"
 
 namespace u2moe::runtime {
 
-/// A feature frame contains a sound if its samples span more than this.
+/// A feature frame contains a sound if its largest sample exceeds its smallest by more than this.
 constexpr double kSound = 1.0 / 256;
 
-/// Adds silence before and after a source. How samples are split into calls does not affect the result.
+/// Adds silence before a source that begins within a sound, and after one that ends within a sound. The result does not depend
+/// on how samples are split into calls.
 class Padding {
  public:
   Padding(double padding_s, const Manifest& manifest)
       : num_silence_(static_cast<std::size_t>(std::floor(padding_s * manifest.sample_rate + 0.5))),
         frame_len_(static_cast<std::size_t>(manifest.frame_len())) {}
 
-  /// Add samples and return those to recognise: none until they fill a feature frame.
+  /// Add samples, and return the samples to recognise. There are none until a feature frame is full.
   std::vector<float> accept(std::vector<float> samples) {
     if (!num_silence_) return samples;
     edge_.insert(edge_.end(), samples.begin(), samples.end());
@@ -61,11 +62,11 @@ class Padding {
 
   std::size_t num_silence_, frame_len_, num_before_ = 0;
   bool has_begun_ = false;
-  std::vector<float> edge_;  // all samples until the source has begun, later only the last ones
+  std::vector<float> edge_;  // all samples until the first frame is full, later those of the last frame
 };
 
-/// Loudness of each frame of features [frames, feature_size], on the scale of log energy. For MFCC, the mean of the log
-/// energies.
+/// Loudness of each frame of features [frames, feature_size], on the scale of log energies. For MFCC features, this is the mean
+/// of the log energies.
 inline std::vector<float> loudness(const std::vector<float>& features, const Manifest& m) {
   const auto num_bins = static_cast<std::size_t>(m.num_mel_bins), size = static_cast<std::size_t>(m.feature_size);
   std::vector<float> levels(features.size() / size);
@@ -81,12 +82,12 @@ inline std::vector<float> loudness(const std::vector<float>& features, const Man
   return levels;
 }
 
-/// Cuts features into windows, which begin every `chunk_size` encoder frames unless the previous one is shortened or repeated.
-/// The last window may be shorter.
+/// Cuts features into windows. A window begins `chunk_size` encoder frames after the previous one, unless that one is shortened
+/// or repeated. The last window may be shorter.
 class FeatureExtractor {
  public:
-  /// @param knows_last whether a full window is held back until more audio or the end arrives, so that the caller knows
-  /// which window is the last.
+  /// @param knows_last whether a full window waits until more audio or the end arrives. The caller then knows which window is
+  /// the last.
   FeatureExtractor(const Manifest& manifest, int chunk_size, bool knows_last, double padding_s)
       : m_(&manifest), rate_(static_cast<std::size_t>(manifest.subsampling_rate)),
         stride_(static_cast<std::size_t>(chunk_size) * rate_),
@@ -94,7 +95,7 @@ class FeatureExtractor {
         length_(stride_ - rate_ / static_cast<std::size_t>(manifest.frame_reduction) + shortest_),
         needed_(knows_last ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
 
-  /// Append samples. Take all windows before appending more: taking a window moves all waiting samples.
+  /// Append samples. Take all windows before the next call, since taking a window moves all waiting samples.
   void accept(Floats samples) {
     num_received_ += samples.size();
     hear(padding_.accept(std::move(samples)));
@@ -108,7 +109,7 @@ class FeatureExtractor {
 
   bool is_finished() const { return is_finished_; }
 
-  /// Seconds of silence added before the source, in whole milliseconds like the times of results.
+  /// Seconds of silence added before the source, rounded to milliseconds like the times of results.
   double lead_s() const {
     const auto rate = static_cast<std::size_t>(m_->sample_rate);
     return static_cast<double>((padding_.num_before() * 1000 + rate / 2) / rate) / 1000;
@@ -121,8 +122,8 @@ class FeatureExtractor {
 
   bool is_exhausted() const { return is_finished_ && !has_window(); }
 
-  /// Begin the next window and return the samples of its new frames, which may be none. How samples arrived does not change a
-  /// single bit of their features.
+  /// Begin the next window. Return the samples of its new frames, if any. The features of these samples do not depend, to the
+  /// last bit, on how samples arrived.
   Floats take_window() {
     const std::size_t end = std::min(next_ + length_, num_frames());
     begin_ = next_;
@@ -158,18 +159,18 @@ class FeatureExtractor {
   std::size_t num_window_frames() const { return (end_ - begin_ - shortest_) / rate_ + 1; }
 
   bool window_is_full() const { return end_ - begin_ >= length_; }
-  /// End the last window after `num` encoder frames. The next window begins with the rest.
+  /// End the last window after `num` encoder frames. The next window begins there.
   void shorten_window(std::size_t num) {
     next_ = begin_ + num * rate_;
     end_ = std::min(end_, begin_ + num * rate_ + length_ - stride_);
   }
 
-  /// Begin the next window with the last `num` encoder frames of this one.
+  /// Have the next window begin with the last `num` encoder frames of the last window.
   void repeat_window(std::size_t num) { next_ = begin_ + (num_window_frames() - num) * rate_; }
 
   /// Loudness of the feature frames of the last window.
   std::vector<float> window_levels() const { return levels(end_ - begin_); }
-  /// Loudness of the first `num` feature frames since `forget`.
+  /// Loudness of the first `num` feature frames that have not been forgotten.
   std::vector<float> levels(std::size_t num) const {
     return {levels_.begin(), levels_.begin() + static_cast<std::ptrdiff_t>(std::min(levels_.size(), num))};
   }

@@ -1,4 +1,4 @@
-// Language model score of a hypothesis that grows token by token, with look-ahead inside words. runtime/decoding/fusion.py
+// Language model scores of hypotheses that grow token by token, with look-ahead within words. runtime/decoding/fusion.py
 // explains the method.
 #pragma once
 
@@ -10,11 +10,11 @@ namespace u2moe::runtime {
 
 /// See u2moe_language_model_options.
 struct LanguageModelOptions : LanguageModelNumbers {
-  std::string level;  ///< "word", "token" or "": that of the model
+  std::string level;  ///< "word" or "token"; "": the level of the model
   std::map<std::string, std::vector<std::string>> classes;  ///< words that share the probability of a word of the model
 
   /// Read the options from an object.
-  /// @throws BundleError naming the field.
+  /// @throws BundleError that names the field.
   void read(const Json& json) {
     read_numbers<LanguageModelNumbers>(json, *this);
     if (json.given("level")) level = json["level"].string();
@@ -35,7 +35,7 @@ struct LanguageModelOptions : LanguageModelNumbers {
   bool is_level() const { return level.empty() || level == "word" || level == "token"; }
 };
 
-using WordShare = std::pair<Ngrams::Id, double>;  // a word of the model, and log10 of the share of that word's probability
+using WordShare = std::pair<Ngrams::Id, double>;  // a word of the model, and log10 of a share of its probability
 
 inline const std::string kUnreadable(1, '\0');  // stands for symbols that are not text, and for prefixes of no word in the model
 inline const std::string kBoundary;
@@ -84,8 +84,8 @@ class Fusion {
     most_gain_ = std::max(most_ending_, most_going_on_);
   }
 
-  /// @throws LanguageModelError if the vocabulary contains, or can spell, none of the model's words. The message begins with
-  /// `source`.
+  /// @throws LanguageModelError if the model has no token of the vocabulary, or no word that the vocabulary can spell. The
+  /// message begins with `source`.
   void check_words(const std::string& source) const {
     const auto& words = ngrams_->words();
     bool is_known = std::any_of(token_words_.begin(), token_words_.end(), [&](const std::optional<Id>& word) { return word && !is_marker(words[*word]); });
@@ -111,7 +111,7 @@ class Fusion {
   /// Whether the model was prepared for this vocabulary.
   bool is_of(const Vocabulary& vocabulary) const { return fingerprint_ == vocabulary.fingerprint(); }
 
-  /// Upper bound of what a token adds to the score: the bonus of the words that it may begin.
+  /// Upper bound of what a token adds to the score: the bonuses of the words that it may begin.
   double gain(int token) const { return gains_[static_cast<std::size_t>(token)]; }
   double most_gain() const { return most_gain_; }
   /// Whether a token ends the previous word.
@@ -123,7 +123,7 @@ class Fusion {
 
   static constexpr double kSlack = 1e-9;  // above the rounding error of summed scores
 
-  // Put words into the letter case of the vocabulary if it has only one.
+  // Return the function that spells words of the model in the letter case of the vocabulary, if it has only one case.
   static Ngrams::Spell spelling_of(const std::vector<std::string>& symbols) {
     std::string letters;
     for (const std::string& symbol : symbols) letters += is_marker(symbol) ? "" : symbol;
@@ -132,7 +132,7 @@ class Fusion {
     return [](const std::string& word) { return word; };
   }
 
-  // Letters of a symbol, with a boundary for spaces and around characters that are words.
+  // Letters of a symbol. Spaces become boundaries, and there are boundaries around characters that are words.
   static std::vector<std::string> pieces_of(const std::u32string& symbol) {
     std::vector<std::string> pieces;
     for (const char32_t c : with_boundaries(symbol, is_spaceless)) {
@@ -164,10 +164,10 @@ class Fusion {
   std::map<std::string, std::vector<WordShare>> listed_;    // words of classes in the same letter case, with their classes
   bool by_token_ = false;
   std::vector<std::optional<Id>> token_words_;         // word of each token, if the model predicts tokens
-  std::vector<std::vector<std::string>> pieces_;       // of each token: letters, with "" for a boundary between words
+  std::vector<std::vector<std::string>> pieces_;       // letters of each token, with "" for a boundary between words
   std::vector<double> gains_;
   std::vector<bool> ends_word_;
-  double most_gain_ = 0, most_going_on_ = 0, most_ending_ = 0;  // over all tokens, tokens that do not end a word, and tokens that do
+  double most_gain_ = 0, most_going_on_ = 0, most_ending_ = 0;  // largest gains of all tokens, tokens within a word, and others
   std::size_t fingerprint_;
 };
 
@@ -176,7 +176,7 @@ struct Beginning {
   std::string letters;
   std::uint64_t number = 0;           ///< unique number
   Ngrams::Id low = 0, high = 0;       ///< range of the model's words with this prefix
-  double best_alone = 0;              ///< largest probability of such a word without a history
+  double best_alone = 0;              ///< largest log10 probability of these words without a history
   std::vector<WordShare> words, listed;  ///< words that equal the prefix; words of classes with this prefix
 };
 
@@ -184,10 +184,10 @@ struct Beginning {
 struct FusionState {
   struct Move {
     std::shared_ptr<FusionState> state;
-    double score, open;  ///< score of the words that the token ends; score of the best completion of the next word
+    double score, open;  ///< score of the words that the token ends, and of the best completion of the word in progress
   };
-  /// Upper bounds of what the next token adds to the score. `going_on` and `ending` apply to tokens that continue or end the
-  /// current word, and exclude the token's gain; `most` applies to any token, and includes the gain.
+  /// Upper bounds of what the next token adds to the score. `going_on` applies to tokens that continue the current word,
+  /// `ending` to tokens that end it; both exclude the token's gain. `most` applies to any token and includes the gain.
   struct Losses {
     double going_on = 0, ending = 0, most = 0;
   };
@@ -211,13 +211,13 @@ class FusionStates {
   const FusionStatePtr& start() const { return start_; }
   std::size_t size() const { return states_.size(); }
 
-  /// Return the state after a token and the score of the words that it ends. Valid until the next call.
+  /// Return the state after a token, and the score of the words that the token ends. Valid until the next call.
   const FusionState::Move& advance(FusionState& state, int token) {
     const auto index = static_cast<std::size_t>(token);
     const std::uint64_t key = state.number * fusion_->pieces_.size() + index;
     const auto known = moves_.find(key);
     if (known != moves_.end()) return known->second;
-    if (std::max(states_.size(), beginnings_.size()) >= kMostStates) {  // states in use remain
+    if (std::max(states_.size(), beginnings_.size()) >= kMostStates) {  // hypotheses keep the states that they use
       moves_.clear();
       states_.clear();
       beginnings_.clear();
@@ -281,7 +281,7 @@ class FusionStates {
     FusionStatePtr& state = states_[begun->number << 32 | history];
     if (state) return state;
     state = std::make_shared<FusionState>(FusionState{history, begun, ++num_made_});
-    if (begun != nothing_) {  // bound: the most probable word with this prefix
+    if (begun != nothing_) {  // upper bound: the most probable word with this prefix
       double best = unknown(history).first;
       if (begun->low < begun->high) best = std::max(best, ngrams_.best(history, begun->low, begun->high, begun->best_alone));
       for (const auto& [word, share] : begun->listed) best = std::max(best, ngrams_.step(history, word).first + share);
@@ -296,7 +296,7 @@ class FusionStates {
     return *state.ended;
   }
 
-  // Score of a word and the history after it. If it can be read in several ways, the most probable one counts.
+  // Score of a word, and the history after it. If several words of the model match the letters, the most probable one counts.
   std::pair<double, Id> word(Id history, const Beginning& spelled) {
     std::pair<double, Id> best(-std::numeric_limits<double>::infinity(), 0);
     if (spelled.words.empty()) best = unknown(history);
@@ -314,7 +314,7 @@ class FusionStates {
     return {found.first + fusion_->unknown_score_, found.second};
   }
 
-  // Return the `Beginning` with these letters. All letters with which no word begins share one.
+  // Return the `Beginning` with these letters. All letters that begin no word share one `Beginning`.
   const BeginningPtr& beginning(const std::string& letters) {
     BeginningPtr& known = beginnings_[letters];
     if (known) return known;

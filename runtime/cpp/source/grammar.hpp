@@ -1,4 +1,4 @@
-// Grammars as automata over characters, as in runtime/text/grammar.py and runtime/decoding/phrases.py.
+// Automata over characters for grammars, as in runtime/text/grammar.py and runtime/decoding/phrases.py.
 #pragma once
 
 #include "hotwords.hpp"
@@ -8,9 +8,9 @@ namespace u2moe::runtime {
 
 /// State of a hypothesis in a grammar.
 struct PhraseState {
-  std::vector<std::size_t> places;  ///< sorted places of phrases that its last characters may have reached
+  std::vector<std::size_t> places;  ///< sorted places in phrases that the last characters may have reached
   bool is_apart;                    ///< the hypothesis ends in a word boundary
-  bool accepts;                     ///< the hypothesis may end here: after a complete phrase, or before any
+  bool accepts;                     ///< the hypothesis may end here: after a complete phrase, or before the first
   mutable std::map<int, const PhraseState*> moves = {};  ///< cache of next states by token; null: not allowed
 
   bool operator<(const PhraseState& other) const {
@@ -22,8 +22,8 @@ struct PhraseState {
 class PhraseGraph {
  public:
   /// @param lines of the grammar; see u2moe_stream_options.
-  /// @throws GrammarError if a line has invalid syntax, or a slot is undefined or contains itself. Also if a phrase may be empty
-  /// or has characters that the vocabulary lacks. Also if the grammar has no phrases or is too large.
+  /// @throws GrammarError if a line has invalid syntax, a slot is undefined or contains itself, or a phrase may be empty. Also
+  /// if a phrase has characters that the vocabulary lacks, or if the grammar has no phrases or is too large.
   PhraseGraph(const std::vector<std::string>& lines, const Vocabulary& vocabulary, int blank)
       : vocabulary_(vocabulary), symbols_(vocabulary), blank_(blank), starts_(vocabulary.word_starts()) {
     const std::vector<Phrase> phrases = read(lines);
@@ -47,17 +47,17 @@ class PhraseGraph {
   /// The vocabulary with an additional token for other words.
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
-  /// Token for other words; negative: not allowed.
+  /// Token for other words; negative: other words are not allowed.
   int rest() const { return rest_; }
 
-  /// Whether the last word is complete, whatever follows.
+  /// Whether the last word is complete, whatever token follows.
   bool is_whole(const PhraseState& state) const {
     const auto is_over = [this](std::size_t place) { return arcs_[place].size() == arcs_[place].count(kWordBoundary); };
     return state.accepts && (state.is_apart || std::all_of(state.places.begin(), state.places.end(), is_over));
   }
 
-  /// Find the most probable tokens of a row [vocab] that the grammar may allow. Return the log-probability of `rest` at the
-  /// start of a word.
+  /// Find the most probable tokens of a row [vocab] among the tokens that occur in the grammar. Return the log-probability of
+  /// `rest` at the start of a word.
   double find(const float* row, std::size_t beam_size, LikelyTokens& likely) const {
     std::vector<float> allowed(vocabulary_.size(), -std::numeric_limits<float>::infinity());
     float start = allowed[0];
@@ -72,8 +72,8 @@ class PhraseGraph {
     return static_cast<double>(start);
   }
 
-  /// Return start and end of each complete phrase in allowed tokens, the longest where several match. Unless the tokens
-  /// are final, exclude a last phrase that may still grow.
+  /// Return the start and end of each complete phrase in tokens that the grammar allows. Where several phrases match, the
+  /// longest counts. Unless the tokens are final, exclude a last phrase that may still grow.
   std::vector<std::pair<std::size_t, std::size_t>> phrases(const std::vector<int>& tokens, bool is_final) const {
     const std::size_t num = tokens.size();
     std::vector<std::pair<bool, std::size_t>> following(num + 1, {false, kNone});  // whether a phrase may begin, and its end
@@ -157,8 +157,8 @@ class PhraseGraph {
 
   // ---- The automaton ----
 
-  // Return the ends of a phrase or slot that begins at `places`, inside slots and brackets. Without places, only check its
-  // syntax.
+  // Return the places where a phrase or slot ends that begins at `places`. `within` are the slots and brackets around it.
+  // Without places, only check the syntax.
   Places ends_of(const Parts& parts, const Places& places, const Parts& within, const std::string& what) {
     std::size_t place = 0;
     return ends_of(parts, place, U"", places, within, what);
@@ -260,7 +260,7 @@ class PhraseGraph {
 
   // ---- Phrases in tokens ----
 
-  // Whether a token is outside phrases if none has begun.
+  // Whether a token can stand between phrases: `rest`, or only a word boundary.
   bool is_between(int token) const { return token == rest_ || spellings_[static_cast<std::size_t>(token)] == std::u32string(1, kWordBoundary); }
 
   // Return where a phrase that begins at `begin` may end, and whether it may continue after the last token.
@@ -289,15 +289,15 @@ class PhraseGraph {
   int blank_, rest_ = -2;
   std::vector<unsigned char> starts_;  // whether each token begins a word
   std::vector<std::pair<std::u32string, Parts>> slots_;
-  std::vector<std::u32string> spellings_;  // text that each token adds
+  std::vector<std::u32string> spellings_;  // text of each token
   std::size_t longest_ = 0, num_tokens_ = 0;
   std::unordered_set<std::u32string> within_words_;
-  std::vector<bool> is_part_;                      // whether a phrase may need each token
+  std::vector<bool> is_part_;                      // by token: whether a phrase may contain it
   std::vector<std::map<char32_t, Places>> arcs_;   // by place
-  std::vector<bool> is_single_, is_end_;           // by place: whether only one way leads to it; whether a phrase ends there
+  std::vector<bool> is_single_, is_end_;           // by place: whether only one arc leads to it; whether a phrase ends
 };
 
-/// States of a grammar that a search reaches, made deterministic on demand. Not thread-safe.
+/// States of a grammar that a search reaches. The automaton is made deterministic on demand. Not thread-safe.
 class PhraseStates {
  public:
   explicit PhraseStates(std::shared_ptr<const PhraseGraph> graph) : graph_(std::move(graph)) {}
@@ -337,7 +337,7 @@ class PhraseStates {
   const PhraseState* const start_ = state(graph_->after({0}, kWordBoundary), true, true);
 };
 
-/// Automata of a recogniser's most recent grammars, which streams share. Not thread-safe.
+/// Cache of the automata of a recogniser's most recent grammars, so that streams can share them. Not thread-safe.
 class PhraseGraphs {
  public:
   /// See `PhraseGraph`.

@@ -1,4 +1,4 @@
-// The graphs of a bundle as functions on arrays. Stores no stream state.
+// The graphs of a bundle as functions on arrays, without stream state.
 #pragma once
 
 #include <future>
@@ -12,7 +12,7 @@ namespace u2moe::runtime {
 
 /// Encoder state of a stream.
 struct Caches {
-  /// A cache listed in the manifest: an unchanged encoder output, or a view of `own`.
+  /// A cache that the manifest lists: an output of the encoder, or a view of `own`.
   struct Tensor {
     Floats own;
     ort::Owned<OrtValue> value;
@@ -21,7 +21,7 @@ struct Caches {
   std::vector<Tensor> tensors;
 };
 
-/// A window of features [frames, mel] with the caches before it.
+/// A window of features [frames, mel], and the caches of the frames before it.
 struct Chunk {
   const Floats* window;
   Caches* caches;
@@ -33,7 +33,7 @@ class Graphs {
  public:
   /// @throws BundleError if a file is missing or damaged, or onnxruntime rejects it.
   /// @throws ProviderError if a provider does not start.
-  /// @throws KernelsError if native kernels are required, or weights are packed for them, and they cannot run.
+  /// @throws KernelsError if native kernels cannot run although they are required or the weights are packed for them.
   Graphs(const Bundle& bundle, const Settings& settings) : m_(bundle.manifest()), env_(ort::environment()) {
     Names inputs = {"chunk", "chunk_lens"}, outputs = {"output"};
     const char* const encoder = m_.form ? "static" : "encoder";
@@ -46,8 +46,8 @@ class Graphs {
       outputs.push_back("r_" + cache.name);
     }
     if (m_.form) inputs = static_.emplace(bundle).names();
-    // Start sessions one after another: onnxruntime crashes if two start at once while memory is short. Meanwhile, read and
-    // verify the largest file while onnxruntime starts with the smallest graph.
+    // Start sessions one after another, since onnxruntime crashes if two start at once when memory is short. While onnxruntime
+    // starts with the smallest graph, read and verify the largest file.
     const auto read = [&bundle](const char* graph) { return bundle.verified(file_of(bundle, graph)); };
     std::future<std::string> largest = std::async([&] { return read(encoder); });
     features_ = open(bundle, settings, "features", read("features"), {"samples"}, {"features"});
@@ -62,7 +62,7 @@ class Graphs {
     decoder_ = open(bundle, settings, "decoder", read("decoder"), {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
   }
 
-  /// Compute features [frames, mel] of all whole frames in the samples.
+  /// Compute the features [frames, mel] of all complete frames in the samples.
   Floats features(Floats samples) const {
     return ort::numbers_of<float>(*run(features_, ort::values(ort::tensor(samples, {1, length(samples)})))[0]);
   }
@@ -77,7 +77,8 @@ class Graphs {
     return caches;
   }
 
-  /// Encode one chunk of each stream to encoder output [time, dim], and replace the caches by those for the next chunk.
+  /// Encode one chunk of each stream, and update its caches for the next chunk. Return the encoder output [time, dim] of each
+  /// chunk.
   /// @param required frames of left context to keep; negative: all.
   std::vector<Floats> encode(const std::vector<Chunk>& chunks, std::int64_t required) const {
     std::vector<Floats> outputs;
@@ -125,7 +126,7 @@ class Graphs {
     return outputs;
   }
 
-  /// Continue as if the stream had begun with its last `num_frames` encoder frames: truncate growing caches to them.
+  /// Truncate growing caches to the last `num_frames` encoder frames. The stream continues as if it had begun with these.
   void keep_last(Caches& caches, std::int64_t num_frames) const {
     caches.offset = num_frames;
     caches.num_cached = std::min(num_frames, caches.num_cached);
@@ -135,7 +136,7 @@ class Graphs {
     }
   }
 
-  /// Compute log-probabilities [time, vocab] of encoder output [time, dim].
+  /// Compute the log-probabilities [time, vocab] for encoder output [time, dim].
   Floats ctc(Floats output) const {
     const std::int64_t num_frames = length(output) / m_.output_size;
     if (num_frames == 0) return {};
@@ -148,9 +149,9 @@ class Graphs {
     return found;
   }
 
-  /// Score token sequences by the decoders.
+  /// Score token sequences with the decoders.
   TokenScores score(const Floats& output, const Sequences& sequences) const {
-    // Attention uses memory for each pair of a token with a frame or another token. Score long utterances in several calls.
+    // Attention needs memory for each pair of a token and a frame, or of two tokens. Score long utterances in several calls.
     constexpr std::int64_t most_pairs = std::int64_t{1} << 22;
     const auto longest = static_cast<std::int64_t>(sequences.longest);
     const std::int64_t num_frames = length(output) / m_.output_size, num_sequences = length(sequences.lengths);
@@ -175,7 +176,7 @@ class Graphs {
     return scores;
   }
 
-  /// Return the kernels of the encoder, and the functions that native kernels refuse in any graph, such as
+  /// Return the kernels of the encoder. `refused` has the functions of all graphs that native kernels cannot run, such as
   /// "Int8Attention of encoder".
   Kernels kernels() const {
     Kernels all = encoder_.kernels;
@@ -188,7 +189,7 @@ class Graphs {
   }
 
  private:
-  // Log-probabilities are not requested: `ctc` computes them, as for any other bundle.
+  // The graph's log-probabilities are not used: `ctc` computes them, as for other bundles.
   Floats encode_static(const Floats& window, Caches& caches) const {
     const std::int64_t num_frames = static_->num_frames(window), num = static_->num_outputs(num_frames);
     const std::int64_t position = static_->position(caches.offset, num_frames);
@@ -222,8 +223,8 @@ class Graphs {
   }
 
   // Join caches [blocks, 1, ...] of several streams to [blocks, streams, ...]. Shorter caches are padded before their first
-  // frame. A shorter cache reaches back to the start of its stream, so its padding is at negative positions, which the graph
-  // masks.
+  // frame. A shorter cache begins at the start of its stream. Its padding is therefore at negative positions, and the graph
+  // masks these.
   ort::Owned<OrtValue> join(const std::vector<Chunk>& chunks, std::size_t index, Floats& joined) const {
     const std::ptrdiff_t time = m_.caches[index].time_axis;
     ort::Shape shape = m_.caches[index].shape;
@@ -252,8 +253,8 @@ class Graphs {
     return ort::tensor(joined, shape);
   }
 
-  // Extract the caches of one of several streams. Of growing caches, keep only the frames that belong to the last `num_frames`
-  // encoder frames.
+  // Extract a cache of one stream from the joined cache. Of a growing cache, keep only the frames that belong to the last
+  // `num_frames` encoder frames.
   Caches::Tensor split(const OrtValue& value, std::size_t index, std::int64_t row, std::int64_t num_frames) const {
     const std::ptrdiff_t time = m_.caches[index].time_axis;
     ort::Shape shape = ort::shape_of(value);
@@ -283,7 +284,7 @@ class Graphs {
     return values;
   }
 
-  // Create a session from verified bytes. No file is read again.
+  // Create a session from verified bytes, without reading a file.
   static ort::Owned<OrtSession> session_of(const OrtEnv* env, const std::string& content, const std::string& data, std::string weights,
                                            OrtSessionOptions* options) {
     if (!data.empty()) {
@@ -306,7 +307,7 @@ class Graphs {
     ort::Owned<OrtSession> session;
   };
 
-  // Name of a graph's file: ONNX, or ORT format with expanded functions.
+  // Name of a graph's file in ONNX format, or in ORT format, in which functions are expanded.
   static std::string file_of(const Bundle& bundle, const std::string& graph) {
     return bundle.has(graph + ".ort") ? graph + ".ort" : graph + ".onnx";
   }
@@ -334,8 +335,8 @@ class Graphs {
         try {
           graph.session = session_of(env_.get(), content, data, weights, settings.session_options(graph.kernels).get());
         } catch (const ort::Failure& error) {
-          // Native kernels reject unknown features, such as an activation of a later version. Continue without that function,
-          // or without native kernels, which fails if the graph itself is damaged.
+          // Native kernels reject unknown features, such as an activation of a later version. Try again without the named
+          // function or, if none is named, without native kernels. The last attempt fails if the graph itself is damaged.
           if (!graph.kernels.native || m_.packed) throw;
           if (refusal.empty()) refusal = error.what();
           if (!graph.kernels.leave_out(error.whole)) graph.kernels = {false, "", 0, std::string("native kernels cannot run it: ") + error.what()};
@@ -350,7 +351,8 @@ class Graphs {
     return graph;
   }
 
-  // Check that the graph's names match the contract and its numbers match the manifest. Otherwise it belongs to another bundle.
+  // Check that the graph's names match the contract and its numbers match the manifest. Otherwise the graph belongs to another
+  // bundle.
   void check(const Graph& graph) const {
     const Names found = ort::input_names(*graph.session), given = ort::output_names(*graph.session);
     if (found != graph.inputs) throw BundleError(graph.path + ": inputs are " + joined(found, " ") + ", expected " + joined(graph.inputs, " "));

@@ -40,7 +40,7 @@ inline std::vector<Hotword> parse_hotwords(const std::string& content) {
   return hotwords;
 }
 
-/// The symbols of a vocabulary as parts of words.
+/// The symbols of a vocabulary, as pieces from which words are spelled.
 class Symbols {
  public:
   using Words = std::vector<std::u32string>;
@@ -58,7 +58,7 @@ class Symbols {
     }
   }
 
-  // Return the words of a text in the characters of the vocabulary. `what` describes the text in messages.
+  // Return the words of a text, spelled with the characters of the vocabulary. `what` describes the text in messages.
   template <class Kind>
   Words spelled(const std::u32string& text, bool (*is_word)(char32_t), const std::string& what) const {
     Words words(1);
@@ -79,7 +79,7 @@ class Symbols {
     return words;
   }
 
-  // Return the words of a phrase in the characters of the vocabulary, and its bonus.
+  // Return the words of a phrase, spelled with the characters of the vocabulary, and the bonus of the phrase.
   std::pair<Words, double> measured(const Hotword& hotword) const {
     const std::u32string phrase = decode_utf8(hotword.phrase);
     const std::string name = "hotword '" + encode_utf8(phrase.substr(0, kLongestHotword)) + "'";
@@ -112,18 +112,18 @@ class Symbols {
     return std::min(fewest.back(), kImpossible);
   }
 
-  std::set<std::u32string> inner_, first_;  // symbols that continue a word; symbols that may begin one
+  std::set<std::u32string> inner_, first_;  // symbols that continue a word, and symbols that may begin a word
   std::set<char32_t> characters_;
   std::size_t longest_ = 0;
 };
 
-/// Adds a bonus to hypotheses with hotwords. Phrases match in any tokenization, but only as whole words. Each character of a
-/// script without spaces, or of Korean, counts as a word. Immutable: threads may share it.
+/// Gives a bonus to hypotheses that contain hotwords. Phrases match in any tokenization, but only as whole words. Each
+/// character of a script without spaces, or of Korean, counts as a word. Immutable: threads may share it.
 class ContextGraph {
  public:
-  /// @param hotwords phrases; the largest bonus of equal phrases counts.
+  /// @param hotwords phrases. Of equal phrases, the one with the largest bonus counts.
   /// @throws InvalidArgument if the list or a phrase is empty, or a weight is out of range. Also if the vocabulary cannot spell
-  /// a phrase in either letter case.
+  /// a phrase in upper or lower case.
   ContextGraph(const std::vector<Hotword>& hotwords, const Vocabulary& vocabulary) : fingerprint_(vocabulary.fingerprint()) {
     for (const std::u32string& symbol : vocabulary.symbols()) spellings_.push_back(with_boundaries(symbol, is_syllabic));
     add_state();
@@ -166,10 +166,11 @@ class ContextGraph {
   /// Continue from `state` with a token.
   Move advance(std::size_t state, int token) const { return read_on(state, spellings_[static_cast<std::size_t>(token)]); }
 
-  /// Share of a bonus that a growing hypothesis has in `state`. It loses the share if it does not complete the phrase.
+  /// Share of the bonus that a hypothesis has for the beginning of a phrase. The hypothesis loses the share if it does not
+  /// complete the phrase.
   double partial(std::size_t state) const { return states_[state].partial; }
 
-  /// Upper bound of what a token adds to the bonus of a growing hypothesis, including its share.
+  /// Upper bound of what a token adds to a hypothesis's bonus, including shares for beginnings.
   double most_gain() const { return most_gain_; }
 
   /// Bonus of the phrases that a hypothesis completes by ending in `state`.
@@ -182,7 +183,7 @@ class ContextGraph {
   struct State {
     std::map<char32_t, std::size_t> next;
     double output = 0, partial = 0;
-    std::size_t fail = 0;  // longest proper suffix that begins a phrase
+    std::size_t fail = 0;  // state of the longest proper suffix that begins a phrase
     bool is_after_boundary = false;
   };
 
@@ -217,8 +218,8 @@ class ContextGraph {
     states_[state].partial = std::max(states_[state].partial, bonus * static_cast<double>(matched) / static_cast<double>(total));
   }
 
-  // Set the failure links. Each state also inherits the bonuses that its suffixes complete, and their `partial` share if that is
-  // larger.
+  // Set the failure links. Each state also gets the bonuses of the phrases that its suffixes complete. It gets the
+  // `partial` share of a suffix if that is larger than its own.
   void link() {
     std::vector<std::size_t> queue;
     for (const auto& [character, state] : states_[0].next) queue.push_back(state);
@@ -251,7 +252,7 @@ class ContextGraph {
     return {state, bonus};
   }
 
-  std::vector<std::u32string> spellings_;  // text that each token adds
+  std::vector<std::u32string> spellings_;  // text of each token
   std::vector<State> states_;
   std::size_t start_ = 0, fingerprint_;
   double most_gain_ = 0;

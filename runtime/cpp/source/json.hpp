@@ -1,6 +1,6 @@
 // Strict JSON (RFC 8259). Numbers are doubles, and keys must be unique. Single-header libraries are five to a hundred times as
-// long and accept input that Python rejects: picojson takes 01, 1. and broken UTF-8; like nlohmann's, it takes the last of two
-// equal keys.
+// long, and accept input that Python rejects. picojson accepts 01, 1. and invalid UTF-8. picojson and nlohmann's library keep
+// the last of two equal keys.
 #pragma once
 
 #include "declared.hpp"
@@ -8,7 +8,8 @@
 
 namespace u2moe::runtime {
 
-/// A JSON value. A missing value or one of the wrong type throws a BundleError with its path: "bundle.json: model: vocab_size".
+/// A JSON value. Access to a missing value, or to a value of the wrong type, throws a BundleError. Its message names the path
+/// of the value, such as "bundle.json: model: vocab_size".
 class Json {
  public:
   using Object = std::map<std::string, Json>;
@@ -282,14 +283,15 @@ std::string json_text(const std::vector<T>& items) {
 
 // ---- Objects as declared in Python: fields, defaults and numbers ----
 
-/// Fills missing fields of objects from bundles and options with their defaults.
+/// Fills missing fields with their defaults, in objects from bundles or in options.
 class Records {
  public:
-  /// @param by name of the program that wrote the objects. "": a caller, for whom every unknown field is an error.
+  /// @param by name of the program that wrote the bundle. "": the objects are a caller's options, in which every unknown field
+  /// is an error.
   explicit Records(std::string by = "") : by_(std::move(by)) {}
 
-  /// @param kind name of the class in Python, with the prefix {} for a map of such objects.
-  /// @throws BundleError if a field without a default is missing, or an unknown field is not declared harmless by the object.
+  /// @param kind name of the object's class in Python, with the prefix {} for a map of such objects.
+  /// @throws BundleError if a field without a default is missing, or if the object does not declare an unknown field harmless.
   Json completed(Json value, const std::string& kind) {
     const std::string path = value.path();
     complete(value, kind);
@@ -297,7 +299,7 @@ class Records {
     return value;
   }
 
-  std::vector<std::string> warnings;  ///< features lost by ignoring unknown harmless fields
+  std::vector<std::string> warnings;  ///< features lost because unknown harmless fields are ignored
 
  private:
   void complete(Json& value, const std::string& kind) {
@@ -332,7 +334,7 @@ class Records {
   std::string by_;
 };
 
-/// Set the numbers of a struct in declared.hpp from the fields of an object.
+/// Set the numbers of a struct of declared.hpp from the fields of an object.
 /// @throws BundleError if a number is out of range.
 template <class Numbers>
 void read_numbers(const Json& json, Numbers& numbers) {
@@ -345,7 +347,8 @@ void read_numbers(const Json& json, Numbers& numbers) {
   });
 }
 
-/// @throws InvalidArgument if a number of a struct in declared.hpp is out of range.
+/// Check the numbers of a struct of declared.hpp.
+/// @throws InvalidArgument if a number is out of range.
 template <class Numbers>
 void check_numbers(const Numbers& numbers) {
   Numbers::each([&](const char* name, auto own, const Range& range, auto...) {

@@ -1,4 +1,5 @@
-// Reads language models: ARPA files and compact files of `u2moe lm build`, as in runtime/language/arpa.py and compact.py.
+// Reads language models from ARPA files and from compact files of `u2moe lm build`, as runtime/language/arpa.py and compact.py
+// do.
 
 #include "json.hpp"
 #include "ngrams.hpp"

@@ -1,11 +1,11 @@
-// The most probable tokens of a frame, which searches extend.
+// The most probable tokens of a frame, by which searches extend hypotheses.
 #pragma once
 
 #include "standard.hpp"
 
 namespace u2moe::runtime {
 
-constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();  // stands for a missing index; greater than all indices
+constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();  // stands for a missing index; larger than every index
 
 /// The most probable tokens of a row with their log-probabilities, in descending order. Ties are ordered by id.
 class LikelyTokens {
@@ -16,7 +16,7 @@ class LikelyTokens {
   /// Find the `num` best tokens of a row [vocab], or fewer.
   void find(const float* row, std::size_t vocab_size, std::size_t num) {
     num = std::min(num, vocab_size);
-    // Find tokens that are as good as the `num` best with rounded scores, then sort these exactly.
+    // With scores rounded to steps, find all tokens that may be among the `num` best. Then sort these by their exact scores.
     std::array<std::size_t, kSteps> counts{};
     for (std::size_t token = 0; token < vocab_size; ++token) ++counts[step_of(row[token])];
     std::size_t least = 0;
@@ -39,7 +39,7 @@ class LikelyTokens {
     }
   }
 
-  /// Rank of a token; kNone if it is not among them.
+  /// Rank of a token; kNone if it is not among the most probable tokens.
   std::size_t rank_of(int token) const { return token < 0 ? kNone : ranks_[static_cast<std::size_t>(token)]; }
 
  private:

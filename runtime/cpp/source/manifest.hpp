@@ -38,7 +38,7 @@ inline double pause_of(const Json& json) { return json["pause"].is_null() ? 0 : 
 /// Threshold `turn` of a complete EndpointConfig: the probability that the sentence has ended; 0: off.
 inline double turn_of(const Json& json) { return json["turn"].is_null() ? 0 : json["turn"].number(1e-9, 1); }
 
-/// Layout of a state tensor that a stream passes from chunk to chunk. It starts as zeros [blocks, 1, ...].
+/// Layout of a state tensor [blocks, 1, ...] that a stream passes from chunk to chunk. The tensor is zero at first.
 struct CacheLayout {
   std::string name;
   std::vector<std::int64_t> shape;
@@ -48,8 +48,7 @@ struct CacheLayout {
   std::int64_t num_cached(std::int64_t num_frames) const { return static_cast<std::int64_t>(std::ceil(static_cast<double>(num_frames) * rate)); }
 };
 
-/// Layout of `static.onnx`, an encoder with fixed shapes that can replace the flexible one. See StaticForm in
-/// runtime/bundle/manifest.py.
+/// Layout of `static.onnx`, an encoder with fixed shapes. See StaticForm in runtime/bundle/manifest.py.
 struct StaticForm {
   struct Rate {
     std::int64_t step;
@@ -83,7 +82,7 @@ struct StaticForm {
 struct Manifest : ModelNumbers, FeatureNumbers {
   bool streaming = false, has_decoder = false, bidirectional = false;
   std::vector<CacheLayout> caches;
-  std::optional<StaticForm> form;  ///< of an encoder with fixed shapes
+  std::optional<StaticForm> form;  ///< layout of an encoder with fixed shapes, if there is one
   StreamNumbers numbers;  ///< these members, down to `weights`, are defaults of StreamOptions
   EndpointRules rules;
   double pause = 0, turn = 0;
@@ -91,16 +90,16 @@ struct Manifest : ModelNumbers, FeatureNumbers {
   std::string language_model;    ///< file name; empty: none
   LanguageModelOptions weights;  ///< fusion weights of the language model
   bool calibrated = false;
-  double scale = 1, bias = 0;  ///< of the log-odds of confidences, if calibrated
+  double scale = 1, bias = 0;  ///< calibration of confidences: changes to their log-odds
   bool quantized = false;
   int packed = 0;                     ///< layout of weights packed for native kernels; 0: not packed
-  std::vector<std::string> warnings;  ///< unknown fields that are ignored; random weights
+  std::vector<std::string> warnings;  ///< about unknown fields that are ignored, and random weights
 
   int frame_len() const { return static_cast<int>(sample_rate * frame_length_ms / 1000); }  ///< samples
   int shift_len() const { return static_cast<int>(sample_rate * frame_shift_ms / 1000); }   ///< samples
   double frame_s() const { return subsampling_rate * frame_shift_ms / 1000; }               ///< seconds of an encoder frame
 
-  /// A number that each graph repeats in its metadata unless it is the default.
+  /// A number that each graph repeats in its metadata, unless the number is the default.
   struct Stated {
     std::string name;
     double value, otherwise;
@@ -116,7 +115,7 @@ struct Manifest : ModelNumbers, FeatureNumbers {
   }
 
   /// @param given content of bundle.json. Missing fields are filled with their defaults.
-  /// @throws BundleError naming the field, the value found and the value expected.
+  /// @throws BundleError that names the field, the value found and the value expected.
   static Manifest of(Json& given) {
     if (!given.has("format") || given["format"].string() != "u2moe-bundle") given["format"].fail("'u2moe-bundle'");
     if (given["version"].number() != kFormatVersion) {

@@ -1,4 +1,4 @@
-// An n-gram model as a trie in arrays: probabilities with backoff, and bounds for completions of a word prefix.
+// An n-gram model with backoff, stored as a trie in arrays. It also bounds the probabilities of words with a given prefix.
 // runtime/language/ngrams.py describes the order of nodes.
 #pragma once
 
@@ -20,10 +20,12 @@ class Ngrams {
 
   static constexpr int kMostOrder = 9;
   static constexpr std::size_t kMostWords = std::size_t{1} << 24;
-  static constexpr double kMostLog = 1e-4;  ///< tolerance: rounding produces logarithms of probabilities slightly above 0
+  static constexpr double kMostLog = 1e-4;  ///< tolerance, since rounding produces log-probabilities slightly above 0
 
-  /// Build a model from nodes: numbers of children, words, log10 probabilities and log10 backoffs, beginning with node 0.
-  /// @throws LanguageModelError if they do not form a trie, or contain invalid probabilities. The message begins with `source`.
+  /// Build a model from its nodes, beginning with node 0. Each node has a number of children, a word, a log10 probability and a
+  /// log10 backoff.
+  /// @throws LanguageModelError if the nodes do not form a trie or have invalid probabilities. The message begins with
+  /// `source`.
   Ngrams(std::vector<std::string> words, const std::vector<std::uint64_t>& num_children, std::vector<Id> word,
          std::vector<float> log_prob, std::vector<float> backoff, const std::string& source)
       : words_(std::move(words)), word_(std::move(word)), log_prob_(std::move(log_prob)), backoff_(std::move(backoff)) {
@@ -55,7 +57,8 @@ class Ngrams {
     if (const std::optional<Id> start = id_of("<s>")) begin_ = state(1 + *start);
   }
 
-  /// Build a model from n-grams in any order. Every word needs a unigram, and every n-gram needs its own prefix.
+  /// Build a model from n-grams in any order. Every word needs a unigram, and every n-gram needs the n-gram without its last
+  /// word.
   static Ngrams of(const std::vector<std::string>& words, const std::vector<Order>& orders, const std::string& source, const Spell& spell) {
     std::vector<std::pair<std::pair<bool, std::string>, Id>> places;
     for (Id id = 0; id < words.size(); ++id) places.push_back({{is_marker(words[id]), spell(words[id])}, id});
@@ -106,7 +109,7 @@ class Ngrams {
   /// Parse an ARPA file or a compact file.
   static Ngrams parse(const std::string& content, const std::string& source);
 
-  /// Return this model with its words sorted by the spelling that `spell` returns for each.
+  /// Return this model with its words sorted by the spelling that `spell` returns for each word.
   Ngrams spelled_by(const Spell& spell, const std::string& source) const {
     const std::vector<Id> parent = parents_of(first_);
     std::vector<Order> orders;
@@ -138,12 +141,12 @@ class Ngrams {
     }
   }
 
-  /// Largest log10 probability, without a history, of a word with `low` <= id < `high`. The range must not be empty.
+  /// Largest log10 probability of the words with `low` <= id < `high` without a history. The range must not be empty.
   double best_alone(Id low, Id high) const {
     return static_cast<double>(*std::max_element(log_prob_.begin() + 1 + low, log_prob_.begin() + 1 + high));
   }
 
-  /// Upper bound of the log10 probability of such a word after a history. `alone` is `best_alone` of the range.
+  /// Upper bound of the log10 probability of these words after a history. `alone` is `best_alone` of the range.
   double best(Id history, Id low, Id high, double alone) const {
     double penalty = 0, best = -std::numeric_limits<double>::infinity();
     for (; history; history = link_[history]) {
@@ -159,7 +162,7 @@ class Ngrams {
   }
 
  private:
-  using Key = std::uint64_t;  // a parent and a word
+  using Key = std::uint64_t;  // number of the parent node and id of the word
 
   static constexpr Id kNoNode = std::numeric_limits<Id>::max();
 
@@ -167,7 +170,7 @@ class Ngrams {
 
   static Key key_of(Id parent, Id word, std::size_t num_words) { return Key{parent} * num_words + word; }
 
-  // Find the node (from 1 on) with a key; kNoNode if there is none.
+  // Find the node with a key, counted from 1; kNoNode if there is none.
   static Id find_node(const std::vector<Key>& keys, Key wanted) {
     const auto found = std::lower_bound(keys.begin(), keys.end(), wanted);
     return found != keys.end() && *found == wanted ? static_cast<Id>(found - keys.begin()) + 1 : kNoNode;
@@ -187,7 +190,7 @@ class Ngrams {
     return found != end && *found == word ? static_cast<Id>(found - word_.begin()) : 0;
   }
 
-  // Shortest history that predicts the same as the whole n-gram of a node.
+  // Shortest history that gives the same predictions as the whole n-gram of a node.
   Id state(Id node) const { return first_[node] != first_[node + 1] || backoff_[node] != 0 ? node : link_[node]; }
 
   void check(const std::vector<Id>& parent, const std::string& source) const {
@@ -202,7 +205,7 @@ class Ngrams {
     }
   }
 
-  // Number of n-grams of each order, from the first node of each.
+  // Number of n-grams of each order.
   std::vector<std::size_t> counts() const {
     std::vector<std::size_t> found;
     for (Id begin = 1, end = first_[1]; begin < end;) {
@@ -214,7 +217,7 @@ class Ngrams {
     return found;
   }
 
-  // For each node, find the node to back off to: the longest suffix of its n-gram that has longer n-grams or a backoff.
+  // For each node, find the node to back off to: the longest suffix of its n-gram that has children or a backoff.
   void link(const std::vector<Id>& parent) {
     std::vector<Id> suffix(word_.size());
     link_.assign(word_.size(), 0);

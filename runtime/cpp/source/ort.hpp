@@ -1,7 +1,7 @@
-// Owners and exceptions for onnxruntime's C API. Requests API version 18, whatever the version of the header.
+// Owners and exceptions for onnxruntime's C API. The API version is 18, whatever the version of the header.
 #pragma once
 
-#ifdef __MINGW32__  // lacks this Microsoft annotation
+#ifdef __MINGW32__  // MinGW lacks this annotation of Microsoft's compiler
 #define _Return_type_success_(result)
 #endif
 #include <onnxruntime_c_api.h>
@@ -12,8 +12,8 @@
 
 namespace u2moe::runtime {
 
-/// Passes log messages of the library and of onnxruntime to the program's callback, or discards them without one. When `set`
-/// returns, the previous callback is not running and will not be called again.
+/// Passes log messages of the library and of onnxruntime to the program's callback. Without a callback they are discarded. When
+/// `set` returns, the previous callback is not running and will not be called again.
 class Log {
  public:
   static Log& all() {
@@ -41,8 +41,8 @@ class Log {
 namespace ort {
 
 #ifdef __GLIBC__
-// The first time that an exception leaves std::call_once, as in onnxruntime if memory is short, glibc loads a library.
-// Without memory for the library, glibc ends the program. So throw a first one at load time, while there is memory.
+// glibc loads a library when an exception first leaves std::call_once. This happens in onnxruntime when memory is short. If
+// memory is too short for the library, glibc ends the program. So make an exception leave std::call_once at load time.
 [[maybe_unused]] inline const bool kUnwinds = [] {
   try {
     std::once_flag once;
@@ -63,7 +63,8 @@ inline const OrtApi& api() {
   return *found;
 }
 
-/// An error of onnxruntime: its first line, at most 300 bytes, and the whole text. Callers add the file name.
+/// An error of onnxruntime. `what` is the first line of its text, up to 300 bytes; `whole` is the whole text. Callers add the
+/// name of the file.
 struct Failure : std::runtime_error {
   explicit Failure(const std::string& all) : std::runtime_error(all.substr(0, std::min<std::size_t>(all.find('\n'), 300))), whole(all) {}
   std::string whole;
@@ -119,7 +120,7 @@ inline std::size_t count(const Shape& shape) {
   return static_cast<std::size_t>(std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
 }
 
-/// Create a view of `data` (float or std::int64_t). `data` must outlive it.
+/// Create a tensor that is a view of `data` (float or std::int64_t). `data` must outlive the tensor.
 template <class T>
 Owned<OrtValue> tensor(std::vector<T>& data, const Shape& shape) {
   constexpr auto type = std::is_same_v<T, float> ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
@@ -162,7 +163,7 @@ std::vector<T> numbers_of(const OrtValue& value) {
   return num ? std::vector<T>(first, first + num) : std::vector<T>();
 }
 
-/// Run a session. Inputs and outputs are in the order of their names.
+/// Run a session. `values` are in the order of `inputs`, and the results in the order of `outputs`.
 inline Values run(OrtSession& session, const std::vector<std::string>& inputs, const Values& values, const std::vector<std::string>& outputs) {
   std::vector<const char*> names, wanted;
   std::vector<const OrtValue*> feeds;
@@ -174,7 +175,7 @@ inline Values run(OrtSession& session, const std::vector<std::string>& inputs, c
   return Values(found.begin(), found.end());
 }
 
-/// Shape of a float input, with 1 for free sizes; empty for other types.
+/// Shape of a float input, with 1 for each free size. Empty if the input has another type.
 inline Shape input_shape(const OrtSession& session, std::size_t index) {
   const auto type = made<OrtTypeInfo>(api().SessionGetInputTypeInfo, &session, index);
   const OrtTensorTypeAndShapeInfo* info = nullptr;
@@ -186,7 +187,7 @@ inline Shape input_shape(const OrtSession& session, std::size_t index) {
   return shape;
 }
 
-/// Return the text that a function of the API allocates, or "" if it returns none.
+/// Return the text that a function of the API allocates, or "" if the function returns no text.
 template <class Function, class... Arguments>
 std::string text_of(Function function, Arguments... arguments) {
   OrtAllocator* allocator = nullptr;

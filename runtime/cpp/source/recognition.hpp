@@ -1,4 +1,4 @@
-// Recognises one audio source. The caller runs the graphs: it asks for the next one and passes its output.
+// Recognises one audio source. The caller runs the graphs: it asks for the next graph and passes the output of that graph.
 #pragma once
 
 #include "attention_search.hpp"
@@ -37,7 +37,7 @@ struct StreamOptions : StreamNumbers {
     return std::none_of(std::begin(kSearches), std::end(kSearches), [this](const SearchName& each) { return each.search == search && !each.has_beam; });
   }
 
-  /// Replace options that are not set by those of a bundle.
+  /// Return these options, with those of a bundle where an option is not set.
   /// @throws InvalidArgument or StreamError if an option is out of range or the bundle does not support it.
   StreamOptions for_bundle(const Manifest& m, const Vocabulary& vocabulary) const {
     check_range("chunk_size", chunk_size, kFullContext, 10000);
@@ -83,7 +83,7 @@ struct StreamOptions : StreamNumbers {
   }
 };
 
-/// Token sequences [number, longest] in one array, padded with eos, and their lengths.
+/// Token sequences in one array [number, longest], padded with eos, and their lengths.
 struct Sequences {
   Sequences(const std::vector<std::vector<int>>& sequences, int eos) {
     for (const std::vector<int>& each : sequences) longest = std::max(longest, each.size());
@@ -105,13 +105,13 @@ struct Request {
   Graph graph;
   const Floats* input;                   ///< samples, window of features, or encoder output
   const Sequences* sequences = nullptr;  ///< for the decoder
-  // For the encoder: whether to begin with initial caches; number of frames to keep in growing caches (-1: all); and required
+  // For the encoder: whether it begins with initial caches, number of frames to keep in growing caches (-1: all), and required
   // frames of left context (-1: all).
   bool begins = false;
   std::int64_t kept = -1, required = -1;
 };
 
-/// Recognises samples at the model's rate. `StreamState` documents the functions.
+/// Recognises samples at the model's rate. `StreamState` has functions of the same names and documents them.
 class Recognition {
  public:
   Recognition(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options)
@@ -191,7 +191,7 @@ class Recognition {
   }
 
  private:
-  static constexpr double kLongestWindowS = 30;  // seconds encoded at once with full context, if endpoints end utterances
+  static constexpr double kLongestWindowS = 30;  // maximum seconds encoded at once with full context
 
   struct Frames {
     Floats output, log_probs;
@@ -234,7 +234,7 @@ class Recognition {
     return static_cast<int>(std::nearbyint((kLongestWindowS + 2 * options_.padding_s) / m().frame_s()));
   }
 
-  // Whether the first pass of the current utterance is complete and its final result is missing.
+  // Whether the current utterance has completed its first pass but has no final result yet.
   bool is_searched() const { return endpoint_ || (extractor_.is_exhausted() && !last_); }
 
   // Do one step: request a graph, or do work that needs none. Return false if there is nothing to do.
@@ -242,7 +242,8 @@ class Recognition {
     if (is_searched()) {
       begin_end();
     } else if (has_full_context() && num_frames_ > 0 && !last_) {
-      // An open utterance may continue. It is encoded again with the next audio unless it fills most of the window.
+      // The utterance may continue after this window. If it fills most of the window, end it within the window; otherwise
+      // encode it again with the next audio.
       is_left_open_ = 2 * num_frames_ > extractor_.num_window_frames();
       is_left_open_ ? begin_end() : repeat();
     } else if (extractor_.has_window()) {
@@ -271,7 +272,7 @@ class Recognition {
     request_ = Request{Request::Graph::kEncoder, &window_, nullptr, begins, begins ? -1 : kept, required};
   }
 
-  // End the utterance. An end within speech is first moved between two words.
+  // Begin to end the utterance. If the end is within speech, first move it between two words.
   void begin_end() {
     is_cutting_ = num_frames_ > 0 && (is_left_open_ || (endpoint_ && static_cast<double>(endpoint_->trailing_silence) * m().frame_s() < kShortestPauseS));
     if (is_cutting_) request_ = Request{Request::Graph::kCtc, &output_};
@@ -301,7 +302,7 @@ class Recognition {
     request_ = Request{Request::Graph::kDecoder, &output_, &*sequences_};
   }
 
-  // Do one step of the search with only the decoder. The best hypothesis gets the token times of the CTC output.
+  // Do one step of the search with only the decoder. At its end, request the CTC output for the times of the best hypothesis.
   void search_alone() {
     const std::vector<std::vector<int>> growing = alone_->growing();
     if (growing.empty()) request_ = Request{Request::Graph::kCtc, &output_};
@@ -341,8 +342,8 @@ class Recognition {
     }
   }
 
-  // For the second pass, replace words outside the grammar by the most probable tokens, each with a penalty. Return
-  // where each original token begins in the new sequence, and the end.
+  // For the second pass, replace words outside the grammar by the most probable tokens, each with a penalty. Return the index
+  // in the new sequence at which each original token begins, and the length of the new sequence.
   std::vector<std::size_t> hear(Hypothesis& found) const {
     std::vector<std::size_t> begins;
     const std::vector<int> tokens = found.tokens;
@@ -367,7 +368,7 @@ class Recognition {
       for (std::size_t frame = begin + 1; frame < std::min(end, loudest_.size()); ++frame) {
         if (loudest_[frame] != runs.back()) runs.push_back(loudest_[frame]);
       }
-      if (!is_last && runs.size() > 1) runs.pop_back();  // belongs to the next token
+      if (!is_last && runs.size() > 1) runs.pop_back();  // the last run belongs to the next token
       for (const auto& [token, is_heard] : runs) {
         if (is_heard) found.tokens.push_back(token), found.context_score -= static_cast<double>(kRestPenalty);
       }
@@ -401,7 +402,7 @@ class Recognition {
     if (options_.endpoint && !endpoint_) endpoint_ = pause_rule_.endpoint(start_ + num_frames_, endpointer_.trailing_silence());
   }
 
-  // Find the words that no later partial result changes.
+  // Commit the words that no later partial result changes.
   void commit() {
     if (!commits_) return;
     auto [tokens, ends] = search_->settled(vocabulary_->word_starts());
@@ -418,7 +419,7 @@ class Recognition {
     }
   }
 
-  // Move the end of an utterance that ends within speech between two of its words, if it has two.
+  // Move the end of an utterance that ends within speech between two of its words, if it has two words.
   void cut(const Floats& log_probs) {
     Hypothesis best = search_->hypotheses(1)[0];
     hear(best);
@@ -483,7 +484,7 @@ class Recognition {
   }
 
   Result final_result(const std::vector<Ranked>& ranked) const {
-    const Ranked& best = ranked.empty() ? Ranked{} : ranked[0];  // a grammar may allow nothing
+    const Ranked& best = ranked.empty() ? Ranked{} : ranked[0];  // a grammar may allow no hypothesis
     const auto start = static_cast<std::int64_t>(start_), num = static_cast<std::int64_t>(num_frames_);
     Result result;
     result.is_final = true;
@@ -500,7 +501,7 @@ class Recognition {
     std::set<std::string> seen;
     for (const Ranked& each : ranked) {
       const std::string text = vocabulary_->text(each.hypothesis.tokens);
-      if (result.nbest.size() == static_cast<std::size_t>(options_.beam_size)) break;  // hotwords may have added more
+      if (result.nbest.size() == static_cast<std::size_t>(options_.beam_size)) break;  // hotwords can double the number
       if (!seen.insert(text).second) continue;
       result.nbest.push_back({text, each.hypothesis.tokens, each.score, is_alone ? 0 : each.hypothesis.score, each.attention_score, each.hypothesis.language_score,
                               seconds(each.hypothesis.times)});
@@ -524,7 +525,7 @@ class Recognition {
     return result;
   }
 
-  // Return a result with times of the source, without the padding before it, and in the requested text format.
+  // Return a result in the requested text format, with times from the start of the source instead of the padding before it.
   Result presented(Result result) const {
     if (options_.written) result = written(std::move(result), *vocabulary_);
     if (options_.padding_s <= 0) return result;
@@ -560,23 +561,23 @@ class Recognition {
   std::vector<Hypothesis> hypotheses_;
   std::optional<Sequences> sequences_;      // of the request
   std::optional<AttentionSearch> alone_;    // search with only the decoder, at the end of an utterance
-  bool is_cutting_ = false;                 // the requested log-probabilities are those of the whole utterance
-  bool is_left_open_ = false;               // the utterance continues, but fills most of a window
+  bool is_cutting_ = false;                 // the requested log-probabilities are for `cut`
+  bool is_left_open_ = false;               // the utterance may continue, but fills most of a window
   bool is_at_start_ = true;                 // the encoder has not run yet
-  std::int64_t num_kept_ = -1;              // for the next encoder request
+  std::int64_t num_kept_ = -1;              // `kept` of the next encoder request
   int number_ = 0;                          // of the current utterance
   std::size_t start_ = 0, num_frames_ = 0;  // encoder frames of the current utterance
   Floats output_;
   std::vector<int> committed_;  // tokens of words that no later partial result changes
   std::vector<std::tuple<std::size_t, std::size_t, double>> phrases_;  // ranges of committed tokens, and their least probability
-  std::vector<std::pair<int, bool>> loudest_;    // by frame, for other words of a grammar: the most probable token, and whether it is not the blank
+  std::vector<std::pair<int, bool>> loudest_;    // by frame: most probable token but blank, and whether it beats blank
   std::vector<Hypothesis> found_;                // hypotheses before `hear`
-  std::vector<std::vector<std::size_t>> begins_; // where their tokens begin after `hear`
-  bool commits_ = false;        // whether frames are never encoded again
+  std::vector<std::vector<std::size_t>> begins_; // results of `hear`
+  bool commits_ = false;        // whether words can be committed, since frames are not encoded again
   std::optional<Endpoint> endpoint_;
   Frames frames_;                 // of the last window
-  Frames surplus_;                // frames after the end, with which the next utterance begins
-  std::optional<Result> partial_; // of an utterance that was cut, until its final result
+  Frames surplus_;                // frames after the end of the utterance; the next utterance begins with them
+  std::optional<Result> partial_; // partial result of an utterance that was cut, until its final result
   std::optional<Result> last_;    // result of the last utterance after the end of the input
   std::vector<Result> segments_;
 };

@@ -1,4 +1,4 @@
-// Band-limited resampler, the one that the Python runtime uses on systems without soxr (runtime/audio/resampling.py).
+// Band-limited resampler. The Python runtime uses the same one on systems without soxr (runtime/audio/resampling.py).
 #pragma once
 
 #include "errors.hpp"
@@ -10,8 +10,9 @@ inline void check_rate(int rate) {
   if (rate < 1000 || rate > 384000) fail<AudioError>("sample rate must be between 1000 and 384000 Hz, got " + std::to_string(rate));
 }
 
-/// Resamples one channel in buffers; n samples become round(n * target_rate / source_rate). Each new sample is the same sum of
-/// products of a windowed sinc, in the same order. Any split into buffers therefore gives the same samples, to the last bit.
+/// Resamples one channel in buffers; n samples become round(n * target_rate / source_rate). Each new sample is a sum of
+/// products with a windowed sinc, always in the same order. Any split into buffers therefore gives the same samples, to the
+/// last bit.
 class Resampler {
  public:
   /// @param source_rate, target_rate in Hz.
@@ -30,7 +31,7 @@ class Resampler {
 
   int source_rate() const { return source_rate_; }
 
-  /// Resample complete samples. Samples near the end are kept until more arrive or `finish` is called.
+  /// Append samples, and return the resampled ones. Samples near the end wait until more arrive or `finish` is called.
   std::vector<float> accept(const float* samples, std::size_t num) {
     if (is_identity()) return {samples, samples + num};
     num_received_ += static_cast<std::int64_t>(num);
@@ -47,7 +48,7 @@ class Resampler {
 
  private:
   static constexpr double kNumCrossings = 32;  // zero crossings of the sinc on either side
-  static constexpr double kRollOff = 0.945;    // passed share of the band; the rest is the transition
+  static constexpr double kRollOff = 0.945;    // share of the band that passes; the rest is the transition band
   static constexpr double kKaiserBeta = 9;
   static constexpr double kPi = 3.14159265358979323846;
 
@@ -61,7 +62,7 @@ class Resampler {
     return sum;
   }
 
-  // Sum in numpy's order: pairwise, from eight parallel sums. The number of taps is even.
+  // Sum in the same order as numpy: eight sums in parallel, which are then added in pairs. The number of taps is even.
   static float sum_of_products(const float* samples, const float* factors, std::size_t num) {
     if (num > 128) {
       const std::size_t half = num / 2 - num / 2 % 8;
@@ -95,7 +96,7 @@ class Resampler {
     return found;
   }
 
-  // Return the factors [taps] for a new sample that lies phase / denominator after an old one.
+  // Return the factors [taps] for a new sample that lies phase / denominator of a source sample after an old one.
   const std::vector<float>& filter(std::int64_t phase) {
     std::vector<float>& factors = filters_[phase];
     if (!factors.empty()) return factors;
@@ -119,12 +120,12 @@ class Resampler {
   std::map<std::int64_t, std::vector<float>> filters_;  // by phase
 };
 
-/// Resampling and decoding can produce samples above 1. Samples above this limit are unscaled integers.
+/// Limit for samples. Resampling and decoding can produce samples slightly above 1, but larger ones are unscaled integers.
 constexpr float kLoudest = 8;
 
 /// Check samples of one channel.
 /// @param known_rate rate of earlier samples; 0: none.
-/// @throws AudioError if the rate is out of range or has changed, or samples are not finite or far outside [-1, 1].
+/// @throws AudioError if the rate is out of range or has changed, or if samples are not finite or are far outside [-1, 1].
 inline void check_audio(int known_rate, int sample_rate, const float* samples, std::size_t num) {
   if (known_rate && sample_rate != known_rate) {
     fail<AudioError>("sample rate changed from " + std::to_string(known_rate) + " to " + std::to_string(sample_rate) + " Hz in a stream");

@@ -16,7 +16,7 @@ struct Alternative {
   std::string text;
   std::vector<int> tokens;
   double score, ctc_score, attention_score, language_score;
-  std::vector<double> times;  ///< peak of each token in seconds; empty if only the decoder searched
+  std::vector<double> times;  ///< peak of each token in seconds; empty for hypotheses without times
 };
 
 /// A result. Partial results have only text, tokens and times of the first pass.
@@ -30,14 +30,14 @@ struct Result {
   std::vector<double> times;  ///< peak of each token in seconds
   std::vector<Word> words;
   std::vector<Alternative> nbest;  ///< best first
-  std::string committed;           ///< prefix of the text that no later partial result changes; all of a final text
+  std::string committed;           ///< prefix of the text that no later partial result changes; the whole text if final
   int num_committed = 0;           ///< number of words in `committed`
-  double committed_end = 0;        ///< seconds before which the first pass changes nothing
-  int revised = 0;                 ///< number of committed words that a final result changes
-  std::vector<Word> phrases;       ///< phrases of a grammar; in a partial result, only phrases that no later result of this segment revokes
+  double committed_end = 0;        ///< time in seconds before which the first pass changes nothing more
+  int revised = 0;                 ///< in a final result, number of changes to committed words
+  std::vector<Word> phrases;       ///< phrases of a grammar; in a partial result, only certain phrases
 };
 
-/// Convert the times of a result by a function from seconds to seconds.
+/// Return a result with all times converted by `clock`, a function from seconds to seconds.
 template <class Clock>
 Result timed(Result result, Clock clock) {
   for (double& time : result.times) time = clock(time);
@@ -50,7 +50,7 @@ Result timed(Result result, Clock clock) {
   return result;
 }
 
-/// Result as JSON, with the field names of Python.
+/// Result as JSON, with the field names of the Python class.
 inline std::string as_json(const Result& result) {
   const auto named = [](const char* name, const Word& each) {
     return "{\"" + std::string(name) + "\": " + json_text(each.text) + ", \"start\": " + json_text(each.start) + ", \"end\": " + json_text(each.end) +
@@ -72,8 +72,8 @@ inline std::string as_json(const Result& result) {
          json_list(result.phrases, phrase) + "}";
 }
 
-/// Log-probabilities of tokens and eos [hypotheses, width] by both decoders (right is empty without a right-to-left decoder).
-/// `next` has the left-to-right log-probabilities of each token as the next one [hypotheses, vocab].
+/// Log-probabilities [hypotheses, width] that the two decoders give to the tokens and eos. `right` is empty if there is no
+/// right-to-left decoder. `next` has the left-to-right decoder's log-probabilities [hypotheses, vocab] of the next token.
 struct TokenScores {
   Floats left, right;
   std::size_t width = 0;
@@ -83,7 +83,7 @@ struct TokenScores {
 struct Ranked {
   Hypothesis hypothesis;
   double score, attention_score;
-  std::vector<double> probabilities;  ///< of each token, averaged over the decoders and, if available, the CTC output
+  std::vector<double> probabilities;  ///< of each token: mean over the decoders and, if available, the CTC output
   std::size_t place = 0;              ///< index among the hypotheses of the first pass
 };
 
@@ -118,7 +118,7 @@ inline std::vector<Ranked> attention_rescoring(std::vector<Hypothesis> hypothese
   return ranked;
 }
 
-/// Minimum number of words to replace, remove and add so that `words` become a beginning of the revised sequence.
+/// Minimum number of words to replace, remove or add so that `words` become the first words of `revised`.
 inline int num_revised(const std::vector<WordSpan>& words, const std::vector<WordSpan>& revised) {
   std::vector<int> row(revised.size() + 1);
   std::iota(row.begin(), row.end(), 0);
@@ -135,7 +135,7 @@ inline int num_revised(const std::vector<WordSpan>& words, const std::vector<Wor
 
 inline double rounded(double seconds) { return std::round(seconds * 1000) / 1000; }
 
-/// Confidence of a word from the lowest probability of its tokens.
+/// Confidence of a word. `probability` is the lowest probability of its tokens.
 inline double calibrated(const Manifest& m, double probability) {
   if (!m.calibrated) return probability;
   const double clipped = std::clamp(probability, 1e-6, 1 - 1e-6);
@@ -143,7 +143,7 @@ inline double calibrated(const Manifest& m, double probability) {
   return 1 / (1 + std::exp(-std::clamp(odds, -700.0, 700.0)));
 }
 
-/// Words of the best hypothesis of an utterance with `num_frames` encoder frames from frame `start`.
+/// Words of the best hypothesis of an utterance. The utterance has `num_frames` encoder frames, beginning with frame `start`.
 inline std::vector<Word> words_of(const Manifest& m, const Vocabulary& vocabulary, const Ranked& best, std::int64_t start,
                                   std::int64_t num_frames, const std::vector<Seconds>& pauses) {
   const std::vector<int>& times = best.hypothesis.times;
@@ -173,9 +173,9 @@ inline std::vector<Word> words_of(const Manifest& m, const Vocabulary& vocabular
   return words;
 }
 
-/// Format a result as written English: digits for numbers, times, dates and money, and capitals. Tokens, their times and scores
-/// do not change, and neither do other languages. Words remain committed if their written form cannot change. `vocabulary` is
-/// that of a partial result. Implemented in written_text.cpp.
+/// Format a result as written English: digits for numbers, times, dates and money, and capital letters. Tokens, times, scores
+/// and other languages do not change. In a partial result, words remain committed if their written form cannot change.
+/// `vocabulary` is the vocabulary of the result. Implemented in written_text.cpp.
 Result written(Result result, const Vocabulary& vocabulary);
 
 }  // namespace u2moe::runtime

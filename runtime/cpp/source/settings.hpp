@@ -18,16 +18,17 @@ struct Provider {
   std::vector<std::pair<std::string, std::string>> options;
 };
 
-/// The description that the library of native kernels gives of itself, or the reason why the kernels are not used.
+/// Native kernels of a graph, or the reason why they are not used.
 struct Kernels {
   bool native = false;
   std::string isa;
   int layout = 0;  ///< of packed weights
   std::string reason;
-  std::set<std::string> operators = {};              ///< graph functions that they replace
-  std::map<std::string, std::string> refused = {};   ///< functions of a graph that they cannot run, and why
+  std::set<std::string> operators = {};              ///< graph functions that native kernels replace
+  std::map<std::string, std::string> refused = {};   ///< functions that native kernels cannot run, with the reasons
 
-  /// Record the function that an error of onnxruntime names as unsupported. Return false if it names none.
+  /// Add the function that an error of onnxruntime names as unsupported to `refused`. Return false if the error names no
+  /// further function.
   bool leave_out(const std::string& error) {
     for (std::size_t end = error.find(": "); end != error.npos; end = error.find(": ", end + 1)) {
       const auto is_part = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; };
@@ -40,12 +41,12 @@ struct Kernels {
   }
 };
 
-/// Settings, validated when constructed.
+/// Settings of the graphs, validated on construction.
 class Settings {
  public:
   /// @param kernels "native", "onnxruntime" or "auto"; "": the environment variable U2MOE_KERNELS, or "auto".
-  /// @param options of the caller, used unchanged; null: our own.
-  /// @throws InvalidArgument if a value is out of range or conflicts with another.
+  /// @param options session options of the caller, used unchanged; null: options are made from the other arguments.
+  /// @throws InvalidArgument if an argument is out of range or conflicts with another.
   /// @throws ProviderError if this onnxruntime lacks a provider.
   /// @throws KernelsError if native kernels are required and cannot run.
   Settings(int num_threads, std::string kernels, std::vector<Provider> providers, const OrtSessionOptions* options)
@@ -121,7 +122,7 @@ class Settings {
   static void register_kernels(OrtSessionOptions*) {}
 #endif
 
-  // Name of a provider in onnxruntime's generic function: without its suffix, and some in upper case.
+  // Name of a provider for onnxruntime's generic function, which omits the suffix and writes some names differently.
   static std::string short_name(const std::string& provider) {
     static const std::map<std::string, std::string> others = {
         {"Azure", "AZURE"}, {"Dml", "DML"}, {"WebGpu", "WebGPU"}, {"WebNN", "WEBNN"}, {"Xnnpack", "XNNPACK"}};
@@ -131,7 +132,7 @@ class Settings {
   }
 
   static void append(OrtSessionOptions* options, const Provider& provider) try {
-    if (provider.name == kCpu) return;  // always appended by onnxruntime as the last one
+    if (provider.name == kCpu) return;  // onnxruntime always appends the CPU provider last
     std::vector<const char*> keys, values;
     for (const auto& [key, value] : provider.options) {
       keys.push_back(key.c_str());

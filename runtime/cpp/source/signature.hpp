@@ -11,10 +11,10 @@
 namespace u2moe::runtime {
 
 constexpr const char* kSignatureFile = "bundle.sig";
-/// Prefix of the signed message; the manifest follows.
+/// The signed message is this prefix, followed by the manifest.
 constexpr const char* kSignaturePrefix = "u2moe bundle signature 1\n";
 
-/// Decode Base64; false if the text is not valid.
+/// Decode Base64. Return false if the text is not valid.
 inline bool decode_base64(const std::string& text, std::string& bytes) {
   static const std::string letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   const std::size_t size = std::min(text.find('='), text.size());
@@ -30,7 +30,7 @@ inline bool decode_base64(const std::string& text, std::string& bytes) {
 }
 
 /// Return the 32 bytes of a public key in PEM, as written by `openssl pkey -pubout`.
-/// @throws InvalidArgument if it is not an Ed25519 public key.
+/// @throws InvalidArgument if `pem` is not an Ed25519 public key.
 inline std::string public_key(const std::string& pem) {
   std::string rest = pem, key;
   rest.erase(std::remove_if(rest.begin(), rest.end(), [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }), rest.end());
@@ -41,10 +41,10 @@ inline std::string public_key(const std::string& pem) {
   return key;
 }
 
-/// Signatures of a bundle by the accepted keys.
+/// Signatures of a bundle that were made with the accepted keys.
 class Signatures {
  public:
-  /// A public key (32 bytes) and its signature.
+  /// A public key (32 bytes) and the signature made with its private key.
   using Signed = std::pair<std::string, std::string>;
   /// Whether the signature of a message is valid.
   using Verify = std::function<bool(const Signed&, const std::string& message)>;
@@ -52,7 +52,7 @@ class Signatures {
   /// @param content of the signature file.
   /// @param path of that file, for messages.
   /// @throws SignatureError if the file is damaged, or has no signature by an accepted key.
-  /// @throws InvalidArgument if a key is invalid, or there are none.
+  /// @throws InvalidArgument if a key is invalid, or the list of keys is empty.
   Signatures(const std::string& content, const std::vector<std::string>& public_keys, std::string path) : path_(std::move(path)) {
     const Json json = Json::parse(content, path_);
     if (json["format"].string() != "u2moe-signature") json["format"].fail("'u2moe-signature'");
@@ -92,8 +92,8 @@ struct Demanded {
   Signatures::Verify verify;
 };
 
-/// Return verification by OpenSSL.
-/// @throws SignatureError if the library was built without it.
+/// Return the function that verifies signatures with OpenSSL.
+/// @throws SignatureError if the library was built without OpenSSL.
 inline Signatures::Verify built_in_verify() {
 #ifdef U2MOE_SIGNATURES
   return [](const Signatures::Signed& given, const std::string& message) {

@@ -1,5 +1,5 @@
-// Standard headers that this library uses. Other headers of ours include only those for threads, exceptions and files, which
-// WebAssembly lacks.
+// Standard headers that this library uses, except headers for threads, exceptions and files. WebAssembly lacks those, so
+// only the files that need them include them.
 #pragma once
 
 #include <algorithm>

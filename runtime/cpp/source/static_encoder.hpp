@@ -1,4 +1,4 @@
-// Inputs of `static.onnx` for a chunk of one stream, and the state it keeps, as in runtime/model/static_encoder.py.
+// Inputs and caches of `static.onnx` for a chunk of one stream, as in runtime/model/static_encoder.py.
 #pragma once
 
 #include "bundle.hpp"
@@ -6,17 +6,16 @@
 
 namespace u2moe::runtime {
 
-/// Shape of an input for messages; empty: not a float tensor.
+/// Shape of an input as text for messages. An empty shape stands for an input that is not a float tensor.
 inline std::string shown(const ort::Shape& shape) {
   if (shape.empty()) return "not of floats";
   return "float32 [" + joined(shape, ", ", [](std::int64_t size) { return std::to_string(size); }) + "]";
 }
 
-/// Prepares inputs of an encoder with fixed shapes. Its caches never grow: where those of other bundles append
-/// frames, these keep only the last ones.
+/// Prepares the inputs of an encoder with fixed shapes. Caches that grow in other bundles keep only the last frames here.
 class StaticEncoder {
  public:
-  /// @throws BundleError if an initial cache or its blocks are missing, or have the wrong type or shape.
+  /// @throws BundleError if the initial values of a cache are missing or invalid, or the steps of its blocks are missing.
   explicit StaticEncoder(const Bundle& bundle) : m_(bundle.manifest()), form_(*m_.form) {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     shapes_["chunk"] = {1, form_.chunk_size * m_.subsampling_rate - rate + m_.right_context + 1, m_.feature_size};
@@ -48,14 +47,14 @@ class StaticEncoder {
   /// Initial value of a cache.
   const Floats& start(const std::string& cache) const { return starts_.at(cache); }
 
-  /// Number of frames after subsampling for a window of features, and number of output frames.
+  /// Number of frames after subsampling of a window of features. `num_outputs` returns the number of output frames for it.
   std::int64_t num_frames(const Floats& window) const {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     return (static_cast<std::int64_t>(window.size()) / m_.feature_size - m_.right_context - 1) / rate + 1;
   }
   std::int64_t num_outputs(std::int64_t num_frames) const { return (num_frames - 1) / m_.frame_reduction + 1; }
 
-  /// Position after subsampling of a chunk of `num_frames`, in a stream with `offset` earlier output frames.
+  /// Position of a chunk of `num_frames` frames after subsampling, in a stream with `offset` earlier output frames.
   std::int64_t position(std::int64_t offset, std::int64_t num_frames) const {
     const std::int64_t begin = offset * m_.frame_reduction, limit = std::int64_t{m_.max_position} * m_.frame_reduction;
     const std::int64_t base = form_.first_position * m_.frame_reduction;
@@ -64,7 +63,7 @@ class StaticEncoder {
     return base + (begin - limit / num_frames * num_frames) % std::max((limit - base) / num_frames * num_frames, std::int64_t{1});
   }
 
-  /// Return the inputs other than caches, for a window at a position after `num_cached` output frames.
+  /// Return the inputs other than caches for a window at `position`. `num_cached` output frames are cached.
   std::map<std::string, Floats> feeds(const Floats& window, std::int64_t position, std::int64_t num_cached) const {
     std::map<std::string, Floats> found = {{"chunk", window}};
     found["chunk"].resize(ort::count(shape("chunk")));
@@ -80,7 +79,7 @@ class StaticEncoder {
     return found;
   }
 
-  /// Fill frames before the first one in a history, for a chunk at a position.
+  /// In a history, replace frames before the start of the stream by initial values. `position` is that of the chunk.
   void begin_history(const CacheLayout& cache, std::int64_t position, float* data) const {
     if (cache.time_axis >= 0) return;
     const float* start = starts_.at(cache.name).data();
@@ -92,7 +91,7 @@ class StaticEncoder {
     }
   }
 
-  /// Keep only the frames for the last `num_cached` output frames of a cache that grows in other bundles.
+  /// Set a cache to zero except for the last `num_cached` output frames. Only caches that grow in other bundles change.
   void keep_last(const CacheLayout& cache, std::int64_t num_cached, float* data) const {
     if (cache.time_axis < 0) return;
     const std::int64_t num = left(step(cache)), width = cache.shape[4], rows = cache.shape[0] * cache.shape[2];
@@ -100,7 +99,7 @@ class StaticEncoder {
     for (std::int64_t row = 0; row < rows; ++row) std::fill_n(data + row * num * width, lost * width, 0.0F);
   }
 
-  /// Number of frames of left context.
+  /// Left context in encoder frames.
   std::int64_t num_left() const { return form_.num_left_chunks * form_.chunk_size; }
 
  private:
@@ -127,7 +126,7 @@ class StaticEncoder {
     }
   }
 
-  // Read an array as numpy writes it: magic, version, header length, header, floats.
+  // Read an array of floats from a file in numpy's format: magic, version, header length, header, floats.
   static Floats array_of(const Bundle& bundle, const std::string& file, const ort::Shape& shape) {
     const std::string content = bundle.verified(file), sizes = joined(shape, ", ", [](std::int64_t size) { return std::to_string(size); });
     const std::string expected = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + sizes + "), }";

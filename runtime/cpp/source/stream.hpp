@@ -1,5 +1,5 @@
-// A stream recognises one audio source: samples in, partial and final results out. Feeding and decoding may run in different
-// threads.
+// A stream recognises one audio source. It takes samples and returns partial and final results. Feeding and decoding may run in
+// different threads.
 #pragma once
 
 #include <atomic>
@@ -13,7 +13,7 @@
 
 namespace u2moe::runtime {
 
-/// A bundle and its sessions. Immutable: threads may share it.
+/// A bundle and its sessions. Threads may share a model.
 struct Model {
   Model(Location location, Settings chosen, const std::optional<Demanded>& demanded)
       : settings(std::move(chosen)), bundle(std::move(location), demanded), reading(std::async([this] { return bundle.language_model(); })),
@@ -21,29 +21,29 @@ struct Model {
 
   const Settings settings;
   const Bundle bundle;
-  std::future<std::shared_ptr<const Fusion>> reading;  ///< reads the language model while sessions start
+  std::future<std::shared_ptr<const Fusion>> reading;  ///< the language model, read while sessions start
   const Graphs graphs;
-  const std::shared_ptr<const ContextGraph> hotwords;  ///< those of the bundle; null: none
-  const std::shared_ptr<const Fusion> language_model;  ///< that of the bundle; null: none
+  const std::shared_ptr<const ContextGraph> hotwords;  ///< hotwords of the bundle; null: none
+  const std::shared_ptr<const Fusion> language_model;  ///< language model of the bundle; null: none
   mutable std::mutex mutex;                            ///< protects the grammars
   mutable PhraseGraphs grammars;
 };
 
-/// One thread decodes the stream while any thread feeds it, cancels it and takes results. Keeps the model alive. An error
-/// during recognition loses audio. Only `reset` recovers from it.
+/// Only one thread at a time may decode a stream. Meanwhile, any thread may feed or cancel it and take results. The stream
+/// keeps the model alive. An error during recognition loses audio, and only `reset` makes the stream usable again.
 class Stream {
  public:
-  /// @param vad each speech segment that it finds is a separate source; null: all samples are one source.
-  /// @param max_queue_s seconds of audio that may wait after `feed`.
+  /// @param vad voice activity detector. Each speech segment becomes a separate source; null: all samples are one source.
+  /// @param max_queue_s maximum seconds of audio in the queue of `feed`.
   Stream(std::shared_ptr<const Model> model, const StreamOptions& options, std::shared_ptr<const Vad> vad, double max_queue_s)
       : model_(std::move(model)), vad_(std::move(vad)), max_queue_s_(max_queue_s), source_(new_source(options)), result_(source_.result()) {
     if (vad_) past_ = vad_->start();
   }
 
-  /// Append mono samples in [-1, 1] to the queue. After an error, no samples were appended.
+  /// Append mono samples in [-1, 1] to the queue. If an error is thrown, no samples are appended.
   /// @throws AudioError for an invalid rate or invalid samples.
   /// @throws StreamError if the input is finished or recognition has failed.
-  /// @throws QueueFull if more audio would wait than allowed.
+  /// @throws QueueFull if more than the maximum would be in the queue.
   void feed(int sample_rate, const Floats& samples) {
     const std::lock_guard<std::mutex> lock(changing_);
     check_usable();
@@ -60,7 +60,7 @@ class Stream {
   }
 
   /// Finish the input. The next `decode` recognises the remaining audio.
-  /// @param may_be_over whether to accept a stream that is finished or has failed.
+  /// @param may_be_over whether the stream may be finished or have failed already; otherwise this throws StreamError.
   void finish(bool may_be_over = false) {
     const std::lock_guard<std::mutex> lock(changing_);
     if (!may_be_over) check_usable();
@@ -68,7 +68,7 @@ class Stream {
     changed_.notify_all();
   }
 
-  /// Stop decoding within one chunk. Queued audio is discarded, and further audio is refused with Cancelled until a reset.
+  /// Discard queued audio, and have decoding stop within one chunk. Until `reset`, `feed` throws Cancelled.
   void cancel() {
     is_cancelled_ = true;
     const std::lock_guard<std::mutex> lock(changing_);
@@ -78,8 +78,8 @@ class Stream {
     changed_.notify_all();
   }
 
-  /// Feed without a limit and decode, one second at a time. Memory and time per window therefore do not grow with the
-  /// recording.
+  /// Queue samples without a limit, and decode them one second at a time. Memory and time per window therefore do not grow with
+  /// the number of samples.
   void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
     const std::unique_lock<std::mutex> claimed = claim();
     locked([&] {
@@ -100,9 +100,9 @@ class Stream {
     decode_claimed({this});
   }
 
-  /// Do all ready work of these streams in batches. A failed or cancelled stream does not affect the others.
-  /// @throws StreamError if another thread decodes one of them; no work was done.
-  /// @throws Error of the first failed stream, after the work of all others.
+  /// Decode the queued audio of the streams, in batches. A failed or cancelled stream does not affect the other streams.
+  /// @throws StreamError if another thread decodes one of the streams. Nothing was decoded.
+  /// @throws Error of the first failed stream, after all other streams have been decoded.
   static void decode(std::vector<Stream*> streams, bool all = true) {
     std::sort(streams.begin(), streams.end());
     streams.erase(std::unique(streams.begin(), streams.end()), streams.end());
@@ -111,9 +111,9 @@ class Stream {
     decode_claimed(streams, all);
   }
 
-  /// Take the final result of the next utterance with words. Each is returned once.
+  /// Take the final result of the next utterance that has words. Each result is returned once.
   std::optional<Result> take_segment() { return locked([this] { return take_first(segments_); }); }
-  /// Take the next event of the voice activity detector. Each is returned once.
+  /// Take the next event of the voice activity detector. Each event is returned once.
   std::optional<SpeechEvent> take_speech_event() { return locked([this] { return take_first(speech_events_); }); }
 
   bool has_segments() const { return locked([this] { return !segments_.empty(); }); }
@@ -121,10 +121,10 @@ class Stream {
   bool is_speech() const { return locked([this] { return is_speech_; }); }
   double queued_s() const { return locked([this] { return rate_ ? static_cast<double>(num_queued_) / rate_ : 0; }); }
 
-  /// Result so far of the current utterance. After the end of the input it is final and may be empty.
+  /// Partial result of the current utterance. After the end of the input, the result is final and may be empty.
   Result result() const { return locked([this] { return result_; }); }
 
-  /// @throws Error that ended recognition.
+  /// @throws Error the error that ended recognition, if any.
   void check_failure() const { locked([this] { return failure_ ? std::rethrow_exception(failure_) : void(); }); }
 
   /// Wait for audio, the end of the input, or a failure. Return whether there is audio to decode.
@@ -134,7 +134,7 @@ class Stream {
     return !queue_.empty() && !failure_;
   }
 
-  /// Discard everything and begin a new source. Waits for a thread that decodes this stream.
+  /// Discard everything and begin a new source. Waits while another thread decodes this stream.
   void reset() {
     const std::lock_guard<std::mutex> claimed(decoding_), lock(changing_);
     source_ = new_source(source_.options());
@@ -182,7 +182,7 @@ class Stream {
     if (is_finished_) fail<StreamError>("the input of this stream is finished: reset it, or create another");
   }
 
-  // Append parts of at most one second: taking a window moves all samples of its part.
+  // Append samples in parts of at most one second, since taking a window moves all samples of its part.
   void append(int sample_rate, const Floats& samples) {
     rate_ = sample_rate;
     const auto second = static_cast<std::ptrdiff_t>(sample_rate);
@@ -195,7 +195,7 @@ class Stream {
     changed_.notify_all();
   }
 
-  // Return the next graph to run. Returns nullopt if the queue is empty or, unless `all` is set, after one block of it.
+  // Return the next graph to run, or nullopt if the queue is empty. Unless `all` is set, take only one part from the queue.
   std::optional<Request> next(bool all) {
     for (;;) {
       if (is_cancelled_) fail<Cancelled>(kCancelled);
@@ -229,7 +229,7 @@ class Stream {
     result_ = std::move(result);
   }
 
-  // Do work for only this stream: an error becomes its failure.
+  // Do work that concerns only this stream. An error becomes the failure of the stream.
   template <class Work>
   void failing(Work work) {
     try {
@@ -253,7 +253,7 @@ class Stream {
         });
       }
       if (jobs.empty()) break;
-      // Run the encoder last: more streams can then share a call.
+      // Run the encoder only when no other graph is due, so that more streams share a call.
       const auto is_encoder = [](const Job& job) { return job.request.graph == Request::Graph::kEncoder; };
       const auto encoder = std::stable_partition(jobs.begin(), jobs.end(), [&](const Job& job) { return !is_encoder(job); });
       if (encoder == jobs.begin()) encode(std::move(jobs));
@@ -267,7 +267,7 @@ class Stream {
     if (failure) std::rethrow_exception(failure);
   }
 
-  // Run all graphs except the encoder: CTC heads in batches, the others one by one.
+  // Run all graphs except the encoder. CTC heads run in batches, other graphs one by one.
   static void run(Jobs jobs) {
     const auto is_ctc = [](const Job& job) { return job.request.graph == Request::Graph::kCtc; };
     const auto ctc = std::stable_partition(jobs.begin(), jobs.end(), [&](const Job& job) { return !is_ctc(job); });
@@ -338,7 +338,7 @@ class Stream {
     }
   }
 
-  // Run jobs together. If that fails, run halves separately until only failing jobs fail.
+  // Run jobs together. If that fails, halve the jobs again and again, until failures concern single jobs.
   static void apart(const Jobs& jobs, void (*work)(const Jobs&)) {
     if (jobs.empty()) return;
     if (jobs.size() == 1) return jobs[0].stream->failing([&] { work(jobs); });
@@ -359,7 +359,7 @@ class Stream {
   StreamState source_;
   Caches caches_;
   Vad::Past past_;
-  bool has_taken_ = false, is_ended_ = false;  // since decoding began: whether audio was taken; whether the end was taken
+  bool has_taken_ = false, is_ended_ = false;  // whether audio was taken since decoding began, and whether the end was taken
 
   mutable std::mutex changing_;  // protects the remaining members
   std::condition_variable changed_;

@@ -1,5 +1,5 @@
-// Recognises one audio source. With a voice activity detector, each speech segment is recognised as a separate source. Speech
-// is found from the probabilities of the detector's network, as in runtime/decoding/vad.py.
+// Recognises one audio source. With a voice activity detector, each speech segment is recognised as a separate source. Segments
+// are found from the speech probabilities of the detector's network, as in runtime/decoding/vad.py.
 #pragma once
 
 #include "recognition.hpp"
@@ -25,8 +25,8 @@ struct Speech {
   bool begins, ends;
 };
 
-/// Finds the speech of a source, with padding. How samples are split does not affect the result. The caller runs the network
-/// and passes the probability of each window.
+/// Finds the speech segments of a source, and pads them. The result does not depend on how samples are split. The caller runs
+/// the network and passes the probability of each window.
 class SpeechFinder {
  public:
   static constexpr int kRate = 16000;
@@ -45,12 +45,12 @@ class SpeechFinder {
     is_finished_ = true;
   }
 
-  /// Next window without a probability; null if there is none yet.
+  /// Next window that has no probability yet; null if the samples do not fill one.
   const float* window() const {
     return held_start_ + held_.size() - heard_ >= kWindow ? held_.data() + (heard_ - held_start_) : nullptr;
   }
 
-  /// Set the speech probability of that window.
+  /// Set the speech probability of the window that `window` returns.
   void hear(double probability) {
     const bool goes_on = speaks_ && num_silent_ == 0;
     heard_ += kWindow;
@@ -71,7 +71,7 @@ class SpeechFinder {
     held_start_ = keep;
   }
 
-  /// Take the next part that is certain.
+  /// Take the next part of a speech segment.
   std::optional<Speech> take() {
     if (found_.empty() && is_finished_ && speaks_ && !window()) add_part(std::min(spoken_ + padding_, heard_), true);
     if (found_.empty()) return std::nullopt;
@@ -91,14 +91,14 @@ class SpeechFinder {
 
   VadOptions options_;
   std::vector<float> held_;                          // samples that may still be returned, then samples without a probability
-  std::size_t held_start_ = 0, heard_ = 0;           // first held sample, and first sample without a probability
-  std::size_t given_ = 0, spoken_ = 0;               // end of the samples returned or dropped, and end of the last window with speech
+  std::size_t held_start_ = 0, heard_ = 0;           // indices of the first held sample and the first one not yet heard
+  std::size_t given_ = 0, spoken_ = 0;               // ends of the samples returned or dropped and of the last speech window
   std::size_t num_silent_ = 0, min_silent_, padding_;
   bool speaks_ = false, begins_ = false, is_finished_ = false;
   std::deque<Speech> found_;
 };
 
-/// Speech begins or ends, `time` seconds after the first sample of the source.
+/// The beginning or end of speech, `time` seconds after the first sample of the source.
 struct SpeechEvent {
   bool is_speech;
   double time;
@@ -112,11 +112,11 @@ std::optional<Item> take_first(std::deque<Item>& items) {
   return first;
 }
 
-/// State of a stream. The caller runs the graphs: it asks for the next one and passes its output. The manifest and the
-/// vocabulary must outlive it.
+/// State of a stream. The caller runs the graphs: it asks for the next graph and passes the output of that graph. The manifest
+/// and the vocabulary must outlive the state.
 class StreamState {
  public:
-  /// @param vad none: all samples are recognised.
+  /// @param vad options of the voice activity detector. None: all samples are recognised.
   /// @throws InvalidArgument or StreamError if an option is out of range or the bundle does not support it.
   StreamState(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options, const std::optional<VadOptions>& vad)
       : manifest_(&manifest), vocabulary_(&vocabulary), recognition_(manifest, vocabulary, options) {
@@ -128,11 +128,11 @@ class StreamState {
     finder_.emplace(*vad);
   }
 
-  const StreamOptions& options() const { return recognition_.options(); }  ///< with definite values
+  const StreamOptions& options() const { return recognition_.options(); }  ///< all options, with values from the bundle
 
-  /// Append mono samples, a few seconds at most. The first rate applies to the whole source. How samples are split does not
-  /// affect results.
-  /// @throws AudioError for an invalid rate or invalid samples; no samples were appended.
+  /// Append mono samples, a few seconds at most. The rate of the first call applies to the whole source. Results do not depend
+  /// on how samples are split.
+  /// @throws AudioError for an invalid rate or invalid samples. No samples were appended.
   void accept(int sample_rate, const float* samples, std::size_t num) {
     check_audio(resampler_ ? resampler_->source_rate() : 0, sample_rate, samples, num);
     if (!resampler_) resampler_.emplace(sample_rate, manifest_->sample_rate);
@@ -170,7 +170,7 @@ class StreamState {
     }
   }
 
-  /// Pass the output of the graph that `next` returned: features [frames, mel], encoder output [time, dim], log-probabilities
+  /// Pass the output of the graph that `next` requested: features [frames, mel], encoder output [time, dim], log-probabilities
   /// [time, vocab], or the probability of speech.
   void give(Floats output) {
     if (window_.empty()) return recognition_.give(std::move(output));
@@ -180,13 +180,13 @@ class StreamState {
 
   void give(const TokenScores& scores) { recognition_.give(scores); }
 
-  /// Take the final result of the next utterance with words. Each is returned once.
+  /// Take the final result of the next utterance that has words. Each result is returned once.
   std::optional<Result> take_segment() { return take_first(segments_); }
 
-  /// Take the next event of the voice activity detector. Each is returned once.
+  /// Take the next event of the voice activity detector. Each event is returned once.
   std::optional<SpeechEvent> take_speech_event() { return take_first(speech_events_); }
 
-  /// Result so far of the current utterance. After the end of the input it is final and may be empty.
+  /// Partial result of the current utterance. After the end of the input, the result is final and may be empty.
   Result result() const { return presented(recognition_.result()); }
 
  private:
@@ -209,7 +209,7 @@ class StreamState {
     speech_events_.push_back({false, end});
   }
 
-  // Convert a result of the current speech segment to one of the source.
+  // Convert the times and the segment number of a result from the current speech segment to the source.
   Result presented(Result result) const {
     result.segment += first_;
     return timed(std::move(result), [this](double time) { return rounded(time + begin_s_); });
@@ -223,7 +223,7 @@ class StreamState {
   Floats window_;                       // window whose probability is requested; empty: none
   bool is_finished_ = false;
   double begin_s_ = 0;            // start of the current speech segment in seconds
-  int first_ = 0, number_ = 0;    // index of its first segment, and of the next segment
+  int first_ = 0, number_ = 0;    // index of the first utterance in the speech segment, and of the next utterance
   std::deque<Result> segments_;
   std::deque<SpeechEvent> speech_events_;
 };

@@ -9,7 +9,7 @@ namespace u2moe::runtime {
 /// Begins a word in BPE vocabularies, and replaces the space in character vocabularies.
 constexpr char32_t kWordBoundary = 0x2581;
 
-/// Decode the code point at byte `place` and advance `place`. For invalid UTF-8, return std::nullopt without advancing.
+/// Decode the code point at byte `place` and move `place` behind it. For invalid UTF-8, return std::nullopt and leave `place`.
 inline std::optional<char32_t> take_utf8(const std::string& text, std::size_t& place) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[place + i]); };
   const unsigned char first = byte(0);
@@ -54,7 +54,7 @@ inline std::string encode_utf8(const std::u32string& text) {
   return result;
 }
 
-/// Make a text printable and valid UTF-8: other bytes become \xNN.
+/// Make a text valid UTF-8, so that it can be shown. Invalid bytes become \xNN.
 inline std::string legible(const std::string& text) {
   std::string result;
   for (std::size_t place = 0; place < text.size();) {
@@ -145,7 +145,7 @@ inline std::string mapped(const std::string& text, char32_t (*change)(char32_t))
   return encode_utf8(characters);
 }
 
-/// Parse the whole text as a finite number; std::nullopt if it is not one. (strtod expects a comma in some locales.)
+/// Parse the whole text as a finite number; std::nullopt if it is not one. Unlike strtod, this does not depend on the locale.
 inline std::optional<double> parse_number(std::string_view text) {
   double value = 0;
 #ifdef __cpp_lib_to_chars
@@ -161,7 +161,7 @@ inline std::optional<double> parse_number(std::string_view text) {
   return value;
 }
 
-/// Format a number for messages: integers plainly, others with at most nine significant digits.
+/// Format a number for messages: integers without a decimal point, other numbers with at most nine significant digits.
 inline std::string shown_number(double value) {
   if (std::fabs(value) < 1e15 && value == std::floor(value)) return std::to_string(static_cast<long long>(value));
   std::ostringstream stream;

@@ -10,15 +10,15 @@
 
 namespace u2moe::runtime {
 
-/// Called in the thread of a transcriber, one at a time.
+/// Functions that a transcriber calls in its thread, one at a time.
 struct Events {
-  std::function<void(Result)> on_result;  ///< partial if the text changed, or final
+  std::function<void(Result)> on_result;  ///< a partial result with a changed text, or a final result
   std::function<void(SpeechEvent)> on_speech;
   std::function<void(std::exception_ptr)> on_failure;
 };
 
-/// Runs a thread that ends after the last result, or within one chunk after a failure or `cancel`. The thread keeps alive what
-/// it needs.
+/// Runs a thread that recognises one source. The thread ends after the last result, or within one chunk after a failure or
+/// `cancel`. It keeps alive what it uses.
 class Transcriber {
  public:
   Transcriber(std::shared_ptr<Stream> stream, Events events) : state_(std::make_shared<State>(std::move(stream), std::move(events))) {
@@ -28,7 +28,7 @@ class Transcriber {
   Transcriber(const Transcriber&) = delete;
   Transcriber& operator=(const Transcriber&) = delete;
 
-  /// Cancel remaining work and wait for the running event. In its own thread, do not wait.
+  /// Cancel remaining work and wait for the running callback. In the transcriber's own thread, do not wait.
   ~Transcriber() {
     cancel();
     if (is_own_thread()) thread_.detach();
@@ -37,13 +37,13 @@ class Transcriber {
 
   Stream& stream() const { return *state_->stream; }
 
-  /// After this, no event begins, except one that another thread is just starting.
+  /// Stop within one chunk, without waiting. No further callback begins, except one that the thread is just starting.
   void cancel() {
     state_->is_silent = true;
     stream().cancel();
   }
 
-  /// Wait until the thread has ended. In its own thread, return at once.
+  /// Wait until the thread has ended. In the transcriber's own thread, return at once.
   void wait() {
     if (!is_own_thread()) state_->end.wait();
   }
@@ -59,7 +59,7 @@ class Transcriber {
           has_more = stream->wait_for_input();
           recognize();
         }
-      } catch (const Cancelled&) {  // as requested
+      } catch (const Cancelled&) {  // `cancel` requested this
       } catch (...) {
         tell(events.on_failure, std::current_exception());
       }
@@ -71,7 +71,8 @@ class Transcriber {
       if (!is_silent) event(std::move(told));
     }
 
-    // Recognise the next part of the input and send its events, including those before a failure.
+    // Recognise the next part of the input, and send its events. If recognition fails, first send the events before the
+    // failure.
     void recognize() {
       std::exception_ptr failure;
       try {
@@ -98,7 +99,7 @@ class Transcriber {
     const Events events;
     std::atomic<std::thread::id> worker;
     std::atomic<bool> is_silent{false};
-    std::pair<std::string, int> shown;  // text and number of committed words of the last partial result; empty after a segment
+    std::pair<std::string, int> shown;  // last partial text and number of committed words; empty after a final result
     std::promise<void> ended;
     const std::shared_future<void> end = ended.get_future().share();
   };

@@ -1,4 +1,4 @@
-// Voice activity detection with silero VAD, whose file the user provides, as in runtime/decoding/vad.py.
+// Voice activity detection with silero VAD, as in runtime/decoding/vad.py. The user provides the file of the network.
 #pragma once
 
 #include "settings.hpp"
@@ -6,10 +6,10 @@
 
 namespace u2moe::runtime {
 
-/// The network. Immutable: threads may share it.
+/// The network of silero VAD. Immutable: threads may share it.
 class Vad {
  public:
-  /// State that the network keeps of the samples before a window.
+  /// State of the network after the samples before a window.
   struct Past {
     std::vector<float> context;
     std::vector<std::vector<float>> states;
@@ -58,7 +58,7 @@ class Vad {
   }
 
  private:
-  static constexpr std::size_t kContext = 64;  // samples before a window that are also input
+  static constexpr std::size_t kContext = 64;  // samples before a window that the network also gets
 
   float run(const float* window, Past& past) const {
     std::vector<float> row = past.context;

@@ -1,4 +1,4 @@
-// The vocabulary converts token ids to text and words.
+// The vocabulary of a model. It converts token ids to text and words.
 #pragma once
 
 #include "errors.hpp"
@@ -17,8 +17,8 @@ inline std::u32string stripped(const std::u32string& text, bool (*is_edge)(char3
   return {begin, std::find_if_not(text.rbegin(), std::make_reverse_iterator(begin), is_edge).base()};
 }
 
-/// Return the characters of a symbol or phrase. A run of spaces becomes one boundary, and characters that are words get
-/// boundaries around them. A marker becomes a character that is neither part of a phrase nor a boundary.
+/// Return the characters of a symbol or phrase, with word boundaries. A run of spaces becomes one boundary. Characters that are
+/// words get boundaries around them. A marker becomes a character that is neither a boundary nor part of any phrase.
 inline std::u32string with_boundaries(const std::u32string& symbol, bool (*is_word)(char32_t)) {
   if (is_marker(symbol)) return std::u32string(1, U'\0');
   std::u32string result;
@@ -33,7 +33,7 @@ inline std::u32string with_boundaries(const std::u32string& symbol, bool (*is_wo
   return result;
 }
 
-/// Tokens `begin` to `end` (exclusive) of a hypothesis with their text, stripped of spaces.
+/// A word of a hypothesis: its tokens `begin` to `end` (exclusive), and its text without surrounding spaces.
 struct WordSpan {
   std::string text;
   std::size_t begin, end;
@@ -42,7 +42,7 @@ struct WordSpan {
 class Vocabulary {
  public:
   /// Parse lines of "symbol id".
-  /// @param name of the content, for messages.
+  /// @param name name of the content in messages.
   /// @param size expected number of symbols; none: any.
   /// @throws BundleError if a line has no id, or the ids are not exactly 0..size-1.
   static Vocabulary parse(const std::string& content, const std::string& name, std::optional<int> size = std::nullopt) {
@@ -94,7 +94,7 @@ class Vocabulary {
   const std::vector<std::u32string>& symbols() const { return symbols_; }
   const std::vector<std::string>& texts() const { return texts_; }  ///< the symbols in UTF-8
 
-  /// Text of token ids, stripped of spaces.
+  /// Text of token ids, without surrounding spaces.
   std::string text(const std::vector<int>& tokens) const {
     std::u32string result;
     for (const int token : tokens) {
@@ -107,7 +107,7 @@ class Vocabulary {
     return encode_utf8(result);
   }
 
-  /// Split token ids into words: at U+2581 and spaces, and around symbols of scripts without spaces.
+  /// Split token ids into words, at U+2581 and spaces and around symbols of scripts without spaces.
   std::vector<WordSpan> words(const std::vector<int>& tokens) const {
     std::vector<WordSpan> words;
     std::u32string text;
@@ -125,7 +125,8 @@ class Vocabulary {
     return words;
   }
 
-  /// Same as `words`, without the last word unless it is complete. It is complete if the next word begins (`has_ended`).
+  /// Return the complete words. The last word is complete if the next token begins a word (`has_ended`), or if its own last
+  /// token ends a word.
   std::vector<WordSpan> complete_words(const std::vector<int>& tokens, bool has_ended) const {
     std::vector<WordSpan> found = words(tokens);
     if (!found.empty() && found.back().end == tokens.size() && !has_ended && !ends(tokens.back())) found.pop_back();

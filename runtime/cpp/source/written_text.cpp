@@ -1,4 +1,4 @@
-// The same rules in the same order as in runtime/text/written. english.py and numbers.py there explain each rule.
+// Rules for written English, as in runtime/text/written and in the same order. Its english.py and numbers.py explain each rule.
 #include "result.hpp"
 
 namespace u2moe::runtime {
@@ -9,12 +9,12 @@ using Place = std::size_t;
 
 struct Number {
   std::int64_t value;
-  Place end;  // after its last word
+  Place end;  // place after the last word
 };
 
 using Found = std::optional<Number>;
 
-// A written word, and the range of spoken words that it replaces.
+// A written word, and the range of spoken words that it stands for.
 struct Part {
   std::string text;
   Place begin, end;
@@ -54,7 +54,7 @@ const Words kCapitalized = split(
 
 bool is_in(const Words& words, const std::string& word) { return std::count(words.begin(), words.end(), word) > 0; }
 
-// Return the position in a list, counted from `first`, times `step`; 0 if the word is not in the list.
+// Return `step` times the index of the word in a list, counted from `first`; 0 if the word is not in the list.
 std::int64_t number_in(const Words& words, const std::string& word, std::int64_t first = 1, std::int64_t step = 1) {
   const auto found = std::find(words.begin(), words.end(), word);
   return found == words.end() ? 0 : step * (first + (found - words.begin()));
@@ -64,7 +64,8 @@ std::int64_t unit(const std::string& word) { return number_in(kUnits, word); }
 std::int64_t tens(const std::string& word) { return word == "ten" ? 0 : number_in(kTens, word, 1, 10); }
 bool is_zero(const std::string& word) { return word == "zero" || word == "oh"; }
 
-// Whether a word may follow a date or a time and is not a counted noun. The empty word means the end.
+// Whether a word can follow a date or a time. A counted noun cannot, since the words before it are then a number. The empty
+// word stands for the end.
 bool may_follow(const std::string& word) { return word.empty() || is_in(kAfterDates, word); }
 
 std::int64_t scale_of(const std::string& word) {
@@ -73,7 +74,7 @@ std::int64_t scale_of(const std::string& word) {
   return scale;
 }
 
-// Spoken words in lower case.
+// Spoken words in lower case, with the rules that write them.
 class Spoken {
  public:
   explicit Spoken(Words words) : words_(std::move(words)) {}
@@ -91,7 +92,7 @@ class Spoken {
     return all;
   }
 
-  // Number of words whose written form cannot change: words before those from which a rule may read further.
+  // Number of words whose written form cannot change: those before the last words from which a rule may read on.
   Place num_settled() const {
     Place begin = words_.size();
     while (begin && is_read_on(begin - 1)) --begin;
@@ -105,7 +106,7 @@ class Spoken {
     return is_number(place) || is_in(kMonths, word) || is_in(kWithin, word) || word == "a" || !of_ordinal(word).empty();
   }
 
-  // Word at a place; empty outside the text.
+  // Word at a place; empty beyond the end.
   const std::string& at(Place place) const {
     static const std::string none;
     return place < words_.size() ? words_[place] : none;
@@ -192,7 +193,7 @@ class Spoken {
     return unit(regular) || is_in(kTeens, regular) || regular == "hundred" || is_in(kScales, regular) ? regular : "";
   }
 
-  // Return at least two digits that are spoken one by one, and the place after them; empty if there are none.
+  // Return two or more digits that are spoken one by one, and the place after them. Empty: there are fewer than two.
   std::pair<std::string, Place> digits(Place place) const {
     std::string found;
     bool is_row = false;
@@ -320,7 +321,7 @@ class Spoken {
     return text;
   }
 
-  // Return a number with the digits after "point", if any.
+  // Return the text of a number, with the digits after "point" if there are any, and the place after it.
   std::pair<std::string, Place> decimal(const Number& number) const {
     const Place place = number.end + 1;
     const std::string whole = std::to_string(number.value) + ".";
@@ -364,7 +365,7 @@ std::string text_of(const Parts& parts) {
   return joined(parts, " ", [](const Part& part) { return part.text; });
 }
 
-// Words that are always capitalized: in lower case, and as written.
+// Words and phrases that are always capitalized: in lower case, and as written.
 const std::vector<std::pair<std::string, Words>>& phrases() {
   static const std::vector<std::pair<std::string, Words>> listed = [] {
     std::vector<std::pair<std::string, Words>> all;
@@ -377,7 +378,7 @@ const std::vector<std::pair<std::string, Words>>& phrases() {
   return listed;
 }
 
-// Number of words whose letter case later words cannot change: those before an incomplete phrase at the end.
+// Number of words whose letter case cannot change. At the end there may be an incomplete phrase; the words before it count.
 std::size_t num_settled(const Parts& parts) {
   for (std::size_t place = 0; place < parts.size(); ++place) {
     const std::string rest = text_of({parts.begin() + static_cast<std::ptrdiff_t>(place), parts.end()}) + " ";
@@ -404,7 +405,7 @@ void capitalize(Parts& parts) {
   }
   if (!parts.empty()) parts[0].text = capital(parts[0].text);
   const auto is_digit = [&](std::size_t place) { return place < parts.size() && parts[place].text[0] >= '0' && parts[place].text[0] <= '9'; };
-  for (std::size_t place = 0; place < parts.size(); ++place) {  // in a date, March and May are months
+  for (std::size_t place = 0; place < parts.size(); ++place) {  // next to a number, march and may are months
     const bool is_after_day = place >= 2 && parts[place - 1].text == "of" && is_digit(place - 2);
     if (is_in(kMonths, parts[place].text) && (is_digit(place + 1) || is_after_day)) parts[place].text = capital(parts[place].text);
   }
@@ -443,9 +444,9 @@ std::string written_text(const std::string& text) {
   return is_english(spoken) ? text_of(parts_of(spoken)) : text;
 }
 
-// Number of written words that are made from committed words and cannot change.
+// Number of written words that cannot change. They are made from the committed words `spoken`.
 std::size_t num_settled(const Words& spoken, const Vocabulary& vocabulary) {
-  // Another script or letter case may still follow.
+  // Later words may still change whether the text counts as English or as written in capitals.
   if (vocabulary.has_spaceless() || (vocabulary.has_both_cases() && is_capital(spoken))) return 0;
   Words plain = small_words(spoken);
   plain.resize(Spoken(plain).num_settled());

@@ -1,4 +1,4 @@
-// Loops that differ between instruction sets, as functions in a table. All other code exists once.
+// Table of the functions that differ between instruction sets. All other code is compiled once.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,11 +7,11 @@
 
 namespace u2moe {
 
-// Rounds rows of activations to integers with one scale each.
+// Arguments for rounding rows of activations to integers, with one scale per row.
 struct Rounding8 {
   const float* x;  // [rows, k]
   size_t k;
-  float lowest;  // minimum for the peak of a row
+  float lowest;  // the peak of a row counts as at least the magnitude of this
   void* codes;   // [rows, stride]: x / scale, rounded
   size_t stride;
   float* scale;  // [rows]: peak * kStep
@@ -19,11 +19,12 @@ struct Rounding8 {
 
 enum class Then { linear, hidden, gated, scatter };
 
-// A product of rows with packed weights, and the processing of its elements:
+// Arguments of a product of rows with packed weights. `unit` is an element of the product, times the scale of its
+// column. `then` says how elements are processed:
 // linear: out = unit * scale + bias
-// hidden: the activation of linear
-// gated: out times linear, without an activation
-// scatter: out[token] += scale * unit + share * bias
+// hidden: out = activation(unit * scale + bias)
+// gated: out *= unit * scale + bias
+// scatter: out[token] += unit * scale + share * bias
 struct Product {
   const void* codes;  // [rows, stride]
   size_t stride, rows;
@@ -36,9 +37,9 @@ struct Product {
   size_t out_stride;
   const uint32_t* token;  // [rows]
   const float* share;     // [rows]
-  const uint8_t* next;  // prefetched by several tiles of rows; null: the next block
-  const uint8_t* after;  // prefetched by a single tile of rows after the last block; null: the bytes after it
-  // int4 only
+  const uint8_t* next;  // bytes to prefetch if there are several tiles of rows; null: the next block
+  const uint8_t* after;  // bytes to prefetch at the last block if there is one tile; null: the bytes after the block
+  // The rest is only for int4.
   size_t group;
   uint8_t* room;  // space for kUnpacked blocks in int8
 };
@@ -52,9 +53,10 @@ struct Routing {
 };
 constexpr size_t kMostExperts = 1024;
 
-// Attention with keys and values from a cache and from this call. Strides are in elements, 0 along an axis of size 1.
+// Arguments of attention. Keys and values come from a cache and from this call. Strides are in elements; the stride of
+// an axis of size 1 is 0.
 struct Attention {
-  size_t batch, time, heads, kv_heads, size;  // `size` is that of a head
+  size_t batch, time, heads, kv_heads, size;  // `size` is the size of a head
   size_t num_past;
   const float* query;      // [batch, time, heads * size]
   const float* key_value;  // [batch, time, kv_heads * 2 * size]
@@ -66,8 +68,8 @@ struct Attention {
   float* out;  // [batch, time, heads * size]
 };
 
-// A float convolution. Its output is quantized to 0 to 255 with one scale, as the input of the next
-// convolution for one frame.
+// Arguments of a convolution in floats. The output is the input of the next convolution for one frame. It is quantized
+// to 0 to 255 with one scale.
 struct Convolution {
   const float* patches;  // [positions, taps]
   const float* weights;  // panels of 16 channels: [taps, 16]
@@ -76,7 +78,7 @@ struct Convolution {
   float* scale;
 };
 
-// Layer normalisation of rows, or of the sums of two rows.
+// Arguments of the layer normalisation of rows, or of the sums of two rows.
 struct Normalization {
   const float* x;       // [rows, size]
   const float* branch;  // [rows, size], added to x; null: none
@@ -88,9 +90,9 @@ struct Normalization {
   float* out;  // [rows, size]
 };
 
-// The convolution of a streamed block between its projections: a gated linear unit, cached frames before it, a
-// depthwise convolution over time, and an optional normalisation and activation. `width` is the number of channels,
-// rounded up to whole panels.
+// Arguments of the convolution module of a streamed block, without its projections. The module consists of a gated
+// linear unit, a depthwise convolution over time that also sees cached frames, and an optional normalisation and
+// activation. `width` is the number of channels, rounded up to whole panels.
 struct TimeConvolution {
   size_t batch, time, channels, kernel, width;
   const float* linear;  // [batch, time, channels]
@@ -109,7 +111,7 @@ struct TimeConvolution {
 
 struct InstructionSet {
   const char* name;
-  size_t code_bytes;  // of an activation
+  size_t code_bytes;  // bytes of a rounded activation
   void (*round8)(const Rounding8&, size_t first_row, size_t last_row);
   void (*round_bytes)(const Rounding8&, size_t first_row, size_t last_row);  // to uint8 around 128, for graphs
   void (*from_bytes)(const uint8_t* bytes, size_t k, void* codes, size_t stride, size_t rows);
@@ -118,7 +120,7 @@ struct InstructionSet {
   void (*route)(const Routing&, size_t first_token, size_t last_token);
   bool holds_255;  // whether activations may range from 0 to 255
   bool has_byte_codes;  // whether activations are uint8 around 128, as in graphs
-  // `sums` are positions * channels, rounded up to panels
+  // `sums` has room for positions * channels floats, rounded up to panels
   void (*convolve)(const Convolution&, float* sums);
   void (*attend)(const Attention&, size_t head_of_batch, float* scratch);  // scratch has `attention_scratch` floats
   void (*normalize)(const Normalization&, size_t first_row, size_t last_row);
@@ -126,8 +128,8 @@ struct InstructionSet {
   void (*convolve_in_time)(const TimeConvolution&, size_t first, size_t last);  // rows of `out`
 };
 
-// Returns the best instruction set of this processor, or the one that the environment names. If that is unknown or
-// missing, returns null with a message.
+// Returns the best instruction set of this processor, or the one that the environment names. If the named one is
+// unknown or missing, returns null and sets a message.
 const InstructionSet* instruction_set(const char** message);
 
 // Lists all instruction sets of this processor, best first; returns their number.

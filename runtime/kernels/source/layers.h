@@ -1,4 +1,4 @@
-// The layers that operators compute, over the loops of an instruction set.
+// The layers that operators compute, with the loops of an instruction set.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace u2moe {
 
-// Runs tasks, possibly in several threads. Each number is computed by one task, and tasks of one call write to
-// different places. Results therefore do not depend on the threads.
+// Runs tasks, possibly in several threads. One task computes each number, and the tasks of a call write to different
+// places. Results therefore do not depend on the threads.
 class Threads {
  public:
   using Task = void (*)(void* state, size_t index);
@@ -26,12 +26,12 @@ class Threads {
   ~Threads() = default;
 };
 
-// Experts with a router, or a single one without. With a gate, hidden activations are those of the gate times the first
-// product.
+// Experts with a router, or a single expert without a router. With a gate, the hidden activations are the activated gate
+// times the first product.
 struct ExpertLayer {
   size_t dim = 0, hidden = 0, experts = 1, top_k = 1, group = 0;
   Activation activation = Activation::relu;
-  float lowest = 0;  // lowest hidden activation, as in `Rounding8`
+  float lowest = 0;  // lowest hidden activation, for `Rounding8`
   Weights router;   // [dim, experts rounded up to panels]; unused without a router
   Weights weights;  // products of each expert in turn: gate, first, second
   size_t gate_bytes = 0, first_bytes = 0, second_bytes = 0;  // gate_bytes is 0 without a gate
@@ -46,22 +46,22 @@ struct LinearLayer {
   float lowest = 0;
   Weights weights;
 };
-// Multiplies rows by the weights: `run_linear` takes float rows, `run_matmul` quantized rows with their scales.
+// Multiplies rows by the weights. `run_linear` takes rows of floats, and `run_matmul` takes quantized rows with scales.
 void run_linear(const InstructionSet& isa, const LinearLayer& layer, const float* x, size_t rows, float* y,
                 const Threads& threads);
 void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8_t* q, const float* scale, size_t rows,
                 float* y, const Threads& threads);
-// The same as `run_matmul` above, but rows that `seen` contains are not multiplied again; `seen` may be null.
+// Same as `run_matmul` above, but does not multiply rows again that `seen` contains. `seen` may be null.
 void run_matmul(const InstructionSet& isa, const LinearLayer& layer, SeenRows* seen, const uint8_t* q, const float* scale,
                 size_t rows, float* y, const Threads& threads);
 
-// Rounds x [rows, k] to uint8 around 128 with scales.
+// Rounds x [rows, k] to uint8 around 128, with one scale per row.
 void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, float lowest, uint8_t* q, float* scale,
               const Threads& threads);
 
-// Two convolutions over features, each with relu. The first is in float; its results are rounded with one scale per
-// output frame of the second. `first` is in panels [taps, 16], with the bias as last tap. `second` is packed with its
-// rows in the order (frequency, time, channels), so that the input of a position is contiguous.
+// Two convolutions over features, each with relu. The first one is in floats. Its results are rounded with one scale per
+// output frame of the second. `first` is in panels [taps, 16], with the bias as the last tap. `second` is packed with
+// its rows in the order (frequency, time, channels), so that the input of a position is contiguous.
 struct ConvolutionLayer {
   size_t bins = 0, channels = 0, out = 0;  // channels is a multiple of 4
   size_t kernels[2] = {}, strides[2] = {};
@@ -82,11 +82,11 @@ void run_convolutions(const InstructionSet& isa, const ConvolutionLayer& layer, 
 
 void run_normalization(const InstructionSet& isa, const Normalization& layer, size_t rows, const Threads& threads);
 
-// `kept` receives the last kernel - 1 input frames of the convolution [batch, kernel - 1, channels]; `seen` is set
-// here.
+// Writes the last kernel - 1 input frames of the convolution to `kept` [batch, kernel - 1, channels]. The caller need not
+// set `layer.seen`.
 void run_time_convolution(const InstructionSet& isa, TimeConvolution layer, float* kept, const Threads& threads);
 
-// Computes one row of the batch and one head at a time.
+// Computes attention. One task computes one head of one row of the batch.
 void run_attention(const InstructionSet& isa, const Attention& attention, const Threads& threads);
 
 }  // namespace u2moe

@@ -5,7 +5,7 @@
 namespace u2moe {
 namespace {
 
-// Writes `count` numbers of a block, then zeros.
+// Writes `count` numbers, and zeros up to the length of a block. Returns the end.
 template <class T>
 uint8_t* append(uint8_t* to, const T* from, size_t count) {
   T padded[kBlock] = {};
@@ -14,8 +14,8 @@ uint8_t* append(uint8_t* to, const T* from, size_t count) {
   return to + sizeof padded;
 }
 
-// For each column of each pair of rows 2i and 2i + 1: returns whether 255 times the sum of the positive weights fits in
-// 16 bits, and likewise that of the negative ones.
+// Returns whether the products of all pairs of rows 2i and 2i + 1 fit in 16 bits, for activations up to 255. They do if
+// the two weights of a column add up to at most 128 in magnitude.
 bool pairs_fit(const Int8Weight& from, size_t first, size_t columns) {
   constexpr int kMost = 128;
   for (size_t k = 0; k + 1 < from.k; k += 2) {
@@ -67,7 +67,7 @@ void pack4(const Int4Weight& from, uint8_t* to) {
         const size_t at = (first + c) * depth + k, g = k / from.group;
         const uint8_t step = from.step[(first + c) * groups + g], zero = step >> 4, both = from.weight[at / 2];
         to[g * kBlock + c] = step;
-        // rows beyond the last are zeros
+        // rows after the last have zero weights
         const int value = k >= from.k ? zero : k % 2 ? both >> 4 : both & 15;
         uint8_t& byte = bytes[(k / 8 * kBlock + c) * 4 + k % 4];
         byte = static_cast<uint8_t>(byte | (k % 8 < 4 ? value : value << 4));

@@ -1,8 +1,8 @@
-// The loops of every instruction set, written over its vectors V (vectors/*.h), with one file per family in loops/.
+// The loops of every instruction set, as templates over its vectors V (vectors/*.h). Each file in loops/ has one kind.
 //
-// Each file in isa/ includes this once. Everything has internal linkage and nothing of the C++ library is used.
-// Otherwise the linker could keep one copy of an inline function, compiled for one instruction set, for all of them.
-// Lanes are independent or added in one order, so that results are equal to the last bit.
+// Each file in isa/ includes this file once. Everything has internal linkage, and nothing of the C++ library is used.
+// Otherwise the linker could use one copy of an inline function, compiled for one instruction set, for all of them.
+// Lanes are independent, or are always added in the same order, so that results are equal to the last bit.
 #pragma once
 #include "instruction_set.h"
 #include "loops/attention.h"

@@ -21,8 +21,8 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kChunk = size_t{32} << 20;
 constexpr std::align_val_t kAlignment{kLine};
-// With U2MOE_CHECKED nothing is shared, kept or larger than requested, so that sanitizers and valgrind detect every
-// access beyond an array or after its lifetime.
+// With U2MOE_CHECKED, no memory is shared, kept for later or larger than requested. Sanitizers and valgrind can then
+// detect every access beyond an array or after its lifetime.
 #if defined(U2MOE_CHECKED)
 constexpr bool kIsChecked = true;
 #else
@@ -30,7 +30,7 @@ constexpr bool kIsChecked = false;
 #endif
 }  // namespace
 
-// Address space in which weights lie one after the other; released with the last of them.
+// Address space in which weights lie one after another. It is released with the last of these weights.
 struct Chunk {
   uint8_t* begin;
   size_t size, used, users;
@@ -40,9 +40,9 @@ namespace {
 
 std::mutex& lock();
 
-// Never destroyed, because kernels may outlive static objects. The lock is free in every forked process, because
-// the forking thread holds it during the fork. Otherwise another thread could hold it, which would not exist in the
-// child and therefore never release it there.
+// The lock is never destroyed, because kernels may outlive static objects. The forking thread holds it during a fork,
+// so it is free in every child process. If another thread held it, the lock would never be released in the child, where
+// that thread does not exist.
 std::mutex* make_lock() {
   auto* made = new std::mutex;
 #if !defined(_WIN32)
@@ -59,7 +59,7 @@ Chunk* open_chunk = nullptr;  // chunk with room, or null
 
 Chunk* make_chunk(size_t size) {
 #if defined(__linux__) && !defined(U2MOE_CHECKED)
-  // Pages are created when they are written, so unused space costs nothing.
+  // Only written pages take memory, so unused space costs nothing.
   const size_t space = size + kHugePage;
   void* mapped = mmap(nullptr, space, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) throw std::bad_alloc();
@@ -68,7 +68,7 @@ Chunk* make_chunk(size_t size) {
   const size_t before = static_cast<size_t>(begin - start), after = space - before - size;
   if (before > 0) munmap(start, before);
   if (after > 0) munmap(begin + size, after);
-  madvise(begin, size, MADV_HUGEPAGE);  // optional: without huge pages everything works, slightly slower
+  madvise(begin, size, MADV_HUGEPAGE);  // may fail: without huge pages, everything is only slightly slower
 #else
   auto* begin = static_cast<uint8_t*>(::operator new(size, kAlignment));
 #endif
@@ -85,8 +85,8 @@ void release(Chunk* chunk) {
 }
 
 #if defined(__linux__)
-// Returns whether pages `first` to `last` (exclusive) are unchanged from their file: none has become a copy in memory
-// or in swap space.
+// Returns whether pages `first` to `last` (exclusive) still belong to their file. A page that was written has become a
+// copy in memory or in swap space.
 bool are_of_file(uintptr_t first, uintptr_t last) {
   constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kOfFile = uint64_t{1} << 61;
   const int pages = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -110,8 +110,8 @@ bool are_of_file(uintptr_t first, uintptr_t last) {
 
 void give_back_file_pages([[maybe_unused]] const void* data, [[maybe_unused]] size_t bytes) noexcept {
 #if defined(__linux__)
-  // Weights that onnxruntime has mapped from a file can be read from it again at any time. Pages at the ends stay if
-  // they contain other data.
+  // Weights that onnxruntime has mapped from a file can be read again at any time. Pages at the ends stay, since they
+  // may contain other data.
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = rounded_up(reinterpret_cast<uintptr_t>(data), page);
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
@@ -164,8 +164,8 @@ uint8_t* Scratch::bytes(size_t number, size_t size) {
 }
 
 namespace {
-// Scratch that no call uses. It is freed when the library is unloaded or the process ends. Later calls, by kernels that
-// outlive static objects, use separate scratch.
+// Scratch that no call uses at the moment. It is freed when the library is unloaded or the process ends. Kernels may
+// outlive this pool; their calls then use scratch of their own.
 class Pool {
  public:
   ~Pool() {
@@ -204,7 +204,7 @@ Borrowed::Borrowed() : scratch_(Pool::take()) {
 Borrowed::~Borrowed() {
   try {
     Pool::give(std::move(scratch_));
-  } catch (const std::bad_alloc&) {  // the scratch is freed instead
+  } catch (const std::bad_alloc&) {  // the scratch is then freed
   }
 }
 

@@ -8,12 +8,13 @@ namespace u2moe {
 
 struct Chunk;
 
-// Bytes aligned to a cache line, part of a chunk that weights of several kernels share; freed by the destructor.
+// Bytes aligned to a cache line. They are part of a chunk that weights of several kernels share. The destructor
+// releases them.
 class Weights {
  public:
   Weights() = default;
   explicit Weights(size_t bytes);
-  // Borrows bytes that start at a cache line.
+  // Borrows bytes of the caller. They must start at a cache line.
   explicit Weights(const uint8_t* lent) : data_(const_cast<uint8_t*>(lent)) {}
   Weights(Weights&& other) noexcept { *this = static_cast<Weights&&>(other); }
   Weights& operator=(Weights&& other) noexcept;
@@ -25,15 +26,15 @@ class Weights {
   uint8_t* data_ = nullptr;
 };
 
-// Releases the memory of a constant that onnxruntime has mapped from a file, and leaves any other unchanged. Weights
-// are then in memory only once, packed. The mapping stays; later reads load the file again.
+// Releases the memory of a constant if onnxruntime has mapped it from a file. Weights are then in memory only once, in
+// packed form. The mapping stays, so that later reads load the file again.
 void give_back_file_pages(const void* data, size_t bytes) noexcept;
 
-// Arrays that grow when needed and stay for the next call.
+// Temporary arrays of a call. They grow when needed, and are kept for later calls.
 class Scratch {
  public:
   ~Scratch();
-  // Returns array `number` with room for `count` elements, plus some that vectors may touch. Its previous content is
+  // Returns array `number`, with room for `count` elements and for the rest of the last vector. The previous content is
   // lost.
   template <class T>
   T* array(size_t number, size_t count) {
@@ -47,7 +48,7 @@ class Scratch {
   size_t sizes_[kArrays] = {};
 };
 
-// Borrows a free scratch of this process. The process has as many as the most calls that have run at once.
+// Borrows a free `Scratch` of this process. There are as many as the largest number of calls that ran at the same time.
 class Borrowed {
  public:
   Borrowed();

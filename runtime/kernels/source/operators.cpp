@@ -14,7 +14,7 @@
 #include "operators/streamed_convolution.h"
 #include "ort.h"
 
-#ifdef U2MOE_KERNELS_INSIDE  // of another library, which exports only its own functions
+#ifdef U2MOE_KERNELS_INSIDE  // the kernels are part of another library, which exports only its own functions
 #define U2MOE_EXPORT extern "C"
 #elif defined(_WIN32)
 #define U2MOE_EXPORT extern "C" __declspec(dllexport)
@@ -35,8 +35,8 @@ struct Kernel {
   Kernel(const OrtApi* made_by, Node& node) : api(made_by), op(node) {}
 };
 
-// One operator under one name. All its inputs accept any type here; the kernel checks types when it is created, and its
-// errors name what is wrong.
+// One operator under one name. For onnxruntime, inputs may have any type. The kernel checks the types when it is created,
+// because its errors can name what is wrong.
 template <class Op>
 struct Registered : OrtCustomOp {
   std::string name;
@@ -94,7 +94,8 @@ void add(OrtCustomOpDomain* domain, const std::string& without) {
     if (!is_listed(without, op.name)) Api::check(Api::get().CustomOpDomain_Add(domain, &op));
 }
 
-// Whether an operator needs activations up to 255. On instruction sets without them, onnxruntime runs the function.
+// Whether an operator needs activations up to 255. If the instruction set does not support them, onnxruntime runs the
+// function of the graph instead.
 template <class Op>
 constexpr bool kNeeds255 = std::is_same_v<Op, FirstConvolutions>;
 
@@ -115,15 +116,15 @@ using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, Int4Linea
                        Int4FeedForward, Int4GatedFeedForward, FirstConvolutions, CachedAttention, NextCache,
                        CachedConvolution, PlainNormalization, AddNormalization>;
 
-// The domain for one onnxruntime and for sessions without some of the names. Each onnxruntime has its own API. Domains
-// are created once, or twice if two threads need one at the same time.
+// The domain of operators for one onnxruntime and for sessions that leave out the same operators. A process may contain
+// several onnxruntimes, each with its own API. A domain is created twice if two threads need it at the same time.
 struct Domain {
   const OrtApi* api;
   std::string without;
   OrtCustomOpDomain* made;
   Domain* next;
 };
-std::atomic<Domain*> domains{nullptr};  // without a lock, because a process may fork at any moment
+std::atomic<Domain*> domains{nullptr};  // a lock could be held during a fork
 
 OrtCustomOpDomain* domain_of(const OrtApi* api, const std::string& without) {
   for (const Domain* domain = domains.load(std::memory_order_acquire); domain != nullptr; domain = domain->next)
@@ -137,7 +138,7 @@ OrtCustomOpDomain* domain_of(const OrtApi* api, const std::string& without) {
   return fresh.release()->made;
 }
 
-// Returns the names that a session leaves to the graph's functions, listed in its options and separated by commas.
+// Returns the operators that a session leaves out and replaces by the graph's functions, separated by commas.
 std::string left_out(const OrtSessionOptions* options) {
   constexpr const char* kKey = "u2moe.without";
   int is_there = 0;
@@ -150,7 +151,7 @@ std::string left_out(const OrtSessionOptions* options) {
   return text.c_str();
 }
 
-// Returns text of the environment escaped for a JSON string.
+// Escapes text, which may come from the environment, for a JSON string.
 std::string escaped(const char* text) {
   std::string found;
   for (; *text != '\0'; text++) {
@@ -182,7 +183,7 @@ std::string description() {
 }  // namespace
 }  // namespace u2moe
 
-// Called by onnxruntime's `RegisterCustomOpsLibrary`.
+// Registers the operators. onnxruntime's `RegisterCustomOpsLibrary` calls this function.
 U2MOE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(u2moe::kApiVersion);
   if (api == nullptr)
@@ -193,8 +194,8 @@ U2MOE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtA
   });
 }
 
-// Writes the description of this library as JSON to `text` if `size` is enough. Returns the bytes needed, with a final
-// zero.
+// Writes the description of this library as JSON to `text` if `size` is enough. Returns the number of bytes needed,
+// including a final zero.
 U2MOE_EXPORT size_t u2moe_kernels_describe(char* text, size_t size) {
   try {
     const std::string found = u2moe::description();
@@ -205,7 +206,7 @@ U2MOE_EXPORT size_t u2moe_kernels_describe(char* text, size_t size) {
   }
 }
 
-// Packs a weight [k, n] for the operators and returns its size in bytes. If `to` is null, only returns the size.
+// Packs a weight [k, n] for the operators, and returns the packed size in bytes. If `to` is null, only returns the size.
 // `bias` may be null.
 U2MOE_EXPORT size_t u2moe_kernels_pack_int8(const int8_t* weight, const float* scale, const float* bias, size_t k,
                                             size_t n, uint8_t* to) {
@@ -213,7 +214,7 @@ U2MOE_EXPORT size_t u2moe_kernels_pack_int8(const int8_t* weight, const float* s
   return u2moe::packed_bytes8(k, n);
 }
 
-// The same for a 4-bit weight [n, groups, group / 2] as MatMulNBits reads it.
+// Packs a 4-bit weight [n, groups, group / 2], in the form that MatMulNBits reads. Same arguments and result otherwise.
 U2MOE_EXPORT size_t u2moe_kernels_pack_int4(const uint8_t* weight, const uint8_t* step, const float* scale,
                                             const float* bias, size_t k, size_t n, size_t group, uint8_t* to) {
   if (to != nullptr) u2moe::pack4({weight, step, scale, bias, k, n, group}, to);

@@ -8,7 +8,7 @@
 namespace u2moe {
 namespace {
 
-// API of the calling onnxruntime; a process may contain several.
+// API of the onnxruntime that called this thread. A process may contain several onnxruntimes.
 thread_local const OrtApi* the_api = nullptr;
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -22,7 +22,7 @@ size_t bytes_of(ONNXTensorElementDataType type) {
   return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? 4 : 1;
 }
 
-// Numbers may have any position in a file, and onnxruntime maps them in place.
+// Returns whether numbers are aligned. They may have any position in a file, and onnxruntime maps them in place.
 bool is_aligned(const void* data, ONNXTensorElementDataType type) {
   return reinterpret_cast<uintptr_t>(data) % bytes_of(type) == 0;
 }
@@ -152,7 +152,7 @@ Weights Node::packed(size_t bytes) {
     std::memcpy(copied.data(), data, bytes);
     return copied;
   }
-  constants_.pop_back();  // packed weights stay in memory
+  constants_.pop_back();  // not given back, since the packed weights are used in place
   return Weights(data);
 }
 
@@ -205,9 +205,9 @@ void* Call::output(size_t index, const std::vector<int64_t>& shape) const {
 }
 
 #if defined(__SANITIZE_THREAD__)
-// The thread sanitizer does not see how threads wait for each other inside onnxruntime, which is built without it.
-// These calls declare only what onnxruntime guarantees: tasks begin after the call and end before it returns. Races
-// between two tasks of one call are still detected.
+// onnxruntime is built without the thread sanitizer, which therefore does not see how threads wait inside it. These calls
+// declare what onnxruntime guarantees: tasks begin after `run` is called, and end before it returns. The sanitizer still
+// detects races between two tasks of one call.
 extern "C" void __tsan_acquire(void*);
 extern "C" void __tsan_release(void*);
 

@@ -1,5 +1,5 @@
-// The parts of onnxruntime's C API that operators need. Statuses become exceptions here, and statuses again at the
-// boundary.
+// The parts of onnxruntime's C API that operators need. Statuses of onnxruntime become exceptions here. Where
+// onnxruntime calls the library, exceptions become statuses.
 #pragma once
 #if defined(__MINGW32__)  // the header assumes that Windows means MSVC
 #define _stdcall __stdcall
@@ -22,20 +22,20 @@ namespace u2moe {
 constexpr uint32_t kApiVersion = 17;
 static_assert(ORT_API_VERSION >= kApiVersion, "onnxruntime_c_api.h is older than onnxruntime 1.17");
 
-// An error in a graph or by a caller; becomes an error of onnxruntime.
+// An error in a graph or in a call. `guarded` turns it into an error of onnxruntime.
 struct Invalid : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 class Api {
  public:
-  static void use(const OrtApi* api);  // for this thread, until another is set
+  static void use(const OrtApi* api);  // sets the API of this thread
   static const OrtApi& get();
-  static void check(OrtStatus* status);  // throws `Invalid` with its message
+  static void check(OrtStatus* status);  // throws `Invalid` with the message of an error
   static OrtStatus* failed(const char* op, const char* message) noexcept;
 };
 
-// Runs `work` for the onnxruntime with this API; no exception escapes.
+// Runs `work` for the onnxruntime with this API. Returns exceptions as a status.
 template <class F>
 OrtStatus* guarded(const OrtApi* api, const char* op, F&& work) noexcept {
   Api::use(api);
@@ -72,23 +72,23 @@ class Node {
  public:
   explicit Node(const OrtKernelInfo* info);
   size_t num_inputs() const { return num_inputs_; }
-  size_t num_read() const { return next_; }  // including skipped inputs
+  size_t num_read() const { return next_; }  // counts skipped inputs, too
   int64_t integer(const char* name, int64_t least, int64_t most) const;
   float number(const char* name, float least, float most) const;
   std::string text(const char* name) const;
   std::string name() const;  // name of the node in the graph
-  void pair(const char* name, int64_t most, size_t (&values)[2]) const;  // each from 1 to `most`
-  // Returns input `next`, which must be a constant of this type and shape; -1 stands for any size of at least 1.
+  void pair(const char* name, int64_t most, size_t (&values)[2]) const;  // two integers, each from 1 to `most`
+  // Returns the next input, which must be a constant of this type and shape. -1 stands for any size of at least 1.
   template <class T>
   const T* constant(const char* what, const std::vector<int64_t>& shape, std::vector<int64_t>* found = nullptr) {
     return static_cast<const T*>(next(what, type_of(static_cast<const T*>(nullptr)), shape, found));
   }
   bool has(const char* attribute) const;
-  // Returns input `next`, weights that were packed in advance. They are used in place, in a mapped file, if they start
-  // at a cache line, and copied otherwise.
+  // Returns the next input, which must be weights that were packed in advance. They are used in place if they start at
+  // a cache line, and copied otherwise.
   Weights packed(size_t bytes);
-  void skip() { next_++; }  // for an input that changes
-  // Called when all constants have been copied; they are not read again.
+  void skip() { next_++; }  // skips an input that is not constant
+  // Gives back the pages of constants. The kernel calls this once it has copied them all.
   void give_back() const {
     for (const auto& [data, bytes] : constants_) give_back_file_pages(data, bytes);
   }
@@ -118,7 +118,7 @@ class Call {
   OrtKernelContext* context_;
 };
 
-// The threads of onnxruntime.
+// Runs tasks in the threads of onnxruntime.
 class CallThreads final : public Threads {
  public:
   explicit CallThreads(const Call& call) : call_(call) {}

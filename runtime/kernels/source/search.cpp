@@ -1,6 +1,6 @@
-// The first pass for Python: prefix beam search with hotwords and a language model, or a grammar. It uses the C++
-// runtime's files, so that hypotheses are identical to the last bit. Each handle belongs to one thread at a time;
-// searches keep the objects that they were created with.
+// The first pass for Python: prefix beam search with hotwords and a language model, or with a grammar. It uses the files
+// of the C++ runtime, so that hypotheses are identical to the last bit. Only one thread at a time may use a handle.
+// Searches keep the objects that they were created with alive.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -36,7 +36,7 @@ struct Holding : Handle {
   explicit Holding(Content given) : content(std::move(given)) {}
 };
 
-// A language model, and states left by searches, which later searches reuse.
+// A language model, and the states of ended searches, which later searches use again.
 struct Model {
   static constexpr size_t kMostIdle = 4, kMostStates = 1 << 14;
 
@@ -104,10 +104,10 @@ size_t write(const std::vector<Hypothesis>& hypotheses, double* to, size_t room)
 
 }  // namespace
 
-/// Returns the reason why the last call of this thread returned null.
+/// Returns the message of the last call of this thread that failed.
 U2MOE_EXPORT const char* u2moe_search_error() { return last_error.c_str(); }
 
-/// Creates weighted phrases for the vocabulary of a tokens.txt.
+/// Creates hotwords from phrases and weights. `tokens` is the content of tokens.txt.
 U2MOE_EXPORT Handle* u2moe_search_hotwords(const char* tokens, const char* const* phrases, const double* weights, size_t num) {
   return guarded([&]() -> Handle* {
     std::vector<Hotword> hotwords;
@@ -116,8 +116,8 @@ U2MOE_EXPORT Handle* u2moe_search_hotwords(const char* tokens, const char* const
   });
 }
 
-/// Creates a model from its words, one per line, and its nodes; see `Ngrams`. `numbers` are weight, word bonus, unknown
-/// score and rescoring weight; `classes` is JSON.
+/// Creates a language model from its words, one per line, and its nodes; see `Ngrams`. `numbers` are the weight, word
+/// bonus, unknown score and rescoring weight. `classes` is JSON.
 U2MOE_EXPORT Handle* u2moe_search_fusion(const char* tokens, const char* words, const uint64_t* num_children, const uint32_t* word,
                                                  const float* log_prob, const float* backoff, size_t num_nodes, const double* numbers,
                                                  int is_by_token, const char* classes) {
@@ -136,7 +136,7 @@ U2MOE_EXPORT Handle* u2moe_search_fusion(const char* tokens, const char* words, 
   });
 }
 
-/// Creates a grammar from its lines, for the vocabulary of a tokens.txt.
+/// Creates a grammar from its lines. `tokens` is the content of tokens.txt.
 U2MOE_EXPORT Handle* u2moe_search_grammar(const char* tokens, const char* const* lines, size_t num, int blank) {
   return guarded([&]() -> Handle* {
     const Vocabulary vocabulary = Vocabulary::parse(tokens, "vocabulary");
@@ -144,7 +144,7 @@ U2MOE_EXPORT Handle* u2moe_search_grammar(const char* tokens, const char* const*
   });
 }
 
-/// Begins a search; hotwords, the model and the grammar may be null.
+/// Begins a search. Hotwords, the model and the grammar may be null.
 U2MOE_EXPORT Handle* u2moe_search_begin(size_t beam_size, int blank, double blank_penalty, Handle* hotwords, Handle* model, Handle* grammar) {
   return guarded([&]() -> Handle* {
     const auto context = hotwords ? static_cast<HotwordsHandle*>(hotwords)->content : nullptr;
@@ -154,7 +154,7 @@ U2MOE_EXPORT Handle* u2moe_search_begin(size_t beam_size, int blank, double blan
   });
 }
 
-/// Continues with log-probabilities [frames, vocab]; returns null on failure.
+/// Continues a search with log-probabilities [frames, vocab]. Returns null on failure.
 U2MOE_EXPORT Handle* u2moe_search_advance(Handle* search, const float* log_probs, size_t num_frames, size_t vocab_size) {
   return guarded([&] {
     search_of(search).advance(log_probs, num_frames, vocab_size);
@@ -162,7 +162,7 @@ U2MOE_EXPORT Handle* u2moe_search_advance(Handle* search, const float* log_probs
   });
 }
 
-/// Ends the input; returns null on failure.
+/// Ends the input of a search. Returns null on failure.
 U2MOE_EXPORT Handle* u2moe_search_finish(Handle* search) {
   return guarded([&] {
     search_of(search).finish();
@@ -170,9 +170,9 @@ U2MOE_EXPORT Handle* u2moe_search_finish(Handle* search) {
   });
 }
 
-/// Writes at most `limit` hypotheses, best first, if there is room. Returns the count of numbers that they take, 0 on
-/// failure. A hypothesis is written as the number of its tokens, its score, bonus of hotwords and score of the language
-/// model, then its tokens, their times and their probabilities.
+/// Writes at most `limit` hypotheses, best first, if there is room for all their numbers. Returns how many numbers they
+/// take, or 0 on failure. A hypothesis consists of the number of its tokens, its score, its hotword bonus and its language
+/// model score. The tokens, their times and their probabilities follow.
 U2MOE_EXPORT size_t u2moe_search_hypotheses(Handle* search, size_t limit, double* to, size_t room) {
   return guarded([&] { return write(search_of(search).hypotheses(limit), to, room); });
 }
@@ -182,8 +182,8 @@ U2MOE_EXPORT size_t u2moe_search_best(Handle* search, double* to, size_t room) {
   return guarded([&] { return write(std::vector<Hypothesis>{search_of(search).best()}, to, room); });
 }
 
-/// Writes whether a word begins after the settled tokens, then these tokens, if there is room. Returns the count of
-/// numbers that they take, 0 on failure. `word_starts` states for each token [vocab] whether it begins a word.
+/// Writes 1 if a word begins after the settled tokens, otherwise 0, and then these tokens, if there is room. Returns how
+/// many numbers this takes, or 0 on failure. `word_starts` says for each token [vocab] whether it begins a word.
 U2MOE_EXPORT size_t u2moe_search_settled(Handle* search, const unsigned char* word_starts, size_t vocab_size, double* to, size_t room) {
   return guarded([&] {
     const Settled settled = search_of(search).settled({word_starts, word_starts + vocab_size});
@@ -193,7 +193,7 @@ U2MOE_EXPORT size_t u2moe_search_settled(Handle* search, const unsigned char* wo
   });
 }
 
-/// Commits further settled tokens; returns null on failure.
+/// Commits further settled tokens. Returns null on failure.
 U2MOE_EXPORT Handle* u2moe_search_commit(Handle* search, const int* tokens, size_t num) {
   return guarded([&] {
     search_of(search).commit({tokens, tokens + num});
@@ -201,8 +201,8 @@ U2MOE_EXPORT Handle* u2moe_search_commit(Handle* search, const int* tokens, size
   });
 }
 
-/// Returns the earliest frame at which a token may follow the committed ones.
+/// Returns the earliest frame at which a token after the committed ones may peak.
 U2MOE_EXPORT int u2moe_search_next_peak(Handle* search) { return search_of(search).next_peak(); }
 
-/// Frees any handle.
+/// Frees a handle of any kind.
 U2MOE_EXPORT void u2moe_search_free(Handle* handle) { delete handle; }

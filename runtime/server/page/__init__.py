@@ -1,1 +1,1 @@
-"""Static files of the web page at `/`."""
+"""Static files of the server's web page, at `/`."""

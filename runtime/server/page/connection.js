@@ -1,4 +1,4 @@
-// Sends one source of audio to the server. After a lost connection it reconnects, and sends again all audio that has no
+// Sends one source of audio to the server. After the connection is lost, connects again and sends all audio that has no
 // final result yet.
 
 import { RATE } from "./sound.js";
@@ -9,12 +9,12 @@ const FULL = 1013;
 const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/;  // characters allowed in the name of a subprotocol
 
 export class Recognition {
-  // on: {partial(result), final(result), state(name, detail), done(), problem(text)}
+  // `on` has the callbacks {partial(result), final(result), state(name, detail), done(), problem(text)}.
   constructor({ hotwords, model, written, key, on }) {
     this.options = { sample_rate: RATE, hotwords, model, written };
     this.key = key;
     this.on = on;
-    this.blocks = [];  // {start, samples} without a final result
+    this.blocks = [];  // blocks {start, samples} that have no final result yet
     this.end = 0;  // number of samples pushed
     this.settled = 0;  // all samples before this one have final results
     this.sent = 0;
@@ -42,7 +42,7 @@ export class Recognition {
     this.socket?.close();
   }
 
-  // Samples not sent yet, for sources that can wait.
+  // Number of samples that are not sent yet. Sources such as files can wait while there are many.
   get waiting() {
     return this.end - this.sent + (this.socket?.bufferedAmount ?? 0) / 2;
   }
@@ -108,7 +108,7 @@ export class Recognition {
     }
   }
 
-  // Reconnect at increasing intervals, except after an error of the client.
+  // Connect again, at increasing intervals. After an error that the client caused, report it instead.
   lost(code) {
     if (this.isOver) return;
     this.isReady = false;

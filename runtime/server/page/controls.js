@@ -1,4 +1,4 @@
-// The controls of a page: microphone, files, words and playback. The caller provides the recognition.
+// The controls of a page: microphone, files, hotwords and playback. The caller provides the recognition.
 
 import { TYPES, format } from "./formats.js";
 import { KEPT_S, RATE, Sound, int16 } from "./sound.js";
@@ -8,7 +8,7 @@ import { Microphone } from "./u2moe/microphone.js";
 
 const MOST_WAITING_S = 30;
 const COPIED_MS = 1500;
-const LOUD = 6; // scales the root mean square to the ring around the microphone
+const LOUD = 6; // factor from the root mean square of the sound to the ring around the microphone
 
 export const find = (id) => document.getElementById(id);
 
@@ -23,20 +23,20 @@ export function complain(text) {
 }
 
 export class Controls {
-  // recognise(hotwords, on) returns a recognition {push(int16), finish(), close(), waiting}, or null. It calls the functions
-  // of `on`: {partial(result), final(result), progress(text), done(), problem(text)}. recogniseFile(file, hotwords, on), if
-  // present, receives undecoded files.
+  // recognise(hotwords, on) returns a recognition {push(int16), finish(), close(), waiting}, or null. The recognition calls
+  // the functions of `on`: {partial(result), final(result), progress(text), done(), problem(text)}. recogniseFile(file,
+  // hotwords, on), if present, is called with files that are not decoded.
   constructor(recognise, recogniseFile = null) {
     this.recognise = recognise;
     this.recogniseFile = recogniseFile;
     this.sound = new Sound();
     this.transcript = new Transcript(find("segments"), find("partial"), (seconds) => this.listen(seconds));
-    this.recognition = null; // of the current source
-    this.microphone = null; // while it is open
-    this.resampler = null; // of the microphone
+    this.recognition = null; // recognition of the current source
+    this.microphone = null; // the microphone, while it is open
+    this.resampler = null; // resampler of the microphone
     this.offset = 0; // seconds of sound before the current source
     this.isReady = false;
-    this.isStarting = false; // until the microphone is open and the recogniser loaded
+    this.isStarting = false; // whether the microphone is being opened or the recogniser loaded
     this.transcript.restore();
     this.sound.clear(this.transcript.segments.at(-1)?.end);
     this.attend();
@@ -130,7 +130,7 @@ export class Controls {
     microphone.addEventListener("ended", end);
     show("live", "Listening");
     this.refresh();
-    if (microphone.failure) end(); // it ended before recognition started
+    if (microphone.failure) end(); // the microphone ended before recognition started
   }
 
   hear(block) {
@@ -149,7 +149,7 @@ export class Controls {
     const { microphone } = this;
     if (microphone) {
       await microphone.stop();
-      if (this.microphone !== microphone) return; // it has ended meanwhile
+      if (this.microphone !== microphone) return; // the microphone has ended meanwhile
       this.hear(this.resampler.finish());
     }
     this.stopMicrophone();
@@ -204,7 +204,7 @@ export class Controls {
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      // Without HTTPS only a selection can be copied.
+      // Without HTTPS, browsers can only copy a selection.
       getSelection().selectAllChildren(find("segments"));
       document.execCommand("copy");
       getSelection().removeAllRanges();
@@ -271,7 +271,7 @@ function moved({ start, end, text, confidence, words }, seconds) {
   return { start: rounded(start + seconds), end: rounded(end + seconds), text, confidence, words: words.map(later) };
 }
 
-// Decode a file at the rate of this page; null if the browser cannot.
+// Decode a file at the sample rate of this page. Return null if the browser cannot decode it.
 async function decoded(file) {
   try {
     return await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
@@ -280,7 +280,7 @@ async function decoded(file) {
   }
 }
 
-// Average the channels as int16.
+// Return the mean of the channels as int16.
 function mixed(channels) {
   const sum = channels[0].slice();
   for (const channel of channels.slice(1)) for (let i = 0; i < sum.length; i++) sum[i] += channel[i];

@@ -1,6 +1,6 @@
-// Formats a transcript as text, JSON or subtitles, which are cut as by the server (u2moe.runtime.text.subtitles).
+// Formats a transcript as text, JSON or subtitles. Subtitles are cut as on the server (u2moe.runtime.text.subtitles).
 
-const LINE = 42; // columns
+const LINE = 42; // maximum columns of a line
 const LINES = 2;
 const LEAST_MS = 1000;
 const MOST_MS = 7000;
@@ -33,7 +33,7 @@ function makeCues(segments) {
   return cues;
 }
 
-// Words with the spaces between them in the text. Words are never split.
+// Return the words with the space before each of them in the text. Words are never split.
 function parts({ text, words }) {
   let position = 0;
   return words.map(({ word, start, end }) => {
@@ -44,7 +44,7 @@ function parts({ text, words }) {
   });
 }
 
-// Cut a segment into cues at the lowest cost: few cues, ending at pauses, none nearly empty.
+// Cut a segment into cues at the lowest cost. Few cues, cues that end at pauses and full cues cost least.
 function cut(all) {
   const costs = [0], begins = [0];
   for (let end = 1; end <= all.length; end += 1) {
@@ -67,7 +67,7 @@ function cut(all) {
 const fits = (group) =>
   group.at(-1).end - group[0].start <= MOST_MS && group[1].start - group[0].end <= PAUSE_MS && fill(group, LINE).length <= LINES;
 
-// Wrap into as few lines as possible, of similar length; lower lines are longer.
+// Wrap a cue into as few lines as possible. The lines have similar lengths, and lower lines are longer.
 function wrap(group) {
   let lines = fill(group, LINE);
   for (let most = Math.floor(columns(group) / lines.length); most < LINE; most += 1) {

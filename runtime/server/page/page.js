@@ -1,4 +1,4 @@
-// The page of the server: asks for a key if the server requires one, and shows the state of the connection.
+// The page of the server. It asks for a key if the server requires one, and shows the state of the connection.
 
 import { Recognition } from "./connection.js";
 import { Controls, complain, find, show } from "./controls.js";
@@ -11,7 +11,7 @@ const controls = new Controls(recognise, recogniseFile);
 
 const askForModels = () => fetch("v1/models", { headers: key() ? { Authorization: `Bearer ${key()}` } : {} });
 
-// Offer a choice if there are several models.
+// Offer a choice of models if there are several.
 function offer(found) {
   models = found ?? [];
   const chosen = find("model").value;
@@ -34,7 +34,7 @@ async function askForKey() {
   return true;
 }
 
-// Options for the server besides hotwords. English is written with digits and lower case.
+// Return the options for the server except hotwords. English is written with digits and lower case.
 function asked() {
   const { id, languages } = models.find((model) => model.id === find("model").value) ?? {};
   return { model: id, written: languages?.length === 1 && languages[0] === "en", key: key() };

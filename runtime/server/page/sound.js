@@ -1,11 +1,11 @@
-// Keeps recorded or opened sound in this page for playback.
+// Keeps sound from the microphone or a file in this page for playback.
 
-export const RATE = 16000; // sample rate in Hz of kept and sent sound
+export const RATE = 16000; // sample rate in Hz of sound that is kept or sent
 
 const PLAYED_S = 60;
 const BLOCK_LEN = 10 * RATE;
 
-// Limit for a microphone, which may stay open for hours. Files are kept whole.
+// Seconds of sound kept from a microphone, which may stay open for hours. Files are kept whole.
 export const KEPT_S = 600;
 
 // This loop and `rms` avoid `from` and `reduce`, which allocate an object for each sample.
@@ -23,8 +23,8 @@ export class Sound {
   // Discard all sound. New sound starts after `seconds`.
   clear(seconds = 0) {
     this.stop();
-    this.blocks = []; // of BLOCK_LEN samples
-    this.start = Math.ceil((seconds * RATE) / BLOCK_LEN) * BLOCK_LEN; // of the first block, in samples
+    this.blocks = []; // blocks of BLOCK_LEN samples
+    this.start = Math.ceil((seconds * RATE) / BLOCK_LEN) * BLOCK_LEN; // start of the first block, in samples
     this.length = this.start; // end of the sound, in samples
   }
 
@@ -39,7 +39,7 @@ export class Sound {
     }
   }
 
-  // Return an empty block. Reuses the oldest block beyond `keptS`, if any, which bounds memory.
+  // Return a block for new sound. Blocks older than `keptS` seconds are dropped and reused, which bounds memory.
   emptyBlock(keptS) {
     let block;
     for (; this.blocks.length && this.length - this.start >= keptS * RATE; this.start += BLOCK_LEN) block = this.blocks.shift();
@@ -50,7 +50,8 @@ export class Sound {
     return this.length / RATE;
   }
 
-  // Play at most a minute. `onTime` receives the position in seconds, then null at the end. Returns false if the sound is no longer kept.
+  // Play at most a minute. Call `onTime` with the position in seconds, and with null at the end. Return false if the sound is
+  // no longer kept.
   play(seconds, onTime) {
     this.stop();
     const begin = Math.max(0, Math.floor(seconds * RATE));

@@ -1,13 +1,13 @@
 // Shows the segments. Arrow keys move between words; a click plays from a word.
 //
 // Words are text with the role of buttons, so they can be selected and copied. Elements for all words of many hours would
-// need too much memory. So only segments in or near the visible part have word elements. The others are plain text, which
-// can still be read and searched, and the browser skips its layout.
+// need too much memory. So only segments in or near the visible part have elements for words. Other segments are plain
+// text, which can still be read and searched. The browser skips the layout of this text.
 
 const UNSURE = 0.5;
 const NEAR = "100%"; // margin above and below, relative to the height of the transcript
 const AT_END_PX = 60;
-const KEPT = `u2moe-segments ${location.pathname} `; // separate from other pages of the host
+const KEPT = `u2moe-segments ${location.pathname} `; // prefix of storage keys; other pages of the host have other paths
 
 export class Transcript {
   constructor(list, partial, onWord) {
@@ -19,12 +19,12 @@ export class Transcript {
     this.observer = new IntersectionObserver((entries) => this.look(entries), { root: this.box, rootMargin: `${NEAR} 0px` });
     this.isAtEnd = true;
     this.box.addEventListener("scroll", () => (this.isAtEnd = this.isNearEnd()));
-    new ResizeObserver(() => this.isAtEnd && this.toEnd()).observe(this.box); // when a problem is shown, for example
+    new ResizeObserver(() => this.isAtEnd && this.toEnd()).observe(this.box); // for example when a problem is shown
     list.addEventListener("click", (event) => getSelection().isCollapsed && this.choose(event.target.closest(".word")));
     list.addEventListener("keydown", (event) => this.walk(event));
   }
 
-  // Restore the segments after a reload, or after the process of the page has ended.
+  // Restore the segments after a reload, or after the browser ended the page's process.
   restore() {
     for (let kept; (kept = stored((storage) => storage.getItem(KEPT + this.segments.length))); ) this.add(JSON.parse(kept));
   }
@@ -37,7 +37,7 @@ export class Transcript {
     this.partial.textContent = "";
   }
 
-  // Committed words are as dark as those of segments.
+  // Show a partial result. Committed words are as dark as those of segments.
   showPartial({ text, committed }) {
     const certain = document.createElement("span");
     certain.className = "committed";
@@ -63,7 +63,8 @@ export class Transcript {
     this.observer.observe(item);
   }
 
-  // Create the word elements of segments that come near, and remove those of distant segments, except the Tab target.
+  // Create the word elements of segments that come near, and remove those of distant segments. The word that Tab reaches
+  // stays.
   look(entries) {
     for (const { target, isIntersecting } of entries) {
       const isWanted = isIntersecting || target.querySelector('[tabindex="0"], .playing');
@@ -89,7 +90,7 @@ export class Transcript {
     return item ? [...item.querySelectorAll(".word")] : [];
   }
 
-  // Tab reaches one word; arrow keys move from it to the others.
+  // Move between words with the arrow keys. Tab reaches only one word.
   walk(event) {
     const word = event.target.closest(".word"), item = word?.closest("li");
     if (!item) return;
@@ -129,7 +130,7 @@ export class Transcript {
     word?.classList.add("playing");
   }
 
-  // Stay at the end after the change, unless the user has scrolled back.
+  // Make a change. Stay at the end of the transcript, unless the user has scrolled back.
   atEnd(change) {
     const isThere = this.isNearEnd();
     change();
@@ -145,7 +146,7 @@ export class Transcript {
   }
 }
 
-// Return the result of `use` on the tab's storage; null if the storage is full or forbidden.
+// Return the result of `use(storage)`, with the storage of the tab; null if the storage is full or forbidden.
 function stored(use) {
   try {
     return use(sessionStorage);

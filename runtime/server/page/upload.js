@@ -1,9 +1,9 @@
-// Uploads a file. The server recognises it with full context, like the command line.
+// Uploads a file. The server recognises the file with full context, as the command line does.
 
 export class FileRecognition {
   waiting = 0;
 
-  // on: {progress(text), final(result), done(), problem(text)}
+  // `on` has the callbacks {progress(text), final(result), done(), problem(text)}.
   constructor(file, { hotwords, model, key, written, on }) {
     this.file = file;
     this.on = on;

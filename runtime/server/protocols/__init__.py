@@ -1,1 +1,1 @@
-"""Client protocols: one file each, and a table of all."""
+"""Client protocols, one per file, and a table of all protocols."""

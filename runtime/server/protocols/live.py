@@ -28,9 +28,10 @@ from u2moe.runtime.server.served_stream import ServedStream
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 _READ: dict[str, Callable[[bytes], npt.NDArray[Any]]] = {"pcm_s16le": int16_samples, "pcm_f32le": float32_samples}
 _LONGEST_CHUNK_S = 5.0
-"""Maximum seconds in a chunk, unless the server's chunks are longer. Other clients wait while a chunk is encoded."""
+"""Maximum seconds of audio in a chunk, unless the server's chunks are longer. Other clients wait while a chunk is
+encoded."""
 _LONGEST_SEGMENT_S = 60.0
-"""Maximum seconds in a segment. Its memory and the time of its second pass grow with its length."""
+"""Maximum seconds of audio in a segment. Memory and the time of the second pass grow with a segment's length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class StreamRequest:
         return cls(**values, decoding=decoding)
 
     def options(self, default: DecodingOptions, frame_s: float) -> DecodingOptions:
-        """Return the decoding options. `frame_s` is the duration of an encoder frame in seconds.
+        """Return `default` changed by the request. `frame_s` is the duration of an encoder frame in seconds.
 
         Raises:
             RequestError: the chunk size is smaller than the server's or too large.
@@ -95,7 +96,7 @@ class StreamRequest:
 
 
 OPTIONS = {**options_of(StreamRequest), **REQUEST_OPTIONS}
-"""Options of a request by name."""
+"""Options of a request, by name."""
 
 
 async def run(connection: Connection) -> None:

@@ -1,7 +1,7 @@
 """OpenAI's realtime transcription over WebSocket, `/v1/realtime`: JSON events with audio in base64.
 
-Deltas cannot retract words, so they contain only committed words. If the second pass revises some of them, only the
-transcript in the `completed` event is right.
+The protocol cannot retract words of a delta, so deltas contain only committed words. The second pass may still revise
+these; only the `completed` event has the final transcript.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from u2moe.runtime.validation import checked_choice, checked_number, checked_obj
 
 _SAMPLE_RATE = 24_000
 _FORMATS = {"audio/pcm": "", "audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
-"""Audio formats and soundfile's names of their encodings. G.711 has a sample rate of 8 kHz."""
+"""Audio formats of the protocol, and soundfile's names for their encodings. G.711 has a sample rate of 8 kHz."""
 _OLDER_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 _TELEPHONE_RATE = 8000
 _LEAST_SILENCE_MS = 500
-"""Minimum silence that ends an item. Shorter ones also occur within words."""
+"""Minimum silence that ends an item. Shorter silences also occur within words."""
 _EMPTY = "input_audio_buffer_commit_empty"
 _FATAL = (IdleError, TooLargeError, UnavailableError)
 _DETECTIONS = ("server_vad", "semantic_vad")
@@ -51,12 +51,12 @@ _DETECTIONS = ("server_vad", "semantic_vad")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """Settings of the client, with the protocol's names. They can change between two items."""
+    """Settings of the client, named as in the protocol. The client can change them between two items."""
 
     format: Mapping[str, Any]  # type and, for PCM, rate
     noise_reduction: None = None
     transcription: Mapping[str, Any]  # model and its options, as in `ServedModel.decoding`
-    turn_detection: Mapping[str, Any] | None  # the silence that ends an item; None: the client commits items
+    turn_detection: Mapping[str, Any] | None  # silence that ends an item; None: the client ends items by a commit
 
     @property
     def sample_rate(self) -> float:
@@ -64,7 +64,7 @@ class _Settings:
         return float(self.format.get("rate", _TELEPHONE_RATE))
 
     def samples(self, data: bytes) -> npt.NDArray[np.int16]:
-        """Return the samples in a piece of audio."""
+        """Decode the samples in `data`."""
         subtype = _FORMATS[self.format["type"]]
         if not subtype:
             return int16_samples(data)
@@ -77,13 +77,13 @@ class _Settings:
 
 @dataclasses.dataclass(kw_only=True)
 class _Source:
-    """Audio up to the next commit of the client."""
+    """Stream of audio up to the client's next commit."""
 
     session: ServedStream
-    settings: _Settings  # settings when it was opened
-    begin_s: float  # seconds of audio before it
+    settings: _Settings  # settings at the start of the audio
+    begin_s: float  # seconds of audio in earlier sources
     num_items: int = 0  # completed items
-    num_before_commit: int | None = None  # items completed when the client committed it; None: not committed
+    num_before_commit: int | None = None  # items completed before the client's commit; None: no commit yet
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -95,14 +95,14 @@ class _Item:
 
 
 async def run(connection: Connection) -> None:
-    """Serve items of speech, each with its transcript, until the client closes the connection."""
+    """Transcribe each item of speech until the client closes the connection."""
     conversation = _Conversation(connection)
     await conversation.send("session.created", session=conversation.description())
     await converse(conversation.read(), conversation.write())
 
 
 class _Conversation:
-    """State of a connection: its settings and the current item."""
+    """State of a connection: its settings and the current source of audio."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -128,7 +128,7 @@ class _Conversation:
         return {"id": self._id, **kind, "audio": {"input": dataclasses.asdict(self._settings)}}
 
     async def read(self) -> None:
-        """Handle the client's events. Invalid ones are answered with an error, and the connection continues."""
+        """Handle the client's events. The answer to an invalid event is an error; the connection stays open."""
         while True:
             message = await self._connection.receive()
             event: dict[str, Any] = {}
@@ -185,7 +185,7 @@ class _Conversation:
         return self._source
 
     async def _end(self, source: _Source) -> None:
-        """End a source. All of its audio is recognised before the next one is opened."""
+        """End a source, and wait until all its audio is recognised."""
         self._source = None
         source.session.finish()
         await source.session.settle()
@@ -198,7 +198,7 @@ class _Conversation:
         await self._end(source)
 
     async def _update(self, session: Any) -> None:
-        """Change the settings of the next item, or of the current one if it has not begun."""
+        """Change the settings for later audio. Within an item, the change waits until the item ends."""
         settings = _read_settings(session, self._settings)
         if self._source is not None and settings.format != self._settings.format:
             raise RequestError("the format cannot change while audio is in the buffer: commit or clear it first")
@@ -239,7 +239,7 @@ class _Conversation:
                 item = None
             else:
                 await self._append_to(item, result.committed)
-        if source.num_before_commit == source.num_items:  # a commit without words still needs an answer
+        if source.num_before_commit == source.num_items:  # a commit needs an answer even without words
             await self._complete(_Item(), "", 0.0)
 
     async def _write_item(self, session: ServedStream) -> None:
@@ -253,7 +253,7 @@ class _Conversation:
             await self._complete(item, join_texts([text for text in texts if text]), session.duration)
 
     async def _append_to(self, item: _Item, text: str) -> None:
-        """Send the new part of a text as a delta, if the text still begins with the earlier deltas of the item."""
+        """Send the rest of `text` as a delta if `text` begins with the item's earlier deltas."""
         delta = text.removeprefix(item.sent)
         if delta and text.startswith(item.sent):
             kind = "conversation.item.input_audio_transcription.delta"
@@ -275,7 +275,7 @@ class _Conversation:
 
 @refusing()
 def _read_settings(value: Any, before: _Settings) -> _Settings:
-    """Read the settings of a session, in the current or the older form."""
+    """Read the settings of a session in the current or older form. Omitted settings keep their values in `before`."""
     session = checked_object("session", value)
     if session.get("type", "transcription") != "transcription":
         raise RequestError(f"the type of a session must be 'transcription', got {session['type']!r}", "session.type")
@@ -298,7 +298,7 @@ def _read_settings(value: Any, before: _Settings) -> _Settings:
 
 
 def _read_format(value: Any) -> dict[str, Any]:
-    """Read a format, in the current or the older form."""
+    """Read an audio format in the current or older form."""
     if isinstance(value, str):
         checked_choice("format", value, _OLDER_FORMATS)
         value = {"type": _OLDER_FORMATS[value]}
@@ -311,7 +311,7 @@ def _read_format(value: Any) -> dict[str, Any]:
 
 
 def _read_detection(value: Any) -> dict[str, Any] | None:
-    """Read how turns are detected. None: not at all."""
+    """Read the settings of turn detection. None: turns are not detected."""
     if value is None:
         return None
     detection = checked_object("turn_detection", value)

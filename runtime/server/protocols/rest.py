@@ -50,11 +50,11 @@ RESPONSE_FORMATS = {
     "verbose_json": "application/json",
     **{name: each.media_type for name, each in FORMATS.items() if name not in ("txt", "json")},
 }
-"""Media types of response formats: OpenAI's and u2moe's."""
+"""Media types of OpenAI's and u2moe's response formats, by format."""
 _GRANULARITY, _GRANULARITIES = "timestamp_granularities", ("segment", "word")
 _LEAST_CONFIDENCE = 1e-6
 _SILENCE_S = 15.0
-"""Seconds without data after which a blank or an event is sent: proxies time out after 30 or 60 seconds."""
+"""Seconds without data after which a blank or an event is sent, since proxies time out after 30 or 60 seconds."""
 _PROGRESS_S = 1.0
 _BLANK = " "
 _MAX_FIELD_BYTES = 64 << 10
@@ -111,11 +111,11 @@ async def _transcribe(service: Service, request: Request) -> Response:
 
 
 async def _receive_form(request: Request, limits: Limits, task: FileTask) -> FormData:
-    """Receive the form in a request, and store its file named "file" on disk.
+    """Receive the form in a request, and store its field "file" on disk.
 
     Raises:
         RequestError: the body is not a form, is damaged, or has no file.
-        TooLargeError: the body is too large; raised before reading it if its size is declared.
+        TooLargeError: the body is too large. If its size is declared, nothing is read.
         IdleError: the client sent too few bytes before the timeout.
         ClientGoneError: the client has disconnected.
         StorageError: the file cannot be stored.
@@ -142,7 +142,7 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> For
     _, settings = parse_options_header(request.headers.get("content-type"))
     if request.headers.get("content-encoding", "identity") != "identity":
         raise RequestError("a form must not be compressed (Content-Encoding)")
-    if settings.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # others can take quadratic time
+    if settings.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # other charsets can take quadratic time
         raise RequestError("a form must be UTF-8")
     try:
         form = await Request(request.scope, receive).form(
@@ -172,7 +172,7 @@ def _value(form: FormData, name: str) -> str:
 
 
 async def _begin(form: FormData, task: FileTask, service: Service) -> _Wanted:
-    """Start recognising the file in a form; return the request."""
+    """Add the file in a form to the queue; return the request."""
     upload = cast("UploadFile", form["file"])
     try:
         model = service.model(_value(form, "model"))
@@ -190,7 +190,7 @@ async def _begin(form: FormData, task: FileTask, service: Service) -> _Wanted:
 
 
 class _Streamed(StreamingResponse):
-    """Response in parts. `stack` is closed at its end, or when the client disconnects."""
+    """Response sent in parts: `first`, then `rest`. `stack` is closed afterwards or when the client disconnects."""
 
     def __init__(self, first: str, rest: AsyncIterator[str], media_type: str, stack: contextlib.AsyncExitStack) -> None:
         async def parts() -> AsyncIterator[str]:
@@ -216,8 +216,8 @@ async def _read(request: Request) -> None:
 async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
     """Yield the whole transcript.
 
-    Proxies close idle connections, so a late response begins with blanks if its format allows them. After an error
-    the response is then truncated, since the status has been sent.
+    Proxies close idle connections. A late response therefore begins with blanks, if its format is JSON. After an error,
+    such a response is truncated, because its status has been sent.
     """
     segments: list[Result] = []
     async for segment in task.segments(_SILENCE_S, _SILENCE_S):
@@ -229,9 +229,9 @@ async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
 
 
 async def _events(service: Service, wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
-    """Yield server-sent events: each segment as it is found, progress in between, and finally the whole text.
+    """Yield server-sent events: each segment when it is found, progress in between, and finally the whole text.
 
-    Errors before the first event, such as unreadable audio, get an error response. Later errors are events.
+    An error before the first event is raised, so that the client gets an error response. Later errors are events.
     """
     texts: list[str] = []
     has_begun = False
@@ -254,7 +254,7 @@ async def _events(service: Service, wanted: _Wanted, task: FileTask) -> AsyncIte
 
 
 def _told(error: Exception) -> Exception:
-    """Return an error for the client. Errors about audio name the field "file"."""
+    """Return the error to report to the client. Errors about audio name the field "file"."""
     return RequestError(str(error), "file") if isinstance(error, AudioError) else error
 
 
@@ -271,7 +271,7 @@ def _event(value: dict[str, Any]) -> str:
 
 
 class _Wanted:
-    """The request in a form.
+    """Options that a form requests.
 
     Attributes:
         name: the client's name for the file.
@@ -301,7 +301,7 @@ class _Wanted:
         self.options = {name: _option(name, text) for name in REQUEST_OPTIONS if (text := _value(form, name))}
 
     def delta(self, segment: Result, text: str) -> dict[str, Any]:
-        """Return the event of a segment, with the whole segment if verbose JSON is requested."""
+        """Return the event of a segment. For verbose JSON it contains the whole segment, otherwise only `text`."""
         event = {"type": "transcript.text.delta", "delta": text}
         return {**event, "segment": dataclasses.asdict(segment)} if self._format == "verbose_json" else event
 
@@ -326,7 +326,7 @@ class _Wanted:
 
 
 def _option(name: str, text: str) -> Any:
-    """Return the value of an option, given as JSON. Flags may be capitalised: Python clients send True."""
+    """Return the value of an option from JSON. Flags may be capitalised, because Python clients send True."""
     wrapped = f'{{"value": {text.lower() if REQUEST_OPTIONS[name].kind == "flag" else text}}}'
     try:
         return read_object(wrapped)["value"]
@@ -335,7 +335,7 @@ def _option(name: str, text: str) -> Any:
 
 
 def _segment(number: int, segment: Result) -> dict[str, Any]:
-    """Return a segment in Whisper's form. Fields specific to Whisper are constant."""
+    """Return a segment in Whisper's form. Fields that only Whisper has are constant."""
     return {
         "id": number,
         "seek": 0,

@@ -15,9 +15,9 @@ _SAMPLE_RATE = 16_000
 
 
 async def run(connection: Connection) -> None:
-    """Serve streams, each until "Done". Results of a segment replace each other until one is final.
+    """Serve streams, each until "Done". Each result of a segment replaces the previous one until one is final.
 
-    As with sherpa-onnx's server, audio after "Done!" begins another stream, and the client closes the connection.
+    Audio after "Done!" begins another stream, as in sherpa-onnx's server. The client closes the connection.
     """
     while not connection.slot.is_drained:
         stream = await connection.slot.open_stream(_SAMPLE_RATE)
@@ -32,7 +32,7 @@ async def run(connection: Connection) -> None:
 
 async def _read(connection: Connection, stream: ServedStream) -> None:
     while await connection.feed(stream, float32_samples) != "Done":
-        pass  # sherpa-onnx's server also ignores other texts
+        pass  # sherpa-onnx's server, too, ignores other texts
     stream.finish()
 
 
@@ -42,7 +42,7 @@ async def _write(connection: Connection, stream: ServedStream) -> None:
     async for result in stream:
         has_answered = True
         await connection.send(_answer(result, vocabulary, is_eof=stream.is_exhausted))
-    if not has_answered:  # clients use the last message before "Done!" as the result, so there must be one
+    if not has_answered:  # clients use the last message before "Done!" as the result
         await connection.send(_answer(Result(text="", is_final=True, segment=0), vocabulary, is_eof=True))
 
 
@@ -56,7 +56,7 @@ def _answer(result: Result, vocabulary: Vocabulary, *, is_eof: bool) -> dict[str
         "context_scores": [],
         "segment": result.segment,
         "words": [],
-        "start_time": 0.0,  # origin of the timestamps
+        "start_time": 0.0,  # time that the timestamps are relative to
         "is_final": result.is_final,
         "is_eof": is_eof,
     }

@@ -1,7 +1,7 @@
-"""Protocol of sherpa-onnx's non-streaming WebSocket server: whole recordings, one answer to each, then "Done".
+"""Protocol of sherpa-onnx's non-streaming WebSocket server: whole recordings with one answer each, then "Done".
 
-A recording consists of its sample rate and its number of bytes, both int32, then float32 samples. It may be split
-anywhere into messages.
+A recording consists of the sample rate and the number of bytes, both int32, and of float32 samples. A client may split
+it into messages at any byte after the first eight.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _SAMPLE_BYTES = 4
 
 
 async def run(connection: Connection) -> None:
-    """Serve any number of recordings in sequence, until "Done"."""
+    """Serve recordings one after another until "Done"."""
     vocabulary = connection.slot.model.recognizer.vocabulary
     while isinstance(message := await connection.receive(), bytes):
         if len(message) < _HEAD.size:
             size = len(message)
-            raise RequestError(f"a recording must begin with rate and number of bytes ({_HEAD.size} bytes), got {size}")
+            raise RequestError(f"a recording must begin with {_HEAD.size} bytes of sample rate and length, got {size}")
         sample_rate, num_bytes = _HEAD.unpack_from(message)
         if num_bytes < 0 or num_bytes % _SAMPLE_BYTES:
             raise RequestError(f"32-bit samples need a multiple of four bytes, got {num_bytes}")
@@ -40,7 +40,7 @@ async def run(connection: Connection) -> None:
 
 
 async def _read(connection: Connection, stream: ServedStream, data: bytes, num_missing: int) -> None:
-    """Feed a recording that begins with `data`."""
+    """Feed a recording of `num_missing` bytes that begins with `data`. The other bytes follow in messages."""
     while True:
         num_missing -= len(data)
         if num_missing < 0:

@@ -1,4 +1,4 @@
-"""Table of all protocols, from which paths, ports, options and metrics are derived."""
+"""Table of all protocols. Paths, ports, options and metrics are derived from it."""
 
 from __future__ import annotations
 

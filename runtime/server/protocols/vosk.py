@@ -1,6 +1,6 @@
 """Protocol of vosk-server: a configuration, then int16 audio, then `{"eof": 1}`.
 
-Each message except a configuration gets one answer.
+Each message gets one answer, except a configuration.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number, checked_object
 
 _PART_S = 2.0
-"""Seconds of audio that are fed at a time if a message is longer. Final results are taken after each part."""
+"""Seconds of audio per part of a long message. Final results are taken after each part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class _Config:
 async def run(connection: Connection) -> None:
     """Serve audio until "eof". After "reset" a new stream begins.
 
-    The sample rate and the phrases of a configuration apply to the next stream, the other settings immediately.
+    The sample rate, model and phrases of a configuration apply to the next stream. Other settings apply immediately.
     """
     config, restricted = _Config(), None
     stream = None
@@ -70,7 +70,7 @@ async def run(connection: Connection) -> None:
 
 
 async def _feed(stream: ServedStream, samples: npt.NDArray[np.int16]) -> list[Result]:
-    """Feed the audio of a message in parts; return the final results so far."""
+    """Feed the audio of a message in parts. Return the final results found meanwhile."""
     size = max(round(_PART_S * stream.sample_rate), 1)
     finals: list[Result] = []
     for start in range(0, len(samples), size):
@@ -81,7 +81,7 @@ async def _feed(stream: ServedStream, samples: npt.NDArray[np.int16]) -> list[Re
 
 @refusing()
 def _read_config(value: Any, before: _Config) -> _Config:
-    """Read a configuration. Omitted settings keep their values. Numbers may be text, as in vosk."""
+    """Read a configuration. Omitted settings keep their values in `before`. Numbers may be text, as in vosk."""
     given = checked_object("config", value)
     phrases = given.get("phrase_list", before.phrases) or []
     if not isinstance(phrases, list | tuple) or not all(isinstance(phrase, str) for phrase in phrases):

@@ -19,13 +19,13 @@ from u2moe.runtime.validation import checked_flag, checked_integer
 _SAMPLE_RATE = 16_000
 _MAX_NBEST = 100
 _UNIT_MS = 100
-"""`time_stamp_gap_` of WeNet's decoder."""
+"""Milliseconds from the start of a unit to its peak: `time_stamp_gap_` of WeNet's decoder."""
 _LATE_AUDIO_S = 0.1
-"""Seconds after "end" in which audio is still accepted: WeNet's web page sends one more buffer."""
+"""Seconds after "end" in which audio is still accepted, because WeNet's web page sends one more buffer."""
 
 
 async def run(connection: Connection) -> None:
-    """Serve one utterance or, with `continuous_decoding`, any number."""
+    """Serve one utterance or, with `continuous_decoding`, any number of utterances."""
     message = await connection.receive()
     if isinstance(message, bytes):
         raise RequestError("expected the signal 'start' before audio")
@@ -65,12 +65,12 @@ async def _write(connection: Connection, stream: ServedStream, nbest: int, *, is
         await _send(connection, result, nbest)
         if result.is_final and not is_continuous:
             return
-    if not has_final:  # clients expect an empty result for audio without speech
+    if not has_final:  # clients expect a final result, even for audio without speech
         await _send(connection, Result(text="", is_final=True), nbest)
 
 
 async def _send(connection: Connection, result: Result, nbest: int) -> None:
-    """Send a result. `nbest` is a JSON string, as in WeNet's server."""
+    """Send a result. The field `nbest` is JSON within a string, as in WeNet's server."""
     sentences: list[dict[str, Any]] = [{"sentence": each.text} for each in result.nbest[:nbest]] or [{"sentence": ""}]
     if result.is_final:
         recognizer = connection.slot.model.recognizer
@@ -82,9 +82,10 @@ async def _send(connection: Connection, result: Result, nbest: int) -> None:
 
 
 def _pieces(alternative: Alternative, recognizer: Recognizer) -> list[dict[str, Any]]:
-    """Return units with times in milliseconds by WeNet's rule: a unit begins `_UNIT_MS` before its peak.
+    """Return the units of an alternative, with times in milliseconds by WeNet's rule.
 
-    If two peaks are closer, their units meet in the middle, rounded down to a frame.
+    A unit begins `_UNIT_MS` before its peak and ends at the peak. If two peaks are closer than that, their units meet
+    midway between the peaks, rounded down to a frame.
     """
     frame_ms, symbols = 1000 * recognizer.bundle.manifest.frame_s, recognizer.vocabulary.symbols
     peaks = [round(1000 * time / frame_ms) for time in alternative.times]

@@ -1,6 +1,6 @@
-"""Wyoming protocol for Home Assistant, over TCP: an event is a line of JSON, followed by its data and audio.
+"""Wyoming protocol of Home Assistant, over TCP. An event is a line of JSON, followed by its data and audio.
 
-The package `wyoming` is not used because its reader accepts events of any size into memory.
+The package `wyoming` is not used, because its reader stores events of any size in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_integer
 
 LINE_BYTES = 16 << 10
-"""Maximum bytes of the line at the start of an event. A reader buffers twice as many."""
+"""Maximum bytes of the line at the start of an event. `asyncio.StreamReader` buffers twice this number."""
 _DATA_BYTES = 256 << 10
 """Maximum bytes of an event's data."""
 _EVENTS_PER_TURN = 50
@@ -64,7 +64,7 @@ async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: 
 
 
 class _Client:
-    """A connection, which ends after the first request with audio."""
+    """A connection. It ends after one request with audio."""
 
     def __init__(self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._service = service
@@ -72,7 +72,7 @@ class _Client:
         self._reader = reader
         self._writer = writer
         self._model = service.default
-        self._names = ""  # separated by NUL: a list would take three times as much memory
+        self._names = ""  # phrases separated by NUL; a list would take three times as much memory
         self._num_events = self._num_unread = 0
         self._patience = Patience(self._limits.idle_s, 1, "event", lambda: self._num_events)
 
@@ -92,21 +92,21 @@ class _Client:
                     return
                 case "audio-stop":
                     raise RequestError("expected audio before 'audio-stop'")
-                case _:  # from a newer version, or for another service
+                case _:  # event of a newer version, or for another service
                     pass
 
     def _choose(self, data: dict[str, Any]) -> ServedModel:
-        """Return the model that the client names, else the first that supports its language."""
+        """Return the model that the client names, or else the first one for its language, or else the default."""
         language = str(data.get("language") or "").partition("-")[0].lower()
         able = (model for model in self._service.models.values() if language in model.languages)
         return self._service.model(data["name"]) if data.get("name") else next(able, self._service.default)
 
     async def _transcribe(self, slot: Slot, first: WyomingEvent) -> None:
-        """Serve one request, from the first audio to the transcript. Then the client closes the connection."""
+        """Serve one request, from the first audio event to the transcript."""
         self._patience = patience_for_audio(slot, self._limits.idle_s)
         audio = _Format.of(first.data)
         slot.model = self._model
-        # only now, since building hotwords requires a slot
+        # not built earlier, since only clients with a slot may use time for hotwords
         hotwords = await self._model.writable_hotwords(filter(None, self._names.split("\0")))
         stream = await slot.open_stream(audio.rate, hotwords=hotwords, is_whole=True)
         await converse(self._read(stream, audio, first), self._write(stream))
@@ -145,7 +145,7 @@ class _Client:
         await send_within(self._limits.send_s, self._writer.drain())
 
     async def _receive(self) -> WyomingEvent | None:
-        """Return the next event, or None at the end. An unread payload of the previous event is skipped."""
+        """Skip the unread payload of the last event. Return the next event, or None at the end."""
         event = await self._wait_for(self._read_event)
         self._num_events += 1
         if self._num_events % _EVENTS_PER_TURN == 0:  # reading buffered data does not yield to other tasks
@@ -210,7 +210,7 @@ class _Format:
         return audio
 
     def samples(self, payload: bytes) -> npt.NDArray[Any]:
-        """Return the samples of a payload, mixed to one channel."""
+        """Return the samples of a payload, with all channels mixed to one."""
         if len(payload) % (self.width * self.channels):
             raise RequestError(f"audio must have a multiple of {self.width * self.channels} bytes, got {len(payload)}")
         samples = np.frombuffer(payload, _SAMPLES[self.width])

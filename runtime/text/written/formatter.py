@@ -42,7 +42,7 @@ class TextFormat:
             raise ValueError(f"capitalized must be a list of words, got {words!r}")  # noqa: TRY004
         listed = tuple(words)
         if not all(isinstance(word, str) for word in listed):
-            raise ValueError("capitalized must be a list of words, got one that is not text")
+            raise ValueError("capitalized must be a list of words, got a word that is not text")
         object.__setattr__(self, "capitalized", listed)
 
 

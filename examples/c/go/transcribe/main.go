@@ -29,7 +29,7 @@ func transcribe(folder string, rate int, samples []int16) error {
 	for begin := 0; begin < len(samples); begin += 160 {
 		part := samples[begin:min(begin+160, len(samples))]
 		for err = transcriber.Feed(rate, part); errors.Is(err, u2moe.ErrQueueFull); err = transcriber.Feed(rate, part) {
-			time.Sleep(10 * time.Millisecond) // a microphone would drop these samples
+			time.Sleep(10 * time.Millisecond) // a program with a microphone would drop these samples
 		}
 		if err != nil {
 			return err

@@ -1,4 +1,4 @@
-//! Find libu2moe in U2MOE_DIR, the prefix of an installation, or through pkg-config.
+//! Find libu2moe in U2MOE_DIR, which is the prefix of an installation, or through pkg-config.
 use std::{env, process::Command};
 
 fn main() {

@@ -1,4 +1,4 @@
-"""Location and description of the library of native operators, which onnxruntime loads."""
+"""Location and description of the library of native operators. onnxruntime loads the library."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def library_path() -> Path:
 
 @functools.cache
 def _described() -> str:
-    """Return the library's description of itself, as JSON."""
+    """Return the JSON with which the library describes itself."""
     describe = ctypes.CDLL(str(library_path())).u2moe_kernels_describe
     describe.argtypes, describe.restype = (ctypes.c_char_p, ctypes.c_size_t), ctypes.c_size_t
     text = ctypes.create_string_buffer(describe(None, 0))
@@ -36,12 +36,17 @@ def description() -> dict[str, Any]:
     """Return the library's features on this machine.
 
     Returns:
-        isa: the instruction set in use; isas: all of this processor, best first; domain and operators: registered
-            names, without the numbered twins; contract: version of their inputs, attributes and results; layout:
-            version of the packed layout; api: required version of onnxruntime's C API.
+        A dictionary with these entries:
+
+        - isa: instruction set in use.
+        - isas: all supported instruction sets of this processor, best first.
+        - domain, operators: domain and names of the operators. Numbered copies of an operator are omitted.
+        - contract: version of the operators' inputs, attributes and results.
+        - layout: version of the layout of packed weights.
+        - api: required version of onnxruntime's C API.
 
     Raises:
-        ValueError: U2MOE_KERNELS_ISA names an instruction set that is unknown or missing on this processor.
+        ValueError: U2MOE_KERNELS_ISA names an instruction set that is unknown or that this processor lacks.
     """
     found: dict[str, Any] = json.loads(_described())
     if "error" in found:

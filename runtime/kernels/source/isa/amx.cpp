@@ -1,4 +1,4 @@
-// AMX for products in int8 of more than a few rows; everything else is as with AVX-512 VNNI.
+// AMX. Tiles compute products in int8 of more than a few rows. Everything else is the same as with AVX-512 VNNI.
 #include "../loops.h"
 #include "../vectors/amx.h"
 #include "../vectors/avx512.h"
@@ -6,10 +6,10 @@
 namespace u2moe {
 namespace {
 
-constexpr size_t kTileRows = 16, kDepth = 64;  // of a tile of activations
-constexpr size_t kFewRows = 6;                 // rows up to which vectors are as fast: the loop waits for memory
+constexpr size_t kTileRows = 16, kDepth = 64;  // rows and columns of a tile of activations
+constexpr size_t kFewRows = 6;                 // up to this many rows, vectors are as fast: both wait for memory
 
-// Sums of up to 32 rows with one block, finished while tiles multiply the next block.
+// Sums of products of up to 32 rows with one block. They are finished while tiles multiply the next block.
 struct Sums {
   alignas(64) int32_t values[2 * kTileRows * kBlock];
   const uint8_t* constants;  // constants of the block
@@ -30,9 +30,9 @@ struct Sums {
   }
 };
 
-// Multiplies `kPairs` tiles of rows, 16 or 32 rows, with one block. Tiles 0 to 3 are sums, 4 and 5 activations, 6 and 7
-// weights. `between` does other work in each step. Only the first rows read weights from memory; later ones find them
-// in the cache.
+// Multiplies `kPairs` tiles of 16 rows with one block. Tiles 0 to 3 hold sums, 4 and 5 activations, and 6 and 7
+// weights. `between` does other work in each step. Only the first rows read the weights from memory. Later rows find
+// the weights in the cache.
 template <int kPairs, class Between>
 inline void sums_of_block(const uint8_t* codes, size_t stride, const uint8_t* weights, size_t depth, int32_t* sums,
                           bool is_first, Between&& between) {
@@ -80,12 +80,12 @@ void multiply_tiles(const Product& p, size_t first, size_t last) {
   if (p.rows <= kFewRows) return multiply8<Avx512>(p, first, last);
   const auto* codes = static_cast<const uint8_t*>(p.codes);
   const size_t depth = depth8(p.k), bytes = block_bytes8(p.k);
-  Sums sums[2];  // of this block and the one before
+  Sums sums[2];  // sums of this block and of the block before
   // Rows are the outer loop: shapes change only with rows, and activations of 32 rows stay in the cache.
   for (size_t row = 0; row < p.rows; row += 2 * kTileRows) {
     const size_t rows = p.rows - row < 2 * kTileRows ? p.rows - row : 2 * kTileRows;
     const uint8_t* own = codes + row * p.stride;
-    const size_t each = (rows * kDepth + depth - 1) / depth;  // rows finished in a step
+    const size_t each = (rows * kDepth + depth - 1) / depth;  // rows of the block before that a step finishes
     configure(rows < kTileRows ? rows : kTileRows, rows > kTileRows ? rows - kTileRows : kTileRows);
     for (size_t block = first; block < last; block++) {
       const uint8_t* weights = p.weights + block * bytes;

@@ -1,16 +1,16 @@
-// AVX2 without VNNI. In int4, products with 4-bit weights are added in 16 bits before pairs of sums are multiplied by
-// the step of their group. In int8, every pair of products is multiplied by one instead, because longer sums of
-// products with 8-bit weights would exceed 16 bits.
+// AVX2 without VNNI. In int4, products with 4-bit weights are added in 16 bits, and pairs of these sums are then
+// multiplied by the step of their group. In int8, longer sums of products would exceed 16 bits. So each pair of products
+// is widened to 32 bits at once, by a multiplication by one.
 #include "../loops.h"
 #include "../vectors/avx2.h"
 
 namespace u2moe {
 namespace {
 
-constexpr size_t kRowsOfSum = 16;  // this many products of up to 255 * 15 fit in 16 bits, in pairs
+constexpr size_t kRowsOfSum = 16;  // rows whose products, up to 255 * 15 each, can be added in pairs in 16 bits
 constexpr size_t kFewRows = 2, kMoreRows = 3;
 
-// 4-bit weights minus their zeros, not multiplied by steps.
+// 4-bit weights minus their zero points, not yet multiplied by steps.
 struct Plain : Avx2 {
   static Steps steps(const uint8_t* p) {
     const Ints all = columns_of(p);
@@ -28,7 +28,7 @@ struct Plain : Avx2 {
       sum[m].a = _mm256_add_epi16(sum[m].a, _mm256_maddubs_epi16(a, w.a));
       sum[m].b = _mm256_add_epi16(sum[m].b, _mm256_maddubs_epi16(a, w.b));
 #if defined(__GNUC__)
-      asm("" : "+x"(sum[m].a), "+x"(sum[m].b));  // otherwise GCC multiplies everything first and adds in a tree
+      asm("" : "+x"(sum[m].a), "+x"(sum[m].b));  // without this, GCC multiplies all first and adds in a tree
 #endif
     }
   }

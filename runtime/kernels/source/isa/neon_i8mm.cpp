@@ -1,12 +1,13 @@
-// NEON with i8mm, whose instruction multiplies two rows by two columns; everything else is as with the dot product.
+// NEON with i8mm, whose instruction multiplies two rows by two columns. Everything else is the same as with the dot
+// product instruction.
 #include "../loops.h"
 #include "../vectors/neon.h"
 
 namespace u2moe {
 namespace {
 
-// Multiplies `R` pairs of rows with one panel. The packed layout stores 4 rows of a column together; the instruction
-// needs 8, from two interleaved steps. An odd last row is paired with itself.
+// Multiplies `R` pairs of rows with one panel. The packed layout stores 4 rows of a column together. The instruction
+// needs 8 rows, so the weights of two steps are interleaved. An odd last row is paired with itself.
 template <int R>
 void tile_of_pairs(const int8_t* codes, size_t stride, size_t rows, const uint8_t* weights, size_t steps,
                    const float* scale, float* unit) {

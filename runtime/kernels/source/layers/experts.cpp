@@ -1,4 +1,4 @@
-// Mixtures of experts, and feed-forward layers: routing, sorting, rounding, products.
+// Mixtures of experts, and feed-forward layers: routing, sorting by expert, rounding and products.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -11,8 +11,8 @@
 namespace u2moe {
 namespace {
 
-constexpr size_t kHiddenBytes = 384 << 10;  // of hidden activations at a time, to stay in the cache
-constexpr size_t kLeastRows = 96;          // smallest limit on a segment: each reads its expert's weights again
+constexpr size_t kHiddenBytes = 384 << 10;  // bytes of hidden activations at a time, so that they stay in the cache
+constexpr size_t kLeastRows = 96;          // lowest limit for rows at a time: each segment reads its weights again
 
 // Rows of one expert that are multiplied together.
 struct Segment {
@@ -22,7 +22,7 @@ struct Segment {
 // Rows as integers with their scales.
 struct Rows {
   uint8_t* codes;
-  size_t stride, row_bytes;  // of codes, in elements and bytes
+  size_t stride, row_bytes;  // length of a row of codes, in elements and in bytes
   float* scale;
 };
 
@@ -70,7 +70,7 @@ class Experts {
     round_rows(isa_, x, tokens_, layer_.dim, 0.0f, tokens, threads_);
     const size_t row_bytes = layer_.hidden * sizeof(float);
     const size_t most = std::max(kLeastRows, kHiddenBytes / row_bytes);
-    // Segments whose hidden activations fit in the cache together are computed together.
+    // Compute segments together if their hidden activations fit in the cache together.
     size_t used = 0, count = 0;
     auto* group = scratch_.array<Segment>(kSegments, layer_.experts + 2);
     for (size_t e = 0; e < layer_.experts; e++) {
@@ -89,7 +89,7 @@ class Experts {
   }
 
  private:
-  // Assignments of tokens to experts, sorted by expert.
+  // Assigns tokens to experts, and sorts the assignments by expert.
   void route(const float* x) {
     const size_t k = layer_.top_k, assignments = tokens_ * k;
     start_ = scratch_.array<size_t>(kOrder, layer_.experts + 1 + layer_.experts);
@@ -176,7 +176,7 @@ class Experts {
     });
   }
 
-  // Gathers the rows of tokens in the order of the experts.
+  // Copies the rows of tokens in the order of their assignments.
   Rows gathered(const Rows& tokens, const uint32_t* token, size_t count) {
     Rows rows = rows_of(scratch_, isa_, count, layer_.dim, kRows, kRowScale);
     for (size_t row = 0; row < count; row++) {

@@ -9,10 +9,10 @@
 namespace u2moe {
 namespace {
 
-constexpr size_t kConvolvedBytes = 512 << 10;  // of inputs of positions at a time, to stay in the cache
+constexpr size_t kConvolvedBytes = 512 << 10;  // bytes of inputs at a time, so that they stay in the cache
 
-// Copies the input of one frame from x [time, bins]: the taps of the first convolution, and 1, for each frequency and
-// time of the second kernel.
+// Copies the input of one output frame from x [time, bins]. For each frequency and each time of the second kernel, it
+// consists of the taps of the first convolution and 1 for the bias.
 void see(const ConvolutionLayer& layer, const float* x, float* patches) {
   for (size_t f = 0; f < layer.inner(); f++) {
     for (size_t t = 0; t < layer.kernels[1]; t++) {

@@ -1,4 +1,4 @@
-// Rounding of rows to integers, and their products with one weight.
+// Rounding of rows to integers, and products of rows with one weight matrix.
 #include <algorithm>
 #include <cstring>
 #include <memory>

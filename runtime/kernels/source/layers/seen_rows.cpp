@@ -12,7 +12,7 @@ bool SeenRows::begin() {
 }
 
 uint64_t SeenRows::hash_of(const uint8_t* row) const {
-  uint64_t words[8] = {};  // the first 64 bytes: rows that differ only after them share the same places
+  uint64_t words[8] = {};  // the first 64 bytes; rows that differ only in later bytes share their places
   std::memcpy(words, row, std::min(k_, sizeof words));
   uint64_t hash = 0;
   for (const uint64_t word : words) {

@@ -1,4 +1,4 @@
-// The division of a layer into tasks, and the arrays that its steps use.
+// The division of a layer into steps and tasks, and the arrays that steps use.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -10,17 +10,17 @@
 
 namespace u2moe {
 
-constexpr size_t kTasks = 16;           // tasks of a step with enough work; more than threads, to balance load
+constexpr size_t kTasks = 16;           // tasks of a step with enough work: more than threads, to balance the load
 constexpr size_t kRowsOfTask = 8;       // rows rounded by one task
-constexpr size_t kSmallRowsOfTask = 32;  // rows that take a fraction of a microsecond each
-constexpr size_t kBlocksOfTask = 3;     // minimum, so that a task reads contiguous memory
+constexpr size_t kSmallRowsOfTask = 32;  // rows of one task if a row takes a fraction of a microsecond
+constexpr size_t kBlocksOfTask = 3;     // minimum blocks of one task, so that it reads contiguous memory
 
 // Numbers of the arrays in a call's scratch.
 enum Arrays : size_t { kCodes, kScales, kExpert, kShare, kOrder, kToken, kRowShare, kRows, kRowScale, kHidden,
                        kHiddenCodes, kHiddenScale, kSegments };
 
-// Items from `first` up to, but not including, `last`. `part_of` divides `count` items into `parts` ranges, and returns
-// range `index`.
+// Items from `first` to `last` (exclusive). `part_of` divides `count` items into `parts` ranges, and returns range
+// `index`.
 struct Range {
   size_t first, last;
 };
@@ -28,7 +28,7 @@ inline Range part_of(size_t count, size_t index, size_t parts) {
   return {count * index / parts, count * (index + 1) / parts};
 }
 
-// The product of its task.
+// Multiplies the blocks of one task.
 inline void multiply(const InstructionSet& isa, Product p, Range blocks) {
   if (!p.group) return isa.multiply8(p, blocks.first, blocks.last);
   const Borrowed own;
@@ -36,8 +36,8 @@ inline void multiply(const InstructionSet& isa, Product p, Range blocks) {
   isa.multiply4(p, blocks.first, blocks.last);
 }
 
-// Numbers of the parts of an array that tasks use one at a time. A single thread always reuses the first, which stays
-// in its cache.
+// Numbers of the parts of an array. Each running task takes one. A single thread always takes the first part, which
+// stays in its cache.
 class Slots {
  public:
   size_t take() {

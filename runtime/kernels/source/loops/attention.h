@@ -7,7 +7,7 @@ namespace {
 
 constexpr size_t kKeysAtOnce = 8;
 
-// Copies rows of one head: from the cache, then from this call. `extra` is added if given.
+// Copies the rows of one head, first from the cache and then from this call. Adds `extra` unless it is null.
 template <class V>
 inline void rows_of_head(const float* past, size_t num_past, size_t past_stride, const float* now, size_t num_now,
                          size_t now_stride, const float* extra, size_t extra_stride, size_t size, float* to) {
@@ -23,7 +23,7 @@ inline void rows_of_head(const float* past, size_t num_past, size_t past_stride,
   }
 }
 
-// Turns scores [keys] of 16 queries, with their biases, into exponentials; returns their sums.
+// Adds biases to the scores [keys] of 16 queries, and replaces them by exponentials. Returns the sums of these.
 template <class V>
 inline typename V::Floats exponentials(const Attention& a, const float* bias, size_t first, float* scores) {
   const size_t keys = a.num_past + a.time;
@@ -50,7 +50,7 @@ inline typename V::Floats exponentials(const Attention& a, const float* bias, si
   return sum;
 }
 
-// Computes one head of one row of the batch. Lanes are queries, so that only they and the results are transposed.
+// Computes one head of one row of the batch. Lanes are queries, so that only queries and results are transposed.
 template <class V>
 void attend(const Attention& a, size_t index, float* scratch) {
   const size_t batch = index / a.heads, head = index % a.heads, size = a.size, keys = a.num_past + a.time;
@@ -67,7 +67,7 @@ void attend(const Attention& a, size_t index, float* scratch) {
   float* scores = result + size * kPanel;  // [keys, 16]
   rows_of_head<V>(past, a.num_past, 2 * size, now, a.time, kv_width, positions, width, size, own_keys);
   rows_of_head<V>(nullptr, 0, 0, now + size, a.time, kv_width, nullptr, 0, size, values);
-  const float* ahead = past + a.num_past * 2 * size;  // cache of the next head, prefetched
+  const float* ahead = past + a.num_past * 2 * size;  // cache of the next head, to be prefetched
   for (size_t first = 0; first < a.time; first += kPanel) {
     const size_t count = a.time - first < kPanel ? a.time - first : kPanel;
     const float* from = a.query + (batch * a.time + first) * width + head * size;

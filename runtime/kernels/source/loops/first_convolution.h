@@ -1,10 +1,10 @@
-// The convolution of the front end that is computed in floats.
+// The first convolution of the front end, which is computed in floats.
 #pragma once
 #include "rounding.h"
 
 namespace {
 
-// Negative values become 0.
+// relu: negative values become 0.
 template <class V>
 void convolve(const Convolution& c, float* sums) {
   const size_t panels = (c.channels + kPanel - 1) / kPanel, vectors = panels * c.positions;

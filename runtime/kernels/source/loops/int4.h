@@ -1,16 +1,17 @@
-// Products in int4. Weights become int8 weights: in registers for a few rows, once in memory for more.
+// Products in int4. Weights are unpacked to int8: in registers for a few rows, otherwise once to memory.
 #pragma once
 #include "int8.h"
 
 namespace {
 
-constexpr size_t kRows4 = 8;  // rows of a step: four in the low halves of bytes, four in the high halves
+constexpr size_t kRows4 = 8;  // rows of weights in a step: four in the low halves of bytes, four in the high halves
 
-// Unpacking is too slow for the processor's own prefetching: weights are prefetched into the second-level cache.
+// The processor's own prefetching does not keep up with unpacking. So weights are prefetched into the second-level
+// cache.
 constexpr ptrdiff_t kFar = 2 * kNear;
 inline void prefetch4(const uint8_t* weights) { U2MOE_PREFETCH(weights, 2); }
 
-// Multiplies all M rows with the columns of a tile; blocks reach to `end`.
+// Multiplies all M rows with the columns of a tile. The blocks of the call end at `end`.
 template <class V, int M>
 inline void tile4(const Product& p, const typename V::Code* codes, const uint8_t* block, size_t column,
                   const uint8_t* end, float* unit) {
@@ -25,7 +26,7 @@ inline void tile4(const Product& p, const typename V::Code* codes, const uint8_t
   for (size_t g = 0; g < groups; g++) {
     typename V::Steps steps[P];
     const ptrdiff_t far = end - ahead > kFar ? kFar : kFar + jump;
-    prefetch4(ahead + far);  // for part of the block's steps and constants
+    prefetch4(ahead + far);  // covers part of the block's steps and constants
     ahead += kBlock * 4 / P;
     U2MOE_UNROLL for (int i = 0; i < P; i++) steps[i] = V::steps(block + g * kBlock + column + i * kPanel);
     const auto* own = codes + g * p.group;
@@ -73,10 +74,10 @@ void unpack_block(const Product& p, const uint8_t* block, uint8_t* to) {
   }
   if (packed < depth) std::memset(to + packed * kBlock, 0, (depth - packed) * kBlock);
   std::memcpy(to + depth * kBlock, block + block_bytes4(p.k, p.group) - 12 * kBlock, 12 * kBlock);
-  std::memset(to + (depth + 12) * kBlock, 0, kLine);  // pairs of products may exceed 16 bits
+  std::memset(to + (depth + 12) * kBlock, 0, kLine);  // `pairs` is 0: pairs of products may exceed 16 bits
 }
 
-// `multiply` is the int8 product; up to `kFew` rows are one tile.
+// Multiplies in int4. Up to `kFew` rows are one tile; for more rows, `multiply` computes products with int8 weights.
 template <class V, void (*multiply)(const Product&, size_t, size_t) = multiply8<V>, size_t kFew = V::kRows>
 void multiply4(const Product& p, size_t first, size_t last) {
   constexpr size_t kWidth = V::kPanels * kPanel;

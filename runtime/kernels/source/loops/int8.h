@@ -4,12 +4,12 @@
 
 namespace {
 
-// Prefetching of weights. With several tiles of rows, the tiles share the lines of the next block. A single tile reads
-// fast enough for the processor's own prefetching, and is slower if it prefetches more than the constants and the first
-// lines after a jump.
+// Prefetching of weights. If there are several tiles of rows, each prefetches some lines of the next block. With a
+// single tile, the processor's own prefetching suffices. It only needs help for the constants and the first lines after
+// a jump; more prefetching makes it slower.
 struct Ahead {
   const uint8_t* next;
-  size_t mask;  // a line of `next` is prefetched at each step whose number has none of these bits
+  size_t mask;  // each step whose number has none of these bits prefetches a line of `next`
 };
 
 template <class V, int M>
@@ -22,7 +22,7 @@ inline void start_sums(Sums<V, M>& sum) {
   }
 }
 
-// Four rows of weights.
+// Adds the products with four rows of weights.
 template <class V, int M>
 inline void add_products(Sums<V, M>& sum, const typename V::Weights (&w)[V::kPanels], const typename V::Code* codes,
                          size_t stride) {
@@ -32,8 +32,8 @@ inline void add_products(Sums<V, M>& sum, const typename V::Weights (&w)[V::kPan
   }
 }
 
-// `constants` are the scales of the panels and the values after them. The layout has them after the weights, and the
-// correction is added last: sums that began with it would wait for memory.
+// Stores the sums, with the correction, times the scales. `constants` points to the scales of the panels. They follow
+// the weights in memory, so the correction is added last: sums that began with it would wait for memory.
 template <class V, int M>
 inline void store_sums(Sums<V, M>& sum, const uint8_t* constants, float* unit) {
   U2MOE_UNROLL for (int p = 0; p < static_cast<int>(V::kPanels); p++) {
@@ -47,7 +47,7 @@ inline void store_sums(Sums<V, M>& sum, const uint8_t* constants, float* unit) {
   }
 }
 
-// `weights` points to the panel, `constants` to the scales of the block.
+// Multiplies M rows with the panels of a tile. `weights` and `constants` point to the weights and scales of the panels.
 template <class V, int M>
 inline void tile8(const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
                   const uint8_t* constants, Ahead ahead, float* unit) {
@@ -76,7 +76,7 @@ inline void rows8(size_t rows, const typename V::Code* codes, size_t stride, con
   tile8<V, M>(codes, stride, weights, steps, constants, ahead, unit);
 }
 
-// If the instructions of V add pairs of products in 16 bits, blocks whose pairs do not fit use wider ones.
+// If the instructions of V add pairs of products in 16 bits, blocks whose pairs do not fit use wider instructions.
 template <class V>
 inline void any_rows8(size_t rows, const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
                       const uint8_t* constants, bool pairs_fit, Ahead ahead, float* unit) {
@@ -90,10 +90,11 @@ void multiply8(const Product& p, size_t first, size_t last) {
   if (p.rows == 0) return;
   const auto* codes = static_cast<const typename V::Code*>(p.codes);
   const size_t each = tile_rows(p.rows, V::kRows), tiles = (p.rows + each - 1) / each;
-  // a single tile also reads the zeros after the last row: reading without a gap helps the processor's prefetching
+  // a single tile also reads the zeros after the last row, since reading without a gap helps the processor's
+  // prefetching
   const size_t steps = tiles == 1 ? depth8(p.k) / 4 : (p.k + 3) / 4, bytes = block_bytes8(p.k);
   constexpr size_t kWidth = V::kPanels * kPanel;  // columns of a tile
-  // all tiles of a block together have this many steps for its bytes / 64 lines
+  // number of steps for each prefetched line: all tiles of a block together prefetch the whole next block
   size_t interval = 1;
   while (interval * 2 * bytes <= tiles * (kBlock / kWidth) * steps * kLine) interval *= 2;
   const size_t mask = tiles == 1 ? SIZE_MAX : interval - 1;
@@ -107,7 +108,7 @@ void multiply8(const Product& p, size_t first, size_t last) {
     const bool pairs_fit = pairs_fit8(constants);
     Ahead ahead{p.next ? p.next + (block - first) * bytes : weights + bytes, mask};
     const auto* bias = reinterpret_cast<const float*>(constants + kBlock * 8);
-    for (size_t c = 0; c < kBlock; c += kWidth) {  // outer loop, so that weights of long columns stay in the cache
+    for (size_t c = 0; c < kBlock; c += kWidth) {  // columns are the outer loop: their weights stay in the cache
       for (size_t row = 0; row < p.rows; row += each) {
         const size_t rows = p.rows - row < each ? p.rows - row : each;
         const auto* own = codes + row * p.stride;

@@ -1,4 +1,4 @@
-// Partial vectors at the ends of rows, sums of a vector's lanes in a fixed order, and matrix products in floats.
+// Partial vectors at the ends of rows, sums of lanes in a fixed order, and matrix products in floats.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -38,8 +38,8 @@ inline void store_part(float* p, typename V::Floats x, size_t count) {
   std::memcpy(p, part, count * sizeof(float));
 }
 
-// out[m] = the sum over i of a[m * row_stride + i * step] * b[i], added to the previous out[m] if `more`, for `rows`
-// vectors. Computes at most 8 at a time, so that addresses stay in registers.
+// Computes `rows` vectors: out[m] is the sum over i of a[m * row_stride + i * step] * b[i]. If `more`, the sum is added
+// to the previous out[m]. At most 8 vectors are computed at a time, so that addresses stay in registers.
 template <class V, int M = static_cast<int>(V::kRows < 8 ? V::kRows : 8)>
 inline void products(size_t rows, const float* a, size_t row_stride, size_t step, const float* b, size_t count,
                      float* out, bool more = false) {
@@ -63,7 +63,7 @@ inline void products(size_t rows, const float* a, size_t row_stride, size_t step
   }
 }
 
-// Sums the lanes, always in this order.
+// Returns the sum of the lanes, always added in this order.
 template <class V>
 inline float sum_of_lanes(typename V::Floats x) {
   float lanes[kPanel];

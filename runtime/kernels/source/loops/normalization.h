@@ -1,4 +1,4 @@
-// Layer normalisation of rows, with an optional addition before it.
+// Layer normalisation of rows, or of the sums of two rows.
 #pragma once
 #include <cmath>
 
@@ -15,7 +15,7 @@ inline void normalize_row(const float* x, size_t size, const float* weight, cons
   const auto mean = V::mul(V::set(sum_of_lanes<V>(sum)), each);
   for (size_t i = 0; i < size; i += kPanel) {
     auto off = V::sub(load_part<V>(x + i, size - i), mean);
-    if (size - i < kPanel) {  // lanes after the row stay 0
+    if (size - i < kPanel) {  // lanes beyond the row stay 0
       float part[kPanel] = {};
       store_part<V>(part, off, size - i);
       off = V::load(part);

@@ -1,4 +1,4 @@
-// Code that all integer products share: the processing of results, and the division of rows.
+// Code that all integer products share: the processing of results, and the division of rows into tiles.
 #pragma once
 #include "functions.h"
 #include "lanes.h"
@@ -9,10 +9,10 @@
 
 namespace {
 
-constexpr size_t kNear = U2MOE_NEAR;  // bytes that the first reader of weights prefetches ahead
+constexpr size_t kNear = U2MOE_NEAR;  // bytes to prefetch ahead of the first reader of weights
 
-// `unit` has the products of `rows` rows with columns from `first` on, `width` at most, times the scales of the
-// columns.
+// Processes elements of a product as `Product::then` says. `unit` has the products of `rows` rows with at most `width`
+// columns from `first` on, times the scales of the columns.
 template <class V>
 inline void finish(const Product& p, size_t row, size_t rows, size_t first, size_t width, const float* unit,
                    const float* bias) {
@@ -39,7 +39,7 @@ inline void finish(const Product& p, size_t row, size_t rows, size_t first, size
   }
 }
 
-// Rows are divided evenly into as few tiles as registers allow.
+// Returns the rows of a tile, if rows are divided evenly into as few tiles as possible of at most `most` rows.
 inline size_t tile_rows(size_t rows, size_t most) {
   const size_t tiles = (rows + most - 1) / most;
   return (rows + tiles - 1) / tiles;

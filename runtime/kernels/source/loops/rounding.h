@@ -4,8 +4,9 @@
 
 namespace {
 
-// x / divisor, correctly rounded, for many x: a product with the reciprocal, and one correction by the remainder
-// (Markstein 1990). It is not proven for divisors whose reciprocal may be subnormal or whose mantissa is all ones.
+// Divides many x by the same number, correctly rounded: a product with the reciprocal, then one correction by the
+// remainder (Markstein 1990). The proof excludes divisors with a mantissa of all ones or a subnormal reciprocal, so
+// these use a division.
 template <class V>
 class Divisor {
  public:
@@ -25,7 +26,7 @@ class Divisor {
   bool is_plain_;
 };
 
-// The largest magnitude, found by comparing bits as integers, which makes NaN the largest in any position.
+// Returns the largest magnitude. Bits are compared as integers, so that NaN counts as the largest wherever it occurs.
 template <class V>
 inline float peak_of(const float* x, size_t count, float lowest) {
   auto most = V::magnitude_bits(V::set(lowest));
@@ -57,7 +58,7 @@ void round_row(const Rounding8& r, const float* x, Code* codes, float* scale_of_
   }
 }
 
-// The stride is a multiple of 16.
+// Rounds rows for products. The stride must be a multiple of 16.
 template <class V>
 void round8(const Rounding8& r, size_t first, size_t last) {
   auto* codes = static_cast<typename V::Code*>(r.codes);
@@ -65,7 +66,7 @@ void round8(const Rounding8& r, size_t first, size_t last) {
     round_row<V, false>(r, r.x + row * r.k, codes + row * r.stride, r.scale + row);
 }
 
-// The stride is k.
+// Rounds rows to uint8 around 128. The stride must be k.
 template <class V>
 void round_bytes(const Rounding8& r, size_t first, size_t last) {
   auto* bytes = static_cast<uint8_t*>(r.codes);

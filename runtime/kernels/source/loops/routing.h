@@ -5,8 +5,8 @@
 
 namespace {
 
-// Logits of M tokens, which read the gate together, kMostExperts apart. Four sums per token, over every fourth input
-// each, hide the latency of additions.
+// Computes the logits of M tokens, which read the gate together. The logits of a token are kMostExperts after those of
+// the token before. Four sums per token, each over every fourth input, hide the latency of additions.
 template <class V, int M>
 inline void logits_of(const Routing& r, const float* x, float* logits) {
   const size_t width = rounded_up(r.experts, kPanel);
@@ -30,8 +30,8 @@ inline void logits_of(const Routing& r, const float* x, float* logits) {
   }
 }
 
-// Chooses the experts with the largest logits; of equal logits, the lower expert number. NaN is chosen only if nothing
-// else is left.
+// Chooses the experts with the largest logits. Of equal logits, the lower expert number comes first. Logits of NaN are
+// chosen only if no others are left.
 inline void choose(const Routing& r, const float* logits, uint32_t* expert, float* values) {
   for (size_t e = 0; e < r.experts; e++) {
     size_t place = e < r.top_k ? e : r.top_k;  // among those chosen so far, which are sorted
@@ -50,7 +50,7 @@ template <class V>
 void route(const Routing& r, size_t first, size_t last) {
   constexpr int kTogether = V::kRows > 8 ? 4 : 1;  // tokens whose sums fit in registers
   alignas(64) float logits[kTogether * kMostExperts], shares[kMostExperts];
-  size_t known = first;  // earlier tokens have logits
+  size_t known = first;  // tokens before this one have logits
   for (size_t token = first; token < last; token++) {
     uint32_t* expert = r.expert + token * r.top_k;
     float* own = logits + (token - first) % kTogether * kMostExperts;

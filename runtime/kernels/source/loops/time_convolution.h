@@ -1,4 +1,4 @@
-// The convolution of streamed blocks.
+// The convolution modules of streamed blocks.
 #pragma once
 #include "functions.h"
 #include "normalization.h"
@@ -22,7 +22,7 @@ void see(const TimeConvolution& c, size_t first, size_t last) {
   }
 }
 
-// One panel of M consecutive frames.
+// Computes one panel of M consecutive frames.
 template <class V, int M = 4>
 inline void depthwise(const TimeConvolution& c, size_t frames, const float* seen, size_t panel, float* out) {
   if constexpr (M > 1) {

@@ -1,4 +1,4 @@
-// Operators for attention of a chunk with a cache of earlier frames, and for the cache of the next chunk.
+// Operators for attention with a cache of earlier frames, and for the cache of the next chunk.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -66,7 +66,8 @@ class CachedAttention {
     a.positions_batch_stride = positions.axis(0) > 1 ? sizes[3] * a.heads * a.size : 0;
   }
 
-  // Writes the keys and values of this call from frame `first` on in cache layout [1, batch, kv_heads, time, 2 * size].
+  // Outputs the keys and values of this call as a cache [1, batch, kv_heads, time, 2 * size]. An input gives the first
+  // frame to keep.
   void keep(const Call& call, const Attention& a) const {
     const auto time = static_cast<int64_t>(a.time);
     int64_t first = number(call, 4);
@@ -75,7 +76,7 @@ class CachedAttention {
     const size_t width = 2 * a.size, kept = static_cast<size_t>(time - first);
     auto* to = static_cast<float*>(call.output(1, {1, static_cast<int64_t>(a.batch), static_cast<int64_t>(kv_heads_),
                                                    static_cast<int64_t>(kept), static_cast<int64_t>(width)}));
-    if (kept == 0) return;  // the batch may then have any size
+    if (kept == 0) return;  // the output is empty, and the batch may have any size
     for (size_t row = 0; row < a.batch * kv_heads_; row++) {
       const size_t batch = row / kv_heads_, head = row % kv_heads_;
       for (size_t t = a.time - kept; t < a.time; t++, to += width)
@@ -88,7 +89,7 @@ class CachedAttention {
   bool is_relative_ = false;
 };
 
-// Assembles the cache of the next chunk: for each block the cache from frame `first` on, and the kept frames of this
+// Assembles the cache of the next chunk: for each block, the last frames of the old cache and the kept frames of this
 // chunk. Every number is read and written once.
 class NextCache {
  public:
@@ -118,7 +119,7 @@ class NextCache {
     const size_t rows = cache.axis(1) * cache.axis(2), width = cache.axis(4), stride = cache.axis(3) * width;
     const size_t skipped = static_cast<size_t>(first) * width, fresh = kept[0].axis(3) * width;
     const size_t length = stride - skipped + fresh;
-    if (length == 0) return;  // the batch may then have any size
+    if (length == 0) return;  // the output is empty, and the batch may have any size
     CallThreads(call).each(blocks_, [&](size_t block) {
       float* to = out + block * rows * length;
       for (size_t row = 0; row < rows; row++) {

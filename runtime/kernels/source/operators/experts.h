@@ -1,4 +1,4 @@
-// Operators for mixtures of experts, and for feed-forward layers, which are a single expert for all tokens.
+// Operators for mixtures of experts, and for feed-forward layers. A feed-forward layer is one expert for all tokens.
 #pragma once
 #include <algorithm>
 #include <string>
@@ -39,7 +39,7 @@ class ExpertsOperator {
       for (size_t e = 0; e < width; e++) to[d * width + e] = e < layer_.experts ? gate[d * layer_.experts + e] : 0.0f;
   }
 
-  // Reads all products, packed in advance.
+  // Reads weights that were packed in advance.
   void read_packed(Node& node, size_t group, bool is_gated = false) {
     layer_.hidden = size_of(node, "hidden");
     layer_.group = group;
@@ -51,7 +51,7 @@ class ExpertsOperator {
     check_all_read(node);
   }
 
-  // Packs the products of all experts in turn: gate if there is one, first, second.
+  // Packs the weights of all experts in turn. The weights of an expert are: gate if there is one, first, second.
   void pack(const std::vector<Matrix>& matrices, bool is_gated = false) {
     layer_.hidden = matrices[0].n;
     layer_.group = matrices[0].group;
@@ -133,7 +133,7 @@ class SingleExpert : public ExpertsOperator {
   explicit SingleExpert(Node& node) {
     const bool bias = node.integer("bias", 0, 1) != 0;
     read_activation(node);
-    if (kIsGated) layer_.lowest = 0.0f;  // products with a gate have no lowest value
+    if (kIsGated) layer_.lowest = 0.0f;  // the product of a gate and activations has no lowest value
     const size_t group = kIsInt4 ? group_of(node) : 0;
     node.skip();
     if (kIsInt4 || is_packed(node)) layer_.dim = size_of(node, "in");
@@ -152,7 +152,7 @@ class SingleExpert : public ExpertsOperator {
   }
 
  private:
-  // The first matrix determines all sizes.
+  // Reads a matrix of weights. The first matrix determines all sizes.
   static void add(std::vector<Matrix>& matrices, Node& node, int64_t& k, int64_t& n, size_t group, bool bias) {
     matrices.push_back(group ? read_int4(node, k, n, group, bias) : read_int8(node, k, n, bias));
     k = static_cast<int64_t>(matrices.back().k);

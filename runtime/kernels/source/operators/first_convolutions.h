@@ -1,4 +1,4 @@
-// An operator for both convolutions of the front end.
+// Operator for the two convolutions of the front end.
 #pragma once
 #include <cstring>
 #include <string>
@@ -26,7 +26,7 @@ class FirstConvolutions {
     Matrix second = read_int8(node, static_cast<int64_t>(layer_.depth()), -1, true);
     check_all_read(node);
     if (static_cast<int64_t>(layer_.bins) > kMostElements / (channels * taps)) throw Invalid("has too many elements");
-    layer_.channels = rounded_up(given, 4);  // products take four at a time
+    layer_.channels = rounded_up(given, 4);  // products add four channels at a time
     pack_first(first, given);
     pack_second(second.eight, given);
   }
@@ -55,7 +55,7 @@ class FirstConvolutions {
           *to++ = c < channels ? weight[tap * channels + c] : 0.0f;
   }
 
-  // The graph's rows are in the order (time, frequency, channels).
+  // Packs the second weight, whose rows are in the order (time, frequency, channels) in the graph.
   void pack_second(Int8Weight weight, size_t channels) {
     const size_t kernel = layer_.kernels[1], from = channels * weight.n, to = layer_.channels * weight.n;
     std::vector<int8_t> turned(layer_.depth() * weight.n);

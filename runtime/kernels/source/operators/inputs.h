@@ -1,4 +1,4 @@
-// Checks of inputs that must match, and the cache block that a call reads.
+// Checks of input shapes, and access to the cache of one block.
 #pragma once
 #include <string>
 #include <vector>
@@ -7,7 +7,7 @@
 
 namespace u2moe {
 
-// Checks an input against the others; -1 stands for any size.
+// Checks the shape of an input; -1 stands for any size.
 inline void check(const Tensor& tensor, size_t index, const std::vector<int64_t>& shape) {
   bool fits = tensor.shape.size() == shape.size();
   for (size_t i = 0; fits && i < shape.size(); i++) fits = shape[i] < 0 || tensor.shape[i] == shape[i];
@@ -20,7 +20,8 @@ inline int64_t number(const Call& call, size_t index) {
   return *tensor.as<int64_t>();
 }
 
-// Returns one block of a cache [blocks, ...]. `index` is the input of the cache; the block's number is the next input.
+// Returns one block of a cache [blocks, ...]. The cache is input `index`, and the next input is the number of the
+// block.
 inline const float* block_of(const Call& call, const Tensor& cache, size_t index) {
   const int64_t block = number(call, index + 1);
   if (block < 0 || block >= cache.shape[0])

@@ -8,7 +8,7 @@
 
 namespace u2moe {
 
-// Layer normalisation over the last axis of x, or of the sum of x and a branch, which then is also an output.
+// Layer normalisation over the last axis of x, or of the sum of x and a branch. This sum is then also an output.
 template <bool kIsSum>
 class Normalizing {
  public:

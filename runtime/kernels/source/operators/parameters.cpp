@@ -8,8 +8,8 @@
 namespace u2moe {
 namespace {
 
-constexpr int64_t kMostSize = int64_t{1} << 24;  // maximum of one axis of a weight
-constexpr size_t kMostInner = size_t{1} << 16;   // maximum rows of an int8 weight: 255 * 128 times that fits in 32 bits
+constexpr int64_t kMostSize = int64_t{1} << 24;  // maximum size of an axis of a weight
+constexpr size_t kMostInner = size_t{1} << 16;   // maximum rows of an int8 weight: 255 * 128 * this fits in 32 bits
 
 }  // namespace
 

@@ -1,7 +1,7 @@
-// Attributes and constant inputs that operators read when a session is created; weights are packed here.
+// Attributes and constant inputs of operators, and packing of weights.
 //
-// An operator is a class. Its constructor runs when a session is created and reads these values; it computes when the
-// session runs.
+// An operator is a class. Its constructor runs when a session is created, and reads attributes and constant inputs. Its
+// `compute` runs when the session runs.
 #pragma once
 #include <string>
 #include <vector>
@@ -15,10 +15,10 @@ constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto kUint8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 constexpr int64_t kMostElements = int64_t{1} << 31;
 
-// Returns the instruction set of this process; throws if the environment names one that is missing.
+// Returns the instruction set of this process. Throws if the environment names one that is missing.
 const InstructionSet& isa();
 
-// Returns the activation of that name; throws if there is none. For rows, "" means none.
+// Returns the activation with a name, and throws if there is none. `lowest_of_rows` also accepts "", no activation.
 Activation activation_named(const std::string& name);
 float lowest_of(Activation activation);
 float lowest_of_rows(const std::string& name);
@@ -28,7 +28,7 @@ size_t size_of(const Node& node, const char* name);
 
 size_t packed_bytes(size_t k, size_t n, size_t group);
 
-// A weight matrix as the graph stores it, not yet packed.
+// A weight matrix as the graph stores it, before packing.
 struct Matrix {
   Int8Weight eight{};
   Int4Weight four{};
@@ -40,8 +40,8 @@ struct Matrix {
 
 // Returns the number of rows in a group of 4-bit weights.
 size_t group_of(const Node& node);
-// Read a weight with its scale and bias, and a 4-bit weight also with its steps. -1 as `k` or `n` allows any size; `k`
-// of a 4-bit weight must be given.
+// Read a weight with its scale and bias, and for a 4-bit weight also its steps. -1 for `k` or `n` allows any size, but
+// a 4-bit weight needs `k`.
 Matrix read_int8(Node& node, int64_t k, int64_t n, bool bias);
 Matrix read_int4(Node& node, int64_t k, int64_t n, size_t group, bool bias);
 
@@ -51,7 +51,7 @@ LinearLayer read_linear(Node& node, bool bias, float lowest, size_t group = 0);
 
 // Throws if sums over `k` products would not fit in 32 bits.
 void check_inner(size_t k);
-// Throws if the node has more inputs than have been read.
+// Throws if the node has inputs that have not been read.
 void check_all_read(const Node& node);
 
 }  // namespace u2moe

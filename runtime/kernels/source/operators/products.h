@@ -1,4 +1,4 @@
-// Operators that round rows to integers, and multiply rows with one weight.
+// Operators that round rows to integers or multiply rows with one weight matrix.
 #pragma once
 #include <memory>
 #include <string>
@@ -56,7 +56,7 @@ class MatMul {
  private:
   const InstructionSet& isa_;
   LinearLayer layer_;
-  std::unique_ptr<SeenRows> positions_;  // only for layers that project positions, recognised by name
+  std::unique_ptr<SeenRows> positions_;  // only for layers that project positions, which are recognised by name
 };
 
 template <bool kIsInt4>

@@ -1,4 +1,4 @@
-// An operator for the layers between the projections of a streamed block's convolution module, with a cache of earlier
+// Operator for the convolution module of a streamed block, without the module's projections. It has a cache of earlier
 // frames.
 #pragma once
 #include <algorithm>
@@ -54,7 +54,7 @@ class CachedConvolution {
  private:
   static constexpr int64_t kMostKernel = 1024;
 
-  // Packs taps before channels; a missing bias is 0.
+  // Packs the weight as [taps, channels]. A missing bias counts as 0.
   void pack(const float* weight, const float* bias, const float* const (&norm)[2]) {
     const size_t channels = layer_.channels, kernel = layer_.kernel, width = rounded_up(channels, kPanel);
     layer_.width = width;

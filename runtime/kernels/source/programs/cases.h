@@ -1,4 +1,4 @@
-// Layers of many shapes, with the same weights on every machine, for the programs in this folder.
+// Test layers of many shapes for the programs in this folder. Their weights are the same on every machine.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -18,11 +18,11 @@ class Serial final : public Threads {
   }
 };
 
-// A generator of numbers that are the same on every machine.
+// Generator of pseudorandom numbers that are the same on every machine.
 class Random {
  public:
-  // If `is_quantized`, the weights of rows 2i and 2i + 1 in a column add up to at most 128 in magnitude, like those
-  // of `u2moe quantize`. Otherwise, about every third matrix has larger sums.
+  // If `is_quantized`, the sums of the weights in rows 2i and 2i + 1 are at most 128 in magnitude, as after
+  // `u2moe quantize`. Otherwise, about every third matrix has larger sums.
   explicit Random(uint64_t seed, bool is_quantized = false) : state_(seed * 2 + 1), is_quantized_(is_quantized) {}
   uint32_t next() {
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
@@ -49,7 +49,7 @@ class Random {
   bool is_quantized_;
 };
 
-// FNV-1a
+// Digest of results (FNV-1a).
 class Digest {
  public:
   void add(const void* data, size_t bytes) {
@@ -168,7 +168,7 @@ inline void compute_attention(const InstructionSet& isa, size_t time, size_t siz
   digest.add(out.data(), out.size() * sizeof(float));
 }
 
-// Kernels of 3 with a stride of 2, and `out` output channels.
+// Returns convolutions with kernels of size 3, a stride of 2 and `out` output channels.
 inline ConvolutionLayer convolution_layer(size_t bins, size_t channels, size_t out, bool is_quantized = false) {
   Random random(bins + channels, is_quantized);
   ConvolutionLayer layer;
@@ -241,7 +241,8 @@ inline void compute_time_convolution(const InstructionSet& isa, size_t time, siz
   digest.add(out.data(), out.size() * sizeof(float));
 }
 
-// Pairs of weights with this sum, and the largest activations. 128 is the largest sum whose products fit in 16 bits.
+// Computes products of the largest activations with pairs of weights that have this sum. 128 is the largest sum for
+// which the products fit in 16 bits.
 inline void compute_pairs(const InstructionSet& isa, int sum, const Threads& threads, Digest& digest) {
   const size_t k = 64, n = 32, rows = 2;
   const int first = sum > 0 ? 127 : -127;
@@ -279,7 +280,7 @@ inline unsigned long long digest_of(const InstructionSet& isa, const Threads& th
   return digest.value();
 }
 
-// The same for the convolutions, which some instruction sets leave to onnxruntime.
+// Returns a digest of the results of the convolutions, which some instruction sets leave to onnxruntime.
 inline unsigned long long digest_of_convolutions(const InstructionSet& isa, const Threads& threads) {
   Digest digest;
   if (isa.holds_255)

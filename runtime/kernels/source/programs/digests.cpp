@@ -1,5 +1,6 @@
-// Computes the same layers on every instruction set of this processor and prints a digest of the results of each. Equal
-// digests mean that results are equal to the last bit, here and on other machines; tests compare them under qemu.
+// Computes the same layers on every instruction set of this processor, and prints a digest of the results for each set.
+// Equal digests mean that results are equal to the last bit, here and on other machines. Tests also compare digests
+// under qemu.
 #include <cstdio>
 
 #include "cases.h"

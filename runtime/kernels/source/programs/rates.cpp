@@ -1,6 +1,7 @@
-// Compares layers with what the processor can multiply. Prints the products per second of its integer instruction on
-// registers, then those of layers with the sizes of MoE-1B. Uses the instruction set that U2MOE_KERNELS_ISA names, or
-// the best. Times are processor time of one thread, the least of many runs, which also works on a busy machine.
+// Compares the speed of layers with the limit of the processor. Prints the products per second of the processor's integer
+// instruction on registers, then those of layers with the sizes of MoE-1B. Uses the instruction set that
+// U2MOE_KERNELS_ISA names, or else the best. Times are the shortest of many runs, in processor time of one thread, so a
+// busy machine affects them little.
 //
 //     u2moe_kernels_rates [SECONDS OF EACH]
 #include <algorithm>
@@ -20,7 +21,7 @@ namespace u2moe {
 namespace {
 
 constexpr size_t kDim = 576, kHidden = 1920, kBins = 80;
-constexpr size_t kChunk = 16, kTenSeconds = 250;  // rows
+constexpr size_t kChunk = 16, kTenSeconds = 250;  // rows of a chunk, and of ten seconds
 constexpr size_t kRunsAtLeast = 3;
 
 double processor_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
@@ -55,14 +56,14 @@ class Report {
   }
 
  private:
-  // Returns 0 if it is unknown how this instruction set multiplies.
+  // Returns the products per second on registers, or 0 if this instruction set has no loop here.
   static double most_products(const InstructionSet& isa, double budget);
 
   double budget_, most_;
 };
 
 #if defined(__GNUC__) && defined(__x86_64__)
-// A loop that repeats a step for several sums in numbered registers.
+// Defines a loop that repeats a step for several sums in numbered registers.
 #define U2MOE_LOOP(name, isa, numbers, step, ...)                                                                     \
   __attribute__((target(isa))) void name(long rounds) {                                                               \
     asm volatile("1:\n\t.irp i," numbers "\n\t" step "\n\t.endr\n\tdec %0\n\tjnz 1b" : "+r"(rounds) : : "cc", __VA_ARGS__); \
@@ -94,7 +95,7 @@ constexpr void (*multiply_amx)(long) = nullptr;
 
 constexpr struct {
   const char* isa;
-  double products;  // of one round
+  double products;  // products of one round
   void (*run)(long rounds);
 } kLoops[] = {{"amx", 4 * 16 * 16 * 64.0, multiply_amx},
               {"avx512-vnni", 12 * 64.0, multiply_avx512},
@@ -102,7 +103,7 @@ constexpr struct {
               {"avx2", 10 * 32.0, multiply_avx2}};
 
 double Report::most_products(const InstructionSet& isa, double budget) {
-  constexpr long kRounds = 30000;  // as long as a layer
+  constexpr long kRounds = 30000;  // takes about as long as a layer
   for (const auto& loop : kLoops)
     if (loop.run != nullptr && std::strcmp(isa.name, loop.isa) == 0)
       return static_cast<double>(kRounds) * loop.products / least_seconds(budget, [&] { loop.run(kRounds); });

@@ -1,7 +1,7 @@
-// Computes the same layers in several threads at once, each with separate threads for the tasks of a step, as in
-// onnxruntime, while layers are created and destroyed. Every digest must equal that of one thread. It is for the thread
-// sanitizer, which must see how threads wait for each other; inside onnxruntime it cannot. Then the process forks while
-// other threads allocate memory, and its children also compute.
+// Computes the same layers in several threads at once, while layers are created and destroyed. Each of these threads
+// has further threads for the tasks of a step, as in onnxruntime. Every digest must equal that of a single thread. The
+// program is for the thread sanitizer, which cannot see how threads wait inside onnxruntime. Then the process forks
+// while other threads allocate memory, and its children also compute.
 #include <atomic>
 #include <cstdio>
 #include <thread>
@@ -16,9 +16,9 @@ namespace u2moe {
 namespace {
 
 constexpr size_t kCallers = 3, kWorkers = 3, kRounds = 3, kForks = 20;
-constexpr unsigned kLimit = 60;  // seconds for a child
+constexpr unsigned kLimit = 60;  // maximum seconds of a child process
 
-// Workers take tasks until none is left; a step ends when all have finished.
+// Workers that take tasks until none are left. A step ends when all workers have finished.
 class Team final : public Threads {
  public:
   void run(Task task, size_t count, void* state) const override {
@@ -50,8 +50,8 @@ bool is_equal_in_threads(const InstructionSet& isa) {
 }
 
 #if !defined(_WIN32) && !defined(__SANITIZE_ADDRESS__)  // the allocator of AddressSanitizer may be locked in a child
-// Computes in children while other threads allocate and free memory all the time, under the lock that must be free in a
-// child.
+// Computes in child processes. Meanwhile, other threads constantly allocate and free memory under the lock that must be
+// free in a child.
 bool is_equal_in_children(const InstructionSet& isa) {
   const unsigned long long expected = digest_of_all(isa, Serial());
   std::atomic<bool> is_over{false};

@@ -1,5 +1,5 @@
-// AMX tiles: eight registers of up to 16 rows of 64 bytes. With U2MOE_AMX_EMULATED they are plain C++, for tests on
-// other processors.
+// AMX tiles: eight registers of up to 16 rows of 64 bytes. With U2MOE_AMX_EMULATED, plain C++ emulates them for tests
+// on other processors.
 #pragma once
 #include <immintrin.h>
 
@@ -51,7 +51,7 @@ struct Tiles {
 #define U2MOE_TILE_STORE(t, to, stride) Tiles::store<t>(to, stride)
 #define U2MOE_TILE_DOT(c, a, b) Tiles::dot<c, a, b>()
 #else
-// GCC's intrinsics write tile numbers into instructions as text, so these cannot be functions.
+// GCC's intrinsics write the numbers of tiles into instructions as text, so these are macros instead of functions.
 #define U2MOE_TILES_CONFIGURE(shapes) _tile_loadconfig(&(shapes))
 #define U2MOE_TILES_RELEASE() _tile_release()
 #define U2MOE_TILE_ZERO(t) _tile_zero(t)

@@ -1,7 +1,8 @@
-// AVX2 with FMA: 16 lanes in two registers. If U2MOE_AVX_VNNI is defined before, products use AVX-VNNI.
+// AVX2 with FMA: 16 lanes in two registers. If U2MOE_AVX_VNNI is defined first, products use AVX-VNNI.
 //
 // Otherwise _mm256_maddubs_epi16 adds pairs of products in 16 bits, with saturation. Packing marks the blocks whose
-// sums cannot saturate. For other blocks, weights and activations are widened to 16 bits, and pairs are added in 32.
+// sums cannot saturate. For other blocks, weights and activations are widened to 16 bits, and pairs are added in 32
+// bits.
 #pragma once
 #include <immintrin.h>
 
@@ -28,7 +29,7 @@ struct Avx2 {
   using Code = uint8_t;
   using Weights = Ints;
   using Four = __m256i;
-  struct Steps { Ints factor, zero; };  // for 4-bit weights; the factor in 16 bits
+  struct Steps { Ints factor, zero; };  // for 4-bit weights; factors have 16 bits
 
   static Floats set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
   static Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -111,7 +112,7 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), w.a);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), w.b);
   }
-  // A 16-bit product is the product of both bytes, because none exceeds 8 bits.
+  // A 16-bit multiplication multiplies each of two bytes by the factor, because no product exceeds 8 bits.
   static Steps steps(const uint8_t* p) {
     const Ints all = columns_of(p), zero = high_halves(all), factor = factors_of(all);
     return {factor, {_mm256_mullo_epi16(zero.a, factor.a), _mm256_mullo_epi16(zero.b, factor.b)}};
@@ -120,7 +121,7 @@ struct Avx2 {
     const __m256i low = _mm256_set1_epi16(15);
     return {_mm256_and_si256(steps.a, low), _mm256_and_si256(steps.b, low)};
   }
-  // Copies the byte of each column to its four bytes.
+  // Copies the byte of each column four times.
   static Ints columns_of(const uint8_t* p) {
     const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     const __m256i columns = _mm256_set_epi32(0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202,
@@ -150,12 +151,12 @@ struct Avx2 {
     std::memcpy(&v, a, 4);
     return _mm256_set1_epi32(v);
   }
-  // Packing works in each half of a register; this restores the order of the quarters.
+  // Packing instructions work on each half of a register. This restores the order of the quarters.
   static __m256i in_order(__m256i words) { return _mm256_permute4x64_epi64(words, 0xD8); }
 };
 
 #if !defined(U2MOE_AVX_VNNI)
-// Widens weights and activations to 16 bits, rows 2i and 2i + 1 separately, so that each is only shifted or masked.
+// Widens weights and activations to 16 bits. Rows 2i and 2i + 1 are kept apart, so that shifts or masks are enough.
 struct Avx2::Wide : Avx2 {
   struct Weights { Ints even, odd; };
   struct Four { __m256i even, odd; };

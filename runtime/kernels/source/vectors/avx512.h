@@ -17,7 +17,7 @@ struct Avx512 {
   using Ints = __m512i;
   using Weights = __m512i;
   using Four = __m512i;
-  struct Steps { __m512i factor, zero; };  // for 4-bit weights; the factor in 16 bits
+  struct Steps { __m512i factor, zero; };  // for 4-bit weights; factors have 16 bits
 
   static Floats set(float x) { return _mm512_set1_ps(x); }
   static Floats load(const float* p) { return _mm512_loadu_ps(p); }
@@ -44,7 +44,7 @@ struct Avx512 {
   static Ints maxi(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
   static Ints magnitude_bits(Floats a) { return _mm512_castps_si512(abs(a)); }
   static int32_t largest(Ints a) { return _mm512_reduce_max_epi32(a); }
-  static int32_t total(Ints a) {  // wraps, which _mm512_reduce_add_epi32 does not guarantee
+  static int32_t total(Ints a) {  // sums wrap around, which _mm512_reduce_add_epi32 does not guarantee
     const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
     __m128i m = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
     m = _mm_add_epi32(m, _mm_shuffle_epi32(m, 0x4E));
@@ -70,7 +70,7 @@ struct Avx512 {
   }
   static Ints dot(Ints sum, Weights w, Four a) {
 #if defined(__GNUC__)
-    // GCC 12 to 14 copy accumulators around the intrinsic
+    // GCC 12 to 14 would copy accumulators before and after the intrinsic
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w));
     return sum;
 #else
@@ -79,7 +79,7 @@ struct Avx512 {
   }
 
   static void store_weights(Weights w, uint8_t* p) { _mm512_storeu_si512(p, w); }
-  // A 16-bit product is the product of both bytes, because none exceeds 8 bits.
+  // A 16-bit multiplication multiplies each of two bytes by the factor, because no product exceeds 8 bits.
   static Steps steps(const uint8_t* p) {
     const __m512i columns = _mm512_set_epi32(0x0F0F0F0F, 0x0E0E0E0E, 0x0D0D0D0D, 0x0C0C0C0C, 0x0B0B0B0B, 0x0A0A0A0A, 0x09090909,
         0x08080808, 0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202, 0x01010101, 0);

@@ -1,4 +1,4 @@
-// NEON: 16 lanes in four registers. With __ARM_FEATURE_DOTPROD products use the dot product instruction.
+// NEON: 16 lanes in four registers. With __ARM_FEATURE_DOTPROD, products use the dot product instruction.
 #pragma once
 #include <arm_neon.h>
 

@@ -1,4 +1,4 @@
-// 16 lanes in plain C++, for processors without other vectors, and as the definition of what the others compute.
+// 16 lanes in plain C++, for processors without other vectors. This file defines what the other vectors must compute.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -29,8 +29,8 @@ struct Scalar {
   static Floats sub(Floats a, Floats b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
   static Floats mul(Floats a, Floats b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
   static Floats div(Floats a, Floats b) { return each([&](int i) { return a.v[i] / b.v[i]; }); }
-  // a * b + c, rounded once, because not every C library's fmaf is exact. The product is exact in double. The error of
-  // the sum (Knuth) sets its last bit, so that rounding to float knows on which side of the midpoint it lies.
+  // Returns a * b + c, rounded once. fmaf is not exact in every C library. The product is exact in double. If the sum has an
+  // error (Knuth), its last bit is set. Rounding to float then knows on which side of a midpoint the exact sum lies.
   static float fused(float a, float b, float c) {
     const double product = static_cast<double>(a) * b;
     double sum = product + c;
@@ -52,7 +52,7 @@ struct Scalar {
 
   static Ints seti(int32_t x) { return each_int([&](int) { return x; }); }
   static Ints loadi(const int32_t* p) { Ints r; std::memcpy(r.v, p, 64); return r; }
-  // Additions wrap as in registers: there may be many NaN, which become the lowest integer.
+  // Additions wrap around, as in registers. They can overflow, because NaN becomes the lowest integer.
   static int32_t sum_of(int32_t a, int32_t b) {
     return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
   }
@@ -62,7 +62,7 @@ struct Scalar {
   static int32_t largest(Ints a) { int32_t r = a.v[0]; for (int32_t x : a.v) r = x > r ? x : r; return r; }
   static int32_t total(Ints a) { int32_t r = 0; for (int32_t x : a.v) r = sum_of(r, x); return r; }
   static Floats to_float(Ints a) { return each([&](int i) { return static_cast<float>(a.v[i]); }); }
-  static Ints round(Floats a) {  // half to even; as on x86, the lowest integer if the value does not fit
+  static Ints round(Floats a) {  // half to even; values that do not fit become the lowest integer, as on x86
     return each_int([&](int i) {
       return fabsf(a.v[i]) < 2147483648.0f ? static_cast<int32_t>(nearbyintf(a.v[i])) : INT32_MIN;
     });

@@ -3,7 +3,7 @@
 //! ```no_run
 //! let recognizer = u2moe::Recognizer::open("bundle")?;
 //! let mut captions = recognizer.transcriber(&u2moe::Options::default(), |event| println!("{event:?}"))?;
-//! captions.feed(16000, &[0i16; 160])?; // never waits: an audio callback may call this
+//! captions.feed(16000, &[0i16; 160])?; // never waits, so an audio callback may call this
 //! captions.wait()?;
 //! # Ok::<(), u2moe::Error>(())
 //! ```
@@ -13,8 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, ptr};
 use u2moe_sys as sys;
 
-/// An error: the name of the code in `u2moe.h`, and a message that names the file, the field, the value found and the value
-/// expected.
+/// An error. It has the name of the error code in `u2moe.h`, and a message that says what is wrong.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Error {
     pub code: i32,
@@ -26,7 +25,7 @@ impl Error {
     fn of(code: i32, message: *const c_char) -> Self {
         Error { code, name: text(unsafe { sys::u2moe_error_name(code) }), message: text(message) }
     }
-    /// Whether the queue would exceed its limit, and no samples were accepted.
+    /// Whether no samples were accepted because the queue would exceed its limit.
     pub fn is_queue_full(&self) -> bool {
         self.code == sys::U2MOE_QUEUE_FULL
     }
@@ -58,7 +57,7 @@ fn check(code: i32) -> Result<()> {
     Err(Error::of(code, unsafe { sys::u2moe_error_message() }))
 }
 
-/// C would end the text at a zero byte.
+/// Convert text for C. Fails if the text has a zero byte, where C would end it.
 fn c_text(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error { code: 1, name: "U2MOE_INVALID_ARGUMENT".into(), message: format!("{text:?} has a zero byte") })
 }
@@ -104,7 +103,7 @@ impl Utterance {
     }
 }
 
-/// Options of a stream: the fields of `u2moe_stream_options`, initialised to the defaults of the bundle.
+/// Options of a stream: the fields of `u2moe_stream_options`. Initially they stand for the defaults of the bundle.
 #[derive(Clone, Debug)]
 pub struct Options(pub sys::u2moe_stream_options);
 
@@ -188,7 +187,7 @@ impl Drop for Recognizer {
     }
 }
 
-/// One audio source. Any thread may feed it; `decode` recognises it.
+/// A stream of one audio source. Any thread may feed it. `decode` recognises the audio.
 pub struct Stream(sys::u2moe_stream);
 unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
@@ -201,14 +200,14 @@ impl Stream {
     pub fn finish(&self) -> Result<()> {
         check(unsafe { sys::u2moe_stream_feed_finished(self.0) })
     }
-    /// Stop decoding within one chunk. Any thread may call this.
+    /// Have decoding stop within one chunk. Any thread may call this.
     pub fn cancel(&self) {
         unsafe { sys::u2moe_stream_cancel(self.0) };
     }
     pub fn reset(&self) -> Result<()> {
         check(unsafe { sys::u2moe_stream_reset(self.0) })
     }
-    /// Take the final results. Each is returned once.
+    /// Take the final results that are ready. Each result is returned once.
     pub fn take_segments(&self) -> Result<Vec<Utterance>> {
         let mut found = Vec::new();
         loop {
@@ -222,7 +221,7 @@ impl Stream {
             found.push(utterance?);
         }
     }
-    /// Result so far of the current utterance.
+    /// Partial result of the current utterance.
     pub fn result(&self) -> Result<Utterance> {
         let mut result = ptr::null_mut();
         check(unsafe { sys::u2moe_stream_get_result(self.0, &mut result) })?;
@@ -247,17 +246,18 @@ pub fn decode(streams: &[&Stream]) -> Result<()> {
 /// Events of a transcriber.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The text of the current utterance changed.
+    /// The text of the current utterance has changed.
     Partial(Utterance),
     Final(Utterance),
-    /// Recognition failed and the transcriber ended.
+    /// Recognition has failed, and the transcriber has ended.
     Failed(Error),
     Speech { is_speech: bool, time: f64 },
 }
 
 type Call = Box<dyn FnMut(Event) + Send>;
 
-// A panic must not pass through C. The closure lives until it returns, even if it drops its transcriber.
+// Call the closure with an event. A panic must not pass through C. The closure lives until it returns, even if it drops its
+// transcriber.
 fn tell(context: *mut c_void, event: Event) {
     let own = unsafe {
         Arc::increment_strong_count(context.cast::<Mutex<Call>>());
@@ -279,7 +279,7 @@ extern "C" fn on_speech(context: *mut c_void, is_speech: i32, time: f64) {
     tell(context, Event::Speech { is_speech: is_speech != 0, time });
 }
 
-/// Recognises one source in its own thread. Dropping it cancels remaining work.
+/// Recognises one source in its own thread. Dropping the transcriber cancels remaining work.
 pub struct Transcriber {
     handle: sys::u2moe_transcriber,
     _call: Arc<Mutex<Call>>,
@@ -303,6 +303,6 @@ impl Transcriber {
 
 impl Drop for Transcriber {
     fn drop(&mut self) {
-        unsafe { sys::u2moe_transcriber_free(self.handle) }; // waits for the running call, except in that call
+        unsafe { sys::u2moe_transcriber_free(self.handle) }; // waits for the running callback, unless called in that callback
     }
 }

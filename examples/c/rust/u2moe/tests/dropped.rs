@@ -29,7 +29,7 @@ fn a_transcriber_may_be_dropped_by_its_own_callback() {
         .expect("a transcriber");
     let fed = slot.lock().unwrap().insert(transcriber).feed(16000, &samples);
     fed.expect("a queue of a minute");
-    let seen: Vec<bool> = told.iter().collect(); // until the closure is dropped
-    assert_eq!(seen, [false]); // it was called once, and lived until it returned
+    let seen: Vec<bool> = told.iter().collect(); // ends when the closure is dropped
+    assert_eq!(seen, [false]); // the closure was called once, and lived until it returned
     assert!(is_gone.load(Ordering::SeqCst));
 }
