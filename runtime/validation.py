@@ -216,7 +216,7 @@ class Record:
         return checked_number(self.field(key), self.value(key, default), least=least, most=most, from_text=True)
 
     def seconds(self, key: str) -> float | None:
-        """Return a field that is a time in seconds, as a number or a string. Returns None if the field is missing."""
+        """Return a time in seconds from a field that is a number or a string. Returns None if the field is missing."""
         value = self.value(key)
         return None if value is None else checked_seconds(self.field(key), value)
 

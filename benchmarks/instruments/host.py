@@ -181,7 +181,7 @@ class EnergyMeter:
         self._last = self._counted()
 
     def joules(self) -> float | None:
-        """Return the joules used since the last call or the construction; None if the energy cannot be read."""
+        """Return the joules used since construction or the last call; None if the energy cannot be read."""
         if not self._zones:
             return None
         before, self._last = self._last, self._counted()

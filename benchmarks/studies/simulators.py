@@ -180,7 +180,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
-    """Return the limits on words that differ from those of onnxruntime."""
+    """Return the limits on the percentage of words that differ from onnxruntime's."""
     found = {name: own for name, own in results["variants"].items() if name in LIMITS and "words" in own}
     return [
         Target(

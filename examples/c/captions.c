@@ -56,7 +56,7 @@ static void *play(void *argument) {
   clock_gettime(CLOCK_MONOTONIC, &next);
   while (samples && played < self->limit && (found = fread(samples, sizeof *samples, num, stdin)) > 0) {
     const u2moe_error error = u2moe_transcriber_feed_int16(self->transcriber, self->rate, samples, found);
-    if (error == U2MOE_QUEUE_FULL) ++self->num_lost; /* recognition is too slow; lost samples do not count in times */
+    if (error == U2MOE_QUEUE_FULL) ++self->num_lost; /* recognition is too slow; times do not count lost samples */
     else if (error != U2MOE_OK) break;
     played += (double)found / self->rate;
     next.tv_nsec += 10 * 1000000;

@@ -30,7 +30,7 @@ simulated = OpenVinoRunner
 
 
 def main(folder: str, recording: str, *device: str) -> None:
-    """See above."""
+    """Recognise a recording and print its text."""
     from u2moe import Recognizer
 
     print(Recognizer.load(folder, runner=OpenVinoRunner(folder, *device)).transcribe(recording).text)

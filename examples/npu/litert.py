@@ -71,7 +71,7 @@ def simulated(folder: str, *options: str) -> LiteRtRunner:
 
 
 def main(command: str, folder: str, *rest: str) -> None:
-    """See above."""
+    """Compile a bundle, or recognise a recording and print its text."""
     if command == "compile":
         compile_graph(folder, quantize="int8" in rest)
         return

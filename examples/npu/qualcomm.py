@@ -13,7 +13,8 @@ import onnxruntime
 
 Array = npt.NDArray[np.float32]
 HTP = {"htp_arch": "75", "soc_model": "57", "vtcm_mb": "8", "enable_htp_fp16_precision": "1"}
-"""Numbers of the Snapdragon 8 Gen 3. For other chips see Qualcomm's table. The X Elite, for example, has 73 and 60."""
+"""Options for the Snapdragon 8 Gen 3. Other chips need the values of Qualcomm's table: the X Elite, for example, has
+`htp_arch` 73 and `soc_model` 60."""
 
 
 class QualcommRunner:
@@ -53,7 +54,7 @@ def simulated(folder: str, *options: str) -> QualcommRunner:
 
 
 def main(command: str, folder: str, *rest: str) -> None:
-    """See above."""
+    """Compile a bundle, or recognise a recording and print its text."""
     if command == "compile":
         graph = Path(folder, "static_qdq.onnx" if "qdq" in rest else "static.onnx")
         QualcommRunner(folder, graph, context=Path(folder, "static_ctx.onnx"))

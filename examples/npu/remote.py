@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float32]
 
 
 class RemoteRunner:
-    """Runner in another environment. There it uses the runner that `simulated(folder, *options)` of an example returns.
+    """Runner in another environment. It calls `simulated(folder, *options)` of an example there, and uses that runner.
 
     Attributes:
         on_cpu: operators that the toolchain leaves to the CPU.
@@ -70,7 +70,7 @@ def unpacked(content: bytes) -> dict[str, Array]:
 
 
 def main(address: str, example: str, folder: str, *options: str) -> None:
-    """See above."""
+    """Serve the runner of an example to `RemoteRunner`."""
     connection = Client(address)
     runner = runpy.run_path(example)["simulated"](folder, *options)
     connection.send_bytes(json.dumps(getattr(runner, "on_cpu", [])).encode())

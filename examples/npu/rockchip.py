@@ -38,7 +38,7 @@ def compile_graph(folder: str, platform: str, *, quantize: bool = False) -> int:
 
 
 class RockchipRunner:
-    """Runner of the compiled graph. With `simulated`, the RKNN that built it, it uses rknn-toolkit2's PC simulator."""
+    """Runner of the compiled graph. With the RKNN that built the graph as `simulated`, it runs in the PC simulator."""
 
     def __init__(self, folder: str, simulated: Any = None) -> None:
         stated = json.loads(Path(folder, "static.json").read_text())
@@ -81,7 +81,7 @@ def simulated(folder: str, platform: str, *options: str) -> RockchipRunner:
 
 
 def main(command: str, folder: str, *rest: str) -> None:
-    """See above."""
+    """Compile a bundle, or recognise a recording and print its text."""
     if command == "compile":
         sys.exit(compile_graph(folder, rest[0], quantize="int8" in rest[1:]))
     from u2moe import Recognizer

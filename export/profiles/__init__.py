@@ -1,1 +1,1 @@
-"""Converts bundles to fewer graphs: samples or bytes in, log-probabilities or text out. Needs onnx-ir, not torch."""
+"""Joins graphs of bundles: features, samples or bytes in, log-probabilities or text out. Needs onnx-ir, not torch."""

@@ -204,7 +204,7 @@ class MediaFile:
                     yield samples
 
     def _gap(self, frame: av.AudioFrame, num_before: int, num_channels: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield silence [frames, channels] up to a frame if there is a clear gap before it."""
+        """Yield silence [frames, channels] that fills the gap before a frame, if there clearly is one."""
         if frame.pts is None or frame.time_base is None:
             return
         begin_s = num_before / self.samplerate

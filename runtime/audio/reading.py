@@ -99,7 +99,7 @@ def read_blocks(
 
 
 def _read_buffer(source: Sound, size: int) -> tuple[npt.NDArray[np.float32], Exception | None]:
-    """Read up to `size` frames [frames, channels], fewer from a pipe. Also returns the error at a damaged place."""
+    """Read up to `size` frames [frames, channels], fewer from a pipe. Also returns any error that ended reading."""
     parts = [np.zeros((0, source.channels), np.float32)]
     unit = max(int(_READ_S * source.samplerate), 1)
     while size > 0:

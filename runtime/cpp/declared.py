@@ -2,7 +2,7 @@
 
 The declarations in Python are the source. The script writes source/declared.hpp, the options in include/u2moe.h, and
 declared.js and the options of index.d.ts in runtime/web. New C options are added at the end of their struct. A test
-compares the committed files.
+checks that the committed files are up to date.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ STRUCTS = {
     "LanguageModelNumbers": (LanguageModelOptions, "u2moe_language_model_options"),
     "VadNumbers": (VadOptions, "u2moe_vad_options"),
 }
-"""Python class and C struct that correspond to each generated C++ struct, by its name."""
+"""Generated C++ structs, each with the corresponding Python class and C struct. "": there is no C struct."""
 BY_HAND = "chunk_size"
-"""Name of an option that is not generated, because it is more than a number in other languages."""
+"""Name of an option that is not generated, because other languages declare it as more than a number."""
 
 
 def numbers(kind: type) -> dict[str, Option]:
@@ -44,9 +44,9 @@ def numbers(kind: type) -> dict[str, Option]:
 
 
 def class_in(kind: Any) -> tuple[str, type | None]:
-    """Return the dataclass in a type, such as that of its elements, with the prefix "{}" for maps and otherwise "".
+    """Return the dataclass that a type contains, such as the class of its elements, after a prefix.
 
-    Return "" and None if the type contains no dataclass.
+    The prefix is "{}" if the type is a map with such values, otherwise "". The class is None if there is no dataclass.
     """
     if dataclasses.is_dataclass(kind):
         return "", kind

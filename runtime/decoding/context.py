@@ -224,7 +224,7 @@ def _bonuses(hotwords: Iterable[tuple[str, float]], vocabulary: Vocabulary) -> d
         words = _words(phrase, spelling)
         bonuses[words] = max(bonuses.get(words, 0.0), weight * _num_tokens(phrase, words, spelling))
     if not bonuses:
-        raise ValueError("hotwords are empty: pass None for none")
+        raise ValueError("hotwords are empty: pass None to use no hotwords")
     return bonuses
 
 

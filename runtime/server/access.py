@@ -23,7 +23,7 @@ from u2moe.runtime.validation import checked_integer
 KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Prefixes of subprotocols that carry a key: web pages cannot set WebSocket headers."""
 KEY = "u2moe.key"
-"""Name of the scope entry that holds the API key of a request, or None."""
+"""Name of the scope entry for the API key of a request. The entry is None if the request has no valid key."""
 SPEAKS = "u2moe.speaks"
 """Name of the state entry that tells at which port a request arrived: `launch.HTTP` or the name of a protocol."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -131,7 +131,7 @@ class Access:
         incidents: counts refusals.
         keys: the valid keys.
         open_paths: paths that need no key.
-        own_paths: paths that `/` stands for on a protocol's own port, by the protocol's name.
+        own_paths: WebSocket paths by the protocol's name. On a protocol's own port, `/` stands for the protocol's path.
     """
 
     def __init__(

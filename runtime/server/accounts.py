@@ -23,8 +23,8 @@ _CONNECTION_S = 0.002
 _OWN, _OWN_WITH_PLACE = (0.02, 0.02), (0.001, 0.1)
 _TOGETHER = (0.05, 0.02)
 _ADDRESS, _HERE = (0.05, 0.5), (0.25, 1.0)
-"""Terms of accounts: share of one core, and seconds that may be used in advance. There are accounts for a connection
-without and with a slot, for all connections beyond their own shares, for an address, and for this machine."""
+"""Terms of accounts: pairs of a share of one core and of seconds that may be used in advance. They are for a connection
+without a slot, one with a slot, the time of all connections beyond their own shares, an address, and this machine."""
 _EARNED, _MOST_AT_ONCE_S = 0.02, 1.0
 """Seconds of processor time that a client with a slot earns per second of audio, and maximum seconds of audio that
 count at once. The first is several times the cost of a plain stream. Audio faster than real time earns no more."""

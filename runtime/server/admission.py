@@ -24,11 +24,12 @@ from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 
 _SHARE = 0.35
 """Share of the measured throughput that streams may use. The rest is a reserve for the event loop, for chunks that
-arrive together, and for other programs. These may take half of the machine after streams were admitted."""
+arrive together, and for other programs. Other programs may take half of the machine after streams were admitted."""
 _TOO_LATE_S, _IN_TIME_S = 0.6, 0.3
 """Lateness in seconds above which no clients are admitted, and lateness below which they are admitted again."""
 _AVERAGED_S = 1.0
-"""Time constant of the average lateness in seconds. An average over rounds would not do: rounds grow with lateness."""
+"""Time constant in seconds of the average lateness. The average is over time, not over rounds, because rounds become
+longer when results are late."""
 _FORGOTTEN_S = 2.0
 """Seconds without live audio after which lateness counts as 0."""
 _MEASURED_STREAMS = 8

@@ -96,7 +96,7 @@ class FileQueue:
     def place(self, client: str) -> Iterator[FileTask]:
         """Reserve a slot for a file. An empty `client` means an unknown client.
 
-        A client that has a slot gets another only if, afterwards, it has no more slots than are free.
+        A client that has slots gets another only if it then holds no more slots than remain free.
 
         Raises:
             UnavailableError: no slot is free, or the client has used its share.

@@ -75,8 +75,8 @@ def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
 
     Raises:
         OSError: a port is in use or may not be opened. The message names it.
-        ValueError: a protocol cannot have its own port. Or it does not support API keys, although keys are set and
-            other machines can reach the server.
+        ValueError: a protocol cannot have its own port, or needs API keys that it does not support. Keys are needed
+            if they are set and other machines can reach the server.
     """
     for name in options.protocol_ports:
         _check(name, options)
@@ -149,7 +149,7 @@ async def _serve(
     """Serve in this process. `rows` are the metrics shared with other workers. None: this is the only process.
 
     Objects created during the start are frozen (`gc.freeze`), so full collections become more frequent. Python starts a
-    full collection when new objects number a quarter of the survivors of the last one. Frozen objects do not count.
+    full collection when new objects exceed a quarter of those that survived the last one. Frozen objects do not count.
     """
     recognizers = {}
     for name, model in models.items():

@@ -99,7 +99,7 @@ class Metrics:
         return float(self._rows[:, self._columns[name if label is None else f"{name}:{label}"]].sum())
 
     def each(self, name: str) -> list[float]:
-        """Return the value of a metric for each worker."""
+        """Return the values of a gauge, one for each worker."""
         values: list[float] = self._rows[:, self._columns[name]].tolist()
         return values
 

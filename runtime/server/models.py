@@ -124,7 +124,8 @@ class ServedModel:
 
         The cost is interpolated linearly between the measured beam sizes. The real cost grows more slowly at first.
 
-        A language model adds no cost. A server that has one uses it for plain streams, so their measured cost has it.
+        A language model adds no cost. A server that has one also uses it in plain streams, so their measured cost
+        includes it.
         The demo's language model takes 0.6 of 7.8 ms of processor time per second of speech. With a thousand hotwords,
         it takes 2 of 20 ms. A stream without it (`lm_weight` 0) does not count as cheaper.
         """

@@ -19,7 +19,7 @@ from u2moe.runtime.stream import Stream
 _LIVE_LEAD_S = 1.0
 """Seconds by which a live stream's audio may be ahead of the clock. A stream further ahead is not live."""
 _MAX_AHEAD = 4
-"""Maximum number of streams that are not live in a round."""
+"""Maximum number of streams in a round that are not live."""
 _REST = 0.5
 """Rest after a round of live streams, relative to the duration of the round. `_LONGEST_PERIOD_S` limits it."""
 _LONGEST_PERIOD_S = 0.1
@@ -100,7 +100,7 @@ class Scheduler:
                     self._stopping.wait(rest_s(time.monotonic() - begin))
 
     def _choose(self, ready: Sequence[ServedStream]) -> list[ServedStream]:
-        """Choose all live streams, and those of the other streams that have waited longest."""
+        """Choose all live streams, and a few others: those that have waited longest."""
         now = time.monotonic()
         live: list[ServedStream] = []
         ahead: list[ServedStream] = []

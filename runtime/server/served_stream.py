@@ -240,8 +240,8 @@ class ServedStream:
     def deliver(self, outcome: Round) -> None:
         """Accept the results of a round. The scheduler calls this in the event loop.
 
-        Results of another stream, or out of order, end this stream with an error. So no client gets another client's
-        words.
+        Results that belong to another stream or arrive out of order end this stream with an error. So no client gets
+        another client's words.
         """
         if outcome.stream is not self or outcome.number != self._num_rounds_done + 1:
             self._error = self._error or RecognitionError("a result was lost or belongs to another stream")

@@ -166,7 +166,7 @@ class Server:
         self._sockets = {}
 
     def _take(self, speaks: str, accepted: socket.socket) -> None:
-        """Serve a new connection, or close it if there are too many. With a high debt, the connection first waits."""
+        """Serve a new connection, or close it if there are too many. If its address has a high debt, it first waits."""
         visit = self.connections.enter(accepted)
         if visit is None:
             self._service.incidents.refuse("connections")

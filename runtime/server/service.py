@@ -56,7 +56,7 @@ class Service:
         self._shares: dict[str, Admission] = {}
 
     async def start(self) -> None:
-        """Warm up, and measure the slowest model's capacity unless the options set one. Allocate the memory for it."""
+        """Warm up. If the options set no capacity, measure that of the slowest model. Allocate memory for it."""
         models, capacity = self.models.values(), self.options.capacity
         for model in models:
             await asyncio.to_thread(model.recognizer.warm_up)
@@ -250,7 +250,7 @@ class Slot:
             self.stream.close()
 
     def drain(self) -> None:
-        """End after the current utterance, or after a stream that `is_whole`. Without a stream, end immediately."""
+        """End after the current utterance or, if the stream `is_whole`, at its end. Without a stream, end at once."""
         self.is_drained = True
         if self.stream is not None and not self.stream.is_over:
             if not self._is_whole:

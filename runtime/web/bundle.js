@@ -186,8 +186,8 @@ class UrlReader {
   }
 }
 
-/** Return the error for a failed read: the signal's reason after an abort, otherwise `error` or a BundleError that it
- * caused. */
+/** Return the error for a failed read: the signal's reason after an abort, otherwise `error`. Errors of other libraries
+ * become the cause of a BundleError. */
 function readError(name, error, signal) {
   if (signal?.aborted) return signal.reason;
   return error instanceof U2moeError ? error : new BundleError(`${name}: cannot be read: ${error?.message ?? error}`, { cause: error });

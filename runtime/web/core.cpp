@@ -196,7 +196,7 @@ EXPORT(resampler_accept) std::size_t resampler_accept(Resampler* resampler, cons
 }
 EXPORT(resampler_samples) const float* resampler_samples() { return resampled.data(); }
 
-// Returns the results of a file of tests/conformance. It is part of the published binary, so that tests can run this binary.
+// Returns the results of a file of tests/conformance. The published binary has this function, so that tests can run the binary.
 EXPORT(case_results) const char* case_results_of(const char* kind, std::size_t kind_size, const char* content, std::size_t size) {
   return told(case_results({kind, kind_size}, Json::parse({content, size}, "cases")));
 }

@@ -164,7 +164,7 @@ export class Recognition {
 
   /**
    * @param options options with Python's names; `vad` is an object.
-   * @param models language models: `given` by the caller, and `bundled` in the bundle, which only beam searches use.
+   * @param models language models of the caller (`given`) and of the bundle (`bundled`). Only beam searches use the latter.
    */
   constructor(core, model, options, { given, bundled }) {
     this.#core = core;

@@ -157,8 +157,8 @@ export interface StreamOptions {
    * model. Default: null.
    */
   grammar?: readonly string[] | null;
-  /** Rules that end utterances. true: those of the bundle, or else Kaldi's. false: only the end of the input does. Default:
-   * true. */
+  /** Rules that end utterances. true: those of the bundle, or else Kaldi's. false: only the end of the input ends
+   * them. Default: true. */
   endpoint?: boolean | EndpointConfig | null;
   /** Encoder frames per chunk. 'full': full context, in windows of 30 s. Default: as in training, or 16. */
   chunkSize?: number | 'full' | null;
@@ -182,8 +182,8 @@ export interface StreamOptions {
   /** Chunks of left context; -1: all. Default: -1. */
   numLeftChunks?: number;
   // end
-  /** Maximum seconds of audio that may wait. For more, `acceptWaveform` throws an AudioOverflowError. Default: null, no
-   * limit. */
+  /** Maximum seconds of audio that may wait. If more would wait, `acceptWaveform` throws an AudioOverflowError. Default:
+   * null, no limit. */
   maxQueueS?: number | null;
   /** Detector. Each speech segment that it finds is recognised as a separate source. Not available in 'u2moe/worker'. */
   vad?: Vad | null;

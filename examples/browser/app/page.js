@@ -27,7 +27,8 @@ class Recognition {
     heard('error', (error) => this.fail(error));
   }
 
-  // Report an error. Unless an option was invalid, the worker can no longer be used, for example after running out of memory.
+  // Report an error. A RangeError means an invalid option. After any other error, such as a lack of memory, the worker cannot
+  // be used.
   fail(error) {
     if (error instanceof RangeError) return this.on.problem(error.message);
     recognizer?.release().catch(() => {});

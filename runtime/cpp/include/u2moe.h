@@ -17,8 +17,8 @@
  *
  * Errors. Every function that can fail returns a `u2moe_error`. `u2moe_error_message`, called in the same thread, describes the
  * failure. After an error, output arguments are unchanged. Invalid arguments never end the process, except invalid pointers.
- * If memory runs out, onnxruntime can end the process where it cannot report the failure. If `num_threads` is above 1, it can
- * also hang.
+ * If memory runs out where onnxruntime cannot report this, onnxruntime can end the process. If `num_threads` is above 1,
+ * onnxruntime can also hang.
  *
  * Handles. A handle is a number, not an address. A call with a null or freed handle, or with a handle of another kind, returns
  * U2MOE_INVALID_HANDLE. Free each handle once. The order does not matter: a stream keeps what it needs of its recogniser,
@@ -162,7 +162,7 @@ U2MOE_API u2moe_error u2moe_recognizer_open_memory(const u2moe_file *files, size
 /* Sample rate of the model in Hz. Streams resample audio of other rates. */
 U2MOE_API u2moe_error u2moe_recognizer_sample_rate(u2moe_recognizer recognizer, int32_t *sample_rate);
 /* Describe the recogniser as JSON: versions, providers, sizes, and the instruction set of the native kernels or the reason why
- * they are not used. Its warnings list ignored features of a newer bundle. Valid until the recogniser is freed. */
+ * they are not used. The field `warnings` lists ignored features of a newer bundle. Valid until the recogniser is freed. */
 U2MOE_API u2moe_error u2moe_recognizer_describe(u2moe_recognizer recognizer, const char **json);
 /* Text of a token, as in tokens.txt. `token` is from 0 to vocab_size - 1. Valid until the recogniser is freed. */
 U2MOE_API u2moe_error u2moe_recognizer_token(u2moe_recognizer recognizer, int32_t token, const char **text);

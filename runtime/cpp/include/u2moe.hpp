@@ -94,7 +94,7 @@ class Result : public ResultView {
   Handle<u2moe_result, u2moe_result_free> owned_;
 };
 
-/// An options struct whose members begin with their defaults.
+/// An options struct, constructed with the default values.
 template <class T, u2moe_error (*kInit)(T*, std::size_t)>
 struct Options : T {
   Options() : T() { check(kInit(this, sizeof(T))); }

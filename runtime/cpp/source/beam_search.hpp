@@ -9,8 +9,9 @@ namespace u2moe::runtime {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
-// The search can decide on a grammar phrase when more than kSureAfter frames have followed the phrase's last peak. The phrase
-// needs half the probability of the beam, and the share kSure of the hypotheses without words outside the grammar.
+// The search can decide on a grammar phrase when more than kSureAfter frames have followed the phrase's last peak. Hypotheses
+// with the phrase must have half of the total probability. Of hypotheses without words outside the grammar, they must have the
+// share kSure.
 constexpr double kSure = 0.99;
 constexpr int kSureAfter = 4;
 
@@ -121,7 +122,7 @@ struct Beam {
 
   double score() const { return total + prefix->bonus + prefix->language_score; }
 
-  /// Earliest frame, but at most `most`, at which token `number` peaks in the best alignment of either kind.
+  /// Earliest frame at which token `number` peaks in the best alignment of either kind; at most `most`.
   int earliest_peak(std::size_t number, int most) const {
     if (number >= prefix->depth) return most;
     for (const Peak* peak : {blank_times, token_times}) {
@@ -252,7 +253,7 @@ class BeamSearch {
     for (std::size_t index = 0; index < beams_.size(); ++index) beams_[index].prefix->place = index;
   }
 
-  // Log-probability of a token that extends a prefix. The token `rest` begins a word outside the grammar, which has a cost.
+  // Log-probability of a token that extends a prefix. The token `rest` begins a word outside the grammar, at a cost.
   double entered(const Prefix& prefix, int token, double score) const {
     return token != rest_ ? score : (prefix.phrase->is_apart ? score : rest_start_) - kRestCost;
   }
@@ -291,7 +292,7 @@ class BeamSearch {
       for (std::size_t rank = first; rank < tokens.size() && most + likely.scores[rank] >= best_.front(); ++rank) {
         const int token = tokens[rank];
         const Prefix* known = prefix.extension(token);
-        if (token == blank_ || (known && known->place != kNone) || (grammar_ && !grammar_->advance(*prefix.phrase, token))) continue;  // it stays, or the grammar forbids it
+        if (token == blank_ || (known && known->place != kNone) || (grammar_ && !grammar_->advance(*prefix.phrase, token))) continue;  // no new prefix, or not allowed
         const double total = (token == prefix.token ? beam.blank : beam.total) + entered(prefix, token, likely.scores[rank]);
         double score = total;
         if (known) {

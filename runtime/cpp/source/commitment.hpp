@@ -36,8 +36,9 @@ class Commitment {
     return most;
   }
 
-  /// Count how many of `tokens` can be committed next. These are the best hypothesis's tokens after the committed ones. Returns
-  /// twice the count, plus one if every possible next token begins a word.
+  /// Count how many of `tokens` can be committed next. Return twice the count, plus one if every possible next token begins a
+  /// word.
+  /// @param tokens of the best hypothesis, after the committed ones.
   std::size_t num_settled(const BeamSearch& search, const std::vector<int>& tokens, const std::vector<unsigned char>& word_starts) const {
     Beams beams;
     std::map<const Prefix*, std::size_t> shared;

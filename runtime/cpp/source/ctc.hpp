@@ -15,7 +15,7 @@ struct Hypothesis {
 };
 
 /// Return log-probabilities [frames, vocab] as if a penalty had been subtracted from the score of the blank before the softmax.
-/// Same as in Python.
+/// The results equal those of the Python function.
 inline std::vector<float> penalize_blank(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, int blank, double penalty) {
   std::vector<float> rows(log_probs, log_probs + num_frames * vocab_size);
   const double lost = std::expm1(-penalty);
@@ -47,8 +47,8 @@ class CtcSearch {
   /// Hypotheses so far, best first. With hotwords, at most twice the beam size.
   virtual std::vector<Hypothesis> hypotheses(std::size_t limit = std::numeric_limits<std::size_t>::max()) const = 0;
 
-  /// Best hypothesis that begins with the committed tokens. With hotwords, two searches run and may score it differently;
-  /// otherwise it is the best of all hypotheses.
+  /// Best hypothesis that begins with the committed tokens. Without hotwords, it is the best of all hypotheses. With hotwords,
+  /// it may not be, because two searches run and score hypotheses differently.
   virtual Hypothesis best() const = 0;
 
   /// Return the tokens after the committed ones that no later frame changes. With a grammar, the search first decides on

@@ -141,7 +141,7 @@ class Endpointer {
   };
 
   std::vector<Rule> early_, late_;
-  int blank_, num_asked_ = 0;  // number of silent frames after which `end_probability` is called
+  int blank_, num_asked_ = 0;  // `num_asked_`: number of silent frames after which `end_probability` is called
   double turn_;
   int num_frames_ = 0, num_silent_ = 0;
   bool has_speech_ = false, is_over_ = false;

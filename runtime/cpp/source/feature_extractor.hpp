@@ -95,7 +95,8 @@ class FeatureExtractor {
         length_(stride_ - rate_ / static_cast<std::size_t>(manifest.frame_reduction) + shortest_),
         needed_(knows_last ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
 
-  /// Append samples. Take all windows before the next call, since taking a window moves all waiting samples.
+  /// Append samples. Take all windows before the next call: taking a window moves all waiting samples in memory, which
+  /// is slow if there are many.
   void accept(Floats samples) {
     num_received_ += samples.size();
     hear(padding_.accept(std::move(samples)));

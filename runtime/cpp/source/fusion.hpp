@@ -11,7 +11,7 @@ namespace u2moe::runtime {
 /// See u2moe_language_model_options.
 struct LanguageModelOptions : LanguageModelNumbers {
   std::string level;  ///< "word" or "token"; "": the level of the model
-  std::map<std::string, std::vector<std::string>> classes;  ///< words that share the probability of a word of the model
+  std::map<std::string, std::vector<std::string>> classes;  ///< by class, a word of the model: words that share its probability
 
   /// Read the options from an object.
   /// @throws BundleError that names the field.
@@ -37,7 +37,7 @@ struct LanguageModelOptions : LanguageModelNumbers {
 
 using WordShare = std::pair<Ngrams::Id, double>;  // a word of the model, and log10 of a share of its probability
 
-inline const std::string kUnreadable(1, '\0');  // stands for symbols that are not text, and for prefixes of no word in the model
+inline const std::string kUnreadable(1, '\0');  // symbols that are not text, and letters that begin no word in the model
 inline const std::string kBoundary;
 
 /// A language model for the tokens of a vocabulary. Immutable: threads may share it. Each search has its own `FusionStates`.
@@ -167,7 +167,7 @@ class Fusion {
   std::vector<std::vector<std::string>> pieces_;       // letters of each token, with "" for a boundary between words
   std::vector<double> gains_;
   std::vector<bool> ends_word_;
-  double most_gain_ = 0, most_going_on_ = 0, most_ending_ = 0;  // largest gains of all tokens, tokens within a word, and others
+  double most_gain_ = 0, most_going_on_ = 0, most_ending_ = 0;  // largest gains: of any token, within a word, at its end
   std::size_t fingerprint_;
 };
 
@@ -236,7 +236,7 @@ class FusionStates {
     return score;
   }
 
-  /// Probability of a sentence end after tokens; 0 if the model does not predict ends.
+  /// Probability that a sentence ends after these tokens; 0 if the model does not predict ends.
   double end_probability(const std::vector<int>& tokens) {
     FusionStatePtr state = start_;
     for (const int token : tokens) state = FusionStatePtr(advance(*state, token).state);

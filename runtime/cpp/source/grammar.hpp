@@ -22,8 +22,8 @@ struct PhraseState {
 class PhraseGraph {
  public:
   /// @param lines of the grammar; see u2moe_stream_options.
-  /// @throws GrammarError if a line has invalid syntax, a slot is undefined or contains itself, or a phrase may be empty. Also
-  /// if a phrase has characters that the vocabulary lacks, or if the grammar has no phrases or is too large.
+  /// @throws GrammarError if a line has invalid syntax, a slot is undefined or contains itself, or a phrase may be empty. It is
+  /// also thrown if a phrase has characters that the vocabulary lacks, or if the grammar has no phrases or is too large.
   PhraseGraph(const std::vector<std::string>& lines, const Vocabulary& vocabulary, int blank)
       : vocabulary_(vocabulary), symbols_(vocabulary), blank_(blank), starts_(vocabulary.word_starts()) {
     const std::vector<Phrase> phrases = read(lines);
@@ -72,7 +72,7 @@ class PhraseGraph {
     return static_cast<double>(start);
   }
 
-  /// Return the start and end of each complete phrase in tokens that the grammar allows. Where several phrases match, the
+  /// For tokens that the grammar allows, return the start and end of each complete phrase. Where several phrases match, the
   /// longest counts. Unless the tokens are final, exclude a last phrase that may still grow.
   std::vector<std::pair<std::size_t, std::size_t>> phrases(const std::vector<int>& tokens, bool is_final) const {
     const std::size_t num = tokens.size();
@@ -157,8 +157,8 @@ class PhraseGraph {
 
   // ---- The automaton ----
 
-  // Return the places where a phrase or slot ends that begins at `places`. `within` are the slots and brackets around it.
-  // Without places, only check the syntax.
+  // Return the places where a phrase or slot that begins at `places` may end. `within` lists the slots and brackets around it.
+  // If `places` is empty, only check the syntax.
   Places ends_of(const Parts& parts, const Places& places, const Parts& within, const std::string& what) {
     std::size_t place = 0;
     return ends_of(parts, place, U"", places, within, what);

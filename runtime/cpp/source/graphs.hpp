@@ -47,7 +47,7 @@ class Graphs {
     }
     if (m_.form) inputs = static_.emplace(bundle).names();
     // Start sessions one after another, since onnxruntime crashes if two start at once when memory is short. While onnxruntime
-    // starts with the smallest graph, read and verify the largest file.
+    // loads the smallest graph, another thread reads and verifies the largest file.
     const auto read = [&bundle](const char* graph) { return bundle.verified(file_of(bundle, graph)); };
     std::future<std::string> largest = std::async([&] { return read(encoder); });
     features_ = open(bundle, settings, "features", read("features"), {"samples"}, {"features"});
@@ -176,8 +176,8 @@ class Graphs {
     return scores;
   }
 
-  /// Return the kernels of the encoder. `refused` has the functions of all graphs that native kernels cannot run, such as
-  /// "Int8Attention of encoder".
+  /// Return the kernels of the encoder. Their member `refused` lists, for all graphs, the functions that native kernels
+  /// cannot run, such as "Int8Attention of encoder".
   Kernels kernels() const {
     Kernels all = encoder_.kernels;
     all.refused.clear();
@@ -325,7 +325,7 @@ class Graphs {
                            std::to_string(graph.kernels.layout) + ": quantize the float32 bundle again with this version");
       }
     }
-    // float32 results do not depend on how the library was built.
+    // By default, onnxruntime runs float32 graphs, so that their results do not depend on how the library was built.
     const bool is_automatic = settings.wanted_kernels() == "auto", is_ort = file != name + ".onnx";
     if (graph.kernels.native && is_automatic && !m_.quantized) graph.kernels = Kernels{false, "", 0, "weights are in float32"};
     if (graph.kernels.native && is_ort) graph.kernels = Kernels{false, "", 0, "files in ORT format have expanded functions"};

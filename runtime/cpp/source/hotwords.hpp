@@ -122,8 +122,8 @@ class Symbols {
 class ContextGraph {
  public:
   /// @param hotwords phrases. Of equal phrases, the one with the largest bonus counts.
-  /// @throws InvalidArgument if the list or a phrase is empty, or a weight is out of range. Also if the vocabulary cannot spell
-  /// a phrase in upper or lower case.
+  /// @throws InvalidArgument if the list or a phrase is empty, a weight is out of range, or the vocabulary cannot
+  /// spell a phrase in upper or lower case.
   ContextGraph(const std::vector<Hotword>& hotwords, const Vocabulary& vocabulary) : fingerprint_(vocabulary.fingerprint()) {
     for (const std::u32string& symbol : vocabulary.symbols()) spellings_.push_back(with_boundaries(symbol, is_syllabic));
     add_state();
@@ -178,7 +178,7 @@ class ContextGraph {
 
  private:
   using Words = Symbols::Words;
-  static constexpr double kRounding = 1e-6;  // far above the effect of the order of additions
+  static constexpr double kRounding = 1e-6;  // far above differences that come from the order of additions
 
   struct State {
     std::map<char32_t, std::size_t> next;

@@ -90,7 +90,7 @@ struct Manifest : ModelNumbers, FeatureNumbers {
   std::string language_model;    ///< file name; empty: none
   LanguageModelOptions weights;  ///< fusion weights of the language model
   bool calibrated = false;
-  double scale = 1, bias = 0;  ///< calibration of confidences: changes to their log-odds
+  double scale = 1, bias = 0;  ///< calibration of confidences: factor and offset of their log-odds
   bool quantized = false;
   int packed = 0;                     ///< layout of weights packed for native kernels; 0: not packed
   std::vector<std::string> warnings;  ///< about unknown fields that are ignored, and random weights

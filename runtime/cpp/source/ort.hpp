@@ -57,7 +57,7 @@ inline std::string version() { return OrtGetApiBase()->GetVersionString(); }
 
 /// @throws ProviderError if onnxruntime is older than 1.18.
 inline const OrtApi& api() {
-  constexpr std::uint32_t wanted = 18;  // added AddExternalInitializersFromFilesInMemory
+  constexpr std::uint32_t wanted = 18;  // first version with AddExternalInitializersFromFilesInMemory
   static const OrtApi* const found = OrtGetApiBase()->GetApi(wanted);
   if (!found) throw ProviderError("onnxruntime is " + version() + ", 1.18 or newer is needed");
   return *found;

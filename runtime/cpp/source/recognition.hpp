@@ -37,7 +37,7 @@ struct StreamOptions : StreamNumbers {
     return std::none_of(std::begin(kSearches), std::end(kSearches), [this](const SearchName& each) { return each.search == search && !each.has_beam; });
   }
 
-  /// Return these options, with those of a bundle where an option is not set.
+  /// Return these options, with the bundle's value for each option that is not set.
   /// @throws InvalidArgument or StreamError if an option is out of range or the bundle does not support it.
   StreamOptions for_bundle(const Manifest& m, const Vocabulary& vocabulary) const {
     check_range("chunk_size", chunk_size, kFullContext, 10000);
@@ -569,11 +569,11 @@ class Recognition {
   std::size_t start_ = 0, num_frames_ = 0;  // encoder frames of the current utterance
   Floats output_;
   std::vector<int> committed_;  // tokens of words that no later partial result changes
-  std::vector<std::tuple<std::size_t, std::size_t, double>> phrases_;  // ranges of committed tokens, and their least probability
-  std::vector<std::pair<int, bool>> loudest_;    // by frame: most probable token but blank, and whether it beats blank
+  std::vector<std::tuple<std::size_t, std::size_t, double>> phrases_;  // committed phrases: tokens, and lowest probability
+  std::vector<std::pair<int, bool>> loudest_;    // by frame: most probable token except blank, and whether it exceeds blank
   std::vector<Hypothesis> found_;                // hypotheses before `hear`
   std::vector<std::vector<std::size_t>> begins_; // results of `hear`
-  bool commits_ = false;        // whether words can be committed, since frames are not encoded again
+  bool commits_ = false;        // whether words can be committed: frames must not be encoded again
   std::optional<Endpoint> endpoint_;
   Frames frames_;                 // of the last window
   Frames surplus_;                // frames after the end of the utterance; the next utterance begins with them

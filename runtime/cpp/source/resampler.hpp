@@ -96,7 +96,7 @@ class Resampler {
     return found;
   }
 
-  // Return the factors [taps] for a new sample that lies phase / denominator of a source sample after an old one.
+  // Return the factors [taps] for a new sample that lies phase / denominator source samples after a source sample.
   const std::vector<float>& filter(std::int64_t phase) {
     std::vector<float>& factors = filters_[phase];
     if (!factors.empty()) return factors;

@@ -79,7 +79,7 @@ class StaticEncoder {
     return found;
   }
 
-  /// In a history, replace frames before the start of the stream by initial values. `position` is that of the chunk.
+  /// In a cache of fixed size, replace frames before the start of the stream by initial values. The chunk is at `position`.
   void begin_history(const CacheLayout& cache, std::int64_t position, float* data) const {
     if (cache.time_axis >= 0) return;
     const float* start = starts_.at(cache.name).data();

@@ -38,7 +38,7 @@ class SpeechFinder {
 
   /// Append samples at 16 kHz.
   void accept(const std::vector<float>& samples) { held_.insert(held_.end(), samples.begin(), samples.end()); }
-  /// End the source. Pads it with silence to a whole window.
+  /// End the source, and fill its last window with silence.
   void finish() {
     const std::size_t rest = (held_start_ + held_.size() - heard_) % kWindow;
     if (rest) held_.resize(held_.size() + kWindow - rest);
@@ -91,8 +91,8 @@ class SpeechFinder {
 
   VadOptions options_;
   std::vector<float> held_;                          // samples that may still be returned, then samples without a probability
-  std::size_t held_start_ = 0, heard_ = 0;           // indices of the first held sample and the first one not yet heard
-  std::size_t given_ = 0, spoken_ = 0;               // ends of the samples returned or dropped and of the last speech window
+  std::size_t held_start_ = 0, heard_ = 0;           // indices of the first held sample, and of the first without a probability
+  std::size_t given_ = 0, spoken_ = 0;               // ends: of the samples returned or dropped; of the last speech window
   std::size_t num_silent_ = 0, min_silent_, padding_;
   bool speaks_ = false, begins_ = false, is_finished_ = false;
   std::deque<Speech> found_;

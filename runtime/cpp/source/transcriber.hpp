@@ -18,7 +18,7 @@ struct Events {
 };
 
 /// Runs a thread that recognises one source. The thread ends after the last result, or within one chunk after a failure or
-/// `cancel`. It keeps alive what it uses.
+/// `cancel`. The thread shares ownership of the objects that it uses.
 class Transcriber {
  public:
   Transcriber(std::shared_ptr<Stream> stream, Events events) : state_(std::make_shared<State>(std::move(stream), std::move(events))) {

@@ -92,7 +92,7 @@ class Spoken {
     return all;
   }
 
-  // Number of words whose written form cannot change: those before the last words from which a rule may read on.
+  // Number of words whose written form cannot change: all except words of numbers, dates and amounts at the end.
   Place num_settled() const {
     Place begin = words_.size();
     while (begin && is_read_on(begin - 1)) --begin;
@@ -378,7 +378,7 @@ const std::vector<std::pair<std::string, Words>>& phrases() {
   return listed;
 }
 
-// Number of words whose letter case cannot change. At the end there may be an incomplete phrase; the words before it count.
+// Number of words whose letter case cannot change: all words, or those before an incomplete phrase at the end.
 std::size_t num_settled(const Parts& parts) {
   for (std::size_t place = 0; place < parts.size(); ++place) {
     const std::string rest = text_of({parts.begin() + static_cast<std::ptrdiff_t>(place), parts.end()}) + " ";

@@ -14,7 +14,7 @@ class Weights {
  public:
   Weights() = default;
   explicit Weights(size_t bytes);
-  // Borrows bytes of the caller. They must start at a cache line.
+  // Borrows bytes of the caller. They must be aligned to a cache line.
   explicit Weights(const uint8_t* lent) : data_(const_cast<uint8_t*>(lent)) {}
   Weights(Weights&& other) noexcept { *this = static_cast<Weights&&>(other); }
   Weights& operator=(Weights&& other) noexcept;

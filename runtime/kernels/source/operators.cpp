@@ -124,7 +124,7 @@ struct Domain {
   OrtCustomOpDomain* made;
   Domain* next;
 };
-std::atomic<Domain*> domains{nullptr};  // a lock could be held during a fork
+std::atomic<Domain*> domains{nullptr};  // not under a lock, because another thread could hold the lock during a fork
 
 OrtCustomOpDomain* domain_of(const OrtApi* api, const std::string& without) {
   for (const Domain* domain = domains.load(std::memory_order_acquire); domain != nullptr; domain = domain->next)

@@ -34,7 +34,8 @@ async function askForKey() {
   return true;
 }
 
-// Return the options for the server except hotwords. English is written with digits and lower case.
+// Return the options for the server except hotwords. If English is the model's only language, results have digits and sentence
+// case.
 function asked() {
   const { id, languages } = models.find((model) => model.id === find("model").value) ?? {};
   return { model: id, written: languages?.length === 1 && languages[0] === "en", key: key() };

@@ -15,7 +15,7 @@ _SAMPLE_RATE = 16_000
 
 
 async def run(connection: Connection) -> None:
-    """Serve streams, each until "Done". Each result of a segment replaces the previous one until one is final.
+    """Serve streams, each until "Done". Each result replaces the previous result of the same segment.
 
     Audio after "Done!" begins another stream, as in sherpa-onnx's server. The client closes the connection.
     """

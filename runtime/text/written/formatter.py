@@ -157,7 +157,7 @@ def _covered(parts: Sequence[Replaced], text: str, spoken: Sequence[str]) -> Ite
 
 
 def _kept(part: Written, spoken: Sequence[str]) -> str:
-    """Return a written word, in the spoken letter case if it is unchanged."""
+    """Return the text of a part. If it is just a spoken word in lower case, return that word in its original case."""
     is_same = part.end == part.begin + 1 and part.text == spoken[part.begin].lower()
     return spoken[part.begin] if is_same else part.text
 

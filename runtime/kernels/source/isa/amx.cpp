@@ -80,12 +80,12 @@ void multiply_tiles(const Product& p, size_t first, size_t last) {
   if (p.rows <= kFewRows) return multiply8<Avx512>(p, first, last);
   const auto* codes = static_cast<const uint8_t*>(p.codes);
   const size_t depth = depth8(p.k), bytes = block_bytes8(p.k);
-  Sums sums[2];  // sums of this block and of the block before
+  Sums sums[2];  // sums of this block and of the previous one
   // Rows are the outer loop: shapes change only with rows, and activations of 32 rows stay in the cache.
   for (size_t row = 0; row < p.rows; row += 2 * kTileRows) {
     const size_t rows = p.rows - row < 2 * kTileRows ? p.rows - row : 2 * kTileRows;
     const uint8_t* own = codes + row * p.stride;
-    const size_t each = (rows * kDepth + depth - 1) / depth;  // rows of the block before that a step finishes
+    const size_t each = (rows * kDepth + depth - 1) / depth;  // rows of the previous block that each step finishes
     configure(rows < kTileRows ? rows : kTileRows, rows > kTileRows ? rows - kTileRows : kTileRows);
     for (size_t block = first; block < last; block++) {
       const uint8_t* weights = p.weights + block * bytes;

@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr size_t kNear = U2MOE_NEAR;  // bytes to prefetch ahead of the first reader of weights
+constexpr size_t kNear = U2MOE_NEAR;  // distance in bytes at which the first reader of weights prefetches
 
 // Processes elements of a product as `Product::then` says. `unit` has the products of `rows` rows with at most `width`
 // columns from `first` on, times the scales of the columns.
@@ -39,7 +39,7 @@ inline void finish(const Product& p, size_t row, size_t rows, size_t first, size
   }
 }
 
-// Returns the rows of a tile, if rows are divided evenly into as few tiles as possible of at most `most` rows.
+// Returns the number of rows in a tile, at most `most`. Rows are divided evenly into as few tiles as possible.
 inline size_t tile_rows(size_t rows, size_t most) {
   const size_t tiles = (rows + most - 1) / most;
   return (rows + tiles - 1) / tiles;

@@ -5,8 +5,8 @@
 
 namespace {
 
-// Computes the logits of M tokens, which read the gate together. The logits of a token are kMostExperts after those of
-// the token before. Four sums per token, each over every fourth input, hide the latency of additions.
+// Computes the logits of M tokens, which read the gate together. The logits of consecutive tokens are
+// kMostExperts apart. Four sums per token, each over every fourth input, hide the latency of additions.
 template <class V, int M>
 inline void logits_of(const Routing& r, const float* x, float* logits) {
   const size_t width = rounded_up(r.experts, kPanel);

@@ -50,8 +50,8 @@ bool is_equal_in_threads(const InstructionSet& isa) {
 }
 
 #if !defined(_WIN32) && !defined(__SANITIZE_ADDRESS__)  // the allocator of AddressSanitizer may be locked in a child
-// Computes in child processes. Meanwhile, other threads constantly allocate and free memory under the lock that must be
-// free in a child.
+// Computes in child processes. Meanwhile, other threads constantly allocate and free memory. Each time, they take a
+// lock that must be free in every child.
 bool is_equal_in_children(const InstructionSet& isa) {
   const unsigned long long expected = digest_of_all(isa, Serial());
   std::atomic<bool> is_over{false};
