@@ -15,6 +15,7 @@ import onnx_ir as ir
 from u2moe.export.profiles.parity import Run, session_of
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import AudioError
+from u2moe.runtime.graph.file import array_of, save_graph
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
@@ -24,6 +25,12 @@ Samples = list[Mapping[str, npt.NDArray[np.float32]]]
 """The inputs of each chunk, by name."""
 FEED_FORWARD = ("feed_forward", "ffn")
 """Weights of nodes whose names contain one of these are quantized to 8 bits."""
+LEAST_FACTOR, TINY = 1e-3, 1e-9
+"""Smallest factor of a column, and a size added to all columns, because a column may be zero."""
+MARGIN = 1.5
+"""Factor of the ranges that activations had in the recordings, because others may exceed them."""
+FIXED_SCALES = (np.float32(1 / 65536), np.float32(1 / 32768))
+"""Scales of the results of sigmoid, softmax and tanh, as QNN wants them."""
 MOST_SAMPLES = 100
 """Largest number of chunks to keep, evenly spaced over all recordings."""
 
@@ -73,7 +80,8 @@ def write_samples(samples: Samples, folder: Path) -> None:
 def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str]) -> None:
     """Quantize a graph for QNN, except for the nodes `float_nodes`.
 
-    Feed-forward weights get 8 bits. Other weight matrices and all activations get 16 bits.
+    Feed-forward weights get 8 bits, after their columns were scaled to the same size. Other weight matrices, factors of
+    normalisations and all activations get 16 bits.
     """
     from onnxruntime import quantization  # noqa: PLC0415 - loads slowly
     from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config  # noqa: PLC0415
@@ -85,21 +93,55 @@ def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str
         def get_next(self) -> dict[str, Any] | None:
             return next(map(dict, self._rest), None)
 
-    kinds = quantization.QuantType
+    kinds, model = quantization.QuantType, ir.load(graph)
+    narrow = _even_columns(model, float_nodes)
     wide = {
         name: [{"quant_type": kinds.QInt16, "symmetric": True}]
-        for name, value in ir.load(graph).graph.initializers.items()
+        for name, value in model.graph.initializers.items()
         if value.dtype == ir.DataType.FLOAT
-        and len(value.shape or ()) > 1
-        and not any(part in str(use.node.name) for use in value.uses() for part in FEED_FORWARD)
+        and name not in narrow
+        and (len(value.shape or ()) > 1 or any(use.node.op_type == "LayerNormalization" for use in value.uses()))
     }
-    types = {"activation_type": kinds.QUInt16, "weight_type": kinds.QUInt8}
+    types, source = {"activation_type": kinds.QUInt16, "weight_type": kinds.QUInt8}, ir.to_proto(model)
     logging.disable(logging.WARNING)  # onnxruntime gives advice that does not apply to QNN
     try:
-        config = get_qnn_qdq_config(str(graph), Reader(), **types, init_overrides=wide, nodes_to_exclude=float_nodes)
-        quantization.quantize(str(graph), str(target), config)
+        config = get_qnn_qdq_config(source, Reader(), **types, init_overrides=wide, nodes_to_exclude=float_nodes)
+        quantization.quantize(source, str(target), config)
     finally:
         logging.disable(logging.NOTSET)
+    model = ir.load(target)
+    for scale in {node.inputs[1] for node in model.graph if node.op_type == "QuantizeLinear"}:
+        if scale is not None and (size := array_of(scale)) not in FIXED_SCALES:
+            scale.const_value = ir.tensor(size * np.float32(MARGIN), name=scale.name)
+    save_graph(model, target)
+
+
+def _even_columns(model: ir.Model, float_nodes: list[str]) -> set[str]:
+    """Make the columns of each feed-forward weight equally large, and multiply the products by the factors instead.
+
+    All 8-bit values of a weight have one scale, which would leave small columns few steps. Returns the weights' names.
+    """
+    found = set()
+    for node in list(model.graph):
+        if node.op_type != "MatMul" or not any(part in str(node.name) for part in FEED_FORWARD):
+            continue
+        source, weight = node.inputs
+        own = {str(node.name), str(getattr(source and source.producer(), "name", ""))}
+        if weight is None or weight.const_value is None or own & set(float_nodes):
+            continue  # small products of a router and of its outputs stay precise
+        sizes = np.abs(columns := array_of(weight)).max(axis=0) + TINY
+        factors = np.maximum(sizes / sizes.max(), LEAST_FACTOR)
+        weight.const_value = ir.tensor(columns / factors, name=weight.name)
+        factor = ir.Value(name=f"{weight.name}_factors", const_value=ir.tensor(factors))
+        model.graph.register_initializer(factor)
+        product = node.outputs[0]
+        scaled = ir.node("Mul", [product, factor], name=f"{node.name}_scaled", outputs=[ir.Value(name=product.name)])
+        product.name = f"{product.name}_unscaled"
+        product.replace_all_uses_with(scaled.outputs[0])
+        scaled.replace_input_with(0, product)
+        model.graph.insert_after(node, scaled)
+        found.add(str(weight.name))
+    return found
 
 
 def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, float]:

@@ -54,6 +54,7 @@ def session_of(
         ModuleNotFoundError: onnxruntime-extensions is needed and not installed.
     """
     options = SessionSettings(kernels="onnxruntime").session_options()  # as in programs in other languages
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # otherwise 8 bits for activations
     if extensions:
         import onnxruntime_extensions  # noqa: PLC0415 - only the profile clip needs it
 
