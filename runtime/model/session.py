@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,16 +169,19 @@ def _inference_session(
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
-        graph = str(file) if opened.has_external else opened.content
-        if OPENVINO in settings.providers and isinstance(graph, bytes):
-            graph = _without_functions(graph)
-        session = onnxruntime.InferenceSession(
-            graph,
+        make = partial(
+            onnxruntime.InferenceSession,
             sess_options=options,
             providers=list(settings.providers),
             provider_options=[dict(options) for options in settings.provider_options] or None,
             enable_fallback=False,  # otherwise it prints a message and retries
         )
+        try:
+            session = make(str(file) if opened.has_external else opened.content)
+        except ONNXRUNTIME_ERRORS:
+            if OPENVINO not in settings.providers or opened.has_external:
+                raise
+            session = make(_without_functions(opened.content))
     except ONNXRUNTIME_ERRORS as error:
         opened.check_unchanged()  # raises a clearer error if a file changed
         message = str(error).strip().splitlines()[0][:300]
@@ -188,7 +192,7 @@ def _inference_session(
 
 
 def _without_functions(content: bytes) -> bytes:
-    """Inline the functions of a graph, because OpenVINO accepts calls of some functions but cannot run them."""
+    """Inline the functions of a graph. OpenVINO refuses calls in a decoder; without calls, it fails in an encoder."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
