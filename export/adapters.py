@@ -29,7 +29,7 @@ class Adapters:
 def with_adapters(
     path: Path, state: Mapping[str, Tensor], adapters: Adapters | None, use: AdapterUse | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Merge the adapters into the weights. Return the tensors, and the reasons for ignoring adapters, both by name.
+    """Merge the adapters into the weights. Return the tensors, and the reason for each ignored tensor, by name.
 
     After an epoch, WeNet saves weights that include the adapters. Within an epoch, it saves weights without them. The
     file name shows which kind of file it is; `use` overrides the file name.

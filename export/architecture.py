@@ -101,7 +101,7 @@ class EncoderArchitecture:
     pre_norm: bool
     final_norm: bool
     static_chunk_size: int
-    """The single chunk size of training, in frames after subsampling; 0 if there is none. Ignored if `dynamic_chunk` is
+    """The fixed chunk size of training, in frames after subsampling; 0 if there is none. Ignored if `dynamic_chunk` is
     true."""
     dynamic_chunk: bool
     normalized_input: bool
@@ -109,13 +109,13 @@ class EncoderArchitecture:
     causal: bool
     """Whether no layer looks beyond the current chunk."""
     embed_eps: float = 1e-5
-    """Epsilon of the normalisation that some kinds of subsampling apply before the blocks. `norm` does not set it."""
+    """Epsilon of the normalisation that some kinds of subsampling apply before the blocks; independent of `norm`."""
     frame_reduction: int = 1
     """Number of frames after subsampling that become one output frame."""
     chunk_multiple: int = 1
     """Chunk sizes must be multiples of this number of output frames."""
     own: Any = None
-    """Settings that only this kind of encoder has: a frozen dataclass from its module."""
+    """Settings that only this kind of encoder has: a frozen dataclass from the module of this kind."""
 
     @property
     def streaming(self) -> bool:
@@ -134,7 +134,7 @@ class EncoderArchitecture:
 
     @property
     def absolute_positions(self) -> bool:
-        """Whether positional encodings are added to the blocks' input. With stack_n_frames, WeNet discards the sum."""
+        """Whether positional encodings are added to the blocks' input. WeNet ignores the sum for stack_n_frames."""
         is_added = self.positions in ("abs_pos", "abs_pos_whisper") or self.learned_positions
         return is_added and self.subsampling != "stack_n_frames"
 
@@ -172,4 +172,4 @@ class Architecture:
     eos: int
     blank: int
     non_blank_memory: bool = False
-    """The decoders see only the frames whose most likely token is not 0 (WeNet's apply_non_blank_embedding)."""
+    """Whether the decoders see only frames whose most likely token is not 0 (WeNet's apply_non_blank_embedding)."""

@@ -30,7 +30,7 @@ from u2moe.runtime.text.vocabulary import TextConfig, parse_tokens
 WEIGHTS_FILE = "final.pt"
 CMVN_FILE = "global_cmvn"
 VOCABULARY_FILES = ("units.txt", "lang_char.txt", "words.txt")
-"""File names of the vocabulary, newest first. `words.txt` comes last because it may belong to a language model."""
+"""File names of the vocabulary, WeNet's newest name first. `words.txt` is last: it may belong to a language model."""
 WORD_START = "\u2581"
 BLANK, BOTH_ENDS = "<blank>", "<sos/eos>"
 NOT_NORMALIZED = "train.yaml has cmvn: null, so WeNet ignores statistics"
@@ -232,7 +232,7 @@ def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> 
 
 
 def _as_words(tokens: list[str], architecture: Architecture) -> list[str]:
-    """Return the tokens with the mark that starts a word, except for blank, sos and eos."""
+    """Put the mark that starts a word before each token except blank, sos and eos."""
     silent = {architecture.blank, architecture.sos, architecture.eos}
     return [token if index in silent else WORD_START + token for index, token in enumerate(tokens)]
 

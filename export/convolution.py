@@ -39,7 +39,7 @@ class ConvolutionModule(nn.Module):
         self.activation = activation(config.activation)
 
     def gated(self, x: Tensor) -> Tensor:
-        """Apply the first projection and gated linear unit: [batch, time, dim] to [batch, channels, time]."""
+        """Apply the first projection and the gated linear unit: [batch, time, dim] to [batch, channels, time]."""
         return nn.functional.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
 
     def initial_cache(self, batch: int) -> Tensor:
@@ -71,7 +71,7 @@ class ConvolutionModule(nn.Module):
 
 
 def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.Value | None:
-    """Return the frame that each convolution sees before frame 0 [modules, 1, 1, channels]; None without history."""
+    """Return the initial history frame of each convolution [modules, 1, 1, channels]; None if it has no history."""
     if not modules or not modules[0].config.has_history:
         return None
     shape = (len(modules), 1, 1, modules[0].config.channels)
@@ -83,7 +83,7 @@ def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.V
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The frames that convolutions see beyond their input. Each block has one of these convolutions.
+    """The frames that convolutions see beyond their input, for one convolution of each block.
 
     Attributes:
         histories: frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that
@@ -127,7 +127,7 @@ class TimeDepthwise(nn.Conv1d):
         self.causal = causal
 
     def over(self, x: Tensor, valid: Tensor, history: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Convolve `x` [batch, time, channels]; if causal, also return its last frames [batch, channels, kernel-1].
+        """Convolve `x` [batch, time, channels]; if causal, also return the next call's `history`.
 
         `history` [batch or 1, channels, kernel-1] contains the frames before `x`. `valid` [batch, time] is true for
         frames that exist. A convolution that is not causal reads zeros for all other frames.
@@ -217,7 +217,7 @@ def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionModule, half: int) ->
 
 
 def _weights(g: GraphBuilder, module: ConvolutionModule) -> list[ir.Value]:
-    """Return the weights of the depthwise convolution, with batch norm folded in, and those of a layer norm, if any."""
+    """Return the depthwise convolution's weights, with any batch norm folded in, and the weights of any layer norm."""
     config, layer, norm = module.config, module.depthwise_conv, module.norm
     folded = isinstance(norm, nn.BatchNorm1d)
 

@@ -62,10 +62,11 @@ class DecoderNodes:
         return outputs
 
     def _without_blanks(self, valid: ir.Value) -> ir.Value:
-        """Return a mask [batch, time] of valid frames whose most likely token is not 0; of all valid frames if none is.
+        """Return a mask [batch, time] of the valid frames whose most likely token is not 0.
 
-        The graph has its own CTC head for this, so callers need not find blanks. Cross-attention uses no positions of
-        frames, so hiding a frame has the same effect as removing it.
+        If an utterance has no such frames, the mask contains all its valid frames. The graph has its own CTC head for
+        this, so callers need not find blanks. Cross-attention does not depend on the positions of frames, so hiding a
+        frame has the same effect as removing it.
         """
         g = self.g
         with g.scope("ctc", group="output_layers"):

@@ -123,7 +123,7 @@ def _norm_weights(g: GraphBuilder, layer: nn.Module) -> list[ir.Value]:
 
 
 def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name: str, scale: float = 1.0) -> ir.Value:
-    """Apply a dense, gated or mixture-of-experts layer to [..., dim]. The last weights include `scale`."""
+    """Apply a dense, gated or mixture-of-experts layer to [..., dim]. The last weights are multiplied by `scale`."""
     with g.scope(name, group="feed_forward"):
         if isinstance(layer, MixtureOfExperts):
             return mixture_of_experts(g, x, layer, kind, scale)

@@ -33,8 +33,8 @@ Pairs = dict[str, list[tuple[Array, Array]]]
 
 NEAR_TIE = 1e-4
 """If a router's k-th and next logits are closer than this, two correct programs may choose different experts, and
-everything downstream differs. An input that has such a tie and exceeds the limit proves nothing. It is replaced by
-another input."""
+everything downstream differs. An input with such a tie whose outputs exceed a limit proves nothing, so it is replaced
+by another."""
 MAX_DRAWS = 8
 ROUNDING = 4
 """A tensor that exceeds its limit is accepted if its error is at most this multiple of the error of torch in float32.
@@ -81,7 +81,7 @@ class RouterWatch:
 class Parity:
     """Compares one network with the graphs in one folder.
 
-    Error messages name `subject`, a file or folder that still exists after graphs that differ have been discarded.
+    Error messages name `subject` instead of the folder, because new graphs are discarded if they differ.
     """
 
     def __init__(self, network: SpeechModel, folder: Path, manifest: Manifest, seed: int = 0, *, subject: Path) -> None:

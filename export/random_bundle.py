@@ -32,7 +32,7 @@ _NUM_FRAMES, _NUM_TOKENS = 600, 40
 
 
 class DrawnTensor(Tensor):
-    """A float32 tensor that is drawn whenever an operation uses it."""
+    """A float32 tensor whose values are drawn whenever an operation uses it."""
 
     draw: Callable[[], Tensor]
 

@@ -14,9 +14,9 @@ from u2moe.export.weights import CONCATENATION
 from u2moe.runtime.errors import CheckpointError
 
 OLD_EPS = 1e-12
-"""Epsilon of all layer normalisations except those of convolutions, until WeNet's commit 6d574b39 (January 2022)."""
+"""Epsilon of all layer normalisations except in convolution modules, until WeNet's commit 6d574b39 (January 2022)."""
 KINDS = ("conformer", "transformer")
-"""The encoders of these old releases; Squeezeformers and others came later."""
+"""The encoders of the old releases; Squeezeformers and others came later."""
 POSITION_WEIGHT = "encoder.encoders.0.self_attn.linear_pos.weight"
 
 

@@ -36,7 +36,7 @@ class Subsampling(nn.Module):
         return cast("LearnedPositions | None", getattr(self, self.POSITIONS, None))
 
     def output_length(self, length: int) -> int:
-        """Return the number of encoder frames for `length` feature frames; 0 if they are fewer than a window."""
+        """Return the number of encoder frames for `length` feature frames; 0 if these do not fill a window."""
         return max(length - self.window + self.rate, 0) // self.rate
 
     def output_lengths(self, lengths: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A summary of the effects of quantization: how many tokens change, and which layers cause most changes."""
+"""A summary of the effects of quantization: how many tokens change, and which layers cause the most changes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ MOST = 0.1
 MOST_NATS, FEWEST_TOKENS = 0.01, 10
 """The limit in nats per frame that replaces `MOST` if there are fewer than `FEWEST_TOKENS` tokens."""
 NUM_NAMED, MEASURED_FRAMES, HEARD_FRAMES = 3, 400, 1500
-"""`NUM_NAMED`: maximum number of layers, and of recordings, that a message names. `MEASURED_FRAMES`: maximum number of
-feature frames for measuring layers. `HEARD_FRAMES`: maximum number for recognition without a report."""
+"""`NUM_NAMED`: maximum number of layers, and of recordings, that a message names. `MEASURED_FRAMES` and
+`HEARD_FRAMES`: maximum number of feature frames for measuring layers, and for recognition without a report."""
 CLIPS = DEMO_FOLDER / "clips"
 """The demo model's recordings, if it is installed."""
 NOISE_S, NUM_NOISES = 2, 3
@@ -119,7 +119,7 @@ def changes_unreported(source: Bundle, made: Bundle, files: Sequence[Path] = ())
 
 
 def worst_layers(source: Bundle, made: Bundle, frames: Array) -> list[dict[str, Any]]:
-    """Return the layers that do most damage, measured on the beginning of a recording; see `worst_of`."""
+    """Return the layers that do the most damage, measured on the beginning of a recording; see `worst_of`."""
     if made.manifest.quantization.get("whole"):
         return []  # graphs in half precision have no layers to compare
     meter = DamageMeter([source, made], [frames[: max(MEASURED_FRAMES, source.manifest.model.window)]])
@@ -127,7 +127,7 @@ def worst_layers(source: Bundle, made: Bundle, frames: Array) -> list[dict[str, 
 
 
 def worst_of(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return `layer` and `divergence` (nats per frame) of the layers that do most damage when quantized alone."""
+    """Return `layer` and `divergence` (nats per frame) of the layers that do the most damage when quantized alone."""
     ordered = sorted(layers, key=lambda item: -item["alone"][-1])[:NUM_NAMED]
     return [{"layer": item["layer"], "divergence": item["alone"][-1]} for item in ordered]
 
@@ -145,7 +145,7 @@ def is_severe(changes: Mapping[str, Any]) -> bool:
 
 
 def describe_changes(changes: Mapping[str, Any]) -> list[str]:
-    """Return lines that state what was measured, what changes, and which layers cause most changes."""
+    """Return lines that state what was measured, what changes, and which layers cause the most changes."""
     count = changes["recordings"]
     names = changes["heard"]
     shown = ", ".join(names[:NUM_NAMED]) + f" and {len(names) - NUM_NAMED} more" * (len(names) > NUM_NAMED)

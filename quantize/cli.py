@@ -247,7 +247,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def _calibration(args: argparse.Namespace) -> list[Path]:
-    """Return the recordings that calibrate, or the file that stores their features."""
+    """Return the recordings for calibration, or the file that stores their features."""
     from u2moe.quantize.features import KEPT
     from u2moe.quantize.recordings import keep_calibration
 

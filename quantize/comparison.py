@@ -23,7 +23,7 @@ DOUBT = 0.05
 """Probability that the value lies outside an interval: half of this probability on each side."""
 PASSES = ("greedy", "second_pass")
 MOST_LONGER = 1000
-"""A limit is out of reach if it needs more than this many times the available audio."""
+"""A limit is out of reach if judging it would need more than this many times the available audio."""
 MOST_SCORES = 1 << 23
 """Maximum number of log-probabilities that one run of the decoders may compute. It limits the hypotheses per run."""
 

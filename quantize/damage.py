@@ -59,7 +59,7 @@ class LayerDamage:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """The damage of a quantized bundle, measured on the recordings that choose formats.
+    """The damage of a quantized bundle, measured on the recordings for choosing formats.
 
     Attributes:
         divergence: divergence of both passes from float32 with all layers at their last levels, in nats per frame.
@@ -110,7 +110,7 @@ class DamageMeter:
         self._of_these = hashlib.sha256(repr(described).encode()).hexdigest()
         if journal is not None and journal.exists():
             lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
-            self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last may be cut short
+            self._known = dict(json.loads(line) for line in lines if line.endswith("\n"))  # the last may be incomplete
         self._graphs = {
             graph.name: SwitchedGraph(*(read_single(version.path / graph.file) for version in versions))
             for graph in self._manifest.model.graphs()
@@ -144,7 +144,7 @@ class DamageMeter:
         return _Reference(frames, heard, {name: session.feeds for name, session in sessions.items()})
 
     def _each(self, measure: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Measure items, one per recording, as many in parallel as memory allows."""
+        """Measure items, one per recording, with as many in parallel as memory allows."""
         runs = [feeds["hyps"].size for own in self._references for feeds in own.feeds.get("decoder", ())]
         size = max([1, *runs]) * self._manifest.model.vocab_size * np.dtype(np.float32).itemsize
         with ThreadPoolExecutor(max(min(os.cpu_count() or 1, MOST_THREADS, MOST_BYTES // size), 1)) as pool:

@@ -15,11 +15,11 @@ from u2moe.runtime.declarations import check_options, option
 class Goal:
     """Limits for a quantized bundle.
 
-    With a limit on damage, the smallest bundle that meets all limits is chosen; otherwise the one with least damage.
+    With a limit on damage, the smallest bundle within all limits is chosen; otherwise the one with the least damage.
 
     Attributes:
-        max_damage: limit on `Difference.changed_tokens`, measured on recordings that do not choose formats (0.005:
-            0.5 %). The upper end of its interval must not exceed the limit.
+        max_damage: limit on `Difference.changed_tokens`, measured on recordings that are not used to choose
+            formats (0.005: 0.5 %). The upper end of its interval must not exceed the limit.
         max_divergence: limit on `Difference.divergence` on the same recordings, in nats per encoder frame. The upper
             end of its interval must not exceed the limit.
         max_wer_increase: limit on the increase of the word error rate on recordings with transcripts (0.005: half a
@@ -99,7 +99,7 @@ class Ladder:
         return self.steps[:number]
 
     def most(self, costs: Callable[[Step], Sequence[float]], budgets: Sequence[float]) -> list[Step] | None:
-        """Return the steps that fit the budgets, in the order in which they are taken. Steps that save cost come first.
+        """Return the steps that fit the budgets, in the order in which they are taken, first those that reduce a cost.
 
         Returns None if a budget is below zero and no steps compensate for it.
         """

@@ -248,7 +248,7 @@ class Weights:
 
 
 def _readers(quantize: Callable[[], Sequence[Array]], count: int) -> list[Callable[[], Array]]:
-    """Return functions that read the integers and the other parts. The first call of any of them quantizes the weight.
+    """Return functions that read the integers and the other parts. The weight is quantized on the first call.
 
     The integers are released when they are read. The other parts are small and stay in memory.
     """

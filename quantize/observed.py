@@ -1,4 +1,4 @@
-"""Graphs whose layers can switch between formats, sessions that return inner values, and the tokens of experts."""
+"""Graphs whose layers can switch between formats, sessions that return inner values, and the inputs of experts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LeanSettings(SessionSettings):
     """Settings of sessions that free the memory of each run instead of keeping the largest amount used."""
 
     def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
-        """Return the usual options without a memory arena, after returning memory that was freed before."""
+        """Return the usual options without a memory arena; first, return freed memory to the system."""
         trim_memory()
         options = super().session_options(kernels)
         options.enable_cpu_mem_arena = False
@@ -84,7 +84,7 @@ class PartGraph:
         options.add_external_initializers(list(weights), [value for _, value in weights.values()])
         content = ir.to_proto(self._model).SerializeToString()
         session = onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
-        for tensor, _ in weights.values():  # most weights were copied; dropped pages are read again if needed
+        for tensor, _ in weights.values():  # most weights were copied; the others' pages are read again
             if tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
                 tensor.raw.madvise(mmap.MADV_DONTNEED)
         return session
@@ -108,7 +108,7 @@ def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
 
 
 Levels = Mapping[str, int]
-"""The number of the version that computes each layer, by layer."""
+"""For each layer, by name, the number of the version that computes it."""
 Values = Mapping[str, Array]
 
 
@@ -240,7 +240,7 @@ class Part:
         return graph.run({name: values[name] for name in graph.reads}, wanted)
 
     def after(self, values: Values, found: Values) -> Values:
-        """Combine `values` before the part with its outputs `found`; return those that are still needed after it."""
+        """Combine `values` before the part with its outputs `found`; return the values that are still needed."""
         return {name: value for name, value in {**values, **found}.items() if name in self.later}
 
     def keep(self, level: int | None = None) -> None:

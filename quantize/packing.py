@@ -102,7 +102,7 @@ def pack_graph(model: ir.Model, layout: int) -> int:
         before.replace_all_uses_with(after, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
         model.functions.pop(node.op_identifier(), None)
-    RemoveUnusedNodesPass()(model)  # and their weights
+    RemoveUnusedNodesPass()(model)  # also removes unused weights
     return len(calls)
 
 
@@ -166,7 +166,7 @@ def stored_array(value: ir.Value) -> Array:
 
 
 def save_mapped(model: ir.Model, file: Path, progress: Callable[[str], None] = lambda _: None) -> None:
-    """Write a graph and a file with its weights. Large weights start at a page, others at a cache line."""
+    """Write a graph and a file with its weights. Large weights are aligned to pages, others to cache lines."""
     location = f"{file.name}.data"
     with (file.parent / location).open("wb") as data:
         for number, (name, value) in enumerate(model.graph.initializers.items()):

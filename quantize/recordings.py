@@ -23,7 +23,7 @@ from u2moe.runtime.errors import AudioError
 from u2moe.runtime.whole_file import write_bytes
 
 CHOSEN_S, JUDGED_S = 120, 1800
-"""Maximum seconds of the recordings that choose formats, and of those that judge them."""
+"""Maximum seconds of the recordings for choosing formats, and of those for judging bundles."""
 PIECE_S, SHORT_PIECE_S, NUM_PIECES = 20, 5, 8
 """Longer recordings are cut into equal pieces of at most `PIECE_S` seconds. If that yields fewer than `NUM_PIECES`
 pieces, the pieces are made shorter, down to `SHORT_PIECE_S` seconds."""
@@ -39,7 +39,7 @@ class Audio:
         judges: pieces on which written bundles are compared with float32. With a goal, they differ from `chooses`.
             Without a goal, they equal `chooses`, and `calibrates` contains them if the audio is shorter than four
             minutes in total.
-        seconds: duration of the pieces that calibrate.
+        seconds: total duration of the pieces in `calibrates`.
     """
 
     calibrates: Sequence[Array]
@@ -76,14 +76,14 @@ def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path],
 
 
 def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
-    """Read the recordings of a recipe and divide them in order by their purposes, see `Audio`.
+    """Read the recordings of a recipe and divide them, in order, among the purposes in `Audio`.
 
     If the goal has limits that are met by choosing formats, the first quarter of the audio (at most `CHOSEN_S` seconds)
-    serves to choose them. Half of the rest serves to judge bundles, and the other half to calibrate. At most
+    serves to choose formats. Half of the rest serves to judge bundles, and the other half to calibrate. At most
     `LONGEST_S` seconds serve to calibrate; the surplus also serves to judge.
 
     Raises:
-        AudioError: a recording cannot be read, all of them are too short for the encoder, or those that judge have too
+        AudioError: a recording cannot be read, all of them are too short for the encoder, or those for judging have too
             few tokens to show that a limit on damage is met.
     """
     frames_s = 1000 / bundle.manifest.features.frame_shift_ms
@@ -124,7 +124,7 @@ def _check_length(bundle: Bundle, judges: Sequence[Array], limit: float, total_s
 
 
 def _divided(pieces: Sequence[Array], limit: float) -> tuple[list[Array], list[Array]]:
-    """Split off the first pieces, until they have `limit` frames; return them and the others."""
+    """Split off the first pieces, until they have `limit` frames; return these and the remaining pieces."""
     first: list[Array] = []
     for piece in pieces:
         if sum(map(len, first)) >= limit:

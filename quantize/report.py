@@ -83,7 +83,7 @@ def build_report(
 
 
 def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
-    """Return the bytes of the weights by group, and of all files, before and after."""
+    """Return the bytes of the weights by group, and of all files, before and after quantization."""
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for index, bundle in enumerate((reference, quantized)):
         for graph in bundle.manifest.model.graphs():
@@ -117,7 +117,10 @@ def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str,
 
 
 def output_errors(reference: Model, quantized: Model, features: Sequence[Array]) -> dict[str, float]:
-    """Return errors of encoder output and log-probabilities with full context, and the share of equal best tokens."""
+    """Return errors of encoder output and log-probabilities, and the share of frames with the same best token.
+
+    Both models encode each recording with full context.
+    """
     outputs, log_probs = [], []
     for frames in features:
         pair = reference.encode(frames), quantized.encode(frames)
@@ -153,7 +156,7 @@ def compare_text(
     recordings: Sequence[Recording],
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Return word error rates of both bundles and their token agreement, by search, with full context and in chunks."""
+    """Return word error rates and token agreement for each search, with full context and, if possible, in chunks."""
     recognizers = [Recognizer(bundle, model) for bundle, model in zip((reference, quantized), models, strict=True)]
     searches: tuple[SearchMethod, ...] = ("ctc_greedy", "ctc_prefix_beam", "attention_rescoring")
     if not models[0].has_decoder:

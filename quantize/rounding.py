@@ -167,7 +167,7 @@ def recorded(
 class _Recorder:
     """A session that adds the inputs of a graph's products to `activations`, except the inputs in `others`.
 
-    `others` contains the names of inputs that other recorders add. This recorder adds the names of its own inputs.
+    The set `others` contains the names of inputs that other recorders add. This recorder puts its own names into it.
     """
 
     def __init__(self, model: ir.Model, activations: Activations, others: set[str]) -> None:
@@ -224,11 +224,11 @@ def fitted_layer(
     """Round all products of an expert or a feed-forward layer, or a single product.
 
     Args:
-        products: weight [in, out] and bias [out] (None: no bias) of each product. The order is: the gate of a gated
-            layer, the first product, the second product. A single product has no second.
+        products: weight [in, out] and bias [out] (None: no bias) of each product: the gate (in gated layers),
+            the first product and the second, in this order; or a single product.
         activation: non-linearity of the hidden units [n, hidden], or of the gate in gated layers.
         tokens: inputs [n, dim], at least one.
-        shares: weight of the layer in the output of each token [n].
+        shares: for each token [n], the factor of the layer's output, such as its routing weight.
         conversion: conversion to the format of the products.
     """
 

@@ -177,7 +177,7 @@ class QuantizationRun:
         return {**dataclasses.asdict(damage), "formats": ["fp32", made.recipe.name], **written.summary()}
 
     def meter(self, versions: Sequence[Bundle]) -> DamageMeter:
-        """Return a damage meter that compares these versions on the recordings that choose formats."""
+        """Return a damage meter that compares these versions on the recordings for choosing formats."""
         return DamageMeter(versions, self.heard.chooses, self.journal)
 
     @property
@@ -296,7 +296,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
     """Create a folder for temporary files; remove such folders that killed processes left behind."""
     for other in beside.glob(f"{TEMPORARY}*"):
         is_new = not (other / LOCK_FILE).exists() and time.time() - other.stat().st_mtime < UNLOCKED_S
-        if not is_new and sys.platform != "win32":  # on Windows its process may be alive
+        if not is_new and sys.platform != "win32":  # on Windows, the process that made it may be alive
             with contextlib.suppress(OSError), locked(other / LOCK_FILE):
                 shutil.rmtree(other, ignore_errors=True)
     made = tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=beside, ignore_cleanup_errors=True)

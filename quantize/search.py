@@ -92,7 +92,7 @@ class FormatSearch:
         return self.made
 
     def _keep_limits_on_damage(self) -> None:
-        """Build the smallest bundle that keeps the limits on damage, measured on the recordings that judge.
+        """Build the smallest bundle within the limits on damage, measured on the recordings for judging.
 
         Each attempt halves the accepted probability of error, so that the intervals of all attempts stay reliable.
         """
@@ -114,7 +114,7 @@ class FormatSearch:
             target, doubt = now * min(self._bearable(found, doubt / 2), LEAST_FALL), doubt / 2
 
     def _use_budgets(self) -> None:
-        """Build the best bundle that keeps the limits on size and time; reduce the budgets until the bundle does so."""
+        """Build the best bundle within the limits on size and time; reduce the budgets until the bundle fits."""
         goal, ladder = self._goal, self._ladder
         times = (
             [real_time_factor(version, self._audio.chooses) for version in self._versions] if goal.target_rtf else []
@@ -190,7 +190,7 @@ class FormatSearch:
         return nats
 
     def _compared(self) -> Difference:
-        """Compare the current bundle on the recordings that judge."""
+        """Compare the current bundle with float32 on the recordings for judging."""
         if self._difference is None:
             self._difference = self._run.compare(self.made)
             self._divergence(self._levels)
@@ -206,14 +206,14 @@ class FormatSearch:
         return ", ".join(f"{found} ({name.replace('_', ' ')})" for name, found in passes)
 
     def _holds(self, found: Difference, doubt: float, times: float = 1.0) -> bool:
-        """Return whether the upper ends of the intervals keep the goal's limits, with `times` times as much audio."""
+        """Return whether the upper ends of the intervals are within the limits, with `times` times as much audio."""
         goal = self._goal
         return found.changed_tokens(doubt, times).high <= (goal.max_damage or math.inf) and (
             found.divergence(doubt, times).high <= (goal.max_divergence or math.inf)
         )
 
     def _bearable(self, found: Difference, doubt: float, times: float = 1.0) -> float:
-        """Return the share of the found divergence at which a bundle keeps the limits; at least about `LEAST_SHARE`."""
+        """Return the share of the found divergence that is within the limits; at least about `LEAST_SHARE`."""
         share = 1.0
         while share > LEAST_SHARE and not self._holds(found.scaled(share), doubt, times):
             share *= 0.95

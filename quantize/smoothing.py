@@ -1,9 +1,9 @@
 """Scaling that moves large activation channels into neighbouring weights, without changing the network in float32.
 
-A token has one scale for all its channels. A channel a hundred times as large as the others leaves the others only one
-or two of the 127 steps. SmoothQuant (Xiao et al. 2023) divides such a channel where it is computed and multiplies the
-weights that read it. Scales are powers of two, so that nothing is rounded. All products and sums then differ only by
-such a power.
+A token has one scale for all its channels. If one channel is a hundred times as large as the others, only one or two
+of the 127 steps are left for the others. SmoothQuant (Xiao et al. 2023) divides such a channel where it is computed and
+multiplies the weights that read it. Scales are powers of two, so that nothing is rounded. All products and sums then
+differ only by such a power.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def smooth(
     """Scale channels of float32 graphs in place, and the recorded inputs with them; return the number of channels.
 
     Log-probabilities and scores do not change. Channels of the encoder output are scaled if all graphs of a network are
-    given. Sites without recorded rows are scaled by their weights only. `progress` is called with the finished share.
+    given. Without recorded rows, weights alone determine a site's scales. `progress` is called with the finished share.
     """
     num_scaled, sites = 0, sites_of(*models)
     for number, site in enumerate(sites):

@@ -33,8 +33,8 @@ Kind = Literal["integer", "number", "flag", "choice", "text", "texts", "path", "
 _DECLARED = "option"
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 HARMLESS = "harmless"
-"""Key in the JSON of a record. Its value maps each field that older programs may ignore to the feature that these
-programs then lack."""
+"""Key in the JSON of a record. Its value names the fields that older programs may ignore. It maps each of them to the
+feature that these programs then lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON. Fields of records that have their default are omitted."""
+    """Return a value as JSON. Fields of a record are omitted if their value is the default."""
     if dataclasses.is_dataclass(value):
         stated = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)
                   if getattr(value, each.name) != default_of(each)}  # fmt: skip

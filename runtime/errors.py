@@ -67,7 +67,7 @@ class U2moeError(Exception):
 
 
 def _restored(kind: type[U2moeError], args: tuple[Any, ...]) -> U2moeError:
-    """Create an error without a call of `__init__`. pickle then sets its attributes."""
+    """Create an error without calling `__init__`. pickle then sets its attributes."""
     return kind.__new__(kind, *args)
 
 

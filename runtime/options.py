@@ -24,7 +24,7 @@ SHORTEST_PAUSE_S = 0.4
 """Shortest allowed value of `pause` in seconds. Shorter silences occur within words."""
 
 Open = TypeVar("Open")
-"""Type that an option also has if the bundle may decide its value: None, or `Never` if every option has a value."""
+"""Type of an unset value in options that a bundle may set: None if they may be unset, otherwise `Never`."""
 
 _LM_WEIGHT = {
     "name": "lm_weight", "kind": "number", "least": 0, "most": 2,

@@ -111,8 +111,8 @@ def recognize(
             must then decode the stream after the iteration, and take the remaining results.
         stream: receives the samples; must be new or reset.
         reader: reads the recording.
-        vad: voice activity detector. Each stretch of speech is then recognised as a separate source. None: the whole
-            recording is one source.
+        vad: voice activity detector. Each stretch of speech that it finds is recognised as a separate source. None: the
+            whole recording is one source.
     """
     if vad is None:
         return _whole(decode, stream, reader)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 class WordResult:
     """A word, its start and end in seconds from the start of the audio, and its confidence (0 to 1; None if unknown).
 
-    Words begin and end at pauses in the audio. If no pause separates two words, they meet halfway between two peaks:
-    that of the last token of the first word, and that of the first token of the second word.
+    Words begin and end at pauses in the audio. If no pause separates two words, they meet halfway between the peaks of
+    two tokens: the last of the first word, and the first of the second word.
 
     The confidence is the probability of the word's least probable token. Without a second pass, the probability of a
     token is the CTC head's probability at the token's peak. With a second pass, it is the mean of the probabilities
@@ -77,7 +77,7 @@ class Result:
         end: end of the last word in seconds. If the words have no times, the end of the utterance.
         tokens: token ids.
         times: time in seconds at which each token peaks.
-        words: words with times. Tokens that only the decoder found may have no alignment, and then have no times.
+        words: words with times. Empty if the search uses only the decoder and its tokens cannot be aligned.
         confidence: mean confidence of the words, roughly the share of correct words; None without words.
         score: score of the best alternative.
         nbest: alternatives, best first. Each text occurs once, with its best tokenization. Empty in a partial result.
@@ -138,7 +138,7 @@ class Alignment(Transcript):
     probabilities of its tokens, each taken at its most probable frame.
 
     Attributes:
-        misfits: words with a score below the limit. At these times, something else or nothing was probably said.
+        misfits: words with a score below the limit. At their times, something else or nothing was probably said.
         unwritten: start and end in seconds of each stretch in which the model recognises words that are not in the
             text.
     """

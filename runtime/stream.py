@@ -16,7 +16,7 @@ class Stream:
 
     `accept_waveform` takes samples. It does not matter how they are split into buffers. `Recognizer.decode_streams`
     does the work. `get_result` returns the partial or final result of the current utterance. After `input_finished` and
-    a call of `decode_streams`, the result is final. `reset` prepares the stream for another source.
+    a call to `decode_streams`, the result is final. `reset` prepares the stream for another source.
 
     The rules of `DecodingOptions.endpoint` end utterances. The end is exact to the encoder frame. `take_segments`
     returns each finished utterance once. The stream then continues; times still count from its first sample. Without
@@ -54,7 +54,7 @@ class Stream:
             extractor.accept(rate, accepted)
 
     def input_finished(self) -> None:
-        """Finish the input. The next call of `decode_streams` decodes the last, shorter chunk.
+        """Finish the input. The next call to `decode_streams` decodes the last, shorter chunk.
 
         Raises:
             StreamError: the input is already finished, or decoding has failed.

@@ -99,7 +99,7 @@ class Transcriber:
         Raises:
             AudioOverflowError: the queue is full. The caller may drop the samples or feed them later.
             AudioError: the samples or the sample rate are invalid.
-            StreamError: the transcriber is closed, or an error has ended it. Such an error is the `__cause__`.
+            StreamError: the transcriber is closed, or was ended by an error, which is then the `__cause__`.
         """
         self._thread.feed(checked_rate(sample_rate), as_samples(samples))
 

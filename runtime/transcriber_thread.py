@@ -33,7 +33,7 @@ class TranscriberThread:
         thread: the thread.
         on_partial, on_final, on_error: called in the thread with results and errors. Set them before audio is fed.
         on_change: called after audio was taken from the queue, and at the end.
-        changed: lock for all state. It is notified when the thread has work.
+        changed: condition whose lock protects all state. It is notified when the thread has work.
         sample_rate: sample rate of the input in Hz. Before the first input, the model's sample rate.
         max_queue_s: maximum seconds of audio in the queue.
         num_queued: number of samples in the queue.

@@ -85,7 +85,7 @@ def flush(file: Path) -> None:
 
 
 def probe(folder: Path) -> float:
-    """Return the current time of the file system that contains a folder. A temporary file's modification time shows it.
+    """Return the current time of the file system that contains a folder: the modification time of a temporary file.
 
     Raises:
         OSError: the folder is not writable.

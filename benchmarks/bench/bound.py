@@ -1,9 +1,9 @@
 """How close is a bundle to the limit of the machine? Compares the time of each part with its bound.
 
-`operators` counts the products that onnxruntime runs and the bytes of weights, keys and values that these products
-read. Experts without tokens do not count. The bound of a part is the larger of two times: the time of its products at
-the machine's best rate, and the time to read these bytes once in each product (see `rates`). The measured time of a
-part includes normalization, activations and copies, but its bound does not.
+The module `operators` counts the products that onnxruntime runs. It also counts the bytes of weights, keys and values
+that these products read. Experts without tokens do not count. The bound of a part is the larger of two times: the time
+of its products at the machine's best rate, and the time to read these bytes once per product (see `rates`). The
+measured time of a part includes normalization, activations and copies; the bound does not.
 """
 
 from __future__ import annotations
@@ -107,19 +107,19 @@ def compare(
         rounds: kernels of several identical runs; the time of each kernel is its median over the runs.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
         rates: multiply-adds per second of "integer" and "float" products, and bytes per second of "read".
-        counted: kernels of one run of the same work on onnxruntime alone, because products inside native kernels
-            cannot be counted. None: use `rounds`.
+        counted: kernels of one run of the same work without native kernels, whose products cannot be counted. None:
+            use `rounds`.
 
     Returns:
         rates: the argument.
         parts: for each part: `seconds`; `least_s`, the bound, which is the larger of `arithmetic_s` and `read_s`;
             `ratio`, the seconds divided by the bound; and the counts behind these numbers.
         stages: seconds of each stage, as spreads. The seconds of the parts of a stage add up to the stage's median.
-        whole: `seconds` of all parts together, as a spread; `least_s`, the sum of the bounds; `ratio` of the two.
+        whole: `seconds` of all parts together, as a spread; `least_s`, the sum of the bounds; and their `ratio`.
         operators: share of the time by operator, largest first.
         unknown: share of the time by name, for products whose part is unknown. These products count as "other".
         not_counted: share of the time by operator, for operators that multiply or read large constants but cannot be
-            counted. The bounds of their parts are too low. `unknown` and `not_counted` refer to `counted`.
+            counted. The bounds of their parts are too low. `unknown` and `not_counted` are computed from `counted`.
     """
     kernels = [
         replace(kernel, seconds=statistics.median(each.seconds for each in same))
@@ -169,7 +169,7 @@ def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> li
 
 
 def _part(kernels: Sequence[Kernel], work: Sequence[Kernel], rates: Mapping[str, float]) -> dict[str, Any]:
-    """Return the time of the `kernels` of one part, and the bound of `work`, the kernels that are counted."""
+    """Return time and bound of one part: the time from `kernels`, the bound from `work`, the counted kernels."""
     integer = sum(kernel.multiply_adds for kernel in work if kernel.integer)
     floating = sum(kernel.multiply_adds for kernel in work if not kernel.integer)
     num_bytes = sum(kernel.num_bytes for kernel in work)

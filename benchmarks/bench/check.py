@@ -150,7 +150,7 @@ def print_digest(path: str) -> None:
 
 
 class Check:
-    """A bundle loaded twice: `model` on a provider with values on the device, and `reference` on the CPU.
+    """A bundle loaded twice: `model` on a provider, with its tensors on the device, and `reference` on the CPU.
 
     On the CPU, native kernels are used only if the weights are packed.
     """
@@ -232,7 +232,7 @@ class Check:
                 )
 
     def same(self) -> Iterator[Found]:
-        """Compare `model` with a copy that runs on two threads, and with a copy that keeps its values in arrays."""
+        """Compare `model` with a copy that runs on two threads, and with a copy that keeps its tensors in arrays."""
         yield from self.alike(self.bundle.load(replace(self.settings, num_threads=2)), self.model, " with two threads")
         arrays = self.bundle.load(replace(self.settings, io_binding=False))
         yield from self.alike(arrays, self.model, " with arrays", EXACT if self.is_cpu else None)

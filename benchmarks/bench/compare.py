@@ -89,8 +89,8 @@ def compare_reports(before: Report, after: Report) -> Iterator[str]:
     """Yield the differences in conditions, one per line, then a table of the measurements that both reports contain.
 
     The table begins with the measurements that differ. Its ratios are medians of `after` divided by those of `before`.
-    Two measurements differ if the ranges between their quartiles do not overlap. Even without a change, a machine
-    varies from run to run. With fewer than four rounds, quartiles are too uncertain. Sizes and word errors have no
+    Two measurements differ if the ranges between their quartiles do not overlap. Even without a change, times
+    vary from run to run. With fewer than four rounds, quartiles are too uncertain. Sizes and word errors have no
     spread.
     """
     conditions = [(name, before["machine"].get(name), after["machine"].get(name)) for name in _MACHINE]

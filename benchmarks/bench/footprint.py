@@ -32,13 +32,13 @@ STREAM_CHUNK = (16, 4)
 def measure_footprint(
     bundles: Mapping[str, Bundle], audio: Path, *, settings: SessionSettings | None = None, repetitions: int = 3
 ) -> dict[str, dict[str, Any]]:
-    """Measure load time and memory in fresh processes, with the bundles in turn.
+    """Measure load time and memory in fresh processes. The bundles take turns.
 
     Args:
         bundles: bundles by name.
         audio: a recording. Each process recognises it as a whole and, if the bundle can stream, as a stream.
         settings: session settings, without `sess_options`.
-        repetitions: measured processes per bundle. One earlier process loads the files into the system's cache.
+        repetitions: measured processes per bundle. An extra process first loads the files into the system's cache.
 
     Returns:
         For each bundle, the spread of each value that `report` prints, and `disk`. The entry `files` of `disk` is the

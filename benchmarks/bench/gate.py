@@ -72,9 +72,9 @@ def _number(text: str) -> float:
 
 
 def verdicts(limits: Mapping[str, float], report: Report, other: Report | None = None) -> Iterator[tuple[bool, str]]:
-    """Yield for each limit whether it passes, and a description.
+    """Yield a pair for each limit: whether it passes, and a description.
 
-    A limit also passes if the interval includes equality of the two bundles. It therefore rarely fails by chance.
+    A limit also passes if the interval includes equal costs of the two bundles. It therefore rarely fails by chance.
 
     Args:
         limits: limits by their names in `LIMITS`.

@@ -104,7 +104,7 @@ def run_suite(
     options: DecodingOptions | None = None,
     hotwords: Hotwords | None = None,
 ) -> dict[str, Any]:
-    """Measure everything, with the bundles in turn.
+    """Measure everything. The bundles take turns.
 
     Args:
         bundles: bundles by their names in the report.

@@ -21,7 +21,7 @@ def measure_speed(
     transcripts: Sequence[str] = (),
     repetitions: int = 5,
 ) -> list[dict[str, Any]]:
-    """Recognise all recordings in every mode, with the bundles in turn.
+    """Recognise all recordings in every mode. The bundles take turns.
 
     Args:
         probes: loaded bundles by name.
@@ -78,8 +78,8 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
     """Summarise the rounds of one mode.
 
     Returns:
-        real_time_factor: seconds spent in calls of the runtime, per second of audio. Each round gives one value.
-        seconds: seconds spent in calls of the runtime, for each recording of each round; used to compare bundles
+        real_time_factor: seconds spent in calls to the runtime, per second of audio. Each round gives one value.
+        seconds: seconds spent in calls to the runtime, for each recording of each round; used to compare bundles
             pairwise.
         core_hours_per_hour: CPU seconds of all threads, per second of audio.
         stages: the real-time factor of each stage.

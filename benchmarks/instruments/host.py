@@ -106,7 +106,7 @@ class OtherLoad:
 
 
 def caches(folder: Path) -> dict[str, int]:
-    """Return the bytes of the first core's data caches by level. L3 may be shared, even with other virtual machines."""
+    """Return the bytes of the first core's data caches, by level. L3 may be shared, even between virtual machines."""
     sizes = {}
     for entry in sorted(folder.glob("index*")):
         if _read(entry / "type").strip() != "Instruction" and (size := _read(entry / "size").strip()):
@@ -115,7 +115,7 @@ def caches(folder: Path) -> dict[str, int]:
 
 
 def memory_bytes(name: str, file: Path | None = None) -> int | None:
-    """Return the bytes in a field of `file` (default: /proc/meminfo), such as "MemTotal"; None if it is missing."""
+    """Return a field of `file` (default: /proc/meminfo), such as "MemTotal", in bytes; None if it is missing."""
     for line in _read(file or _MEMINFO).splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -123,7 +123,7 @@ def memory_bytes(name: str, file: Path | None = None) -> int | None:
 
 
 def status_bytes(name: str, process: int | None = None) -> int | None:
-    """Return the bytes in a field of the status of a process (default: this one); None if the field is missing.
+    """Return a field of the status of a process (default: this one), in bytes; None if the field is missing.
 
     "VmHWM" is the peak resident memory. Unlike this field, getrusage would include the parent's memory before exec.
     """

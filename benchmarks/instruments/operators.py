@@ -124,7 +124,8 @@ def profiled_model(
 ) -> Model:
     """Load a model that, when destroyed, writes the profile of each graph to `folder` as NUMBER_GRAPH_TIME.json.
 
-    NUMBER makes names distinct. TIME is not enough: it is in milliseconds, and small graphs load in less than one.
+    NUMBER makes names distinct. TIME is not enough: it counts milliseconds, and small graphs load in less than one
+    millisecond.
     """
     sessions = []
     for number, graph in enumerate(bundle.manifest.model.graphs()):

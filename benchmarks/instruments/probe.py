@@ -1,6 +1,7 @@
 """Recognition of recordings with a bundle, live or as a whole, with the time of every stage.
 
-Times are measured around an application's calls. The runtime's observer interface gives the times of the stages.
+The total time is that of an application's calls to the runtime. The runtime's observer interface gives the times of
+the stages.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Mode:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A call of the runtime that had work to do, usually because a chunk was complete.
+    """A call to the runtime that had work to do, usually because a chunk was complete.
 
     Attributes:
         audio_s: seconds of audio delivered so far.
@@ -79,7 +80,7 @@ class Observation:
 
     Attributes:
         audio_s: seconds of audio.
-        wall_s: seconds spent in calls of the runtime. Waiting for a paced source is excluded.
+        wall_s: seconds spent in calls to the runtime. Waiting for a paced source is excluded.
         cpu_s: CPU seconds of all threads during these calls.
         stages: seconds by stage, for each of `STAGES`. Their sum is `wall_s`.
         events: calls that had work to do, in order.

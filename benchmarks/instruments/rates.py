@@ -1,4 +1,4 @@
-"""Rates at which this machine multiplies and reads memory, measured with small generated models in onnxruntime.
+"""Rates at which this machine multiplies numbers and reads memory, measured with small generated models in onnxruntime.
 
 If native kernels are installed, reading is also measured with them, because they use huge pages and prefetching.
 """
@@ -135,7 +135,7 @@ def session_of(content: bytes, kernels: str, num_threads: int = 1) -> onnxruntim
 
 
 def _rate(sessions: Sequence[onnxruntime.InferenceSession], x: Array, amount: int) -> float:
-    """Return `amount`, the work of one run of each session, divided by the seconds of these runs together."""
+    """Return `amount`, the work of one run of every session, divided by the mean seconds of such a round."""
     return amount / mean_seconds(lambda: [session.run(None, {"x": x}) for session in sessions], _CALL_S)
 
 

@@ -15,7 +15,7 @@ from u2moe.runtime.whole_file import write_text
 
 
 def repository() -> Path:
-    """Return the clone in which scripts work. This is the current folder: an installed package cannot find the clone.
+    """Return the root of the clone: the current folder, because an installed package does not know where the clone is.
 
     Raises:
         FileNotFoundError: the current folder is not a clone.

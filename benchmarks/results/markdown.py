@@ -25,7 +25,7 @@ def quartiles(spread: Spread, digits: int = 2) -> str:
 
 
 def short(value: float) -> str:
-    """Return a number with three significant digits. Numbers from 100 on are rounded to an integer."""
+    """Return a number with three significant digits. Numbers of 100 or more are rounded to an integer."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

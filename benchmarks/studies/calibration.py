@@ -120,7 +120,7 @@ def fit(found: Words) -> tuple[float, float]:
 
 
 def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
-    """Apply a scale and a bias after the calibration in a bundle's manifest. Return the combined calibration.
+    """Combine the calibration in a bundle's manifest with a further scale and bias. Write and return the result.
 
     Raises:
         ValueError: the scale is not positive, so it would reverse the order of confidences.

@@ -60,7 +60,7 @@ FORMATS = ("int8", "int4")
 KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
 ROUNDS = 5
 AS_FAST = 1.05
-"""Maximum ratio of times at which a network still counts as equally fast as Dense-225M."""
+"""Up to this ratio to the time of Dense-225M, a network counts as equally fast."""
 STATE = "edge.json"
 
 
@@ -88,7 +88,7 @@ def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for the page: tables of all machines, and networks as fast as Dense-225M on the last one."""
+    """Return the values for the page: tables by machine, and networks as fast as Dense-225M on the last machine."""
     machines, found = list(results["machines"].values()), {}
     found["tables"] = "\n\n".join(line for content in reversed(machines) for line in _page(content))
     for content in machines:

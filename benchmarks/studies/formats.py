@@ -36,7 +36,7 @@ NUM_REFERENCES = 2
 HALF_STEP = 0.5 / 32768
 """Half a quantization step of 16-bit audio."""
 LIMITS = {("int8", "float32"): 0.3, ("int4-experts, calibrated", "int8"): 0.5, ("int4, calibrated", "int8"): 1.5}
-"""Maximum increase of word errors in percent, with full context, by (variant, reference)."""
+"""Maximum increase in word errors, in percent, with full context, by (variant, reference)."""
 LIMIT_OF_TEXTS = 7.5
 """Maximum percentage of recordings whose text differs between int8 and float32."""
 

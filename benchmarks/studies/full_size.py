@@ -161,9 +161,9 @@ def measure(root: Path) -> dict[str, Any]:
 
 
 def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
-    """Return for each probe the encoder's `ms` per second of speech, and the `ratio` of its time to the bound.
+    """Return the encoder's `ms` per second of speech, and the `ratio` of its time to the bound, for each probe.
 
-    Both are spreads, measured on one thread.
+    `ms` and `ratio` are spreads, measured on one thread.
     """
     sizes = sorted({sum(file.size for file in probe.bundle.manifest.files.values()) for probe in probes.values()})
     rates = measure_rates(sizes, 1, repetitions=NUM_BOUNDS)
@@ -179,7 +179,7 @@ def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
 
 
 def starts_of(bundles: Mapping[str, Bundle], kernels: str) -> dict[str, Any]:
-    """Return for each bundle the spread of each value named in `START`, and the bytes of all files (`files`).
+    """Return the spread of each value named in `START`, and the bytes of all files (`files`), for each bundle.
 
     The values are measured in fresh processes.
     """
@@ -191,7 +191,7 @@ def starts_of(bundles: Mapping[str, Bundle], kernels: str) -> dict[str, Any]:
 
 
 def two_threads(case: Case, runs_of: Callable[[Case, str, int], Callable[[], Any]]) -> dict[str, Any]:
-    """Return `seconds` by mode and number of threads, and `equal`: whether both numbers give bit-identical outputs."""
+    """Return `seconds` by mode and number of threads, and `equal`: whether the outputs are bit-identical."""
     found: dict[str, Any] = {"seconds": {}, "equal": True}
     for mode in (STREAMING, FULL):
         runs = {str(number): runs_of(case, mode, number) for number in NUM_THREADS}
@@ -245,7 +245,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             bound = entry["ratio"]["median"]
             found["bound.int8.full"] = f"{float(found['int8.full']) / bound:.2f}"
             found["bound.gain.full"] = f"{float(found['gain.full']) * bound:.2f}"
-            if batch := factor(content, BATCH, PLAIN_DENSE):  # per second of speech, a batch needs the same products
+            if batch := factor(content, BATCH, PLAIN_DENSE):  # needs as many products per second of speech
                 found["bound.int4.batch"] = f"{entry['ms']['median'] / 1e3 / bound / batch.median:.2f}"
         for key, item in content["starts"].items():
             found[f"loaded.{key.replace('/', '.')}"] = f"{item['loaded_bytes']['median'] / 1e6:.0f}"

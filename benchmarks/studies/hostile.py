@@ -5,8 +5,8 @@
 Speakers talk to a server, first undisturbed and then during each attack. Each pair of measurements is saved at once,
 and later runs skip it. Attackers run in a separate process. Each attack has its own API key, which allows eight
 streams. --cores are the server's cores: start this script with `taskset` on other cores. With --minutes, all attacks
-run together for that time, while rounds of speakers follow each other. If memory use grows, it is higher after the last
-round than after the first.
+run together for that time, during several rounds of speakers. Memory use after the first and after the last round shows
+whether it grows.
 
 In "slower", speakers fill the capacity that the server has measured. When all speakers are accepted, a busy process
 starts on the server's cores. "slower, few speakers" has only --speakers speakers. In "slower, lower priority", the busy
@@ -191,7 +191,7 @@ SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lowe
 """Niceness of the busy process, and whether the speakers fill the server's capacity."""
 MIXTURE = "all together"
 MOST_SLOWER, MOST_SLOWER_BY_ONE = 1.2, 1.2
-"""Maximum ratio of the latency during attacks to that before: for all attacks together, and for a single attack."""
+"""Maximum ratio of latencies during and before attacks: for all attacks together, and for a single attack."""
 HEALTH_S = 0.05
 _AHEAD_S = 2.0
 
@@ -262,7 +262,7 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure each kind of attack that has no entry in `cells` of the results. Write each entry at once."""
+    """Measure each kind of attack that is missing in `cells` of the results. Write each entry immediately."""
     content = resumed(args.results, {"cells": {}})
     buffers, first = speech_buffers(args.seconds), dict[Key, int]()
     for kind in args.kinds:
@@ -294,7 +294,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratio(cell: Mapping[str, Any]) -> float:
-    """Return the ratio of the p95 latency of partial results during an attack (median of rounds) to that before it."""
+    """Return the ratio of the p95 latencies of partial results during (median of rounds) and before an attack."""
     found = statistics.median_high(each["partial"]["p95"] for each in cell["rounds"])
     return float(found / cell["before"]["partial"]["p95"])
 

@@ -6,7 +6,7 @@
 Rare words of the transcripts stand for names. They are long, and occur in few recordings. Each recording is recognised
 three times: without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists also
 contain rare words of other recordings, which are not spoken in this one. Longer lists are the same for all recordings.
-One of them contains all rare words, and is filled up with other words of the bundle's language model. The unrelated
+One of them contains all rare words, and is padded with other words of the bundle's language model. The unrelated
 list contains only such other words. The longest lists are also tried with half the weight, and restricted to words that
 sound like the text recognised without hotwords.
 
@@ -89,7 +89,7 @@ Lists = dict[str, Sequence[str]]
 
 
 def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Lists]:
-    """Yield two lists for each recording: with its rare words, and with only rare words of other recordings."""
+    """Yield two lists for each recording: one includes its rare words, the other has only those of other recordings."""
     random = np.random.default_rng(0)
     rare = rare_words(recordings)
     everywhere = sorted(set().union(*rare))
@@ -99,7 +99,7 @@ def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Li
 
 
 def lists_of_all(recordings: Sequence[Recording], list_len: int, vocabulary: Iterable[str]) -> Lists:
-    """Return lists shared by all recordings. They are filled up with words that no transcript contains."""
+    """Return lists shared by all recordings. They are padded with words that no transcript contains."""
     said = {word for recording in recordings for word in words(recording.transcript)}
     unsaid = sorted({word.upper() for word in vocabulary if word.isalpha() and len(word) >= SHORTEST} - said)
     fillers = [unsaid[place] for place in np.random.default_rng(0).permutation(len(unsaid)).tolist()]

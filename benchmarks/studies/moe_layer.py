@@ -3,7 +3,7 @@
     python -m u2moe.benchmarks.studies.moe_layer [--narrow]
 
 The layers have the size of the preset moe-1b. Their random weights spread tokens evenly, which is the worst case.
---narrow compares them, for chunks, with layers that have the same number of weights in more and narrower experts.
+--narrow compares them with layers that have as many weights in more, narrower experts. Each call then gets one chunk.
 Several layers take turns on one thread. Each has its own weights, so the weights leave the cache between calls, as in a
 network. The bound is the larger of two times: the time to read the weights of experts with tokens, and the time to
 compute their products. Both times use the rates that kernels reach in the same run.
@@ -138,10 +138,7 @@ def measure(
     shapes: Sequence[Shape] = (PAPER,),
     recipes: Sequence[str] = tuple(BITS),
 ) -> dict[str, Any]:
-    """Measure the machine's rates and, for each number of tokens, the times of each layer.
-
-    Also compute their bounds.
-    """
+    """Measure the machine's rates and, for each number of tokens, the time of each layer; compute the bounds."""
     random = np.random.default_rng(0)
     inputs = [random.standard_normal((count, DIM), np.float32) for count in tokens]
     layers = [Layers(name, num_bytes, shape) for name in recipes for shape in shapes]

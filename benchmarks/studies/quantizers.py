@@ -264,7 +264,7 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
 def limited(
     bundle: Bundle, name: str, lists: Mapping[str, Sequence[Path]], folder: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each limit in `LIMITS` for a network: its title, and the damage and costs of the bundle made for it.
+    """Yield the title of each limit in `LIMITS` for a network, with the damage and costs of the bundle made to meet it.
 
     The damage is measured on two lists of recordings.
 

@@ -5,9 +5,9 @@
 Speakers send 100 ms of speech every 100 ms from this process. Servers run on --cores: start this script with `taskset`
 on other cores. The result for each number of speakers is saved at once, and later runs do not measure it again. If a
 server fails, the number is tried once more, because other machines on the host may have interfered. After a second
-failure, larger numbers are skipped. Finally, our server runs with the capacity that it measures itself. As many
-speakers as this capacity connect, and then four times as many, several times in turn. FOLDER keeps the installation of
-sherpa-onnx and its graphs. If u2moe-kernels is installed, our server is measured with and without it.
+failure, larger numbers are skipped. Finally, our server runs with the capacity that it measures itself. Two
+measurements alternate: with as many speakers as this capacity, and with four times as many. FOLDER keeps the
+installation of sherpa-onnx and its graphs. If u2moe-kernels is installed, our server is measured with and without it.
 
 Both servers run the same weights on one thread with the same chunks and left context, and return partial results after
 each chunk. sherpa-onnx uses greedy search. u2moe uses prefix beam search and rescores final results with both decoders.
@@ -50,7 +50,7 @@ from u2moe.runtime.model.native import CPU, choose_kernels
 STREAMS = (64, 96, 128, 160, *range(192, 321, 16))
 KERNELS = {OURS: "onnxruntime", OURS_NATIVE: "native"}
 LIMIT_S = 0.3
-"""Maximum p95 of partial and final results, in seconds."""
+"""Maximum p95 of the delays of partial and final results, in seconds."""
 MOST_MISSING = 0.01
 """Maximum share of missing results. A late result is missing if a newer one replaces it."""
 RATIOS = {OURS: 1.5, OURS_NATIVE: 2.0}
@@ -107,7 +107,7 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure each server and number of speakers that has no entry in `cells` of the results. Write entries at once."""
+    """Measure each server and number of speakers missing in `cells` of the results. Write each entry immediately."""
     content, model = resumed(args.results, {"cells": {}}), args.name or args.bundle.name
     cells, buffers = content["cells"], speech_buffers(args.seconds)
 
@@ -150,7 +150,7 @@ def is_held(cell: Mapping[str, Any]) -> bool:
 
 
 def slowdown(crowd: Mapping[str, Any]) -> float:
-    """Return the ratio of the p95 latency of partial results with the crowd to that without it."""
+    """Return the ratio of the p95 latencies of partial results with and without the crowd."""
     return float(crowd["crowded"]["partial"]["p95"] / crowd["alone"]["partial"]["p95"])
 
 

@@ -3,9 +3,10 @@
     python -m u2moe.benchmarks.studies.simulators FLOAT32 TEST.tsv ... --calibration FILE ... --work-dir WORK
         --python qualcomm=QNN/bin/python --python rockchip=... --python litert=... --python intel=... [--only VARIANT]
 
-Each --python belongs to an environment with that toolchain, and runs a script of `examples/npu/`. Simulators take
-seconds per chunk. WORK therefore keeps the results of each variant. An interrupted run resumes from them, and several
-runs with --only may work in parallel. Variants are compared on the recordings that they have processed.
+Each --python names a toolchain and the interpreter of an environment that contains it. The interpreter runs a script of
+`examples/npu/`. Simulators take seconds per chunk. WORK therefore keeps the results of each variant. An interrupted run
+resumes from these results, and several runs with --only may work in parallel. Variants are compared on the recordings
+that they have processed.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """For each variant, the script in `examples/npu/` and its options."""
 LIMITS = {"qualcomm float16": 1, "qualcomm 16 and 8 bits": 5, "rockchip float16": 1}
-"""Maximum percentage of words that differ from those of onnxruntime."""
+"""Maximum percentage of words that differ from onnxruntime's, by variant."""
 HEADER: tuple[str, ...] = (
     "toolchain",
     "numbers",

@@ -3,8 +3,8 @@
     python -m u2moe.benchmarks.studies.turn BUNDLE TEST.tsv ...
 
 Each sentence receives a pause between two random words, and silence after its end. Pause and silence are quiet noise.
-The encoder runs once, in chunks. Each rule is then applied to a search over its output. Delays count audio, so they are
-the same on every machine.
+The encoder runs once, in chunks. Each rule is then applied to a search over the encoder's output. Delays count audio,
+so they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def endpoints(
 
 
 def measure(recognizer: Recognizer, recordings: Sequence[Recording], fusion: Fusion, seed: int = 0) -> dict[str, Any]:
-    """Return results by rule: delays from a sentence's end to the endpoint, and the number of sentences cut earlier."""
+    """Return results by rule: delays from sentence end to endpoint, and number of sentences cut before their end."""
     random = np.random.default_rng(seed)
     delays: dict[str, list[float]] = {name: [] for name in rules()}
     num_cut = dict.fromkeys(delays, 0)

@@ -141,7 +141,7 @@ class BranchformerNodes(TwoBranchNodes):
         return g.op("Add", g.op("Mul", first, attended), g.op("Mul", second, gated))
 
     def _logit(self, branch: ir.Value, pooling: nn.Linear, weight: nn.Linear, number: str) -> ir.Value:
-        """Return the logit [batch, 1, 1] of a branch, from a weighted average of its frames without padding."""
+        """Return the logit [batch, 1, 1] of a branch, computed from a weighted average of its valid frames."""
         g = self.g
         scores = g.op("Mul", linear(g, branch, pooling, f"pooling_proj{number}"), self.config.dim**-0.5)
         bias = g.op("Transpose", g.op("Squeeze", self.frames.bias, [1]), perm=[0, 2, 1])

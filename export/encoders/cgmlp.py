@@ -57,7 +57,7 @@ def read_gating(conf: Section) -> Gating:
 
 
 def attention_key(conf: Section) -> str:
-    """Return the key for the kind of attention in branchformers. Until WeNet 3.0.1 it is `attention_layer_type`."""
+    """Return the key that selects the attention of branchformers: until WeNet 3.0.1, `attention_layer_type`."""
     old = "attention_layer_type"
     return old if old in conf else "selfattention_layer_type"
 
@@ -83,7 +83,7 @@ class SpatialGatingUnit(nn.Module):
     def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Gate `x` [batch, time, 2 * channels]; `valid` [batch, time] is true for frames that exist."""
         value, gate = x.chunk(2, dim=-1)
-        if cache is None:  # WeNet pads before the normalisation, which turns zeros into its bias
+        if cache is None:  # WeNet pads with zeros, which the normalisation then turns into its bias
             cache = self.norm.bias.view(1, -1, 1).expand(-1, -1, self.conv.kernel_size[0] - 1)
         gate, kept = self.conv.over(self.norm(gate), valid, cache)
         gate = gate if self.linear is None else self.linear(gate)

@@ -103,7 +103,7 @@ def _strided(conf: Section, shared: EncoderArchitecture) -> Strided:
 
 
 def _numbers(conf: Section, key: str, default: tuple[int, ...], *, least: int = 0, most: int) -> tuple[int, ...]:
-    """Return a setting as a tuple. It is a list of whole numbers, or a single one."""
+    """Return a setting as a tuple; in the file, it is a whole number or a list of whole numbers."""
     found = conf.value(key) if key in conf else list(default)
     listed = found if isinstance(found, list) else [found]
     if not all(isinstance(one, int) and not isinstance(one, bool) and least <= one <= most for one in listed):
@@ -167,7 +167,7 @@ class EfficientBlock(ConformerBlock):
 
 
 def averaged(x: Tensor, valid: Tensor, stride: int) -> Tensor:
-    """Return the average of every `stride` frames of [batch, time, dim], counting only existing frames."""
+    """Return the average of every `stride` adjacent frames of [batch, time, dim], counting only existing frames."""
     if stride == 1:
         return x
     exists = valid.unsqueeze(-1).to(x.dtype)

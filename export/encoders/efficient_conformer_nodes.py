@@ -121,7 +121,7 @@ class EfficientConformerNodes(ConformerNodes):
         return parts.finish(y)
 
     def _averaged(self, x: ir.Value, stride: int) -> ir.Value:
-        """Return averages of every `stride` frames [batch, ceil(time / stride), dim]; only existing frames count."""
+        """Return averages [batch, ceil(time / stride), dim] of `stride` frames each; only existing frames count."""
         g, valid = self.g, self.valid
 
         def total(values: ir.Value, width: int) -> ir.Value:
@@ -181,7 +181,7 @@ class EfficientConformerNodes(ConformerNodes):
 
 
 def _position_bias(layer: GroupedAttention) -> torch.Tensor:
-    """Return (v - u) / sqrt(size) as [heads * size, heads]. A head's column is zero outside its own rows."""
+    """Return (v - u) / sqrt(size) as [heads * size, heads]. The column of a head is zero outside that head's rows."""
     difference = (layer.pos_bias_v - layer.pos_bias_u) / math.sqrt(layer.pos_bias_u.shape[1])
     num_heads, size = difference.shape
     return (torch.eye(num_heads).unsqueeze(1) * difference.unsqueeze(2)).reshape(num_heads * size, num_heads)

@@ -29,7 +29,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of encoder: its reader for train.yaml, its torch network, and its layers of a graph."""
+    """A kind of encoder: its reader for train.yaml, its torch network, and the class that builds its graph layers."""
 
     read: Reader
     network: type[SpeechEncoder]
@@ -50,7 +50,7 @@ KINDS = {
     "conformer": Kind(conformer.read, conformer.ConformerEncoder, conformer.ConformerNodes),
     "transformer": Kind(conformer.read_transformer, conformer.TransformerEncoder, conformer.ConformerNodes),
 }
-# WeNet's `ctl_model` trains these encoders on whole utterances and on chunks at once; it does not change their layers
+# WeNet's `ctl_model` trains these encoders on whole utterances and on chunks at once, with unchanged layers
 KINDS |= {f"dual_{name}": KINDS[name] for name in ("conformer", "transformer")}
 
 

@@ -92,7 +92,7 @@ class SpeechEncoder(nn.Module):
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
-        """Return cache name, channels and kernel of the convolutions in a block that see frames before a chunk."""
+        """Return the convolutions of a block that need a cache, each as cache name, channels and kernel."""
         own = config.convolution
         return [(CNN_CACHE, own.channels, own.kernel)] if own is not None and own.causal else []
 
@@ -174,7 +174,7 @@ class SpeechEncoder(nn.Module):
         return self._finish(x), [self._last(own, required_cache_size) for own in following]
 
     def _last(self, caches: BlockCaches, required: int) -> BlockCaches:
-        """Return the caches. Growing caches keep their last `required` encoder frames; a negative number means all."""
+        """Return the caches. Growing caches keep the last `required` encoder frames, all if the number is negative."""
         kept = dict(caches)
         for cache in self.caches(self.config):
             if cache.time_axis is not None and cache.name in kept and required >= 0:

@@ -25,7 +25,7 @@ class FrameNodes:
         g: builds the nodes.
         time: number of frames of this call [1].
         lens: number of existing frames in each row [batch].
-        offset: position of the first frame [batch], or [0] for whole utterances.
+        offset: position of the first frame [batch]; for whole utterances, the constant [0].
         step: distance from one frame to the next, in subsampled frames.
         cache: keys and values of earlier frames [blocks, batch, heads, cache, channels]; None: there are none.
         required: number of subsampled frames to cache for the next call (negative: all); None for whole utterances.
@@ -34,7 +34,7 @@ class FrameNodes:
         positions: positions of the keys [batch, keys].
         visible: true for keys that exist [batch, keys].
         kept: this call's keys and values to cache, one entry for each block.
-        bias: added to scores [batch, 1, 1, keys].
+        bias: bias [batch, 1, 1, keys] to add to the scores.
         valid: 1 for frames that exist [batch, time, 1]; None if there is a cache.
     """
 
@@ -122,7 +122,7 @@ class FrameNodes:
 
 
 def next_history(g: GraphBuilder, new: Sequence[ir.Value]) -> ir.Value:
-    """Return the next call's cache of frames before a convolution, as [blocks, batch, channels, past]."""
+    """Return the next call's cache of convolution histories, as [blocks, batch, channels, past]."""
     return g.op("Transpose", g.op("Concat", *new, axis=0), perm=[0, 1, 3, 2])
 
 
@@ -147,7 +147,10 @@ class EncoderNodes:
 
     @property
     def longest_history(self) -> int:
-        """The most subsampled frames before a chunk that a convolution sees, rounded up to whole output frames."""
+        """The largest number of subsampled frames that a convolution sees before a chunk.
+
+        It is rounded up to whole output frames.
+        """
         return max((kernel - 1 for _, _, kernel in self.encoder.convolutions(self.config)), default=0)
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:

@@ -45,9 +45,9 @@ class Squeezed:
     reduce: int
     """Index of the first block at half the frame rate."""
     recover: int
-    """Index of the first later block at the full frame rate."""
+    """Index of the first block that runs at the full frame rate again."""
     reduction: Reduction
-    """`stream` keeps every second frame; `conv1d` also sees the frames around it."""
+    """`stream` reads only every second frame; `conv1d` convolves all frames with stride 2."""
     adaptive: bool
     """Whether layers scale and shift their inputs."""
     shifted: bool
@@ -258,11 +258,11 @@ class SqueezeformerBlock(nn.Module):
 
 
 class TimeReduction(nn.Module):
-    """A layer that takes every second frame, or convolves the frames around it, and projects the result."""
+    """A layer that halves the frame rate: a depthwise convolution with stride 2, and a projection."""
 
     KERNELS: ClassVar = {"conv1d": 5, "stream": 1}
     BEFORE: ClassVar = {"conv1d": 3, "stream": 0}
-    """Number of frames that the convolution sees before each frame that it keeps. WeNet drops outputs past the end."""
+    """Number of frames before frame 2 * i that output frame i reads. WeNet drops outputs past the end."""
 
     def __init__(self, dim: int, kind: Reduction) -> None:
         super().__init__()

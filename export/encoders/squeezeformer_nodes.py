@@ -103,7 +103,7 @@ class SqueezeformerNodes(EncoderNodes):
         return feed_forward(self.g, x, folded(layer, "w_1"), self.config.feed_forward.activation, name)
 
     def _reduced(self, x: ir.Value) -> ir.Value:
-        """Return half of the frames [batch, (time + 1) // 2, dim]."""
+        """Return the frames at half the rate [batch, (time + 1) // 2, dim]."""
         g, layer = self.g, cast("SqueezeformerEncoder", self.encoder).time_reduction_layer
         weights, bias = layer.dw_conv.weight, cast("Tensor", layer.dw_conv.bias)
         with g.scope("time_reduction_layer", group="pointwise_convolutions"):
@@ -120,7 +120,7 @@ class SqueezeformerNodes(EncoderNodes):
             return linear(g, g.call(form.function(self.config.dim), x, valid, *taps)[0], layer.pw_conv, "pw_conv")
 
     def _recovered(self, x: ir.Value) -> ir.Value:
-        """Return each frame twice, cut to the original number of frames."""
+        """Project and repeat each frame, and cut the result to the original number of frames."""
         g, layer = self.g, cast("SqueezeformerEncoder", self.encoder).time_recover_layer
         with g.scope(group="pointwise_convolutions"):
             once = g.op("Unsqueeze", linear(g, x, layer, "time_recover_layer"), [2])

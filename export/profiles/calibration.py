@@ -145,7 +145,7 @@ def _even_columns(model: ir.Model, float_nodes: list[str]) -> set[str]:
 
 
 def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return the cosine of two sets of log-probabilities [1, time, vocab], and the share of equal best tokens."""
+    """Return the cosine of log-probabilities [1, time, vocab], and the share of frames with the same best token."""
     one, other = expected.astype(np.float64), found.astype(np.float64)
     cosine = (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
     return float(cosine), float((one.argmax(-1) == other.argmax(-1)).mean())

@@ -59,7 +59,7 @@ def convert_bundle(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Conversion:
-    """Write the graphs of a profile into `out`, each compared with the bundle first.
+    """Compare the graphs of a profile with the bundle, and write them into `out`.
 
     Args:
         bundle: folder of a bundle, quantized or not.

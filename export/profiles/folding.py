@@ -50,7 +50,7 @@ def folded(model: ir.Model, feeds: dict[str, Array] | None = None) -> ir.Model:
 
     Args:
         model: the model.
-        feeds: inputs by name with which the model can run; other inputs are zeros.
+        feeds: values of inputs, by name, for a model that cannot run on zeros; all other inputs are zeros.
     """
     graph = inlined(model).graph
     arrays = _computed(model, feeds or {})
@@ -148,7 +148,7 @@ def _passed_on(node: ir.Node) -> ir.Value | None:
 
 
 def _name_outputs(graph: ir.Graph) -> None:
-    """Remove copies before the outputs, and give the names of the outputs to the original values."""
+    """Remove nodes that only copy a value to an output, and give the output's name to the value."""
     for output in list(graph.outputs):
         node = output.producer()
         value = node.inputs[0] if node is not None and node.op_type == "Identity" else None

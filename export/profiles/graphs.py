@@ -144,7 +144,7 @@ def _chunk_lens(g: GraphBuilder, frames: ir.Value) -> ir.Value:
 
 
 def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
-    """Build everything for a recording [1, samples], up to the greedy search; see `offline_contract`."""
+    """Build everything for a recording [1, samples], including the greedy search; see `offline_contract`."""
     config, features = bundle.manifest.model, bundle.manifest.features
     if config.streaming and config.static_chunk_size:
         raise UnsupportedError(
@@ -234,7 +234,7 @@ def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
 
 
 def _refused(g: GraphBuilder, condition: ir.Value, value: ir.Value, reason: str) -> ir.Value:
-    """Return `value` [1]; if `condition` is true, fail with an invalid index in a node that is named by the reason."""
+    """Return `value` [1]. If `condition` is true, the run fails in a node whose name states the reason."""
     with g.scope(f"REFUSED: {reason}"):
         return g.op("Gather", value, g.op("Cast", condition, to=ir.DataType.INT64))
 

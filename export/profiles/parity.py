@@ -1,4 +1,4 @@
-"""Compares the graphs of profiles with the bundle's own graphs, which are run as in the runtime."""
+"""Compares the graphs of profiles with the bundle's own graphs, run as the runtime runs them."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class ProfileParity:
                     raise ParityError(f"{self.subject}: detokenizer, row {row}: text is {found}, expected {[expected]}")
 
     def _refusals(self) -> None:
-        """Check that unsuitable clips fail with the expected reason, and that 10 ms of silence has no text.
+        """Check that unsuitable clips fail with the expected reason, and that 10 ms of silence yields no text.
 
         AudioDecoder would cut clips that are too long, and alias those with another sample rate.
         """

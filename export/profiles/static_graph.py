@@ -110,7 +110,7 @@ class StaticGraph:
         return {**results, **following}, parts
 
     def _calls_of_positions(self) -> dict[int, ir.Node]:
-        """Return the calls whose encodings become inputs of the graph, by the distance between their positions.
+        """Return the calls whose encodings become inputs of the graph, by the distance between adjacent positions.
 
         Rotary attention depends only on distances, so its positions stay constant and need no input.
         """
@@ -274,7 +274,7 @@ def _visible(mask: ir.Node) -> ir.Value:
 
 
 def _step(positions: ir.Value) -> int:
-    """Return the number of frames from one of these positions to the next."""
+    """Return the distance between adjacent positions, in frames."""
     source = _producer(_producer(positions).inputs[1])
     return _number(source.inputs[1]) if source.op_type == "Mul" else 1
 
@@ -295,7 +295,7 @@ def _origin(value: ir.Value | None, *operators: str) -> ir.Value:
 
 
 def _without_axis(value: ir.Value | None) -> ir.Value:
-    """Return a layer's new cache entries without the axis of blocks, which layers in their fixed form do not have."""
+    """Return a layer's new cache entries without the axis of blocks, which layers of fixed shape do not have."""
     node = _value(value).producer()
     return _value(node.inputs[0] if node is not None and node.op_type == "Unsqueeze" else value)
 

@@ -104,7 +104,7 @@ class FirstConvolutions:
         return g.op("Reshape", y, shape, allowzero=1)
 
     def _patches(self, g: GraphBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Compute the inputs of the first convolution for each frame, with a 1 for its bias, and the number of frames.
+        """Compute the first convolution's inputs for each frame, with a 1 for the bias, and count the frames.
 
         The inputs have the shape [batch * frames, kernel of the second * frequencies, kernel * kernel + 1].
         """

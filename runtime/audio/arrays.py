@@ -154,7 +154,7 @@ class SincResampler:
         self._filters: dict[int, Samples] = {}
 
     def resample_chunk(self, samples: Samples, *, last: bool = False) -> Samples:
-        """Return the next output samples. Unless `last`, those near the end are held back until more input arrives."""
+        """Return the next output samples. Unless `last`, hold back samples near the end until more input arrives."""
         self._num_received += len(samples)
         if last:
             samples = np.concatenate([samples, np.zeros(2 * self._reach, np.float32)])

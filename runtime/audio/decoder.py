@@ -32,13 +32,12 @@ if TYPE_CHECKING:
     from u2moe.runtime.audio.files import Sound
 
 _OPEN, _NEXT, _DATA = b"o", b"n", b"d"
-"""Messages of the program: open a file, request its next buffer, send bytes of it."""
+"""Messages of the program: open a file, request its next buffer of samples, send some of its bytes."""
 _READ, _LENGTH, _BUFFER, _ERROR, _TRUNCATED = b"r", b"l", b"b", b"e", b"t"
 """Messages of the child: a request for bytes, the length stated in the header, samples (none at the end), an error, and
 the error of a truncated file."""
 _HEAD, _PLACE, _SECONDS = struct.Struct("<cI"), struct.Struct("<QI"), struct.Struct("<d")
-"""Binary formats of the head of each message (its kind and length), of the place of requested bytes (position and
-number), and of a length in seconds."""
+"""Binary formats: head of a message (kind and length), requested bytes (position and number), length in seconds."""
 _MOST_MESSAGE = 1 << 26
 _READ_BYTES = 256 << 10
 """Bytes read from a file at once."""
@@ -260,7 +259,7 @@ def _prepare() -> None:
 
 
 def _limit(name: str, most: int) -> None:
-    """Set a resource limit if the system supports it. The hard limit stays, because the CPU limit is raised later."""
+    """Set a resource limit if the system supports it. The hard limit is kept, because the CPU limit is raised later."""
     if sys.platform != "win32":
         import resource  # noqa: PLC0415 - not available on Windows
 

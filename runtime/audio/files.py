@@ -212,7 +212,7 @@ if TYPE_CHECKING:
 _STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """libsndfile's log message about a WAV, AIFF, AU, W64 or RF64 file that is shorter than its header states."""
 _UNKNOWN_SIZE = 0x7FFF0000
-"""Lengths from this value on mean "until the end". Programs that write to pipes use such lengths."""
+"""Lengths of at least this value mean "until the end". Programs that write to pipes use such lengths."""
 _LONGEST_HEADER = 1 << 20
 _MOST_CHUNKS = 1000
 """Maximum number of chunks of a WAV file before its audio. libsndfile takes 30 s for 20 MB of empty chunks."""
@@ -267,7 +267,7 @@ def repaired(stream: BinaryIO, name: str) -> BinaryIO:
 
 
 def _unfinished(stream: BinaryIO) -> int | None:
-    """Return the position of the audio length in a WAV file if that length is 0 although audio follows, else None."""
+    """Return the position of the audio length in a WAV file if the length is wrongly 0 (audio follows), else None."""
     head = stream.read(_LONGEST_HEADER)
     stream.seek(0)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":

@@ -46,7 +46,7 @@ class Microphone:
     Args:
         transcriber: the transcriber to feed. The caller closes it, after the microphone.
         device: number of an input device, or part of its name; None: the system's default. See `input_devices`.
-        block_s: seconds of audio per call of `feed`.
+        block_s: seconds of audio per call to `feed`.
 
     Raises:
         MicrophoneError: sounddevice or its PortAudio library is not installed, or the device does not exist.

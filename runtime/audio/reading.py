@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from u2moe.runtime.audio.files import Sound
 
 _READ_S = 0.25
-"""Seconds read at once. At most this much audio is lost before a damaged place."""
+"""Seconds read at once. If a file is damaged, at most this much intact audio is lost."""
 _MOST_BYTES = 1 << 24
 """Largest size of a buffer in bytes, for all channels together."""
 _CANCELLED = 0.01

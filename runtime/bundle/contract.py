@@ -17,7 +17,7 @@ MOE_DOMAIN = "u2moe"
 """Domain of the model-local functions. Each MoE layer is one call of a function of this domain."""
 
 PACKED = "packed"
-"""Key of `Manifest.quantization` if weights are packed for native kernels. The value is the version of the layout."""
+"""Key in `Manifest.quantization` of bundles with weights packed for native kernels. Its value is the layout version."""
 
 GROUP_METADATA = f"{METADATA_PREFIX}weight_group"
 """Metadata key under which an initializer states its weight group, one of `WEIGHT_GROUPS`."""
@@ -63,7 +63,7 @@ class Cache:
 
     @property
     def time_axis(self) -> int | None:
-        """Index of the axis that grows with the cached frames, in the whole tensor; None: the size is fixed."""
+        """Index, in the whole tensor, of the axis that grows with the cached frames; None: the size is fixed."""
         return 2 + self.shape.index(0) if 0 in self.shape else None
 
     def num_frames(self, num_cached: int) -> int:
@@ -102,10 +102,11 @@ def features() -> Graph:
     """Return the contract of the front end for programs in other languages. Features equal those of `model.features`.
 
     Inputs:
-        samples: one channel at the model's sample rate, in [-1, 1] [batch, samples]. Frames are complete windows.
+        samples: one channel at the model's sample rate, in [-1, 1] [batch, samples]. An incomplete last window is
+            dropped.
 
     Outputs:
-        features: features of the front end, not normalised [batch, frames, size]; no frames for less than a window.
+        features: features of the front end, not normalised [batch, frames, size]. May be empty for short audio.
     """
     return Graph(
         name="features",

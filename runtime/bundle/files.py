@@ -16,7 +16,7 @@ from u2moe.runtime.errors import BundleError, IntegrityError
 BLOCK = 16 << 20
 """Block size in bytes. Larger files have a digest per block, so that all cores can verify them in parallel."""
 _PIECE = 1 << 20
-"""Bytes of a block in memory at a time."""
+"""Bytes of a block to read into memory at a time."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 """Names that mean devices on Windows, with any suffix."""
 
@@ -108,7 +108,7 @@ class BundleFiles:
         return content
 
     def verify(self, name: str) -> None:
-        """Compare the content of a file with its digest, unless it is verified already. Raises the errors of `read`."""
+        """Compare the content of a file with its digest, unless that was already done. Raises the errors of `read`."""
         size, digest = self.look_at(name), self._digest(name)
         if digest is None or name in self._compared:
             return

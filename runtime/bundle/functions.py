@@ -14,7 +14,7 @@ from types import MappingProxyType
 from u2moe.runtime.bundle.weight_formats import LAYERS, WEIGHT_FORMATS
 
 KERNELS_CONTRACT = 3
-"""Version of the native operators that graphs of this version need. It covers inputs, attributes and results."""
+"""Version of the native operators' inputs, attributes and results. Graphs from this version of u2moe need it."""
 PACKED_LAYOUT = 4
 """Version of the weight layout that `u2moe quantize --packed` writes and native kernels map into memory."""
 MOST_NUMBERS = 9
@@ -29,7 +29,7 @@ class Function:
     """A function that graphs call.
 
     Attributes:
-        name: name of the function. If a graph has several of the same name, a number follows it.
+        name: name of the function. If a graph has several of the same name, a number is appended.
         inputs: names of all allowed inputs; empty: any. `#` stands for a number: `w1` is `w#`, `e0_w1` is `e#_w#`.
         attributes: names of the attributes of its calls.
         exported: whether export writes the function; if not, quantization does.

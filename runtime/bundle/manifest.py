@@ -22,8 +22,8 @@ Decoder = Literal["bitransformer", "transformer", "none"]
 
 
 MASKED = -24.0
-"""Mask value of a key that does not exist, which leaves the key a weight of 4e-11. Its magnitude is small because
-the range of quantized scores must include it: with -30000, int8 would attend to all keys equally.
+"""Mask value for keys that do not exist. A masked key keeps a weight of 4e-11. The magnitude of the value is small
+because the range of quantized scores must include it: with -30000, int8 would attend to all keys equally.
 In float16, -1e6 is infinite."""
 
 
@@ -61,11 +61,11 @@ class StaticForm:
     chunk_size: int = option("integer", 16, least=1)
     """Encoder frames per chunk."""
     num_left_chunks: int = option("integer", 4, least=1)
-    """Chunks of left context. Masks hide those that do not exist yet."""
+    """Chunks of left context. Masks hide chunks that do not exist yet."""
     first_position: int = option("integer", 0, least=0)
     """Encoder frame to which positions are moved back after `ModelConfig.max_position`."""
     rates: tuple[StaticRate, ...] = (StaticRate(),)
-    """Frame rates of attention, from the highest."""
+    """Frame rates of attention, highest first."""
     histories: tuple[StaticHistory, ...] = ()
     """Caches of frames before convolutions. Their sizes are also fixed in bundles with dynamic shapes."""
     frequencies: tuple[float, ...] = ()
@@ -121,7 +121,7 @@ class StaticForm:
 
 
 def step_of(config: ModelConfig, cache: contract.Cache) -> int:
-    """Return how many frames after the subsampling each frame of a cache of keys and values covers."""
+    """Return the duration of one frame in a cache of keys and values, counted in frames after the subsampling."""
     return round(config.frame_reduction / cache.rate)
 
 

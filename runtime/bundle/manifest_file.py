@@ -1,7 +1,7 @@
 """Convert the text of bundle.json to and from a `Manifest`. Does not open files.
 
 Older programs can read newer bundles. A field with its default value is not written, so a program that does not know
-the field can read the bundle. If older programs may ignore a new field with another value, the key
+the field can read the bundle. If older programs may ignore a new field with a value other than its default, the key
 `harmless` of the object names the field and the effect of ignoring it.
 """
 
@@ -81,7 +81,7 @@ def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path)
 
 
 class _Reader:
-    """Builder of the manifest's classes from JSON. ValueErrors name the field.
+    """Builds the manifest's classes from JSON. ValueErrors name the field.
 
     Args:
         where: path of the file, for warnings.

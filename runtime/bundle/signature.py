@@ -36,7 +36,7 @@ def public_key(text: str) -> bytes:
 
 
 def key_id(key: bytes) -> str:
-    """Return the id of a public key in messages and signature files: the first half of its SHA-256 in hexadecimal."""
+    """Return the id of a public key for messages and signature files: the first half of its SHA-256 in hexadecimal."""
     return hashlib.sha256(key).hexdigest()[:32]
 
 
@@ -45,7 +45,7 @@ def signed_text(manifest: bytes, private_keys: Mapping[str, bytes]) -> str:
 
     Args:
         manifest: content of the manifest.
-        private_keys: private keys in PEM, without a password, by their names for messages.
+        private_keys: private keys in PEM without a password, by the names to use in messages.
 
     Raises:
         ValueError: a key is not an Ed25519 key, or has a password.

@@ -81,6 +81,6 @@ def format_of(function: str) -> WeightFormat | None:
 
 
 def quantized(groups: Mapping[str, str] | None) -> list[WeightFormat]:
-    """Return the formats with fewer than 16 bits among those of a manifest's groups. Ignores unknown names."""
+    """Return the formats of a manifest's groups that have fewer than 16 bits. Ignores unknown names."""
     found = set(dict(groups or {}).values())
     return [item for item in WEIGHT_FORMATS.values() if item.name in found and item.bits < HALF.bits]

@@ -104,7 +104,7 @@ def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
     file. If that is not enough, names of folders above the searched folders are added.
 
     Args:
-        found: pairs of a folder and a file in it. The folder is the one that was searched, or that of a given file.
+        found: pairs of a folder and a file in it. The folder was searched, or is the parent of a given file.
     """
     roots = {file: root for root, file in found}
     places: dict[Path, PurePath] = {}

@@ -137,7 +137,7 @@ class OutputFolder:
         return RunDescription.from_json(content, name)
 
     def finished_blocks(self) -> dict[int, int]:
-        """Return for each finished block its first position and the position after its last entry, in order."""
+        """Return the first position of each finished block and the position after its last entry, in order."""
         return dict(found for found, _ in self._files())
 
     def write_block(self, block: Block, content: bytes) -> None:

@@ -126,7 +126,7 @@ class Workers(Protocol):
 
 
 class CorpusRun:
-    """The part of a run that one call does, such as `run_corpus`. The call begins a run, or continues one.
+    """The part of a run that one call (such as `run_corpus`) does. The call begins or continues the run.
 
     For arguments and errors, see `run_corpus`. `close` releases unfinished blocks.
 

@@ -32,7 +32,7 @@ STRUCTS = {
     "LanguageModelNumbers": (LanguageModelOptions, "u2moe_language_model_options"),
     "VadNumbers": (VadOptions, "u2moe_vad_options"),
 }
-"""Generated C++ structs, each with the corresponding Python class and C struct. "": there is no C struct."""
+"""Python class and C struct for each generated C++ struct. "": without a C struct."""
 BY_HAND = "chunk_size"
 """Name of an option that is not generated, because other languages declare it as more than a number."""
 
@@ -44,7 +44,7 @@ def numbers(kind: type) -> dict[str, Option]:
 
 
 def class_in(kind: Any) -> tuple[str, type | None]:
-    """Return the dataclass that a type contains, such as the class of its elements, after a prefix.
+    """Return a prefix, and the dataclass that a type is or contains, such as the class of its elements.
 
     The prefix is "{}" if the type is a map with such values, otherwise "". The class is None if there is no dataclass.
     """

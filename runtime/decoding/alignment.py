@@ -26,7 +26,7 @@ class AlignedToken:
     Attributes:
         token: token id.
         start: first encoder frame of the token.
-        end: encoder frame after its last one.
+        end: first encoder frame after the token.
         peak: frame at which the token is most probable; the first if there are several.
         confidence: probability of the token at the peak.
     """
@@ -47,7 +47,7 @@ class Aligner:
 
     Attributes:
         num_frames: number of frames so far.
-        num_needed: minimum number of frames of an alignment: one for each token, and a blank between equal neighbours.
+        num_needed: minimum number of frames: one for each token, and one for the blank between two equal tokens.
 
     Args:
         tokens: token ids, none of them blank.
@@ -70,8 +70,8 @@ class Aligner:
         self._skip = np.where(np.diff(self._tokens, prepend=blank) != 0, 0.0, -np.inf)
         self._skip[:1] = -np.inf
         self.num_needed = len(self._tokens) + int(np.isneginf(self._skip[1:]).sum())
-        # Scores of paths that end in the blank before each token or after the last one, and of paths that end in a
-        # token. They begin in the first blank, before the first frame.
+        # Scores of paths that end in a blank (one before each token and one after the last), and of paths that end in
+        # a token. All paths begin in the first blank, before the first frame.
         self._blanks = np.full(len(self._tokens) + 1, -np.inf)
         self._blanks[0] = 0.0
         self._ends = np.full(len(self._tokens), -np.inf)
@@ -91,7 +91,7 @@ class Aligner:
             self._waiting = [frames]
 
     def finish(self) -> list[AlignedToken] | None:
-        """Return a span for each token, in order and without overlap; None: no alignment is possible."""
+        """Return the tokens in order, with spans that do not overlap; None if no alignment is possible."""
         self._search(np.concatenate(self._waiting))
         if not len(self._tokens):
             return []
@@ -115,7 +115,7 @@ class Aligner:
         _viterbi(self._blanks, self._ends, frames.astype(np.float64), self._columns, self._skip)
 
     def _trace(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Trace the best path back; return its state and log-probability in each frame, both [time]."""
+        """Trace back the best path; return its state and log-probability in each frame, both [time]."""
         num_tokens, num_kept = len(self._tokens), len(self._kept)
         path, found = np.empty(self.num_frames, np.int64), np.empty(self.num_frames, np.float32)
         state = 2 * num_tokens - 1 if self._ends[-1] >= self._blanks[-1] else 2 * num_tokens
@@ -152,14 +152,14 @@ def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int 
 def find_cut(
     vocabulary: Vocabulary, tokens: Sequence[int], log_probs: npt.NDArray[np.float32], blank: int = 0
 ) -> int | None:
-    """Find where to cut an utterance: in the longest pause between two words in its second half.
+    """Find where to cut an utterance: in the longest pause between two words in the utterance's second half.
 
-    Without such a pause, the cut is in the last pause.
+    If there is no pause in that half, cut in the last pause.
 
     Args:
         vocabulary: groups tokens into words.
         tokens: tokens recognised so far.
-        log_probs: [time, vocab] of the utterance.
+        log_probs: log-probabilities [time, vocab] of the utterance.
         blank: id of the blank token.
 
     Returns:
@@ -190,7 +190,7 @@ def _viterbi(
     `blanks` are scores of paths that end in the blank before each token or after the last one. `ends` are scores of
     paths that end in a token. `columns` are the columns of the tokens in `frames`. `skip` is 0 for a token that may
     follow the previous token without a blank, else -inf. States alternate between blank and token.
-    `steps` [time, 2 * tokens + 1] receives the number of states by which the best path to each state advances.
+    `steps` [time, 2 * tokens + 1] receives how many states the best path to each state advances in each frame.
     """
     before = np.full(len(ends), -np.inf)
     for number, frame in enumerate(frames):

@@ -3,7 +3,6 @@
 Prefixes are ranked by the log-probability of their alignments, plus the score of the language model, if any.
 
 The results equal WeNet's (`wenet/transformer/search.py`). Times are the peaks of the single best (Viterbi) alignment.
-As in WeNet, each frame overwrites the Viterbi score of the alignment that ends in blank.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from u2moe.runtime.decoding.phrases import REST_COST, PhraseGraph, PhraseState
 _NEVER = -math.inf
 _SURE, _SURE_AFTER = 0.99, 4
 """Conditions of `BeamSearch.decide`. A phrase needs the share `_SURE` of the probability of all phrases, and half of
-the probability of the beam. More than `_SURE_AFTER` frames must have passed since its last peak."""
+the probability of the beam. More than `_SURE_AFTER` frames must have passed since the last peak of the phrase."""
 
 _Times = tuple["_Times", int, float] | None
 """Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token to the first. Prefixes that
@@ -28,9 +27,10 @@ begin alike share nodes."""
 
 
 _Candidate = tuple[float, int, int, int]
-"""A candidate for the beam: negative `Beam.rank`, order, index of the prefix, place of the new token in the frame.
+"""A candidate for the beam: negative `Beam.rank`, order, index of the prefix, index of the new token in the frame.
 
-The place is -1 if the prefix gets no new token. Ties are broken by the order in which WeNet meets the candidates.
+The last index is -1 if the prefix gets no new token. Ties are broken by the order in which WeNet meets the
+candidates.
 """
 
 
@@ -79,8 +79,8 @@ class Beam:
 
     `blank` is the log-probability of all alignments that end in blank, `token` that of alignments that end in the last
     token, and `total` that of both kinds. `rank` is the total plus the prefix's `extra`. `best_blank` and `best_token`
-    are the scores of the best single alignment of each kind, and `blank_times` and `token_times` are its peaks. `best`
-    and `times` belong to the better alignment.
+    are the scores of the best single alignment of each kind, and `blank_times` and `token_times` are their peaks.
+    `best` and `times` belong to the better of these two alignments.
     """
 
     __slots__ = (
@@ -96,7 +96,7 @@ class Beam:
         self.token_times: _Times = None
 
     def add_blank(self, score: float) -> None:
-        """Extend all alignments only by blank, with log-probability `score`."""
+        """Extend all alignments by a blank, which has log-probability `score`."""
         self.best = self.best_blank = self.best + score
         self.blank = self.total = self.total + score
         self.rank = self.total + self.prefix.extra
@@ -105,7 +105,7 @@ class Beam:
         self.token_times = None
 
     def earliest_peak(self, number: int) -> float:
-        """Return the earliest frame at which token `number` peaks; infinite if it peaks in no best alignment."""
+        """Return the earliest frame at which token `number` peaks; infinity if neither best alignment has it."""
         earliest = math.inf
         for times in (self.blank_times, self.token_times):
             node = times
@@ -130,7 +130,7 @@ class BeamSearch:
     """Keeps the best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two of these.
 
     Extensions of a prefix are tried in order of probability, until one cannot be among the `beam_size` best candidates.
-    Prefixes without an extension are candidates too. In most frames of speech, blank is so probable that no extension
+    Unextended prefixes are candidates too. In most frames of speech, blank is so probable that no extension
     is tried. The result equals that of a full search, because the test allows for the most that the language model
     (`Fusion.losses`) and hotwords (`ContextGraph.most_gain`) can add to an extension.
 
@@ -170,7 +170,7 @@ class BeamSearch:
     def advance(self, tokens: list[int], scores: list[float], rest_start: float = _NEVER) -> None:
         """Process a frame, given its most probable tokens and their log-probabilities in descending order.
 
-        `rest_start` is the log-probability of a `rest` token of the grammar that begins a word.
+        `rest_start` is the log-probability of the grammar's `rest` token at the start of a word.
         """
         self._rest_start = rest_start
         beams = self.beams
@@ -251,8 +251,8 @@ class BeamSearch:
     ) -> list[_Candidate]:
         """Return the extensions that may be among the `beam_size` best candidates.
 
-        `kept` are the candidates without an extension. `merged` contains extensions (index of prefix, place of token)
-        that lead to a prefix in the beam; these are left out.
+        `kept` are the candidates without an extension. `merged` contains extensions (index of prefix, index of
+        token) that are already in the beam; they are left out.
         """
         fusion, follow = self.fusion, None if self._grammar is None else self._grammar.advance
         # The scores of the best candidates so far, as a heap. A candidate below the lowest of them cannot be among the
@@ -296,7 +296,8 @@ class BeamSearch:
     def _stay(self, index: int, parent: int | None, score: float, blank_score: float) -> Beam:
         """Return the beam of prefix `index` after a frame in which its last token has log-probability `score`.
 
-        Each alignment adds blank, repeats that token or, if `parent` is in the beam, extends an alignment of `parent`.
+        Each alignment adds blank, repeats the last token or, if `parent` is in the beam, extends an alignment of
+        `parent`.
         """
         old = self.beams[index]
         new = Beam(old.prefix)
@@ -350,7 +351,7 @@ class BeamSearch:
         return (score if prefix.phrase and prefix.phrase.is_apart else self._rest_start) - REST_COST
 
     def _bonus(self, prefix: Prefix, token: int) -> float:
-        """Return the hotword bonus that ranks a prefix extended by a token."""
+        """Return the hotword bonus used to rank a prefix after it is extended by a token."""
         if self._ranking is None:
             return 0.0
         state, earned = self._ranking.advance(prefix.state, token)

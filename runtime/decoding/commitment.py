@@ -4,9 +4,10 @@ These are the tokens shared by all hypotheses that may still become the best. In
 variants of past words: its hypotheses share hardly any tokens, but most of them are already beaten.
 
 A prefix *beats* another under four conditions. Both have the same last token. Both have the same states of language
-model, hotwords and grammar. The winner's hotword bonus is not smaller than the loser's. The winner's alignments are
-more probable than the loser's, both those that end in blank and the others, after `extra` is added to each side. Later
-frames add the same to both prefixes, so the winner stays ahead, and stays in the beam as long as the loser does.
+model, hotwords and grammar. The winner's hotword bonus is not smaller than the loser's. With `extra` added to both
+sides, the winner's alignments are more probable than the loser's, separately for those that end in blank and for the
+rest. Later frames add the same to both prefixes, so the winner stays ahead, and stays in the beam as long as the loser
+does.
 
 A shorter prefix of the loser that is also in the beam passes alignments on to the loser. The shorter prefix must
 therefore be beaten in the same way, by the winner shortened by the same tokens. A beaten hypothesis will never be the
@@ -50,7 +51,7 @@ class Commitment:
         return min((beam.earliest_peak(self.num_tokens) for beam in self._live()), default=math.inf)
 
     def num_settled(self, tokens: Sequence[int], word_starts: bytes) -> float:
-        """Return how many of `tokens` can be committed. In the best hypothesis, they follow the committed tokens.
+        """Return how many of `tokens`, which follow the committed tokens in the best hypothesis, can be committed.
 
         The number ends in .5 if a word is sure to begin after these tokens.
         """
@@ -93,7 +94,7 @@ class Commitment:
     def _beats(self, rival: Beam, line: Sequence[Beam], beams: Mapping[Prefix, Beam]) -> bool:
         """Return whether `rival` beats every beam of `line`.
 
-        Against a later beam, `rival` is extended by the tokens that this beam has after the first beam.
+        `line` begins with the shortest beam. For each longer beam, `rival` is extended by the tokens it adds.
         """
         better: Prefix | None = rival.prefix
         depth = line[0].prefix.depth

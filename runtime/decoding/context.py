@@ -50,8 +50,8 @@ class ContextGraph:
         most_gain: upper bound of what a token adds to the bonus of a growing hypothesis, including `partial`.
 
     Args:
-        hotwords: phrases, with or without a weight above 0 and at most 100. If a phrase occurs twice, the larger weight
-            counts.
+        hotwords: phrases, with or without weights. A weight is above 0 and at most 100. If a phrase occurs twice, the
+            larger weight counts.
         vocabulary: vocabulary of the model.
 
     Raises:

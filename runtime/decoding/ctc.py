@@ -26,8 +26,8 @@ class Hypothesis:
 
     Attributes:
         tokens: token ids, without blank, sos and eos.
-        score: log-probability of all alignments (prefix beam search) or the best one (greedy search), including the
-            bonus of hotwords and the score of the language model.
+        score: log-probability of all alignments (prefix beam search) or of the best one (greedy search), including
+            the bonus of hotwords and the score of the language model.
         times: encoder frame where each token peaks (prefix beam search) or begins (greedy search).
         context_score: part of `score` that is the bonus of hotwords.
         probabilities: CTC probability of each token at its frame in `times`.
@@ -44,7 +44,7 @@ class Hypothesis:
 
 
 def penalize_blank(log_probs: npt.NDArray[np.float32], penalty: float, blank: int = 0) -> npt.NDArray[np.float32]:
-    """Return log-probabilities as if the blank's score before the softmax were lower by `penalty`.
+    """Return log-probabilities as they would be if the blank's logit were lower by `penalty`.
 
     Equals WeNet's `ctc_logprobs` with `blank_penalty` up to the rounding of log-probabilities, 6e-8 x exp(penalty).
 
@@ -133,7 +133,7 @@ class GreedySearch:
         self._last = int(best[-1])
         for score in log_probs[
             np.arange(len(best)), best
-        ].tolist():  # one at a time: a split must not change the rounding
+        ].tolist():  # added one by one: the split into calls must not change the rounding
             self._score += score
         self.num_frames += len(best)
 
@@ -256,7 +256,7 @@ class PrefixBeamSearch:
     def next_peak(self) -> int:
         """Return the earliest frame at which a token may follow the committed ones.
 
-        This frame never moves back: later frames only append tokens, move the last peak of an alignment forward, or end
+        The result never decreases: later frames only append tokens, move the last peak of an alignment forward, or end
         a hypothesis.
         """
         return int(min(self.num_frames, *(each.next_peak() for each in self._commitments)))

@@ -21,7 +21,7 @@ from u2moe.runtime.options import SHORTEST_PAUSE_S, EndpointConfig
 SILENCE_LOG_PROB = math.log(0.8)
 """A frame is silent if blank is more probable than this, as in WeNet."""
 PAUSE = 0
-"""Rule number of a pause in the audio."""
+"""Value of `Endpoint.rule` for a pause in the audio."""
 
 _SILENT_BEFORE_CUT_S = 0.12
 """A pause is taken for quiet speech if a token lies within this many seconds before the middle of the pause."""
@@ -64,7 +64,7 @@ class Endpointer:
 
         # Whole frames: 1.2 s are 30 frames of 40 ms, although 30 * 0.04 < 1.2 in floating point.
         def in_frames(factor: float) -> list[tuple[int, bool, int, int]]:
-            """Return the rules, with the silence of rule 2 times `factor`."""
+            """Return the rules, with the minimum silence of rule 2 multiplied by `factor`."""
             return [
                 (number, rule.must_contain_nonsilence,
                  _frames(rule.min_trailing_silence * (factor if number == 2 else 1), frame_s),
@@ -124,7 +124,7 @@ def end_probability(hypotheses: Sequence[Hypothesis], fusion: Fusion) -> float:
 
 
 class PauseRule:
-    """With full context, ends a window of a long recording in the middle of its first pause. The utterance ends there.
+    """With full context, ends a window and its utterance in the middle of the first pause in the window.
 
     This takes two steps, because tokens are known only after a window is encoded. First, `end_of_window` finds the
     pause by its loudness. Then, `endpoint` confirms it unless the CTC head has found tokens there. A recording that

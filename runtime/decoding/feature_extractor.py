@@ -81,7 +81,7 @@ class FeatureExtractor:
 
     @property
     def lead_s(self) -> float:
-        """Seconds of silence before the first sample, rounded to milliseconds like times of results."""
+        """Seconds of silence before the first sample, rounded to milliseconds like the times in results."""
         return (self._padding.num_before * 1000 + self._sample_rate // 2) // self._sample_rate / 1000
 
     @property

@@ -111,7 +111,7 @@ class Fusion:
         self.start = FusionState(self.ngrams.begin, "", 0.0)
 
     def check_words(self, source: str) -> None:
-        """Check that the vocabulary can spell some word of the model, so that not every word is unknown.
+        """Check that the vocabulary can spell at least one word of the model.
 
         Raises:
             LanguageModelError: the vocabulary can spell no word of the model; the message begins with `source`.
@@ -171,8 +171,8 @@ class Fusion:
         """Return upper bounds of what the next token adds to the score.
 
         The first bound is for tokens that continue the current word. The second is for tokens that end the word
-        (`ends_word`): the score of the word then replaces the score of its best completion. Both are at most 0, and
-        the token's entry in `gains` must be added. The third bound is for any token, and includes `gains`.
+        (`ends_word`): the score of the word then replaces the score of its best completion. Both bounds are at most
+        0, and the token's entry in `gains` must be added to them. The third bound is for any token, including `gains`.
         """
         if state is None:
             return 0.0, 0.0, self.most_gain
@@ -266,8 +266,8 @@ class _Beginning(NamedTuple):
         low: id of the first such word of the model.
         high: id after the last such word of the model.
         best_alone: largest unigram log-probability of these words.
-        words: pairs of an id and a number. The id is that of a word that equals the prefix, or of a class that contains
-            this word. The number is log10 of the word's share of the class; 0 for words of the model.
+        words: (id, number) pairs for the prefix as a whole word. The id belongs to the word itself, or to a class that
+            contains the word. The number is log10 of the word's share of the class; 0 for the word itself.
         entries: words of classes that begin with the prefix.
     """
 
@@ -296,7 +296,7 @@ def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, 
 
 
 def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
-    """Return a function that converts words to the letter case of the vocabulary, if it has a single one."""
+    """Return a function that converts words to the letter case of the vocabulary, if the vocabulary has only one."""
     letters = "".join(symbol for symbol in symbols if not is_special(symbol))
     if letters == letters.upper():
         return str.upper
@@ -304,5 +304,5 @@ def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
 
 
 def _num_starts(characters: str) -> int:
-    """Return the largest number of words that can begin in these characters; the first may instead continue a word."""
+    """Return the maximum number of words that can begin in these characters, whatever precedes them."""
     return sum(bool(part) for part in characters.split(WORD_BOUNDARY))

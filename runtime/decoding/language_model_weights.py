@@ -250,7 +250,7 @@ def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, *
     Args:
         folder: the bundle.
         model: the language model and its weights; None: remove the language model.
-        defaults: new defaults of `DecodingOptions`, by the names of `BundledOptions`. Other defaults are kept.
+        defaults: new defaults of `DecodingOptions`, by the field names of `BundledOptions`. Other defaults are kept.
 
     Raises:
         BundleError: the folder is not a bundle, or contains other files, which would be lost.

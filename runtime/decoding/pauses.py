@@ -19,7 +19,7 @@ _MIN_PAUSE_S = 0.08
 """Shortest pause in seconds. Shorter silences are stop consonants within words."""
 _POWER = 0.25
 _QUIETEST = 12.0
-"""Lowest floor of the loudness: this many nats of energy (52 dB) below the loud parts."""
+"""The floor of the loudness is at most this far below the loud parts, in nats of energy (52 dB)."""
 _QUIET = 0.2
 """Frames in the lowest fifth of the range between the floor and the loud parts are quiet."""
 _MIN_BEFORE_PAUSE_S = 0.2
@@ -75,7 +75,7 @@ def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: fl
 
 
 def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[Span]:
-    """Return start and end of each token in seconds, from the encoder frames at which they peak.
+    """Return the start and end of each token in seconds, from the encoder frames at which they peak.
 
     As in WeNet's `gen_timestamps_from_peak`, tokens meet halfway between their peaks, extend at most half a second from
     their own peak, and stay within the audio.
@@ -99,14 +99,14 @@ def word_spans(
     start: int = 0,
     num_frames: int,
 ) -> list[Span]:
-    """Return start and end of each word in seconds, rounded to milliseconds, with boundaries moved to pauses.
+    """Return the start and end of each word in seconds, rounded to milliseconds. Boundaries are moved to pauses.
 
     Args:
         words: tokens of each word.
         times: encoder frames at which the tokens peak.
         frame_s: seconds per encoder frame.
         pauses: pauses in order, in seconds from the same origin as the result.
-        start: encoder frame at which `times` begin, counted from that origin.
+        start: position of frame 0 of `times`, in encoder frames from that origin.
         num_frames: number of frames from `start` to the end of the audio.
     """
     begin, spans = start * frame_s, token_spans(times, frame_s, num_frames * frame_s)
@@ -119,7 +119,7 @@ def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence
     """Move word boundaries to pauses: a word ends where the longest pause between two peaks begins.
 
     The next word begins where the pause ends. A boundary is not moved if there is no pause, or if the pause is so
-    far from the peak that there is other speech between them.
+    far from the word's peak that other speech must lie between them.
 
     Args:
         words: start and end of each word, in order.

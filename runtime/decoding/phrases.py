@@ -22,9 +22,9 @@ from u2moe.runtime.text.spelling import Spelling
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, with_boundaries
 
 REST_PENALTY, REST_COST = 0.5, 3.0
-"""Costs of `[unk]`. Its log-probability in a frame is that of the most probable token except blank, minus the first
-number. The second number is subtracted each time an `[unk]` begins. A phrase between other words has one `[unk]` before
-it and one after it."""
+"""Costs of `[unk]`. Its log-probability in a frame is that of the most probable token except blank, minus
+`REST_PENALTY`. `REST_COST` is subtracted each time an `[unk]` begins. A phrase between other words has one `[unk]`
+before it and one after it."""
 MOST_PLACES = 1 << 18
 """Maximum number of places, which bounds memory. A place is a character of a phrase; phrases share places where they
 begin alike."""
@@ -55,7 +55,7 @@ class PhraseState:
 
 
 class PhraseGraph:
-    """The automaton of a grammar for a vocabulary. Thread-safe: at worst, two threads compute a state.
+    """The automaton of a grammar for a vocabulary. Thread-safe: at worst, two threads compute the same state.
 
     Attributes:
         start: state of an empty hypothesis.
@@ -122,7 +122,7 @@ class PhraseGraph:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]:
         """Return the likely tokens of the grammar in each frame, and their scores.
 
-        Also returns the score of a `rest` token that begins a word in each frame.
+        Also returns, for each frame, the score of a `rest` token at the start of a word.
         """
         tokens, starts = self.tokens, [-math.inf] * len(log_probs)
         rows = log_probs[:, tokens]
@@ -136,13 +136,13 @@ class PhraseGraph:
         return tokens[places], scores, starts
 
     def is_whole(self, state: PhraseState) -> bool:
-        """Return whether the last word is complete, whatever follows."""
+        """Return whether the last word is complete, whatever token follows."""
         return state.accepts and (
             state.is_apart or all(self._arcs[place].keys() <= {WORD_BOUNDARY} for place in state.places)
         )
 
     def phrases(self, tokens: Sequence[int], *, is_final: bool = True) -> list[tuple[int, int]]:
-        """Return start and end of each complete phrase in allowed tokens; where several are possible, the longest.
+        """Return the start and end of each complete phrase in tokens that the grammar allows. Prefers longer phrases.
 
         If the tokens are not final, a last phrase that may become longer is left out.
         """
@@ -241,7 +241,7 @@ class PhraseGraph:
         return places
 
     def _spelled(self, text: str, what: str) -> list[str]:
-        """Return the words of a text in the characters of the vocabulary."""
+        """Return the words of a text, spelled with the characters of the vocabulary."""
         if text not in self._words:
             try:
                 words = with_boundaries(text).replace(WORD_BOUNDARY, " ").split()

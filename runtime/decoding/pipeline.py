@@ -85,7 +85,7 @@ class Pipeline:
         """Do all work that is ready: every complete window, and the second pass of every finished utterance.
 
         Raises:
-            Exception: a stream has failed; its error (`StreamState.failure`) is raised after the work of all others.
+            Exception: a stream has failed. Its error (`StreamState.failure`) is raised once all other streams are done.
         """
         with contextlib.ExitStack() as claims:
             for stream in streams:
@@ -104,7 +104,7 @@ class Pipeline:
             raise failure
 
     def _settle(self, streams: Sequence[StreamState]) -> None:
-        """Conclude finished utterances. With full context, cut or restart those that may continue."""
+        """Conclude finished utterances. With full context, cut or restart utterances that may continue."""
         while ended := [stream for stream in _working(streams) if stream.phase is Phase.SEARCHED]:
             for stream in ended:
                 endpoint = stream.utterance.endpoint

@@ -57,7 +57,7 @@ class StreamState:
         vocabulary: vocabulary of results.
         weights: weights of the second pass.
         caches: caches of the encoder for the next chunk.
-        extractor: the samples, as windows of features.
+        extractor: converts the samples to windows of features.
         utterance: the current utterance.
         segments: final results that have not been taken yet.
         window_start: encoder frame at which the last window begins.
@@ -133,7 +133,7 @@ class StreamState:
             yield self.extractor
 
     def result(self, num_alternatives: int = 0) -> Result:
-        """Return the result of the current utterance. `num_alternatives`: how many to add to a partial result."""
+        """Return the result of the current utterance. `num_alternatives`: alternatives in a partial result."""
         with self.lock:
             result = self.utterance.result(self.vocabulary, self.frame_s, self.model.manifest.calibration)
             if result.is_final:
@@ -147,7 +147,7 @@ class StreamState:
             return self.presented(dataclasses.replace(result, nbest=list(nbest.values())) if nbest else result)
 
     def presented(self, result: Result) -> Result:
-        """Return a result as programs see it, with times in the source and the text format that the options choose."""
+        """Return a result as programs see it: times without the added silence, and text in the chosen format."""
         if self._padding_s:
             result = without_padding(result, self.extractor.lead_s, self.extractor.end_s)
         return result if self._formatter is None else self._formatter.result(result, self.vocabulary)

@@ -22,7 +22,7 @@ MIN_SCORE = 0.01
 _MOST_SHOWN = 5
 _LEAST_PROBABILITY = 1e-30
 _LEAST_UNWRITTEN_S = 0.5
-"""Minimum seconds of speech that count as missing in the text."""
+"""Minimum seconds of speech to report as missing from the text."""
 
 
 class TextAligner:
@@ -50,7 +50,7 @@ class TextAligner:
         self._aligner.advance(log_probs)
         self._heard.append(log_probs.argmax(axis=1) != self._blank)
         for start, end in stream.pauses():
-            goes_on = self._pauses and start <= self._pauses[-1][1]  # a pause of the previous utterance
+            goes_on = self._pauses and start <= self._pauses[-1][1]  # continues a pause of the previous utterance
             self._pauses.append((self._pauses.pop()[0] if goes_on else start, end))
 
     def finish(self, stream: StreamState, min_score: float) -> Alignment:
@@ -141,7 +141,7 @@ def _spelled(text: str, vocabulary: Vocabulary) -> tuple[list[tuple[str, list[Wo
 
 
 def _unwritten(heard: npt.NDArray[np.bool_], aligned: Sequence[AlignedToken], least: int) -> list[tuple[int, int]]:
-    """Return stretches of at least `least` frames, outside the text's tokens, in which tokens are `heard` [time]."""
+    """Return stretches of at least `least` frames in which tokens are `heard` [time] but the text has no tokens."""
     places = np.flatnonzero(heard)
     edges = [0, *(edge for token in aligned for edge in (token.start - 1, token.end + 1)), len(heard)]
     between = (places[slice(*np.searchsorted(places, gap))] for gap in zip(edges[::2], edges[1::2], strict=True))

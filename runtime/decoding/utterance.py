@@ -67,7 +67,7 @@ class Utterance:
         start: encoder frame of the source at which it begins.
         num_frames: number of its encoder frames so far.
         endpoint: the endpoint that ended it, if any.
-        surplus: frames after its end, with which the next utterance begins; None: none.
+        surplus: frames after its end, if any. The next utterance begins with them.
 
     `new_search` creates its first-pass search. `keeps_output` states whether `encoder_out` will be needed.
     `commits` states whether its frames are never encoded again. `grammar` is the grammar of the search, if any.

@@ -218,7 +218,7 @@ def build_function(
 
 
 def define(functions: MutableMapping[ir.OperatorIdentifier, ir.Function], function: ir.Function) -> ir.Function:
-    """Add a function to those of a model, unless an equal one exists. Returns the function to call.
+    """Add a function to the functions of a model, unless an equal one exists. Returns the function to call.
 
     If a function of the same name with another body exists, the new one gets a number after its name.
     """

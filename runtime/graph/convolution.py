@@ -15,8 +15,8 @@ from u2moe.runtime.graph.builder import GraphBuilder, build_function
 from u2moe.runtime.graph.layers import layer_normalization
 
 Around = Literal["cached", "causal", "centred"]
-"""Context of a convolution. "cached": earlier frames, also those in a stream's cache. "causal": earlier frames of the
-input. "centred": earlier and later frames of the input."""
+"""Context of a convolution. "cached": earlier frames, including those in a stream's cache. "causal": earlier frames of
+the input. "centred": earlier and later frames of the input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class OverTime(ABC):
 
         - `cached`: `cache` [blocks, batch, kernel - 1, channels] and `block` (). The function also returns `kept`
           [1, batch, kernel - 1, channels], the last frames for the cache.
-        - `causal`: `cache` and `block`, or none if the kernel is 1. Here, `cache` [blocks, 1, 1, channels] contains the
-          frame that stands for all frames before the first.
+        - `causal`: `cache` and `block`, or neither if the kernel is 1. Here, `cache` [blocks, 1, 1, channels] contains
+          the frame that stands for all frames before the first.
         - `centred`: `valid` [batch, time, 1], 1 for real frames and 0 for padding. Padding is treated as the end of the
           audio.
         """

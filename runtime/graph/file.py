@@ -18,7 +18,7 @@ from u2moe.runtime.errors import BundleError
 EXTERNAL_DATA_LIMIT = 16_000_000
 """If the weights of a graph exceed this number of bytes, they are saved in a separate file. onnxruntime maps that file
 and packs the weights one at a time. It reads a graph with internal weights as a whole, and keeps that graph in memory
-beside the packed weights."""
+alongside the packed weights."""
 
 
 def save_graph(
@@ -55,7 +55,7 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
 
 
 def array_of(value: ir.Value) -> npt.NDArray[Any]:
-    """Return the values of an initializer as float32. Releases a mapped file."""
+    """Return the values of an initializer as float32. If they are in a mapped file, unmaps it."""
     tensor = _tensor(value)
     if isinstance(tensor, ir.ExternalTensor):
         array = np.array(tensor.numpy(), np.float32)

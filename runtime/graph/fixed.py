@@ -141,7 +141,7 @@ def _shares(g: GraphBuilder, mixture: Mixture, x: ir.Value, gate: ir.Value) -> i
         above = g.op("MatMul", x, g.op("MatMul", gate, g.constant(pairs)))
         for _ in range(STEPS):
             above = g.op("Mul", g.op("Clip", above, 0.0, 1 / SHARPNESS), SHARPNESS)
-        better = g.op("MatMul", above, g.constant(np.repeat(each, num, axis=0)))  # how many experts are above each one
+        better = g.op("MatMul", above, g.constant(np.repeat(each, num, axis=0)))  # number of experts above each one
         late = g.op("Clip", g.op("Sub", better, float(mixture.top_k - 1)), 0.0, 1.0)
         logits = g.op("Sub", logits, g.op("Mul", late, PENALTY))
     return g.op("Softmax", logits, axis=-1)

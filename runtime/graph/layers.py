@@ -30,7 +30,7 @@ def affine(g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value]) -> ir.V
 
 
 def halves(parameters: list[ir.Value]) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Split the weights and biases of two products into those of the first and those of the second."""
+    """Split the weights and biases of two products: return those of the first product, then those of the second."""
     return parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
 
 
@@ -160,8 +160,8 @@ def time_windows(stride: int) -> ir.Function:
     """Build a function that concatenates each frame with its two neighbours.
 
     A product with the output then equals a convolution with kernel 3. Inputs: `x` [batch, frames, channels]; `valid`
-    [batch, frames, 1], 1 for real frames and 0 for padding. Padding and frames beyond both ends count as zeros. Output:
-    [batch, ceil(frames / stride), 3 * channels].
+    [batch, frames, 1], 1 for real frames and 0 for padding. Padding and frames beyond either end count as zeros.
+    Output: [batch, ceil(frames / stride), 3 * channels].
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:

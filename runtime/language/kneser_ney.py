@@ -3,8 +3,8 @@
 The results equal those of KenLM's lmplz.
 
 Lower orders use continuation counts: the number of distinct words that precede an n-gram. N-grams that begin with <s>
-keep their counts. D are discounts, and b(h) is the probability mass that the discounts free. The probability of a word
-w after a history h is computed from counts c::
+keep their counts. D(c) is the discount for a count c, and b(h) is the probability mass that the discounts free. The
+probability of a word w after a history h is computed from the counts c of n-grams::
 
     p(w | h) = (c(h w) - D(c(h w))) / c(h) + b(h) p(w | h without its first word)
 
@@ -40,8 +40,8 @@ class NgramCounts:
 
     Attributes:
         words: words by id, `MARKERS` first.
-        rows: distinct n-grams as word ids [n, order]. Each sentence begins with `order` - 1 times <s>
-            and ends with one </s>.
+        rows: distinct n-grams as word ids [n, order]. Each sentence begins with <s>, repeated
+            `order` - 1 times, and ends with one </s>.
         counts: number of occurrences of each n-gram [n].
         num_sentences: number of sentences.
     """
@@ -143,7 +143,7 @@ class TrainingOptions:
     Attributes:
         order: length of the longest n-grams.
         prune: one number for each order, from unigrams on. N-grams whose count is at most this number are removed.
-            Numbers must not decrease. The first must be 0. The last also applies to all longer n-grams.
+            Numbers must not decrease. The first must be 0. The last also applies to all higher orders.
         min_word_count: words that occur less often become <unk>.
     """
 

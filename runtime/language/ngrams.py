@@ -1,8 +1,8 @@
 """A backoff n-gram model as a trie in arrays. It returns probabilities, and bounds for all words with a common prefix.
 
 Node 0 is the root (empty history). The nodes of each order follow those of the order below, sorted by history and word.
-The children of a node are thus consecutive, and a range of words is found by bisection. Ordinary words come before
-special ones, sorted by their upper-case spelling, so words with a common prefix form a range.
+The children of a node are thus consecutive, and a range of words is found by bisection. Ordinary words are sorted by
+their upper-case spelling, so words with a common prefix form a range. Special words follow.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Ngrams:
             history = self._shorter[history]
 
     def best_alone(self, low: int, high: int) -> float:
-        """Return the largest unigram log10 probability of words with `low` <= id < `high`, at least one."""
+        """Return the largest unigram log10 probability of the words with `low` <= id < `high`. Needs `low` < `high`."""
         return float(self.log_prob[1 + low : 1 + high].max())
 
     def best(self, history: int, low: int, high: int, alone: float) -> float:
@@ -270,7 +270,7 @@ def find_nodes(
 ) -> npt.NDArray[np.int64]:
     """Return the child of each parent for the word at the same index; -1: none.
 
-    `keys` are parent * `num_words` + word of all children, sorted.
+    `keys` contains parent * `num_words` + word for every child, in ascending order.
     """
     wanted = parents.astype(np.uint64) * np.uint64(num_words) + words
     places = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))

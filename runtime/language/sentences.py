@@ -23,7 +23,7 @@ _END_OF_SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f]+(?=[\"')\]\u201d\u2019]*
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How to read text.
+    """Options for reading text.
 
     Attributes:
         raw: whether each line is one sentence, split at white space and not normalised.

@@ -23,7 +23,7 @@ class _NativeCalls:
         self._reset()
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)  # the child has no threads in a call
+            os.register_at_fork(after_in_child=self._reset)  # no thread of the child is in a call
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
@@ -33,7 +33,7 @@ class _NativeCalls:
     def __enter__(self) -> None:
         with self._changed:
             while self._is_closed and threading.current_thread().daemon:
-                self._changed.wait()  # until the process has ended
+                self._changed.wait()  # blocks until the process has ended
             self._num_running += 1
 
     def __exit__(

@@ -88,7 +88,7 @@ class DeviceArray:
     def cut(
         self, shape: Sequence[int], axis: int, *, at_front: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return starts and ends of this part, and numbers of zeros to pad it to `shape` along all axes but `axis`."""
+        """Return the starts and ends of this part, and how many zeros pad it to `shape` on all axes except `axis`."""
         pads = np.zeros((2, len(self._sizes)), np.int64)
         for of_tensor, size, wanted, number in zip(self._axes, self.shape, shape, range(len(shape)), strict=True):
             if of_tensor is not None and number != axis:
@@ -105,7 +105,7 @@ class DeviceMemory:
     """Memory of the device on which a session runs.
 
     Args:
-        session: the session. It is kept alive as long as its values.
+        session: the session. Its values keep it alive.
         provider: first execution provider of the session.
         device_id: index of the device.
     """

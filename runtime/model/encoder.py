@@ -255,7 +255,7 @@ def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
 
 
 def join_rows(rows: Sequence[CacheRow]) -> Caches:
-    """Return the caches of several streams as a batch. Does not copy if they are exactly the rows of one batch.
+    """Return the caches of several streams as a batch. Does not copy if `rows` are all rows of one batch, in order.
 
     Shorter caches of keys and values are padded at the front. This is valid only if they reach back to the start of
     their stream: the padding is then at negative positions, which the graph masks. Therefore, the streams of a batch

@@ -102,7 +102,7 @@ class Constants:
     Attributes:
         num_points: length of the Fourier transform: the frame, padded with zeros to a power of two.
         window: window function for samples on the scale of 16-bit integers [frame_len].
-        lowest: lowest point of the spectrum in a band.
+        lowest: lowest point of the spectrum that lies in a band.
         weights: weights of the rising and the falling band [2, points], for points from `lowest` to the first above the
             bands. The last point is at most the Nyquist frequency; its weights are 0, as in Kaldi.
         starts: first point of each interval, relative to `lowest` [mel + 1].

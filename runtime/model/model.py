@@ -29,7 +29,7 @@ _MOST_TOKENS = 512
 _MOST_PAIRS = 1 << 22
 """Limit on the pairs of token and frame, or of two tokens, in a decoder call. Attention needs memory for each pair."""
 _MOST_LOG_PROB = 1e-2
-"""Largest accepted log-probability. Low precision may round it to more than 0."""
+"""Largest accepted log-probability. Low precision may round log-probabilities to more than 0."""
 _LEAST_ALIKE = 0.85
 """Utterances share a decoder call if none is shorter than this fraction of the longest. This limits padding."""
 
@@ -39,8 +39,8 @@ class TokenScores:
     """Scores of the decoders for n hypotheses, padded to the longest.
 
     Attributes:
-        left: log-probabilities by the left-to-right decoder: of each token, then of eos, then zeros [n, length+1].
-        right: the same by the right-to-left decoder, in reading order; None without that decoder.
+        left: log-probabilities from the left-to-right decoder: of each token, then of eos, then zeros [n, length+1].
+        right: the same from the right-to-left decoder, in reading order; None without that decoder.
         next: left-to-right log-probabilities of the token after each hypothesis [n, vocab].
     """
 
@@ -184,7 +184,7 @@ class Model:
         return self.token_scores_of([(encoder_out, hypotheses)])[0]
 
     def token_scores_of(self, utterances: Sequence[Utterance]) -> list[TokenScores]:
-        """Return `token_scores` of several utterances. Those of similar length share a decoder call."""
+        """Return `token_scores` of several utterances. Utterances of similar length share a decoder call."""
         if self._decoder is None:
             raise StreamError("this bundle has no attention decoder (CTC only): use search 'ctc_prefix_beam'")
         outputs = [self._matrix("encoder_out", output, self.config.output_size) for output, _ in utterances]

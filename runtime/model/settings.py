@@ -38,8 +38,8 @@ class SessionSettings:
 
     Attributes:
         providers: execution providers in order of preference. All must be installed and start.
-        provider_options: options of each provider, in the order of `providers`; empty: none. The CPU provider takes
-            none.
+        provider_options: a mapping for each provider, in the order of `providers`; empty: no options. The CPU provider
+            accepts no options.
         num_threads: threads within one operator, up to four per processor (32 are always allowed). None: 1, or as in
             `sess_options`. With one thread, results are bit-identical and other cores stay free.
         sess_options: replaces our session options and is used unchanged. Our options disable spinning after a run. They

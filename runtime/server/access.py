@@ -21,11 +21,11 @@ from u2moe.runtime.server.options import LOOPBACK, ServerOptions
 from u2moe.runtime.validation import checked_integer
 
 KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
-"""Prefixes of subprotocols that carry a key: web pages cannot set WebSocket headers."""
+"""Prefixes of WebSocket subprotocols that carry a key. Web pages need them because they cannot set headers."""
 KEY = "u2moe.key"
-"""Name of the scope entry for the API key of a request. The entry is None if the request has no valid key."""
+"""Name of the scope entry with the API key of a request. The entry is None if the request has no valid key."""
 SPEAKS = "u2moe.speaks"
-"""Name of the state entry that tells at which port a request arrived: `launch.HTTP` or the name of a protocol."""
+"""Name of the state entry for the port at which a request arrived: `launch.HTTP` or the name of a protocol."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BEGINNINGS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -59,7 +59,7 @@ def read_keys(file: Path) -> tuple[Key, ...]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file has no key or an invalid line. The message names the line without quoting it.
+        ValueError: the file has no key or an invalid line. The message has the line number, but not the content.
     """
     lines = file.read_text(encoding="utf-8").splitlines()
     rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip() and line.lstrip()[0] != "#"]
@@ -103,7 +103,7 @@ class Keys:
             self.by_name = {key.name: key for key in read_keys(self._file)}
 
     def find(self, candidates: Iterable[str]) -> Key | None:
-        """Return the key that matches one of the candidates, comparing in constant time."""
+        """Return the key that matches one of the candidates. Comparisons take constant time."""
         given = [candidate.encode() for candidate in candidates]
         equal = [
             key
@@ -116,14 +116,14 @@ class Keys:
 class Access:
     """Middleware that passes on allowed requests and refuses others, for example with 401 or 403.
 
-    A client sends its key as `Authorization: Bearer KEY`, or as a WebSocket subprotocol. Clients that are configured
-    only with a URL send `?api_key=KEY`.
+    A client sends its key as `Authorization: Bearer KEY`, or as a WebSocket subprotocol. Clients that accept
+    only a URL can send `?api_key=KEY`.
 
-    Pages of another origin may use the server only if the origin is listed or the protocol has its own port. Other
-    pages can only send GET, HEAD and OPTIONS requests, and cannot read the responses.
+    Pages of another origin may use the server only if the origin is listed or the protocol has its own port. Otherwise,
+    they can only send GET, HEAD and OPTIONS requests, and cannot read the responses.
 
-    A server that only this machine can reach accepts only loopback names as host. Without this check, a page could
-    make its own host name resolve to this machine, and then send same-origin requests (DNS rebinding).
+    A server that only this machine can reach accepts only loopback names as Host header. Without this check, a page
+    could make its own host name resolve to this machine, and then send same-origin requests (DNS rebinding).
 
     Args:
         app: the application.
@@ -131,7 +131,7 @@ class Access:
         incidents: counts refusals.
         keys: the valid keys.
         open_paths: paths that need no key.
-        own_paths: WebSocket paths by the protocol's name. On a protocol's own port, `/` stands for the protocol's path.
+        own_paths: WebSocket paths by protocol name. On a protocol's own port, `/` stands for its WebSocket path.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request to the application or refuse it. The response and the log contain the request's id."""
-        if scope["path"].startswith(("http://", "https://")):  # the form that clients of proxies use
+        if scope["path"].startswith(("http://", "https://")):  # the form for requests through a proxy
             scope = {**scope, "path": _parts_of(scope["path"]).path or "/"}
         given = Headers(scope=scope).get("x-request-id", "")
         name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -173,7 +173,7 @@ class Access:
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy may use the other length
+        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy could disagree on the length
             told = "a request may have Transfer-Encoding or Content-Length, not both"
             refusal = error_response(RequestError(told, code="length"), 400, {"Connection": "close"})
             await refusal(scope, receive, send)

@@ -17,28 +17,28 @@ _RESERVED = 128
 """File descriptors reserved for the model, uploaded files and libraries."""
 _MOST = 16_384
 _PART = 0.5
-"""Maximum share of all connections for one address."""
+"""Share of the maximum number of connections that one address may have."""
 _CONNECTION_S = 0.002
 """Seconds of processor time charged for a new connection."""
 _OWN, _OWN_WITH_PLACE = (0.02, 0.02), (0.001, 0.1)
 _TOGETHER = (0.05, 0.02)
 _ADDRESS, _HERE = (0.05, 0.5), (0.25, 1.0)
-"""Terms of accounts: pairs of a share of one core and of seconds that may be used in advance. They are for a connection
-without a slot, one with a slot, the time of all connections beyond their own shares, an address, and this machine."""
+"""Arguments of `Account` for a connection without a slot, a connection with a slot, `Connections.together`, an address,
+and this machine."""
 _EARNED, _MOST_AT_ONCE_S = 0.02, 1.0
-"""Seconds of processor time that a client with a slot earns per second of audio, and maximum seconds of audio that
-count at once. The first is several times the cost of a plain stream. Audio faster than real time earns no more."""
+"""Seconds of processor time that a client with a slot earns per second of audio, and maximum seconds of audio credited
+at once. The first is several times the cost of a plain stream. Sending faster than real time earns nothing extra."""
 _THIS_MACHINE = ("127.0.0.1", "::/64")
-"""Addresses of local clients and of unconfigured local proxies. "::/64" is the network of ::1."""
+"""Addresses of local clients, and of local proxies that no option names. "::/64" is the network of ::1."""
 _LONGEST_WAIT_S = 10.0
 """Maximum seconds that a new connection waits. Connections that would wait longer are closed, unless they come from
 this machine."""
 _LONG_S = 0.001
-"""Seconds of elapsed time above which work is also measured in processor time, which excludes other processes and
-threads. Measuring all work in processor time would cost more than most of the work."""
+"""Elapsed seconds above which the processor time of work is measured too. It excludes other processes and threads. For
+most work, measuring it would cost more than the work itself."""
 _MOST_LOST = 16 << 20
-"""Bytes of incomplete messages of closed connections after which garbage is collected. Parsers hold the bytes in
-reference cycles."""
+"""Bytes of incomplete messages that closed connections may leave before garbage is collected. Parsers hold these bytes
+in reference cycles."""
 _IPV6_SITE = 64
 """Number of leading bits of an IPv6 address that the client cannot choose."""
 
@@ -100,7 +100,7 @@ class Connections:
     Args:
         limit: maximum number of connections. One address may have half of this number.
         is_proxy: returns whether an address belongs to a proxy. Proxies and Unix sockets have no limit per address.
-        tell_new: called with the number of connections that have not been classified as streams or others.
+        tell_new: called with the number of new connections, which may still become streams.
 
     Attributes:
         together: common account for the time that connections use beyond their own shares.
@@ -126,7 +126,7 @@ class Connections:
         self._looked_s = 0.0  # processor time of the event loop when it was last read
 
     def since(self, begin: float) -> float:
-        """Return an upper bound, in seconds, of the event loop's processor time since `begin` (`time.monotonic`)."""
+        """Return an upper bound, in seconds, on the event loop's processor time since `begin` (`time.monotonic`)."""
         took_s = time.monotonic() - begin
         if took_s > _LONG_S:
             before, self._looked_s = self._looked_s, time.thread_time()
@@ -134,7 +134,7 @@ class Connections:
         return took_s
 
     def enter(self, connection: socket.socket) -> Visit | None:
-        """Count a new connection. None: there are too many connections, or the debt of its address is too high."""
+        """Count a new connection. Return None if there are too many, or if the debt of its address is too high."""
         peer = _peer_of(connection)
         address, now = site_of(peer), time.monotonic()
         is_free = peer is None or self._is_proxy(peer)
@@ -152,7 +152,7 @@ class Connections:
         return Visit(self, address, account)
 
     def count_new(self, number: int) -> None:
-        """Change the number of connections that are not classified yet."""
+        """Add `number` to the count of new connections, which may still become streams."""
         self._num_new += number
         self._tell_new(self._num_new)
 
@@ -182,11 +182,11 @@ class Connections:
 
 
 class Visit:
-    """Processor time of a connection, and its entry in the counts of connections.
+    """An open connection: its processor time, and its entry in the counts of `Connections`.
 
     Each connection has a small share of one core. A connection with a slot has only a minimal share, but earns more
-    by sending audio. Many such connections therefore cannot use much processor time without audio. Time beyond a
-    connection's own share is charged to the account of all connections.
+    by sending audio. Even many such connections therefore use little processor time unless they send audio. Time
+    beyond a connection's own share is charged to the common account of all connections.
 
     The time of a connection without a slot is also charged to its address. When a connection releases its slot, its
     debt is charged to its address.
@@ -231,7 +231,7 @@ class Visit:
         return wait_s if self._account is None else max(wait_s, self._account.wait_s(now))
 
     def settle(self) -> None:
-        """Note that the connection is classified: it is a stream, or will not become one. Idempotent."""
+        """Stop counting the connection as new: it is a stream, or will not become one. Idempotent."""
         if self._is_new:
             self._is_new = False
             self._connections.count_new(-1)
@@ -268,7 +268,7 @@ def _peer_of(connection: socket.socket) -> Address | None:
 
 
 def site_of(peer: Address | None) -> str:
-    """Return the address to which limits per address apply, as text. For IPv6 it is a network."""
+    """Return, as text, the address or IPv6 network to which limits per address apply."""
     if peer is None or peer.version == 4:
         return str(peer)
     return str(ipaddress.ip_network((peer, _IPV6_SITE), strict=False))

@@ -24,7 +24,7 @@ from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 
 _SHARE = 0.35
 """Share of the measured throughput that streams may use. The rest is a reserve for the event loop, for chunks that
-arrive together, and for other programs. Other programs may take half of the machine after streams were admitted."""
+arrive together, and for other programs. Such programs may later take up to half of the machine."""
 _TOO_LATE_S, _IN_TIME_S = 0.6, 0.3
 """Lateness in seconds above which no clients are admitted, and lateness below which they are admitted again."""
 _AVERAGED_S = 1.0
@@ -40,8 +40,8 @@ _MEASURED_HOTWORDS = 1000
 class Lateness:
     """Average time that live audio waits for recognition.
 
-    The capacity is measured only at the start. Lateness shows that the machine has since become slower or has other
-    work. Once results are late, no more clients are admitted until results are clearly on time again.
+    The capacity is measured only at the start. A high lateness shows that the machine has since become slower or has
+    other work. Once results are late, no more clients are admitted until results are clearly on time again.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Lateness:
         self._is_too_late = False
 
     def observe(self, seconds: float) -> None:
-        """Add the longest wait of audio in a round of the scheduler, in seconds."""
+        """Update the average with the longest wait, in seconds, of the audio in a scheduler round."""
         now = time.monotonic()
         passed_s = min(now - self._then, max(seconds, _IN_TIME_S))  # a pause without live audio does not count
         self._late_s += (1 - math.exp(-passed_s / _AVERAGED_S)) * (seconds - self._late_s)
@@ -66,7 +66,7 @@ class Lateness:
 
 
 Take = Callable[[float], None]
-"""Function that sets the number of slots of a client, which is the cost of its stream relative to a plain stream."""
+"""Function that sets how many slots a client takes: the cost of its stream relative to a plain stream."""
 
 
 class Admission:

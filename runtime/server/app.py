@@ -1,4 +1,4 @@
-"""The ASGI application: routes of the protocols, of the web page and for operators of the server."""
+"""The ASGI application: routes for the protocols, the web page and operators of the server."""
 
 from __future__ import annotations
 

@@ -20,23 +20,23 @@ from u2moe.runtime.server.transport import charged
 from u2moe.runtime.text.vocabulary import join_texts
 
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
-"""JSON escape of a surrogate. An unpaired one cannot be encoded as UTF-8."""
+"""Pattern of a surrogate's JSON escape. An unpaired surrogate cannot be encoded as UTF-8."""
 _MAX_COMMAS = 10_000
 """Maximum number of commas in JSON. A thousand hotwords with weights need a few thousand commas; audio in base64 needs
 almost none. Parsing 1 MB of values blocks the event loop for 7 ms; counting commas takes half a millisecond."""
 _MAX_TEXT = 1 << 20
-"""Maximum characters of a text message: enough for some seconds of audio in base64, or a thousand hotwords."""
+"""Maximum characters of a text message: enough for several seconds of audio in base64, or a thousand hotwords."""
 _LEAST_AUDIO = 0.01
-"""Minimum audio of a live client as a share of real time: 0.6 seconds per minute, about one chunk."""
+"""Minimum audio that a live client must send, as a share of real time: 0.6 seconds per minute, about one chunk."""
 _Value = TypeVar("_Value")
 
 
 class Patience:
-    """Timeout that restarts when the client makes progress. Messages alone do not restart it.
+    """Timeout that restarts when the client makes progress. A message without progress does not restart it.
 
     Args:
         limit_s: timeout in seconds.
-        least: amount that counts as progress.
+        least: minimum amount that counts as progress.
         unit: unit of amounts, for errors.
         amount: returns the amount received since the start.
     """
@@ -105,7 +105,7 @@ class Connection:
         return text
 
     async def feed(self, stream: ServedStream, samples: Callable[[bytes], npt.NDArray[Any]]) -> str:
-        """Feed a stream until a text message arrives, and return this message. `samples` reads binary messages."""
+        """Feed a stream until a text message arrives, and return this message. `samples` decodes binary messages."""
         while isinstance(message := await self.receive(), bytes):
             await stream.feed(samples(message))
         return message
@@ -124,7 +124,7 @@ async def send_within(seconds: float, sending: Awaitable[None]) -> None:
 
     Raises:
         ClientGoneError: the client has disconnected.
-        IdleError: the client read nothing for that time.
+        IdleError: the client has read nothing for that many seconds.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -184,12 +184,12 @@ def read_object(text: str | bytes) -> dict[str, Any]:
 
 
 def plain_number(value: float) -> float:
-    """Return a whole number as an int. In some languages, clients reject integers with a decimal point in JSON."""
+    """Return a number, as an int if it is whole. Clients in some languages reject integers with a decimal point."""
     return int(value) if value == int(value) else value
 
 
 def added_text(before: Sequence[str], text: str) -> str:
-    """Return `text` with the leading space, if any, that it needs after the joined texts `before`."""
+    """Return `text`, with a leading space if it needs one after the joined texts `before`."""
     return join_texts([*before, text])[len(join_texts(before)) :]
 
 

@@ -16,7 +16,7 @@ MAX_QUOTED = 300
 
 
 class RequestError(U2moeError):
-    """The request is not possible, or the client violated the protocol.
+    """The request cannot be served, or the client violated the protocol.
 
     Attributes:
         kind: label of the error in the metric `failures`.
@@ -73,7 +73,7 @@ class StoppingError(UnavailableError):
 
 
 class StorageError(RequestError):
-    """An upload cannot be stored: the temporary folder is full (507) or not writable (503)."""
+    """An upload cannot be stored: the temporary folder is full (HTTP 507) or not writable (HTTP 503)."""
 
     kind = "storage"
 
@@ -81,7 +81,7 @@ class StorageError(RequestError):
 
     @classmethod
     def of(cls, error: OSError) -> Self:
-        """Return the error that tells the client about an OSError."""
+        """Return the error that reports an OSError to the client."""
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return cls("the server cannot store files at the moment")
         full = cls("the server has no disk space for the file at the moment")
@@ -103,7 +103,7 @@ class ClientGoneError(Exception):
 
 @contextlib.contextmanager
 def refusing(parameter: str | None = None) -> Iterator[None]:
-    """Turn a ValueError into a RequestError that names `parameter` or, if this is None, the field of the ValueError."""
+    """Turn a ValueError into a RequestError that names `parameter` or, without it, the field of the ValueError."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Queue of uploaded files. A few files are recognised in turns. Clients share slots, turns and disk space."""
+"""Queue of uploaded files. A few files at a time are recognised in turns. Clients share slots, turns and disk space."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.transport import in_place
 
 _AT_ONCE = 4
-"""Maximum number of files recognised in turns. Each file has a decoder process of about 50 MB."""
+"""Maximum number of files that take turns. Each file has a decoder process of about 50 MB."""
 _NICENESS = 5
 """Niceness of the threads that recognise files, since live streams have priority."""
 _LOOK_BYTES = 1 << 20
@@ -41,7 +41,7 @@ class _AbandonedError(Exception):
 
 
 class _Turns:
-    """Lock that threads get in the order of their requests."""
+    """Lock that threads acquire in the order of their requests."""
 
     def __init__(self) -> None:
         self._order: deque[int] = deque()  # ids of threads; the first thread has its turn
@@ -63,11 +63,11 @@ class _Turns:
 
 
 class FileQueue:
-    """Queue of files of any length. A few files take turns of about ten seconds of audio, so short files end soon.
+    """Queue of files of any length. A few at a time take turns of about ten seconds of audio, so short files end soon.
 
     The next file to start belongs to the client with the fewest running files. Among such clients, the one whose file
     started last is served last. The files of one client start in the order of arrival. A client with running files
-    starts another only while it has fewer of them than there are free places.
+    may start another only if fewer of its files are running than places are free.
 
     Attributes:
         admission: slots in the queue. A file holds its slot from the first byte of the upload to the last byte of the
@@ -156,7 +156,7 @@ class FileQueue:
         """Let `cut` cancel the current task while it receives a file or awaits results.
 
         Raises:
-            StoppingError: `cut` cancelled the task or had been called before.
+            StoppingError: `cut` cancelled the task or had already been called.
         """
         task = asyncio.current_task()
         if self.is_cut.is_set() or task is None:
@@ -244,7 +244,7 @@ class FileTask:
             file: the open file. The task closes it.
             name: name of the file in messages.
             sample_rate: sample rate of the model in Hz.
-            segments: called with an iterator of buffers and the keyword argument `on_progress`; yields segments.
+            segments: yields the segments of the file; takes an iterator of buffers and the keyword `on_progress`.
         """
         self.arrival = time.perf_counter()
         self.close = file.close

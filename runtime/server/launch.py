@@ -32,10 +32,10 @@ HTTP = "http"
 _BACKLOG = 512
 _SYSTEM_BUFFER = 128 << 10
 """Bytes that the system buffers in each direction. Clients that send faster than real time fill the buffer. It is small
-so that a ping behind the audio is read soon; otherwise the client could consider the server dead."""
+so that a ping sent after audio is read soon; otherwise the client could consider the server dead."""
 _FEW_CONNECTIONS = 1024
 _FOR_ALL = 0o666
-"""Mode of a Unix socket. The permissions of its folder decide who may use it."""
+"""File mode of a Unix socket. The permissions of its folder decide who may use it."""
 _AFTER_STOP_S = 2.0
 """Maximum seconds to wait for running files when the server stops."""
 
@@ -45,7 +45,7 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
 
     Args:
         options: options of the server.
-        models: models that each worker loads, by their names for clients. The first is the default. Files are decoded
+        models: models that each worker loads, by the names clients use. The first is the default. Files are decoded
             with the options of their model.
 
     Raises:
@@ -75,8 +75,8 @@ def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
 
     Raises:
         OSError: a port is in use or may not be opened. The message names it.
-        ValueError: a protocol cannot have its own port, or needs API keys that it does not support. Keys are needed
-            if they are set and other machines can reach the server.
+        ValueError: a protocol cannot have its own port. Or it does not support API keys although they are set and other
+            machines can reach the server.
     """
     for name in options.protocol_ports:
         _check(name, options)
@@ -121,7 +121,7 @@ def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> 
 
 
 def _identity(file: Path | None) -> tuple[int, int] | None:
-    """Return device and inode of the file at a path. None: the file does not exist."""
+    """Return the device and inode of a file, or None if it does not exist."""
     with contextlib.suppress(OSError):
         if file is not None and (found := file.lstat()):
             return found.st_dev, found.st_ino
@@ -149,7 +149,8 @@ async def _serve(
     """Serve in this process. `rows` are the metrics shared with other workers. None: this is the only process.
 
     Objects created during the start are frozen (`gc.freeze`), so full collections become more frequent. Python starts a
-    full collection when new objects exceed a quarter of those that survived the last one. Frozen objects do not count.
+    full collection when new objects exceed a quarter of the objects that survived the last full collection. Frozen
+    objects do not count as survivors.
     """
     recognizers = {}
     for name, model in models.items():

@@ -31,7 +31,7 @@ LOGGER = logging.getLogger("u2moe.server")
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PERIOD_S = 60.0
-"""Seconds after a line during which more lines of its kind are only counted, so that clients cannot fill the disk."""
+"""Seconds after a line during which other lines of its kind are only counted, so that clients cannot fill the disk."""
 _MOST_KINDS = 100
 """Maximum number of kinds of lines logged within `_PERIOD_S`."""
 _STDERR = "stderr"
@@ -58,7 +58,7 @@ _INCIDENTS = {
 
 
 def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
-    """Log the server's messages and warnings of libraries to stderr. Messages of a worker include its number.
+    """Log to stderr the server's messages and the warnings of libraries. Messages of a worker include its number.
 
     A line is text or, with `is_json`, a JSON object with time, level, logger and message. If it concerns a request, it
     also has the request's id.
@@ -163,7 +163,7 @@ class Incidents:
         self._rate = _Rate()
 
     def refuse(self, reason: str) -> None:
-        """Count a refused connection or request. `reason` is a label of the metric."""
+        """Count a refused connection or request. `reason` is a label of the metric `refusals`."""
         self._metrics.count("refusals", reason)
         self._log(reason)
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
-"""Upper bounds of the buckets in seconds."""
+"""Upper bounds of the histograms' buckets in seconds."""
 
 _COUNTERS = {
     "connections": ("Connections that were accepted, by protocol.", "protocol", ()),
@@ -25,7 +25,7 @@ _COUNTERS = {
     "compute_seconds": ("Seconds spent on recognition.", "source", ("stream", "file")),
     "results": ("Results sent.", "kind", ("partial", "final")),
 }  # fmt: skip
-"""Description, label and values of the label. The values for `connections` are the names of the protocols."""
+"""Description, label and label values of each counter. The values of `connections` are the names of the protocols."""
 _GAUGES = {
     "streams": "Live streams.",
     "capacity": "Maximum number of live streams.",

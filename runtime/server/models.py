@@ -38,16 +38,16 @@ REQUEST_OPTIONS = {"hotwords": _HOTWORDS} | {
     name: replace(declared, otherwise="the server's")
     for name, (_, declared) in client_options_of(DecodingOptions).items()
 }
-"""Decoding options that a request may set, by their names for clients."""
+"""Decoding options that a request may set, by the names that clients use."""
 MOST_BEAM = int(client_options_of(DecodingOptions)["beam_size"][1].most or 1)
-"""The widest beam that a request may have."""
+"""Maximum beam size that a request may set."""
 
 
 class ServedModel:
     """A model that clients may choose.
 
     Attributes:
-        name: name for clients.
+        name: name that clients use.
         recognizer: recogniser of streams and files. Files are decoded with its options.
         stream_options: default options of live streams.
         languages: codes of its languages, from the options or the vocabulary.
@@ -120,14 +120,14 @@ class ServedModel:
         return options, words
 
     def cost(self, options: DecodingOptions, hotwords: ContextGraph | None) -> float:
-        """Return an upper bound of a stream's cost, relative to a plain stream.
+        """Return an upper bound on a stream's cost, relative to a plain stream.
 
         The cost is interpolated linearly between the measured beam sizes. The real cost grows more slowly at first.
 
         A language model adds no cost. A server that has one also uses it in plain streams, so their measured cost
         includes it.
         The demo's language model takes 0.6 of 7.8 ms of processor time per second of speech. With a thousand hotwords,
-        it takes 2 of 20 ms. A stream without it (`lm_weight` 0) does not count as cheaper.
+        it takes 2 of 20 ms. A stream without a language model (`lm_weight` 0) does not count as cheaper.
         """
         least, most = self.costs[:2] if hotwords is None else self.costs[2:]
         wider = max((options.beam_size or self.beam_size) - self.beam_size, 0)
@@ -170,7 +170,7 @@ class ServedModel:
         return grammar
 
     async def restricted(self, phrases: Sequence[str]) -> DecodingOptions | None:
-        """Return options that restrict streams to those phrases that the vocabulary can spell. None: no restriction."""
+        """Return options that restrict streams to the phrases that the vocabulary can spell. None: no restriction."""
         if self._is_greedy:
             return None
         spoken = [phrase for phrase in self.shortened(phrases) if not _SYNTAX.search(phrase)]

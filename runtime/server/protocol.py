@@ -19,7 +19,7 @@ from u2moe.runtime.server.errors import ClientGoneError, RecognitionError, Reque
 from u2moe.runtime.server.service import Service
 
 _MAX_REASON = 120
-"""Maximum bytes of the reason for closing a WebSocket (123 by RFC 6455)."""
+"""Maximum bytes of the reason for closing a WebSocket. RFC 6455 allows 123."""
 _GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)
 
 Conversation = Coroutine[Any, Any, None]
@@ -37,7 +37,7 @@ class Protocol:
         run_tcp: serves one client over TCP, and reports errors itself.
         routes: its HTTP routes.
         may_have_port: whether `--protocol` can assign a separate port, for clients that cannot set a path.
-        tell_error: returns the object that reports an error to the client. None: the protocol has none.
+        tell_error: returns the object that reports an error to the client. None: no object is sent.
         close_code: WebSocket close code after a client error without its own code.
         subprotocols: supported WebSocket subprotocols, in order of preference.
     """
@@ -86,6 +86,6 @@ class Protocol:
             return RecognitionError.close_code, "internal server error"
 
     def _choose(self, offered: list[str]) -> str | None:
-        """Choose a supported subprotocol, or else the one with the key. Browsers fail if the server chooses none."""
+        """Choose a supported subprotocol, or else the one with the key. Browsers disconnect if none is chosen."""
         keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
         return next((name for name in self.subprotocols if name in offered), None) or next(keys, None)

@@ -19,9 +19,9 @@ from u2moe.runtime.stream import Stream
 _LIVE_LEAD_S = 1.0
 """Seconds by which a live stream's audio may be ahead of the clock. A stream further ahead is not live."""
 _MAX_AHEAD = 4
-"""Maximum number of streams in a round that are not live."""
+"""Maximum number of non-live streams in a round."""
 _REST = 0.5
-"""Rest after a round of live streams, relative to the duration of the round. `_LONGEST_PERIOD_S` limits it."""
+"""Rest after a round of live streams, relative to the duration of the round. `_LONGEST_PERIOD_S` limits the rest."""
 _LONGEST_PERIOD_S = 0.1
 """Maximum seconds from the start of a round to the start of the next, unless the round itself takes longer."""
 
@@ -48,7 +48,7 @@ class Scheduler:
         self._thread.start()
 
     def open(self, recognizer: Recognizer, stream: Stream, sample_rate: float) -> ServedStream:
-        """Return a served stream for a client. It feeds `stream`, and `recognizer` decodes `stream`."""
+        """Return a served stream that feeds a client's audio to `stream`, which `recognizer` decodes."""
         served = ServedStream(recognizer, stream, sample_rate, self._limits, self._wake)
         with self._changed:
             self._streams[served] = None
@@ -164,7 +164,8 @@ class Scheduler:
 def rest_s(round_s: float) -> float:
     """Return the seconds of rest after a round of live streams that took `round_s` seconds.
 
-    During the rest, chunks arrive that can be decoded together, which can take a third of the time. With few streams,
-    rounds are short and follow each other closely, so results arrive soon. Under load, rounds have more chunks.
+    During the rest, more chunks arrive. Decoding them together can take a third of the time that they take separately.
+    With few streams, rounds are short and follow each other closely, so results arrive soon. Under load, rounds have
+    more chunks.
     """
     return min(_REST * round_s, max(_LONGEST_PERIOD_S - round_s, 0.0))

@@ -1,7 +1,7 @@
 """One source of audio in the server. It takes samples and returns partial and final results.
 
-Everything here runs in the event loop, except `take` and `tell`. The scheduler's thread calls these to get samples and
-to add results. `take` returns a `Round`, which the scheduler passes to `deliver` in the event loop.
+Everything here runs in the event loop, except `take` and `tell`. The scheduler's thread calls these two to get samples
+and to add results. `take` returns a `Round`, which the scheduler passes to `deliver` in the event loop.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from u2moe.runtime.server.transport import earn
 from u2moe.runtime.stream import Stream
 
 _BUFFER_S = 0.16
-"""Seconds of audio per buffer. Longer audio is split, so that no client takes more than its share of a round."""
+"""Maximum seconds of audio per buffer. Longer audio is split, so no client takes more than its share of a round."""
 _LEAST_S = 0.005
 """Minimum seconds of audio in a buffer. Shorter audio waits for more audio, since each buffer has a fixed cost."""
 _ROUND_S = 2.0
-"""Seconds of waiting audio that start a round even if they do not complete a chunk."""
+"""Seconds of waiting audio that suffice for a round, even without a complete chunk."""
 _MAX_UNREAD = 100
 """Number of unread final results at which the server stops reading the client's audio."""
 
 
 @dataclass(kw_only=True)
 class Round:
-    """Audio that a round of the scheduler has taken from one stream, and its results."""
+    """Audio that a round of the scheduler has taken from one stream, and the results."""
 
     stream: ServedStream
     number: int  # number of this round among the stream's rounds, from 1
@@ -76,7 +76,7 @@ class ServedStream:
         num_fed, num_taken: numbers of samples put into the queue, and taken out by the scheduler.
         wanted_s: seconds of waiting audio that start a round.
         num_rounds, last_round: number of rounds with this stream, and number of the scheduler's last round with it.
-        is_live: whether the audio arrives no faster than it is spoken.
+        is_live: whether the audio arrives no faster than in real time.
         has_text: whether there has been any text.
         start: time at which the stream was opened.
     """
@@ -240,8 +240,8 @@ class ServedStream:
     def deliver(self, outcome: Round) -> None:
         """Accept the results of a round. The scheduler calls this in the event loop.
 
-        Results that belong to another stream or arrive out of order end this stream with an error. So no client gets
-        another client's words.
+        Results that belong to another stream or arrive out of order end this stream with an error, so that no client
+        gets another client's words.
         """
         if outcome.stream is not self or outcome.number != self._num_rounds_done + 1:
             self._error = self._error or RecognitionError("a result was lost or belongs to another stream")
@@ -265,7 +265,7 @@ class ServedStream:
             raise self._error
 
     async def _until(self, holds: Callable[[], bool]) -> None:
-        """Wait until a condition holds, which `deliver` or another task makes true."""
+        """Wait until `deliver` or another task makes a condition true."""
         while not holds():
             self._changed.clear()
             if not holds():
@@ -274,7 +274,7 @@ class ServedStream:
     # The methods below run in the scheduler's thread.
 
     def take(self, number: int) -> Round:
-        """Pass at most about one chunk of waiting audio to the recogniser. `number` is the scheduler's round."""
+        """Pass at most about one chunk of waiting audio to the recogniser. `number` is the number of the round."""
         self.last_round = number
         self.num_rounds += 1
         taken = Round(stream=self, number=self.num_rounds, arrival=self._finish_time or time.monotonic())

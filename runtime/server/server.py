@@ -35,7 +35,7 @@ _NO_DESCRIPTORS_S = 0.5
 _LEFT_TO_OTHERS_S = 0.005
 """Seconds for which new connections are left to workers with more free slots."""
 _DOUBT_S = 2.0
-"""Seconds without a turn of a worker's event loop after which other workers leave no connections to that worker."""
+"""Seconds for which a worker's event loop can be blocked before other workers stop leaving connections to it."""
 _TICK_S = 0.1
 
 
@@ -86,7 +86,7 @@ class Server:
         self.connections = Connections(allowed_connections(), options.is_proxy, newcomers)
 
     def _speak_http(self, app_state: dict[str, Any], **settings: Any) -> PacedConnection:
-        """Return a `PacedConnection` around uvicorn's HTTP protocol. It is the value of uvicorn's setting `http`."""
+        """Return a `PacedConnection` around uvicorn's HTTP protocol. uvicorn has this method as its setting `http`."""
         connection: PacedConnection = app_state[CONNECTION]
         connection.inner = self._plain_http(app_state=app_state, **settings)
         return connection
@@ -123,7 +123,7 @@ class Server:
             self._service.stop()
 
     def _log_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log an error for which asyncio found no caller."""
+        """Log an error that asyncio could not report to any caller."""
         error = context.get("exception")
         self._service.incidents.bug("a task", error if isinstance(error, Exception) else RuntimeError())
 
@@ -166,7 +166,7 @@ class Server:
         self._sockets = {}
 
     def _take(self, speaks: str, accepted: socket.socket) -> None:
-        """Serve a new connection, or close it if there are too many. If its address has a high debt, it first waits."""
+        """Serve a new connection, after a wait if its address has a high debt. Close it if there are too many."""
         visit = self.connections.enter(accepted)
         if visit is None:
             self._service.incidents.refuse("connections")

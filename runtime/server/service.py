@@ -56,7 +56,7 @@ class Service:
         self._shares: dict[str, Admission] = {}
 
     async def start(self) -> None:
-        """Warm up. If the options set no capacity, measure that of the slowest model. Allocate memory for it."""
+        """Warm up the models and allocate memory. If the options set no capacity, use that of the slowest model."""
         models, capacity = self.models.values(), self.options.capacity
         for model in models:
             await asyncio.to_thread(model.recognizer.warm_up)
@@ -87,7 +87,7 @@ class Service:
         return self.models[name]
 
     def client_of(self, scope: Mapping[str, Any]) -> str:
-        """Return the name of a request's client: its key if the server has several keys, else its address.
+        """Return the name of a request's client: its key's name if the server has several keys, else its address.
 
         The name is empty if the client is unknown.
         """
@@ -97,7 +97,7 @@ class Service:
         return host if (address := address_of(host)) is None else site_of(address)
 
     def share_of(self, key: Key | None) -> contextlib.AbstractContextManager[Take]:
-        """Return a context that takes one of a key's slots for streams and files.
+        """Return a context manager that takes one of a key's slots for streams and files.
 
         Raises:
             UnavailableError: the key has reached its limit.
@@ -186,12 +186,12 @@ class Service:
 
 
 class Slot:
-    """Right of a connection to use one stream at a time.
+    """A connection's right to use one stream at a time.
 
     Attributes:
         model: model of the next stream.
         stream: the latest stream.
-        is_drained: whether the connection must end because the server stops.
+        is_drained: whether the connection must end because the server is stopping.
     """
 
     def __init__(self, service: Service, takes: Sequence[Take]) -> None:
@@ -220,7 +220,7 @@ class Slot:
         """Open a stream, and abandon the previous one.
 
         A stream that `is_whole` is useful only if all of its audio is recognised. A stopping server does not end such a
-        stream after an utterance. It waits for the end of the stream, or ends it with an error.
+        stream after an utterance. The stream continues to its end or, after `drain_s` seconds, ends with an error.
 
         Raises:
             AudioError: the sample rate is invalid.

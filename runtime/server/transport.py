@@ -28,23 +28,23 @@ CONNECTION = "u2moe.connection"
 LEAST_BYTES_PER_S = 500
 """Minimum rate of HTTP bodies, in either direction."""
 _FIRST_BYTES, _LEAST_BYTES, _MOST_BYTES = 4096, 256, 16 << 10
-"""Numbers of bytes read at once: initial, minimum and maximum number."""
+"""Initial, minimum and maximum number of bytes read at once."""
 _TURN_S = 0.001
-"""Seconds that it should take to process the bytes of one read."""
+"""Seconds that processing the bytes of one read should take."""
 _READ_S, _BYTE_S = 20e-6, 0.5e-9
 """Seconds that asyncio takes per read and per byte."""
 _REQUEST_S = 20.0
-"""Seconds in which a client must send a request, without its body."""
+"""Seconds in which a client must send a request, not counting its body."""
 _UNREAD_S = 20.0
-"""Seconds between checks of a client that reads slowly. It must have read `LEAST_BYTES_PER_S` on average."""
+"""Seconds between checks of a client that reads slowly. Meanwhile, it must read `LEAST_BYTES_PER_S` on average."""
 _CLOSE_S = 10.0
 """Seconds for which the server still reads from a connection after closing it. Otherwise the client could lose the last
-data."""
+data that the server sent."""
 _MOST_OPEN_S = 0.5
 """Maximum seconds of work on an incomplete message. Even a long message takes a hundredth of this time, unless it has a
 million fragments."""
 _DEAF_BYTES = 64 << 10
-"""Number of bytes passed on after the server ends a WebSocket. They may contain the client's close frame."""
+"""Maximum number of bytes passed on after the server ends a WebSocket. They may contain the client's close frame."""
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Response that HTTP/1.1 clients ignore. If the client has disconnected, its system answers with a reset."""
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -67,7 +67,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         is_http: whether the client must send HTTP requests.
 
     Attributes:
-        inner: protocol that serves the client. HTTP may replace it with a WebSocket.
+        inner: protocol that serves the client. HTTP may replace itself with a WebSocket protocol.
         lost: called when the client has disconnected, because the task that serves it may notice this late.
     """
 
@@ -354,7 +354,7 @@ def earn(audio_s: float) -> None:
 
 @contextlib.contextmanager
 def in_place(lost: Callable[[], object]) -> Iterator[None]:
-    """Mark the current connection as having a slot. Call `lost` if the client disconnects before the end."""
+    """Mark the current connection as having a slot. Call `lost` if the client disconnects meanwhile."""
     connection = _current.get()
     if connection is None:
         yield

@@ -24,18 +24,18 @@ _early: list[bool] = []
 """One item for each SIGHUP received before `handle_signals` was called."""
 _POLL_S = 0.1
 _RESTART_S, _LONGEST_RESTART_S = 1.0, 60.0
-"""Minimum seconds from the start of a worker to the start of its successor. The minimum doubles, up to the second
-value, while no successor becomes ready."""
+"""Minimum seconds from the start of a worker to the start of its successor, at first and at most. The minimum
+doubles with each successor until one becomes ready."""
 SILENT_S = 20.0
-"""Seconds without a turn of a worker's event loop after which the worker is replaced."""
+"""Seconds for which a worker's event loop can be blocked before the worker is replaced."""
 
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Exit with 0 on SIGTERM until `handle_signals` is called. At the end, restore the previous handlers.
+    """Exit with code 0 on SIGTERM until `handle_signals` is called. At the end, restore the previous handlers.
 
     By default, SIGTERM would cause another exit code, and PID 1 of a container would ignore it. SIGHUP is deferred
-    until `handle_signals`; by default it would end the process.
+    until `handle_signals` is called; by default, it would end the process.
     """
     before = {number: signal.getsignal(number) for number in _HANDLED}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -83,7 +83,7 @@ class Team:
 
     Args:
         count: number of workers.
-        work: function that runs in each process. It is called with the worker's number, from 0 on, and the shared
+        work: function that runs in each process. It is called with the worker's number, counted from 0, and the shared
             memory for metrics. It must be importable.
     """
 

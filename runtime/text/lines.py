@@ -12,7 +12,7 @@ from typing import IO, cast
 
 _GZIP = b"\x1f\x8b"
 _LONGEST_LINE = 1 << 24
-"""Longest line in bytes. It prevents reading a whole binary file as one line."""
+"""Maximum length of a line in bytes. This limit prevents reading a whole binary file as one line."""
 
 
 def read_lines(
@@ -23,7 +23,7 @@ def read_lines(
     opened: AbstractContextManager[IO[bytes]] | None = None,
     errors: str = "strict",
 ) -> Iterator[tuple[int, str]]:
-    """Yield number and text of each line that is not blank, without its line end or a byte order mark.
+    """Yield the number and text of each line that is not blank, without line end or byte order mark.
 
     Args:
         file: a text file in UTF-8.

@@ -39,7 +39,9 @@ class Spelling:
         return min(map(len, spelled))
 
     def tokens(self, each: str, before: str, what: str) -> list[int]:
-        """Return the token ids of a word in any letter case, as a model writes it after the word `before` ("": none).
+        """Return the token ids that a model outputs for a word after the word `before` ("": no word before it).
+
+        The word may be in any letter case.
 
         If ids are in the order in which BPE merges symbols, words are divided by BPE, as in SentencePiece. Otherwise,
         words are divided into as few tokens as possible.

@@ -16,7 +16,7 @@ _DIAGONAL, _DELETION, _INSERTION = range(3)
 
 
 def words(text: str) -> list[str]:
-    """Split a text into upper-case words to compare, without punctuation except apostrophes.
+    """Split a text into upper-case words for comparison, without punctuation except apostrophes.
 
     Each CJK character is a word. Accented letters are equal whether written as one character or as two (Unicode's
     normal form C).

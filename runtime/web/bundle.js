@@ -10,8 +10,8 @@ const MANIFEST = 'bundle.json', SIGNATURE = 'bundle.sig';
  *
  * @param source a URL, or {read(name)} that resolves to bytes.
  * @param options {parse, check, cache, onProgress, signal}:
- *   `parse(text)` returns the content of the manifest. `check(signature, manifest)`, if present, is called before
- *   `parse` with the bytes of the two files. `cache` is the name of a Cache for the files, or null. `onProgress` is
+ *   `parse(text)` returns the content of the manifest. `check(signature, manifest)`, if present, is called with
+ *   the bytes of these two files before `parse`. `cache` is the name of a Cache for the files, or null. `onProgress` is
  *   called with {loaded, total} in bytes.
  * @returns {text, manifest, files}: the manifest as text and as an object, and a map from file names to promises of contents.
  */

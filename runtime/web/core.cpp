@@ -150,7 +150,7 @@ EXPORT(stream_finish) void stream_finish(StreamState* stream) { stream->finish()
 
 // Returns the request of the next graph, or null if more samples are needed. It consists of ten numbers. Three are for all
 // graphs: graph, input, length of the input. Three are for the encoder: whether to begin with initial caches, frames to keep in
-// caches, required frames of left context. Four are for the decoder: tokens, their number, lengths, their number.
+// caches, required frames of left context. Four are for the decoder: tokens, number of tokens, lengths, number of lengths.
 EXPORT(stream_next) const std::int32_t* stream_next(StreamState* stream) {
   static std::int32_t told_request[10];
   const std::optional<Request> request = stream->next();
@@ -189,7 +189,7 @@ EXPORT(stream_segment) const char* stream_segment(StreamState* stream) {
 EXPORT(resampler_create) Resampler* resampler_create(int source_rate, int target_rate) { return new Resampler(source_rate, target_rate); }
 EXPORT(resampler_free) void resampler_free(Resampler* resampler) { delete resampler; }
 
-// Resamples samples; null ends the input. Returns the number of samples that `resampler_samples` points to.
+// Resamples audio; null ends the input. Returns the number of samples that `resampler_samples` points to.
 EXPORT(resampler_accept) std::size_t resampler_accept(Resampler* resampler, const float* samples, std::size_t num) {
   resampled = samples ? resampler->accept(samples, num) : resampler->finish();
   return resampled.size();

@@ -4,12 +4,12 @@ import { graphFiles } from './bundle.js';
 import { BundleError, InferenceError, StreamError, U2moeError } from './errors.js';
 
 /**
- * Nothing runs in parallel despite the mode, since there is one thread. But in this mode, onnxruntime does not search
- * for reusable buffers. The search would take ten times as long as the rest of creating the encoder's session.
+ * Despite the name of this mode, nothing runs in parallel, since there is one thread. But in this mode, onnxruntime does not
+ * search for reusable buffers. The search would take ten times as long as all other work to create the encoder's session.
  */
 const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };
 
-/** Maximum number of pairs of a token and a frame, or of two tokens, per decoder call. It bounds the memory of attention. */
+/** Maximum number of token-frame or token-token pairs per decoder call. It limits the memory of attention. */
 const MOST_PAIRS = 2 ** 22;
 
 /** A session of onnxruntime-web or onnxruntime-node. Errors name the file and the inputs. */

@@ -6,7 +6,7 @@ export class U2moeError extends Error {}
 export class BundleError extends U2moeError {}
 /** A file does not match its digest in the manifest. The message says what to do; `cause` says how the file differs. */
 export class IntegrityError extends BundleError {}
-/** None of `publicKeys` has signed the bundle. The signature is missing, by another key, or of another manifest. */
+/** None of `publicKeys` has signed the bundle. The signature is missing, was made by another key, or signs another manifest. */
 export class SignatureError extends BundleError {}
 /** The file is not a language model, or it is damaged. */
 export class LanguageModelError extends U2moeError {}
@@ -42,7 +42,7 @@ export interface Alternative {
   tokens: number[];
   /** Time of each token's peak in seconds; empty if only the decoder found the hypothesis. */
   times: number[];
-  /** Combined score of the two passes; without a second pass, score of the first. */
+  /** Combined score of the two passes; without a second pass, the score of the first pass. */
   score: number;
   ctcScore: number;
   /** Score of the second pass; 0 if there is none. */
@@ -76,7 +76,7 @@ export interface Result {
   numCommitted: number;
   /** Time in seconds up to which the first pass makes no more changes. */
   committedEnd: number;
-  /** In a final result, number of words that differ from those that the first pass committed: changed, missing or new words. */
+  /** In a final result, number of differences from the words that the first pass committed: changed, missing or new words. */
   revised: number;
   /** Phrases of the grammar. In a partial result, only those that no later result of this segment removes. */
   phrases: Phrase[];
@@ -99,10 +99,10 @@ export interface EndpointConfig {
   rule1?: EndpointRule | null;
   rule2?: EndpointRule | null;
   rule3?: EndpointRule | null;
-  /** Shortest pause that ends an utterance of a long recording with full context, in seconds; null: none. Default: 0.5. */
+  /** With full context, shortest pause in seconds at which a recording longer than 30 s is split; null: none. Default: 0.5. */
   pause?: number | null;
-  /** Threshold for the language model's probability of a sentence end. From this probability on, rule 2 needs half of its
-   * silence; below, it needs one and a half times its silence. null: the language model is not used. Default: null. */
+  /** Threshold for the language model's probability of a sentence end. If it is reached, rule 2 needs half of its
+   * silence, otherwise one and a half times its silence. null: the language model is not used. Default: null. */
   turn?: number | null;
 }
 
@@ -257,7 +257,7 @@ export interface TranscribeOptions extends StreamOptions {
 
 /** Reads the files of a bundle that has no URL. */
 export interface BundleReader {
-  /** Read a file. `signal` is the one of `LoadOptions`. */
+  /** Read a file. `signal` comes from `LoadOptions`. */
   read(name: string, options: { signal?: AbortSignal }): Promise<Uint8Array>;
 }
 

@@ -2,7 +2,7 @@
 
 import { MicrophoneError } from './errors.js';
 
-/** Constraints without the audio processing for calls, which removes parts of speech that recognition needs. */
+/** Constraints that turn off audio processing for calls. It would remove parts of the signal that recognition needs. */
 const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 const LONGEST_FLUSH_MS = 500;
 const REASONS = {
@@ -68,7 +68,7 @@ export class Microphone extends EventTarget {
     return this.#media.getAudioTracks()[0]?.label ?? '';
   }
 
-  /** Stop after the last samples. If the device was removed and sends none, stop after a timeout. */
+  /** Stop after the last samples. If the device was removed and sends no samples, stop after a timeout. */
   stop() {
     this.#stopping ??= new Promise((resolve) => {
       this.#flushed = resolve;

@@ -32,8 +32,8 @@ export class Source {
     return this.#last ?? this.#recognition.result;
   }
 
-  /** Pass the first second to the core at once, so that invalid samples throw. Pass later audio in parts of one second, each
-   * after the previous part is recognised. */
+  /** Pass the first second of audio to the core now, so that this call throws if samples are invalid. Pass later audio in
+   * parts of one second, each after the previous part is recognised. */
   accept(sampleRate, samples) {
     if (this.#isFinished) throw new StreamError('the input of this stream is finished: reset it, or create another');
     this.#append(sampleRate, samples.subarray(0, sampleRate));

@@ -79,8 +79,8 @@ class Connection {
     for (const type of ['error', 'messageerror', 'exit']) listen(worker, type, fail);
   }
 
-  /** Return a number for a new object in the worker. The object lives as long as its owner. If the owner is a `Source`,
-   * it gets the object's events. */
+  /** Return a number for a new object in the worker. The object lives as long as its owner. An owner that is a
+   * `Source` gets the object's events. */
   register(owner) {
     this.#num += 1;
     this.#registry.register(owner, this.#num);

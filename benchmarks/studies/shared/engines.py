@@ -3,7 +3,7 @@
     python engines.py NAME OPTIONS BUFFER_S FILE.wav...      prints a line of JSON for each file
 
 Other environments run this file by its path. It therefore needs only the standard library and the recogniser's package.
-`programs` starts it. Recordings are WAV files with one channel and 16 bits. Options are JSON.
+The module `programs` starts it. Recordings are WAV files with one channel and 16 bits. Options are JSON.
 """
 
 from __future__ import annotations

@@ -168,8 +168,8 @@ _SPREAD_S = 2.0
 """Seconds within which all speakers start."""
 _LAST_WAIT_S = 60.0
 _END_BUFFERS = 10
-"""Number of final buffers whose results do not count. These results depend on how much is decoded before the end is
-announced."""
+"""Number of buffers at the end whose results do not count. These results depend on how much is decoded before the end
+is announced."""
 
 Key = tuple[int, bool, str]
 """A result: the number of its segment, whether it is final, and its text."""
@@ -213,7 +213,7 @@ def speech_buffers(seconds: float) -> list[bytes]:
 
 
 async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return for each result of one speaker the number of the buffer after which it arrives.
+    """Return the number of the buffer after which each result of one speaker arrives.
 
     The number is `len(buffers)` for results that arrive after the end.
     """
@@ -246,7 +246,7 @@ async def speak_together(
     """Return the results of `count` speakers who start at random times within two seconds.
 
     With `num_slots`, speakers start in groups of this size, one group every two seconds. The server accepts the first
-    group. The start times in this group are those of a measurement of the group alone. Other start times would change
+    group. Its speakers start at the same times as if the group were measured alone. Other start times would change
     which chunks coincide, and thus the delays.
     """
     random = np.random.default_rng(num_slots or count)

@@ -54,7 +54,7 @@ def is_mixture(name: str) -> bool:
 
 
 def thin_out(network: SpeechModel) -> None:
-    """Replace the experts by the first of them in every second block, which no key of WeNet's train.yaml describes."""
+    """Replace the experts with the first expert in every second block. WeNet's train.yaml cannot express this."""
     decoders = [own for own in (network.left_decoder, network.right_decoder) if own is not None]
     blocks = [*network.encoder.encoders, *(block for own in decoders for block in own.decoders)]
     for block in blocks[::2]:
@@ -68,8 +68,8 @@ def make_bundle(name: str, kind: str, root: Path) -> Bundle:
 
     Args:
         name: name of the model, a key of `SIZES`.
-        kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4": 4 bits for experts or dense feed-forward
-            layers, for both in `HALF`.
+        kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4" (4 bits for experts, for the
+            feed-forward layers of dense networks, or for both in `HALF`).
         root: folder of all models.
     """
     folder = root / name
@@ -79,7 +79,7 @@ def make_bundle(name: str, kind: str, root: Path) -> Bundle:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(yaml.dump(random_config(**SIZES[name])), encoding="utf-8")
         change = thin_out if name == HALF else None
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # which frees all its memory
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # all its memory is freed at its end
             process.submit(export_random, folder, folder / FLOAT, change=change).result()
     if kind != FLOAT and kind in missing:
         show_progress(f"{name}: {kind}")

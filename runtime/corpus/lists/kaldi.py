@@ -93,7 +93,7 @@ def files(list_path: str) -> list[str]:
 def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
     """Yield the content of all files, which identifies the list.
 
-    The first content is wav.scp. The name of each other file precedes its content.
+    The content of wav.scp comes first. The name of each further file precedes its content.
     """
     for number, file in enumerate(files(list_path)):
         yield f"{base_name(file)}\n".encode() if number else b""

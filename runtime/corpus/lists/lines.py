@@ -115,7 +115,7 @@ def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of a NeMo list. They keep all fields, because NeMo's tools expect them in the output.
+    """Yield the entries of a NeMo list. Each keeps all fields, because NeMo's tools expect these in the output.
 
     NeMo has no keys. The path as written is the key; "#offset" is added if the line is a part of a file.
     """

@@ -70,7 +70,7 @@ FORMATS: Mapping[str, ListFormat] = MappingProxyType(
 def read_utterances(
     list_path: str | os.PathLike[str], *, file_format: str | None = None, options: ListOptions | None = None
 ) -> Iterator[Entry]:
-    """Return an iterator over the entries of a list. It reads the list while it is used.
+    """Return an iterator that reads the entries of a list lazily.
 
     Args:
         list_path: a file, folder or URL.
@@ -89,7 +89,7 @@ def read_utterances(
 
 
 def find_format(list_path: str) -> str:
-    """Return the name of a list's format, from its name and first line.
+    """Return the name of a list's format. The list's name and first line determine it.
 
     Raises:
         CorpusError: the list cannot be read, is empty, or has no known format.

@@ -17,8 +17,8 @@
  *
  * Errors. Every function that can fail returns a `u2moe_error`. `u2moe_error_message`, called in the same thread, describes the
  * failure. After an error, output arguments are unchanged. Invalid arguments never end the process, except invalid pointers.
- * If memory runs out where onnxruntime cannot report this, onnxruntime can end the process. If `num_threads` is above 1,
- * onnxruntime can also hang.
+ * If memory runs out where onnxruntime cannot report this, onnxruntime can end the process or, if `num_threads` is above
+ * 1, hang.
  *
  * Handles. A handle is a number, not an address. A call with a null or freed handle, or with a handle of another kind, returns
  * U2MOE_INVALID_HANDLE. Free each handle once. The order does not matter: a stream keeps what it needs of its recogniser,
@@ -72,7 +72,7 @@ typedef enum u2moe_error {
   U2MOE_AUDIO_ERROR = 5,          /* an invalid sample rate or invalid samples; no samples were accepted */
   U2MOE_STREAM_ERROR = 6,         /* a stream that is finished, has failed, or is used by another thread */
   U2MOE_PROVIDER_ERROR = 7,       /* onnxruntime is too old, lacks a provider, cannot start it, or failed in a run */
-  U2MOE_KERNELS_ERROR = 8,        /* native kernels are required and cannot run */
+  U2MOE_KERNELS_ERROR = 8,        /* native kernels are required but cannot run */
   U2MOE_LANGUAGE_MODEL_ERROR = 9, /* a language model that is damaged or not in a known format */
   U2MOE_OUT_OF_MEMORY = 10,
   U2MOE_INTERNAL_ERROR = 11,      /* a bug in this library */
@@ -220,8 +220,8 @@ U2MOE_API u2moe_error u2moe_vad_free(u2moe_vad vad);
 
 /* ---- Streams ---- */
 
-/* The rule ends an utterance that is long enough, ends with enough silence and, if required, contains speech. If both durations
- * are 0, the rule is off. Negative values stand for those of the bundle. */
+/* A rule that ends an utterance if it is long enough, ends with enough silence and, if required, contains speech. If both
+ * durations are 0, the rule is off. A negative value stands for the bundle's value. */
 typedef struct u2moe_endpoint_rule {
   int32_t must_contain_nonsilence;
   double min_trailing_silence; /* seconds */
@@ -262,7 +262,7 @@ typedef struct u2moe_stream_options {
                               * more insertions; negative: as in the bundle */
   double max_queue_s;        /* seconds of audio that may wait in u2moe_stream_feed and u2moe_transcriber_feed; default 10 */
   double turn;               /* if the language model's probability of a sentence end reaches this, the second rule needs half
-                              * its silence; otherwise, half as much again; 0: off; negative: as in the bundle */
+                              * its silence, otherwise 1.5 times its silence; 0: off; negative: as in the bundle */
   const char *grammar;       /* lines of phrases to which recognition is restricted, in place of hotwords and a language model;
                               * (a | b): alternatives; [a]: optional words; <name>: a slot, defined by <name> = one | two;
                               * [unk]: other words are allowed; lines that begin with "#" are skipped; NULL: no grammar.
@@ -386,19 +386,19 @@ typedef struct u2moe_result_view {
   double start, end; /* seconds after the first sample of the stream */
   double confidence; /* mean over the words; 0 without words */
   const int32_t *tokens;
-  const double *times; /* peak of each token in seconds */
+  const double *times; /* time of each token's peak in seconds */
   size_t num_tokens, num_times;
   const u2moe_word *words;
   size_t num_words;
   const u2moe_alternative *nbest; /* best first; empty in a partial result */
   size_t num_nbest;
   double score;                      /* score of the best alternative; 0 in a partial result */
-  const double *const *nbest_times;  /* for each alternative, the peak of each token in seconds; NULL for an alternative that
-                                      * only the decoder found */
+  const double *const *nbest_times;  /* for each alternative, the time of each token's peak in seconds; NULL for an alternative
+                                      * that only the decoder found */
   const char *committed;   /* prefix of `text` that no later partial result of this segment changes; the whole text if final */
   int32_t num_committed;   /* number of words in `committed` */
   int32_t revised;         /* in a final result, number of changes to committed words by the second pass */
-  double committed_end;    /* time in seconds before which the first pass changes nothing more */
+  double committed_end;    /* time in seconds up to which the first pass makes no more changes */
   const u2moe_word *phrases; /* recognised phrases of the grammar; in a partial result, only phrases that no later result
                               * of this segment removes */
   size_t num_phrases;

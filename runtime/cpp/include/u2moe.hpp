@@ -1,4 +1,4 @@
-/// C++17 classes for the C interface, with owners, exceptions and containers. They are header-only, so the program and the
+/// C++17 classes for the C interface, with ownership, exceptions and containers. They are header-only, so the program and the
 /// library may be built by different compilers. u2moe.h documents each function and the rules for threads.
 ///
 ///     u2moe::Recognizer recognizer("bundle");

@@ -10,8 +10,8 @@ namespace u2moe::runtime {
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
 // The search can decide on a grammar phrase when more than kSureAfter frames have followed the phrase's last peak. Hypotheses
-// with the phrase must have half of the total probability. Of hypotheses without words outside the grammar, they must have the
-// share kSure.
+// with the phrase must have at least half of the total probability. Without counting other hypotheses that
+// have words outside the grammar, they must have the share kSure.
 constexpr double kSure = 0.99;
 constexpr int kSureAfter = 4;
 
@@ -369,7 +369,7 @@ class BeamSearch {
     }
   }
 
-  // Hotword bonus that counts in the rank of a prefix after a further token.
+  // Hotword bonus in the rank of a prefix that is extended by a token.
   double bonus(const Prefix& prefix, int token) const {
     if (!ranking_) return 0;
     const ContextGraph::Move move = ranking_->advance(prefix.state, token);

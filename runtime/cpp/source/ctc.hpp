@@ -44,14 +44,14 @@ class CtcSearch {
   /// End the input. Incomplete hotwords lose their bonus, and the language model scores the last word.
   virtual void finish() {}
 
-  /// Hypotheses so far, best first. With hotwords, at most twice the beam size.
+  /// Hypotheses so far, best first. With hotwords, their number can be twice the beam size.
   virtual std::vector<Hypothesis> hypotheses(std::size_t limit = std::numeric_limits<std::size_t>::max()) const = 0;
 
   /// Best hypothesis that begins with the committed tokens. Without hotwords, it is the best of all hypotheses. With hotwords,
   /// it may not be, because two searches run and score hypotheses differently.
   virtual Hypothesis best() const = 0;
 
-  /// Return the tokens after the committed ones that no later frame changes. With a grammar, the search first decides on
+  /// Return those tokens after the committed ones that no later frame changes. With a grammar, the search first decides on
   /// phrases that are certain.
   /// @param word_starts whether each token begins a word.
   virtual Settled settled(const std::vector<unsigned char>& word_starts) = 0;

@@ -42,7 +42,7 @@ inline std::optional<Seconds> first_pause(const std::vector<float>& levels, doub
   return std::nullopt;
 }
 
-/// Find the longest pause between the peaks of each two neighbouring words. End the first word where the pause begins, and
+/// For each two neighbouring words, find the longest pause between their peaks. End the first word where the pause begins, and
 /// begin the second word where it ends.
 inline void end_at_pauses(std::vector<Seconds>& words, const std::vector<Seconds>& peaks, const std::vector<Seconds>& pauses) {
   constexpr double far = std::numeric_limits<double>::infinity(), longest_token_s = 1;
@@ -172,7 +172,7 @@ class PauseRule {
   /// Return the endpoint if the window ends in a pause and the CTC output is also silent there.
   /// @param num_frames encoder frames of the recording so far.
   std::optional<Endpoint> endpoint(std::size_t num_frames, int trailing_silence) {
-    constexpr double silent_before_cut_s = 0.12;  // with a token this close before its middle, the pause is quiet speech
+    constexpr double silent_before_cut_s = 0.12;  // if a token is this close before its middle, the pause is quiet speech
     const std::int64_t pause_len = pause_len_;
     pause_len_ = 0;
     if (!pause_len) return std::nullopt;

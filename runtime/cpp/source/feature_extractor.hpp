@@ -1,5 +1,5 @@
-// Input of a stream: makes windows of features, and their loudness, from samples at the model's rate. Where a source begins or
-// ends within a sound, silence is added (see runtime/audio/padding.py).
+// Input of a stream: makes windows of features from samples at the model's rate, and measures their loudness. Where a source
+// begins or ends within a sound, silence is added (see runtime/audio/padding.py).
 #pragma once
 
 #include "manifest.hpp"
@@ -123,8 +123,8 @@ class FeatureExtractor {
 
   bool is_exhausted() const { return is_finished_ && !has_window(); }
 
-  /// Begin the next window. Return the samples of its new frames, if any. The features of these samples do not depend, to the
-  /// last bit, on how samples arrived.
+  /// Begin the next window. Return the samples of its new frames, if any. Their features are the same, to the last
+  /// bit, however the samples are split into calls.
   Floats take_window() {
     const std::size_t end = std::min(next_ + length_, num_frames());
     begin_ = next_;

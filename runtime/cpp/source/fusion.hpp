@@ -11,7 +11,7 @@ namespace u2moe::runtime {
 /// See u2moe_language_model_options.
 struct LanguageModelOptions : LanguageModelNumbers {
   std::string level;  ///< "word" or "token"; "": the level of the model
-  std::map<std::string, std::vector<std::string>> classes;  ///< by class, a word of the model: words that share its probability
+  std::map<std::string, std::vector<std::string>> classes;  ///< by class (a word of the model): words sharing its probability
 
   /// Read the options from an object.
   /// @throws BundleError that names the field.
@@ -37,7 +37,7 @@ struct LanguageModelOptions : LanguageModelNumbers {
 
 using WordShare = std::pair<Ngrams::Id, double>;  // a word of the model, and log10 of a share of its probability
 
-inline const std::string kUnreadable(1, '\0');  // symbols that are not text, and letters that begin no word in the model
+inline const std::string kUnreadable(1, '\0');  // stands for symbols that are not text, and letters that begin no word
 inline const std::string kBoundary;
 
 /// A language model for the tokens of a vocabulary. Immutable: threads may share it. Each search has its own `FusionStates`.
@@ -111,7 +111,7 @@ class Fusion {
   /// Whether the model was prepared for this vocabulary.
   bool is_of(const Vocabulary& vocabulary) const { return fingerprint_ == vocabulary.fingerprint(); }
 
-  /// Upper bound of what a token adds to the score: the bonuses of the words that it may begin.
+  /// Upper bound on what a token adds to the score: the bonuses of the words that it may begin.
   double gain(int token) const { return gains_[static_cast<std::size_t>(token)]; }
   double most_gain() const { return most_gain_; }
   /// Whether a token ends the previous word.
@@ -123,7 +123,7 @@ class Fusion {
 
   static constexpr double kSlack = 1e-9;  // above the rounding error of summed scores
 
-  // Return the function that spells words of the model in the letter case of the vocabulary, if it has only one case.
+  // Return a function that spells words in the letter case of the vocabulary, or unchanged if the vocabulary has both cases.
   static Ngrams::Spell spelling_of(const std::vector<std::string>& symbols) {
     std::string letters;
     for (const std::string& symbol : symbols) letters += is_marker(symbol) ? "" : symbol;
@@ -186,7 +186,7 @@ struct FusionState {
     std::shared_ptr<FusionState> state;
     double score, open;  ///< score of the words that the token ends, and of the best completion of the word in progress
   };
-  /// Upper bounds of what the next token adds to the score. `going_on` applies to tokens that continue the current word,
+  /// Upper bounds on what the next token adds to the score. `going_on` applies to tokens that continue the current word,
   /// `ending` to tokens that end it; both exclude the token's gain. `most` applies to any token and includes the gain.
   struct Losses {
     double going_on = 0, ending = 0, most = 0;

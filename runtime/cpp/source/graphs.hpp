@@ -77,8 +77,8 @@ class Graphs {
     return caches;
   }
 
-  /// Encode one chunk of each stream, and update its caches for the next chunk. Return the encoder output [time, dim] of each
-  /// chunk.
+  /// Encode one chunk of each stream, and update each stream's caches for the next chunk. Return the encoder output [time, dim]
+  /// of each chunk.
   /// @param required frames of left context to keep; negative: all.
   std::vector<Floats> encode(const std::vector<Chunk>& chunks, std::int64_t required) const {
     std::vector<Floats> outputs;
@@ -151,7 +151,7 @@ class Graphs {
 
   /// Score token sequences with the decoders.
   TokenScores score(const Floats& output, const Sequences& sequences) const {
-    // Attention needs memory for each pair of a token and a frame, or of two tokens. Score long utterances in several calls.
+    // Attention needs memory for each token-frame and each token-token pair. Score long utterances in several calls.
     constexpr std::int64_t most_pairs = std::int64_t{1} << 22;
     const auto longest = static_cast<std::int64_t>(sequences.longest);
     const std::int64_t num_frames = length(output) / m_.output_size, num_sequences = length(sequences.lengths);
@@ -307,7 +307,7 @@ class Graphs {
     ort::Owned<OrtSession> session;
   };
 
-  // Name of a graph's file in ONNX format, or in ORT format, in which functions are expanded.
+  // Name of a graph's file, in ONNX or ORT format. In ORT format, functions are expanded.
   static std::string file_of(const Bundle& bundle, const std::string& graph) {
     return bundle.has(graph + ".ort") ? graph + ".ort" : graph + ".onnx";
   }

@@ -170,7 +170,7 @@ class ContextGraph {
   /// complete the phrase.
   double partial(std::size_t state) const { return states_[state].partial; }
 
-  /// Upper bound of what a token adds to a hypothesis's bonus, including shares for beginnings.
+  /// Upper bound on what a token adds to a hypothesis's bonus, including shares for beginnings.
   double most_gain() const { return most_gain_; }
 
   /// Bonus of the phrases that a hypothesis completes by ending in `state`.

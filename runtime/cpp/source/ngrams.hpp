@@ -146,7 +146,7 @@ class Ngrams {
     return static_cast<double>(*std::max_element(log_prob_.begin() + 1 + low, log_prob_.begin() + 1 + high));
   }
 
-  /// Upper bound of the log10 probability of these words after a history. `alone` is `best_alone` of the range.
+  /// Upper bound on the log10 probability of these words after a history. `alone` is `best_alone` of the range.
   double best(Id history, Id low, Id high, double alone) const {
     double penalty = 0, best = -std::numeric_limits<double>::infinity();
     for (; history; history = link_[history]) {
@@ -170,7 +170,7 @@ class Ngrams {
 
   static Key key_of(Id parent, Id word, std::size_t num_words) { return Key{parent} * num_words + word; }
 
-  // Find the node with a key, counted from 1; kNoNode if there is none.
+  // Return the number, from 1, of the node with a key; kNoNode if there is none.
   static Id find_node(const std::vector<Key>& keys, Key wanted) {
     const auto found = std::lower_bound(keys.begin(), keys.end(), wanted);
     return found != keys.end() && *found == wanted ? static_cast<Id>(found - keys.begin()) + 1 : kNoNode;

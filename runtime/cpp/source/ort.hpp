@@ -1,4 +1,4 @@
-// Owners and exceptions for onnxruntime's C API. The API version is 18, whatever the version of the header.
+// Ownership and exceptions for onnxruntime's C API. The API version is 18, whatever the version of the header.
 #pragma once
 
 #ifdef __MINGW32__  // MinGW lacks this annotation of Microsoft's compiler
@@ -175,7 +175,7 @@ inline Values run(OrtSession& session, const std::vector<std::string>& inputs, c
   return Values(found.begin(), found.end());
 }
 
-/// Shape of a float input, with 1 for each free size. Empty if the input has another type.
+/// Shape of a float input, with 1 for each free dimension. Empty if the input has another type.
 inline Shape input_shape(const OrtSession& session, std::size_t index) {
   const auto type = made<OrtTypeInfo>(api().SessionGetInputTypeInfo, &session, index);
   const OrtTensorTypeAndShapeInfo* info = nullptr;

@@ -272,7 +272,7 @@ class Recognition {
     request_ = Request{Request::Graph::kEncoder, &window_, nullptr, begins, begins ? -1 : kept, required};
   }
 
-  // Begin to end the utterance. If the end is within speech, first move it between two words.
+  // Start the steps that end the utterance. If its end is within speech, first move the end between two words.
   void begin_end() {
     is_cutting_ = num_frames_ > 0 && (is_left_open_ || (endpoint_ && static_cast<double>(endpoint_->trailing_silence) * m().frame_s() < kShortestPauseS));
     if (is_cutting_) request_ = Request{Request::Graph::kCtc, &output_};
@@ -525,7 +525,7 @@ class Recognition {
     return result;
   }
 
-  // Return a result in the requested text format, with times from the start of the source instead of the padding before it.
+  // Return a result in the requested text format, with times counted from the start of the source, not of the padding.
   Result presented(Result result) const {
     if (options_.written) result = written(std::move(result), *vocabulary_);
     if (options_.padding_s <= 0) return result;
@@ -573,7 +573,7 @@ class Recognition {
   std::vector<std::pair<int, bool>> loudest_;    // by frame: most probable token except blank, and whether it exceeds blank
   std::vector<Hypothesis> found_;                // hypotheses before `hear`
   std::vector<std::vector<std::size_t>> begins_; // results of `hear`
-  bool commits_ = false;        // whether words can be committed: frames must not be encoded again
+  bool commits_ = false;        // whether words can be committed: not if frames may be encoded again
   std::optional<Endpoint> endpoint_;
   Frames frames_;                 // of the last window
   Frames surplus_;                // frames after the end of the utterance; the next utterance begins with them

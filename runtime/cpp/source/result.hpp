@@ -16,7 +16,7 @@ struct Alternative {
   std::string text;
   std::vector<int> tokens;
   double score, ctc_score, attention_score, language_score;
-  std::vector<double> times;  ///< peak of each token in seconds; empty for hypotheses without times
+  std::vector<double> times;  ///< time of each token's peak in seconds; empty for hypotheses without times
 };
 
 /// A result. Partial results have only text, tokens and times of the first pass.
@@ -27,14 +27,14 @@ struct Result {
   double start = 0, end = 0, confidence = 0;
   double score = 0;  ///< score of the best alternative
   std::vector<int> tokens;
-  std::vector<double> times;  ///< peak of each token in seconds
+  std::vector<double> times;  ///< time of each token's peak in seconds
   std::vector<Word> words;
   std::vector<Alternative> nbest;  ///< best first
   std::string committed;           ///< prefix of the text that no later partial result changes; the whole text if final
   int num_committed = 0;           ///< number of words in `committed`
-  double committed_end = 0;        ///< time in seconds before which the first pass changes nothing more
+  double committed_end = 0;        ///< time in seconds up to which the first pass makes no more changes
   int revised = 0;                 ///< in a final result, number of changes to committed words
-  std::vector<Word> phrases;       ///< phrases of a grammar; in a partial result, only certain phrases
+  std::vector<Word> phrases;       ///< phrases of a grammar; in a partial result, only those that no later result removes
 };
 
 /// Return a result with all times converted by `clock`, a function from seconds to seconds.

@@ -27,8 +27,8 @@ struct Kernels {
   std::set<std::string> operators = {};              ///< graph functions that native kernels replace
   std::map<std::string, std::string> refused = {};   ///< functions that native kernels cannot run, with the reasons
 
-  /// Add the function that an error of onnxruntime names as unsupported to `refused`. Return false if the error names no
-  /// further function.
+  /// Add to `refused` the unsupported function that an error of onnxruntime names. Return false if it names no function, or one
+  /// that is already refused.
   bool leave_out(const std::string& error) {
     for (std::size_t end = error.find(": "); end != error.npos; end = error.find(": ", end + 1)) {
       const auto is_part = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; };
@@ -122,7 +122,7 @@ class Settings {
   static void register_kernels(OrtSessionOptions*) {}
 #endif
 
-  // Name of a provider for onnxruntime's generic function, which omits the suffix and writes some names differently.
+  // Name by which onnxruntime's generic function knows a provider: without the suffix, and in some cases spelled differently.
   static std::string short_name(const std::string& provider) {
     static const std::map<std::string, std::string> others = {
         {"Azure", "AZURE"}, {"Dml", "DML"}, {"WebGpu", "WebGPU"}, {"WebNN", "WEBNN"}, {"Xnnpack", "XNNPACK"}};

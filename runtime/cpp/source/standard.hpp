@@ -1,5 +1,5 @@
-// Standard headers that this library uses, except headers for threads, exceptions and files. WebAssembly lacks those, so
-// only the files that need them include them.
+// Standard headers that this library uses. Headers for threads, exceptions and files are included only where they are needed,
+// because WebAssembly lacks them.
 #pragma once
 
 #include <algorithm>

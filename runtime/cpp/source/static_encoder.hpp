@@ -47,7 +47,7 @@ class StaticEncoder {
   /// Initial value of a cache.
   const Floats& start(const std::string& cache) const { return starts_.at(cache); }
 
-  /// Number of frames after subsampling of a window of features. `num_outputs` returns the number of output frames for it.
+  /// Number of frames to which a window of features is subsampled. `num_outputs` returns the number of output frames for it.
   std::int64_t num_frames(const Floats& window) const {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     return (static_cast<std::int64_t>(window.size()) / m_.feature_size - m_.right_context - 1) / rate + 1;

@@ -60,7 +60,7 @@ class Stream {
   }
 
   /// Finish the input. The next `decode` recognises the remaining audio.
-  /// @param may_be_over whether the stream may be finished or have failed already; otherwise this throws StreamError.
+  /// @param may_be_over false: throw StreamError if the stream is already finished or has failed.
   void finish(bool may_be_over = false) {
     const std::lock_guard<std::mutex> lock(changing_);
     if (!may_be_over) check_usable();
@@ -338,7 +338,7 @@ class Stream {
     }
   }
 
-  // Run jobs together. If that fails, halve the jobs again and again, until failures concern single jobs.
+  // Run jobs together. If that fails, split them in halves repeatedly, until each failure concerns a single job.
   static void apart(const Jobs& jobs, void (*work)(const Jobs&)) {
     if (jobs.empty()) return;
     if (jobs.size() == 1) return jobs[0].stream->failing([&] { work(jobs); });

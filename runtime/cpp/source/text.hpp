@@ -9,7 +9,8 @@ namespace u2moe::runtime {
 /// Begins a word in BPE vocabularies, and replaces the space in character vocabularies.
 constexpr char32_t kWordBoundary = 0x2581;
 
-/// Decode the code point at byte `place` and move `place` behind it. For invalid UTF-8, return std::nullopt and leave `place`.
+/// Decode the code point at byte `place` and move `place` past it. For invalid UTF-8, return std::nullopt and do not
+/// move `place`.
 inline std::optional<char32_t> take_utf8(const std::string& text, std::size_t& place) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[place + i]); };
   const unsigned char first = byte(0);

@@ -64,7 +64,7 @@ std::int64_t unit(const std::string& word) { return number_in(kUnits, word); }
 std::int64_t tens(const std::string& word) { return word == "ten" ? 0 : number_in(kTens, word, 1, 10); }
 bool is_zero(const std::string& word) { return word == "zero" || word == "oh"; }
 
-// Whether a word can follow a date or a time. A counted noun cannot, since the words before it are then a number. The empty
+// Whether a word can follow a date or a time. A counted noun cannot: the words before it are a number. The empty
 // word stands for the end.
 bool may_follow(const std::string& word) { return word.empty() || is_in(kAfterDates, word); }
 

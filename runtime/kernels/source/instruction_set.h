@@ -11,7 +11,7 @@ namespace u2moe {
 struct Rounding8 {
   const float* x;  // [rows, k]
   size_t k;
-  float lowest;  // the peak of a row counts as at least the magnitude of this
+  float lowest;  // the peak of a row is raised to at least the magnitude of this
   void* codes;   // [rows, stride]: x / scale, rounded
   size_t stride;
   float* scale;  // [rows]: peak * kStep
@@ -68,8 +68,8 @@ struct Attention {
   float* out;  // [batch, time, heads * size]
 };
 
-// Arguments of a convolution in floats. The output is the input of the next convolution for one frame. It is quantized
-// to 0 to 255 with one scale.
+// Arguments of a convolution in floats. The output is one frame's input to the next convolution. It is quantized to the
+// range from 0 to 255 with one scale.
 struct Convolution {
   const float* patches;  // [positions, taps]
   const float* weights;  // panels of 16 channels: [taps, 16]
@@ -128,8 +128,8 @@ struct InstructionSet {
   void (*convolve_in_time)(const TimeConvolution&, size_t first, size_t last);  // rows of `out`
 };
 
-// Returns the best instruction set of this processor, or the one that the environment names. If the named one is
-// unknown or missing, returns null and sets a message.
+// Returns the instruction set that the environment names, or else the best one of this processor. If the named one is
+// unknown or not available, returns null and sets a message.
 const InstructionSet* instruction_set(const char** message);
 
 // Lists all instruction sets of this processor, best first; returns their number.

@@ -9,8 +9,8 @@
 
 namespace u2moe {
 
-// Runs tasks, possibly in several threads. One task computes each number, and the tasks of a call write to different
-// places. Results therefore do not depend on the threads.
+// Runs tasks, possibly in several threads. Each number is computed by one task, and the tasks of a call write to
+// different places. Results therefore do not depend on the threads.
 class Threads {
  public:
   using Task = void (*)(void* state, size_t index);
@@ -51,7 +51,7 @@ void run_linear(const InstructionSet& isa, const LinearLayer& layer, const float
                 const Threads& threads);
 void run_matmul(const InstructionSet& isa, const LinearLayer& layer, const uint8_t* q, const float* scale, size_t rows,
                 float* y, const Threads& threads);
-// Same as `run_matmul` above, but does not multiply rows again that `seen` contains. `seen` may be null.
+// Same as `run_matmul` above, but takes results from `seen` for the rows that it contains. `seen` may be null.
 void run_matmul(const InstructionSet& isa, const LinearLayer& layer, SeenRows* seen, const uint8_t* q, const float* scale,
                 size_t rows, float* y, const Threads& threads);
 

@@ -41,8 +41,8 @@ namespace {
 std::mutex& lock();
 
 // The lock is never destroyed, because kernels may outlive static objects. The forking thread holds it during a fork,
-// so it is free in every child process. If another thread held it, the lock would never be released in the child, where
-// that thread does not exist.
+// and releases it in both processes. A lock that another thread holds would never be released in the child, where that
+// thread does not exist.
 std::mutex* make_lock() {
   auto* made = new std::mutex;
 #if !defined(_WIN32)

@@ -138,7 +138,7 @@ OrtCustomOpDomain* domain_of(const OrtApi* api, const std::string& without) {
   return fresh.release()->made;
 }
 
-// Returns the operators that a session leaves out and replaces by the graph's functions, separated by commas.
+// Returns a comma-separated list of the operators that a session leaves out. The graph's functions replace them.
 std::string left_out(const OrtSessionOptions* options) {
   constexpr const char* kKey = "u2moe.without";
   int is_there = 0;
@@ -214,7 +214,7 @@ U2MOE_EXPORT size_t u2moe_kernels_pack_int8(const int8_t* weight, const float* s
   return u2moe::packed_bytes8(k, n);
 }
 
-// Packs a 4-bit weight [n, groups, group / 2], in the form that MatMulNBits reads. Same arguments and result otherwise.
+// Packs a 4-bit weight [n, groups, group / 2], in the form that MatMulNBits reads. The rest is as for int8.
 U2MOE_EXPORT size_t u2moe_kernels_pack_int4(const uint8_t* weight, const uint8_t* step, const float* scale,
                                             const float* bias, size_t k, size_t n, size_t group, uint8_t* to) {
   if (to != nullptr) u2moe::pack4({weight, step, scale, bias, k, n, group}, to);

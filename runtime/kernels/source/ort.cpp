@@ -8,7 +8,7 @@
 namespace u2moe {
 namespace {
 
-// API of the onnxruntime that called this thread. A process may contain several onnxruntimes.
+// API of the onnxruntime that last called this library in this thread. A process may contain several onnxruntimes.
 thread_local const OrtApi* the_api = nullptr;
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -22,7 +22,7 @@ size_t bytes_of(ONNXTensorElementDataType type) {
   return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? 4 : 1;
 }
 
-// Returns whether numbers are aligned. They may have any position in a file, and onnxruntime maps them in place.
+// Returns whether numbers are aligned. Numbers that onnxruntime maps from a file may be unaligned.
 bool is_aligned(const void* data, ONNXTensorElementDataType type) {
   return reinterpret_cast<uintptr_t>(data) % bytes_of(type) == 0;
 }

@@ -84,8 +84,8 @@ class Node {
     return static_cast<const T*>(next(what, type_of(static_cast<const T*>(nullptr)), shape, found));
   }
   bool has(const char* attribute) const;
-  // Returns the next input, which must be weights that were packed in advance. They are used in place if they start at
-  // a cache line, and copied otherwise.
+  // Returns the next input, which must be weights that were packed in advance. They are used in place if they are
+  // aligned to a cache line, and copied otherwise.
   Weights packed(size_t bytes);
   void skip() { next_++; }  // skips an input that is not constant
   // Gives back the pages of constants. The kernel calls this once it has copied them all.

@@ -1,6 +1,6 @@
 // The first pass for Python: prefix beam search with hotwords and a language model, or with a grammar. It uses the files
 // of the C++ runtime, so that hypotheses are identical to the last bit. Only one thread at a time may use a handle.
-// Searches keep the objects that they were created with alive.
+// A search keeps alive the objects with which it was created.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -36,7 +36,7 @@ struct Holding : Handle {
   explicit Holding(Content given) : content(std::move(given)) {}
 };
 
-// A language model, and the states of ended searches, which later searches use again.
+// A language model, and the states of ended searches, which later searches reuse.
 struct Model {
   static constexpr size_t kMostIdle = 4, kMostStates = 1 << 14;
 
@@ -104,7 +104,7 @@ size_t write(const std::vector<Hypothesis>& hypotheses, double* to, size_t room)
 
 }  // namespace
 
-/// Returns the message of the last call of this thread that failed.
+/// Returns the message of the last failed call in this thread.
 U2MOE_EXPORT const char* u2moe_search_error() { return last_error.c_str(); }
 
 /// Creates hotwords from phrases and weights. `tokens` is the content of tokens.txt.

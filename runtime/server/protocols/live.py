@@ -81,7 +81,7 @@ class StreamRequest:
         return cls(**values, decoding=decoding)
 
     def options(self, default: DecodingOptions, frame_s: float) -> DecodingOptions:
-        """Return `default` changed by the request. `frame_s` is the duration of an encoder frame in seconds.
+        """Return `default` with the changes in the request. `frame_s` is the duration of an encoder frame in seconds.
 
         Raises:
             RequestError: the chunk size is smaller than the server's or too large.

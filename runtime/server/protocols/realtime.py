@@ -51,12 +51,12 @@ _DETECTIONS = ("server_vad", "semantic_vad")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """Settings of the client, named as in the protocol. The client can change them between two items."""
+    """Settings of the client, named as in the protocol. The client can change them between items."""
 
     format: Mapping[str, Any]  # type and, for PCM, rate
     noise_reduction: None = None
     transcription: Mapping[str, Any]  # model and its options, as in `ServedModel.decoding`
-    turn_detection: Mapping[str, Any] | None  # silence that ends an item; None: the client ends items by a commit
+    turn_detection: Mapping[str, Any] | None  # silence that ends an item; None: the client's commits end items
 
     @property
     def sample_rate(self) -> float:
@@ -275,7 +275,7 @@ class _Conversation:
 
 @refusing()
 def _read_settings(value: Any, before: _Settings) -> _Settings:
-    """Read the settings of a session in the current or older form. Omitted settings keep their values in `before`."""
+    """Read a session's settings in the current or the older form. Omitted settings keep their values from `before`."""
     session = checked_object("session", value)
     if session.get("type", "transcription") != "transcription":
         raise RequestError(f"the type of a session must be 'transcription', got {session['type']!r}", "session.type")
@@ -298,7 +298,7 @@ def _read_settings(value: Any, before: _Settings) -> _Settings:
 
 
 def _read_format(value: Any) -> dict[str, Any]:
-    """Read an audio format in the current or older form."""
+    """Read an audio format in the current or the older form."""
     if isinstance(value, str):
         checked_choice("format", value, _OLDER_FORMATS)
         value = {"type": _OLDER_FORMATS[value]}

@@ -54,7 +54,7 @@ RESPONSE_FORMATS = {
 _GRANULARITY, _GRANULARITIES = "timestamp_granularities", ("segment", "word")
 _LEAST_CONFIDENCE = 1e-6
 _SILENCE_S = 15.0
-"""Seconds without data after which a blank or an event is sent, since proxies time out after 30 or 60 seconds."""
+"""Seconds without data after which a space or an event is sent, since proxies time out after 30 or 60 seconds."""
 _PROGRESS_S = 1.0
 _BLANK = " "
 _MAX_FIELD_BYTES = 64 << 10
@@ -216,8 +216,8 @@ async def _read(request: Request) -> None:
 async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
     """Yield the whole transcript.
 
-    Proxies close idle connections. A late response therefore begins with blanks, if its format is JSON. After an error,
-    such a response is truncated, because its status has been sent.
+    Proxies close idle connections. A late JSON response therefore begins with spaces. After an error, such a response
+    is truncated, because its status has already been sent.
     """
     segments: list[Result] = []
     async for segment in task.segments(_SILENCE_S, _SILENCE_S):
@@ -276,7 +276,7 @@ class _Wanted:
     Attributes:
         name: the client's name for the file.
         is_stream: whether the response is a stream of events.
-        is_json: whether the response is JSON, so that blanks may precede it.
+        is_json: whether the response is JSON, so that spaces may precede it.
         media_type: media type of the response.
         options: options for `ServedModel.decoding`.
 

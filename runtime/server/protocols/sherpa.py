@@ -1,4 +1,4 @@
-"""Protocol of sherpa-onnx's streaming WebSocket server: float32 at 16 kHz, then "Done", answered with "Done!"."""
+"""Protocol of sherpa-onnx's streaming WebSocket server: float32 samples at 16 kHz, then "Done". It answers "Done!"."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def run(connection: Connection) -> None:
 
 async def _read(connection: Connection, stream: ServedStream) -> None:
     while await connection.feed(stream, float32_samples) != "Done":
-        pass  # sherpa-onnx's server, too, ignores other texts
+        pass  # other texts are ignored, as in sherpa-onnx's server
     stream.finish()
 
 
@@ -56,7 +56,7 @@ def _answer(result: Result, vocabulary: Vocabulary, *, is_eof: bool) -> dict[str
         "context_scores": [],
         "segment": result.segment,
         "words": [],
-        "start_time": 0.0,  # time that the timestamps are relative to
+        "start_time": 0.0,  # the timestamps are relative to this time
         "is_final": result.is_final,
         "is_eof": is_eof,
     }

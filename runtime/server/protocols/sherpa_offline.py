@@ -40,7 +40,7 @@ async def run(connection: Connection) -> None:
 
 
 async def _read(connection: Connection, stream: ServedStream, data: bytes, num_missing: int) -> None:
-    """Feed a recording of `num_missing` bytes that begins with `data`. The other bytes follow in messages."""
+    """Feed a recording of `num_missing` bytes that begins with `data`. The other bytes follow in more messages."""
     while True:
         num_missing -= len(data)
         if num_missing < 0:

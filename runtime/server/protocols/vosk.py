@@ -1,6 +1,6 @@
 """Protocol of vosk-server: a configuration, then int16 audio, then `{"eof": 1}`.
 
-Each message gets one answer, except a configuration.
+Each message except a configuration gets one answer.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ async def _feed(stream: ServedStream, samples: npt.NDArray[np.int16]) -> list[Re
 
 @refusing()
 def _read_config(value: Any, before: _Config) -> _Config:
-    """Read a configuration. Omitted settings keep their values in `before`. Numbers may be text, as in vosk."""
+    """Read a configuration. Omitted settings keep their values from `before`. Numbers may be strings, as in vosk."""
     given = checked_object("config", value)
     phrases = given.get("phrase_list", before.phrases) or []
     if not isinstance(phrases, list | tuple) or not all(isinstance(phrase, str) for phrase in phrases):

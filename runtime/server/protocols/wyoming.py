@@ -96,7 +96,7 @@ class _Client:
                     pass
 
     def _choose(self, data: dict[str, Any]) -> ServedModel:
-        """Return the model that the client names, or else the first one for its language, or else the default."""
+        """Return the model that the client names, or else the first for the client's language, or else the default."""
         language = str(data.get("language") or "").partition("-")[0].lower()
         able = (model for model in self._service.models.values() if language in model.languages)
         return self._service.model(data["name"]) if data.get("name") else next(able, self._service.default)
@@ -106,7 +106,7 @@ class _Client:
         self._patience = patience_for_audio(slot, self._limits.idle_s)
         audio = _Format.of(first.data)
         slot.model = self._model
-        # not built earlier, since only clients with a slot may use time for hotwords
+        # not built earlier: only clients with a slot may use processor time for hotwords
         hotwords = await self._model.writable_hotwords(filter(None, self._names.split("\0")))
         stream = await slot.open_stream(audio.rate, hotwords=hotwords, is_whole=True)
         await converse(self._read(stream, audio, first), self._write(stream))

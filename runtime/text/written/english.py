@@ -235,7 +235,7 @@ def _digits(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
-    """Convert ordinals from "tenth" on, and smaller ones if "of" and a month follow."""
+    """Convert ordinals from "tenth" upwards, and smaller ones if "of" and a month follow."""
     found = ordinal(words, place)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-// AMX. Tiles compute products in int8 of more than a few rows. Everything else is the same as with AVX-512 VNNI.
+// AMX. For more than a few rows, tiles compute the int8 products. Everything else is the same as with AVX-512 VNNI.
 #include "../loops.h"
 #include "../vectors/amx.h"
 #include "../vectors/avx512.h"

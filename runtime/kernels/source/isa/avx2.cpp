@@ -1,13 +1,13 @@
 // AVX2 without VNNI. In int4, products with 4-bit weights are added in 16 bits, and pairs of these sums are then
 // multiplied by the step of their group. In int8, longer sums of products would exceed 16 bits. So each pair of products
-// is widened to 32 bits at once, by a multiplication by one.
+// is widened to 32 bits immediately, by a multiplication by one.
 #include "../loops.h"
 #include "../vectors/avx2.h"
 
 namespace u2moe {
 namespace {
 
-constexpr size_t kRowsOfSum = 16;  // rows whose products, up to 255 * 15 each, can be added in pairs in 16 bits
+constexpr size_t kRowsOfSum = 16;  // rows per sum; a 16-bit lane adds half of their products, up to 255 * 15 each
 constexpr size_t kFewRows = 2, kMoreRows = 3;
 
 // 4-bit weights minus their zero points, not yet multiplied by steps.

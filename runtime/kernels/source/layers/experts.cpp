@@ -12,7 +12,7 @@ namespace u2moe {
 namespace {
 
 constexpr size_t kHiddenBytes = 384 << 10;  // bytes of hidden activations at a time, so that they stay in the cache
-constexpr size_t kLeastRows = 96;          // rows allowed at once in any case: each segment reads the weights again
+constexpr size_t kLeastRows = 96;          // rows always allowed at once, because each segment reads the weights again
 
 // Rows of one expert that are multiplied together.
 struct Segment {

@@ -23,7 +23,7 @@ class SeenRows {
   void end() { is_busy_.clear(std::memory_order_release); }
   // Returns the result of a row, or null.
   const float* find(const uint8_t* row, float scale);
-  // Keeps a row and its result, unless rows of this call occupy all its places.
+  // Keeps a row and its result, unless rows of this call occupy all places that the row may take.
   void keep(const uint8_t* row, float scale, const float* result);
 
  private:

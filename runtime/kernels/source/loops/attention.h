@@ -23,7 +23,7 @@ inline void rows_of_head(const float* past, size_t num_past, size_t past_stride,
   }
 }
 
-// Adds biases to the scores [keys] of 16 queries, and replaces them by exponentials. Returns the sums of these.
+// Adds biases to the scores [keys] of 16 queries, and replaces them by exponentials. Returns the exponentials' sums.
 template <class V>
 inline typename V::Floats exponentials(const Attention& a, const float* bias, size_t first, float* scores) {
   const size_t keys = a.num_past + a.time;

@@ -9,7 +9,7 @@ namespace {
 // a jump; more prefetching makes it slower.
 struct Ahead {
   const uint8_t* next;
-  size_t mask;  // each step whose number has none of these bits prefetches a line of `next`
+  size_t mask;  // each step whose number has none of these bits set prefetches a line of `next`
 };
 
 template <class V, int M>
@@ -32,7 +32,7 @@ inline void add_products(Sums<V, M>& sum, const typename V::Weights (&w)[V::kPan
   }
 }
 
-// Stores the sums, with the correction, times the scales. `constants` points to the scales of the panels. They follow
+// Stores the corrected sums times the scales. `constants` points to the scales of the panels. They follow
 // the weights in memory, so the correction is added last: sums that began with it would wait for memory.
 template <class V, int M>
 inline void store_sums(Sums<V, M>& sum, const uint8_t* constants, float* unit) {
@@ -94,7 +94,7 @@ void multiply8(const Product& p, size_t first, size_t last) {
   // prefetching
   const size_t steps = tiles == 1 ? depth8(p.k) / 4 : (p.k + 3) / 4, bytes = block_bytes8(p.k);
   constexpr size_t kWidth = V::kPanels * kPanel;  // columns of a tile
-  // number of steps for each prefetched line: all tiles of a block together prefetch the whole next block
+  // steps from one prefetched line to the next: all tiles of a block together prefetch the whole next block
   size_t interval = 1;
   while (interval * 2 * bytes <= tiles * (kBlock / kWidth) * steps * kLine) interval *= 2;
   const size_t mask = tiles == 1 ? SIZE_MAX : interval - 1;

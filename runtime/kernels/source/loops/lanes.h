@@ -63,7 +63,7 @@ inline void products(size_t rows, const float* a, size_t row_stride, size_t step
   }
 }
 
-// Returns the sum of the lanes, always added in this order.
+// Returns the sum of the lanes, which are always added in the same order.
 template <class V>
 inline float sum_of_lanes(typename V::Floats x) {
   float lanes[kPanel];

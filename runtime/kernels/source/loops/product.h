@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr size_t kNear = U2MOE_NEAR;  // distance in bytes at which the first reader of weights prefetches
+constexpr size_t kNear = U2MOE_NEAR;  // bytes by which the first reader of weights prefetches ahead
 
 // Processes elements of a product as `Product::then` says. `unit` has the products of `rows` rows with at most `width`
 // columns from `first` on, times the scales of the columns.

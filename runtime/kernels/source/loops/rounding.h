@@ -5,8 +5,8 @@
 namespace {
 
 // Divides many x by the same number, correctly rounded: a product with the reciprocal, then one correction by the
-// remainder (Markstein 1990). The proof excludes divisors with a mantissa of all ones or a subnormal reciprocal, so
-// these use a division.
+// remainder (Markstein 1990). The proof excludes divisors with a mantissa of all ones or a subnormal reciprocal;
+// for such divisors, a division is used.
 template <class V>
 class Divisor {
  public:

@@ -5,7 +5,7 @@
 
 namespace {
 
-// Computes the logits of M tokens, which read the gate together. The logits of consecutive tokens are
+// Computes the logits of M tokens in one pass over the gate. The logits of consecutive tokens are
 // kMostExperts apart. Four sums per token, each over every fourth input, hide the latency of additions.
 template <class V, int M>
 inline void logits_of(const Routing& r, const float* x, float* logits) {

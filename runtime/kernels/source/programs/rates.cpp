@@ -1,5 +1,5 @@
 // Compares the speed of layers with the limit of the processor. Prints the products per second of the processor's integer
-// instruction on registers, then those of layers with the sizes of MoE-1B. Uses the instruction set that
+// instruction on registers, then the same for layers with the sizes of MoE-1B. Uses the instruction set that
 // U2MOE_KERNELS_ISA names, or else the best. Times are the shortest of many runs, in processor time of one thread, so a
 // busy machine affects them little.
 //
