@@ -1,9 +1,13 @@
 """Tables of the documentation, from the JSON files in `results/`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from u2moe.benchmarks.results.markdown import table
+from u2moe.export.random_checkpoint import num_parameters
 
 SETS = {
     "asterisk-sentences": "telephone prompts, one voice",
@@ -172,6 +176,11 @@ def proof_table(results: Results) -> str:
         for title in ("full context", "chunk 16"):
             dense, mixture = (results["rtf"][name][SHOWN[title]] for name in names)
             yield f"real-time factor, {title}", f"{dense:.4f}", f"{mixture:.4f}", f"x{mixture / dense:.2f}"
+        here = Path(__file__).parent
+        config, own = (yaml.safe_load((here / name).read_text()) for name in ("checkpoint/train.yaml", "dense.yaml"))
+        counts = [[num_parameters(each, active=a) / 1e6 for a in (False, True)] for each in (config | own, config)]
+        shares = (f"x{other / one:.2f}" for one, other in zip(*counts, strict=True))
+        yield "million parameters / active", *("{:.1f} / {:.1f}".format(*each) for each in counts), " / ".join(shares)
         sizes = [results["bytes"][name] for name in names]
         yield "megabytes", *(f"{size / 1e6:.1f}" for size in sizes), f"x{sizes[1] / sizes[0]:.2f}"
 
