@@ -307,17 +307,15 @@ def test_quantized_for_qnn(bundle, clips, tmp_path):
     assert not np.load(folder / rows[0][list(inputs).index("att_cache")]).any()
     assert np.load(folder / rows[1][list(inputs).index("att_cache")]).any()
     model = ir.load(written.path / "static_qdq.onnx")
-    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
-    assert len(quantizers) > 50
     for name, value in model.graph.initializers.items():
+        assert not name.endswith("_quantized") or "feed_forward" in name, name
         if name.endswith("_quantized") and len(value.shape) > 1:
             is_narrow = "/experts/Concat/" in name or "/experts/Concat_3/" in name
             assert value.dtype == (ir.DataType.UINT8 if is_narrow else ir.DataType.INT16), name
             zero = model.graph.initializers[name.replace("_quantized", "_zero_point")].const_value.numpy()
             assert not is_narrow or np.abs(value.const_value.numpy() - zero.astype(int)).max(axis=0).min() > 80, name
-        assert ".norm_" not in name or value.dtype != ir.DataType.UINT8, name
-    scale = model.graph.initializers["att_cache_scale"].const_value.numpy()
-    assert scale * 65535 == pytest.approx(1.5 * np.ptp(np.load(folder / "att_cache.npy")), rel=1e-3)
+    scales = [value for name, value in model.graph.initializers.items() if name.endswith("router/Softmax_scale")]
+    assert min(value.const_value.numpy() for value in scales) * 65535 > 1  # a margin over weights of experts
     routers = [node for node in model.graph if "/router/" in node.name and node.op_type == "Clip"]
     assert routers
     assert not any(node.inputs[0].producer().op_type == "DequantizeLinear" for node in routers)

@@ -24,7 +24,7 @@ from u2moe.runtime.text.word_errors import edit_distance
 Samples = list[Mapping[str, npt.NDArray[np.float32]]]
 """The inputs of each chunk, by name."""
 FEED_FORWARD = ("feed_forward", "ffn")
-"""Weights of nodes whose names contain one of these are quantized to 8 bits."""
+"""Nodes whose names contain one of these are quantized."""
 LEAST_FACTOR, TINY = 1e-3, 1e-9
 """Smallest factor of a column, and a size added to all columns, because a column may be zero."""
 MARGIN = 1.5
@@ -78,10 +78,10 @@ def write_samples(samples: Samples, folder: Path) -> None:
 
 
 def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str]) -> None:
-    """Quantize a graph for QNN, except for the nodes `float_nodes`.
+    """Quantize the feed-forward layers of a graph for QNN, except for the nodes `float_nodes`.
 
-    Feed-forward weights get 8 bits, after their columns were scaled to the same size. Other weight matrices, factors of
-    normalisations and all activations get 16 bits.
+    Weights get 8 bits, after their columns were scaled to the same size. Activations get 16 bits. QNN computes the
+    other nodes in float16, because its attention and convolutions in 16-bit integers are less accurate.
     """
     from onnxruntime import quantization  # noqa: PLC0415 - loads slowly
     from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config  # noqa: PLC0415
@@ -95,17 +95,16 @@ def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str
 
     kinds, model = quantization.QuantType, ir.load(graph)
     narrow = _even_columns(model, float_nodes)
+    kept = [*float_nodes, *(str(node.name) for node in model.graph if not _is_feed_forward(node))]
     wide = {
         name: [{"quant_type": kinds.QInt16, "symmetric": True}]
         for name, value in model.graph.initializers.items()
-        if value.dtype == ir.DataType.FLOAT
-        and name not in narrow
-        and (len(value.shape or ()) > 1 or any(use.node.op_type == "LayerNormalization" for use in value.uses()))
+        if value.dtype == ir.DataType.FLOAT and name not in narrow and len(value.shape or ()) > 1
     }
     types, source = {"activation_type": kinds.QUInt16, "weight_type": kinds.QUInt8}, ir.to_proto(model)
     logging.disable(logging.WARNING)  # onnxruntime gives advice that does not apply to QNN
     try:
-        config = get_qnn_qdq_config(source, Reader(), **types, init_overrides=wide, nodes_to_exclude=float_nodes)
+        config = get_qnn_qdq_config(source, Reader(), **types, init_overrides=wide, nodes_to_exclude=kept)
         quantization.quantize(source, str(target), config)
     finally:
         logging.disable(logging.NOTSET)
@@ -116,6 +115,10 @@ def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str
     save_graph(model, target)
 
 
+def _is_feed_forward(node: ir.Node) -> bool:
+    return any(part in str(node.name) for part in FEED_FORWARD)
+
+
 def _even_columns(model: ir.Model, float_nodes: list[str]) -> set[str]:
     """Make the columns of each feed-forward weight equally large, and multiply the products by the factors instead.
 
@@ -123,7 +126,7 @@ def _even_columns(model: ir.Model, float_nodes: list[str]) -> set[str]:
     """
     found = set()
     for node in list(model.graph):
-        if node.op_type != "MatMul" or not any(part in str(node.name) for part in FEED_FORWARD):
+        if node.op_type != "MatMul" or not _is_feed_forward(node):
             continue
         source, weight = node.inputs
         own = {str(node.name), str(getattr(source and source.producer(), "name", ""))}
