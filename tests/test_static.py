@@ -268,7 +268,7 @@ def test_graph_is_plain(folder):
     assert sum(node.name.startswith("encoder/encoders.0/") for node in model.graph) > 20
     stated = json.loads((folder / "static.json").read_text())
     assert {name for name in stated["float"] if "/router/" in name} <= {node.name for node in model.graph}
-    assert (stated["window"], stated["hop"], stated["left_frames"]) == (67, 64, 32)
+    assert (stated["window"], stated["hop"], stated["left_frames"], stated["experimental"]) == (67, 64, 32, False)
     assert np.load(folder / stated["first_caches"]["cnn_cache"]).any()
 
 
@@ -292,11 +292,13 @@ def test_command(bundle, tmp_path, capsys):
     assert "model.static: a graph of fixed shape is for a device" in capsys.readouterr().err
 
 
-def test_quantized_for_qnn(bundle, clips, tmp_path):
+def test_quantized_for_qnn(bundle, clips, tmp_path, monkeypatch):
     """From recordings: chunks in both layouts, a 16-bit graph except for the router, and its damage."""
     files = sorted(clips.glob("*.wav"))
+    monkeypatch.setattr("u2moe.export.profiles.static.EXPERIMENTAL", 1000)
     written = convert_static(bundle.path, tmp_path / "out", **CHUNKS, recordings=files, qdq=True)
     stated = json.loads((written.path / "static.json").read_text())
+    assert stated["experimental"]
     folder, inputs = written.path / "calibration", {each["name"]: each["shape"] for each in stated["inputs"]}
     rows = [line.split() for line in (folder / "dataset.txt").read_text().splitlines()]
     assert stated["calibration"] == len(rows) > 5
