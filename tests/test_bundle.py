@@ -257,7 +257,7 @@ def test_what_a_later_version_writes_is_read_if_it_is_harmless(tmp_path):
     assert read().decoding == DecodingConfig()
     content, read = written(pace=0.5, beam_size=4)
     assert content == {"beam_size": 4, "pace": 0.5, "harmless": {"pace": "words come at their usual pace"}}
-    told = r"bundle\.json: decoding\.pace is .* not know; the bundle is by u2moe 9\.9, without it: words come at their"
+    told = r"decoding\.pace is .* not know; written by u2moe 9\.9\. Without the field: words come at their"
     with pytest.warns(BundleWarning, match=told):
         assert read().decoding == DecodingConfig(beam_size=4)
     _, read = written(order="backwards")
@@ -269,7 +269,7 @@ def test_what_a_later_version_writes_is_read_if_it_is_harmless(tmp_path):
 def test_unknown_fields_are_passed_over_or_refused_wherever_they_are(folder, section):
     field = f"{section}.{LATER_FIELD}".lstrip(".")
     of_later_version(section, harmless=True)(folder)
-    with pytest.warns(BundleWarning, match=f"bundle.json: {field} is .* by {LATER}, without it: {LOST}"):
+    with pytest.warns(BundleWarning, match=f"bundle.json: {field} is .* by {LATER}. Without the field: {LOST}"):
         Bundle.open(folder)
     of_later_version(section, harmless=False)(folder)
     with pytest.raises(BundleError, match=f"bundle.json: {field} is .* by {LATER}: use that version, or a newer one"):

@@ -616,7 +616,7 @@ def test_a_harmless_field_of_a_later_version_is_passed_over_with_a_warning(progr
     of_later_version("decoding", harmless=True)(tmp_path / "bundle")
     (warning,) = json.loads(run(program, "--describe", tmp_path / "bundle").stdout)["warnings"]
     assert f"bundle.json: decoding: {LATER_FIELD} is a field that this version of u2moe does not know" in warning
-    assert warning.endswith(f"; the bundle is by {LATER}, without it: {LOST}")
+    assert warning.endswith(f"; the bundle was written by {LATER}. Without the field: {LOST}")
     found, expected = (segments(run(program, "--json", each, talk)) for each in (tmp_path / "bundle", bundle.path))
     assert found == expected
 

@@ -237,7 +237,7 @@ def test_manifests_of_other_versions_are_read(tmp_path):
     assert (first["features"]["sample_rate"], first["model"]["max_position"]) == (16_000, 5000)
     assert later["decoding"][LATER_FIELD] == 0.5
     unknown = f"u2moe: bundle.json: decoding: {LATER_FIELD} is a field that this version of u2moe does not know"
-    assert told == [f"{unknown}; the bundle is by {LATER}, without it: {LOST}"]
+    assert told == [f"{unknown}; the bundle was written by {LATER}. Without the field: {LOST}"]
 
 
 RATE = "AudioError: sample rate must be a whole number between 1000 and 384000 Hz, got "

@@ -90,7 +90,7 @@ class _Reader:
 
     def __init__(self, where: Path, producer: object) -> None:
         self._where = where
-        self._by = f"the bundle is by {producer!s:.80}"
+        self._by = f"the bundle was written by {producer!s:.80}"
 
     def parsed(self, kind: Any, text: str) -> Any:
         """Parse a value from a JSON text. Returns None if it has another type."""
@@ -130,7 +130,7 @@ class _Reader:
             message = f"{_within(name, unknown)} is a field that this version of u2moe does not know; {self._by}"
             if unknown not in harmless:
                 raise ValueError(f"{message}: use that version, or a newer one")
-            message = f"{self._where}: {message}, without it: {harmless[unknown]!s:.200}"
+            message = f"{self._where}: {message}. Without the field: {harmless[unknown]!s:.200}"
             warnings.warn(message, BundleWarning, stacklevel=2)
         for each in known.values():
             if each.name not in content and default_of(each) is dataclasses.MISSING:

@@ -88,7 +88,7 @@ class PhraseGraph:
             what = f"grammar: phrase {line!r:.80}"
             ends = self._add(expression, frozenset((_ROOT,)), (), what)
             if _ROOT in ends:
-                raise GrammarError(f"{what}: may be empty, expected words")
+                raise GrammarError(f"{what}: can be empty, expected at least one word")
             self._ends |= ends
         self._states: dict[tuple[frozenset[int], bool, bool], PhraseState] = {}
         root = frozenset((_ROOT,))
@@ -218,7 +218,7 @@ class PhraseGraph:
                 elif item in within:
                     raise GrammarError(f"{what}: slot {item} contains itself")
                 elif item not in self._slots:
-                    expected = f"one of {', '.join(self._slots)}" if self._slots else "none: none is defined"
+                    expected = f"one of {', '.join(self._slots)}" if self._slots else "none: the grammar defines none"
                     raise GrammarError(f"{what}: found slot {item}, expected {expected}")
                 else:
                     reached = self._add(self._slots[item], reached, (*within, item), what)

@@ -96,7 +96,7 @@ def _parsed(text: str, what: str) -> Expression:
 def check_nested(num: int, what: str) -> None:
     """Raise GrammarError if brackets and slots are nested too deeply."""
     if num > MOST_NESTED:
-        raise GrammarError(f"{what}: found more than {MOST_NESTED} brackets or slots in one another, expected fewer")
+        raise GrammarError(f"{what}: found more than {MOST_NESTED} nested brackets or slots, expected fewer")
 
 
 def _alternatives(parts: Iterator[str], closing: str, what: str, num_around: int = 0) -> Expression:

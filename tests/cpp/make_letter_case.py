@@ -17,7 +17,7 @@ struct LetterRange {{
   std::int32_t change;
 }};
 
-// The lower case of a letter is the first letter whose upper case it is, unless kLower has another one.
+// The lower case of a letter is the first letter that has it as upper case, unless kLower lists another.
 """
 
 

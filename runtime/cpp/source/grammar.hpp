@@ -33,7 +33,7 @@ class PhraseGraph {
     add_place(true);
     for (const Phrase& phrase : phrases) {
       const Places ends = ends_of(phrase.parts, {0}, {}, phrase.name);
-      if (ends[0] == 0) fail(phrase.name + ": may be empty, expected words");
+      if (ends[0] == 0) fail(phrase.name + ": can be empty, expected at least one word");
       for (const std::size_t end : ends) is_end_[end] = true;
     }
     for (const std::u32string& spelling : spellings_) {
@@ -165,7 +165,7 @@ class PhraseGraph {
   }
 
   Places ends_of(const Parts& parts, std::size_t& place, const std::u32string& closing, const Places& places, Parts within, const std::string& what) {
-    if (within.size() > kMostNested) fail(what + ": found more than " + std::to_string(kMostNested) + " brackets or slots in one another, expected fewer");
+    if (within.size() > kMostNested) fail(what + ": found more than " + std::to_string(kMostNested) + " nested brackets or slots, expected fewer");
     const std::string close = "'" + encode_utf8(closing) + "'";
     Places ends, reached = places;
     bool is_empty = true, has_empty = false, is_open = !closing.empty();
@@ -205,7 +205,7 @@ class PhraseGraph {
     const Parts* const parts = slot(name);
     if (!parts) {
       const std::string names = joined(slots_, ", ", [](const auto& each) { return encode_utf8(each.first); });
-      fail(what + ": found " + shown + ", expected " + (slots_.empty() ? "none: none is defined" : "one of " + names));
+      fail(what + ": found " + shown + ", expected " + (slots_.empty() ? "none: the grammar defines none" : "one of " + names));
     }
     within.push_back(name);
     return ends_of(*parts, places, within, what);

@@ -321,7 +321,7 @@ class Graphs {
       const std::string where = graph.path + ": weights are packed for native kernels";
       if (!graph.kernels.native) throw KernelsError(where + ", but onnxruntime runs it: " + graph.kernels.reason);
       if (graph.kernels.layout != m_.packed) {
-        throw KernelsError(where + " in layout " + std::to_string(m_.packed) + ", this library reads layout " +
+        throw KernelsError(where + " in layout " + std::to_string(m_.packed) + ", but this library reads layout " +
                            std::to_string(graph.kernels.layout) + ": quantize the float32 bundle again with this version");
       }
     }

@@ -324,9 +324,9 @@ class Records {
 
   void pass_over(const Json& value, const std::string& name) {
     if (by_.empty()) value[name].fail("no field of this name");
-    const std::string message = value[name].path() + " is a field that this version of u2moe does not know; the bundle is by " + by_;
+    const std::string message = value[name].path() + " is a field that this version of u2moe does not know; the bundle was written by " + by_;
     if (!value.has(kHarmless) || !value[kHarmless].has(name)) fail<BundleError>(message + ": use that version, or a newer one");
-    warnings.push_back(message + ", without it: " + value[kHarmless][name].string());
+    warnings.push_back(message + ". Without the field: " + value[kHarmless][name].string());
   }
 
   static constexpr const char* kHarmless = "harmless";

@@ -59,7 +59,7 @@ inline std::string version() { return OrtGetApiBase()->GetVersionString(); }
 inline const OrtApi& api() {
   constexpr std::uint32_t wanted = 18;  // first version with AddExternalInitializersFromFilesInMemory
   static const OrtApi* const found = OrtGetApiBase()->GetApi(wanted);
-  if (!found) throw ProviderError("onnxruntime is " + version() + ", 1.18 or newer is needed");
+  if (!found) throw ProviderError("onnxruntime is " + version() + ", expected 1.18 or newer");
   return *found;
 }
 

@@ -56,7 +56,7 @@ struct StreamOptions : StreamNumbers {
     }
     if (grammar && (hotwords || language_model)) fail<InvalidArgument>("a grammar replaces hotwords and the language model: pass only one of them");
     if (chunk_size == kFullContext && !endpoint) {
-      fail<InvalidArgument>("full context needs endpoint rules: without them its memory grows with the square of the recording");
+      fail<InvalidArgument>("full context needs endpoint rules: without them, memory grows with the square of its length");
     }
     StreamOptions definite = *this;
     const int trained = m.static_chunk_size;

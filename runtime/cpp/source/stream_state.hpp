@@ -123,7 +123,7 @@ class StreamState {
     if (!vad) return;
     vad->check();
     if (manifest.sample_rate != SpeechFinder::kRate) {
-      fail<InvalidArgument>("a voice activity detector needs audio at 16000 Hz, the model's is " + std::to_string(manifest.sample_rate) + " Hz");
+      fail<InvalidArgument>("a voice activity detector needs audio at 16000 Hz, but the model's is " + std::to_string(manifest.sample_rate) + " Hz");
     }
     finder_.emplace(*vad);
   }
