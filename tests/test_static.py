@@ -171,8 +171,8 @@ def test_a_wrong_weight_is_found(bundle, tmp_path, monkeypatch):
     """Nothing is written."""
     folded = folding.folded
 
-    def damaged(model, feeds=None):
-        result = folded(model, feeds)
+    def damaged(model):
+        result = folded(model)
         for name, value in result.graph.initializers.items():
             if name == "encoder.encoders.1.conv_module.pointwise_conv2.weight":
                 value.const_value = ir.tensor(value.const_value.numpy() * 1.01, name=name)

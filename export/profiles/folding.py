@@ -42,18 +42,14 @@ _COPIES = ("Identity", "Slice", "Pad", "Expand", "Reshape", "Concat")
 _NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}
 
 
-def folded(model: ir.Model, feeds: dict[str, Array] | None = None) -> ir.Model:
+def folded(model: ir.Model) -> ir.Model:
     """Fold the model: inline its functions, turn values that depend on no input into constants, and use `OPSET`.
 
     The shapes of the inputs must be fixed. onnxruntime computes each value once, without optimizations. For values that
     depend on an input, only the shapes are recorded.
-
-    Args:
-        model: the model.
-        feeds: values of inputs, by name, for a model that cannot run on zeros; all other inputs are zeros.
     """
     graph = inlined(model).graph
-    arrays = _computed(model, feeds or {})
+    arrays = _computed(model)
     variable = set(graph.inputs)
     for node in list(graph):
         if node.op_type not in ("Shape", "Size") and variable & set(node.inputs):
@@ -77,7 +73,7 @@ def folded(model: ir.Model, feeds: dict[str, Array] | None = None) -> ir.Model:
     return model
 
 
-def _computed(model: ir.Model, feeds: dict[str, Array]) -> dict[str, Array]:
+def _computed(model: ir.Model) -> dict[str, Array]:
     """Return every value that a node of the graph computes."""
     graph = model.graph
     outputs = list(graph.outputs)
@@ -93,7 +89,7 @@ def _computed(model: ir.Model, feeds: dict[str, Array]) -> dict[str, Array]:
             names = [value.name for value in session.get_outputs()]
             types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
             zeros = {value.name: np.zeros(value.shape, types[value.type]) for value in session.get_inputs()}
-            return dict(zip(names, session.run(names, zeros | feeds), strict=True))
+            return dict(zip(names, session.run(names, zeros), strict=True))
     finally:
         graph.outputs[:] = outputs
 
