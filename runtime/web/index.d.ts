@@ -108,11 +108,11 @@ export interface EndpointConfig {
 
 export interface LanguageModelOptions {
   // declared: LanguageModelOptions
-  /** Weight of its log-probabilities relative to those of the CTC head, 0 to 100. Default: 0.5. */
+  /** Weight of the model's log-probabilities relative to those of the CTC head, 0 to 100. Default: 0.5. */
   weight?: number;
   /** Bonus per word, -100 to 100. Default: 0.5. */
   wordBonus?: number;
-  /** Added to the log-probability of out-of-vocabulary words before weight, -1000 to 0. Default: -5.0. */
+  /** Added to the log-probability of out-of-vocabulary words before weight is applied, -1000 to 0. Default: -5.0. */
   unknownScore?: number;
   /** Factor on the model's score in the second pass, 0 to 100. Default: 1.0. */
   rescoringWeight?: number;

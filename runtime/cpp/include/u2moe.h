@@ -188,9 +188,10 @@ U2MOE_API u2moe_error u2moe_hotwords_free(u2moe_hotwords hotwords);
 /* How a search uses a language model. See LanguageModelOptions in Python. */
 typedef struct u2moe_language_model_options {
   size_t size;
-  double weight;             /* weight of its log-probabilities relative to those of the CTC head, 0 to 100; 0.5 */
+  double weight;             /* weight of the model's log-probabilities relative to those of the CTC head, 0 to 100; 0.5 */
   double word_bonus;         /* bonus per word, -100 to 100; 0.5 */
-  double unknown_score;      /* added to the log-probability of out-of-vocabulary words before weight, -1000 to 0; -5 */
+  double unknown_score;      /* added to the log-probability of out-of-vocabulary words before weight is applied, -1000 to 0; -5
+                              * */
   double rescoring_weight;   /* factor on the model's score in the second pass, 0 to 100; 1 */
   const char *level;         /* "word" or "token"; NULL: the level of the model */
 } u2moe_language_model_options;
