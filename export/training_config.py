@@ -187,7 +187,7 @@ def _parsed(top: Section) -> TrainingConfig:
 
 
 def _check_kind(top: Section) -> None:
-    """Refuse models that are not CTC and attention networks, and name an alternative."""
+    """Refuse all but hybrid CTC/attention models, and name an alternative."""
     model = top.value("model")
     if isinstance(model, str) and model in OTHER_MODELS:
         raise UnsupportedError(f"{top.file}: model is {model!r}, which {OTHER_MODELS[model]}")

@@ -78,7 +78,7 @@ class Section(Record):
 
         Args:
             without_effect: by section, keys that have no effect.
-            one_value: by section, keys with the only supported value, which is also the default.
+            one_value: by section, keys that support only one value, and that value, which is also their default.
         """
         for section in self._sections:
             section.finish(without_effect, one_value)

@@ -58,8 +58,9 @@ def add_quantize(subparsers: Subparsers) -> None:
         nargs="+",
         default=[],
         help="fit the bundle to these recordings: move large activation channels into the weights and round layers "
-        "so that their outputs change least; audio files, folders, or lists (.tsv) as for --list; a few minutes of "
-        f"typical speech, at most {LONGEST_S // 60} are used (default: round each weight to the nearest value)",
+        "so that their outputs change least; audio files, folders, or lists (.tsv) as for --list; choose a few "
+        f"minutes of typical speech, of which at most {LONGEST_S // 60} are used (default: round each weight to the "
+        "nearest value)",
     )
     parser.add_argument(
         "--list",

@@ -235,7 +235,7 @@ class Part:
     later: AbstractSet[str]
 
     def run(self, values: Values, level: int, wanted: AbstractSet[str] | None = None) -> dict[str, Array]:
-        """Run the part on the values before it; return all outputs or the wanted ones."""
+        """Run the part on the `values` computed before it. Return the `wanted` outputs; None: all outputs."""
         graph = self.graphs[min(level, len(self.graphs) - 1)]
         return graph.run({name: values[name] for name in graph.reads}, wanted)
 

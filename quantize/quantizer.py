@@ -139,7 +139,7 @@ def sizes_of(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Return the sizes that `quantize_bundle` would write with the same arguments, without goal and report.
+    """Return the sizes of what `quantize_bundle` would write with the same arguments but no goal or report.
 
     Weights are converted in a temporary folder next to `out`; nothing is measured.
 

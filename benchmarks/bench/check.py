@@ -293,7 +293,7 @@ class Check:
             model.token_scores(output, self.hypotheses)
 
     def memory(self) -> Iterator[Found]:
-        """Check that memory grows by at most `MOST_GROWTH` over up to `NUM_CHUNKS` chunks."""
+        """Run up to `NUM_CHUNKS` chunks. Check that memory grows by at most `MOST_GROWTH` after chunk `NUM_WARM`."""
         first = status_bytes("VmRSS")
         for _, required, windows in [] if first is None else itertools.islice(self._windows(), 1):
             caches, begin, number = self.model.encoder.start(), time.monotonic(), 0

@@ -115,7 +115,7 @@ def _by_set(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on the cost of formats, and on the texts that int8 changes."""
+    """Yield the limits on the cost of formats, and on the share of texts that int8 changes."""
     mode = next(iter(MODES))
     found = {name: variant["modes"][mode]["beside"] for name, variant in results["variants"].items()}
     for (name, reference), limit in LIMITS.items():

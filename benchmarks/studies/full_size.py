@@ -256,7 +256,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tables of one machine: one of real-time factors, and one of bounds, starts and threads."""
+    """Yield the tables of one machine: first real-time factors, then bounds, starts and threads."""
     yield f"### {machine_key(content)}"
     yield measured(content)
     rows = []

@@ -167,7 +167,7 @@ def measure(
 
 
 def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
-    """Return 24 sounds of noise and 24 of babble, each 15 seconds long. Babble is speech played backwards."""
+    """Return 24 clips of noise and 24 of babble, each 15 seconds long. Babble is speech played backwards."""
     random = np.random.default_rng(0)
     spoken = np.concatenate([read_audio(recording.path, RATE)[::-1] for recording in recordings])
     found: dict[str, list[Samples]] = {"noise": [], "babble": []}

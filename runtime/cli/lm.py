@@ -115,7 +115,12 @@ def _add_attach(commands: Subparsers) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help=".arpa or .arpa.gz; otherwise a compact file"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file to write: ARPA if its name ends in .arpa or .arpa.gz, otherwise compact",
     )
 
 

@@ -165,7 +165,7 @@ def add_words(parser: Options) -> None:
         "--hotwords",
         type=Path,
         metavar="FILE",
-        help='phrases to prefer, one per line ("NAME :2.5"); none: also disables those of the bundle',
+        help='phrases to prefer, one per line ("NAME :2.5"); none: no phrases, not even those of the bundle',
     )
     parser.add_argument(
         "--grammar",

@@ -32,7 +32,7 @@ def add_output(parser: Options, formats: Iterable[str], default: str, about: str
         "-f",
         "--format",
         choices=tuple(formats),
-        help=f"default: {default}, or the suffix of -o; json: an object per recording{about}",
+        help=f"default: the suffix of -o if it is a format, otherwise {default}; json: an object per recording{about}",
     )
     parser.add_argument(
         "-o",

@@ -30,8 +30,8 @@ def add_serve(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="run a server for existing speech recognition clients",
-        description="Serve clients of OpenAI's REST and realtime APIs, WeNet, sherpa-onnx, vosk and Wyoming, our own "
-        "WebSocket protocol (/stream), and a web page to try it (/). Needs "
+        description="Serve clients of OpenAI's REST and realtime APIs, WeNet, sherpa-onnx, vosk and Wyoming, and of "
+        "our own WebSocket protocol (/stream). Also serves a web page to try it (/). Needs "
         f"{install_command('cpu,server')}.",
     )
     parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="default: demo, the demo model")

@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster (extra `ray`), and the recogniser as a step of Ray Data pipelines.
+"""Recognises lists on a Ray cluster (extra `ray`), and offers the recogniser as a step of Ray Data pipelines.
 
 The calling program reads the list and assigns blocks to actors. Ray starts the actors and restarts them after a crash.
 The folder of results contains the same files as after a run on one machine. A run may therefore begin on a cluster and

@@ -105,7 +105,7 @@ class Beam:
         self.token_times = None
 
     def earliest_peak(self, number: int) -> float:
-        """Return the earliest frame at which token `number` peaks; infinity if neither best alignment has it."""
+        """Return the earliest peak of token `number` in the two best alignments; infinity if neither has one."""
         earliest = math.inf
         for times in (self.blank_times, self.token_times):
             node = times

@@ -128,7 +128,7 @@ class LanguageModelOptions(FusionWeights):
         model: the model, or the file to read it from.
         weight: weight of the model's log-probabilities relative to those of the CTC head, 0 to 100.
         word_bonus: bonus per word, -100 to 100. It compensates for the preference of language models for short texts.
-        unknown_score: added to the log-probability of out-of-vocabulary words before `weight` is applied, -1000 to 0.
+        unknown_score: added to the log-probability of out-of-vocabulary words, before weighting, -1000 to 0.
         rescoring_weight: factor on the model's score in the second pass, 0 to 100.
         level: unit of the model; None: tokens if any of its words contains U+2581, else words.
         classes: words by class: `{"<name>": ["Kowalski", "Nguyen"]}`. The class name is a word of the model. The words

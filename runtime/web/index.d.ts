@@ -112,7 +112,7 @@ export interface LanguageModelOptions {
   weight?: number;
   /** Bonus per word, -100 to 100. Default: 0.5. */
   wordBonus?: number;
-  /** Added to the log-probability of out-of-vocabulary words before weight is applied, -1000 to 0. Default: -5.0. */
+  /** Added to the log-probability of out-of-vocabulary words, before weighting, -1000 to 0. Default: -5.0. */
   unknownScore?: number;
   /** Factor on the model's score in the second pass, 0 to 100. Default: 1.0. */
   rescoringWeight?: number;

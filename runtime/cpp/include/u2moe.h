@@ -190,8 +190,7 @@ typedef struct u2moe_language_model_options {
   size_t size;
   double weight;             /* weight of the model's log-probabilities relative to those of the CTC head, 0 to 100; 0.5 */
   double word_bonus;         /* bonus per word, -100 to 100; 0.5 */
-  double unknown_score;      /* added to the log-probability of out-of-vocabulary words before weight is applied, -1000 to 0; -5
-                              * */
+  double unknown_score;      /* added to the log-probability of out-of-vocabulary words, before weighting, -1000 to 0; -5 */
   double rescoring_weight;   /* factor on the model's score in the second pass, 0 to 100; 1 */
   const char *level;         /* "word" or "token"; NULL: the level of the model */
 } u2moe_language_model_options;

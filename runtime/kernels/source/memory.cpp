@@ -85,8 +85,8 @@ void release(Chunk* chunk) {
 }
 
 #if defined(__linux__)
-// Returns whether pages `first` to `last` (exclusive) still belong to their file. A page that was written has become a
-// copy in memory or in swap space.
+// Returns whether pages `first` to `last` (exclusive) still belong to their file. Once a page has
+// been written to, it is a copy in memory or in swap space.
 bool are_of_file(uintptr_t first, uintptr_t last) {
   constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kOfFile = uint64_t{1} << 61;
   const int pages = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);

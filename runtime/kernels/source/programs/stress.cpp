@@ -1,7 +1,7 @@
 // Computes the same layers in several threads at once, while layers are created and destroyed. Each of these threads
-// has further threads for the tasks of a step, as in onnxruntime. Every digest must equal that of a single thread. The
-// program is for the thread sanitizer, which cannot see how threads wait inside onnxruntime. Then the process forks
-// while other threads allocate memory, and its children also compute.
+// has further threads for the tasks of a step, as in onnxruntime. Every digest must equal that of a single thread. Then
+// the process forks while other threads allocate memory, and its children also compute. The program is for the thread
+// sanitizer, which cannot see how threads wait inside onnxruntime.
 #include <atomic>
 #include <cstdio>
 #include <thread>
