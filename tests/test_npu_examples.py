@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import soundfile
@@ -44,6 +45,7 @@ def rockchip(folder, device, monkeypatch):
             assert data_format == ["nchw"] * len(device.names)
             return device.run(inputs)
 
+    np.save(folder / "mean.npy", np.float32(0))
     monkeypatch.setitem(sys.modules, "rknnlite", types.ModuleType("rknnlite"))
     module = types.ModuleType("rknnlite.api")
     module.RKNNLite = RKNNLite
@@ -191,7 +193,26 @@ def test_calibration_of_rockchip(bundle, clips, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "rknn", types.ModuleType("rknn"))
     monkeypatch.setitem(sys.modules, "rknn.api", module)
     monkeypatch.chdir(tmp_path)
-    assert runpy.run_path(str(EXAMPLES / "rockchip.py"))["compile_graph"]("calibrated", "rk3588", quantize=True) == 0
+    example = runpy.run_path(str(EXAMPLES / "rockchip.py"))
+    assert example["compile_graph"]("calibrated", "rk3588", quantize=True) == 0
     stated = json.loads((written / "static.json").read_text())
     assert calls == ["rk3588", [tuple(each["shape"]) for each in stated["inputs"]]]
     assert (written / "static.rknn").exists()
+    assert np.load(written / "mean.npy") == 0
+
+
+def test_centred_features_of_rockchip(folder, sound):
+    """In float16, the runner instead of the graph subtracts the mean of the features."""
+    example = runpy.run_path(str(EXAMPLES / "rockchip.py"))
+    session = onnxruntime.InferenceSession(example["centred"](folder))
+    assert not any("cmvn/Sub" in node.name for node in onnx.load(folder / "static_centred.onnx").graph.node)
+    board = types.SimpleNamespace(
+        init_runtime=lambda: 0,
+        inference=lambda inputs, data_format: session.run(
+            None, dict(zip([each.name for each in session.get_inputs()], inputs, strict=True))
+        ),
+    )
+    runner = example["RockchipRunner"](str(folder), simulated=board)
+    assert np.ptp(runner.mean) > 0
+    expected = Recognizer.from_pretrained(folder).transcribe(sound, 16_000).text
+    assert Recognizer.load(folder, runner=runner).transcribe(sound, 16_000).text == expected
