@@ -88,8 +88,8 @@ class Result:
         committed_end: time in seconds before which the result of the first pass no longer changes.
         revised: in a final result, number of words that the second pass replaced, removed or added in the text that the
             first pass had committed.
-        phrases: phrases of a grammar. A partial result contains only those that no later result of this segment
-            removes.
+        phrases: phrases of a grammar. A partial result contains only those that no later partial result of this segment
+            removes. If the second pass removes one, its words count as `revised`.
     """
 
     text: str

@@ -383,6 +383,11 @@ def test_calls_in_any_order_with_any_arguments_give_error_codes(check, bundle, t
     assert line.count("\n") == 1  # no internal error, and no error without a message
 
 
+def test_a_recognizer_keeps_the_automata_of_its_last_four_grammars(check):
+    """The fifth replaces the one used the longest ago. Each finds the phrase of its letter."""
+    assert check("grammars", "abcdaeba") == b"0:1 1:1 2:1 3:1 0:1 4:1 5:1 0:1 "
+
+
 def test_a_stream_is_for_one_thread_at_a_time(check, bundle, talk):
     assert check("two-threads", bundle.path, talk) == b"this stream is being decoded by another thread\n"
 

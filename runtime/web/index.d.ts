@@ -78,7 +78,7 @@ export interface Result {
   committedEnd: number;
   /** In a final result, number of differences from the words that the first pass committed: changed, missing or new words. */
   revised: number;
-  /** Phrases of the grammar. In a partial result, only those that no later result of this segment removes. */
+  /** Phrases of the grammar. In a partial result, only those that no later partial result of this segment removes. */
   phrases: Phrase[];
 }
 

@@ -24,7 +24,7 @@
 #include <vector>
 
 #include "audio_file.hpp"
-#include "hotwords.hpp"
+#include "grammar.hpp"
 #include "json.hpp"
 #include "ort.hpp"
 #include "resampler.hpp"
@@ -366,6 +366,19 @@ void use_in_two_threads(char** argv) {
   for (const std::string& each : seen) std::printf("%s\n", each.c_str());
 }
 
+// Find grammars of one letter, and print for each the number of its automaton and of its phrases in that letter.
+void print_grammars(const char* letters) {
+  core::PhraseGraphs graphs;
+  const core::Vocabulary vocabulary = core::Vocabulary::parse("<blank> 0\n▁A 1\n▁B 2\n▁C 3\n▁D 4\n▁E 5\n", "vocabulary");
+  std::vector<std::shared_ptr<const core::PhraseGraph>> seen;
+  for (; *letters; ++letters) {
+    const auto graph = graphs.find({std::string(1, *letters)}, vocabulary, 0);
+    const auto known = std::find(seen.begin(), seen.end(), graph);
+    std::printf("%d:%zu ", static_cast<int>(known - seen.begin()), graph->phrases({*letters - 'a' + 1}, true).size());
+    if (known == seen.end()) seen.push_back(graph);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -394,6 +407,7 @@ int main(int argc, char** argv) {
       random_calls(argv[2], samples, static_cast<unsigned>(std::stoul(argv[4])), std::stoi(argv[5]));
     }
     if (what == "hotwords") print_hotwords(argv);
+    if (what == "grammars") print_grammars(argv[2]);
     if (what == "signed") demand_signature(argv);
     if (what == "json") core::Json::parse(read_text(argv[2]), "it");
     return 0;

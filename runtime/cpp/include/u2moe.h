@@ -399,7 +399,7 @@ typedef struct u2moe_result_view {
   int32_t num_committed;   /* number of words in `committed` */
   int32_t revised;         /* in a final result, number of changes to committed words by the second pass */
   double committed_end;    /* time in seconds up to which the first pass makes no more changes */
-  const u2moe_word *phrases; /* recognised phrases of the grammar; in a partial result, only phrases that no later result
+  const u2moe_word *phrases; /* recognised phrases of the grammar; if partial, only phrases that no later partial result
                               * of this segment removes */
   size_t num_phrases;
 } u2moe_result_view;

@@ -30,7 +30,7 @@ struct Prefix {
   double spoken = 0;                              ///< language model score of complete words
   double language_score = 0;                      ///< `spoken` plus the score of the best completion of the last word
   double extra = 0;                               ///< scores that ranking adds to the log-probability of the alignments
-  const PhraseState* phrase = nullptr;            ///< grammar state after the prefix
+  PhraseState phrase = {};                        ///< grammar state after the prefix
 
   /// Token ids from index `begin` to the last.
   std::vector<int> tokens(std::size_t begin = 0) const {
@@ -149,8 +149,8 @@ class BeamSearch {
   /// @param ranks_by_bonus whether hotword bonuses affect the ranking of prefixes.
   /// @param grammar used in place of hotwords and language model; null: no grammar.
   BeamSearch(std::size_t beam_size, int blank, std::shared_ptr<const ContextGraph> context, std::shared_ptr<FusionStates> states,
-                         bool ranks_by_bonus, PhraseStates* grammar = nullptr)
-      : beam_size_(beam_size), blank_(blank), grammar_(grammar), rest_(grammar ? grammar->graph().rest() : kNoRest), context_(std::move(context)), states_(std::move(states)), ranking_(ranks_by_bonus ? context_ : nullptr),
+                         bool ranks_by_bonus, const PhraseGraph* grammar = nullptr)
+      : beam_size_(beam_size), blank_(blank), grammar_(grammar), rest_(grammar ? grammar->rest() : kNoRest), context_(std::move(context)), states_(std::move(states)), ranking_(ranks_by_bonus ? context_ : nullptr),
         most_bonus_(ranking_ ? ranking_->most_gain() : 0), most_gain_(most_bonus_ + (states_ ? states_->fusion().most_gain() : 0)) {
     Beam root;
     root.prefix = prefixes_.add({});
@@ -213,7 +213,7 @@ class BeamSearch {
   void decide() {
     const Prefix* node = beams_[0].prefix;
     for (const Peak* peak = beams_[0].times; peak && node->before; peak = peak->before, node = node->before) {
-      if (!node->phrase->accepts || node->token == rest_ || peak->frame + kSureAfter >= num_frames_) continue;
+      if (!node->phrase.accepts || node->token == rest_ || peak->frame + kSureAfter >= num_frames_) continue;
       double ours = 0, phrases = 0, all = 0;
       next_.clear();
       for (const Beam& beam : beams_) {
@@ -232,7 +232,7 @@ class BeamSearch {
   /// End the input. Incomplete hotwords lose their bonus. The language model scores the last word and the sentence end.
   /// Hypotheses that end within a grammar phrase are dropped.
   void finish() {
-    const auto is_open = [this](const Beam& beam) { return grammar_ && !beam.prefix->phrase->accepts; };
+    const auto is_open = [this](const Beam& beam) { return grammar_ && !beam.prefix->phrase.accepts; };
     beams_.erase(std::remove_if(beams_.begin(), beams_.end(), is_open), beams_.end());
     for (Beam& beam : beams_) {
       Prefix& prefix = *beam.prefix;
@@ -255,7 +255,7 @@ class BeamSearch {
 
   // Log-probability of a token that extends a prefix. The token `rest` begins a word outside the grammar, at a cost.
   double entered(const Prefix& prefix, int token, double score) const {
-    return token != rest_ ? score : (prefix.phrase->is_apart ? score : rest_start_) - kRestCost;
+    return token != rest_ ? score : (prefix.phrase.is_apart ? score : rest_start_) - kRestCost;
   }
 
   static double log_add(double a, double b) {
@@ -292,7 +292,7 @@ class BeamSearch {
       for (std::size_t rank = first; rank < tokens.size() && most + likely.scores[rank] >= best_.front(); ++rank) {
         const int token = tokens[rank];
         const Prefix* known = prefix.extension(token);
-        if (token == blank_ || (known && known->place != kNone) || (grammar_ && !grammar_->advance(*prefix.phrase, token))) continue;  // no new prefix, or not allowed
+        if (token == blank_ || (known && known->place != kNone) || (grammar_ && !grammar_->allows(prefix.phrase, token))) continue;  // no new prefix, or not allowed
         const double total = (token == prefix.token ? beam.blank : beam.total) + entered(prefix, token, likely.scores[rank]);
         double score = total;
         if (known) {
@@ -392,7 +392,7 @@ class BeamSearch {
       prefix->spoken = parent->spoken + move.score;
       prefix->language_score = prefix->spoken + move.open;
     }
-    if (grammar_) prefix->phrase = grammar_->advance(*parent->phrase, token);
+    if (grammar_) prefix->phrase = grammar_->advance(parent->phrase, token);
     prefix->extra = prefix->language_score + (ranking_ ? prefix->bonus : 0);
     return prefix;
   }
@@ -417,7 +417,7 @@ class BeamSearch {
 
   std::size_t beam_size_;
   int blank_;
-  PhraseStates* grammar_;
+  const PhraseGraph* grammar_;
   int rest_;
   double rest_start_ = kNever;
   std::shared_ptr<const ContextGraph> context_;

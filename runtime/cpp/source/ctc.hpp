@@ -121,7 +121,7 @@ class PrefixBeamSearch : public CtcSearch {
   /// @param states of a language model; no other search may use them at the same time. Null: no language model.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
                    const std::shared_ptr<FusionStates>& states, double blank_penalty = 0, const std::shared_ptr<const PhraseGraph>& grammar = nullptr)
-      : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states), grammar_(grammar ? std::make_unique<PhraseStates>(grammar) : nullptr) {
+      : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states), grammar_(grammar) {
     searches_.emplace_back(beam_size, blank, context, states, false, grammar_.get());
     if (context) searches_.emplace_back(beam_size, blank, context, states, true);
     for (const BeamSearch& search : searches_) commitments_.emplace_back(search);
@@ -131,7 +131,7 @@ class PrefixBeamSearch : public CtcSearch {
     for (std::size_t frame = 0; frame < num_frames; ++frame) {
       const float* const row = log_probs + frame * vocab_size;
       double rest_start = kNever;
-      if (grammar_) rest_start = grammar_->graph().find(row, beam_size_, likely_);
+      if (grammar_) rest_start = grammar_->find(row, beam_size_, allowed_, likely_);
       else likely_.find(row, vocab_size, beam_size_);
       for (BeamSearch& search : searches_) search.advance(likely_, rest_start);
     }
@@ -164,7 +164,7 @@ class PrefixBeamSearch : public CtcSearch {
     tokens.erase(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(commitments_[0].num_tokens()));
     std::size_t least = 2 * tokens.size();
     for (std::size_t i = 0; i < searches_.size(); ++i) least = std::min(least, commitments_[i].num_settled(searches_[i], tokens, word_starts));
-    const bool is_whole = grammar_ && least == 2 * tokens.size() && grammar_->graph().is_whole(*searches_[0].beams()[0].prefix->phrase);
+    const bool is_whole = grammar_ && least == 2 * tokens.size() && grammar_->is_whole(searches_[0].beams()[0].prefix->phrase);
     tokens.resize(least / 2);
     return {std::move(tokens), least % 2 > 0 || is_whole};
   }
@@ -209,7 +209,8 @@ class PrefixBeamSearch : public CtcSearch {
 
   std::size_t beam_size_;
   bool sorts_;
-  std::unique_ptr<PhraseStates> grammar_;
+  std::shared_ptr<const PhraseGraph> grammar_;
+  std::vector<float> allowed_;
   int num_frames_ = 0;
   LikelyTokens likely_;
   std::deque<BeamSearch> searches_;

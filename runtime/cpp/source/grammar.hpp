@@ -8,40 +8,34 @@ namespace u2moe::runtime {
 
 /// State of a hypothesis in a grammar.
 struct PhraseState {
-  std::vector<std::size_t> places;  ///< sorted places in phrases that the last characters may have reached
-  bool is_apart;                    ///< the hypothesis ends in a word boundary
-  bool accepts;                     ///< the hypothesis may end here: after a complete phrase, or before the first
-  mutable std::map<int, const PhraseState*> moves = {};  ///< cache of next states by token; null: not allowed
+  std::u32string places = {};  ///< sorted places in phrases that the last characters may have reached; a few fit a string without allocation
+  bool is_apart = false;       ///< the hypothesis ends in a word boundary
+  bool accepts = false;        ///< the hypothesis may end here: after a complete phrase, or before the first
+  std::uint64_t next = 0;      ///< bits of the characters that may follow; see `bit_of`
 
-  bool operator<(const PhraseState& other) const {
-    return std::tie(places, is_apart, accepts) < std::tie(other.places, other.is_apart, other.accepts);
+  bool operator!=(const PhraseState& other) const {
+    return std::tie(places, is_apart, accepts) != std::tie(other.places, other.is_apart, other.accepts);
   }
 };
 
-/// Automaton of a grammar for a vocabulary.
+/// Automaton of a grammar for a vocabulary. States are made deterministic when a search reaches them.
 class PhraseGraph {
  public:
   /// @param lines of the grammar; see u2moe_stream_options.
   /// @throws GrammarError if a line has invalid syntax, a slot is undefined or contains itself, or a phrase may be empty. It is
   /// also thrown if a phrase has characters that the vocabulary lacks, or if the grammar has no phrases or is too large.
   PhraseGraph(const std::vector<std::string>& lines, const Vocabulary& vocabulary, int blank)
-      : vocabulary_(vocabulary), symbols_(vocabulary), blank_(blank), starts_(vocabulary.word_starts()) {
+      : vocabulary_(vocabulary), symbols_(vocabulary) {
     const std::vector<Phrase> phrases = read(lines);
     if (phrases.empty()) fail("found no phrase, expected at least one");
     for (const std::u32string& symbol : vocabulary.symbols()) spellings_.push_back(with_boundaries(symbol, is_spaceless));
-    for (const std::u32string& spelling : spellings_) longest_ = std::max(longest_, spelling.size());
     add_place(true);
     for (const Phrase& phrase : phrases) {
-      const Places ends = ends_of(phrase.parts, {0}, {}, phrase.name);
+      const Places ends = ends_of(phrase.parts, kRoot, {}, phrase.name);
       if (ends[0] == 0) fail(phrase.name + ": can be empty, expected at least one word");
       for (const std::size_t end : ends) is_end_[end] = true;
     }
-    for (const std::u32string& spelling : spellings_) {
-      const bool is_blank = is_part_.size() == static_cast<std::size_t>(blank);
-      is_part_.push_back(is_blank || within_words_.count(stripped(spelling, is_mark)) > 0);
-    }
-    within_words_ = {};
-    num_tokens_ = static_cast<std::size_t>(std::count(is_part_.begin(), is_part_.end(), true)) + (rest_ >= 0 ? 1 : 0);
+    find_tokens(static_cast<std::size_t>(blank));
   }
 
   /// The vocabulary with an additional token for other words.
@@ -52,21 +46,37 @@ class PhraseGraph {
 
   /// Whether the last word is complete, whatever token follows.
   bool is_whole(const PhraseState& state) const {
-    const auto is_over = [this](std::size_t place) { return arcs_[place].size() == arcs_[place].count(kWordBoundary); };
+    const auto is_over = [this](std::size_t place) { return arcs_[place].empty() || (arcs_[place][0].first == kWordBoundary && arcs_[place].back().first == kWordBoundary); };
     return state.accepts && (state.is_apart || std::all_of(state.places.begin(), state.places.end(), is_over));
   }
 
+  /// State of an empty hypothesis.
+  PhraseState start() const { return state(after(kRoot, kWordBoundary), true, true); }
+
+  /// Whether `token` may follow.
+  bool allows(const PhraseState& from, int token) const {
+    if (token == rest_) return from.accepts && from.places != kRoot;
+    PhraseState to;
+    return (from.next & heads_[static_cast<std::size_t>(token)][from.is_apart]) != 0 && reach(from, token, to);
+  }
+
+  /// State after a token that may follow.
+  PhraseState advance(const PhraseState& from, int token) const {
+    if (token == rest_) return state(kRoot, false, true);
+    PhraseState to;
+    reach(from, token, to);
+    return state(to.places, to.is_apart, to.accepts);
+  }
+
   /// Find the most probable tokens of a row [vocab] among the tokens that occur in the grammar. Return the log-probability of
-  /// `rest` at the start of a word.
-  double find(const float* row, std::size_t beam_size, LikelyTokens& likely) const {
-    std::vector<float> allowed(vocabulary_.size(), -std::numeric_limits<float>::infinity());
-    float start = allowed[0];
-    for (std::size_t token = 0; token < is_part_.size(); ++token) {
-      if (is_part_[token]) allowed[token] = row[token];
-      if (rest_ < 0 || token == static_cast<std::size_t>(blank_)) continue;
-      const float score = row[token] - kRestPenalty;
-      allowed.back() = std::max(allowed.back(), score);
-      if (starts_[token]) start = std::max(start, score);
+  /// `rest` at the start of a word. `allowed` lends its memory.
+  double find(const float* row, std::size_t beam_size, std::vector<float>& allowed, LikelyTokens& likely) const {
+    float start = -kAny;
+    allowed.resize(vocabulary_.size());
+    for (std::size_t token = 0; token < parts_.size(); ++token) allowed[token] = row[token] < parts_[token] ? row[token] : parts_[token];
+    if (rest_ >= 0) {
+      allowed.back() = most(row, words_) - kRestPenalty;
+      start = most(row, starts_) - kRestPenalty;
     }
     likely.find(allowed.data(), allowed.size(), std::min(std::max(beam_size, kMinGrammarTokens), num_tokens_));
     return static_cast<double>(start);
@@ -79,7 +89,7 @@ class PhraseGraph {
     std::vector<std::pair<bool, std::size_t>> following(num + 1, {false, kNone});  // whether a phrase may begin, and its end
     following[num].first = true;
     for (std::size_t begin = num; begin-- > 0;) {
-      const std::pair<Places, bool> read = ends_in(tokens, begin);
+      const std::pair<std::vector<std::size_t>, bool> read = ends_in(tokens, begin);
       const auto is_possible = [&](std::size_t end) { return following[end].first && (is_final || !read.second || end < num); };
       const auto end = std::find_if(read.first.rbegin(), read.first.rend(), is_possible);
       const bool has_end = end != read.first.rend();
@@ -93,8 +103,8 @@ class PhraseGraph {
   }
 
  private:
-  friend class PhraseStates;
-  using Places = std::vector<std::size_t>;
+  using Places = std::u32string;
+  using Arcs = std::vector<std::pair<char32_t, char32_t>>;  // sorted characters with the place that each leads to
   using Parts = std::vector<std::u32string>;  // words, slots, brackets and |
   struct Phrase {
     std::string name;  // for messages
@@ -225,18 +235,16 @@ class PhraseGraph {
 
   Places add_words(const std::u32string& text, Places places, const std::string& what) {
     for (const std::u32string& word : symbols_.spelled<GrammarError>(text, is_spaceless, "grammar: " + what)) {
-      for (std::size_t begin = 0; begin <= word.size(); ++begin) {
-        for (std::size_t size = 0; size <= longest_; ++size) within_words_.insert(word.substr(begin, size));
-      }
+      words_of_phrases_.insert(word);
       for (const char32_t character : kWordBoundary + word) {
-        const Places& first = arcs_[places[0]][character];
-        const auto single = std::find_if(first.begin(), first.end(), [&](std::size_t each) { return places.size() == 1 && is_single_[each]; });
-        std::size_t next = arcs_.size();
-        if (single != first.end()) {
-          next = *single;
+        const auto [first, last] = arcs(places[0], character);
+        const auto single = std::find_if(first, last, [&](const auto& arc) { return places.size() == 1 && is_single_[arc.second]; });
+        auto next = static_cast<char32_t>(arcs_.size());
+        if (single != last) {
+          next = single->second;
         } else {
           if (next >= kMostPlaces) fail(what + ": found more than " + std::to_string(kMostPlaces) + " characters up to here, expected fewer");
-          for (const std::size_t each : places) arcs_[each][character].push_back(next);
+          for (const std::size_t each : places) arcs_[each].insert(arcs(each, character).second, {character, next});
           add_place(places.size() == 1);
         }
         places.assign(1, next);
@@ -245,28 +253,104 @@ class PhraseGraph {
     return places;
   }
 
+  std::pair<Arcs::const_iterator, Arcs::const_iterator> arcs(std::size_t place, char32_t character) const {
+    const auto first = std::lower_bound(arcs_[place].begin(), arcs_[place].end(), std::pair(character, char32_t{0}));
+    return {first, std::find_if(first, arcs_[place].end(), [&](const auto& arc) { return arc.first != character; })};
+  }
+
   Places after(const Places& places, char32_t character) const {
     Places found;
     for (const std::size_t place : places) {
-      if (const auto arc = arcs_[place].find(character); arc != arcs_[place].end()) found.insert(found.end(), arc->second.begin(), arc->second.end());
+      const auto [first, last] = arcs(place, character);
+      std::for_each(first, last, [&](const auto& arc) { found += arc.second; });
     }
-    join(found, {});
+    if (found.size() > 1) join(found, {});
     return found;
   }
+
+  // Set `to` to the places after a token other than `rest`. Return whether the token may follow.
+  bool reach(const PhraseState& from, int token, PhraseState& to) const {
+    to.is_apart = from.is_apart;
+    to.accepts = from.accepts;
+    const Places* places = &from.places;
+    for (const char32_t character : spellings_[static_cast<std::size_t>(token)]) {
+      const bool is_boundary = character == kWordBoundary;
+      if (is_boundary && to.is_apart) continue;
+      to.places = after(*places, character);
+      if (to.places.empty()) return false;
+      const bool is_complete = has_end(to.places);
+      if (is_complete) to.places.insert(0, kRoot);
+      to.accepts = is_complete || (is_boundary && to.accepts);
+      to.is_apart = is_boundary;
+      places = &to.places;
+    }
+    if (places == &from.places) to.places = from.places;
+    return true;
+  }
+
+  PhraseState state(const Places& places, bool is_apart, bool accepts) const {
+    std::uint64_t next = 0;
+    for (const std::size_t place : places) {
+      for (const auto& arc : arcs_[place]) next |= bit_of(arc.first);
+    }
+    return {places, is_apart, accepts, next};
+  }
+
+  // One of 64 bits, which other characters may share.
+  static std::uint64_t bit_of(char32_t character) { return std::uint64_t{1} << character % 64; }
 
   bool has_end(const Places& places) const {
     return std::any_of(places.begin(), places.end(), [this](std::size_t place) { return is_end_[place]; });
   }
 
-  // ---- Phrases in tokens ----
+  // ---- Tokens ----
+
+  void find_tokens(std::size_t blank) {
+    std::size_t longest = 0;
+    for (const std::u32string& spelling : spellings_) longest = std::max(longest, spelling.size());
+    std::unordered_set<std::u32string> within;  // parts of words
+    for (const std::u32string& word : std::exchange(words_of_phrases_, {})) {
+      for (std::size_t begin = 0; begin <= word.size(); ++begin) {
+        for (std::size_t size = 0; size <= longest; ++size) within.insert(word.substr(begin, size));
+      }
+    }
+    const std::vector<unsigned char> starts = vocabulary_.word_starts();
+    for (std::size_t token = 0; token < spellings_.size(); ++token) {
+      const std::u32string& spelling = spellings_[token];
+      const auto head = [&](std::size_t place) { return place < spelling.size() ? bit_of(spelling[place]) : ~std::uint64_t{0}; };
+      heads_.push_back({head(0), head(spelling.find_first_not_of(kWordBoundary))});
+      parts_.push_back(token == blank || within.count(stripped(spelling, is_mark)) > 0 ? kAny : -kAny);
+      words_.push_back(token != blank ? kAny : -kAny);
+      starts_.push_back(token != blank && starts[token] ? kAny : -kAny);
+    }
+    num_tokens_ = static_cast<std::size_t>(std::count(parts_.begin(), parts_.end(), kAny)) + (rest_ >= 0 ? 1 : 0);
+  }
+
+  // Highest score of the tokens in `chosen`, in lanes that compilers compute together.
+  static float most(const float* row, const std::vector<float>& chosen) {
+    constexpr std::size_t num_lanes = 8;
+    float found[num_lanes];
+    std::fill_n(found, num_lanes, -kAny);
+    const auto take = [&](std::size_t lane, std::size_t token) {
+      const float score = row[token] < chosen[token] ? row[token] : chosen[token];
+      found[lane] = found[lane] < score ? score : found[lane];
+    };
+    std::size_t token = 0;
+    for (; token + num_lanes <= chosen.size(); token += num_lanes) {
+      for (std::size_t lane = 0; lane < num_lanes; ++lane) take(lane, token + lane);
+    }
+    for (; token < chosen.size(); ++token) take(0, token);
+    return *std::max_element(found, found + num_lanes);
+  }
 
   // Whether a token can stand between phrases: `rest`, or only a word boundary.
   bool is_between(int token) const { return token == rest_ || spellings_[static_cast<std::size_t>(token)] == std::u32string(1, kWordBoundary); }
 
   // Return where a phrase that begins at `begin` may end, and whether it may continue after the last token.
-  std::pair<Places, bool> ends_in(const std::vector<int>& tokens, std::size_t begin) const {
+  std::pair<std::vector<std::size_t>, bool> ends_in(const std::vector<int>& tokens, std::size_t begin) const {
     if (is_between(tokens[begin])) return {{begin + 1}, false};
-    Places places = after({0}, kWordBoundary), ends;
+    std::vector<std::size_t> ends;
+    Places places = after(kRoot, kWordBoundary);
     bool is_apart = true, is_complete = false;
     for (std::size_t end = begin; end < tokens.size(); ++end) {
       if (tokens[end] == rest_) return {ends, false};
@@ -283,58 +367,20 @@ class PhraseGraph {
   }
 
   static inline const std::u32string kUnknown = U"[unk]";
+  static inline const Places kRoot = Places(1, 0);
+  static constexpr float kAny = std::numeric_limits<float>::infinity();
 
   Vocabulary vocabulary_;
   Symbols symbols_;
-  int blank_, rest_ = -2;
-  std::vector<unsigned char> starts_;  // whether each token begins a word
+  int rest_ = -2;
   std::vector<std::pair<std::u32string, Parts>> slots_;
-  std::vector<std::u32string> spellings_;  // text of each token
-  std::size_t longest_ = 0, num_tokens_ = 0;
-  std::unordered_set<std::u32string> within_words_;
-  std::vector<bool> is_part_;                      // by token: whether a phrase may contain it
-  std::vector<std::map<char32_t, Places>> arcs_;   // by place
-  std::vector<bool> is_single_, is_end_;           // by place: whether only one arc leads to it; whether a phrase ends
-};
-
-/// States of a grammar that a search reaches. The automaton is made deterministic on demand. Not thread-safe.
-class PhraseStates {
- public:
-  explicit PhraseStates(std::shared_ptr<const PhraseGraph> graph) : graph_(std::move(graph)) {}
-
-  const PhraseGraph& graph() const { return *graph_; }
-
-  /// State of an empty hypothesis.
-  const PhraseState* start() const { return start_; }
-
-  /// State after `token`; null if the token is not allowed.
-  const PhraseState* advance(const PhraseState& from, int token) {
-    const auto [move, is_new] = from.moves.try_emplace(token, &from);
-    if (!is_new) return move->second;
-    const PhraseState*& following = move->second;
-    if (token == graph_->rest_) return following = from.accepts && &from != outside_ ? outside_ : nullptr;
-    for (const char32_t character : graph_->spellings_[static_cast<std::size_t>(token)]) following = following ? step(*following, character) : nullptr;
-    return following;
-  }
-
- private:
-  using Places = PhraseGraph::Places;
-
-  const PhraseState* state(Places places, bool is_apart, bool accepts) { return &*states_.insert({std::move(places), is_apart, accepts}).first; }
-
-  const PhraseState* step(const PhraseState& from, char32_t character) {
-    const bool is_apart = character == kWordBoundary;
-    if (is_apart && from.is_apart) return &from;
-    Places places = graph_->after(from.places, character);
-    const bool is_complete = graph_->has_end(places);
-    if (is_complete) places.insert(places.begin(), 0);
-    return places.empty() ? nullptr : state(std::move(places), is_apart, is_complete || (is_apart && from.accepts));
-  }
-
-  std::shared_ptr<const PhraseGraph> graph_;
-  std::set<PhraseState> states_;
-  const PhraseState* const outside_ = state({0}, false, true);  // after other words
-  const PhraseState* const start_ = state(graph_->after({0}, kWordBoundary), true, true);
+  std::unordered_set<std::u32string> words_of_phrases_;  // while the automaton is made
+  std::vector<std::u32string> spellings_;                // text of each token
+  std::vector<std::array<std::uint64_t, 2>> heads_;      // by token: bit of its first character, and the same in a hypothesis that is apart
+  std::vector<float> parts_, words_, starts_;            // by token: kAny if it may be in phrases, in other words, or begin these, else -kAny
+  std::size_t num_tokens_ = 0;                           // in phrases, and `rest`
+  std::vector<Arcs> arcs_;                               // by place
+  std::vector<bool> is_single_, is_end_;                 // by place: whether only one arc leads to it; whether a phrase ends
 };
 
 /// Cache of the automata of a recogniser's most recent grammars, so that streams can share them. Not thread-safe.
