@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from u2moe.export.profiles.conversion import ONE_FILE_LIMIT
 from u2moe.export.profiles.parity import Run, session_of
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import AudioError
@@ -112,7 +113,7 @@ def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str
     for scale in {node.inputs[1] for node in model.graph if node.op_type == "QuantizeLinear"}:
         if scale is not None and (size := array_of(scale)) not in FIXED_SCALES:
             scale.const_value = ir.tensor(size * np.float32(MARGIN), name=scale.name)
-    save_graph(model, target)
+    save_graph(model, target, limit=ONE_FILE_LIMIT)
 
 
 def _is_feed_forward(node: ir.Node) -> bool:
