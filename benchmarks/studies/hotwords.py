@@ -2,6 +2,7 @@
 
     python -m u2moe.benchmarks.studies.hotwords BUNDLE TEST.tsv ...
     python -m u2moe.benchmarks.studies.hotwords BUNDLE COMMANDS.tsv SPEECH.tsv ... --commands
+    python -m u2moe.benchmarks.studies.hotwords BUNDLE TEST.tsv --memory
 
 Rare words of the transcripts stand for names. They are long, and occur in few recordings. Each recording is recognised
 three times: without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists also
@@ -19,9 +20,11 @@ noise and babble are recognised in the same way. Babble is six voices of the sec
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +32,7 @@ import numpy.typing as npt
 
 from u2moe.benchmarks.results.files import publish, read_json
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
+from u2moe.benchmarks.studies.shared.script import peak_memory, recognition_parser, run_script
 from u2moe.runtime import Grammar, Recognizer, Transcript
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
@@ -166,6 +169,18 @@ def measure(
     }
 
 
+def measure_memory(bundle: Path, recording: Recording, listed: Sequence[str]) -> dict[str, int]:
+    """Return the peak memory of processes that recognise a recording with the first words listed, by number."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["transcribe", str(recording.path), "--model", str(bundle)]
+        peaks = {"0": peak_memory(*arguments)}
+        for num in LONG_LISTS:
+            file = Path(folder, f"{num}.txt")
+            file.write_text("\n".join(listed[:num]), encoding="utf-8")
+            peaks[str(num)] = peak_memory(*arguments, "--hotwords", file)
+    return peaks
+
+
 def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
     """Return 24 clips of noise and 24 of babble, each 15 seconds long. Babble is speech played backwards."""
     random = np.random.default_rng(0)
@@ -243,13 +258,16 @@ def _graph(recognizer: Recognizer, hotwords: Sequence[str], weight: float) -> Co
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages: a row for each set and list, and numbers over all sets for the longest lists."""
-    commands = command_values(results["commands"]) if "commands" in results else {}
+    parts = command_values(results["commands"]) if "commands" in results else {}
+    if "memory" in results:
+        rows = [(f"{int(num):,}", f"{most / 1e6:.0f}") for num, most in results["memory"]["peaks"].items()]
+        parts["memory"] = table(("hotwords", "peak memory, MB"), rows)
     if "sets" not in results:
-        return commands
-    rows = []
+        return parts
+    lines = []
     for name, list_len, found in ((name, *item) for name, lists in results["sets"].items() for item in lists.items()):
         without, named, unrelated = found["without"], found["with"], found["unrelated"]
-        rows.append(
+        lines.append(
             (
                 name, list_len, f"{without['num_rare_found']}, {named['num_rare_found']} of {named['num_rare']}",
                 f"{without['wer']:.1%}, {named['wer']:.1%}",
@@ -276,12 +294,12 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             f"errors_unrelated{name}": f"{share(num, 'unrelated', 'num_errors', 'num_words'):.1%}",
         }
     return {
-        "table": table(header, rows),
+        "table": table(header, lines),
         "weight": f"{results['weight']:g}",
         "found_without": f"{share(LIST_LENS[-1], 'without', 'num_rare_found', 'num_rare'):.0%}",
         "errors_without": f"{share(LIST_LENS[-1], 'without', 'num_errors', 'num_words'):.1%}",
         **shown,
-        **commands,
+        **parts,
     }
 
 
@@ -290,6 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = recognition_parser("hotwords", __doc__)
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
     parser.add_argument("--commands", action="store_true", help="measure the first list as commands")
+    parser.add_argument("--memory", action="store_true", help="measure only the memory of long lists")
     parser.add_argument("--most", type=int, help="maximum recordings of each list (default: all)")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
@@ -304,6 +323,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         publish(args.results, found, values, bundle=args.bundle, part="commands")
         return
     model = recognizer.bundle.language_model()
+    if args.memory and model is not None:
+        recordings = read_recordings(args.lists[0])
+        listed = lists_of_all(recordings, LONG_LISTS[-1], model.model.ngrams.words)["with"]
+        peaks = measure_memory(args.bundle, recordings[0], listed)
+        publish(args.results, {"peaks": peaks}, values, bundle=args.bundle, part="memory")
+        return
     sets: dict[str, dict[str, Any]] = {}
     for path in args.lists:
         recordings = read_recordings(path)[: args.most]
@@ -317,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sets[path.stem] = {
             name: measure(recognizer, recordings, weights.get(name, args.weight), own) for name, own in lists.items()
         }
-    kept = {name: part for name, part in read_json(args.results).items() if name == "commands"}
+    kept = {name: part for name, part in read_json(args.results).items() if name in ("commands", "memory")}
     publish(args.results, {"weight": args.weight, "sets": sets, **kept}, values, bundle=args.bundle)
 
 

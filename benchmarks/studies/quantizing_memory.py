@@ -8,8 +8,6 @@ the demo model's clips, calibrated with the recordings of SPEECH.tsv, or with a 
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +16,9 @@ from typing import Any
 from u2moe.benchmarks.instruments.statistics import show_progress
 from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.shared.script import run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import peak_memory, run_script, study_parser
 from u2moe.runtime import Bundle
 
-RUN = """import sys
-from u2moe.benchmarks.instruments import host
-from u2moe.runtime import cli
-code = cli.main(sys.argv[1:]); print(host.status_bytes("VmHWM")); sys.exit(code)"""
 MODES: Mapping[str, Sequence[str]] = {
     "--no-report": ["--no-report"],
     "": [],
@@ -37,10 +31,7 @@ MODES: Mapping[str, Sequence[str]] = {
 def peak(bundle: Path, options: Sequence[str]) -> int:
     """Return the peak resident memory of `u2moe quantize`, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["quantize", bundle, f"{folder}/out", "--recipe", "int8", "--accept-damage", *options]
-        command = [sys.executable, "-c", RUN, *map(str, arguments)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - ourselves
-    return int(done.stdout.split()[-1])
+        return peak_memory("quantize", bundle, f"{folder}/out", "--recipe", "int8", "--accept-damage", *options)
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:

@@ -13,8 +13,6 @@ It should also detect one replaced word, or three missing words, in the text of 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +25,7 @@ import soundfile
 
 from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
+from u2moe.benchmarks.studies.shared.script import peak_memory, recognition_parser, run_script
 from u2moe.runtime import DecodingOptions, Recognizer, Transcript, WordResult
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
@@ -38,8 +36,6 @@ STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4)
 CONDITIONS = {"full": DecodingOptions(), "chunk 16": STREAMED}
 ALIGNED = "full, words given"
 HOUR_S = 3600
-_WITH_MEMORY = """import sys, u2moe.runtime.cli as cli, u2moe.benchmarks.instruments.host as host
-code = cli.main(sys.argv[1:]); print(host.status_bytes("VmHWM")); sys.exit(code)"""
 WORDS_PER_UTTERANCE = 5
 PAUSES_S = (0.05, 0.6)
 _STEP_S = 0.01
@@ -129,8 +125,7 @@ def align_hour(bundle: Path, recognizer: Recognizer, recordings: Sequence[Record
         file, output = Path(folder, "hour.flac"), Path(folder, "hour.json")
         soundfile.write(file, samples + _NOISE * random.standard_normal(len(samples)), RATE)
         file.with_suffix(".txt").write_text("\n".join(texts), encoding="utf-8")
-        command = [sys.executable, "-c", _WITH_MEMORY, "align", str(file), "--model", str(bundle), "-o", str(output)]
-        peak = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)  # noqa: S603 - our own program
+        peak = peak_memory("align", file, "--model", bundle, "-o", output)
         segments = json.loads(output.read_text(encoding="utf-8"))["segments"]
     found = [word["start"] for segment in segments for word in segment["words"]]
     errors = [at - start for at, start in zip(found, starts, strict=True)]

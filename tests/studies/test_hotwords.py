@@ -98,6 +98,21 @@ def test_commands_are_counted_in_each_condition():
     assert "grammar with [unk]" in hotwords.values({"commands": found})["commands"]
 
 
+def test_memory_is_measured_for_each_length(monkeypatch, tmp_path):
+    def peak(*arguments):
+        listed = (
+            arguments[arguments.index("--hotwords") + 1].read_text(encoding="utf-8")
+            if "--hotwords" in arguments
+            else ""
+        )
+        return len(listed.split()) * 10**6
+
+    monkeypatch.setattr(hotwords, "peak_memory", peak)
+    found = hotwords.measure_memory(tmp_path, RECORDINGS[0], [f"W{number}" for number in range(20_000)])
+    assert found == {"0": 0, "1000": 10**9, "10000": 10**10}
+    assert "| 10,000 | 10000 |" in hotwords.values({"memory": {"peaks": found}})["memory"]
+
+
 def test_noise_is_as_loud_as_babble(tmp_path, sound):
     soundfile.write(tmp_path / "a.wav", np.tile(sound, 5), 16_000)
     made = hotwords.noises([Recording(path=tmp_path / "a.wav", transcript="")])

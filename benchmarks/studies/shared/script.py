@@ -1,4 +1,4 @@
-"""The command line of studies: options and errors."""
+"""The command line of studies: options and errors; and ours in processes of their own, with their memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from pathlib import Path
 
 from u2moe.benchmarks.results.files import results_file
 from u2moe.runtime import U2moeError
+
+_PROGRAM = """import sys, u2moe.runtime.cli as cli, u2moe.benchmarks.instruments.host as host
+code = cli.main(sys.argv[1:]); print(host.status_bytes("VmHWM")); sys.exit(code)"""
+
+
+def peak_memory(*arguments: str | Path) -> int:
+    """Run `u2moe` in a process of its own. Return the process's peak resident memory in bytes."""
+    command = [sys.executable, "-c", _PROGRAM, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603 - our own program
+    return int(done.stdout.split()[-1])
 
 
 def study_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
