@@ -106,20 +106,19 @@ def _number(found: Mapping[str, str], name: str) -> float:
     return float(found.get(name, "inf"))
 
 
-def _numbers(content: Mapping[str, Any], case: Case) -> list[float]:
-    """Return the numbers of a row: parameters, active parameters, MB of files, MB of memory, times and ratios.
-
-    Parameters are in millions. Each mode has a time and a ratio. The last numbers are times of both passes together.
-    """
-    start, first = content["starts"][case.key], Case(SMALL, case.format, case.kernels)
-    times = [
-        spread.median
-        for mode in MODES
-        for spread in (factor(content, mode, case), ratio(content, mode, case, first))
-        if spread
-    ]
-    both = [value for mode in (STREAMING, FULL) if (value := both_passes(content, mode, case))]
-    return [*case.parameters, start["files"] / 1e6, start["peak_bytes"]["median"] / 1e6, *times, *both]
+def _row(content: Mapping[str, Any], case: Case) -> list[str]:
+    """Return the row of a case. Times have their ratios to Dense-225M in brackets; "—" if not measured."""
+    start, first, model = content["starts"][case.key], Case(SMALL, case.format, case.kernels), case.model
+    used = f"{content['touched'][model]:.1f}" if model in content["touched"] else ""
+    times = []
+    for mode in MODES:
+        own, share = factor(content, mode, case), ratio(content, mode, case, first)
+        times.append(f"{own.median:.3f} ({share.median:.2f})" if own and share else "—")
+    both = [both_passes(content, mode, case) for mode in (STREAMING, FULL)]
+    total, active = case.parameters
+    return [TITLES[model], f"{total:.0f}/{active:.0f}", used, f"{start['files'] / 1e6:.0f}",
+            f"{start['peak_bytes']['median'] / 1e6:.0f}", *times,
+            "/".join(f"{value:.3f}" if value else "—" for value in both)]  # fmt: skip
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
@@ -127,13 +126,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
     yield f"### {machine_key(content)}"
     yield measured(content)
     for cases in groups():
-        found = {case.model: _numbers(content, case) for case in cases if case.key in content["starts"]}
-        rows = []
-        for model, (total, active, files, peak, *times) in found.items():
-            used = f"{content['touched'][model]:.1f}" if model in content["touched"] else ""
-            shown = [f"{own:.3f} ({share:.2f})" for own, share in zip(times[:-2:2], times[1:-2:2], strict=True)]
-            rows.append([TITLES[model], f"{total:.0f}/{active:.0f}", used, f"{files:.0f}", f"{peak:.0f}",
-                         *shown, f"{times[-2]:.3f}/{times[-1]:.3f}"])  # fmt: skip
+        rows = [_row(content, case) for case in cases if case.key in content["starts"]]
         header = (
             f"{cases[0].format}, {KERNELS[cases[0].kernels]}", "parameters/active, millions", "experts per chunk",
             "files, MB", "memory, MB", *(name for mode, name in MODES.items() if mode != SECOND_PASS),
