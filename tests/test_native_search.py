@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from language_models import random_arpa
 from searches import HOTWORDS, VOCABULARY, random_frames
@@ -73,6 +73,7 @@ def assert_same_commitment(native, python, vocabulary=VOCABULARY):
     has_hotwords=st.booleans(),
     model=st.sampled_from(("", "word", "token", "classes", *GRAMMARS)),
 )
+@example(seed=172, beam_size=14, sizes=[3], penalty=1.5, has_hotwords=False, model="phrases")  # equal, not same, states
 def test_hypotheses_equal_those_of_python(library, fusions, seed, beam_size, sizes, penalty, has_hotwords, model):
     grammar = GRAMMARS.get(model)
     context = ContextGraph(parse_hotwords(HOTWORDS), VOCABULARY) if has_hotwords and grammar is None else None

@@ -119,7 +119,9 @@ def _line(prefix: Prefix, beams: Mapping[Prefix, Beam], least_depth: int) -> Ite
 def _have_same_future(one: Prefix, other: Prefix) -> bool:
     """Return whether further tokens get the same scores after both prefixes."""
     mine, theirs = one.language, other.language
-    if one.token != other.token or one.state != other.state or one.phrase is not other.phrase:
+    if one.token != other.token or one.state != other.state:
+        return False
+    if one.phrase and other.phrase and not one.phrase.equals(other.phrase):
         return False
     return mine is theirs or bool(mine and theirs and (mine.history, mine.begun) == (theirs.history, theirs.begun))
 

@@ -53,6 +53,11 @@ class PhraseState:
         self.accepts = accepts
         self.moves: dict[int, PhraseState | None] = {}
 
+    def equals(self, other: PhraseState) -> bool:
+        """Return whether the same tokens may follow. Equal states may be different objects."""
+        mine = (self.places, self.is_apart, self.accepts)
+        return self is other or mine == (other.places, other.is_apart, other.accepts)
+
 
 class PhraseGraph:
     """The automaton of a grammar for a vocabulary. Thread-safe: at worst, two threads compute the same state.
