@@ -695,6 +695,22 @@ def test_graphs_of_fixed_shape(program, static, talk, name):
     assert f"this bundle supports only chunks of {size} frames and 2 chunks of left context, got" in refused
 
 
+def test_a_runner_of_the_program(check, program, static, bundle, talk, tmp_path):
+    """It replaces static.onnx, which may be missing. Errors name the output."""
+    source = static("moe_tiny")
+    folder = shutil.copytree(source, tmp_path / "static", ignore=shutil.ignore_patterns("static.onnx"))
+    expected = segments(run(program, "--json", "--left-chunks", 2, source, talk))
+    assert len(expected) > 1
+    text, *errors = check("runner", folder, source / "static.onnx", talk, bundle.path).decode().splitlines()
+    assert text == "".join(f"{each['text']}|" for each in expected)
+    shape = json.loads((source / "static.json").read_text())["outputs"][-1]["shape"]
+    assert errors == [
+        f"U2MOE_PROVIDER_ERROR: static: output r_cnn_cache: found NaN or infinity, expected float32 {shape}",
+        "U2MOE_PROVIDER_ERROR: static: the runner returned 7, expected 0",
+        f"U2MOE_INVALID_ARGUMENT: runner needs a bundle of fixed shape, which {bundle.path}/bundle.json is not",
+    ]
+
+
 @pytest.mark.parametrize(("file", "change", "told"), DAMAGED_SHAPES)
 def test_damaged_graphs_of_fixed_shape_are_refused_by_name(program, static, talk, tmp_path, file, change, told):
     folder = damaged(static("moe_tiny"), tmp_path / "damaged", file, change)

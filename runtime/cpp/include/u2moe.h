@@ -45,7 +45,7 @@
  * API version. */
 #define U2MOE_VERSION "0.1.0"
 #define U2MOE_VERSION_NUMBER 100 /* 10000 * major + 100 * minor + patch */
-#define U2MOE_API_VERSION 4
+#define U2MOE_API_VERSION 5
 
 #if defined(_WIN32) && defined(U2MOE_SHARED)
 #ifdef U2MOE_BUILDING
@@ -71,7 +71,7 @@ typedef enum u2moe_error {
   U2MOE_INTEGRITY_ERROR = 4,      /* a file of a bundle does not match its digest */
   U2MOE_AUDIO_ERROR = 5,          /* an invalid sample rate or invalid samples; no samples were accepted */
   U2MOE_STREAM_ERROR = 6,         /* a stream that is finished, has failed, or is used by another thread */
-  U2MOE_PROVIDER_ERROR = 7,       /* onnxruntime is too old, lacks a provider, cannot start it, or failed in a run */
+  U2MOE_PROVIDER_ERROR = 7,       /* onnxruntime is too old or lacks or cannot start a provider, or it or a runner failed */
   U2MOE_KERNELS_ERROR = 8,        /* native kernels are required but cannot run */
   U2MOE_LANGUAGE_MODEL_ERROR = 9, /* a language model that is damaged or not in a known format */
   U2MOE_OUT_OF_MEMORY = 10,
@@ -126,6 +126,20 @@ typedef struct u2moe_provider {
 typedef int32_t (*u2moe_verify_signature)(void *context, const uint8_t *public_key, const uint8_t *message, size_t size,
                                           const uint8_t *signature);
 
+/* A float32 tensor of `static.onnx`, in row-major order. `static.json` lists names and shapes. */
+typedef struct u2moe_tensor {
+  const char *name;
+  const int64_t *shape;
+  size_t rank; /* number of axes */
+  float *data;
+} u2moe_tensor;
+
+/* Runs `static.onnx` for one stream, for example on an NPU. Reads the inputs, in the order of static.json, and writes all values
+ * of the outputs: "output" and the caches. Returns 0, or another number if it failed. Tensors are valid until it returns. The
+ * thread that decodes calls it; threads that decode streams of a recogniser at the same time call it at the same time. */
+typedef int32_t (*u2moe_runner)(void *context, const u2moe_tensor *inputs, size_t num_inputs, const u2moe_tensor *outputs,
+                                size_t num_outputs);
+
 typedef struct u2moe_recognizer_options {
   size_t size;
   int32_t num_threads; /* threads within one operator; default 1 */
@@ -143,6 +157,10 @@ typedef struct u2moe_recognizer_options {
   size_t num_public_keys;
   u2moe_verify_signature verify_signature; /* NULL: OpenSSL, if the library was built with -DU2MOE_SIGNATURES=ON */
   void *verify_context;
+  /* Runs the encoder of a bundle of fixed shape in place of onnxruntime; static.onnx is not opened. `runner_context` must be
+   * valid until the recogniser and all its streams and transcribers are freed. NULL: onnxruntime */
+  u2moe_runner runner;
+  void *runner_context;
 } u2moe_recognizer_options;
 
 /* A file of a bundle in memory. */

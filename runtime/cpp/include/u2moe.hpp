@@ -100,10 +100,23 @@ struct Options : T {
   Options() : T() { check(kInit(this, sizeof(T))); }
 };
 
-using RecognizerOptions = Options<u2moe_recognizer_options, u2moe_recognizer_options_init>;
 using LanguageModelOptions = Options<u2moe_language_model_options, u2moe_language_model_options_init>;
 using VadOptions = Options<u2moe_vad_options, u2moe_vad_options_init>;
 using StreamOptions = Options<u2moe_stream_options, u2moe_stream_options_init>;
+
+/// Runs `static.onnx`; see u2moe_runner. Returns 0, or another number if it failed. An exception ends the program.
+using Runner = std::function<int(const std::vector<u2moe_tensor>& inputs, const std::vector<u2moe_tensor>& outputs)>;
+
+struct RecognizerOptions : Options<u2moe_recognizer_options, u2moe_recognizer_options_init> {
+  /// Set a runner. It must outlive the recogniser and all its streams and transcribers.
+  void set_runner(Runner& function) {
+    runner = [](void* context, const u2moe_tensor* inputs, std::size_t num_inputs, const u2moe_tensor* outputs,
+                std::size_t num_outputs) noexcept -> std::int32_t {
+      return (*static_cast<Runner*>(context))({inputs, inputs + num_inputs}, {outputs, outputs + num_outputs});
+    };
+    runner_context = &function;
+  }
+};
 
 /// Set the function that receives log messages of the library and of onnxruntime; see u2moe_set_log. The function object is
 /// never destroyed.

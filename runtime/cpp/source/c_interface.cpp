@@ -212,7 +212,8 @@ void read_numbers(const T& options, Numbers& numbers) {
 }
 
 const Defaults<u2moe_recognizer_options> kRecognizerOptions{
-    {sizeof(u2moe_recognizer_options), 1, nullptr, nullptr, 0, nullptr, nullptr, 0, nullptr, nullptr}, "u2moe_recognizer_options"};
+    {sizeof(u2moe_recognizer_options), 1, nullptr, nullptr, 0, nullptr, nullptr, 0, nullptr, nullptr, nullptr, nullptr},
+    "u2moe_recognizer_options"};
 const Defaults<u2moe_language_model_options> kLanguageModelOptions{with_defaults<LanguageModelNumbers>(u2moe_language_model_options{}),
                                                                    "u2moe_language_model_options"};
 const Defaults<u2moe_vad_options> kVadOptions{with_defaults<VadNumbers>(u2moe_vad_options{}), "u2moe_vad_options"};
@@ -253,8 +254,13 @@ Settings settings_of(const u2moe_recognizer_options& options) {
       provider.options.emplace_back(needed(each.keys[k], "key of a provider"), needed(each.values[k], "value of a provider"));
     }
   }
-  return Settings(options.num_threads, options.kernels ? options.kernels : "", std::move(providers),
-                  static_cast<const OrtSessionOptions*>(options.session_options));
+  Settings settings(options.num_threads, options.kernels ? options.kernels : "", std::move(providers),
+                    static_cast<const OrtSessionOptions*>(options.session_options));
+  if (!options.runner) return settings;
+  settings.runner = [run = options.runner, context = options.runner_context](const auto& inputs, const auto& outputs) {
+    return run(context, inputs.data(), inputs.size(), outputs.data(), outputs.size());
+  };
+  return settings;
 }
 
 StreamOptions options_of(const u2moe_stream_options& options, const Model& model) {

@@ -28,13 +28,15 @@ struct Chunk {
 };
 
 /// The graphs of a bundle. Threads may share them: onnxruntime sessions allow concurrent calls. All functions throw
-/// ProviderError if onnxruntime fails.
+/// ProviderError if onnxruntime or the program's runner fails.
 class Graphs {
  public:
   /// @throws BundleError if a file is missing or damaged, or onnxruntime rejects it.
   /// @throws ProviderError if a provider does not start.
   /// @throws KernelsError if native kernels cannot run although they are required or the weights are packed for them.
-  Graphs(const Bundle& bundle, const Settings& settings) : m_(bundle.manifest()), env_(ort::environment()) {
+  /// @throws InvalidArgument if the settings have a runner but the bundle has no fixed shapes.
+  Graphs(const Bundle& bundle, const Settings& settings) : m_(bundle.manifest()), runner_(settings.runner), env_(ort::environment()) {
+    if (runner_ && !m_.form) throw InvalidArgument("runner needs a bundle of fixed shape, which " + bundle.path("bundle.json") + " is not");
     Names inputs = {"chunk", "chunk_lens"}, outputs = {"output"};
     const char* const encoder = m_.form ? "static" : "encoder";
     if (m_.streaming && !m_.form) {
@@ -49,10 +51,11 @@ class Graphs {
     // Start sessions one after another, since onnxruntime crashes if two start at once when memory is short. While onnxruntime
     // loads the smallest graph, another thread reads and verifies the largest file.
     const auto read = [&bundle](const char* graph) { return bundle.verified(file_of(bundle, graph)); };
-    std::future<std::string> largest = std::async([&] { return read(encoder); });
+    std::future<std::string> largest = std::async([&] { return runner_ ? "" : read(encoder); });
     features_ = open(bundle, settings, "features", read("features"), {"samples"}, {"features"});
-    encoder_ = open(bundle, settings, encoder, largest.get(), inputs, outputs);
-    for (std::size_t i = 0; static_ && i < inputs.size(); ++i) {
+    if (runner_) encoder_ = {"static", inputs, outputs, {}, {}};
+    else encoder_ = open(bundle, settings, encoder, largest.get(), inputs, outputs);
+    for (std::size_t i = 0; encoder_.session && static_ && i < inputs.size(); ++i) {
       const std::string found = shown(ort::input_shape(*encoder_.session, i)), expected = shown(static_->shape(inputs[i]));
       if (found != expected) throw BundleError(encoder_.path + ": input " + inputs[i] + ": is " + found + ", expected " + expected);
     }
@@ -176,10 +179,10 @@ class Graphs {
     return scores;
   }
 
-  /// Return the kernels of the encoder. Their member `refused` lists, for all graphs, the functions that native kernels
-  /// cannot run, such as "Int8Attention of encoder".
+  /// Return the kernels of the encoder or, if a runner runs it, of the CTC head. Their member `refused` lists, for all graphs, the
+  /// functions that native kernels cannot run, such as "Int8Attention of encoder".
   Kernels kernels() const {
-    Kernels all = encoder_.kernels;
+    Kernels all = (runner_ ? ctc_ : encoder_).kernels;
     all.refused.clear();
     for (const auto& [name, graph] : {std::pair("encoder", &encoder_), {"ctc", &ctc_}, {"decoder", &decoder_}}) {
       for (const auto& [function, reason] : graph->kernels.refused) all.refused.emplace(function + " of " + name, reason);
@@ -202,13 +205,38 @@ class Graphs {
       static_->begin_history(m_.caches[i], position, ort::data_of<float>(*caches.tensors[i].value));
       inputs.push_back(std::move(caches.tensors[i].value));
     }
-    ort::Values found = run(encoder_, inputs);
+    ort::Values found = runner_ ? run_own(inputs) : run(encoder_, inputs);
     for (std::size_t i = 0; i < m_.caches.size(); ++i) caches.tensors[i] = {{}, std::move(found[1 + i])};
     caches.offset = position / m_.frame_reduction + num;
     caches.num_cached = std::min(caches.num_cached + num, static_->num_left());
     Floats output = ort::numbers_of<float>(*found[0]);
     output.resize(static_cast<std::size_t>(num * m_.output_size));
     return output;
+  }
+
+  // Run `static.onnx` with the program's runner.
+  ort::Values run_own(const ort::Values& inputs) const {
+    ort::Values found;
+    for (const std::string& name : encoder_.outputs) found.push_back(ort::own_tensor(static_->shape(name)));
+    const std::vector<u2moe_tensor> outputs = tensors(encoder_.outputs, found);
+    for (const u2moe_tensor& each : outputs) std::fill_n(each.data, ort::count(static_->shape(each.name)), std::nanf(""));
+    const int status = runner_(tensors(encoder_.inputs, inputs), outputs);
+    if (status) throw ProviderError("static: the runner returned " + std::to_string(status) + ", expected 0");
+    for (const u2moe_tensor& each : outputs) {
+      const ort::Shape& shape = static_->shape(each.name);
+      if (std::all_of(each.data, each.data + ort::count(shape), [](float value) { return std::isfinite(value); })) continue;
+      throw ProviderError(std::string("static: output ") + each.name + ": found NaN or infinity, expected " + shown(shape));
+    }
+    return found;
+  }
+
+  std::vector<u2moe_tensor> tensors(const std::vector<std::string>& names, const ort::Values& values) const {
+    std::vector<u2moe_tensor> all;
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      const ort::Shape& shape = static_->shape(names[i]);
+      all.push_back({names[i].c_str(), shape.data(), shape.size(), ort::data_of<float>(*values[i])});
+    }
+    return all;
   }
 
   template <class Items>
@@ -380,6 +408,7 @@ class Graphs {
 
   Manifest m_;
   std::optional<StaticEncoder> static_;  // of a bundle with fixed shapes
+  Runner runner_;                        // empty: onnxruntime
   ort::Owned<OrtEnv> env_;
   Graph features_, encoder_, ctc_, decoder_;
 };

@@ -128,6 +128,13 @@ Owned<OrtValue> tensor(std::vector<T>& data, const Shape& shape) {
   return made<OrtValue>(api().CreateTensorWithDataAsOrtValue, memory.get(), data.data(), data.size() * sizeof(T), shape.data(), shape.size(), type);
 }
 
+/// Create a float tensor that owns its data.
+inline Owned<OrtValue> own_tensor(const Shape& shape) {
+  OrtAllocator* allocator = nullptr;
+  check(api().GetAllocatorWithDefaultOptions(&allocator));
+  return made<OrtValue>(api().CreateTensorAsOrtValue, allocator, shape.data(), shape.size(), ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+}
+
 template <class... Tensors>
 Values values(Tensors... tensors) {
   Values all;
@@ -158,9 +165,8 @@ const T* data_of(const OrtValue& value) {
 
 template <class T>
 std::vector<T> numbers_of(const OrtValue& value) {
-  const std::size_t num = count(shape_of(value));
   const T* first = data_of<T>(value);
-  return num ? std::vector<T>(first, first + num) : std::vector<T>();
+  return {first, first + count(shape_of(value))};
 }
 
 /// Run a session. `values` are in the order of `inputs`, and the results in the order of `outputs`.

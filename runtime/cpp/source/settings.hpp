@@ -18,6 +18,9 @@ struct Provider {
   std::vector<std::pair<std::string, std::string>> options;
 };
 
+/// Function of the program that runs `static.onnx`; see u2moe_runner.
+using Runner = std::function<int(const std::vector<u2moe_tensor>& inputs, const std::vector<u2moe_tensor>& outputs)>;
+
 /// Native kernels of a graph, or the reason why they are not used.
 struct Kernels {
   bool native = false;
@@ -94,6 +97,8 @@ class Settings {
   const std::string& wanted_kernels() const { return wanted_; }
   const std::vector<Provider>& providers() const { return providers_; }
   bool are_of_the_caller() const { return caller_ != nullptr; }
+
+  Runner runner;  ///< empty: onnxruntime runs `static.onnx`
 
   bool is_cpu() const { return providers_.size() == 1 && providers_[0].name == kCpu; }
 

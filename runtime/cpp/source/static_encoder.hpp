@@ -19,6 +19,7 @@ class StaticEncoder {
   explicit StaticEncoder(const Bundle& bundle) : m_(bundle.manifest()), form_(*m_.form) {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     shapes_["chunk"] = {1, form_.chunk_size * m_.subsampling_rate - rate + m_.right_context + 1, m_.feature_size};
+    shapes_["output"] = {1, form_.chunk_size, m_.output_size};
     names_.push_back("chunk");
     for (const StaticForm::Rate& each : form_.rates) {
       const std::int64_t num_keys = (form_.num_left_chunks + 1) * frames(each.step);
@@ -28,6 +29,7 @@ class StaticEncoder {
     for (const CacheLayout& cache : m_.caches) {
       const ort::Shape& own = cache.shape;
       add(cache.name, cache.time_axis < 0 ? ort::Shape{1, own[0] * own[3], own[2]} : ort::Shape{1, own[0] * own[2], left(step(cache)), own[4]});
+      shapes_["r_" + cache.name] = shapes_[cache.name];
       if (cache.time_axis >= 0) {
         starts_[cache.name].resize(ort::count(shapes_[cache.name]));
         continue;
@@ -42,6 +44,7 @@ class StaticEncoder {
 
   /// Names of the graph's inputs, in order.
   const std::vector<std::string>& names() const { return names_; }
+  /// Shape of an input or output.
   const ort::Shape& shape(const std::string& name) const { return shapes_.at(name); }
 
   /// Initial value of a cache.
