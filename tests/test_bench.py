@@ -1,6 +1,7 @@
 """`u2moe bench` as a whole: content of a report, and how it is shown, drawn, saved and compared."""
 
 import copy
+import dataclasses
 import json
 import re
 import subprocess
@@ -15,9 +16,11 @@ import soundfile
 from u2moe.benchmarks.bench import plan as suite
 from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio, values
 from u2moe.benchmarks.bench.costs import WORK, costs_picture, costs_table
+from u2moe.benchmarks.bench.gate import verdicts
 from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.benchmarks.instruments import rates
+from u2moe.export import convert_static
 from u2moe.quantize.inspection import count_parameters
 from u2moe.runtime import AudioError, Bundle, DecodingOptions, ProviderError, cli
 from u2moe.runtime.corpus.lists import Recording
@@ -144,6 +147,37 @@ sys.exit(main(["bench", {str(bundle.path)!r}, "--quick", "--repetitions", "1"]))
     assert "not measured without onnx-ir: bound, experts, numbers of parameters; to install it: pip" in done.stdout
     assert "real-time factor" in done.stdout
     assert "10^9 multiply-adds" not in done.stdout
+
+
+@pytest.mark.parametrize("left", [4, 2])
+def test_a_graph_of_fixed_shape_has_one_mode_which_its_source_shares(
+    left, exported, recordings, tmp_path, monkeypatch, capsys
+):
+    source, file, mode = exported("moe_tiny"), tmp_path / "report.json", f"chunk 16, left {left}"
+    static = convert_static(source, tmp_path / "static", num_left_chunks=left).path
+    own = [recordings[0].path, recordings[0].transcript]
+    (tmp_path / "list.tsv").write_text("\t".join(map(str, own)), encoding="utf-8")
+    monkeypatch.setattr(rates, "_CALL_S", 0.005)
+    monkeypatch.setitem(PLANS, "quick", dataclasses.replace(PLANS["quick"], repetitions=1, paced_s=0.3))
+    beside = [source] if left == 2 else []
+    arguments = [static, *beside, "--quick", "--list", tmp_path / "list.tsv", "-o", file]
+    assert cli.main(["bench", *map(str, arguments)]) == 0
+    out, report = capsys.readouterr().out, read_report(file)
+    for section, others in (("speed", MODES), ("latency", MODES[1:])):
+        expected = {"static": {mode}, **{path.name: {*others, mode} for path in beside}}
+        found = {name: {each["mode"] for each in report[section] if each["bundle"] == name} for name in expected}
+        assert found == expected
+    assert list(report["costs"]["static"]["work"]) == ["streaming", "second-pass"][left == 2 :]
+    counted = ({entry["bundle"] for entry in report["bound"]}, set(report["experts"]))
+    assert counted == ({path.name for path in beside},) * 2
+    assert f"\nstatic: {report['fixed_shapes']['static']}\n" in out
+    assert len({str(entry["words"]) for entry in report["speed"] if entry["mode"] == mode}) == 1
+    if beside:
+        assert re.match(f"time static / {source.name} = .*, {mode}, 1 thread\n", out)
+    other = json.loads(json.dumps(report).replace(mode, "chunk 9, left 1").replace(MODES[0], "").replace(MODES[1], ""))
+    assert time_ratio(report, other)[0].endswith(f", {mode} and chunk 9, left 1, 1 thread")
+    with pytest.raises(ValueError, match="in the same mode, and the bundles share none"):
+        list(verdicts({"words": 1.0}, report, other))
 
 
 def test_a_report_equals_itself(report, saved):

@@ -47,7 +47,8 @@ def read_report(file: Path) -> dict[str, Any]:
 def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread]:
     """Return the ratio of the times of two bundles: as text, and as a number with an interval.
 
-    The times are those with full context and the first number of threads.
+    The times are those with the first number of threads, in the first mode of the first bundle that the second also
+    has, usually full context. Without such a mode, they are those of the first mode of each, and the text names both.
 
     Args:
         report: report of one or two bundles. Without `other`, the times of the first bundle are divided by those of the
@@ -58,9 +59,11 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
     Raises:
         ValueError: `report` has only one bundle, and `other` is None.
     """
-    found = [
-        next(entry for entry in in_order(source) if entry["bundle"] == name) for source, name in compared(report, other)
-    ]
+    ours, theirs = (
+        [entry for entry in in_order(source) if entry["bundle"] == name] for source, name in compared(report, other)
+    )
+    pairs = ([one, two] for one in ours for two in theirs if one["mode"] == two["mode"])
+    found = next(pairs, [ours[0], theirs[0]])
     if other is None:
         ratio = ratio_of_sums(*(np.array(entry["seconds"]) for entry in found))
     else:
@@ -69,7 +72,8 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
         ratio = Spread(median=one["median"] / two["median"], low=low, high=high, count=one["count"])
     names = " / ".join(entry["bundle"] for entry in found)
     kind = "95 %" if other is None else "quartiles, not measured in turns"
-    text = f"time {names} = {ratio.median:.3f} ({kind}: {ratio.low:.3f} to {ratio.high:.3f}), {found[0]['mode']}"
+    text = f"time {names} = {ratio.median:.3f} ({kind}: {ratio.low:.3f} to {ratio.high:.3f}), "
+    text += " and ".join(dict.fromkeys(entry["mode"] for entry in found))
     return f"{text}, {count_threads(found[0]['threads'])}", ratio
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from u2moe.benchmarks.bench.terminal import Report, table
-from u2moe.benchmarks.instruments.probe import Probe, Samples
+from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, timed
 from u2moe.benchmarks.instruments.workload import (
     CHUNK_SIZE,
     NUM_CHUNKS,
+    NUM_LEFT_CHUNKS,
     NUM_STREAMS,
     NUM_WARM_CHUNKS,
     UTTERANCE_S,
@@ -41,7 +42,7 @@ def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], re
     Returns:
         For each bundle, `work` and `parameters`. `work` maps each kind of work that the bundle supports to its
         real-time factor. `parameters` contains the `total` number of parameters and the number `active` for one token.
-        `parameters` is None if weights are packed or the extra [tools] is not installed.
+        `parameters` is None if weights are packed, the shape is fixed or the extra [tools] is not installed.
     """
     found: dict[str, Any] = {name: {"parameters": _parameters(probe), "work": {}} for name, probe in probes.items()}
     for kind, title in WORK.items():
@@ -53,7 +54,7 @@ def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], re
 
 
 def _parameters(probe: Probe) -> dict[str, int] | None:
-    if find_spec("onnx_ir") is None:
+    if find_spec("onnx_ir") is None or probe.model.config.static is not None:
         return None
     from u2moe.quantize.inspection import count_parameters  # noqa: PLC0415 - needs the extra tools
 
@@ -63,7 +64,9 @@ def _parameters(probe: Probe) -> dict[str, int] | None:
 def _does(probe: Probe, kind: str) -> bool:
     config = probe.model.config
     is_able = config.streaming and config.whole_chunk(CHUNK_SIZE) == CHUNK_SIZE
-    return {"full": True, "second-pass": probe.model.has_decoder}.get(kind, is_able)
+    if (fixed := Mode.fixed(config)) is not None:
+        is_able = kind == "streaming" and fixed == Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)
+    return {"full": fixed is None, "second-pass": probe.model.has_decoder}.get(kind, is_able)
 
 
 def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run, float]:

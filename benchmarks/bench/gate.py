@@ -119,6 +119,8 @@ def _words(report: Report, other: Report | None) -> Costs:
          if (entry["bundle"], entry["threads"]) == (name, count)}
         for (source, name), count in zip(pair, threads, strict=True)
     ]  # fmt: skip
+    if not modes[0].keys() & modes[1].keys():
+        raise ValueError("word errors can only be compared in the same mode, and the bundles share none")
     for mode in [mode for mode in modes[0] if mode in modes[1]]:
         one, two = (each[mode] for each in modes)
         if not {"errors", "lengths"} <= one.keys() & two.keys():

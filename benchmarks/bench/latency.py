@@ -22,19 +22,18 @@ Wait = tuple[float, float]
 
 
 def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], mode: Mode) -> list[dict[str, Any]]:
-    """Recognise recordings in real time with each streaming bundle in turn.
+    """Recognise recordings in real time with each bundle in turn.
 
     Returns:
         One entry for each bundle; see `summary`.
     """
-    able = {name: probe for name, probe in probes.items() if probe.model.config.streaming}
-    observed: dict[str, list[Observation]] = {name: [] for name in able}
+    observed: dict[str, list[Observation]] = {name: [] for name in probes}
     # Warm up with the first recording at full speed.
-    for probe in able.values():
+    for probe in probes.values():
         probe.recognise(recordings[0], mode)
     for number, samples in enumerate(recordings, start=1):
         show_progress(f"paced, {mode.name}, recording {number} of {len(recordings)}")
-        for name, probe in able.items():
+        for name, probe in probes.items():
             observed[name].append(probe.recognise(samples, mode, paced=True))
     return [
         {
@@ -44,7 +43,7 @@ def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], 
             **summary(observed[name], probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0),
             "endpoint_silence_s": _silence(probe.options.endpoint),
         }
-        for name, probe in able.items()
+        for name, probe in probes.items()
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,6 +42,10 @@ _PROCESSES = 5
 """Maximum number of fresh processes per bundle."""
 _PROFILED_S = 10.0
 """Seconds after which the longest recording is cut for profiling."""
+_FIXED = (
+    "the graph has a fixed shape for one stream, {}; not measured: full context, other chunks, batches (other shapes), "
+    "bound (nodes belong to no part), experts (all are computed), numbers of parameters (two graphs have the CTC head)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +76,16 @@ class Plan:
         if self.repetitions < 1:
             raise ValueError(f"repetitions must be at least 1, got {self.repetitions}")
 
-    def modes(self, bundle: Bundle) -> list[Mode]:
-        """Return the modes of this plan that a bundle supports."""
+    def modes(self, bundle: Bundle, fixed: Iterable[Mode] = ()) -> list[Mode]:
+        """Return the modes that a bundle supports: those of this plan, and of `fixed`, the modes of fixed shapes."""
+        config = bundle.manifest.model
+        if (own := Mode.fixed(config)) is not None:
+            return [own]
         streaming = [
             Mode(chunk_size=size, num_left_chunks=left) for size in self.chunk_sizes for left in self.left_chunks
         ]
-        return [Mode(), *(streaming if bundle.manifest.model.streaming else ())]
+        streaming += [mode for mode in fixed if mode.chunk_size == config.whole_chunk(mode.chunk_size or 0)]
+        return list(dict.fromkeys([Mode(), *(streaming if config.streaming else ())]))
 
     def live_modes(self) -> list[Mode]:
         """Return the modes to measure in real time."""
@@ -119,6 +127,8 @@ def run_suite(
         other_cores: mean number of cores that other processes used during the measurements.
         left_out: measurements that were skipped because the extra [tools] is not installed.
         without_bound: bundles with weights packed for native kernels. Their products cannot be counted.
+        fixed_shapes: the measurements that are missing for bundles of fixed shape, and why, by bundle. They have one
+            mode, which is measured for all bundles that support it.
         kernels: kernels of each bundle; see `Kernels.data`.
         speed: entries of `speed.measure_speed`, each with its `threads`.
         latency: entries of `latency.measure_latency`, in real time, with the first number of threads.
@@ -138,6 +148,8 @@ def run_suite(
         raise ValueError(f"bundles must have the same sample rate, got {sorted(rates_hz)} Hz")
     sample_rate = rates_hz.pop()
     samples = [_read(recording.path, bundles.values()) for recording in recordings]
+    fixed = {name: mode for name, bundle in bundles.items() if (mode := Mode.fixed(bundle.manifest.model))}
+    modes = {name: plan.modes(bundle, fixed.values()) for name, bundle in bundles.items()}
     others = OtherLoad()
     report: dict[str, Any] = {
         "format": FORMAT,
@@ -154,6 +166,7 @@ def run_suite(
         "bundles": {name: _describe(bundle.manifest) for name, bundle in bundles.items()},
         "left_out": [] if find_spec("onnx_ir") else ["bound", "experts", "numbers of parameters"],
         "without_bound": [name for name, bundle in bundles.items() if PACKED in bundle.manifest.quantization],
+        "fixed_shapes": {name: _FIXED.format(mode.name) for name, mode in fixed.items()},
         **{section: [] for section in ("speed", "latency", "rates", "bound")},
     }
     has_bound = not report["left_out"] and report["providers"] == [DEFAULT_PROVIDER]
@@ -165,18 +178,18 @@ def run_suite(
         entries = measure_speed(
             probes,
             samples,
-            {name: plan.modes(bundle) for name, bundle in bundles.items()},
+            modes,
             transcripts=[recording.transcript for recording in recordings],
             repetitions=plan.repetitions,
         )
         if index == 0:
             report["costs"] = measure_costs(probes, samples, plan.repetitions)
         paced = _first_seconds(samples, int(plan.paced_s * sample_rate)) if index == 0 else []
-        for mode in plan.live_modes() if paced else ():
-            found = measure_latency(probes, paced, mode)
+        for mode in dict.fromkeys([*plan.live_modes(), *fixed.values()]) if paced else ():
+            found = measure_latency({name: probes[name] for name in probes if mode in modes[name]}, paced, mode)
             report["latency"] += [{"threads": num_threads, **entry} for entry in found]
         report["speed"] += [{"threads": num_threads, **entry} for entry in entries]
-        countable = {name: item for name, item in probes.items() if name not in report["without_bound"]}
+        countable = {name: item for name, item in probes.items() if name not in {*report["without_bound"], *fixed}}
         if has_bound and countable:
             _add_bound(report, countable, num_threads, samples, plan)
     report["footprint"] = measure_footprint(
@@ -185,7 +198,8 @@ def run_suite(
         settings=dataclasses.replace(settings, num_threads=plan.threads[0]),
         repetitions=min(plan.repetitions, _PROCESSES),
     )
-    report["experts"] = {} if report["left_out"] else _experts(bundles, samples, plan)
+    routed = {name: bundle for name, bundle in bundles.items() if name not in fixed}
+    report["experts"] = {} if report["left_out"] else _experts(routed, samples, plan)
     report["other_cores"] = others.cores()
     return dict(json.loads(json.dumps(report)))  # the same types as in a report read from a file
 

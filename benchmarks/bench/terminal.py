@@ -74,6 +74,7 @@ def _head(report: Report) -> Iterator[str]:
         yield f"not measured without onnx-ir: {', '.join(left_out)}; to install it: {install_command('tools')}"
     if packed := report["without_bound"]:
         yield f"no bound for {', '.join(packed)}: products of packed weights cannot be counted"
+    yield from (f"{name}: {reason}" for name, reason in report.get("fixed_shapes", {}).items())
     for name, bundle in report["bundles"].items():
         size = report["footprint"][name]["disk"]["files"]
         yield f"{name}: {bundle['recipe']}, {size / 1e6:.1f} MB, kernels: {report['kernels'][name]['description']}"

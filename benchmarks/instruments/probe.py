@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer, Result
+from u2moe.runtime.bundle.files import BundleFiles
+from u2moe.runtime.bundle.manifest import ModelConfig
 from u2moe.runtime.decoding.context import Hotwords
 from u2moe.runtime.decoding.pipeline import Observer
-from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.model.device import DeviceArray
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
@@ -29,6 +30,8 @@ from u2moe.runtime.text.vocabulary import join_texts
 Samples = npt.NDArray[np.float32]
 
 STAGES = ("features", "encoder", "ctc", "search", "rescoring", "other")
+_GRAPHS = {"encoder": "encoder", "static": "encoder", "ctc": "ctc", "decoder": "rescoring"}
+"""The stage of each graph. A graph of fixed shape also contains the CTC head."""
 BUFFER_S = 0.1
 """Seconds of audio that a live source delivers at once, as in `u2moe transcribe --stream`."""
 WHOLE_BUFFER_S = 10.0
@@ -46,6 +49,12 @@ class Mode:
 
     chunk_size: int | None = None
     num_left_chunks: int = -1
+
+    @classmethod
+    def fixed(cls, config: ModelConfig) -> Mode | None:
+        """Return the only mode of a graph of fixed shape; None for other graphs."""
+        form = config.static
+        return form if form is None else cls(chunk_size=form.chunk_size, num_left_chunks=form.num_left_chunks)
 
     @property
     def name(self) -> str:
@@ -133,11 +142,10 @@ class Stopwatch:
 class TimedSession(Session):
     """A session whose runs are timed as a stage."""
 
-    def __init__(self, stage: str, watch: Stopwatch, *session: Any) -> None:
-        """Create a session from `session`, the arguments of `Session`. `watch` adds the time of all runs to `stage`."""
-        super().__init__(*session)
-        self._stage = stage
-        self._watch = watch
+    def __init__(self, watch: Stopwatch, *session: Any, files: BundleFiles) -> None:
+        """Create a session from `session` and `files`, the arguments of `Session`. `watch` adds the times of runs."""
+        super().__init__(*session, files=files)
+        self._watch, self._stage = watch, _GRAPHS[self.graph.name]
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, Any]:
         """Return the outputs for the inputs `feeds`, both by name."""
@@ -152,7 +160,6 @@ class Probe:
         BundleError: the bundle is damaged.
         ProviderError: a provider is not installed or did not start.
         StreamError: the bundle does not support the search.
-        UnsupportedError: the bundle's graph has a fixed shape.
     """
 
     def __init__(
@@ -169,22 +176,9 @@ class Probe:
         """
         self.bundle = bundle
         self.watch = Stopwatch()
-        if bundle.manifest.model.static is not None:
-            raise UnsupportedError(
-                f"{bundle.path}: model.static: a graph of fixed shape is for a device and cannot be measured here; "
-                "measure the bundle from which it was converted"
-            )
-        settings = settings or SessionSettings()
-        stages = {"encoder": "encoder", "ctc": "ctc", "decoder": "rescoring"}
-        sessions = {
-            graph.name: TimedSession(
-                stages[graph.name], self.watch, bundle.path / graph.file, graph, bundle.manifest, settings
-            )
-            for graph in bundle.manifest.model.graphs()
-        }
-        self.kernels = {name: session.kernels for name, session in sessions.items()}
-        three = (sessions["encoder"], sessions["ctc"], sessions.get("decoder"))
-        self.model = Model(bundle.manifest, *three, search_library=settings.search_library)
+        create = partial(TimedSession, self.watch)
+        self.model = Model.load(BundleFiles(bundle.path), bundle.manifest, settings, create=create)
+        self.kernels = {session.graph.name: session.kernels for session in self.model.sessions}
         self.options = replace(options or DecodingOptions(), endpoint=bundle.manifest.decoding.endpoint)
         observer = Observer(features=partial(self.watch, "features"), searching=partial(self.watch, "search"))
         self.recognizer = Recognizer(bundle, self.model, self.options, hotwords=hotwords, observer=observer)

@@ -68,7 +68,7 @@ def interleaved(
     """
     results: dict[Key, list[Measured]] = {key: [] for key in cases}
     begin = time.monotonic()
-    for number in range(-warm_up, repetitions):
+    for number in range(-warm_up, repetitions) if cases else ():
         done, elapsed = number + warm_up, time.monotonic() - begin
         left = f", {elapsed / done * (repetitions - number):.0f} s left" if done else ""
         show_progress(f"{title}: " + ("warm-up" if number < 0 else f"round {number + 1} of {repetitions}") + left)

@@ -79,12 +79,13 @@ class Model:
         manifest: Manifest,
         settings: SessionSettings | None = None,
         runner: Runner | None = None,
+        create: Callable[..., Session] = Session,
     ) -> Model:
-        """Create the sessions; see `Bundle.load`."""
+        """Create the sessions with `create`, which has the arguments of `Session`; see `Bundle.load`."""
         settings, config = settings or SessionSettings(), manifest.model
 
         def session(graph: Graph, settings: SessionSettings) -> Session:
-            return Session(files.folder / graph.file, graph, manifest, settings, files=files)
+            return create(files.folder / graph.file, graph, manifest, settings, files=files)
 
         first, *rest = config.graphs()
         encoder: Session | StaticEncoder
@@ -106,10 +107,15 @@ class Model:
         return self.encoder.providers
 
     @property
+    def sessions(self) -> list[Session]:
+        """Sessions of all graphs, except for an encoder with an external runner."""
+        return [*self.encoder.sessions, self._ctc, *([self._decoder] if self._decoder else [])]
+
+    @property
     def kernels(self) -> Kernels:
         """Kernels of the encoder. `refused` contains the functions refused in any graph."""
-        sessions = [*self.encoder.sessions, self._ctc, *([self._decoder] if self._decoder else [])]
-        return sessions[0].kernels.with_refused_of({session.graph.name: session.kernels for session in sessions})
+        kernels = {session.graph.name: session.kernels for session in self.sessions}
+        return self.sessions[0].kernels.with_refused_of(kernels)
 
     @property
     def has_decoder(self) -> bool:
