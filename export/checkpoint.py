@@ -209,12 +209,15 @@ def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig)
         stated[BLANK] = config.blank
     for symbol, token in stated.items():
         if symbol in tokens and tokens.index(symbol) != token:
-            raise CheckpointError(f"{path}: {symbol} is {tokens.index(symbol)}, expected {token} as in {CONFIG_FILE}")
+            raise CheckpointError(
+                f"{path}: {symbol} has id {tokens.index(symbol)}, expected {token} as in {CONFIG_FILE}"
+            )
     ends = {stated[symbol] for symbol in ("<sos>", "<eos>") if symbol in stated}
     if ends and BOTH_ENDS in tokens and tokens.index(BOTH_ENDS) not in ends:
         expected = " or ".join(map(str, sorted(ends)))
         raise CheckpointError(
-            f"{path}: {BOTH_ENDS} is {tokens.index(BOTH_ENDS)}, expected {expected} as <sos> and <eos> in {CONFIG_FILE}"
+            f"{path}: {BOTH_ENDS} has id {tokens.index(BOTH_ENDS)}, "
+            f"expected {expected} as for <sos> and <eos> in {CONFIG_FILE}"
         )
 
 
@@ -232,7 +235,7 @@ def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> 
 
 
 def _as_words(tokens: list[str], architecture: Architecture) -> list[str]:
-    """Put the mark that starts a word before each token except blank, sos and eos."""
+    """Put the word-start mark in front of every token except blank, sos and eos."""
     silent = {architecture.blank, architecture.sos, architecture.eos}
     return [token if index in silent else WORD_START + token for index, token in enumerate(tokens)]
 

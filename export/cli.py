@@ -64,7 +64,7 @@ def add_convert(subparsers: Subparsers) -> None:
         "a bundle.",
     )
     parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
-    parser.add_argument("out", help="folder to write")
+    parser.add_argument("out", help="folder to write the graphs to")
     parser.add_argument("--profile", choices=PROFILES, required=True)
     parser.add_argument("--ort", action="store_true", help=_ORT_HELP)
     parser.add_argument(

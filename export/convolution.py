@@ -71,7 +71,7 @@ class ConvolutionModule(nn.Module):
 
 
 def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.Value | None:
-    """Return the initial history frame of each convolution [modules, 1, 1, channels]; None if it has no history."""
+    """Return the initial history frame of each convolution [modules, 1, 1, channels]; None if they have no history."""
     if not modules or not modules[0].config.has_history:
         return None
     shape = (len(modules), 1, 1, modules[0].config.channels)
@@ -83,7 +83,7 @@ def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.V
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The frames that convolutions see beyond their input, for one convolution of each block.
+    """The frames that a convolution sees beyond its input, for one convolution in every block.
 
     Attributes:
         histories: frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that

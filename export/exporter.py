@@ -96,7 +96,7 @@ def export_random(
         out: folder to write; left unchanged on failure.
         vocab_size: number of tokens; None: as in the file, or 5000.
         seed: the same seed yields the same weights.
-        change: changes layers of the network, for networks that no train.yaml describes.
+        change: a function that changes layers of the network, for networks that no train.yaml describes.
         overwrite: replace an existing bundle.
         progress: called with a line for each step.
 
@@ -162,7 +162,7 @@ def validate_bundle(
 
 
 def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
-    """Return the manifest for a bundle of this checkpoint, without its files."""
+    """Return the manifest for a bundle of this checkpoint. Its list of files is empty."""
     return Manifest(
         model=checkpoint.model_config(),
         features=checkpoint.features,

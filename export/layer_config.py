@@ -93,7 +93,7 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
         norm=read_norm(conf),
         pre_norm=not has_order or conf.flag("normalize_before", default=True),
         final_norm=not has_convolution or conf.flag("final_norm", default=True),
-        # a negative size means that there is none, as in WeNet
+        # as in WeNet, a negative size means that training used no static chunks
         static_chunk_size=max(conf.integer("static_chunk_size", 0, least=-LARGEST_SIZE), 0),
         dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
         normalized_input=normalized,

@@ -32,9 +32,9 @@ Pairs = dict[str, list[tuple[Array, Array]]]
 """For each tensor, the values from torch and from onnxruntime."""
 
 NEAR_TIE = 1e-4
-"""If a router's k-th and next logits are closer than this, two correct programs may choose different experts, and
-everything downstream differs. An input with such a tie whose outputs exceed a limit proves nothing, so it is replaced
-by another."""
+"""If a router's k-th largest logit and the next one are closer than this, two correct programs may choose different
+experts, and everything downstream differs. If an input has such a tie and its outputs exceed a limit, it proves
+nothing, so it is replaced by another."""
 MAX_DRAWS = 8
 ROUNDING = 4
 """A tensor that exceeds its limit is accepted if its error is at most this multiple of the error of torch in float32.

@@ -22,7 +22,7 @@ NUM_LEARNED = 448
 
 
 class LearnedPositions(nn.Module):
-    """A learned encoding for each position. An utterance with more positions is an error."""
+    """A learned encoding for each of `NUM_LEARNED` positions. A longer utterance is an error."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

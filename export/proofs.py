@@ -18,7 +18,7 @@ from u2moe.runtime.errors import UnsupportedError
 FILE = "proved.json"
 BIASES = ("query_bias", "key_bias", "value_bias")
 Setting = tuple[str, str]
-"""A key of encoder_conf or decoder_conf (or `encoder`, `decoder`), and its value."""
+"""A key, usually one in encoder_conf or decoder_conf, and its value."""
 OWN = {
     "merge": "merge_method", "linear": "use_linear_after_conv", "activation": "gate_activation",
     "feed_forward": "use_ffn", "reduction": "time_reduction_layer_type", "adaptive": "adaptive_scale",
@@ -83,9 +83,10 @@ def _attention_kind(attention: Attention) -> str:
 
 @cache
 def proved() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
-    """Return the proved pairs by part of the network, first setting ("key value") and key of the second setting.
+    """Return the proved pairs of settings.
 
-    An entry contains all proved values of the second setting, separated by spaces.
+    The three levels of keys are the part of the network, the first setting ("key value"), and the key of the second
+    setting. The innermost value lists all proved values of the second setting, separated by spaces.
     """
     text = resources.files("u2moe.export").joinpath(FILE).read_text(encoding="utf-8")
     table: dict[str, dict[str, dict[str, str]]] = json.loads(text)

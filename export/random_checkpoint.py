@@ -262,7 +262,7 @@ def _uniform(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) -> Tensor:
-    """Return a tensor scaled for its place in the network: activations stay about 1 from block to block."""
+    """Return a tensor, scaled so that the size of activations stays about 1 from block to block."""
     values = _uniform(name, shape, seed)
     if name.endswith("running_var"):
         return values.mul_(0.5).add_(1)
@@ -283,7 +283,7 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) 
 
 
 def _statistics(size: int, seed: int) -> dict[str, Any]:
-    """Return sums over 100 000 frames of log-mel energies, with means of 8 to 14 and deviations of 2 to 4."""
+    """Return sums over 100,000 frames of log-mel energies, with means of 8 to 14 and deviations of 2 to 4."""
     frames = 100_000
     means = (_uniform("mean", (size,), seed) * 3 + 11).tolist()
     deviations = (_uniform("deviation", (size,), seed) + 3).tolist()

@@ -1,6 +1,6 @@
 """Makes a folder for sherpa-onnx from a bundle: read, check, build, compare, write.
 
-The comparison calls the graphs as sherpa-onnx's C++ does.
+The comparison calls the graphs as sherpa-onnx's C++ code does.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def export_sherpa(
 
 
 class OnlineClient:
-    """Calls an online graph as sherpa-onnx's C++ does for one stream: with caches of fixed size, initially zero."""
+    """Runs an online graph on one stream as sherpa-onnx's C++ code does. Caches have fixed sizes and start at zero."""
 
     def __init__(self, session: onnxruntime.InferenceSession, options: SherpaOptions) -> None:
         self.session = session

@@ -147,8 +147,8 @@ def _why_not_online(config: ModelConfig) -> str | None:
 def _why_not_offline(config: ModelConfig) -> str | None:
     if config.streaming and config.static_chunk_size:
         return (
-            f"static_chunk_size is {config.static_chunk_size}: the offline client has no chunks, but the encoder was "
-            "trained only with chunks: use the online client"
+            f"static_chunk_size is {config.static_chunk_size}: the offline client does not use chunks, but the encoder "
+            "was trained only with chunks: use the online client"
         )
     return None
 
@@ -168,7 +168,7 @@ def _check_chunks(config: ModelConfig, options: SherpaOptions, where: str) -> No
 def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
     found = next((symbol for symbol in BLANKS if symbol in tokens), None)
     if found is None or tokens.index(found) != blank:
-        clash = "tokens.txt has none of them" if found is None else f"{found} is {tokens.index(found)}"
+        clash = "tokens.txt has none of them" if found is None else f"{found} is token {tokens.index(found)}"
         raise UnsupportedError(
             f"{where}: blank: the client uses the first of {', '.join(BLANKS)} in tokens.txt as the blank, which "
             f"must be token {blank} ({tokens[blank]!r}): {clash}"
@@ -261,7 +261,10 @@ def offline_metadata(config: ModelConfig) -> dict[str, str]:
 
 
 def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
-    """Return the last axes of a stream's initial cache. Without convolutions, the convolution cache has no frames."""
+    """Return the sizes of the last axes of a stream's initial cache.
+
+    Without convolutions, the convolution cache has no frames.
+    """
     missing = (0, 0, 0) if name == ATT_CACHE else (config.output_size, 0)
     return next((cache.shape for cache in config.caches if cache.name == name), missing)
 

@@ -78,7 +78,7 @@ CMVN_ISTD = "encoder.global_cmvn.istd"
 """Names of the statistics in a state dict."""
 SMALLEST_VARIANCE = 1e-20
 ROUNDING = 1e-6
-"""Largest negative variance, relative to the mean square, that is explained by rounding to the file's seven digits."""
+"""A negative variance of up to this magnitude, relative to the mean square, can come from rounding to seven digits."""
 
 
 def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:

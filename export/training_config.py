@@ -69,7 +69,7 @@ DEFAULT_MEL_BINS = 23
 FRAMES = {"frame_length": 25.0, "frame_shift": 10.0}
 """Keys of the front end with their defaults in milliseconds."""
 MODELS = ("asr_model", "ctl_model")
-"""`ctl_model` has a different loss and the same network."""
+"""`ctl_model` has a different loss but the same network."""
 _FUNASR = "use FunASR to export it, and sherpa-onnx to run it"
 _PRETRAINED = (
     "is a pre-trained encoder without a recognizer: fine-tune it as asr_model with --enc_init, then export the result"

@@ -55,7 +55,7 @@ def what_changes(
         noisy: features of the same recordings after adding noise of half a 16-bit step.
 
     Returns:
-        The entries of `Difference.data`, and the names of the recordings as `heard`. If `noisy` is given, also
+        The entries of `Difference.data`, and the names of the recordings under `heard`. If `noisy` is given, also
         `changed_texts_by_noise`: the number of texts of the float32 model that this noise changes.
     """
     changes = {"heard": [file.name for file in files], **compare(*models, features).data()}

@@ -21,11 +21,11 @@ Subparsers = Any  # argparse has no public name for this type
 _LIMITS = (
     ("max_damage", "--max-damage", "PERCENT", (1, 100), (
         "with --calibrate: write the smallest bundle that changes at most this percentage of tokens, measured on "
-        "recordings that choose no formats; layers that do damage get a better format than the recipe's")),
+        "recordings that were not used to choose formats; damaging layers get a better format than the recipe's")),
     ("max_divergence", "--max-divergence", "NATS", (1, 1), (
         "like --max-damage, for the divergence of both passes from float32, in nats per encoder frame")),
     ("max_bytes", "--max-size", "MB", (1e6, 1), (
-        "with --calibrate: write at most this many megabytes; layers that do most damage get better formats")),
+        "with --calibrate: write at most this many megabytes; the most damaging layers get better formats")),
     ("target_rtf", "--target-rtf", "X", (1, 1), (
         "like --max-size, for the encoder's time per second of audio, with one thread on this machine")),
     ("max_wer_increase", "--max-wer-increase", "POINTS", (1, 100), (
@@ -59,7 +59,7 @@ def add_quantize(subparsers: Subparsers) -> None:
         default=[],
         help="fit the bundle to these recordings: move large activation channels into the weights and round layers "
         "so that their outputs change least; audio files, folders, or lists (.tsv) as for --list; choose a few "
-        f"minutes of typical speech, of which at most {LONGEST_S // 60} are used (default: round each weight to the "
+        f"minutes of typical speech; at most {LONGEST_S // 60} are used (default: round each weight to the "
         "nearest value)",
     )
     parser.add_argument(
@@ -179,7 +179,7 @@ def run_quantize(args: argparse.Namespace) -> int:
     changes = report["changes"] if report else changes_unreported(source, bundle, heard)
     print(*describe_changes(changes), sep="\n")
     if repair := _repair(args):
-        print(f"to change less: {repair}")
+        print(f"to change fewer tokens: {repair}")
     if not is_severe(changes) or args.accept_damage:
         return 0
     warn(f"{bundle.path}: more than {MOST:.0%} of the tokens change; use --accept-damage for exit code 0")

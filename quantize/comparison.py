@@ -109,7 +109,7 @@ class Difference:
 def share_of(edits: Array, tokens: Array, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
     """Return edits per token over recordings [n], with an interval.
 
-    The number of edits is treated as a Poisson variable with Byar's limits (Breslow and Day 1987). These limits are
+    The number of edits is treated as a Poisson variable with Byar's confidence limits (Breslow and Day 1987). They are
     nearly exact even without edits. Edits within a recording are correlated. Edits and tokens are therefore divided by
     the design effect (Korn and Graubard 1998) if it exceeds 1. The design effect is the ratio of the variance between
     recordings to the variance that independent edits would have.

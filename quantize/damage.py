@@ -1,4 +1,4 @@
-"""Damage by each quantized layer of a model, measured on recordings without transcripts, as text and as a picture."""
+"""Measures the damage by each quantized layer on recordings without transcripts. Shows it as text and as a picture."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class LayerDamage:
         alone: divergence from float32 if only this layer is quantized, in nats per frame; see `Difference`. For layers
             of the encoder and CTC head, it is the divergence of the log-probabilities; for layers of decoders, that of
             the second pass.
-        errors: relative error of the layer's output (the largest if there are several) for the inputs of the float32
-            network.
+        errors: relative error of the layer's output when the layer reads the values of the float32 network. If it has
+            several outputs, the largest error counts.
         outliers: for each value that the layer reads, the channels much larger than the others, the largest first.
     """
 

@@ -74,7 +74,8 @@ class Ladder:
     """Steps to better formats, ordered by gain per byte, the largest first.
 
     Attributes:
-        steps: steps in this order. Before the first, each layer is at its last level; after the last, at level 0.
+        steps: steps in this order. Before the first step, all layers are at their last levels; after
+            the last step, at level 0.
     """
 
     def __init__(self, damage: Damage) -> None:
@@ -93,15 +94,15 @@ class Ladder:
         return levels
 
     def fewest(self, is_enough: Callable[[Levels], bool]) -> list[Step]:
-        """Find, by bisection, the shortest prefix of steps that is enough; return all steps if even all are too few."""
+        """Find, by bisection, the shortest prefix of steps that is enough. Return all steps if no prefix is."""
         numbers = range(len(self.steps))
         number = bisect.bisect_left(numbers, 1, key=lambda number: is_enough(self.levels(self.steps[:number])))
         return self.steps[:number]
 
     def most(self, costs: Callable[[Step], Sequence[float]], budgets: Sequence[float]) -> list[Step] | None:
-        """Return the steps that fit the budgets, in the order in which they are taken, first those that reduce a cost.
+        """Return the steps that fit the budgets, in the order in which they are taken.
 
-        Returns None if a budget is below zero and no steps compensate for it.
+        Steps that reduce a cost are taken first. Returns None if a budget is below zero and no steps compensate for it.
         """
         levels, chosen, left = dict(self._most), [], list(budgets)
         for step in sorted(self.steps, key=lambda step: min(costs(step)) >= 0):

@@ -131,12 +131,12 @@ def describe(content: dict[str, Any]) -> str:
     lines = [
         f"{content['path']}: bundle version {manifest['version']} by {manifest['producer']}",
         *["weights: random, for measurements only"] * manifest["random_weights"],
-        f"encoder: {model['num_blocks']} blocks of {model['output_size']}, {streaming}",
+        f"encoder: {model['num_blocks']} blocks of dimension {model['output_size']}, {streaming}",
         f"one encoder frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}",
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
-        f"chosen decoding defaults: {', '.join(chosen) or 'none'}",
+        f"decoding defaults of the bundle: {', '.join(chosen) or 'none'}",
         f"quantization: {manifest['quantization'].get('recipe', 'none')}"
-        + (f", weights in native kernels' layout {packed}" if packed else ""),
+        + (f", weights packed in native kernels' layout {packed}" if packed else ""),
         *(f"  {kind}: {', '.join(layers)}" for kind, layers in by_format.items()),
         *(_limit(name, value) for name, value in goal.items()),
         f"{counted}: {content['num_parameters']:,}{active}",
@@ -172,7 +172,7 @@ def _limit(name: str, value: float) -> str:
 
 
 def _kernels(content: dict[str, Any]) -> list[str]:
-    """Return lines with the functions that run in native kernels here, and why others do not."""
+    """Return lines that state which functions run in native kernels here, and why the others do not."""
     kernels = content["kernels"]
     functions: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for graph in content["graphs"]:

@@ -42,7 +42,7 @@ def trim_memory() -> None:
 
 
 class LeanSettings(SessionSettings):
-    """Settings of sessions that free the memory of each run instead of keeping the largest amount used."""
+    """Settings of sessions that free their memory after each run, instead of holding on to the peak amount."""
 
     def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
         """Return the usual options without a memory arena; first, return freed memory to the system."""
@@ -84,7 +84,7 @@ class PartGraph:
         options.add_external_initializers(list(weights), [value for _, value in weights.values()])
         content = ir.to_proto(self._model).SerializeToString()
         session = onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
-        for tensor, _ in weights.values():  # most weights were copied; the others' pages are read again
+        for tensor, _ in weights.values():  # most weights were copied; pages of the others are read again on use
             if tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
                 tensor.raw.madvise(mmap.MADV_DONTNEED)
         return session
@@ -215,7 +215,7 @@ class SwitchedGraph:
         return values
 
     def keep(self, levels: Levels | None = None) -> None:
-        """Free the memory of all layers except at these levels; None: at every level."""
+        """Free the memory of all versions of the layers, except those that `levels` selects; None: keep none."""
         for part in self.parts:
             part.keep(None if levels is None else levels.get(part.layer, 0))
 
@@ -251,7 +251,7 @@ class Part:
 
 
 class SwitchedSession:
-    """A session for one recording that runs a switched graph at some levels.
+    """A session for one recording that runs a switched graph at given levels.
 
     Attributes:
         feeds: feeds of each run.
@@ -280,7 +280,7 @@ class SwitchedSession:
 
 
 def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> ir.Model:
-    """Extract the part of a graph that computes `outputs` from values `outside` it, with the weights that it reads."""
+    """Extract the part of a graph, with its weights, that computes `outputs` from the values in `outside`."""
     known = {str(value.name) for value in model.graph.inputs}
     known.update(str(value.name) for node in model.graph for value in node.outputs)
     graph = ir.convenience.extract(model.graph, sorted(outside & known), outputs)

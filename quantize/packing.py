@@ -125,7 +125,7 @@ _PACKED = {
 
 
 def _read(node: ir.Node, values: Sequence[ir.Value]) -> tuple[int, dict[str, int], list[Product]]:
-    """Return the number of inputs that precede a call's weights, additional attributes, and the weights."""
+    """Return how many inputs precede a call's weights. Also returns additional attributes and the weights."""
     kind, layer = _PACKED[plain_name(node.op_type)]
     settings = {
         name: node.attributes[name].as_int() for name in ("block_size", "in", "bias") if name in node.attributes

@@ -84,7 +84,9 @@ def quantize_bundle(
         measured = [*audio, *(recording.path for recording in recordings)]
         heard = read_features(source, measured)
         if measured and not heard:
-            raise AudioError(f"{measured[0]} and all others are too short for the encoder; nothing can be measured")
+            raise AudioError(
+                f"{measured[0]} and all other recordings are too short for the encoder; nothing can be measured"
+            )
         with opened_run(source, recipe, goal, staging.path.parent, progress, journal=journal, layout=layout) as run:
             made, search = run.smallest(recipe, staging, goal.max_bytes), None
             if recipe.calibration and goal.limits:

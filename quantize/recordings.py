@@ -25,8 +25,8 @@ from u2moe.runtime.whole_file import write_bytes
 CHOSEN_S, JUDGED_S = 120, 1800
 """Maximum seconds of the recordings for choosing formats, and of those for judging bundles."""
 PIECE_S, SHORT_PIECE_S, NUM_PIECES = 20, 5, 8
-"""Longer recordings are cut into equal pieces of at most `PIECE_S` seconds. If that yields fewer than `NUM_PIECES`
-pieces, the pieces are made shorter, down to `SHORT_PIECE_S` seconds."""
+"""Recordings longer than `PIECE_S` seconds are cut into equal pieces of at most this length. If that yields fewer than
+`NUM_PIECES` pieces, the pieces are made shorter, down to `SHORT_PIECE_S` seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path],
     frames_s = 1000 / source.manifest.features.frame_shift_ms
     found = read_features(source, recordings, round((LONGEST_S + CHOSEN_S + JUDGED_S) * frames_s))
     if not found:
-        raise AudioError(f"calibration: {recordings[0]} and all others are too short for the encoder")
+        raise AudioError(f"calibration: {recordings[0]} and all other recordings are too short for the encoder")
     about = {"format": FORMAT, "bundle": source.fingerprint, "recordings": [path.name for path, _ in found]}
     content = io.BytesIO()
     np.savez(content, np.array(json.dumps(about)), *(frames for _, frames in found))
@@ -90,7 +90,7 @@ def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
     read_s = LONGEST_S + (CHOSEN_S + JUDGED_S if goal.searched else 0)
     features = features_of(bundle, recipe.calibration, limit=round(read_s * frames_s))
     if not features:
-        raise AudioError(f"calibration: {recipe.calibration[0]} and all others are too short for the encoder")
+        raise AudioError(f"calibration: {recipe.calibration[0]} and all other recordings are too short for the encoder")
     total, first = sum(map(len, features)), round(CHOSEN_S * frames_s)
     longest = round(min(max(total / NUM_PIECES, SHORT_PIECE_S * frames_s), PIECE_S * frames_s))
     pieces = [piece for frames in features for piece in np.array_split(frames, math.ceil(len(frames) / longest))]

@@ -185,7 +185,7 @@ def compare_text(
 
 
 def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str, Any]:
-    """Return the median seconds of both encoders for the same features, with one thread."""
+    """Return the median time in seconds that each encoder takes for the same features, with one thread."""
     cases: dict[str, tuple[int | None, int]] = {"full context": (None, -1)}
     if reference.config.streaming:
         size = reference.config.stream_chunk_size
@@ -232,7 +232,7 @@ def describe(report: Mapping[str, Any]) -> str:
     lines = describe_bytes(report["bytes"], report["weight_error"])
     if calibration := report["recipe"].get("calibration"):
         lines.append(
-            f"calibrated with {calibration['seconds']:.0f} s of audio: {calibration['compensated_products']} products, "
+            f"calibrated with {calibration['seconds']:.0f} s of audio: {calibration['compensated_products']} matrices, "
             f"but not the {calibration['plain_products']} that received fewer tokens than they have inputs"
         )
     if damage := report.get("damage"):
@@ -244,7 +244,8 @@ def describe(report: Mapping[str, Any]) -> str:
     outputs = report["outputs"]
     lines.append(
         f"on {outputs['frames']} encoder frames: encoder output differs by {outputs['encoder_relative']:.2%}, "
-        f"log-probabilities above 0.01 by {outputs['log_probs_mean']:.3f} (at most {outputs['log_probs_max']:.2f}), "
+        "log-probabilities of likely tokens (above 1%) by "
+        f"{outputs['log_probs_mean']:.3f} (at most {outputs['log_probs_max']:.2f}), "
         f"best token unchanged in {outputs['same_best_token']:.2%}"
     )
     agreement = report["routing_agreement"]

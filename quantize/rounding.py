@@ -48,7 +48,7 @@ class Rows:
     Attributes:
         file: file of all rows, float32; `channels`: numbers per row.
         exponents: exponents of the powers of two by which channels are divided; None: not divided.
-        chosen: numbers of the chosen rows in the file; None: all.
+        chosen: indices of the chosen rows in the file; None: all.
     """
 
     file: Path
@@ -67,7 +67,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A rounded weight: a file of its parts, and its bias (None without one)."""
+    """A rounded weight: a file with its parts, and its bias (None without one)."""
 
     file: Path
     bias: Float | None

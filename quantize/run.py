@@ -232,7 +232,7 @@ class QuantizationRun:
 
 
 def _rounding(model: ir.Model, recipe: Recipe, file: str, progress: Progress) -> Callable[[int], None]:
-    """Return a function that reports which share of a graph's products is rounded; see `Activations.done`."""
+    """Return a function that reports what share of a graph's products has been rounded; see `Activations.done`."""
     sizes = [math.prod(shape_of(value)) for value in model.graph.initializers.values()
              if group_of(value) in recipe.quantized.keys() - UNROUNDED and len(shape_of(value)) == 2]  # fmt: skip
     show, done = shares(progress, f"rounding {file}"), 0

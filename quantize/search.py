@@ -25,8 +25,8 @@ from u2moe.runtime.errors import QuantizationError
 from u2moe.runtime.model.settings import SessionSettings
 
 NUM_TIMINGS, TIMED_FRAMES, CHUNK_SIZE, NUM_LEFT_CHUNKS = 5, 3000, 16, 4
-"""Settings of the real-time factor: number of timings (the median counts), maximum feature frames, chunk size, left
-chunks."""
+"""Settings for measuring the real-time factor: number of timings (the median counts), maximum feature frames, chunk
+size, left chunks."""
 LEAST_FALL, LEAST_SHARE = 0.5, 0.01
 """If a bundle exceeds the limits on damage, the target for the next bundle is between about `LEAST_SHARE` and
 `LEAST_FALL` times its divergence."""

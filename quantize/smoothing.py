@@ -34,7 +34,7 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 UNSEEN, LEAST_EXPONENT = 0.5, 3
 """Strength and smallest exponent without recordings. Estimates are then reliable only for large outliers."""
 LEAST_GAIN = 0.02
-"""Share of a layer's error that smoothing must remove; less may be chance."""
+"""Share of a layer's error that smoothing must remove. A smaller share may be due to chance."""
 LEAST_GAIN_OF_OUTPUT = 0.25
 """`LEAST_GAIN` for the encoder output. It is higher because other programs may read these channels."""
 NUM_ROWS = 512
@@ -47,11 +47,11 @@ LARGEST_EXPONENT = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelSite:
-    """Channels between the parameters that make them and the weights that read them.
+    """Channels between the parameters that produce them and the weights that read them.
 
     Attributes:
         value: value [..., rows] that the weights read; None inside a function.
-        made: parameters [..., columns] that make the channels, or kernels [columns, in, time, frequency]; `columns`:
+        made: parameters [..., columns] that produce the channels, or kernels [columns, in, time, frequency]; `columns`:
             column of each channel.
         read: weights [rows, out], or kernels [out, in, time, frequency], whose rows are in the order (time, frequency,
             in); `channels`: the channel that each row reads.
@@ -113,7 +113,7 @@ def _sites_of(model: ir.Model) -> Iterator[ChannelSite]:
 def smooth(
     models: Sequence[ir.Model], activations: Activations, progress: Callable[[float], None] = lambda _: None
 ) -> int:
-    """Scale channels of float32 graphs in place, and the recorded inputs with them; return the number of channels.
+    """Scale channels of float32 graphs and of the recorded inputs in place; return the number of scaled channels.
 
     Log-probabilities and scores do not change. Channels of the encoder output are scaled if all graphs of a network are
     given. Without recorded rows, weights alone determine a site's scales. `progress` is called with the finished share.
@@ -183,7 +183,7 @@ def _of_norm(node: ir.Node, read: Sequence[ir.Value], value: ir.Value) -> Channe
 
 
 def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
-    """Yield the encoder output, if a normalisation makes it and all its readers only multiply it by weights."""
+    """Yield the encoder output if it comes from a normalisation and all its readers only multiply it by weights."""
     graphs = {model.graph.name: model.graph for model in models}
     if not {"encoder", "ctc"} <= graphs.keys():
         return
@@ -223,7 +223,7 @@ def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
 
 
 def _kernel_sizes(made: Sequence[ir.Value]) -> Float:
-    """Estimate the size of the channels that a kernel [out, in, time, frequency] and a bias make."""
+    """Estimate the size of the channels that a kernel [out, in, time, frequency] and a bias produce."""
     sizes: Float = np.linalg.norm(_matrix(array_of(made[0])), axis=0) + np.abs(array_of(made[1]))
     return sizes
 
@@ -253,7 +253,7 @@ def _windows(node: ir.Node, features: str, number: int, activations: Activations
 
 
 def _patches(x: Float, kernel: int, stride: int) -> Float:
-    """Return windows of x [n, time, frequency, in] as the rows of a convolution.
+    """Return the windows of x [n, time, frequency, in] that a convolution multiplies by its weight.
 
     The shape is [n, time', frequency', time * frequency * in].
     """
@@ -272,7 +272,7 @@ def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, Exp
 
 
 def _values(node: ir.Node) -> Iterator[ChannelSite]:
-    """Yield the values of attention. One product makes keys and values; a group of heads shares its keys and values."""
+    """Yield the values of attention. One product computes keys and values, which a group of heads shares."""
     context, key_value = node.outputs[0], inputs_of(node)[1]
     maker, readers = key_value.producer(), [use.node for use in context.uses()]
     if maker is None or [plain_name(each.op_type) for each in (maker, *readers)] != ["Linear", "Linear"]:
@@ -292,7 +292,7 @@ def _values(node: ir.Node) -> Iterator[ChannelSite]:
 
 
 def _hidden(made: Sequence[ir.Value], weight: ir.Value) -> ChannelSite:
-    """Return the site of hidden units, which a first product makes and the weight of a second product reads."""
+    """Return the site of hidden units, which one product computes and the weight of the next product reads."""
     return _in_order(made, [weight], lambda: np.abs(array_of(made[0])).max(axis=0))
 
 

@@ -24,13 +24,13 @@ _LANGUAGE_MODEL_LIMIT = 4 << 30
 
 
 class Bundle:
-    """A bundle on disk. If another bundle replaces the folder, later reads fail, so two bundles are never mixed.
+    """A bundle on disk. If the folder is replaced by another bundle, later reads fail, so two bundles are never mixed.
 
     Attributes:
         path: the folder.
         manifest: the manifest.
         tokens: symbols of the vocabulary by id.
-        signer: id of the required public key that signed the bundle; None: no signature was required.
+        signer: id of the accepted public key that signed the bundle; None: no signature was required.
     """
 
     def __init__(self, path: Path, manifest: Manifest, tokens: list[str], files: BundleFiles | None = None) -> None:
@@ -129,7 +129,7 @@ class Bundle:
 
         Args:
             settings: providers, threads and kernels. None: the defaults of `SessionSettings`, on the CPU.
-            runner: runs the encoder of a bundle of fixed shape instead of onnxruntime.
+            runner: runs the encoder, instead of onnxruntime, if the bundle has a fixed shape.
 
         Raises:
             ProviderError: a provider did not start.

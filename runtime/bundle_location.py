@@ -24,7 +24,8 @@ def _demo_folder() -> Path:
 
 
 DEMO_FOLDER = _demo_folder()
-"""Folder of the demo model, with sample recordings in `clips/`. It is a separate distribution and may be missing."""
+"""Folder of the demo model, with sample recordings in `clips/`. The model is a separate distribution,
+so the folder may be missing."""
 
 
 def find_bundle(name: str | os.PathLike[str] | None) -> Path:

@@ -33,8 +33,8 @@ Kind = Literal["integer", "number", "flag", "choice", "text", "texts", "path", "
 _DECLARED = "option"
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 HARMLESS = "harmless"
-"""Key in the JSON of a record. Its value names the fields that older programs may ignore. It maps each of them to the
-feature that these programs then lack."""
+"""Key in the JSON of a record. Its value maps each field that older programs may ignore to the feature that they then
+lack."""
 
 
 @dataclass(frozen=True, kw_only=True)

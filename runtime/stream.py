@@ -18,7 +18,7 @@ class Stream:
     does the work. `get_result` returns the partial or final result of the current utterance. After `input_finished` and
     a call to `decode_streams`, the result is final. `reset` prepares the stream for another source.
 
-    The rules of `DecodingOptions.endpoint` end utterances. The end is exact to the encoder frame. `take_segments`
+    The rules of `DecodingOptions.endpoint` end utterances at any encoder frame, even within a chunk. `take_segments`
     returns each finished utterance once. The stream then continues; times still count from its first sample. Without
     rules, the whole stream is one utterance.
 

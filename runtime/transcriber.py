@@ -33,8 +33,8 @@ iterate, which is a bug."""
 class Transcriber:
     """A recogniser of one source that runs in its own thread and passes results to callbacks.
 
-    `feed` never waits, so audio callbacks may call it. Any thread may call it. Calls are processed in order, each as a
-    whole. Any number of transcribers can share a recogniser.
+    `feed` never waits, so audio callbacks may call it. Any thread may call it. Calls are processed in order, and the
+    samples of a call stay together. Any number of transcribers can share a recogniser.
 
     `on_partial` receives the result of the current utterance when its text or its number of committed words changes. An
     empty text means that the utterance turned out to contain no speech. `on_final` receives each finished segment
@@ -49,7 +49,7 @@ class Transcriber:
     Within `async with`, `async for` yields the partial and final results that have no callback. It also raises errors.
 
     Call `close`, or use a `with` block. Both wait until all audio is recognised. If a transcriber is garbage-collected
-    before it is closed, a ResourceWarning follows. Callbacks that refer to the transcriber, such as methods of its
+    before it is closed, a ResourceWarning is issued. Callbacks that refer to the transcriber, such as methods of its
     owner, prevent its collection. When the interpreter exits, it waits only for the chunk in progress.
 
     Args:
@@ -59,7 +59,7 @@ class Transcriber:
         on_error: called with an exception.
         options: decoding options; None: the recogniser's options. Without endpoint rules, the bundle's rules apply.
         hotwords: phrases to prefer; None: the recogniser's hotwords.
-        max_queue_s: maximum seconds of audio that wait to be recognised. Beyond it, `feed` raises AudioOverflowError.
+        max_queue_s: maximum seconds of audio that wait to be recognised. Above it, `feed` raises AudioOverflowError.
 
     Raises:
         StreamError: the bundle cannot stream, or does not support `options`.
@@ -194,7 +194,7 @@ class Transcriber:
     async def feed_async(self, sample_rate: float, samples: npt.ArrayLike) -> None:
         """Append samples of any length, like `feed`. Wait while the queue is full.
 
-        If the task is cancelled, a part of the samples may already be appended.
+        If the task is cancelled, some of the samples may already have been appended.
         """
         rate, accepted = checked_rate(sample_rate), as_samples(samples)
         news = self._async_kept().news

@@ -120,7 +120,7 @@ class TranscriberThread:
         Raises:
             StreamError: the input is finished, or this process was forked and therefore does not have the thread.
         """
-        if os.getpid() != self._process:  # before locking: the fork may have copied the lock in its held state
+        if os.getpid() != self._process:  # before locking, because the fork may have copied a held lock
             raise StreamError("this transcriber was created before the process forked: create a new one")
         with self.changed:
             if self._error is not None:

@@ -96,7 +96,10 @@ def probe(folder: Path) -> float:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove temporary files of killed processes in a folder, if unchanged for an hour. Subfolders are not searched."""
+    """Remove temporary files that killed processes left in a folder.
+
+    These are the files that have not changed for an hour. Subfolders are not searched.
+    """
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
             if _PART.fullmatch(file.name) and time.time() - file.stat().st_mtime > _STALE_S:

@@ -154,7 +154,7 @@ def test_a_model_is_replaced_and_removed(copy, bundle, arpa):
 def test_what_a_bundle_carries_is_shown_and_goes_with_it(attached, tmp_path):
     decoding = Bundle.open(attached).manifest.decoding
     shown = describe(inspect_bundle(attached))
-    assert 'chosen decoding defaults: beam_size 4, language_model {"weight": 2.0' in shown
+    assert 'decoding defaults of the bundle: beam_size 4, language_model {"weight": 2.0' in shown
     assert '"file": "language.lm"' in shown
     made, _ = quantize_bundle(attached, tmp_path / "int8", recipe("int8"))
     assert made.manifest.decoding == decoding

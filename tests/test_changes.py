@@ -79,7 +79,7 @@ def test_a_broken_bundle_is_told_and_repaired_by_the_command_that_is_named(
     assert Bundle.open(out)
     if not has_recordings:
         assert main(["quantize", str(broken.path), str(out), *options, "--overwrite", "--accept-damage"]) == 0
-    command = shlex.split(repair.removeprefix("to change less: ").replace("RECORDINGS", str(folder)))
+    command = shlex.split(repair.removeprefix("to change fewer tokens: ").replace("RECORDINGS", str(folder)))
     assert main(command[1:]) == 0
     assert "--max-damage 2" in capsys.readouterr().out.splitlines()[-1]
 

@@ -574,9 +574,9 @@ class TestVocabulary:
         (lambda lines: [*lines, "x 60"], "has 61 symbols, expected output_dim 60 of train.yaml"),
         (lambda lines: [*lines[:-1], "x y z"], "line 60 must be 'symbol id', got 'x y z'"),
         (lambda lines: [*lines[:-1], "<unk> 59"], "has the symbol '<unk>' more than once"),
-        (lambda lines: ["<unk> 0", "<blank> 1", *lines[2:]], "<blank> is 1, expected 0 as in train.yaml"),
+        (lambda lines: ["<unk> 0", "<blank> 1", *lines[2:]], "<blank> has id 1, expected 0 as in train.yaml"),
         (lambda lines: [*lines[:2], "x 2", *lines[3:-1], "<sos/eos> 59"],
-         "<sos/eos> is 59, expected 2 as <sos> and <eos> in train.yaml"),
+         "<sos/eos> has id 59, expected 2 as for <sos> and <eos> in train.yaml"),
     ])  # fmt: skip
     def test_damaged_ones(self, directory, change, message):
         directory.write("units.txt", "\n".join(change(self.lines(directory))) + "\n")

@@ -60,7 +60,7 @@ def test_a_machine_that_computes_correctly_passes(checked, monkeypatch, quantize
     code, report, text = checked(bundle.path)
     assert (code, report["failures"], report["passed"]) == (0, [], True)
     steps = {item["step"] for item in report["comparisons"]}
-    assert steps >= {"graphs", "offsets", "batches", "threads and memory of the device"}
+    assert steps >= {"graphs", "offsets", "batches", "threads and device memory"}
     assert all(item["difference"] <= item["limit"] and item["reason"] for item in report["comparisons"])
     assert [item["limit"] for item in report["comparisons"] if item["of"].endswith("with arrays")] == [0.0] * 7
     assert report["nodes"].keys() == {"encoder", "ctc", "decoder"}

@@ -257,7 +257,7 @@ def test_command_writes_report_and_gate_fails(float32, clip, tmp_path, capsys):
 def test_what_is_not_measured_does_not_pass(float32, clip, tmp_path):
     soundfile.write(tmp_path / "short.wav", np.zeros(160), 16_000)
     out, short = tmp_path / "out", Recording(path=tmp_path / "short.wav", transcript="one")
-    with pytest.raises(AudioError, match=r"short\.wav and all others are too short for the encoder"):
+    with pytest.raises(AudioError, match=r"short\.wav and all other recordings are too short for the encoder"):
         quantize_bundle(float32.path, out, RECIPES["int8"], recordings=[short], goal=Goal(max_wer_increase=0))
     silent = Recording(path=clip, transcript=" - ")
     with pytest.raises(ValueError, match="transcripts that contain words"):

@@ -246,7 +246,7 @@ ONLY_OFFLINE = {
 STATIC = {"static_chunk_size": 4, "use_dynamic_chunk": False}
 REFUSED = {
     "static_chunk_size is 4, but chunk_size is 16": {"encoder_conf": STATIC},
-    "conv_inner_factor: 64 channels .*; static_chunk_size is 4: the offline client has no chunks": {
+    "conv_inner_factor: 64 channels .*; static_chunk_size is 4: the offline client does not use chunks": {
         "encoder_conf": {**STATIC, "conv_inner_factor": 4}
     },
     "num_ceps is 40, but sherpa-onnx computes only 0": {
@@ -306,7 +306,7 @@ def test_symbols_that_the_client_would_take_for_others(bundle):
 def test_static_chunks_have_an_online_graph_only(random_bundle, tmp_path):
     bundle, lines = random_bundle(encoder_conf=STATIC), []
     found = export_sherpa(bundle, tmp_path / "out", SherpaOptions(chunk_size=4), progress=lines.append)
-    assert lines[0].startswith("no model.onnx: static_chunk_size is 4: the offline client has no chunks")
+    assert lines[0].startswith("no model.onnx: static_chunk_size is 4: the offline client does not use chunks")
     assert sorted(file.name for file in found.path.iterdir()) == ["model-streaming.onnx", "tokens.txt"]
     assert "OfflineRecognizer" not in found.usage()
 

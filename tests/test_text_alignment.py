@@ -73,7 +73,7 @@ def test_texts_that_cannot_be_aligned(text, expected):
 
 
 def test_silence_and_wrong_arguments():
-    with pytest.raises(AlignmentError, match=r"no speech is heard in 2\.0 s of audio"):
+    with pytest.raises(AlignmentError, match=r"no speech was found in 2\.0 s of audio"):
         toy_recognizer().align(np.zeros(2 * RATE, np.float32), "A")
     for text, options, named in (
         ("", {}, "text must be"),

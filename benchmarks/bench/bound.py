@@ -100,15 +100,15 @@ def compare(
     """Compute the time and the bound of each part.
 
     The profiler adds about the same time to each kernel. `stages`, measured without the profiler, are the real times of
-    the graphs. The times of all kernels of a stage are therefore reduced by the same amount, so that their sum is the
+    the graphs. The times of all kernels of a stage are therefore reduced by the same amount, so that they add up to the
     time of the stage.
 
     Args:
         rounds: kernels of several identical runs; the time of each kernel is its median over the runs.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
         rates: multiply-adds per second of "integer" and "float" products, and bytes per second of "read".
-        counted: kernels of one run of the same work without native kernels, whose products cannot be counted. None:
-            use `rounds`.
+        counted: kernels of one run of the same work on onnxruntime alone, because products inside native kernels cannot
+            be counted. None: use `rounds`.
 
     Returns:
         rates: the argument.
@@ -169,7 +169,7 @@ def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> li
 
 
 def _part(kernels: Sequence[Kernel], work: Sequence[Kernel], rates: Mapping[str, float]) -> dict[str, Any]:
-    """Return time and bound of one part: the time from `kernels`, the bound from `work`, the counted kernels."""
+    """Return time and bound of one part. The time is that of `kernels`; the bound is computed from `work`."""
     integer = sum(kernel.multiply_adds for kernel in work if kernel.integer)
     floating = sum(kernel.multiply_adds for kernel in work if not kernel.integer)
     num_bytes = sum(kernel.num_bytes for kernel in work)

@@ -113,7 +113,7 @@ def describe_check(report: Found) -> Iterator[str]:
 
 
 def write_findings(file: str, name: str, *providers: str) -> None:
-    """Run the check in this process. Append a line of JSON for each start of a step and for each finding."""
+    """Run the check in this process. Append a line of JSON to `file` when a step starts, and for each finding."""
 
     def tell(**found: Any) -> None:
         with Path(file).open("a", encoding="utf-8") as lines:
@@ -142,7 +142,7 @@ def write_findings(file: str, name: str, *providers: str) -> None:
 
 
 def print_digest(path: str) -> None:
-    """Print a digest of the outputs of all graphs with native kernels."""
+    """Print a digest of the outputs that native kernels compute for all graphs."""
     check, digest = Check(Bundle.open(path), [DEFAULT_PROVIDER], kernels="native"), hashlib.sha256()
     for array in check.outputs(check.model).values():
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -196,7 +196,7 @@ class Check:
             yield judged(f"best tokens, {_mode(*chunks)}", float(np.mean(best[0] != best[1])), ALIKE)
 
     def offsets(self) -> Iterator[Found]:
-        """Compare `model` with `reference` on one chunk at several positions, from the same caches."""
+        """Compare `model` with `reference` on one chunk at several positions. Both start from the same caches."""
         for chunks, required, windows in self._windows():
             caches = self._after(self.reference, windows[:3], required)
             for offset in OFFSETS:
@@ -232,13 +232,13 @@ class Check:
                 )
 
     def same(self) -> Iterator[Found]:
-        """Compare `model` with a copy that runs on two threads, and with a copy that keeps its tensors in arrays."""
+        """Compare `model` with a copy that runs on two threads, and with a copy that uses numpy arrays as tensors."""
         yield from self.alike(self.bundle.load(replace(self.settings, num_threads=2)), self.model, " with two threads")
         arrays = self.bundle.load(replace(self.settings, io_binding=False))
         yield from self.alike(arrays, self.model, " with arrays", EXACT if self.is_cpu else None)
 
     def native(self) -> Iterator[Found]:
-        """Compare the native kernels with `reference`, and the instruction sets of this processor with each other.
+        """Compare the native kernels with `reference`, and check each instruction set of this processor.
 
         The results of all instruction sets must be bit-identical.
         """
@@ -332,7 +332,7 @@ STEPS: dict[str, Callable[[Check], Iterator[Found]]] = {
     "graphs": Check.graphs,
     "offsets": Check.offsets,
     "batches": Check.batches,
-    "threads and memory of the device": Check.same,
+    "threads and device memory": Check.same,
     "native kernels": Check.native,
     "nodes": Check.nodes,
     "speed": Check.speed,

@@ -34,7 +34,7 @@ def add_bench(subparsers: Subparsers) -> None:
         "bench",
         help="measure bundles on this machine",
         description="Compare bundles on this machine: speed end to end and by stage, latency, "
-        "load time, memory, experts, and the ratio of each part to the machine's bound. "
+        "load time, memory, experts, and the time of each part relative to the machine's bound. "
         "docs/bench.md explains each number.",
     )
     parser.add_argument(
@@ -44,7 +44,7 @@ def add_bench(subparsers: Subparsers) -> None:
         help="folders to measure (default: demo, the demo model), or reports (.json) to show or compare",
     )
     parser.add_argument("--list", metavar="PATH", help="lines of path<TAB>transcript, or a folder of recordings")
-    parser.add_argument("--quick", action="store_true", help="one thread, two modes, no latency in real time")
+    parser.add_argument("--quick", action="store_true", help="one thread, two modes, no real-time latency")
     parser.add_argument(
         "-o",
         "--output",

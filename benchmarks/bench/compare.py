@@ -54,7 +54,7 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
         report: report of one or two bundles. Without `other`, the times of the first bundle are divided by those of the
             second, and the ratio has a 95 % confidence interval.
         other: report whose first bundle is the divisor instead. The interval then comes from quartiles, and does not
-            include changes of the machine between the reports.
+            account for changes of the machine between the reports.
 
     Raises:
         ValueError: `report` has only one bundle, and `other` is None.
@@ -94,8 +94,8 @@ def compare_reports(before: Report, after: Report) -> Iterator[str]:
 
     The table begins with the measurements that differ. Its ratios are medians of `after` divided by those of `before`.
     Two measurements differ if the ranges between their quartiles do not overlap. Even without a change, times
-    vary from run to run. With fewer than four rounds, quartiles are too uncertain. Sizes and word errors have no
-    spread.
+    vary from run to run. With fewer than four rounds, quartiles are too uncertain for a comparison. Sizes and word
+    errors have no spread.
     """
     conditions = [(name, before["machine"].get(name), after["machine"].get(name)) for name in _MACHINE]
     conditions += [(name, before.get(name, {}), after.get(name, {})) for name in ("providers", "plan", "decoding")]

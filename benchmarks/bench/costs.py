@@ -35,7 +35,7 @@ WORK = {
 
 
 def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], repetitions: int) -> dict[str, Any]:
-    """Measure the speed of the encoder with CTC head, and of the second pass. The bundles take turns.
+    """Measure the speed of the encoder with the CTC head, and of the second pass. The bundles take turns.
 
     Features and search are excluded.
 
@@ -80,7 +80,7 @@ def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run,
 
 
 def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return each known cost and its ratio to the first bundle's cost, by title (with the unit) and bundle."""
+    """Return, by title (with the unit) and bundle, each known cost and its ratio to the first bundle's cost."""
     bundles = list(report["bundles"])
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for name in bundles:

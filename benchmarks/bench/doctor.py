@@ -35,8 +35,9 @@ def add_doctor(subparsers: Any) -> None:
         "doctor",
         help="describe this installation for a bug report",
         description="Print versions, processor, kernels and providers, and run the demo model for three seconds. "
-        "With --check, compare every graph of a bundle on a provider with the CPU, which takes minutes; "
-        "exit with status 1 if a difference exceeds its limit. The output names neither files nor this machine.",
+        "With --check, compare the results of all graphs of a bundle on a provider with those on the CPU. This takes "
+        "minutes; the exit status is 1 if a difference exceeds its limit. The output names neither files nor this "
+        "machine.",
     )
     parser.add_argument(
         "bundle", nargs="?", metavar="BUNDLE", help="with --check: the bundle (default: the demo model)"

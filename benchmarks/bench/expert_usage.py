@@ -45,11 +45,11 @@ def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dic
 
     Returns:
         num_chunks, experts_per_token, and num_experts of a layer.
-        touched: mean number of experts that get tokens in a chunk: for each layer, and averaged over layers.
+        touched: mean number of experts that get tokens in a chunk, for each layer and averaged over layers.
         bytes_touched: bytes of the experts that get tokens in a chunk, summed over layers, as percentiles over chunks.
         bytes: the bytes of all experts of all layers.
         load: for each layer, each expert's share of the choices. Each token makes `experts_per_token` choices.
-        load_entropy: entropy of the load: for each layer, and averaged over layers. It is 0 if one expert gets all
+        load_entropy: entropy of the load, for each layer and averaged over layers. It is 0 if one expert gets all
             tokens, and 1 if all experts get equally many.
     """
     touched = counts > 0

@@ -33,8 +33,8 @@ class Limit:
 LIMITS = {
     "time": Limit("--fail-above", "RATIO", "takes more than RATIO times as long as the second"),
     "words": Limit("--fail-above-words", "POINTS", "has a word error rate more than POINTS percentage points higher"),
-    "size": Limit("--fail-above-size", "RATIO", "has more than RATIO times the bytes"),
-    "memory": Limit("--fail-above-memory", "RATIO", "needs more than RATIO times the memory"),
+    "size": Limit("--fail-above-size", "RATIO", "has more than RATIO times as many bytes as the second"),
+    "memory": Limit("--fail-above-memory", "RATIO", "needs more than RATIO times as much memory as the second"),
 }
 """Limits by name: "time", "words", "size" or "memory"."""
 

@@ -50,7 +50,7 @@ def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], 
 def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:
     """Return latencies over all observed utterances.
 
-    Each wait consists of percentiles of its "algorithmic" part, its "compute" part and the "total". Without speech, the
+    Each wait is given as percentiles of its "algorithmic" part, its "compute" part and the "total". Without speech, the
     waits are missing.
 
     Returns:
@@ -115,7 +115,7 @@ def first_partial(segment: Result, events: Sequence[Event], final: Event) -> lis
 
 
 def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary: Vocabulary) -> list[Wait]:
-    """Return the wait for each word of an utterance: until this word and all earlier words no longer change."""
+    """Return, for each word of an utterance, the wait until this word and all earlier words no longer change."""
     waits = []
     for word, result in zip(vocabulary.words(segment.tokens), segment.words, strict=True):
         settled = final
@@ -128,7 +128,7 @@ def emissions(segment: Result, events: Sequence[Event], final: Event, vocabulary
 
 
 def commitments(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """Return the wait for each word of an utterance until it is committed. Empty if any word was revised."""
+    """Return, for each word of an utterance, the wait until it is committed. Empty if any word was revised."""
     waits = []
     for number, word in enumerate([] if segment.revised else segment.words):
         event = next((event for event in events if event.num_committed > number), final)

@@ -207,7 +207,7 @@ def run_suite(
 def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
     """Return the samples of a recording.
 
-    Raise `AudioError` if the recording is too short for one encoder frame, with at least one of the bundles.
+    Raise `AudioError` if the recording is too short to give one encoder frame with each of the bundles.
     """
     samples: Samples = read_audio(path, next(iter(bundles)).manifest.features.sample_rate)
     for bundle in bundles:

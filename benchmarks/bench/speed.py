@@ -118,7 +118,7 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
 def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) -> dict[str, Any]:
     """Return percentiles of the values of all rounds together.
 
-    Further entries are `rounds`, the spread of the medians of the rounds, and `late`, the share of values that exceed
+    Further entries are `rounds`, the spread of the rounds' medians, and `late`, the share of values that exceed
     `budget_s` (if given).
     """
     every = [seconds for found in rounds for seconds in found]

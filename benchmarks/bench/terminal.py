@@ -67,7 +67,7 @@ def _head(report: Report) -> Iterator[str]:
     rounds = f"{plan['warm_up']} warm-up round, then {plan['repetitions']}: medians (quartiles)"
     yield f"{report['time']}, recordings: {len(files)}, {seconds:.1f} s in total, {rounds}"
     if (used := report.get("other_cores")) is not None and used > _BUSY:
-        yield f"other processes used {used:.1f} cores meanwhile: measure again on an idle machine"
+        yield f"other processes used {used:.1f} cores during the run: measure again on an idle machine"
     if chosen := report.get("decoding"):
         yield f"decoding: {', '.join(f'{name} {value}' for name, value in chosen.items())}"
     if left_out := report["left_out"]:
@@ -222,7 +222,7 @@ def _times(ratio: float | None) -> str:
 
 
 def in_order(report: Report) -> list[Mapping[str, Any]]:
-    """Return the entries of `speed`, sorted by number of threads; otherwise in the order of measurement."""
+    """Return the entries of `speed` by number of threads. Entries with the same number stay in order of measurement."""
     return sorted(report["speed"], key=lambda entry: int(entry["threads"]))
 
 

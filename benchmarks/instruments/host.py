@@ -81,7 +81,7 @@ def usable_cores() -> int:
 
 
 class OtherLoad:
-    """Meter of the processor cores that other processes have used since its construction."""
+    """Meter of the processor cores that other processes have used since the meter was created."""
 
     def __init__(self) -> None:
         self._begin = self._times()

@@ -223,7 +223,7 @@ def _product(op_type: str, inputs: list[tuple[str, Shape]], outputs: list[tuple[
     size = inner * columns
     right = next((shape for _, shape in inputs[1:] if len(shape) > 1 and shape[-2] * shape[-1] == size), ())
     num_bytes: float = max(math.prod(right), size) * _ELEMENT_BYTES.get(kind, 4)
-    if op_type == "MatMulNBits":  # scales, and weights [n, blocks, bytes]; 4 bits per weight if they are not listed
+    if op_type == "MatMulNBits":  # weights [n, blocks, bytes] if listed, otherwise 4 bits each; and scales
         packed = next((math.prod(shape) for kind, shape in inputs[1:] if kind == "uint8" and len(shape) == 3), size / 2)
         num_bytes = packed + 4 * size / _INT4_BLOCK
     elif op_type in _INTEGER:

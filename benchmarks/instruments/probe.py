@@ -132,7 +132,7 @@ class Stopwatch:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Add the time of the block to the time of the calls, and the CPU time of all threads to their CPU time."""
+        """Time the block as a call: add its time and the CPU time of all threads to those of the calls."""
         start, start_cpu = time.perf_counter(), time.process_time()
         yield
         self.wall_s += time.perf_counter() - start

@@ -9,7 +9,7 @@ from u2moe.benchmarks.bench.terminal import Report, describe
 
 
 def values(report: Report) -> dict[str, str]:
-    """Return the terminal tables, and the main numbers for full context and for chunks of 16."""
+    """Return the terminal tables, and the main numbers for full context and for chunks of 16 encoder frames."""
     first = report["plan"]["threads"][0]
     speed = {entry["mode"]: entry for entry in report["speed"] if entry["threads"] == first}
     (footprint,) = report["footprint"].values()

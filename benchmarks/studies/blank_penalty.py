@@ -2,7 +2,7 @@
 
     python -m u2moe.benchmarks.studies.blank_penalty float32=FOLDER int8=FOLDER --list TEST.tsv ...
 
-Recordings are recognised in chunks of 16 with the bundle's search.
+Recordings are recognised in chunks of 16 encoder frames with the bundle's search.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ FORMATS = ("int8", "int4")
 KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
 ROUNDS = 5
 AS_FAST = 1.05
-"""Up to this ratio to the time of Dense-225M, a network counts as equally fast."""
+"""Maximum ratio of a network's time to that of Dense-225M at which the network counts as equally fast."""
 STATE = "edge.json"
 
 

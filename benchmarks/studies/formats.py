@@ -80,7 +80,8 @@ def measure(variants: Mapping[str, Variant], sets: Mapping[str, Sequence[Recordi
         num_recordings, and num_words by set.
         variants: each with `bundle`, `bytes`, `kernels` and `modes`. Each mode has `num_errors` by set, and `beside`,
             the comparisons with the first two variants. A comparison has `cost`, the ratio of the total errors with its
-            95 % interval; `num_other_texts`; and `num_other_words`, the number of edits between the texts.
+            95 % interval; `num_other_texts`, the number of recordings whose text differs; and `num_other_words`, the
+            number of edits between the texts.
     """
     recordings = [recording for own in sets.values() for recording in own]
     names = [name for name, own in sets.items() for _ in own]

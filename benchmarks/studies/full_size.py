@@ -245,7 +245,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             bound = entry["ratio"]["median"]
             found["bound.int8.full"] = f"{float(found['int8.full']) / bound:.2f}"
             found["bound.gain.full"] = f"{float(found['gain.full']) * bound:.2f}"
-            if batch := factor(content, BATCH, PLAIN_DENSE):  # needs as many products per second of speech
+            if batch := factor(content, BATCH, PLAIN_DENSE):  # a batch needs as many products per second of speech
                 found["bound.int4.batch"] = f"{entry['ms']['median'] / 1e3 / bound / batch.median:.2f}"
         for key, item in content["starts"].items():
             found[f"loaded.{key.replace('/', '.')}"] = f"{item['loaded_bytes']['median'] / 1e6:.0f}"
@@ -287,7 +287,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on each machine.
+    """Yield the limits for each machine.
 
     The first limits compare a mixture with a dense network that has the same engine and format. The mixture may take
     1.54 times as long, which is the ratio of active parameters. For a single stream, it may take twice as long, because

@@ -7,9 +7,9 @@
 Rare words of the transcripts stand for names. They are long, and occur in few recordings. Each recording is recognised
 three times: without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists also
 contain rare words of other recordings, which are not spoken in this one. Longer lists are the same for all recordings.
-One of them contains all rare words, and is padded with other words of the bundle's language model. The unrelated
-list contains only such other words. The longest lists are also tried with half the weight, and restricted to words that
-sound like the text recognised without hotwords.
+One list contains all rare words, and is padded with other words of the bundle's language model. The unrelated list of
+the same length contains only such other words. The longest lists are also tried with half the weight, and restricted
+to words that sound like the text recognised without hotwords.
 
 Commands are all transcripts of a list, in groups of about fifty. Each recording is recognised without them, and with
 its group as hotwords, as a grammar, and as a grammar with `[unk]`. The other lists or folders are recognised with the
@@ -309,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
     parser.add_argument("--commands", action="store_true", help="measure the first list as commands")
     parser.add_argument("--memory", action="store_true", help="measure only the memory of long lists")
-    parser.add_argument("--most", type=int, help="maximum recordings of each list (default: all)")
+    parser.add_argument("--most", type=int, help="maximum number of recordings per list (default: all)")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     if args.commands:

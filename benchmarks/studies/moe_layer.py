@@ -52,7 +52,7 @@ BOUNDS = {CHUNK: "read_s", 250: "arithmetic_s"}
 LIMITS = {CHUNK: 0.7, 250: 1.03}
 """Maximum ratio of the times of int4 and int8 experts on native kernels, by number of tokens."""
 RATE = 0.9
-"""Minimum ratio of the bytes per second that native kernels read for a chunk: narrow experts divided by the paper's."""
+"""Minimum rate at which native kernels read narrow experts for a chunk, divided by that for the paper's experts."""
 
 
 class Shape(NamedTuple):

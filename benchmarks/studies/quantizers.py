@@ -6,10 +6,10 @@ Quantizers receive the encoder and the CTC head, and the recordings of SPEECH.ts
 projects receive graphs of plain operators. Damage is measured on DEV.tsv with full context and without native kernels.
 Olive and Neural Compressor take part if installed (olive-ai, onnx-neural-compressor, prettytable, schema).
 
-A hard network computes bit-identical results in float32, but one in a hundred channels is 32 to 256 times as large as
-before. Our recipes also quantize the other bundles after they are made hard in this way. They also quantize a variant
-of the first bundle whose routers hardly distinguish experts. Limits on damage and size are checked for both passes, on
-the first two minutes of SPEECH.tsv and on DEV.tsv, which is held out.
+A hard network computes the same float32 results as the original, bit for bit, but one in a hundred of its channels is
+32 to 256 times as large. Our recipes also quantize the other bundles after they are made hard in this way. They also
+quantize a variant of the first bundle whose routers hardly distinguish experts. Limits on damage and size are checked
+for both passes, on the first two minutes of SPEECH.tsv and on DEV.tsv, which is held out.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ lengths.
 LEAST, MOST = 5, 8
 """Exponents of the outlier factors, which are 32 to 256."""
 NEAR = 1 / 64
-"""Factor that shrinks the differences between the router weights of the four experts in a group: near ties."""
+"""Factor that shrinks the differences between the router weights of a group of four experts, to make near ties."""
 PLAIN, HARD = "plain", "hard"
 TITLES = {HARD: "demo model, outliers", "near ties": "demo model, near ties"}
 MAX_DAMAGE = 0.005
@@ -308,7 +308,7 @@ def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iter
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each quantizer and other network, and the errors of our int8."""
+    """Return the values for pages: rows for quantizers and for other networks, and the errors of our int8."""
     found = results["networks"]
 
     def errors(own: Mapping[str, float] | None) -> list[str]:

@@ -5,7 +5,7 @@
 FOLDER receives bundles of MoE-1B (`random_models`) if they are missing. The encoders process the same speech in turn,
 in one process on one thread. Ours run without native kernels. The torch network is the exporter's reference. It uses
 WeNet's loop over experts, which selects and adds rows for one expert at a time. Other differences favour torch: its
-caches of keys, values and the history of convolutions are at least as good as WeNet's.
+caches (keys, values and convolution history) are at least as good as WeNet's.
 """
 
 from __future__ import annotations

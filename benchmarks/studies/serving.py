@@ -4,10 +4,11 @@
 
 Speakers send 100 ms of speech every 100 ms from this process. Servers run on --cores: start this script with `taskset`
 on other cores. The result for each number of speakers is saved at once, and later runs do not measure it again. If a
-server fails, the number is tried once more, because other machines on the host may have interfered. After a second
-failure, larger numbers are skipped. Finally, our server runs with the capacity that it measures itself. Two
-measurements alternate: with as many speakers as this capacity, and with four times as many. FOLDER keeps the
-installation of sherpa-onnx and its graphs. If u2moe-kernels is installed, our server is measured with and without it.
+server fails with a number of speakers, this number is tried once more, because other machines on the host may have
+interfered. After a second failure, larger numbers are skipped. Finally, our server runs with the capacity that it
+measures itself. Two measurements alternate: with as many speakers as this capacity, and with four times as many. FOLDER
+keeps the installation of sherpa-onnx and its graphs. If u2moe-kernels is installed, our server is measured with and
+without it.
 
 Both servers run the same weights on one thread with the same chunks and left context, and return partial results after
 each chunk. sherpa-onnx uses greedy search. u2moe uses prefix beam search and rescores final results with both decoders.
@@ -62,7 +63,7 @@ _NUM_ROUNDS = 3
 """Number of rounds. Each measures speakers at capacity, then a crowd of `CROWD` times as many. The round with the
 median ratio is kept."""
 MOST_SLOWER = 1.2
-"""Maximum ratio of the latencies of accepted speakers with a crowd to those without."""
+"""Maximum latency of accepted speakers with a crowd, divided by their latency without one."""
 
 
 def measure(
@@ -107,7 +108,7 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure each server and number of speakers missing in `cells` of the results. Write each entry immediately."""
+    """Measure each server with each number of speakers that is not yet in `cells`. Write each entry immediately."""
     content, model = resumed(args.results, {"cells": {}}), args.name or args.bundle.name
     cells, buffers = content["cells"], speech_buffers(args.seconds)
 
@@ -150,7 +151,7 @@ def is_held(cell: Mapping[str, Any]) -> bool:
 
 
 def slowdown(crowd: Mapping[str, Any]) -> float:
-    """Return the ratio of the p95 latencies of partial results with and without the crowd."""
+    """Return the p95 latency of partial results with the crowd, divided by that without it."""
     return float(crowd["crowded"]["partial"]["p95"] / crowd["alone"]["partial"]["p95"])
 
 

@@ -2,7 +2,7 @@
 
     python -m u2moe.benchmarks.studies.turn BUNDLE TEST.tsv ...
 
-Each sentence receives a pause between two random words, and silence after its end. Pause and silence are quiet noise.
+Each sentence receives a pause after a random word, and silence after its end. Pause and silence are quiet noise.
 The encoder runs once, in chunks. Each rule is then applied to a search over the encoder's output. Delays count audio,
 so they are the same on every machine.
 """
@@ -128,7 +128,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("turn", __doc__)
-    parser.add_argument("--most", type=int, help="maximum recordings of each list (default: all)")
+    parser.add_argument("--most", type=int, help="maximum number of recordings per list (default: all)")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     if recognizer.language_model is None:

@@ -57,7 +57,7 @@ def read_gating(conf: Section) -> Gating:
 
 
 def attention_key(conf: Section) -> str:
-    """Return the key that selects the attention of branchformers: until WeNet 3.0.1, `attention_layer_type`."""
+    """Return the key that selects the attention of branchformers. It was `attention_layer_type` until WeNet 3.0.1."""
     old = "attention_layer_type"
     return old if old in conf else "selfattention_layer_type"
 

@@ -18,7 +18,7 @@ from u2moe.export.moe import feed_forward
 from u2moe.export.yaml_section import Section
 
 NOT_DUAL = ("conv_norm_eps", "conv_inner_factor", "final_norm")
-"""Keys of the conformer that WeNet's dual conformer does not have."""
+"""Keys in the encoder_conf of conformers that WeNet's dual conformer does not have."""
 
 
 def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
@@ -101,7 +101,7 @@ class ConformerBlock(nn.Module):
     def convolved(
         self, x: Tensor, module: ConvolutionModule, context: Context, caches: BlockCaches, following: BlockCaches
     ) -> Tensor:
-        """Return `x` plus its convolution, and put the convolution's last frames into `following`."""
+        """Return `x` plus the convolution's output, and put the frames that the next call needs into `following`."""
         branch = self.norm_conv(x) if self.pre_norm else x
         branch, history = module(branch, context.valid, caches.get(self.convolution_cache))
         following.update({} if history is None else {self.convolution_cache: history})

@@ -28,7 +28,7 @@ IGNORED = (
     "mlp_type", "mlp_bias", "n_expert", "n_expert_activated", "n_kv_head", "head_dim", "query_bias", "key_bias",
     "value_bias", "conv_bias", "layer_norm_type", "norm_eps", "conv_norm_eps", "conv_inner_factor", "final_norm",
 )  # fmt: skip
-"""Keys of the conformer that WeNet accepts for this encoder but does not use."""
+"""Keys of a conformer's encoder_conf that WeNet accepts for this encoder but does not use."""
 GROUPED = tuple(range(4))
 CACHES = (ATT_CACHE, CNN_CACHE)
 

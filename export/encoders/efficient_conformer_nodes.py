@@ -47,7 +47,7 @@ class EfficientConformerNodes(ConformerNodes):
         self._enter(time, 1)
 
     def _enter(self, time: ir.Value, step: int) -> None:
-        """Begin the blocks of one frame rate."""
+        """Start building the blocks that share a frame rate."""
         g, blocks, start = self.g, self.own.rates().get(step, range(0)), self.start
         self.time, self.step, self.blocks = time, step, blocks
         attention, history = (self.inputs.get(cache_name(each, step)) for each in CACHES)
@@ -72,7 +72,7 @@ class EfficientConformerNodes(ConformerNodes):
         self.seen = Surroundings(start, self.frames.valid, self.streaming)
 
     def _leave(self) -> None:
-        """Store the new caches of the blocks of one frame rate."""
+        """Store the new caches of the blocks that share a frame rate."""
         attention, history = (f"r_{cache_name(each, self.step)}" for each in CACHES)
         if self.frames.kept:
             self.following[attention] = self.frames.next_attention_cache()
@@ -132,7 +132,7 @@ class EfficientConformerNodes(ConformerNodes):
         return g.op("Div", total(g.op("Mul", x, valid), self.config.dim), number)
 
     def _padded(self, x: ir.Value, size: int) -> ir.Value:
-        """Pad [batch, time, ...] with zeros at the end, so that `size` divides the time."""
+        """Pad [batch, time, ...] with zeros at the end, until the time is a multiple of `size`."""
         g = self.g
         missing = g.op("Mod", g.op("Sub", [0], self.time), [size])
         return g.op("Pad", x, g.op("Concat", [0, 0, 0, 0], missing, [0], axis=0))

@@ -174,7 +174,7 @@ class SpeechEncoder(nn.Module):
         return self._finish(x), [self._last(own, required_cache_size) for own in following]
 
     def _last(self, caches: BlockCaches, required: int) -> BlockCaches:
-        """Return the caches. Growing caches keep the last `required` encoder frames, all if the number is negative."""
+        """Return the caches. Growing caches keep the last `required` encoder frames; a negative number keeps all."""
         kept = dict(caches)
         for cache in self.caches(self.config):
             if cache.time_axis is not None and cache.name in kept and required >= 0:

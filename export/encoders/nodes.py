@@ -227,7 +227,7 @@ class EncoderNodes:
         limit = [self.max_position * reduction]
         cache_time = g.op("Shape", self.inputs[ATT_CACHE], start=3, end=4)
         base = g.op("Max", cache_time, [self.longest_history])
-        # Positions of equal chunks run from 0 to `first`, then cycle from `base` to `base` + `length`.
+        # With chunks of equal size, positions run from 0 to `first`, then cycle from `base` to `base` + `length`.
         first = g.op("Mul", g.op("Div", limit, time), time)
         length = g.op("Max", g.op("Mul", g.op("Div", g.op("Sub", limit, base), time), time), [1])
         of_count = g.op("Add", base, g.op("Mod", g.op("Sub", offset, first), length))

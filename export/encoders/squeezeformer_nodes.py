@@ -158,7 +158,7 @@ class Rate:
         self.seen = Surroundings(start, frames.valid, nodes.streaming)
 
     def attend(self, x: ir.Value, layer: SqueezeAttention) -> ir.Value:
-        """Apply the attention of the next block of this rate."""
+        """Apply the attention of the next block at this frame rate."""
         g, row, adapted = self.g, self.row, folded(layer, "linear_q", "linear_k", "linear_v")
         self.row += 1
         with g.scope("self_attn", group="attention"):

@@ -27,11 +27,11 @@ Samples = list[Mapping[str, npt.NDArray[np.float32]]]
 FEED_FORWARD = ("feed_forward", "ffn")
 """Nodes whose names contain one of these are quantized."""
 LEAST_FACTOR, TINY = 1e-3, 1e-9
-"""Smallest factor of a column, and a size added to all columns, because a column may be zero."""
+"""Smallest factor of a column. `TINY` is added to the largest magnitude of each column, because that may be zero."""
 MARGIN = 1.5
-"""Factor of the ranges that activations had in the recordings, because others may exceed them."""
+"""Factor by which the recorded ranges of activations are widened, because other recordings may exceed them."""
 FIXED_SCALES = (np.float32(1 / 65536), np.float32(1 / 32768))
-"""Scales of the results of sigmoid, softmax and tanh, as QNN wants them."""
+"""Scales that QNN requires for the results of sigmoid, softmax and tanh."""
 MOST_SAMPLES = 100
 """Largest number of chunks to keep, evenly spaced over all recordings."""
 
@@ -81,8 +81,8 @@ def write_samples(samples: Samples, folder: Path) -> None:
 def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str]) -> None:
     """Quantize the feed-forward layers of a graph for QNN, except for the nodes `float_nodes`.
 
-    Weights get 8 bits, after their columns were scaled to the same size. Activations get 16 bits. QNN computes the
-    other nodes in float16, because its attention and convolutions in 16-bit integers are less accurate.
+    Weights get 8 bits, after their columns have been scaled to the same size. Activations get 16 bits. QNN computes the
+    other nodes in float16, because its attention and convolutions are less accurate in 16-bit integers.
     """
     from onnxruntime import quantization  # noqa: PLC0415 - loads slowly
     from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config  # noqa: PLC0415
@@ -121,7 +121,7 @@ def _is_feed_forward(node: ir.Node) -> bool:
 
 
 def _even_columns(model: ir.Model, float_nodes: list[str]) -> set[str]:
-    """Make the columns of each feed-forward weight equally large, and multiply the products by the factors instead.
+    """Divide the columns of each feed-forward weight so that all are equally large; multiply the products accordingly.
 
     All 8-bit values of a weight have one scale, which would leave small columns few steps. Returns the weights' names.
     """
@@ -132,7 +132,7 @@ def _even_columns(model: ir.Model, float_nodes: list[str]) -> set[str]:
         source, weight = node.inputs
         own = {str(node.name), str(getattr(source and source.producer(), "name", ""))}
         if weight is None or weight.const_value is None or own & set(float_nodes):
-            continue  # small products of a router and of its outputs stay precise
+            continue  # products of a router, or of its outputs, are small, so they stay precise
         sizes = np.abs(columns := array_of(weight)).max(axis=0) + TINY
         factors = np.maximum(sizes / sizes.max(), LEAST_FACTOR)
         weight.const_value = ir.tensor(columns / factors, name=weight.name)
@@ -149,7 +149,10 @@ def _even_columns(model: ir.Model, float_nodes: list[str]) -> set[str]:
 
 
 def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return the cosine of log-probabilities [1, time, vocab], and the share of frames with the same best token."""
+    """Return the cosine similarity of two arrays of log-probabilities, and the share of frames with equal best tokens.
+
+    The arrays have the shape [1, time, vocab].
+    """
     one, other = expected.astype(np.float64), found.astype(np.float64)
     cosine = (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
     return float(cosine), float((one.argmax(-1) == other.argmax(-1)).mean())
@@ -158,8 +161,8 @@ def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, f
 def damage(graph: Path, quantized: Path, samples: Samples, texts: list[str], others: list[str]) -> dict[str, float]:
     """Compare the quantized graph with the float graph, by the log-probabilities of chunks and the words of texts.
 
-    Both graphs read each chunk with the caches of the float graph. Returns the least and the mean cosine of
-    log-probabilities, the share of frames with the same best token, and the share of words that differ.
+    Both graphs read each chunk with the caches of the float graph. Returns the least and the mean cosine
+    similarity of log-probabilities, the share of frames with the same best token, and the share of words that differ.
     """
     runs = session_of(graph), session_of(quantized)
     pairs = [alike(*(run(sample)["log_probs"] for run in runs)) for sample in samples]

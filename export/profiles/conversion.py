@@ -30,7 +30,7 @@ from u2moe.runtime.graph.file import save_graph
 ONE_FILE_LIMIT = 1_500_000_000
 """A graph with up to this many bytes of weights is a single file, as programs that use these profiles expect."""
 OPERATORS_FILE = "required_operators.config"
-"""The operators that the graphs use, for `--include_ops_by_config` of onnxruntime's build."""
+"""The file that lists the operators of the graphs, for `--include_ops_by_config` of onnxruntime's build."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,4 +195,6 @@ def check_fixed(model: ir.Model, where: object) -> None:
             if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
                 largest = float(np.abs(tensor.numpy()).max(initial=0))
                 if not largest <= LARGEST:
-                    raise UnsupportedError(f"{told}: {value.name} has {largest:g}, which exceeds float16 ({LARGEST:g})")
+                    raise UnsupportedError(
+                        f"{told}: {value.name} has the value {largest:g}, which exceeds float16 ({LARGEST:g})"
+                    )

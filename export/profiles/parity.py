@@ -26,7 +26,7 @@ from u2moe.runtime.model.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
-"""Runs a graph: inputs by name to outputs by name."""
+"""Runs a graph: takes its inputs by name, and returns its outputs by name."""
 
 CHUNKS = ((16, -1), (16, 4), (5, 2))
 """(chunk size, left chunks) of the compared streams."""

@@ -62,8 +62,8 @@ def convert_static(
 ) -> Conversion:
     """Write a bundle of fixed shape into `out` after comparing it with its source; write nothing if they differ.
 
-    `Recognizer` opens it like any other bundle. The folder also contains `static.json`, which describes the graph to
-    other programs, `decoder_fixed.onnx`, and the caches before the first chunk.
+    `Recognizer` opens it like any other bundle. The folder also contains `decoder_fixed.onnx`, the caches before the
+    first chunk, and `static.json`, which describes the graph to other programs.
 
     Args:
         bundle: folder of a float32 bundle whose encoder streams.
@@ -82,7 +82,7 @@ def convert_static(
         ParityError: the written graph differs from the bundle.
         BundleError: the bundle cannot be read, or `out` cannot be written.
         AudioError: a recording cannot be read.
-        ValueError: the encoder does not support the chunks, or `qdq` is set without recordings.
+        ValueError: the encoder does not support these chunk settings, or `qdq` is set without recordings.
     """
     if qdq and not recordings:
         raise ValueError("qdq requires recordings")
@@ -130,7 +130,7 @@ def _form(bundle: Bundle, chunk_size: int, num_left_chunks: int) -> StaticForm:
         formats = bundle.manifest.quantization.get("groups")
         raise UnsupportedError(
             f"{bundle.path}: quantization: weights are {formats}: a graph of fixed shape needs a float32 "
-            "bundle; the compiler of the device quantizes it"
+            "bundle; the device's compiler quantizes the graph"
         )
     if not config.streaming:
         raise UnsupportedError(

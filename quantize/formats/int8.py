@@ -65,8 +65,8 @@ class Int8Conversion(WeightConversion):
         """Build the function that quantizes x [..., in] once for several products: x = scale * (q - zero).
 
         Args:
-            after: activation that x comes from, one of `ACTIVATIONS`. If it has a lowest value, the magnitude of a row
-                is bounded by this value and the largest value in the row.
+            after: activation that x comes from, one of `ACTIVATIONS`. If it has an
+                `Activation.lowest`, the larger of this number and the row's largest value sets the row's scale.
         """
         return build_function(
             "Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), {"activation": after or ""}

@@ -26,7 +26,7 @@ LARGEST = float(np.finfo(np.float16).max)
 MASK = float(np.finfo(np.float32).max)
 """Masks contain the negative of this number, which becomes the lowest number in half precision."""
 WEIGHT_ERROR, BIAS_ERROR = 2**-9, 2**-5
-"""Largest relative errors of float16 weights and biases. A bias near zero matters less than a weight."""
+"""Largest accepted relative errors of float16 weights and biases. A bias near zero matters less than a weight."""
 
 
 def in_half_precision(model: ir.Model, weights: Weights) -> None:
@@ -63,9 +63,9 @@ def half_of(value: ir.Value) -> Array:
 def fits_half(value: ir.Value, tolerance: float) -> bool:
     """Return whether half precision changes each number by at most `tolerance` times its magnitude.
 
-    In a matrix, a typical magnitude replaces the number's own magnitude if it is larger. It is the product of the norms
-    of the number's row and column, divided by the norm of the matrix. The test then does not depend on the scales of
-    channels.
+    In a matrix, the larger of two magnitudes counts: the number's own, and a typical one. The latter is the product of
+    the norms of the number's row and column, divided by the norm of the matrix. The test then does not depend on
+    the scales of channels.
     """
     array = array_of(value)
     if not np.abs(array).max(initial=0) <= LARGEST:

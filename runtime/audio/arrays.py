@@ -1,7 +1,7 @@
 """Check arrays of samples, scale them to float32, and resample them.
 
-soxr's stream returns bit-identical samples for any split of the input into buffers, and exactly as many as the ratio of
-the rates requires. On systems for which soxr has no wheel, `SincResampler` replaces it.
+For any split of the input into buffers, soxr's stream returns bit-identical samples. Their number is exactly what the
+ratio of the rates requires. On systems for which soxr has no wheel, `SincResampler` replaces it.
 """
 
 from __future__ import annotations
@@ -134,8 +134,9 @@ _MOST_AT_ONCE = 2048
 class SincResampler:
     """Incremental resampler of one channel for systems without a soxr wheel: slower, with the same quality (90 dB).
 
-    Each output sample is a sum of input samples weighted by a windowed sinc, always in the same order. The output is
-    therefore bit-identical for any split of the input. n samples become round(n * target_rate / source_rate).
+    Each output sample is a sum of input samples weighted by a windowed sinc. The terms are always added in the same
+    order, so the output is bit-identical for any split of the input. n samples become
+    round(n * target_rate / source_rate).
 
     Args:
         source_rate: sample rate of the input in Hz, rounded to an integer.

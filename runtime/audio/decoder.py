@@ -45,7 +45,7 @@ _PATIENCE_S = 120.0
 """Maximum seconds to wait for a buffer. This limit also stops a child that hangs or has no CPU time limit."""
 
 _CPU_S, _CPU_SHARE = 5.0, 0.25
-"""The limit of CPU time for decoding a file: a constant in seconds, plus a number of seconds per second of audio."""
+"""Limit on the CPU time for decoding a file: a constant in seconds, plus a number of seconds per second of audio."""
 _BUFFER_S = 10.0
 _MEMORY = 512 << 20
 """Maximum address space for decoding a file, in bytes."""
@@ -99,8 +99,8 @@ class FileDecoder:
     """Decodes files one at a time in a child process. Call `stop` at the end.
 
     The child has limited memory, CPU time and file descriptors, except on Windows. It has no access to the files,
-    output and secrets of this process. It starts with `start` or the first file, at a lower priority. It decodes all
-    files until it dies; the next file starts a new child.
+    output and secrets of this process. It runs at a lower priority. `start` or the first file starts it. It decodes all
+    files until it dies; the next file then starts a new child.
 
     Attributes:
         stated_s: duration in seconds stated in the header of the latest file, known after its first buffer; 0: not
@@ -128,7 +128,7 @@ class FileDecoder:
             )
 
     def stop(self) -> None:
-        """Stop the child. A file that it is decoding fails. May be called from any thread."""
+        """Stop the child. If a file is being decoded, this file fails. May be called from any thread."""
         self._is_stopped = True
         if (process := self._process) is not None:
             process.kill()  # before locking, because the thread that waits for the child holds the lock

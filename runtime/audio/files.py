@@ -76,7 +76,7 @@ def name_of(file: File | RawAudio) -> str:
 
 
 def damage(sound: Sound, num_read: int) -> str | None:
-    """Describe the damage of a file that was read to its end with `num_read` frames. Returns None if it is intact."""
+    """Describe the damage of a file that ended after `num_read` frames. Returns None if it is intact."""
     return sound.damage(num_read) if isinstance(sound, MediaFile | RawFile) else cut_off(sound, num_read)
 
 
@@ -222,7 +222,7 @@ _OGG_HEADER = 27
 """Bytes of a page header before the segment lengths. The last byte is the number of segments; the sixth has flags."""
 _OGG_FIRST_PAGE, _OGG_LAST_PAGE = b"OggS\0\2", 4
 _XING_PLACES = (13, 21, 36)
-"""Bytes from the first frame of an MP3 file to its Xing header, for mono and stereo in MPEG 1 and 2."""
+"""Distances in bytes from the start of the first MP3 frame to the Xing header, for mono and stereo in MPEG 1 and 2."""
 
 
 class SoundBytes(io.BytesIO):
@@ -237,7 +237,7 @@ class SoundBytes(io.BytesIO):
 
 
 def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
-    """Describe how a file, read to its end with `num_read` frames, is truncated. Returns None if it is not."""
+    """Describe how a file that ended after `num_read` frames is truncated. Returns None if it is not truncated."""
     for stated, found in _STATED_SIZE.findall(sound.extra_info):
         if int(found) < int(stated) < _UNKNOWN_SIZE:
             return f"contains {found} of the {stated} bytes of audio stated in its header: it is truncated"
@@ -259,7 +259,7 @@ def repaired(stream: BinaryIO, name: str) -> BinaryIO:
     if position is None:
         return stream
     warnings.warn(
-        f"{name}: its header states no audio, as after a crash of the recorder: it is read to its end",
+        f"{name}: its header states no audio, perhaps because the recorder crashed: the file is read to its end",
         AudioWarning,
         stacklevel=2,
     )

@@ -117,7 +117,7 @@ class MediaFile:
         """Read up to `size` frames [frames, channels], float32 in [-1, 1]. Returns no frames at the end.
 
         Raises:
-            AudioError: the file is damaged here.
+            AudioError: the file is damaged at this position.
         """
         del dtype, always_2d  # only the defaults are supported
         parts = []

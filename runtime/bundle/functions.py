@@ -14,7 +14,7 @@ from types import MappingProxyType
 from u2moe.runtime.bundle.weight_formats import LAYERS, WEIGHT_FORMATS
 
 KERNELS_CONTRACT = 3
-"""Version of the native operators' inputs, attributes and results. Graphs from this version of u2moe need it."""
+"""Version of the native operators' inputs, attributes and results. Graphs that this version of u2moe writes need it."""
 PACKED_LAYOUT = 4
 """Version of the weight layout that `u2moe quantize --packed` writes and native kernels map into memory."""
 MOST_NUMBERS = 9
@@ -73,11 +73,11 @@ def _all(names: str, inputs: str, attributes: str = "", why: str = "", *, export
     ]
 
 
-_PRODUCTS = "products in float32, which onnxruntime has"
+_PRODUCTS = "products in float32, left to onnxruntime's kernels"
 _SEQUENCES = "over whole sequences, as products in float32: the kernel is for chunks and their caches"
-_DISTANCES = "scores by distances or rotations, which the kernel for chunks does not have"
-_CONVOLUTIONS = "convolutions in float32, which onnxruntime has"
-_NO_PRODUCTS = "no products: look-ups, copies, or numbers one by one"
+_DISTANCES = "scores by distances or rotations, which the kernel for chunks does not compute"
+_CONVOLUTIONS = "convolutions in float32, left to onnxruntime's kernels"
+_NO_PRODUCTS = "no matrix products: look-ups, copies or elementwise operations"
 _QUERY, _CACHE = "query key_value", "cache block first_kept"
 _HEADS = "num_heads num_kv_heads size"
 _MODULE = "kernel activation bias norm epsilon"
@@ -155,7 +155,7 @@ _OF_FORMATS = (
     for item in WEIGHT_FORMATS.values()
     for layer in LAYERS
 )
-"""Layers in weight formats without a detailed declaration above."""
+"""Every kind of layer in every weight format. The detailed declarations above replace some of them."""
 FUNCTIONS: Mapping[str, Function] = MappingProxyType(
     {function.name: function for function in (*_OF_FORMATS, *_DECLARED)}
 )
@@ -170,7 +170,7 @@ def plain_name(function: str) -> str:
 
 
 def is_replaced(function: str, operators: Collection[str]) -> bool:
-    """Return whether native operators replace a function. Operators also exist with numbers 2 to `MOST_NUMBERS`."""
+    """Return whether native operators replace a function. Operator names may end in a number, see `MOST_NUMBERS`."""
     name, _, number = function.rpartition("_")
     is_twin = number.isdecimal() and 2 <= int(number) <= MOST_NUMBERS
     return (name if is_twin else function) in operators

@@ -29,7 +29,7 @@ In float16, -1e6 is infinite."""
 
 @dataclass(frozen=True, kw_only=True)
 class StaticRate:
-    """The keys of attention at one frame rate: frames of the cache of keys and values, then frames of the chunk."""
+    """The keys that attention reads at one frame rate: those of cached frames, then those of the chunk."""
 
     step: int = option("integer", 1, least=1)
     """Distance between consecutive keys, in frames after the subsampling."""

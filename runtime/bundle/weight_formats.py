@@ -50,8 +50,8 @@ WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
     {
         item.name: item
         for item in (
-            WeightFormat(name="fp32", prefix="", bits=32, groups=MATRICES, not_native="onnxruntime has them"),
-            WeightFormat(name="fp16", prefix="Half", bits=16, not_native="onnxruntime has them"),
+            WeightFormat(name="fp32", prefix="", bits=32, groups=MATRICES, not_native="left to onnxruntime"),
+            WeightFormat(name="fp16", prefix="Half", bits=16, not_native="left to onnxruntime"),
             WeightFormat(name="int8", prefix="Int8", bits=8, groups=MATRICES),
             WeightFormat(
                 name="int4",

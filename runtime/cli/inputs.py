@@ -100,7 +100,7 @@ def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
 def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
     """Return the place of each file's transcript. Places have the same folder structure as the files.
 
-    If two transcripts would have the same place, for example for a.wav and a.flac, both keep the suffix of the audio
+    If two transcripts, such as those of a.wav and a.flac, would have the same place, both keep the suffix of the audio
     file. If that is not enough, names of folders above the searched folders are added.
 
     Args:

@@ -95,7 +95,7 @@ def _add_tune(commands: Subparsers) -> None:
         "transcripts. Do not use test data.",
     )
     parser.add_argument("list", type=Path, metavar="LIST", help="list with transcripts, as for u2moe corpus")
-    parser.add_argument("--lm", required=True, metavar="FILE", help="the language model; none: tune only the penalty")
+    parser.add_argument("--lm", required=True, metavar="FILE", help="language model; none: tune only the blank penalty")
     add_model(parser)
     add_declared(parser, DecodingOptions, BUNDLED)
     parser.set_defaults(run=run_tune)
@@ -108,7 +108,9 @@ def _add_attach(commands: Subparsers) -> None:
         description="Write a language model and its weights into a bundle. All runtimes then use it by default.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle")
-    parser.add_argument("lm", metavar="MODEL", help="file and weights, as printed by 'u2moe lm tune'; none: remove it")
+    parser.add_argument(
+        "lm", metavar="MODEL", help="file and weights, as printed by 'u2moe lm tune'; none: remove the model"
+    )
     add_declared(parser, DecodingOptions, BUNDLED, **dict.fromkeys(BUNDLED, "unchanged"))
     parser.set_defaults(run=run_attach)
 
@@ -172,7 +174,7 @@ def run_attach(args: argparse.Namespace) -> int:
     bundle = attach(chosen_bundle(args.bundle), chosen, **declared_in(args, BundledOptions))
     decoding = bundle.manifest.decoding
     size = bundle.manifest.files[decoding.language_model.file].size if decoding.language_model else 0
-    tell(f"{bundle.path}: beam {decoding.beam_size}, {size / 1e6:.1f} MB of language model")
+    tell(f"{bundle.path}: beam size {decoding.beam_size}, language model of {size / 1e6:.1f} MB")
     return 0
 
 

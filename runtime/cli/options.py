@@ -99,7 +99,7 @@ def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str)
 
 
 def add_declared(parser: Options, kind: Any, only: Container[str] | None = None, **otherwise: str) -> None:
-    """Add an option for each field of a dataclass that declares a flag. `only` limits the fields."""
+    """Add an option for each dataclass field that declares a flag. `only` limits the fields."""
     for name, declared in _with_flags(kind).items():
         if only is not None and name not in only:
             continue
@@ -176,8 +176,8 @@ def add_words(parser: Options) -> None:
     parser.add_argument(
         "--lm",
         metavar="FILE[,NAME=X...]",
-        help="n-gram model: ARPA, .gz, or made by 'u2moe lm'; demo: the English one of the demo model; none: also "
-        f"disables that of the bundle. Optionally with {', '.join(options_of(FusionWeights))}, as printed by 'u2moe lm "
+        help="n-gram model: ARPA (plain or .gz), or made by 'u2moe lm'; demo: the demo model's, for English; none: not "
+        f"even the bundle's. Optionally with {', '.join(options_of(FusionWeights))}, as printed by 'u2moe lm "
         "tune', or with files of words that share the probability of a word of the model: ',<name>=names.txt'",
     )
     parser.add_argument(

@@ -54,7 +54,7 @@ class Output:
         return inputs
 
     def begin(self) -> None:
-        """Write the header. If the format has segments, write each segment from now on as soon as it is found."""
+        """Write the header. From now on, write each segment as soon as it is found, if the format allows it."""
 
     def take(self, item: Input, result: Result) -> None:
         """Handle a partial or final result. New phrases of a grammar are handled first."""

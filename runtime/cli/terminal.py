@@ -31,7 +31,7 @@ def standard_streams() -> Iterator[None]:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, so no other file can get it
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, so no other file can get it
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")
     with contextlib.ExitStack() as stack:
@@ -167,7 +167,7 @@ class ProgressBar:
         self._begin = time.monotonic()
 
     def begin(self, number: int) -> None:
-        """Start a file."""
+        """Start the bar of the file with this index."""
         self._number = number
         self._before = sum(self._durations[:number])
         self.show(0.0)

@@ -93,7 +93,7 @@ class Entry:
         channel: index of the channel to use. None: the average of all channels.
         text: transcript in the list; None if missing.
         speaker: speaker in the list; None if missing.
-        duration: duration in seconds in the list; None if missing.
+        duration: duration in seconds, as stated in the list; None if missing.
         fields: all other fields of the list, as JSON. For a NeMo list, all fields of the list.
     """
 

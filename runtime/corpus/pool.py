@@ -38,9 +38,9 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL} if os.name == "posix" else set()
 _MOST_CRASHES = 2
 _MOST_KILLS = 5
-"""Limits on crashes (`_MOST_CRASHES`) and other deaths (`_MOST_KILLS`) of workers on the same entries. At the limit,
-several entries are decoded separately, and a single entry is left out. More of the other deaths are allowed, because an
-operator or the out-of-memory killer may have caused them."""
+"""Limits on crashes (`_MOST_CRASHES`) and other deaths (`_MOST_KILLS`) of workers on the same entries. If
+the entries of a batch reach a limit, they are decoded separately; a single entry is left out. The limit on other deaths
+is higher, because an operator or the out-of-memory killer may have caused them."""
 _MOST_STARTS = 5
 
 

@@ -27,7 +27,7 @@ from u2moe.runtime.validation import checked_options
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider")
 _MOST_RETRIES = 3
-"""Maximum number of retries of a block after its actor died. The block is then left out: a run on one machine can find
+"""Maximum number of retries of a block after its actor died. The block is then left out. A run on one machine can find
 the entry at which processes die."""
 _TICK_S = 1.0
 
@@ -41,7 +41,7 @@ def run_on_ray(
     address: str | None = None,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
 ) -> RunProgress:
-    """Recognise the missing entries of a corpus on a Ray cluster. Otherwise the same as `run_corpus`.
+    """Recognise the missing entries of a corpus on a Ray cluster, but otherwise like `run_corpus`.
 
     Each actor loads the model. An actor takes one CPU per thread and, with a GPU provider, one GPU.
 

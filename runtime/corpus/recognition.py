@@ -101,7 +101,7 @@ class BlockRecognizer:
     Args:
         recognizer: the recogniser.
         rows: maker of the rows of results.
-        align: whether to align the transcripts of entries with their audio, one at a time, instead of recognising it.
+        align: whether to align the transcript of each entry with its audio, instead of recognising the audio.
         on_progress: called with the number of entries and the seconds of audio recognised since the last call.
         on_attempt: called before entries are read or decoded, with their indices (at most `BATCH_LEN`).
     """

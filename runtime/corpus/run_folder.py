@@ -137,7 +137,7 @@ class OutputFolder:
         return RunDescription.from_json(content, name)
 
     def finished_blocks(self) -> dict[int, int]:
-        """Return the first position of each finished block and the position after its last entry, in order."""
+        """Return, for each finished block in order, the position of its first entry and the position after its last."""
         return dict(found for found, _ in self._files())
 
     def write_block(self, block: Block, content: bytes) -> None:

@@ -150,7 +150,7 @@ def write_whole(path: str, content: bytes) -> None:
 def write_first(path: str, content: bytes) -> bool:
     """Write a file like `write_whole`, unless it exists. Return whether it was written.
 
-    If several processes try at the same time, one succeeds. On object stores, two processes may both succeed.
+    If several processes try at the same time, only one succeeds. On object stores, however, several may succeed.
     """
     if is_url(path):
         if exists(path):

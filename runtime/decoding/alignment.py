@@ -42,8 +42,8 @@ class Aligner:
     """Finds the most probable CTC alignment of a token sequence. Log-probabilities may arrive in parts of any length.
 
     The search is exact (Viterbi), even for long recordings. Its time grows with the product of frames and tokens.
-    It stores only the log-probabilities of these tokens and the scores of every 2048th frame. Data beyond 64 MB goes to
-    a temporary file.
+    Only the log-probabilities of the sequence's tokens and the scores of every 2048th frame are stored. Data beyond
+    64 MB goes to a temporary file.
 
     Attributes:
         num_frames: number of frames so far.

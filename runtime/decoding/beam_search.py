@@ -18,8 +18,9 @@ from u2moe.runtime.decoding.phrases import REST_COST, PhraseGraph, PhraseState
 
 _NEVER = -math.inf
 _SURE, _SURE_AFTER = 0.99, 4
-"""Conditions of `BeamSearch.decide`. A phrase needs the share `_SURE` of the probability of all phrases, and half of
-the probability of the beam. More than `_SURE_AFTER` frames must have passed since the last peak of the phrase."""
+"""Conditions of `BeamSearch.decide`. Hypotheses with the phrase need at least half of the beam's probability. Compared
+only with hypotheses that have no words outside the grammar, they need the share `_SURE`. More than `_SURE_AFTER` frames
+must have passed since the last peak of the phrase."""
 
 _Times = tuple["_Times", int, float] | None
 """Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token to the first. Prefixes that

@@ -47,7 +47,7 @@ class ContextGraph:
         start: state of an empty hypothesis.
         hotwords: the phrases and their weights.
         symbols: symbols of the vocabulary.
-        most_gain: upper bound of what a token adds to the bonus of a growing hypothesis, including `partial`.
+        most_gain: upper bound on what a token adds to the bonus of a growing hypothesis, including `partial`.
 
     Args:
         hotwords: phrases, with or without weights. A weight is above 0 and at most 100. If a phrase occurs twice, the

@@ -92,7 +92,7 @@ def ctc_prefix_beam_search(
 
     Args:
         log_probs: [time, vocab].
-        beam_size: number of prefixes kept from frame to frame, and of tokens per frame that may extend them.
+        beam_size: number of prefixes kept from frame to frame, and number of tokens per frame that may extend them.
         blank: id of the blank token.
         context: hotwords to prefer.
         fusion: language model.
@@ -232,7 +232,7 @@ class PrefixBeamSearch:
     def best(self) -> Hypothesis:
         """Return the best hypothesis so far that begins with the committed tokens.
 
-        This is the first of `hypotheses`, unless hotwords put a hypothesis first that does not begin with these tokens.
+        This is the first of `hypotheses`, unless hotwords promote a hypothesis that does not begin with these tokens.
         """
         return _hypothesis(self._best()) if self._searches[0].beams else Hypothesis(tokens=[], score=0.0, times=[])
 

@@ -1,4 +1,4 @@
-"""Endpoint detection by Kaldi's rules for the blanks of the CTC head; with full context, also by pauses in the audio.
+"""Ends utterances by Kaldi's rules, applied to blanks of the CTC head; with full context, also at pauses in the audio.
 
 If an utterance ends within speech, `alignment.find_cut` decides where to cut it.
 """
@@ -91,7 +91,7 @@ class Endpointer:
     def advance(
         self, log_probs: npt.NDArray[np.float32], search_to: Callable[[int], Sequence[Hypothesis]] | None = None
     ) -> Endpoint | None:
-        """Continue through log-probabilities [time, vocab]; return None until a rule fires.
+        """Process the next log-probabilities [time, vocab]; return None until a rule fires.
 
         When a rule fires, the utterance has ended: call `reset`, and pass the frames after `Endpoint.num_frames` again.
         For `EndpointConfig.turn`, `search_to(n)` returns the hypotheses after the first n of the new frames. It is
@@ -166,11 +166,11 @@ class PauseRule:
         return int(sum(pause) / 2 / self._frame_s)
 
     def endpoint(self, num_frames: int, trailing_silence: int) -> Endpoint | None:
-        """Return the end of the utterance if the window ends in a pause in which the CTC head found no tokens.
+        """Return the end of the utterance if the window ends in a pause where the CTC head found no tokens.
 
         Args:
             num_frames: number of encoder frames of the recording so far.
-            trailing_silence: number of final frames in which blank is probable.
+            trailing_silence: number of silent frames at the end so far.
         """
         pause_len, self._pause_len = self._pause_len, 0
         if not pause_len:

@@ -19,7 +19,7 @@ from u2moe.runtime.model.features import FeatureStream
 class FeatureExtractor:
     """Turns samples into windows of features for chunks of `chunk_size` encoder frames; None: a single window.
 
-    With `knows_last`, a window can be taken only once it is known whether it is the last; see `Windows`. Up to
+    With `knows_last`, a window cannot be taken before it is known whether more windows follow; see `Windows`. Up to
     `padding_s` seconds of silence are added before and after the samples; see `Padding`.
 
     Attributes:
@@ -81,7 +81,7 @@ class FeatureExtractor:
 
     @property
     def lead_s(self) -> float:
-        """Seconds of silence before the first sample, rounded to milliseconds like the times in results."""
+        """Seconds of silence added before the first sample, rounded to milliseconds like the times in results."""
         return (self._padding.num_before * 1000 + self._sample_rate // 2) // self._sample_rate / 1000
 
     @property

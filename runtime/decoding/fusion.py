@@ -1,6 +1,6 @@
 """Shallow fusion: language model scores for hypotheses that grow by tokens, with look-ahead inside words.
 
-A word is scored when it ends. Until then, the score of its best completion counts, which is an upper bound of the final
+A word is scored when it ends. Until then, the score of its best completion counts, which is an upper bound on the final
 score. Scores never rise, except by the word bonus, which is added when a word begins. The search uses this to prune.
 """
 
@@ -61,7 +61,7 @@ class Fusion:
 
     Attributes:
         start: state of an empty hypothesis.
-        gains: by token, an upper bound of what it adds to the score, namely the bonus of the words that it may begin.
+        gains: by token, an upper bound on what it adds to the score, namely the bonus of the words that it may begin.
         most_gain: the largest of `gains`.
         ends_word: by token, whether it ends the preceding word.
         rescoring_weight: factor of the score in the second pass.
@@ -168,7 +168,7 @@ class Fusion:
         return self._state(history, begun), score
 
     def losses(self, state: FusionState | None) -> tuple[float, float, float]:
-        """Return upper bounds of what the next token adds to the score.
+        """Return upper bounds on what the next token adds to the score.
 
         The first bound is for tokens that continue the current word. The second is for tokens that end the word
         (`ends_word`): the score of the word then replaces the score of its best completion. Both bounds are at most
@@ -209,7 +209,7 @@ class Fusion:
         return state
 
     def _open(self, history: int, beginning: _Beginning | None) -> float:
-        """Return an upper bound of the score of any word with this prefix."""
+        """Return an upper bound on the score of any word with this prefix."""
         best, _ = self._unknown(history)
         if beginning is not None:
             if beginning.low < beginning.high:
@@ -244,7 +244,7 @@ class Fusion:
         return found
 
     def _beginning(self, begun: str) -> _Beginning | None:
-        """Return the words of the model or of a class with this prefix; None: there are none."""
+        """Return the words with this prefix in the model and in classes; None: there are none."""
         with contextlib.suppress(KeyError):
             return self._beginnings[begun]
         low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
@@ -268,7 +268,7 @@ class _Beginning(NamedTuple):
         best_alone: largest unigram log-probability of these words.
         words: (id, number) pairs for the prefix as a whole word. The id belongs to the word itself, or to a class that
             contains the word. The number is log10 of the word's share of the class; 0 for the word itself.
-        entries: words of classes that begin with the prefix.
+        entries: words that begin with the prefix and belong to a class.
     """
 
     low: int

@@ -51,7 +51,7 @@ _NUM_ROUNDS = 2
 
 @dataclass(kw_only=True, eq=False)
 class EncodedRecording:
-    """A recording after the encoder and before the search.
+    """A recording that is encoded but not yet searched.
 
     Attributes:
         transcript: reference text.
@@ -165,7 +165,7 @@ class EncodedRecordings:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Word errors with some weights. Empty `weights`: no language model, and unchanged decoding options."""
+    """Word errors with one choice of weights. Empty `weights`: no language model, and unchanged decoding options."""
 
     weights: dict[str, float]
     num_errors: int

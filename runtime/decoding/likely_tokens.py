@@ -22,7 +22,7 @@ def most_probable(
     if np.isnan(peaks.max()) or np.isnan(log_probs[:, width * num_blocks :]).any():
         raise ValueError("log_probs contain NaN")
     # A peak is the highest score in a block. The `num` highest peaks belong to different tokens, so at least `num`
-    # tokens reach the lowest of these peaks. Usually, only a few more tokens reach it.
+    # tokens score no lower than the lowest of these peaks. Usually, only a few more tokens do.
     least = np.partition(peaks, num_blocks - num, axis=1)[:, num_blocks - num, np.newaxis]
     places = np.flatnonzero(log_probs >= least)
     frames, scores = places // vocab, log_probs.reshape(-1)[places]

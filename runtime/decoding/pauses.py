@@ -14,7 +14,7 @@ from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.text.vocabulary import Word
 
 _LONGEST_TOKEN_S = 1.0
-"""Longest span of a token in seconds. A span extends at most half of this before and after the peak."""
+"""Longest span of a token in seconds. A span extends at most half of this on either side of the peak."""
 _MIN_PAUSE_S = 0.08
 """Shortest pause in seconds. Shorter silences are stop consonants within words."""
 _POWER = 0.25
@@ -23,7 +23,7 @@ _QUIETEST = 12.0
 _QUIET = 0.2
 """Frames in the lowest fifth of the range between the floor and the loud parts are quiet."""
 _MIN_BEFORE_PAUSE_S = 0.2
-"""Minimum seconds of audio before a pause in which a recording is cut."""
+"""A recording is cut at a pause only if at least this many seconds of audio precede the pause."""
 
 Span = tuple[float, float]
 """Start and end in seconds."""

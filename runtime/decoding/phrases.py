@@ -147,7 +147,7 @@ class PhraseGraph:
         )
 
     def phrases(self, tokens: Sequence[int], *, is_final: bool = True) -> list[tuple[int, int]]:
-        """Return the start and end of each complete phrase in tokens that the grammar allows. Prefers longer phrases.
+        """Return the start and end of each complete phrase. The grammar must allow `tokens`. Prefers longer phrases.
 
         If the tokens are not final, a last phrase that may become longer is left out.
         """

@@ -9,8 +9,8 @@ reverse_weight 0 (Python `recognize.py`), or 0.5 and 0 (C++ runtime). Our defaul
 training, as recorded in the bundle (0.3 and 0.3 in the U2++ recipes).
 
 The bonus of hotwords is not scaled by ctc_weight. If it were, as in WeNet, the bonus could help the first pass to find
-a name, but would be too weak to keep that name in the second. The score of a language model has
-its own factor instead of ctc_weight.
+a name, but would be too weak to keep that name in the second pass. The score of a language model
+has its own factor instead of ctc_weight.
 """
 
 from __future__ import annotations

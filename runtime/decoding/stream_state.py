@@ -94,7 +94,7 @@ class StreamState:
         self.reset()
 
     def reset(self) -> None:
-        """Discard everything and start a new source, after waiting for another thread that decodes this stream.
+        """Discard everything and start a new source. Waits while another thread decodes this stream.
 
         Raises:
             StreamError: this thread is decoding the stream.
@@ -286,8 +286,8 @@ class StreamState:
     def _begin_utterance(self, number: int, start: int) -> None:
         needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
         output_size = self.model.config.output_size
-        # `_search` is not a method, because a reference from the utterance to its stream would keep the model until
-        # garbage collection.
+        # `_search` is not a method, because a reference from the utterance to its stream would keep the model in
+        # memory until garbage collection.
         library, blank = self.model.search_library, self.model.config.blank
         search = partial(_search, library, self.options, blank, self.context, self.fusion, self.grammar)
         self.utterance = Utterance(

@@ -63,7 +63,7 @@ class TextAligner:
         num_frames, needed_s = self._aligner.num_frames, self._aligner.num_needed * frame_s
         aligned, heard = self._aligner.finish(), np.concatenate([np.zeros(0, bool), *self._heard])
         if not heard.any():
-            raise AlignmentError(f"no speech is heard in {duration:.1f} s of audio")
+            raise AlignmentError(f"no speech was found in {duration:.1f} s of audio")
         if aligned is None:
             raise AlignmentError(f"the text needs at least {needed_s:.1f} s of audio, found {duration:.1f} s")
 
@@ -141,7 +141,7 @@ def _spelled(text: str, vocabulary: Vocabulary) -> tuple[list[tuple[str, list[Wo
 
 
 def _unwritten(heard: npt.NDArray[np.bool_], aligned: Sequence[AlignedToken], least: int) -> list[tuple[int, int]]:
-    """Return stretches of at least `least` frames in which tokens are `heard` [time] but the text has no tokens."""
+    """Return stretches of at least `least` frames with tokens in the audio (`heard` [time]) but not in the text."""
     places = np.flatnonzero(heard)
     edges = [0, *(edge for token in aligned for edge in (token.start - 1, token.end + 1)), len(heard)]
     between = (places[slice(*np.searchsorted(places, gap))] for gap in zip(edges[::2], edges[1::2], strict=True))

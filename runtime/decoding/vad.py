@@ -30,7 +30,7 @@ _WINDOW_S = _WINDOW / _RATE
 _MAX_WINDOWS = 256
 _PACKAGE = "silero_vad"
 _FILES = ("silero_vad_16k_sequence.onnx", "silero_vad_16k_op15.onnx", "silero_vad.onnx")
-"""Files of the package, fastest first. Older versions contain only the last."""
+"""Files of the package, fastest first. Older versions contain only the last of these files."""
 _LAYOUTS = (
     ({"input", "state", "sr"}, 2),
     ({"input", "state"}, 2),

@@ -200,7 +200,7 @@ def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
 
 
 def next_cache(num_blocks: int) -> ir.Function:
-    """Build the function that joins the old cache and the new frames of `num_blocks` layers to the next cache.
+    """Build the function that joins the old cache and the new frames of `num_blocks` layers into the next cache.
 
     Inputs:
         cache: [num_blocks, batch, kv_heads, past, 2 * size].

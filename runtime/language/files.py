@@ -82,7 +82,7 @@ class _Reader:
         return Ngrams.of(list(self._ids), orders, source=str(self._path))
 
     def _lines(self) -> Iterator[str]:
-        """Yield lines that are not empty, without surrounding blanks."""
+        """Yield lines that are not empty, without surrounding white space."""
         for number, line in read_lines(self._path, "an ARPA file", LanguageModelError):
             self._number = number
             if stripped := line.strip(" \t\r"):

@@ -166,7 +166,7 @@ class _Level:
     """The n-grams of one order, sorted by history and word.
 
     `counts` are continuation counts, `occurrences` raw counts. `parents` and `suffixes` are indices into the level
-    one order below: `parents` of each n-gram without its last word, `suffixes` of each n-gram without its first word.
+    one order below: `parents` locate each n-gram without its last word, `suffixes` each n-gram without its first word.
     `keys` are sorted, for look-up by parent and word.
     """
 

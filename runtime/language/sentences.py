@@ -74,7 +74,7 @@ class WrittenWord(NamedTuple):
 
 
 def written_sentences(text: str) -> Iterator[tuple[str, list[WrittenWord]]]:
-    """Yield each sentence of a line as written, and its words. Sentences are split as by `sentences_of`."""
+    """Yield each sentence of a line as written, and its words. Sentences are split as in `sentences_of`."""
     text = unicodedata.normalize("NFC", text)
     parts = [[part for word, start in sentence for part in _parts(word, start)] for sentence in _sentences(text)]
     sentences = [sentence for sentence in parts if sentence]

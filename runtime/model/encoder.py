@@ -215,8 +215,8 @@ class Caches:
 class CacheRow:
     """Caches of one stream, stored as a row in the caches of its batch while the batch does not change.
 
-    An unchanged batch is neither split nor joined between chunks. With eight streams, splitting and joining took a
-    tenth of the time. When the batch changes, `join_rows` copies all rows, including those of streams that have left
+    An unchanged batch is neither split nor joined between chunks. With eight streams, splitting and joining took 10 %
+    of the total time. When the batch changes, `join_rows` copies all rows, including those of streams that have left
     the batch. Otherwise, the row of one stream would keep the memory of the whole batch alive.
 
     Attributes:

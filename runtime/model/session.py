@@ -139,8 +139,8 @@ def _load(
 ) -> tuple[onnxruntime.InferenceSession, dict[str, npt.NDArray[Any]], Kernels]:
     """Load a session with the chosen kernels. onnxruntime runs the functions that these kernels refuse.
 
-    Kernels refuse functions that they do not know, for example with an activation of another version of u2moe. If the
-    error does not name the function, onnxruntime runs all functions.
+    Kernels refuse functions that they do not know, for example a function with an activation that only another version
+    of u2moe has. If the error does not name the function, onnxruntime runs all functions.
     """
     kernels = settings.chosen
     if layout is not None and settings.sess_options is None:
@@ -192,7 +192,7 @@ def _inference_session(
 
 
 def _without_functions(content: bytes) -> bytes:
-    """Inline the functions of a graph. OpenVINO refuses calls in a decoder; without calls, it fails in an encoder."""
+    """Inline the functions of a graph. OpenVINO needs this for decoders, but fails if encoders are inlined."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4

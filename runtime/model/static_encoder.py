@@ -158,7 +158,7 @@ class StaticEncoder(Encoder):
         return feeds
 
     def _history(self, history: StaticHistory, tensor: Array, position: int) -> Array:
-        """Return the frames before a chunk in the graph's shape. Frames before the stream come from the bundle."""
+        """Return the frames before a chunk in the graph's shape. The bundle has those before the start of a stream."""
         blocks, channels, past = tensor.shape
         steps = np.array(history.steps)[:, np.newaxis]
         exists = position + np.arange(-past, 0) * steps >= 0

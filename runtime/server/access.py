@@ -122,8 +122,8 @@ class Access:
     Pages of another origin may use the server only if the origin is listed or the protocol has its own port. Otherwise,
     they can only send GET, HEAD and OPTIONS requests, and cannot read the responses.
 
-    A server that only this machine can reach accepts only loopback names as Host header. Without this check, a page
-    could make its own host name resolve to this machine, and then send same-origin requests (DNS rebinding).
+    A server that only this machine can reach accepts only loopback names in the Host header. Without this check, a
+    page could make its own host name resolve to this machine, and then send same-origin requests (DNS rebinding).
 
     Args:
         app: the application.
@@ -173,7 +173,7 @@ class Access:
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy could disagree on the length
+        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy might use the other length
             told = "a request may have Transfer-Encoding or Content-Length, not both"
             refusal = error_response(RequestError(told, code="length"), 400, {"Connection": "close"})
             await refusal(scope, receive, send)

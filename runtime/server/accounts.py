@@ -34,8 +34,8 @@ _LONGEST_WAIT_S = 10.0
 """Maximum seconds that a new connection waits. Connections that would wait longer are closed, unless they come from
 this machine."""
 _LONG_S = 0.001
-"""Elapsed seconds above which the processor time of work is measured too. It excludes other processes and threads. For
-most work, measuring it would cost more than the work itself."""
+"""Elapsed seconds above which the processor time of work is measured too. Unlike elapsed time, processor time excludes
+other processes and threads. For most work, measuring it would cost more than the work itself."""
 _MOST_LOST = 16 << 20
 """Bytes of incomplete messages that closed connections may leave before garbage is collected. Parsers hold these bytes
 in reference cycles."""
@@ -243,7 +243,7 @@ class Visit:
             return
         self._is_here, begin = False, time.monotonic()
         self._connections.forget(self._address, self, num_lost)
-        if self._account is not None:  # pays for a garbage collection in `forget`
+        if self._account is not None:  # the address pays for a garbage collection in `forget`
             self._account.take(time.monotonic() - begin, begin)
 
     def begin(self, served: Served) -> None:

@@ -24,7 +24,7 @@ from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 
 _SHARE = 0.35
 """Share of the measured throughput that streams may use. The rest is a reserve for the event loop, for chunks that
-arrive together, and for other programs. Such programs may later take up to half of the machine."""
+arrive together, and for other programs. Such programs may later take up to half of the processor time."""
 _TOO_LATE_S, _IN_TIME_S = 0.6, 0.3
 """Lateness in seconds above which no clients are admitted, and lateness below which they are admitted again."""
 _AVERAGED_S = 1.0

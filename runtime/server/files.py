@@ -65,9 +65,9 @@ class _Turns:
 class FileQueue:
     """Queue of files of any length. A few at a time take turns of about ten seconds of audio, so short files end soon.
 
-    The next file to start belongs to the client with the fewest running files. Among such clients, the one whose file
-    started last is served last. The files of one client start in the order of arrival. A client with running files
-    may start another only if fewer of its files are running than places are free.
+    The next file to start belongs to the client with the fewest running files. If several clients have the
+    fewest, the client whose file started most recently comes last. The files of one client start in the order of
+    arrival. A client with running files may start another only if fewer of its files are running than places are free.
 
     Attributes:
         admission: slots in the queue. A file holds its slot from the first byte of the upload to the last byte of the
@@ -254,7 +254,7 @@ class FileTask:
     async def segments(self, first_s: float, later_s: float) -> AsyncIterator[Result | None]:
         """Yield each segment when it is found. Yield None after each period without a segment.
 
-        The first period has `first_s` seconds, later periods have `later_s`.
+        The first period lasts `first_s` seconds, and later periods last `later_s` seconds.
 
         Raises:
             AudioError: the file cannot be read as audio.

@@ -32,7 +32,7 @@ HTTP = "http"
 _BACKLOG = 512
 _SYSTEM_BUFFER = 128 << 10
 """Bytes that the system buffers in each direction. Clients that send faster than real time fill the buffer. It is small
-so that a ping sent after audio is read soon; otherwise the client could consider the server dead."""
+so that the server soon reads a ping that follows audio; otherwise the client could consider the server dead."""
 _FEW_CONNECTIONS = 1024
 _FOR_ALL = 0o666
 """File mode of a Unix socket. The permissions of its folder decide who may use it."""
@@ -75,7 +75,7 @@ def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
 
     Raises:
         OSError: a port is in use or may not be opened. The message names it.
-        ValueError: a protocol cannot have its own port. Or it does not support API keys although they are set and other
+        ValueError: a protocol cannot have its own port, or does not support API keys although keys are set and other
             machines can reach the server.
     """
     for name in options.protocol_ports:

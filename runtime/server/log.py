@@ -80,7 +80,7 @@ def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Formatter of one line per record. It omits the text of exceptions, which may quote a client."""
+    """Formatter that writes one line per record. It omits the text of exceptions, which may quote a client."""
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - of logging
         kind, _, trace = ei

@@ -37,11 +37,11 @@ _INTERNAL = ("newcomers", "heartbeats")
 """Gauges that are not exported to Prometheus. Workers use them to share connections, and the parent process uses them
 to detect blocked workers."""
 _HISTOGRAMS = {
-    "first_text_seconds": "From the start of a stream to its first text.",
-    "lateness_seconds": "From the arrival of live audio to the end of its recognition.",
-    "file_wait_seconds": "From the end of an upload to the start of its recognition.",
-    "partial_latency_seconds": "From the arrival of audio to the partial result that it caused.",
-    "final_latency_seconds": "From the arrival of the last audio of an utterance, or of its end, to its final result.",
+    "first_text_seconds": "Seconds from the start of a stream to its first text.",
+    "lateness_seconds": "Seconds from the arrival of live audio to the end of its recognition.",
+    "file_wait_seconds": "Seconds from the end of an upload to the start of its recognition.",
+    "partial_latency_seconds": "Seconds from the arrival of audio to the partial result that it caused.",
+    "final_latency_seconds": "Seconds from the arrival of an utterance's last audio, or its end, to its final result.",
 }
 _NUM_COLUMNS = 160
 """Number of columns of the array: enough for all values above and about thirty protocols."""
@@ -108,7 +108,7 @@ class Metrics:
         return generate_latest(self._registry).decode()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics, summed over all workers. prometheus_client calls this method of a collector."""
+        """Yield all metrics, summed over all workers. prometheus_client calls this method on its collectors."""
         for name, (summary, label, _) in _COUNTERS.items():
             counter = CounterMetricFamily(f"u2moe_{name}", summary, labels=[label])
             for value in self._labels[name]:

@@ -38,7 +38,7 @@ class Protocol:
         routes: its HTTP routes.
         may_have_port: whether `--protocol` can assign a separate port, for clients that cannot set a path.
         tell_error: returns the object that reports an error to the client. None: no object is sent.
-        close_code: WebSocket close code after a client error without its own code.
+        close_code: WebSocket close code for client errors that have no close code of their own.
         subprotocols: supported WebSocket subprotocols, in order of preference.
     """
 

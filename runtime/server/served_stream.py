@@ -75,7 +75,8 @@ class ServedStream:
         is_closed: whether the stream was abandoned.
         num_fed, num_taken: numbers of samples put into the queue, and taken out by the scheduler.
         wanted_s: seconds of waiting audio that start a round.
-        num_rounds, last_round: number of rounds with this stream, and number of the scheduler's last round with it.
+        num_rounds: how many rounds have included this stream.
+        last_round: the scheduler's number of the latest of these rounds.
         is_live: whether the audio arrives no faster than in real time.
         has_text: whether there has been any text.
         start: time at which the stream was opened.

@@ -86,7 +86,7 @@ class Server:
         self.connections = Connections(allowed_connections(), options.is_proxy, newcomers)
 
     def _speak_http(self, app_state: dict[str, Any], **settings: Any) -> PacedConnection:
-        """Return a `PacedConnection` around uvicorn's HTTP protocol. uvicorn has this method as its setting `http`."""
+        """Return a `PacedConnection` around uvicorn's HTTP protocol. uvicorn gets this method as its setting `http`."""
         connection: PacedConnection = app_state[CONNECTION]
         connection.inner = self._plain_http(app_state=app_state, **settings)
         return connection

@@ -25,10 +25,10 @@ from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.transport import in_place
 
 _MOST_HELD = 16 << 20
-"""Bytes that all clients without a slot together may send, in addition to their buffers."""
+"""Maximum bytes held for all clients without a slot together, not counting the buffers of their connections."""
 _POLL_S = 0.05
 _AFTER_DRAIN_S = 5.0
-"""Seconds for the last results of interrupted streams."""
+"""Maximum seconds to wait for the last results of streams that were cut off."""
 
 
 class Service:

@@ -51,7 +51,7 @@ _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\
 _ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _buffer = memoryview(bytearray(_MOST_BYTES))
 _thread = ThreadPoolExecutor(1, "u2moe-clients")
-"""One thread for all clients: several threads would take Python's lock from the event loop most of the time."""
+"""One thread for all clients: several threads would keep Python's GIL from the event loop most of the time."""
 _current: ContextVar[PacedConnection | None] = ContextVar("u2moe_connection", default=None)
 
 

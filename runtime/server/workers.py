@@ -24,8 +24,8 @@ _early: list[bool] = []
 """One item for each SIGHUP received before `handle_signals` was called."""
 _POLL_S = 0.1
 _RESTART_S, _LONGEST_RESTART_S = 1.0, 60.0
-"""Minimum seconds from the start of a worker to the start of its successor, at first and at most. The minimum
-doubles with each successor until one becomes ready."""
+"""Initial and largest value of the minimum time, in seconds, from the start of a worker to the start of its successor.
+This minimum doubles with each successor until one becomes ready."""
 SILENT_S = 20.0
 """Seconds for which a worker's event loop can be blocked before the worker is replaced."""
 

@@ -125,7 +125,7 @@ def _textgrid(transcript: Transcript, _name: str, _options: SubtitleOptions | No
 
 
 def _intervals(content: Sequence[tuple[str, int, int]], end: int) -> list[tuple[str, int, int]]:
-    """Return texts with times in milliseconds, and the intervals between them, without overlaps or empty intervals."""
+    """Return texts with times in milliseconds, without overlaps. Each gap before `end` is an interval with text ""."""
     intervals: list[tuple[str, int, int]] = []
     position = 0
     for text, start, last in content:

@@ -36,7 +36,7 @@ def parse_tokens(
 ) -> list[str]:
     """Return symbols in the order of their ids, from lines of "symbol id", as in tokens.txt and units.txt.
 
-    A symbol may be any text without a line feed, even a space. The id follows the last blank.
+    A symbol may be any text without a line feed, even a space. The id follows the last space or tab.
 
     Args:
         content: content of the file.

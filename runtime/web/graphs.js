@@ -4,8 +4,9 @@ import { graphFiles } from './bundle.js';
 import { BundleError, InferenceError, StreamError, U2moeError } from './errors.js';
 
 /**
- * Despite the name of this mode, nothing runs in parallel, since there is one thread. But in this mode, onnxruntime does not
- * search for reusable buffers. The search would take ten times as long as all other work to create the encoder's session.
+ * Despite its name, the mode 'parallel' runs nothing in parallel, since there is only one thread. In this mode, onnxruntime
+ * does not search for reusable buffers. The search would take ten times as long as all other work to create the encoder's
+ * session.
  */
 const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };
 

@@ -2,8 +2,9 @@
 
     python engines.py NAME OPTIONS BUFFER_S FILE.wav...      prints a line of JSON for each file
 
-Other environments run this file by its path. It therefore needs only the standard library and the recogniser's package.
-The module `programs` starts it. Recordings are WAV files with one channel and 16 bits. Options are JSON.
+The module `programs` runs this file by its path, in the environment of the recogniser. The file therefore needs only
+the standard library and the recogniser's package. Recordings are WAV files with one channel and 16 bits. Options are
+JSON.
 """
 
 from __future__ import annotations
@@ -213,9 +214,9 @@ ENGINES: dict[str, tuple[Callable[..., Recognise], tuple[str, ...]]] = {
 def recognised(recognise: Recognise, wav: str, buffer_s: float) -> dict[str, Any]:
     """Recognise a WAV file in buffers, as from a live source, but in simulated time.
 
-    A buffer arrives when its last sample has been spoken. Its processing starts then, or when the previous buffer is
-    finished, and takes the measured time. Delays are therefore those of a live user, but the program does not wait for
-    the audio.
+    A buffer arrives when its last sample has been spoken. Its processing starts then, or once the previous buffer is
+    finished, and takes the measured time. Delays are therefore those of a live user, although the program does not wait
+    for the audio.
 
     Returns:
         audio_s: duration of the recording.

@@ -48,7 +48,7 @@ def sherpa_lines(output: str, errors: str) -> list[Line]:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A command that recognises files, whose names are appended to it. `read` parses its stdout and stderr."""
+    """A command to which the names of the files to recognise are appended. `read` parses its stdout and stderr."""
 
     command: Sequence[str]
     folder: Path | None = None

@@ -54,7 +54,7 @@ def is_mixture(name: str) -> bool:
 
 
 def thin_out(network: SpeechModel) -> None:
-    """Replace the experts with the first expert in every second block. WeNet's train.yaml cannot express this."""
+    """In every second block, keep only the first expert, without a router. WeNet's train.yaml cannot express this."""
     decoders = [own for own in (network.left_decoder, network.right_decoder) if own is not None]
     blocks = [*network.encoder.encoders, *(block for own in decoders for block in own.decoders)]
     for block in blocks[::2]:

@@ -22,7 +22,7 @@ _PIECE = 1 << 20
 
 
 def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
-    """Yield the number and content of each line of a text file, except blank lines. The file may be gzip.
+    """Yield the number and content of each line of a text file, except blank lines. The file may be gzipped.
 
     Text need not be UTF-8: other bytes become surrogates, as in `os.fsdecode`.
 

@@ -238,8 +238,8 @@ U2MOE_API u2moe_error u2moe_vad_free(u2moe_vad vad);
 
 /* ---- Streams ---- */
 
-/* A rule that ends an utterance if it is long enough, ends with enough silence and, if required, contains speech. If both
- * durations are 0, the rule is off. A negative value stands for the bundle's value. */
+/* A rule that ends an utterance. The rule fires when the utterance is long enough, ends with enough silence and, if required,
+ * contains speech. If both durations are 0, the rule is off. A negative value stands for the bundle's value. */
 typedef struct u2moe_endpoint_rule {
   int32_t must_contain_nonsilence;
   double min_trailing_silence; /* seconds */
@@ -270,8 +270,8 @@ typedef struct u2moe_stream_options {
                               * one that ends in it; negative: as in the bundle */
   int32_t endpoint;          /* nonzero: the endpoint rules end utterances; 0: the whole input is one utterance */
   u2moe_endpoint_rule rules[3];
-  double pause;              /* with full context, seconds of quiet audio that split recordings longer than 30 s; 0: none,
-                              * otherwise at least 0.4; negative: as in the bundle */
+  double pause;              /* with full context, shortest pause in seconds at which a recording longer than 30 s is split;
+                              * 0: none, otherwise at least 0.4; negative: as in the bundle */
   u2moe_hotwords hotwords;             /* NULL: hotwords of the bundle; U2MOE_NO_HOTWORDS: none */
   u2moe_language_model language_model; /* NULL: language model of the bundle; U2MOE_NO_LANGUAGE_MODEL: none */
   u2moe_vad vad;                       /* recognises each speech segment as a separate source; NULL: no detector */

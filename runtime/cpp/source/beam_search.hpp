@@ -10,8 +10,8 @@ namespace u2moe::runtime {
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
 // The search can decide on a grammar phrase when more than kSureAfter frames have followed the phrase's last peak. Hypotheses
-// with the phrase must have at least half of the total probability. Without counting other hypotheses that
-// have words outside the grammar, they must have the share kSure.
+// with the phrase must have at least half of the total probability. Compared only with
+// hypotheses that have no words outside the grammar, they must have the share kSure.
 constexpr double kSure = 0.99;
 constexpr int kSureAfter = 4;
 

@@ -12,7 +12,7 @@ namespace {
 
 thread_local std::string the_message;
 
-// Keep the message of an error, and return its code. If memory is too short for the message, only the code remains.
+// Keep the message of an error, and return its code. If there is not enough memory for the message, only the code is kept.
 u2moe_error failed(u2moe_error code, const char* message) noexcept {
   try {
     the_message = legible(message);

@@ -1,5 +1,5 @@
-// Ends of utterances and words. Utterances end by Kaldi's rules on the blanks of the CTC output and, with full context, at
-// pauses in the audio. Words also end at pauses.
+// Ends of utterances and words. Utterances end by Kaldi's rules, applied to the blanks of the CTC output. With full
+// context, utterances also end at pauses in the audio. Words end at pauses, too.
 #pragma once
 
 #include "standard.hpp"
@@ -42,8 +42,8 @@ inline std::optional<Seconds> first_pause(const std::vector<float>& levels, doub
   return std::nullopt;
 }
 
-/// For each two neighbouring words, find the longest pause between their peaks. End the first word where the pause begins, and
-/// begin the second word where it ends.
+/// For each pair of neighbouring words, find the longest pause between their peaks. End the first word where the pause begins,
+/// and begin the second word where the pause ends.
 inline void end_at_pauses(std::vector<Seconds>& words, const std::vector<Seconds>& peaks, const std::vector<Seconds>& pauses) {
   constexpr double far = std::numeric_limits<double>::infinity(), longest_token_s = 1;
   for (std::size_t place = 0; place <= words.size(); ++place) {
@@ -172,7 +172,7 @@ class PauseRule {
   /// Return the endpoint if the window ends in a pause and the CTC output is also silent there.
   /// @param num_frames encoder frames of the recording so far.
   std::optional<Endpoint> endpoint(std::size_t num_frames, int trailing_silence) {
-    constexpr double silent_before_cut_s = 0.12;  // if a token is this close before its middle, the pause is quiet speech
+    constexpr double silent_before_cut_s = 0.12;  // a pause is quiet speech if a token lies this close before the middle
     const std::int64_t pause_len = pause_len_;
     pause_len_ = 0;
     if (!pause_len) return std::nullopt;

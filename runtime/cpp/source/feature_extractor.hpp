@@ -17,7 +17,7 @@ class Padding {
       : num_silence_(static_cast<std::size_t>(std::floor(padding_s * manifest.sample_rate + 0.5))),
         frame_len_(static_cast<std::size_t>(manifest.frame_len())) {}
 
-  /// Add samples, and return the samples to recognise. There are none until a feature frame is full.
+  /// Add samples, and return the samples to recognise. None are returned until the first feature frame is full.
   std::vector<float> accept(std::vector<float> samples) {
     if (!num_silence_) return samples;
     edge_.insert(edge_.end(), samples.begin(), samples.end());
@@ -86,8 +86,8 @@ inline std::vector<float> loudness(const std::vector<float>& features, const Man
 /// or repeated. The last window may be shorter.
 class FeatureExtractor {
  public:
-  /// @param knows_last whether a full window waits until more audio or the end arrives. The caller then knows which window is
-  /// the last.
+  /// @param knows_last whether a full window waits for more audio or the end of the input, so that the caller knows which
+  /// window is the last.
   FeatureExtractor(const Manifest& manifest, int chunk_size, bool knows_last, double padding_s)
       : m_(&manifest), rate_(static_cast<std::size_t>(manifest.subsampling_rate)),
         stride_(static_cast<std::size_t>(chunk_size) * rate_),

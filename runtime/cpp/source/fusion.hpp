@@ -11,7 +11,8 @@ namespace u2moe::runtime {
 /// See u2moe_language_model_options.
 struct LanguageModelOptions : LanguageModelNumbers {
   std::string level;  ///< "word" or "token"; "": the level of the model
-  std::map<std::string, std::vector<std::string>> classes;  ///< by class (a word of the model): words sharing its probability
+  /// Words by class. A class is a word of the model, and its words share the probability of that word.
+  std::map<std::string, std::vector<std::string>> classes;
 
   /// Read the options from an object.
   /// @throws BundleError that names the field.
@@ -37,7 +38,7 @@ struct LanguageModelOptions : LanguageModelNumbers {
 
 using WordShare = std::pair<Ngrams::Id, double>;  // a word of the model, and log10 of a share of its probability
 
-inline const std::string kUnreadable(1, '\0');  // stands for symbols that are not text, and letters that begin no word
+inline const std::string kUnreadable(1, '\0');  // stands for symbols that are not text, and for letters that begin no word
 inline const std::string kBoundary;
 
 /// A language model for the tokens of a vocabulary. Immutable: threads may share it. Each search has its own `FusionStates`.
@@ -123,7 +124,7 @@ class Fusion {
 
   static constexpr double kSlack = 1e-9;  // above the rounding error of summed scores
 
-  // Return a function that spells words in the letter case of the vocabulary, or unchanged if the vocabulary has both cases.
+  // Return a function that converts words to the letter case of the vocabulary, if the vocabulary has only one.
   static Ngrams::Spell spelling_of(const std::vector<std::string>& symbols) {
     std::string letters;
     for (const std::string& symbol : symbols) letters += is_marker(symbol) ? "" : symbol;
@@ -167,7 +168,8 @@ class Fusion {
   std::vector<std::vector<std::string>> pieces_;       // letters of each token, with "" for a boundary between words
   std::vector<double> gains_;
   std::vector<bool> ends_word_;
-  double most_gain_ = 0, most_going_on_ = 0, most_ending_ = 0;  // largest gains: of any token, within a word, at its end
+  // Largest gains: of any token, of tokens that continue a word, and of tokens that end it.
+  double most_gain_ = 0, most_going_on_ = 0, most_ending_ = 0;
   std::size_t fingerprint_;
 };
 
@@ -177,7 +179,7 @@ struct Beginning {
   std::uint64_t number = 0;           ///< unique number
   Ngrams::Id low = 0, high = 0;       ///< range of the model's words with this prefix
   double best_alone = 0;              ///< largest log10 probability of these words without a history
-  std::vector<WordShare> words, listed;  ///< words that equal the prefix; words of classes with this prefix
+  std::vector<WordShare> words, listed;  ///< words that equal the prefix; members of classes that begin with it
 };
 
 /// State that determines the scores of further tokens: the words so far and the prefix of the current word.

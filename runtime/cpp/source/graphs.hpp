@@ -353,7 +353,7 @@ class Graphs {
                            std::to_string(graph.kernels.layout) + ": quantize the float32 bundle again with this version");
       }
     }
-    // By default, onnxruntime runs float32 graphs, so that their results do not depend on how the library was built.
+    // By default, onnxruntime's own kernels run float32 graphs, so that results do not depend on how the library was built.
     const bool is_automatic = settings.wanted_kernels() == "auto", is_ort = file != name + ".onnx";
     if (graph.kernels.native && is_automatic && !m_.quantized) graph.kernels = Kernels{false, "", 0, "weights are in float32"};
     if (graph.kernels.native && is_ort) graph.kernels = Kernels{false, "", 0, "files in ORT format have expanded functions"};
@@ -363,8 +363,9 @@ class Graphs {
         try {
           graph.session = session_of(env_.get(), content, data, weights, settings.session_options(graph.kernels).get());
         } catch (const ort::Failure& error) {
-          // Native kernels reject unknown features, such as an activation of a later version. Try again without the named
-          // function or, if none is named, without native kernels. The last attempt fails if the graph itself is damaged.
+          // Native kernels reject unknown features, such as an activation of a later version. Try again without the
+          // function that the error names or, if it names none, without native kernels. The last attempt fails if the graph
+          // itself is damaged.
           if (!graph.kernels.native || m_.packed) throw;
           if (refusal.empty()) refusal = error.what();
           if (!graph.kernels.leave_out(error.whole)) graph.kernels = {false, "", 0, std::string("native kernels cannot run it: ") + error.what()};
@@ -379,8 +380,8 @@ class Graphs {
     return graph;
   }
 
-  // Check that the graph's names match the contract and its numbers match the manifest. Otherwise the graph belongs to another
-  // bundle.
+  // Check that the names of the graph's inputs and outputs match the contract, and that the numbers in its metadata match the
+  // manifest. Otherwise the graph belongs to another bundle.
   void check(const Graph& graph) const {
     const Names found = ort::input_names(*graph.session), given = ort::output_names(*graph.session);
     if (found != graph.inputs) throw BundleError(graph.path + ": inputs are " + joined(found, " ") + ", expected " + joined(graph.inputs, " "));

@@ -1,4 +1,4 @@
-// Hotwords: phrases that the search prefers, as an Aho-Corasick automaton over text, as in runtime/decoding/context.py.
+// Hotwords: phrases that the search prefers. An Aho-Corasick automaton over text finds them, as in runtime/decoding/context.py.
 #pragma once
 
 #include "declared.hpp"

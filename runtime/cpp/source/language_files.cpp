@@ -114,7 +114,7 @@ class ArpaFile {
       orders.push_back(order(length, counts[length - 1], highest));
     }
     std::string_view end = next();
-    for (std::size_t length = highest + 1; length <= counts.size(); ++length) {  // titles without n-grams are optional
+    for (std::size_t length = highest + 1; length <= counts.size(); ++length) {  // sections without n-grams are optional
       if (end == title(length)) end = next();
     }
     expect(end, "\\end\\");

@@ -1,4 +1,4 @@
-// The most probable tokens of a frame, by which searches extend hypotheses.
+// The most probable tokens of a frame, with which searches extend hypotheses.
 #pragma once
 
 #include "standard.hpp"

@@ -93,11 +93,11 @@ struct Manifest : ModelNumbers, FeatureNumbers {
   double scale = 1, bias = 0;  ///< calibration of confidences: factor and offset of their log-odds
   bool quantized = false;
   int packed = 0;                     ///< layout of weights packed for native kernels; 0: not packed
-  std::vector<std::string> warnings;  ///< about unknown fields that are ignored, and random weights
+  std::vector<std::string> warnings;  ///< about unknown fields that are ignored, and about random weights
 
   int frame_len() const { return static_cast<int>(sample_rate * frame_length_ms / 1000); }  ///< samples
   int shift_len() const { return static_cast<int>(sample_rate * frame_shift_ms / 1000); }   ///< samples
-  double frame_s() const { return subsampling_rate * frame_shift_ms / 1000; }               ///< seconds of an encoder frame
+  double frame_s() const { return subsampling_rate * frame_shift_ms / 1000; }               ///< seconds per encoder frame
 
   /// A number that each graph repeats in its metadata, unless the number is the default.
   struct Stated {

@@ -141,12 +141,13 @@ class Ngrams {
     }
   }
 
-  /// Largest log10 probability of the words with `low` <= id < `high` without a history. The range must not be empty.
+  /// Largest log10 probability, without a history, of any word with `low` <= id < `high`. The range must not be empty.
   double best_alone(Id low, Id high) const {
     return static_cast<double>(*std::max_element(log_prob_.begin() + 1 + low, log_prob_.begin() + 1 + high));
   }
 
-  /// Upper bound on the log10 probability of these words after a history. `alone` is `best_alone` of the range.
+  /// Upper bound on the log10 probability, after a history, of any word with `low` <= id < `high`. `alone` is `best_alone` of
+  /// this range.
   double best(Id history, Id low, Id high, double alone) const {
     double penalty = 0, best = -std::numeric_limits<double>::infinity();
     for (; history; history = link_[history]) {

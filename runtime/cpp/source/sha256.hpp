@@ -5,7 +5,7 @@
 
 namespace u2moe::runtime {
 
-/// Whether this processor has SHA-256 instructions, which take a fifth of the time. Detected only on x86-64.
+/// Whether this processor has SHA-256 instructions. With them, a digest takes a fifth of the time. Detected only on x86-64.
 bool has_sha256_instructions();
 
 /// Bytes as hexadecimal digits.

@@ -50,14 +50,15 @@ class StaticEncoder {
   /// Initial value of a cache.
   const Floats& start(const std::string& cache) const { return starts_.at(cache); }
 
-  /// Number of frames to which a window of features is subsampled. `num_outputs` returns the number of output frames for it.
+  /// Number of frames to which a window of features is subsampled. `num_outputs` converts it to a number of output frames.
   std::int64_t num_frames(const Floats& window) const {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     return (static_cast<std::int64_t>(window.size()) / m_.feature_size - m_.right_context - 1) / rate + 1;
   }
   std::int64_t num_outputs(std::int64_t num_frames) const { return (num_frames - 1) / m_.frame_reduction + 1; }
 
-  /// Position of a chunk of `num_frames` frames after subsampling, in a stream with `offset` earlier output frames.
+  /// Position of a chunk that follows `offset` output frames of its stream. The position and the chunk's length,
+  /// `num_frames`, count frames after subsampling.
   std::int64_t position(std::int64_t offset, std::int64_t num_frames) const {
     const std::int64_t begin = offset * m_.frame_reduction, limit = std::int64_t{m_.max_position} * m_.frame_reduction;
     const std::int64_t base = form_.first_position * m_.frame_reduction;

@@ -7,7 +7,7 @@ namespace u2moe {
 namespace {
 
 constexpr size_t kTileRows = 16, kDepth = 64;  // rows and columns of a tile of activations
-constexpr size_t kFewRows = 6;                 // up to this many rows, vectors are as fast: both wait for memory
+constexpr size_t kFewRows = 6;                 // up to this many rows, vectors are as fast as tiles: memory limits both
 
 // Sums of products of up to 32 rows with one block. They are finished while tiles multiply the next block.
 struct Sums {

@@ -1,4 +1,4 @@
-// Layer normalisation of rows, or of the sums of two rows.
+// Layer normalisation of rows, to which the rows of a branch may be added first.
 #pragma once
 #include <cmath>
 
