@@ -161,7 +161,7 @@ class Recognizer:
         return self.bundle.manifest.decoding.endpoint
 
     def warm_up(self) -> None:
-        """Recognise two seconds of noise, so that the first audio is no slower than later audio. Results do not change.
+        """Recognise two seconds of noise, so that the first audio is as fast as later audio. Results do not change.
 
         Raises:
             ProviderError: running a graph failed.

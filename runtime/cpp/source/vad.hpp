@@ -9,7 +9,7 @@ namespace u2moe::runtime {
 /// The network of silero VAD. Immutable: threads may share it.
 class Vad {
  public:
-  /// What the network remembers of the samples before a window.
+  /// Memory of the network about the samples before a window.
   struct Past {
     std::vector<float> context;
     std::vector<std::vector<float>> states;
