@@ -218,7 +218,7 @@ class SherpaParity:
         return pairs
 
     def _round(self, client: OnlineClient) -> Pairs:
-        """Compare a long stream, starting three chunks before its position is moved back."""
+        """Compare a stream that begins at a late position, three chunks before its position is moved back."""
         start, chunk = self._start(), self.options.chunk_size
         offset = np.array([(self.config.max_position // chunk - 3) * chunk])
         client.start()

@@ -226,7 +226,7 @@ def read_features(top: Section) -> FeatureConfig:
 
 
 def _normalization(top: Section) -> tuple[bool, str | None]:
-    """Return whether the file names statistics, and their file. Old files have only a top-level `cmvn_file`."""
+    """Return whether statistics are used, and their file. Old files have only a top-level `cmvn_file`."""
     # both keys are read, so that neither counts as unknown; WeNet prefers the first
     named, at_the_top = (conf.optional_text("cmvn_file") for conf in (top.section("cmvn_conf"), top))
     cmvn_file = named or at_the_top

@@ -202,7 +202,7 @@ def _dry_run(args: argparse.Namespace, chosen: Recipe, goal: Goal) -> int:
 
 
 def _limit(name: str, flag: str, value: float, factor: float) -> float:
-    """Check a value in the unit of its option; return it times `factor`, in the unit of the field `name` of `Goal`."""
+    """Check a value in its option's unit; return it times `factor`, in the unit of `Goal`'s field of this name."""
     from u2moe.quantize.goals import Goal
     from u2moe.runtime.declarations import options_of
     from u2moe.runtime.validation import checked_number

@@ -73,11 +73,14 @@ class Difference:
         }
 
     def changed_tokens(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
-        """Return the share of changed tokens in the pass with the highest upper limit."""
+        """Return the share of changed tokens in the pass whose interval has the highest upper limit."""
         return max(self.passes(doubt, times).values(), key=lambda found: found.high)
 
     def divergence(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
-        """Return the divergence in nats per encoder frame, with the normal interval of a ratio of sums."""
+        """Return the divergence in nats per encoder frame, with an interval.
+
+        The interval is a normal approximation for a ratio of sums.
+        """
         value = float(self.divergences.sum() / max(self.frames.sum(), 1))
         margin = NormalDist().inv_cdf(1 - doubt / 2) * math.sqrt(_variance(self.divergences, self.frames) / times)
         return Estimate(value, max(value - margin, 0.0), value + margin)

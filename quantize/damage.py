@@ -1,4 +1,4 @@
-"""Measures the damage by each quantized layer on recordings without transcripts. Shows it as text and as a picture."""
+"""Measures each quantized layer's damage on recordings without transcripts. Shows it as text and as a picture."""
 
 from __future__ import annotations
 

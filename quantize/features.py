@@ -35,7 +35,7 @@ def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> lis
 def read_features(
     bundle: Bundle, files: Sequence[Path], limit: int = 6000, *, is_noisy: bool = False
 ) -> list[tuple[Path, Array]]:
-    """Return the files with their features, see `features_of`; `is_noisy` adds noise of half a 16-bit step to audio.
+    """Return the files with their features, as in `features_of`. `is_noisy` adds noise of half a 16-bit step to audio.
 
     For a file written by `keep_calibration`, the recordings that it stores are returned.
     """

@@ -94,7 +94,7 @@ class Ladder:
         return levels
 
     def fewest(self, is_enough: Callable[[Levels], bool]) -> list[Step]:
-        """Find, by bisection, the shortest prefix of steps that is enough. Return all steps if no prefix is."""
+        """Find, by bisection, the shortest prefix of steps that is enough. If no prefix is enough, return all steps."""
         numbers = range(len(self.steps))
         number = bisect.bisect_left(numbers, 1, key=lambda number: is_enough(self.levels(self.steps[:number])))
         return self.steps[:number]

@@ -376,7 +376,7 @@ class ExpertInputs:
             yield {name: seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
 
     def experts(self, frames: Array) -> dict[str, Array]:
-        """Return the sorted experts [time, k] of each layer's tokens with full context; empty if frames are too few."""
+        """Return the sorted experts [time, k] of each layer's tokens with full context; empty given too few frames."""
         tokens = next(self.chunks(frames), {}) if self.layers else {}
         return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in tokens.items()}
 

@@ -1,4 +1,4 @@
-"""Bar charts of reports as SVG, with an axis and a legend. Independent of graphs."""
+"""Bar charts of reports as SVG, with an axis and a legend. Does not use ONNX graphs."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class FormatSearch:
                     budgets[index] = max(budgets[index] - max(1.1 * (size - limit), 0.02 * limit), least)
 
     def improve(self) -> bool:
-        """Take twice as many steps; return False if no steps are left or the goal limits size or time."""
+        """Double the number of steps taken; return False if no steps are left or the goal limits size or time."""
         others = [step for step in self._ladder.steps if step not in self._steps]
         if not others or self._goal.max_bytes or self._goal.target_rtf:
             return False
@@ -213,7 +213,7 @@ class FormatSearch:
         )
 
     def _bearable(self, found: Difference, doubt: float, times: float = 1.0) -> float:
-        """Return the share of the found divergence that is within the limits; at least about `LEAST_SHARE`."""
+        """Return the share to which the found divergence must fall to meet the limits; at least about `LEAST_SHARE`."""
         share = 1.0
         while share > LEAST_SHARE and not self._holds(found.scaled(share), doubt, times):
             share *= 0.95

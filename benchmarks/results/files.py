@@ -1,4 +1,4 @@
-"""JSON files of results: their place in a clone, and the machine and day of the measurement."""
+"""JSON files of results: their paths in a clone of u2moe, and the machine and day of the measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw the picture of the project's README from the JSON files in this folder.
+"""Draw the picture in the project's README from the JSON files in this folder.
 
 python -m u2moe.benchmarks.results.picture
 """

@@ -289,7 +289,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Yield the limits for each machine.
 
-    The first limits compare a mixture with a dense network that has the same engine and format. The mixture may take
+    For the same format and kernels, the first limits compare a mixture with a dense network. The mixture may take
     1.54 times as long, which is the ratio of active parameters. For a single stream, it may take twice as long, because
     each chunk reads nearly all experts.
     """

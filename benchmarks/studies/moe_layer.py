@@ -234,7 +234,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("moe_layer", __doc__)
-    parser.add_argument("--narrow", action="store_true", help="compare only narrow experts with the paper's")
+    parser.add_argument("--narrow", action="store_true", help="measure only narrow experts, compared with the paper's")
     args = parser.parse_args(arguments)
     own = measured_here()
     own |= measure((CHUNK,), shapes=(PAPER, *NARROW), recipes=(INT8, INT4)) if args.narrow else measure()

@@ -170,7 +170,7 @@ def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each set and condition, and numbers of the first row."""
+    """Return the values for pages: a row for each set and condition, and single numbers for the text."""
     measured = [
         (name, condition, found)
         for name, conditions in results["sets"].items()

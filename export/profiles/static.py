@@ -156,7 +156,7 @@ def _first_position(model: Model, form: StaticForm) -> int:
 
 
 def _copy(bundle: Bundle, staging: BundleWriter, manifest: Manifest) -> None:
-    """Write the bundle's other files, with the manifest's metadata in the graphs, and the decoder with fixed shapes."""
+    """Write the bundle's other files and a decoder with fixed shapes. Graphs contain the manifest's metadata."""
     staging.add(TOKENS_FILE, bundle.path / TOKENS_FILE)
     save_graph(features_graph(manifest), staging.path / "features.onnx")  # for programs in other languages
     if (language_model := manifest.decoding.language_model) is not None:

@@ -135,7 +135,7 @@ def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | N
         The new weights.
 
     Raises:
-        BundleError: a layer is not one that the exporter writes, or the format cannot compute it.
+        BundleError: a layer is not one that the exporter writes, or the format does not support it.
     """
     check_all_float(model)
     weights = Weights(model)

@@ -183,7 +183,7 @@ def add_words(parser: Options) -> None:
     parser.add_argument(
         FORMAT_TEXT,
         choices=LANGUAGES,
-        help="write numbers as digits, and English in sentence case; zh and ja need the extra written (default: en)",
+        help="write numbers as digits, and English in sentence case; zh and ja need the extra [written] (default: en)",
     )
 
 

@@ -101,7 +101,7 @@ def print_json(line: str) -> None:
 
 
 def escaped(line: str) -> str:
-    """Return a line of JSON with all characters escaped to ASCII."""
+    """Return a line of JSON with all non-ASCII characters escaped."""
     return json.dumps(json.loads(line)) + "\n"
 
 

@@ -166,7 +166,7 @@ class ContextGraph:
 
 
 def writable(phrases: Iterable[str], vocabulary: Vocabulary) -> list[str]:
-    """Return the phrases that a vocabulary can write."""
+    """Return the phrases that can be written with the tokens of a vocabulary."""
     spelling = Spelling(vocabulary)
 
     def can_write(phrase: str) -> bool:

@@ -49,7 +49,7 @@ def fbank(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value
 
 
 def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig, *, is_first_used: bool) -> ir.Value:
-    """Return frames [batch, frames, frame_len] after removal of the mean and pre-emphasis, in double precision.
+    """Return frames [batch, frames, frame_len] after mean removal and pre-emphasis, in double precision.
 
     The first sample of a frame is correct only if `is_first_used`. Most window functions multiply it by 0.
     """

@@ -107,7 +107,7 @@ class Kernels:
         return replace(self, refused={**refused, **alone})
 
     def without(self, reason: str) -> Kernels:
-        """Return kernels without the library, for this reason."""
+        """Return these kernels without the library, with `reason` as the explanation."""
         return replace(self, native=False, layout=0, library=None, operators=frozenset(), reason=reason, refused={})
 
 

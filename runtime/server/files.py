@@ -188,7 +188,7 @@ class FileQueue:
             task.close()
 
     def join(self, seconds: float) -> bool:
-        """Wait for running files for at most `seconds`; return whether all have ended."""
+        """Wait up to `seconds` for the recognition of running files to end; return whether it ended for all of them."""
         return not wait(list(self._running.values()), seconds).not_done
 
 

@@ -227,7 +227,7 @@ def phrases_of(prompt: str) -> list[str]:
 
 
 def languages_of(symbols: Sequence[str]) -> list[str]:
-    """Return the codes of the languages that a vocabulary can write: "zh" and "en", the languages of WeNet's models.
+    """Return which of "zh" and "en", the languages of WeNet's models, a vocabulary can write.
 
     Symbols in angle brackets, such as `<blank>`, are ignored.
     """

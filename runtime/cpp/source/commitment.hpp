@@ -79,7 +79,7 @@ class Commitment {
     return 2 * num + (num < least && begins_word(tokens[num]) && begins_word(others[num]) ? 1 : 0);
   }
 
-  // Beams of a prefix and of the prefixes of that prefix, shortest first.
+  // Beams of a prefix and of the shorter prefixes that it extends, shortest first.
   static std::vector<const Beam*> line_of(const Prefix* prefix, const Beams& beams, std::size_t least_depth) {
     std::vector<const Beam*> line;
     for (; prefix && prefix->depth >= least_depth; prefix = prefix->before) {

@@ -101,7 +101,7 @@ class Stream {
   }
 
   /// Decode the queued audio of the streams, in batches. A failed or cancelled stream does not affect the other streams.
-  /// @throws StreamError if another thread decodes one of the streams. Nothing was decoded.
+  /// @throws StreamError if another thread is decoding one of the streams. In this case, nothing is decoded.
   /// @throws Error of the first failed stream, after all other streams have been decoded.
   static void decode(std::vector<Stream*> streams, bool all = true) {
     std::sort(streams.begin(), streams.end());

@@ -35,7 +35,7 @@ class Api {
   static OrtStatus* failed(const char* op, const char* message) noexcept;
 };
 
-// Runs `work` for the onnxruntime with this API. Returns exceptions as a status.
+// Makes `api` the API of this thread and runs `work`. Returns exceptions as a status.
 template <class F>
 OrtStatus* guarded(const OrtApi* api, const char* op, F&& work) noexcept {
   Api::use(api);

@@ -163,7 +163,7 @@ def _kept(part: Written, spoken: Sequence[str]) -> str:
 
 
 def _joined(part: Written, words: Sequence[WordResult]) -> WordResult:
-    """Return a written word with the span of the spoken ones."""
+    """Return a written word with the start, end and lowest confidence of its spoken words."""
     own = words[part.begin : part.end]
     confidences = [word.confidence for word in own if word.confidence is not None]
     return WordResult(word=part.text, start=own[0].start, end=own[-1].end, confidence=min(confidences, default=None))

@@ -15,7 +15,7 @@ constexpr size_t kRowsOfTask = 8;       // rows rounded by one task
 constexpr size_t kSmallRowsOfTask = 32;  // rows of one task if a row takes a fraction of a microsecond
 constexpr size_t kBlocksOfTask = 3;     // minimum blocks of one task, so that it reads contiguous memory
 
-// Numbers of the arrays in a call's scratch.
+// Indices of the arrays in a call's scratch memory.
 enum Arrays : size_t { kCodes, kScales, kExpert, kShare, kOrder, kToken, kRowShare, kRows, kRowScale, kHidden,
                        kHiddenCodes, kHiddenScale, kSegments };
 

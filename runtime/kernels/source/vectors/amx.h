@@ -51,7 +51,7 @@ struct Tiles {
 #define U2MOE_TILE_STORE(t, to, stride) Tiles::store<t>(to, stride)
 #define U2MOE_TILE_DOT(c, a, b) Tiles::dot<c, a, b>()
 #else
-// GCC's intrinsics write the numbers of tiles into instructions as text, so these are macros instead of functions.
+// GCC's intrinsics paste tile numbers into the text of instructions, so these are macros instead of functions.
 #define U2MOE_TILES_CONFIGURE(shapes) _tile_loadconfig(&(shapes))
 #define U2MOE_TILES_RELEASE() _tile_release()
 #define U2MOE_TILE_ZERO(t) _tile_zero(t)
