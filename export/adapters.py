@@ -67,7 +67,7 @@ def _adapted(path: Path, state: Mapping[str, Tensor], name: str, adapters: Adapt
     shapes = [None if part is None else tuple(part.shape) for part in parts]
     weight, up, down = parts
     if weight is None or up is None or down is None or weight.ndim != 2:
-        raise CheckpointError(f"{path}: {name} has weight, {UP[1:]} and {DOWN[1:]} {shapes}, expected three matrices")
+        raise CheckpointError(f"{path}: {name}: weight, {UP[1:]}, {DOWN[1:]} have shapes {shapes}, expected matrices")
     rank = adapters.rank
     expected = [(weight.shape[0], rank), (rank, weight.shape[1])]
     if shapes[1:] != expected:

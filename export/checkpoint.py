@@ -170,7 +170,7 @@ def _config_path(directory: Path, weights: Path) -> Path:
 
 
 def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
-    """Return the file with the base name of the symbol table in train.yaml, or else one of `VOCABULARY_FILES`."""
+    """Return the vocabulary file: the one that train.yaml names (without its folder), or one of `VOCABULARY_FILES`."""
     named = [_plain_name(config.symbol_table)] if config.symbol_table else []
     candidates = list(dict.fromkeys([*named, *VOCABULARY_FILES]))
     for name in candidates:

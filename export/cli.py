@@ -54,7 +54,7 @@ def add_convert(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "convert",
         help="convert a bundle to fewer graphs or to another runtime's format",
-        description="Convert a bundle, quantized or not, to fewer graphs, and compare them with it. "
+        description="Convert a bundle, quantized or not, to fewer graphs, and compare these with the bundle. "
         "streaming: one chunk of samples and caches in; log-probabilities, encoder frames and caches out. "
         "offline: samples in; greedy tokens, times and log-probabilities out. "
         "clip: a WAV, FLAC or MP3 file shorter than 30 seconds in, text out; needs onnxruntime-extensions. "
@@ -77,7 +77,9 @@ def add_convert(subparsers: Subparsers) -> None:
         help="for sherpa-onnx and static: chunks of left context (default: 4)",
     )
     recordings = parser.add_mutually_exclusive_group()
-    recordings.add_argument("--calibration", nargs="+", metavar="FILE", help="for static: write chunks for calibration")
+    recordings.add_argument(
+        "--calibration", nargs="+", metavar="FILE", help="for static: write chunks of these recordings for calibration"
+    )
     recordings.add_argument(
         "--qdq", nargs="+", metavar="FILE", help="for static: like --calibration, and quantize for QNN with the chunks"
     )

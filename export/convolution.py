@@ -83,7 +83,7 @@ def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.V
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The frames that a convolution sees beyond its input, for one convolution in every block.
+    """The frames around a convolution's input. All blocks share one instance for the same convolution.
 
     Attributes:
         histories: frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that
@@ -191,7 +191,7 @@ class ConvolutionParts:
 
 
 def convolution_parts(g: GraphBuilder, x: ir.Value, module: ConvolutionModule) -> ConvolutionParts:
-    """Return the parts of a module for x [batch, time, dim]. The convolutions of the module must have biases."""
+    """Return a module's parts for `x` [batch, time, dim]. Its depthwise convolution must have a bias or batch norm."""
     with g.scope("conv_module", group="pointwise_convolutions"):
         value, gate = (_half(g, x, module, half) for half in range(2))
         weight, bias = _weights(g, module)[:2]

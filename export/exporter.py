@@ -56,7 +56,7 @@ def export_bundle(
     Raises:
         ValueError: `padding_s` is out of range.
         CheckpointError: the checkpoint cannot be read.
-        UnsupportedError: this kind of checkpoint is not supported, or not proved equal to WeNet.
+        UnsupportedError: this kind of checkpoint is not supported, or was never compared with WeNet.
         ParityError: a graph differs from torch.
         BundleError: `out` cannot be written.
     """

@@ -64,7 +64,7 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
         has_macaron: whether blocks of this kind may have a second feed-forward layer.
         has_convolution: whether blocks may have a convolution module, as those of conformers do.
         has_order: whether blocks may normalise after each layer instead of before it.
-        causal: whether the layers other than subsampling and the convolution module see no later frames.
+        causal: whether no layer sees later frames, apart from subsampling and the convolution module.
         feed_forward: the feed-forward layer if this kind of encoder has no setting for it.
     """
     dim = conf.integer("output_size", 256)

@@ -81,7 +81,7 @@ class RouterWatch:
 class Parity:
     """Compares one network with the graphs in one folder.
 
-    Error messages name `subject` instead of the folder, because new graphs are discarded if they differ.
+    Error messages name `subject` instead of the folder, because a folder of new graphs is deleted after an error.
     """
 
     def __init__(self, network: SpeechModel, folder: Path, manifest: Manifest, seed: int = 0, *, subject: Path) -> None:

@@ -157,7 +157,7 @@ def random_config(
 
 
 def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the same train.yaml as WeNet wrote it before the end of 2023; sos and eos are then the last token."""
+    """Convert a train.yaml to the layout that WeNet wrote until the end of 2023; sos and eos become the last token."""
     newer = {"tokenizer", "tokenizer_conf", "ctc", "ctc_conf", "cmvn", "cmvn_conf", "model", "dataset"}
     newer |= {"vocab_size", "dtype"}
     kept = {key: value for key, value in config.items() if key not in newer}
@@ -167,7 +167,7 @@ def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
 def num_parameters(config: Mapping[str, Any], *, active: bool = False) -> int:
     """Return the number of weights in the network of a train.yaml.
 
-    If `active` is true, a mixture counts only as many experts as it activates for a token.
+    If `active` is true, count only as many experts as a mixture activates for a token.
     """
     shapes = expected_shapes(parse_training_config(dict(config)).architecture)
     total = 0
@@ -283,7 +283,7 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) 
 
 
 def _statistics(size: int, seed: int) -> dict[str, Any]:
-    """Return sums over 100,000 frames of log-mel energies, with means of 8 to 14 and deviations of 2 to 4."""
+    """Return sums and sums of squares of log-mel energies over 100,000 frames (means 8 to 14, deviations 2 to 4)."""
     frames = 100_000
     means = (_uniform("mean", (size,), seed) * 3 + 11).tolist()
     deviations = (_uniform("deviation", (size,), seed) + 3).tolist()

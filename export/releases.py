@@ -1,4 +1,4 @@
-"""Reproduces WeNet's old releases, recognised by the layout of train.yaml and the tensors."""
+"""Reproduces the networks of WeNet's old releases. The layout of train.yaml and the tensors identify the release."""
 
 from __future__ import annotations
 

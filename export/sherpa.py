@@ -162,7 +162,7 @@ class OnlineClient:
 
 
 class SherpaParity:
-    """Compares the graphs in `folder` with the bundle's graphs, run as in the runtime. Messages name `subject`."""
+    """Compares the graphs in `folder` with the bundle's, which run as in the runtime. Messages name `subject`."""
 
     def __init__(self, bundle: Bundle, folder: Path, options: SherpaOptions, *, subject: Path) -> None:
         self.subject = subject
@@ -198,7 +198,7 @@ class SherpaParity:
         return onnxruntime.InferenceSession(self.folder / graph.file, self.settings.session_options())
 
     def _start(self) -> Caches:
-        """Return the caches of a new stream, with as many frames as the client's caches; negative positions are masked.
+        """Return the caches of a new stream, as long as the client's. Frames before the start are masked.
 
         The lengths must match because sums over other shapes round differently. In a quantized graph, such a difference
         can change a value by a whole step.

@@ -270,7 +270,7 @@ def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
 
 
 def _axis(config: ModelConfig) -> Callable[[str | int], int | None]:
-    """Return a function from the names of axes to their sizes."""
+    """Return a function that maps names of axes to their sizes."""
     heads, _, width = _sizes(config, ATT_CACHE)
     channels, past = _sizes(config, CNN_CACHE)
     fixed = {"one": 1, "num_kv_heads": heads, "kv_dim": width, "conv_dim": channels, "conv_cache": past}

@@ -56,7 +56,7 @@ def read_text(path: Path, *, purpose: str, largest: int = LARGEST_TEXT) -> str:
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}; {purpose}") from error
     if len(text) > largest:
-        raise CheckpointError(f"{path}: has more than {largest:,} characters, which is the limit; {purpose}")
+        raise CheckpointError(f"{path}: is longer than the limit of {largest:,} characters; {purpose}")
     return text
 
 

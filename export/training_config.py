@@ -91,7 +91,7 @@ OTHER_MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The content of train.yaml. If the file names feature statistics, the encoder has `normalized_input`."""
+    """The content of train.yaml. If it specifies feature statistics, the encoder has `normalized_input`."""
 
     architecture: Architecture
     features: FeatureConfig

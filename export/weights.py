@@ -40,7 +40,7 @@ kinds of table differ by about 1."""
 
 
 def linked_weights(path: Path) -> Path:
-    """Return the file with the weights: `path`, the same name with .xz, or the file that a broken link should name.
+    """Return the file with the weights: `path`, the same name with .xz, or the file that a broken link should point to.
 
     WeNet's training links final.pt to N.pt but writes epoch_N.pt.
     """
@@ -148,7 +148,7 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 def select_tensors(
     path: Path, state: Mapping[str, Tensor], architecture: Architecture, *, tied_embedding: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the network's tensors in float32, and the reason for ignoring each other tensor of the file.
+    """Return the network's tensors in float32, and for every other tensor of the file, the reason to ignore it.
 
     Raises:
         CheckpointError: a tensor is missing, unused, of the wrong shape or type, or not finite.
@@ -172,7 +172,7 @@ def select_tensors(
 
 
 def _without_wrappers(unused: list[str], missing: list[str]) -> str:
-    """Return the end of an error message, which lists superfluous parts of tensor names."""
+    """Return the end of an error message, with the parts to remove from tensor names; "" if that does not help."""
     fitting = [name for name in unused if WRAPPED.sub("", name) in missing]
     if not fitting:
         return ""

@@ -99,7 +99,7 @@ def int4_scale(weight: Float, block_size: int) -> Float:
 def int4_steps(blocks: Float, scale: Float) -> npt.NDArray[np.uint8]:
     """Return steps and zero points with the least squared error for blocks [..., block_size] and scales [...].
 
-    Smaller steps are tried too, because slightly clipping the largest weights often reduces the error.
+    Smaller steps are also tried, because slightly clipping the largest weights often reduces the error.
     """
     best = np.zeros(blocks.shape[:-1], np.uint8)
     least = np.full(best.shape, np.inf, np.float32)

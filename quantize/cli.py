@@ -48,7 +48,7 @@ def add_quantize(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--recipe",
         choices=(*RECIPES, NO_RECIPE),
-        help="default: int8, or int4 if limits choose a format for each layer; "
+        help="default: int8, or int4 if each layer's format is chosen to meet limits; "
         f"{NO_RECIPE}: change only what other options name",
     )
     parser.add_argument(
@@ -202,7 +202,7 @@ def _dry_run(args: argparse.Namespace, chosen: Recipe, goal: Goal) -> int:
 
 
 def _limit(name: str, flag: str, value: float, factor: float) -> float:
-    """Check a value in its option's unit; return it times `factor`, in the unit of `Goal`'s field of this name."""
+    """Check an option's value; return it times `factor`, in the unit of the field `name` of `Goal`."""
     from u2moe.quantize.goals import Goal
     from u2moe.runtime.declarations import options_of
     from u2moe.runtime.validation import checked_number

@@ -167,7 +167,7 @@ class Heard:
 
 
 def hear(model: Model, frames: Array) -> Heard:
-    """Recognise features [frames, mel] with full context and the beam size and score weights of the bundle."""
+    """Recognise features [frames, mel] with full context, using the bundle's beam size and score weights."""
     output = model.encode(frames)
     log_probs = model.ctc(output)
     greedy = ctc_greedy_search(log_probs).tokens

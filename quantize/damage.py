@@ -74,7 +74,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class _Reference:
-    """Features [frames, mel] of a recording, its results in float32, and the feeds of each run by graph."""
+    """Features [frames, mel] of a recording, its results in float32, and, for each graph, the feeds of each run."""
 
     frames: Array
     heard: Heard
@@ -180,7 +180,7 @@ class DamageMeter:
     ) -> float:
         """Return the divergence at these levels, in nats, in the pass to which the graph `changed` belongs.
 
-        If `changed` is None, return the sum over both passes. The changed graph runs from part `begin`, see
+        If `changed` is None, return the sum over both passes. The changed graph runs from part `begin`; see
         `SwitchedSession`.
         """
         sessions = {name: SwitchedSession(graph, levels) for name, graph in self._graphs.items()}

@@ -238,7 +238,7 @@ class Weights:
         return [self.add(f"{name}.{part}", dtype, sizes, reader, group) for part, (dtype, sizes), reader in parts]
 
     def stacked(self, values: Sequence[ir.Value]) -> ir.Value:
-        """Stack the float32 initializers of all experts into one, whose name omits the expert's number."""
+        """Stack the float32 initializers of all experts into one, whose name omits the expert's index."""
         name, shape = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1), shape_of(values[0])
 
         def stack() -> Array:

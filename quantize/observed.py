@@ -45,7 +45,7 @@ class LeanSettings(SessionSettings):
     """Settings of sessions that free their memory after each run, instead of holding on to the peak amount."""
 
     def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
-        """Return the usual options without a memory arena; first, return freed memory to the system."""
+        """Return freed memory to the system, then return the usual options without a memory arena."""
         trim_memory()
         options = super().session_options(kernels)
         options.enable_cpu_mem_arena = False
@@ -115,7 +115,7 @@ Values = Mapping[str, Array]
 class SwitchedGraph:
     """Versions of a graph, cut into parts at the layers in which the versions differ. A part can run in any version.
 
-    A layer's level is the number of a version, 0 for the first.
+    A layer's level is the index of a version, 0 for the first.
 
     Attributes:
         bytes: bytes of each layer's weights at each level, by layer, in order. A layer that is the same in the last

@@ -36,8 +36,8 @@ class Recipe:
             loaded without these kernels, and its files must not change in place while it is loaded.
         calibration: audio files for two methods. SmoothQuant moves large activation channels into the weights, and GPTQ
             minimises the output error of products. Empty: each weight is rounded to the nearest value.
-        exceptions: formats of single layers, by the names of `layer_of`. A layer with the format "fp16" is stored as
-            float16 and computes in float32.
+        exceptions: formats of single layers, by the names that `layer_of` returns. A layer with the format "fp16" is
+            stored as float16 and computes in float32.
     """
 
     name: str

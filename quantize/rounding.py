@@ -325,7 +325,7 @@ def rounded_products(
     rows: tuple[Rows, Float] | None,
     activations: Activations | None,
 ) -> list[ir.Value]:
-    """Return integers, other parts and any bias of each product of a layer, see `fitted_layer`.
+    """Return integers, other parts and any bias of each product of a layer; see `fitted_layer`.
 
     `rows` contains the inputs of the layer [n, in] and, for each of them, the layer's share of the output [n]. If there
     are fewer rows than channels, each weight is simply rounded to the nearest value. `activations` counts the products

@@ -147,7 +147,7 @@ class QuantizationRun:
         return dataclasses.replace(made, packed=self._packed(made.bundle)) if recipe.packed else made
 
     def smallest(self, recipe: Recipe, staging: BundleWriter, limit: float | None) -> QuantizedBundle:
-        """Quantize the bundle, with larger blocks while it exceeds `limit` bytes; return the smallest result."""
+        """Quantize the bundle. While it exceeds `limit` bytes, try larger blocks. Return the smallest result."""
         made = self.quantize(recipe, staging)
         sizes = {made.num_bytes: recipe}
         has_blocks = any(kind.block_sizes for kind in quantized(recipe.groups))
@@ -204,7 +204,7 @@ class QuantizationRun:
                 save_mapped(model, other.path / graph.file, self.progress)
             if not num_packed:
                 found = made.manifest.quantization["recipe"]
-                raise BundleError(f"recipe {found} has no weights that native kernels use; nothing can be packed")
+                raise BundleError(f"with recipe {found}, no weights are for native kernels; nothing can be packed")
             for name in made.manifest.files:
                 if not (other.path / name).exists() and not name.endswith(".onnx.data"):
                     other.add(name, made.path / name)

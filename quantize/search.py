@@ -157,7 +157,7 @@ class FormatSearch:
         return {**damage, **found.summary(), "formats": [*self._formats, self._recipe.name], "steps": steps}
 
     def _front(self, found: Difference, divergence: float) -> list[dict[str, Any]]:
-        """Return the evaluated choices, see `front.Front`; `at_most` is an estimate for those not written."""
+        """Return the evaluated choices as a `front.Front`; `at_most` is an estimate for unwritten choices."""
 
         def at_most(nats: float) -> float:
             return min(found.scaled(nats / max(divergence, NOTHING)).changed_tokens().high, 1.0)
@@ -169,7 +169,7 @@ class FormatSearch:
         )  # fmt: skip
 
     def goal(self) -> dict[str, float]:
-        """Return the limits, and the measurements rounded to digits on which processors agree, for the manifest."""
+        """Return the limits for the manifest, and measurements, rounded to digits on which processors agree."""
         changed = self._compared().changed_tokens()
         return {
             **self._goal.limits,
@@ -206,7 +206,7 @@ class FormatSearch:
         return ", ".join(f"{found} ({name.replace('_', ' ')})" for name, found in passes)
 
     def _holds(self, found: Difference, doubt: float, times: float = 1.0) -> bool:
-        """Return whether the upper ends of the intervals are within the limits, with `times` times as much audio."""
+        """Return whether the intervals would end within the limits with `times` times as much audio."""
         goal = self._goal
         return found.changed_tokens(doubt, times).high <= (goal.max_damage or math.inf) and (
             found.divergence(doubt, times).high <= (goal.max_divergence or math.inf)

@@ -319,7 +319,7 @@ def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
 
 
 def _by_channel(site: ChannelSite, sizes: Float) -> Float:
-    """Return, for each channel, the largest of the `sizes` that belong to rows reading the channel."""
+    """Return, for each channel, the largest of the `sizes` of the rows that read the channel."""
     result = np.zeros(len(site.columns), np.float32)
     np.maximum.at(result, site.channels, sizes)
     return result

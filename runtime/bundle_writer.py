@@ -123,7 +123,7 @@ class BundleWriter:
     def _clear(self) -> None:
         """Remove the staged folder and the replaced target.
 
-        If the target does not exist, restore the replaced one first.
+        If nothing is at the target now, move the replaced one back instead of removing it.
         """
         if not self.target.exists():
             with contextlib.suppress(FileNotFoundError):

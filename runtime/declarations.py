@@ -141,7 +141,10 @@ def options_of(kind: Any) -> dict[str, Option]:
 
 @functools.cache
 def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
-    """Return the options that clients of the server may set: field and declaration, by the name that clients use."""
+    """Return the options that clients of the server may set.
+
+    Keys are the names that clients use. Values are the field and the declaration.
+    """
     found = {}
     for field, declared in options_of(kind).items():
         if declared.client is not None:

@@ -7,7 +7,7 @@ U2moeError
 │   ├── TruncatedAudioError  a truncated file; raised after its last samples
 │   └── MicrophoneError      a microphone that cannot be opened or has stopped, or sounddevice is not installed
 ├── BundleError              an incomplete or damaged bundle, or not a bundle
-│   ├── IntegrityError       a file differs from the digest in the manifest
+│   ├── IntegrityError       a file that differs from its digest in the manifest
 │   └── SignatureError       a bundle not signed with any of the required keys
 ├── KernelsError             native kernels that are not installed, or cannot run a bundle here
 ├── CheckpointError          a checkpoint directory that cannot be read
@@ -15,7 +15,7 @@ U2moeError
 ├── CorpusError              a list of recordings that cannot be read, or a folder of results that cannot be used
 ├── GrammarError             a grammar that cannot be read or used; also a ValueError
 ├── LanguageModelError       a damaged language model, or a file that is not one
-├── ParityError              a graph differs from the network it was exported from
+├── ParityError              a graph that differs from the network it was exported from
 ├── QuantizationError        a quantized bundle with a larger loss of accuracy than allowed; carries the report
 ├── ProviderError            an execution provider that is not installed, failed or would compute wrong results
 └── StreamError              a stream used after its end, or in a way that its bundle does not support
@@ -105,7 +105,7 @@ class MicrophoneError(AudioError):
 class BundleError(U2moeError):
     """An incomplete, damaged or incompatible bundle, or a folder that is not a bundle.
 
-    The message names file and field.
+    The message names the file and the field.
     """
 
 
@@ -143,7 +143,7 @@ class CorpusError(U2moeError):
 
 
 class GrammarError(U2moeError, ValueError):
-    """A grammar that cannot be read or used. The message names the phrase or slot, and the value found and expected."""
+    """A grammar that cannot be read or used. The message names the phrase or slot, and the found and expected value."""
 
 
 class ParityError(U2moeError):
@@ -188,7 +188,7 @@ class AudioWarning(UserWarning):
 
 
 class BundleWarning(UserWarning):
-    """A bundle of a newer version of u2moe. It has fields that this version does not know, but can ignore."""
+    """A bundle written by a newer version of u2moe, with fields that this version does not know but can ignore."""
 
 
 @contextlib.contextmanager

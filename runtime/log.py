@@ -1,4 +1,4 @@
-"""Logger of the package. This module does not import `logging`: unless the program does, nothing is logged."""
+"""Logger of the package. Nothing is logged unless the program imports `logging`; this module does not import it."""
 
 from __future__ import annotations
 

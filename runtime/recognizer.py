@@ -161,7 +161,7 @@ class Recognizer:
         return self.bundle.manifest.decoding.endpoint
 
     def warm_up(self) -> None:
-        """Recognise two seconds of noise, so that the first audio is as fast as later audio. Results do not change.
+        """Recognise two seconds of noise, so that the first audio is recognised at full speed. Results do not change.
 
         Raises:
             ProviderError: running a graph failed.
@@ -261,7 +261,7 @@ class Recognizer:
             hotwords: phrases to prefer. None: the recogniser's hotwords. An empty list: no hotwords.
             grammar: allowed phrases, which replace hotwords and language model; see `Grammar`. None: that of `options`.
             vad: voice activity detector. Each stretch of speech is recognised separately, and cut at endpoints.
-            on_progress: called from time to time with the seconds of the recording that were processed so far.
+            on_progress: called from time to time with the seconds of the recording processed so far.
             channel: index of the channel of a file, 0 for the left one. None: the average of all channels.
             track: index of the audio track of a media file, from 0. None: the default track.
 

@@ -72,7 +72,7 @@ class Result:
         is_final: whether the result is final. A partial result comes from the first pass and may still change.
         segment: number of the segment in its stream or recording, from 0. Each segment has exactly one final result.
             Utterances without words have no result and are not counted. The last result of a stream is always final.
-        start: start of the first word in seconds from the start of the audio; 0 without a text. If the words have no
+        start: start of the first word in seconds from the start of the audio; 0 without text. If the words have no
             times, the start of the utterance.
         end: end of the last word in seconds. If the words have no times, the end of the utterance.
         tokens: token ids.

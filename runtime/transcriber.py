@@ -128,7 +128,7 @@ class Transcriber:
     def close(self) -> None:
         """Wait until all audio is recognised and all callbacks have returned.
 
-        In a callback, return at once. Idempotent.
+        If a callback calls it, it returns at once. Idempotent.
 
         Raises:
             Exception: the error that ended the transcriber, if `on_error` did not receive it.

@@ -102,7 +102,7 @@ class TranscriberThread:
             self.changed.notify()
 
     def join(self) -> None:
-        """Wait until all audio is recognised. In the thread itself, return at once."""
+        """Wait until all audio is recognised. A call in the thread itself returns at once."""
         if threading.current_thread() is not self.thread:
             self.thread.join()
             self.raise_unreported()

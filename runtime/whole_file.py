@@ -98,7 +98,7 @@ def probe(folder: Path) -> float:
 def remove_stale_parts(folder: Path) -> None:
     """Remove temporary files that killed processes left in a folder.
 
-    These are the files that have not changed for an hour. Subfolders are not searched.
+    Temporary files that have changed within the last hour are kept. Subfolders are not searched.
     """
     with contextlib.suppress(OSError):
         for file in folder.iterdir():

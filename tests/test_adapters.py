@@ -45,7 +45,7 @@ def test_other_names_do_not_tell(folder):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({".lora_A": torch.zeros(2, 32)}, r"linear_v.lora_B and .lora_A have shapes .*\(2, 32\).*, but lora_rank 3"),
-    ({".lora_B": None}, r"linear_v has weight, lora_B and lora_A \[\(32, 32\), None, \(3, 32\)\]"),
+    ({".lora_B": None}, r"linear_v: weight, lora_B, lora_A have shapes \[\(32, 32\), None, \(3, 32\)\]"),
     ({".lora_A": torch.full((3, 32), torch.nan)}, "linear_v.weight has values that are not finite"),
 ])  # fmt: skip
 def test_adapters_that_do_not_fit(folder, change, message):

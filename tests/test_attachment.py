@@ -173,7 +173,7 @@ def test_what_cannot_be_attached_leaves_the_bundle_as_it_is(copy, arpa):
     with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
         attach(copy, LanguageModelOptions(model=arpa), beam_size=0)
     (copy / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(BundleError, match=r"found 'notes\.txt', which replacing the bundle would delete"):
+    with pytest.raises(BundleError, match=r"found 'notes\.txt', which would be deleted with the old bundle"):
         attach(copy, None)
     assert (copy / "bundle.json").read_bytes() == before
     assert (copy / "notes.txt").exists()

@@ -279,7 +279,7 @@ def test_each_layer_has_a_native_kernel_or_a_reason_for_none(exported):
      "static_chunk_size is 4, which is not supported; supported: multiples of 6"),
     ("squeezeformer", {"reduce_idx": None}, UnsupportedError, "reduce_idx is None, which is not supported"),
     ("squeezeformer", {"recover_idx": 1}, CheckpointError, "recover_idx must be above reduce_idx 1, got 1"),
-    ("squeezeformer", {"recover_idx": 4}, CheckpointError, "recover_idx must be the number of a block from 1 to 3"),
+    ("squeezeformer", {"recover_idx": 4}, CheckpointError, "recover_idx must be the index of a block from 1 to 3"),
     ("squeezeformer", {"encoder_dim": 64}, UnsupportedError, "output_size is 32, which is not supported"),
     ("squeezeformer", {"time_reduction_layer_type": "conv2d"}, UnsupportedError, "supported: conv1d, stream"),
     ("squeezeformer", {"mlp_type": "moe"}, UnsupportedError, "unknown keys mlp_type"),

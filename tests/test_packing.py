@@ -146,7 +146,7 @@ def test_another_layout_is_refused_by_name(packed, tmp_path):
 @pytest.mark.slow
 def test_nothing_to_pack_is_an_error(exported, tmp_path):
     plain = recipe("fp32", {"embeddings": "int8"}, packed=True)
-    with pytest.raises(BundleError, match=r"recipe fp32\[embeddings=int8\] has no weights that native kernels use"):
+    with pytest.raises(BundleError, match=r"with recipe fp32\[embeddings=int8\], no weights are for native kernels"):
         quantize_bundle(exported("moe_tiny"), tmp_path / "plain", plain)
     assert not (tmp_path / "plain").exists()
 

@@ -135,7 +135,7 @@ def test_a_list_of_transcripts(tmp_path):
     assert [warning.partition(" ")[0] for warning in other["warnings"]] == ["'D'"]
     assert [bad["error"], none["error"]] == [
         "text: line 1, 'E': the vocabulary has no 'E': write what is spoken, numbers as words",
-        "the list contains no transcript for it",
+        "the list contains no transcript for this utterance",
     ]
     with pytest.raises(CorpusError, match="began with align true, but it is now false"):
         run_corpus(tmp_path / "list", tmp_path / "out", ToyChoice(), dataclasses.replace(options, align=False))

@@ -34,7 +34,7 @@ def add_bench(subparsers: Subparsers) -> None:
         "bench",
         help="measure bundles on this machine",
         description="Compare bundles on this machine: speed end to end and by stage, latency, "
-        "load time, memory, experts, and the time of each part relative to the machine's bound. "
+        "load time, memory, experts, and the time of each part divided by the least possible time. "
         "docs/bench.md explains each number.",
     )
     parser.add_argument(

@@ -70,7 +70,7 @@ def _does(probe: Probe, kind: str) -> bool:
 
 
 def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run, float]:
-    """Return a function that runs one round of a kind of work, and the seconds of audio in a round."""
+    """Return two values: a function that runs one round of a kind of work, and the seconds of audio in a round."""
     manifest = probe.bundle.manifest
     chunk_s, num_chunks = CHUNK_SIZE * manifest.frame_s, NUM_CHUNKS.get(kind, 0)
     audio_s = max(UTTERANCE_S, (NUM_WARM_CHUNKS + num_chunks + 2) * chunk_s if num_chunks else 0)

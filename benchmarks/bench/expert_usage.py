@@ -49,8 +49,8 @@ def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dic
         bytes_touched: bytes of the experts that get tokens in a chunk, summed over layers, as percentiles over chunks.
         bytes: the bytes of all experts of all layers.
         load: for each layer, each expert's share of the choices. Each token makes `experts_per_token` choices.
-        load_entropy: entropy of the load, for each layer and averaged over layers. It is 0 if one expert gets all
-            tokens, and 1 if all experts get equally many.
+        load_entropy: entropy of the load, for each layer and averaged over layers. It is 0 if all choices
+            fall on one expert, and 1 if they are spread evenly.
     """
     touched = counts > 0
     sizes = np.array([layer.expert_bytes for layer in layers])

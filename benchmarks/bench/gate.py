@@ -49,7 +49,7 @@ def add_limits(parser: Options, experts: Options) -> None:
 
 
 def limits_in(args: argparse.Namespace) -> dict[str, float]:
-    """Return the limits that the arguments set, by name."""
+    """Return the limits given on the command line, by name."""
     return {name: value for name in LIMITS if (value := getattr(args, f"most_{name}")) is not None}
 
 
@@ -74,12 +74,13 @@ def _number(text: str) -> float:
 def verdicts(limits: Mapping[str, float], report: Report, other: Report | None = None) -> Iterator[tuple[bool, str]]:
     """Yield a pair for each limit: whether it passes, and a description.
 
-    A limit also passes if the interval includes equal costs of the two bundles. It therefore rarely fails by chance.
+    A limit also passes if the two bundles may have equal costs, according to the interval of their ratio or difference.
+    It therefore rarely fails by chance.
 
     Args:
         limits: limits by their names in `LIMITS`.
         report: the report of both bundles or, with `other`, of the first bundle.
-        other: the report whose first bundle is the second bundle of the comparison.
+        other: a second report; its first bundle is compared with that of `report`.
 
     Raises:
         ValueError: a report lacks data that a limit needs, or has too few rounds.

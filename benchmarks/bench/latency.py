@@ -107,7 +107,7 @@ def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) ->
 
 
 def first_partial(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """Return the wait for the first tokens of an utterance that ended with the event `final`; empty without words."""
+    """Return the wait for an utterance's first tokens, or [] without words. The event `final` ended the utterance."""
     if not segment.words:
         return []
     shown = next((event for event in events if event.tokens), final)

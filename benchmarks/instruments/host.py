@@ -106,7 +106,7 @@ class OtherLoad:
 
 
 def caches(folder: Path) -> dict[str, int]:
-    """Return the bytes of the first core's data caches, by level. L3 may be shared, even between virtual machines."""
+    """Return the first core's data cache sizes in bytes, by level. L3 may be shared, even between virtual machines."""
     sizes = {}
     for entry in sorted(folder.glob("index*")):
         if _read(entry / "type").strip() != "Instruction" and (size := _read(entry / "size").strip()):

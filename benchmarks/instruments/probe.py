@@ -72,7 +72,7 @@ class Event:
         compute_s: seconds from the arrival of the last sample to the result. In real time, a sample arrives when it is
             due. The seconds then include any backlog.
         tokens: tokens of the current utterance after the call.
-        segment: number of the current utterance.
+        segment: index of the current utterance.
         num_committed: number of committed words of the current utterance.
     """
 
@@ -132,7 +132,7 @@ class Stopwatch:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Time the block as a call: add its time and the CPU time of all threads to those of the calls."""
+        """Time the block as a call: add its time to `wall_s`, and the CPU time of all threads to `cpu_s`."""
         start, start_cpu = time.perf_counter(), time.process_time()
         yield
         self.wall_s += time.perf_counter() - start

@@ -135,7 +135,7 @@ def session_of(content: bytes, kernels: str, num_threads: int = 1) -> onnxruntim
 
 
 def _rate(sessions: Sequence[onnxruntime.InferenceSession], x: Array, amount: int) -> float:
-    """Return `amount`, the work of one run of every session, divided by the mean seconds of such a round."""
+    """Return the work per second. `amount` is the work of one round, which runs every session once."""
     return amount / mean_seconds(lambda: [session.run(None, {"x": x}) for session in sessions], _CALL_S)
 
 

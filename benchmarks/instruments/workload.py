@@ -96,7 +96,7 @@ def one_round(mode: str, model: Model, frames: Frames) -> Run:
 
 
 def nbest(vocab_size: int) -> list[list[int]]:
-    """Return hypotheses that share prefixes like those of a beam search."""
+    """Return hypotheses that share prefixes, as in a beam search."""
     first, last = np.random.default_rng(0).integers(3, vocab_size, NUM_TOKENS), vocab_size - 1
     hypotheses = np.tile(first, (NUM_HYPOTHESES, 1))
     for bit, place in enumerate(ALTERNATIVES):

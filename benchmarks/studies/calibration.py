@@ -100,7 +100,7 @@ def area_under_roc(found: Words) -> float | None:
 
 
 def fit(found: Words) -> tuple[float, float]:
-    """Return the scale and bias of the log-odds that have the maximum likelihood (Platt scaling).
+    """Return the maximum-likelihood scale and bias of the log-odds (Platt scaling).
 
     As in Platt's method, targets are slightly below 1 for correct words and slightly above 0 for wrong ones. An optimum
     therefore exists even if a threshold separates correct from wrong words perfectly.

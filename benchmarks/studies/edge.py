@@ -1,4 +1,4 @@
-"""What does a mixture of a billion parameters cost on the edge, depending on number, choice and width of its experts?
+"""What does a mixture of a billion parameters cost on the edge, by number, width and top-k of its experts?
 
     python -m u2moe.benchmarks.studies.edge FOLDER [--prepare]
 

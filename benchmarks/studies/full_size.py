@@ -65,7 +65,7 @@ START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 
 @functools.cache
 def _parameters(model: str) -> tuple[float, float]:
-    """Return a model's parameters and those active for a token, in millions; this builds the network."""
+    """Return the millions of parameters of a model, and of those active for a token. Builds the network."""
     if model == HALF:
         total, active = ((one + other) / 2 for one, other in zip(_parameters(SMALL), _parameters(MIXTURE), strict=True))
         return total, active
@@ -88,7 +88,7 @@ class Case:
 
     @property
     def parameters(self) -> tuple[float, float]:
-        """Number of parameters, and of parameters active for one token, in millions."""
+        """Number of all parameters, and number of those active for one token, in millions."""
         return _parameters(self.model)
 
     @property

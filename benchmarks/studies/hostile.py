@@ -1,4 +1,4 @@
-"""How do attacks on `u2moe serve`, or a slower machine, affect speakers whom it has accepted?
+"""How do attacks or a slower machine affect the speakers that `u2moe serve` has accepted?
 
     python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--seconds 15] [--minutes 0] [--cores 0]
 
@@ -294,7 +294,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratio(cell: Mapping[str, Any]) -> float:
-    """Return the p95 latency of partial results during an attack (median of rounds), divided by that before it."""
+    """Return the p95 latency of partial results in an attack (median of rounds), divided by that before the attack."""
     found = statistics.median_high(each["partial"]["p95"] for each in cell["rounds"])
     return float(found / cell["before"]["partial"]["p95"])
 

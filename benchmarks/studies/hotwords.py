@@ -5,7 +5,7 @@
     python -m u2moe.benchmarks.studies.hotwords BUNDLE TEST.tsv --memory
 
 Rare words of the transcripts stand for names. They are long, and occur in few recordings. Each recording is recognised
-three times: without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists also
+three times: without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists
 contain rare words of other recordings, which are not spoken in this one. Longer lists are the same for all recordings.
 One list contains all rare words, and is padded with other words of the bundle's language model. The unrelated list of
 the same length contains only such other words. The longest lists are also tried with half the weight, and restricted
@@ -14,7 +14,8 @@ to words that sound like the text recognised without hotwords.
 Commands are all transcripts of a list, in groups of about fifty. Each recording is recognised without them, and with
 its group as hotwords, as a grammar, and as a grammar with `[unk]`. The other lists or folders are recognised with the
 first group, to count false alarms: commands that are recognised more often than they are spoken. White noise, pink
-noise and babble are recognised in the same way. Babble is six voices of the second list at a time, played backwards.
+noise and babble are recognised in the same way. Babble is the sum of six random parts of the second list, played
+backwards.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def measure(
 
 
 def measure_memory(bundle: Path, recording: Recording, listed: Sequence[str]) -> dict[str, int]:
-    """Return the peak memory of processes that recognise a recording with the first words listed, by number."""
+    """Return the peak memory of processes whose hotwords are the first words in `listed`, by number of words."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["transcribe", str(recording.path), "--model", str(bundle)]
         peaks = {"0": peak_memory(*arguments)}
@@ -307,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("hotwords", __doc__)
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
-    parser.add_argument("--commands", action="store_true", help="measure the first list as commands")
+    parser.add_argument("--commands", action="store_true", help="use the transcripts of the first list as commands")
     parser.add_argument("--memory", action="store_true", help="measure only the memory of long lists")
     parser.add_argument("--most", type=int, help="maximum number of recordings per list (default: all)")
     args = parser.parse_args(argv)

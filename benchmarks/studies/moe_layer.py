@@ -3,7 +3,7 @@
     python -m u2moe.benchmarks.studies.moe_layer [--narrow]
 
 The layers have the size of the preset moe-1b. Their random weights spread tokens evenly, which is the worst case.
---narrow compares them with layers that have as many weights in more, narrower experts. Each call then gets one chunk.
+--narrow compares them with layers of the same size with more but narrower experts. Each call then gets one chunk.
 Several layers take turns on one thread. Each has its own weights, so the weights leave the cache between calls, as in a
 network. The bound is the larger of two times: the time to read the weights of experts with tokens, and the time to
 compute their products. Both times use the rates that kernels reach in the same run.
@@ -84,7 +84,7 @@ class Layers:
             self._sessions["native_s"] = session_of(content, "native")
 
     def cases(self, x: Array) -> dict[str, Callable[[], float]]:
-        """Return functions that measure the seconds of one layer on tokens [tokens, dim], by name in the results."""
+        """Return functions that measure one layer's seconds for `x` [tokens, dim], by their names in the results."""
         return {name: partial(self._seconds, session, x) for name, session in self._sessions.items()}
 
     def _seconds(self, session: onnxruntime.InferenceSession, x: Array) -> float:
@@ -152,7 +152,7 @@ def measure(
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits for each machine: int4 experts compared with int8, and narrow experts compared with wide."""
+    """Yield the limits for each machine: int4 experts compared with int8, and narrow experts with wide ones."""
     for where, content in results["machines"].items():
         native = {(item["recipe"], item["tokens"]): item.get("native_s") for item in content["layers"]}
         for count, limit in LIMITS.items():
@@ -166,7 +166,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def _narrow(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield each narrow layer on native kernels, with the paper's layer in the same format from the same run."""
+    """Yield each narrow layer on native kernels, with the paper's layer of the same run and recipe."""
     items = [item for item in content.get("narrow", {"layers": []})["layers"] if "native_s" in item]
     wide = {item["recipe"]: item for item in items if tuple(item["shape"]) == PAPER}
     yield from ((item, wide[item["recipe"]]) for item in items if item not in wide.values())

@@ -1,4 +1,4 @@
-"""How fast are the same weights in torch, as in WeNet? Compares torch's eager encoder with ours.
+"""How fast is the same network in eager torch, which WeNet uses? Compares torch's encoder with ours.
 
     python -m u2moe.benchmarks.studies.same_weights FOLDER [--prepare]
 

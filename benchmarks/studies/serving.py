@@ -207,7 +207,7 @@ def _row(title: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on sustained streams compared with sherpa-onnx, and on the cost of a crowd."""
+    """Yield the limits on sustained streams compared with sherpa-onnx, and on latency with too many speakers."""
     cells = results["cells"]
     for model in dict.fromkeys(name.split("/")[0] for name in cells):
         theirs = held(cells, model, THEIRS)

@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--calibration", type=Path, nargs="+", required=True, help="recordings for calibration")
     parser.add_argument("--work-dir", type=Path, required=True, help="folder that keeps graphs and results")
     parser.add_argument("--python", type=named, action="append", default=[], metavar="EXAMPLE=PATH")
-    parser.add_argument("--only", choices=VARIANTS, help="run only this variant, without publishing")
+    parser.add_argument("--only", choices=VARIANTS, help="run only this variant, and do not publish the results")
     args = parser.parse_args(arguments)
     recordings = [recording for path in args.lists for recording in read_recordings(path)]
     folder, pythons = args.work_dir / "static", {"": sys.executable, **dict(args.python)}

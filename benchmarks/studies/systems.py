@@ -1,4 +1,4 @@
-"""What do other recognisers cost? Packages that include a model, and sherpa-onnx with the same weights.
+"""What do other recognisers cost? Compares packages that include a model, and sherpa-onnx with our weights.
 
     python -m u2moe.benchmarks.studies.systems WORK [--groups clips streaming full] [--prepare]
 

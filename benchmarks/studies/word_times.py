@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("word_times", __doc__)
     parser.add_argument("--utterances", type=int, default=100, help="number of utterances per set (default: 100)")
-    parser.add_argument("--sentences", type=Path, help="list of sentences, joined to an hour or given wrong texts")
+    parser.add_argument("--sentences", type=Path, help="sentences to align: joined into an hour, and with wrong texts")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     sets = {path.stem: join_words(read_recordings(path), args.utterances) for path in args.lists}

@@ -37,7 +37,7 @@ class Gating:
 
     @property
     def channels(self) -> int:
-        """Channels of the gate and its convolution."""
+        """Number of channels of the gate, and of its convolution."""
         return self.hidden // 2
 
 

@@ -50,7 +50,7 @@ class Strided:
 
     @property
     def chunk_multiple(self) -> int:
-        """The number of subsampled frames that must divide every chunk size, so that no chunk ends within a group."""
+        """Every chunk size, in subsampled frames, is a multiple of this, so that no chunk ends within a group."""
         groups = (self.step(index) * size for index, size in enumerate(self.group_sizes))
         return math.lcm(math.prod(self.strides), *groups)
 

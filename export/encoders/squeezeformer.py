@@ -119,9 +119,9 @@ def _block(conf: Section, key: str, default: int, *, least: int, most: int) -> i
     found = conf.value(key) if key in conf else default
     number = found[0] if isinstance(found, list) and len(found) == 1 else found
     if not isinstance(number, int) or isinstance(number, bool):
-        raise conf.unsupported(key, found, ("the number of one block",))
+        raise conf.unsupported(key, found, ("the index of one block",))
     if not least <= number <= most:
-        raise conf.wrong(key, found, f"the number of a block from {least} to {most}")
+        raise conf.wrong(key, found, f"the index of a block from {least} to {most}")
     return number
 
 

@@ -1,1 +1,4 @@
-"""Joins graphs of bundles: features, samples or bytes in, log-probabilities or text out. Needs onnx-ir, not torch."""
+"""Joins graphs of bundles. The joined graphs map features, samples or bytes to log-probabilities or text.
+
+Needs onnx-ir, not torch.
+"""

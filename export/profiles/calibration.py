@@ -121,9 +121,10 @@ def _is_feed_forward(node: ir.Node) -> bool:
 
 
 def _even_columns(model: ir.Model, float_nodes: list[str]) -> set[str]:
-    """Divide the columns of each feed-forward weight so that all are equally large; multiply the products accordingly.
+    """Scale the columns of each feed-forward weight to the same maximum, and scale the products back.
 
-    All 8-bit values of a weight have one scale, which would leave small columns few steps. Returns the weights' names.
+    A weight has one scale for all its 8-bit values, so columns of small values would have few steps. Returns the
+    names of the weights.
     """
     found = set()
     for node in list(model.graph):

@@ -43,9 +43,9 @@ _NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}
 
 
 def folded(model: ir.Model) -> ir.Model:
-    """Fold the model: inline its functions, turn values that depend on no input into constants, and use `OPSET`.
+    """Fold the model: inline its functions, turn values that depend on no input into constants, and set `OPSET`.
 
-    The shapes of the inputs must be fixed. onnxruntime computes each value once, without optimizations. For values that
+    The shapes of the inputs must be fixed. onnxruntime computes each value once, without optimisations. For values that
     depend on an input, only the shapes are recorded.
     """
     graph = inlined(model).graph

@@ -213,7 +213,7 @@ def _seconds(g: GraphBuilder, num_samples: ir.Value, rate: int) -> ir.Value:
 
 
 def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
-    """Return the samples [1, samples] of a file, or fail in a named node."""
+    """Return the samples [1, samples] of a file. If the file is refused, a node whose name states the reason fails."""
     with g.scope("decoder"):
         # An ID3 tag hides the format of an MP3 file from AudioDecoder.
         first = g.op("Slice", g.op("Pad", audio, [0, 0, 0, 3]), [0], [3], [1])

@@ -1,4 +1,4 @@
-"""Compares the graphs of profiles with the bundle's own graphs, run as the runtime runs them."""
+"""Compares the graphs of profiles with the bundle's own graphs, which run as in the runtime."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def session_of(
     Args:
         file: the graph, or its content.
         extensions: register the operators of onnxruntime-extensions.
-        portable: use only the optimizations that ORT format allows. Others may sum a convolution in another
+        portable: use only the optimisations that ORT format allows. Others may sum a convolution in another
             order, which rounds differently. In a quantized network, this can change a value by a whole step.
         target: file to write the optimized graph to, in ORT format.
 
@@ -175,7 +175,7 @@ class ProfileParity:
         return np.concatenate([padding.accept(samples), padding.finish()]), padding.num_before
 
     def _detokenizer(self) -> None:
-        """Compare the texts of all tokens of the vocabulary, in random order."""
+        """Compare the texts of random sequences that together contain all tokens of the vocabulary."""
         graph = detokenizer_graph(self.bundle)
         run = session_of(ir.to_proto(graph).SerializeToString(), extensions=True)
         random = np.random.default_rng(0)
@@ -205,7 +205,7 @@ class ProfileParity:
                 raise ParityError(
                     f"{self.subject}: unsuitable file: failed with {error}, expected {reason!r}"
                 ) from error
-            raise ParityError(f"{self.subject}: unsuitable file: was recognised, expected {reason!r}")
+            raise ParityError(f"{self.subject}: unsuitable file: was recognised, expected the error {reason!r}")
         nothing = self.run({"audio": encoded(np.zeros(rate // 100, np.float32), rate, "WAV")})
         if nothing["text"].tolist() != [""]:
             raise ParityError(f"{self.subject}: 10 ms of silence has text {nothing['text'].tolist()}, expected none")

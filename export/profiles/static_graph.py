@@ -196,7 +196,7 @@ class StaticGraph:
                 _replace(old, new)
 
     def _layer(self, node: ir.Node, kind: str, past: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
-        """Build an attention or a convolution that reads a cache; return its output and the frames to cache."""
+        """Build an attention layer or a convolution that reads a cache; return its output and the frames to cache."""
         attributes: dict[str, Any] = {key: each.value for key, each in node.attributes.items()}
         inputs = [_value(each) for each in node.inputs]
         if kind in _CONVOLUTIONS:
@@ -225,7 +225,7 @@ class StaticGraph:
 
 
 def decoder_graph(bundle: Bundle, sizes: Mapping[str, int], metadata: Mapping[str, str]) -> ir.Model:
-    """Return the folded decoder of a bundle, with axes of these sizes."""
+    """Return the folded decoder of a bundle; `sizes` sets the axes by name."""
     decoder, config = ir.load(bundle.path / "decoder.onnx"), bundle.manifest.model
     contract = next(graph for graph in config.graphs() if graph.name == "decoder")
 
@@ -256,7 +256,7 @@ def _named(name: str, step: int) -> str:
 
 
 def _kind(node: ir.Node) -> str:
-    """Return the operator, or the name of a function without its number."""
+    """Return the operator, or a function's name without the number appended to it."""
     return plain_name(node.op_type) if node.domain == MOE_DOMAIN else node.op_type
 
 

@@ -62,7 +62,7 @@ class WeightConversion(ABC):
 
     @abstractmethod
     def parts(self, weight: Float) -> Parts:
-        """Return the stored parts of a weight [in, out], each number rounded to the nearest."""
+        """Return the stored parts of a weight [in, out], each number rounded to the nearest value of the format."""
 
     @abstractmethod
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:

@@ -65,8 +65,8 @@ class Int8Conversion(WeightConversion):
         """Build the function that quantizes x [..., in] once for several products: x = scale * (q - zero).
 
         Args:
-            after: activation that x comes from, one of `ACTIVATIONS`. If it has an
-                `Activation.lowest`, the larger of this number and the row's largest value sets the row's scale.
+            after: activation that x comes from, one of `ACTIVATIONS`. If its
+                `Activation.lowest` is set, the larger of that and the row's largest value sets the row's scale.
         """
         return build_function(
             "Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), {"activation": after or ""}
@@ -154,7 +154,7 @@ class _Int8Rounding(Rounding):
         """Do nothing: int8 rows share no parameters."""
 
     def restored(self, index: int, row: Float) -> Float:
-        """Round a row to the nearest integers; sums of row pairs are limited, see `int8_columns`."""
+        """Round a row to the nearest integers; sums of row pairs are limited; see `int8_columns`."""
         other = self._integers[index - 1].astype(np.float32) if index % 2 else 0
         nearest = np.clip(np.rint(row / self._scale), -WEIGHT_LEVELS, WEIGHT_LEVELS)
         self._integers[index] = np.clip(nearest, -WEIGHT_LEVELS - 1 - other, WEIGHT_LEVELS + 1 - other)

@@ -38,7 +38,7 @@ from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
 
 def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None) -> None:
-    """Replace each float32 mixture by one in the recipe's format; `activations` calibrate it."""
+    """Replace each float32 mixture by one in the recipe's format, calibrated on `activations` if given."""
     for layer in expert_layers(model):
         conversion = conversion_for(recipe, layer_of(layer.node), "experts")
         if conversion:
@@ -75,7 +75,7 @@ _WITH_KNOWN_LOWEST = ("relu", "swish")
 def quantize_products(
     model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None
 ) -> None:
-    """Replace each linear or feed-forward layer by one in the recipe's format; `activations` calibrate it.
+    """Replace each linear or feed-forward layer by one in the recipe's format, calibrated on `activations` if given.
 
     In int8, an input that several layers read is quantized once for all linear layers among them.
     """
@@ -115,7 +115,7 @@ def _rounded(
 
 
 def _activation_of(x: ir.Value) -> str | None:
-    """Return the activation that a layer's input x comes from, if its lowest value is used."""
+    """Return the activation that a layer's input x comes from; None unless it is one of `_WITH_KNOWN_LOWEST`."""
     producer = x.producer()
     if producer is None or plain_name(producer.op_type) not in _ENDING_WITH_ACTIVATION:
         return None

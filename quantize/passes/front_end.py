@@ -106,7 +106,7 @@ class FirstConvolutions:
     def _patches(self, g: GraphBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Compute the first convolution's inputs for each frame, with a 1 for the bias, and count the frames.
 
-        The inputs have the shape [batch * frames, kernel of the second * frequencies, kernel * kernel + 1].
+        The inputs have the shape [batch * frames, second.kernel * inner, first.kernel ** 2 + 1].
         """
         length = self.first.stride * (self.second.kernel - 1) + self.first.kernel
         stride = self.first.stride * self.second.stride
@@ -154,7 +154,7 @@ class FirstConvolutions:
     def _seen_by_first(self) -> npt.NDArray[np.int64]:
         """Return indices into a window [time * bins] to which a 1 (for the bias) has been appended.
 
-        The shape is [kernel of second * inner, kernel ** 2 + 1].
+        The shape is [second.kernel * inner, first.kernel ** 2 + 1].
         """
         first, second = self.first, self.second
         time, frequency = np.meshgrid(np.arange(second.kernel), np.arange(self.inner), indexing="ij")
@@ -164,7 +164,7 @@ class FirstConvolutions:
         return np.column_stack((corner[:, np.newaxis] + inside, np.full(len(corner), end)))
 
     def _seen_by_second(self) -> npt.NDArray[np.int64]:
-        """Return indices [outer, kernel ** 2] into the first convolution's output [kernel of second * inner]."""
+        """Return indices [outer, second.kernel ** 2] into the first convolution's output [second.kernel * inner]."""
         kernel = self.second.kernel
         inside = (np.arange(kernel)[:, np.newaxis] * self.inner + np.arange(kernel)).ravel()
         return np.arange(self.outer)[:, np.newaxis] * self.second.stride + inside
@@ -242,7 +242,7 @@ def _first_weights(weights: Weights, form: FirstConvolutions, convolutions: Sequ
 
 
 def _convolution_weight(weights: Weights, weight: ir.Value) -> list[ir.Value]:
-    """Convert the weight of a convolution as [time * frequency * in, out]."""
+    """Convert the weight of a convolution, reshaped to [time * frequency * in, out]."""
     out, inner, kernel, _ = shape_of(weight)
 
     def read() -> Array:

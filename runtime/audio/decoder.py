@@ -115,7 +115,7 @@ class FileDecoder:
         self._lock = threading.RLock()  # held while talking to the child
 
     def start(self) -> None:
-        """Start the child if it is not running, without waiting for it. Do not call this while a file is decoded."""
+        """Start the child if it is not running, without waiting for it. Do not call this while decoding."""
         with self._lock:
             if (self._process is not None and self._process.poll() is None) or self._is_stopped:
                 return

@@ -251,7 +251,7 @@ def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
 
 
 def repaired(stream: BinaryIO, name: str) -> BinaryIO:
-    """Return the stream; if its header states no audio, warn and return a view with a repaired header."""
+    """Return the stream. If its header states 0 bytes but audio follows, warn and return a repaired view."""
     try:
         position = _unfinished(stream)
     except AudioError as error:

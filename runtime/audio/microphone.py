@@ -161,7 +161,7 @@ class Microphone:
 
 
 def input_devices() -> list[tuple[int, str]]:
-    """Return the number and the name of each input device.
+    """Return each input device's number and name.
 
     Raises:
         MicrophoneError: sounddevice or its PortAudio library is not installed.

@@ -179,7 +179,7 @@ def decoder(*, bidirectional: bool) -> Graph:
 
     Outputs (log-probabilities):
         score: score of each token by the left-to-right decoder [batch, nbest, length+1]. Position `hyps_lens` is for
-            eos, later positions are zero. The sum over the last axis is the score of the hypothesis.
+            eos; later positions are zero. The sum over the last axis is the score of the hypothesis.
         r_score: score of each token by the right-to-left decoder, in the shape and order of `score`.
         next_log_probs: left-to-right distribution of the token after each hypothesis [batch, nbest, vocab].
     """

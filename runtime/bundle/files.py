@@ -52,7 +52,7 @@ class BundleFiles:
 
     Args:
         folder: the folder.
-        digests: size and SHA-256 of each file by name; None: unknown, any file may be read.
+        digests: size and SHA-256 of each file by name; None: they are unknown, and any file may be read.
     """
 
     def __init__(self, folder: Path, digests: Mapping[str, FileDigest] | None = None) -> None:

@@ -53,9 +53,9 @@ class Function:
         unknown = sorted({_DIGITS.sub("#", name) for name in inputs} - set(self.inputs))
         if unknown or set(attributes) != set(self.attributes):
             raise ValueError(
-                f"function {self.name}: has inputs {', '.join(unknown) or 'as declared'} and attributes "
-                f"{', '.join(attributes)} where FUNCTIONS declares {', '.join(self.inputs)}; "
-                f"{', '.join(self.attributes)}"
+                f"function {self.name}: found attributes ({', '.join(attributes)}) and undeclared inputs "
+                f"({', '.join(unknown) or 'none'}); FUNCTIONS declares attributes ({', '.join(self.attributes)}) "
+                f"and inputs ({', '.join(self.inputs)})"
             )
 
 
@@ -170,7 +170,7 @@ def plain_name(function: str) -> str:
 
 
 def is_replaced(function: str, operators: Collection[str]) -> bool:
-    """Return whether native operators replace a function. Operator names may end in a number, see `MOST_NUMBERS`."""
+    """Return whether native operators replace a function, whose name may end in a number up to `MOST_NUMBERS`."""
     name, _, number = function.rpartition("_")
     is_twin = number.isdecimal() and 2 <= int(number) <= MOST_NUMBERS
     return (name if is_twin else function) in operators

@@ -212,7 +212,7 @@ WINDOWS = ("povey", "hamming", "hanning", "blackman", "rectangular")
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """Front end used in training: Kaldi's log-mel filter banks or MFCC of samples times 32768."""
+    """Front end used in training: Kaldi's log-mel filter banks or MFCC, computed from samples multiplied by 32768."""
 
     sample_rate: int = option("integer", 16000, least=1000, most=384_000, unit="Hz")
     num_mel_bins: int = option("integer", 80, least=3, most=1000)
@@ -351,8 +351,8 @@ class Manifest:
             found = self.quantization.get(f"{kind.name}_version")
             if found != kind.version:
                 raise ValueError(
-                    f"{kind.name}_version of the quantization must be {kind.version}, got {found!r}: weights in "
-                    f"{kind.bits} bits by another version of u2moe; quantize the float32 bundle again"
+                    f"{kind.name}_version of the quantization must be {kind.version}, got {found!r}: another "
+                    f"version of u2moe wrote the {kind.bits}-bit weights; quantize the float32 bundle again"
                 )
         if self.model.feature_size != self.features.size:
             raise ValueError(

@@ -1,8 +1,8 @@
 """Convert the text of bundle.json to and from a `Manifest`. Does not open files.
 
 Older programs can read newer bundles. A field with its default value is not written, so a program that does not know
-the field can read the bundle. If older programs may ignore a new field with a value other than its default, the key
-`harmless` of the object names the field and the effect of ignoring it.
+the field can read the bundle. If older programs may ignore a new field although its value is not the default, the
+key `harmless` of the object names the field and the effect of ignoring it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class WeightFormat:
         bits: bits per weight in a file.
         groups: groups of `MATRICES` that recipes may store in this format.
         block_sizes: allowed numbers of rows that share a step; empty: rows do not share steps.
-        version: version of the stored numbers, which the manifest states; None: unchanged since the first release.
+        version: version of the stored numbers, recorded in the manifest; None: unchanged since the first release.
         halves: whether files store the scales and biases of its layers in float16.
         needs_constants: whether graphs run only if onnxruntime folds constants, which is one of its optimisations.
         not_native: why native kernels do not compute its functions; empty: they compute its products.
@@ -81,6 +81,6 @@ def format_of(function: str) -> WeightFormat | None:
 
 
 def quantized(groups: Mapping[str, str] | None) -> list[WeightFormat]:
-    """Return the formats of a manifest's groups that have fewer than 16 bits. Ignores unknown names."""
+    """Return those formats of a manifest's groups with fewer than 16 bits per weight. Ignores unknown names."""
     found = set(dict(groups or {}).values())
     return [item for item in WEIGHT_FORMATS.values() if item.name in found and item.bits < HALF.bits]

@@ -28,16 +28,16 @@ def add_align(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "align",
         help="find the times of the words of a text",
-        description="Find the times of the words of texts in their recordings: for subtitles, editors and "
-        "training. Words that do not fit are reported. For lists, use 'u2moe corpus --align'.",
+        description="Find when the words of a text are spoken in its recording: for subtitles, editors and "
+        "training. Words that do not fit the recording are reported. For lists, use 'u2moe corpus --align'.",
     )
     parser.add_argument("files", nargs="+", type=named_path, metavar="FILE", help="audio files, media files, folders")
     parser.add_argument(
         "--text",
         type=named_path,
         metavar="PATH",
-        help="text of the recording, or folder of texts, in UTF-8 (default: talk.txt next to talk.wav). Lines and full "
-        "stops end sentences; numbers must be words",
+        help="text of the recording, or folder of texts, in UTF-8 (default: talk.txt next to talk.wav). A sentence "
+        "ends at a full stop or line end; write numbers as words",
     )
     add_output(parser, FORMATS, WORDS)
     parser.add_argument(

@@ -147,7 +147,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--by",
         metavar="FIELD",
-        help="also show errors by this field: speaker, length, or another field of the list, such as set",
+        help="also show errors by this field: speaker, length, or another field of the list, such as 'set'",
     )
     parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances with the most errors")
     parser.add_argument("--json", action="store_true", help="print JSON")

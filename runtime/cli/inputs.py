@@ -61,7 +61,7 @@ def add_channel(parser: Options) -> None:
 
 
 def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
-    """Return the recordings, and the number of paths without recordings. Report these paths.
+    """Return the recordings, and the number of paths without recordings, which are reported on stderr.
 
     Args:
         args: arguments `files`, `channel`, `track` and `raw`.
@@ -101,7 +101,7 @@ def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
     """Return the place of each file's transcript. Places have the same folder structure as the files.
 
     If two transcripts, such as those of a.wav and a.flac, would have the same place, both keep the suffix of the audio
-    file. If that is not enough, names of folders above the searched folders are added.
+    file. If that is not enough, the names of the searched folder and of folders above it are added in front.
 
     Args:
         found: pairs of a folder and a file in it. The folder was searched, or is the parent of a given file.
@@ -119,7 +119,7 @@ def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
 
 
 def _proposed(root: Path, file: Path, level: int) -> PurePath:
-    """Return a place. Odd levels keep the suffix of the file; every second level adds the name of one more folder."""
+    """Return a place, with the suffix of the file if `level` is odd and with `level // 2` folders in front."""
     inside = str(file.relative_to(root))
     above = [part for part in root.absolute().parts[1:] if part != ".."][-(level // 2) :] if level >= 2 else []
     return PurePath(*above) / (inside if level % 2 else inside[: len(inside) - len(file.suffix)])

@@ -61,7 +61,7 @@ def _add_train(commands: Subparsers) -> None:
         "train",
         help="train a model on text",
         description="Estimate an n-gram model from text (modified Kneser-Ney). Punctuation is removed, and sentences "
-        "end at full stops and lines.",
+        "end at full stops and line ends.",
     )
     parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text files in UTF-8, plain or .gz")
     _add_output(parser)
@@ -72,7 +72,7 @@ def _add_train(commands: Subparsers) -> None:
         nargs="+",
         default=[0],
         metavar="N",
-        help="for each order, remove n-grams with at most this count, such as 0 0 1 (default: 0, none)",
+        help="for each order, the highest count of n-grams to remove, such as 0 0 1 (default: 0, which removes none)",
     )
     add_declared(parser, TextOptions)
     parser.set_defaults(run=run_train)
@@ -145,7 +145,7 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_tune(args: argparse.Namespace) -> int:
-    """Find weights of the language model on recordings with transcripts."""
+    """Tune the weights of the language model on recordings with transcripts."""
     recognizer = Recognizer.from_pretrained(chosen_bundle(args.model))
     best = None if args.lm == NONE else language_model_options(args.lm)
     decoding: BundledOptions[Never] = dataclasses.replace(

@@ -160,7 +160,7 @@ def public_keys_in(args: argparse.Namespace) -> tuple[str, ...] | None:
 
 
 def add_words(parser: Options) -> None:
-    """Add options for words: hotwords, a grammar, a language model, and written text."""
+    """Add the options for hotwords, a grammar, a language model and text formatting."""
     parser.add_argument(
         "--hotwords",
         type=Path,
@@ -176,9 +176,9 @@ def add_words(parser: Options) -> None:
     parser.add_argument(
         "--lm",
         metavar="FILE[,NAME=X...]",
-        help="n-gram model: ARPA (plain or .gz), or made by 'u2moe lm'; demo: the demo model's, for English; none: not "
-        f"even the bundle's. Optionally with {', '.join(options_of(FusionWeights))}, as printed by 'u2moe lm "
-        "tune', or with files of words that share the probability of a word of the model: ',<name>=names.txt'",
+        help="n-gram model: ARPA (plain or .gz), or made by 'u2moe lm'; demo: the demo model's, for English; none: no "
+        f"model, not even the bundle's. Optionally with {', '.join(options_of(FusionWeights))}, as printed by 'u2moe "
+        "lm tune', or with files of words that share the probability of a word of the model: ',<name>=names.txt'",
     )
     parser.add_argument(
         FORMAT_TEXT,
@@ -192,7 +192,7 @@ def decoding_choice(
 ) -> tuple[DecodingOptions, Hotwords | None]:
     """Return decoding options and hotwords from the parsed command line, for the bundle in `directory`.
 
-    With --format-text, capitals of words in hotwords and in the language model are kept.
+    With --format-text, capitals in hotwords and in the language model also appear in the text.
 
     Raises:
         ValueError: an option is out of range, or its file cannot be read.
@@ -215,7 +215,7 @@ def decoding_choice(
 
 
 def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: Any = DecodingOptions) -> ModelChoice:
-    """Return the model and the decoding options, from the options of `add_decoding`.
+    """Return the model and the decoding options that the options of `add_decoding` select.
 
     Args:
         args: parsed arguments.
@@ -249,7 +249,7 @@ def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
 
 
 def _hotwords_in(file: Path | None) -> Hotwords | None:
-    """Read the hotwords in the file of --hotwords. None means the hotwords of the bundle."""
+    """Return the hotwords in the file of --hotwords. None: the option is missing, so those of the bundle are used."""
     if file is None or str(file) == NONE:
         return None if file is None else ()
     try:

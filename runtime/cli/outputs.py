@@ -1,4 +1,4 @@
-"""Outputs of transcripts: a format on stdout, events for programs on stdout, or a folder."""
+"""Destinations of transcripts: stdout (in a format, or as events for programs) or a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ each recording."""
 
 
 def add_output(parser: Options, formats: Iterable[str], default: str, about: str = "") -> None:
-    """Add options for the format and the place of results."""
+    """Add the options --format and --output."""
     parser.add_argument(
         "-f",
         "--format",
@@ -184,7 +184,7 @@ class _Folder(Output):
     """Output of one file for each recording. Several processes may write to the folder at the same time."""
 
     def __init__(self, folder: Path, file_format: str, inputs: Sequence[Input], file: Path | None = None) -> None:
-        """Prepare the output for recordings. If `file` is given, the only transcript is written to it."""
+        """Prepare the output. If `file` is given, the transcript of the single recording is written to it."""
         self._folder = folder
         self._format = file_format
         self._file = file

@@ -53,7 +53,7 @@ def add_push(subparsers: Subparsers) -> None:
 
 
 def run_push(args: argparse.Namespace) -> int:
-    """Publish a bundle, and print its address."""
+    """Publish a bundle, and report the URL of the commit."""
     if not is_repository(args.name):
         raise ValueError(f"{args.name!r} is not the name of a repository: use org/name or org/name@branch")
     tell(push_bundle(find_bundle(args.bundle), args.name, private=args.private))

@@ -40,7 +40,7 @@ def add_serve(subparsers: Subparsers) -> None:
         action="append",
         default=[],
         metavar="NAME=BUNDLE",
-        help="model that clients select by this name, instead of BUNDLE; may be repeated, the first is the default",
+        help="replaces BUNDLE: a model and the name that selects it; may be repeated (the first is the default)",
     )
     parser.add_argument(
         "--api-key",

@@ -1,4 +1,4 @@
-"""`u2moe sign` and `u2moe verify`: signatures and integrity of bundles, whatever the format of their graphs."""
+"""`u2moe sign` and `u2moe verify`: signatures and integrity of bundles with graphs in any format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_sign(subparsers: Subparsers) -> None:
         help="sign a bundle, so that programs can check its origin",
         description="Sign the manifest of a bundle with Ed25519, and thereby all files that it lists. Replaces "
         f"{SIGNATURE_FILE} in its folder. To make a key, use 'openssl genpkey -algorithm ed25519 -out private.pem', "
-        "and 'openssl pkey -in private.pem -pubout -out public.pem' for its public part. Needs the extra `sign`.",
+        "and 'openssl pkey -in private.pem -pubout -out public.pem' for its public part. Needs the extra [sign].",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
     parser.add_argument(

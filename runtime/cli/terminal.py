@@ -84,7 +84,8 @@ def print_result(text: str) -> None:
     except UnicodeEncodeError as error:
         character = error.object[error.start]
         raise U2moeError(
-            f"stdout cannot write {character!a} in {error.encoding}: set PYTHONIOENCODING=utf-8, or use --output"
+            f"{character!a} cannot be written to stdout in {error.encoding}: "
+            "set PYTHONIOENCODING=utf-8, or use --output"
         ) from error
     except OSError as error:  # for example a full disk
         silence_stdout()
@@ -92,7 +93,7 @@ def print_result(text: str) -> None:
 
 
 def print_json(line: str) -> None:
-    """Write a line of JSON like `print_result`. Characters that stdout cannot encode are escaped."""
+    """Write a line of JSON as `print_result` does. If stdout cannot encode it, escape all non-ASCII characters."""
     try:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -112,7 +113,7 @@ def silence_stdout() -> None:
 
 
 def show_progress(text: str) -> None:
-    """Replace the current line of a terminal with `text`, or with as much of its end as fits.
+    """Replace the current line of a terminal with `text`. If the text is too long, show only its end.
 
     Do nothing if stderr is not a terminal.
     """
@@ -167,13 +168,13 @@ class ProgressBar:
         self._begin = time.monotonic()
 
     def begin(self, number: int) -> None:
-        """Start the bar of the file with this index."""
+        """Start the bar for the file at index `number`."""
         self._number = number
         self._before = sum(self._durations[:number])
         self.show(0.0)
 
     def show(self, seconds: float) -> None:
-        """Draw the bar. `seconds` of the current file are done."""
+        """Draw the bar after `seconds` of the current file."""
         done = self._before + min(seconds, self._durations[self._number])
         share = done / max(self._total, 1e-9)
         drawn = round(share * _BAR_WIDTH)

@@ -55,7 +55,7 @@ def add_transcribe(subparsers: Subparsers) -> None:
         "--raw",
         type=_raw_format,
         metavar="ENCODING:HZ[:CHANNELS]",
-        help="read samples of this form (such as s16le:16000) without a header, as they arrive; encodings: "
+        help="read raw samples (without a header) in this format, such as s16le:16000, as they arrive; encodings: "
         f"{', '.join(ENCODINGS)}",
     )
     experts.add_argument(
@@ -68,7 +68,10 @@ def add_transcribe(subparsers: Subparsers) -> None:
 
 
 def named_path(text: str) -> Path:
-    """Return a path. Refuse an empty name: it would mean the current folder, but may come from an unset variable."""
+    """Return a path. Refuse URLs and empty names.
+
+    An empty name would mean the current folder, but may come from an unset variable.
+    """
     if not text:
         raise argparse.ArgumentTypeError("a file name is empty")
     if re.match(r"[a-z]+://", text):
@@ -91,10 +94,10 @@ def run_transcribe(args: argparse.Namespace) -> int:
 
 
 def run_each(args: argparse.Namespace, default: str, transcribe: Work) -> int:
-    """Make and write the transcript of every recording. A failure is reported, and the next recording follows.
+    """Make and write the transcript of every recording. If one fails, report it and continue with the next.
 
     Args:
-        args: arguments for `find_inputs`, `add_output` and `model_choice`.
+        args: parsed options, as `find_inputs`, `make_output` and `model_choice` need them.
         default: the default format.
         transcribe: function that passes segments to the output. It returns the transcript, and whether Ctrl-C
             interrupted the work.

@@ -94,7 +94,7 @@ class Entry:
         text: transcript in the list; None if missing.
         speaker: speaker in the list; None if missing.
         duration: duration in seconds, as stated in the list; None if missing.
-        fields: all other fields of the list, as JSON. For a NeMo list, all fields of the list.
+        fields: the other fields of the entry in the list, as JSON. For a NeMo list, all of its fields.
     """
 
     key: str
@@ -190,7 +190,7 @@ def cut_into_blocks(entries: Iterable[Entry], size: int) -> Iterator[Block]:
 
 
 def range_of(file_name: str) -> tuple[int, int] | None:
-    """Return the range of positions (first, last + 1) in the name of a file of results. None for any other file."""
+    """Return the positions (first, last + 1) in the name of a result file. None: any other file."""
     found = _NAME.fullmatch(file_name)
     return (int(found[1]), int(found[2])) if found else None
 

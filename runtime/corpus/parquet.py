@@ -1,4 +1,4 @@
-"""Results as Parquet files. All lists except NeMo's have the same columns. Needs pyarrow (extra `parquet`)."""
+"""Results as Parquet files. The columns are the same for all lists except NeMo's. Needs pyarrow (extra `parquet`)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _valid(text: str) -> str:
 
 
 def write(blocks: Iterable[Iterable[Row]], file: Path) -> int:
-    """Write the rows of blocks to a Parquet file. Return their number.
+    """Write the rows of blocks to a Parquet file. Return the number of rows.
 
     All rows must come from the same kind of list.
     """

@@ -128,7 +128,7 @@ class WorkerPool:
                 yield self._receive(busy[end])
 
     def close(self) -> None:
-        """Kill all workers. Files that they have finished are complete."""
+        """Kill all workers. Existing result files are complete."""
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:

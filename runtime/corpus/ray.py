@@ -41,7 +41,7 @@ def run_on_ray(
     address: str | None = None,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
 ) -> RunProgress:
-    """Recognise the missing entries of a corpus on a Ray cluster, but otherwise like `run_corpus`.
+    """Recognise the missing entries of a corpus as `run_corpus` does, but on a Ray cluster.
 
     Each actor loads the model. An actor takes one CPU per thread and, with a GPU provider, one GPU.
 
@@ -49,7 +49,7 @@ def run_on_ray(
         list_path: a list, folder or URL. All nodes must be able to read its audio.
         output: folder or URL to which all nodes can write.
         model: the model, in the same folder on all nodes. None: the demo model.
-        options: how to read, divide and write the corpus. If `num_workers` is None, as many actors start as fit.
+        options: how to read, divide and write the corpus. `num_workers` None: as many actors as fit.
         address: address for `ray.init`. None: the cluster of this program, or else only this machine.
         on_progress: called about once a second.
 
@@ -67,7 +67,7 @@ def run_on_ray(
     if actors.num_left_out:
         raise CorpusError(
             f"{run.folder.path}: {actors.num_left_out} utterances are missing because actors died repeatedly: "
-            "run 'u2moe corpus' without --ray to find the utterances that cause it"
+            "run 'u2moe corpus' without --ray to find the utterances that cause this"
         )
     return run.progress
 
@@ -79,9 +79,9 @@ def _resources(model: ModelChoice) -> dict[str, Any]:
 
 
 def _num_actors(resources: Mapping[str, Any], wanted: int | None) -> int:
-    """Return the number of actors: `wanted`, or as many as fit.
+    """Return the number of actors: `wanted`; if None, as many as fit into the cluster.
 
-    Raise CorpusError if too few fit: Ray would wait forever.
+    Raise CorpusError if not even `wanted` (or one) fit: Ray would wait forever.
     """
     cluster = ray.cluster_resources()
     names = {"num_cpus": "CPU", "num_gpus": "GPU"}
@@ -166,7 +166,7 @@ class Recognize:
         """Return a table of results. It has one row for each row of the batch, in the same order.
 
         Raises:
-            CorpusError: the batch has neither a column `path` nor `bytes`.
+            CorpusError: the batch has neither a column `path` nor a column `bytes`.
         """
         if "path" not in batch and "bytes" not in batch:
             raise CorpusError(f"a batch must have a column named path or bytes, got {', '.join(batch)}")

@@ -96,11 +96,11 @@ class _Read:
 
 
 class BlockRecognizer:
-    """Recogniser of blocks. Batches depend only on the block, so a repeated block produces the same rows.
+    """Recognises blocks. Batches depend only on the block, so a repeated block produces the same rows.
 
     Args:
         recognizer: the recogniser.
-        rows: maker of the rows of results.
+        rows: makes the rows of results.
         align: whether to align the transcript of each entry with its audio, instead of recognising the audio.
         on_progress: called with the number of entries and the seconds of audio recognised since the last call.
         on_attempt: called before entries are read or decoded, with their indices (at most `BATCH_LEN`).
@@ -193,7 +193,7 @@ class BlockRecognizer:
 
     def _aligned(self, index: int, entry: Entry, sources: Sources) -> Row:
         if not entry.text:
-            raise AlignmentError("the list contains no transcript for it")
+            raise AlignmentError("the list contains no transcript for this utterance")
         self._on_attempt([index])
         warnings: dict[str, None] = {}
         with handing_warnings_to(warnings.setdefault):

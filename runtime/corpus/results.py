@@ -95,7 +95,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
 
 
 def _write_csv(rows: Iterator[Row], file: Path) -> int:
-    """Write all fields with a single value as CSV. Return the number of rows."""
+    """Write rows as CSV, without segments, options, fields, warnings and model. Return the number of rows."""
     num_rows, first = 0, next(rows, {})
     columns = [name for name in first if name not in ("segments", "options", "fields", "warnings", "model")]
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
@@ -143,7 +143,7 @@ class GroupScore:
 
     @property
     def rate(self) -> float:
-        """Errors divided by words; 0 without words."""
+        """Errors divided by words; 0 if there are no words."""
         return self.num_errors / self.num_words if self.num_words else 0.0
 
     def interval(self) -> tuple[float, float]:

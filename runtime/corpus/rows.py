@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowMaker:
-    """Maker of rows of results.
+    """Makes the rows of results.
 
     Attributes:
         model: fingerprint of the bundle.
@@ -81,7 +81,7 @@ def changed_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(item: Result | WordResult, *names: str) -> dict[str, Any]:
-    """Return the fields `names` of a segment or word, and its confidence.
+    """Return the fields of a segment or word that `names` lists, and its confidence.
 
     The confidence is rounded, because further decimals are noise.
     """
@@ -95,7 +95,7 @@ def _segment(segment: Result) -> dict[str, Any]:
 
 
 def as_line(row: Row) -> bytes:
-    """Return a row as a line of JSON in UTF-8. A row with invalid Unicode is escaped to ASCII."""
+    """Return a row as a line of JSON in UTF-8. If it contains invalid Unicode, all non-ASCII characters are escaped."""
     try:
         return as_json(row, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
@@ -145,7 +145,7 @@ class Outcome:
 
 
 def duration_of(row: Row) -> float:
-    """Return the seconds of audio that were read, from a row."""
+    """Return the seconds of audio that were read, as stated in a row."""
     duration: float = row["read_duration" if "pred_text" in row else "duration"]
     return duration
 

@@ -82,7 +82,7 @@ class RunDescription:
 
     @classmethod
     def from_json(cls, content: bytes, name: str) -> RunDescription:
-        """Parse the content of run.json, a file called `name`. Raise CorpusError if it does not describe a run."""
+        """Parse the content of run.json. Raise CorpusError, with `name` as the file, if it does not describe a run."""
         try:
             record = json.loads(content)
             return cls(**record | {"providers": tuple(record["providers"])})
@@ -90,7 +90,7 @@ class RunDescription:
             raise CorpusError(f"{name}: does not describe a run of this version of u2moe: {error}") from error
 
     def check(self, other: RunDescription, folder: str) -> None:
-        """Raise CorpusError if `other` differs from this description of the run in `folder`."""
+        """Raise CorpusError if `other` differs from this description, which belongs to the run in `folder`."""
         ours, theirs = (json.loads(run.to_json()) for run in (self, other))
         for name, value in ours.items():
             if name not in _INFORMATION and value != theirs[name]:

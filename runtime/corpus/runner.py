@@ -1,4 +1,4 @@
-"""Runs over a corpus. Worker processes recognise the blocks that are missing in the folder of results."""
+"""Recognition of a corpus. Worker processes recognise the blocks that are missing in the folder of results."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def run_corpus(
 
 
 class Workers(Protocol):
-    """Processors of blocks: a `WorkerPool`, or the actors on a cluster.
+    """Workers that process blocks: a `WorkerPool`, or the actors on a cluster.
 
     Attributes:
         num_deaths: number of workers that died and were replaced.
@@ -126,7 +126,7 @@ class Workers(Protocol):
 
 
 class CorpusRun:
-    """The part of a run that one call (such as `run_corpus`) does. The call begins or continues the run.
+    """The work of one call, such as `run_corpus`, on a run. The call begins or continues the run.
 
     For arguments and errors, see `run_corpus`. `close` releases unfinished blocks.
 

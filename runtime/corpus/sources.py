@@ -30,7 +30,7 @@ LONGEST_COMMAND_S = 600.0
 
 
 class Sources:
-    """Reader of the audio of entries. Close it, or use it in a `with` block.
+    """Reads the audio of entries. Close it, or use it in a `with` block.
 
     It caches the last recording, because the next entry may be another part of the same recording. It also keeps one
     archive open, so that a compressed archive is decompressed only once.
@@ -61,7 +61,7 @@ class Sources:
         """Return the audio file of an entry, as a path or as bytes.
 
         Raises:
-            AudioError: the audio cannot be read. The message names it.
+            AudioError: the audio cannot be read. The message names the source.
         """
         source = entry.source
         if isinstance(source, Unreadable):

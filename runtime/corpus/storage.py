@@ -23,12 +23,12 @@ def is_url(path: str) -> bool:
 
 
 def resolve(path: str, folder: str) -> str:
-    """Return a path relative to `folder` as a full path. An absolute path or a URL is returned unchanged."""
+    """Resolve a path against `folder`. An absolute path or a URL is returned unchanged."""
     return path if is_url(path) or os.path.isabs(path) else join(folder, path)  # noqa: PTH117 - a URL is not a Path
 
 
 def join(folder: str, name: str) -> str:
-    """Return a relative path joined to a folder or URL."""
+    """Join a relative path to a folder or URL."""
     return posixpath.join(folder, name) if is_url(folder) else os.path.join(folder, name)  # noqa: PTH118
 
 
@@ -61,7 +61,7 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def open_decompressed(path: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading, and decompress it if it is gzip. Errors are those of `open_binary`."""
+    """Open a file for reading, and decompress it if it is gzipped. Errors are those of `open_binary`."""
     with open_binary(path) as stream:
         yield decompressed(stream)
 

@@ -44,9 +44,10 @@ def numbers(kind: type) -> dict[str, Option]:
 
 
 def class_in(kind: Any) -> tuple[str, type | None]:
-    """Return a prefix, and the dataclass that a type is or contains, such as the class of its elements.
+    """Return a prefix, and the dataclass in a type: the type itself, or the class of its elements or values.
 
-    The prefix is "{}" if the type is a map with such values, otherwise "". The class is None if there is no dataclass.
+    The prefix is "{}" if the type is a dict that contains a dataclass, otherwise "". Without a dataclass, the class is
+    None.
     """
     if dataclasses.is_dataclass(kind):
         return "", kind

@@ -18,9 +18,9 @@ from u2moe.runtime.decoding.phrases import REST_COST, PhraseGraph, PhraseState
 
 _NEVER = -math.inf
 _SURE, _SURE_AFTER = 0.99, 4
-"""Conditions of `BeamSearch.decide`. Hypotheses with the phrase need at least half of the beam's probability. Compared
-only with hypotheses that have no words outside the grammar, they need the share `_SURE`. More than `_SURE_AFTER` frames
-must have passed since the last peak of the phrase."""
+"""Conditions of `BeamSearch.decide`. Hypotheses with the phrase need at least half of the beam's probability. If
+other hypotheses with words outside the grammar are ignored, they need at least the share `_SURE`. At least
+`_SURE_AFTER` frames must have followed the last peak of the phrase."""
 
 _Times = tuple["_Times", int, float] | None
 """Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token to the first. Prefixes that
@@ -106,7 +106,7 @@ class Beam:
         self.token_times = None
 
     def earliest_peak(self, number: int) -> float:
-        """Return the earliest peak of token `number` in the two best alignments; infinity if neither has one."""
+        """Return the earliest peak of the token at index `number` in the two best alignments; infinity if absent."""
         earliest = math.inf
         for times in (self.blank_times, self.token_times):
             node = times
@@ -128,7 +128,7 @@ class Beam:
 
 
 class BeamSearch:
-    """Keeps the best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two of these.
+    """Keeps the best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two such searches.
 
     Extensions of a prefix are tried in order of probability, until one cannot be among the `beam_size` best candidates.
     Unextended prefixes are candidates too. In most frames of speech, blank is so probable that no extension
@@ -295,7 +295,7 @@ class BeamSearch:
         return candidates
 
     def _stay(self, index: int, parent: int | None, score: float, blank_score: float) -> Beam:
-        """Return the beam of prefix `index` after a frame in which its last token has log-probability `score`.
+        """Return the beam of the prefix at `index` after a frame in which its last token has log-probability `score`.
 
         Each alignment adds blank, repeats the last token or, if `parent` is in the beam, extends an alignment of
         `parent`.
@@ -326,7 +326,7 @@ class BeamSearch:
         return new
 
     def _grown(self, index: int, token: int, score: float, rank: float) -> Beam:
-        """Return the beam of prefix `index` extended by a token."""
+        """Return the beam of the prefix at `index`, extended by a token."""
         parent = self.beams[index]
         new = Beam(self._prefix(parent.prefix, token))
         self._grow(new, parent, score)

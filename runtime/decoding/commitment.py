@@ -9,9 +9,9 @@ sides, the winner's alignments are more probable than the loser's, separately fo
 rest. Later frames add the same to both prefixes, so the winner stays ahead, and stays in the beam as long as the loser
 does.
 
-A shorter prefix of the loser that is also in the beam passes alignments on to the loser. The shorter prefix must
-therefore be beaten in the same way, by the winner shortened by the same tokens. A beaten hypothesis will never be the
-best, so the tokens shared by all others are settled.
+A shorter prefix of the loser that is also in the beam passes alignments on to the loser. Therefore, the
+winner must also beat the shorter prefix in the same way, after the same last tokens are removed from the winner. A
+beaten hypothesis will never be the best, so the tokens shared by all others are settled.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def ctc_prefix_beam_search(
 ) -> list[Hypothesis]:
     """Return the most probable token sequences, best first. Their probability is the sum over all alignments.
 
-    At most `beam_size` sequences are returned; with hotwords, at most twice as many.
+    Returns at most `beam_size` sequences, or 2 * `beam_size` with hotwords.
 
     Args:
         log_probs: [time, vocab].
@@ -217,7 +217,7 @@ class PrefixBeamSearch:
         """Continue the search with the most probable tokens of the next frames and their log-probabilities.
 
         `tokens` and `scores` [time, n] come from `most_probable`, after any blank penalty. `more` contains the other
-        arguments of `BeamSearch.advance`, one per frame.
+        arguments of `BeamSearch.advance`, each as a list with one value per frame.
         """
         for frame in zip(tokens.tolist(), scores.tolist(), *more, strict=True):
             for search in self._searches:
@@ -239,7 +239,7 @@ class PrefixBeamSearch:
     def settled(self, word_starts: bytes) -> tuple[list[int], bool]:
         """Return the tokens after the committed ones that no later frame changes, and whether a word begins after them.
 
-        With a grammar, the search first decides on a phrase that is certain (`BeamSearch.decide`).
+        With a grammar, the search first drops hypotheses without the last certain phrase (`BeamSearch.decide`).
         """
         if self._grammar is not None:
             self._searches[0].decide()

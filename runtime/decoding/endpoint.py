@@ -44,7 +44,7 @@ class Endpoint:
     trailing_silence: int
 
     def is_within_speech(self, frame_s: float) -> bool:
-        """Return whether the silence before the endpoint is so short that it may split a word."""
+        """Return whether the silence before the endpoint is so short that the endpoint may split a word."""
         return self.trailing_silence * frame_s < SHORTEST_PAUSE_S
 
 
@@ -57,7 +57,7 @@ class Endpointer:
     """
 
     def __init__(self, config: EndpointConfig, frame_s: float, blank: int = 0, fusion: Fusion | None = None) -> None:
-        """Start an utterance with frames `frame_s` seconds apart. `fusion` is used for `EndpointConfig.turn`."""
+        """Start an utterance whose frames are `frame_s` seconds apart. `fusion` is used for `EndpointConfig.turn`."""
         self._blank = blank
         self._fusion = fusion if config.turn and fusion and fusion.ngrams.end is not None else None
         self._turn = config.turn or 1.0

@@ -111,10 +111,10 @@ class Fusion:
         self.start = FusionState(self.ngrams.begin, "", 0.0)
 
     def check_words(self, source: str) -> None:
-        """Check that the vocabulary can spell at least one word of the model.
+        """Check that at least one word of the model can be spelled with the vocabulary.
 
         Raises:
-            LanguageModelError: the vocabulary can spell no word of the model; the message begins with `source`.
+            LanguageModelError: no word can be spelled with it; the message begins with `source`.
         """
         letters = set("".join(self._spellings))
         names = self.ngrams.words
@@ -296,7 +296,7 @@ def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, 
 
 
 def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
-    """Return a function that converts words to the letter case of the vocabulary, if the vocabulary has only one."""
+    """Return a function that converts words to the letter case of the vocabulary; it keeps them if there are both."""
     letters = "".join(symbol for symbol in symbols if not is_special(symbol))
     if letters == letters.upper():
         return str.upper

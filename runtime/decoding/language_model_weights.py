@@ -111,7 +111,7 @@ class EncodedRecordings:
         return sum(len(words(recording.transcript)) for recording in self.recordings)
 
     def add(self, transcript: str, samples: Samples) -> None:
-        """Encode a recording, given samples at the model's rate."""
+        """Encode and add a recording, given samples at the model's sample rate."""
         manifest = self._bundle.manifest
         rate, frame_len = manifest.features.sample_rate, manifest.features.frame_len
         surrounded = padded(samples, self.decoding.padding_s, rate, frame_len)
@@ -261,7 +261,7 @@ def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, *
     kept, before = dict(bundle.manifest.files), bundle.manifest.decoding
     strangers = {file.name for file in bundle.path.iterdir()} - {MANIFEST_FILE, SIGNATURE_FILE, *kept}
     if strangers:
-        raise BundleError(f"{bundle.path}: found {min(strangers)!r}, which replacing the bundle would delete")
+        raise BundleError(f"{bundle.path}: found {min(strangers)!r}, which would be deleted with the old bundle")
     if before.language_model is not None:
         del kept[before.language_model.file]
     with BundleWriter(folder, overwrite=True) as staging:

@@ -92,7 +92,7 @@ class _Handle:
 
 @cache
 def _library(file: Path) -> _Library | None:
-    """Load a library; return None if its version has no search."""
+    """Load a library; return None if it is a version without the search."""
     try:
         return _Library(file)
     except AttributeError:
@@ -109,7 +109,7 @@ def new_search(
     grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> PrefixBeamSearch | NativeSearch:
-    """Create a prefix beam search in the library `file`; in Python if `file` is None or has no search."""
+    """Create a prefix beam search: that of the library `file`, or the one in Python if `file` is None or has none."""
     library = None if file is None else _library(file)
     if library is None:
         return PrefixBeamSearch(beam_size, blank, context, fusion, grammar=grammar, blank_penalty=blank_penalty)

@@ -124,7 +124,7 @@ class Pipeline:
                 stream.begin_again()
 
     def _cut(self, stream: StreamState) -> None:
-        """End the current utterance between two of its words, if there are two."""
+        """Cut the current utterance between two of its words, if it has at least two."""
         log_probs = self._model.ctc(stream.utterance.encoder_out())
         best, _ = stream.utterance.heard(stream.utterance.hypotheses()[0])
         num_frames = find_cut(self._vocabulary, best.tokens, log_probs, self._model.config.blank)

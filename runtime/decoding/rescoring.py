@@ -34,7 +34,7 @@ class Rescored:
     Attributes:
         hypothesis: hypothesis of the first pass, with its score.
         score: combined score of both passes.
-        attention_score: score of the second pass: the weighted sum of both directions.
+        attention_score: score of the second pass, the weighted sum of both directions.
         confidence: geometric mean of the probabilities of tokens and eos, between 0 and 1.
         token_confidences: decoder probability of each token, as in WeNet; the mean of both directions if reverse_weight
             is not 0.

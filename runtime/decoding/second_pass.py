@@ -22,7 +22,7 @@ from u2moe.runtime.text.vocabulary import Word
 
 
 class SecondPass:
-    """Computes the final results of utterances with the search that their streams' options name. Stateless."""
+    """Computes the final results of utterances with the search that their streams' options select. Stateless."""
 
     def __init__(self, bundle: Bundle, model: Model) -> None:
         self._manifest = bundle.manifest

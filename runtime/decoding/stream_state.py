@@ -50,7 +50,7 @@ class StreamState:
     Attributes:
         lock: held while anything changes.
         model: the model that decodes the stream.
-        options: definite options, see `Stream.options`. `chunk_size` None means full context.
+        options: options with all defaults filled in; see `Stream.options`. `chunk_size` None means full context.
         context: hotwords.
         fusion: language model.
         grammar: grammar.
@@ -127,7 +127,7 @@ class StreamState:
 
     @contextlib.contextmanager
     def input(self) -> Iterator[FeatureExtractor]:
-        """Yield the extractor for samples, locked for this thread; raise StreamError if decoding failed."""
+        """Lock the stream and yield the extractor that takes samples; raise StreamError if decoding failed."""
         with self.lock:
             self._check()
             yield self.extractor
@@ -208,7 +208,7 @@ class StreamState:
     def take_window(self) -> npt.NDArray[np.float32] | None:
         """Return the features [frames, mel] of the next chunk; None: the chunk is not complete yet.
 
-        With full context, the chunk may end in a pause, see `PauseRule`.
+        With full context, the chunk may end in a pause; see `PauseRule`.
         """
         with self.lock:
             extractor = self.extractor
@@ -239,7 +239,7 @@ class StreamState:
             self.utterance.shorten(num_frames, log_probs)
 
     def conclude(self, result: Result) -> None:
-        """Set the final result of the current utterance, and continue with the next one unless it was the last."""
+        """Set the final result of the current utterance. If it was not the last, continue with the next one."""
         with self.lock:
             number = self.utterance.number
             if result.text:
@@ -267,7 +267,7 @@ class StreamState:
         return 2 * self.utterance.num_frames > self.extractor.num_window_frames
 
     def begin_again(self) -> None:
-        """Discard the frames of the current utterance; the next window begins with them."""
+        """Discard the encoder frames of the current utterance; the next window encodes them again."""
         with self.lock:
             self.extractor.repeat_window(self.utterance.num_frames)
             self._begin_utterance(self.utterance.number, self.utterance.start)

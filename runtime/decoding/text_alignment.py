@@ -34,7 +34,7 @@ class TextAligner:
         blank: id of the blank token.
 
     Raises:
-        AlignmentError: the text has no words, or words that the vocabulary cannot write.
+        AlignmentError: the text has no words, or has words that cannot be written with the vocabulary.
     """
 
     def __init__(self, text: str, vocabulary: Vocabulary, blank: int) -> None:

@@ -103,7 +103,7 @@ class Utterance:
 
     @property
     def end(self) -> int:
-        """Encoder frame of the source after the last one so far."""
+        """First encoder frame of the source after the utterance so far."""
         return self.start + self.num_frames
 
     def advance(self, frames: Frames, endpointer: Endpointer | None) -> None:

@@ -220,7 +220,7 @@ class _SpeechSpans:
         self._held, self._held_start = self._held[keep - self._held_start :], keep
 
     def finish(self) -> Iterator[Speech]:
-        """Yield the end of the last span, if it is open."""
+        """Yield the rest of the last span, if it has not ended."""
         if self._speaks:
             yield self._take(min(self._spoken + self._padding, self._held_start + len(self._held)), ends=True)
 

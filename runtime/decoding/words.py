@@ -52,7 +52,7 @@ class SearchWords:
         return found
 
     def fusion(self, options: DefiniteOptions) -> Fusion | None:
-        """Return the language model that the options choose, prepared for the vocabulary; None: no language model."""
+        """Return the language model that the options select, prepared for the vocabulary; None: no language model."""
         chosen = options.language_model
         if not isinstance(chosen, LanguageModelOptions):
             return None

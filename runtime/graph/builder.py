@@ -48,7 +48,7 @@ class GraphBuilder:
 
     @contextmanager
     def scope(self, *names: str, group: str | None = None) -> Iterator[None]:
-        """Prefix the names of nodes built in the `with` block with `names`, and set the group of weights built there.
+        """Prefix node names with `names` inside the `with` block, and set the group of the weights built there.
 
         `group` is one of `contract.WEIGHT_GROUPS`. None: weights belong to the group of the enclosing scope.
         """

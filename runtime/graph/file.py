@@ -55,7 +55,7 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
 
 
 def array_of(value: ir.Value) -> npt.NDArray[Any]:
-    """Return the values of an initializer as float32. If they are in a mapped file, unmaps it."""
+    """Return the values of an initializer as float32. If they are in a memory-mapped file, unmap it."""
     tensor = _tensor(value)
     if isinstance(tensor, ir.ExternalTensor):
         array = np.array(tensor.numpy(), np.float32)

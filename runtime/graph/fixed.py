@@ -83,7 +83,7 @@ class FixedHeads(Heads):
 def fixed_convolution(
     g: GraphBuilder, form: OverTime, inputs: Sequence[ir.Value], past: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """Add the nodes of the cached function of `form`.
+    """Add nodes equivalent to the `cached` function of the layer `form`.
 
     `inputs` are the inputs of that function, but `past` [1, kernel - 1, channels] replaces `cache` and `block`. Returns
     the output of that function and the last input frames [1, kernel - 1, channels].

@@ -142,8 +142,8 @@ class TrainingOptions:
 
     Attributes:
         order: length of the longest n-grams.
-        prune: one number for each order, from unigrams on. N-grams whose count is at most this number are removed.
-            Numbers must not decrease. The first must be 0. The last also applies to all higher orders.
+        prune: a number for each order, from unigrams on. N-grams whose count is at most this number are removed. The
+            first must be 0, and numbers must not decrease. Orders without a number use the last one.
         min_word_count: words that occur less often become <unk>.
     """
 

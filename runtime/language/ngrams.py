@@ -110,7 +110,7 @@ class Ngrams:
         source: str = "language model",
         spell: Callable[[str], str] = str.upper,
     ) -> Ngrams:
-        """Build a model from unsorted n-grams. Each word needs a unigram, and each n-gram needs its prefix."""
+        """Build a model from unsorted n-grams. Each word needs a unigram. Prefixes of n-grams must be included."""
         places = sorted(
             range(len(words)), key=lambda place: (is_special(words[place]), spell(words[place]), words[place])
         )
@@ -169,7 +169,7 @@ class Ngrams:
         return float(self.log_prob[1 + low : 1 + high].max())
 
     def best(self, history: int, low: int, high: int, alone: float) -> float:
-        """Return an upper bound of the log10 probabilities of words with `low` <= id < `high` after a history.
+        """Return an upper bound on the log10 probabilities, after a history, of the words with `low` <= id < `high`.
 
         `alone` is the result of `best_alone` for the same words.
         """

@@ -15,8 +15,8 @@ class _NativeCalls:
     """Context manager for calls that release the GIL within C++.
 
     If a thread returns from onnxruntime after the interpreter has begun to finalise, CPython ends the thread by
-    unwinding its C++ frames. Unwinding calls std::terminate, and the process dies of SIGABRT. Therefore, the exit waits
-    for running calls, and daemon threads cannot start further calls.
+    unwinding its C++ frames. Unwinding calls std::terminate, and the process dies of SIGABRT. Therefore, the
+    interpreter waits for running calls at exit, and daemon threads cannot start further calls.
     """
 
     def __init__(self) -> None:

@@ -118,7 +118,7 @@ class DeviceMemory:
     def run(
         self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray], outputs: Sequence[str], stay: Collection[str]
     ) -> dict[str, Any]:
-        """Run the session. Copies arrays to the device, and `outputs` to the host except for those named in `stay`."""
+        """Run the session. Arrays are copied to the device; `outputs` that are not in `stay` are copied to the host."""
         binding = self._session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, DeviceArray):

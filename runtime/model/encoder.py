@@ -100,12 +100,12 @@ class Encoder:
 
 
 def required_cache_size(chunk_size: int, num_left_chunks: int) -> int:
-    """Return the encoder frames of left context; -1: all."""
+    """Return the number of encoder frames of left context; -1: all."""
     return chunk_size * num_left_chunks if num_left_chunks >= 0 else -1
 
 
 def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> None:
-    """Raise ValueError for chunks out of range, and StreamError for chunks that the encoder does not support."""
+    """Raise ValueError if a number is out of range, and StreamError if the encoder does not support such chunks."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if num_left_chunks < -1:

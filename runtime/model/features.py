@@ -36,7 +36,7 @@ def fbank(samples: Samples, config: FeatureConfig) -> npt.NDArray[np.float32]:
     A frame needs a full window of samples, as with Kaldi's snip_edges. An incomplete window at the end is dropped.
 
     Raises:
-        BundleError: the configuration is impossible, for example with more mel bins than the spectrum has.
+        BundleError: the configuration is impossible, for example because a mel band contains no FFT bin.
     """
     constants = constants_of(config)
     length, shift = config.frame_len, config.shift_len
@@ -70,7 +70,7 @@ class FeatureStream:
         return max(self._num_samples - self._config.frame_len + shift, 0) // shift
 
     def num_needed(self, num_frames: int) -> int:
-        """Return the number of samples since the start that are needed to take `num_frames` more frames."""
+        """Return how many samples since the start are needed to take `num_frames` more frames."""
         return self._config.frame_len + (self._num_taken + num_frames - 1) * self._config.shift_len
 
     def accept(self, samples: Samples) -> None:
@@ -119,7 +119,7 @@ class Constants:
     cepstra: Floats | None
 
     def banks(self) -> Floats:
-        """Return the weights of all points below the Nyquist frequency in each band [num_points / 2, mel]."""
+        """Return each band's weights at all points below the Nyquist frequency [num_points / 2, mel]."""
         intervals = np.searchsorted(self.starts, np.arange(self.weights.shape[1] - 1), side="right") - 1
         rows = np.arange(self.lowest, self.lowest + self.weights.shape[1] - 1)
         banks = np.zeros((self.num_points // 2, len(self.starts) + 1))  # includes a band before the first
@@ -200,7 +200,7 @@ def _mel(frequency: float) -> float:
 
 
 def _log_energies(samples: Samples, num_frames: int, config: FeatureConfig, constants: Constants) -> Floats:
-    """Compute log-mel energies [frames, mel] of the first frames of samples."""
+    """Compute log-mel energies [frames, mel] of the first `num_frames` frames of `samples`."""
     length, shift = config.frame_len, config.shift_len
     signal = samples[: (num_frames - 1) * shift + length].astype(np.float64)
     offsets = _frames(signal, num_frames, length, shift).sum(axis=1, keepdims=True) * ((1 - PREEMPHASIS) / length)
@@ -221,7 +221,7 @@ def _log_energies(samples: Samples, num_frames: int, config: FeatureConfig, cons
 
 
 def _products(x: Floats, matrix: Floats) -> Floats:
-    """Compute x [frames, n] @ matrix [n, m]. The rounding of a frame does not depend on other frames."""
+    """Compute x [frames, n] @ matrix [n, m]. How a frame's products are rounded does not depend on other frames."""
     products: Floats = (x[:, :, np.newaxis] * matrix).sum(axis=1)
     return products
 

@@ -39,7 +39,7 @@ class TokenScores:
     """Scores of the decoders for n hypotheses, padded to the longest.
 
     Attributes:
-        left: log-probabilities from the left-to-right decoder: of each token, then of eos, then zeros [n, length+1].
+        left: left-to-right log-probabilities of each token and then of eos, padded with zeros [n, length+1].
         right: the same from the right-to-left decoder, in reading order; None without that decoder.
         next: left-to-right log-probabilities of the token after each hypothesis [n, vocab].
     """
@@ -170,7 +170,7 @@ class Model:
             hypotheses: token ids without sos and eos; they may be empty.
 
         Returns:
-            Sums of log-probabilities, including eos, by the left-to-right and the right-to-left decoder, each [n].
+            Sums of log-probabilities with eos, from the left-to-right and the right-to-left decoder, each [n].
             Without a right-to-left decoder, the second array is zeros, as in WeNet.
 
         Raises:
@@ -264,7 +264,7 @@ def _check_log_probs(graph: str, values: npt.NDArray[np.float32]) -> None:
 
 @dataclass(frozen=True, order=True)
 class _Size:
-    """Size of an utterance in the decoder: hypotheses, tokens of the longest hypothesis, encoder frames."""
+    """Size of an utterance in the decoder: numbers of hypotheses, tokens of the longest one, and encoder frames."""
 
     num_hypotheses: int
     length: int
@@ -287,7 +287,7 @@ class _Size:
 
 
 def _batches(sizes: Sequence[_Size]) -> list[list[int]]:
-    """Group the indices of the utterances that have hypotheses into shared calls."""
+    """Return the indices of the utterances that share each call. Utterances without hypotheses are left out."""
     indices = [index for index in sorted(range(len(sizes)), key=sizes.__getitem__) if sizes[index].num_hypotheses]
     return batches_of(indices, lambda batch, index: sizes[index].joins([sizes[other] for other in batch]))
 

@@ -88,7 +88,7 @@ class Kernels:
             options.register_custom_ops_library(str(self.library))
 
     def replaces(self, function: str) -> bool:
-        """Return whether the library computes a function of a graph. Its name includes the number, if any."""
+        """Return whether the library computes a function, named in full: with the number at its end, if any."""
         return is_replaced(function, self.operators) and function not in self.refused
 
     def without_refused(self, error: BaseException) -> Kernels | None:
@@ -101,7 +101,7 @@ class Kernels:
         return None
 
     def with_refused_of(self, others: Mapping[str, Kernels]) -> Kernels:
-        """Return these kernels with the refused functions of all graphs. `others` are the kernels by graph name."""
+        """Return these kernels with all graphs' refused functions listed. `others` maps graph names to kernels."""
         refused = {of_graph(name, graph): why for graph, own in others.items() for name, why in own.refused.items()}
         alone = {f"all of {graph}": own.reason for graph, own in others.items() if self.native and not own.native}
         return replace(self, refused={**refused, **alone})

@@ -36,7 +36,7 @@ class Session:
     """An onnxruntime session of a graph file.
 
     Files may change after the session is created, because it does not read them again. There are two exceptions:
-    sessions with the caller's `sess_options`, to which weights cannot be passed, and packed weights.
+    packed weights, and all weights of a session with the caller's `sess_options`, because they cannot be passed to it.
 
     Attributes:
         graph: contract of the graph.
@@ -205,7 +205,7 @@ def _without_functions(content: bytes) -> bytes:
 def _check_tensors(
     file: Path, role: str, expected: Sequence[Tensor], found: Sequence[onnxruntime.NodeArg], config: ModelConfig
 ) -> None:
-    """Compare names, element types, ranks and the axes that the manifest fixes."""
+    """Check names, element types, ranks, and the sizes of axes that the manifest fixes."""
     names = [node.name for node in found]
     if names != [tensor.name for tensor in expected]:
         raise BundleError(f"{file}: {role}s are {names}, expected {[tensor.name for tensor in expected]}")

@@ -46,13 +46,13 @@ class SessionSettings:
             also disable memory patterns, because onnxruntime would keep a pattern for each of the many shapes of
             chunks. With `sess_options`, weight files stay mapped.
         kernels: "native": the kernels of u2moe-kernels. "onnxruntime": those of onnxruntime only. "auto": native
-            kernels if they are installed and can run the graph, except for float32 bundles, whose numbers must not
+            kernels if they are installed and can run the graph, except for float32 bundles, whose results must not
             depend on installed packages. None: the environment variable U2MOE_KERNELS, or "auto". In your own
             `sess_options`, you must register the library yourself.
         io_binding: whether encoder outputs stay in the memory of the provider's device, where the next chunk and the
             other graphs read them. None: true on all providers except the CPU. Results do not depend on it.
-        public_keys: accepted public keys in PEM, one for each allowed signer of a bundle that `Recognizer.load` opens;
-            see `Bundle.open`. None: any bundle is loaded.
+        public_keys: public keys in PEM, one for each allowed signer. `Recognizer.load` then loads only bundles signed
+            with one of them; see `Bundle.open`. None: any bundle is loaded.
 
     Raises:
         ValueError: a value is out of range or of the wrong type, or two values cannot be combined.

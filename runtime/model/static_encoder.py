@@ -145,7 +145,7 @@ class StaticEncoder(Encoder):
         return {tensor.name: feeds[tensor.name] for tensor in form.graph(config).inputs}
 
     def _of_rate(self, rate: StaticRate, position: int, num_frames: int, num_cached: int) -> dict[str, Array]:
-        """Return the mask and the positions of the keys of one rate."""
+        """Return the inputs for one rate: the mask and, if needed, the positions of the keys."""
         left, own = self.form.left_frames(self.config, rate.step), self.form.frames(self.config, rate.step)
         places = np.arange(-left, own)
         positions = position + places * rate.step
@@ -158,7 +158,10 @@ class StaticEncoder(Encoder):
         return feeds
 
     def _history(self, history: StaticHistory, tensor: Array, position: int) -> Array:
-        """Return the frames before a chunk in the graph's shape. The bundle has those before the start of a stream."""
+        """Return the frames before a chunk, in the shape of the graph's input.
+
+        The frames before the start of a stream come from the bundle.
+        """
         blocks, channels, past = tensor.shape
         steps = np.array(history.steps)[:, np.newaxis]
         exists = position + np.arange(-past, 0) * steps >= 0
@@ -185,7 +188,7 @@ def _checked(name: str, value: object, shape: tuple[int | None, ...]) -> Array:
 
 
 def _read_starts(files: BundleFiles, config: ModelConfig, form: StaticForm) -> dict[str, npt.NDArray[np.float32]]:
-    """Read the caches before the first chunk, by name.
+    """Read the initial contents of caches, by name.
 
     Raises:
         BundleError: a file is not a numpy array, or has another type or shape.

@@ -184,8 +184,8 @@ class Connections:
 class Visit:
     """An open connection: its processor time, and its entry in the counts of `Connections`.
 
-    Each connection has a small share of one core. A connection with a slot has only a minimal share, but earns more
-    by sending audio. Even many such connections therefore use little processor time unless they send audio. Time
+    Each connection has a small share of one core. A connection with a slot has only a minimal share, but sending
+    audio reduces its debt. Even many such connections therefore use little processor time unless they send audio. Time
     beyond a connection's own share is charged to the common account of all connections.
 
     The time of a connection without a slot is also charged to its address. When a connection releases its slot, its

@@ -40,7 +40,7 @@ _MEASURED_HOTWORDS = 1000
 class Lateness:
     """Average time that live audio waits for recognition.
 
-    The capacity is measured only at the start. A high lateness shows that the machine has since become slower or has
+    The capacity is measured only at the start. High lateness shows that the machine has since become slower or has
     other work. Once results are late, no more clients are admitted until results are clearly on time again.
     """
 

@@ -66,8 +66,9 @@ class FileQueue:
     """Queue of files of any length. A few at a time take turns of about ten seconds of audio, so short files end soon.
 
     The next file to start belongs to the client with the fewest running files. If several clients have the
-    fewest, the client whose file started most recently comes last. The files of one client start in the order of
-    arrival. A client with running files may start another only if fewer of its files are running than places are free.
+    fewest, the client whose file started most recently comes last. The files of one client start in order of
+    arrival. A client with running files may start another only if it has fewer running files than
+    there are free places.
 
     Attributes:
         admission: slots in the queue. A file holds its slot from the first byte of the upload to the last byte of the

@@ -58,7 +58,7 @@ _INCIDENTS = {
 
 
 def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
-    """Log to stderr the server's messages and the warnings of libraries. Messages of a worker include its number.
+    """Log the server's messages and the warnings of libraries to stderr. Messages of a worker include its number.
 
     A line is text or, with `is_json`, a JSON object with time, level, logger and message. If it concerns a request, it
     also has the request's id.
@@ -138,7 +138,7 @@ class _Rate:
 class _OnceAMinute(logging.Filter):
     """Rate limit of warnings and errors.
 
-    Records of libraries are grouped by code location: their texts may quote clients and so differ each time.
+    Records of libraries are grouped by code location, because texts that quote clients differ each time.
     """
 
     def __init__(self) -> None:

@@ -166,11 +166,16 @@ class ServedModel:
             grammar = Grammar(lines=value)
         if len(self.shortened(grammar.lines)) < len({*grammar.lines}):
             most = f"{self._limits.hotwords} phrases with {self._limits.hotword_letters} characters in total"
-            raise RequestError(f"a grammar may have at most {most}, and {LONGEST_PHRASE} in each phrase", "grammar")
+            raise RequestError(
+                f"a grammar may have at most {most}, and {LONGEST_PHRASE} characters in each phrase", "grammar"
+            )
         return grammar
 
     async def restricted(self, phrases: Sequence[str]) -> DecodingOptions | None:
-        """Return options that restrict streams to the phrases that the vocabulary can spell. None: no restriction."""
+        """Return options that restrict streams to the phrases that the vocabulary can spell.
+
+        None: there are no such phrases, or the search is greedy.
+        """
         if self._is_greedy:
             return None
         spoken = [phrase for phrase in self.shortened(phrases) if not _SYNTAX.search(phrase)]
@@ -211,7 +216,10 @@ class ServedModel:
         return kept
 
     async def writable_hotwords(self, phrases: Iterable[str]) -> ContextGraph | None:
-        """Return hotwords for the phrases that fit the limits and can be spelled. None: there are no such phrases."""
+        """Return hotwords for the phrases that fit the limits and can be spelled.
+
+        None: there are no such phrases, or the search is greedy.
+        """
         kept = [] if self._is_greedy else self.shortened(phrases)
         return await in_thread(self._writable, kept) if kept else None
 
@@ -227,7 +235,7 @@ def phrases_of(prompt: str) -> list[str]:
 
 
 def languages_of(symbols: Sequence[str]) -> list[str]:
-    """Return which of "zh" and "en", the languages of WeNet's models, a vocabulary can write.
+    """Return which of "zh" and "en", the languages of WeNet's models, have characters in a vocabulary.
 
     Symbols in angle brackets, such as `<blank>`, are ignored.
     """

@@ -60,7 +60,7 @@ class ServerOptions:
         capacity: maximum number of live streams per worker. None: measured at the start.
         max_files: maximum number of files per worker, including waiting ones.
         limits: limits for each client.
-        drain_s: seconds for running utterances to finish when the server stops.
+        drain_s: seconds that a stopping server waits for utterances and files in progress.
         api_key: key that clients must send. None: no key, or those of `keys_file`.
         keys_file: file with keys, reloaded on SIGHUP; see `read_keys`.
         cors_origins: origin whose pages may use the server; "*": all. None: none.

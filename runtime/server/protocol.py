@@ -1,4 +1,4 @@
-"""Class that describes a protocol and serves its WebSockets: admission, errors and closing."""
+"""Class that describes a protocol, and handles admission, errors and closing of its WebSockets."""
 
 from __future__ import annotations
 

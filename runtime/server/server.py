@@ -1,4 +1,4 @@
-"""Server of one process. It accepts connections, passes HTTP to uvicorn, and finishes running streams when it stops."""
+"""Server of one process. It accepts connections, passes HTTP to uvicorn, and lets streams finish when it stops."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Server:
         return connection
 
     async def run_on(self, sockets: Mapping[str, socket.socket]) -> None:
-        """Serve until `stop` is called, then finish running streams.
+        """Serve until `stop` is called, then let streams in progress finish.
 
         `sockets` are the listening sockets by the name of their protocol.
         """
@@ -219,7 +219,7 @@ class Server:
             await asyncio.sleep(_TICK_S)
 
     def stop(self) -> None:
-        """Have the server stop after running utterances and files have finished."""
+        """Have the server stop once the utterances and files in progress have finished."""
         LOGGER.info("stopping: running utterances and files are finished first")
         self._stopping.set()
 

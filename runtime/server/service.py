@@ -149,7 +149,7 @@ class Service:
             self._num_held -= num_bytes
 
     async def drain(self) -> None:
-        """Refuse new clients, and wait until running utterances and files have finished.
+        """Refuse new clients, and wait until the utterances and files in progress have finished.
 
         Streams and files that take longer than `drain_s` seconds are cut off.
         """
@@ -219,7 +219,7 @@ class Slot:
     ) -> ServedStream:
         """Open a stream, and abandon the previous one.
 
-        A stream that `is_whole` is useful only if all of its audio is recognised. A stopping server does not end such a
+        If `is_whole`, the stream is useful only if all its audio is recognised. A stopping server does not end such a
         stream after an utterance. The stream continues to its end or, after `drain_s` seconds, ends with an error.
 
         Raises:

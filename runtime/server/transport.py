@@ -111,12 +111,12 @@ class PacedConnection(asyncio.BufferedProtocol):
         inner.connection_lost(error)
 
     def pause_writing(self) -> None:
-        """Stop reading from the client, because it does not read."""
+        """Stop reading from the client, because it does not read what it is sent."""
         self._unread = self._loop.time(), self._transport.get_write_buffer_size()
         self.inner.pause_writing()
 
     def resume_writing(self) -> None:
-        """Resume reading from the client, because it reads again."""
+        """Resume reading from the client, because it has read most of what it was sent."""
         self._unread = None
         self.inner.resume_writing()
         self.hold(self._is_held)

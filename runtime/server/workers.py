@@ -79,7 +79,7 @@ def handle_signals(
 class Team:
     """Worker processes. A worker that exits unexpectedly is restarted.
 
-    After the first stop signal, the workers finish running streams. A second signal kills the workers.
+    After the first stop signal, the workers finish the streams in progress. A second signal kills the workers.
 
     Args:
         count: number of workers.

@@ -175,7 +175,7 @@ def stands_alone(symbol: str) -> bool:
 
 @functools.cache
 def combining_marks() -> str:
-    """Return marks that belong to a letter (accents, vowel signs), and joiners, for a character class of `re`.
+    """Return combining marks (accents, vowel signs) and joiners, for use in a character class of `re`.
 
     `re` does not count marks as letters. Without marks, words of Hindi, Tamil or decomposed Latin fall into pieces.
     """

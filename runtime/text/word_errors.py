@@ -57,7 +57,7 @@ def _distances(reference: Sequence[object], hypothesis: Sequence[object]) -> lis
 def alignment(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int | None, int | None]]:
     """Return index pairs of an alignment with the minimum number of edits, in order.
 
-    (place, None) is a deletion, (None, place) an insertion. All others are matches and substitutions.
+    (index, None) is a deletion, (None, index) an insertion. All other pairs are matches or substitutions.
     """
     above = list(range(len(hypothesis) + 1))
     steps: list[bytearray] = []  # how each cell is reached; bytes, since an hour of speech has 10,000 words

@@ -24,7 +24,7 @@ export function floats(samples) {
   return found;
 }
 
-/** Return the content of a file as a Uint8Array. `name` names the file in messages. */
+/** Return the content of a file as a Uint8Array. `name` describes the content in messages. */
 export function bytesOf(content, name, Kind = BundleError) {
   if (ArrayBuffer.isView(content)) return new Uint8Array(content.buffer, content.byteOffset, content.byteLength);
   if (tag(content) === '[object ArrayBuffer]') return new Uint8Array(content);

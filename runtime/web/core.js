@@ -1,4 +1,5 @@
-/** The C++ core as WebAssembly. It does all of recognition except graphs, files and events. See core.cpp. */
+/** The C++ core as WebAssembly. It does all of recognition except running graphs, reading files and emitting events. See
+ * core.cpp. */
 
 import { bytesOf, checkRate, floats, refuseModel, tag } from './arguments.js';
 import { AudioError, BundleError, GrammarError, IntegrityError, LanguageModelError, SignatureError, StreamError, U2moeError } from './errors.js';
@@ -6,7 +7,7 @@ import { AudioError, BundleError, GrammarError, IntegrityError, LanguageModelErr
 /** Error classes by the error codes of u2moe.h. */
 const ERRORS = { 3: BundleError, 4: IntegrityError, 5: AudioError, 6: StreamError, 9: LanguageModelError, 15: GrammarError };
 
-/** Return the error for an error code and message of the core. Names of options become camel case. */
+/** Return the error for an error code and message of the core. Option names in the message become camel case. */
 function told(code, message) {
   const isOption = code === 1 || message.startsWith('options: ');
   if (isOption) return new RangeError(message.replace(/^options: /, '').replace(/[a-z]+(_[a-z]+)+(?=:| must)/, camel));

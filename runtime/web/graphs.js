@@ -1,4 +1,4 @@
-/** The graphs of a bundle as functions on typed arrays, without state of streams. */
+/** The graphs of a bundle as functions on typed arrays, without stream state. */
 
 import { graphFiles } from './bundle.js';
 import { BundleError, InferenceError, StreamError, U2moeError } from './errors.js';
@@ -127,7 +127,7 @@ export class Graphs {
     return { offset: 0, tensors: this.#model.caches.map(({ num_blocks: blocks, shape }) => zeros([blocks, 1, ...shape])) };
   }
 
-  /** Encode one chunk. Returns the encoder output [time, dim], and the caches for the next chunk. */
+  /** Encode one chunk. Return the encoder output [time, dim], and the caches for the next chunk. */
   async encode(window, caches, required) {
     const { feature_size: width, caches: layout, streaming } = this.#model, numFrames = window.length / width;
     const feeds = { chunk: float(window, [1, numFrames, width]), chunk_lens: int([numFrames], [1]) };

@@ -101,8 +101,8 @@ export interface EndpointConfig {
   rule3?: EndpointRule | null;
   /** With full context, shortest pause in seconds at which a recording longer than 30 s is split; null: none. Default: 0.5. */
   pause?: number | null;
-  /** Threshold for the language model's probability of a sentence end. If it is reached, rule 2 needs half of its
-   * silence, otherwise one and a half times its silence. null: the language model is not used. Default: null. */
+  /** Threshold for the language model's probability of a sentence end. If it is reached, rule 2's minimum
+   * silence is halved, otherwise it is multiplied by 1.5. null: the language model is not used. Default: null. */
   turn?: number | null;
 }
 
@@ -185,7 +185,8 @@ export interface StreamOptions {
   /** Maximum seconds of audio that may wait. If more would wait, `acceptWaveform` throws an AudioOverflowError. Default:
    * null, no limit. */
   maxQueueS?: number | null;
-  /** Detector. Each speech segment that it finds is recognised as a separate source. Not available in 'u2moe/worker'. */
+  /** Voice activity detector. Each speech segment that it finds is recognised as a separate source. Not available in
+   * 'u2moe/worker'. */
   vad?: Vad | null;
   /** Language model; null: none. Default: that of the bundle, if any. */
   languageModel?: LanguageModel | null;

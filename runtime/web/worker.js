@@ -19,7 +19,7 @@ export function serve(defaults) {
   if (!port) throw new TypeError('serve must be called in a worker');
   const objects = new Map(), aborts = new Map();
   let recognizer;
-  // If a language model failed to load, pass on its number, so that `createStream` throws.
+  // If a language model failed to load, pass its id instead, so that `createStream` throws.
   const given = (options) => options && { ...options, languageModel: objects.get(options.languageModel) ?? options.languageModel };
   const methods = {
     async load(id, source, options) {
@@ -176,7 +176,7 @@ export class Recognizer extends Streaming {
   }
 }
 
-/** The sources of a stream, which the worker recognises one after another. */
+/** A source of a `Stream`, recognised in the worker. After `discard`, it is also the next source. */
 class Source {
   #connection;
   #object;

@@ -213,9 +213,9 @@ def speech_buffers(seconds: float) -> list[bytes]:
 
 
 async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return the number of the buffer after which each result of one speaker arrives.
+    """Return the index of the buffer after which each result of one speaker arrives.
 
-    The number is `len(buffers)` for results that arrive after the end.
+    The index is `len(buffers)` for results that arrive after the end.
     """
     found: dict[Key, int] = {}
     async with connect(url, proxy=None) as websocket:
@@ -235,7 +235,7 @@ async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
 
 
 def results_alone(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return the results of `first_buffers` that are measured: all but those of the last buffers."""
+    """Return the entries of `first_buffers` for the results to measure: all except those of the last buffers."""
     first = asyncio.run(first_buffers(url, buffers))
     return {key: number for key, number in first.items() if number < len(buffers) - _END_BUFFERS}
 

@@ -95,7 +95,7 @@ def on_one_core(program: Program) -> Program:
 
 
 def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) -> Path:
-    """Write samples, float32 in [-1, 1], as a WAV file of 16 bits. Return its path."""
+    """Write samples, float32 in [-1, 1], as a 16-bit WAV file. Return its path."""
     soundfile.write(file, samples, sample_rate, subtype="PCM_16")
     return file
 

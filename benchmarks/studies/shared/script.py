@@ -1,4 +1,4 @@
-"""The command line of studies: options and errors; and ours in processes of their own, with their memory."""
+"""The command line of studies: options and errors. Also runs `u2moe` in separate processes, to measure memory."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _PIECE = 1 << 20
 def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
     """Yield the number and content of each line of a text file, except blank lines. The file may be gzipped.
 
-    Text need not be UTF-8: other bytes become surrogates, as in `os.fsdecode`.
+    Bytes that are not valid UTF-8 become surrogates, as in `os.fsdecode`.
 
     Raises:
         CorpusError: the file cannot be read.
@@ -35,7 +35,7 @@ def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
 
 
 def count_lines(list_path: str) -> int:
-    """Return the number of lines in a text file, without blank lines."""
+    """Return the number of lines in a text file, not counting blank lines."""
     return sum(1 for _ in read_lines(list_path))
 
 
@@ -117,7 +117,7 @@ def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
 def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
     """Yield the entries of a NeMo list. Each keeps all fields, because NeMo's tools expect these in the output.
 
-    NeMo has no keys. The path as written is the key; "#offset" is added if the line is a part of a file.
+    NeMo has no keys. The path as written is the key; "#offset" is added if the line describes a part of a file.
     """
 
     def parse(line: str) -> Entry:
@@ -141,7 +141,7 @@ def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_lhotse(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of Lhotse cuts. lhotse is not needed. Mixed or transformed cuts are not supported.
+    """Yield the entries of Lhotse cuts, without the package lhotse. Mixed or transformed cuts are not supported.
 
     If a cut has several supervisions, their texts are joined in order.
     """

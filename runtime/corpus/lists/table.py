@@ -89,7 +89,7 @@ def read_utterances(
 
 
 def find_format(list_path: str) -> str:
-    """Return the name of a list's format. The list's name and first line determine it.
+    """Return the name of a list's format, detected from the list's name and first line.
 
     Raises:
         CorpusError: the list cannot be read, is empty, or has no known format.

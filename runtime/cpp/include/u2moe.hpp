@@ -182,7 +182,7 @@ class Stream {
   void feed_finished() { check(u2moe_stream_feed_finished(handle_.get())); }
   double queued() const { return given_by<double>(u2moe_stream_queued, handle_.get()); }
 
-  /// Stop decoding within one chunk. Any thread may call this.
+  /// Have decoding stop within one chunk. Any thread may call this.
   void cancel() { check(u2moe_stream_cancel(handle_.get())); }
 
   /// Throw the error that ended recognition, if any.
@@ -262,7 +262,7 @@ class Recognizer {
   explicit Recognizer(const std::string& folder, const RecognizerOptions& options = {})
       : handle_(given_by<u2moe_recognizer>(u2moe_recognizer_open, folder.c_str(), &options)) {}
 
-  /// Load a bundle from files in memory, by name.
+  /// Load a bundle from the contents of its files, given by file name.
   explicit Recognizer(const std::map<std::string, std::string>& files, const RecognizerOptions& options = {}) {
     std::vector<u2moe_file> all;
     for (const auto& [name, content] : files) all.push_back({name.c_str(), content.data(), content.size()});

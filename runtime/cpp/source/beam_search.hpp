@@ -9,9 +9,9 @@ namespace u2moe::runtime {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
-// The search can decide on a grammar phrase when more than kSureAfter frames have followed the phrase's last peak. Hypotheses
-// with the phrase must have at least half of the total probability. Compared only with
-// hypotheses that have no words outside the grammar, they must have the share kSure.
+// The search can decide on a grammar phrase when at least kSureAfter frames have followed the phrase's last peak. Hypotheses
+// with the phrase must have at least half of the total probability. If other hypotheses with words outside the grammar are
+// ignored, they must have at least the share kSure.
 constexpr double kSure = 0.99;
 constexpr int kSureAfter = 4;
 
@@ -122,7 +122,7 @@ struct Beam {
 
   double score() const { return total + prefix->bonus + prefix->language_score; }
 
-  /// Earliest frame at which token `number` peaks in the best alignment of either kind; at most `most`.
+  /// Earliest frame at which the token with index `number` peaks in the best alignment of either kind, but at most `most`.
   int earliest_peak(std::size_t number, int most) const {
     if (number >= prefix->depth) return most;
     for (const Peak* peak : {blank_times, token_times}) {

@@ -51,8 +51,8 @@ class CtcSearch {
   /// it may not be, because two searches run and score hypotheses differently.
   virtual Hypothesis best() const = 0;
 
-  /// Return those tokens after the committed ones that no later frame changes. With a grammar, the search first decides on
-  /// phrases that are certain.
+  /// Return the settled tokens: they follow the committed ones, and no later frame changes them. With a grammar, the search
+  /// first decides on phrases that are certain.
   /// @param word_starts whether each token begins a word.
   virtual Settled settled(const std::vector<unsigned char>& word_starts) = 0;
 
@@ -107,8 +107,8 @@ class GreedySearch : public CtcSearch {
   Hypothesis found_;
 };
 
-/// CTC prefix beam search. With hotwords, two searches run in parallel: one ranks prefixes without bonuses, the other by score
-/// plus bonus. Hotwords that no hypothesis contains therefore change nothing.
+/// CTC prefix beam search. With hotwords, two searches run in parallel, and only the second counts bonuses when it ranks
+/// prefixes. Hotwords that no hypothesis contains therefore change nothing.
 class PrefixBeamSearch : public CtcSearch {
  public:
   /// @param context null: no hotwords.

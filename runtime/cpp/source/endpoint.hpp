@@ -85,12 +85,12 @@ struct Endpoint {
 
 class Endpointer {
  public:
-  /// @param turn threshold for the probability of a sentence end. If the probability reaches it, the second rule needs half of
-  /// its silence, otherwise one and a half times its silence. 0: off.
+  /// @param turn threshold for the probability of a sentence end. If the probability reaches it, the second rule's
+  /// minimum silence is halved, otherwise it is multiplied by 1.5. 0: off.
   Endpointer(const EndpointRules& rules, double frame_s, int blank, double turn = 0) : blank_(blank), turn_(turn) {
     const auto frames = [frame_s](double seconds) {
       constexpr int never = std::numeric_limits<int>::max();
-      // Rounding removes errors of the division: 0.28 s are 7 frames of 40 ms, although 0.28 / 0.04 > 7 in floating point.
+      // Rounding removes division errors: 0.28 s is 7 frames of 40 ms, but in floating point 0.28 / 0.04 > 7.
       const double count = std::ceil(std::round(seconds / frame_s * 1e6) / 1e6);
       return count < never ? static_cast<int>(count) : never;
     };

@@ -1,5 +1,5 @@
-// Exceptions inside the library. c_interface.cpp turns them into error codes. WebAssembly is built without C++ exceptions, so
-// JavaScript throws there.
+// Exceptions inside the library. c_interface.cpp turns them into error codes. WebAssembly is built without C++
+// exceptions; there, JavaScript throws the errors.
 #pragma once
 
 #include "text.hpp"

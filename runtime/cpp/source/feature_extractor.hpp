@@ -1,5 +1,5 @@
-// Input of a stream: makes windows of features from samples at the model's rate, and measures their loudness. Where a source
-// begins or ends within a sound, silence is added (see runtime/audio/padding.py).
+// Turns samples at the model's rate into windows of features, and measures the loudness of the windows. Adds silence where a
+// source begins or ends within a sound (see runtime/audio/padding.py).
 #pragma once
 
 #include "manifest.hpp"
@@ -10,7 +10,7 @@ namespace u2moe::runtime {
 constexpr double kSound = 1.0 / 256;
 
 /// Adds silence before a source that begins within a sound, and after one that ends within a sound. The result does not depend
-/// on how samples are split into calls.
+/// on how samples are split across calls.
 class Padding {
  public:
   Padding(double padding_s, const Manifest& manifest)
@@ -124,7 +124,7 @@ class FeatureExtractor {
   bool is_exhausted() const { return is_finished_ && !has_window(); }
 
   /// Begin the next window. Return the samples of its new frames, if any. Their features are the same, to the last
-  /// bit, however the samples are split into calls.
+  /// bit, however the samples are split across calls.
   Floats take_window() {
     const std::size_t end = std::min(next_ + length_, num_frames());
     begin_ = next_;
@@ -156,7 +156,7 @@ class FeatureExtractor {
     return {features_.begin(), features_.begin() + static_cast<std::ptrdiff_t>((end_ - begin_) * static_cast<std::size_t>(m_->feature_size))};
   }
 
-  /// Encoder frames of the last window.
+  /// Number of encoder frames in the last window.
   std::size_t num_window_frames() const { return (end_ - begin_ - shortest_) / rate_ + 1; }
 
   bool window_is_full() const { return end_ - begin_ >= length_; }

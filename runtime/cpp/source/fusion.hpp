@@ -11,7 +11,7 @@ namespace u2moe::runtime {
 /// See u2moe_language_model_options.
 struct LanguageModelOptions : LanguageModelNumbers {
   std::string level;  ///< "word" or "token"; "": the level of the model
-  /// Words by class. A class is a word of the model, and its words share the probability of that word.
+  /// Words of each class. The model treats a class as one word, and the words of the class share its probability equally.
   std::map<std::string, std::vector<std::string>> classes;
 
   /// Read the options from an object.
@@ -85,8 +85,8 @@ class Fusion {
     most_gain_ = std::max(most_ending_, most_going_on_);
   }
 
-  /// @throws LanguageModelError if the model has no token of the vocabulary, or no word that the vocabulary can spell. The
-  /// message begins with `source`.
+  /// @throws LanguageModelError if the model contains no token of the vocabulary (token level), or no word that the
+  /// vocabulary can spell (word level). The message begins with `source`.
   void check_words(const std::string& source) const {
     const auto& words = ngrams_->words();
     bool is_known = std::any_of(token_words_.begin(), token_words_.end(), [&](const std::optional<Id>& word) { return word && !is_marker(words[*word]); });
@@ -213,7 +213,8 @@ class FusionStates {
   const FusionStatePtr& start() const { return start_; }
   std::size_t size() const { return states_.size(); }
 
-  /// Return the state after a token, and the score of the words that the token ends. Valid until the next call.
+  /// Return the state after a token, and the score of the words that the token ends. The reference is valid until the
+  /// next call.
   const FusionState::Move& advance(FusionState& state, int token) {
     const auto index = static_cast<std::size_t>(token);
     const std::uint64_t key = state.number * fusion_->pieces_.size() + index;
@@ -309,14 +310,14 @@ class FusionStates {
     return {fusion_->scale_ * best.first + fusion_->word_bonus_, best.second};
   }
 
-  // log10 probability of an out-of-vocabulary word and the history after it.
+  // log10 probability of an out-of-vocabulary word, and the history after that word.
   std::pair<double, Id> unknown(Id history) const {
     std::pair<double, Id> found(0.0, 0);
     if (ngrams_.unknown()) found = ngrams_.step(history, *ngrams_.unknown());
     return {found.first + fusion_->unknown_score_, found.second};
   }
 
-  // Return the `Beginning` with these letters. All letters that begin no word share one `Beginning`.
+  // Return the `Beginning` with these letters. All prefixes that begin no word share one `Beginning`.
   const BeginningPtr& beginning(const std::string& letters) {
     BeginningPtr& known = beginnings_[letters];
     if (known) return known;

@@ -69,7 +69,7 @@ class PhraseGraph {
   }
 
   /// Find the most probable tokens of a row [vocab] among the tokens that occur in the grammar. Return the log-probability of
-  /// `rest` at the start of a word. `allowed` lends its memory.
+  /// `rest` at the start of a word. `allowed` is scratch memory.
   double find(const float* row, std::size_t beam_size, std::vector<float>& allowed, LikelyTokens& likely) const {
     float start = -kAny;
     allowed.resize(vocabulary_.size());
@@ -296,7 +296,7 @@ class PhraseGraph {
     return {places, is_apart, accepts, next};
   }
 
-  // One of 64 bits, which other characters may share.
+  // Bit of a character in a 64-bit mask. Several characters may share a bit.
   static std::uint64_t bit_of(char32_t character) { return std::uint64_t{1} << character % 64; }
 
   bool has_end(const Places& places) const {
@@ -326,7 +326,7 @@ class PhraseGraph {
     num_tokens_ = static_cast<std::size_t>(std::count(parts_.begin(), parts_.end(), kAny)) + (rest_ >= 0 ? 1 : 0);
   }
 
-  // Highest score of the tokens in `chosen`, in lanes that compilers compute together.
+  // Highest score of the tokens in `chosen`, in separate lanes so that compilers vectorize the loop.
   static float most(const float* row, const std::vector<float>& chosen) {
     constexpr std::size_t num_lanes = 8;
     float found[num_lanes];

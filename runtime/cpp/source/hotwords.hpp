@@ -166,8 +166,8 @@ class ContextGraph {
   /// Continue from `state` with a token.
   Move advance(std::size_t state, int token) const { return read_on(state, spellings_[static_cast<std::size_t>(token)]); }
 
-  /// Share of the bonus that a hypothesis has for the beginning of a phrase. The hypothesis loses the share if it does not
-  /// complete the phrase.
+  /// Part of a phrase's bonus that a hypothesis receives for the beginning of the phrase. The hypothesis loses
+  /// this part unless it completes the phrase.
   double partial(std::size_t state) const { return states_[state].partial; }
 
   /// Upper bound on what a token adds to a hypothesis's bonus, including shares for beginnings.

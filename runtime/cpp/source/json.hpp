@@ -291,7 +291,7 @@ class Records {
   explicit Records(std::string by = "") : by_(std::move(by)) {}
 
   /// @param kind name of the object's class in Python, with the prefix {} for a map of such objects.
-  /// @throws BundleError if a field without a default is missing, or if the object does not declare an unknown field harmless.
+  /// @throws BundleError if a field without a default is missing, or if an unknown field is not declared harmless.
   Json completed(Json value, const std::string& kind) {
     const std::string path = value.path();
     complete(value, kind);

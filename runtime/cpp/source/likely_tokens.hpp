@@ -16,7 +16,7 @@ class LikelyTokens {
   /// Find the `num` best tokens of a row [vocab], or fewer.
   void find(const float* row, std::size_t vocab_size, std::size_t num) {
     num = std::min(num, vocab_size);
-    // With scores rounded to steps, find all tokens that may be among the `num` best. Then sort these by their exact scores.
+    // First use rounded scores to find all tokens that may be among the `num` best. Then sort these by their exact scores.
     steps_.resize(vocab_size);
     std::transform(row, row + vocab_size, steps_.begin(), step_of);
     std::array<std::size_t, 256> counts{};
@@ -50,7 +50,7 @@ class LikelyTokens {
  private:
   static unsigned char step_of(float score) { return static_cast<unsigned char>(-8 * std::max(-31.875F, std::min(0.0F, score))); }
 
-  // Number that is lower for a higher score; for equal scores, for a lower id.
+  // Sort key: lower for a higher score. If scores are equal, it is lower for a lower id.
   static std::uint64_t key_of(float score, std::size_t token) {
     const float below = 0.0F - score;  // never -0
     std::uint32_t bits;

@@ -207,7 +207,7 @@ class Recognition {
     return *std::min_element(own.begin(), own.end());
   }
 
-  // Rows [rows, width] after the first `num`.
+  // Return `rows` [rows, width] without the first `num`.
   static Floats after(const Floats& rows, std::size_t num, std::size_t width) {
     return {rows.begin() + static_cast<std::ptrdiff_t>(num * width), rows.end()};
   }
@@ -302,7 +302,7 @@ class Recognition {
     request_ = Request{Request::Graph::kDecoder, &output_, &*sequences_};
   }
 
-  // Do one step of the search with only the decoder. At its end, request the CTC output for the times of the best hypothesis.
+  // Do one step of the decoder-only search. When the search ends, request the CTC output for the times of the best hypothesis.
   void search_alone() {
     const std::vector<std::vector<int>> growing = alone_->growing();
     if (growing.empty()) request_ = Request{Request::Graph::kCtc, &output_};
@@ -419,7 +419,7 @@ class Recognition {
     }
   }
 
-  // Move the end of an utterance that ends within speech between two of its words, if it has two words.
+  // If an utterance that ends within speech has at least two words, move its end between two of them.
   void cut(const Floats& log_probs) {
     Hypothesis best = search_->hypotheses(1)[0];
     hear(best);

@@ -11,8 +11,8 @@ inline void check_rate(int rate) {
 }
 
 /// Resamples one channel in buffers; n samples become round(n * target_rate / source_rate). Each new sample is a sum of
-/// products with a windowed sinc, always in the same order. Any split into buffers therefore gives the same samples, to the
-/// last bit.
+/// source samples weighted by a windowed sinc, always added in the same order. Any split into buffers therefore gives the same
+/// samples, to the last bit.
 class Resampler {
  public:
   /// @param source_rate, target_rate in Hz.

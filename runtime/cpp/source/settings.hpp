@@ -127,7 +127,7 @@ class Settings {
   static void register_kernels(OrtSessionOptions*) {}
 #endif
 
-  // Name by which onnxruntime's generic function knows a provider: without the suffix, and in some cases spelled differently.
+  // Name of a provider in onnxruntime's generic function: without the suffix, and in some cases spelled differently.
   static std::string short_name(const std::string& provider) {
     static const std::map<std::string, std::string> others = {
         {"Azure", "AZURE"}, {"Dml", "DML"}, {"WebGpu", "WebGPU"}, {"WebNN", "WEBNN"}, {"Xnnpack", "XNNPACK"}};

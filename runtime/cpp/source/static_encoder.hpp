@@ -50,7 +50,7 @@ class StaticEncoder {
   /// Initial value of a cache.
   const Floats& start(const std::string& cache) const { return starts_.at(cache); }
 
-  /// Number of frames to which a window of features is subsampled. `num_outputs` converts it to a number of output frames.
+  /// Number of frames in a window of features after subsampling. `num_outputs` converts it to a number of output frames.
   std::int64_t num_frames(const Floats& window) const {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     return (static_cast<std::int64_t>(window.size()) / m_.feature_size - m_.right_context - 1) / rate + 1;

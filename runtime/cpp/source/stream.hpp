@@ -30,7 +30,7 @@ struct Model {
 };
 
 /// Only one thread at a time may decode a stream. Meanwhile, any thread may feed or cancel it and take results. The stream
-/// keeps the model alive. An error during recognition loses audio, and only `reset` makes the stream usable again.
+/// keeps the model alive. If recognition fails, audio is lost, and the stream is unusable until `reset`.
 class Stream {
  public:
   /// @param vad voice activity detector. Each speech segment becomes a separate source; null: all samples are one source.
@@ -68,7 +68,7 @@ class Stream {
     changed_.notify_all();
   }
 
-  /// Discard queued audio, and have decoding stop within one chunk. Until `reset`, `feed` throws Cancelled.
+  /// Discard queued audio, and make decoding stop within one chunk. Until `reset`, `feed` throws Cancelled.
   void cancel() {
     is_cancelled_ = true;
     const std::lock_guard<std::mutex> lock(changing_);
@@ -134,7 +134,7 @@ class Stream {
     return !queue_.empty() && !failure_;
   }
 
-  /// Discard everything and begin a new source. Waits while another thread decodes this stream.
+  /// Discard everything and begin a new source. Waits while another thread is decoding this stream.
   void reset() {
     const std::lock_guard<std::mutex> claimed(decoding_), lock(changing_);
     source_ = new_source(source_.options());

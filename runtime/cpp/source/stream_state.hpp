@@ -132,7 +132,7 @@ class StreamState {
 
   /// Append mono samples, a few seconds at most. The rate of the first call applies to the whole source. Results do not depend
   /// on how samples are split.
-  /// @throws AudioError for an invalid rate or invalid samples. No samples were appended.
+  /// @throws AudioError for an invalid rate or invalid samples. In this case, no samples are appended.
   void accept(int sample_rate, const float* samples, std::size_t num) {
     check_audio(resampler_ ? resampler_->source_rate() : 0, sample_rate, samples, num);
     if (!resampler_) resampler_.emplace(sample_rate, manifest_->sample_rate);

@@ -94,7 +94,7 @@ inline std::string joined(const std::vector<std::string>& items, const char* sep
   return joined(items, separator, [](const std::string& item) { return item; });
 }
 
-/// Whether a word or symbol is a marker, such as <s>, <unk> or a class name. The recogniser does not spell markers.
+/// Whether a word or symbol is a marker, such as <s>, <unk> or a class name. Markers have no spelling.
 template <class Text>
 bool is_marker(const Text& word) {
   return word.size() > 2 && word.front() == '<' && word.back() == '>';

@@ -37,7 +37,7 @@ class Transcriber {
 
   Stream& stream() const { return *state_->stream; }
 
-  /// Stop within one chunk, without waiting. No further callback begins, except one that the thread is just starting.
+  /// Stop within one chunk, without waiting. No further callback begins, except one that the thread is already starting.
   void cancel() {
     state_->is_silent = true;
     stream().cancel();
@@ -71,8 +71,8 @@ class Transcriber {
       if (!is_silent) event(std::move(told));
     }
 
-    // Recognise the next part of the input, and send its events. If recognition fails, first send the events before the
-    // failure.
+    // Recognise the next part of the input, and send its events. If recognition fails, send the remaining
+    // events before reporting the failure.
     void recognize() {
       std::exception_ptr failure;
       try {

@@ -9,7 +9,7 @@ namespace u2moe::runtime {
 /// The network of silero VAD. Immutable: threads may share it.
 class Vad {
  public:
-  /// Memory of the network about the samples before a window.
+  /// Samples just before a window, and the states of the network after them.
   struct Past {
     std::vector<float> context;
     std::vector<std::vector<float>> states;

@@ -64,8 +64,8 @@ std::int64_t unit(const std::string& word) { return number_in(kUnits, word); }
 std::int64_t tens(const std::string& word) { return word == "ten" ? 0 : number_in(kTens, word, 1, 10); }
 bool is_zero(const std::string& word) { return word == "zero" || word == "oh"; }
 
-// Whether a word can follow a date or a time. A counted noun cannot: the words before it are a number. The empty
-// word stands for the end.
+// Whether a word can follow a date or a time. A counted noun cannot, because the words before it then form a
+// number. The empty word stands for the end.
 bool may_follow(const std::string& word) { return word.empty() || is_in(kAfterDates, word); }
 
 std::int64_t scale_of(const std::string& word) {

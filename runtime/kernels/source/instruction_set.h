@@ -20,7 +20,7 @@ struct Rounding8 {
 enum class Then { linear, hidden, gated, scatter };
 
 // Arguments of a product of rows with packed weights. `unit` is an element of the product, times the scale of its
-// column. `then` says how elements are processed:
+// column. `then` determines how elements are processed:
 // linear: out = unit * scale + bias
 // hidden: out = activation(unit * scale + bias)
 // gated: out *= unit * scale + bias

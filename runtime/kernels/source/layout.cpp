@@ -5,7 +5,7 @@
 namespace u2moe {
 namespace {
 
-// Writes `count` numbers, and zeros up to the length of a block. Returns the end.
+// Writes `count` numbers, padded with zeros to the length of a block. Returns the end.
 template <class T>
 uint8_t* append(uint8_t* to, const T* from, size_t count) {
   T padded[kBlock] = {};

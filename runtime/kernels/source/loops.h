@@ -1,7 +1,8 @@
 // The loops of every instruction set, as templates over its vectors V (vectors/*.h). loops/ has a file for each kind.
 //
-// Each file in isa/ includes this file once. Everything has internal linkage, and nothing of the C++ library is used.
-// Otherwise the linker could use an inline function that was compiled for one instruction set in the code of another.
+// Each file in isa/ includes this file once. Everything has internal linkage, and nothing of the C++ standard library
+// is used. Otherwise the linker could use an inline function that was compiled for one instruction set in the code of
+// another.
 // Lanes are independent, or are always added in the same order, so that results are equal to the last bit.
 #pragma once
 #include "instruction_set.h"

@@ -35,8 +35,8 @@ struct Kernel {
   Kernel(const OrtApi* made_by, Node& node) : api(made_by), op(node) {}
 };
 
-// One operator under one name. For onnxruntime, inputs may have any type. The kernel checks the types when it is created,
-// because its errors can name what is wrong.
+// One operator under one name. It declares inputs of any type. The kernel checks the types when it is created, because
+// its error messages are more specific.
 template <class Op>
 struct Registered : OrtCustomOp {
   std::string name;
@@ -194,8 +194,8 @@ U2MOE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtA
   });
 }
 
-// Writes the description of this library as JSON to `text` if `size` is enough. Returns the number of bytes needed,
-// including a final zero.
+// Writes the description of this library as JSON to `text` if it fits in `size` bytes. Returns the number of bytes
+// needed, including a final zero.
 U2MOE_EXPORT size_t u2moe_kernels_describe(char* text, size_t size) {
   try {
     const std::string found = u2moe::description();

@@ -88,7 +88,8 @@ class Node {
   // aligned to a cache line, and copied otherwise.
   Weights packed(size_t bytes);
   void skip() { next_++; }  // skips an input that is not constant
-  // Gives back the pages of constants. The kernel calls this once it has copied them all.
+  // Releases the pages of constants that onnxruntime has mapped from a file. The kernel calls this once it has copied
+  // all constants.
   void give_back() const {
     for (const auto& [data, bytes] : constants_) give_back_file_pages(data, bytes);
   }

@@ -182,8 +182,8 @@ U2MOE_EXPORT size_t u2moe_search_best(Handle* search, double* to, size_t room) {
   return guarded([&] { return write(std::vector<Hypothesis>{search_of(search).best()}, to, room); });
 }
 
-/// Writes 1 if a word begins after the settled tokens, otherwise 0, and then these tokens, if there is room. Returns how
-/// many numbers this takes, or 0 on failure. `word_starts` says for each token [vocab] whether it begins a word.
+/// If there is room, writes whether a word must begin after the settled tokens (1 or 0), then these tokens. Returns
+/// how many numbers this takes, or 0 on failure. `word_starts` [vocab] is 1 for each token that begins a word, else 0.
 U2MOE_EXPORT size_t u2moe_search_settled(Handle* search, const unsigned char* word_starts, size_t vocab_size, double* to, size_t room) {
   return guarded([&] {
     const Settled settled = search_of(search).settled({word_starts, word_starts + vocab_size});

@@ -122,7 +122,7 @@ def _time(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _minutes(words: Sequence[str], place: int) -> tuple[str, int]:
-    """Read minutes as ":30"; return them and the position after them. Empty if there are none."""
+    """Return minutes in the form ":30", and the position after them. The minutes are "" if there are none."""
     if word_at(words, place) == "oh" and word_at(words, place + 1) in UNITS:
         return f":0{UNITS[words[place + 1]]}", place + 2
     found = below_hundred(words, place)
@@ -130,7 +130,7 @@ def _minutes(words: Sequence[str], place: int) -> tuple[str, int]:
 
 
 def _half_of_day(words: Sequence[str], place: int) -> tuple[str, int]:
-    """Read "a.m." or "p.m.", spelled or as a word; return it and the position after it. Empty if there is none."""
+    """Return "a.m." or "p.m.", spoken as one word or two letters, and the position after it. "" if there is none."""
     for letter in "ap":
         if word_at(words, place) in (f"{letter}m", f"{letter}.m."):
             return f"{letter}.m.", place + 1
@@ -147,7 +147,7 @@ def _year(words: Sequence[str], place: int) -> tuple[int, int] | None:
 
 
 def _spoken_year(words: Sequence[str], place: int) -> list[Written] | None:
-    """Convert a year in two halves."""
+    """Convert a year that is spoken in two halves."""
     found = year(words, place)
     return None if found is None or _goes_on(words, found[1]) else [Written(str(found[0]), place, found[1])]
 
@@ -306,7 +306,7 @@ def below_hundred(words: Sequence[str], place: int) -> Found:
 
 
 def cardinal(words: Sequence[str], place: int, *, with_and: bool = True) -> Found:
-    """Read a number from 0, optionally with "and": "two thousand five hundred and six", "a hundred", "zero"."""
+    """Read a whole number, optionally with "and": "two thousand five hundred and six", "a hundred", "zero"."""
     if word_at(words, place) == "zero":
         return 0, place + 1
     total, scale, end = 0, 10**15, None

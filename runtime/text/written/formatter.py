@@ -77,13 +77,13 @@ class TextFormatter:
     def result(self, result: Result, vocabulary: Vocabulary | None = None) -> Result:
         """Format the texts and words of a result.
 
-        A written word has the span and the lowest confidence of the spoken words that it replaces. Tokens, their
+        A written word has the times and the lowest confidence of the spoken words that it replaces. Tokens, their
         times, and scores are unchanged. Words stay committed if no later words can change how they are written.
 
         Args:
             result: the result.
-            vocabulary: the model's vocabulary, if the result is partial; None: assume only upper case and scripts
-                with spaces.
+            vocabulary: the model's vocabulary, if the result is partial; None: assume that it has only upper case and
+                scripts with spaces.
         """
         nbest: dict[str, Alternative] = {}
         for alternative in result.nbest:
@@ -206,7 +206,7 @@ class Casing:
             listed.sort(key=len)
 
     def of(self, words: Sequence[str]) -> list[str]:
-        """Return lower-case words with the capitals of a sentence."""
+        """Capitalize lower-case words as in a sentence."""
         cased: list[str] = []
         small = [word.lower() for word in words]
         while len(cased) < len(words):

@@ -1,6 +1,6 @@
 // Cache of a layer's results for rows that repeat, such as positions. A chunk has most rows in common with the chunk
-// before, and streams have rows in common. A row is found only if all its bits are equal, and its result depends on
-// nothing else. So results are identical with and without this cache.
+// before, and streams have rows in common. A row is found only if a stored row has the same bits, and its result
+// depends only on them. So results are identical with and without this cache.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -17,8 +17,8 @@ class SeenRows {
   static constexpr size_t kMost = 512;
   SeenRows(size_t k, size_t n) : k_(k), n_(n), tags_(kMost) {}
 
-  // Begins a call. Returns false while a call of another thread lasts, and forever in a child process that was forked
-  // during a call. The caller then computes all rows.
+  // Begins a call. Returns false while another thread's call is running, and always in a child process that was
+  // forked during a call. The caller then computes all rows.
   bool begin();
   void end() { is_busy_.clear(std::memory_order_release); }
   // Returns the result of a row, or null.

@@ -36,7 +36,7 @@ inline void multiply(const InstructionSet& isa, Product p, Range blocks) {
   isa.multiply4(p, blocks.first, blocks.last);
 }
 
-// Numbers of the parts of an array. Each running task takes one. A single thread always takes the first part, which
+// Indices of the parts of an array. Each running task takes one. A single thread always takes the first part, which
 // stays in its cache.
 class Slots {
  public:

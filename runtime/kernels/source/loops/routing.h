@@ -30,8 +30,8 @@ inline void logits_of(const Routing& r, const float* x, float* logits) {
   }
 }
 
-// Chooses the experts with the largest logits. Of equal logits, the lower expert number comes first. Logits that are
-// NaN are chosen only if no others are left.
+// Chooses the experts with the largest logits. If logits are equal, the expert with the lower index comes first. Logits
+// that are NaN are chosen only if no others are left.
 inline void choose(const Routing& r, const float* logits, uint32_t* expert, float* values) {
   for (size_t e = 0; e < r.experts; e++) {
     size_t place = e < r.top_k ? e : r.top_k;  // among those chosen so far, which are sorted

@@ -66,8 +66,8 @@ class CachedAttention {
     a.positions_batch_stride = positions.axis(0) > 1 ? sizes[3] * a.heads * a.size : 0;
   }
 
-  // Outputs the keys and values of this call as a cache [1, batch, kv_heads, time, 2 * size]. An input gives the first
-  // frame to keep.
+  // Outputs the keys and values of this call as a cache [1, batch, kv_heads, time, 2 * size]. An input specifies the
+  // first frame to keep.
   void keep(const Call& call, const Attention& a) const {
     const auto time = static_cast<int64_t>(a.time);
     int64_t first = number(call, 4);

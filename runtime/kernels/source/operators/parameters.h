@@ -15,10 +15,10 @@ constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto kUint8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 constexpr int64_t kMostElements = int64_t{1} << 31;
 
-// Returns the instruction set of this process. Throws if the environment names one that is missing.
+// Returns the instruction set of this process. Throws if the environment names one that is unknown or not available.
 const InstructionSet& isa();
 
-// Returns the activation with a name, and throws if there is none. `lowest_of_rows` also accepts "" for no activation.
+// Returns the activation with this name; throws if there is none. `lowest_of_rows` also accepts "" for no activation.
 Activation activation_named(const std::string& name);
 float lowest_of(Activation activation);
 float lowest_of_rows(const std::string& name);

@@ -1,4 +1,5 @@
-// AVX2 with FMA: 16 lanes in two registers. If U2MOE_AVX_VNNI is defined first, products use AVX-VNNI.
+// AVX2 with FMA: 16 lanes in two registers. If U2MOE_AVX_VNNI is defined before this file is included, products use
+// AVX-VNNI.
 //
 // Otherwise _mm256_maddubs_epi16 adds pairs of products in 16 bits, with saturation. Packing marks the blocks whose
 // sums cannot saturate. For other blocks, weights and activations are widened to 16 bits, and pairs are added in 32
