@@ -67,7 +67,7 @@ class AttentionNodes:
         return linear(g, g.op("Gather", flat, places, axis=0), self.layer.linear_out, "linear_out")
 
     def _positions(self, positions: Sequence[ir.Value]) -> tuple[PositionUse, Sequence[ir.Value]]:
-        """Return how the scores depend on positions, and the inputs of the attention function for these positions."""
+        """Return the `PositionUse` of the scores, and the attention function's inputs for positions."""
         if self.config.relative and positions:
             return "relative", [linear(self.g, positions[0], self.layer.linear_pos, "linear_pos")]
         if self.config.rotary:

@@ -1,4 +1,4 @@
-"""Sizes and damage of the choices that a search evaluated, as text and as a picture."""
+"""The size of each choice that a search evaluated and the damage it does, as text and as a picture."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Goal:
 
     @property
     def searched(self) -> dict[str, float]:
-        """Limits that are met by choosing formats according to the damage of layers."""
+        """Limits that are met by choosing each layer's format according to the damage that it causes."""
         return {name: value for name, value in self.limits.items() if name != "max_wer_increase"}
 
 

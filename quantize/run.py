@@ -78,7 +78,7 @@ class QuantizedBundle:
         return sum(file.stat().st_size for file in self.written.path.iterdir()) + GOAL_BYTES
 
     def load(self) -> Model:
-        """Load the bundle to write as a model."""
+        """Load `written` as a model."""
         return self.written.load(LeanSettings(kernels="native" if self.packed else None))
 
 
@@ -204,7 +204,7 @@ class QuantizationRun:
                 save_mapped(model, other.path / graph.file, self.progress)
             if not num_packed:
                 found = made.manifest.quantization["recipe"]
-                raise BundleError(f"with recipe {found}, no weights are for native kernels; nothing can be packed")
+                raise BundleError(f"with recipe {found}, native kernels use none of the weights; nothing can be packed")
             for name in made.manifest.files:
                 if not (other.path / name).exists() and not name.endswith(".onnx.data"):
                     other.add(name, made.path / name)

@@ -223,7 +223,7 @@ def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
 
 
 def _kernel_sizes(made: Sequence[ir.Value]) -> Float:
-    """Estimate the size of the channels that a kernel [out, in, time, frequency] and a bias produce."""
+    """Estimate the magnitude of each channel that a kernel [out, in, time, frequency] and a bias produce."""
     sizes: Float = np.linalg.norm(_matrix(array_of(made[0])), axis=0) + np.abs(array_of(made[1]))
     return sizes
 

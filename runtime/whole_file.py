@@ -135,7 +135,7 @@ def locked(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failures_named(file: Path) -> Iterator[None]:
-    """Turn an OSError raised in the block into an OSError with the same number and a message that names the file."""
+    """Turn an OSError raised in the block into an OSError with the same errno and a message that names the file."""
     try:
         yield
     except OSError as error:

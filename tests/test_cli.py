@@ -331,7 +331,7 @@ def test_one_file_that_is_named_is_written(bundle, recognizer, clips, capsys):
         assert transcribe(bundle, "-o", out, clips / "a.wav") == 0
         assert out.read_text(encoding="utf-8") == format_transcript(recognizer.transcribe(clips / "a.wav"), "srt")
     assert transcribe(bundle, "-o", out, clips) == 1
-    assert "talk.srt: is one file for 2 recordings: name a folder" in capsys.readouterr().err
+    assert "talk.srt: is a single file, but there are 2 recordings: name a folder" in capsys.readouterr().err
 
 
 def test_a_table_of_several_files_has_a_column_for_them(bundle, clips, capsys):

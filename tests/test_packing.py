@@ -139,14 +139,16 @@ def test_another_layout_is_refused_by_name(packed, tmp_path):
         quantization = {**packed.manifest.quantization, contract.PACKED: 99}
         later = staging.finish(dataclasses.replace(packed.manifest, quantization=quantization))
     installed = installed_kernels().layout
-    with pytest.raises(KernelsError, match=rf"packed in layout 99, but u2moe-kernels \S+ reads {installed}: quantize"):
+    with pytest.raises(
+        KernelsError, match=rf"packed in layout 99, but u2moe-kernels \S+ reads layout {installed}: quantize"
+    ):
         later.load()
 
 
 @pytest.mark.slow
 def test_nothing_to_pack_is_an_error(exported, tmp_path):
     plain = recipe("fp32", {"embeddings": "int8"}, packed=True)
-    with pytest.raises(BundleError, match=r"with recipe fp32\[embeddings=int8\], no weights are for native kernels"):
+    with pytest.raises(BundleError, match=r"with recipe fp32\[embeddings=int8\], native kernels use none"):
         quantize_bundle(exported("moe_tiny"), tmp_path / "plain", plain)
     assert not (tmp_path / "plain").exists()
 

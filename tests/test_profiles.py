@@ -183,7 +183,7 @@ def test_graphs_of_networks_of_any_kind(bundle, export_quickly, tmp_path):
     write_random_checkpoint(tmp_path / "ahead", looks_ahead, seed=1)
     ahead = export_quickly(tmp_path / "ahead", tmp_path / "ahead-bundle")
     convert_bundle(ahead, tmp_path / "4", "offline")
-    with pytest.raises(UnsupportedError, match="trained for full context: use the profile offline"):
+    with pytest.raises(UnsupportedError, match="trained for full context: use --profile offline"):
         convert_bundle(ahead, tmp_path / "5", "streaming")
     chunks = random_config(encoder_conf={"static_chunk_size": 4, "use_dynamic_chunk": False})
     write_random_checkpoint(tmp_path / "chunks", chunks, seed=1)

@@ -69,8 +69,8 @@ class Event:
 
     Attributes:
         audio_s: seconds of audio delivered so far.
-        compute_s: seconds from the arrival of the last sample to the result. In real time, a sample arrives when it is
-            due. The seconds then include any backlog.
+        compute_s: seconds from the arrival of the last sample to the result. If audio is paced in real time, a sample
+            counts as arrived when it is due, so that the seconds include any backlog.
         tokens: tokens of the current utterance after the call.
         segment: index of the current utterance.
         num_committed: number of committed words of the current utterance.

@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("systems", __doc__)
     parser.add_argument("work", type=Path, help="folder for environments, bundles and recordings")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
-    parser.add_argument("--prepare", action="store_true", help="make what is missing in WORK without measuring")
+    parser.add_argument("--prepare", action="store_true", help="only create what is missing in WORK; do not measure")
     args = parser.parse_args(arguments)
     for group in args.groups:
         if group == CLIPS:

@@ -26,7 +26,7 @@ CNN_CACHE = "cnn_cache"
 
 
 class GlobalCMVN(nn.Module):
-    """Mean and variance normalisation of the features by statistics of the training data."""
+    """Mean and variance normalisation of the features, with statistics of the training data."""
 
     mean: Tensor
     istd: Tensor

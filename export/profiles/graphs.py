@@ -125,7 +125,7 @@ def profile_graph(bundle: Bundle, profile: Profile) -> ir.Model:
 def _streaming(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joined:
     """Build front end, encoder and CTC head for one chunk; see `streaming_contract`."""
     if not bundle.manifest.model.streaming:
-        raise UnsupportedError(f"{bundle.path}: this encoder was trained for full context: use the profile offline")
+        raise UnsupportedError(f"{bundle.path}: this encoder was trained for full context: use --profile offline")
     frames = fbank(g, inputs["samples"], bundle.manifest.features)
     feeds = {name: value for name, value in inputs.items() if name != "samples"}
     results, parts = joined(bundle, feeds | {"chunk": frames, "chunk_lens": _chunk_lens(g, frames)})
@@ -149,7 +149,7 @@ def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
     if config.streaming and config.static_chunk_size:
         raise UnsupportedError(
             f"{bundle.path}: static_chunk_size is {config.static_chunk_size}: this encoder was trained only with "
-            "chunks: use the profile streaming"
+            "chunks: use --profile streaming"
         )
     length = g.op("Shape", samples, start=1, end=2)
     samples, num_before = _padded(g, bundle.manifest, samples)

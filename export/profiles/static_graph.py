@@ -110,7 +110,9 @@ class StaticGraph:
         return {**results, **following}, parts
 
     def _calls_of_positions(self) -> dict[int, ir.Node]:
-        """Return the calls whose encodings become inputs of the graph, by the distance between adjacent positions.
+        """Return the calls whose encodings are replaced by inputs of the graph.
+
+        The keys are the distances between adjacent positions.
 
         Rotary attention depends only on distances, so its positions stay constant and need no input.
         """
@@ -295,7 +297,7 @@ def _origin(value: ir.Value | None, *operators: str) -> ir.Value:
 
 
 def _without_axis(value: ir.Value | None) -> ir.Value:
-    """Return a layer's new cache entries without the axis of blocks, which layers of fixed shape do not have."""
+    """Return a layer's new cache entries without their block axis. Layers of fixed shape do not add this axis."""
     node = _value(value).producer()
     return _value(node.inputs[0] if node is not None and node.op_type == "Unsqueeze" else value)
 

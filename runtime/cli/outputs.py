@@ -99,7 +99,7 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
     suffix = "" if path is None or path.is_dir() else path.suffix.removeprefix(".")
     if path is not None and suffix in FORMATS:
         if len(inputs) > 1:
-            raise ValueError(f"{path}: is one file for {len(inputs)} recordings: name a folder")
+            raise ValueError(f"{path}: is a single file, but there are {len(inputs)} recordings: name a folder")
         return _Folder(path.parent, file_format or suffix, inputs, file=path)
     file_format = file_format or default
     if path is not None:

@@ -96,7 +96,7 @@ class ContextGraph:
         return move
 
     def partial(self, state: int) -> float:
-        """Return the share of an incomplete phrase's bonus in `state`; it is lost if the phrase is not completed."""
+        """Return the share of its bonus that an incomplete phrase has earned in `state`; lost if the match ends."""
         return self._partial[state]
 
     def finish(self, state: int) -> float:

@@ -158,7 +158,7 @@ class NativeSearch:
         return _parsed(self._library.read("best", self._handle.value))[0]
 
     def settled(self, word_starts: bytes) -> tuple[list[int], bool]:
-        """Return the tokens after the committed ones that no later frame changes; see `PrefixBeamSearch`."""
+        """Return the settled but uncommitted tokens, and whether a word begins next; see `PrefixBeamSearch`."""
         ends, *tokens = self._library.read("settled", self._handle.value, word_starts, len(word_starts))
         return list(map(int, tokens)), ends > 0
 

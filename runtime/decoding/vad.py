@@ -63,7 +63,7 @@ class VadOptions:
                 f"{self.end_threshold}"
             )
         if self.padding > self.min_silence / 2:
-            raise ValueError(f"padding must be at most half of min_silence, {self.min_silence} s, got {self.padding}")
+            raise ValueError(f"padding must be at most half of min_silence ({self.min_silence} s), got {self.padding}")
 
 
 @dataclass(frozen=True, kw_only=True)

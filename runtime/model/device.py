@@ -105,7 +105,7 @@ class DeviceMemory:
     """Memory of the device on which a session runs.
 
     Args:
-        session: the session. Its values keep it alive.
+        session: the session. Every `DeviceArray` in this memory keeps it alive.
         provider: first execution provider of the session.
         device_id: index of the device.
     """

@@ -201,7 +201,7 @@ def check_layout(kernels: Kernels, layout: int, where: str) -> None:
     if kernels.layout != layout:
         raise KernelsError(
             f"{where}: weights are packed in layout {layout}, but u2moe-kernels {kernels.version} reads "
-            f"{kernels.layout}: quantize the float32 bundle again with the installed version"
+            f"layout {kernels.layout}: quantize the float32 bundle again with the installed version"
         )
 
 

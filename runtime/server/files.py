@@ -174,7 +174,7 @@ class FileQueue:
             self._waiting.discard(task)
 
     def cut(self) -> None:
-        """End all uploads and files with an error."""
+        """Abort every upload and file; they fail with StoppingError."""
         self.is_cut.set()
         for task in self._waiting:
             task.cancel()

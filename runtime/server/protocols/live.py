@@ -116,7 +116,7 @@ async def run(connection: Connection) -> None:
 async def _read(connection: Connection, stream: ServedStream, samples: Callable[[bytes], npt.NDArray[Any]]) -> None:
     kind = parse_object(await connection.feed(stream, samples)).get("type")
     if kind != "finish":
-        raise RequestError(f"expected audio or a message of the type 'finish', got the type {kind!r}")
+        raise RequestError(f"expected audio or a message of type 'finish', got type {kind!r}")
     stream.finish()
 
 

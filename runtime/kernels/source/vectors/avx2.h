@@ -157,7 +157,8 @@ struct Avx2 {
 };
 
 #if !defined(U2MOE_AVX_VNNI)
-// Widens weights and activations to 16 bits. Rows 2i and 2i + 1 are kept apart, so that shifts or masks are enough.
+// Widens weights and activations to 16 bits. Even and odd rows are kept apart, so that shifts or masks are
+// enough to widen them.
 struct Avx2::Wide : Avx2 {
   struct Weights { Ints even, odd; };
   struct Four { __m256i even, odd; };
