@@ -16,7 +16,7 @@ from u2moe.runtime.graph.builder import GraphBuilder
 
 
 class AttentionNodes:
-    """One attention layer of an encoder or decoder, which supplies the caches and masks.
+    """One attention layer. The encoder or decoder that contains it supplies the caches and masks.
 
     WeNet computes the scores of relative attention as ((q_i + u) k_j + (q_i + v) p_j) / s with p_j = W_pos pe_j. Here
     they are (q_i + u) / s * (k_j + p_j) + (v - u) / s * p_j. This form needs one product with the queries instead of

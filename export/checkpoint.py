@@ -123,7 +123,7 @@ class Checkpoint:
         return network.requires_grad_(requires_grad=False).eval()
 
     def model_config(self) -> ModelConfig:
-        """Return the sizes and kinds for the bundle's manifest."""
+        """Return the description of the model for the bundle's manifest."""
         encoder = self.architecture.encoder
         kind, reduction = KINDS[encoder.kind].network, encoder.frame_reduction
         decoder: Literal["bitransformer", "transformer", "none"] = "none"

@@ -81,7 +81,7 @@ def add_convert(subparsers: Subparsers) -> None:
         "--calibration", nargs="+", metavar="FILE", help="for static: write chunks of these recordings for calibration"
     )
     recordings.add_argument(
-        "--qdq", nargs="+", metavar="FILE", help="for static: like --calibration, and quantize for QNN with the chunks"
+        "--qdq", nargs="+", metavar="FILE", help="for static: like --calibration, then quantize for QNN with the chunks"
     )
     _add_overwrite(parser, "folder of this kind")
     parser.set_defaults(run=run_convert)
@@ -124,7 +124,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Export and print the comparison."""
+    """Export a checkpoint and print the result."""
     from u2moe.export.exporter import export_bundle, export_random
 
     given = {"vocab_size": args.vocab_size, "seed": args.seed}

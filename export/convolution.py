@@ -43,7 +43,7 @@ class ConvolutionModule(nn.Module):
         return nn.functional.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
 
     def initial_cache(self, batch: int) -> Tensor:
-        """Return the depthwise convolution's history before the first frame [batch, channels, kernel-1].
+        """Return the depthwise convolution's history [batch, channels, kernel-1] before the first frame.
 
         It contains the output of the gated linear unit for an input of zeros. With biases, this output is not zero.
         """
@@ -83,7 +83,7 @@ def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.V
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The frames around a convolution's input. All blocks share one instance for the same convolution.
+    """The frames around a convolution's input. Blocks share one instance for each of their convolutions.
 
     Attributes:
         histories: frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that
@@ -141,7 +141,7 @@ class TimeDepthwise(nn.Conv1d):
     def nodes(
         self, g: GraphBuilder, x: ir.Value, around: Surroundings, row: int, name: str
     ) -> tuple[ir.Value, ir.Value | None]:
-        """Return the result of `over` as a layer of the graph; see `Surroundings.convolved`."""
+        """Build `over` as a layer of the graph and return its result; see `Surroundings.convolved`."""
         channels, kernel = self.in_channels, self.kernel_size[0]
         with g.scope(name, group="depthwise_convolutions"):
             weights = [
@@ -248,7 +248,7 @@ def scale_and_shift(layer: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _before_first_frame(module: ConvolutionModule) -> torch.Tensor:
-    """Return the frame that one convolution sees before the first frame [1, 1, channels].
+    """Return the frame [1, 1, channels] that one convolution sees before the first frame.
 
     It is computed in float64 and rounded, because the last bit of torch's sigmoid depends on the processor.
     """

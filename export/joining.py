@@ -27,7 +27,7 @@ def joined_model(
     metadata: dict[str, str],
     body: Callable[[GraphBuilder, dict[str, ir.Value]], Joined],
 ) -> ir.Model:
-    """Build a model as `build_model` does. `body` adds nodes in `scope`; its result includes the graphs to join."""
+    """Build a model as `build_model` does. `body` adds nodes in `scope`; it returns outputs and graphs to join."""
     parts: list[ir.Model] = []
 
     def whole(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
@@ -98,7 +98,7 @@ def _rename(item: ir.Node | ir.Value, taken: set[str | None], prefix: str | None
 
 
 def _take_weights(graph: ir.Graph, part: ir.Graph) -> None:
-    """Move the part's initializers. Equal initializers with the same name are shared."""
+    """Move the part's initializers to `graph`. Equal initializers with the same name are shared."""
     for name, value in list(part.initializers.items()):
         del part.initializers[name]
         if name not in graph.initializers:

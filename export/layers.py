@@ -41,13 +41,13 @@ def _scaled(weight: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear | nn.Conv1d, name: str) -> ir.Value:
-    """Compute X W^T + b on the last axis. `layer` may also be a convolution of kernel 1, which is equivalent."""
+    """Compute X W^T + b on the last axis. `layer` may also be an equivalent convolution of kernel size 1."""
     with g.scope(name):
         return product(g, x, *_affine(g, layer, ""))
 
 
 def product(g: GraphBuilder, x: ir.Value, weight: ir.Value, *biases: ir.Value) -> ir.Value:
-    """Call the function `Linear`: X times the weight [in, out], plus the bias if given."""
+    """Call the function `Linear`: `x` times the weight [in, out], plus the bias if given."""
     return g.call(layers.linear(bias=bool(biases)), x, weight, *biases)[0]
 
 
@@ -77,7 +77,7 @@ class Residual:
             self.normalize(norm, name)
 
     def add_branch(self, branch: ir.Value) -> None:
-        """Add a branch that the caller computed. The branch may use several normalisations of the sum."""
+        """Add a branch that the caller computed, for example from several normalisations of the sum."""
         self._x, self._branch = self.total, branch
 
     def replace(self, x: ir.Value, branch: ir.Value) -> None:
@@ -85,11 +85,11 @@ class Residual:
         self._x, self._branch = x, branch
 
     def normalize(self, norm: nn.Module, name: str) -> None:
-        """Replace the sum with its normalisation."""
+        """Replace the residual sum with its normalised value."""
         self._x = self.normalized(norm, name)
 
     def normalized(self, norm: nn.Module, name: str) -> ir.Value:
-        """Return the sum after layer or RMS normalisation over the last axis."""
+        """Return the residual sum after layer or RMS normalisation over the last axis."""
         if self._branch is None:
             return normalization(self.g, self._x, norm, name)
         if isinstance(norm, RMSNorm):

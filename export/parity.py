@@ -175,7 +175,7 @@ class Parity:
         return [settled(found) for found in comparisons]
 
     def _torch(self, values: Array) -> Tensor:
-        """Return the values in the precision of the network."""
+        """Return the values as a torch tensor in the precision of the network."""
         return torch.from_numpy(values).to(self.network.ctc.ctc_lo.weight.dtype)
 
     def _features(self, *shape: int) -> Array:

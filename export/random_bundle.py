@@ -47,7 +47,7 @@ class DrawnTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch's stubs describe a method of an instance
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run the operation on drawn values; detaching draws nothing."""
+        """Draw the values, and run the operation on them. Detaching draws no values."""
         if func is torch.ops.aten.detach.default:
             return cls.of(args[0].draw, args[0].shape)
         drawn_args, drawn_kwargs = tree_map_only(cls, lambda each: each.draw(), (args, dict(kwargs or {})))

@@ -230,7 +230,7 @@ def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str,
 
 
 def drawn_tensors(architecture: Architecture, seed: int) -> dict[str, tuple[torch.Size, Callable[[], Tensor]]]:
-    """Return, by name, each tensor's shape and a function that draws its values; batch counters are omitted."""
+    """Return, by name, each tensor's shape and a function that draws its values. Batch norms' counters are omitted."""
     with torch.device("meta"):
         network = SpeechModel(architecture)
     unit_offset = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, RMSNorm)}

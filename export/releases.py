@@ -21,7 +21,7 @@ POSITION_WEIGHT = "encoder.encoders.0.self_attn.linear_pos.weight"
 
 
 def as_trained(path: Path, config: TrainingConfig, state: Mapping[str, Tensor]) -> Architecture:
-    """Return the architecture that the release used when it wrote this train.yaml and state dict.
+    """Return the architecture of the WeNet release that wrote this train.yaml and state dict.
 
     Until 2023 a conformer's `selfattention_layer_type` had no effect. Attention was relative with `rel_pos` and, until
     2022, with `abs_pos`. Otherwise it was plain.

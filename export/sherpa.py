@@ -42,7 +42,7 @@ class SherpaExport:
     Attributes:
         path: the folder.
         graphs: the written graphs, `ONLINE` or `OFFLINE` or both.
-        options: the chunks of the online graph.
+        options: chunk settings of the online graph.
         manifest: manifest of the source bundle.
         report: comparison of the graphs with those of the bundle.
     """
@@ -91,13 +91,13 @@ def export_sherpa(
 ) -> SherpaExport:
     """Write model-streaming.onnx, model.onnx and tokens.txt for sherpa-onnx into `out`.
 
-    If only one client of sherpa-onnx can run the network, only the graph for that client is written.
+    If only one of sherpa-onnx's clients (online, offline) can run the network, only the graph for it is written.
 
     Args:
         source: a bundle, quantized or not.
         out: folder to write; left unchanged on failure.
         options: the chunks of the online graph.
-        overwrite: replace an existing folder of this kind.
+        overwrite: replace `out` if it is a folder that contains tokens.txt.
         progress: called with a line for each step.
 
     Raises:
@@ -176,7 +176,7 @@ class SherpaParity:
         self.report = ParityReport(sides="the bundle and the graphs for sherpa-onnx")
 
     def run(self, graphs: Collection[Graph], progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Compare the written graphs, `ONLINE` or `OFFLINE` or both.
+        """Compare the written graphs (`ONLINE`, `OFFLINE` or both) with the bundle.
 
         Raises:
             ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.
@@ -198,7 +198,7 @@ class SherpaParity:
         return onnxruntime.InferenceSession(self.folder / graph.file, self.settings.session_options())
 
     def _start(self) -> Caches:
-        """Return the caches of a new stream, as long as the client's. Frames before the start are masked.
+        """Return the caches of a new stream, with the lengths of the client's. Frames before the start are masked.
 
         The lengths must match because sums over other shapes round differently. In a quantized graph, such a difference
         can change a value by a whole step.
@@ -218,7 +218,7 @@ class SherpaParity:
         return pairs
 
     def _round(self, client: OnlineClient) -> Pairs:
-        """Compare a stream that begins at a late position, three chunks before its position is moved back."""
+        """Compare a stream that begins near the largest position, three chunks before its position is moved back."""
         start, chunk = self._start(), self.options.chunk_size
         offset = np.array([(self.config.max_position // chunk - 3) * chunk])
         client.start()

@@ -123,7 +123,7 @@ class TrainingConfig:
 
 
 def read_training_config(path: Path) -> TrainingConfig:
-    """Read and check a train.yaml. Keys that are neither used nor known to be irrelevant are refused by name."""
+    """Read and check a train.yaml. Refuse keys that are neither used nor known to be irrelevant, and name them."""
     return parse_training_config(read_yaml(path, purpose="it describes the network"), path.name)
 
 
@@ -226,7 +226,7 @@ def read_features(top: Section) -> FeatureConfig:
 
 
 def _normalization(top: Section) -> tuple[bool, str | None]:
-    """Return whether statistics are used, and their file. Old files have only a top-level `cmvn_file`."""
+    """Return whether CMVN statistics are used, and their file. An old train.yaml has only a top-level `cmvn_file`."""
     # both keys are read, so that neither counts as unknown; WeNet prefers the first
     named, at_the_top = (conf.optional_text("cmvn_file") for conf in (top.section("cmvn_conf"), top))
     cmvn_file = named or at_the_top

@@ -92,7 +92,7 @@ def _refusal(error: Exception) -> str:
 
 
 def _choice(directory: Path) -> str:
-    """Return the end of an error message, which lists the weight files in the directory."""
+    """Return the end of an error message: a list of the weight files in the directory; "" if there are none."""
     found = sorted(item.name for item in directory.glob("*.pt") if item.is_file())
     return f"; the directory has {', '.join(found)}: name one with --weights" if found else ""
 
@@ -172,7 +172,7 @@ def select_tensors(
 
 
 def _without_wrappers(unused: list[str], missing: list[str]) -> str:
-    """Return the end of an error message, with the parts to remove from tensor names; "" if that does not help."""
+    """Return the end of an error message: which parts to remove from tensor names; "" if no name would then match."""
     fitting = [name for name in unused if WRAPPED.sub("", name) in missing]
     if not fitting:
         return ""

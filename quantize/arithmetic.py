@@ -69,7 +69,7 @@ def int8_columns(weight: Float) -> Int8:
 def int8_rows(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
     """Quantize embeddings [rows, dim] to symmetric int8; return integers and scales [rows, 1].
 
-    Embeddings are only multiplied by their scale, so sums of pairs cannot overflow.
+    Embeddings are only multiplied by their scale. No sums are computed that could overflow.
     """
     integers, scale = _integers(weight.T, np.abs(weight).max(axis=1))
     return np.ascontiguousarray(integers.T), scale[:, np.newaxis]
@@ -120,7 +120,7 @@ def int4_integers(weights: Float, scale: Float, steps: npt.NDArray[np.uint8]) ->
 
 
 def restored_int4(integers: npt.NDArray[np.uint8], scale: Float, steps: npt.NDArray[np.uint8]) -> Float:
-    """Return the weights that integers, one per byte, represent with these scales and steps."""
+    """Return the weights that these integers (one per byte), scales and steps represent."""
     weights: Float = (integers.astype(np.float32) - (steps >> 4)) * (scale * (steps & 15))
     return weights
 
@@ -133,14 +133,14 @@ def pack_int4(integers: npt.NDArray[np.uint8], block_size: int) -> npt.NDArray[n
 def _ranges(blocks: Float, zero: int) -> Float:
     """Return, for each block [..., block_size], the smallest product of scale and step that clips no value.
 
-    The zero point of the blocks is `zero`.
+    `zero` is the zero point of the blocks.
     """
     ranges: Float = np.maximum(blocks.max(axis=-1) / (15 - zero), blocks.min(axis=-1) / -zero)
     return ranges
 
 
 def _most(zero: int) -> int:
-    """Return the largest step with which all weights of a block with this zero point fit in int8."""
+    """Return the largest step at which every block with zero point `zero` fits in int8."""
     return min(15, 127 // max(zero, 15 - zero))
 
 

@@ -133,7 +133,7 @@ def worst_of(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def share_changed(changes: Mapping[str, Any]) -> float:
-    """Return the share of changed tokens, in the pass in which this share is larger."""
+    """Return the larger of the passes' shares of changed tokens."""
     return float(max(found["value"] for found in changes["changed_tokens"].values()))
 
 

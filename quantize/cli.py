@@ -127,7 +127,7 @@ def add_inspect(subparsers: Subparsers) -> None:
 
 
 def run_quantize(args: argparse.Namespace) -> int:
-    """Quantize, print the report and what changes; return exit code 3 if the bundle is useless."""
+    """Quantize, and print the report and the changes. Return exit code 3 if the bundle is useless."""
     from u2moe.quantize.changes import MOST, changes_unreported, describe_changes, is_severe
     from u2moe.quantize.goals import Goal
     from u2moe.quantize.quantizer import quantize_bundle
@@ -202,7 +202,7 @@ def _dry_run(args: argparse.Namespace, chosen: Recipe, goal: Goal) -> int:
 
 
 def _limit(name: str, flag: str, value: float, factor: float) -> float:
-    """Check an option's value; return it times `factor`, in the unit of the field `name` of `Goal`."""
+    """Check an option's value. Return it times `factor`, to convert it to the unit of `Goal`'s field `name`."""
     from u2moe.quantize.goals import Goal
     from u2moe.runtime.declarations import options_of
     from u2moe.runtime.validation import checked_number

@@ -1,4 +1,4 @@
-"""Differences between the results of two models on recordings: divergence and changed tokens, with intervals."""
+"""Differences between two models' results on recordings: divergence and changed tokens, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Difference:
         }
 
     def changed_tokens(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
-        """Return the share of changed tokens in the pass whose interval has the highest upper limit."""
+        """Return the share of changed tokens, in the pass in which the upper end of its interval is higher."""
         return max(self.passes(doubt, times).values(), key=lambda found: found.high)
 
     def divergence(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
@@ -113,7 +113,7 @@ def share_of(edits: Array, tokens: Array, doubt: float = DOUBT, times: float = 1
     """Return edits per token over recordings [n], with an interval.
 
     The number of edits is treated as a Poisson variable with Byar's confidence limits (Breslow and Day 1987). They are
-    nearly exact even without edits. Edits within a recording are correlated. Edits and tokens are therefore divided by
+    nearly exact even for zero edits. Edits within a recording are correlated. Edits and tokens are therefore divided by
     the design effect (Korn and Graubard 1998) if it exceeds 1. The design effect is the ratio of the variance between
     recordings to the variance that independent edits would have.
     """
@@ -138,7 +138,7 @@ def _variance(values: Array, sizes: Array) -> float:
 
 
 def times_needed(is_enough: Callable[[float], bool]) -> float | None:
-    """Return approximately how many times as much audio is needed; None if more than `MOST_LONGER` times as much."""
+    """Return approximately how many times the audio satisfies `is_enough`; None if more than `MOST_LONGER` times."""
     times = 1.0
     while not is_enough(times):
         times *= 1.1

@@ -156,7 +156,7 @@ class DamageMeter:
         return max(sum(len(own.heard.log_probs) for own in self._references), 1)
 
     def divergence(self, levels: Levels, progress: Callable[[float], None] = lambda _: None) -> float:
-        """Return the divergence of both passes from float32 with layers at these levels, in nats per frame."""
+        """Return, for layers at these levels, the divergence of both passes from float32 in nats per frame."""
 
         def measure() -> float:
             references, nats = self._references, 0.0
@@ -334,7 +334,7 @@ def damage_picture(damage: Mapping[str, Any]) -> str:
     """Draw a bar for the damage of each layer alone, in each format, in the order of the network.
 
     Args:
-        damage: damage section of the report, with the names of `formats`.
+        damage: damage section of the report; its `formats` are the names of the formats.
     """
     rows = []
     for item in damage["layers"]:

@@ -115,7 +115,7 @@ class Ladder:
 
 
 def _steps(layer: str, sizes: Sequence[int], alone: Sequence[float]) -> list[Step]:
-    """Return steps of a layer with decreasing gain per byte; skip a level if a better level gains more per byte."""
+    """Return steps of a layer with decreasing gain per byte. A step skips levels if it gains more per byte that way."""
     level, steps = len(sizes) - 1, []
     while level > 0:
         options = [

@@ -60,7 +60,7 @@ def count_parameters(bundle: Bundle) -> dict[str, int] | None:
 
 
 def _numbers(graphs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Return the number of all parameters, and of those active for a token (only the chosen experts of a mixture)."""
+    """Return the number of all parameters, and of parameters active for a token (chosen experts only)."""
     total = active = 0
     for graph in graphs:
         own, mixtures = sum(graph["parameters"].values()), graph["moe_layers"]

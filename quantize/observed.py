@@ -120,7 +120,7 @@ class SwitchedGraph:
     Attributes:
         bytes: bytes of each layer's weights at each level, by layer, in order. A layer that is the same in the last
             versions has fewer levels.
-        groups: group of each layer's weights, by layer, see `recipes.FORMATS`.
+        groups: group of each layer's weights, by layer; see `recipes.FORMATS`.
         inputs: names of the values that each layer's products read, by layer.
         outputs: names of the values that each layer returns, by layer.
         results: names of the graph's outputs.
@@ -240,7 +240,7 @@ class Part:
         return graph.run({name: values[name] for name in graph.reads}, wanted)
 
     def after(self, values: Values, found: Values) -> Values:
-        """Combine `values` before the part with its outputs `found`; return the values that are still needed."""
+        """Return the values that are needed after the part, from `values` before it and its outputs `found`."""
         return {name: value for name, value in {**values, **found}.items() if name in self.later}
 
     def keep(self, level: int | None = None) -> None:
@@ -376,7 +376,7 @@ class ExpertInputs:
             yield {name: seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
 
     def experts(self, frames: Array) -> dict[str, Array]:
-        """Return the sorted experts [time, k] of each layer's tokens with full context; empty given too few frames."""
+        """Return the sorted experts [time, k] of each layer's tokens with full context; empty for too few frames."""
         tokens = next(self.chunks(frames), {}) if self.layers else {}
         return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in tokens.items()}
 

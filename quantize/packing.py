@@ -68,7 +68,7 @@ class Product:
         return to
 
     def pack(self, *arrays: Array | None) -> int:
-        """Pack parts and bias into the array after them; return its size in bytes. Without arrays, return the size."""
+        """Pack parts and bias into the last array; return its size in bytes. Without arrays, only return the size."""
         given = arrays or [None] * (len(self.parts) + 2)
         *pointers, to = (ctypes.c_void_p(None if array is None else array.ctypes.data) for array in given)
         block = [self.conversion.block_size] if self.conversion.block_size else []
@@ -157,7 +157,7 @@ def _read(node: ir.Node, values: Sequence[ir.Value]) -> tuple[int, dict[str, int
 
 
 def stored_array(value: ir.Value) -> Array:
-    """Return the values of an initializer, float16 as float32, and release a mapped file."""
+    """Return the values of an initializer, float16 as float32. If they were mapped from a file, unmap it."""
     tensor: Any = value.const_value
     array = np.array(tensor.numpy(), np.float32 if tensor.dtype == ir.DataType.FLOAT16 else None)
     if isinstance(tensor, ir.ExternalTensor):

@@ -11,7 +11,7 @@ LEAST_SHARE = 0.1
 
 
 def shares(progress: Callable[[str], None], title: str) -> Callable[[float], None]:
-    """Return a function that reports a finished share of the work, with the remaining time."""
+    """Return a function that receives the finished share of the work and reports it with the remaining time."""
     begin, last = time.monotonic(), [0.0]
 
     def report(share: float) -> None:

@@ -51,7 +51,7 @@ class Audio:
 def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path], file: Path) -> None:
     """Write the features of recordings to a file that can replace the recordings in `Recipe.calibration`.
 
-    The file serves any goal and takes 32 kB per second of audio. It is valid only for this bundle.
+    The file can be used with any goal, but only for this bundle. It takes 32 kB per second of audio.
     Bundles quantized with the file are bit-identical to those quantized with the recordings.
 
     Args:

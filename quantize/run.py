@@ -177,7 +177,7 @@ class QuantizationRun:
         return {**dataclasses.asdict(damage), "formats": ["fp32", made.recipe.name], **written.summary()}
 
     def meter(self, versions: Sequence[Bundle]) -> DamageMeter:
-        """Return a damage meter that compares these versions on the recordings for choosing formats."""
+        """Return a damage meter that compares `versions` on the recordings used to choose formats."""
         return DamageMeter(versions, self.heard.chooses, self.journal)
 
     @property
@@ -188,7 +188,7 @@ class QuantizationRun:
             ValueError: there are none.
         """
         if self.audio is None:
-            raise ValueError("damage is measured on recordings for calibration, got none")
+            raise ValueError("damage is measured on the recordings for calibration, but there are none")
         return self.audio
 
     def _packed(self, made: Bundle) -> Bundle:

@@ -169,7 +169,7 @@ class FormatSearch:
         )  # fmt: skip
 
     def goal(self) -> dict[str, float]:
-        """Return the limits for the manifest, and measurements, rounded to digits on which processors agree."""
+        """Return the limits and measurements for the manifest. Measurements are rounded, so processors agree."""
         changed = self._compared().changed_tokens()
         return {
             **self._goal.limits,
@@ -213,7 +213,7 @@ class FormatSearch:
         )
 
     def _bearable(self, found: Difference, doubt: float, times: float = 1.0) -> float:
-        """Return the share to which the found divergence must fall to meet the limits; at least about `LEAST_SHARE`."""
+        """Return the share of the found divergence that would meet the limits; at least about `LEAST_SHARE`."""
         share = 1.0
         while share > LEAST_SHARE and not self._holds(found.scaled(share), doubt, times):
             share *= 0.95
@@ -266,7 +266,7 @@ class FormatSearch:
 
 
 def real_time_factor(bundle: Bundle, features: Sequence[Any]) -> float:
-    """Return the encoder's seconds per second of audio, with one thread; in chunks if the model can stream."""
+    """Return the encoder's time per second of audio, with one thread; in chunks if the model can stream."""
     model = bundle.load(SessionSettings(num_threads=1))
     frames = max(features, key=len)[:TIMED_FRAMES]
     config = model.config

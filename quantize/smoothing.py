@@ -58,7 +58,7 @@ class ChannelSite:
         size: estimates the size of each channel without recordings.
         rows: in the front end, a function that returns some inputs of the weights [n, rows]; None: the inputs are
             recorded under the name of `value`.
-        least_gain: share of the int8 error of products that smoothing must remove.
+        least_gain: minimum share of the products' int8 error that smoothing must remove.
     """
 
     value: ir.Value | None = None
@@ -81,7 +81,7 @@ def sites_of(*models: ir.Model) -> list[ChannelSite]:
 
     Sites are:
 
-    - outputs of normalisations that only products, feed-forward layers and mixtures read
+    - outputs of normalisations, if they are read only by products, feed-forward layers and mixtures
     - channels of the front end
     - values of attention
     - hidden units of feed-forward layers and experts after relu or a gate
@@ -177,7 +177,7 @@ def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Itera
 
 
 def _of_norm(node: ir.Node, read: Sequence[ir.Value], value: ir.Value) -> ChannelSite:
-    """Return the site of a normalisation's output; `value` is this output in the graph whose weights read it."""
+    """Return the site of a normalisation's output. `value` is this output or the graph input that receives it."""
     made = inputs_of(node)[2 if plain_name(node.op_type) == "AddNormalization" else 1 :]
     return _in_order(made, read, lambda: np.sum([np.abs(array_of(parameter)) for parameter in made], axis=0), value)
 
@@ -272,7 +272,7 @@ def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, Exp
 
 
 def _values(node: ir.Node) -> Iterator[ChannelSite]:
-    """Yield the values of attention. One product computes keys and values, which a group of heads shares."""
+    """Yield the site of attention's values. One product computes keys and values; a group of heads shares them."""
     context, key_value = node.outputs[0], inputs_of(node)[1]
     maker, readers = key_value.producer(), [use.node for use in context.uses()]
     if maker is None or [plain_name(each.op_type) for each in (maker, *readers)] != ["Linear", "Linear"]:
@@ -292,7 +292,7 @@ def _values(node: ir.Node) -> Iterator[ChannelSite]:
 
 
 def _hidden(made: Sequence[ir.Value], weight: ir.Value) -> ChannelSite:
-    """Return the site of hidden units, which one product computes and the weight of the next product reads."""
+    """Return the site of hidden units: one product computes them, and the next multiplies them by its weight."""
     return _in_order(made, [weight], lambda: np.abs(array_of(made[0])).max(axis=0))
 
 

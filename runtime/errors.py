@@ -99,7 +99,7 @@ class TruncatedAudioError(AudioError):
 
 
 class MicrophoneError(AudioError):
-    """A microphone that cannot be opened or has stopped, or its Python package is not installed."""
+    """A microphone that cannot be opened, that has stopped, or whose Python package is not installed."""
 
 
 class BundleError(U2moeError):
@@ -143,7 +143,10 @@ class CorpusError(U2moeError):
 
 
 class GrammarError(U2moeError, ValueError):
-    """A grammar that cannot be read or used. The message names the phrase or slot, and the found and expected value."""
+    """A grammar that cannot be read or used.
+
+    The message names the phrase or slot, and states what was found and expected.
+    """
 
 
 class ParityError(U2moeError):

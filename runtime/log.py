@@ -15,6 +15,6 @@ def log_debug(message: str, *arguments: object) -> None:
 
 
 def log_info(message: str, *arguments: object) -> None:
-    """Log a slow or one-time event. Arguments are those of `logging.info`."""
+    """Log an event that is slow or happens only once. Arguments are those of `logging.info`."""
     if logging := sys.modules.get("logging"):
         logging.getLogger(NAME).info(message, *arguments)

@@ -186,7 +186,7 @@ class DecodingOptions(AnyOptions[None]):
         reverse_weight: weight of the right-to-left decoder in rescoring.
         length_penalty: power of the length by which `attention` divides scores.
         chunk_size: encoder frames per chunk. None: full context in `transcribe`; in a stream, the chunk size that the
-            encoder was trained for, or 16 if it was trained for any.
+            encoder was trained for, or 16 if it was trained for any size.
         num_left_chunks: chunks of left context; -1: all. With unlimited left context, a stream slows down and uses more
             memory over time. If utterances may last for minutes, limit it or set `endpoint`.
         endpoint: rules that end an utterance and start the next segment. None: a stream is one utterance, and

@@ -46,7 +46,7 @@ def samples_of(
 
 
 class RecordingReader:
-    """Iterator over the buffers of a recording. It stops at the end or at damage, and can be used only once.
+    """Iterator over the buffers of a recording. It stops at the end or at damaged data, and can be used only once.
 
     The first buffer is read immediately, so that an unreadable recording fails before any other work.
 

@@ -108,7 +108,7 @@ class Recognizer:
             provider_options: options of the providers.
             num_threads: threads of the sessions.
             sess_options: options of onnxruntime.
-            kernels: whether to use the native kernels.
+            kernels: "native", "onnxruntime" or "auto".
             public_keys: accepted public keys in PEM. The bundle must be signed with one of them.
             options: decoding options; None: the bundle's defaults.
             hotwords: phrases to prefer. None: the bundle's hotwords. An empty list: no hotwords.

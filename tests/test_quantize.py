@@ -366,7 +366,7 @@ def test_nodes_of_a_graph_in_half_precision_stay_float32_with_such_weights(float
 
 def test_a_weight_that_would_be_clipped_is_an_error():
     value = ir.Value(name="weight", const_value=ir.tensor(np.array([1e6], np.float32)))
-    with pytest.raises(BundleError, match=r"weight: a weight is 1e\+06, half precision allows at most 65504"):
+    with pytest.raises(BundleError, match=r"weight: a weight is 1e\+06, but half precision allows at most 65504"):
         half_of(value)
     value.const_value = ir.tensor(np.array([-MASK, 1], np.float32))
     np.testing.assert_array_equal(half_of(value), [-65504, 1])

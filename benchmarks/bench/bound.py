@@ -107,8 +107,8 @@ def compare(
         rounds: kernels of several identical runs; the time of each kernel is its median over the runs.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
         rates: multiply-adds per second of "integer" and "float" products, and bytes per second of "read".
-        counted: kernels in which the work is counted. They come from one run on onnxruntime alone, because products
-            inside native kernels cannot be counted. None: use `rounds`.
+        counted: kernels whose work is counted, from a run on onnxruntime only, because products inside native kernels
+            cannot be counted. None: use `rounds`.
 
     Returns:
         rates: the argument.

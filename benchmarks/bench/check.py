@@ -310,7 +310,7 @@ class Check:
                 )
 
     def _windows(self) -> Iterator[tuple[tuple[int, int], int, list[Array]]]:
-        """Yield each (chunk size, left chunks) in `chunks`, its cache size, and its full chunks [1, frames, mel]."""
+        """Yield each (chunk size, left chunks) in `chunks`, its cache size, and complete chunks [1, frames, mel]."""
         for chunks in self.chunks:
             cutter = Windows(self.config, chunks[0])
             cutter.accept(self.frames)

@@ -90,7 +90,7 @@ def compared(report: Report, other: Report | None = None) -> list[tuple[Report, 
 
 
 def compare_reports(before: Report, after: Report) -> Iterator[str]:
-    """Yield the differences in conditions, one per line, then a table of the measurements that both reports contain.
+    """Yield the conditions that differ, one per line, then a table of the measurements that both reports contain.
 
     The table begins with the measurements that differ. Its ratios are medians of `after` divided by those of `before`.
     Two measurements differ if the ranges between their quartiles do not overlap. Even without a change, times

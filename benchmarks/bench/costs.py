@@ -80,7 +80,7 @@ def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run,
 
 
 def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return, by title (with the unit) and bundle, each known cost and its ratio to the first bundle's cost."""
+    """Return each known cost and its ratio to the first bundle's cost, by title (with the unit) and bundle."""
     bundles = list(report["bundles"])
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for name in bundles:

@@ -1,4 +1,4 @@
-"""The subcommand `doctor`: print the details of an installation that a bug report needs."""
+"""The subcommand `doctor`: print the installation details that a bug report needs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def add_doctor(subparsers: Any) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    """Print the details. Return exit status 1 if the demo model does not run or the check fails."""
+    """Describe the installation. Return exit status 1 if the demo model does not run or the check fails."""
     lines, code = list(_installation()), 0
     if args.check:
         file = args.output or Path("check.json")
@@ -91,7 +91,7 @@ def _version(package: str) -> str:
 
 
 def _trial() -> Iterator[str]:
-    """Run the demo model, and yield lines with a digest of its tokens and with its speed."""
+    """Run the demo model. Yield lines with its kernels, a digest of its tokens, and its speed."""
     recognizer = Recognizer.from_pretrained(find_bundle(None))
     kernels = recognizer.model.kernels
     library = f", sha256 {hashlib.sha256(kernels.library.read_bytes()).hexdigest()[:16]}" if kernels.library else ""

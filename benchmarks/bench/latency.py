@@ -94,7 +94,7 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
 
 
 def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) -> tuple[int, int]:
-    """Return the number of words in partial results of an utterance, and how many of them later changed or vanished."""
+    """Return the number of words in the longest partial result, and at how many positions words changed or vanished."""
     texts = [[word.text for word in vocabulary.words(tokens)] for tokens in (e.tokens for e in events)]
     texts.append([word.text for word in vocabulary.words(segment.tokens)])
     num_shown = max((len(words) for words in texts[:-1]), default=0)
@@ -107,7 +107,7 @@ def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) ->
 
 
 def first_partial(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """Return the wait for an utterance's first tokens, or [] without words. The event `final` ended the utterance."""
+    """Return the wait for an utterance's first tokens; [] if it has no words. `final` is the event that ended it."""
     if not segment.words:
         return []
     shown = next((event for event in events if event.tokens), final)

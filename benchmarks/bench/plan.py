@@ -131,7 +131,7 @@ def run_suite(
             mode, which is measured for all bundles that support it.
         kernels: kernels of each bundle; see `Kernels.data`.
         speed: entries of `speed.measure_speed`, each with its `threads`.
-        latency: entries of `latency.measure_latency`, in real time, with the first number of threads.
+        latency: entries of `latency.measure_latency`, in real time, with the first number of threads in `plan`.
         costs: result of `costs.measure_costs`.
         footprint: result of `footprint.measure_footprint`, by bundle.
         experts: result of `expert_usage.measure_experts`, by bundle. Models without experts have no entry.
@@ -207,7 +207,7 @@ def run_suite(
 def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
     """Return the samples of a recording.
 
-    Raise `AudioError` if the recording is too short to give one encoder frame with each of the bundles.
+    Raise `AudioError` unless the recording is long enough for one encoder frame with every bundle.
     """
     samples: Samples = read_audio(path, next(iter(bundles)).manifest.features.sample_rate)
     for bundle in bundles:
@@ -258,7 +258,8 @@ def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan:
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
     """Return unique names for bundle folders: the shortest path suffixes that distinguish the folders.
 
-    If a folder is given again, a number is added to its name. The difference between its measurements shows the noise.
+    Repeated folders get a number after their name. The difference between measurements of the same folder shows the
+    noise.
     """
     resolved = [path.resolve() for path in paths]
     depth = 1

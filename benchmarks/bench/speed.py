@@ -118,8 +118,8 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
 def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) -> dict[str, Any]:
     """Return percentiles of the values of all rounds together.
 
-    Further entries are `rounds`, the spread of the rounds' medians, and `late`, the share of values that exceed
-    `budget_s` (if given).
+    The entry `rounds` is the spread of the rounds' medians. If `budget_s` is given, `late` is the share of values that
+    exceed it.
     """
     every = [seconds for found in rounds for seconds in found]
     late = {} if budget_s is None else {"late": sum(seconds > budget_s for seconds in every) / len(every)}

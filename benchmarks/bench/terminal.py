@@ -122,7 +122,7 @@ def _chunks(report: Report) -> Iterator[str]:
 
 
 def _latency(report: Report) -> Iterator[str]:
-    """Yield a table of latencies in real time and of the user's waits."""
+    """Yield a table of chunk latencies and of the user's waits, both in real time."""
     if not report["latency"]:
         return
     rows = [

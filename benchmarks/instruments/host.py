@@ -58,7 +58,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_fields(file: Path = _CPUINFO) -> dict[str, str]:
-    """Return the fields in /proc/cpuinfo of the first processor and of the machine (such as the name of the board)."""
+    """Return the fields of /proc/cpuinfo for the first processor and for the machine (such as its board's name)."""
     fields: dict[str, str] = {}
     for line in _read(file).splitlines():
         name, colon, value = line.partition(":")

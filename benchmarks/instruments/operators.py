@@ -90,13 +90,13 @@ def profile(
     num_threads: int = 1,
     repetitions: int = 3,
 ) -> list[list[Kernel]]:
-    """Return the kernels of each of several runs, after a warm-up run.
+    """Return the `Kernel` records of several runs, one list per run, after a warm-up run.
 
     Args:
         bundle: bundle to load.
         run: function that runs the model. It must do the same work every time.
-        kernels: kernels for each graph, by the graph's name. Other graphs use only onnxruntime. Products inside native
-            kernels cannot be counted.
+        kernels: native kernels by graph name. Other graphs use only onnxruntime. Products inside native kernels
+            cannot be counted.
         num_threads: threads within one operator.
         repetitions: number of runs after the warm-up.
     """

@@ -1,7 +1,7 @@
 """Recognition of recordings with a bundle, live or as a whole, with the time of every stage.
 
-The total time is that of an application's calls to the runtime. The runtime's observer interface gives the times of
-the stages.
+The total time is the time that an application's calls to the runtime take. The runtime's observer interface reports
+the times of the stages.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
 
 
 def readable(footprint: int) -> int:
-    """Return the number of bytes to read when measuring for a footprint, at most `BEYOND_CACHE`.
+    """Return how many bytes to read to measure the read rate for this footprint, at most `BEYOND_CACHE`.
 
     The number is also limited to a quarter of free memory, and rounded to whole weight matrices.
     """
@@ -104,7 +104,7 @@ def read_rate(rates: Mapping[str, Any], footprint: int) -> float:
 def _stream(
     random: np.random.Generator, size: int, num_threads: int, kernels: str
 ) -> list[onnxruntime.InferenceSession]:
-    """Return sessions that together have weights of `size` bytes, which must be a result of `readable`."""
+    """Return sessions whose weights total `size` bytes. `size` must be a result of `readable`."""
     dtype, op_type, columns = ("int8", NATIVE, 4 * _WIDTH) if kernels == "native" else ("float32", "MatMul", _WIDTH)
     weight, count = _drawn(random, dtype, _WIDTH, columns), size // (4 * _WIDTH * _WIDTH)
     sessions = []

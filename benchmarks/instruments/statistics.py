@@ -107,7 +107,7 @@ def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
 
 
 def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
-    """Return the ratio of two sums over the same recordings [n]. `low` and `high` are the 95 % interval.
+    """Return the ratio of two sums over the same recordings [n]. `low` and `high` bound its 95 % interval.
 
     The interval comes from a paired bootstrap over recordings.
 

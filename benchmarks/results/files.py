@@ -107,7 +107,7 @@ def publish(
         values: function that takes the content of the file and returns the values for pages.
         bundle: the measured bundle. None: several bundles, or no bundle.
         part: name of the part of the file to replace. "": replace the whole file.
-        per_machine: keep the results in the file that come from other kinds of machines; see `machine_key`.
+        per_machine: keep the file's results from other kinds of machines; see `machine_key`.
     """
     content = {**measured_here(), **(of_bundle(bundle) if bundle else {}), **found}
     if per_machine:
@@ -123,7 +123,7 @@ def publish(
 
 
 def measured(content: Mapping[str, Any]) -> str:
-    """Return a sentence that states processor, cores, onnxruntime, commit and date of results; see `measured_here`.
+    """Return a sentence with the processor, cores, onnxruntime, commit and date of results; see `measured_here`.
 
     A "+" after a commit means that the clone had uncommitted changes.
     """

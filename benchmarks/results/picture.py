@@ -47,8 +47,8 @@ def machine() -> str:
 def bars(mode: str) -> list[Bar]:
     """Return the rows of one panel, from top to bottom.
 
-    The rows of u2moe and torch are times of only the encoder and the CTC head. The row of sherpa-onnx also includes
-    features and greedy search, which add a few percent at this size.
+    The times of u2moe and torch include only the encoder and the CTC head. That of sherpa-onnx also includes features
+    and greedy search, which add a few percent at this size.
     """
     contents = read_json(results_file("full_size"))["machines"].values()
     *_, own = (content for content in contents if kind_of(content["machine"]) == machine())

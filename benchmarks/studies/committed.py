@@ -29,7 +29,10 @@ QUIET_S = 2.0
 
 
 def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[str, Any]:
-    """Return percentiles of the seconds of audio from a word's end to its final text, and to its commitment."""
+    """Return percentiles of the wait from a word's end to its final text and to its commitment, in seconds of audio.
+
+    Also return the numbers of words and of revised words.
+    """
     found = summary(observed, probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0)
     waits = {name: found[f"{name}_s"]["algorithmic"] for name in ("word", "committed")}
     segments = [segment for item in observed for segment in item.segments]

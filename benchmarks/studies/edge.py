@@ -72,7 +72,7 @@ def groups() -> Iterator[list[Case]]:
 
 
 def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the seconds of each round by mode and case, like `full_size.measure`, and the result of `starts_of`."""
+    """Return the seconds of each round by mode and case, as in `full_size.measure`; and the result of `starts_of`."""
     bundles = {case.key: Bundle.open(root / case.model / case.format, verify=False) for case in cases}
     starts = starts_of(bundles, cases[0].kernels)
     settings = SessionSettings(num_threads=1, kernels=cases[0].kernels)
@@ -88,7 +88,7 @@ def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for the page: tables by machine, and networks as fast as Dense-225M on the last machine."""
+    """Return the values for the page: tables by machine; for the last, which networks are as fast as Dense-225M."""
     machines, found = list(results["machines"].values()), {}
     found["tables"] = "\n\n".join(line for content in reversed(machines) for line in _page(content))
     for content in machines:

@@ -1,4 +1,4 @@
-"""What does a billion parameters in experts cost compared with dense networks, and what do native kernels gain?
+"""What does a mixture of a billion parameters cost compared with dense networks, and what do native kernels gain?
 
     python -m u2moe.benchmarks.studies.full_size FOLDER [--prepare]
 
@@ -65,7 +65,7 @@ START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 
 @functools.cache
 def _parameters(model: str) -> tuple[float, float]:
-    """Return the millions of parameters of a model, and of those active for a token. Builds the network."""
+    """Return how many million parameters a model has, and how many are active for a token. Builds the network."""
     if model == HALF:
         total, active = ((one + other) / 2 for one, other in zip(_parameters(SMALL), _parameters(MIXTURE), strict=True))
         return total, active
@@ -126,8 +126,8 @@ def measure(root: Path) -> dict[str, Any]:
         seconds: seconds of each round, by mode and case.
         bounds: results of `bounds_of`, by mode and case.
         starts: results of `starts_of`, by case.
-        threads: for each number of threads, bytes read (`read`) and multiply-adds (`multiply`) per second; and `found`,
-            the results of `two_threads` by case.
+        threads: bytes read (`read`) and multiply-adds (`multiply`) per second, for each number of threads. `found`
+            contains the results of `two_threads`, by case.
     """
     chosen = choose_kernels("auto", [CPU])
     cases = [case for case in CASES if chosen.native or case.kernels == PLAIN]
@@ -289,8 +289,8 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Yield the limits for each machine.
 
-    For the same format and kernels, the first limits compare a mixture with a dense network. The mixture may take
-    1.54 times as long, which is the ratio of active parameters. For a single stream, it may take twice as long, because
+    The first limits compare a mixture with a dense network of the same format and kernels. The mixture may take 1.54
+    times as long, which is the ratio of active parameters. For a single stream, it may take twice as long, because
     each chunk reads nearly all experts.
     """
     for where, content in results["machines"].items():

@@ -234,7 +234,7 @@ async def _health(port: int, found: list[float]) -> None:
 
 
 def listen(server: RunningServer, buffers: Sequence[bytes], count: int, first: Mapping[Key, int]) -> dict[str, Any]:
-    """Measure the latencies of speakers and of a health check."""
+    """Measure the latencies of the speakers' results and of a health check."""
     health: list[float] = []
 
     async def speak() -> Received:

@@ -1,4 +1,4 @@
-"""Do hotwords find names that would be missed, without affecting other words?
+"""Do hotwords find names that would otherwise be missed, without affecting other words?
 
     python -m u2moe.benchmarks.studies.hotwords BUNDLE TEST.tsv ...
     python -m u2moe.benchmarks.studies.hotwords BUNDLE COMMANDS.tsv SPEECH.tsv ... --commands
@@ -138,9 +138,10 @@ def _pairs(word: str) -> set[str]:
 def measure(
     recognizer: Recognizer, recordings: Sequence[Recording], weight: float, lists: Iterable[Lists] | Lists
 ) -> dict[str, Any]:
-    """Recognise every recording without hotwords, with its list, and with an unrelated list. Lists may be shared.
+    """Recognise every recording without hotwords, with its list, and with an unrelated list.
 
-    `times` is the ratio of CPU times with and without hotwords. It is measured only with shared lists.
+    All recordings may share the same lists. Only then is `times` measured: the ratio of CPU times with and without
+    hotwords.
     """
     counts = {name: Counter[str]() for name in ("without", "with", "unrelated")}
     seconds = dict.fromkeys(counts, 0.0)
@@ -258,7 +259,7 @@ def _graph(recognizer: Recognizer, hotwords: Sequence[str], weight: float) -> Co
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each set and list, and numbers over all sets for the longest lists."""
+    """Return the values for pages: a row for each set and list, and rates over all sets for the longest lists."""
     parts = command_values(results["commands"]) if "commands" in results else {}
     if "memory" in results:
         rows = [(f"{int(num):,}", f"{most / 1e6:.0f}") for num, most in results["memory"]["peaks"].items()]

@@ -3,7 +3,7 @@
     python -m u2moe.benchmarks.studies.moe_layer [--narrow]
 
 The layers have the size of the preset moe-1b. Their random weights spread tokens evenly, which is the worst case.
---narrow compares them with layers of the same size with more but narrower experts. Each call then gets one chunk.
+--narrow compares them with layers of the same size that have more but narrower experts. Each call then gets one chunk.
 Several layers take turns on one thread. Each has its own weights, so the weights leave the cache between calls, as in a
 network. The bound is the larger of two times: the time to read the weights of experts with tokens, and the time to
 compute their products. Both times use the rates that kernels reach in the same run.
@@ -67,7 +67,10 @@ PAPER, NARROW = Shape(8, 2, 1920), (Shape(16, 2, 960), Shape(32, 4, 480))
 
 
 class Layers:
-    """Layers of experts with random weights in the recipe `name`, with `num_bytes` in total. They run in turn."""
+    """Layers of experts in the format of recipe `name`, `num_bytes` or more in total, with random weights.
+
+    They run one after another.
+    """
 
     def __init__(self, name: str, num_bytes: int, shape: Shape) -> None:
         model = moe_graph(max(1, -(-num_bytes * 8 // (2 * shape.experts * DIM * shape.hidden * BITS[name]))), shape)
@@ -84,7 +87,7 @@ class Layers:
             self._sessions["native_s"] = session_of(content, "native")
 
     def cases(self, x: Array) -> dict[str, Callable[[], float]]:
-        """Return functions that measure one layer's seconds for `x` [tokens, dim], by their names in the results."""
+        """Return functions that measure the seconds of one layer for `x` [tokens, dim], by name in the results."""
         return {name: partial(self._seconds, session, x) for name, session in self._sessions.items()}
 
     def _seconds(self, session: onnxruntime.InferenceSession, x: Array) -> float:
@@ -166,7 +169,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def _narrow(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield each narrow layer on native kernels, with the paper's layer of the same run and recipe."""
+    """Yield each narrow layer measured with native kernels, and the paper's layer of the same run and recipe."""
     items = [item for item in content.get("narrow", {"layers": []})["layers"] if "native_s" in item]
     wide = {item["recipe"]: item for item in items if tuple(item["shape"]) == PAPER}
     yield from ((item, wide[item["recipe"]]) for item in items if item not in wide.values())
@@ -234,7 +237,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("moe_layer", __doc__)
-    parser.add_argument("--narrow", action="store_true", help="measure only narrow experts, compared with the paper's")
+    parser.add_argument("--narrow", action="store_true", help="compare narrow experts with the paper's, on one chunk")
     args = parser.parse_args(arguments)
     own = measured_here()
     own |= measure((CHUNK,), shapes=(PAPER, *NARROW), recipes=(INT8, INT4)) if args.narrow else measure()

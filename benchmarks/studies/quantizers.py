@@ -7,9 +7,9 @@ projects receive graphs of plain operators. Damage is measured on DEV.tsv with f
 Olive and Neural Compressor take part if installed (olive-ai, onnx-neural-compressor, prettytable, schema).
 
 A hard network computes the same float32 results as the original, bit for bit, but one in a hundred of its channels is
-32 to 256 times as large. Our recipes also quantize the other bundles after they are made hard in this way. They also
-quantize a variant of the first bundle whose routers hardly distinguish experts. Limits on damage and size are checked
-for both passes, on the first two minutes of SPEECH.tsv and on DEV.tsv, which is held out.
+32 to 256 times as large. Our recipes also quantize the bundles NAME=BUNDLE after they are made hard in this way, and a
+variant of BUNDLE whose routers hardly distinguish experts. Limits on damage and size are checked for both passes, on
+the first two minutes of SPEECH.tsv and on DEV.tsv, which is held out.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ def _size(bundle: Bundle) -> int:
 
 
 def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iterator[tuple[str, Bundle]]:
-    """Yield networks by name: the demo model plain, with outliers, and with near ties; the others with outliers."""
+    """Yield networks by name: `bundle` plain, with outliers, and with near ties; each of `others` with outliers."""
     yield PLAIN, bundle
     yield HARD, with_outliers(bundle, folder / HARD)
     yield "near ties", with_near_ties(bundle, folder / "ties")

@@ -1,4 +1,4 @@
-"""Do Python, Node, WebAssembly and C++ give the same results? How fast, and with how much memory?
+"""Do Python, Node, WebAssembly and C++ give the same results? How fast are they, and how much memory do they use?
 
     python -m u2moe.benchmarks.studies.runtimes --bundle float32=FP32 --bundle int8=INT8 [--list TEST.tsv ...]
         [--first N] [--cpp build/cpp/u2moe_transcribe]

@@ -5,8 +5,8 @@
 Speakers send 100 ms of speech every 100 ms from this process. Servers run on --cores: start this script with `taskset`
 on other cores. The result for each number of speakers is saved at once, and later runs do not measure it again. If a
 server fails with a number of speakers, this number is tried once more, because other machines on the host may have
-interfered. After a second failure, larger numbers are skipped. Finally, our server runs with the capacity that it
-measures itself. Two measurements alternate: with as many speakers as this capacity, and with four times as many. FOLDER
+interfered. After a second failure, larger numbers are skipped. Finally, our server runs with the capacity that
+it measured. Two measurements alternate: with as many speakers as this capacity, and with four times as many. FOLDER
 keeps the installation of sherpa-onnx and its graphs. If u2moe-kernels is installed, our server is measured with and
 without it.
 
@@ -207,7 +207,7 @@ def _row(title: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on sustained streams compared with sherpa-onnx, and on latency with too many speakers."""
+    """Yield the limits: sustained speakers relative to sherpa-onnx's server, and latency with too many speakers."""
     cells = results["cells"]
     for model in dict.fromkeys(name.split("/")[0] for name in cells):
         theirs = held(cells, model, THEIRS)

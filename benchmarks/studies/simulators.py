@@ -110,7 +110,10 @@ def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
 
 
 def recognise(name: str, folder: Path, python: str, recordings: Sequence[Recording]) -> None:
-    """Append a line about the compiler, and a line for each missing recording, to the results file of a variant."""
+    """Recognise the recordings that are missing in a variant's results file, and append a line for each.
+
+    The first line of the file is about the compiler.
+    """
     state = folder.parent / f"{name.replace(' ', '_')}.jsonl"
     done = state.read_text(encoding="utf-8").splitlines() if state.exists() else []
     if len(done) == 1 + len(recordings) or (done and "refused" in done[0]):

@@ -91,7 +91,7 @@ PEERS = {
 
 
 def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
-    """Return u2moe and sherpa-onnx for Dense-225M, and the manifest of its bundle.
+    """Return u2moe and sherpa-onnx, both with Dense-225M, and the manifest of its bundle.
 
     Missing files are created in `root`.
     """
@@ -182,7 +182,7 @@ def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> d
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on our time relative to that of sherpa-onnx with the same weights."""
+    """Yield the limits on the ratio of our time to sherpa-onnx's time with the same weights."""
     for mode, limit in LIMITS.items():
         group = results.get(mode, {"peers": {}})["peers"]
         if NATIVE in group:

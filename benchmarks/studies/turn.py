@@ -3,8 +3,8 @@
     python -m u2moe.benchmarks.studies.turn BUNDLE TEST.tsv ...
 
 Each sentence receives a pause after a random word, and silence after its end. Pause and silence are quiet noise.
-The encoder runs once, in chunks. Each rule is then applied to a search over the encoder's output. Delays count audio,
-so they are the same on every machine.
+The encoder runs once, in chunks. Each rule is then applied to a search over the encoder's output. Delays are in
+seconds of audio, so they are the same on every machine.
 """
 
 from __future__ import annotations

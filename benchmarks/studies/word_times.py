@@ -71,7 +71,10 @@ def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int =
 
 
 def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Return start and end in seconds of the part of a recording that is louder than 1 % of its loudest 10 ms."""
+    """Return start and end of a recording's loud part in seconds.
+
+    It contains all steps of 10 ms that are louder than 1 % of the loudest one.
+    """
     step = int(_STEP_S * RATE)
     whole = samples[: len(samples) // step * step].reshape(-1, step)
     loudness = np.sqrt((whole.astype(np.float64) ** 2).mean(axis=1))
@@ -207,7 +210,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("word_times", __doc__)
     parser.add_argument("--utterances", type=int, default=100, help="number of utterances per set (default: 100)")
-    parser.add_argument("--sentences", type=Path, help="sentences to align: joined into an hour, and with wrong texts")
+    parser.add_argument(
+        "--sentences", type=Path, help="list of sentences to align, once joined into an hour and once with wrong texts"
+    )
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     sets = {path.stem: join_words(read_recordings(path), args.utterances) for path in args.lists}

@@ -58,7 +58,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 def _weights(conf: Section, num_blocks: int, *, needed: bool) -> tuple[float, ...]:
-    """Return `cgmlp_weight` for each block. At 0 or 1 WeNet leaves out a branch, which is not supported here."""
+    """Return `cgmlp_weight` for each block. If a weight is 0 or 1, WeNet leaves out a branch; this is refused."""
     found = conf.value("cgmlp_weight")
     found = 0.5 if found is None else found
     listed: list[Any] = found if isinstance(found, list) else [found] * num_blocks

@@ -81,7 +81,7 @@ class SpatialGatingUnit(nn.Module):
         self.act = nn.Identity() if config.activation == "identity" else activation(config.activation)
 
     def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Gate `x` [batch, time, 2 * channels]; `valid` [batch, time] is true for frames that exist."""
+        """Gate `x` [batch, time, 2 * channels]; `valid` [batch, time] is false for padding."""
         value, gate = x.chunk(2, dim=-1)
         if cache is None:  # WeNet pads with zeros, which the normalisation then turns into its bias
             cache = self.norm.bias.view(1, -1, 1).expand(-1, -1, self.conv.kernel_size[0] - 1)

@@ -1,8 +1,8 @@
 """The Efficient Conformer encoder (arXiv 2109.01163) in plain torch: strided convolutions, attention over groups.
 
-Its layers for a graph are in `efficient_conformer_nodes`. At commit 0154699, WeNet's forward_chunk fails for this
+`efficient_conformer_nodes` builds the same layers for a graph. At commit 0154699, WeNet's forward_chunk fails for this
 encoder. The attention expects each cache as a pair of tensors, but receives one tensor. With corrected caches, WeNet's
-output equals the output of this module. WeNet's output for the whole utterance with a chunk mask is the same.
+output equals the output of this module. So does WeNet's output for the whole utterance with a chunk mask.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The common part of all encoders as layers of a graph. Each kind of encoder supplies its blocks."""
+"""The layers of a graph that all encoders share. Each kind of encoder supplies its blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FrameNodes:
     Args:
         g: builds the nodes.
         time: number of frames of this call [1].
-        lens: number of existing frames in each row [batch].
+        lens: number of valid frames in each row [batch]; the others are padding.
         offset: position of the first frame [batch]; for whole utterances, the constant [0].
         step: distance from one frame to the next, in subsampled frames.
         cache: keys and values of earlier frames [blocks, batch, heads, cache, channels]; None: there are none.
@@ -162,7 +162,7 @@ class EncoderNodes:
         return cast("MultiHeadAttention", getattr(block, self.ATTENTION))
 
     def around(self, initial: ir.Value | None, cache: str = CNN_CACHE) -> Surroundings:
-        """Return the surroundings of this call's frames. Convolutions see `initial` before the first frame."""
+        """Return the `Surroundings` of this call's frames. Convolutions see `initial` before the first frame."""
         if initial is not None and cache in self.inputs:
             with self.g.scope("frames"):
                 initial = self.frames.history(self.inputs[cache], initial)

@@ -81,7 +81,7 @@ def write_samples(samples: Samples, folder: Path) -> None:
 def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str]) -> None:
     """Quantize the feed-forward layers of a graph for QNN, except for the nodes `float_nodes`.
 
-    Weights get 8 bits, after their columns have been scaled to the same size. Activations get 16 bits. QNN computes the
+    Weights get 8 bits, after their columns are scaled to the same maximum. Activations get 16 bits. QNN computes the
     other nodes in float16, because its attention and convolutions are less accurate in 16-bit integers.
     """
     from onnxruntime import quantization  # noqa: PLC0415 - loads slowly
@@ -160,7 +160,7 @@ def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, f
 
 
 def damage(graph: Path, quantized: Path, samples: Samples, texts: list[str], others: list[str]) -> dict[str, float]:
-    """Compare the quantized graph with the float graph, by the log-probabilities of chunks and the words of texts.
+    """Compare the log-probabilities of a float graph and its quantized graph, and the words of their texts.
 
     Both graphs read each chunk with the caches of the float graph. Returns the least and the mean cosine
     similarity of log-probabilities, the share of frames with the same best token, and the share of words that differ.

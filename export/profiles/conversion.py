@@ -68,7 +68,7 @@ def convert_bundle(
             decoder graph for the second pass. `ort` writes every graph of the bundle in ORT format, with
             tokens.txt and a manifest.
         ort: also write the graphs in ORT format, and the list of operators that they use.
-        overwrite: replace an existing folder of this kind.
+        overwrite: replace `out` if it is a folder that contains tokens.txt.
         progress: called with a line for each step.
 
     Raises:

@@ -133,7 +133,7 @@ def _streaming(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> 
 
 
 def _clip(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joined:
-    """Build a file decoder, the graph of `_offline`, and a detokenizer, in this order; see `clip_contract`."""
+    """Build a file decoder, then the graph of `_offline`, then a detokenizer; see `clip_contract`."""
     samples = _decoded(g, inputs["audio"], bundle.manifest.features.sample_rate)
     outputs, parts = _offline(g, bundle, samples)
     return {**outputs, "text": _text(g, outputs["tokens"], bundle.tokens)}, parts
@@ -144,7 +144,7 @@ def _chunk_lens(g: GraphBuilder, frames: ir.Value) -> ir.Value:
 
 
 def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
-    """Build everything for a recording [1, samples], including the greedy search; see `offline_contract`."""
+    """Build the whole graph for a recording [1, samples], including the greedy search; see `offline_contract`."""
     config, features = bundle.manifest.model, bundle.manifest.features
     if config.streaming and config.static_chunk_size:
         raise UnsupportedError(

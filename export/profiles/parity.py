@@ -115,7 +115,7 @@ class ProfileParity:
         return fbank(samples, self.bundle.manifest.features)
 
     def _stream(self, case: str, chunk_size: int, left: int, start: int) -> None:
-        """Compare a stream that begins at position `start`; each side has its own caches."""
+        """Compare the graph with the bundle on a stream that begins at position `start`. Each has its own caches."""
         encoder, required = self.model.encoder, required_cache_size(chunk_size, left)
         caches = encoder.start()
         caches.offset[:] = start

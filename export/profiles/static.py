@@ -141,7 +141,7 @@ def _form(bundle: Bundle, chunk_size: int, num_left_chunks: int) -> StaticForm:
 
 
 def _first_position(model: Model, form: StaticForm) -> int:
-    """Run the dynamic graph to find the position at which it continues after `max_position`."""
+    """Return the position at which the dynamic graph continues after `max_position`. Runs the graph to find it."""
     config, left = model.config, form.chunk_size * form.num_left_chunks
     chunk = np.zeros((1, config.num_features(form.chunk_size), config.feature_size), np.float32)
     caches = model.encoder.start()
@@ -259,7 +259,7 @@ class StaticParity:
     def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
         """Compare streams that start at several positions and end with chunks of several lengths.
 
-        Some streams exceed `max_position`, so that their positions are moved back.
+        Some streams exceed `max_position`, which moves their positions back.
 
         Raises:
             ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.

@@ -271,7 +271,7 @@ def _is_mask(node: ir.Node) -> bool:
 
 
 def _visible(mask: ir.Node) -> ir.Value:
-    """Return the positions whose validity a mask encodes."""
+    """Return the positions from which a mask was computed."""
     return _origin(mask.inputs[0], "Unsqueeze", "And", "Less")
 
 
@@ -287,7 +287,7 @@ def _row(reader: ir.Node, cache: ir.Value) -> int:
 
 
 def _origin(value: ir.Value | None, *operators: str) -> ir.Value:
-    """Follow a value back through nodes with these operators, the last node's operator first; return the source."""
+    """Follow a value back through nodes with `operators`, beginning with the last node; return the source."""
     for operator in operators:
         node = _producer(value)
         if node.op_type != operator:

@@ -33,7 +33,7 @@ class Rounding(ABC):
 
     @abstractmethod
     def begin(self, rows: Float) -> None:
-        """Announce the current values of the next rows [num_rows or fewer, out], which determine shared parameters."""
+        """Announce the current values of the next rows [num_rows or fewer, out]. These determine shared parameters."""
 
     @abstractmethod
     def restored(self, index: int, row: Float) -> Float:
@@ -50,7 +50,7 @@ class WeightConversion(ABC):
 
     Attributes:
         form: description of the format in bundles.
-        others: suffixes of the names of the parts that are stored with the integers.
+        others: name suffixes of the parts that are stored with the integers.
         joins_biases: whether the second biases of all experts are one input.
         block_size: number of rows that share a step; 0: rows share no steps.
     """

@@ -67,7 +67,7 @@ class Int4Conversion(WeightConversion):
         return g.op("Add", y, biases[0]) if biases else y
 
     def embedding(self, dim: int) -> ir.Function:
-        """Build a function that returns the columns of tokens [...] from a weight [dim, vocab]."""
+        """Build a function that returns, for tokens [...], their columns of a weight [dim, vocab]."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             weight, steps, scale, tokens = inputs

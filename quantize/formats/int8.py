@@ -73,7 +73,7 @@ class Int8Conversion(WeightConversion):
         )
 
     def product_of_rows(self, *, bias: bool = False) -> ir.Function:
-        """Build y = x @ weight + bias for an x that the function of `rows` has quantized."""
+        """Build the function y = x @ weight + bias, for x quantized by the function that `rows` builds."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             q, row_scale, *others = inputs
@@ -131,7 +131,7 @@ class Int8Conversion(WeightConversion):
 
 
 class _Int8Table(Int8Conversion):
-    """Conversion of a table [dim, vocab], stored as [vocab, dim]. Pairs of rows are not summed."""
+    """Conversion of a table [dim, vocab], stored as [vocab, dim]. Scales are those of `int8_rows`."""
 
     def parts(self, weight: Float) -> Int8:
         return Int8(*int8_rows(weight.T))
@@ -154,7 +154,7 @@ class _Int8Rounding(Rounding):
         """Do nothing: int8 rows share no parameters."""
 
     def restored(self, index: int, row: Float) -> Float:
-        """Round a row to the nearest integers; sums of row pairs are limited; see `int8_columns`."""
+        """Round a row to the nearest integers that keep the sums of row pairs within limits; see `int8_columns`."""
         other = self._integers[index - 1].astype(np.float32) if index % 2 else 0
         nearest = np.clip(np.rint(row / self._scale), -WEIGHT_LEVELS, WEIGHT_LEVELS)
         self._integers[index] = np.clip(nearest, -WEIGHT_LEVELS - 1 - other, WEIGHT_LEVELS + 1 - other)
@@ -221,8 +221,8 @@ def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
 def _peaks(dispatch: SparseDispatch, hidden: Sequence[ir.Value]) -> ir.Value:
     """Compute the largest magnitude of each row, for all experts.
 
-    Before version 1.32, onnxruntime gives the row maximum of an empty matrix the shape of the matrix. Concatenating the
-    maxima of all experts hides this, because such a maximum has no elements.
+    Before version 1.32, onnxruntime returns the row maxima of an empty matrix in the shape of the matrix. Concatenating
+    the maxima of all experts hides this, because these maxima have no elements.
     """
     g, lowest = dispatch.g, lowest_of(dispatch.mixture.activation)
     sizes = hidden if lowest is not None else [g.op("Abs", y) for y in hidden]

@@ -55,7 +55,7 @@ def half_of(value: ir.Value) -> Array:
     """
     largest = float(np.abs(array_of(value)).max(initial=0))
     if largest > LARGEST and (largest < MASK or GROUP_METADATA in value.metadata_props):
-        raise BundleError(f"{value.name}: a weight is {largest:g}, half precision allows at most {LARGEST:g}")
+        raise BundleError(f"{value.name}: a weight is {largest:g}, but half precision allows at most {LARGEST:g}")
     half: Array = np.clip(array_of(value), -LARGEST, LARGEST).astype(np.float16)
     return half
 

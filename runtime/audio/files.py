@@ -336,7 +336,7 @@ _MOST_NAMED = 5
 def find_audio(paths: list[Path]) -> list[Path]:
     """Return the given files and the audio files below every given folder, sorted by name.
 
-    Issues an AudioWarning that names recordings that need the extra [media], and unreadable folders.
+    Issues an AudioWarning that names unreadable folders, and recordings that need the extra [media].
 
     Raises:
         AudioError: a folder contains no audio files.

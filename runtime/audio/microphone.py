@@ -36,7 +36,7 @@ class Microphone:
     The device is opened at the model's sample rate if it supports that rate, otherwise at its own default rate. The
     audio callback never waits. Audio that the transcriber rejects is lost and counted. The transcriber's `on_error`
     receives an AudioOverflowError for lost audio, even if the audio system lost it. A MicrophoneError reports invalid
-    samples or a device that has disappeared. Times of results count only accepted audio.
+    samples or a device that has disappeared. Times in results ignore lost audio.
 
     Attributes:
         sample_rate: sample rate in Hz.

@@ -99,7 +99,7 @@ def read_blocks(
 
 
 def _read_buffer(source: Sound, size: int) -> tuple[npt.NDArray[np.float32], Exception | None]:
-    """Read up to `size` frames [frames, channels], fewer from a pipe. Also returns any error that ended reading."""
+    """Read up to `size` frames [frames, channels]; a pipe may yield fewer. Also return any error that ended reading."""
     parts = [np.zeros((0, source.channels), np.float32)]
     unit = max(int(_READ_S * source.samplerate), 1)
     while size > 0:
@@ -143,7 +143,7 @@ class _Mixer:
         """Energy of the average, and average of the channels' energies."""
 
     def mix(self, buffer: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
-        """Mix frames [n, channels] to one channel [n]. Stops before invalid samples, and also returns their error."""
+        """Mix frames [n, channels] to one channel [n]. Also return the error if it stopped before invalid samples."""
         is_chosen = self._channel is not None or buffer.shape[1] == 1
         mixed, error = self._usable(buffer[:, self._channel or 0] if is_chosen else buffer.mean(axis=1))
         if not is_chosen:

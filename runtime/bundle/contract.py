@@ -99,7 +99,9 @@ def _int(name: str, *axes: str) -> Tensor:
 
 
 def features() -> Graph:
-    """Return the contract of the front end for programs in other languages. Features equal those of `model.features`.
+    """Return the contract of the front-end graph, which is for programs in other languages.
+
+    Its features equal those of `model.features`.
 
     Inputs:
         samples: one channel at the model's sample rate, in [-1, 1] [batch, samples]. An incomplete last window is

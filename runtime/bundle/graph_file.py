@@ -122,7 +122,7 @@ def _check_locations(path: Path, content: bytes, files: Collection[str]) -> None
 
 
 def _is_read_in_place(tensor: ExternalTensor) -> bool:
-    """Return whether kernels may use a weight in place. Kernels copy only the matrices of products."""
+    """Return whether kernels may use a weight in place. Kernels copy only large weights of matrix products."""
     if tensor.type not in _TYPES:
         return False
     is_factor = len(tensor.shape) > 1 and _MATRIX.search(tensor.name) is not None

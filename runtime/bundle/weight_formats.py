@@ -42,7 +42,7 @@ class WeightFormat:
     not_native: str = ""
 
     def function(self, layer: str) -> str:
-        """Return the name of the function that computes a kind of layer, such as "Linear", with such weights."""
+        """Return the name of the function for a kind of layer, such as "Linear", with weights in this format."""
         return f"{self.prefix}{layer}"
 
 
@@ -81,6 +81,6 @@ def format_of(function: str) -> WeightFormat | None:
 
 
 def quantized(groups: Mapping[str, str] | None) -> list[WeightFormat]:
-    """Return those formats of a manifest's groups with fewer than 16 bits per weight. Ignores unknown names."""
+    """Return the formats in a manifest's `groups` that have fewer than 16 bits per weight. Ignores unknown names."""
     found = set(dict(groups or {}).values())
     return [item for item in WEIGHT_FORMATS.values() if item.name in found and item.bits < HALF.bits]

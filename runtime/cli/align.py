@@ -65,7 +65,7 @@ def run_align(args: argparse.Namespace) -> int:
 def _alignment(
     args: argparse.Namespace, recognizer: Recognizer, item: Input, output: Output, on_progress: Callable[[float], None]
 ) -> tuple[Alignment, bool]:
-    """Align a recording, and show the warnings. Also returns False, because an alignment is never cut short."""
+    """Align a recording, and show the warnings. Return the alignment and False: it is never cut short."""
     file = args.text or item.file.with_suffix(".txt")
     file = file / f"{item.place}.txt" if file.is_dir() else file
     try:

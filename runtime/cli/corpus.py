@@ -143,7 +143,7 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
 
 def add_score(parser: argparse.ArgumentParser) -> None:
     """Count word errors."""
-    parser.add_argument("outputs", nargs="+", metavar="OUT", help="folders of results of lists with transcripts")
+    parser.add_argument("outputs", nargs="+", metavar="OUT", help="result folders whose lists contain transcripts")
     parser.add_argument(
         "--by",
         metavar="FIELD",

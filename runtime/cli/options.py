@@ -88,7 +88,7 @@ def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str)
         otherwise: defaults to show in the help, for options whose default in this command is different.
 
     Returns:
-        The group of options for experts. The command may add its own options to it.
+        The option group "for experts". The command may add its own options to it.
     """
     add_model(parser)
     add_words(parser)

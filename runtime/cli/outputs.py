@@ -199,7 +199,7 @@ class _Folder(Output):
         probe(folder)
 
     def missing(self, inputs: Sequence[Input]) -> Sequence[Input]:
-        """Return the recordings that have no file yet. Existing files are kept."""
+        """Return the recordings that have no output file yet. Existing output files are kept."""
         if self._file is not None:
             return inputs
         missing = [item for item in inputs if item.file == STDIN or not self._is_there(item)]

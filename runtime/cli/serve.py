@@ -31,7 +31,7 @@ def add_serve(subparsers: Subparsers) -> None:
         "serve",
         help="run a server for existing speech recognition clients",
         description="Serve clients of OpenAI's REST and realtime APIs, WeNet, sherpa-onnx, vosk and Wyoming, and of "
-        "our own WebSocket protocol (/stream). Also serves a web page to try it (/). Needs "
+        "our own WebSocket protocol (/stream). Also serves a web page (/) to try the server. Needs "
         f"{install_command('cpu,server')}.",
     )
     parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="default: demo, the demo model")

@@ -61,8 +61,8 @@ def add_transcribe(subparsers: Subparsers) -> None:
     experts.add_argument(
         "--vad",
         metavar="MODEL",
-        help="recognise only where silero VAD finds speech; silero: the installed package (pip install --no-deps "
-        "silero-vad), or an ONNX file",
+        help="recognise only where silero VAD finds speech; MODEL: an ONNX file, or silero for the installed package "
+        "(pip install --no-deps silero-vad)",
     )
     parser.set_defaults(run=run_transcribe)
 

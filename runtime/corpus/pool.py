@@ -241,7 +241,7 @@ def _end_with(parent_id: int) -> None:
 
 
 def may_fork() -> bool:
-    """Return whether this process can be forked: on Linux, if it has no other Python threads."""
+    """Return whether this process can be forked: only on Linux, and only if it has no other Python threads."""
     return os.name == "posix" and hasattr(os, "sched_getaffinity") and threading.active_count() == 1
 
 

@@ -81,7 +81,7 @@ def changed_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(item: Result | WordResult, *names: str) -> dict[str, Any]:
-    """Return the fields of a segment or word that `names` lists, and its confidence.
+    """Return the confidence of a segment or word, and its fields in `names`.
 
     The confidence is rounded, because further decimals are noise.
     """

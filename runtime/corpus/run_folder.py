@@ -45,7 +45,7 @@ _LONGEST_VALUE = 300
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """Description of a run: everything that affects its results. Only a run with the same description can continue it.
+    """Everything that affects the results of a run. A run can be continued only with the same description.
 
     Attributes:
         u2moe: version of u2moe at the start of the run.
@@ -82,7 +82,7 @@ class RunDescription:
 
     @classmethod
     def from_json(cls, content: bytes, name: str) -> RunDescription:
-        """Parse the content of run.json. Raise CorpusError, with `name` as the file, if it does not describe a run."""
+        """Parse the content of run.json. Raise a CorpusError that names the file `name` if it is invalid."""
         try:
             record = json.loads(content)
             return cls(**record | {"providers": tuple(record["providers"])})

@@ -80,8 +80,8 @@ class Beam:
 
     `blank` is the log-probability of all alignments that end in blank, `token` that of alignments that end in the last
     token, and `total` that of both kinds. `rank` is the total plus the prefix's `extra`. `best_blank` and `best_token`
-    are the scores of the best single alignment of each kind, and `blank_times` and `token_times` are their peaks.
-    `best` and `times` belong to the better of these two alignments.
+    are the scores of the best single alignment of each kind. `blank_times` and `token_times` are the peaks of their
+    tokens. `best` and `times` belong to the better of these two alignments.
     """
 
     __slots__ = (
@@ -131,7 +131,7 @@ class BeamSearch:
     """Keeps the best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two such searches.
 
     Extensions of a prefix are tried in order of probability, until one cannot be among the `beam_size` best candidates.
-    Unextended prefixes are candidates too. In most frames of speech, blank is so probable that no extension
+    Unextended prefixes are also candidates. In most frames of speech, blank is so probable that no extension
     is tried. The result equals that of a full search, because the test allows for the most that the language model
     (`Fusion.losses`) and hotwords (`ContextGraph.most_gain`) can add to an extension.
 

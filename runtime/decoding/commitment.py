@@ -27,7 +27,7 @@ _ROUNDING = 1e-6
 
 
 class Commitment:
-    """The committed tokens of a beam search. From now on, the best hypothesis begins with these tokens."""
+    """The committed tokens of a beam search. Every later best hypothesis begins with these tokens."""
 
     def __init__(self, search: BeamSearch) -> None:
         self._search = search
@@ -71,7 +71,7 @@ class Commitment:
         return settled
 
     def _shared(self, tokens: Sequence[int], word_starts: bytes) -> Iterator[tuple[float, Beam]]:
-        """For each hypothesis that begins with the committed tokens, yield how many of the next `tokens` it shares."""
+        """For each hypothesis that begins with the committed tokens, yield how many of `tokens` come next in it."""
         base, node = self._last.depth, self._last
         numbers = {node: 0}
         for number, token in enumerate(tokens, start=1):

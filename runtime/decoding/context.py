@@ -148,7 +148,7 @@ class ContextGraph:
     def _link(self) -> list[int]:
         """Compute failure links: for each state, the longest proper suffix that begins a phrase.
 
-        Each state also inherits the completed bonuses of its suffixes, and their partial share if that is larger.
+        Each state also adds the completed bonuses of its suffixes, and takes their partial share if it is larger.
         """
         fail = [0] * len(self._next)
         queue = deque(self._next[0].values())

@@ -237,9 +237,11 @@ class PrefixBeamSearch:
         return _hypothesis(self._best()) if self._searches[0].beams else Hypothesis(tokens=[], score=0.0, times=[])
 
     def settled(self, word_starts: bytes) -> tuple[list[int], bool]:
-        """Return the tokens after the committed ones that no later frame changes, and whether a word begins after them.
+        """Return the settled tokens after the committed ones, and whether a word begins after them.
 
-        With a grammar, the search first drops hypotheses without the last certain phrase (`BeamSearch.decide`).
+        No later frame changes settled tokens.
+
+        With a grammar, if the last phrase is certain, hypotheses without it are dropped first (`BeamSearch.decide`).
         """
         if self._grammar is not None:
             self._searches[0].decide()
@@ -270,7 +272,7 @@ class PrefixBeamSearch:
         return next(beams)
 
     def _beams(self) -> list[Beam]:
-        """Return the beams of the first search, and those of the second with a bonus, best first."""
+        """Return all beams of the first search, and the beams of the second search that have a bonus, best first."""
         beams = self._searches[0].beams
         if self.context is not None:
             named = [beam for beam in self._searches[1].beams if beam.prefix.bonus > 0]

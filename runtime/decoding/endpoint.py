@@ -64,7 +64,7 @@ class Endpointer:
 
         # Whole frames: 1.2 s are 30 frames of 40 ms, although 30 * 0.04 < 1.2 in floating point.
         def in_frames(factor: float) -> list[tuple[int, bool, int, int]]:
-            """Return the rules, with the minimum silence of rule 2 multiplied by `factor`."""
+            """Return the rules with times in frames. The minimum silence of rule 2 is multiplied by `factor`."""
             return [
                 (number, rule.must_contain_nonsilence,
                  _frames(rule.min_trailing_silence * (factor if number == 2 else 1), frame_s),
@@ -117,7 +117,7 @@ class Endpointer:
 
 
 def end_probability(hypotheses: Sequence[Hypothesis], fusion: Fusion) -> float:
-    """Return the probability that a sentence ends here, averaged over the hypotheses of a beam, best first."""
+    """Return the probability that a sentence ends here, averaged over a beam. `hypotheses` are sorted, best first."""
     shares = [math.exp(each.score - hypotheses[0].score) for each in hypotheses]
     ends = (share * fusion.end_probability(each.tokens) for share, each in zip(shares, hypotheses, strict=True))
     return sum(ends) / sum(shares)

@@ -244,7 +244,7 @@ class Fusion:
         return found
 
     def _beginning(self, begun: str) -> _Beginning | None:
-        """Return the words with this prefix in the model and in classes; None: there are none."""
+        """Return the words of the model and of classes that have this prefix; None: there are none."""
         with contextlib.suppress(KeyError):
             return self._beginnings[begun]
         low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
@@ -296,7 +296,7 @@ def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, 
 
 
 def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
-    """Return a function that converts words to the letter case of the vocabulary; it keeps them if there are both."""
+    """Return a function that converts words to the vocabulary's letter case, or keeps them if it has both cases."""
     letters = "".join(symbol for symbol in symbols if not is_special(symbol))
     if letters == letters.upper():
         return str.upper

@@ -82,7 +82,7 @@ class _Library:
 
 
 class _Handle:
-    """Owns an object of the library."""
+    """Owns an object of the native library."""
 
     def __init__(self, library: _Library, name: str, *arguments: Any) -> None:
         self.value = library.call(name, *arguments)
@@ -117,7 +117,7 @@ def new_search(
 
 
 class NativeSearch:
-    """`PrefixBeamSearch` in the library. Other Python threads run while it searches."""
+    """`PrefixBeamSearch` in the native library. Other Python threads run while it searches."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class PhraseState:
 
     Attributes:
         places: places in phrases that the last characters of the hypothesis may have reached.
-        is_apart: whether the hypothesis ends in a word boundary.
+        is_apart: whether the hypothesis ends at a word boundary.
         accepts: whether the hypothesis may end here, that is, after a complete phrase or before the first one.
         moves: cache that maps a token to the next state; None: the token is not allowed.
     """
@@ -209,7 +209,7 @@ class PhraseGraph:
     def _add(
         self, expression: Expression, places: frozenset[int], within: tuple[str, ...], what: str
     ) -> frozenset[int]:
-        """Add an expression at `places` and return its end places. `within`: enclosing slots; "" is a bracket."""
+        """Add an expression at `places` and return its end places. `within`: enclosing slots, or "" for brackets."""
         check_nested(len(within), what)
         ends: set[int] = set()
         for alternative in expression:

@@ -45,7 +45,7 @@ class TextAligner:
         self._pauses: list[Span] = []
 
     def advance(self, stream: StreamState) -> None:
-        """Add a stream's current utterance, once this utterance has ended."""
+        """Add a stream's current utterance. Call this after the utterance has ended."""
         log_probs = stream.model.ctc(stream.utterance.encoder_out())
         self._aligner.advance(log_probs)
         self._heard.append(log_probs.argmax(axis=1) != self._blank)

@@ -147,7 +147,7 @@ class Utterance:
         self._advance(log_probs[:num_frames])
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
-        """Return first-pass hypotheses so far, best first. Times count from the first frame of the utterance."""
+        """Return the first-pass hypotheses so far, best first. Times count from the first frame of the utterance."""
         return self._search.hypotheses(limit)
 
     def finish_search(self) -> list[Hypothesis]:

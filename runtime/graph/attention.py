@@ -163,7 +163,7 @@ def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
 
 
 def _name(name: str, use: PositionUse) -> str:
-    """Return the name of a function. "relative" shares plain attention's name, because it only adds to the keys."""
+    """Return the name of a function. Relative and plain attention share one, because they differ only in the keys."""
     return f"{use.capitalize()}{name}" if use in ("rotary", "distance") else name
 
 

@@ -1,4 +1,4 @@
-"""Convolution modules without their projections as model-local functions, with and without a cache."""
+"""Convolution modules as model-local functions, with and without a cache. Projections are not included."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class TimeConvolution(OverTime):
 
 @dataclass(frozen=True, kw_only=True)
 class DepthwiseConvolution(OverTime):
-    """Only a depthwise convolution over time, with `weight` [channels, 1, 1, kernel] and `bias` [channels]."""
+    """A standalone depthwise convolution over time, with `weight` [channels, 1, 1, kernel] and `bias` [channels]."""
 
     NAME: ClassVar[str] = "DepthwiseConvolution"
     INPUTS: ClassVar[tuple[str, ...]] = ("x",)

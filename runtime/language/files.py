@@ -220,7 +220,7 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
     header = json.loads(content[start + _LENGTH_SIZE : place])
     words, num_ngrams = header["words"], header["num_ngrams"]
     if not (isinstance(words, list) and all(isinstance(word, str) and word.split() == [word] for word in words)):
-        raise ValueError("its words are not a list of words")
+        raise ValueError("its vocabulary is not a list of words")
     blocks: list[npt.NDArray[Any]] = []
     for dtype, length in header["blocks"]:
         if dtype not in ("|u1", "<u2", "<u4", "<f4"):

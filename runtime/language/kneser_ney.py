@@ -3,7 +3,7 @@
 The results equal those of KenLM's lmplz.
 
 Lower orders use continuation counts: the number of distinct words that precede an n-gram. N-grams that begin with <s>
-keep their counts. D(c) is the discount for a count c, and b(h) is the probability mass that the discounts free. The
+keep their counts. D(c) is the discount for a count c, and b(h) is the probability mass freed by the discounts. The
 probability of a word w after a history h is computed from the counts c of n-grams::
 
     p(w | h) = (c(h w) - D(c(h w))) / c(h) + b(h) p(w | h without its first word)
@@ -279,7 +279,7 @@ def _unigrams(num_words: int, endings: Rows, adjusted: Counts, seen: Counts) -> 
 
 
 def _places(levels: Sequence[_Level], rows: Rows, num_words: int) -> Counts:
-    """Return the indices of n-grams in the level of their order."""
+    """Return the index of each n-gram in the level of its order."""
     places = rows[:, 0].astype(np.int64)
     for column in range(1, rows.shape[1]):
         places = find_nodes(levels[column].keys, places, rows[:, column], num_words) - 1

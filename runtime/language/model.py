@@ -121,8 +121,8 @@ class FusionWeights:
 class LanguageModelOptions(FusionWeights):
     """Options for shallow fusion of a language model.
 
-    The search adds two terms to the score of a hypothesis: its log-probability (natural logarithm) times `weight`, and
-    `word_bonus` per word. For a model of tokens, the bonus is per token.
+    The search adds two terms to the score of a hypothesis: its log-probability in the language model (natural
+    logarithm) times `weight`, and `word_bonus` per word. For a model of tokens, the bonus is per token.
 
     Attributes:
         model: the model, or the file to read it from.

@@ -170,7 +170,7 @@ class Model:
             hypotheses: token ids without sos and eos; they may be empty.
 
         Returns:
-            Sums of log-probabilities with eos, from the left-to-right and the right-to-left decoder, each [n].
+            Sums of log-probabilities, including eos, from the left-to-right and the right-to-left decoder, each [n].
             Without a right-to-left decoder, the second array is zeros, as in WeNet.
 
         Raises:
@@ -264,7 +264,7 @@ def _check_log_probs(graph: str, values: npt.NDArray[np.float32]) -> None:
 
 @dataclass(frozen=True, order=True)
 class _Size:
-    """Size of an utterance in the decoder: numbers of hypotheses, tokens of the longest one, and encoder frames."""
+    """Size of an utterance in the decoder: how many hypotheses, tokens in the longest one, and encoder frames."""
 
     num_hypotheses: int
     length: int

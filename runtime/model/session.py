@@ -35,8 +35,8 @@ _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 class Session:
     """An onnxruntime session of a graph file.
 
-    Files may change after the session is created, because it does not read them again. There are two exceptions:
-    packed weights, and all weights of a session with the caller's `sess_options`, because they cannot be passed to it.
+    Files may change after the session is created, because it does not read them again. This does not hold for packed
+    weights, nor for any weights of a session with the caller's `sess_options`: they cannot be passed to it in memory.
 
     Attributes:
         graph: contract of the graph.

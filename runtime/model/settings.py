@@ -156,5 +156,5 @@ def _several(name: str, values: object, kind: type[Any]) -> tuple[Any, ...]:
 
 
 def _most_threads() -> int:
-    """Return the limit on threads. More are not faster, and onnxruntime takes minutes to start a thousand."""
+    """Return the limit on threads. More threads are not faster, and onnxruntime takes minutes to start a thousand."""
     return max(_ALWAYS_ALLOWED_THREADS, _THREADS_PER_PROCESSOR * (os.cpu_count() or 1))

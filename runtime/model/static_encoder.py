@@ -85,7 +85,7 @@ class StaticEncoder(Encoder):
         return output, following
 
     def whole(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:  # noqa: ARG002 - always fails
-        """Raise StreamError, because the graph has chunks of one size."""
+        """Raise StreamError, because the graph supports only one chunk size."""
         raise StreamError(f"this bundle supports only chunks of {self.form.chunk_size} frames, not full context")
 
     def _one(self, features: Array, offset: int, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], int]:

@@ -203,7 +203,7 @@ class Visit:
         self._earned_time = 0.0  # time up to which audio has been counted
 
     def take_place(self, is_taken: bool) -> None:
-        """Note that the client has a slot for a stream or file, or has released it."""
+        """Record whether the client has a slot for a stream or file."""
         self._has_place, now = is_taken, time.monotonic()
         self._own.change(*(_OWN_WITH_PLACE if is_taken else _OWN), now)
         if not is_taken and self._account is not None:

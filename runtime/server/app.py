@@ -1,4 +1,4 @@
-"""The ASGI application: routes for the protocols, the web page and operators of the server."""
+"""The ASGI application: routes for the protocols, for the web page, and for the server's operators."""
 
 from __future__ import annotations
 

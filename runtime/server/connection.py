@@ -69,12 +69,12 @@ class Patience:
 
 
 def patience_for_audio(slot: Slot, idle_s: float) -> Patience:
-    """Return the idle timeout of a live client: its progress is the audio that it sends."""
+    """Return the idle timeout of a live client, whose progress is measured by the audio that it sends."""
     return Patience(idle_s, _LEAST_AUDIO * idle_s, "seconds of audio", lambda: slot.fed_s)
 
 
 class Connection:
-    """A WebSocket whose client has a slot. The slot opens its streams."""
+    """A WebSocket whose client has a slot. Streams are opened with `slot`."""
 
     def __init__(self, websocket: WebSocket, service: Service, slot: Slot) -> None:
         self.service = service

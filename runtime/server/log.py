@@ -138,7 +138,7 @@ class _Rate:
 class _OnceAMinute(logging.Filter):
     """Rate limit of warnings and errors.
 
-    Records of libraries are grouped by code location, because texts that quote clients differ each time.
+    Log records of libraries are grouped by code location, because their texts may quote clients and thus differ.
     """
 
     def __init__(self) -> None:

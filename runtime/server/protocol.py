@@ -86,6 +86,9 @@ class Protocol:
             return RecognitionError.close_code, "internal server error"
 
     def _choose(self, offered: list[str]) -> str | None:
-        """Choose a supported subprotocol, or else the one with the key. Browsers disconnect if none is chosen."""
+        """Choose a supported subprotocol, or else the one that contains the client's key.
+
+        Browsers disconnect if none is chosen.
+        """
         keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
         return next((name for name in self.subprotocols if name in offered), None) or next(keys, None)

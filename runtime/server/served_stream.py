@@ -76,7 +76,7 @@ class ServedStream:
         num_fed, num_taken: numbers of samples put into the queue, and taken out by the scheduler.
         wanted_s: seconds of waiting audio that are enough for a round.
         num_rounds: how many rounds have included this stream.
-        last_round: number of the last of these rounds, as the scheduler counts rounds.
+        last_round: the scheduler's number of the last of these rounds; 0 before the first.
         is_live: whether the audio arrives no faster than in real time.
         has_text: whether there has been any text.
         start: time at which the stream was opened.

@@ -250,7 +250,7 @@ class Slot:
             self.stream.close()
 
     def drain(self) -> None:
-        """End after the current utterance or, if the stream `is_whole`, at its end. Without a stream, end at once."""
+        """End after the current utterance, or of a stream opened with `is_whole`. Without a stream, end at once."""
         self.is_drained = True
         if self.stream is not None and not self.stream.is_over:
             if not self._is_whole:
@@ -259,7 +259,7 @@ class Slot:
             self._task.cancel()
 
     def finish(self) -> None:
-        """End now. The audio so far is still recognised, but a stream that `is_whole` ends with an error."""
+        """End now. The audio so far is still recognised, but a stream opened with `is_whole` ends with an error."""
         if self.stream is not None and not self.stream.is_over and not self._is_whole:
             self.stream.finish()
         elif self._task is not None:

@@ -32,7 +32,7 @@ SILENT_S = 20.0
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Exit with code 0 on SIGTERM until `handle_signals` is called. At the end, restore the previous handlers.
+    """Until `handle_signals` is called, end with code 0 on SIGTERM. At the end, restore the previous handlers.
 
     By default, SIGTERM would cause another exit code, and PID 1 of a container would ignore it. SIGHUP is deferred
     until `handle_signals` is called; by default, it would end the process.

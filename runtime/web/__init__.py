@@ -1,1 +1,1 @@
-"""The JavaScript module. The server's page uses its microphone and resampler."""
+"""The JavaScript module. The server's page uses the microphone and the resampler of this module."""

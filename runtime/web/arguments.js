@@ -36,7 +36,7 @@ export function checkRuntime(ort) {
   if (!ort?.InferenceSession) throw new TypeError("ort must be the module 'onnxruntime-web' or 'onnxruntime-node'");
 }
 
-/** Refuse a `model` that `languageModel` of this recogniser did not return. @throws RangeError always. */
+/** Refuse `model`, which does not come from this recogniser's `languageModel`. @throws RangeError always. */
 export function refuseModel(model) {
   throw new RangeError(`languageModel must come from languageModel() of this recogniser, got ${tag(model)}`);
 }

@@ -2,7 +2,7 @@
 
 import { MicrophoneError } from './errors.js';
 
-/** Constraints that turn off audio processing for calls. It would remove parts of the signal that recognition needs. */
+/** Constraints that turn off processing meant for calls. It would remove parts of the signal that recognition needs. */
 const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 const LONGEST_FLUSH_MS = 500;
 const REASONS = {

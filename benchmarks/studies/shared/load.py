@@ -235,7 +235,7 @@ async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
 
 
 def results_alone(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return the entries of `first_buffers` for the results to measure: all except those of the last buffers."""
+    """Return the entries of `first_buffers` for the results to measure: all except results of the last buffers."""
     first = asyncio.run(first_buffers(url, buffers))
     return {key: number for key, number in first.items() if number < len(buffers) - _END_BUFFERS}
 

@@ -68,8 +68,8 @@ def make_bundle(name: str, kind: str, root: Path) -> Bundle:
 
     Args:
         name: name of the model, a key of `SIZES`.
-        kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4" (4 bits for experts, for the
-            feed-forward layers of dense networks, or for both in `HALF`).
+        kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4" (int8, but 4 bits
+            for the experts of mixtures, for the feed-forward layers of dense networks, and for both in `HALF`).
         root: folder of all models.
     """
     folder = root / name

@@ -122,7 +122,7 @@ struct Beam {
 
   double score() const { return total + prefix->bonus + prefix->language_score; }
 
-  /// Earliest frame at which the token with index `number` peaks in the best alignment of either kind, but at most `most`.
+  /// Earliest peak of the token with index `number` in the best alignments that end in a blank or in a token; at most `most`.
   int earliest_peak(std::size_t number, int most) const {
     if (number >= prefix->depth) return most;
     for (const Peak* peak : {blank_times, token_times}) {
@@ -208,8 +208,8 @@ class BeamSearch {
     collect();
   }
 
-  /// Find the last certain grammar phrase in the best prefix, and drop all prefixes that do not begin with the same tokens up to
-  /// the end of that phrase.
+  /// Find the last grammar phrase in the best prefix that is certain enough. Drop all prefixes that do not begin with the same
+  /// tokens up to the end of that phrase.
   void decide() {
     const Prefix* node = beams_[0].prefix;
     for (const Peak* peak = beams_[0].times; peak && node->before; peak = peak->before, node = node->before) {
@@ -316,8 +316,8 @@ class BeamSearch {
     }
   }
 
-  // Update prefix `index` for a frame in which its last token is likely. Its alignments add blank, repeat the token, or extend
-  // alignments of the parent.
+  // Update prefix `index` for a frame in which its last token is likely. In its new alignments, this
+  // frame is blank, repeats the token, or adds the token to an alignment of the parent.
   Beam stay(std::size_t index, std::size_t parent, double score, double blank_score) {
     const Beam& old = beams_[index];
     Beam beam;
@@ -369,7 +369,7 @@ class BeamSearch {
     }
   }
 
-  // Hotword bonus in the rank of a prefix that is extended by a token.
+  // Hotword bonus with which a prefix is ranked after it is extended by a token.
   double bonus(const Prefix& prefix, int token) const {
     if (!ranking_) return 0;
     const ContextGraph::Move move = ranking_->advance(prefix.state, token);

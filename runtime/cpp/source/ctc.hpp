@@ -118,7 +118,7 @@ class PrefixBeamSearch : public CtcSearch {
                    const std::shared_ptr<const Fusion>& fusion, double blank_penalty = 0, const std::shared_ptr<const PhraseGraph>& grammar = nullptr)
       : PrefixBeamSearch(beam_size, blank, context, fusion ? std::make_shared<FusionStates>(fusion) : nullptr, blank_penalty, grammar) {}
 
-  /// @param states of a language model; no other search may use them at the same time. Null: no language model.
+  /// @param states states of a language model; no other search may use them at the same time. Null: no language model.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
                    const std::shared_ptr<FusionStates>& states, double blank_penalty = 0, const std::shared_ptr<const PhraseGraph>& grammar = nullptr)
       : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states), grammar_(grammar) {

@@ -1,5 +1,5 @@
 // Ends of utterances and words. Utterances end by Kaldi's rules, applied to the blanks of the CTC output. With full
-// context, utterances also end at pauses in the audio. Words end at pauses, too.
+// context, utterances also end at pauses in the audio. Words also end at pauses.
 #pragma once
 
 #include "standard.hpp"
@@ -86,7 +86,7 @@ struct Endpoint {
 class Endpointer {
  public:
   /// @param turn threshold for the probability of a sentence end. If the probability reaches it, the second rule's
-  /// minimum silence is halved, otherwise it is multiplied by 1.5. 0: off.
+  /// minimum silence is halved; otherwise, it is multiplied by 1.5. 0: off.
   Endpointer(const EndpointRules& rules, double frame_s, int blank, double turn = 0) : blank_(blank), turn_(turn) {
     const auto frames = [frame_s](double seconds) {
       constexpr int never = std::numeric_limits<int>::max();

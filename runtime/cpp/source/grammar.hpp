@@ -326,7 +326,7 @@ class PhraseGraph {
     num_tokens_ = static_cast<std::size_t>(std::count(parts_.begin(), parts_.end(), kAny)) + (rest_ >= 0 ? 1 : 0);
   }
 
-  // Highest score of the tokens in `chosen`, in separate lanes so that compilers vectorize the loop.
+  // Highest score of the tokens in `chosen`. It is computed in separate lanes, so that compilers vectorize the loop.
   static float most(const float* row, const std::vector<float>& chosen) {
     constexpr std::size_t num_lanes = 8;
     float found[num_lanes];
@@ -401,7 +401,7 @@ class PhraseGraphs {
   std::deque<std::pair<std::vector<std::string>, std::shared_ptr<const PhraseGraph>>> known_;  // by lines, most recent first
 };
 
-/// Lines of a grammar file without comments ("# ...") and empty lines.
+/// Lines of a grammar file, except comments ("# ...") and empty lines.
 inline std::vector<std::string> grammar_lines(const std::string& content) {
   std::vector<std::string> lines;
   for (const std::string& line : lines_of(content)) {

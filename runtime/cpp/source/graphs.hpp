@@ -154,7 +154,7 @@ class Graphs {
 
   /// Score token sequences with the decoders.
   TokenScores score(const Floats& output, const Sequences& sequences) const {
-    // Attention needs memory for each token-frame and each token-token pair. Score long utterances in several calls.
+    // Attention needs memory for each pair of a token and a frame, or of two tokens. Score long utterances in several calls.
     constexpr std::int64_t most_pairs = std::int64_t{1} << 22;
     const auto longest = static_cast<std::int64_t>(sequences.longest);
     const std::int64_t num_frames = length(output) / m_.output_size, num_sequences = length(sequences.lengths);
@@ -268,7 +268,7 @@ class Graphs {
       data.push_back(ort::data_of<float>(value));
       longest = std::max(longest, rows.back());
     }
-    // Other axes, such as heads, may lie between the rows of a block and the growing axis.
+    // Other axes, such as heads, may lie between the batch axis and the growing axis.
     const std::size_t outer = time < 0 ? 1 : ort::count({shape.begin() + 2, shape.begin() + time});
     joined.assign(ort::count(shape), 0.0F);
     float* place = joined.data();

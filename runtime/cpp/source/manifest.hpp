@@ -32,7 +32,7 @@ inline EndpointRules rules_of(const Json& json) {
   return rules;
 }
 
-/// Shortest pause of a complete EndpointConfig in seconds; 0: off.
+/// Field `pause` of a complete EndpointConfig: the shortest pause in seconds; 0: off.
 inline double pause_of(const Json& json) { return json["pause"].is_null() ? 0 : json["pause"].number(kShortestPauseS, 1e9); }
 
 /// Threshold `turn` of a complete EndpointConfig: the probability that the sentence has ended; 0: off.

@@ -30,8 +30,8 @@ struct Kernels {
   std::set<std::string> operators = {};              ///< graph functions that native kernels replace
   std::map<std::string, std::string> refused = {};   ///< functions that native kernels cannot run, with the reasons
 
-  /// Add to `refused` the unsupported function that an error of onnxruntime names. Return false if it names no function, or one
-  /// that is already refused.
+  /// If an error of onnxruntime names a function that native kernels do not support, add the function to `refused`. Return
+  /// false if the error names no such function, or if the function is already refused.
   bool leave_out(const std::string& error) {
     for (std::size_t end = error.find(": "); end != error.npos; end = error.find(": ", end + 1)) {
       const auto is_part = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; };
@@ -127,7 +127,7 @@ class Settings {
   static void register_kernels(OrtSessionOptions*) {}
 #endif
 
-  // Name of a provider in onnxruntime's generic function: without the suffix, and in some cases spelled differently.
+  // Provider name for onnxruntime's generic function: without "ExecutionProvider", and in some cases spelled differently.
   static std::string short_name(const std::string& provider) {
     static const std::map<std::string, std::string> others = {
         {"Azure", "AZURE"}, {"Dml", "DML"}, {"WebGpu", "WebGPU"}, {"WebNN", "WEBNN"}, {"Xnnpack", "XNNPACK"}};

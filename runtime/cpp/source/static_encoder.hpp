@@ -95,7 +95,7 @@ class StaticEncoder {
     }
   }
 
-  /// Set a cache to zero except for the last `num_cached` output frames. Only caches that grow in other bundles change.
+  /// Set a cache to zero except for the last `num_cached` output frames. Caches without a `time_axis` are left unchanged.
   void keep_last(const CacheLayout& cache, std::int64_t num_cached, float* data) const {
     if (cache.time_axis < 0) return;
     const std::int64_t num = left(step(cache)), width = cache.shape[4], rows = cache.shape[0] * cache.shape[2];

@@ -78,8 +78,8 @@ class Stream {
     changed_.notify_all();
   }
 
-  /// Queue samples without a limit, and decode them one second at a time. Memory and time per window therefore do not grow with
-  /// the number of samples.
+  /// Accept any number of samples. They are queued and decoded one second at a time, so their number affects neither memory nor
+  /// the time per window.
   void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
     const std::unique_lock<std::mutex> claimed = claim();
     locked([&] {
@@ -182,7 +182,7 @@ class Stream {
     if (is_finished_) fail<StreamError>("the input of this stream is finished: reset it, or create another");
   }
 
-  // Append samples in parts of at most one second, since taking a window moves all samples of its part.
+  // Append samples in parts of at most one second, because taking a window moves the rest of its part in memory.
   void append(int sample_rate, const Floats& samples) {
     rate_ = sample_rate;
     const auto second = static_cast<std::ptrdiff_t>(sample_rate);
@@ -338,7 +338,7 @@ class Stream {
     }
   }
 
-  // Run jobs together. If that fails, split them in halves repeatedly, until each failure concerns a single job.
+  // Run jobs together. If that fails, split them into halves repeatedly, until each failure concerns a single job.
   static void apart(const Jobs& jobs, void (*work)(const Jobs&)) {
     if (jobs.empty()) return;
     if (jobs.size() == 1) return jobs[0].stream->failing([&] { work(jobs); });

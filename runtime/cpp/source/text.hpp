@@ -139,7 +139,7 @@ inline char32_t lower(char32_t c) {
   return c;
 }
 
-/// Replace each character of a text by `upper` or `lower`.
+/// Apply a function such as `upper` or `lower` to each character of a text.
 inline std::string mapped(const std::string& text, char32_t (*change)(char32_t)) {
   std::u32string characters = decode_utf8(text);
   std::transform(characters.begin(), characters.end(), characters.begin(), change);

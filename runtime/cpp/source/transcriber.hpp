@@ -28,7 +28,7 @@ class Transcriber {
   Transcriber(const Transcriber&) = delete;
   Transcriber& operator=(const Transcriber&) = delete;
 
-  /// Cancel remaining work and wait for the running callback. In the transcriber's own thread, do not wait.
+  /// Cancel remaining work. Wait for the running callback, unless called in the transcriber's own thread.
   ~Transcriber() {
     cancel();
     if (is_own_thread()) thread_.detach();

@@ -19,8 +19,8 @@ struct Rounding8 {
 
 enum class Then { linear, hidden, gated, scatter };
 
-// Arguments of a product of rows with packed weights. `unit` is an element of the product, times the scale of its
-// column. `then` determines how elements are processed:
+// Arguments of a product of rows with packed weights. `then` determines how elements are processed. In these formulas,
+// `unit` is an element of the product times the scale of its column, and `scale` is the scale of its row:
 // linear: out = unit * scale + bias
 // hidden: out = activation(unit * scale + bias)
 // gated: out *= unit * scale + bias

@@ -59,9 +59,9 @@ void run_matmul(const InstructionSet& isa, const LinearLayer& layer, SeenRows* s
 void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, float lowest, uint8_t* q, float* scale,
               const Threads& threads);
 
-// Two convolutions over features, each with relu. The first one is in floats. Its results are rounded with one scale per
-// output frame of the second one. `first` is in panels [taps, 16], with the bias as the last tap. `second` is packed
-// with its rows in the order (frequency, time, channels), so that the input of a position is contiguous.
+// Two convolutions over features, each with relu. The first one computes in floats. Its results are rounded with one
+// scale per output frame of the second one. `first` is in panels [taps, 16], with the bias as the last tap. `second` is
+// packed with its rows in the order (frequency, time, channels), so that the input of a position is contiguous.
 struct ConvolutionLayer {
   size_t bins = 0, channels = 0, out = 0;  // channels is a multiple of 4
   size_t kernels[2] = {}, strides[2] = {};

@@ -3,7 +3,7 @@
 // Each file in isa/ includes this file once. Everything has internal linkage, and nothing of the C++ standard library
 // is used. Otherwise the linker could use an inline function that was compiled for one instruction set in the code of
 // another.
-// Lanes are independent, or are always added in the same order, so that results are equal to the last bit.
+// Lanes are independent, or are always added in the same order, so that all instruction sets compute the same bits.
 #pragma once
 #include "instruction_set.h"
 #include "loops/attention.h"

@@ -48,7 +48,7 @@ class Scratch {
   size_t sizes_[kArrays] = {};
 };
 
-// Borrows a free `Scratch` of this process. There are as many as the largest number of calls that ran at the same time.
+// Borrows a free `Scratch` of this process; makes one only if none is free.
 class Borrowed {
  public:
   Borrowed();

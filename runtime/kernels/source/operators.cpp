@@ -116,8 +116,8 @@ using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, Int4Linea
                        Int4FeedForward, Int4GatedFeedForward, FirstConvolutions, CachedAttention, NextCache,
                        CachedConvolution, PlainNormalization, AddNormalization>;
 
-// The domain of operators for one onnxruntime and for sessions that leave out the same operators. A process may contain
-// several onnxruntimes, each with its own API. A domain is created twice if two threads need it at the same time.
+// The domain of operators for one onnxruntime and one list of left-out operators. A process may contain several
+// onnxruntimes, each with its own API. A domain is created twice if two threads need it at the same time.
 struct Domain {
   const OrtApi* api;
   std::string without;

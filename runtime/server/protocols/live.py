@@ -42,7 +42,7 @@ class StreamRequest:
         sample_rate: sample rate of the audio in Hz.
         encoding: encoding of the samples, which are little-endian.
         model: name of a model. None: the server's first.
-        chunk_size: encoder frames per chunk, from the server's up to 5 seconds. None: the server's.
+        chunk_size: encoder frames per chunk: at least the server's, at most 5 seconds. None: the server's.
         endpoint: rules that end segments, as in `EndpointConfig`; silences below 0.5 s may split words.
             None: the server's.
         partials: whether to send partial results.

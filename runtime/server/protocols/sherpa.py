@@ -1,4 +1,4 @@
-"""Protocol of sherpa-onnx's streaming WebSocket server: float32 samples at 16 kHz, then "Done". It answers "Done!"."""
+"""Protocol of sherpa-onnx's streaming WebSocket server: float32 samples at 16 kHz, then "Done", answered by "Done!"."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SAMPLE_RATE = 16_000
 
 
 async def run(connection: Connection) -> None:
-    """Serve streams, each until "Done". Each result replaces the previous result of the same segment.
+    """Serve streams, each until the client sends "Done". Each result replaces the previous result of the same segment.
 
-    Audio after "Done!" begins another stream, as in sherpa-onnx's server. The client closes the connection.
+    Audio after the answer "Done!" begins another stream, as in sherpa-onnx's server. The client closes the connection.
     """
     while not connection.slot.is_drained:
         stream = await connection.slot.open_stream(_SAMPLE_RATE)

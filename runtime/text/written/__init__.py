@@ -1,1 +1,1 @@
-"""Inverse text normalization for English by rules: digits for numbers, times, dates and money, and capitals."""
+"""Rule-based inverse text normalization for English: digits for numbers, times, dates and money; sentence case."""

@@ -185,7 +185,7 @@ def _quantity(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _decimal(words: Sequence[str], number: int, end: int) -> tuple[str, int]:
-    """Return a number in digits, with the decimals after "point", if any, and the position after it."""
+    """Return a number in digits, with any decimals after "point", and the position after the number."""
     if word_at(words, end) != "point":
         return f"{number:,}" if number >= 10_000 else str(number), end
     spoken = digits(words, end + 1)
@@ -248,7 +248,7 @@ def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _as_spoken(words: Sequence[str], place: int, end: int = 0) -> list[Written]:
-    """Keep the words from a position to `end` (0: the end of the number words), for ambiguous groupings."""
+    """Keep ambiguous number words as spoken, from a position up to `end` (0: all that follow)."""
     if not end:
         end = place + 1
         while _is_number(words, end):
@@ -372,7 +372,7 @@ def suffixed(number: int) -> str:
 
 
 def _group(words: Sequence[str], place: int, *, with_and: bool) -> Found:
-    """Read a number from 1 to 9999 without thousands: "five hundred and six", "nineteen hundred", "a hundred"."""
+    """Read a number up to 9999 spoken without "thousand": "five hundred and six", "nineteen hundred", "a hundred"."""
     following = word_at(words, place + 1)
     if word_at(words, place) == "a" and (following == "hundred" or following in SCALES):
         found: Found = (1, place + 1)

@@ -223,7 +223,10 @@ class Casing:
         return cased
 
     def num_settled(self, words: Sequence[str]) -> int:
-        """Return how many words keep their letter case whatever follows: those before an incomplete listed phrase."""
+        """Return how many words keep their letter case whatever follows.
+
+        If the words end in the beginning of a listed phrase, these are the words before it; otherwise, all words.
+        """
         small = [word.lower() for word in words]
         for place, word in enumerate(small):
             rest = small[place:]

@@ -7,7 +7,7 @@ namespace {
 
 constexpr size_t kKeysAtOnce = 8;
 
-// Copies the rows of one head, first from the cache and then from this call. Adds `extra` unless it is null.
+// Copies the rows of one head, first from the cache and then from this call. Adds `extra` to them unless it is null.
 template <class V>
 inline void rows_of_head(const float* past, size_t num_past, size_t past_stride, const float* now, size_t num_now,
                          size_t now_stride, const float* extra, size_t extra_stride, size_t size, float* to) {

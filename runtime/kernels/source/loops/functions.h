@@ -55,8 +55,8 @@ inline typename V::Floats hyperbolic_tangent(typename V::Floats x) {
   return V::div(V::mul(polynomial<V>(square, kAbove), x), polynomial<V>(square, kBelow));
 }
 
-// The error function, absolute error below 1.3e-7. Below 0.92, it is an odd polynomial; above, it is 1 - e^q with a
-// polynomial q. The polynomials were fitted at Chebyshev nodes.
+// The error function, with an absolute error below 1.3e-7. If |x| is below 0.92, it is an odd polynomial; otherwise, it
+// is 1 - e^q with a polynomial q. The polynomials were fitted at Chebyshev nodes.
 template <class V>
 inline typename V::Floats error_function(typename V::Floats x) {
   static constexpr float kSmall[] = {8.33997199e-05f, -0.000813607486f, 0.00520050174f, -0.0268592114f,

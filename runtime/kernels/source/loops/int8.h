@@ -48,7 +48,7 @@ inline void store_sums(Sums<V, M>& sum, const uint8_t* constants, float* unit) {
   }
 }
 
-// Multiplies M rows with the panels of a tile. `weights` and `constants` point to the weights and scales of the panels.
+// Multiplies M rows by the panels of a tile. `weights` and `constants` point to the weights and scales of the panels.
 template <class V, int M>
 inline void tile8(const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
                   const uint8_t* constants, Ahead ahead, float* unit) {

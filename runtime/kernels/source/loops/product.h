@@ -11,8 +11,8 @@ namespace {
 
 constexpr size_t kNear = U2MOE_NEAR;  // bytes by which the first reader of weights prefetches ahead
 
-// Processes elements of a product as `Product::then` specifies. `unit` has the products of `rows` rows with at most
-// `width` columns from `first` on, times the scales of the columns.
+// Processes elements of a product as `Product::then` specifies. `unit` contains the elements of `rows` rows and at
+// most `width` columns, from column `first` on, times the scales of the columns.
 template <class V>
 inline void finish(const Product& p, size_t row, size_t rows, size_t first, size_t width, const float* unit,
                    const float* bias) {

@@ -4,7 +4,7 @@
 
 namespace {
 
-// Divides many x by the same number, correctly rounded: a product with the reciprocal, then one correction by the
+// Divides many x by the same number, correctly rounded: multiplies by the reciprocal, then corrects once by the
 // remainder (Markstein 1990). The proof excludes divisors with a mantissa of all ones or a subnormal reciprocal;
 // for such divisors, a division is used.
 template <class V>

@@ -1,4 +1,4 @@
-// Operators that round rows to integers or multiply rows with one weight matrix.
+// Operators that round rows to integers or multiply rows by one weight matrix.
 #pragma once
 #include <memory>
 #include <string>

@@ -44,7 +44,7 @@ class Report {
   Report(const InstructionSet& isa, double budget) : budget_(budget), most_(most_products(isa, budget)) {
     std::printf("%s: ", isa.name);
     most_ > 0 ? std::printf("registers only: %.0f products per nanosecond\n", most_ * 1e-9)
-              : std::printf("products on registers are not measured\n");
+              : std::printf("products in registers are not measured\n");
   }
 
   void add(const char* name, double products, const std::function<void()>& run) const {
@@ -56,7 +56,7 @@ class Report {
   }
 
  private:
-  // Returns the products per second on registers, or 0 if this instruction set has no loop here.
+  // Returns the products per second with all operands in registers; 0 if there is no loop for this instruction set.
   static double most_products(const InstructionSet& isa, double budget);
 
   double budget_, most_;
