@@ -1,6 +1,7 @@
 """Combines a bundle's encoder and CTC head into one graph for sherpa-onnx's WeNet clients, online and offline.
 
-The bundle's graphs are used unchanged, quantized or not, with different inputs and outputs. A network that a client
+The bundle's graphs, quantized or not, are used unchanged. The combined graph has different inputs and
+outputs. A network that a client
 cannot run is refused with the reason. Otherwise the client would end the whole process when it loads the file.
 """
 

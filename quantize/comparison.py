@@ -62,7 +62,7 @@ class Difference:
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens in the pass that finds the fewest."""
+        """Number of tokens in the pass with the fewest tokens."""
         return int(self.tokens.sum(axis=0).min())
 
     def passes(self, doubt: float = DOUBT, times: float = 1.0) -> dict[str, Estimate]:

@@ -62,7 +62,7 @@ class Recipe:
             checked_choice("whole", self.whole, (HALF.name,))
         for name in ("groups", "packed", "calibration"):
             if self.whole and getattr(self, name):
-                raise ValueError(f"{name} applies only to weights in {_INTEGERS}, but whole is {self.whole!r}")
+                raise ValueError(f"{name} applies only to weights in {_INTEGERS}, but this recipe uses {self.whole}")
         if not self.whole and not self.quantized and not self.exceptions:
             raise ValueError(f"recipe {self.name!r} quantizes nothing")
         for layer, kind in self.exceptions.items():

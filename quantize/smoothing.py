@@ -177,7 +177,10 @@ def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Itera
 
 
 def _of_norm(node: ir.Node, read: Sequence[ir.Value], value: ir.Value) -> ChannelSite:
-    """Return the site of a normalisation's output. `value` is this output or the graph input that receives it."""
+    """Return the site of a normalisation's output.
+
+    `value` is this output, or the input of another graph that receives it.
+    """
     made = inputs_of(node)[2 if plain_name(node.op_type) == "AddNormalization" else 1 :]
     return _in_order(made, read, lambda: np.sum([np.abs(array_of(parameter)) for parameter in made], axis=0), value)
 

@@ -268,7 +268,7 @@ def test_what_is_not_measured_does_not_pass(float32, clip, tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     (["--no-report", "--list", "a.tsv"], "--no-report measures nothing and cannot be combined with --list"),
     (["--group", "experts=int4", "--group", "experts=int8"], "--group must name each group once, got experts twice"),
-    (["--packed", "--recipe", "fp16"], "packed applies only to weights in int8 and int4, but whole is 'fp16'"),
+    (["--packed", "--recipe", "fp16"], "packed applies only to weights in int8 and int4, but this recipe uses fp16"),
 ])  # fmt: skip
 def test_options_without_use_are_refused(float32, tmp_path, capsys, options, message):
     assert main(["quantize", str(float32.path), str(tmp_path / "out"), *options]) == 1

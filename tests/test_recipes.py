@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
     ({"groups": {"experts": "int4"}, "block_size": 20}, "block_size"),
     ({"groups": {"experts": "int4"}, "whole": "fp16"}, "groups applies only to weights in int8 and int4"),
     ({"whole": "fp16", "calibration": (Path("a.wav"),)},
-     "calibration applies only to weights in int8 and int4.*, but whole is 'fp16'"),
+     "calibration applies only to weights in int8 and int4.*, but this recipe uses fp16"),
     ({"groups": {"experts": "int4"}, "exceptions": {"ctc": "int3"}}, "exceptions: ctc must be one of fp32, fp16"),
 ])  # fmt: skip
 def test_recipes_are_checked_at_birth(fields, message):

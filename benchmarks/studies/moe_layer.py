@@ -1,4 +1,4 @@
-"""How near is one mixture of experts to the bound of the machine, by tokens per call and recipe?
+"""How close does one mixture of experts come to the machine's limit, by tokens per call and recipe?
 
     python -m u2moe.benchmarks.studies.moe_layer [--narrow]
 

@@ -152,7 +152,7 @@ class WeightConversion(ABC):
         return mixture_function(mixture, self.names_of_experts(mixture), experts)
 
     def names_of_experts(self, mixture: Mixture) -> list[str]:
-        """Return the names of the inputs of a mixture's function after the router."""
+        """Return the names of the inputs that follow the router in a mixture's function."""
         second = mixture.bias and not self.joins_biases
         parts = [*self.names("w1", bias=mixture.bias), *self.names("w2", bias=second)]
         names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]

@@ -117,7 +117,7 @@ def parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
     """
     found = argparse.ArgumentParser(prog="u2moe", description="Recognise speech with U2++ models on onnxruntime.")
     found.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")
-    found.add_argument("--verbose", action="store_true", help="log on stderr what is loaded and recognised")
+    found.add_argument("--verbose", action="store_true", help="log to stderr what is loaded and recognised")
     subparsers = found.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     for name, (module, function, summary) in COMMANDS.items():
         if name in commands:

@@ -72,7 +72,7 @@ def _add_train(commands: Subparsers) -> None:
         nargs="+",
         default=[0],
         metavar="N",
-        help="for each order, the highest count of n-grams to remove, such as 0 0 1 (default: 0, which removes none)",
+        help="remove n-grams with counts up to N, one N for each order, such as 0 0 1 (default: 0, which removes none)",
     )
     add_declared(parser, TextOptions)
     parser.set_defaults(run=run_train)

@@ -46,8 +46,8 @@ def add_serve(subparsers: Subparsers) -> None:
         "--api-key",
         type=Path,
         metavar="FILE",
-        help="file with the key that clients must send, or with a name, a key and optionally a number of streams in "
-        f"each line; reloaded on SIGHUP (default: the key in ${_KEY_VARIABLE})",
+        help="file with the key that clients must send, or with one key per line, as a name, the key and optionally a "
+        f"number of streams; reloaded on SIGHUP (default: the key in ${_KEY_VARIABLE})",
     )
     add_declared(parser, ServerOptions, _BASIC)
     add_words(parser)

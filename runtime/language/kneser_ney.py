@@ -112,7 +112,7 @@ class _Counter:
         return NgramCounts(words=words, rows=rows, counts=counts, num_sentences=self._num_sentences)
 
     def _count_block(self) -> None:
-        """Count the block, except n-grams that end in <s>, which would span two sentences."""
+        """Count the n-grams in the block, except those that end in <s>, which would span two sentences."""
         tokens = np.array(self._block, np.uint32)
         self._block = array("I")
         if len(tokens) < self._order:

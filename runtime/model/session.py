@@ -35,8 +35,8 @@ _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 class Session:
     """An onnxruntime session of a graph file.
 
-    Files may change after the session is created, because it does not read them again. This does not hold for packed
-    weights, nor for any weights of a session with the caller's `sess_options`: they cannot be passed to it in memory.
+    Files may change after the session is created, because it does not read them again. The exceptions are packed
+    weights, and all weights if the caller provides `sess_options`: these cannot be passed to the session in memory.
 
     Attributes:
         graph: contract of the graph.

@@ -1,4 +1,4 @@
-"""Start of a server: opens the ports, logs the addresses, and loads the models."""
+"""Starts a server: opens the ports, logs the addresses, and loads the models."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ class ServerOptions:
         host: address to listen on, or "unix:" and the path of a socket; 127.0.0.1: only this machine.
         port: port for HTTP and WebSocket; 0: any free port.
         protocol_ports: additional ports for single protocols, by the protocol's name.
-        languages: code of a language of the model, by which Home Assistant selects the model. None: inferred from its
-            vocabulary.
+        languages: code of a language that the model recognises; Home Assistant selects models by it. None: inferred
+            from the model's vocabulary.
         workers: number of processes, each with its own model and scheduler.
         chunk_size: encoder frames per chunk of live streams. None: as in training, or 16.
         capacity: maximum number of live streams per worker. None: measured at the start.

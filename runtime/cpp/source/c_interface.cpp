@@ -190,8 +190,8 @@ struct Defaults {
   }
 };
 
-// Whether a number means that the bundle's default applies. This is 0 if valid values begin at 1 or more, and otherwise any
-// negative number.
+// Whether a number stands for the bundle's default. 0 does if valid values begin at 1 or more; otherwise any negative number
+// does.
 bool is_left_open(const Range& range, double value) { return range.in_bundle && (range.least >= 1 ? value == 0 : value < 0); }
 
 template <class Numbers, class T>

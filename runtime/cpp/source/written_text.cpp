@@ -321,7 +321,7 @@ class Spoken {
     return text;
   }
 
-  // Return the text of a number, with the digits after "point" if there are any, and the place after it.
+  // Return the text of a number, including any digits after "point", and the place of the word that follows it.
   std::pair<std::string, Place> decimal(const Number& number) const {
     const Place place = number.end + 1;
     const std::string whole = std::to_string(number.value) + ".";

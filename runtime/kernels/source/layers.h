@@ -1,4 +1,4 @@
-// The layers that operators compute. The loops come from an instruction set.
+// The layers that operators compute. Their inner loops are functions of an `InstructionSet`.
 #pragma once
 #include <cstddef>
 #include <cstdint>

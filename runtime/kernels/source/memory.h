@@ -8,7 +8,7 @@ namespace u2moe {
 
 struct Chunk;
 
-// Bytes aligned to a cache line. They are part of a chunk that weights of several kernels share. The destructor
+// Bytes aligned to a cache line. They lie in a chunk that is shared by the weights of several kernels. The destructor
 // releases them.
 class Weights {
  public:

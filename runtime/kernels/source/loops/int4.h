@@ -11,7 +11,7 @@ constexpr size_t kRows4 = 8;  // rows of weights in a step: four in the low halv
 constexpr ptrdiff_t kFar = 2 * kNear;
 inline void prefetch4(const uint8_t* weights) { U2MOE_PREFETCH(weights, 2); }
 
-// Multiplies all M rows by the columns of a tile. `end` is the end of the last block of the call to `multiply4`.
+// Multiplies all M rows by the columns of a tile. `end` is where the last block of the `multiply4` call ends.
 template <class V, int M>
 inline void tile4(const Product& p, const typename V::Code* codes, const uint8_t* block, size_t column,
                   const uint8_t* end, float* unit) {

@@ -33,8 +33,8 @@ inline void add_products(Sums<V, M>& sum, const typename V::Weights (&w)[V::kPan
 }
 
 // Stores the corrected sums times the scales. `constants` points to the scales of the panels. The scales and the
-// correction follow the weights in memory. The correction is added last, because otherwise the sums could not begin
-// before it is read.
+// correction follow the weights in memory. The correction is added last, so that summation does not have to
+// wait until it is read.
 template <class V, int M>
 inline void store_sums(Sums<V, M>& sum, const uint8_t* constants, float* unit) {
   U2MOE_UNROLL for (int p = 0; p < static_cast<int>(V::kPanels); p++) {
