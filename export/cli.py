@@ -81,7 +81,7 @@ def add_convert(subparsers: Subparsers) -> None:
         "--calibration", nargs="+", metavar="FILE", help="for static: write chunks of these recordings for calibration"
     )
     recordings.add_argument(
-        "--qdq", nargs="+", metavar="FILE", help="for static: like --calibration, then quantize for QNN with the chunks"
+        "--qdq", nargs="+", metavar="FILE", help="for static: like --calibration; quantize for QNN with these chunks"
     )
     _add_overwrite(parser, "folder of this kind")
     parser.set_defaults(run=run_convert)

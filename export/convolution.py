@@ -83,7 +83,7 @@ def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.V
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The frames around a convolution's input. Blocks share one instance for each of their convolutions.
+    """The frames around a convolution's input. All blocks share one instance for each kind of convolution.
 
     Attributes:
         histories: frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that

@@ -84,7 +84,7 @@ def inlined(model: ir.Model) -> ir.Model:
 
 
 def _take_functions(model: ir.Model, part: ir.Model) -> None:
-    """Add the functions of a part. If a name is taken by a different function, a number is appended."""
+    """Add the functions of `part` to `model`. If another function has the same name, a number is appended."""
     called = {identifier: define(model.functions, function) for identifier, function in list(part.functions.items())}
     for node in part.graph:
         if node.op_identifier() in called:

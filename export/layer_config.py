@@ -1,4 +1,4 @@
-"""Reads the settings that several kinds of encoder share, and the decoders, from a train.yaml."""
+"""Reads decoders, and the settings that several kinds of encoder share, from a train.yaml."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
 
 
 def check_input_size(top: Section, encoder: EncoderArchitecture) -> None:
-    """Check that the features have enough bins for the subsampling. Its convolutions span as many bins as frames."""
+    """Check that the features have enough bins for the subsampling, whose kernels span as many bins as frames."""
     if encoder.input_size <= encoder.right_context:
         expected = f"at least {encoder.right_context + 1} with input_layer {encoder.subsampling}"
         raise top.wrong("input_dim", encoder.input_size, expected)

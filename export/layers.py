@@ -32,7 +32,7 @@ def transposed(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 
 
 
 def vector(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 1.0) -> ir.Value:
-    """Add a weight in its original shape, times `scale`."""
+    """Add a weight, multiplied by `scale`, in its original shape."""
     return parameter(g, name, tuple(weight.shape), lambda: _scaled(weight, scale))
 
 
@@ -77,11 +77,11 @@ class Residual:
             self.normalize(norm, name)
 
     def add_branch(self, branch: ir.Value) -> None:
-        """Add a branch that the caller computed, for example from several normalisations of the sum."""
+        """Add a branch that the caller computed, for example from several normalisations of the residual sum."""
         self._x, self._branch = self.total, branch
 
     def replace(self, x: ir.Value, branch: ir.Value) -> None:
-        """Replace the sum with `x` plus `branch`."""
+        """Replace the residual sum with `x` plus `branch`."""
         self._x, self._branch = x, branch
 
     def normalize(self, norm: nn.Module, name: str) -> None:

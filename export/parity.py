@@ -314,7 +314,10 @@ class Parity:
         return pairs
 
     def _experts(self, name: str) -> Pairs:
-        """Compare the node of one mixture of experts on random tokens, and on tokens made to reach each expert."""
+        """Compare the node of one mixture of experts with torch.
+
+        The tokens are random, or made to reach each expert.
+        """
         session = moe_session(self.saved[name.split(".", 1)[0]], name)
         block, layer = self.network.get_submodule(name.rpartition(".")[0]), self.network.get_submodule(name)
         scale = getattr(block, "scale", 1.0)  # the weights in the graph include it

@@ -33,7 +33,7 @@ class LearnedPositions(nn.Module):
         return self.pe[0][positions]
 
     def nodes(self, g: GraphBuilder, positions: ir.Value) -> ir.Value:
-        """Return `forward` as nodes. Padding at negative positions, which no frame sees, gets the first encoding."""
+        """Build `forward` in a graph. Negative positions are padding that no frame sees, and get the first encoding."""
         with g.scope(group="positions"):
             table = parameter(g, "pe", tuple(self.pe.shape[1:]), lambda: self.pe[0])
         with g.scope(f"REFUSED: there are {NUM_LEARNED} learned positions"):  # onnxruntime's error names this node
@@ -51,7 +51,7 @@ def encodings(config: EncoderArchitecture, positions: Tensor) -> Tensor:
 
 
 def encoding_nodes(g: GraphBuilder, config: EncoderArchitecture, positions: ir.Value) -> Sequence[ir.Value]:
-    """Return nodes for int64 positions [batch, keys]: none, the encodings, or the cosines and sines of the angles."""
+    """Return the encodings of int64 positions [batch, keys], or cosines and sines of the angles, or nothing."""
     if config.positions == "no_pos":
         return []
     with g.scope("positional_encoding"):

@@ -94,10 +94,10 @@ def proved() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
 
 
 def check_proved(file: str | PathLike[str], architecture: Architecture) -> None:
-    """Refuse a network with a pair of settings that no compared network has.
+    """Refuse a network if it combines two settings that no network compared with WeNet combines.
 
     Raises:
-        UnsupportedError: there is such a pair; the message names it and `file`.
+        UnsupportedError: there are two such settings; the message names them and `file`.
     """
     for part, found in settings(architecture).items():
         for (key, value), (other, wanted) in combinations(found, 2):

@@ -198,7 +198,7 @@ class SherpaParity:
         return onnxruntime.InferenceSession(self.folder / graph.file, self.settings.session_options())
 
     def _start(self) -> Caches:
-        """Return the caches of a new stream, with the lengths of the client's. Frames before the start are masked.
+        """Return the caches of a new stream, as long as the client's. Frames before the start are masked.
 
         The lengths must match because sums over other shapes round differently. In a quantized graph, such a difference
         can change a value by a whole step.
@@ -218,7 +218,7 @@ class SherpaParity:
         return pairs
 
     def _round(self, client: OnlineClient) -> Pairs:
-        """Compare a stream that begins near the largest position, three chunks before its position is moved back."""
+        """Compare a stream that begins near the largest position: its position is moved back after three chunks."""
         start, chunk = self._start(), self.options.chunk_size
         offset = np.array([(self.config.max_position // chunk - 3) * chunk])
         client.start()

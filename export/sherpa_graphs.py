@@ -171,8 +171,8 @@ def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
     if found is None or tokens.index(found) != blank:
         clash = "tokens.txt has none of them" if found is None else f"{found} is token {tokens.index(found)}"
         raise UnsupportedError(
-            f"{where}: blank: the client uses the first of {', '.join(BLANKS)} in tokens.txt as the blank, which "
-            f"must be token {blank} ({tokens[blank]!r}): {clash}"
+            f"{where}: blank: the client uses the first of {', '.join(BLANKS)} in tokens.txt as the blank. "
+            f"It must be token {blank} ({tokens[blank]!r}): {clash}"
         )
     broken = next((symbol for symbol in tokens if WHITE_SPACE & set(symbol) and symbol != " "), None)
     if broken is not None:
@@ -262,9 +262,9 @@ def offline_metadata(config: ModelConfig) -> dict[str, str]:
 
 
 def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
-    """Return the sizes of the last axes of a stream's initial cache.
+    """Return the sizes of the last axes of the cache `name` when a stream starts.
 
-    Without convolutions, the convolution cache has no frames.
+    If the encoder has no convolution modules, the convolution cache has no frames.
     """
     missing = (0, 0, 0) if name == ATT_CACHE else (config.output_size, 0)
     return next((cache.shape for cache in config.caches if cache.name == name), missing)

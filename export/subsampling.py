@@ -99,7 +99,7 @@ class Convolutions(Subsampling):
         return cast("nn.Linear", self.linear), "linear"
 
     def output_lengths_nodes(self, g: GraphBuilder, lengths: ir.Value) -> ir.Value:
-        """See `Subsampling`. Applies each convolution's formula in turn, as in the graphs of the demo model."""
+        """See `Subsampling`. Applies the length formula of each convolution in turn, as the demo model does."""
         with g.scope("output_lens"):
             for kernel, stride in self.layers:
                 lengths = g.op("Div", g.op("Max", g.op("Sub", lengths, kernel - stride), 0), stride)

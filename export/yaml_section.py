@@ -64,7 +64,7 @@ class Section(Record):
         return value
 
     def choice(self, key: str, default: Choice, supported: tuple[Choice, ...]) -> Choice:
-        """Return one of the supported names."""
+        """Return the name under `key`, which must be one of `supported`."""
         value = self.value(key, default)
         for name in supported:
             if value == name:

@@ -159,7 +159,7 @@ def _packed(integers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def from_int4_blocks(weight: Int4, rows: int) -> Float:
-    """Return the weights [rows, out] that a 4-bit weight represents."""
+    """Convert a 4-bit weight to float32 [rows, out]."""
     packed, steps, scale = weight
     integers = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
     blocks = restored_int4(integers, scale[:, np.newaxis, np.newaxis], steps[..., np.newaxis])

@@ -133,7 +133,7 @@ def worst_of(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def share_changed(changes: Mapping[str, Any]) -> float:
-    """Return the larger of the passes' shares of changed tokens."""
+    """Return the largest share of changed tokens in any pass."""
     return float(max(found["value"] for found in changes["changed_tokens"].values()))
 
 

@@ -73,7 +73,7 @@ class Difference:
         }
 
     def changed_tokens(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
-        """Return the share of changed tokens, in the pass in which the upper end of its interval is higher."""
+        """Return the share of changed tokens, in the pass whose interval has the higher upper end."""
         return max(self.passes(doubt, times).values(), key=lambda found: found.high)
 
     def divergence(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
@@ -86,7 +86,7 @@ class Difference:
         return Estimate(value, max(value - margin, 0.0), value + margin)
 
     def scaled(self, share: float) -> Difference:
-        """Return the difference expected at `share` times the divergence. Edits scale with sqrt(`share`)."""
+        """Return the difference expected if the divergence is multiplied by `share`. Edits scale with sqrt(`share`)."""
         return dataclasses.replace(self, edits=self.edits * math.sqrt(share), divergences=self.divergences * share)
 
     def summary(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _variance(values: Array, sizes: Array) -> float:
 
 
 def times_needed(is_enough: Callable[[float], bool]) -> float | None:
-    """Return approximately how many times the audio satisfies `is_enough`; None if more than `MOST_LONGER` times."""
+    """Return approximately how many times as much audio satisfies `is_enough`; None if over `MOST_LONGER` times."""
     times = 1.0
     while not is_enough(times):
         times *= 1.1

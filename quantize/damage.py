@@ -59,7 +59,7 @@ class LayerDamage:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """The damage of a quantized bundle, measured on the recordings for choosing formats.
+    """The damage of a quantized bundle, measured on the recordings used to choose formats.
 
     Attributes:
         divergence: divergence of both passes from float32 with all layers at their last levels, in nats per frame.
@@ -144,7 +144,7 @@ class DamageMeter:
         return _Reference(frames, heard, {name: session.feeds for name, session in sessions.items()})
 
     def _each(self, measure: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Measure items, one per recording, with as many in parallel as memory allows."""
+        """Measure items, one per recording, as many in parallel as memory and cores allow."""
         runs = [feeds["hyps"].size for own in self._references for feeds in own.feeds.get("decoder", ())]
         size = max([1, *runs]) * self._manifest.model.vocab_size * np.dtype(np.float32).itemsize
         with ThreadPoolExecutor(max(min(os.cpu_count() or 1, MOST_THREADS, MOST_BYTES // size), 1)) as pool:
@@ -200,7 +200,7 @@ class DamageMeter:
         return sizes.get(layer, 0) / max(sum(sizes.values()), 1)
 
     def measure(self, progress: Callable[[float], None] = lambda _: None) -> Damage:
-        """Measure the damage of every layer at each level, and of all layers at their last levels."""
+        """Measure the damage of every layer at each level, and of all layers together at their last levels."""
         layers = self.layers(progress)
         return Damage(divergence=self.divergence(self.most), frames=self._num_frames, layers=layers)
 
@@ -287,7 +287,7 @@ def _squares(expected: Array, found: Array) -> list[float]:
 
 
 def _largest_ratio(squares: Array) -> float:
-    """Return the largest relative error, from squares of errors and values [values, 2]."""
+    """Return the largest relative error. `squares` [values, 2] contains the result of `_squares` for each value."""
     return float(np.sqrt(squares[:, 0] / np.maximum(squares[:, 1], NOTHING)).max(initial=0.0))
 
 
@@ -331,7 +331,7 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
 
 
 def damage_picture(damage: Mapping[str, Any]) -> str:
-    """Draw a bar for the damage of each layer alone, in each format, in the order of the network.
+    """Draw the damage of quantizing only one layer, as a bar for each layer and format. Layers are in network order.
 
     Args:
         damage: damage section of the report; its `formats` are the names of the formats.

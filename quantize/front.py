@@ -1,4 +1,4 @@
-"""The size of each choice that a search evaluated and the damage it does, as text and as a picture."""
+"""Size and damage of each choice that a search evaluated, as text and as a picture."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class LeanSettings(SessionSettings):
     """Settings of sessions that free their memory after each run, instead of holding on to the peak amount."""
 
     def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
-        """Return freed memory to the system, then return the usual options without a memory arena."""
+        """Give freed memory back to the system, then return the usual options without a memory arena."""
         trim_memory()
         options = super().session_options(kernels)
         options.enable_cpu_mem_arena = False
@@ -240,7 +240,7 @@ class Part:
         return graph.run({name: values[name] for name in graph.reads}, wanted)
 
     def after(self, values: Values, found: Values) -> Values:
-        """Return the values that are needed after the part, from `values` before it and its outputs `found`."""
+        """Return those of `values` (known before the part) and `found` (its outputs) that later parts need."""
         return {name: value for name, value in {**values, **found}.items() if name in self.later}
 
     def keep(self, level: int | None = None) -> None:
@@ -251,7 +251,7 @@ class Part:
 
 
 class SwitchedSession:
-    """A session for one recording that runs a switched graph at given levels.
+    """Runs a switched graph at given levels, for one recording.
 
     Attributes:
         feeds: feeds of each run.
@@ -376,7 +376,7 @@ class ExpertInputs:
             yield {name: seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
 
     def experts(self, frames: Array) -> dict[str, Array]:
-        """Return the sorted experts [time, k] of each layer's tokens with full context; empty for too few frames."""
+        """Return the sorted experts [time, k] of tokens by layer, with full context; {} if there are too few frames."""
         tokens = next(self.chunks(frames), {}) if self.layers else {}
         return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in tokens.items()}
 

@@ -68,7 +68,7 @@ class Product:
         return to
 
     def pack(self, *arrays: Array | None) -> int:
-        """Pack parts and bias into the last array; return its size in bytes. Without arrays, only return the size."""
+        """Pack parts and bias into the last of `arrays`. Return its size in bytes; without arrays, do only this."""
         given = arrays or [None] * (len(self.parts) + 2)
         *pointers, to = (ctypes.c_void_p(None if array is None else array.ctypes.data) for array in given)
         block = [self.conversion.block_size] if self.conversion.block_size else []
@@ -78,7 +78,7 @@ class Product:
 
 
 def pack_graph(model: ir.Model, layout: int) -> int:
-    """Pack in place the weights of all calls that native kernels compute; return the number of calls.
+    """Pack the weights of all calls that native kernels compute, in place; return the number of calls.
 
     Args:
         model: a quantized graph. Its weights are read and packed one at a time when it is saved.

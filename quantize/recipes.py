@@ -106,7 +106,7 @@ def recipe(
     """Return the recipe of that name, optionally with other formats for some groups and other options of `Recipe`.
 
     Raises:
-        ValueError: unknown recipe, group or format, or the recipe changes nothing.
+        ValueError: the recipe, a group or a format is unknown, or the recipe changes nothing.
     """
     checked_choice("recipe", name, (*RECIPES, NO_RECIPE))
     base = RECIPES.get(name)

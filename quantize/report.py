@@ -56,7 +56,7 @@ def build_report(
         reference: the float32 bundle.
         quantized: the bundle made from it.
         changes: the replaced weights, by the name of the new weight.
-        audio: files of real speech and their features, float32 [frames, mel] each, for errors, routing and timing.
+        audio: files of real speech, each with its features, float32 [frames, mel]; for errors, routing and timing.
         recordings: recordings with transcripts, for word error rates; without them the report has no such section.
         progress: called with a line for each section.
     """

@@ -201,7 +201,7 @@ class RoundedWeight:
 
     Attributes:
         parts: stored parts of the weight; `weight`: the weight [in, out] that they represent.
-        bias: float32 [out]; None without one.
+        bias: float32 [out]; None: no bias.
     """
 
     parts: Parts

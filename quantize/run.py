@@ -1,4 +1,4 @@
-"""Versions of one bundle in other formats: smoothed, quantized, packed and measured."""
+"""Make versions of a bundle in other formats: smooth, quantize, pack and measure them."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class FormatSearch:
         )  # fmt: skip
 
     def goal(self) -> dict[str, float]:
-        """Return the limits and measurements for the manifest. Measurements are rounded, so processors agree."""
+        """Return the limits for the manifest, and measurements, rounded so that they are the same on all processors."""
         changed = self._compared().changed_tokens()
         return {
             **self._goal.limits,
@@ -190,7 +190,7 @@ class FormatSearch:
         return nats
 
     def _compared(self) -> Difference:
-        """Compare the current bundle with float32 on the recordings for judging."""
+        """Compare the current bundle with float32 on the recordings that are reserved for judging."""
         if self._difference is None:
             self._difference = self._run.compare(self.made)
             self._divergence(self._levels)
@@ -206,14 +206,14 @@ class FormatSearch:
         return ", ".join(f"{found} ({name.replace('_', ' ')})" for name, found in passes)
 
     def _holds(self, found: Difference, doubt: float, times: float = 1.0) -> bool:
-        """Return whether the intervals would end within the limits with `times` times as much audio."""
+        """Return whether the upper ends of the intervals would meet the limits, given `times` times as much audio."""
         goal = self._goal
         return found.changed_tokens(doubt, times).high <= (goal.max_damage or math.inf) and (
             found.divergence(doubt, times).high <= (goal.max_divergence or math.inf)
         )
 
     def _bearable(self, found: Difference, doubt: float, times: float = 1.0) -> float:
-        """Return the share of the found divergence that would meet the limits; at least about `LEAST_SHARE`."""
+        """Return roughly the largest share of the divergence that would meet the limits, or `LEAST_SHARE`."""
         share = 1.0
         while share > LEAST_SHARE and not self._holds(found.scaled(share), doubt, times):
             share *= 0.95

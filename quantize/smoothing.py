@@ -72,7 +72,7 @@ class ChannelSite:
 
     @property
     def name(self) -> str:
-        """The name of the value; "" without one."""
+        """The name of the value; "" if it has none or there is no value."""
         return (self.value.name or "") if self.value is not None else ""
 
 
@@ -322,7 +322,7 @@ def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
 
 
 def _by_channel(site: ChannelSite, sizes: Float) -> Float:
-    """Return, for each channel, the largest of the `sizes` of the rows that read the channel."""
+    """Return, for each channel, the largest of `sizes` among the rows that read the channel."""
     result = np.zeros(len(site.columns), np.float32)
     np.maximum.at(result, site.channels, sizes)
     return result

@@ -60,8 +60,8 @@ class Option:
         metavar: name of the value in the command-line help.
         help: first sentence about the option in the docstring of its class.
         otherwise: meaning of None, from the same docstring.
-        lost: feature that an older program lacks if it ignores this option of a bundle. Empty: the program must refuse
-            the bundle.
+        lost: what an older program does differently or lacks because it ignores this option of a bundle. Empty: the
+            program must refuse the bundle.
     """
 
     kind: Kind

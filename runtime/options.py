@@ -70,9 +70,9 @@ class EndpointConfig:
         rule3: maximum length of an utterance.
         pause: with full context, seconds of quiet audio at which a recording longer than 30 s is cut before encoding.
             At least 0.4, because words contain shorter pauses. Without rules, recordings are not cut.
-        turn: threshold for the probability, from the language model, that the sentence has ended. At or above it,
-            rule 2 needs half of its silence; below it, one and a half times. Ignored if the language model does not
-            model sentence ends. None: only silence ends utterances.
+        turn: threshold for the language model's probability of a sentence end. If it is reached, rule 2's minimum
+            silence is halved, otherwise it is multiplied by 1.5. Ignored if the language model does not model
+            sentence ends. None: only silence ends utterances.
     """
 
     rule1: EndpointRule | None = option("record", _RULES[0], record=EndpointRule, can_be_off=True)
@@ -193,8 +193,8 @@ class DecodingOptions(AnyOptions[None]):
             `transcribe` uses the bundle's rules.
         language_model: language model for the prefix beam search and the second pass; "none" disables the bundle's.
             Searches that do not support language models ignore the bundle's.
-        padding_s: seconds of silence (zeros) added before a source that begins in the middle of a sound, and after one
-            that ends in it; see `Padding`. Times refer to the source. Endpoint rules count the silence.
+        padding_s: seconds of silence (zeros) added before a source that begins mid-sound, and after one that ends
+            mid-sound; see `Padding`. Times refer to the source. Endpoint rules count the silence.
         blank_penalty: subtracted from the score of the blank before the softmax in the first pass: fewer deletions,
             more insertions. Endpoint rules ignore it.
         grammar: phrases that may be said; replaces hotwords and the language model. None: anything.

@@ -138,7 +138,7 @@ class Alignment(Transcript):
     probabilities of its tokens, each taken at its most probable frame.
 
     Attributes:
-        misfits: words with a score below the limit. At their times, something else or nothing was probably said.
+        misfits: words with a score below the limit. Something else, or nothing, was probably said there.
         unwritten: start and end in seconds of each stretch in which the model recognises words that are not in the
             text.
     """

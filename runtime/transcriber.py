@@ -231,7 +231,7 @@ class Transcriber:
 
 
 class _KeptResults:
-    """Results that wait for `async for`, protected by a lock, and the event that wakes waiting tasks."""
+    """Results that `async for` has not taken yet. A lock protects them, and the event `news` wakes waiting tasks."""
 
     def __init__(self, lock: threading.Condition, loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
         self._lock = lock

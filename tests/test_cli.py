@@ -269,7 +269,7 @@ def test_wrong_usage_is_exit_code_2(capsys):
         (["transcribe", "--search", "viterbi"], "invalid choice: 'viterbi'"),
         (["transcribe", "--search", "ctc_gredy"], ": did you mean ctc_greedy?"),
         (["lm", "trian"], ": did you mean train?"),
-        (["transcribe", "https://host/a.wav"], "https://host/a.wav: URLs are not supported: download it"),
+        (["transcribe", "https://host/a.wav"], "https://host/a.wav: is a URL, not a path: download it"),
         (["transcribe", ""], "argument FILE: a file name is empty"),
         *(
             (["transcribe", "--raw", raw], f"ENCODING:HZ[:CHANNELS], such as s16le:16000, got {raw!r}")

@@ -164,7 +164,7 @@ def test_segments_of_kaldi(clip, tmp_path):
 
 @pytest.mark.parametrize(("tables", "message"), [
     ({"wav_scp": ["b b.wav", "a a.wav"], "text": ["a A", "b B"]},
-     "text: the list next to it is not .*'a' is out of order"),
+     "text: the list in the same folder is not .*'a' is out of order"),
     ({"wav_scp": ["a a.wav", "c b.wav"], "text": ["b B", "a A", "c C"]}, "text: not sorted .*'a' is out of order"),
 ])  # fmt: skip
 def test_tables_that_are_not_sorted_are_refused_where_that_matters(tmp_path, tables, message):

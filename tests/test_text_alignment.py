@@ -134,7 +134,7 @@ def test_a_list_of_transcripts(tmp_path):
     assert (fits["text"], fits["duration"]) == ("a, b.", len(samples) / RATE)
     assert [warning.partition(" ")[0] for warning in other["warnings"]] == ["'D'"]
     assert [bad["error"], none["error"]] == [
-        "text: line 1, 'E': the vocabulary has no 'E': write what is spoken, numbers as words",
+        "text: line 1, 'E': the vocabulary has no 'E': write what is spoken, with numbers as words",
         "the list contains no transcript for this utterance",
     ]
     with pytest.raises(CorpusError, match="began with align true, but it is now false"):

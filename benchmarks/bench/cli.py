@@ -75,7 +75,7 @@ def run_bench(args: argparse.Namespace) -> int:
     reports = [Path(name) for name in args.bundles if name.endswith(".json")]
     folders = [name for name in args.bundles if not name.endswith(".json")]
     if len(reports) > (1 if folders else 2):
-        raise ValueError("compare at most two reports, or bundles and one report")
+        raise ValueError("compare at most two reports, or bundles with one report")
     if args.divergence:
         return _diverge(args, folders, reports)
     read = [read_report(file) for file in reports]

@@ -42,7 +42,7 @@ def add_doctor(subparsers: Any) -> None:
     parser.add_argument(
         "bundle", nargs="?", metavar="BUNDLE", help="with --check: the bundle (default: the demo model)"
     )
-    parser.add_argument("--check", action="store_true", help="compare the results of a provider with the CPU")
+    parser.add_argument("--check", action="store_true", help="compare the results of a provider with those of the CPU")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="with --check: write the report as JSON (default: check.json)"
     )

@@ -1,4 +1,4 @@
-"""Usage of experts in each chunk of real speech: which experts get tokens, and how many bytes their weights have."""
+"""Usage of experts in each chunk of real speech: which experts get tokens, and how many bytes their weights take."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dic
     """Return statistics of `counts`, the number of tokens per expert [chunks, layers, experts].
 
     Returns:
-        num_chunks, experts_per_token, and num_experts of a layer.
+        num_chunks: number of chunks.
+        num_experts: number of experts of a layer.
+        experts_per_token: number of experts that each token uses in a layer.
         touched: mean number of experts that get tokens in a chunk, for each layer and averaged over layers.
         bytes_touched: bytes of the experts that get tokens in a chunk, summed over layers, as percentiles over chunks.
         bytes: the bytes of all experts of all layers.

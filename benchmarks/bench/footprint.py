@@ -41,8 +41,8 @@ def measure_footprint(
         repetitions: measured processes per bundle. An extra process first loads the files into the system's cache.
 
     Returns:
-        For each bundle, the spread of each value that `report` prints, and `disk`. The entry `files` of `disk` is the
-        size of all files in bytes.
+        For each bundle, the spread of each value that `report` prints. An additional entry, `disk`, contains `files`:
+        the size of all files in bytes.
     """
     chosen = json.dumps(dataclasses.asdict(settings or SessionSettings()))
 

@@ -258,8 +258,7 @@ def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan:
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
     """Return unique names for bundle folders: the shortest path suffixes that distinguish the folders.
 
-    Repeated folders get a number after their name. The difference between measurements of the same folder shows the
-    noise.
+    Repetitions of a folder get a number after the name. The differences between them show the noise.
     """
     resolved = [path.resolve() for path in paths]
     depth = 1

@@ -95,8 +95,8 @@ def profile(
     Args:
         bundle: bundle to load.
         run: function that runs the model. It must do the same work every time.
-        kernels: native kernels by graph name. Other graphs use only onnxruntime. Products inside native kernels
-            cannot be counted.
+        kernels: native kernels by graph name. Other graphs use only onnxruntime. Multiply-adds inside native
+            kernels cannot be counted.
         num_threads: threads within one operator.
         repetitions: number of runs after the warm-up.
     """

@@ -140,7 +140,7 @@ def _rate(sessions: Sequence[onnxruntime.InferenceSession], x: Array, amount: in
 
 
 def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
-    """Return an ONNX file that multiplies its input "x" [rows, in] by all weights and sums the products.
+    """Return an ONNX model as bytes. It multiplies "x" [rows, in] by each weight and sums the products.
 
     The output is "y" [rows, out].
 

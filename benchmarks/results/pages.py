@@ -2,9 +2,9 @@
 
     python -m u2moe.benchmarks.results.pages [--check]
 
-The study NAME returns `values(results)` for results/NAME.json. The value of KEY is written between
-`<!-- begin NAME.KEY -->` and `<!-- end NAME.KEY -->`, or "(not measured)" without results. Marks without a dot
-belong to other scripts. The table of targets contains the `targets(results)` of all studies.
+For results/NAME.json, the function `values(results)` of the study NAME returns values by key. The value of KEY is
+written between `<!-- begin NAME.KEY -->` and `<!-- end NAME.KEY -->`, or "(not measured)" without results. Marks
+without a dot belong to other scripts. The table of targets contains the `targets(results)` of all studies.
 """
 
 from __future__ import annotations

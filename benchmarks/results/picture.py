@@ -47,7 +47,7 @@ def machine() -> str:
 def bars(mode: str) -> list[Bar]:
     """Return the rows of one panel, from top to bottom.
 
-    The times of u2moe and torch include only the encoder and the CTC head. That of sherpa-onnx also includes features
+    The times of u2moe and torch include only the encoder and the CTC head. Those of sherpa-onnx also include features
     and greedy search, which add a few percent at this size.
     """
     contents = read_json(results_file("full_size"))["machines"].values()

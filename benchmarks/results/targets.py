@@ -41,7 +41,7 @@ class Target:
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
-        """Row of the table: name, machine, measured value, limit, and verdict: met, or missed by how much."""
+        """Row of the table: name, machine, measured value, limit, and verdict (met, or how far it was missed)."""
         value, limit = (f"{short(value)}{self.unit}" for value in (self.value, self.limit))
         if isinstance(self.found, Spread):
             value += f" ({short(self.found.low)}-{short(self.found.high)})"

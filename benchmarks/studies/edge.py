@@ -88,7 +88,7 @@ def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for the page: tables by machine; for the last, which networks are as fast as Dense-225M."""
+    """Return the page's values: tables by machine, and networks that are as fast as Dense-225M on the last machine."""
     machines, found = list(results["machines"].values()), {}
     found["tables"] = "\n\n".join(line for content in reversed(machines) for line in _page(content))
     for content in machines:

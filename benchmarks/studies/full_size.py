@@ -222,7 +222,7 @@ def ratio(content: Mapping[str, Any], mode: str, case: Case, other: Case) -> Spr
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: tables for all machines, and numbers of the last machine that has them."""
+    """Return the values for pages: tables for all machines, and each number from the last machine with it."""
     machines = list(results["machines"].values())
     found = {case.model: f"{case.parameters[0]:.0f}" for case in CASES}
     found[f"{MIXTURE}.active"] = f"{INT8.parameters[1]:.0f}"
@@ -256,7 +256,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tables of one machine: first real-time factors, then bounds, starts and threads."""
+    """Yield the tables of one machine: first real-time factors, then bounds, threads, load times and memory."""
     yield f"### {machine_key(content)}"
     yield measured(content)
     rows = []

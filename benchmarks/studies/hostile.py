@@ -262,7 +262,7 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure each kind of attack that is not yet in `cells` of the results. Write each entry immediately."""
+    """Measure each kind of attack that the results' `cells` do not contain yet. Write each entry immediately."""
     content = resumed(args.results, {"cells": {}})
     buffers, first = speech_buffers(args.seconds), dict[Key, int]()
     for kind in args.kinds:
@@ -294,7 +294,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratio(cell: Mapping[str, Any]) -> float:
-    """Return the p95 latency of partial results in an attack (median of rounds), divided by that before the attack."""
+    """Return the p95 latency of partial results during an attack (median of rounds), divided by that before it."""
     found = statistics.median_high(each["partial"]["p95"] for each in cell["rounds"])
     return float(found / cell["before"]["partial"]["p95"])
 

@@ -67,7 +67,7 @@ PAPER, NARROW = Shape(8, 2, 1920), (Shape(16, 2, 960), Shape(32, 4, 480))
 
 
 class Layers:
-    """Layers of experts in the format of recipe `name`, `num_bytes` or more in total, with random weights.
+    """Layers of experts with random weights in the format of recipe `name`, at least `num_bytes` in total.
 
     They run one after another.
     """
@@ -87,7 +87,7 @@ class Layers:
             self._sessions["native_s"] = session_of(content, "native")
 
     def cases(self, x: Array) -> dict[str, Callable[[], float]]:
-        """Return functions that measure the seconds of one layer for `x` [tokens, dim], by name in the results."""
+        """Return functions that measure how many seconds one layer takes for `x` [tokens, dim], by result name."""
         return {name: partial(self._seconds, session, x) for name, session in self._sessions.items()}
 
     def _seconds(self, session: onnxruntime.InferenceSession, x: Array) -> float:
@@ -176,7 +176,7 @@ def _narrow(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[s
 
 
 def _rate(item: Mapping[str, Any], wide: Mapping[str, Any], work: str) -> float:
-    """Return the ratio of two layers' rates on native kernels; `work` is "read_s" or "arithmetic_s"."""
+    """Return the ratio of two layers' rates of `work` ("read_s" or "arithmetic_s") on native kernels."""
     one, other = (each[work] / each["native_s"]["median"] for each in (item, wide))
     return float(one / other)
 

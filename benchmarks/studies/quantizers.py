@@ -7,8 +7,8 @@ projects receive graphs of plain operators. Damage is measured on DEV.tsv with f
 Olive and Neural Compressor take part if installed (olive-ai, onnx-neural-compressor, prettytable, schema).
 
 A hard network computes the same float32 results as the original, bit for bit, but one in a hundred of its channels is
-32 to 256 times as large. Our recipes also quantize the bundles NAME=BUNDLE after they are made hard in this way, and a
-variant of BUNDLE whose routers hardly distinguish experts. Limits on damage and size are checked for both passes, on
+32 to 256 times as large. Our recipes also quantize a variant of BUNDLE whose routers hardly distinguish experts, and
+the bundles NAME=BUNDLE after they are made hard in this way. Limits on damage and size are checked for both passes, on
 the first two minutes of SPEECH.tsv and on DEV.tsv, which is held out.
 """
 

@@ -70,7 +70,7 @@ def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
 def compared(expected: Found, found: Found) -> dict[str, Any]:
     """Return `num_recordings`, `score`, and for each aspect the number of recordings whose segments differ in it.
 
-    `score` is the largest difference between the scores of the best hypotheses, if their tokens are equal.
+    `score` is the largest difference between the scores of best hypotheses, among segments with equal tokens.
     """
     counts, score = dict.fromkeys(ASPECTS, 0), 0.0
     for ours, theirs in zip(expected, found, strict=True):

@@ -163,7 +163,7 @@ def measure(root: Path, model: str = MIXTURE) -> dict[str, Any]:
 
 
 def targets(content: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on the speed of our int8 compared with torch."""
+    """Yield the limits on torch's time divided by that of u2moe with int8."""
     for mode, title in MODES.items():
         found = spread_of(content["modes"][mode][TORCH]["times"])
         yield Target(name=f"time of {PEERS[TORCH]} / time of u2moe, int8, {title}", found=found, limit=3, at_most=False)

@@ -108,7 +108,7 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure each server with each number of speakers that is not yet in `cells`. Write each entry immediately."""
+    """Measure all pairs of server and number of speakers that are not yet in `cells`. Write each entry immediately."""
     content, model = resumed(args.results, {"cells": {}}), args.name or args.bundle.name
     cells, buffers = content["cells"], speech_buffers(args.seconds)
 

@@ -110,9 +110,9 @@ def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
 
 
 def recognise(name: str, folder: Path, python: str, recordings: Sequence[Recording]) -> None:
-    """Recognise the recordings that are missing in a variant's results file, and append a line for each.
+    """Recognise the recordings that are missing from a variant's results file, and append a line for each.
 
-    The first line of the file is about the compiler.
+    The first line of the file lists the operators left to the CPU, or contains the compiler's error.
     """
     state = folder.parent / f"{name.replace(' ', '_')}.jsonl"
     done = state.read_text(encoding="utf-8").splitlines() if state.exists() else []
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("simulators", __doc__)
     parser.add_argument("--calibration", type=Path, nargs="+", required=True, help="recordings for calibration")
-    parser.add_argument("--work-dir", type=Path, required=True, help="folder that keeps graphs and results")
+    parser.add_argument("--work-dir", type=Path, required=True, help="folder for graphs and results")
     parser.add_argument("--python", type=named, action="append", default=[], metavar="EXAMPLE=PATH")
     parser.add_argument("--only", choices=VARIANTS, help="run only this variant, and do not publish the results")
     args = parser.parse_args(arguments)

@@ -91,7 +91,7 @@ PEERS = {
 
 
 def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
-    """Return u2moe and sherpa-onnx, both with Dense-225M, and the manifest of its bundle.
+    """Return peers for u2moe and sherpa-onnx, both with Dense-225M, and the manifest of Dense-225M's bundle.
 
     Missing files are created in `root`.
     """

@@ -1,4 +1,4 @@
-"""How soon does the language model (`EndpointConfig.turn`) end utterances, and how often within a sentence?
+"""How soon does the language model (`EndpointConfig.turn`) end utterances, and how often in the middle of a sentence?
 
     python -m u2moe.benchmarks.studies.turn BUNDLE TEST.tsv ...
 

@@ -55,7 +55,7 @@ class Strided:
         return math.lcm(math.prod(self.strides), *groups)
 
     def rates(self) -> dict[int, range]:
-        """Return the range of blocks for each `step`."""
+        """Return, for each value of `step`, the range of blocks that have it."""
         steps = [self.step(index) for index in range(len(self.strides))]
         return {step: range(steps.index(step), steps.index(step) + steps.count(step)) for step in steps}
 
@@ -181,7 +181,7 @@ def averaged(x: Tensor, valid: Tensor, stride: int) -> Tensor:
 
 
 def cache_name(name: str, step: int) -> str:
-    """Return the name of a cache for blocks with one frame per `step` frames after subsampling."""
+    """Return the name of the cache for blocks whose frames each cover `step` subsampled frames."""
     return name if step == 1 else f"{name}_{step}"
 
 

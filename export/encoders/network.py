@@ -92,7 +92,7 @@ class SpeechEncoder(nn.Module):
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
-        """Return the convolutions of a block that need a cache, each as cache name, channels and kernel."""
+        """Return (cache name, channels, kernel size) of each convolution in a block that needs a cache."""
         own = config.convolution
         return [(CNN_CACHE, own.channels, own.kernel)] if own is not None and own.causal else []
 

@@ -117,7 +117,7 @@ class FrameNodes:
     def next_attention_cache(self) -> ir.Value:
         """Return the next call's cache: past keys and values, followed by the new ones in `kept`."""
         if self.cache is None:
-            raise ValueError("frames without a cache have no next cache")
+            raise ValueError("there is no next cache, because no cache was given")
         return self.g.call(next_cache(len(self.kept)), self.cache, self.first_kept_past, *self.kept)[0]
 
 

@@ -167,7 +167,7 @@ def compare_with_ort(
         report: receives the comparisons.
         file: the graph.
         bundle: its bundle.
-        converted: the ORT file; None: it is beside the graph.
+        converted: the ORT file; None: the one beside the graph.
         before: outputs of the bundle's preceding graph, which some graphs read.
 
     Raises:

@@ -130,7 +130,7 @@ class StaticGraph:
         raise UnsupportedError(f"{self.bundle.path}: {call.name}: has no frequencies")
 
     def _history(self, cache: str) -> list[ir.Node]:
-        """Return the nodes that use the initial frame in place of cached frames before the start of the stream."""
+        """Return the nodes that replace frames of `cache` that precede the stream with the initial frame."""
         (value,) = (value for value, name in self._reads.items() if name == cache)
         found = [
             node
@@ -176,7 +176,7 @@ class StaticGraph:
         _replace(node.outputs[0], mask)
 
     def _rebuild(self, node: ir.Node, pieces: Mapping[str, Sequence[ir.Value]]) -> None:
-        """Replace the outputs of a layer that has a different form in the graph of fixed shape."""
+        """Replace the outputs of a node if its layer has a different form in the graph of fixed shape."""
         g, kind = self._g, _kind(node)
         read = next((value for value in node.inputs if value in self._reads), None)
         if (mixture := mixture_of(node)) is not None:
@@ -258,7 +258,7 @@ def _named(name: str, step: int) -> str:
 
 
 def _kind(node: ir.Node) -> str:
-    """Return the operator, or a function's name without the number appended to it."""
+    """Return a node's operator; for a function, its name without the appended number."""
     return plain_name(node.op_type) if node.domain == MOE_DOMAIN else node.op_type
 
 
@@ -282,12 +282,12 @@ def _step(positions: ir.Value) -> int:
 
 
 def _row(reader: ir.Node, cache: ir.Value) -> int:
-    """Return the index of the block whose part of a cache this node reads."""
+    """Return the index of the block whose part of the cache `reader` reads."""
     return _number(reader.inputs[list(reader.inputs).index(cache) + 1])
 
 
 def _origin(value: ir.Value | None, *operators: str) -> ir.Value:
-    """Follow a value back through nodes with `operators`, beginning with the last node; return the source."""
+    """Follow a value back through nodes with these operators, last node first; return the value before them."""
     for operator in operators:
         node = _producer(value)
         if node.op_type != operator:

@@ -33,7 +33,7 @@ class Rounding(ABC):
 
     @abstractmethod
     def begin(self, rows: Float) -> None:
-        """Announce the current values of the next rows [num_rows or fewer, out]. These determine shared parameters."""
+        """Compute the parameters that the next rows [num_rows or fewer, out] share, from their current values."""
 
     @abstractmethod
     def restored(self, index: int, row: Float) -> Float:

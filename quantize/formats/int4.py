@@ -57,7 +57,7 @@ class Int4Conversion(WeightConversion):
         self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
         sizes: Mapping[str, Any] | None = None,
     ) -> ir.Value:  # fmt: skip
-        """Compute a product. If onnxruntime computes it, weights, steps and scales must be constants."""
+        """Compute y = x @ weight + bias. If onnxruntime computes it, weight, steps and scale must be constants."""
         weight, steps, scale, *biases = inputs
         rows, columns = shape
         is_odd = bool(-(-rows // self.block_size) % 2)

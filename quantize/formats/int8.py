@@ -66,7 +66,8 @@ class Int8Conversion(WeightConversion):
 
         Args:
             after: activation that x comes from, one of `ACTIVATIONS`. If its
-                `Activation.lowest` is set, the larger of that and the row's largest value sets the row's scale.
+                `Activation.lowest` is set, the row's scale follows from the row's largest value, or from `lowest` if
+                that is larger.
         """
         return build_function(
             "Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), {"activation": after or ""}
@@ -181,7 +182,7 @@ def _product(g: GraphBuilder, rows: Rows, inputs: Sequence[ir.Value]) -> ir.Valu
 
 
 def _integer_product(g: GraphBuilder, q: ir.Value, weight: ir.Value, scale: ir.Value) -> ir.Value:
-    """Multiply rows and weight, with the weight's column scales; row scales are applied later."""
+    """Multiply rows by a weight, and apply the weight's column scales; row scales are applied later."""
     return g.op("MatMulIntegerToFloat", q, weight, 1.0, scale, ZERO, domain=CONTRIB)
 
 

@@ -1,4 +1,4 @@
-"""The front end with convolutions as integer products, and the projection after them.
+"""Computes the convolutions of the front end, and the projection after them, as integer products.
 
 Convolutions are matrix products over [batch, time, frequency, channels]. Each output frame has one activation scale for
 its whole receptive field, so that its values do not depend on its chunk. The first convolution stays in float32,
@@ -68,12 +68,12 @@ class FirstConvolutions:
 
     @property
     def inner(self) -> int:
-        """Frequencies between the two convolutions."""
+        """Number of frequencies between the two convolutions."""
         return self.first.length(self.bins)
 
     @property
     def outer(self) -> int:
-        """Frequencies after both convolutions."""
+        """Number of frequencies after both convolutions."""
         return self.second.length(self.inner)
 
     def attributes(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class FirstConvolutions:
         return g.op("Reshape", y, shape, allowzero=1)
 
     def _patches(self, g: GraphBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Compute the first convolution's inputs for each frame, with a 1 for the bias, and count the frames.
+        """Return the first convolution's inputs for each frame, each with a 1 for the bias, and the number of frames.
 
         The inputs have the shape [batch * frames, second.kernel * inner, first.kernel ** 2 + 1].
         """
@@ -164,7 +164,10 @@ class FirstConvolutions:
         return np.column_stack((corner[:, np.newaxis] + inside, np.full(len(corner), end)))
 
     def _seen_by_second(self) -> npt.NDArray[np.int64]:
-        """Return indices [outer, second.kernel ** 2] into the first convolution's output [second.kernel * inner]."""
+        """Return indices into the first convolution's output [second.kernel * inner], flattened.
+
+        Row i contains the inputs of the second convolution at output frequency i [outer, second.kernel ** 2].
+        """
         kernel = self.second.kernel
         inside = (np.arange(kernel)[:, np.newaxis] * self.inner + np.arange(kernel)).ravel()
         return np.arange(self.outer)[:, np.newaxis] * self.second.stride + inside

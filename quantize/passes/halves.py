@@ -131,7 +131,7 @@ class _Converter:
                 node.replace_input_with(index, self.halves[value])
 
     def _keep(self, node: ir.Node) -> None:
-        """Keep a node in float32; cast its half-precision inputs before it and its outputs after it."""
+        """Keep a node in float32: cast its half-precision inputs to float32 and its outputs to float16."""
         for index, value in enumerate(node.inputs):
             maker = None if value is None else value.producer()
             if maker is not None and value is not None and value.dtype == ir.DataType.FLOAT and not _is_position(maker):

@@ -54,7 +54,7 @@ def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Soun
         track: index of the audio track of a media file, from 0; None: the default track.
 
     Raises:
-        AudioError: the file is missing, unreadable or not audio, or has no such track; the message names it.
+        AudioError: the file is missing, unreadable or not audio, or has no such track; the message names the file.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(file, RawAudio):

@@ -134,7 +134,7 @@ class MediaFile:
             frame -= len(buffer)
 
     def damage(self, num_read: int) -> str | None:
-        """Describe the missing audio after reading `num_read` frames to the end. Returns None if nothing is missing."""
+        """Describe the missing audio of a track that ended after `num_read` frames. Returns None if none is missing."""
         if self.frames < sys.maxsize and (self.frames - num_read) / self.samplerate > _CUT_OFF_S:
             stated_s, found_s = self.frames / self.samplerate, num_read / self.samplerate
             return f"contains {found_s:.1f} of the {stated_s:.1f} s stated in its header: it is truncated"

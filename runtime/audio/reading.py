@@ -129,7 +129,7 @@ def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
 
 
 class _Mixer:
-    """Mixer of several channels to one, which warns if the channels cancel each other."""
+    """Averages or selects channels. If averaged channels cancel each other, there is a warning."""
 
     def __init__(self, name: str, num_channels: int, sample_rate: float, channel: int | None) -> None:
         if channel is not None and (not isinstance(channel, int) or isinstance(channel, bool)):
@@ -143,7 +143,7 @@ class _Mixer:
         """Energy of the average, and average of the channels' energies."""
 
     def mix(self, buffer: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
-        """Mix frames [n, channels] to one channel [n]. Also return the error if it stopped before invalid samples."""
+        """Mix frames [n, channels] to one channel [n], up to any invalid samples. Also return their error or None."""
         is_chosen = self._channel is not None or buffer.shape[1] == 1
         mixed, error = self._usable(buffer[:, self._channel or 0] if is_chosen else buffer.mean(axis=1))
         if not is_chosen:

@@ -261,7 +261,7 @@ class FeatureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BundledLanguageModel(FusionWeights):
-    """Language model in a file of the bundle, and its weights."""
+    """Language model in a file of the bundle, and its weights in the search."""
 
     file: str
     """Compact language model, written by `u2moe lm attach`."""

@@ -81,7 +81,7 @@ def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path)
 
 
 class _Reader:
-    """Builds the manifest's classes from JSON. ValueErrors name the field.
+    """Builds the manifest's objects from JSON. ValueErrors name the field.
 
     Args:
         where: path of the file, for warnings.
@@ -93,7 +93,7 @@ class _Reader:
         self._by = f"the bundle was written by {producer!s:.80}"
 
     def parsed(self, kind: Any, text: str) -> Any:
-        """Parse a value from a JSON text. Returns None if it has another type."""
+        """Parse a value of type `kind` from a JSON text. Returns None if the text is not such a value."""
         try:
             return self.built(kind, json.loads(text), "")
         except ValueError:

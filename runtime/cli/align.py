@@ -1,4 +1,4 @@
-"""`u2moe align`: find the times of words in recordings of known texts, and words that do not fit."""
+"""`u2moe align`: find the times of words in recordings of known texts, and where text and audio differ."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run_align(args: argparse.Namespace) -> int:
 def _alignment(
     args: argparse.Namespace, recognizer: Recognizer, item: Input, output: Output, on_progress: Callable[[float], None]
 ) -> tuple[Alignment, bool]:
-    """Align a recording, and show the warnings. Return the alignment and False: it is never cut short."""
+    """Align a recording, and show the warnings. Return the alignment, and False because it is never cut short."""
     file = args.text or item.file.with_suffix(".txt")
     file = file / f"{item.place}.txt" if file.is_dir() else file
     try:

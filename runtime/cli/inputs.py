@@ -119,7 +119,7 @@ def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
 
 
 def _proposed(root: Path, file: Path, level: int) -> PurePath:
-    """Return a place, with the suffix of the file if `level` is odd and with `level // 2` folders in front."""
+    """Return a place for a file's transcript: with the suffix if `level` is odd, after `level // 2` folders."""
     inside = str(file.relative_to(root))
     above = [part for part in root.absolute().parts[1:] if part != ".."][-(level // 2) :] if level >= 2 else []
     return PurePath(*above) / (inside if level % 2 else inside[: len(inside) - len(file.suffix)])

@@ -1,4 +1,4 @@
-"""`u2moe sign` and `u2moe verify`: signatures and integrity of bundles with graphs in any format."""
+"""`u2moe sign` and `u2moe verify`: sign bundles, and check their files and signatures. Graphs may have any format."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def named_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("a file name is empty")
     if re.match(r"[a-z]+://", text):
-        raise argparse.ArgumentTypeError(f"{text}: URLs are not supported: download it, or pipe it into 'transcribe -'")
+        raise argparse.ArgumentTypeError(f"{text}: is a URL, not a path: download it, or pipe it into 'transcribe -'")
     return Path(text)
 
 

@@ -190,14 +190,14 @@ def cut_into_blocks(entries: Iterable[Entry], size: int) -> Iterator[Block]:
 
 
 def range_of(file_name: str) -> tuple[int, int] | None:
-    """Return the positions (first, last + 1) in the name of a result file. None: any other file."""
+    """Return the positions (first, last + 1) in the name of a result file; None for any other file."""
     found = _NAME.fullmatch(file_name)
     return (int(found[1]), int(found[2])) if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """The blocks whose number modulo `count` is `index`.
+    """Every `count`-th block, beginning with block `index`.
 
     Raises:
         ValueError: `index` is not between 0 and `count` - 1.

@@ -81,14 +81,14 @@ def _resources(model: ModelChoice) -> dict[str, Any]:
 def _num_actors(resources: Mapping[str, Any], wanted: int | None) -> int:
     """Return the number of actors: `wanted`; if None, as many as fit into the cluster.
 
-    Raise CorpusError if not even `wanted` (or one) fit: Ray would wait forever.
+    Raise CorpusError if `wanted` actors do not fit, or, if None, not even one: Ray would wait forever.
     """
     cluster = ray.cluster_resources()
     names = {"num_cpus": "CPU", "num_gpus": "GPU"}
     room = min(int(cluster.get(names[name], 0) // amount) for name, amount in resources.items())
     if not 0 < (wanted or 1) <= room:
         found = {name: cluster.get(name, 0) for name in names.values()}
-        raise CorpusError(f"{wanted or 1} actors with {dict(resources)} each do not fit into the cluster's {found}")
+        raise CorpusError(f"{wanted or 1} actors with {dict(resources)} each do not fit into the cluster ({found})")
     return wanted or room
 
 

@@ -149,7 +149,7 @@ class OutputFolder:
         return exists(join(self._blocks, block.file_name))
 
     def contents(self) -> Iterator[tuple[int, str, bytes]]:
-        """Yield the first position, the file and its content for each finished block, in the order of the list."""
+        """Yield, for each finished block in list order, the position of its first entry, its file and the content."""
         for (start, _), file in self._files():
             content = read_bytes(file)
             if content is not None:

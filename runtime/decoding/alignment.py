@@ -190,7 +190,7 @@ def _viterbi(
     `blanks` are scores of paths that end in the blank before each token or after the last one. `ends` are scores of
     paths that end in a token. `columns` are the columns of the tokens in `frames`. `skip` is 0 for a token that may
     follow the previous token without a blank, else -inf. States alternate between blank and token.
-    `steps` [time, 2 * tokens + 1] receives how many states the best path to each state advances in each frame.
+    `steps` [time, 2 * tokens + 1] receives, by frame and state, how many states the best path to it advances.
     """
     before = np.full(len(ends), -np.inf)
     for number, frame in enumerate(frames):

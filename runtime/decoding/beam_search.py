@@ -18,9 +18,9 @@ from u2moe.runtime.decoding.phrases import REST_COST, PhraseGraph, PhraseState
 
 _NEVER = -math.inf
 _SURE, _SURE_AFTER = 0.99, 4
-"""Conditions of `BeamSearch.decide`. Hypotheses with the phrase need at least half of the beam's probability. If
-other hypotheses with words outside the grammar are ignored, they need at least the share `_SURE`. At least
-`_SURE_AFTER` frames must have followed the last peak of the phrase."""
+"""Conditions of `BeamSearch.decide`. Hypotheses with the phrase need at least half of the beam's probability. Of
+the probability without other hypotheses that contain words outside the grammar, they need at least the share `_SURE`.
+At least `_SURE_AFTER` frames must have followed the last peak of the phrase."""
 
 _Times = tuple["_Times", int, float] | None
 """Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token to the first. Prefixes that
@@ -346,7 +346,7 @@ class BeamSearch:
             new.token_times = (times, self.num_frames, score)
 
     def _entered(self, prefix: Prefix, token: int, score: float) -> float:
-        """Return the log-probability of a token that extends a prefix; `rest` is scored as the beginning of a word."""
+        """Return the score of a token that extends a prefix. `rest` begins a word outside the grammar, at a cost."""
         if token != self._rest:
             return score
         return (score if prefix.phrase and prefix.phrase.is_apart else self._rest_start) - REST_COST

@@ -96,7 +96,7 @@ class ContextGraph:
         return move
 
     def partial(self, state: int) -> float:
-        """Return the share of its bonus that an incomplete phrase has earned in `state`; lost if the match ends."""
+        """Return the bonus that an incomplete phrase has earned so far in `state`. It is lost if the match ends."""
         return self._partial[state]
 
     def finish(self, state: int) -> float:
@@ -148,7 +148,7 @@ class ContextGraph:
     def _link(self) -> list[int]:
         """Compute failure links: for each state, the longest proper suffix that begins a phrase.
 
-        Each state also adds the completed bonuses of its suffixes, and takes their partial share if it is larger.
+        Also add the completed bonuses of a state's suffixes to its own, and keep the largest of their partial bonuses.
         """
         fail = [0] * len(self._next)
         queue = deque(self._next[0].values())

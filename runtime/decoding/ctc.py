@@ -141,7 +141,7 @@ class GreedySearch:
         """End the input. This has no effect in this search."""
 
     def best(self) -> Hypothesis:
-        """Return the only hypothesis so far."""
+        """Return the hypothesis so far; this search has only one."""
         return self.hypotheses()[0]
 
     def settled(self, _word_starts: bytes) -> tuple[list[int], bool]:
@@ -302,4 +302,4 @@ def _score_of(beam: Beam) -> float:
 def check_log_probs(log_probs: npt.NDArray[np.float32], blank: int) -> None:
     """Raise ValueError unless log-probabilities are [time, vocab], and `blank` is an id below vocab."""
     if log_probs.ndim != 2 or not 0 <= blank < log_probs.shape[1]:
-        raise ValueError(f"log_probs must be [time, vocab] with blank {blank} below vocab, got {log_probs.shape}")
+        raise ValueError(f"log_probs must be [time, vocab] with vocab > blank ({blank}), got {log_probs.shape}")

@@ -172,7 +172,8 @@ class Fusion:
 
         The first bound is for tokens that continue the current word. The second is for tokens that end the word
         (`ends_word`): the score of the word then replaces the score of its best completion. Both bounds are at most
-        0, and the token's entry in `gains` must be added to them. The third bound is for any token, including `gains`.
+        0, and the token's entry in `gains` must be added to them. The third bound
+        is for any token, and already includes `gains`.
         """
         if state is None:
             return 0.0, 0.0, self.most_gain
@@ -244,7 +245,7 @@ class Fusion:
         return found
 
     def _beginning(self, begun: str) -> _Beginning | None:
-        """Return the words of the model and of classes that have this prefix; None: there are none."""
+        """Return the words with this prefix, of the model and of classes; None: there are none."""
         with contextlib.suppress(KeyError):
             return self._beginnings[begun]
         low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)

@@ -136,7 +136,7 @@ class EncodedRecordings:
     def texts(
         self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
     ) -> list[str]:
-        """Return the text of every recording. `decoding` None: the options with which recordings were encoded."""
+        """Return the text of every recording. Without `decoding`, the options used for encoding apply."""
         vocabulary, decoding, blank = self._bundle.vocabulary, decoding or self.decoding, self._model.config.blank
         fusion = None if options is None else Fusion(options, vocabulary)
         weights = decoding.weights() if options is None else decoding.weights(options.rescoring_weight)

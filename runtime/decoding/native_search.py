@@ -109,7 +109,7 @@ def new_search(
     grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> PrefixBeamSearch | NativeSearch:
-    """Create a prefix beam search: that of the library `file`, or the one in Python if `file` is None or has none."""
+    """Create a prefix beam search: from the library `file`, or in Python if there is no library or it has no search."""
     library = None if file is None else _library(file)
     if library is None:
         return PrefixBeamSearch(beam_size, blank, context, fusion, grammar=grammar, blank_penalty=blank_penalty)

@@ -150,7 +150,7 @@ class SecondPass:
 def _as_found(
     rescored: Rescored, found: Sequence[Hypothesis], heard: Sequence[tuple[Hypothesis, list[int]]]
 ) -> Rescored:
-    """Return a second-pass result with the original hypothesis instead of the one from `Utterance.heard`.
+    """Return a second-pass result in which the original hypothesis replaces the one from `Utterance.heard`.
 
     A `rest` token gets the lowest probability of the tokens that replaced it.
     """

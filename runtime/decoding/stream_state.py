@@ -147,7 +147,7 @@ class StreamState:
             return self.presented(dataclasses.replace(result, nbest=list(nbest.values())) if nbest else result)
 
     def presented(self, result: Result) -> Result:
-        """Return a result as programs see it: times without the added silence, and text in the chosen format."""
+        """Return a result for the caller: with times that exclude the added silence, and text in the chosen format."""
         if self._padding_s:
             result = without_padding(result, self.extractor.lead_s, self.extractor.end_s)
         return result if self._formatter is None else self._formatter.result(result, self.vocabulary)

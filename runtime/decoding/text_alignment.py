@@ -134,7 +134,7 @@ def _spelled(text: str, vocabulary: Vocabulary) -> tuple[list[tuple[str, list[Wo
     if problems:
         more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
         shown = "; ".join(list(problems)[:_MOST_SHOWN])
-        raise AlignmentError(f"text: {shown}{more}: write what is spoken, numbers as words")
+        raise AlignmentError(f"text: {shown}{more}: write what is spoken, with numbers as words")
     if not tokens:
         raise AlignmentError("text: has no words")
     return sentences, tokens

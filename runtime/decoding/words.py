@@ -37,7 +37,7 @@ class SearchWords:
                 raise BundleError(f"{self._bundle.path / MANIFEST_FILE}: decoding: hotwords: {error}") from error
         if isinstance(hotwords, ContextGraph):
             if hotwords.symbols != vocabulary.symbols:
-                raise ValueError("hotwords are a ContextGraph for the vocabulary of another bundle")
+                raise ValueError("hotwords are for the vocabulary of another bundle")
             return hotwords
         is_empty = isinstance(hotwords, list | tuple | Mapping) and not hotwords
         return None if is_empty else ContextGraph(hotwords, vocabulary)

@@ -1,4 +1,4 @@
-"""Attention without its projections as a model-local function, with and without a cache of keys and values."""
+"""Model-local functions of attention, excluding its projections. Some use a cache of keys and values."""
 
 from __future__ import annotations
 

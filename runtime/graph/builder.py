@@ -115,7 +115,7 @@ class GraphBuilder:
     def weight(self, name: str, shape: Sequence[int], read: Callable[[], Array]) -> ir.Value:
         """Return a float32 weight named by its path in the state dict. It is read when the graph is saved.
 
-        Its metadata contains the group of the innermost scope that has one.
+        Its metadata contains the group of the innermost scope with a group.
         """
         path = self.path(name)
         if path not in self._initializers:
@@ -137,7 +137,7 @@ class GraphBuilder:
         return {domain: 1 if domain else OPSET for domain in sorted(self._domains)}
 
     def input(self, tensor: contract.Tensor, axes: Callable[[str | int], int | None]) -> ir.Value:
-        """Create a graph input for a tensor of the contract. `axes` returns the size of an axis; None: dynamic."""
+        """Create a graph input for a tensor of the contract. `axes` returns an axis's size; None if dynamic."""
         return ir.val(tensor.name, dtype=ir.DataType[_TYPES[tensor.dtype]], shape=_shape(tensor, axes))
 
     def model(

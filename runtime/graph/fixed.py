@@ -1,4 +1,4 @@
-"""Layers for one chunk of one stream with fixed shapes and only operators that NPU compilers support.
+"""Layers for one chunk of one stream. Shapes are fixed, and NPU compilers support all operators.
 
 All axes are known in advance, tensors have at most four axes, and all numbers fit into float16.
 """

@@ -119,7 +119,9 @@ class _Reader:
         for _ in range(count):
             fields = next(lines, "").split()
             if len(fields) not in (length + 1, length + 2):
-                raise self._error(f"found {' '.join(fields)[:60]!r}, expected a {length}-gram (announced: {count})")
+                raise self._error(
+                    f"found {' '.join(fields)[:60]!r}, expected a {length}-gram (count in the header: {count})"
+                )
             try:
                 log_probs.append(self._log_prob(fields[0]))
                 backoffs.append(float(fields[-1]) if len(fields) == length + 2 and length < highest else 0.0)

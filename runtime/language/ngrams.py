@@ -150,7 +150,7 @@ class Ngrams:
         return cls([words[place] for place in places], children, word, log_probs, backoffs, source=source)
 
     def spelled_by(self, spell: Callable[[str], str]) -> Ngrams:
-        """Return this model with its words sorted by another spelling."""
+        """Return this model with its words sorted by the spellings that `spell` returns."""
         orders = [self.rows(length) for length in range(1, self.order + 1)]
         return Ngrams.of(self.words, orders, spell=spell)
 

@@ -80,7 +80,7 @@ class DeviceArray:
         return np.asarray(self.whole().tensor.numpy(), dtype)
 
     def whole(self) -> DeviceArray:
-        """Return the same values as a tensor of exactly this shape. A part is copied, so the rest can be freed."""
+        """Return the same values as a whole tensor. A part of a tensor is copied, so the rest can be freed."""
         return self if self.shape == self._sizes else self.memory.join([self], 0, self.shape)
 
     copy = whole

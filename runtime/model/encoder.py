@@ -105,7 +105,7 @@ def required_cache_size(chunk_size: int, num_left_chunks: int) -> int:
 
 
 def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> None:
-    """Raise ValueError if a number is out of range, and StreamError if the encoder does not support such chunks."""
+    """Raise ValueError if a number is out of range, and StreamError if the encoder does not support these chunks."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if num_left_chunks < -1:
@@ -247,7 +247,7 @@ class CacheRow:
 
 
 def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
-    """Return one row for each stream of a batch, given the streams' numbers of cached frames. Does not copy."""
+    """Return a row for each stream of a batch; `num_cached` are the numbers of cached frames. Does not copy."""
     mates: list[weakref.ref[CacheRow]] = []
     rows = [CacheRow(caches, index, num, mates) for index, num in enumerate(num_cached)]
     mates += map(weakref.ref, rows)

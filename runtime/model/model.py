@@ -264,7 +264,7 @@ def _check_log_probs(graph: str, values: npt.NDArray[np.float32]) -> None:
 
 @dataclass(frozen=True, order=True)
 class _Size:
-    """Size of an utterance in the decoder: how many hypotheses, tokens in the longest one, and encoder frames."""
+    """Size of an utterance in the decoder: the numbers of hypotheses, tokens (in the longest) and encoder frames."""
 
     num_hypotheses: int
     length: int

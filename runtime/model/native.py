@@ -101,7 +101,7 @@ class Kernels:
         return None
 
     def with_refused_of(self, others: Mapping[str, Kernels]) -> Kernels:
-        """Return these kernels with all graphs' refused functions in `refused`. `others`: kernels by graph name."""
+        """Return a copy whose `refused` lists the refused functions of all graphs. `others`: kernels by graph name."""
         refused = {of_graph(name, graph): why for graph, own in others.items() for name, why in own.refused.items()}
         alone = {f"all of {graph}": own.reason for graph, own in others.items() if self.native and not own.native}
         return replace(self, refused={**refused, **alone})

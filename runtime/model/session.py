@@ -1,4 +1,4 @@
-"""An onnxruntime session, checked against its contract and run by tensor name. Stateless and thread-safe."""
+"""An onnxruntime session, checked against its contract, with inputs and outputs by name. Stateless and thread-safe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoder of a bundle of fixed shape, which runs `static.onnx` or an external runner."""
+"""Encoder of a bundle of fixed shape. It runs `static.onnx` itself or calls an external runner."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class StaticEncoder(Encoder):
         raise StreamError(f"this bundle supports only chunks of {self.form.chunk_size} frames, not full context")
 
     def _one(self, features: Array, offset: int, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-        """Encode a window [frames, mel] of one stream. Returns outputs (caches are [blocks, ...]) and next offset."""
+        """Encode a window [frames, mel] of one stream. Return outputs (caches [blocks, ...]) and the next offset."""
         config = self.config
         frames = (len(features) - config.window) // self._rate + 1
         position = self.position(offset, frames)
@@ -170,7 +170,7 @@ class StaticEncoder(Encoder):
         return frames.reshape(1, blocks * past, channels)
 
     def _taken(self, found: Array, tensor: Array) -> Array:
-        """Convert a cache of the graph to the layout of dynamic bundles, given the old cache. Drops unfilled frames."""
+        """Return the graph's cache `found` as in dynamic bundles, without unfilled frames. `tensor` is the old one."""
         if found.ndim == 3:
             return found.reshape(len(tensor), -1, tensor.shape[1]).transpose(0, 2, 1)
         left = found.shape[2]

@@ -247,7 +247,7 @@ class Visit:
             self._account.take(time.monotonic() - begin, begin)
 
     def begin(self, served: Served) -> None:
-        """Have `served` checked regularly until the connection is closed."""
+        """Register `served` for regular checks until the connection is closed."""
         self._connections.served[self] = served
 
 

@@ -49,7 +49,7 @@ class Lateness:
         self._is_too_late = False
 
     def observe(self, seconds: float) -> None:
-        """Update the average with the longest wait, in seconds, of the audio in a scheduler round."""
+        """Update the average with the longest time, in seconds, that audio of a scheduler round has waited."""
         now = time.monotonic()
         passed_s = min(now - self._then, max(seconds, _IN_TIME_S))  # a pause without live audio does not count
         self._late_s += (1 - math.exp(-passed_s / _AVERAGED_S)) * (seconds - self._late_s)

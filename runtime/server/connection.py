@@ -124,7 +124,7 @@ async def send_within(seconds: float, sending: Awaitable[None]) -> None:
 
     Raises:
         ClientGoneError: the client has disconnected.
-        IdleError: the client has read nothing for that many seconds.
+        IdleError: the client has read nothing for `seconds`.
     """
     try:
         async with asyncio.timeout(seconds):

@@ -167,7 +167,7 @@ class ServedModel:
         if len(self.shortened(grammar.lines)) < len({*grammar.lines}):
             most = f"{self._limits.hotwords} phrases with {self._limits.hotword_letters} characters in total"
             raise RequestError(
-                f"a grammar may have at most {most}, and {LONGEST_PHRASE} characters in each phrase", "grammar"
+                f"a grammar may have at most {most}, and at most {LONGEST_PHRASE} characters per phrase", "grammar"
             )
         return grammar
 

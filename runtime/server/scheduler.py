@@ -56,7 +56,7 @@ class Scheduler:
 
     @property
     def streams(self) -> list[ServedStream]:
-        """All streams that are not over."""
+        """All streams that have not ended."""
         with self._changed:
             return list(self._streams)
 

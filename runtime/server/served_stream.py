@@ -275,7 +275,10 @@ class ServedStream:
     # The methods below run in the scheduler's thread.
 
     def take(self, number: int) -> Round:
-        """Pass at most about one chunk of waiting audio to the recogniser. `number` is the number of the round."""
+        """Pass at most about one chunk of waiting audio to the recogniser.
+
+        `number` is the scheduler's number of the round.
+        """
         self.last_round = number
         self.num_rounds += 1
         taken = Round(stream=self, number=self.num_rounds, arrival=self._finish_time or time.monotonic())

@@ -250,7 +250,7 @@ class Slot:
             self.stream.close()
 
     def drain(self) -> None:
-        """End after the current utterance, or of a stream opened with `is_whole`. Without a stream, end at once."""
+        """End after the current utterance, or after a stream opened with `is_whole`. Without a stream, end at once."""
         self.is_drained = True
         if self.stream is not None and not self.stream.is_over:
             if not self._is_whole:

@@ -1,4 +1,4 @@
-"""The vocabulary: conversion of token ids to text and words. For the reverse see `spelling`."""
+"""The vocabulary: conversion of token ids to text and words. For the reverse, see `spelling`."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def is_special(symbol: str) -> bool:
 
 
 def with_boundaries(symbol: str, is_word: Callable[[str], bool] = stands_alone) -> str:
-    """Return a symbol or phrase with a `WORD_BOUNDARY` in place of spaces, and around characters that are words."""
+    """Return a symbol or phrase with `WORD_BOUNDARY` in place of spaces and around characters that are words."""
     if is_special(symbol):
         return UNREADABLE
     spaced = "".join(f" {character} " if is_word(character) else character for character in symbol)

@@ -82,7 +82,7 @@ def alignment(reference: Sequence[object], hypothesis: Sequence[object]) -> list
 
 
 def matches(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int, int]]:
-    """Return index pairs of equal items in an alignment with the minimum number of edits, in order."""
+    """Return, in order, the index pairs of equal items in an alignment with the fewest edits."""
     return [
         (place, column)
         for place, column in alignment(reference, hypothesis)
@@ -125,7 +125,7 @@ class WordErrors:
 
     @property
     def rate(self) -> float:
-        """Errors per word of the transcripts; 0 without words."""
+        """Errors per word of the transcripts; 0 if they contain no words."""
         return self.num_errors / self.num_words if self.num_words else 0.0
 
     @property

@@ -274,7 +274,7 @@ export function checkNames(options, names) {
 }
 
 /**
- * Convert options to the form of the core: JSON values, with Python's names at all levels.
+ * Convert options to the form that the core expects: JSON values, with Python's names at all levels.
  *
  * @throws RangeError JSON cannot represent a value; the message names the option.
  */

@@ -70,7 +70,7 @@ export interface Result {
   score: number;
   /** Alternatives with distinct texts, best first. */
   nbest: Alternative[];
-  /** The beginning of the text that no later partial result of this segment changes. In a final result, the whole text. */
+  /** The part of the text, from its beginning, that no later partial result changes. In a final result, the whole text. */
   committed: string;
   /** Number of words in `committed`. */
   numCommitted: number;
@@ -169,8 +169,8 @@ export interface StreamOptions {
   reverseWeight?: number | null;
   /** Prefixes kept by a beam search, and maximum length of the n-best list. Default: that of the bundle. */
   beamSize?: number | null;
-  /** Seconds of silence (zeros) added before a source that begins in the middle of a sound, and after one that ends in it.
-   * Default: that of the bundle. */
+  /** Seconds of silence (zeros) added before a source that begins mid-sound, and after one that ends mid-sound. Default: that
+   * of the bundle. */
   paddingS?: number | null;
   /** Subtracted from the score of the blank before the softmax in the first pass: fewer deletions, more insertions. Default:
    * that of the bundle. */

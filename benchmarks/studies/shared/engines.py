@@ -86,7 +86,7 @@ def u2moe(
 
 
 def sherpa_online(**options: Any) -> Recognise:
-    """Load sherpa-onnx's streaming recogniser for WeNet's CTC models, with greedy search."""
+    """Load a CTC model of WeNet in sherpa-onnx's streaming recogniser, which searches greedily."""
     import sherpa_onnx  # noqa: PLC0415
 
     recognizer = sherpa_onnx.OnlineRecognizer.from_wenet_ctc(**options)
@@ -112,7 +112,7 @@ def sherpa_online(**options: Any) -> Recognise:
 
 
 def sherpa_offline(**options: Any) -> Recognise:
-    """Load sherpa-onnx's recogniser for whole recordings with WeNet's CTC models, with greedy search."""
+    """Load a CTC model of WeNet in sherpa-onnx's recogniser for whole recordings, which searches greedily."""
     import sherpa_onnx  # noqa: PLC0415
 
     recognizer = sherpa_onnx.OfflineRecognizer.from_wenet_ctc(**options)

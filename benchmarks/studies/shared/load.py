@@ -1,7 +1,7 @@
 """Latencies of results for simultaneous speakers, and the servers to measure. Servers run in separate processes.
 
-Clients speak sherpa-onnx's protocol. First, a single speaker finds out which buffer makes each result possible. This
-speaker waits after each buffer until no more results arrive.
+Clients speak sherpa-onnx's protocol. First, a single speaker waits after each buffer until no more results arrive. This
+shows which buffer makes each result possible.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def speech_buffers(seconds: float) -> list[bytes]:
 
 
 async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return the index of the buffer after which each result of one speaker arrives.
+    """Return, for each result of one speaker, the index of the buffer after which it arrives.
 
     The index is `len(buffers)` for results that arrive after the end.
     """
@@ -235,7 +235,7 @@ async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
 
 
 def results_alone(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return the entries of `first_buffers` for the results to measure: all except results of the last buffers."""
+    """Return the result of `first_buffers`, except entries of the last buffers, which are not measured."""
     first = asyncio.run(first_buffers(url, buffers))
     return {key: number for key, number in first.items() if number < len(buffers) - _END_BUFFERS}
 

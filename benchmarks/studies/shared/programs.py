@@ -1,4 +1,4 @@
-"""Programs that recognise files, with their output and peak memory, and the environments and graphs that they need."""
+"""Runs programs that recognise files, and measures their memory. Also makes the environments and graphs they need."""
 
 from __future__ import annotations
 

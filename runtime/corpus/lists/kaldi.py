@@ -36,7 +36,7 @@ class _Table:
         wanted = _bytes(key)
         if wanted < self._wanted:
             raise CorpusError(
-                f"{self._path}: the list next to it is not sorted by LC_ALL=C sort: {key!r} is out of order"
+                f"{self._path}: the list in the same folder is not sorted by LC_ALL=C sort: {key!r} is out of order"
             )
         self._wanted = wanted
         while _bytes(self._key) < wanted:

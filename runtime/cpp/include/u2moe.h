@@ -266,8 +266,8 @@ typedef struct u2moe_stream_options {
   double ctc_weight;         /* weight of the first pass in rescoring; negative: as in the bundle */
   double reverse_weight;     /* weight of the right-to-left decoder in rescoring; negative: as in the bundle */
   double length_penalty;     /* power of the length by which attention divides scores; 0 */
-  double padding_s;          /* seconds of silence (zeros) added before a source that begins in the middle of a sound, and after
-                              * one that ends in it; negative: as in the bundle */
+  double padding_s;          /* seconds of silence (zeros) added before a source that begins mid-sound, and after one that ends
+                              * mid-sound; negative: as in the bundle */
   int32_t endpoint;          /* nonzero: the endpoint rules end utterances; 0: the whole input is one utterance */
   u2moe_endpoint_rule rules[3];
   double pause;              /* with full context, shortest pause in seconds at which a recording longer than 30 s is split;

@@ -10,8 +10,8 @@ namespace u2moe::runtime {
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
 // The search can decide on a grammar phrase when at least kSureAfter frames have followed the phrase's last peak. Hypotheses
-// with the phrase must have at least half of the total probability. If other hypotheses with words outside the grammar are
-// ignored, they must have at least the share kSure.
+// with the phrase must have at least half of the total probability. Of the probability without other hypotheses that contain
+// words outside the grammar, they must have at least the share kSure.
 constexpr double kSure = 0.99;
 constexpr int kSureAfter = 4;
 
@@ -122,7 +122,8 @@ struct Beam {
 
   double score() const { return total + prefix->bonus + prefix->language_score; }
 
-  /// Earliest peak of the token with index `number` in the best alignments that end in a blank or in a token; at most `most`.
+  /// Earliest peak of the token at index `number` in two alignments: the best that ends in a blank, and the best that ends in a
+  /// token. At most `most`.
   int earliest_peak(std::size_t number, int most) const {
     if (number >= prefix->depth) return most;
     for (const Peak* peak : {blank_times, token_times}) {
@@ -208,7 +209,7 @@ class BeamSearch {
     collect();
   }
 
-  /// Find the last grammar phrase in the best prefix that is certain enough. Drop all prefixes that do not begin with the same
+  /// In the best prefix, find the last grammar phrase that is certain enough. Drop all prefixes that do not begin with the same
   /// tokens up to the end of that phrase.
   void decide() {
     const Prefix* node = beams_[0].prefix;
@@ -357,7 +358,7 @@ class BeamSearch {
     return beam;
   }
 
-  // Add the alignments of the parent, extended by the beam's last token, to the beam.
+  // Extend the parent's alignments by the beam's last token, and add them to the beam.
   void grow(Beam& beam, const Beam& parent, double score) {
     const double from = entered(*parent.prefix, beam.prefix->token, score);
     const bool again = parent.prefix->token == beam.prefix->token;  // a repeated token needs a blank before it
@@ -369,7 +370,7 @@ class BeamSearch {
     }
   }
 
-  // Hotword bonus with which a prefix is ranked after it is extended by a token.
+  // Hotword bonus that counts when a prefix extended by a token is ranked.
   double bonus(const Prefix& prefix, int token) const {
     if (!ranking_) return 0;
     const ContextGraph::Move move = ranking_->advance(prefix.state, token);

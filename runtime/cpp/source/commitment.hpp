@@ -100,7 +100,8 @@ class Commitment {
     return beam.blank + ahead >= other.blank && beam.token + ahead >= other.token && beam.prefix->bonus >= other.prefix->bonus;
   }
 
-  // Whether a rival is better than the first beam of `line`, and, extended by the same tokens, better than each later one.
+  // Whether a rival is better than the first beam of `line`, and stays better than each later beam when the rival is
+  // extended by the same tokens.
   static bool beats(const Beam& rival, const std::vector<const Beam*>& line, const Beams& beams) {
     if (!has_same_future(*rival.prefix, *line[0]->prefix)) return false;
     Prefix* better = rival.prefix;

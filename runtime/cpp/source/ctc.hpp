@@ -279,7 +279,8 @@ inline std::optional<std::vector<FrameSpan>> align(const std::vector<float>& log
 }
 
 /// Return the number of frames before the cut. The cut lies in the longest pause between words in the second half of the
-/// frames. Without a pause there, it lies in the last pause. None: there are fewer than two words, or too few frames.
+/// frames. Without a pause there, it lies in the last pause. Return nullopt if there are fewer than
+/// two words, or too few frames.
 inline std::optional<std::size_t> find_cut(const Vocabulary& vocabulary, const std::vector<int>& tokens,
                                            const std::vector<float>& log_probs, std::size_t vocab_size, int blank) {
   const auto aligned = align(log_probs, vocab_size, tokens, blank);

@@ -85,8 +85,8 @@ class Fusion {
     most_gain_ = std::max(most_ending_, most_going_on_);
   }
 
-  /// @throws LanguageModelError if the model contains no token of the vocabulary (token level), or no word that the
-  /// vocabulary can spell (word level). The message begins with `source`.
+  /// @throws LanguageModelError if the model contains no token of the vocabulary (token level), or no word that can
+  /// be spelled with it (word level). The message begins with `source`.
   void check_words(const std::string& source) const {
     const auto& words = ngrams_->words();
     bool is_known = std::any_of(token_words_.begin(), token_words_.end(), [&](const std::optional<Id>& word) { return word && !is_marker(words[*word]); });
@@ -124,7 +124,7 @@ class Fusion {
 
   static constexpr double kSlack = 1e-9;  // above the rounding error of summed scores
 
-  // Return a function that converts words to the letter case of the vocabulary, if the vocabulary has only one.
+  // Return a function that converts words to the letter case of the vocabulary. If it has both cases, words are unchanged.
   static Ngrams::Spell spelling_of(const std::vector<std::string>& symbols) {
     std::string letters;
     for (const std::string& symbol : symbols) letters += is_marker(symbol) ? "" : symbol;

@@ -170,7 +170,7 @@ class ContextGraph {
   /// this part unless it completes the phrase.
   double partial(std::size_t state) const { return states_[state].partial; }
 
-  /// Upper bound on what a token adds to a hypothesis's bonus, including shares for beginnings.
+  /// Upper bound on what a token adds to a hypothesis's bonus, including the bonus for beginnings of phrases; see `partial`.
   double most_gain() const { return most_gain_; }
 
   /// Bonus of the phrases that a hypothesis completes by ending in `state`.
@@ -218,8 +218,8 @@ class ContextGraph {
     states_[state].partial = std::max(states_[state].partial, bonus * static_cast<double>(matched) / static_cast<double>(total));
   }
 
-  // Set the failure links. Each state also gets the bonuses of the phrases that its suffixes complete. It gets the
-  // `partial` share of a suffix if that is larger than its own.
+  // Set the failure links. Each state also gets the bonuses of the phrases that its suffixes complete. It gets
+  // the `partial` of a suffix if that is larger than its own.
   void link() {
     std::vector<std::size_t> queue;
     for (const auto& [character, state] : states_[0].next) queue.push_back(state);

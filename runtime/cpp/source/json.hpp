@@ -1,6 +1,6 @@
 // Strict JSON (RFC 8259). Numbers are doubles, and keys must be unique. Single-header libraries are five to a hundred times as
-// long, and accept input that Python rejects. picojson accepts 01, 1. and invalid UTF-8. picojson and nlohmann's library keep
-// the last of two equal keys.
+// long, and accept input that Python rejects. picojson accepts "01", "1." and invalid UTF-8. picojson and nlohmann's library
+// keep the last of two equal keys.
 #pragma once
 
 #include "declared.hpp"

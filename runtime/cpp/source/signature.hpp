@@ -41,7 +41,7 @@ inline std::string public_key(const std::string& pem) {
   return key;
 }
 
-/// Signatures of a bundle that were made with the accepted keys.
+/// A bundle's signatures by accepted keys.
 class Signatures {
  public:
   /// A public key (32 bytes) and the signature made with its private key.

@@ -15,7 +15,7 @@ inline std::string shown(const ort::Shape& shape) {
 /// Prepares the inputs of an encoder with fixed shapes. Caches that grow in other bundles keep only the last frames here.
 class StaticEncoder {
  public:
-  /// @throws BundleError if the initial values of a cache are missing or invalid, or the steps of its blocks are missing.
+  /// @throws BundleError if a cache lacks valid initial values, or a step for each of its blocks.
   explicit StaticEncoder(const Bundle& bundle) : m_(bundle.manifest()), form_(*m_.form) {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     shapes_["chunk"] = {1, form_.chunk_size * m_.subsampling_rate - rate + m_.right_context + 1, m_.feature_size};
@@ -50,7 +50,7 @@ class StaticEncoder {
   /// Initial value of a cache.
   const Floats& start(const std::string& cache) const { return starts_.at(cache); }
 
-  /// Number of frames in a window of features after subsampling. `num_outputs` converts it to a number of output frames.
+  /// Number of subsampled frames that a window of features yields. `num_outputs` converts it to a number of output frames.
   std::int64_t num_frames(const Floats& window) const {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     return (static_cast<std::int64_t>(window.size()) / m_.feature_size - m_.right_context - 1) / rate + 1;

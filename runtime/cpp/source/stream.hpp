@@ -33,7 +33,7 @@ struct Model {
 /// keeps the model alive. If recognition fails, audio is lost, and the stream is unusable until `reset`.
 class Stream {
  public:
-  /// @param vad voice activity detector. Each speech segment becomes a separate source; null: all samples are one source.
+  /// @param vad voice activity detector, which makes each speech segment a separate source. Null: all samples are one source.
   /// @param max_queue_s maximum seconds of audio in the queue of `feed`.
   Stream(std::shared_ptr<const Model> model, const StreamOptions& options, std::shared_ptr<const Vad> vad, double max_queue_s)
       : model_(std::move(model)), vad_(std::move(vad)), max_queue_s_(max_queue_s), source_(new_source(options)), result_(source_.result()) {

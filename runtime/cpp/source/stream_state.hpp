@@ -209,7 +209,7 @@ class StreamState {
     speech_events_.push_back({false, end});
   }
 
-  // Convert the times and the segment number of a result from the current speech segment to the source.
+  // Return a result of the current speech segment with times and `segment` counted from the start of the source.
   Result presented(Result result) const {
     result.segment += first_;
     return timed(std::move(result), [this](double time) { return rounded(time + begin_s_); });

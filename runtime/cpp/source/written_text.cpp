@@ -74,7 +74,7 @@ std::int64_t scale_of(const std::string& word) {
   return scale;
 }
 
-// Spoken words in lower case, with the rules that write them.
+// Spoken words in lower case, and the rules that convert them to written form.
 class Spoken {
  public:
   explicit Spoken(Words words) : words_(std::move(words)) {}
@@ -92,7 +92,8 @@ class Spoken {
     return all;
   }
 
-  // Number of words whose written form cannot change: all except words of numbers, dates and amounts at the end.
+  // Number of words whose written form cannot change: all except the last words, if they may belong to a number, date or
+  // amount.
   Place num_settled() const {
     Place begin = words_.size();
     while (begin && is_read_on(begin - 1)) --begin;
@@ -365,7 +366,7 @@ std::string text_of(const Parts& parts) {
   return joined(parts, " ", [](const Part& part) { return part.text; });
 }
 
-// Words and phrases that are always capitalized: in lower case, and as written.
+// Words and phrases that are always capitalized: each in lower case, with its words as they are written.
 const std::vector<std::pair<std::string, Words>>& phrases() {
   static const std::vector<std::pair<std::string, Words>> listed = [] {
     std::vector<std::pair<std::string, Words>> all;

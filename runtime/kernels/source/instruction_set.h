@@ -78,7 +78,7 @@ struct Convolution {
   float* scale;
 };
 
-// Arguments of the layer normalisation of rows. The rows of a branch may be added first.
+// Arguments of the layer normalisation of rows. If there is a branch, its rows are added to them first.
 struct Normalization {
   const float* x;       // [rows, size]
   const float* branch;  // [rows, size], added to x; null: none

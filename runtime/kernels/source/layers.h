@@ -26,8 +26,8 @@ class Threads {
   ~Threads() = default;
 };
 
-// Experts with a router, or a single expert without a router. With a gate, the hidden activations are the activated gate
-// times the first product.
+// Experts with a router, or a single expert without a router. With a gate, the first product is multiplied by the
+// activation of the gate's product.
 struct ExpertLayer {
   size_t dim = 0, hidden = 0, experts = 1, top_k = 1, group = 0;
   Activation activation = Activation::relu;

@@ -15,7 +15,7 @@ uint8_t* append(uint8_t* to, const T* from, size_t count) {
 }
 
 // Returns whether the products of all pairs of rows 2i and 2i + 1 fit in 16 bits, for activations up to 255. They do if
-// the two weights of a column add up to at most 128 in magnitude.
+// the sum of the two weights of every column is from -128 to 128.
 bool pairs_fit(const Int8Weight& from, size_t first, size_t columns) {
   constexpr int kMost = 128;
   for (size_t k = 0; k + 1 < from.k; k += 2) {

@@ -110,8 +110,8 @@ bool are_of_file(uintptr_t first, uintptr_t last) {
 
 void give_back_file_pages([[maybe_unused]] const void* data, [[maybe_unused]] size_t bytes) noexcept {
 #if defined(__linux__)
-  // Weights that onnxruntime has mapped from a file can be read again at any time. Pages at the ends stay, since they
-  // may contain other data.
+  // Weights that onnxruntime has mapped from a file can be read again at any time. Pages that they fill only in part
+  // are kept, since these may contain other data.
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = rounded_up(reinterpret_cast<uintptr_t>(data), page);
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;

@@ -34,8 +34,8 @@ void give_back_file_pages(const void* data, size_t bytes) noexcept;
 class Scratch {
  public:
   ~Scratch();
-  // Returns array `number`, with room for `count` elements and for the rest of the last vector. The previous content is
-  // lost.
+  // Returns the array at index `number`, with room for `count` elements and for the rest of the last vector. The
+  // previous content is lost.
   template <class T>
   T* array(size_t number, size_t count) {
     return reinterpret_cast<T*>(bytes(number, count * sizeof(T)));

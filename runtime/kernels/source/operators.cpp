@@ -138,7 +138,7 @@ OrtCustomOpDomain* domain_of(const OrtApi* api, const std::string& without) {
   return fresh.release()->made;
 }
 
-// Returns a comma-separated list of the operators that a session leaves out. The graph's functions replace them.
+// Returns a comma-separated list of the operators that a session must not use. It runs the graph's functions instead.
 std::string left_out(const OrtSessionOptions* options) {
   constexpr const char* kKey = "u2moe.without";
   int is_there = 0;

@@ -177,7 +177,7 @@ U2MOE_EXPORT size_t u2moe_search_hypotheses(Handle* search, size_t limit, double
   return guarded([&] { return write(search_of(search).hypotheses(limit), to, room); });
 }
 
-/// Writes the best hypothesis that begins with the committed tokens, in the same form.
+/// Writes the best hypothesis that begins with the committed tokens, as `u2moe_search_hypotheses` does.
 U2MOE_EXPORT size_t u2moe_search_best(Handle* search, double* to, size_t room) {
   return guarded([&] { return write(std::vector<Hypothesis>{search_of(search).best()}, to, room); });
 }

@@ -73,7 +73,7 @@ def num_settled(words: Sequence[str]) -> int:
 
 
 def _is_read_on(word: str) -> bool:
-    """Return whether a rule that reads a word may also read the next one."""
+    """Return whether a rule that reads this word may continue with the next word."""
     return _is_number((word,), 0) or word in MONTHS or word in _WITHIN or word == "a" or bool(ordinal((word,), 0))
 
 

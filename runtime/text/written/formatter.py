@@ -225,7 +225,7 @@ class Casing:
     def num_settled(self, words: Sequence[str]) -> int:
         """Return how many words keep their letter case whatever follows.
 
-        If the words end in the beginning of a listed phrase, these are the words before it; otherwise, all words.
+        If the last words may begin a listed phrase, only the words before them are counted; otherwise, all words.
         """
         small = [word.lower() for word in words]
         for place, word in enumerate(small):

@@ -1,4 +1,4 @@
-"""Written numbers, dates and money in Chinese and Japanese, by wetext's grammars (extra `written`)."""
+"""Convert Chinese and Japanese numbers, dates and money to written form with wetext's grammars (extra `written`)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ namespace {
 constexpr size_t kHiddenBytes = 384 << 10;  // bytes of hidden activations at a time, so that they stay in the cache
 constexpr size_t kLeastRows = 96;          // rows always allowed at once, because each segment reads the weights again
 
-// Rows of one expert that are multiplied together.
+// Consecutive rows of one expert that are computed at once.
 struct Segment {
   size_t expert, first, rows;
 };

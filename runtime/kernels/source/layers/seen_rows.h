@@ -10,7 +10,7 @@
 
 namespace u2moe {
 
-// At most `kMost` rows of `k` bytes with a scale, and their results of `n` floats. The least recently used rows are
+// At most `kMost` rows, each with `k` bytes, a scale, and a result of `n` floats. The least recently used rows are
 // replaced.
 class SeenRows {
  public:

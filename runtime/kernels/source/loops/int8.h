@@ -5,8 +5,8 @@
 namespace {
 
 // Prefetching of weights. If there are several tiles of rows, each prefetches some lines of the next block. With a
-// single tile, the processor's own prefetching suffices. It only needs help for the constants and the first lines after
-// a jump; more prefetching makes it slower.
+// single tile, the processor's own prefetching is enough, except for the constants and the first lines after a jump.
+// More prefetching makes this case slower.
 struct Ahead {
   const uint8_t* next;
   size_t mask;  // each step whose number has none of these bits set prefetches a line of `next`
@@ -22,7 +22,7 @@ inline void start_sums(Sums<V, M>& sum) {
   }
 }
 
-// Adds the products with four rows of weights.
+// Adds the products of activations and four rows of weights to the sums.
 template <class V, int M>
 inline void add_products(Sums<V, M>& sum, const typename V::Weights (&w)[V::kPanels], const typename V::Code* codes,
                          size_t stride) {
@@ -95,7 +95,7 @@ void multiply8(const Product& p, size_t first, size_t last) {
   // prefetching
   const size_t steps = tiles == 1 ? depth8(p.k) / 4 : (p.k + 3) / 4, bytes = block_bytes8(p.k);
   constexpr size_t kWidth = V::kPanels * kPanel;  // columns of a tile
-  // steps from one prefetched line to the next: all tiles of a block together prefetch the whole next block
+  // number of steps between prefetched lines, so that all tiles of a block together prefetch the whole next block
   size_t interval = 1;
   while (interval * 2 * bytes <= tiles * (kBlock / kWidth) * steps * kLine) interval *= 2;
   const size_t mask = tiles == 1 ? SIZE_MAX : interval - 1;

@@ -20,7 +20,7 @@ inline int64_t number(const Call& call, size_t index) {
   return *tensor.as<int64_t>();
 }
 
-// Returns one block of a cache [blocks, ...]. The cache is input `index`, and the next input is the index of the
+// Returns one block of a cache [blocks, ...]. The cache is the input at `index`; the next input selects the
 // block.
 inline const float* block_of(const Call& call, const Tensor& cache, size_t index) {
   const int64_t block = number(call, index + 1);

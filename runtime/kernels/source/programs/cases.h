@@ -241,8 +241,8 @@ inline void compute_time_convolution(const InstructionSet& isa, size_t time, siz
   digest.add(out.data(), out.size() * sizeof(float));
 }
 
-// Computes products of the largest activations with pairs of weights that have this sum. 128 is the largest sum for
-// which the products fit in 16 bits.
+// Computes products of the largest activations and pairs of weights that add up to `sum`. 128 is the largest `sum` for
+// which a pair's products fit in 16 bits.
 inline void compute_pairs(const InstructionSet& isa, int sum, const Threads& threads, Digest& digest) {
   const size_t k = 64, n = 32, rows = 2;
   const int first = sum > 0 ? 127 : -127;

@@ -30,7 +30,7 @@ struct Scalar {
   static Floats mul(Floats a, Floats b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
   static Floats div(Floats a, Floats b) { return each([&](int i) { return a.v[i] / b.v[i]; }); }
   // Returns a * b + c, rounded once. fmaf is not exact in every C library. The product is exact in double. The sum
-  // is rounded to odd: if it has an error (Knuth), its last bit is set. Rounding to float is then correct.
+  // is rounded to odd: if it is inexact (Knuth's TwoSum), its last bit is set. Rounding to float is then correct.
   static float fused(float a, float b, float c) {
     const double product = static_cast<double>(a) * b;
     double sum = product + c;
