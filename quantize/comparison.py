@@ -45,7 +45,8 @@ class Difference:
     """The difference between two models on recordings.
 
     Attributes:
-        edits: edits between the texts of both models, for each of `PASSES` that the models have [recordings, passes].
+        edits: edits between the texts of the two models, in each pass that they have, as in `PASSES` [recordings,
+            passes].
         tokens: tokens of the first model's texts [recordings, passes].
         divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]. It is the
             divergence of the CTC log-probabilities, summed over frames, plus that of the second pass. For the second

@@ -294,7 +294,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratio(cell: Mapping[str, Any]) -> float:
-    """Return the p95 latency of partial results during an attack (median of rounds), divided by that before it."""
+    """Return the p95 latency of partial results during an attack (median of rounds) relative to before the attack."""
     found = statistics.median_high(each["partial"]["p95"] for each in cell["rounds"])
     return float(found / cell["before"]["partial"]["p95"])
 

@@ -110,7 +110,7 @@ def _percentiles(delays: Sequence[float]) -> dict[str, float]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each set and rule, and numbers over all sets for some rules."""
+    """Return the values for pages: a table with a row for each set and rule, and separate numbers for some rules."""
     header = ("set", "rule", "delay: median, 90 %", "cut in sentence")
     rows = [
         (name, rule, f"{own['p50']:.2f}, {own['p90']:.2f} s", f"{own['num_cut']} of {own['num_sentences']}")

@@ -130,7 +130,7 @@ class StaticGraph:
         raise UnsupportedError(f"{self.bundle.path}: {call.name}: has no frequencies")
 
     def _history(self, cache: str) -> list[ir.Node]:
-        """Return the nodes that replace frames of `cache` that precede the stream with the initial frame."""
+        """Return the nodes that substitute the initial frame for all frames of `cache` from before the stream."""
         (value,) = (value for value, name in self._reads.items() if name == cache)
         found = [
             node
@@ -282,7 +282,7 @@ def _step(positions: ir.Value) -> int:
 
 
 def _row(reader: ir.Node, cache: ir.Value) -> int:
-    """Return the index of the block whose part of the cache `reader` reads."""
+    """Return the index of a block: `reader` reads the part of the cache that belongs to it."""
     return _number(reader.inputs[list(reader.inputs).index(cache) + 1])
 
 

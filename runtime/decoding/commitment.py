@@ -94,7 +94,8 @@ class Commitment:
     def _beats(self, rival: Beam, line: Sequence[Beam], beams: Mapping[Prefix, Beam]) -> bool:
         """Return whether `rival` beats every beam of `line`.
 
-        `line` begins with the shortest beam. `rival` is extended by the tokens that each longer beam adds.
+        `line` begins with the shortest beam. For each longer beam, `rival` is first extended by the
+        tokens that the beam adds.
         """
         better: Prefix | None = rival.prefix
         depth = line[0].prefix.depth

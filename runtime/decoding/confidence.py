@@ -14,9 +14,9 @@ _SMALLEST = 1e-6
 def word_confidence(probabilities: Sequence[float], calibration: Calibration | None) -> float:
     """Return the confidence of a word: the lowest probability of its tokens, calibrated by Platt scaling.
 
-    A word is correct only if all its tokens are. On real recordings, the minimum separated correct from incorrect words
-    better than the usual geometric mean. The calibration scales and shifts the log-odds, to match the share of correct
-    words.
+    A word is correct only if all its tokens are. On real recordings, the minimum distinguished correct
+    words from incorrect ones better than the usual geometric mean did. The calibration scales and shifts the log-odds,
+    to match the share of correct words.
     """
     confidence = min(probabilities)
     if calibration is None:

@@ -68,8 +68,8 @@ def make_bundle(name: str, kind: str, root: Path) -> Bundle:
 
     Args:
         name: name of the model, a key of `SIZES`.
-        kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4" (int8, but 4 bits
-            for the experts of mixtures, for the feed-forward layers of dense networks, and for both in `HALF`).
+        kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4" (int8, except for 4-bit
+            experts, or 4-bit feed-forward layers in dense networks; `HALF` has both).
         root: folder of all models.
     """
     folder = root / name

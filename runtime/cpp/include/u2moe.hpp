@@ -182,7 +182,7 @@ class Stream {
   void feed_finished() { check(u2moe_stream_feed_finished(handle_.get())); }
   double queued() const { return given_by<double>(u2moe_stream_queued, handle_.get()); }
 
-  /// Have decoding stop within one chunk. Any thread may call this.
+  /// Make decoding stop within one chunk. Any thread may call this.
   void cancel() { check(u2moe_stream_cancel(handle_.get())); }
 
   /// Throw the error that ended recognition, if any.

@@ -48,7 +48,7 @@ class CtcSearch {
   virtual std::vector<Hypothesis> hypotheses(std::size_t limit = std::numeric_limits<std::size_t>::max()) const = 0;
 
   /// Best hypothesis that begins with the committed tokens. Without hotwords, it is the best of all hypotheses. With hotwords,
-  /// it may not be, because two searches run and score hypotheses differently.
+  /// it may not be, because the two searches that then run score hypotheses differently.
   virtual Hypothesis best() const = 0;
 
   /// Return the settled tokens: they follow the committed ones, and no later frame changes them. With a grammar, the search

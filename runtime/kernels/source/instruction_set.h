@@ -68,8 +68,8 @@ struct Attention {
   float* out;  // [batch, time, heads * size]
 };
 
-// Arguments of a convolution in floats. The output is one frame's input to the next convolution. It is quantized to the
-// range from 0 to 255 with one scale.
+// Arguments of a convolution in floats. For one frame, the output is the input of the next convolution, quantized to
+// the range from 0 to 255 with one scale.
 struct Convolution {
   const float* patches;  // [positions, taps]
   const float* weights;  // panels of 16 channels: [taps, 16]

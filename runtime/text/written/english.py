@@ -104,7 +104,7 @@ def _day(words: Sequence[str], place: int) -> tuple[int, int] | None:
 
 
 def _time(words: Sequence[str], place: int) -> list[Written] | None:
-    """Convert a time followed by "a.m.", "p.m." or "o'clock", or a time with minutes after a word such as "at"."""
+    """Convert a time before "a.m.", "p.m." or "o'clock", or, after a word such as "at", a time with minutes."""
     hour = below_hundred(words, place)
     if hour is None or not 1 <= hour[0] <= 12:
         return None
