@@ -134,7 +134,7 @@ def fed_after_end(demo):
 PROVOKED = {
     "a file that is missing, not audio, or damaged from the start": lambda demo: demo.transcribe("missing.wav"),
     "samples with NaN or infinity": lambda demo: demo.transcribe(np.full(9, np.nan)),
-    "samples of several channels, of integers other than int16, or above ±8": lambda demo: demo.transcribe(
+    "samples with several channels, integers other than int16, or values beyond ±8": lambda demo: demo.transcribe(
         np.zeros((9, 2))
     ),
     "an impossible sample rate, or one that changes within a stream": lambda demo: demo.transcribe(

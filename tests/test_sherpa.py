@@ -297,7 +297,7 @@ def test_symbols_that_the_client_would_take_for_others(bundle):
     checked(lambda tokens: tokens)
     with pytest.raises(UnsupportedError, match=r"must be token 0 \('_'\): tokens.txt has none of them"):
         checked(lambda tokens: ["_", *tokens[1:]])
-    with pytest.raises(UnsupportedError, match="<eps> is 59"):
+    with pytest.raises(UnsupportedError, match="<eps> is token 59"):
         checked(lambda tokens: [*tokens[:-1], "<eps>"])
     with pytest.raises(UnsupportedError, match="'a b' contains white space"):
         checked(lambda tokens: [*tokens[:-1], "a b"])
