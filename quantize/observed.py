@@ -103,8 +103,7 @@ class PartGraph:
 
 def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
     """Return a model of the bundle that runs `graphs`, whose keys are the names of graphs in the contract."""
-    sessions = (cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder"))  # only `run` is needed
-    return Model(manifest, *sessions)
+    return Model(manifest, *(cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder")))  # only run
 
 
 Levels = Mapping[str, int]

@@ -12,8 +12,9 @@ from wenet_directories import write_configuration
 
 from u2moe.export import convert_static
 from u2moe.export.profiles import folding
-from u2moe.export.profiles.calibration import damage
+from u2moe.export.profiles.calibration import _even_columns, damage
 from u2moe.export.profiles.folding import OPERATORS, check_fixed
+from u2moe.export.profiles.parity import session_of
 from u2moe.runtime import (
     AudioError,
     Bundle,
@@ -290,6 +291,24 @@ def test_command(bundle, tmp_path, capsys):
     assert "--ort does not apply to --profile static" in capsys.readouterr().err
 
 
+def test_even_columns_give_the_same_product():
+    x, weight = (ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in ("x", "weight"))
+    columns = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32) * np.array([8, 1, 0.1, 0], np.float32)
+    weight.const_value, x.shape = ir.tensor(columns), ir.Shape([2, 5])
+    product = ir.node("MatMul", [x, weight], name="feed_forward/MatMul", outputs=[ir.Value(name="p")])
+    result = ir.node("Identity", product.outputs, outputs=[ir.Value(name="y", type=x.type, shape=ir.Shape([2, 4]))])
+    graph = ir.Graph(
+        [x], result.outputs, nodes=[product, result], initializers=[weight], opset_imports={"": 17}, name="g"
+    )
+    model = ir.Model(graph, ir_version=8)
+    assert _even_columns(model, []) == {"weight"}
+    even = np.abs(model.graph.initializers["weight"].const_value.numpy()).max(axis=0)
+    assert even[:3] == pytest.approx(even[0])
+    rows = np.arange(10, dtype=np.float32).reshape(2, 5)
+    found = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString()).run(["y"], {"x": rows})[0]
+    assert found == pytest.approx(rows @ columns, abs=1e-4)
+
+
 def test_quantized_for_qnn(bundle, clips, tmp_path, monkeypatch):
     """From recordings: chunks in both layouts, a 16-bit graph except for the router, and its damage."""
     files = sorted(clips.glob("*.wav"))
@@ -322,6 +341,11 @@ def test_quantized_for_qnn(bundle, clips, tmp_path, monkeypatch):
     assert stated["damage"]["mean_cosine"] > 0.99
     assert stated["damage"]["same_best_tokens"] > 0.8
     graph, sample = written.path / "static.onnx", {name: np.load(folder / f"3_{name}.npy") for name in inputs}
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    exact = onnxruntime.InferenceSession(written.path / "static_qdq.onnx", options).run(["log_probs"], sample)[0]
+    # The optimisations of `session_of` must not round the activations again.
+    assert np.abs(session_of(written.path / "static_qdq.onnx")(sample)["log_probs"] - exact).max() < 0.01
     unchanged = damage(graph, graph, [sample], ["one two", "three"], ["one", "three"])
     assert unchanged == pytest.approx(
         {"least_cosine": 1, "mean_cosine": 1, "same_best_tokens": 1, "different_words": 1 / 3}
