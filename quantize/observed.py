@@ -102,8 +102,8 @@ class PartGraph:
 
 
 def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
-    """Return a model of the bundle that runs `graphs`, whose keys are the names of graphs in the contract."""
-    return Model(manifest, *(cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder")))  # only run
+    """Return a model that calls only `run` of `graphs`, whose keys are the names of graphs in the contract."""
+    return Model(manifest, *(cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder")))
 
 
 Levels = Mapping[str, int]
