@@ -29,7 +29,7 @@ class Adapters:
 def with_adapters(
     path: Path, state: Mapping[str, Tensor], adapters: Adapters | None, use: AdapterUse | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Merge the adapters into the weights. Return the tensors, and the reason for each ignored tensor, by name.
+    """Merge the adapters into the weights. Return the tensors and the reasons for ignoring other tensors, both by name.
 
     After an epoch, WeNet saves weights that include the adapters. Within an epoch, it saves weights without them. The
     file name shows which kind of file it is; `use` overrides the file name.
@@ -56,18 +56,19 @@ def _use_by_name(path: Path) -> AdapterUse:
     if re.fullmatch(r"(step_\d+|init|lora_init)\.pt", name):
         return "add"
     raise CheckpointError(
-        f"{path}: has LoRA adapters, but its name does not show whether the weights contain them (epoch_N.pt: yes, "
-        "step_N.pt: no): use --lora contained or --lora add"
+        f"{path}: has LoRA adapters: use --lora contained if the weights already include them (as in epoch_N.pt), or "
+        "--lora add if not (as in step_N.pt)"
     )
 
 
 def _adapted(path: Path, state: Mapping[str, Tensor], name: str, adapters: Adapters) -> Tensor:
-    """Return the weight of one layer with its adapter, in float32."""
+    """Return one layer's weight in float32, with the adapter added."""
     parts = [state.get(name + ending) for ending in (".weight", UP, DOWN)]
     shapes = [None if part is None else tuple(part.shape) for part in parts]
     weight, up, down = parts
     if weight is None or up is None or down is None or weight.ndim != 2:
-        raise CheckpointError(f"{path}: {name}: weight, {UP[1:]}, {DOWN[1:]} have shapes {shapes}, expected matrices")
+        told = f"weight, {UP[1:]} and {DOWN[1:]} have shapes {shapes}, expected matrices"
+        raise CheckpointError(f"{path}: {name}: {told}")
     rank = adapters.rank
     expected = [(weight.shape[0], rank), (rank, weight.shape[1])]
     if shapes[1:] != expected:

@@ -76,7 +76,7 @@ class Convolution:
 
     @property
     def has_history(self) -> bool:
-        """Whether the convolution reads frames before a chunk, and none after it."""
+        """Whether the convolution is causal and reads frames from before a chunk."""
         return self.causal and self.kernel > 1
 
 
@@ -129,7 +129,7 @@ class EncoderArchitecture:
 
     @property
     def right_context(self) -> int:
-        """Feature frames that an encoder frame needs after its first feature frame."""
+        """Number of feature frames that an encoder frame needs after its first feature frame."""
         return SUBSAMPLINGS[self.subsampling][1]
 
     @property

@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 
 
 def norm(dim: int, config: Norm) -> nn.Module:
-    """Return the normalisation of the configured kind."""
+    """Return a normalisation layer of the configured kind."""
     if config.kind == "rms_norm":
         return RMSNorm(dim, config.eps)
     if config.kind == "batch_norm":

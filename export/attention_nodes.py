@@ -1,4 +1,4 @@
-"""Attention layers as calls of ONNX functions. WeNet's position term is folded into the weights of the layers."""
+"""Attention layers as calls of ONNX functions. WeNet's position biases are folded into weights."""
 
 from __future__ import annotations
 

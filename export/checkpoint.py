@@ -39,7 +39,7 @@ UNTRAINED = "the decoder was not trained: model_conf.ctc_weight is 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The description and the weights of a checkpoint's network."""
+    """A WeNet checkpoint: the network's settings, tokens and weights."""
 
     path: Path
     """The directory of the checkpoint."""
@@ -157,9 +157,9 @@ def _chosen(directory: Path, name: str | PathLike[str]) -> Path:
 
 
 def _config_path(directory: Path, weights: Path) -> Path:
-    """Return the path of train.yaml, or of the yaml file beside the weights if there is no train.yaml.
+    """Return the path of train.yaml, or of a yaml file named like the weights file if only that one exists.
 
-    If the weights are a link, the yaml file may also be beside the linked file.
+    The second file is looked for beside the weights file and, if the weights file is a link, beside the linked file.
     """
     if not (directory / CONFIG_FILE).exists():
         for file in (weights, Path(os.path.realpath(weights))):
@@ -170,16 +170,16 @@ def _config_path(directory: Path, weights: Path) -> Path:
 
 
 def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
-    """Return the vocabulary file: the one that train.yaml names (without its folder), or one of `VOCABULARY_FILES`."""
+    """Return the vocabulary file in `directory`: the one that train.yaml names, or one of `VOCABULARY_FILES`."""
     named = [_plain_name(config.symbol_table)] if config.symbol_table else []
     candidates = list(dict.fromkeys([*named, *VOCABULARY_FILES]))
     for name in candidates:
         if os.path.isfile(directory / name):  # noqa: PTH113 - Path.is_file() raises for names that are too long
             return directory / name
-    kept = f"; the recipe keeps it at {config.symbol_table}" if config.symbol_table else ""
+    kept = f" (the recipe keeps it at {config.symbol_table})" if config.symbol_table else ""
     raise CheckpointError(
-        f"{directory}: has no vocabulary; expected one of {', '.join(candidates)}{kept}: copy it to this directory, "
-        "or name it with --units"
+        f"{directory}: has no vocabulary; expected one of {', '.join(candidates)}: copy it to this directory, "
+        f"or name it with --units{kept}"
     )
 
 
@@ -189,12 +189,14 @@ def _plain_name(path: str) -> str:
 
 
 def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
-    """Return the symbols by id, from a file with one "symbol id" per line, in any order."""
+    """Return the symbols by id. The file has one "symbol id" per line, in any order."""
     vocab_size = config.architecture.vocab_size
     text = read_text(path, purpose="it contains the vocabulary")
     tokens = parse_tokens(text, file=str(path), error=CheckpointError)
     if len(tokens) != vocab_size:
-        raise CheckpointError(f"{path}: has {len(tokens)} symbols, expected output_dim {vocab_size} of {CONFIG_FILE}")
+        raise CheckpointError(
+            f"{path}: has {len(tokens)} symbols, expected {vocab_size}, the output_dim in {CONFIG_FILE}"
+        )
     symbol, count = Counter(tokens).most_common(1)[0]
     if count > 1:
         raise CheckpointError(f"{path}: has the symbol {symbol!r} more than once")
@@ -225,7 +227,7 @@ def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> 
     """Return the tokenizer and the id of `<unk>`.
 
     An old train.yaml does not name the tokenizer. BPE is assumed if the directory has a sentencepiece model, or if the
-    vocabulary has symbols that start words.
+    vocabulary has symbols that begin with the word-start mark.
     """
     pieces = any(len(token) > 1 and token.startswith(WORD_START) for token in tokens)
     known = "bpe" if config.separate else config.tokenizer

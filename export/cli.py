@@ -1,4 +1,4 @@
-"""The sub-commands export, convert and validate. torch and onnx are imported only when one of them runs."""
+"""The sub-commands `export`, `convert` and `validate`. torch and onnx are imported only when a sub-command runs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def add_export(subparsers: Subparsers) -> None:
         "export",
         help="export a WeNet checkpoint to a bundle of ONNX graphs, checked against torch",
         description="Export a WeNet U2++ checkpoint (train.yaml, units.txt, final.pt) to ONNX, and compare the graphs "
-        "with torch. A bundle that differs by more than 1e-4 is not written.",
+        "with torch. If a difference exceeds its limit (1e-4 for values up to 1), no bundle is written.",
     )
     parser.add_argument("checkpoint", help="directory with train.yaml, units.txt and the weights")
     parser.add_argument("out", help="folder to write the bundle to")
     parser.add_argument(
         "--random",
         action="store_true",
-        help="random weights, for measuring only; CHECKPOINT may be just a train.yaml",
+        help="use random weights, for measuring only; CHECKPOINT may be just a train.yaml",
     )
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help="vocabulary size with --random (default: as in train.yaml, or 5000)"
@@ -54,8 +54,9 @@ def add_convert(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "convert",
         help="convert a bundle to fewer graphs or to another runtime's format",
-        description="Convert a bundle, quantized or not, to fewer graphs, and compare these with the bundle. "
-        "streaming: one chunk of samples and caches in; log-probabilities, encoder frames and caches out. "
+        description="Convert a bundle to fewer graphs or another format, and compare the result with the bundle. "
+        "All profiles except static accept quantized bundles. "
+        "streaming: caches and one chunk of samples in; log-probabilities, encoder frames and caches out. "
         "offline: samples in; greedy tokens, times and log-probabilities out. "
         "clip: a WAV, FLAC or MP3 file shorter than 30 seconds in, text out; needs onnxruntime-extensions. "
         "ort: the graphs of the bundle, unchanged, in ORT format. "
@@ -78,10 +79,16 @@ def add_convert(subparsers: Subparsers) -> None:
     )
     recordings = parser.add_mutually_exclusive_group()
     recordings.add_argument(
-        "--calibration", nargs="+", metavar="FILE", help="for static: write chunks of these recordings for calibration"
+        "--calibration",
+        nargs="+",
+        metavar="FILE",
+        help="for static: also write chunks of these recordings as calibration data",
     )
     recordings.add_argument(
-        "--qdq", nargs="+", metavar="FILE", help="for static: like --calibration; quantize for QNN with these chunks"
+        "--qdq",
+        nargs="+",
+        metavar="FILE",
+        help="for static: like --calibration, and also use the chunks to quantize the graph for QNN",
     )
     _add_overwrite(parser, "folder of this kind")
     parser.set_defaults(run=run_convert)
@@ -92,7 +99,7 @@ def add_validate(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "validate",
         help="check a bundle: digests, contracts, and parity with its checkpoint",
-        description="Check every file of a bundle against its manifest and every graph against its contract; "
+        description="Check every file of a bundle against the manifest, and every graph against its contract; "
         "with --checkpoint, also compare the graphs with torch.",
     )
     parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
@@ -106,14 +113,15 @@ def _add_overwrite(parser: argparse.ArgumentParser, target: str) -> None:
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
-    """Add options for checkpoint files with other names or in other places."""
+    """Add options for checkpoint files with other names or in other places, and for LoRA adapters."""
     parser.add_argument(
         "--weights", metavar="FILE", help="state dict, in the checkpoint directory or elsewhere (default: final.pt)"
     )
     parser.add_argument(
         "--units",
         metavar="FILE",
-        help="vocabulary, in the checkpoint directory or elsewhere (default: as named in train.yaml, or units.txt)",
+        help="vocabulary, in the checkpoint directory or elsewhere (default: the one that train.yaml names, else "
+        "units.txt, lang_char.txt or words.txt)",
     )
     parser.add_argument(
         "--lora",
@@ -157,7 +165,7 @@ def _print_written(bundle: Bundle) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    """Convert a bundle and print the comparison."""
+    """Convert a bundle, and print how closely the new graphs match it."""
     given = {"chunk_size": args.chunk_size, "num_left_chunks": args.num_left_chunks}
     options = {name: value for name, value in given.items() if value is not None}
     if args.profile == "sherpa-onnx":
@@ -172,7 +180,7 @@ def run_convert(args: argparse.Namespace) -> int:
         raise ValueError("--calibration and --qdq require --profile static")
     if args.profile == "static":
         if args.ort:
-            raise ValueError("--ort does not apply to --profile static: its graph is for other compilers")
+            raise ValueError("--ort does not apply to --profile static, whose graph is for NPU compilers")
         options |= {"recordings": args.qdq or args.calibration or (), "qdq": args.qdq is not None}
         written = convert_static(bundle, args.out, **options, **common)
     else:
@@ -188,7 +196,7 @@ def _run_sherpa(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from u2moe.export.sherpa_graphs import SherpaOptions
 
     if args.ort:
-        raise ValueError("--ort does not apply to --profile sherpa-onnx, which does not read ORT format")
+        raise ValueError("--ort does not apply to --profile sherpa-onnx: sherpa-onnx does not read ORT format")
     written = export_sherpa(
         find_bundle(args.bundle), args.out, SherpaOptions(**options), overwrite=args.overwrite, progress=tell
     )

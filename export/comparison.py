@@ -68,10 +68,11 @@ class ParityReport:
     """Number of inputs that were drawn again because of a near tie in a router."""
 
     def add(self, found: Comparison, where: object, sides: str, reason: str = "") -> None:
-        """Add a comparison that is within its limit; `sides` names the two programs that were compared.
+        """Add a comparison, which must be within its limit; `sides` names the two programs that were compared.
 
         Raises:
-            ParityError: the difference exceeds its limit; the message names `where`, case, tensor and both numbers.
+            ParityError: the difference exceeds its limit; the message names `where`, the case, the tensor, the
+                difference and the limit.
         """
         if not found.is_equal:
             raise ParityError(f"{where}: {found.case}: {found.tensor}: {found.told(sides)}{reason}")
@@ -118,7 +119,8 @@ def compare_features(file: Path, manifest: Manifest) -> Comparison:
         expected = fbank(samples, manifest.features)
         found = session.run({"samples": samples[np.newaxis]})["features"][0]
         if found.shape != expected.shape:
-            raise ParityError(f"{file}: {len(samples)} samples yield features {found.shape}, expected {expected.shape}")
+            told = f"{len(samples)} samples yield features of shape {found.shape}, expected {expected.shape}"
+            raise ParityError(f"{file}: {told}")
         difference = max(difference, float(np.abs(found - expected).max(initial=0.0)))
         num_values += expected.size
     if not difference <= LIMIT:

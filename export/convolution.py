@@ -89,7 +89,7 @@ class Surroundings:
         histories: frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that
             stands for all frames before the first [blocks, 1, 1, channels]. None: convolutions do not see earlier
             frames.
-        valid: for whole utterances, 1 for frames that exist [batch, time, 1].
+        valid: 1 for frames that exist, 0 for padding [batch, time, 1]; only for whole utterances.
         streaming: whether this call processes a chunk.
     """
 
@@ -108,7 +108,10 @@ class Surroundings:
         channels: int,
         causal: bool,
     ) -> tuple[ir.Value, ir.Value | None]:
-        """Convolve `inputs`; return the output and the frames to cache. `row` is the block's row in the histories."""
+        """Convolve `inputs`; return the output and the frames to cache, if any.
+
+        `row` is the block's index in `histories`.
+        """
         if not causal:
             beside, kind = [self.valid], "centred"
         else:
@@ -155,7 +158,7 @@ class TimeDepthwise(nn.Conv1d):
 def convolution(
     g: GraphBuilder, x: ir.Value, module: ConvolutionModule, frames: Surroundings, row: int
 ) -> tuple[ir.Value, ir.Value | None]:
-    """Return the module's output for [batch, time, dim], and the frames to cache; `row` selects the histories."""
+    """Return the module's output for x [batch, time, dim], and the frames to cache; see `Surroundings.convolved`."""
     config = module.config
     with g.scope("conv_module", group="pointwise_convolutions"):
         # each half of the gated linear unit is computed by its own product, so no split is needed
@@ -206,7 +209,7 @@ def convolution_parts(g: GraphBuilder, x: ir.Value, module: ConvolutionModule) -
 
 
 def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionModule, half: int) -> ir.Value:
-    """Return one half of the gated linear unit's projection: 0 for the linear half, 1 for the gate."""
+    """Return the linear half (`half` is 0) or the gate (`half` is 1) of the gated linear unit's projection."""
     layer, size = module.pointwise_conv1, module.config.channels
     rows, bias = slice(half * size, (half + 1) * size), layer.bias
     with g.scope("pointwise_conv1", ("linear", "gate")[half]):

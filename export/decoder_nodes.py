@@ -134,7 +134,7 @@ class DecoderNodes:
         g, kind = self.g, config.feed_forward.activation
 
         def self_attention(x: ir.Value) -> ir.Value:
-            """Attend within hypotheses. A prefix that several hypotheses share provides a key for each of them."""
+            """Attend within hypotheses. The keys of a prefix are computed once for all hypotheses that share it."""
             with g.scope("self_attn", group="attention"):
                 places = g.op("Reshape", prefixes.of_tokens, g.op("Concat", [-1], self.length, axis=0))
                 return AttentionNodes(g, block.self_attn).gathered(x, None, self.bias, places, prefixes.ends)

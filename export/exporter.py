@@ -1,4 +1,4 @@
-"""Exports a checkpoint directory to a verified bundle: read, build the graphs, compare with torch, write."""
+"""Exports a checkpoint directory to a verified bundle: builds and writes the graphs, then compares them with torch."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def export_bundle(
     Args:
         checkpoint: directory with train.yaml, units.txt and the weights.
         out: folder to write; left unchanged on failure.
-        weights: the state dict, as a name in the directory or a path elsewhere; default: final.pt.
+        weights: the state dict, as the name of a file in the directory or as a path; default: final.pt.
         units: the vocabulary, as a name or a path; default: the file named in train.yaml, or units.txt.
         lora: "add" to add the LoRA adapters in the state dict to its weights, "contained" if the weights already
-            contain them; default: decided by the name of the file.
-        padding_s: this bundle's default of `DecodingOptions.padding_s`, in seconds.
+            contain them; default: decided by the name of the weights file.
+        padding_s: the bundle's default for `DecodingOptions.padding_s`, in seconds.
         overwrite: replace an existing bundle.
         progress: called with a line for each step.
 
@@ -92,9 +92,9 @@ def export_random(
     state that they are for measuring only.
 
     Args:
-        config_file: a train.yaml, from a recipe or from training, or its folder.
+        config_file: a train.yaml (from a recipe or from training), or its folder.
         out: folder to write; left unchanged on failure.
-        vocab_size: number of tokens; None: as in the file, or 5000.
+        vocab_size: number of tokens; None: as in the file, or 5000 if it states none.
         seed: the same seed yields the same weights.
         change: a function that changes layers of the network, for networks that no train.yaml describes.
         overwrite: replace an existing bundle.
@@ -119,7 +119,7 @@ def export_random(
 def _write(
     source: Checkpoint, network: SpeechModel, manifest: Manifest, staging: BundleWriter, progress: Callable[[str], None]
 ) -> Manifest:
-    """Write all files except the manifest; return the manifest with their sizes and digests."""
+    """Write all files of the bundle and seal them. Return the manifest with the external weights added."""
     num_graphs = len(manifest.model.graphs()) + 1  # including the feature graph
     for number, model in enumerate(build_graphs(network, manifest), start=1):
         progress(f"[{number}/{num_graphs}] writing {model.graph.name}.onnx")
@@ -162,7 +162,7 @@ def validate_bundle(
 
 
 def bundle_manifest(checkpoint: Checkpoint) -> Manifest:
-    """Return the manifest for a bundle of this checkpoint. Its list of files is empty."""
+    """Return the manifest for a bundle of this checkpoint, with `files` still empty."""
     return Manifest(
         model=checkpoint.model_config(),
         features=checkpoint.features,

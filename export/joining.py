@@ -1,4 +1,4 @@
-"""Joins graphs of a bundle into one: the encoder reads given values, and the CTC head reads the encoder's output."""
+"""Joins the encoder and the CTC head of a bundle to the graph that provides the encoder's inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def joined_model(
     metadata: dict[str, str],
     body: Callable[[GraphBuilder, dict[str, ir.Value]], Joined],
 ) -> ir.Model:
-    """Build a model as `build_model` does. `body` adds nodes in `scope`; it returns outputs and graphs to join."""
+    """Build a model as `build_model` does, and join graphs to it.
+
+    `body` adds nodes in `scope`, and returns the outputs and the graphs to join.
+    """
     parts: list[ir.Model] = []
 
     def whole(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
@@ -40,7 +43,7 @@ def joined_model(
 
 
 def joined(bundle: Bundle, feeds: dict[str, ir.Value], encoder: ir.Model | None = None) -> Joined:
-    """Connect the bundle's encoder to `feeds` and its CTC head to the encoder; return the outputs of both.
+    """Connect the bundle's encoder to `feeds`, and the CTC head to the encoder. Return their outputs and both graphs.
 
     `encoder` is the bundle's encoder, if it has already been read.
     """
@@ -54,7 +57,7 @@ def joined(bundle: Bundle, feeds: dict[str, ir.Value], encoder: ir.Model | None 
 
 
 def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
-    """Move the nodes, weights and functions of the parts into the model; remove nodes that no output depends on."""
+    """Move the nodes, weights and functions of `parts` into `model`; remove nodes that no output depends on."""
     graph = model.graph
     nodes = {node.name for node in graph}
     values = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
@@ -84,7 +87,7 @@ def inlined(model: ir.Model) -> ir.Model:
 
 
 def _take_functions(model: ir.Model, part: ir.Model) -> None:
-    """Add the functions of `part` to `model`. If another function has the same name, a number is appended."""
+    """Add the functions of `part` to `model`. If a name is taken, the added function gets a number."""
     called = {identifier: define(model.functions, function) for identifier, function in list(part.functions.items())}
     for node in part.graph:
         if node.op_identifier() in called:

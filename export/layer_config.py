@@ -1,4 +1,4 @@
-"""Reads decoders, and the settings that several kinds of encoder share, from a train.yaml."""
+"""Reads the settings of decoders, and those that several kinds of encoder share, from a train.yaml."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
     causal: bool = True,
     feed_forward: FeedForward | None = None,
 ) -> EncoderArchitecture:
-    """Return the settings that all encoders have, from a train.yaml.
+    """Return the settings common to all encoders, read from a train.yaml.
 
     Args:
         conf: the section encoder_conf.
@@ -69,7 +69,7 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
     """
     dim = conf.integer("output_size", 256)
     if dim % 2:
-        raise conf.wrong("output_size", dim, "even (positions are pairs of sine and cosine)")
+        raise conf.wrong("output_size", dim, "even (positions are encoded as pairs of sine and cosine)")
     chosen_positions = conf.choice("pos_enc_layer_type", positions, POSITIONS)
     attention = conf.choice(attention_key, attentions[0], attentions)
     if (chosen_positions == "rope_pos") != (attention == "rope_abs_selfattn"):
@@ -117,7 +117,7 @@ def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
 
 
 def check_input_size(top: Section, encoder: EncoderArchitecture) -> None:
-    """Check that the features have enough bins for the subsampling, whose kernels span as many bins as frames."""
+    """Check that the features have enough bins for subsampling: 2-D convolutions span as many bins as frames."""
     if encoder.input_size <= encoder.right_context:
         expected = f"at least {encoder.right_context + 1} with input_layer {encoder.subsampling}"
         raise top.wrong("input_dim", encoder.input_size, expected)
@@ -136,10 +136,10 @@ def check_stacked_size(conf: Section, encoder: EncoderArchitecture) -> None:
 
 
 def check_static_chunk(conf: Section, encoder: EncoderArchitecture) -> None:
-    """Refuse a static chunk size if a layer looks beyond the chunk: streaming cannot then reproduce WeNet's output."""
+    """Refuse a static chunk size if streaming cannot reproduce WeNet's output because a layer looks beyond a chunk."""
     if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
         found = encoder.static_chunk_size
-        raise conf.unsupported("static_chunk_size", found, ("0 with causal: false", "any with causal: true"))
+        raise conf.unsupported("static_chunk_size", found, ("0 if causal is false", "any size if causal is true"))
 
 
 def read_norm(conf: Section) -> Norm:
@@ -160,7 +160,7 @@ def read_attention(conf: Section, dim: int, prefix: str = "", *, relative: bool 
     if num_kv_heads is not None and head_dim is None:
         raise conf.wrong("head_dim", None, "given together with n_kv_head")
     if head_dim is None and dim % num_heads:
-        raise conf.wrong("attention_heads", num_heads, f"a divisor of the width {dim}, unless head_dim is given")
+        raise conf.wrong("attention_heads", num_heads, f"a divisor of the model width {dim}, unless head_dim is given")
     head_dim = head_dim or dim // num_heads
     num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:

@@ -1,4 +1,4 @@
-"""The layers of the network, with their weights, as calls of the ONNX functions in `runtime.graph.layers`."""
+"""The layers of the network, with their weights, as calls to the ONNX functions in `runtime.graph.layers`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def product(g: GraphBuilder, x: ir.Value, weight: ir.Value, *biases: ir.Value) -
 
 
 def _affine(g: GraphBuilder, layer: nn.Linear | nn.Conv1d, prefix: str, scale: float = 1.0) -> list[ir.Value]:
-    """Return the weight [in, out] of a layer and its bias, if any, both times `scale`."""
+    """Return a layer's weight [in, out] and, if it has one, its bias, both multiplied by `scale`."""
     weight = transposed(g, f"{prefix}weight", layer.weight.flatten(1), scale)
     return [weight] if layer.bias is None else [weight, vector(g, f"{prefix}bias", layer.bias, scale)]
 
@@ -70,7 +70,7 @@ class Residual:
         self._branch: ir.Value | None = None
 
     def add(self, layer: Callable[[ir.Value], ir.Value], norm: nn.Module, name: str) -> None:
-        """Add a layer's output to the residual sum; normalise before the layer (pre_norm) or after the addition."""
+        """Add a layer's output to the sum. Normalise the layer's input if `pre_norm`, otherwise the new sum."""
         branch = layer(self.normalized(norm, name) if self.pre_norm else self._x)
         self._branch = branch
         if not self.pre_norm:
@@ -123,7 +123,10 @@ def _norm_weights(g: GraphBuilder, layer: nn.Module) -> list[ir.Value]:
 
 
 def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name: str, scale: float = 1.0) -> ir.Value:
-    """Apply a dense, gated or mixture-of-experts layer to [..., dim]. The last weights are multiplied by `scale`."""
+    """Apply a dense, gated or mixture-of-experts feed-forward layer to [..., dim].
+
+    Its output is multiplied by `scale`, which becomes part of the last weights.
+    """
     with g.scope(name, group="feed_forward"):
         if isinstance(layer, MixtureOfExperts):
             return mixture_of_experts(g, x, layer, kind, scale)

@@ -44,10 +44,11 @@ class GatedFeedForward(DenseFeedForward):
 
 
 class MixtureOfExperts(nn.Module):
-    """The sum of the top-k experts of each token, weighted by a softmax over the k selected router logits.
+    """For each token, the weighted sum of the outputs of its top-k experts.
 
-    Routing has no noise and no capacity limit: every token reaches its k experts (arXiv 2404.16407). Assignments are
-    sorted by expert, so each expert runs once, on all of its tokens together.
+    The weights are a softmax over the k selected router logits. Routing has no noise and no capacity limit: every token
+    reaches its k experts (arXiv 2404.16407). Assignments are sorted by expert, so each expert runs once, on all of its
+    tokens together.
     """
 
     def __init__(self, dim: int, config: FeedForward) -> None:
@@ -77,6 +78,6 @@ class MixtureOfExperts(nn.Module):
 
 
 def feed_forward(dim: int, config: FeedForward) -> nn.Module:
-    """Return the layer of the configured kind."""
+    """Return a feed-forward layer of the configured kind."""
     kinds = {"dense": DenseFeedForward, "gated": GatedFeedForward, "moe": MixtureOfExperts}
     return kinds[config.kind](dim, config)

@@ -105,7 +105,7 @@ class Parity:
         """Run all comparisons.
 
         Raises:
-            ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; the message names the case, tensor, difference and limit.
         """
         config = self.config
         progress("features")
@@ -132,7 +132,7 @@ class Parity:
         return self.report
 
     def _case(self, case: str, compare: Callable[[], Pairs], progress: Callable[[str], None]) -> None:
-        """Run one case; draw new inputs if it exceeds a limit and a router has a near tie."""
+        """Run one case; repeat it with new inputs if a difference exceeds its limit and a router has a near tie."""
         progress(case)
         for draw in range(MAX_DRAWS):
             self.watch.margin, drawn = np.inf, self.random.bit_generator.state
@@ -155,7 +155,7 @@ class Parity:
     def _compared_exactly(
         self, compare: Callable[[], Pairs], drawn: Any, pairs: Pairs, comparisons: list[Comparison]
     ) -> list[Comparison]:
-        """Return the comparisons. Comparisons that exceed their limits are repeated with torch in float64."""
+        """Return `comparisons`. If one exceeds its limit, it is replaced by a comparison with torch in float64."""
         self.random.bit_generator.state = drawn
         single, self.network = self.network, copy.deepcopy(self.network).double()
         try:
@@ -241,7 +241,7 @@ class Parity:
         return [features[:, start : start + length] for start in range(0, features.shape[1] - window + 1, stride)]
 
     def _stream(self, chunk_size: int, left: int, frames: int) -> Pairs:
-        """Compare streams. Each side carries its own caches; outputs and caches are compared after every chunk."""
+        """Stream through both encoders, each with its own caches. Return a pair per chunk for each output and cache."""
         required = chunk_size * left if left >= 0 else -1
         caches, torch_caches = self.encoder.start(), None
         outputs: list[tuple[Array, Array]] = []
@@ -258,7 +258,7 @@ class Parity:
         return {**self._encoded(outputs), **result}
 
     def _stream_batch(self) -> Pairs:
-        """Compare a batch of four streams with 0, 1, 3 and 7 earlier chunks; one stream's current chunk is short."""
+        """Check a batch of four streams that have 0, 1, 3 and 7 earlier chunks; one stream's current chunk is short."""
         chunk_size, left = self.config.whole_chunk(8), 3
         required = chunk_size * left
         past = (0, 1, 3, 7)
@@ -288,9 +288,10 @@ class Parity:
         return self._encoded([(each, rows_found[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
 
     def _decoder(self) -> Pairs:
-        """Compare hypotheses of two utterances of different lengths; torch scores one utterance at a time.
+        """Compare scores of hypotheses for two utterances of different lengths. torch scores one utterance at a time.
 
-        Hypotheses have 0 to 24 tokens. With learned positions, one has no tokens and one has as many as fit after sos.
+        Hypotheses have 0 to 24 tokens. With learned positions, each utterance has two hypotheses: one is empty, and one
+        has as many tokens as fit after sos.
         """
         is_learned = self.network.left_decoder.config.learned_positions
         frames, num, longest = (40, 23), *((2, NUM_LEARNED - 1) if is_learned else (6, 24))
@@ -314,9 +315,9 @@ class Parity:
         return pairs
 
     def _experts(self, name: str) -> Pairs:
-        """Compare the node of one mixture of experts with torch.
+        """Compare one mixture-of-experts node with the torch layer.
 
-        The tokens are random, or made to reach each expert.
+        Some tokens are random, and others are made to reach each expert in turn.
         """
         session = moe_session(self.saved[name.split(".", 1)[0]], name)
         block, layer = self.network.get_submodule(name.rpartition(".")[0]), self.network.get_submodule(name)
@@ -359,7 +360,7 @@ def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
 
 
 def _in_memory(value: ir.Value) -> ir.Value:
-    """Return a copy of a weight with its values in memory, because a model in memory has no folder for files."""
+    """Return a copy of a weight with its values in memory, because a model in memory has no weight files."""
     if value.const_value is None:
         raise ParityError(f"weight {value.name}: has no value")
     tensor = ir.tensor(value.const_value.numpy(), name=value.name)

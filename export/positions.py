@@ -51,7 +51,7 @@ def encodings(config: EncoderArchitecture, positions: Tensor) -> Tensor:
 
 
 def encoding_nodes(g: GraphBuilder, config: EncoderArchitecture, positions: ir.Value) -> Sequence[ir.Value]:
-    """Return the encodings of int64 positions [batch, keys], or cosines and sines of the angles, or nothing."""
+    """Return encodings of int64 positions [batch, keys]. For `rope_pos`: cosines and sines. For `no_pos`: []."""
     if config.positions == "no_pos":
         return []
     with g.scope("positional_encoding"):
@@ -66,7 +66,7 @@ def encoding_nodes(g: GraphBuilder, config: EncoderArchitecture, positions: ir.V
 
 
 def input_scale(config: EncoderArchitecture) -> float:
-    """Return the factor by which WeNet's positional encodings scale the input of the blocks."""
+    """Return the factor by which WeNet's positional encoding modules scale the blocks' input."""
     return math.sqrt(config.dim) if config.positions in ("rel_pos", "abs_pos", "rope_pos") else 1.0
 
 
@@ -79,7 +79,7 @@ def position_table(config: EncoderArchitecture, length: int) -> Tensor | None:
 
 
 def _frequencies(config: EncoderArchitecture) -> list[float]:
-    """Return angular frequencies, computed in Python: the last bit of torch's functions depends on the processor."""
+    """Return angular frequencies, computed in Python: the last bit of torch's results depends on the processor."""
 
     def single(value: float) -> float:
         return torch.tensor(value, dtype=torch.float32).item()

@@ -1,6 +1,6 @@
-"""Refuses networks with a pair of settings that has never been compared with WeNet's own code.
+"""Refuses networks with a pair of settings that no comparison with WeNet's own code covers.
 
-`proved.json` lists the compared pairs; tests/golden/configurations/pairs.py writes it from the golden outputs of WeNet.
+`proved.json` lists the covered pairs; tests/golden/configurations/pairs.py writes it from the golden outputs of WeNet.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _attention_kind(attention: Attention) -> str:
 
 @cache
 def proved() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
-    """Return the proved pairs of settings.
+    """Return the pairs of settings proved by a comparison with WeNet.
 
     The three levels of keys are the part of the network, the first setting ("key value"), and the key of the second
     setting. The innermost value lists all proved values of the second setting, separated by spaces.
@@ -94,10 +94,10 @@ def proved() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
 
 
 def check_proved(file: str | PathLike[str], architecture: Architecture) -> None:
-    """Refuse a network if it combines two settings that no network compared with WeNet combines.
+    """Check that each pair of a network's settings occurs in a network that has been compared with WeNet.
 
     Raises:
-        UnsupportedError: there are two such settings; the message names them and `file`.
+        UnsupportedError: a pair does not; the message names it and `file`.
     """
     for part, found in settings(architecture).items():
         for (key, value), (other, wanted) in combinations(found, 2):

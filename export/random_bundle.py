@@ -1,6 +1,6 @@
-"""Builds bundles of seeded random weights from just a train.yaml, to measure a network's cost before training.
+"""Builds bundles from just a train.yaml, with seeded random weights, to measure a network's cost before training.
 
-A tensor is drawn whenever it is used or written, and not kept, so a billion parameters need little memory.
+A tensor's values are drawn again for each use and never kept, so even a billion parameters need little memory.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _NUM_FRAMES, _NUM_TOKENS = 600, 40
 
 
 class DrawnTensor(Tensor):
-    """A float32 tensor whose values are drawn whenever an operation uses it."""
+    """A float32 tensor that stores no values: each operation that uses it draws the same random values again."""
 
     draw: Callable[[], Tensor]
 
     @classmethod
     def of(cls, draw: Callable[[], Tensor], shape: torch.Size) -> Self:
-        """Return a tensor with the values that `draw` returns, which must be the same each time."""
+        """Return a tensor with the values that `draw` returns. `draw` must return the same values each time."""
         made = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)  # noqa: SLF001 - as torch documents it
         made.draw = draw
         return made
@@ -63,11 +63,11 @@ class DrawnTensor(Tensor):
 
 
 def random_source(config_file: str | os.PathLike[str], *, vocab_size: int | None = None, seed: int = 0) -> Checkpoint:
-    """Return the `Checkpoint` of this train.yaml, with random weights.
+    """Return a `Checkpoint` with random weights for the network that a train.yaml describes.
 
     Args:
-        config_file: a train.yaml, from a recipe or from training, or its folder.
-        vocab_size: number of tokens; None: as in the file, or 5000.
+        config_file: a train.yaml (from a recipe or from training), or its folder.
+        vocab_size: number of tokens; None: as in the file, or 5000 if it states none.
         seed: the same seed yields the same weights.
 
     Raises:
@@ -117,8 +117,9 @@ def _completed(values: object, path: Path, vocab_size: int | None) -> dict[str, 
 def spread_routers(network: SpeechModel, seed: int = 0) -> None:
     """Adjust random routers so that they spread tokens evenly over their experts.
 
-    An even spread is the worst case for reading weights. Random routers favour some experts because the mean of all
-    tokens is not zero. Removing the direction of that mean from a router's weights spreads the tokens.
+    An even spread is the worst case, because the weights of as many experts as possible are read. Random routers favour
+    some experts because the mean of all tokens is not zero. Removing the direction of that mean from a router's weights
+    spreads the tokens.
     """
 
     def turn(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

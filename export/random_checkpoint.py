@@ -1,4 +1,4 @@
-"""Writes checkpoints of seeded random weights in WeNet's layout, of any size and kind, for tests and benchmarks.
+"""Writes checkpoints of any size and kind in WeNet's layout, with seeded random weights, for tests and benchmarks.
 
 The published U2++ MoE models (arXiv 2404.16407) have 225 million parameters without experts and a billion with them,
 but their layer sizes are not public. The presets use sizes of our own. dense-225m has 223 million parameters. moe-1b is
@@ -106,9 +106,9 @@ def random_config(
     num_mel_bins: int = 80,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of a train.yaml as WeNet's training writes it; by default, for a small causal U2++ model.
+    """Return a train.yaml's content as WeNet's training writes it. By default, it describes a small causal U2++ model.
 
-    `changes` replaces top-level keys.
+    `changes` sets top-level keys.
     """
     encoder_defaults: dict[str, Any] = {
         "output_size": 32, "attention_heads": 4, "linear_units": 48, "num_blocks": 2, "input_layer": "conv2d",
@@ -165,7 +165,7 @@ def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def num_parameters(config: Mapping[str, Any], *, active: bool = False) -> int:
-    """Return the number of weights in the network of a train.yaml.
+    """Return the number of weights in the network that a train.yaml describes.
 
     If `active` is true, count only as many experts as a mixture activates for a token.
     """
@@ -195,7 +195,7 @@ def write_random_checkpoint(directory: Path, config: Mapping[str, Any], *, seed:
 
 
 def random_vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
-    """Return distinct symbols, with the special ones in their places."""
+    """Return one distinct symbol per token, with blank, sos and eos at the ids in `architecture`."""
     symbols: list[str] = []
     for token in range(architecture.vocab_size):
         if token == architecture.blank:
@@ -212,7 +212,7 @@ def random_vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
 
 
 def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str, Tensor]:
-    """Return a state dict as WeNet saves it, with position tables and batch counters.
+    """Return a state dict of random weights, with the position tables and batch counters that WeNet also stores.
 
     It is built tensor by tensor to save memory.
     """
@@ -242,7 +242,7 @@ def drawn_tensors(architecture: Architecture, seed: int) -> dict[str, tuple[torc
 
 
 def random_statistics(size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return mean and inverse standard deviation of features, [size] each."""
+    """Return a random mean and a random inverse standard deviation for each of `size` features."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "global_cmvn"
         file.write_text(json.dumps(_statistics(size, seed)), encoding="utf-8")
@@ -283,7 +283,10 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) 
 
 
 def _statistics(size: int, seed: int) -> dict[str, Any]:
-    """Return sums and sums of squares of log-mel energies over 100,000 frames (means 8 to 14, deviations 2 to 4)."""
+    """Return random sums and sums of squares of log-mel energies, as if over 100,000 frames.
+
+    The means are 8 to 14, and the standard deviations 2 to 4.
+    """
     frames = 100_000
     means = (_uniform("mean", (size,), seed) * 3 + 11).tolist()
     deviations = (_uniform("deviation", (size,), seed) + 3).tolist()

@@ -1,4 +1,4 @@
-"""Reproduces the networks of WeNet's old releases. The layout of train.yaml and the tensors identify the release."""
+"""Reproduces the networks of WeNet's old releases. The tensors and train.yaml's layout identify the release."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ POSITION_WEIGHT = "encoder.encoders.0.self_attn.linear_pos.weight"
 
 
 def as_trained(path: Path, config: TrainingConfig, state: Mapping[str, Tensor]) -> Architecture:
-    """Return the architecture of the WeNet release that wrote this train.yaml and state dict.
+    """Return the architecture as built by the WeNet release that wrote this train.yaml and state dict.
 
-    Until 2023 a conformer's `selfattention_layer_type` had no effect. Attention was relative with `rel_pos` and, until
-    2022, with `abs_pos`. Otherwise it was plain.
+    Until 2023 a conformer's `selfattention_layer_type` had no effect. Attention was relative with `rel_pos` (until
+    2022, also with `abs_pos`); otherwise it was plain.
 
     Raises:
         CheckpointError: two releases with different epsilons could have written these files.

@@ -1,4 +1,4 @@
-"""Makes a folder for sherpa-onnx from a bundle: read, check, build, compare, write.
+"""Makes a folder for sherpa-onnx from a bundle, and compares the new graphs with the bundle's.
 
 The comparison calls the graphs as sherpa-onnx's C++ code does.
 """
@@ -40,8 +40,8 @@ class SherpaExport:
     """The result of an export.
 
     Attributes:
-        path: the folder.
-        graphs: the written graphs, `ONLINE` or `OFFLINE` or both.
+        path: folder of the written files.
+        graphs: `ONLINE`, `OFFLINE` or both.
         options: chunk settings of the online graph.
         manifest: manifest of the source bundle.
         report: comparison of the graphs with those of the bundle.
@@ -54,7 +54,7 @@ class SherpaExport:
     report: ParityReport
 
     def usage(self) -> str:
-        """Return code that loads the graphs, with notes for users of the client."""
+        """Return Python code that loads the graphs, with notes for users of the client."""
         features, rate = self.manifest.features, self.manifest.model.subsampling_rate
         tokens, shared = self.path / TOKENS_FILE, (features.sample_rate, features.num_mel_bins)
         lines = []
@@ -91,12 +91,12 @@ def export_sherpa(
 ) -> SherpaExport:
     """Write model-streaming.onnx, model.onnx and tokens.txt for sherpa-onnx into `out`.
 
-    If only one of sherpa-onnx's clients (online, offline) can run the network, only the graph for it is written.
+    If only one of sherpa-onnx's clients (online, offline) can run the network, only that client's graph is written.
 
     Args:
         source: a bundle, quantized or not.
         out: folder to write; left unchanged on failure.
-        options: the chunks of the online graph.
+        options: chunk settings of the online graph; None: the defaults.
         overwrite: replace `out` if it is a folder that contains tokens.txt.
         progress: called with a line for each step.
 
@@ -121,7 +121,10 @@ def export_sherpa(
 
 
 class OnlineClient:
-    """Runs an online graph on one stream as sherpa-onnx's C++ code does. Caches have fixed sizes and start at zero."""
+    """Runs an online graph on one stream as sherpa-onnx's C++ code does.
+
+    Caches have fixed sizes and contain zeros at first.
+    """
 
     def __init__(self, session: onnxruntime.InferenceSession, options: SherpaOptions) -> None:
         self.session = session
@@ -156,13 +159,13 @@ class OnlineClient:
         return first
 
     def run(self, features: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-        """Run all complete windows of features [frames, mel], one at a time."""
+        """Return the log-probabilities [time, vocab] of each complete window of features [frames, mel], in order."""
         starts = range(0, len(features) - self.length + 1, self.stride)
         return [self.step(features[start : start + self.length]) for start in starts]
 
 
 class SherpaParity:
-    """Compares the graphs in `folder` with the bundle's, which run as in the runtime. Messages name `subject`."""
+    """Compares the graphs in `folder` with those that the runtime runs. Error messages begin with `subject`."""
 
     def __init__(self, bundle: Bundle, folder: Path, options: SherpaOptions, *, subject: Path) -> None:
         self.subject = subject
@@ -179,7 +182,7 @@ class SherpaParity:
         """Compare the written graphs (`ONLINE`, `OFFLINE` or both) with the bundle.
 
         Raises:
-            ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; the message names the case, tensor, difference and limit.
         """
         if ONLINE in graphs:
             client = OnlineClient(self._session(ONLINE), self.options)
@@ -198,7 +201,7 @@ class SherpaParity:
         return onnxruntime.InferenceSession(self.folder / graph.file, self.settings.session_options())
 
     def _start(self) -> Caches:
-        """Return the caches of a new stream, as long as the client's. Frames before the start are masked.
+        """Return the caches of a new stream, of the same length as the client's. Frames before the start are masked.
 
         The lengths must match because sums over other shapes round differently. In a quantized graph, such a difference
         can change a value by a whole step.
@@ -218,7 +221,7 @@ class SherpaParity:
         return pairs
 
     def _round(self, client: OnlineClient) -> Pairs:
-        """Compare a stream that begins near the largest position: its position is moved back after three chunks."""
+        """Compare the graph and the bundle on a stream whose positions are moved back after three chunks."""
         start, chunk = self._start(), self.options.chunk_size
         offset = np.array([(self.config.max_position // chunk - 3) * chunk])
         client.start()

@@ -1,8 +1,8 @@
 """Combines a bundle's encoder and CTC head into one graph for sherpa-onnx's WeNet clients, online and offline.
 
-The bundle's graphs, quantized or not, are used unchanged. The combined graph has different inputs and
-outputs. A network that a client
-cannot run is refused with the reason. Otherwise the client would end the whole process when it loads the file.
+The bundle's graphs, quantized or not, are used unchanged. The combined graph has different inputs and outputs. A
+network that a client cannot run is refused, and the reason is given. Otherwise the client would end the whole process
+when it loads the file.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def supported_graphs(
     for name, value in asdict(computed).items():
         if getattr(features, name) != value:
             raise UnsupportedError(
-                f"{where}: {name} is {getattr(features, name)}, but sherpa-onnx computes only {value}: {INSTEAD}"
+                f"{where}: {name} is {getattr(features, name)}, but sherpa-onnx supports only {value}: {INSTEAD}"
             )
     _check_symbols(tokens, config.blank, where)
     reasons = {ONLINE: _why_not_online(config), OFFLINE: _why_not_offline(config)}
@@ -149,7 +149,7 @@ def _why_not_offline(config: ModelConfig) -> str | None:
     if config.streaming and config.static_chunk_size:
         return (
             f"static_chunk_size is {config.static_chunk_size}: the offline client does not use chunks, but the encoder "
-            "was trained only with chunks: use the online client"
+            "was trained only with chunks"
         )
     return None
 
@@ -171,8 +171,8 @@ def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
     if found is None or tokens.index(found) != blank:
         clash = "tokens.txt has none of them" if found is None else f"{found} is token {tokens.index(found)}"
         raise UnsupportedError(
-            f"{where}: blank: the client uses the first of {', '.join(BLANKS)} in tokens.txt as the blank. "
-            f"It must be token {blank} ({tokens[blank]!r}): {clash}"
+            f"{where}: blank: the client searches tokens.txt for {', '.join(BLANKS)}, in this order, and uses the "
+            f"first that it finds as the blank. The blank must be token {blank} ({tokens[blank]!r}), but {clash}"
         )
     broken = next((symbol for symbol in tokens if WHITE_SPACE & set(symbol) and symbol != " "), None)
     if broken is not None:
@@ -184,7 +184,8 @@ def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
 def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
     """Return the streaming graph.
 
-    No node reads the input `attn_mask`, because `offset` already determines which frames precede the start.
+    No node reads the input `attn_mask`, because `offset` already determines which cached frames precede the stream's
+    start.
     """
 
     def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> Joined:
@@ -252,7 +253,7 @@ def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, st
 
 
 def offline_metadata(config: ModelConfig) -> dict[str, str]:
-    """Return the metadata that both clients read from the graph."""
+    """Return the metadata that both the offline and the online client read from the graph."""
     return {
         "model_type": MODEL_TYPE,
         "version": "1",
@@ -262,7 +263,7 @@ def offline_metadata(config: ModelConfig) -> dict[str, str]:
 
 
 def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
-    """Return the sizes of the last axes of the cache `name` when a stream starts.
+    """Return the shape of the cache `name`, as in `Cache.shape`.
 
     If the encoder has no convolution modules, the convolution cache has no frames.
     """
@@ -271,7 +272,7 @@ def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
 
 
 def _axis(config: ModelConfig) -> Callable[[str | int], int | None]:
-    """Return a function that maps names of axes to their sizes."""
+    """Return a function that maps the name of an axis to its size, or to None if it is dynamic."""
     heads, _, width = _sizes(config, ATT_CACHE)
     channels, past = _sizes(config, CNN_CACHE)
     fixed = {"one": 1, "num_kv_heads": heads, "kv_dim": width, "conv_dim": channels, "conv_cache": past}

@@ -1,4 +1,4 @@
-"""Subsampling, which reduces the frame rate before the blocks, in plain torch and as layers of the graph."""
+"""Subsampling reduces the frame rate before the blocks. It is implemented in plain torch and as layers of the graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from u2moe.runtime.graph.builder import GraphBuilder
 
 
 class Subsampling(nn.Module):
-    """Maps features to the input of the blocks, multiplied by the factor that WeNet's positional encodings apply."""
+    """Maps features to the blocks' input, scaled by the factor that WeNet's positional encoding modules apply."""
 
     POSITIONS = "pos_enc"
     """WeNet's name for the module with positional encodings."""
@@ -32,7 +32,7 @@ class Subsampling(nn.Module):
 
     @property
     def learned(self) -> LearnedPositions | None:
-        """The positional encodings, if they are weights."""
+        """The learned positional encodings, or None if there are none."""
         return cast("LearnedPositions | None", getattr(self, self.POSITIONS, None))
 
     def output_length(self, length: int) -> int:
@@ -53,7 +53,7 @@ class Subsampling(nn.Module):
         raise NotImplementedError
 
     def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
-        """Return `forward` as layers of the graph."""
+        """Add the layers that compute `forward` to the graph, and return their output."""
         raise NotImplementedError
 
     def scaled(self, g: GraphBuilder, x: ir.Value) -> ir.Value:
@@ -145,7 +145,7 @@ class Projection(Subsampling):
 
 
 class StackedFrames(Subsampling):
-    """Stacked pairs of frames, normalised and projected. WeNet omits the scale of the positional encodings here."""
+    """Stacked pairs of frames, normalised and projected. Here, WeNet does not scale the input of the blocks."""
 
     POSITIONS = "pos_enc_class"
 
@@ -212,5 +212,5 @@ KINDS: dict[SubsamplingKind, type[Subsampling]] = {
 
 
 def subsampling(config: EncoderArchitecture) -> Subsampling:
-    """Return the layer of the configured kind."""
+    """Return a subsampling layer of the configured kind."""
     return KINDS[config.subsampling](config)

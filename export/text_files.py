@@ -27,12 +27,12 @@ LARGEST_MERGE = 100_000
 
 
 class PlainLoader(yaml.SafeLoader):
-    """A loader of plain values that limits the number of merged keys."""
+    """A YAML loader for plain values, with a limit on the number of keys after merges."""
 
     num_keys = 0
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Expand merges. PyYAML calls this for each mapping, and again each time the mapping is merged."""
+        """Expand merges ("<<"). PyYAML calls this for each mapping, and again each time the mapping is merged."""
         super().flatten_mapping(node)
         self.num_keys += len(node.value)
         if self.num_keys > LARGEST_MERGE:
@@ -82,26 +82,26 @@ ROUNDING = 1e-6
 
 
 def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
-    """Return mean and inverse standard deviation, [size] each."""
+    """Return the mean and the inverse standard deviation of each feature, as tensors [size]."""
     text = read_text(
         path,
-        purpose="the network was trained with feature statistics, and neither the state dict "
-        f"({CMVN_MEAN}) nor this file contains them",
+        purpose="the network was trained with feature statistics, which must be in this file, because the state dict "
+        f"has no {CMVN_MEAN}",
     )
     try:
         sums, squares, count = _parse_json(text) if text.lstrip().startswith("{") else _parse_kaldi(text)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON or Kaldi text statistics: {error}") from error
+        raise CheckpointError(f"{path}: is not a statistics file in JSON or Kaldi text format: {error}") from error
     if sums.shape != (size,) or squares.shape != (size,):
         raise CheckpointError(f"{path}: has {sums.size} means and {squares.size} variances, expected {size} of each")
     if not (np.isfinite(count) and count > 0 and np.isfinite(sums).all() and np.isfinite(squares).all()):
-        raise CheckpointError(f"{path}: has sums that are not finite, or no frames (frame count {count})")
+        raise CheckpointError(f"{path}: has feature sums that are not finite, or has no frames (frame count {count})")
     with np.errstate(over="ignore", invalid="ignore"):
         mean = sums / count
         mean_square = squares / count
         variance = mean_square - mean * mean
         if (variance < -ROUNDING * mean_square).any():
-            raise CheckpointError(f"{path}: has sums of squares too small for its sums and {count:g} frames")
+            raise CheckpointError(f"{path}: the sums of squares are too small for the sums (frame count {count:g})")
         variance = np.maximum(variance, SMALLEST_VARIANCE)
         statistics = mean.astype(np.float32), (1.0 / np.sqrt(variance)).astype(np.float32)
     if not all(np.isfinite(values).all() for values in statistics):
@@ -116,7 +116,7 @@ def _parse_json(text: str) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _parse_kaldi(text: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """Parse a matrix of two rows: the sums and the count, then the sums of squares and 0."""
+    """Parse a matrix of two rows: the sums of features and the frame count, then the sums of squares and 0."""
     words = text.split()
     if len(words) < 6 or words[0] != "[" or words[-1] != "]" or len(words) % 2:
         raise ValueError("expected '[ sums count sums-of-squares 0 ]'")

@@ -91,7 +91,7 @@ OTHER_MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The content of train.yaml. If it specifies feature statistics, the encoder has `normalized_input`."""
+    """The content of train.yaml. If it specifies feature statistics, the encoder's `normalized_input` is true."""
 
     architecture: Architecture
     features: FeatureConfig
@@ -187,7 +187,7 @@ def _parsed(top: Section) -> TrainingConfig:
 
 
 def _check_kind(top: Section) -> None:
-    """Refuse all but hybrid CTC/attention models, and name an alternative."""
+    """Refuse all but hybrid CTC/attention models. For other known models, the error names an alternative."""
     model = top.value("model")
     if isinstance(model, str) and model in OTHER_MODELS:
         raise UnsupportedError(f"{top.file}: model is {model!r}, which {OTHER_MODELS[model]}")
@@ -284,7 +284,7 @@ def _token(conf: Section, key: str, vocab_size: int) -> int:
 
 
 def _decoding(top: Section) -> tuple[DecodingConfig, bool]:
-    """Return the weights of the second pass, and whether its decoders see only non-blank frames."""
+    """Return the score weights of the second pass, and whether its decoders see only non-blank frames."""
     conf = top.section("model_conf")
     ctc_weight = conf.number("ctc_weight", 0.5, least=0.0, most=1.0)
     if ctc_weight == 0:

@@ -57,8 +57,8 @@ def linked_weights(path: Path) -> Path:
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """Return all tensors of a file written by torch.save, memory-mapped if its format allows.
 
-    The file may be compressed by `xz`. No code from it is run. Prefixes in `WRAPPERS` are removed if all names have
-    one.
+    The file may be compressed by `xz`. No code from it is run. A prefix in `WRAPPERS` is removed if all tensor names
+    have it.
     """
     try:
         with path.open("rb") as stream:
@@ -103,7 +103,7 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
     wrapped = next((name for name, value in state.items() if _holds_tensors(value)), None)
     if wrapped is not None:
         raise CheckpointError(
-            f"{path}: wraps its tensors in {', '.join(map(repr, state))}, expected the state dict itself; "
+            f"{path}: has the keys {', '.join(map(repr, state))}, expected the state dict itself; "
             f"save checkpoint[{wrapped!r}] instead"
         )
     for name, tensor in state.items():
@@ -148,7 +148,7 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 def select_tensors(
     path: Path, state: Mapping[str, Tensor], architecture: Architecture, *, tied_embedding: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the network's tensors in float32, and for every other tensor of the file, the reason to ignore it.
+    """Return the network's tensors in float32 and, for every other tensor of the file, the reason to ignore it.
 
     Raises:
         CheckpointError: a tensor is missing, unused, of the wrong shape or type, or not finite.
@@ -176,8 +176,8 @@ def _without_wrappers(unused: list[str], missing: list[str]) -> str:
     fitting = [name for name in unused if WRAPPED.sub("", name) in missing]
     if not fitting:
         return ""
-    added = ", ".join(sorted({f"{part}." for name in fitting for part in WRAPPED.findall(name)}))
-    return f"; {len(fitting)} of these names would match without {added}: remove it and save the file again"
+    added = ", ".join(sorted({f"'{part}.'" for name in fitting for part in WRAPPED.findall(name)}))
+    return f"; {len(fitting)} of these names would match without {added}; rename them and save the file again"
 
 
 def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str], architecture: Architecture) -> str:
@@ -196,7 +196,7 @@ def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str], a
 
 
 def _check_position_table(path: Path, name: str, table: Tensor, architecture: Architecture) -> None:
-    """Check that the table equals the positional encodings computed here, because WeNet would use the table."""
+    """Check that a checkpoint's table, which WeNet would use, equals the positional encodings computed here."""
     _check_type(path, name, table)
     length, kind = table.shape[1] if table.ndim > 1 else 0, "abs_pos"
     if ENCODER_POSITIONS.fullmatch(name):
@@ -208,7 +208,7 @@ def _check_position_table(path: Path, name: str, table: Tensor, architecture: Ar
         difference = (table.float() - expected).abs().max().item()
         if difference <= POSITION_ERRORS[table.dtype]:
             return
-    raise UnsupportedError(f"{path}: {name} {tuple(table.shape)} is not the table of sinusoids of {kind}")
+    raise UnsupportedError(f"{path}: {name} {tuple(table.shape)} is not the sinusoid table of {kind}")
 
 
 def _loaded(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -220,9 +220,9 @@ def _loaded(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Te
     if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
         raise CheckpointError(f"{path}: {name} has values that are not finite")
     if name.endswith(".running_var") and bool((tensor < 0).any()):
-        raise CheckpointError(f"{path}: {name} has values below zero, but holds variances")
+        raise CheckpointError(f"{path}: {name} has variances below zero")
     if name == CMVN_ISTD and not bool(tensor.all()):
-        raise CheckpointError(f"{path}: {name} has zeros, but holds inverse standard deviations")
+        raise CheckpointError(f"{path}: {name} has inverse standard deviations of zero")
     return tensor
 
 

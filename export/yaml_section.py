@@ -37,7 +37,7 @@ class Section(Record):
         )
 
     def refuse(self, keys: Iterable[str], reason: str) -> None:
-        """Refuse keys that are present and not null."""
+        """Refuse each of `keys` that is present and not null."""
         for key in keys:
             if self.value(key) is not None:
                 raise self.unsupported(key, self.value(key), (f"none, because {reason}",))
@@ -49,7 +49,7 @@ class Section(Record):
         return self._sections[-1]
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = LARGEST_SIZE) -> int:
-        """Return a whole number. Without a default, the key is required."""
+        """Return the whole number under `key`. Without a default, the key is required."""
         return super().integer(key, default, least=least, most=most)
 
     def optional_integer(self, key: str) -> int | None:
@@ -64,7 +64,7 @@ class Section(Record):
         return value
 
     def choice(self, key: str, default: Choice, supported: tuple[Choice, ...]) -> Choice:
-        """Return the name under `key`, which must be one of `supported`."""
+        """Return the name under `key`. A name that is not in `supported` is refused."""
         value = self.value(key, default)
         for name in supported:
             if value == name:
@@ -78,7 +78,7 @@ class Section(Record):
 
         Args:
             without_effect: by section, keys that have no effect.
-            one_value: by section, keys that support only one value, and that value, which is also their default.
+            one_value: by section and key, the only supported value, which is also the default.
         """
         for section in self._sections:
             section.finish(without_effect, one_value)
@@ -93,8 +93,8 @@ class Section(Record):
         if unknown:
             where = f"{self.file}: {self.name}" if self.name else self.file
             raise UnsupportedError(
-                f"{where} has unknown keys {_listed(unknown)}, which may change the network: remove those that do not; "
-                f"known: {', '.join(sorted(map(_key, self.known))) or 'none'}"
+                f"{where} has unknown keys {_listed(unknown)}, which may change the network: "
+                f"remove those that have no effect; known keys: {', '.join(sorted(map(_key, self.known))) or 'none'}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Quantization of bundles with mixtures of experts. Needs onnx-ir, but not torch."""
+"""Quantization of bundles. Needs onnx-ir, but not torch."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ class Int8(NamedTuple):
 class Int4(NamedTuple):
     """A weight [in, out] in 4 bits. Columns are split into blocks of rows, each with its own step and zero point.
 
-    A weight is (integer - zero) * step * scale. (integer - zero) * step fits in int8, and native kernels multiply
-    these int8 values.
+    Each value is (integer - zero) * step * scale. The product (integer - zero) * step fits in int8, and native kernels
+    multiply these int8 numbers.
 
     Attributes:
         integers: uint8 [out, blocks, block_size / 2] in the layout of MatMulNBits: even rows in the low 4 bits.
@@ -56,7 +56,7 @@ def int8_columns(weight: Float) -> Int8:
 
     x86 processors without VNNI add two products in 16 bits: those of the weights in rows 2k and 2k + 1. The sum fits if
     the two weights add up to at most 128; at 129 it may overflow. The scale therefore maps the larger of two values to
-    127: the largest weight of the column, or the largest sum of two such weights. Rounding raises this sum to at most
+    127: the largest weight of the column, or the largest sum of two paired weights. Rounding raises this sum to at most
     128. The alternatives are less exact: 7-bit weights have 50 % more error, 7-bit activations even more.
 
     A column of zeros gets scale 1 and stays zero.
@@ -69,7 +69,7 @@ def int8_columns(weight: Float) -> Int8:
 def int8_rows(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
     """Quantize embeddings [rows, dim] to symmetric int8; return integers and scales [rows, 1].
 
-    Embeddings are only multiplied by their scale. No sums are computed that could overflow.
+    Embeddings are only multiplied by their scale, so there are no sums that could overflow.
     """
     integers, scale = _integers(weight.T, np.abs(weight).max(axis=1))
     return np.ascontiguousarray(integers.T), scale[:, np.newaxis]
@@ -99,7 +99,8 @@ def int4_scale(weight: Float, block_size: int) -> Float:
 def int4_steps(blocks: Float, scale: Float) -> npt.NDArray[np.uint8]:
     """Return steps and zero points with the least squared error for blocks [..., block_size] and scales [...].
 
-    Smaller steps are also tried, because slightly clipping the largest weights often reduces the error.
+    Steps too small for a block's range are also tried, because slightly clipping the largest weights often reduces the
+    error.
     """
     best = np.zeros(blocks.shape[:-1], np.uint8)
     least = np.full(best.shape, np.inf, np.float32)
@@ -114,7 +115,7 @@ def int4_steps(blocks: Float, scale: Float) -> npt.NDArray[np.uint8]:
 
 
 def int4_integers(weights: Float, scale: Float, steps: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the integers of weights for these scales and steps, one per byte."""
+    """Round weights to integers (one per byte) with these scales and steps."""
     integers: Float = np.clip(np.rint(weights / (scale * (steps & 15))) + (steps >> 4), 0, 15)
     return integers.astype(np.uint8)
 

@@ -36,7 +36,7 @@ NOISE_S, NUM_NOISES = 2, 3
 
 
 def noise(manifest: Manifest) -> list[Array]:
-    """Return features of noise whose loudness varies like that of speech."""
+    """Return the features of noise signals whose loudness varies like that of speech."""
     size = NOISE_S * manifest.features.sample_rate
     random, loudness = np.random.default_rng(0), 0.1 * np.abs(np.sin(np.arange(size) / size * 20))
     samples = (random.standard_normal((NUM_NOISES, size)) * loudness).astype(np.float32)
@@ -55,8 +55,8 @@ def what_changes(
         noisy: features of the same recordings after adding noise of half a 16-bit step.
 
     Returns:
-        The entries of `Difference.data`, and the names of the recordings under `heard`. If `noisy` is given, also
-        `changed_texts_by_noise`: the number of texts of the float32 model that this noise changes.
+        The entries of `Difference.data`, and `heard`: the names of the recordings. If `noisy` is given, also
+        `changed_texts_by_noise`: how many texts of the float32 model this noise changes.
     """
     changes = {"heard": [file.name for file in files], **compare(*models, features).data()}
     if noisy:
@@ -79,7 +79,7 @@ def finite_numbers(where: str) -> Iterator[None]:
 
 
 def check_runs(made: Bundle) -> None:
-    """Run each graph of a staged bundle on noise and, if the demo model is installed, on its clips.
+    """Run each graph of a staged bundle on noise, and on the demo model's clips if they are installed.
 
     Raises:
         QuantizationError: a graph returns NaN or infinity.
@@ -133,12 +133,12 @@ def worst_of(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def share_changed(changes: Mapping[str, Any]) -> float:
-    """Return the largest share of changed tokens in any pass."""
+    """Return the share of changed tokens in the pass where it is largest."""
     return float(max(found["value"] for found in changes["changed_tokens"].values()))
 
 
 def is_severe(changes: Mapping[str, Any]) -> bool:
-    """Return whether so much changes that the bundle is useless."""
+    """Return whether the changes are so large that the bundle is useless."""
     if changes["tokens"] < FEWEST_TOKENS:
         return bool(changes["divergence"]["value"] > MOST_NATS)
     return share_changed(changes) > MOST

@@ -1,4 +1,4 @@
-"""The sub-commands quantize and inspect. They import onnx only when they run."""
+"""The sub-commands `quantize` and `inspect`. They import onnx only when they run."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def add_quantize(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "quantize",
         help="make a smaller, faster bundle",
-        description="Quantize a float32 bundle into a new bundle and report what it costs and saves.",
+        description="Quantize a float32 bundle into a new bundle and report what quantization costs and saves.",
     )
     parser.add_argument("bundle", help="folder of a float32 bundle")
     parser.add_argument("out", help="folder to write the quantized bundle to")
     parser.add_argument(
         "--recipe",
         choices=(*RECIPES, NO_RECIPE),
-        help="default: int8, or int4 if each layer's format is chosen to meet limits; "
-        f"{NO_RECIPE}: change only what other options name",
+        help="default: int8, but int4 with --calibrate and a limit such as --max-damage; "
+        f"{NO_RECIPE}: quantize only the groups and layers that other options name",
     )
     parser.add_argument(
         "--calibrate",
@@ -57,15 +57,15 @@ def add_quantize(subparsers: Subparsers) -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="fit the bundle to these recordings: move large activation channels into the weights and round layers "
-        "so that their outputs change least; audio files, folders, or lists (.tsv) as for --list; choose a few "
-        f"minutes of typical speech; at most {LONGEST_S // 60} are used (default: round each weight to the "
-        "nearest value)",
+        help="fit the bundle to these recordings (audio files, folders, or .tsv lists as for --list): move the scale "
+        "of activation channels with large values into the weights, and round the weights of each layer so that its "
+        f"output changes least; choose a few minutes of typical speech; at most {LONGEST_S // 60} minutes are used "
+        "(default: round each weight to the nearest value)",
     )
     parser.add_argument(
         "--list",
         metavar="PATH",
-        help="measure errors on these recordings: lines of path<TAB>transcript, or a folder (default: the demo "
+        help="measure errors on these recordings: a file of path<TAB>transcript lines, or a folder (default: the demo "
         "model's clips)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
@@ -77,8 +77,8 @@ def add_quantize(subparsers: Subparsers) -> None:
         "--calibration",
         metavar="FILE",
         type=Path,
-        help="with --calibrate: save the features of the recordings in FILE (.npz); without: read FILE instead of "
-        "recordings; valid for the same float32 bundle and any recipe",
+        help="with --calibrate: save the features of the recordings to FILE (.npz); without --calibrate: calibrate "
+        "with the features in FILE. FILE can be reused with any recipe for the same float32 bundle",
     )
     experts.add_argument(
         "--group",
@@ -93,27 +93,32 @@ def add_quantize(subparsers: Subparsers) -> None:
         metavar="LAYER=FORMAT",
         action="append",
         default=[],
-        help=f"set the format of one layer, named as in the report or in `u2moe inspect`: {', '.join(WEIGHT_FORMATS)}",
+        help=f"set the format ({', '.join(WEIGHT_FORMATS)}) of one layer, named as in the report or in `u2moe inspect`",
     )
-    experts.add_argument("--layers", metavar="FILE", type=Path, help="formats of many layers, as JSON {layer: format}")
+    experts.add_argument(
+        "--layers",
+        metavar="FILE",
+        type=Path,
+        help="set the formats of the layers listed in a JSON file {layer: format}",
+    )
     for name, flag, metavar, _, about in _LIMITS:
         experts.add_argument(flag, dest=name, metavar=metavar, type=float, help=about)
     experts.add_argument(
         "--resume",
         action="store_true",
-        help="keep damage measurements in OUT.damage.jsonl until OUT is written, and continue an interrupted run",
+        help="keep damage measurements in OUT.damage.jsonl until OUT is written; reuse those of an interrupted run",
     )
     experts.add_argument(
         "--packed",
         action="store_true",
-        help="write weights in the layout of the native kernels (u2moe-kernels): the bundle loads faster, processes "
-        "share its memory, and it cannot run without these kernels",
+        help="write weights in the layout of the native kernels (u2moe-kernels): the bundle loads faster, and several "
+        "processes share its memory, but it cannot run without these kernels",
     )
     experts.add_argument(
         "--accept-damage", action="store_true", help="exit with code 0 even if more than 10 %% of the tokens change"
     )
     experts.add_argument(
-        "--no-report", action="store_true", help="measure nothing (a report needs both models in memory)"
+        "--no-report", action="store_true", help="write no report; changed tokens are still counted and printed"
     )
     parser.set_defaults(run=run_quantize)
 
@@ -127,7 +132,7 @@ def add_inspect(subparsers: Subparsers) -> None:
 
 
 def run_quantize(args: argparse.Namespace) -> int:
-    """Quantize, and print the report and the changes. Return exit code 3 if the bundle is useless."""
+    """Quantize a bundle, and print the report and changes. Return exit code 3 if severe changes are not accepted."""
     from u2moe.quantize.changes import MOST, changes_unreported, describe_changes, is_severe
     from u2moe.quantize.goals import Goal
     from u2moe.quantize.quantizer import quantize_bundle
@@ -213,7 +218,7 @@ def _limit(name: str, flag: str, value: float, factor: float) -> float:
 
 
 def _repair(args: argparse.Namespace) -> str:
-    """Return the command that makes a better bundle; "" if limits were given already."""
+    """Return a command that would make a bundle with less damage; "" if a limit on damage or divergence was given."""
     if args.max_damage is not None or args.max_divergence is not None:
         return ""
     if args.recipe == "fp16":
@@ -233,7 +238,7 @@ def _measured(args: argparse.Namespace) -> list[Recording]:
     clips = DEMO_FOLDER / "clips"
     if args.no_report:
         if args.list:
-            raise ValueError("--no-report measures nothing and cannot be combined with --list")
+            raise ValueError("--list names recordings for the report and cannot be combined with --no-report")
         return []
     return read_recordings(args.list or clips) if args.list or clips.is_dir() else []
 
@@ -256,7 +261,7 @@ def _calibration(args: argparse.Namespace) -> list[Path]:
     if args.calibration is None:
         return found
     if args.calibration.suffix != KEPT:
-        raise ValueError(f"--calibration must name a file that ends with {KEPT}, got {args.calibration}")
+        raise ValueError(f"--calibration must name a {KEPT} file, got {args.calibration}")
     if found:
         keep_calibration(find_bundle(args.bundle), found, args.calibration)
     return [args.calibration]
@@ -280,7 +285,7 @@ def _pairs(flag: str, pairs: list[str]) -> dict[str, str]:
         if not equals:
             raise ValueError(f"{flag} must be {flag[2:].upper()}=FORMAT, got {pair!r}")
         if name in result:
-            raise ValueError(f"{flag} must name each {flag[2:]} once, got {name} twice")
+            raise ValueError(f"{flag} must name each {flag[2:]} at most once, got {name} twice")
         result[name] = kind
     return result
 

@@ -30,7 +30,7 @@ MOST_SCORES = 1 << 23
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over recordings, with the limits of its interval."""
+    """A mean over recordings, with its confidence interval."""
 
     value: float
     low: float
@@ -45,13 +45,12 @@ class Difference:
     """The difference between two models on recordings.
 
     Attributes:
-        edits: edits between the texts of the two models, in each pass that they have, as in `PASSES` [recordings,
-            passes].
-        tokens: tokens of the first model's texts [recordings, passes].
+        edits: number of edits between the models' texts [recordings, passes], for each of `PASSES` that they have.
+        tokens: number of tokens in the first model's texts [recordings, passes].
         divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]. It is the
             divergence of the CTC log-probabilities, summed over frames, plus that of the second pass. For the second
             pass, each model's combined scores of the first model's hypotheses are treated as a distribution.
-        frames: encoder frames [recordings].
+        frames: number of encoder frames [recordings].
         seconds: duration of all recordings.
     """
 
@@ -67,7 +66,10 @@ class Difference:
         return int(self.tokens.sum(axis=0).min())
 
     def passes(self, doubt: float = DOUBT, times: float = 1.0) -> dict[str, Estimate]:
-        """Return the share of changed tokens by pass, with the intervals expected for `times` times as much audio."""
+        """Return the share of changed tokens per pass, with an interval.
+
+        The interval is the one expected if the amount of audio is multiplied by `times`.
+        """
         return {
             name: share_of(edits, tokens, doubt, times)
             for name, edits, tokens in zip(PASSES, self.edits.T, self.tokens.T, strict=False)
@@ -91,12 +93,12 @@ class Difference:
         return dataclasses.replace(self, edits=self.edits * math.sqrt(share), divergences=self.divergences * share)
 
     def summary(self) -> dict[str, Any]:
-        """Return the entries of the report's damage section for the written bundle."""
+        """Return the written bundle's entries for the damage section of the report."""
         changed = self.changed_tokens()
         return {"changed_tokens": changed.value, "changed_tokens_at_most": changed.high, "written": self.data()}
 
     def data(self) -> dict[str, Any]:
-        """Return all numbers, with intervals."""
+        """Return the difference as plain data; estimates include their intervals."""
         passes = {name: vars(found) for name, found in self.passes().items()}
         texts = int((self.edits > 0).any(axis=1).sum())
         return {
@@ -130,7 +132,7 @@ def share_of(edits: Array, tokens: Array, doubt: float = DOUBT, times: float = 1
 
 
 def _variance(values: Array, sizes: Array) -> float:
-    """Return the variance of a ratio of two sums over independent recordings [n]; 0 for a single recording."""
+    """Return the variance of sum(values) / sum(sizes) over independent recordings [n]; 0 for a single recording."""
     if len(values) < 2:
         return 0.0
     ratio = values.sum() / max(sizes.sum(), 1)
@@ -139,7 +141,7 @@ def _variance(values: Array, sizes: Array) -> float:
 
 
 def times_needed(is_enough: Callable[[float], bool]) -> float | None:
-    """Return approximately how many times as much audio satisfies `is_enough`; None if over `MOST_LONGER` times."""
+    """Return about the smallest multiple of the audio that satisfies `is_enough`; None if it exceeds `MOST_LONGER`."""
     times = 1.0
     while not is_enough(times):
         times *= 1.1
@@ -181,7 +183,7 @@ def hear(model: Model, frames: Array) -> Heard:
 
 
 def combined_scores(model: Model, output: Array, hypotheses: Sequence[Hypothesis]) -> Array:
-    """Return the combined scores of hypotheses after the second pass, in their order."""
+    """Return the combined scores of both passes, in the order of `hypotheses`."""
     longest = 1 + max((len(hypothesis.tokens) for hypothesis in hypotheses), default=0)
     at_once = max(MOST_SCORES // (longest * model.manifest.model.vocab_size), 1)
     scores: dict[int, float] = {}
@@ -214,8 +216,8 @@ def compare(
 ) -> Difference:
     """Compare the results of `made` with those of `reference` for features [frames, mel] of at least one recording.
 
-    Each model's second pass rescores its own first-pass hypotheses. `progress` is called with the number of finished
-    recordings.
+    To compare texts, each model rescores its own hypotheses. For the divergence, both rescore those of `reference`.
+    `progress` is called with the number of finished recordings.
     """
     rows = []
     for number, frames in enumerate(features, 1):

@@ -39,8 +39,8 @@ class LayerDamage:
 
     Attributes:
         layer: name of the layer in the graph.
-        group: group of its weights, see `recipes.FORMATS`.
-        bytes: bytes of its weights; float32 at level 0.
+        group: group of its weights; see `recipes.FORMATS`.
+        bytes: size of its weights in bytes.
         alone: divergence from float32 if only this layer is quantized, in nats per frame; see `Difference`. For layers
             of the encoder and CTC head, it is the divergence of the log-probabilities; for layers of decoders, that of
             the second pass.
@@ -62,7 +62,8 @@ class Damage:
     """The damage of a quantized bundle, measured on the recordings used to choose formats.
 
     Attributes:
-        divergence: divergence of both passes from float32 with all layers at their last levels, in nats per frame.
+        divergence: divergence of both passes from float32, in nats per frame, with all layers in their smallest
+            formats.
         frames: encoder frames.
         layers: damage of each layer, in the order of the graphs.
     """
@@ -74,7 +75,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class _Reference:
-    """Features [frames, mel] of a recording, its results in float32, and, for each graph, the feeds of each run."""
+    """Features [frames, mel] of a recording, its float32 results and, for each graph, the feeds of every run."""
 
     frames: Array
     heard: Heard
@@ -86,9 +87,9 @@ Run = tuple[Values, Values]
 
 
 class DamageMeter:
-    """Measures the damage of any choice of layer formats on recordings.
+    """Measures on recordings how much damage any choice of layer formats causes.
 
-    At any time, memory contains the graphs in only one format, and the values between two layers.
+    Memory contains one format of each layer (all formats of the measured layer), and the values between two layers.
 
     Attributes:
         bytes: bytes of each layer's weights at each level, by layer, in the order of the graphs.
@@ -119,7 +120,7 @@ class DamageMeter:
         self.most = {layer: len(sizes) - 1 for layer, sizes in self.bytes.items()}
 
     def unload(self) -> None:
-        """Free memory until the next measurement."""
+        """Free memory that the next measurement will allocate again."""
         for graph in self._graphs.values():
             graph.keep()
         trim_memory()
@@ -144,7 +145,7 @@ class DamageMeter:
         return _Reference(frames, heard, {name: session.feeds for name, session in sessions.items()})
 
     def _each(self, measure: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Measure items, one per recording, as many in parallel as memory and cores allow."""
+        """Yield `measure(item)` for each item, one per recording. As many run in parallel as memory and cores allow."""
         runs = [feeds["hyps"].size for own in self._references for feeds in own.feeds.get("decoder", ())]
         size = max([1, *runs]) * self._manifest.model.vocab_size * np.dtype(np.float32).itemsize
         with ThreadPoolExecutor(max(min(os.cpu_count() or 1, MOST_THREADS, MOST_BYTES // size), 1)) as pool:
@@ -156,7 +157,7 @@ class DamageMeter:
         return max(sum(len(own.heard.log_probs) for own in self._references), 1)
 
     def divergence(self, levels: Levels, progress: Callable[[float], None] = lambda _: None) -> float:
-        """Return, for layers at these levels, the divergence of both passes from float32 in nats per frame."""
+        """Return the total divergence of both passes from float32, in nats per frame, with layers at these levels."""
 
         def measure() -> float:
             references, nats = self._references, 0.0
@@ -229,7 +230,7 @@ class DamageMeter:
         return list(found.values())
 
     def _layer(self, name: str, number: int, states: Sequence[Sequence[Run]]) -> LayerDamage:
-        """Measure the damage of the layer in one part of a graph."""
+        """Measure the damage of the layer that begins part `number` of a graph."""
         graph = self._graphs[name]
         part, layer = graph.parts[number], graph.parts[number].layer
         inputs, levels = graph.inputs[layer], range(1, len(graph.bytes[layer]))
@@ -277,7 +278,7 @@ def _digest(frames: Array) -> str:
 
 
 def _squares(expected: Array, found: Array) -> list[float]:
-    """Return two sums of squares: of the error of `found`, and of the expected value itself."""
+    """Return the sum of the squared errors of `found`, and the sum of the squares of `expected`."""
     squares = [0.0, 0.0]
     for begin in range(0, expected.size, PIECE):
         own, other = (each.reshape(-1)[begin : begin + PIECE].astype(np.float64) for each in (expected, found))
@@ -303,7 +304,7 @@ def _outliers(sizes: Array) -> list[int]:
 
 
 def describe_damage(damage: Mapping[str, Any]) -> list[str]:
-    """Return a table of `Damage` (plain data) as lines: the most damaging layers, with a bar for each."""
+    """Describe `Damage` (plain data) in lines of text, with a table of the most damaging layers and a bar for each."""
     written = damage["written"]
     lines = [
         f"damage (divergence on {damage['frames']} encoder frames): {damage['divergence']:.4f} nats per frame",
@@ -331,7 +332,7 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
 
 
 def damage_picture(damage: Mapping[str, Any]) -> str:
-    """Draw the damage of quantizing only one layer, as a bar for each layer and format. Layers are in network order.
+    """Draw the damage of quantizing each layer alone, as a bar for each layer and format. Layers are in network order.
 
     Args:
         damage: damage section of the report; its `formats` are the names of the formats.

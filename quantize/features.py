@@ -1,4 +1,4 @@
-"""Features of audio files for calibration and measurements, and files that store them."""
+"""Computes features of audio files, for calibration and measurements. Stores and reads files of such features."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT, FORMAT = ".npz", "u2moe calibration 1"
 
 
 def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> list[Array]:
-    """Return features of audio files, float32 [frames, mel] each. Files that are too short for the encoder are skipped.
+    """Return the float32 features [frames, mel] of each audio file. Files too short for the encoder are skipped.
 
     Reading stops after `limit` frames in total.
 
@@ -66,7 +66,7 @@ def _heard(bundle: Bundle, file: Path, limit: int, random: np.random.Generator |
 
 
 def _kept(bundle: Bundle, file: Path) -> Iterator[tuple[Path, Array]]:
-    """Yield the names and features of recordings stored for this bundle."""
+    """Yield each recording's name and features from a calibration file for this bundle."""
     try:
         with file.open("rb") as stream, np.load(stream) as arrays:
             about, *features = (arrays[name] for name in arrays.files)

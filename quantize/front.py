@@ -24,7 +24,7 @@ def describe_front(front: Front) -> list[str]:
 
 
 def front_picture(front: Front, limit: float | None) -> str:
-    """Draw a bar for the share of changed tokens of each choice, in the order of `front`, and one for the limit."""
+    """Draw a bar for each choice's share of changed tokens, in the order of `front`, and one for the limit."""
     rows = []
     for point in front:
         bar = (0 if point["written"] else 1, 100 * point["at_most"], f"{point['at_most']:.2%}")

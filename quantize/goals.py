@@ -1,4 +1,4 @@
-"""A greedy search for layer formats that meet a goal, based on the damage of each layer. Independent of graphs."""
+"""A greedy search that uses each layer's damage to find formats that meet a goal. It does not depend on graphs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Goal:
 
     Attributes:
         max_damage: limit on `Difference.changed_tokens`, measured on recordings that are not used to choose
-            formats (0.005: 0.5 %). The upper end of its interval must not exceed the limit.
+            formats (0.005: 0.5 %). The upper end of its confidence interval must not exceed the limit.
         max_divergence: limit on `Difference.divergence` on the same recordings, in nats per encoder frame. The upper
-            end of its interval must not exceed the limit.
+            end of its confidence interval must not exceed the limit.
         max_wer_increase: limit on the increase of the word error rate on recordings with transcripts (0.005: half a
             percentage point).
         max_bytes: limit on the size of the bundle.
         target_rtf: limit on the encoder's time per second of audio, with one thread on this machine.
-        resume: keep measurements in a file next to the bundle until the bundle is written, and reuse the measurements
-            of an interrupted run.
+        resume: until the new bundle is complete, keep measurements in a file next to it, and reuse those of an
+            interrupted run.
     """
 
     max_damage: float | None = option("number", None, above=0, most=1)
@@ -47,20 +47,20 @@ class Goal:
 
     @property
     def searched(self) -> dict[str, float]:
-        """Limits that are met by choosing each layer's format according to the damage that it causes."""
+        """Limits that are met by choosing each layer's format according to the damage that the formats cause."""
         return {name: value for name, value in self.limits.items() if name != "max_wer_increase"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A change to a better format for one layer.
+    """A change of one layer to a better format.
 
     Attributes:
         layer: name of the layer.
-        after: level of the layer before the step.
+        after: level from which the step starts.
         level: level of the layer once the step is taken, lower than `after`.
         gain: divergence that the step removes, in nats per frame.
-        bytes: growth of the bundle.
+        bytes: number of bytes by which the bundle grows.
     """
 
     layer: str
@@ -115,7 +115,7 @@ class Ladder:
 
 
 def _steps(layer: str, sizes: Sequence[int], alone: Sequence[float]) -> list[Step]:
-    """Return steps of a layer with decreasing gain per byte. A step skips levels if it gains more per byte that way."""
+    """Return a layer's steps by decreasing gain per byte. A step skips levels if it gains more per byte that way."""
     level, steps = len(sizes) - 1, []
     while level > 0:
         options = [

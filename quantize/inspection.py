@@ -52,7 +52,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def count_parameters(bundle: Bundle) -> dict[str, int] | None:
-    """Count the parameters of all graphs: `total`, and those `active` for a token; None if weights are packed."""
+    """Count all parameters (`total`) and those used for a token (`active`). Return None if weights are packed."""
     if PACKED in bundle.manifest.quantization:
         return None
     graphs = [_graph(ir.load(bundle.path / graph.file)) for graph in bundle.manifest.model.graphs()]
@@ -60,7 +60,7 @@ def count_parameters(bundle: Bundle) -> dict[str, int] | None:
 
 
 def _numbers(graphs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Return the number of all parameters, and of parameters active for a token (chosen experts only)."""
+    """Return the total number of parameters, and the number active for a token (chosen experts only)."""
     total = active = 0
     for graph in graphs:
         own, mixtures = sum(graph["parameters"].values()), graph["moe_layers"]
@@ -78,7 +78,7 @@ def _num_weights(name: str, size: int) -> int:
 
 
 def _kernels_here(bundle: Bundle) -> Kernels:
-    """Return the kernels that run the graphs here. Loading the graphs shows what the kernels refuse."""
+    """Return the kernels that run the graphs on this machine. Only loading shows which functions they refuse."""
     kernels = choose_kernels(checked_kernels(None), [DEFAULT_PROVIDER])
     try:
         return bundle.load().kernels if kernels.native else kernels

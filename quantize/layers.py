@@ -30,7 +30,7 @@ _PART = re.compile(r".*?\.\d+\.[^.]+")
 
 
 def scope(node: ir.Node) -> str:
-    """Return the scope of a node's name, dotted as in a state dict."""
+    """Return the scope part of a node's name, dotted as in a state dict."""
     return (node.name or "").rsplit("/", 1)[0].replace("/", ".")
 
 
@@ -125,7 +125,7 @@ class ExpertLayer:
 
 
 def expert_layers(model: ir.Model) -> list[ExpertLayer]:
-    """Return the float32 mixtures of experts of a graph, in order.
+    """Return a graph's float32 mixtures of experts, in order.
 
     Raises:
         BundleError: a mixture does not have the form that the exporter writes.
@@ -138,7 +138,9 @@ def expert_layers(model: ir.Model) -> list[ExpertLayer]:
         values = [value for value in node.inputs if value is not None]
         parts = 4 if mixture.bias else 2
         if len(values) != len(node.inputs) or len(values) != 2 + parts * mixture.num_experts:
-            raise BundleError(f"node {node.name}: {node.op_type} with {len(values)} inputs is not a mixture of experts")
+            raise BundleError(
+                f"node {node.name}: {node.op_type} has {len(values)} inputs, which do not match its number of experts"
+            )
         x, gate, *weights = values
         w1, w2 = weights[::parts], weights[parts // 2 :: parts]
         b1, b2 = (weights[1::parts], weights[3::parts]) if mixture.bias else ([], [])
@@ -151,7 +153,7 @@ def check_all_float(model: ir.Model) -> None:
     calls = [(node, _mixture(node)) for node in model.graph if node.domain == contract.MOE_DOMAIN]
     for node, mixture in sorted(calls, key=lambda call: call[1] is None):  # mixtures first, for clearer errors
         if plain_name(node.op_type) not in PLAIN_LAYERS if mixture is None else mixture.weights != "fp32":
-            raise BundleError(f"node {node.name}: {node.op_type} is not a layer in float32")
+            raise BundleError(f"node {node.name}: {node.op_type} is not a float32 layer")
 
 
 def _mixture(node: ir.Node) -> Mixture | None:
@@ -170,8 +172,8 @@ class Change:
     Attributes:
         group: group of the weight, see `contract.WEIGHT_GROUPS`.
         original: reads the float32 weight, in the layout of the new weight.
-        parts: last components of the names of the initializers stored with the integers.
-        restored: computes the float32 weights that stored integers and parts represent.
+        parts: name suffixes of the initializers that are stored with the integers.
+        restored: computes float32 weights from the stored integers and parts.
     """
 
     group: str
@@ -184,7 +186,7 @@ class Weights:
     """The weights that replace those of one graph.
 
     Attributes:
-        changes: the replaced weights, by the name of the new weight.
+        changes: a `Change` for each replaced weight, by the name of the new weight.
         kept: layers with a weight, scale or bias that stays float32 because float16 cannot represent it.
     """
 
@@ -196,7 +198,7 @@ class Weights:
     def add(
         self, name: str, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], Array], group: str
     ) -> ir.Value:
-        """Add an initializer, or return the existing one of that name."""
+        """Return the initializer called `name`; add it first if there is none."""
         if name in self.graph.initializers:
             return self.graph.initializers[name]
 
@@ -248,7 +250,7 @@ class Weights:
 
 
 def _readers(quantize: Callable[[], Sequence[Array]], count: int) -> list[Callable[[], Array]]:
-    """Return functions that read the integers and the other parts. The weight is quantized on the first call.
+    """Return functions that read the parts of a quantized weight, integers first. The first call quantizes the weight.
 
     The integers are released when they are read. The other parts are small and stay in memory.
     """

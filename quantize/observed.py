@@ -1,4 +1,4 @@
-"""Graphs whose layers can switch between formats, sessions that return inner values, and the inputs of experts."""
+"""Graphs whose layers can switch between formats, and encoders that also return the inputs of their experts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PartGraph:
     """A session for a graph. The graph is loaded on the first run, when the types of its inputs are known.
 
     Attributes:
-        reads: names of its inputs.
+        reads: names of the graph's inputs.
     """
 
     def __init__(self, model: ir.Model, kernels: Kernels | None = None) -> None:
@@ -97,12 +97,12 @@ class PartGraph:
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
     def unload(self) -> None:
-        """Free the session's memory until the next run."""
+        """Free the session's memory. The next run loads the session again."""
         self._session = None
 
 
 def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
-    """Return a model that calls only `run` of `graphs`, whose keys are the names of graphs in the contract."""
+    """Return a model of `graphs`, given by their names in the contract. The model calls only their method `run`."""
     return Model(manifest, *(cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder")))
 
 
@@ -117,13 +117,13 @@ class SwitchedGraph:
     A layer's level is the index of a version, 0 for the first.
 
     Attributes:
-        bytes: bytes of each layer's weights at each level, by layer, in order. A layer that is the same in the last
-            versions has fewer levels.
+        bytes: for each layer, the size of its weights in bytes at each level. If the last versions of a layer are the
+            same, they share one level.
         groups: group of each layer's weights, by layer; see `recipes.FORMATS`.
         inputs: names of the values that each layer's products read, by layer.
         outputs: names of the values that each layer returns, by layer.
         results: names of the graph's outputs.
-        parts: parts in order.
+        parts: the parts, in the order in which they run.
         seen: the observed values of the last run, by name.
     """
 
@@ -168,9 +168,10 @@ class SwitchedGraph:
         self.outputs.setdefault(layer, []).extend(str(value.name) for value in options[0].outputs)
 
     def _cut(self, versions: Sequence[ir.Model]) -> list[Part]:
-        """Return parts in order. Each begins with a layer; other nodes join the first part that has all their inputs.
+        """Cut the graph into parts, and return them in the order in which they run.
 
-        The output of the left decoder is thus reduced to scores before the right decoder runs.
+        A layer begins a part. Any other node joins the first part in which all its inputs are available. The output of
+        the left decoder is thus reduced to scores before the right decoder runs.
         """
         slices: list[tuple[str, list[str]]] = [("", [])]
         places: dict[str, int] = {}
@@ -203,7 +204,7 @@ class SwitchedGraph:
         Args:
             values: feeds as for `Session.run`, or the values before part `begin`.
             levels: level of each layer.
-            begin: the first part to run.
+            begin: index of the first part to run.
         """
         seen = {name: values[name] for name in self._observed & values.keys()}
         for part in self.parts[begin:]:
@@ -214,7 +215,10 @@ class SwitchedGraph:
         return values
 
     def keep(self, levels: Levels | None = None) -> None:
-        """Free the memory of all versions of the layers, except those that `levels` selects; None: keep none."""
+        """Free all versions of each layer except the one at its level. If `levels` is None, free all.
+
+        Layers that are not in `levels` have level 0.
+        """
         for part in self.parts:
             part.keep(None if levels is None else levels.get(part.layer, 0))
 
@@ -239,11 +243,11 @@ class Part:
         return graph.run({name: values[name] for name in graph.reads}, wanted)
 
     def after(self, values: Values, found: Values) -> Values:
-        """Return those of `values` (known before the part) and `found` (its outputs) that later parts need."""
+        """Return what later parts need of `values` (known before the part) and `found` (the part's outputs)."""
         return {name: value for name, value in {**values, **found}.items() if name in self.later}
 
     def keep(self, level: int | None = None) -> None:
-        """Free the memory of all levels except this one; None: of all levels."""
+        """Free the memory of all levels except `level`, or of all levels if it is None."""
         for number, graph in enumerate(self.graphs):
             if level is None or number != min(level, len(self.graphs) - 1):
                 graph.unload()
@@ -279,7 +283,7 @@ class SwitchedSession:
 
 
 def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> ir.Model:
-    """Extract the part of a graph, with its weights, that computes `outputs` from the values in `outside`."""
+    """Extract the part of a graph that computes `outputs` from the values in `outside`, including its weights."""
     known = {str(value.name) for value in model.graph.inputs}
     known.update(str(value.name) for node in model.graph for value in node.outputs)
     graph = ir.convenience.extract(model.graph, sorted(outside & known), outputs)
@@ -302,7 +306,7 @@ def _weight_names(node: ir.Node) -> list[str | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class RoutedLayer:
-    """A mixture of experts of an encoder.
+    """A mixture-of-experts layer of an encoder.
 
     Attributes:
         name: scope of the layer.
@@ -349,7 +353,7 @@ class ExpertInputs:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        """Read the graph. Packed bundles run with native kernels."""
+        """Read the encoder graph. Packed bundles run with native kernels."""
         self.config = bundle.manifest.model
         model = ir.load(bundle.path / self.config.graphs()[0].file)
         self.layers = {layer.name: layer for node in model.graph if (layer := routed_layer(node)) is not None}
@@ -360,7 +364,7 @@ class ExpertInputs:
     def chunks(
         self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1
     ) -> Iterator[dict[str, Array]]:
-        """Yield, for every chunk, the tokens [time, dim] that each layer reads, by layer.
+        """Yield, for every chunk, the tokens [time, dim] that each mixture of experts reads, by the mixture's scope.
 
         With full context, the whole recording is one chunk.
         """
@@ -375,7 +379,7 @@ class ExpertInputs:
             yield {name: seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
 
     def experts(self, frames: Array) -> dict[str, Array]:
-        """Return the sorted experts [time, k] of tokens by layer, with full context; {} if there are too few frames."""
+        """Return, by layer, each token's sorted expert indices [time, k] in full context; {} if too few frames."""
         tokens = next(self.chunks(frames), {}) if self.layers else {}
         return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in tokens.items()}
 

@@ -49,7 +49,7 @@ class Product:
         parts: stored parts of the weight.
         bias: the bias; None without one.
         sizes: rows and columns.
-        expert: index of this expert's bias in `bias`; None: `bias` belongs to this weight only.
+        expert: index of the weight's expert in `bias`, or None if `bias` belongs to this weight only.
     """
 
     conversion: WeightConversion
@@ -68,7 +68,7 @@ class Product:
         return to
 
     def pack(self, *arrays: Array | None) -> int:
-        """Pack parts and bias into the last of `arrays`. Return its size in bytes; without arrays, do only this."""
+        """Return the packed size in bytes. Given `arrays` (parts, bias, target), pack parts and bias into target."""
         given = arrays or [None] * (len(self.parts) + 2)
         *pointers, to = (ctypes.c_void_p(None if array is None else array.ctypes.data) for array in given)
         block = [self.conversion.block_size] if self.conversion.block_size else []
@@ -78,11 +78,11 @@ class Product:
 
 
 def pack_graph(model: ir.Model, layout: int) -> int:
-    """Pack the weights of all calls that native kernels compute, in place; return the number of calls.
+    """In `model`, pack the weights of all calls that native kernels compute; return the number of calls.
 
     Args:
         model: a quantized graph. Its weights are read and packed one at a time when it is saved.
-        layout: version of the layout.
+        layout: version of the layout of packed weights.
     """
     calls = [node for node in model.graph if node.domain == contract.MOE_DOMAIN and plain_name(node.op_type) in _PACKED]
     added = Weights(model)
@@ -125,7 +125,7 @@ _PACKED = {
 
 
 def _read(node: ir.Node, values: Sequence[ir.Value]) -> tuple[int, dict[str, int], list[Product]]:
-    """Return how many inputs precede a call's weights. Also returns additional attributes and the weights."""
+    """Return, for a call, the number of inputs that are not weights, the attributes to add, and the weights."""
     kind, layer = _PACKED[plain_name(node.op_type)]
     settings = {
         name: node.attributes[name].as_int() for name in ("block_size", "in", "bias") if name in node.attributes

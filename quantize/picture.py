@@ -1,4 +1,4 @@
-"""Bar charts of reports as SVG, with an axis and a legend. Does not use ONNX graphs."""
+"""SVG bar charts for reports, with an axis and a legend. Independent of ONNX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Bar = tuple[int, float, str]
 
 
 def bar_picture(title: str, series: Sequence[str], rows: Sequence[tuple[str, Sequence[Bar]]]) -> str:
-    """Draw rows of bars with labels; `title` names the quantity and its unit."""
+    """Return an SVG picture of rows of bars with labels. `title` names the quantity and its unit."""
     begin = y = LINE * (len(series) + 3)
     most = max([value for _, bars in rows for _, value, _ in bars if value > 0], default=1.0)
     lines = [_text(LEFT, LINE, title)]

@@ -1,4 +1,4 @@
-"""Quantization of a float32 bundle into a new one: read, rewrite, save weight by weight, load, report."""
+"""Quantizes a float32 bundle: writes a new bundle weight by weight, checks that it runs, and reports on it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def quantize_bundle(
     if goal.searched and not recipe.calibration:
         raise ValueError("limits on damage, size and time require recordings for calibration (--calibrate)")
     if goal.resume and not (goal.limits and recipe.calibration):
-        raise ValueError("resume needs limits and recordings for calibration, without which no damage is measured")
+        raise ValueError("resume needs at least one limit, such as max_damage, and recordings for calibration")
     kept = next((file for file in recipe.calibration if file.suffix == KEPT), None)
     journal = Path(f"{kept or os.fspath(out)}.damage.jsonl") if kept or goal.resume else None
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
@@ -141,13 +141,13 @@ def sizes_of(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Return the sizes of what `quantize_bundle` would write with the same arguments but no goal or report.
+    """Return the sizes of the files that `quantize_bundle` would write with the same arguments but no goal or report.
 
     Weights are converted in a temporary folder next to `out`; nothing is measured.
 
     Returns:
-        `groups` and `files`: bytes `before` and `after`, of each group's weights and of all files together; `ratio`:
-        bytes of all files after, divided by those before.
+        `groups`: bytes `before` and `after` for each group's weights. `files`: the same for all files together.
+        `ratio`: `after` of `files` divided by its `before`.
     """
     source = _open_float32(bundle, out)
     layout = choose_kernels("native", [CPU]).layout if recipe.packed else None

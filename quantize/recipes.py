@@ -28,10 +28,10 @@ class Recipe:
     Attributes:
         name: name recorded in the manifest.
         groups: format by group, see `FORMATS`.
-        block_size: rows of a weight that share one step, in formats with such steps.
+        block_size: number of rows of a weight that share one step, in formats with a step per block.
         whole: "fp16" converts everything except routers and positions to half precision (for CUDA) and cannot be
             combined with `groups`; None: only `groups` are converted.
-        required: groups that were requested by name; a network without one of them is an error.
+        required: groups that were requested by name; the network must have all of them.
         packed: write weights in the layout of the native kernels, which map them from the file. The bundle cannot be
             loaded without these kernels, and its files must not change in place while it is loaded.
         calibration: audio files for two methods. SmoothQuant moves large activation channels into the weights, and GPTQ
@@ -69,13 +69,13 @@ class Recipe:
             checked_choice(f"exceptions: {layer}", kind, WEIGHT_FORMATS)
 
     def format_of(self, layer: str, group: str) -> str:
-        """Return the format of a layer's weights in this group."""
+        """Return the weight format of `layer`, which belongs to `group`."""
         wanted = self.exceptions.get(layer, self.groups.get(group, FLOAT32.name))
         return wanted if wanted in FORMATS.get(group, ()) else FLOAT32.name
 
     @property
     def quantized(self) -> dict[str, str]:
-        """Groups that do not stay fp32."""
+        """Formats of the groups that do not stay fp32, by group."""
         return {group: kind for group, kind in self.groups.items() if kind != FLOAT32.name}
 
 
@@ -103,7 +103,7 @@ def recipe(
     calibration: Sequence[Path] = (),
     exceptions: Mapping[str, str] | None = None,
 ) -> Recipe:
-    """Return the recipe of that name, optionally with other formats for some groups and other options of `Recipe`.
+    """Return the recipe of that name. `groups` changes its formats; the other arguments are fields of `Recipe`.
 
     Raises:
         ValueError: the recipe, a group or a format is unknown, or the recipe changes nothing.

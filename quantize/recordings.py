@@ -1,4 +1,4 @@
-"""Recordings for calibration as features: stored in a file, cut into pieces, and divided by purpose."""
+"""Features of recordings for calibration: stored in a file, cut into pieces, and divided by purpose."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Audio:
     Attributes:
         calibrates: pieces that determine how layers are scaled and rounded.
         chooses: pieces on which the damage of each layer is measured, in order to choose formats.
-        judges: pieces on which written bundles are compared with float32. With a goal, they differ from `chooses`.
-            Without a goal, they equal `chooses`, and `calibrates` contains them if the audio is shorter than four
-            minutes in total.
+        judges: pieces on which written bundles are compared with float32. If the goal limits damage, size or time,
+            they differ from `chooses`. Otherwise, they equal `chooses`, and `calibrates` contains them if the audio is
+            shorter than four minutes in total.
         seconds: total duration of the pieces in `calibrates`.
     """
 
@@ -60,7 +60,7 @@ def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path],
         file: file to write; its name must end with ".npz".
 
     Raises:
-        AudioError: a recording cannot be read, or all of them are too short for the encoder.
+        AudioError: a recording cannot be read, or all recordings are too short for the encoder.
     """
     if file.suffix != KEPT:
         raise ValueError(f"{file}: the name of a calibration file must end with {KEPT}")
@@ -79,12 +79,12 @@ def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
     """Read the recordings of a recipe and divide them, in order, among the purposes in `Audio`.
 
     If the goal has limits that are met by choosing formats, the first quarter of the audio (at most `CHOSEN_S` seconds)
-    serves to choose formats. Half of the rest serves to judge bundles, and the other half to calibrate. At most
-    `LONGEST_S` seconds serve to calibrate; the surplus also serves to judge.
+    is used to choose formats. Half of the rest is used to judge bundles, and the other half to calibrate. At most
+    `LONGEST_S` seconds are used to calibrate; the surplus is also used to judge.
 
     Raises:
-        AudioError: a recording cannot be read, all of them are too short for the encoder, or those for judging have too
-            few tokens to show that a limit on damage is met.
+        AudioError: a recording cannot be read, all recordings are too short for the encoder, or those for judging have
+            too few tokens to show that a limit on damage is met.
     """
     frames_s = 1000 / bundle.manifest.features.frame_shift_ms
     read_s = LONGEST_S + (CHOSEN_S + JUDGED_S if goal.searched else 0)
@@ -110,21 +110,23 @@ def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
 
 
 def _check_length(bundle: Bundle, judges: Sequence[Array], limit: float, total_s: float) -> None:
-    """Raise AudioError if the recordings are too short to show that a limit is met, even if nothing changes."""
+    """Raise AudioError if the recordings have too few tokens to show that a limit is met.
+
+    The check assumes that no token changes.
+    """
     model = bundle.load(LeanSettings())
     found = sum(len(ctc_greedy_search(model.ctc(model.encode(frames))).tokens) for frames in judges)
     needed = math.ceil(share_of(np.zeros(1), np.ones(1), DOUBT).high / limit)
     if found < needed:
-        more = f", about {total_s * needed / found:.0f} s of recordings like these" if found else ""
+        more = f"; use about {total_s * needed / found:.0f} s of such recordings" if found else ""
         raise AudioError(
-            f"calibration: found {found} tokens in the recordings reserved for judging (all recordings: "
-            f"{total_s:.0f} s); to show that at most {limit:.2%} of the tokens change, judging needs at least {needed} "
-            f"tokens{more}"
+            f"calibration: {total_s:.0f} s of recordings cannot show that at most {limit:.2%} of the tokens change: "
+            f"the part reserved for judging bundles has {found} tokens, but needs at least {needed}{more}"
         )
 
 
 def _divided(pieces: Sequence[Array], limit: float) -> tuple[list[Array], list[Array]]:
-    """Split off the first pieces, until they have `limit` frames; return these and the remaining pieces."""
+    """Split `pieces` after the first ones that together have at least `limit` frames. Return both parts."""
     first: list[Array] = []
     for piece in pieces:
         if sum(map(len, first)) >= limit:

@@ -56,8 +56,8 @@ def build_report(
         reference: the float32 bundle.
         quantized: the bundle made from it.
         changes: the replaced weights, by the name of the new weight.
-        audio: files of real speech, each with its features, float32 [frames, mel]; for errors, routing and timing.
-        recordings: recordings with transcripts, for word error rates; without them the report has no such section.
+        audio: files of real speech with their features, float32 [frames, mel]; used for errors, routing and timing.
+        recordings: recordings with transcripts. Without them, the report has no section on word errors.
         progress: called with a line for each section.
     """
     progress("weights")
@@ -83,7 +83,7 @@ def build_report(
 
 
 def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
-    """Return the bytes of the weights by group, and of all files, before and after quantization."""
+    """Return the size of each group of weights, and of all files, in bytes before and after quantization."""
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for index, bundle in enumerate((reference, quantized)):
         for graph in bundle.manifest.model.graphs():
@@ -96,7 +96,7 @@ def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
 
 
 def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str, Any]:
-    """Return, by group, the relative error of all stored weights together, and that of the worst weight."""
+    """Return, for each group, the relative error of all its stored weights together, and that of its worst weight."""
     squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     worst: dict[str, float] = defaultdict(float)
     for graph in quantized.manifest.model.graphs():
@@ -140,7 +140,7 @@ def output_errors(reference: Model, quantized: Model, features: Sequence[Array])
 
 
 def routing_agreement(reference: Bundle, quantized: Bundle, features: Sequence[Array]) -> dict[str, float]:
-    """Return the share of tokens whose set of experts is unchanged, for each mixture of experts of the encoder."""
+    """Return, for each mixture of experts in the encoder, the share of tokens whose set of experts is unchanged."""
     chosen: list[dict[str, Array]] = []
     for bundle in (reference, quantized):  # one after the other, to save memory
         router = ExpertInputs(bundle)
@@ -185,7 +185,10 @@ def compare_text(
 
 
 def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str, Any]:
-    """Return the median time in seconds that each encoder takes for the same features, with one thread."""
+    """Return each encoder's median time in seconds, the speedup, and whether the times differ.
+
+    Both encoders run on the same features, with one thread.
+    """
     cases: dict[str, tuple[int | None, int]] = {"full context": (None, -1)}
     if reference.config.streaming:
         size = reference.config.stream_chunk_size
@@ -203,7 +206,10 @@ def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str
 def encoder_times(
     models: Sequence[Model], frames: Array, chunks: tuple[int | None, int], repetitions: int
 ) -> list[list[float]]:
-    """Return the encoder times of each model in seconds; models run in turn. `chunks`: chunk size and left chunks."""
+    """Return each model's encoder times in seconds. The models take turns.
+
+    `chunks`: chunk size and number of left chunks, as in `Model.encode`.
+    """
     times: list[list[float]] = [[] for _ in models]
     for _ in range(repetitions + 1):
         for series, model in zip(times, models, strict=True):
@@ -214,7 +220,7 @@ def encoder_times(
 
 
 def describe_bytes(sizes: Mapping[str, Any], errors: Mapping[str, Any]) -> list[str]:
-    """Return a table of the results of `compare_bytes` and `weight_errors`, as lines."""
+    """Return the results of `compare_bytes` and `weight_errors` as the lines of a table."""
     head = f" {'error':>8} {'worst':>8}" if errors else ""
     lines = [f"{'weights':24} {'before':>14} {'after':>14} {'ratio':>7}{head}"]
     for group, size in sizes["groups"].items():
@@ -228,7 +234,7 @@ def describe_bytes(sizes: Mapping[str, Any], errors: Mapping[str, Any]) -> list[
 
 
 def describe(report: Mapping[str, Any]) -> str:
-    """Return the report as a table."""
+    """Return the report as text, with a table of sizes."""
     lines = describe_bytes(report["bytes"], report["weight_error"])
     if calibration := report["recipe"].get("calibration"):
         lines.append(

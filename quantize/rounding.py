@@ -1,8 +1,8 @@
-"""Rounding that minimises the output errors of layers on recordings: GPTQ (Frantar et al. 2022) in any format.
+"""GPTQ (Frantar et al. 2022) for any weight format: rounding that minimises layers' output errors on recordings.
 
-Rows are rounded one after the other, and later rows compensate for the errors so far. The second product of a layer is
-fitted to the hidden activations that the rounded first product computes. The biases stay in float32 and absorb the mean
-error. The inputs of layers are kept in temporary files.
+The rows of a weight are rounded one after the other, and later rows compensate for the errors so far. The second
+product of a layer is fitted to the hidden activations that the rounded first product computes. The biases stay in
+float32 and absorb the mean error. The inputs of layers are kept in temporary files.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Rows:
     """Rows [n, channels] of a value, read from a file on demand.
 
     Attributes:
-        file: file of all rows, float32; `channels`: numbers per row.
+        file: file of all rows, in float32.
+        channels: number of channels.
         exponents: exponents of the powers of two by which channels are divided; None: not divided.
         chosen: indices of the chosen rows in the file; None: all.
     """
@@ -67,7 +68,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A rounded weight: a file with its parts, and its bias (None without one)."""
+    """A rounded weight: the file that stores its parts, and its bias, if any."""
 
     file: Path
     bias: Float | None
@@ -79,12 +80,12 @@ class StoredWeight:
 
 
 class Activations:
-    """Recorded activations, rows [n, channels] by name, and the weights whose rounding was fitted to them.
+    """Recorded activations (rows [n, channels] by name), and the weights whose rounding was fitted to them.
 
     Attributes:
-        products: number of products whose rounding was fitted to recorded rows (`compensated_products`), and of
-            products with too few rows (`plain_products`).
-        done: called after the products of a layer or expert are rounded, with the number of their weights.
+        products: number of products that were fitted to recorded rows (`compensated_products`), and number of products
+            that had too few rows for fitting (`plain_products`).
+        done: called after each layer or expert with the number of its weights that were rounded.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -133,9 +134,9 @@ class Activations:
 def recorded(
     bundle: Bundle, features: Sequence[Array], folder: Path, progress: Callable[[str], None] = lambda _: None
 ) -> Activations:
-    """Run a float32 bundle on features [frames, mel] with full context, and its decoders on the resulting texts.
+    """Run a float32 bundle with full context on features [frames, mel], and its decoders on the resulting texts.
 
-    Activations are kept in a new folder in `folder`.
+    Returns the activations, which are kept in a new subfolder of `folder`.
 
     Raises:
         AudioError: the model finds no speech.
@@ -165,9 +166,10 @@ def recorded(
 
 
 class _Recorder:
-    """A session that adds the inputs of a graph's products to `activations`, except the inputs in `others`.
+    """A session that adds the inputs of a graph's products to `activations`, except those in `others`.
 
-    The set `others` contains the names of inputs that other recorders add. This recorder puts its own names into it.
+    `others` contains the names of the inputs that other recorders add. This recorder adds the names of its own inputs
+    to `others`.
     """
 
     def __init__(self, model: ir.Model, activations: Activations, others: set[str]) -> None:
@@ -197,10 +199,11 @@ DAMPING = 0.05
 
 @dataclass(frozen=True)
 class RoundedWeight:
-    """The weight of a product in another format, and its bias.
+    """The converted weight of a matrix product, and the product's bias.
 
     Attributes:
-        parts: stored parts of the weight; `weight`: the weight [in, out] that they represent.
+        parts: stored parts of the weight.
+        weight: the weight [in, out] that the parts represent.
         bias: float32 [out]; None: no bias.
     """
 
@@ -209,7 +212,7 @@ class RoundedWeight:
     bias: Float | None
 
     def __call__(self, inputs: Float) -> Float:
-        """Compute outputs [n, out] of inputs [n, in], in float32."""
+        """Compute outputs [n, out] from inputs [n, in], in float32."""
         y: Float = inputs @ self.weight
         return y if self.bias is None else y + self.bias
 
@@ -221,14 +224,14 @@ def fitted_layer(
     shares: Float,
     conversion: WeightConversion,
 ) -> list[RoundedWeight]:
-    """Round all products of an expert or a feed-forward layer, or a single product.
+    """Round the weights of all products of an expert or a feed-forward layer, or of a single product.
 
     Args:
-        products: weight [in, out] and bias [out] (None: no bias) of each product: the gate (in gated layers),
-            the first product and the second, in this order; or a single product.
+        products: weight [in, out] and bias [out] (None: no bias) of each product. Either a single product, or these in
+            order: the gate (only in gated layers), the first product, the second product.
         activation: non-linearity of the hidden units [n, hidden], or of the gate in gated layers.
         tokens: inputs [n, dim], at least one.
-        shares: for each token [n], the factor of the layer's output, such as its routing weight.
+        shares: for each token [n], the factor applied to the layer's output, such as the routing weight.
         conversion: conversion to the format of the products.
     """
 
@@ -261,7 +264,7 @@ def fitted(
 ) -> RoundedWeight:
     """Return the rounded product that best reproduces `weight` and `bias`.
 
-    `inputs` returns the same rows of two arrays [n, in]: the inputs of the float32 product, and the inputs that the
+    `inputs(rows)` returns these rows of two arrays [n, in]: the inputs of the float32 product, and the inputs that the
     rounded product receives.
 
     Errors of rows are weighted by `shares` [n]. A bias absorbs the mean error; without a bias, the mean error remains.
@@ -325,11 +328,11 @@ def rounded_products(
     rows: tuple[Rows, Float] | None,
     activations: Activations | None,
 ) -> list[ir.Value]:
-    """Return integers, other parts and any bias of each product of a layer; see `fitted_layer`.
+    """Return new inputs for a layer's products: each weight's integers and other parts, and any bias.
 
-    `rows` contains the inputs of the layer [n, in] and, for each of them, the layer's share of the output [n]. If there
-    are fewer rows than channels, each weight is simply rounded to the nearest value. `activations` counts the products
-    that are rounded in this way and those that are fitted.
+    See `fitted_layer`. `rows` contains the layer's inputs [n, in] and, for each row, the layer's share of the output
+    [n]. If there are fewer rows than channels, each weight is simply rounded to the nearest value. `activations` counts
+    the products that are rounded in this way and those that are fitted.
     """
     made: Sequence[StoredWeight | None] = [None] * len(products)
     if activations is not None:
@@ -357,7 +360,7 @@ def rounded_products(
 def rounded_experts(
     layer: ExpertLayer, weights: Weights, conversion: WeightConversion, activations: Activations | None
 ) -> list[list[ir.Value]]:
-    """Round each expert as `rounded_products` does, calibrated on the tokens that the expert received."""
+    """Round each expert with `rounded_products`. Calibration uses the tokens that the expert received."""
     tokens, router = None if activations is None else activations.rows(layer.x.name), routed_layer(layer.node)
     shares = None
     if tokens is not None and router is not None:

@@ -53,12 +53,12 @@ UNLOCKED_S = 10
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedBundle:
-    """A staged bundle.
+    """A quantized bundle, staged in a temporary folder.
 
     Attributes:
         recipe: recipe of the bundle.
         bundle: the bundle in its temporary folder, not packed.
-        changes: the replaced weights, by the name of the new weight.
+        changes: the replaced weights, by the names of the new weights.
         packed: the same bundle, packed, in another temporary folder; None if the recipe does not pack.
     """
 
@@ -74,7 +74,7 @@ class QuantizedBundle:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files to write, plus an allowance for the goal, which the manifest will record."""
+        """Bytes of all files to write, plus room for the manifest's entry `goal`."""
         return sum(file.stat().st_size for file in self.written.path.iterdir()) + GOAL_BYTES
 
     def load(self) -> Model:
@@ -110,7 +110,7 @@ class QuantizationRun:
         The manifest records the recipe.
 
         Raises:
-            BundleError: a group requested by name is missing, or nothing can be packed.
+            BundleError: a layer in `exceptions` or a group requested by name is missing, or nothing can be packed.
         """
         changes: dict[str, Change] = {}
         kept: set[str] = set()
@@ -131,7 +131,7 @@ class QuantizationRun:
             save_graph(model, staging.path / graph.file, progress=self.progress)
         if unknown := sorted(recipe.exceptions.keys() - layers):
             known = ", ".join(sorted(layers))
-            raise BundleError(f"{self.source.path}: has no layer {', '.join(unknown)}; layers are {known}")
+            raise BundleError(f"{self.source.path}: has no layer {' or '.join(unknown)}; layers are {known}")
         counts = Counter(change.group for change in changes.values())
         if not recipe.exceptions:
             _check_found(self.source, recipe, counts)
@@ -147,7 +147,7 @@ class QuantizationRun:
         return dataclasses.replace(made, packed=self._packed(made.bundle)) if recipe.packed else made
 
     def smallest(self, recipe: Recipe, staging: BundleWriter, limit: float | None) -> QuantizedBundle:
-        """Quantize the bundle. While it exceeds `limit` bytes, try larger blocks. Return the smallest result."""
+        """Quantize the bundle. While a result exceeds `limit` bytes, try larger blocks. Return the smallest result."""
         made = self.quantize(recipe, staging)
         sizes = {made.num_bytes: recipe}
         has_blocks = any(kind.block_sizes for kind in quantized(recipe.groups))
@@ -159,7 +159,7 @@ class QuantizationRun:
         return made if best == made.recipe else self.quantize(best, staging)
 
     def compare(self, made: QuantizedBundle) -> Difference:
-        """Compare the new bundle with float32 on the recordings in `heard.judges`.
+        """Compare the new bundle with the float32 bundle on the recordings in `heard.judges`.
 
         Raises:
             QuantizationError: a graph returns NaN or infinity.
@@ -171,7 +171,7 @@ class QuantizationRun:
             )
 
     def damage(self, made: QuantizedBundle) -> dict[str, Any]:
-        """Return the damage of every layer and of the bundle to write, as plain data."""
+        """Return the damage of every layer and of the whole quantized bundle, as plain data."""
         damage = self.meter([self.source, made.bundle]).measure(shares(self.progress, "damage of each layer"))
         written = self.compare(made)
         return {**dataclasses.asdict(damage), "formats": ["fp32", made.recipe.name], **written.summary()}
@@ -182,7 +182,7 @@ class QuantizationRun:
 
     @property
     def heard(self) -> Audio:
-        """The recordings.
+        """The calibration recordings.
 
         Raises:
             ValueError: there are none.
@@ -192,7 +192,7 @@ class QuantizationRun:
         return self.audio
 
     def _packed(self, made: Bundle) -> Bundle:
-        """Write a copy with packed weights."""
+        """Write and return a copy of the bundle with packed weights."""
         if self.layout is None:
             raise ValueError("packing needs a layout version")
         num_packed = 0
@@ -213,7 +213,7 @@ class QuantizationRun:
             return other.finish(with_external(manifest, other.path))
 
     def _record(self, recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
-        """Return the recipe as recorded in the manifest."""
+        """Return the manifest's record of the recipe."""
         record: dict[str, Any] = {
             "recipe": recipe.name,
             "groups": dict(recipe.quantized),
@@ -232,7 +232,7 @@ class QuantizationRun:
 
 
 def _rounding(model: ir.Model, recipe: Recipe, file: str, progress: Progress) -> Callable[[int], None]:
-    """Return a function that reports what share of a graph's products has been rounded; see `Activations.done`."""
+    """Return a callback for `Activations.done` that reports the progress of rounding a graph's weights."""
     sizes = [math.prod(shape_of(value)) for value in model.graph.initializers.values()
              if group_of(value) in recipe.quantized.keys() - UNROUNDED and len(shape_of(value)) == 2]  # fmt: skip
     show, done = shares(progress, f"rounding {file}"), 0
@@ -259,13 +259,14 @@ def opened_run(
     """Open a run for a float32 bundle, which is smoothed first if the recipe has recordings for calibration.
 
     Temporary files are kept in a folder in `beside`, because the system's temporary folder is often in memory. They
-    include a copy of the bundle and the inputs of its layers. Measurements are kept in the file `journal`, if given;
-    `layout` is the version of the native kernels' layout, for recipes that pack.
+    include a copy of the bundle and the inputs of its layers. Measurements are kept in the file `journal`, if given.
+
+    `layout` is the version of the native kernels' layout, for recipes that pack weights.
 
     Raises:
-        AudioError: a recording cannot be read, all recordings are too short for the encoder or the goal, or they
-            contain no speech.
-        QuantizationError: the smallest formats are too large for the goal.
+        AudioError: a recording cannot be read, all recordings are too short for the encoder, or they contain too little
+            speech to calibrate or to show that `goal.max_damage` is met.
+        QuantizationError: even the smallest formats exceed `goal.max_bytes`, or a layer receives NaN or infinity.
     """
     with temporary_folder(beside) as folder:
         run = QuantizationRun(bundle, folder, progress, journal=journal, layout=layout)
@@ -277,8 +278,8 @@ def opened_run(
                 size = run.smallest(dataclasses.replace(recipe, calibration=()), other, goal.max_bytes).num_bytes
             if size > goal.max_bytes:
                 raise QuantizationError(
-                    f"no choice of formats meets the goal (at most {goal.max_bytes / 1e6:g} MB): the smallest formats, "
-                    f"{recipe.name}, take {size / 1e6:.2f} MB"
+                    f"no choice of formats meets the goal (at most {goal.max_bytes / 1e6:g} MB): even the smallest "
+                    f"formats (recipe {recipe.name}) need {size / 1e6:.2f} MB"
                 )
         audio = read_audio(bundle, recipe, goal)
         activations = recorded(bundle, audio.calibrates, folder, progress)
@@ -293,7 +294,7 @@ def opened_run(
 
 @contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
-    """Create a folder for temporary files; remove such folders that killed processes left behind."""
+    """Create a folder for temporary files, and remove the folders that killed processes left behind."""
     for other in beside.glob(f"{TEMPORARY}*"):
         is_new = not (other / LOCK_FILE).exists() and time.time() - other.stat().st_mtime < UNLOCKED_S
         if not is_new and sys.platform != "win32":  # on Windows, the process that made it may be alive
@@ -305,7 +306,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 
 def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
-    """Raise BundleError if a group requested by name is missing; other groups may be absent."""
+    """Raise BundleError if nothing was quantized, or a group is missing that is required or belongs in every model."""
     missing = recipe.quantized.keys() - changed.keys()
     by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"} - set(recipe.required)
     if missing - by_nature or not changed:

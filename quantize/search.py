@@ -33,7 +33,7 @@ LEAST_FALL, LEAST_SHARE = 0.5, 0.01
 
 
 class FormatSearch:
-    """A search for the formats of one bundle.
+    """A search for the layer formats of one bundle.
 
     Attributes:
         made: the current bundle, in the staging folder.
@@ -47,7 +47,7 @@ class FormatSearch:
             made: bundle with all layers in the smallest formats. The better formats to choose from are float16 and, for
                 weights with fewer than 8 bits, int8.
             staging: folder for other bundles.
-            goal: limits of the bundle.
+            goal: limits for the bundle.
         """
         self._run, self._staging, self._goal, self._recipe, self.made = run, staging, goal, made.recipe, made
         versions = {HALF.name: run.source}
@@ -76,10 +76,10 @@ class FormatSearch:
         self._difference: Difference | None = None
 
     def choose(self) -> QuantizedBundle:
-        """Return a bundle that meets the goal.
+        """Choose formats that meet the goal of the search, and return the bundle that has them.
 
         Raises:
-            QuantizationError: no bundle meets it; the message describes the nearest.
+            QuantizationError: no choice of formats meets the goal. The message describes the nearest one.
         """
         goal = self._goal
         if goal.max_damage is not None or goal.max_divergence is not None:
@@ -92,7 +92,7 @@ class FormatSearch:
         return self.made
 
     def _keep_limits_on_damage(self) -> None:
-        """Build the smallest bundle within the limits on damage, measured on the recordings for judging.
+        """Build the smallest bundle whose damage, measured on recordings reserved for judging, is within the limits.
 
         Each attempt halves the accepted probability of error, so that the intervals of all attempts stay reliable.
         """
@@ -114,7 +114,7 @@ class FormatSearch:
             target, doubt = now * min(self._bearable(found, doubt / 2), LEAST_FALL), doubt / 2
 
     def _use_budgets(self) -> None:
-        """Build the best bundle within the limits on size and time; reduce the budgets until the bundle fits."""
+        """Build the best bundle within the limits on size and time. If it exceeds one, retry with a smaller budget."""
         goal, ladder = self._goal, self._ladder
         times = (
             [real_time_factor(version, self._audio.chooses) for version in self._versions] if goal.target_rtf else []
@@ -139,7 +139,7 @@ class FormatSearch:
                     budgets[index] = max(budgets[index] - max(1.1 * (size - limit), 0.02 * limit), least)
 
     def improve(self) -> bool:
-        """Double the number of steps taken; return False if no steps are left or the goal limits size or time."""
+        """Double the number of steps taken. If no steps are left or the goal limits size or time, only return False."""
         others = [step for step in self._ladder.steps if step not in self._steps]
         if not others or self._goal.max_bytes or self._goal.target_rtf:
             return False
@@ -147,7 +147,7 @@ class FormatSearch:
         return True
 
     def report(self) -> dict[str, Any]:
-        """Return the damage of all layers, the choice and its reasons, as plain data."""
+        """Return plain data: the layers' damage, the evaluated choices, and the chosen steps with their gains."""
         steps = [
             {"layer": step.layer, "format": self._formats[step.level], "gain": step.gain, "bytes": step.bytes}
             for step in self._steps
@@ -157,7 +157,7 @@ class FormatSearch:
         return {**damage, **found.summary(), "formats": [*self._formats, self._recipe.name], "steps": steps}
 
     def _front(self, found: Difference, divergence: float) -> list[dict[str, Any]]:
-        """Return the evaluated choices as a `front.Front`; `at_most` is an estimate for unwritten choices."""
+        """Return evaluated choices as a `front.Front`. `at_most` is estimated for those without a written bundle."""
 
         def at_most(nats: float) -> float:
             return min(found.scaled(nats / max(divergence, NOTHING)).changed_tokens().high, 1.0)
@@ -169,7 +169,7 @@ class FormatSearch:
         )  # fmt: skip
 
     def goal(self) -> dict[str, float]:
-        """Return the limits for the manifest, and measurements, rounded so that they are the same on all processors."""
+        """Return the manifest's entry `goal`: limits, and measurements rounded to be the same on all processors."""
         changed = self._compared().changed_tokens()
         return {
             **self._goal.limits,
@@ -213,7 +213,7 @@ class FormatSearch:
         )
 
     def _bearable(self, found: Difference, doubt: float, times: float = 1.0) -> float:
-        """Return roughly the largest share of the divergence that would meet the limits, or `LEAST_SHARE`."""
+        """Return roughly the largest share of the divergence that would meet the limits, but at least `LEAST_SHARE`."""
         share = 1.0
         while share > LEAST_SHARE and not self._holds(found.scaled(share), doubt, times):
             share *= 0.95
@@ -258,7 +258,10 @@ class FormatSearch:
         times = times_needed(lambda times: self._holds(found, doubt, times))
         if times is None:
             return "more recordings would not change that"
-        return f"judging used {found.seconds:.0f} s of recordings; about {times * found.seconds:.0f} s would be enough"
+        return (
+            f"bundles were judged on {found.seconds:.0f} s of recordings; "
+            f"about {times * found.seconds:.0f} s would be enough"
+        )
 
     @property
     def _audio(self) -> Audio:
@@ -266,7 +269,7 @@ class FormatSearch:
 
 
 def real_time_factor(bundle: Bundle, features: Sequence[Any]) -> float:
-    """Return the encoder's time per second of audio, with one thread; in chunks if the model can stream."""
+    """Return the encoder's time on one thread per second of audio. A model that can stream encodes chunks."""
     model = bundle.load(SessionSettings(num_threads=1))
     frames = max(features, key=len)[:TIMED_FRAMES]
     config = model.config

@@ -1,9 +1,9 @@
-"""Scaling that moves large activation channels into neighbouring weights, without changing the network in float32.
+"""Moves the magnitude of large activation channels into neighbouring weights. Float32 results do not change.
 
 A token has one scale for all its channels. If one channel is a hundred times as large as the others, only one or two
 of the 127 steps are left for the others. SmoothQuant (Xiao et al. 2023) divides such a channel where it is computed and
-multiplies the weights that read it. Scales are powers of two, so that nothing is rounded. All products and sums then
-differ only by such a power.
+multiplies the weights that read it. The factors are powers of two, so that nothing is rounded. All products and sums
+are then either unchanged or multiplied by such a factor.
 """
 
 from __future__ import annotations
@@ -51,12 +51,13 @@ class ChannelSite:
 
     Attributes:
         value: value [..., rows] that the weights read; None inside a function.
-        made: parameters [..., columns] that produce the channels, or kernels [columns, in, time, frequency]; `columns`:
-            column of each channel.
+        made: parameters [..., columns] that produce the channels, or kernels [columns, in, time, frequency].
+        columns: index of the column in `made` that produces each channel.
         read: weights [rows, out], or kernels [out, in, time, frequency], whose rows are in the order (time, frequency,
-            in); `channels`: the channel that each row reads.
-        size: estimates the size of each channel without recordings.
-        rows: in the front end, a function that returns some inputs of the weights [n, rows]; None: the inputs are
+            in).
+        channels: index of the channel that each row of `read` reads.
+        size: a function that estimates the size of each channel without recordings.
+        rows: in the front end, a function that returns some inputs [n, rows] of the weights; None: the inputs are
             recorded under the name of `value`.
         least_gain: minimum share of the products' int8 error that smoothing must remove.
     """
@@ -116,7 +117,8 @@ def smooth(
     """Scale channels of float32 graphs and of the recorded inputs in place; return the number of scaled channels.
 
     Log-probabilities and scores do not change. Channels of the encoder output are scaled if all graphs of a network are
-    given. Without recorded rows, weights alone determine a site's scales. `progress` is called with the finished share.
+    given. Without recorded rows, weights alone determine a site's scales. `progress` is called with the finished share
+    of the work.
     """
     num_scaled, sites = 0, sites_of(*models)
     for number, site in enumerate(sites):
@@ -132,7 +134,7 @@ def smooth(
 
 
 def rewritten_bundle(bundle: Bundle, folder: Path, rewrite: Callable[[ir.Model], None]) -> Bundle:
-    """Write a bundle with other weights; `rewrite` changes each graph in place."""
+    """Write a copy of a bundle with changed weights; `rewrite` changes each graph in place."""
 
     def rewrite_all(models: Sequence[ir.Model]) -> None:
         for model in models:
@@ -142,7 +144,7 @@ def rewritten_bundle(bundle: Bundle, folder: Path, rewrite: Callable[[ir.Model],
 
 
 def rewritten_together(bundle: Bundle, folder: Path, rewrite: Callable[[Sequence[ir.Model]], None]) -> Bundle:
-    """Write a bundle as `rewritten_bundle` does, with a function that changes all graphs together."""
+    """Like `rewritten_bundle`, but with a function that changes all graphs together."""
     graphs = bundle.manifest.model.graphs()
     models = [ir.load(bundle.path / graph.file) for graph in graphs]
     rewrite(models)
@@ -186,7 +188,7 @@ def _of_norm(node: ir.Node, read: Sequence[ir.Value], value: ir.Value) -> Channe
 
 
 def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
-    """Yield the encoder output if it comes from a normalisation and all its readers only multiply it by weights."""
+    """Yield the encoder output's site if it comes from a normalisation and all readers only multiply it by weights."""
     graphs = {model.graph.name: model.graph for model in models}
     if not {"encoder", "ctc"} <= graphs.keys():
         return
@@ -205,7 +207,7 @@ def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
 
 
 def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
-    """Yield the channels after each convolution. Relu preserves their scale."""
+    """Yield the site of the channels after each convolution. A positive scale passes through Relu unchanged."""
     features, *parameters = inputs_of(node)
     count = len(node.attributes["kernels"].as_ints())
     for number in range(1, count + 1):
@@ -232,7 +234,7 @@ def _kernel_sizes(made: Sequence[ir.Value]) -> Float:
 
 
 def _matrix(weight: Float) -> Float:
-    """Return a kernel [out, in, time, frequency] as [time * frequency * in, out]; a matrix unchanged."""
+    """Return a kernel [out, in, time, frequency] as [time * frequency * in, out]. Return a matrix unchanged."""
     return weight if weight.ndim == 2 else weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
 
 
@@ -275,7 +277,7 @@ def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, Exp
 
 
 def _values(node: ir.Node) -> Iterator[ChannelSite]:
-    """Yield the site of attention's values. One product computes keys and values; a group of heads shares them."""
+    """Yield the site of attention's values. One product computes keys and values; the heads of a group share them."""
     context, key_value = node.outputs[0], inputs_of(node)[1]
     maker, readers = key_value.producer(), [use.node for use in context.uses()]
     if maker is None or [plain_name(each.op_type) for each in (maker, *readers)] != ["Linear", "Linear"]:
@@ -307,7 +309,10 @@ def _in_order(
 
 
 def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
-    """Return the exponents of the channels' divisors that reduce the error most; zeros if none reduce it enough."""
+    """Return exponents of channel divisors: those that reduce the error most, or zeros if none reduce it enough.
+
+    Without `rows`, errors cannot be measured. The strength is then `UNSEEN`, and small exponents become zero.
+    """
     # routers stay in float32
     weights = [_matrix(array_of(weight)) for weight in site.read if group_of(weight) != "routers"]
     weight_size = _by_channel(site, np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0))
@@ -338,7 +343,7 @@ def _balanced(size: Float, weight_size: Float, strength: float) -> Exponents:
 
 
 def _error(rows: Float, weights: Sequence[Float], exponents: Exponents) -> float:
-    """Return the relative error that int8 causes in the products of rows and weights, summed over the weights."""
+    """Return the sum of the relative errors that int8 causes in the products of `rows` and each of `weights`."""
     scaled = np.ldexp(rows, -exponents)
     step = np.maximum(np.abs(scaled).max(axis=1, keepdims=True), NOTHING) / ACTIVATION_LEVELS
     rounded = np.rint(scaled / step) * step
@@ -370,7 +375,7 @@ def scale(site: ChannelSite, exponents: Exponents) -> None:
 
 
 def _replace(value: ir.Value, change: Callable[[Float], Float]) -> None:
-    """Replace an initializer by one that is read and changed when the graph is saved."""
+    """Make an initializer lazy: when the graph is saved, its value is read and `change` is applied."""
     before = ir.Value(name=value.name, const_value=value.const_value)
 
     def load() -> ir.TensorProtocol:

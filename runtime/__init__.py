@@ -8,7 +8,7 @@ except ModuleNotFoundError as error:
     # onnxruntime is an extra, because its CPU and GPU wheels overwrite each other. The message therefore names the
     # extras.
     raise ModuleNotFoundError(
-        f"u2moe needs onnxruntime: {install_command('cpu')}, or with [gpu]", name=error.name
+        f"u2moe needs onnxruntime: {install_command('cpu')}, or [gpu] instead of [cpu]", name=error.name
     ) from None
 
 from u2moe.runtime.audio.microphone import Microphone

@@ -30,7 +30,7 @@ class Bundle:
         path: the folder.
         manifest: the manifest.
         tokens: symbols of the vocabulary by id.
-        signer: id of the accepted public key that signed the bundle; None: no signature was required.
+        signer: id of the accepted public key that verified the signature; None: no signature was required.
     """
 
     def __init__(self, path: Path, manifest: Manifest, tokens: list[str], files: BundleFiles | None = None) -> None:
@@ -53,10 +53,10 @@ class Bundle:
 
         Args:
             path: the folder.
-            verify: whether to compare the SHA-256 of every file with the manifest, on all cores. If False, only names,
-                sizes and the SHA-256 of the vocabulary are checked. `load` then verifies the files that it reads. No
-                file is verified twice.
-            manifest_file: name of the manifest. It is different while a bundle is being written.
+            verify: whether to compare the SHA-256 of every file with that in the manifest. All cores are used. If
+                False, only names, sizes and the SHA-256 of the vocabulary are checked. `load` then verifies the files
+                that it reads. No file is verified twice.
+            manifest_file: name of the manifest. Another name is used while a bundle is being written.
             public_keys: accepted public keys in PEM. One of them must have signed the manifest. The signature is
                 checked before the manifest is used. None: no signature is required.
 
@@ -64,7 +64,7 @@ class Bundle:
             BundleError: the folder is not a bundle, is incomplete, or has another version, or a field is unknown or
                 invalid.
             SignatureError: the bundle is not signed with any of `public_keys`.
-            IntegrityError: a file differs from its digest, or the bundle was replaced while it was read.
+            IntegrityError: a file does not match its digest, or the bundle was replaced while it was read.
         """
         folder = Path(path)
         described, where = BundleFiles(folder), folder / manifest_file
@@ -80,7 +80,7 @@ class Bundle:
             for tensor in tensors:
                 if tensor.file not in manifest.files:
                     raise BundleError(
-                        f"{where}: graphs: {graph}: weights are in {tensor.file!r:.200}, which is not listed"
+                        f"{where}: external: {graph}: weights are in {tensor.file!r:.200}, which is not listed in files"
                     )
         try:
             for name in manifest.files:
@@ -100,13 +100,13 @@ class Bundle:
         return Vocabulary(self.tokens, self.manifest.text)
 
     def language_model(self) -> LanguageModelOptions | None:
-        """Read and verify the bundle's language model and its weights.
+        """Read and verify the bundle's language model.
 
-        Returns None if the bundle has no language model.
+        Returns the model with its weights in the search, or None if the bundle has no language model.
 
         Raises:
             LanguageModelError: the file is not a compact language model.
-            IntegrityError: the file differs from its digest, or was replaced.
+            IntegrityError: the file does not match its digest, or was replaced.
         """
         config = self.manifest.decoding.language_model
         if config is None:
@@ -121,7 +121,7 @@ class Bundle:
         return hashlib.sha256(format_manifest(self.manifest).encode()).hexdigest()
 
     def load(self, settings: SessionSettings | None = None, *, runner: Runner | None = None) -> Model:
-        """Create the onnxruntime sessions of the graphs.
+        """Create onnxruntime sessions for the graphs, and return them as a model.
 
         The sessions keep their data in memory, so files on disk may change afterwards. There are two exceptions:
         sessions with the caller's `sess_options`, and sessions with packed weights, keep reading external weight files.
@@ -135,14 +135,14 @@ class Bundle:
             ProviderError: a provider did not start.
             KernelsError: native kernels were requested, but cannot run the graphs.
             BundleError: a graph differs from its contract or from the manifest.
-            IntegrityError: a file differs from its digest, or was replaced after the bundle was opened.
+            IntegrityError: a file does not match its digest, or was replaced after the bundle was opened.
         """
         return Model.load(self._files, self.manifest, settings, runner)
 
 
 def _check_folder(folder: Path, manifest: Path) -> None:
     if not folder.is_dir():
-        raise BundleError(f"{folder}: no such folder; name the folder of a bundle")
+        raise BundleError(f"{folder}: no such folder, expected the folder of a bundle")
     if (folder / "train.yaml").is_file() and not manifest.exists():
         raise BundleError(f"{folder}: is a WeNet checkpoint, not a bundle: run 'u2moe export {folder} BUNDLE' first")
 

@@ -32,7 +32,7 @@ def find_bundle(name: str | os.PathLike[str] | None) -> Path:
     """Return the folder of a bundle. A repository of the Hugging Face hub is downloaded.
 
     The hub's client (the extra [hub]) downloads the files that have changed, and shows progress on stderr. It obeys
-    `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`, and `HF_HOME`, below which the folder is stored. `Bundle` compares
+    `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and `HF_HOME`. The folder is stored below `HF_HOME`. `Bundle` compares
     every file with its digest.
 
     Args:
@@ -47,12 +47,12 @@ def find_bundle(name: str | os.PathLike[str] | None) -> Path:
         folder = Path(name)
         return _fetched(str(name)) if is_repository(str(name)) and not folder.exists() else folder
     if not DEMO_FOLDER.is_dir():
-        raise BundleError(f"the demo model is not installed: {install_command('demo')}; or name the folder of a bundle")
+        raise BundleError(f"the demo model is not installed: run {install_command('demo')}, or name a bundle")
     return DEMO_FOLDER
 
 
 def is_repository(name: str) -> bool:
-    """Return whether a name has the form of a repository: "org/name" or "org/name@revision"."""
+    """Return whether a name could be that of a repository: "org/name" or "org/name@revision"."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -61,12 +61,12 @@ def _fetched(name: str) -> Path:
         from huggingface_hub import constants, snapshot_download  # noqa: PLC0415 - an extra
     except ModuleNotFoundError:
         hint = install_command("hub")
-        raise BundleError(f"{name}: no such folder; for repositories of the Hugging Face hub: {hint}") from None
+        raise BundleError(f"{name}: no such folder; to load repositories of the Hugging Face hub, run {hint}") from None
     repository, _, revision = name.partition("@")
     folder = Path(constants.HF_HOME) / "u2moe" / name.replace("/", "--")
     try:
         snapshot_download(repository, revision=revision or None, local_dir=folder, ignore_patterns=[".*", "*.md"])
     except Exception as error:  # the client's errors have no common base class, and differ between its versions
         message = str(error).strip().partition("\n")[0]
-        raise BundleError(f"{name}: no such folder, and cannot be fetched from the hub: {message}") from error
+        raise BundleError(f"{name}: is not a local folder, and cannot be fetched from the hub: {message}") from error
     return folder

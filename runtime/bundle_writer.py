@@ -47,7 +47,7 @@ class BundleWriter:
         path: the temporary folder; it exists only within the block.
 
     Raises:
-        BundleError: when the block is entered, the target is not empty or cannot be replaced.
+        BundleError: on entry, the target is a non-empty folder that must not be overwritten, or it cannot be written.
     """
 
     def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False, marker: str = MANIFEST_FILE) -> None:
@@ -121,9 +121,9 @@ class BundleWriter:
         return self.target
 
     def _clear(self) -> None:
-        """Remove the staged folder and the replaced target.
+        """Remove the staged folder and the folder that it replaces.
 
-        If nothing is at the target now, move the replaced one back instead of removing it.
+        If the target does not exist, move the replaced folder back instead of removing it.
         """
         if not self.target.exists():
             with contextlib.suppress(FileNotFoundError):

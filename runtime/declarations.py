@@ -54,8 +54,8 @@ class Option:
         record: class of a record.
         in_bundle: whether a bundle may set the default. If so, None means the bundle's default.
         can_be_off: whether None is allowed as a value.
-        client: fields of this declaration that differ for clients of the server. It may contain the "name" that clients
-            use for the option. None: clients may not set the option.
+        client: fields of this declaration that differ for clients of the server, and "name" if clients use another
+            name. None: clients may not set the option.
         flag: command-line option; None: there is none.
         metavar: name of the value in the command-line help.
         help: first sentence about the option in the docstring of its class.
@@ -88,12 +88,12 @@ class Option:
 
     @property
     def about(self) -> str:
-        """Help text, with the limits."""
+        """Help text, with the lower and the upper limit of the value if both exist."""
         is_limited = self.least is not None and self.most is not None and self.most <= MOST_INTEGER
         return f"{self.help}; {self.least:g} to {self.most:g}" if is_limited else self.help
 
     def checked(self, name: str, value: Any) -> Any:
-        """Return a valid value as a plain Python type.
+        """Check a value, and return it as a plain Python type.
 
         Raises FieldError with the option's name if the value is invalid.
         """
@@ -143,7 +143,7 @@ def options_of(kind: Any) -> dict[str, Option]:
 def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
     """Return the options that clients of the server may set.
 
-    Keys are the names that clients use. Values are the field and the declaration.
+    Keys are the names that clients use. Each value is a pair: the name of the field, and its declaration for clients.
     """
     found = {}
     for field, declared in options_of(kind).items():
@@ -155,7 +155,7 @@ def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
 
 
 def check_options(options: Any) -> None:
-    """Check every option of a new instance, and store its plain value. Raises FieldError with the option's name."""
+    """Check all options of a new instance, and store their plain values. Raises FieldError with the option's name."""
     for name, declared in options_of(options.__class__).items():
         value = getattr(options, name)
         if value is not None or not declared.may_be_none:
@@ -177,7 +177,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON. Fields of a record are omitted if their value is the default."""
+    """Return a value as plain data for JSON. Dataclass fields that have their default value are omitted."""
     if dataclasses.is_dataclass(value):
         stated = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)
                   if getattr(value, each.name) != default_of(each)}  # fmt: skip

@@ -3,20 +3,20 @@
 U2moeError
 ├── AlignmentError           a text that cannot be aligned with its recording
 ├── AudioError               audio that cannot be read or used
-│   ├── AudioOverflowError   audio that arrived faster than it was recognised and was rejected
+│   ├── AudioOverflowError   audio that was rejected because it arrived faster than it was recognised
 │   ├── TruncatedAudioError  a truncated file; raised after its last samples
-│   └── MicrophoneError      a microphone that cannot be opened or has stopped, or sounddevice is not installed
+│   └── MicrophoneError      a microphone that cannot be opened or has stopped, or a missing sounddevice package
 ├── BundleError              an incomplete or damaged bundle, or not a bundle
-│   ├── IntegrityError       a file that differs from its digest in the manifest
+│   ├── IntegrityError       a file that does not match its digest in the manifest
 │   └── SignatureError       a bundle not signed with any of the required keys
 ├── KernelsError             native kernels that are not installed, or cannot run a bundle here
 ├── CheckpointError          a checkpoint directory that cannot be read
-│   └── UnsupportedError     a valid checkpoint of an unsupported kind
+│   └── UnsupportedError     a valid checkpoint or bundle that is not supported
 ├── CorpusError              a list of recordings that cannot be read, or a folder of results that cannot be used
 ├── GrammarError             a grammar that cannot be read or used; also a ValueError
 ├── LanguageModelError       a damaged language model, or a file that is not one
 ├── ParityError              a graph that differs from the network it was exported from
-├── QuantizationError        a quantized bundle with a larger loss of accuracy than allowed; carries the report
+├── QuantizationError        a quantized bundle larger or less accurate than allowed, or numbers that are not finite
 ├── ProviderError            an execution provider that is not installed, failed or would compute wrong results
 └── StreamError              a stream used after its end, or in a way that its bundle does not support
 
@@ -74,7 +74,7 @@ def _restored(kind: type[U2moeError], args: tuple[Any, ...]) -> U2moeError:
 class AlignmentError(U2moeError):
     """A text that cannot be aligned with its recording.
 
-    The message names the cause, or words outside the vocabulary.
+    The message names the cause, such as words outside the vocabulary.
     """
 
 
@@ -83,7 +83,7 @@ class AudioError(U2moeError):
 
 
 class AudioOverflowError(AudioError):
-    """Audio that was rejected because it arrived faster than it was recognised. The message states its length.
+    """Audio that was rejected because it arrived faster than it was recognised. The message states how much, if known.
 
     Attributes:
         duration: seconds of rejected audio; 0 if unknown.
@@ -110,7 +110,7 @@ class BundleError(U2moeError):
 
 
 class IntegrityError(BundleError):
-    """A file of a bundle that differs from its digest in the manifest."""
+    """A bundle file that does not match its digest in the manifest."""
 
 
 class SignatureError(BundleError):
@@ -123,7 +123,7 @@ class SignatureError(BundleError):
 class KernelsError(U2moeError):
     """Native kernels that were requested, but are missing or cannot run here.
 
-    The message names the package to install.
+    If they are not installed, the message names the package to install.
     """
 
 
@@ -132,13 +132,13 @@ class CheckpointError(U2moeError):
 
 
 class UnsupportedError(CheckpointError):
-    """A checkpoint of an unsupported kind. The message names the key, its value and the supported values."""
+    """A checkpoint or bundle that is not supported. The message states what is not supported."""
 
 
 class CorpusError(U2moeError):
-    """A list of recordings that cannot be read, or a folder of results that cannot be used.
+    """An unreadable list of recordings, or an unusable folder of results.
 
-    The message names the file and the line.
+    The message names the file or folder and, if possible, the line.
     """
 
 
@@ -150,28 +150,28 @@ class GrammarError(U2moeError, ValueError):
 
 
 class ParityError(U2moeError):
-    """A graph whose outputs differ too much from PyTorch's.
+    """A graph whose outputs differ too much from those of the network or graph that it was made from.
 
-    The message names the tensor, the difference and the limit.
+    The message states what differs and, for numbers, the difference and the limit.
     """
 
 
 class LanguageModelError(U2moeError):
     """A damaged language model, or a file that is not one.
 
-    The message names the file, the line or part, and the value.
+    The message names the file and, if known, the line, and states what is wrong.
     """
 
 
 class ProviderError(U2moeError):
-    """An execution provider that is missing, failed, or would compute wrong results.
+    """An execution provider that is missing, has failed, or would compute wrong results.
 
     The message suggests another provider.
     """
 
 
 class QuantizationError(U2moeError):
-    """A quantized bundle with a larger loss of accuracy than allowed.
+    """A quantized bundle that would be larger or less accurate than allowed, or numbers that are not finite.
 
     Attributes:
         report: the measurements, in the format of `report.json`; None if nothing was measured yet.
@@ -196,7 +196,10 @@ class BundleWarning(UserWarning):
 
 @contextlib.contextmanager
 def handing_warnings_to(take: Callable[[str], object]) -> Iterator[None]:
-    """Call `take` with the text of every AudioWarning and BundleWarning. Other warnings are shown as usual."""
+    """Call `take` with the text of each AudioWarning or BundleWarning from the block.
+
+    Other warnings are shown as usual.
+    """
     with warnings.catch_warnings():
         for kind in (AudioWarning, BundleWarning):
             warnings.simplefilter("always", kind)

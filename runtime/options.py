@@ -35,7 +35,7 @@ _WRITTEN = {"name": "written", "kind": "flag", "help": "write English with digit
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointRule:
-    """An endpoint rule. It fires when all its conditions are met. Names are those of Kaldi and sherpa-onnx.
+    """An endpoint rule. It fires when all its conditions are met. Its fields are named as in Kaldi and sherpa-onnx.
 
     Attributes:
         must_contain_nonsilence: whether the utterance must contain a frame that is not silence.
@@ -62,17 +62,17 @@ _RULES = (
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
-    """Endpoint rules. An utterance ends when any rule fires. None disables a rule. Defaults are those of sherpa-onnx.
+    """Endpoint rules, by default those of sherpa-onnx. An utterance ends when any rule fires. None disables a rule.
 
     Attributes:
         rule1: long silence, even without speech.
         rule2: shorter silence after speech.
         rule3: maximum length of an utterance.
-        pause: with full context, seconds of quiet audio at which a recording longer than 30 s is cut before encoding.
-            At least 0.4, because words contain shorter pauses. Without rules, recordings are not cut.
-        turn: threshold for the language model's probability of a sentence end. If it is reached, rule 2's minimum
-            silence is halved, otherwise it is multiplied by 1.5. Ignored if the language model does not model
-            sentence ends. None: only silence ends utterances.
+        pause: with full context, shortest pause in seconds at which a recording longer than 30 s is cut before
+            encoding. At least 0.4, because words contain shorter pauses. Without rules, recordings are not cut.
+        turn: threshold for the language model's probability of a sentence end. If the probability reaches it, rule 2's
+            minimum silence is halved; otherwise, the silence is multiplied by 1.5. Ignored if the language model does
+            not model sentence ends. None: the probability is not used.
     """
 
     rule1: EndpointRule | None = option("record", _RULES[0], record=EndpointRule, can_be_off=True)
@@ -92,13 +92,13 @@ class EndpointConfig:
 
     @property
     def min_pause(self) -> float | None:
-        """Seconds of quiet audio that end an utterance with full context. None: pauses do not end utterances."""
+        """With full context, seconds of quiet audio that end an utterance. None: pauses do not end utterances."""
         return self.pause if self.rules else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RescoringOptions(Generic[Open]):
-    """Weights of the second pass that the caller or the bundle chooses. `DecodingOptions` describes them."""
+    """Second-pass weights that the caller or the bundle chooses. `DecodingOptions` describes them."""
 
     ctc_weight: float | Open = option(
         "number", 0.3, least=0, most=1e9, in_bundle=True, flag="--ctc-weight", metavar="X"
@@ -138,7 +138,7 @@ class BundledOptions(RescoringOptions[Open]):
     )
 
     def weights(self: BundledOptions[Never], rescoring_weight: float = 1.0) -> RescoringWeights:
-        """Return the weights of the second pass. `rescoring_weight` is the factor of the language model score."""
+        """Return the weights of the second pass. `rescoring_weight` multiplies the language model score."""
         own = {name: getattr(self, name) for name in options_of(RescoringOptions)}
         return RescoringWeights(**own, rescoring_weight=rescoring_weight)
 
@@ -178,27 +178,27 @@ class DecodingOptions(AnyOptions[None]):
 
     Attributes:
         search: search algorithm: `attention_rescoring` (prefix beam search, then the decoder rescores the n-best list),
-            `ctc_prefix_beam` or `ctc_greedy` (first pass only), or `attention` (beam search with only the decoder at
-            the end of the utterance; partial results come from greedy search). None: rescoring if the model has a
-            decoder, otherwise prefix beam.
+            `ctc_prefix_beam` or `ctc_greedy` (first pass only), or `attention` (beam search with only the decoder, at
+            the end of the utterance; partial results come from greedy search). None: `attention_rescoring` if the model
+            has a decoder, otherwise `ctc_prefix_beam`.
         beam_size: prefixes kept by a beam search, and maximum length of the n-best list.
         ctc_weight: weight of the first pass in rescoring.
         reverse_weight: weight of the right-to-left decoder in rescoring.
-        length_penalty: power of the length by which `attention` divides scores.
+        length_penalty: the `attention` search divides scores by the length raised to this power.
         chunk_size: encoder frames per chunk. None: full context in `transcribe`; in a stream, the chunk size that the
             encoder was trained for, or 16 if it was trained for any size.
         num_left_chunks: chunks of left context; -1: all. With unlimited left context, a stream slows down and uses more
-            memory over time. If utterances may last for minutes, limit it or set `endpoint`.
+            memory over time. If utterances may last for minutes, limit the left context or set `endpoint`.
         endpoint: rules that end an utterance and start the next segment. None: a stream is one utterance, and
             `transcribe` uses the bundle's rules.
         language_model: language model for the prefix beam search and the second pass; "none" disables the bundle's.
             Searches that do not support language models ignore the bundle's.
         padding_s: seconds of silence (zeros) added before a source that begins mid-sound, and after one that ends
             mid-sound; see `Padding`. Times refer to the source. Endpoint rules count the silence.
-        blank_penalty: subtracted from the score of the blank before the softmax in the first pass: fewer deletions,
+        blank_penalty: subtracted from the blank's score before the softmax of the first pass, for fewer deletions and
             more insertions. Endpoint rules ignore it.
         grammar: phrases that may be said; replaces hotwords and the language model. None: anything.
-        text_format: written form of results: numbers as digits, English in sentence case. None: as spoken.
+        text_format: written form of results, with numbers as digits and English in sentence case. None: as spoken.
     """
 
 

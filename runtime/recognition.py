@@ -1,4 +1,4 @@
-"""Recognition loops: for a recording, which is read to its end, and for a live source, which is fed over time."""
+"""Recognition loops: for a recording, which is read to its end, and a live source, which delivers audio over time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def samples_of(
     channel: int | None = None,
     track: int | None = None,
 ) -> Buffers:
-    """Return the buffers of a file or array at the model's sample rate. For arguments, see `Recognizer.transcribe`."""
+    """Return audio in buffers at the model's sample rate. For the arguments, see `Recognizer.transcribe`."""
     if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview | RawAudio) or hasattr(audio, "read"):
         if sample_rate is not None:
             raise ValueError("sample_rate is only for arrays: a file has its own")
@@ -120,7 +120,8 @@ def recognize(
         raise ValueError(f"vad must be a VoiceActivityDetector or None, got {vad!r}")
     if reader.sample_rate != vad.sample_rate:
         raise ValueError(
-            f"the voice activity detector needs audio at {vad.sample_rate} Hz, the model {reader.sample_rate} Hz"
+            f"the voice activity detector needs audio at {vad.sample_rate} Hz, but the model needs "
+            f"{reader.sample_rate} Hz"
         )
     return _speech(decode, stream, reader, vad)
 
@@ -214,7 +215,7 @@ def until_damage(reader: RecordingReader, results: Iterator[Result]) -> Iterator
 
 
 def transcript_of(segments: Sequence[Result], duration: float, error: Exception | None = None) -> Transcript:
-    """Return a transcript made of final results in order. `error` is the reason if the transcript is incomplete."""
+    """Join `segments` (final results, in order) into a transcript, which is incomplete if there is an `error`."""
     return Transcript(
         text=join_texts([segment.text for segment in segments]),
         duration=duration,

@@ -144,8 +144,9 @@ class Recognizer:
     ) -> Recognizer:
         """Load the bundle in `directory` and return a recogniser for it.
 
-        Arguments and errors are those of `from_pretrained`, but `settings` contains providers, threads and kernels. A
-        `runner` runs the encoder of a bundle of fixed shape (`u2moe convert --profile static`) on another device.
+        Arguments and errors are those of `from_pretrained`, but `settings` replaces the arguments from `providers` to
+        `public_keys`, and `directory` includes any revision. A `runner` runs the encoder of a fixed-shape bundle
+        (`u2moe convert --profile static`) on another device.
         """
         begin = time.perf_counter()
         keys = None if settings is None else settings.public_keys
@@ -245,9 +246,9 @@ class Recognizer:
     ) -> Transcript:
         """Recognise a recording of any length.
 
-        The recording is cut into segments at pauses in the speech, which limits memory use. The rules are those of
-        `DecodingOptions.endpoint`, by default the bundle's. With full context, a recording of up to 30 seconds is
-        encoded as a whole. A longer one is cut at pauses before it is encoded (`EndpointConfig.pause`).
+        The recording is cut into segments at pauses in the speech, which limits memory use. `DecodingOptions.endpoint`
+        sets the rules for this; by default, the bundle's rules apply. With full context, a recording of up to 30
+        seconds is encoded as a whole. A longer one is cut at pauses before it is encoded (`EndpointConfig.pause`).
 
         If a file is damaged after some seconds of audio, the transcript ends there. `Transcript.complete` is then
         False, and `Transcript.error` states the reason.
@@ -255,9 +256,9 @@ class Recognizer:
         Args:
             audio: an audio file, as a path, bytes or a binary file object; `RawAudio`; an array of samples of one
                 channel, float32 in [-1, 1] or int16; or an iterator over float32 buffers at the model's sample rate.
-            sample_rate: sample rate of an array in Hz. None: the model's sample rate. Not allowed for files.
-            options: decoding options; None: the recogniser's options. If `chunk_size` is None, full context is used;
-                for a streaming bundle of fixed shape, the bundle's chunk size.
+            sample_rate: sample rate of an array in Hz; only for arrays. None: the model's sample rate.
+            options: decoding options; None: the recogniser's options. If `chunk_size` is None, a streaming bundle of
+                fixed shape uses its own chunk size; other bundles use full context.
             hotwords: phrases to prefer. None: the recogniser's hotwords. An empty list: no hotwords.
             grammar: allowed phrases, which replace hotwords and language model; see `Grammar`. None: that of `options`.
             vad: voice activity detector. Each stretch of speech is recognised separately, and cut at endpoints.
@@ -319,11 +320,12 @@ class Recognizer:
         """Find when the words of a text are said in a recording of any length.
 
         The result is the most probable alignment of the whole text with the whole recording. The recording is encoded
-        as in `transcribe`. The other arguments and errors are also those of `transcribe`. Memory use is limited: long
-        recordings use a temporary file.
+        as in `transcribe`. For the other arguments and errors, see `transcribe`. Memory use is limited: long recordings
+        use a temporary file.
 
-        `text` must contain everything that is said. Lines and full stops end sentences. Punctuation and letter case are
-        ignored. Numbers must be written as words. Words with a score below `min_score` are in `Alignment.misfits`.
+        `text` must contain everything that is said. Sentences end at ".", "!", "?" and line ends. Punctuation and
+        letter case are ignored. Numbers must be written as words. Words with a score below `min_score` are in
+        `Alignment.misfits`.
 
         Raises:
             AudioError: also raised if a file is damaged after some seconds of audio.

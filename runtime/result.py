@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 class WordResult:
     """A word, its start and end in seconds from the start of the audio, and its confidence (0 to 1; None if unknown).
 
-    Words begin and end at pauses in the audio. If no pause separates two words, they meet halfway between the peaks of
-    two tokens: the last of the first word, and the first of the second word.
+    Words begin and end at pauses in the audio. If no pause separates two words, they meet halfway between two peaks:
+    that of the earlier word's last token, and that of the later word's first token.
 
     The confidence is the probability of the word's least probable token. Without a second pass, the probability of a
     token is the CTC head's probability at the token's peak. With a second pass, it is the mean of the probabilities
@@ -70,7 +70,7 @@ class Result:
     Attributes:
         text: recognised text.
         is_final: whether the result is final. A partial result comes from the first pass and may still change.
-        segment: number of the segment in its stream or recording, from 0. Each segment has exactly one final result.
+        segment: index of the segment in its stream or recording, from 0. Each segment has exactly one final result.
             Utterances without words have no result and are not counted. The last result of a stream is always final.
         start: start of the first word in seconds from the start of the audio; 0 without text. If the words have no
             times, the start of the utterance.
@@ -138,7 +138,8 @@ class Alignment(Transcript):
     probabilities of its tokens, each taken at its most probable frame.
 
     Attributes:
-        misfits: words with a score below the limit. Something else, or nothing, was probably said there.
+        misfits: words with a score below the `min_score` given to `align`. Something else, or nothing, was probably
+            said there.
         unwritten: start and end in seconds of each stretch in which the model recognises words that are not in the
             text.
     """

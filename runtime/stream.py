@@ -67,7 +67,7 @@ class Stream:
         return self.state.result()
 
     def is_endpoint(self) -> bool:
-        """Return whether `take_segments` has a result of a finished utterance."""
+        """Return whether `take_segments` would return any results."""
         return bool(self.state.segments)
 
     def take_segments(self) -> list[Result]:
@@ -80,7 +80,7 @@ class Stream:
     def reset(self) -> None:
         """Discard all audio and results.
 
-        The next samples start a new source at time zero. Waits if a thread is decoding.
+        The next samples start a new source at time zero. Waits while another thread is decoding.
 
         Raises:
             StreamError: this thread is decoding the stream.

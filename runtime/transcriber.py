@@ -31,7 +31,7 @@ iterate, which is a bug."""
 
 
 class Transcriber:
-    """A recogniser of one source that runs in its own thread and passes results to callbacks.
+    """A recogniser for one source. It runs in its own thread and passes results to callbacks.
 
     `feed` never waits, so audio callbacks may call it. Any thread may call it. Calls are processed in order, and the
     samples of a call stay together. Any number of transcribers can share a recogniser.
@@ -46,7 +46,8 @@ class Transcriber:
     and `close` raises it. The same applies to an exception that `on_error` raises. A transcriber that has ended refuses
     audio with StreamError.
 
-    Within `async with`, `async for` yields the partial and final results that have no callback. It also raises errors.
+    Within `async with`, `async for` yields the partial and final results that have no callback. It also raises the
+    error that ended the transcriber, unless `on_error` received it.
 
     Call `close`, or use a `with` block. Both wait until all audio is recognised. If a transcriber is garbage-collected
     before it is closed, a ResourceWarning is issued. Callbacks that refer to the transcriber, such as methods of its
@@ -59,7 +60,8 @@ class Transcriber:
         on_error: called with an exception.
         options: decoding options; None: the recogniser's options. Without endpoint rules, the bundle's rules apply.
         hotwords: phrases to prefer; None: the recogniser's hotwords.
-        max_queue_s: maximum seconds of audio that wait to be recognised. Above it, `feed` raises AudioOverflowError.
+        max_queue_s: maximum seconds of audio that may wait to be recognised. If more would wait, `feed` raises
+            AudioOverflowError.
 
     Raises:
         StreamError: the bundle cannot stream, or does not support `options`.
@@ -104,7 +106,7 @@ class Transcriber:
         self._thread.feed(checked_rate(sample_rate), as_samples(samples))
 
     def report(self, error: Exception) -> None:
-        """Report an error of the source. `on_error` receives it once all audio fed before the report is recognised.
+        """Report an error of the source. `on_error` receives it once all audio fed earlier is recognised.
 
         If a thousand reports are waiting, further reports are dropped.
 
@@ -128,7 +130,7 @@ class Transcriber:
     def close(self) -> None:
         """Wait until all audio is recognised and all callbacks have returned.
 
-        If a callback calls it, it returns at once. Idempotent.
+        A call in a callback returns at once. Idempotent.
 
         Raises:
             Exception: the error that ended the transcriber, if `on_error` did not receive it.
@@ -226,7 +228,7 @@ class Transcriber:
 
     def _async_kept(self) -> _KeptResults:
         if self._kept is None:
-            raise StreamError("call this method within `async with`")
+            raise StreamError("`feed_async` and `async for` work only within `async with`")
         return self._kept
 
 

@@ -32,7 +32,7 @@ class TranscriberThread:
     Attributes:
         thread: the thread.
         on_partial, on_final, on_error: called in the thread with results and errors. Set them before audio is fed.
-        on_change: called after audio was taken from the queue, and at the end.
+        on_change: called after anything is taken from the queue, and once `has_ended` is set.
         changed: condition whose lock protects all state. It is notified when the thread has work.
         sample_rate: sample rate of the input in Hz. Before the first input, the model's sample rate.
         max_queue_s: maximum seconds of audio in the queue.
@@ -73,7 +73,7 @@ class TranscriberThread:
             queued_s, new_s = self.num_queued / rate, len(samples) / rate
             if queued_s + new_s > self.max_queue_s:
                 raise AudioOverflowError(
-                    f"{queued_s:.2f} s of audio are waiting to be recognised: {new_s:.2f} s more would be above the "
+                    f"{queued_s:.2f} s of audio is waiting to be recognised: {new_s:.2f} s more would exceed the "
                     f"limit of {self.max_queue_s:g} s",
                     new_s,
                 )
@@ -126,7 +126,7 @@ class TranscriberThread:
             if self._error is not None:
                 raise StreamError(f"this transcriber was ended by an error: {self._error}") from self._error
             if self._input_finished:
-                raise StreamError("the input of this transcriber is finished: create a new one")
+                raise StreamError("the input of this transcriber is finished: create a new transcriber")
             yield
 
     # The thread itself calls the methods below.
@@ -155,7 +155,7 @@ class TranscriberThread:
             self._tell(self.live.finish())
 
     def _take(self) -> npt.NDArray[np.float32] | Exception | None:
-        """Return the next samples or reported error from the queue; None at the end."""
+        """Return the next item from the queue, either samples or a reported error; None at the end of the input."""
         with self.changed:
             self.changed.wait_for(lambda: self._items or self._input_finished)
             if not self._items:
@@ -187,7 +187,7 @@ class TranscriberThread:
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Report an error, or raise it if `on_error` is None."""
+        """Call `on_error` with an error, or raise the error if `on_error` is None."""
         if self.on_error is None:
             raise error
         self.on_error(error)

@@ -32,8 +32,8 @@ class FieldError(ValueError):
     """An invalid value of a field.
 
     Attributes:
-        field: full name of the field. It includes the names of the enclosing mappings, such as "model.blank". Empty:
-            the whole content.
+        field: full name of the field, including the names of the enclosing mappings, such as "model.blank". Empty if
+            the whole content is invalid.
         expected: description of valid values.
         found: the invalid value as shortened text.
     """
@@ -53,7 +53,7 @@ def wrong(field: str, expected: str, found: object) -> FieldError:
 
 @contextlib.contextmanager
 def refused_as(error: Callable[[str], Exception], where: object) -> Iterator[None]:
-    """Turn a ValueError raised in the block into another error. Its message begins with `where`."""
+    """Turn a ValueError raised in the block into `error`, with a message that begins with `where`."""
     try:
         yield
     except ValueError as refusal:
@@ -70,12 +70,12 @@ def quoted(value: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return a text, shortened if it is too long for a message."""
+    """Return `text`, shortened if it is too long for a message."""
     return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
 
 
 def checked_integer(name: str, value: object, *, least: int, most: int = MOST_INTEGER) -> int:
-    """Check a count: a Python or numpy integer, but not a bool.
+    """Check a Python or numpy integer. A bool is refused.
 
     Raises:
         FieldError: the value has another type or is out of range.
@@ -140,7 +140,7 @@ def checked_flag(name: str, value: object) -> bool:
 def checked_text(name: str, value: object) -> str:
     """Check a non-empty string. Raises FieldError for anything else."""
     if not isinstance(value, str) or not value:
-        raise wrong(name, "a string", value)
+        raise wrong(name, "a non-empty string", value)
     return value
 
 
@@ -153,14 +153,14 @@ def checked_choice(name: str, value: object, choices: Collection[Choice]) -> Cho
 
 
 def checked_object(name: str, value: object) -> dict[str, Any]:
-    """Check a mapping, such as a JSON object. Raises FieldError for anything else."""
+    """Check a dict, such as a JSON object. Raises FieldError for anything else."""
     if not isinstance(value, dict):
         raise wrong(name, "an object", value)
     return value
 
 
 def checked_options(name: str, value: T | None, default: T) -> T:
-    """Return `value`, or `default` if it is None. Raises FieldError if `value` has another class than `default`."""
+    """Return `value`, or `default` if it is None. Raises FieldError if `value` is not of `default`'s class."""
     if value is None:
         return default
     if not isinstance(value, type(default)):
@@ -172,8 +172,8 @@ class Record:
     """A mapping whose fields are checked as they are read. It also records which fields were read.
 
     Attributes:
-        name: full name of the mapping, including the enclosing mappings. Names of fields in errors begin with it.
-            Empty: the outermost mapping.
+        name: full name of the mapping, including the names of the enclosing mappings; empty for the outermost mapping.
+            Names of fields in errors begin with it.
         values: the mapping.
         known: the fields that have been read.
 
@@ -209,14 +209,14 @@ class Record:
     def number(
         self, key: str, default: float | None = None, *, least: float | None = None, most: float | None = None
     ) -> float:
-        """Return a field that is a finite number.
+        """Return the value of a field as a finite number.
 
-        It may be a string, because YAML 1.1 reads 1e-5 (no dot) as a string.
+        The field may contain a string, because YAML 1.1 reads 1e-5 (no dot) as a string.
         """
         return checked_number(self.field(key), self.value(key, default), least=least, most=most, from_text=True)
 
     def seconds(self, key: str) -> float | None:
-        """Return a time in seconds from a field that is a number or a string. Returns None if the field is missing."""
+        """Return a number or string field as a time in seconds, or None if the field is missing."""
         value = self.value(key)
         return None if value is None else checked_seconds(self.field(key), value)
 
@@ -229,7 +229,7 @@ class Record:
         return checked_text(self.field(key), self.value(key))
 
     def label(self, key: str) -> str | None:
-        """Return a string field; a number is converted to a string. Returns None if the field is missing."""
+        """Return a string field, or None if it is missing. A number is converted to a string."""
         value = self.value(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
@@ -254,7 +254,7 @@ class Record:
 
 
 def checked_seconds(name: str, value: object) -> float:
-    """Check a time in seconds, given as a number or a string. Raises FieldError for anything else."""
+    """Check a time of at least 0 seconds, given as a number or a string. Raises FieldError for anything else."""
     return checked_number(name, value, least=0, unit="seconds", from_text=True)
 
 

@@ -53,7 +53,7 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 
 def write_text(file: Path, content: str) -> None:
-    """Write a text file in UTF-8 atomically; see `replacing`."""
+    """Write a UTF-8 text file atomically; see `replacing`."""
     write_bytes(file, content.encode())
 
 
@@ -110,7 +110,7 @@ def remove_stale_parts(folder: Path) -> None:
 def locked(file: Path) -> Iterator[None]:
     """Hold a lock on a file during the block, then remove the file. A killed process loses its lock.
 
-    On Windows, and on file systems without locks, nothing is locked.
+    On file systems without locks, nothing is locked. On Windows, the file is not touched at all.
 
     Raises:
         BlockingIOError: another process holds the lock.

@@ -38,14 +38,14 @@ def test_weights_of_an_epoch_contain_them(folder):
 
 def test_other_names_do_not_tell(folder):
     (folder / "step_100.pt").rename(folder / "avg_5.pt")
-    with pytest.raises(CheckpointError, match=r"avg_5.pt: has LoRA adapters.*--lora contained or --lora add"):
+    with pytest.raises(CheckpointError, match=r"avg_5.pt: has LoRA adapters: use --lora contained .*, or --lora add"):
         Checkpoint.open(folder, "avg_5.pt")
     Checkpoint.open(folder, "avg_5.pt", lora="contained")
 
 
 @pytest.mark.parametrize(("change", "message"), [
     ({".lora_A": torch.zeros(2, 32)}, r"linear_v.lora_B and .lora_A have shapes .*\(2, 32\).*, but lora_rank 3"),
-    ({".lora_B": None}, r"linear_v: weight, lora_B, lora_A have shapes \[\(32, 32\), None, \(3, 32\)\]"),
+    ({".lora_B": None}, r"linear_v: weight, lora_B and lora_A have shapes \[\(32, 32\), None, \(3, 32\)\]"),
     ({".lora_A": torch.full((3, 32), torch.nan)}, "linear_v.weight has values that are not finite"),
 ])  # fmt: skip
 def test_adapters_that_do_not_fit(folder, change, message):

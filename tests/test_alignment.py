@@ -100,5 +100,5 @@ def test_impossible_tokens_have_no_alignment():
 
 @pytest.mark.parametrize("tokens", [[0], [3], [-1]])
 def test_tokens_that_cannot_be(tokens):
-    with pytest.raises(ValueError, match="tokens must be ids below 3 and not blank 0"):
+    with pytest.raises(ValueError, match="tokens must be ids below 3 other than blank 0"):
         align(random_log_probs(1, 4, 3, scale=3.0), tokens)

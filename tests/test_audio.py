@@ -202,7 +202,7 @@ def test_one_channel_can_be_chosen(tmp_path):
     assert np.array_equal(read_audio(tmp_path / "a.wav", RATE, channel=0), left)
     assert np.array_equal(read_audio(tmp_path / "a.wav", RATE, channel=1), right)
     for channel in (2, -1):
-        with pytest.raises(AudioError, match=rf"a\.wav: channel {channel} does not exist: the file has 2, counted"):
+        with pytest.raises(AudioError, match=rf"a\.wav: channel {channel} does not exist: channels .* file has 2"):
             read_audio(tmp_path / "a.wav", RATE, channel=channel)
 
 

@@ -176,7 +176,7 @@ def test_a_graph_of_fixed_shape_has_one_mode_which_its_source_shares(
         assert re.match(f"time static / {source.name} = .*, {mode}, 1 thread\n", out)
     other = json.loads(json.dumps(report).replace(mode, "chunk 9, left 1").replace(MODES[0], "").replace(MODES[1], ""))
     assert time_ratio(report, other)[0].endswith(f", {mode} and chunk 9, left 1, 1 thread")
-    with pytest.raises(ValueError, match="in the same mode, and the bundles share none"):
+    with pytest.raises(ValueError, match="in the same mode, but the bundles have no mode in common"):
         list(verdicts({"words": 1.0}, report, other))
 
 
@@ -303,7 +303,7 @@ def test_what_cannot_be_measured_is_named(exported, recordings, tmp_path):
         run_suite(bundles, recordings, PLAN, settings=SessionSettings(providers=["NoProvider"]))
     soundfile.write(tmp_path / "short.wav", np.zeros(800), 16_000)
     short = [Recording(path=tmp_path / "short.wav", transcript="")]
-    with pytest.raises(AudioError, match=r"short\.wav: too short: needs at least 7 feature frames, got 3"):
+    with pytest.raises(AudioError, match=r"short\.wav: has 3 feature frames, expected at least 7"):
         run_suite(bundles, short, PLAN)
 
 
@@ -379,7 +379,7 @@ def test_limits_that_are_no_numbers_are_refused(value, capsys):
 
 
 @pytest.mark.parametrize(("missing", "message"), [
-    ("errors", "a report lacks the word errors of each recording: measure again, with transcripts"),
+    ("errors", "a report has no word errors per recording: measure again with transcripts"),
     ("count", "moe_tiny: measured in 2 rounds; a limit needs at least 4"),
     ("crash", "RuntimeError: broken"),
 ])  # fmt: skip

@@ -42,7 +42,8 @@ def test_an_installation_without_onnxruntime_says_what_is_missing():
     assert run.stdout.strip() == version("u2moe")
     assert (
         run.stderr.splitlines()[-1]
-        == "ModuleNotFoundError: u2moe needs onnxruntime: pip install '.[cpu]' (in a clone of u2moe), or with [gpu]"
+        == "ModuleNotFoundError: u2moe needs onnxruntime: pip install '.[cpu]' (in a clone of u2moe), "
+        "or [gpu] instead of [cpu]"
     )
 
 

@@ -194,7 +194,7 @@ OTHER_VERSION = "version must be 4 (use the u2moe that wrote the bundle, or expo
         (lambda c: c["model"].update(right_context=-1), "right_context must be at least 0, got -1"),
         (
             lambda c: c["model"].update(feature_size=40),
-            "feature_size of the model must be 80, the size of the features, got 40",
+            "feature_size of the model must be the size of the features (80), got 40",
         ),
         (lambda c: c["features"].update(frame_shift_ms=0), "frame_shift_ms must be a number between 1 and 1000, got 0"),
         (

@@ -203,13 +203,13 @@ def test_a_graph_with_weights_elsewhere_than_the_manifest_says(beside, tmp_path,
         entry.value = location
 
     bundle = changed(beside[0], tmp_path, moved)
-    with pytest.raises(BundleError, match=r"encoder\.onnx: has weights in files that the manifest does not list"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx: its external weights differ from those"):
         bundle.load()
 
 
 def test_a_graph_with_more_external_weights_than_the_manifest_says(beside, tmp_path):
     bundle = changed(beside[0], tmp_path, lambda initializers: initializers.append(initializers[0]))
-    with pytest.raises(BundleError, match=r"encoder\.onnx: has weights in files that the manifest does not list"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx: its external weights differ from those"):
         bundle.load()
 
 
@@ -228,7 +228,7 @@ def test_records_that_are_refused(beside, tmp_path, change, message):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"offset": 1 << 40}, r"bytes at offset 1099511627776 exceed the size \d+"),
+    ({"offset": 1 << 40}, r"bytes at offset 1099511627776 exceed the file size \d+"),
     ({"shape": [1, 1]}, r"length is \d+ bytes, expected 4"),
 ])  # fmt: skip
 def test_records_that_do_not_fit_their_files(beside, tmp_path, monkeypatch, change, message):

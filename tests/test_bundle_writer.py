@@ -91,7 +91,7 @@ def test_a_reader_finds_a_whole_bundle_or_none(bundle, tmp_path):
             try:
                 assert Bundle.open(tmp_path / "out").fingerprint == bundle.fingerprint
             except BundleError as error:
-                assert str(error).endswith(("no such folder; name the folder of a bundle", ": missing", "load again"))  # noqa: PT017
+                assert str(error).endswith(("expected the folder of a bundle", ": missing", "load again"))  # noqa: PT017
     assert process.returncode == 0
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 

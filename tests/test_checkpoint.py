@@ -252,17 +252,17 @@ DAMAGE = [
     *(({}, set_to(name, torch.ones(2)), UNUSED + rf"\({name}\)") for name in (
         "lfmmi.weight", "encoder.encoders.0.feed_forward.gate.weight", "encoder.encoders.7.norm_ff.weight",
         "module.ctc.ctc_lo.bias")),
-    ({}, prefixed("^", "model."), r"final.pt: .* \d+ tensors missing .*; \d+ .*\(model.e.* match without model.: r"),
-    ({}, prefixed("^(?=encoder)", "module."), r"\d+ of these names would match without module.: remove it"),
-    ({}, prefixed(r"(?<![^.])(?=embed|\d)", "_fsdp_wrapped_module."), "would match without _fsdp_wrapped_module.: "),
+    ({}, prefixed("^", "model."), r"final.pt: .* \d+ tensors missing .*; \d+ .*\(model.e.* match without 'model.'; r"),
+    ({}, prefixed("^(?=encoder)", "module."), r"\d+ of these names would match without 'module.'; rename them"),
+    ({}, prefixed(r"(?<![^.])(?=embed|\d)", "_fsdp_wrapped_module."), "would match without '_fsdp_wrapped_module.'; "),
     ({"encoder_conf": {"mlp_type": "moe"}}, with_gated_layers, r"not used .*\(encoder.encoders.0.feed_forward.experts"),
     ({"decoder": None}, lambda of: of.configure(decoder="bitransformer"), r"missing \(decoder.left_decoder"),
     ({}, set_to(BIAS, torch.ones(61)), rf"{BIAS} has shape \(61,\), but train.yaml requires \(60,\)"),
     ({}, set_to(BIAS, torch.ones(60, dtype=torch.int32)), f"{BIAS} is torch.int32, expected one of float32, float16, "),
     *(({}, set_to(CONVOLUTION, value), f"{CONVOLUTION} has values that are not finite")
       for value in (float("nan"), float("inf"), -float("inf"))),
-    ({"encoder_conf": BATCH_NORM}, set_to(VARIANCE, -1.0), f"{VARIANCE} has values below zero, but holds variances"),
-    ({}, set_to(ISTD, torch.zeros(80)), "istd has zeros, but holds inverse standard deviations"),
+    ({"encoder_conf": BATCH_NORM}, set_to(VARIANCE, -1.0), f"{VARIANCE} has variances below zero"),
+    ({}, set_to(ISTD, torch.zeros(80)), "istd has inverse standard deviations of zero"),
     ({}, lambda of: of.drop(ISTD), "has only encoder.global_cmvn.mean; it must have both"),
     ({}, without_statistics, "global_cmvn: cannot be read: .* trained with feature statistics"),
     ({"old": True}, without_statistics, "global_cmvn: cannot be read: .* trained with feature statistics"),
@@ -334,8 +334,8 @@ class TestFiles:
         ({}, "contains no tensors"),
         ([torch.ones(1)], "contains list, expected a state dict"),
         (torch.ones(1), "contains Tensor, expected a state dict"),
-        ({"model": {"a": torch.ones(1)}}, r"wraps its tensors in 'model', .* save checkpoint\['model'\] instead"),
-        ({"epoch": 3, "state": {"a": torch.ones(1)}}, r"wraps its tensors in 'epoch', 'state', .*\['state'\] inst"),
+        ({"model": {"a": torch.ones(1)}}, r"has the keys 'model', .* save checkpoint\['model'\] instead"),
+        ({"epoch": 3, "state": {"a": torch.ones(1)}}, r"has the keys 'epoch', 'state', .*\['state'\] inst"),
         ({"epoch": 3, "a": torch.ones(1)}, "epoch is int, expected a tensor"),
         ({"options": {"lr": 1}, "a": torch.ones(1)}, "options is dict, expected a tensor"),
         ({3: torch.ones(1)}, "has the key 3, which is not a tensor name"),
@@ -419,8 +419,8 @@ class TestWhatTrainingLeaves:
         tokens = directory.open().tokens
         (directory.path / "units.txt").rename(tmp_path / "lang_char.txt")
         message = (
-            "checkpoint: has no vocabulary; expected one of units.txt, lang_char.txt, words.txt; "
-            "the recipe keeps it at data/dict/units.txt: copy it to this directory, or name it with --units"
+            r"checkpoint: has no vocabulary; expected one of units.txt, lang_char.txt, words.txt: "
+            r"copy it to this directory, or name it with --units \(the recipe keeps it at data/dict/units.txt\)"
         )
         with pytest.raises(CheckpointError, match=message):
             directory.open()
@@ -450,14 +450,14 @@ class TestTensors:
         assert directory.open().ignored[name] == f"sinusoids, computed from positions{rounded}"
         table[0, 7, 3] += 0.02
         directory.replace(**{name: table.to(kind)})
-        with pytest.raises(UnsupportedError, match=r"embed.1.pe .* is not the table of sinusoids"):
+        with pytest.raises(UnsupportedError, match=r"embed.1.pe .* is not the sinusoid table"):
             directory.open()
 
     @pytest.mark.parametrize("table", [torch.zeros(1, 448, 32), torch.zeros(1, 5000, 31), torch.zeros(5000)])
     def test_other_tables_of_positions(self, directory, table):
         """WeNet would use the learned table."""
         directory.replace(**{"decoder.left_decoder.embed.1.pe": table})
-        with pytest.raises(UnsupportedError, match=r"embed.1.pe .* is not the table of sinusoids"):
+        with pytest.raises(UnsupportedError, match=r"embed.1.pe .* is not the sinusoid table"):
             directory.open()
 
     def test_counters_need_not_be_there(self, make):
@@ -527,17 +527,17 @@ class TestStatistics:
         assert MEAN not in checkpoint.tensors
 
     @pytest.mark.parametrize(("text", "message"), [
-        ("", "is not JSON or Kaldi text statistics"),
-        ("{", "is not JSON or Kaldi text statistics"),
-        ('{"mean_stat": [1]}', "is not JSON or Kaldi text statistics: 'var_stat'"),
+        ("", "is not a statistics file in JSON or Kaldi text format"),
+        ("{", "is not a statistics file in JSON or Kaldi text format"),
+        ('{"mean_stat": [1]}', "is not a statistics file in JSON or Kaldi text format: 'var_stat'"),
         ('{"mean_stat": [1], "var_stat": [2], "frame_num": 3}', "has 1 means and 1 variances, expected 80"),
-        ("[ 1 2 3 x ]", "is not JSON or Kaldi text statistics"),
+        ("[ 1 2 3 x ]", "is not a statistics file in JSON or Kaldi text format"),
         ("[ 1 2 3 0 ]", "has 1 means and 1 variances, expected 80"),
         (json.dumps({"mean_stat": [1] * 80, "var_stat": [2] * 80, "frame_num": 0}), "no frames"),
         (json.dumps({"mean_stat": [1e999] * 80, "var_stat": [2] * 80, "frame_num": 9}), "are not finite"),
         (json.dumps({"mean_stat": [1] * 80, "var_stat": [2] * 80, "frame_num": 5e-324}), "not finite in float32"),
-        (json.dumps({"mean_stat": [10] * 80, "var_stat": [9] * 80, "frame_num": 10}), "has sums of squares too small "),
-        ('{"mean_stat": ' + "[" * 100_000, "is not JSON or Kaldi text statistics"),
+        (json.dumps({"mean_stat": [10] * 80, "var_stat": [9] * 80, "frame_num": 10}), "sums of squares are too small "),
+        ('{"mean_stat": ' + "[" * 100_000, "is not a statistics file in JSON or Kaldi text format"),
     ])  # fmt: skip
     def test_damaged_files(self, directory, text, message):
         directory.drop(MEAN, ISTD)
@@ -570,8 +570,8 @@ class TestVocabulary:
         assert directory.open().tokens == tokens
 
     @pytest.mark.parametrize(("change", "message"), [
-        (lambda lines: lines[:-1], "has 59 symbols, expected output_dim 60 of train.yaml"),
-        (lambda lines: [*lines, "x 60"], "has 61 symbols, expected output_dim 60 of train.yaml"),
+        (lambda lines: lines[:-1], "has 59 symbols, expected 60, the output_dim in train.yaml"),
+        (lambda lines: [*lines, "x 60"], "has 61 symbols, expected 60, the output_dim in train.yaml"),
         (lambda lines: [*lines[:-1], "x y z"], "line 60 must be 'symbol id', got 'x y z'"),
         (lambda lines: [*lines[:-1], "<unk> 59"], "has the symbol '<unk>' more than once"),
         (lambda lines: ["<unk> 0", "<blank> 1", *lines[2:]], "<blank> has id 1, expected 0 as in train.yaml"),

@@ -96,7 +96,7 @@ def test_every_format_on_stdout(bundle, recognizer, clips, capsys, file_format):
 
 def test_outputs_that_would_be_lost_are_refused(bundle, clips, capsys):
     assert transcribe(bundle, "-f", "vtt", clips) == 1
-    assert "vtt of several files needs --output" in capsys.readouterr().err
+    assert "to write vtt for several recordings, name a folder with --output" in capsys.readouterr().err
 
 
 def test_hotwords(bundle, recognizer, clips, capsys):

@@ -111,7 +111,7 @@ def test_hotwords_that_cannot_be(hotwords, message):
 
 def test_a_word_that_pieces_cannot_tile():
     vocabulary = Vocabulary(["<blank>", "\u2581AB", "BA"], TextConfig(tokenizer="bpe"))
-    with pytest.raises(ValueError, match="hotword 'BAB': the vocabulary cannot write 'BAB'"):
+    with pytest.raises(ValueError, match="hotword 'BAB': the vocabulary cannot spell 'BAB'"):
         ContextGraph(["BAB"], vocabulary)
 
 

@@ -118,7 +118,7 @@ def test_what_fails_becomes_a_row(corpus, tmp_path):
         "missing": "no such file",
         "text": "cannot be read as audio",
         "cut": "it is truncated",
-        "data.list:6": "line 6: key must be a string, got None",
+        "data.list:6": "line 6: key must be a non-empty string, got None",
         "empty": "has no audio from 900 s",
     }.items():
         assert error in rows[key]["error"]
@@ -146,7 +146,7 @@ def test_one_channel_is_recognised(stereo, tmp_path):
         assert (progress.num_failed, progress.num_warned) == (0, 0)
     options = dataclasses.replace(ONE, list_options=ListOptions(channel=2))
     assert run_corpus(stereo, tmp_path / "2", ToyChoice(), options).num_failed == 2
-    assert "channel 2 does not exist: the file has 2" in rows_in(tmp_path / "2")[0]["error"]
+    assert "channel 2 does not exist: channels are counted from 0" in rows_in(tmp_path / "2")[0]["error"]
 
 
 def test_parts_of_killed_processes_are_removed(corpus, undisturbed, tmp_path):

@@ -75,9 +75,9 @@ def test_more_actors_than_fit_are_refused(cluster, corpus, tmp_path, monkeypatch
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     settings = SessionSettings(providers=["CUDAExecutionProvider"])
-    with pytest.raises(CorpusError, match=r"3 actors with .* do not fit into the cluster"):
+    with pytest.raises(CorpusError, match=r"has room for 2 of 3 actors with .* each"):
         run_on_ray(corpus, tmp_path, ToyChoice(), CorpusOptions(num_workers=3))
-    with pytest.raises(CorpusError, match=r"1 actors with .*'num_gpus': 1.* do not fit"):
+    with pytest.raises(CorpusError, match=r"has room for 0 of 1 actors with .*'num_gpus': 1.* each"):
         run_on_ray(corpus, tmp_path / "gpu", ToyChoice(settings=settings), CorpusOptions())
 
 

@@ -102,7 +102,7 @@ def test_merge_of_what_is_not_complete(results, tmp_path):
     from u2moe.runtime.corpus.entry import Shard  # noqa: PLC0415
 
     run_corpus(corpus, out, ToyChoice(), CorpusOptions(block_size=4, num_workers=1, shard=Shard(index=1, count=2)))
-    with pytest.raises(CorpusError, match="4 are missing"):
+    with pytest.raises(CorpusError, match="4 utterances are missing"):
         merge(OutputFolder(str(out)), tmp_path / "all.jsonl")
     assert not (tmp_path / "all.jsonl").exists()
 

@@ -497,8 +497,8 @@ def test_misuse_is_an_error_with_a_code(check, bundle, talk):
         "U2MOE_AUDIO_ERROR: samples contain NaN or infinity",
         "U2MOE_AUDIO_ERROR: samples are far outside [-1, 1]: divide integers by their full scale",
         "U2MOE_AUDIO_ERROR: sample rate changed from 16000 to 8000 Hz in a stream",
-        "U2MOE_STREAM_ERROR: the input of this stream is finished: reset it, or create another",
-        "U2MOE_STREAM_ERROR: the input of this stream is finished: reset it, or create another",
+        "U2MOE_STREAM_ERROR: the input is finished: reset the stream, or create another",
+        "U2MOE_STREAM_ERROR: the input is finished: reset the stream, or create another",
         "the same text after reset",
         "U2MOE_INVALID_ARGUMENT: beam_size must be from 1 to 1000, got -1",
         "U2MOE_INVALID_ARGUMENT: beam_size must be from 1 to 1000, got 1001",
@@ -644,7 +644,7 @@ def test_packed_bundles_run_on_native_kernels(program, bundle, talk, tmp_path):
     described = json.loads(run(program, "--describe", packed.path).stdout)
     assert (described["native_kernels"], described["reason"]) == (True, "")
     refused = problem(program, "--kernels", "onnxruntime", packed.path, talk)
-    assert "weights are packed for native kernels, but onnxruntime runs it: as requested" in refused
+    assert "weights are packed for native kernels, but onnxruntime runs the graph: as requested" in refused
 
 
 def test_a_function_that_the_kernels_refuse_leaves_the_others_native(program, quantized, talk, tmp_path):
@@ -659,7 +659,7 @@ def test_a_function_that_the_kernels_refuse_leaves_the_others_native(program, qu
     expected = recognized(later, model, soundfile.read(talk, dtype="int16")[0])
     assert_same_segments(segments(run(program, "--json", "--left-chunks", 4, later.path, talk)), expected)
     message = problem(program, "--kernels", "native", later.path, talk)
-    assert "encoder.onnx: native kernels cannot run it, but onnxruntime can: " in message
+    assert "encoder.onnx: native kernels cannot run it (onnxruntime's own kernels can): " in message
 
 
 @pytest.fixture(scope="module")
@@ -692,7 +692,7 @@ def test_graphs_of_fixed_shape(program, static, talk, name):
     found = segments(run(program, "--json", "--left-chunks", 2, bundle.path, talk))
     assert_same_segments(found, expected)
     refused = problem(program, "--left-chunks", 3, bundle.path, talk)
-    assert f"this bundle supports only chunks of {size} frames and 2 chunks of left context, got" in refused
+    assert f"this bundle supports only chunk_size {size} and num_left_chunks 2, got" in refused
 
 
 def test_a_runner_of_the_program(check, program, static, bundle, talk, tmp_path):

@@ -79,7 +79,7 @@ def test_one_thread_feeds_while_another_decodes_and_a_third_looks(programs, clip
 
 def test_decoding_is_cancelled_by_another_thread_and_queues_are_bounded(programs, clips):
     lines = programs.run(programs.threads, "cancel", DEMO_FOLDER, clips).stdout.splitlines()
-    waiting = "0.40 s of audio are waiting to be recognised: 0.10 s more would be above the limit of 0.5 s"
+    waiting = "0.40 s of audio is waiting to be recognised: 0.10 s more would exceed the limit of 0.5 s"
     changed = "U2MOE_AUDIO_ERROR: sample rate changed from 16000 to 8000 Hz in a stream"
     assert lines == [CANCELLED, CANCELLED, "1 0", "the same", f"U2MOE_QUEUE_FULL: {waiting}", "0.4", changed]
 
@@ -87,7 +87,7 @@ def test_decoding_is_cancelled_by_another_thread_and_queues_are_bounded(programs
 def test_transcribers_call_back_in_their_threads(programs, clips, tmp_path):
     network = write_vad(tmp_path / "vad.onnx")
     lines = programs.run(programs.threads, "transcribe", DEMO_FOLDER, clips, network).stdout.splitlines()
-    over = "U2MOE_STREAM_ERROR: the input of this stream is finished: reset it, or create another"
+    over = "U2MOE_STREAM_ERROR: the input is finished: reset the stream, or create another"
     assert lines[:5] == ["1 1", CANCELLED, over, "the same", "U2MOE_INTERNAL_ERROR: a fault of the program"]
     assert lines[5:-1] == ["speech 1", "silence 1"] * (len(lines[5:-1]) // 2) != []
     assert lines[-1] == "0"  # a partial result arrived

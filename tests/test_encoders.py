@@ -162,7 +162,7 @@ def test_damaged_checkpoints_are_named(tmp_path, name, weight):
         found = Checkpoint.open(folder, where.name if where.parent == folder else where).tensors
         assert torch.equal(found[weight], state[weight])
     (folder / "units.txt").write_text(units.rpartition("\n")[0].rpartition("\n")[0] + "\n")
-    refused(good, "units.txt: has 59 symbols, expected output_dim 60 of train.yaml", where)
+    refused(good, "units.txt: has 59 symbols, expected 60, the output_dim in train.yaml", where)
 
 
 @pytest.mark.parametrize("name", STREAMING)
@@ -269,12 +269,12 @@ def test_each_layer_has_a_native_kernel_or_a_reason_for_none(exported):
     ("branchformer", {"use_attn": False}, UnsupportedError, "use_attn is False, which is not supported"),
     ("branchformer", {"mlp_type": "moe"}, UnsupportedError, "unknown keys mlp_type"),
     ("branchformer", {"cgmlp_weight": [0.5]}, CheckpointError, "a number, or one for each of 2 blocks"),
-    ("branchformer", {"merge_method": "fixed_ave", "cgmlp_weight": 1}, UnsupportedError, "between 0 and 1"),
+    ("branchformer", {"merge_method": "fixed_ave", "cgmlp_weight": 1}, UnsupportedError, "above 0 and below 1"),
     ("branchformer", {"merge_method": "sum"}, UnsupportedError, "merge_method is 'sum'"),
     ("efficientConformer", {"mlp_type": "moe"}, UnsupportedError, "mlp_type is 'moe', which is not supported"),
     ("efficientConformer", {"efficient_conf": {"stride": [2, 2]}}, CheckpointError, "must be one number for each"),
     ("efficientConformer", {"efficient_conf": {"groups": 2}}, UnsupportedError, "unknown keys groups"),
-    ("efficientConformer", {"cnn_module_kernel": 9}, CheckpointError, "that gives block 2 an odd kernel, not 4"),
+    ("efficientConformer", {"cnn_module_kernel": 9}, CheckpointError, "that gives block 2 an odd kernel instead of 4"),
     ("efficientConformer", {"causal": True, "use_dynamic_chunk": False, "static_chunk_size": 4}, UnsupportedError,
      "static_chunk_size is 4, which is not supported; supported: multiples of 6"),
     ("squeezeformer", {"reduce_idx": None}, UnsupportedError, "reduce_idx is None, which is not supported"),

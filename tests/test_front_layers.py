@@ -87,5 +87,5 @@ def test_other_tables_of_positions_are_refused(network, table, kind, tmp_path):
     write_random_checkpoint(tmp_path, random_config(**NETWORKS[network]))
     state = torch.load(tmp_path / "final.pt", weights_only=True)
     torch.save({**state, "encoder.embed.pos_enc.pe": table}, tmp_path / "final.pt")
-    with pytest.raises(UnsupportedError, match=f"encoder.embed.pos_enc.pe .* is not the table .*{kind}"):
+    with pytest.raises(UnsupportedError, match=f"encoder.embed.pos_enc.pe .* is not the sinusoid table .*{kind}"):
         Checkpoint.open(tmp_path)

@@ -161,17 +161,17 @@ BAD = {
     "phrase '': found nothing, expected words": [""],
     "phrase '[a]': can be empty, expected at least one word": ["[a]"],
     "phrase 'a | ': found nothing, expected words": ["a | "],
-    "phrase '(a': found its end, expected ')'": ["(a"],
-    "phrase 'a)': found ')', expected": ["a)"],
+    "phrase '(a': found the end, expected ')'": ["(a"],
+    "phrase 'a)': found ')', expected words": ["a)"],
     "phrase 'a <b': found '<', expected words, (), [], | or <slot>": ["a <b"],
-    "phrase 'a [unk]': found '[unk]', expected [unk] in a line of its own": ["a [unk]"],
+    "phrase 'a [unk]': found '[unk]', expected [unk] on a line of its own": ["a [unk]"],
     "phrase 'a <x>': found slot <x>, expected none: the grammar defines none": ["a <x>"],
     "phrase 'a <x>': found slot <x>, expected one of <y>, <z>": ["a <x>", "<y> = a", "<z> = b"],
     "phrase '<x>': slot <x> contains itself": ["<x>", "<x> = a <y>", "<y> = b <x>"],
     "found more than 100 nested brackets or slots": ["(" * 101 + "a" + ")" * 101],
-    "slot <x>: found a second definition, expected one": ["<x>", "<x> = a", "<x> = b"],
+    "slot <x>: found two definitions, expected one": ["<x>", "<x> = a", "<x> = b"],
     "phrase 'a z': the vocabulary has no 'z'": ["b", "a z"],
-    "found more than 262144 characters up to here": ["<a>", *DOUBLED, f"<{'a' * 20}> = a"],
+    "found 262144 characters up to here, expected fewer": ["<a>", *DOUBLED, f"<{'a' * 20}> = a"],
 }  # fmt: skip
 
 

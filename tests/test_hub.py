@@ -131,11 +131,11 @@ def test_what_breaks_off_or_is_not_there_is_an_error(hub, tmp_path):
     server, address = hub
     server.limit = 1000
     done = run(address, tmp_path, "org/name")
-    assert "BundleError: org/name: no such folder, and cannot be fetched from the hub: " in done.stderr
+    assert "BundleError: org/name: is not a local folder, and cannot be fetched from the hub: " in done.stderr
     server.limit = None
     assert run(address, tmp_path, "org/name").returncode == 0  # fetches missing files
     done = run(address, tmp_path, "org/other")
-    assert "BundleError: org/other: no such folder, and cannot be fetched from the hub: " in done.stderr
+    assert "BundleError: org/other: is not a local folder, and cannot be fetched from the hub: " in done.stderr
 
 
 @needs_client
@@ -174,7 +174,7 @@ def test_a_bundle_is_pushed_whole_or_not_at_all(hub, quantized, tmp_path):
 
 def test_without_the_client_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(BundleError, match=r"org/name: no such folder; for .* hub: pip install '\.\[hub\]'"):
+    with pytest.raises(BundleError, match=r"org/name: no such folder; to .* hub, run pip install '\.\[hub\]'"):
         Recognizer.from_pretrained("org/name")
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

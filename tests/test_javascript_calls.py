@@ -453,8 +453,8 @@ const bounded = async (recognizer) => { // feed 0.1 s at a time up to the limit;
   return [JSON.stringify(found), [...new Set(refused)]];
 };
 """
-WAITING = "AudioOverflowError: 0.40 s of audio are waiting to be recognised: "
-OVERFLOW = WAITING + "0.10 s more would be above the limit of 0.45 s"
+WAITING = "AudioOverflowError: 0.40 s of audio is waiting to be recognised: "
+OVERFLOW = WAITING + "0.10 s more would exceed the limit of 0.45 s"
 
 
 def test_a_thread_of_node_recognises_as_the_program_does(bundle, samples, tmp_path):

@@ -104,7 +104,7 @@ def test_the_demo_model_has_a_general_model_that_others_may_use():
 def test_settings_of_a_model_that_are_wrong_are_named():
     for text, message in (
         ("demo,weight=x", "--lm: weight must be a number, got 'x'"),
-        ("demo,wait=0.3", "--lm: found wait=0.3, expected weight, .* or WORD=FILE: .*No such file"),
+        ("demo,wait=0.3", r"--lm: found wait=0.3, expected a setting \(weight, .*\) or WORD=FILE: .*No such file"),
         ("demo,weight=-1", "weight must be"),
         ("demo,level=letter", "level must be"),
     ):

@@ -80,7 +80,7 @@ def test_the_callback_never_waits_and_what_is_lost_is_counted_and_told(segmentin
         sounddevice.play(sound[24_000:32_000])
         assert microphone.num_overflows == 1
     assert [type(error) for error in gate.calls] == [AudioError, AudioOverflowError]
-    assert str(gate.calls[1]).startswith("lost 0.50 s of audio from the microphone: 1.00 s of audio are waiting")
+    assert str(gate.calls[1]).startswith("lost 0.50 s of audio from the microphone: 1.00 s of audio is waiting")
     assert gate.calls[1].duration == pytest.approx(0.5)
     assert finals == segments_of(segmenting, sound[:16_000], sound[24_000:32_000])
 

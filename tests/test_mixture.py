@@ -37,7 +37,7 @@ def test_what_is_no_mixture_is_none_and_what_makes_no_sense_is_refused():
     assert read_mixture("u2moe", "Int8Rows", {"activation": "relu"}) is None
     assert read_mixture("elsewhere", "MixtureOfExperts", {}) is None
     attributes = Mixture(num_experts=8, top_k=2, activation="swish").attributes()
-    with pytest.raises(ValueError, match="MixtureOfExperts: top_k must be between 1 and num_experts 8, got 9"):
+    with pytest.raises(ValueError, match=r"MixtureOfExperts: top_k must be between 1 and num_experts \(8\), got 9"):
         read_mixture("u2moe", "MixtureOfExperts", {**attributes, "top_k": 9})
     del attributes["activation"]
     with pytest.raises(ValueError, match="MixtureOfExperts: attribute 'activation' is missing"):

@@ -161,7 +161,7 @@ def test_a_graph_that_the_library_refuses_runs_on_onnxruntime(registered, monkey
     bundle = quantized("int8")
     found = bundle.load().kernels
     assert not found.native
-    assert found.reason.startswith("u2moe-kernels 9.8.7 cannot run it: ")
+    assert found.reason.startswith("u2moe-kernels 9.8.7 cannot run encoder.onnx: ")
     assert "'cube' is unknown" in found.reason
     with pytest.raises(KernelsError, match=r"encoder\.onnx: .*'cube' is unknown"):
         bundle.load(SessionSettings(kernels="native"))

@@ -27,14 +27,14 @@ def layers_of(model):
 def test_what_is_quantized_already_is_refused(graph_of):
     model = graph_of("encoder")
     quantize_graph(model, recipe("int8-experts"))
-    with pytest.raises(BundleError, match=r"feed_forward.*: Int8MixtureOfExperts is not a layer in float32"):
+    with pytest.raises(BundleError, match=r"feed_forward.*: Int8MixtureOfExperts is not a float32 layer"):
         quantize_graph(model, recipe("int8-experts"))
 
 
 def test_functions_of_others_are_refused(graph_of):
     model = graph_of("encoder")
     next(node for node in model.graph if node.domain == "u2moe").op_type = "LinearOfTomorrow"
-    with pytest.raises(BundleError, match="LinearOfTomorrow is not a layer in float32"):
+    with pytest.raises(BundleError, match="LinearOfTomorrow is not a float32 layer"):
         quantize_graph(model, recipe("int8"))
 
 

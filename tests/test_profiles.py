@@ -188,7 +188,7 @@ def test_graphs_of_networks_of_any_kind(bundle, export_quickly, tmp_path):
     chunks = random_config(encoder_conf={"static_chunk_size": 4, "use_dynamic_chunk": False})
     write_random_checkpoint(tmp_path / "chunks", chunks, seed=1)
     static = export_quickly(tmp_path / "chunks", tmp_path / "chunks-bundle")
-    with pytest.raises(UnsupportedError, match="static_chunk_size is 4: this encoder was trained only with chunks"):
+    with pytest.raises(UnsupportedError, match="static_chunk_size is 4, so this encoder was trained only with chunks"):
         convert_bundle(static, tmp_path / "6", "offline")
     assert not (tmp_path / "5").exists()
     assert not (tmp_path / "6").exists()

@@ -93,7 +93,7 @@ def test_int4_is_refused_without_optimisations(quantized):
     """Without them, MatMulNBits returns zeros, because onnxruntime does not compute scales at load time."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with pytest.raises(ProviderError, match="weights in 4 bits need onnxruntime's optimisations"):
+    with pytest.raises(ProviderError, match="4-bit weights need onnxruntime's optimisations"):
         quantized("int4-experts").load(SessionSettings(sess_options=options))
 
 
@@ -266,8 +266,8 @@ def test_what_is_not_measured_does_not_pass(float32, clip, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--no-report", "--list", "a.tsv"], "--no-report measures nothing and cannot be combined with --list"),
-    (["--group", "experts=int4", "--group", "experts=int8"], "--group must name each group once, got experts twice"),
+    (["--no-report", "--list", "a.tsv"], "--list names recordings for the report and cannot be combined with"),
+    (["--group", "experts=int4", "--group", "experts=int8"], "must name each group at most once, got experts twice"),
     (["--packed", "--recipe", "fp16"], "packed applies only to weights in int8 and int4, but this recipe uses fp16"),
 ])  # fmt: skip
 def test_options_without_use_are_refused(float32, tmp_path, capsys, options, message):

@@ -141,7 +141,7 @@ def test_from_pretrained(bundle, sound, monkeypatch, tmp_path):
     recognizer = Recognizer.from_pretrained(bundle.path, num_threads=2, options=options)
     assert recognizer.transcribe(sound) == Recognizer(bundle, bundle.load(), options).transcribe(sound)
     monkeypatch.setattr(bundle_location, "DEMO_FOLDER", tmp_path / "none")
-    with pytest.raises(BundleError, match=r"not installed: pip install \./runtime/demo .*; or name"):
+    with pytest.raises(BundleError, match=r"not installed: run pip install \./runtime/demo .*, or name"):
         Recognizer.from_pretrained()
     monkeypatch.setattr(bundle_location, "DEMO_FOLDER", bundle.path)
     assert Recognizer.from_pretrained().bundle.path == bundle.path

@@ -38,9 +38,9 @@ def test_external_data_lies_beside_the_graph(bundle, tmp_path, monkeypatch):
 
 
 def test_missing_provider_names_those_that_are_there(bundle):
-    with pytest.raises(ProviderError, match=r"RocketExecutionProvider is not installed; installed: .*CPUExecution"):
+    with pytest.raises(ProviderError, match=r"RocketExecutionProvider is not installed: .*; installed: .*CPUExecution"):
         bundle.load(SessionSettings(providers=["RocketExecutionProvider", "CPUExecutionProvider"]))
-    with pytest.raises(ProviderError, match=r"; it is in the package onnxruntime-directml \(Windows\)"):
+    with pytest.raises(ProviderError, match=r": it is in the package onnxruntime-directml \(Windows\)"):
         bundle.load(SessionSettings(providers=["DmlExecutionProvider"]))
 
 
@@ -62,7 +62,7 @@ def test_openvino_never_gets_what_it_crashes_on(quantized, monkeypatch, recipe):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.1")
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_args, **_options: pytest.fail("a session was made"))
-    with pytest.raises(ProviderError, match=r"OpenVINOExecutionProvider of onnxruntime 1\.24\.1 cannot run integer"):
+    with pytest.raises(ProviderError, match=r"OpenVINOExecutionProvider of onnxruntime 1\.24\.1 cannot compute"):
         bundle.load(SessionSettings(providers=["OpenVINOExecutionProvider"]))
 
 

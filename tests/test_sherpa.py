@@ -295,7 +295,7 @@ def test_symbols_that_the_client_would_take_for_others(bundle):
         supported_graphs(bundle.path, bundle.manifest, change(list(bundle.tokens)), SherpaOptions())
 
     checked(lambda tokens: tokens)
-    with pytest.raises(UnsupportedError, match=r"must be token 0 \('_'\): tokens.txt has none of them"):
+    with pytest.raises(UnsupportedError, match=r"must be token 0 \('_'\), but tokens.txt has none of them"):
         checked(lambda tokens: ["_", *tokens[1:]])
     with pytest.raises(UnsupportedError, match="<eps> is token 59"):
         checked(lambda tokens: [*tokens[:-1], "<eps>"])

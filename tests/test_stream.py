@@ -81,7 +81,7 @@ def test_use_after_finish(recognizer, sound):
     stream = recognizer.create_stream()
     stream.accept_waveform(16_000, sound)
     stream.input_finished()
-    with pytest.raises(StreamError, match="finished: reset it"):
+    with pytest.raises(StreamError, match="finished: reset the stream"):
         stream.accept_waveform(16_000, sound)
     assert stream.duration == len(sound) / 16_000  # nothing was appended
     with pytest.raises(StreamError, match="already finished"):

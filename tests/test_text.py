@@ -61,7 +61,7 @@ def test_tokens_file():
     ("a -1\n", "must be 'symbol id'"),
     ("a ٣\n", "must be 'symbol id'"),
     (" 0\n", "must be 'symbol id'"),
-    ("a 0\nb 0\n", "id 0 is already that of 'a'"),
+    ("a 0\nb 0\n", "id 0 already belongs to 'a'"),
     ("a 0\nb 2\n", "no symbol has id 1"),
     ("a 99999999999999999999\n", "must be 'symbol id'"),
 ])  # fmt: skip

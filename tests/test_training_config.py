@@ -194,8 +194,8 @@ def test_unknown_keys_are_refused_by_name(path):
         parse_training_config(changed(path, 1))
     section, _, key = path.rpartition(".")
     assert (
-        f"{section or 'train.yaml'} has unknown keys {key}, which may change the network: remove those that do not"
-        in str(error.value)
+        f"{section or 'train.yaml'} has unknown keys {key}, which may change the network: "
+        "remove those that have no effect" in str(error.value)
     )
 
 
@@ -227,7 +227,7 @@ def test_keys_of_the_conformer_are_unknown_to_the_transformer():
     ("encoder_conf.output_size", "256", "output_size must be an integer, got '256'"),
     ("encoder_conf.output_size", 33, "output_size must be even"),
     ("encoder_conf.num_blocks", True, "num_blocks must be an integer, got True"),
-    ("encoder_conf.attention_heads", 5, "attention_heads must be a divisor of the width 32"),
+    ("encoder_conf.attention_heads", 5, "attention_heads must be a divisor of the model width 32"),
     ("encoder_conf.n_kv_head", 2, "head_dim must be given together with n_kv_head, got None"),
     ("encoder_conf.head_dim", 16, "head_dim must be output_size 32 / attention_heads 4 for rel_selfattn"),
     ("encoder_conf.pos_enc_layer_type", "rope_pos", "must be rope_abs_selfattn if and only if pos_enc_layer_type"),

@@ -68,7 +68,7 @@ def test_what_is_too_much_is_refused_whole_and_can_be_fed_again(own, blocks):
         feed_each(transcriber, blocks[:9])
         assert transcriber.queued_s == pytest.approx(0.9)
         transcriber.feed(RATE, blocks[9])
-        with pytest.raises(AudioOverflowError, match=r"1\.00 s of audio are waiting.*limit of 1 s") as refusal:
+        with pytest.raises(AudioOverflowError, match=r"1\.00 s of audio is waiting.*limit of 1 s") as refusal:
             transcriber.feed(RATE, blocks[10])
         assert refusal.value.duration == pytest.approx(0.1)
         assert transcriber.duration == pytest.approx(1.0)

@@ -127,7 +127,7 @@ def test_words_are_those_of_each_stretch_at_its_time(vad, recognizer, sound):
 
 def test_another_rate_is_refused(vad, recognizer, monkeypatch):
     monkeypatch.setattr(vad, "sample_rate", 8000)
-    with pytest.raises(ValueError, match="needs audio at 8000 Hz, the model 16000 Hz"):
+    with pytest.raises(ValueError, match="needs audio at 8000 Hz, but the model needs 16000 Hz"):
         recognizer.transcribe(np.zeros(16_000, np.float32), vad=vad)
 
 

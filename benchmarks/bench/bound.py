@@ -37,7 +37,7 @@ _PROFILES = 3
 def measure_bound(
     probes: Mapping[str, Probe], samples: Samples, mode: Mode, rates: Mapping[str, Any], *, repetitions: int = 5
 ) -> list[dict[str, Any]]:
-    """Measure the times of the parts of each bundle for one utterance, and compute their bounds.
+    """For one utterance, measure the time that each part of each bundle takes, and compute its lower bound.
 
     The bundles are measured in turn.
 
@@ -112,8 +112,8 @@ def compare(
 
     Returns:
         rates: the argument.
-        parts: for each part: `seconds`; `least_s`, the bound, which is the larger of `arithmetic_s` and `read_s`;
-            `ratio`, the seconds divided by the bound; and the counts behind these numbers.
+        parts: an entry for each part. `seconds` is its time. `least_s` is its bound, the larger of `arithmetic_s` and
+            `read_s`. `ratio` is `seconds` divided by `least_s`. The counts behind these numbers are included.
         stages: seconds of each stage, as spreads. The seconds of the parts of a stage add up to the stage's median.
         whole: `seconds` of all parts together, as a spread; `least_s`, the sum of the bounds; and their `ratio`.
         operators: share of the time by operator, largest first.
@@ -153,9 +153,9 @@ def compare(
 
 
 def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> list[Kernel]:
-    """Shift the times of all kernels by the same amount, so that their sum is the median of `measured`.
+    """Change the durations of all kernels by the same amount, so that their sum is the median of `measured`.
 
-    Times that would become negative become 0.
+    Durations that would become negative become 0.
     """
     if not kernels:
         return []
@@ -169,7 +169,7 @@ def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> li
 
 
 def _part(kernels: Sequence[Kernel], work: Sequence[Kernel], rates: Mapping[str, float]) -> dict[str, Any]:
-    """Return time and bound of one part. The time is that of `kernels`; the bound is computed from `work`."""
+    """Return the time and the bound of one part. The time is that of `kernels`; the bound is computed from `work`."""
     integer = sum(kernel.multiply_adds for kernel in work if kernel.integer)
     floating = sum(kernel.multiply_adds for kernel in work if not kernel.integer)
     num_bytes = sum(kernel.num_bytes for kernel in work)
@@ -195,12 +195,12 @@ def _is_not_counted(kernel: Kernel) -> bool:
 
 
 def _unknown(kernel: Kernel) -> str | None:
-    """Return the name of a product whose part is unknown, with * for layer numbers; None for other kernels."""
+    """Return the name of a product in no known part of the model, with * for numbers; None for other kernels."""
     return re.sub(r"\d+", "*", kernel.scope) if kernel.part == "other" and kernel.multiply_adds else None
 
 
 def _shares(kernels: Sequence[Kernel], key: Callable[[Kernel], str | None]) -> dict[str, float]:
-    """Return the share of the total time by key, largest first. Kernels whose key is None count only in the total."""
+    """Return each key's share of the total time, largest first. Kernels whose key is None count only in the total."""
     seconds = defaultdict[str, float](float)
     for kernel in kernels:
         if (name := key(kernel)) is not None:

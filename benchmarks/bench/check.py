@@ -1,4 +1,4 @@
-"""Does a provider compute the same results as the CPU? Compares every graph of a bundle.
+"""Checks that a provider computes the same results as the CPU, for every graph of a bundle.
 
 The check runs in a separate process. If a driver crashes, the crash is reported as a failure.
 """
@@ -64,7 +64,7 @@ Found = dict[str, Any]
 
 
 def run_check(name: str | None, providers: Sequence[str]) -> Found:
-    """Check a bundle with the given providers. The default is the demo model. docs/bench.md describes the report."""
+    """Check a bundle (default: the demo model) with the given providers. docs/bench.md describes the report."""
     report: Found = {
         "format": FORMAT,
         "version": VERSION,
@@ -150,9 +150,9 @@ def print_digest(path: str) -> None:
 
 
 class Check:
-    """A bundle loaded twice: `model` on a provider, with its tensors on the device, and `reference` on the CPU.
+    """A bundle loaded twice: `model` on a provider, with tensors on its device, and `reference` on the CPU.
 
-    On the CPU, native kernels are used only if the weights are packed.
+    `reference` uses native kernels only if the weights are packed.
     """
 
     def __init__(self, bundle: Bundle, providers: Sequence[str], kernels: str | None = None) -> None:
@@ -253,12 +253,12 @@ class Check:
         (usual, _), *others = Counter(found.values()).most_common()
         if others:
             wrong = ", ".join(f"{isa} ({digest})" for isa, digest in found.items() if digest != usual)
-            raise KernelsError(f"the results of u2moe-kernels with {wrong} differ from those with {usual}")
+            raise KernelsError(f"results of u2moe-kernels depend on the instruction set: {wrong}, all others ({usual})")
         native = self.bundle.load(SessionSettings(kernels="native"))
         yield from self.alike(native, self.reference, " with native kernels")
 
     def nodes(self) -> Iterator[Found]:
-        """Count the nodes on the provider and on the CPU, from onnxruntime's profile."""
+        """Count the nodes per provider and the CPU fallbacks per operator in onnxruntime's profile."""
         found = {}
         with tempfile.TemporaryDirectory() as folder:
             model = profiled_model(self.bundle, Path(folder), self.settings)
@@ -310,7 +310,7 @@ class Check:
                 )
 
     def _windows(self) -> Iterator[tuple[tuple[int, int], int, list[Array]]]:
-        """Yield each (chunk size, left chunks) in `chunks`, its cache size, and complete chunks [1, frames, mel]."""
+        """Yield each (chunk size, left chunks) in `chunks`, with cache size and complete windows [1, frames, mel]."""
         for chunks in self.chunks:
             cutter = Windows(self.config, chunks[0])
             cutter.accept(self.frames)
@@ -348,7 +348,7 @@ def digest_of(path: Path, isa: str) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise KernelsError(f"u2moe-kernels fail with the instruction set {isa}: {last}")
+        raise KernelsError(f"u2moe-kernels failed with the instruction set {isa}: {last}")
     return done.stdout.split()[-1]
 
 
@@ -365,7 +365,7 @@ def compared(of: str, found: Any, expected: Any, limit: tuple[float, str]) -> Fo
 
 
 def judged(of: str, difference: float, limit: tuple[float, str]) -> Found:
-    """Return a difference with its limit, the reason for the limit, and whether the difference is within it."""
+    """Return a difference, its limit, the reason for the limit, and whether the difference is within the limit."""
     return {"of": of, "difference": difference, "limit": limit[0], "reason": limit[1], "holds": difference <= limit[0]}
 
 

@@ -33,24 +33,24 @@ def add_bench(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="measure bundles on this machine",
-        description="Compare bundles on this machine: speed end to end and by stage, latency, "
-        "load time, memory, experts, and the time of each part divided by the least possible time. "
+        description="Compare bundles on this machine: speed end to end and by stage, latency, load time, memory, "
+        "experts, and the time of each part of the network as a multiple of the least possible time. "
         "docs/bench.md explains each number.",
     )
     parser.add_argument(
         "bundles",
         nargs="*",
         metavar="BUNDLE|REPORT",
-        help="folders to measure (default: demo, the demo model), or reports (.json) to show or compare",
+        help="bundles to measure (default: demo, the demo model), or reports (.json) to show or compare",
     )
-    parser.add_argument("--list", metavar="PATH", help="lines of path<TAB>transcript, or a folder of recordings")
+    parser.add_argument("--list", metavar="PATH", help="file of path<TAB>transcript lines, or folder of recordings")
     parser.add_argument("--quick", action="store_true", help="one thread, two modes, no real-time latency")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE",
-        help="write the report as JSON; with several bundles, also plot their costs as FILE.svg",
+        help="write the report as JSON; for NAME.json, also plot the costs as NAME.svg",
     )
     experts = parser.add_argument_group("for experts")
     experts.add_argument(
@@ -71,7 +71,7 @@ def add_bench(subparsers: Subparsers) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    """Measure bundles or read reports, print the results, and write the requested files."""
+    """Measure the bundles, read the reports, print the results, and write the requested files."""
     reports = [Path(name) for name in args.bundles if name.endswith(".json")]
     folders = [name for name in args.bundles if not name.endswith(".json")]
     if len(reports) > (1 if folders else 2):

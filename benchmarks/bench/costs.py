@@ -100,7 +100,7 @@ def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def costs_table(report: Report) -> list[str]:
-    """Return a table of the costs of each bundle. Brackets contain the ratios to the first bundle."""
+    """Return a table of each bundle's costs, with the ratios to the first bundle's costs in brackets."""
     found = costs_of(report)
     rows = []
     for name in report["bundles"]:

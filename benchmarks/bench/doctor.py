@@ -35,9 +35,9 @@ def add_doctor(subparsers: Any) -> None:
         "doctor",
         help="describe this installation for a bug report",
         description="Print versions, processor, kernels and providers, and run the demo model for three seconds. "
-        "With --check, compare the results of all graphs of a bundle on a provider with those on the CPU. This takes "
-        "minutes; the exit status is 1 if a difference exceeds its limit. The output names neither files nor this "
-        "machine.",
+        "With --check, instead run all graphs of a bundle on an execution provider, and compare the results with those "
+        "on the CPU. This takes minutes; the exit status is 1 if a difference exceeds its limit. The output names "
+        "neither files nor this machine.",
     )
     parser.add_argument(
         "bundle", nargs="?", metavar="BUNDLE", help="with --check: the bundle (default: the demo model)"
@@ -52,7 +52,7 @@ def add_doctor(subparsers: Any) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    """Describe the installation. Return exit status 1 if the demo model does not run or the check fails."""
+    """Describe the installation. Return exit status 1 if the demo model does not run or `--check` fails."""
     lines, code = list(_installation()), 0
     if args.check:
         file = args.output or Path("check.json")
@@ -64,7 +64,7 @@ def run_doctor(args: argparse.Namespace) -> int:
         return 0 if report["passed"] else 1
     for name in ("bundle", "providers", "output"):
         if getattr(args, name) is not None:
-            raise ValueError(f"{name if name == 'bundle' else f'--{name}'} requires --check")
+            raise ValueError(f"{'BUNDLE' if name == 'bundle' else f'--{name}'} requires --check")
     try:
         lines += _trial()
     except BundleError as error:
@@ -91,7 +91,7 @@ def _version(package: str) -> str:
 
 
 def _trial() -> Iterator[str]:
-    """Run the demo model. Yield lines with its kernels, a digest of its tokens, and its speed."""
+    """Run the demo model. Yield lines with the kernels, a digest of the recognised tokens, and the speed."""
     recognizer = Recognizer.from_pretrained(find_bundle(None))
     kernels = recognizer.model.kernels
     library = f", sha256 {hashlib.sha256(kernels.library.read_bytes()).hexdigest()[:16]}" if kernels.library else ""

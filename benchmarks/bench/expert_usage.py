@@ -45,7 +45,7 @@ def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dic
 
     Returns:
         num_chunks: number of chunks.
-        num_experts: number of experts of a layer.
+        num_experts: number of experts per layer.
         experts_per_token: number of experts that each token uses in a layer.
         touched: mean number of experts that get tokens in a chunk, for each layer and averaged over layers.
         bytes_touched: bytes of the experts that get tokens in a chunk, summed over layers, as percentiles over chunks.

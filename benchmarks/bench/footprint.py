@@ -41,8 +41,8 @@ def measure_footprint(
         repetitions: measured processes per bundle. An extra process first loads the files into the system's cache.
 
     Returns:
-        For each bundle, the spread of each value that `report` prints. An additional entry, `disk`, contains `files`:
-        the size of all files in bytes.
+        For each bundle, the spread of each value that `report` prints, and an entry `disk`. This entry contains
+        `files`: the total size of the bundle's files in bytes.
     """
     chosen = json.dumps(dataclasses.asdict(settings or SessionSettings()))
 
@@ -62,12 +62,17 @@ def measure_footprint(
 
 
 def report(import_s: float, path: str, audio: str, settings: str) -> None:
-    """Measure times and memory in a fresh process, and print them as JSON.
+    """Measure times and memory, and print them as JSON. Must run in a fresh process.
 
-    import_s: time to import the runtime with onnxruntime and numpy. verify_s: time to check the digests of the bundle's
-    files. load_s: time to create the sessions, with the files in the system's cache. start_s: verify_s + load_s.
-    first_s: time of the first recognition of the whole recording. imported_bytes, loaded_bytes, peak_bytes: peak
-    resident memory up to the end of the import, of loading, and of the measurement. Memory is measured only on Linux.
+    Outputs:
+        import_s: time to import the runtime with onnxruntime and numpy.
+        verify_s: time to check the digests of the bundle's files.
+        load_s: time to create the sessions, with the files in the system's cache.
+        start_s: verify_s + load_s.
+        first_s: time to recognise the whole recording for the first time.
+        imported_bytes: peak resident memory up to the end of the import. Memory is measured only on Linux.
+        loaded_bytes: the same up to the end of loading.
+        peak_bytes: the same up to the end of the measurement.
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415

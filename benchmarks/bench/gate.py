@@ -22,7 +22,7 @@ class Limit:
     Attributes:
         flag: the command-line option that sets the limit.
         unit: the unit of the option's value.
-        about: the end of the option's help text, which begins with "exit with status 1 if the first".
+        about: how the option's help text continues after "exit with status 1 if the first".
     """
 
     flag: str
@@ -56,7 +56,7 @@ def limits_in(args: argparse.Namespace) -> dict[str, float]:
 def check_measurable(limits: Mapping[str, float], repetitions: int, transcripts: Sequence[str]) -> None:
     """Raise ValueError if a limit needs more than `repetitions` rounds, or needs transcripts but there are none."""
     if limits.keys() & {"time", "memory"} and repetitions < FEWEST_ROUNDS:
-        raise ValueError(f"repetitions must be at least {FEWEST_ROUNDS} for limits, got {repetitions}")
+        raise ValueError(f"repetitions must be at least {FEWEST_ROUNDS} for a time or memory limit, got {repetitions}")
     if "words" in limits and not any(transcripts):
         raise ValueError(f"{LIMITS['words'].flag} needs recordings with transcripts")
 
@@ -72,7 +72,7 @@ def _number(text: str) -> float:
 
 
 def verdicts(limits: Mapping[str, float], report: Report, other: Report | None = None) -> Iterator[tuple[bool, str]]:
-    """Yield a pair for each limit: whether it passes, and a description.
+    """Yield a pair for each limit (for word errors, one for each mode): whether it passes, and a description.
 
     A limit also passes if the two bundles may have equal costs, according to the interval of their ratio or difference.
     It therefore rarely fails by chance.
@@ -121,11 +121,11 @@ def _words(report: Report, other: Report | None) -> Costs:
         for (source, name), count in zip(pair, threads, strict=True)
     ]  # fmt: skip
     if not modes[0].keys() & modes[1].keys():
-        raise ValueError("word errors can only be compared in the same mode, and the bundles share none")
+        raise ValueError("word errors can only be compared in the same mode, but the bundles have no mode in common")
     for mode in [mode for mode in modes[0] if mode in modes[1]]:
         one, two = (each[mode] for each in modes)
         if not {"errors", "lengths"} <= one.keys() & two.keys():
-            raise ValueError("a report lacks the word errors of each recording: measure again, with transcripts")
+            raise ValueError("a report has no word errors per recording: measure again with transcripts")
         yield f"word errors, {mode}", difference_of_rates(one["errors"], two["errors"], one["lengths"]), True
 
 

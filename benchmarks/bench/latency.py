@@ -50,8 +50,8 @@ def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], 
 def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:
     """Return latencies over all observed utterances.
 
-    Each wait is given as percentiles of its "algorithmic" part, its "compute" part and the "total". Without speech, the
-    waits are missing.
+    The waits, first_partial_s to finalisation_s, are given as percentiles of their "algorithmic" part, their "compute"
+    part and the "total". Without speech, they are missing.
 
     Returns:
         chunk_latency_s: compute time of a chunk; see `speed.latencies`.
@@ -63,7 +63,7 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
         finalisation_s: from the end of the last word of an utterance to its final result. The audio after that word is
             the algorithmic part: the silence that an endpoint waits for, or the rest of the recording. The last chunk
             and the second pass are the compute part.
-        flicker: share of the words in partial results that later changed.
+        flicker: share of word positions in partial results at which the word later changed or vanished.
         revised: number of committed words that the second pass changed, divided by the number of final words.
     """
     result: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) ->
 
 
 def first_partial(segment: Result, events: Sequence[Event], final: Event) -> list[Wait]:
-    """Return the wait for an utterance's first tokens; [] if it has no words. `final` is the event that ended it."""
+    """Return the wait for an utterance's first tokens; [] if it has no words. The event `final` ended the utterance."""
     if not segment.words:
         return []
     shown = next((event for event in events if event.tokens), final)
@@ -145,5 +145,5 @@ def _parts(waits: Sequence[Wait]) -> dict[str, Any]:
 
 
 def _silence(endpoint: EndpointConfig | None) -> float | None:
-    """Return the seconds of silence after speech that end an utterance; None if the endpoint has no rule 2."""
+    """Return the minimum silence after speech, in seconds, that ends an utterance; None without rule 2."""
     return endpoint.rule2.min_trailing_silence if endpoint and endpoint.rule2 else None

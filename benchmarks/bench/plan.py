@@ -1,4 +1,4 @@
-"""All measurements of `u2moe bench`, run once and returned as a JSON report."""
+"""Runs all measurements of `u2moe bench`, and returns their results as a JSON report."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ class Plan:
             raise ValueError(f"repetitions must be at least 1, got {self.repetitions}")
 
     def modes(self, bundle: Bundle, fixed: Iterable[Mode] = ()) -> list[Mode]:
-        """Return the modes that a bundle supports: those of this plan, and of `fixed`, the modes of fixed shapes."""
+        """Return the modes in which to measure a bundle.
+
+        `fixed`: modes of bundles with fixed shapes. The modes that `bundle` supports are added.
+        """
         config = bundle.manifest.model
         if (own := Mode.fixed(config)) is not None:
             return [own]
@@ -92,7 +95,7 @@ class Plan:
         return [Mode(chunk_size=size, num_left_chunks=self.left_chunks[0]) for size in self.chunk_sizes]
 
     def main_modes(self) -> list[Mode]:
-        """Return the modes for bounds (see `measure_bound`) and for statistics of experts."""
+        """Return the modes in which to measure bounds (see `measure_bound`) and expert statistics."""
         return [Mode(), *self.live_modes()[:1]]
 
 
@@ -123,12 +126,12 @@ def run_suite(
         hotwords: phrases to prefer. None: use the hotwords of each bundle.
 
     Returns:
-        machine, plan, decoding, audio, bundles: the conditions.
+        machine, plan, decoding, audio, bundles: conditions of the measurements.
         other_cores: mean number of cores that other processes used during the measurements.
         left_out: measurements that were skipped because the extra [tools] is not installed.
-        without_bound: bundles with weights packed for native kernels. Their products cannot be counted.
-        fixed_shapes: the measurements that are missing for bundles of fixed shape, and why, by bundle. They have one
-            mode, which is measured for all bundles that support it.
+        without_bound: bundles whose products cannot be counted, because the weights are packed for native kernels.
+        fixed_shapes: the measurements that are missing for bundles of fixed shape, and why, by bundle. Such a bundle
+            has one mode, which is measured for all bundles that support it.
         kernels: kernels of each bundle; see `Kernels.data`.
         speed: entries of `speed.measure_speed`, each with its `threads`.
         latency: entries of `latency.measure_latency`, in real time, with the first number of threads in `plan`.
@@ -214,7 +217,7 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
         features, window = FeatureStream(bundle.manifest.features), bundle.manifest.model.window
         features.accept(samples)
         if features.num_ready < window:
-            raise AudioError(f"{path}: too short: needs at least {window} feature frames, got {features.num_ready}")
+            raise AudioError(f"{path}: has {features.num_ready} feature frames, expected at least {window}")
     return samples
 
 
@@ -231,7 +234,7 @@ def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
 def _add_bound(
     report: dict[str, Any], probes: Mapping[str, Probe], num_threads: int, recordings: Sequence[Samples], plan: Plan
 ) -> None:
-    """Add the machine's rates, and the bounds of the bundles in the main modes."""
+    """Add the machine's rates to the report, and each bundle's bounds in the main modes."""
     footprints = [sum(file.size for file in item.bundle.manifest.files.values()) for item in probes.values()]
     rates = measure_rates(footprints, num_threads, repetitions=plan.repetitions)
     report["rates"].append(rates)
@@ -258,7 +261,7 @@ def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan:
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
     """Return unique names for bundle folders: the shortest path suffixes that distinguish the folders.
 
-    Repetitions of a folder get a number after the name. The differences between them show the noise.
+    Repetitions of a folder get a number after the name. The differences between their results show the noise.
     """
     resolved = [path.resolve() for path in paths]
     depth = 1
@@ -272,7 +275,7 @@ def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _decoding(options: DecodingOptions, hotwords: Hotwords | None) -> dict[str, Any]:
-    """Return the options that differ from the defaults."""
+    """Return the decoding options that differ from the defaults, and any hotwords."""
     return changed_options(options_as_json(options)) | ({} if hotwords is None else {"hotwords": hotwords})
 
 

@@ -116,7 +116,7 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
 
 
 def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) -> dict[str, Any]:
-    """Return percentiles of the values of all rounds together.
+    """Return percentiles of all values, pooled over the rounds.
 
     The entry `rounds` is the spread of the rounds' medians. If `budget_s` is given, `late` is the share of values that
     exceed it.

@@ -81,7 +81,7 @@ def _head(report: Report) -> Iterator[str]:
 
 
 def _speed(report: Report) -> Iterator[str]:
-    """Yield a table of end-to-end real-time factors and of the share of each stage."""
+    """Yield a table of end-to-end speed and each stage's share of the time, with word errors and energy if measured."""
     stages = list(report["speed"][0]["shares"])
     head = ["mode", "threads", "bundle", "real-time factor", "RTFx", "core-hours / hour", *stages]
     words = any("words" in entry for entry in report["speed"])
@@ -114,7 +114,7 @@ def _or_dash(entry: Report, key: str) -> list[str]:
 
 
 def _chunks(report: Report) -> Iterator[str]:
-    """Yield a table of latencies at full speed."""
+    """Yield a table of the latencies measured at full speed."""
     rows = [[*_of_chunks(entry), *_milliseconds(entry["finalisation_s"], "p50", "p90")] for entry in in_order(report)]
     yield ""
     yield "Latency at full speed, ms: chunk, its budget and share of late chunks; end of input to final result"
@@ -122,7 +122,7 @@ def _chunks(report: Report) -> Iterator[str]:
 
 
 def _latency(report: Report) -> Iterator[str]:
-    """Yield a table of chunk latencies and of the user's waits, both in real time."""
+    """Yield a table of chunk latencies and the user's waits, measured with audio that arrives in real time."""
     if not report["latency"]:
         return
     rows = [
@@ -217,17 +217,17 @@ def _bound_row(entry: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
 
 
 def _times(ratio: float | None) -> str:
-    """Return a ratio as text. Empty for a part without products, because such a part has no bound."""
+    """Return the ratio to the bound as text, or spaces for a part without products, which has no bound."""
     return f" {ratio:5.1f}x" if ratio else "       "
 
 
 def in_order(report: Report) -> list[Mapping[str, Any]]:
-    """Return the entries of `speed` by number of threads. Entries with the same number stay in order of measurement."""
+    """Return the entries of `speed` sorted by number of threads. Ties stay in order of measurement."""
     return sorted(report["speed"], key=lambda entry: int(entry["threads"]))
 
 
 def where(entry: Mapping[str, Any]) -> list[str]:
-    """Return the cells that identify an entry: bundle, mode and so on."""
+    """Return the cells that identify an entry: mode, number of threads, and bundle."""
     return [entry["mode"], str(entry["threads"]), entry["bundle"]]
 
 

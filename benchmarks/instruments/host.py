@@ -58,7 +58,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_fields(file: Path = _CPUINFO) -> dict[str, str]:
-    """Return the fields of /proc/cpuinfo for the first processor and for the machine (such as its board's name)."""
+    """Return the /proc/cpuinfo fields of the first processor and those of the machine, such as its board's name."""
     fields: dict[str, str] = {}
     for line in _read(file).splitlines():
         name, colon, value = line.partition(":")
@@ -81,7 +81,7 @@ def usable_cores() -> int:
 
 
 class OtherLoad:
-    """Meter of the processor cores that other processes have used since the meter was created."""
+    """Measures how many processor cores other processes have used, on average, since it was created."""
 
     def __init__(self) -> None:
         self._begin = self._times()
@@ -96,7 +96,10 @@ class OtherLoad:
 
     @staticmethod
     def _times() -> tuple[float, float, float] | None:
-        """Return the monotonic clock, the CPU seconds of all processes, and those of this process and its children."""
+        """Return the monotonic time, the CPU seconds of all processes, and those of this process and its children.
+
+        None if the system does not report them.
+        """
         fields = _read(_STAT).partition("\n")[0].split()[1:]
         if len(fields) < 8:
             return None

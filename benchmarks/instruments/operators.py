@@ -1,4 +1,4 @@
-"""The kernels that onnxruntime runs for a bundle: time, part of the model, and number of multiply-adds.
+"""The kernels that onnxruntime runs for a bundle, each with its time, part of the model, and number of multiply-adds.
 
 Multiply-adds are counted from the shapes in onnxruntime's profile. Experts without tokens, and products that a graph
 rewrite removed, therefore count as 0.
@@ -62,7 +62,7 @@ class Kernel:
         seconds: time reported by onnxruntime's profiler. It includes the profiler's overhead, so use it only as a
             share.
         multiply_adds: multiply-adds of a matrix product or convolution; otherwise 0.
-        num_bytes: bytes of the right-hand matrix: weights or, in attention, keys or values. 0 without multiply-adds.
+        num_bytes: bytes of the right-hand matrix (weights or, in attention, keys or values); 0 without multiply-adds.
         integer: whether the factors are integers.
         parameter_bytes: bytes of the constants that the node reads, except those that onnxruntime packed earlier.
     """
@@ -90,7 +90,7 @@ def profile(
     num_threads: int = 1,
     repetitions: int = 3,
 ) -> list[list[Kernel]]:
-    """Return the `Kernel` records of several runs, one list per run, after a warm-up run.
+    """Profile several runs after a warm-up run. Return the `Kernel` records, one list per run.
 
     Args:
         bundle: bundle to load.
@@ -149,7 +149,7 @@ def node_events(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def call_sites(file: Path, replaces: Callable[[str], bool]) -> list[Site]:
-    """Return the operator of each node and its name in the main graph, in the order of onnxruntime's node indices.
+    """Return a `Site` for each node, in the order of onnxruntime's node indices.
 
     Nodes of the main graph come first. onnxruntime inlines function calls: it appends the nodes of the functions in the
     order of the calls, level by level, and gives them meaningless names. Constants become initializers, which have no
@@ -169,7 +169,7 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ())
     """Yield the kernels of one graph from the node events of onnxruntime's profile, in order of execution.
 
     Nodes without a meaningful name are looked up in `sites`, the result of `call_sites` for the encoder. A node that
-    onnxruntime created during optimisation belongs to the part of the preceding node.
+    onnxruntime created during optimisation belongs to the same part of the encoder as the preceding node.
     """
     names = [str(event["name"]).removesuffix("_kernel_time") for event in events]
     graph = next((graph for graph in ("ctc", "decoder") if any(name.startswith(f"{graph}/") for name in names)), None)
@@ -194,7 +194,7 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ())
 
 
 def part_of(name: str) -> str | None:
-    """Return the part of the encoder to which the name of a node belongs; None if unknown."""
+    """Return the part of the encoder that contains the node `name`; None if unknown."""
     for part, words in _SCOPES:
         if any(word in name for word in words):
             return part

@@ -1,7 +1,7 @@
-"""Recognition of recordings with a bundle, live or as a whole, with the time of every stage.
+"""Recognises recordings with a bundle, live or as a whole, and times every stage.
 
-The total time is the time that an application's calls to the runtime take. The runtime's observer interface reports
-the times of the stages.
+The total is the time that an application's calls to the runtime take. Graphs are timed by their sessions. The features
+and the search are timed through the runtime's observer interface.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to `stage`."""
+        """Add the duration of the `with` block to the time of `stage`."""
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
@@ -140,10 +140,10 @@ class Stopwatch:
 
 
 class TimedSession(Session):
-    """A session whose runs are timed as a stage."""
+    """A session that times its runs as one stage of a stopwatch."""
 
     def __init__(self, watch: Stopwatch, *session: Any, files: BundleFiles) -> None:
-        """Create a session from `session` and `files`, the arguments of `Session`. `watch` adds the times of runs."""
+        """Create a session from `session` and `files`, the arguments of `Session`. `watch` times the runs."""
         super().__init__(*session, files=files)
         self._watch, self._stage = watch, _GRAPHS[self.graph.name]
 
@@ -159,7 +159,7 @@ class Probe:
     Raises:
         BundleError: the bundle is damaged.
         ProviderError: a provider is not installed or did not start.
-        StreamError: the bundle does not support the search.
+        StreamError: the bundle does not support `options`.
     """
 
     def __init__(

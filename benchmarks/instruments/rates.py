@@ -44,11 +44,12 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
         repetitions: number of measurements.
 
     Returns:
-        multiply_adds_per_s: for "integer" and "float" products, the spread of the rate for each size, and the size with
-            the highest rate.
-        read_bytes_per_s: the spread of the rate, by the bytes of the weights. The weights are multiplied by a single
-            row (a token), so that reading limits the speed. The result is the higher of two rates: float32 weights with
-            onnxruntime, and int8 weights with native kernels.
+        threads: the argument `num_threads`.
+        multiply_adds_per_s: the operator, the spread of the rate for each size, and the size with the highest rate, for
+            "integer" and for "float" products.
+        read_bytes_per_s: the spread of the rate, by the size of the weights in bytes. The weights are multiplied by a
+            single row (a token), so that reading limits the speed. The result is the higher of two rates: float32
+            weights with onnxruntime, and int8 weights with native kernels.
     """
     random = np.random.default_rng(0)
     cases: dict[tuple[str, Any], Callable[[], float]] = {}
@@ -79,9 +80,9 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
 
 
 def readable(footprint: int) -> int:
-    """Return how many bytes to read to measure the read rate for this footprint, at most `BEYOND_CACHE`.
+    """Return the number of bytes to read when measuring the read rate for `footprint`.
 
-    The number is also limited to a quarter of free memory, and rounded to whole weight matrices.
+    It is `footprint`, limited to `BEYOND_CACHE` and to a quarter of free memory, and rounded to whole weight matrices.
     """
     one = 4 * _WIDTH * _WIDTH
     limit = min(BEYOND_CACHE, (memory_bytes("MemAvailable") or 4 * BEYOND_CACHE) // 4)
@@ -145,8 +146,8 @@ def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
     The output is "y" [rows, out].
 
     Args:
-        op_type: "MatMul" for float32 weights. With int8 weights and a scale per column, as in quantized bundles:
-            "MatMulIntegerToFloat", which takes uint8 x with zero point 128, or the native operator `NATIVE`.
+        op_type: "MatMul" for float32 weights. For int8 weights with a scale per column, as in quantized bundles, either
+            "MatMulIntegerToFloat" or the native operator `NATIVE`. The former takes uint8 x with zero point 128.
         weights: float32 or int8, each [in, out].
     """
     import onnx_ir as ir  # noqa: PLC0415 - needs the extra tools

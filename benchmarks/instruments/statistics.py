@@ -55,13 +55,13 @@ def interleaved(
 ) -> dict[Key, list[Measured]]:
     """Call all cases in turn: A B A B, not A A B B.
 
-    Other load and changes of the clock rate then affect all cases alike.
+    Other processes and changes in the clock rate then affect all cases alike.
 
     Args:
         cases: functions by name.
         repetitions: number of measured rounds.
         warm_up: number of preceding rounds whose results are discarded.
-        title: prefix of the progress line of each round.
+        title: prefix of each round's progress line.
 
     Returns:
         Results of the calls by name, in the order of the rounds.
@@ -97,12 +97,12 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def spread_of(found: Mapping[str, Any], scale: float = 1.0) -> Spread:
-    """Return a spread from JSON data, multiplied by `scale`."""
+    """Return a spread from JSON data. All values but `count` are multiplied by `scale`."""
     return Spread(**{name: scale * found[name] for name in ("median", "low", "high")}, count=found["count"])
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
-    """Return the spread of the ratios of two series of measurements, computed round by round."""
+    """Divide two series of measurements round by round, and return the spread of the ratios."""
     return Spread.of([value / other for value, other in zip(values, others, strict=True)])
 
 

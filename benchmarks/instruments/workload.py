@@ -44,7 +44,7 @@ NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}
 
 
 def clips() -> list[Path]:
-    """Return the recordings of the demo model."""
+    """Return the paths of the demo model's recordings."""
     return find_audio([DEMO_FOLDER / "clips"])
 
 
@@ -68,14 +68,14 @@ def random_frames(bundle: Bundle) -> Frames:
 
 
 def audio_seconds(mode: str) -> float:
-    """Return the seconds of audio that all streams together process in one round of a mode."""
+    """Return the seconds of audio, summed over all streams, that are processed in one round of a mode."""
     if mode in NUM_CHUNKS:
         return NUM_CHUNKS[mode] * CHUNK_S * (NUM_STREAMS if mode == "streaming-8" else 1)
     return UTTERANCE_S
 
 
 def one_round(mode: str, model: Model, frames: Frames) -> Run:
-    """Return a function that runs one round of a mode. Features and search are excluded.
+    """Return a function that runs one round of a mode. Feature extraction and search are excluded.
 
     Args:
         mode: "streaming" or "streaming-8": chunks of one or eight streams whose left context is full; "full": full

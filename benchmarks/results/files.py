@@ -22,7 +22,7 @@ def repository() -> Path:
     """
     here = Path.cwd()
     if not (here / "benchmarks" / "results").is_dir():
-        raise FileNotFoundError(f"{here} is not the root of a clone of u2moe; change to it, or name the files to use")
+        raise FileNotFoundError(f"run this in the root of a u2moe clone, not in {here}, or name the files to use")
     return here
 
 
@@ -32,7 +32,7 @@ def results_file(name: str) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return the content of a results file; empty if it does not exist."""
+    """Return the content of a results file, or {} if the file does not exist."""
     if not file.exists():
         return {}
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ def kind_of(machine: Mapping[str, Any]) -> str:
 
 
 def machine_key(content: Mapping[str, Any]) -> str:
-    """Return the kind of machine that produced the results, and the instruction set of the native `kernels`."""
+    """Return a key: the kind of machine that produced the results, and the instruction set of its native kernels."""
     return f"{kind_of(content['machine'])}, {content['kernels']['isa'] or 'without native kernels'}"
 
 
@@ -79,7 +79,7 @@ def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record(file: Path, content: dict[str, Any]) -> None:
-    """Write results of a study that measures piece by piece. Add `measured_here`, and the `commits` of all pieces."""
+    """Write results of a study that measures piece by piece. Add `machine`, `date` and the `commits` of all pieces."""
     content |= measured_here()
     content["commits"] = list(dict.fromkeys([*content.get("commits", []), content["machine"]["commit"]]))
     write_json(file, content)
@@ -99,12 +99,13 @@ def publish(
     part: str = "",
     per_machine: bool = False,
 ) -> None:
-    """Write results to a file, with machine and date. Print their tables.
+    """Write results, with the machine and the date, to a file. Print the tables of the results.
 
     Args:
         file: JSON file.
         found: results.
-        values: function that takes the content of the file and returns the values for pages.
+        values: function that returns the values for pages. Its argument has the form of the file's content, but
+            contains only the new results.
         bundle: the measured bundle. None: several bundles, or no bundle.
         part: name of the part of the file to replace. "": replace the whole file.
         per_machine: keep the file's results from other kinds of machines; see `machine_key`.

@@ -3,8 +3,9 @@
     python -m u2moe.benchmarks.results.pages [--check]
 
 For results/NAME.json, the function `values(results)` of the study NAME returns values by key. The value of KEY is
-written between `<!-- begin NAME.KEY -->` and `<!-- end NAME.KEY -->`, or "(not measured)" without results. Marks
-without a dot belong to other scripts. The table of targets contains the `targets(results)` of all studies.
+written between `<!-- begin NAME.KEY -->` and `<!-- end NAME.KEY -->`; if there are no results, "(not measured)" is
+written instead. Marks without a dot belong to other scripts. The table of targets contains the `targets(results)` of
+all studies.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Values = dict[str, dict[str, str]]
 
 
 def all_values(folder: Path) -> Values:
-    """Return the values of each results file in `folder` and of the targets."""
+    """Return the values of each results file in `folder`, and those of the targets."""
     found: Values = {}
     targets: list[target_page.Target] = []
     for name in study_names():
@@ -58,7 +59,7 @@ def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tup
     """Yield the outdated pages of a clone with their updated content.
 
     Raises:
-        ValueError: a mark has no end or an unknown name.
+        ValueError: a mark has no end, or its name is unknown.
     """
     everywhere = {f"{name}.{key}": value for name, own in values.items() for key, value in own.items()}
     missing = tuple(f"{name}." for name, own in values.items() if not own)

@@ -48,7 +48,7 @@ def bars(mode: str) -> list[Bar]:
     """Return the rows of one panel, from top to bottom.
 
     The times of u2moe and torch include only the encoder and the CTC head. Those of sherpa-onnx also include features
-    and greedy search, which add a few percent at this size.
+    and greedy search, which add a few percent for models of this size.
     """
     contents = read_json(results_file("full_size"))["machines"].values()
     *_, own = (content for content in contents if kind_of(content["machine"]) == machine())

@@ -1,4 +1,4 @@
-"""How fast is the demo model, and how close is it to the machine's bound? Formats a report of `u2moe bench`.
+"""How fast is the demo model, and how close does it come to the machine's limits? Formats a report of `u2moe bench`.
 
 u2moe bench runtime/demo --output benchmarks/results/bench.json
 """
@@ -9,7 +9,7 @@ from u2moe.benchmarks.bench.terminal import Report, describe
 
 
 def values(report: Report) -> dict[str, str]:
-    """Return the terminal tables, and the main numbers for full context and for chunks of 16 encoder frames."""
+    """Return the printed tables, real-time factors (full context; chunks of 16 frames), load time, and peak memory."""
     first = report["plan"]["threads"][0]
     speed = {entry["mode"]: entry for entry in report["speed"] if entry["threads"] == first}
     (footprint,) = report["footprint"].values()

@@ -39,7 +39,7 @@ def measure(bundles: Mapping[str, Path], recordings: Sequence[Recording]) -> dic
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each bundle and penalty."""
+    """Return the values for pages: a table by bundle and penalty, and the numbers of words and recordings."""
     rows = [
         (name, penalty, f"{item['errors'] / item['words']:.1%}", item["errors"], item["deletions"], item["insertions"])
         for name, own in results["bundles"].items()

@@ -38,7 +38,7 @@ Words = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
 
 
 def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
-    """Return the confidence of each recognised word and whether it is correct."""
+    """Return, for each recognised word with a confidence, the confidence and whether the word is correct."""
     confidences: list[float] = []
     right: list[bool] = []
     for recording in recordings:
@@ -57,11 +57,11 @@ def reliability(found: Words) -> dict[str, Any]:
 
     Returns:
         num_words, right, confidence: number of words, share of correct words, and mean confidence.
-        expected_error: expected calibration error (ECE): the mean absolute difference between the mean confidence of a
+        expected_error: expected calibration error (ECE), the mean absolute difference between the mean confidence of a
             bin and the share of correct words in it. Bins are weighted by their number of words.
-        area: area under the ROC curve: the probability that a correct word has a higher confidence than a wrong one.
+        area: area under the ROC curve, the probability that a correct word has a higher confidence than a wrong one.
             0.5 is chance.
-        bins: for each tenth of the range of confidences: number of words, mean confidence, and share of correct words.
+        bins: number of words, mean confidence and share of correct words in each tenth of the confidence range.
     """
     confidences, right = found
     positions = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
@@ -90,7 +90,7 @@ def reliability(found: Words) -> dict[str, Any]:
 def area_under_roc(found: Words) -> float | None:
     """Return the probability that a correct word has a higher confidence than a wrong one.
 
-    Ties count half. None if correct words or wrong words are missing.
+    Ties count half. None if there are no correct words or no wrong words.
     """
     confidences, right = found
     if right.all() or not right.any():
@@ -134,7 +134,7 @@ def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each set, and the bins and numbers of all sets together."""
+    """Return the values for pages: a row for each set, and the bins and statistics of all sets together."""
     sets = (
         (
             name, found["num_words"], f"{found['right'] or 0:.1%}", f"{found['confidence'] or 0:.1%}",
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("calibration", __doc__)
     parser.add_argument(
-        "--fit", action="store_true", help="write a calibration fitted to these recordings into the bundle"
+        "--fit", action="store_true", help="fit a calibration to these recordings, and write it into the bundle"
     )
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)

@@ -2,8 +2,8 @@
 
     python -m u2moe.benchmarks.studies.committed BUNDLE TEST.tsv ...
 
-Delays count only the audio that must still arrive. They are therefore the same on every machine. `u2moe bench` also
-measures the computation.
+Delays count only the audio that arrives after a word, not the time for computation. They are therefore the same on
+every machine. `u2moe bench` also measures the computation.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ QUIET_S = 2.0
 
 
 def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[str, Any]:
-    """Return percentiles of the wait from a word's end to its final text and to its commitment, in seconds of audio.
+    """Return percentiles of two waits after a word's end: until its text is final and until it is committed.
 
-    Also return the numbers of words and of revised words.
+    They are in seconds of audio. Also return the numbers of words and of revised words.
     """
     found = summary(observed, probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0)
     waits = {name: found[f"{name}_s"]["algorithmic"] for name in ("word", "committed")}
@@ -44,7 +44,7 @@ def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[st
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each set and chunk size, and the medians of the first set."""
+    """Return the values for pages: a table by set and chunk size, and the first set's medians and revision rates."""
     header = ("set", "chunk", "final text shown, p50, p95", "committed, p50, p95", "revised")
     rows: list[Sequence[object]] = []
     numbers: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""What does a mixture of a billion parameters cost on the edge, by number, width and top-k of its experts?
+"""What does a billion-parameter mixture of experts cost on the edge, by number, width and top-k of the experts?
 
     python -m u2moe.benchmarks.studies.edge FOLDER [--prepare]
 
-FOLDER receives the measurements, and bundles with random weights (`random_models`) if they are missing. An interrupted
+FOLDER receives the measurements and any missing bundles, which have random weights (`random_models`). An interrupted
 run continues with the files in FOLDER. --prepare only makes the bundles. The workload is that of `full_size`.
 """
 
@@ -72,7 +72,7 @@ def groups() -> Iterator[list[Case]]:
 
 
 def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the seconds of each round by mode and case, as in `full_size.measure`; and the result of `starts_of`."""
+    """Return the seconds of each round by mode and case, as `full_size.measure` does, and the result of `starts_of`."""
     bundles = {case.key: Bundle.open(root / case.model / case.format, verify=False) for case in cases}
     starts = starts_of(bundles, cases[0].kernels)
     settings = SessionSettings(num_threads=1, kernels=cases[0].kernels)
@@ -88,7 +88,10 @@ def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the page's values: tables by machine, and networks that are as fast as Dense-225M on the last machine."""
+    """Return the page's values: tables by machine, ratios to Dense-225M, and networks that are as fast as Dense-225M.
+
+    The ratios and these networks are those of the last machine.
+    """
     machines, found = list(results["machines"].values()), {}
     found["tables"] = "\n\n".join(line for content in reversed(machines) for line in _page(content))
     for content in machines:
@@ -107,7 +110,7 @@ def _number(found: Mapping[str, str], name: str) -> float:
 
 
 def _row(content: Mapping[str, Any], case: Case) -> list[str]:
-    """Return the row of a case. Times have their ratios to Dense-225M in brackets; "—" if not measured."""
+    """Return the row of a case. The time of each mode has its ratio to Dense-225M in brackets; "—": not measured."""
     start, first, model = content["starts"][case.key], Case(SMALL, case.format, case.kernels), case.model
     used = f"{content['touched'][model]:.1f}" if model in content["touched"] else ""
     times = []
@@ -140,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("edge", __doc__)
     parser.add_argument("folder", type=Path, help="folder of bundles and measurements, created if missing")
-    parser.add_argument("--prepare", action="store_true", help="make missing bundles without measuring")
+    parser.add_argument("--prepare", action="store_true", help="only create missing bundles; do not measure")
     args = parser.parse_args(arguments)
     chosen = choose_kernels("auto", [CPU])
     for model in TITLES:

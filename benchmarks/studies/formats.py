@@ -4,7 +4,7 @@
         --list SET.tsv ... [--results FILE]
 
 A variant is a bundle, optionally with @KERNELS ("native" or "onnxruntime"; default: native if installed). +noise adds
-random numbers of at most half a 16-bit step to the samples. The noise shows how many texts such small changes alter.
+random numbers of at most half a 16-bit step to the samples. It shows how many texts are altered by such small changes.
 All variants are compared with the first two. A paired bootstrap over recordings gives 95 % intervals of the
 differences.
 """
@@ -60,7 +60,7 @@ class Variant(NamedTuple):
 
 
 def recognized(recognizer: Recognizer, recordings: Sequence[Recording], *, noise: bool = False) -> Texts:
-    """Return the words of all recordings in each mode. `noise` adds noise up to `HALF_STEP`, the same in every call."""
+    """Return the words of all recordings in each mode. `noise`: every call adds the same noise, at most `HALF_STEP`."""
     rate = recognizer.bundle.manifest.features.sample_rate
     texts: Texts = {mode: [] for mode in MODES}
     random = np.random.default_rng(0)
@@ -77,7 +77,8 @@ def measure(variants: Mapping[str, Variant], sets: Mapping[str, Sequence[Recordi
     """Measure the word errors of each variant, and the differences from the first two variants.
 
     Returns:
-        num_recordings, and num_words by set.
+        num_recordings: number of recordings.
+        num_words: number of words in the transcripts, by set.
         variants: each with `bundle`, `bytes`, `kernels` and `modes`. Each mode has `num_errors` by set, and `beside`,
             the comparisons with the first two variants. A comparison has `cost`, the ratio of the total errors with its
             95 % interval; `num_other_texts`, the number of recordings whose text differs; and `num_other_words`, the
@@ -116,7 +117,7 @@ def _by_set(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on the cost of formats, and on the share of texts that int8 changes."""
+    """Yield targets for the increase in word errors of each format, and for the share of texts that int8 changes."""
     mode = next(iter(MODES))
     found = {name: variant["modes"][mode]["beside"] for name, variant in results["variants"].items()}
     for (name, reference), limit in LIMITS.items():
@@ -131,7 +132,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each mode and variant, and numbers of each variant by name."""
+    """Return the values for pages: a row for each mode and variant, and the results of each variant by name."""
     num_words = results["num_words"]
     total = sum(num_words.values())
     references = list(results["variants"])[:NUM_REFERENCES]

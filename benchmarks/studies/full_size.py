@@ -1,4 +1,4 @@
-"""What does a mixture of a billion parameters cost compared with dense networks, and what do native kernels gain?
+"""What does a billion-parameter mixture of experts cost compared with dense networks, and what do native kernels gain?
 
     python -m u2moe.benchmarks.studies.full_size FOLDER [--prepare]
 
@@ -88,12 +88,12 @@ class Case:
 
     @property
     def parameters(self) -> tuple[float, float]:
-        """Number of all parameters, and number of those active for one token, in millions."""
+        """Parameters in millions: the total, and those active for one token."""
         return _parameters(self.model)
 
     @property
     def size(self) -> str:
-        """Numbers of parameters as text for tables."""
+        """Both numbers of `parameters` as text for tables."""
         return "{:.0f} / {:.0f}".format(*self.parameters)
 
     @property
@@ -118,7 +118,7 @@ STARTED = {case.key: case for case in (*CASES, PACKED)}
 
 
 def measure(root: Path) -> dict[str, Any]:
-    """Measure everything on this machine.
+    """Take all measurements of this study on this machine.
 
     Returns:
         kernels: see `Kernels.data`.
@@ -161,7 +161,7 @@ def measure(root: Path) -> dict[str, Any]:
 
 
 def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
-    """Return the encoder's `ms` per second of speech, and the `ratio` of its time to the bound, for each probe.
+    """For each probe, return the encoder's time (`ms` per second of speech) and its `ratio` to the lower bound.
 
     `ms` and `ratio` are spreads, measured on one thread.
     """
@@ -179,7 +179,7 @@ def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
 
 
 def starts_of(bundles: Mapping[str, Bundle], kernels: str) -> dict[str, Any]:
-    """Return the spread of each value named in `START`, and the bytes of all files (`files`), for each bundle.
+    """Return, for each bundle, the spread of each value in `START`, and the total size of its files in bytes (`files`).
 
     The values are measured in fresh processes.
     """
@@ -203,14 +203,14 @@ def two_threads(case: Case, runs_of: Callable[[Case, str, int], Callable[[], Any
 
 
 def factor(content: Mapping[str, Any], mode: str, case: Case) -> Spread | None:
-    """Return the real-time factor of a case or, for the second pass, the seconds. None if not measured."""
+    """Return the real-time factor of a case or, for the second pass, its time in seconds. None if not measured."""
     seconds = content["seconds"].get(mode, {}).get(case.key)
     scale = 1.0 if mode == SECOND_PASS else audio_seconds(mode)
     return Spread.of([value / scale for value in seconds]) if seconds else None
 
 
 def both_passes(content: Mapping[str, Any], mode: str, case: Case) -> float | None:
-    """Return the real-time factor of both passes for ten seconds of speech; None if a pass was not measured."""
+    """Return the real-time factor of both passes together for ten seconds of speech; None if one was not measured."""
     first, second = factor(content, mode, case), factor(content, SECOND_PASS, case)
     return first.median + second.median / UTTERANCE_S if first and second else None
 
@@ -222,7 +222,7 @@ def ratio(content: Mapping[str, Any], mode: str, case: Case, other: Case) -> Spr
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: tables for all machines, and each number from the last machine with it."""
+    """Return the values for pages: tables for all machines, and each number from the last machine that provides it."""
     machines = list(results["machines"].values())
     found = {case.model: f"{case.parameters[0]:.0f}" for case in CASES}
     found[f"{MIXTURE}.active"] = f"{INT8.parameters[1]:.0f}"
@@ -256,7 +256,10 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tables of one machine: first real-time factors, then bounds, threads, load times and memory."""
+    """Yield the tables of one machine.
+
+    The first shows real-time factors. The second shows bounds, gains of two threads, load times and memory.
+    """
     yield f"### {machine_key(content)}"
     yield measured(content)
     rows = []
@@ -289,9 +292,9 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Yield the limits for each machine.
 
-    The first limits compare a mixture with a dense network of the same format and kernels. The mixture may take 1.54
-    times as long, which is the ratio of active parameters. For a single stream, it may take twice as long, because
-    each chunk reads nearly all experts.
+    The first limits are on the time of a mixture relative to that of a dense network with the same format and kernels.
+    The limit is 1.54, the ratio of active parameters. For a single stream, it is 2, because each chunk reads nearly all
+    experts.
     """
     for where, content in results["machines"].items():
         amx = "amx" in where
@@ -328,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("full_size", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
-    parser.add_argument("--prepare", action="store_true", help="make missing bundles without measuring")
+    parser.add_argument("--prepare", action="store_true", help="only create missing bundles; do not measure")
     args = parser.parse_args(arguments)
     packed = (PACKED,) if choose_kernels("auto", [CPU]).native else ()
     for model, form in dict.fromkeys((case.model, case.format) for case in (*CASES, *packed)):

@@ -2,15 +2,15 @@
 
     python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--seconds 15] [--minutes 0] [--cores 0]
 
-Speakers talk to a server, first undisturbed and then during each attack. Each pair of measurements is saved at once,
-and later runs skip it. Attackers run in a separate process. Each attack has its own API key, which allows eight
-streams. --cores are the server's cores: start this script with `taskset` on other cores. With --minutes, all attacks
-run together for that time, during several rounds of speakers. Memory use after the first and after the last round shows
-whether it grows.
+Speakers talk to a server, first undisturbed and then during each attack. Each pair of measurements is saved
+immediately, and later runs skip it. Attackers run in a separate process. Each attack has its own API key, which allows
+eight streams. --cores are the server's cores: start this script with `taskset` on other cores. In "all together", all
+attacks run for --minutes while the speakers talk in one or more rounds. The server's memory use after the first and
+after the last round shows whether it grows.
 
 In "slower", speakers fill the capacity that the server has measured. When all speakers are accepted, a busy process
 starts on the server's cores. "slower, few speakers" has only --speakers speakers. In "slower, lower priority", the busy
-process has nice 10. If other programs are running, start this script with nice -n -15.
+process runs at nice 10. If other programs are running, start this script with nice -n -15.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ async def _silent(address: str) -> None:
 
 
 async def _plain(address: str, data: bytes, seconds: float = 0.0, times: int = 1) -> None:
-    """Send bytes over TCP several times, and read only a part of each response."""
+    """Send `data` over TCP `times` times, `seconds` apart, and read only a part of each response."""
     parts = urlsplit(address)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, local_addr=ELSEWHERE)
     with contextlib.closing(writer):
@@ -208,7 +208,7 @@ def burn(has_begun: Event, cores: Sequence[int], niceness: int) -> None:
 
 @contextlib.contextmanager
 def meanwhile(work: Callable[..., None], *given: Any) -> Iterator[None]:
-    """Run `work` in another process, and kill it after the block. The block starts two seconds after `work`."""
+    """Run `work` in another process and kill the process after the block. The block starts two seconds after `work`."""
     context = multiprocessing.get_context("spawn")
     has_begun = context.Event()
     process = context.Process(target=work, args=(has_begun, *given))
@@ -234,7 +234,7 @@ async def _health(port: int, found: list[float]) -> None:
 
 
 def listen(server: RunningServer, buffers: Sequence[bytes], count: int, first: Mapping[Key, int]) -> dict[str, Any]:
-    """Measure the latencies of the speakers' results and of a health check."""
+    """Measure the latencies of the speakers' results and of repeated health checks, and the server's memory."""
     health: list[float] = []
 
     async def speak() -> Received:
@@ -294,13 +294,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratio(cell: Mapping[str, Any]) -> float:
-    """Return the p95 latency of partial results during an attack (median of rounds) relative to before the attack."""
+    """Return the p95 latency of partial results during an attack (median of rounds), divided by the one before."""
     found = statistics.median_high(each["partial"]["p95"] for each in cell["rounds"])
     return float(found / cell["before"]["partial"]["p95"])
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for the page: a row for each attack."""
+    """Return the values for the page: a table with a row for each attack."""
     rows = []
     for kind, cell in results["cells"].items():
         pair = [cell["before"], cell["rounds"][-1]]
@@ -315,7 +315,7 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on the latency of accepted speakers."""
+    """Yield a limit on `ratio` for each kind of attack or slowdown."""
     for kind, cell in results["cells"].items():
         limit = MOST_SLOWER_BY_ONE if kind in ATTACKS else MOST_SLOWER
         yield Target(
@@ -328,12 +328,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("hostile", __doc__)
     kinds = [*ATTACKS, *SLOWER, MIXTURE]
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
-    parser.add_argument("--speakers", type=int, default=8, metavar="N", help="default: 8")
+    parser.add_argument("--speakers", type=int, default=8, metavar="N", help="number of speakers (default: 8)")
     parser.add_argument("--seconds", type=float, default=15.0, help="seconds of speech per speaker (default: 15)")
     parser.add_argument(
-        "--minutes", type=float, default=0.0, help="duration of all attacks together (default: one round)"
+        "--minutes", type=float, default=0.0, help="minutes for which all attacks run together (default: one round)"
     )
-    parser.add_argument("--cores", metavar="LIST", help="cores of the server, as for taskset (default: all)")
+    parser.add_argument("--cores", metavar="LIST", help="cores for the server, in taskset's format (default: all)")
     args = parser.parse_args(arguments)
     print(values(run(args))["table"])
 

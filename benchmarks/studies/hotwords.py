@@ -6,16 +6,16 @@
 
 Rare words of the transcripts stand for names. They are long, and occur in few recordings. Each recording is recognised
 three times: without hotwords, with a list that includes its rare words, and with an unrelated list. Both lists
-contain rare words of other recordings, which are not spoken in this one. Longer lists are the same for all recordings.
-One list contains all rare words, and is padded with other words of the bundle's language model. The unrelated list of
-the same length contains only such other words. The longest lists are also tried with half the weight, and restricted
-to words that sound like the text recognised without hotwords.
+contain rare words that are spoken only in other recordings. Long lists are shared by all recordings.
+For each length, one list contains all rare words, padded with other words of the bundle's language model, and the
+unrelated list contains only such other words. The longest lists are also tried with half the weight, and
+restricted to words that sound like the text recognised without hotwords.
 
-Commands are all transcripts of a list, in groups of about fifty. Each recording is recognised without them, and with
-its group as hotwords, as a grammar, and as a grammar with `[unk]`. The other lists or folders are recognised with the
-first group, to count false alarms: commands that are recognised more often than they are spoken. White noise, pink
-noise and babble are recognised in the same way. Babble is the sum of six random parts of the second list, played
-backwards.
+The commands are the transcripts of the first list, in groups of about fifty. Each recording is recognised without
+them, and with its group as hotwords, as a grammar, and as a grammar with `[unk]`. Recordings in the other lists or
+folders are recognised with the first group, to count false alarms: commands recognised more often than spoken.
+White noise, pink noise and babble are recognised in the same way. Babble is the sum of six random parts of
+recordings in the second list, played backwards.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Samples = npt.NDArray[np.float32]
 
 
 def counted(transcript: str, text: str, rare: set[str], hotwords: Sequence[str]) -> dict[str, int]:
-    """Return counts for one recording. `num_false` counts words of the list that are recognised but not spoken."""
+    """Return the counts of words and errors in one recording. `num_false` counts hotwords recognised but not spoken."""
     said, recognised = words(transcript), words(text)
     false = Counter(word for word in recognised if word in hotwords) - Counter(said)
     return {
@@ -103,7 +103,10 @@ def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Li
 
 
 def lists_of_all(recordings: Sequence[Recording], list_len: int, vocabulary: Iterable[str]) -> Lists:
-    """Return lists shared by all recordings. They are padded with words that no transcript contains."""
+    """Return two lists shared by all recordings: one with their rare words, the other with unrelated words.
+
+    No transcript contains the unrelated words. They also fill up the first list.
+    """
     said = {word for recording in recordings for word in words(recording.transcript)}
     unsaid = sorted({word.upper() for word in vocabulary if word.isalpha() and len(word) >= SHORTEST} - said)
     fillers = [unsaid[place] for place in np.random.default_rng(0).permutation(len(unsaid)).tolist()]
@@ -112,7 +115,7 @@ def lists_of_all(recordings: Sequence[Recording], list_len: int, vocabulary: Ite
 
 
 def lists_by_sound(recognizer: Recognizer, recordings: Sequence[Recording], lists: Lists) -> Iterator[Lists]:
-    """Yield, for each recording, the listed words spelled like one or two adjacent words of its n-best list."""
+    """Yield, for each recording, listed words similar in spelling to one or two adjacent words of its n-best list."""
     indexes: dict[str, dict[str, list[str]]] = {name: {} for name in lists}
     for name, listed in lists.items():
         for word in listed:
@@ -138,10 +141,9 @@ def _pairs(word: str) -> set[str]:
 def measure(
     recognizer: Recognizer, recordings: Sequence[Recording], weight: float, lists: Iterable[Lists] | Lists
 ) -> dict[str, Any]:
-    """Recognise every recording without hotwords, with its list, and with an unrelated list.
+    """Recognise every recording without hotwords, with its own list, and with an unrelated list.
 
-    All recordings may share the same lists. Only then is `times` measured: the ratio of CPU times with and without
-    hotwords.
+    If all recordings share the same lists, also measure `times`: the ratio of CPU times with and without hotwords.
     """
     counts = {name: Counter[str]() for name in ("without", "with", "unrelated")}
     seconds = dict.fromkeys(counts, 0.0)
@@ -172,7 +174,7 @@ def measure(
 
 
 def measure_memory(bundle: Path, recording: Recording, listed: Sequence[str]) -> dict[str, int]:
-    """Return the peak memory of processes whose hotwords are the first words in `listed`, by number of words."""
+    """Return a transcription's peak memory in bytes, by number of hotwords from the start of `listed`."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["transcribe", str(recording.path), "--model", str(bundle)]
         peaks = {"0": peak_memory(*arguments)}
@@ -184,7 +186,7 @@ def measure_memory(bundle: Path, recording: Recording, listed: Sequence[str]) ->
 
 
 def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
-    """Return 24 clips of noise and 24 of babble, each 15 seconds long. Babble is speech played backwards."""
+    """Return 24 clips of noise and 24 of babble, each 15 seconds long. Babble mixes six clips of reversed speech."""
     random = np.random.default_rng(0)
     spoken = np.concatenate([read_audio(recording.path, RATE)[::-1] for recording in recordings])
     found: dict[str, list[Samples]] = {"noise": [], "babble": []}
@@ -259,7 +261,10 @@ def _graph(recognizer: Recognizer, hotwords: Sequence[str], weight: float) -> Co
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each set and list, and rates over all sets for the longest lists."""
+    """Return the values for pages: a row for each list of each set, and rates over all sets.
+
+    There are no rates for the shortest lists.
+    """
     parts = command_values(results["commands"]) if "commands" in results else {}
     if "memory" in results:
         rows = [(f"{int(num):,}", f"{most / 1e6:.0f}") for num, most in results["memory"]["peaks"].items()]
@@ -308,9 +313,11 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("hotwords", __doc__)
-    parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=f"default: {DEFAULT_WEIGHT}")
+    parser.add_argument(
+        "--weight", type=float, default=DEFAULT_WEIGHT, help=f"weight of hotwords (default: {DEFAULT_WEIGHT})"
+    )
     parser.add_argument("--commands", action="store_true", help="use the transcripts of the first list as commands")
-    parser.add_argument("--memory", action="store_true", help="measure only the memory of long lists")
+    parser.add_argument("--memory", action="store_true", help="measure only the memory of long hotword lists")
     parser.add_argument("--most", type=int, help="maximum number of recordings per list (default: all)")
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)

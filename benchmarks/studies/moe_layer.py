@@ -1,12 +1,12 @@
-"""How close does one mixture of experts come to the machine's limit, by tokens per call and recipe?
+"""How close does one mixture of experts come to the machine's limit, by recipe and tokens per call?
 
     python -m u2moe.benchmarks.studies.moe_layer [--narrow]
 
 The layers have the size of the preset moe-1b. Their random weights spread tokens evenly, which is the worst case.
 --narrow compares them with layers of the same size that have more but narrower experts. Each call then gets one chunk.
 Several layers take turns on one thread. Each has its own weights, so the weights leave the cache between calls, as in a
-network. The bound is the larger of two times: the time to read the weights of experts with tokens, and the time to
-compute their products. Both times use the rates that kernels reach in the same run.
+network. The lower bound on a layer's time is the larger of two times: the time to read the weights of experts that get
+a token, and the time to compute all products. Both times use the rates that kernels reach in the same run.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ PAPER, NARROW = Shape(8, 2, 1920), (Shape(16, 2, 960), Shape(32, 4, 480))
 
 
 class Layers:
-    """Layers of experts with random weights in the format of recipe `name`, at least `num_bytes` in total.
+    """Layers of experts that run one after another.
 
-    They run one after another.
+    The random weights are in the format of recipe `name`, at least `num_bytes` in total.
     """
 
     def __init__(self, name: str, num_bytes: int, shape: Shape) -> None:
@@ -87,20 +87,20 @@ class Layers:
             self._sessions["native_s"] = session_of(content, "native")
 
     def cases(self, x: Array) -> dict[str, Callable[[], float]]:
-        """Return functions that measure how many seconds one layer takes for `x` [tokens, dim], by result name."""
+        """Return functions by result name. Each measures how many seconds one layer takes for `x` [tokens, dim]."""
         return {name: partial(self._seconds, session, x) for name, session in self._sessions.items()}
 
     def _seconds(self, session: onnxruntime.InferenceSession, x: Array) -> float:
         return mean_seconds(lambda: session.run(None, {"x": x}), CALL_S) / len(self.gates)
 
     def touched(self, x: Array) -> float:
-        """Return the number of experts that get a token, averaged over the layers."""
+        """Return the number of experts that get at least one token, averaged over the layers."""
         top_k = self.shape.top_k
         chosen = [np.argpartition(-(x @ gate), top_k - 1, axis=1)[:, :top_k] for gate in self.gates]
         return statistics.fmean(len(np.unique(experts)) for experts in chosen)
 
     def bound(self, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the bound for tokens [tokens, dim] and its two components, in seconds."""
+        """Return two lower bounds on a layer's time for `x` [tokens, dim], and the larger of them, in seconds."""
         read_s = self.touched(x) * self.bytes_per_expert / read_rate(dict(rates), NUM_BYTES)
         rate = best_rate(dict(rates), "float" if self.recipe == FLOAT else "integer")
         arithmetic_s = len(x) * self.shape.top_k * 2 * DIM * self.shape.hidden / rate
@@ -141,7 +141,7 @@ def measure(
     shapes: Sequence[Shape] = (PAPER,),
     recipes: Sequence[str] = tuple(BITS),
 ) -> dict[str, Any]:
-    """Measure the machine's rates and, for each number of tokens, the time of each layer; compute the bounds."""
+    """Measure the machine's rates and each layer's time for each number of tokens. Compute bounds on the times."""
     random = np.random.default_rng(0)
     inputs = [random.standard_normal((count, DIM), np.float32) for count in tokens]
     layers = [Layers(name, num_bytes, shape) for name in recipes for shape in shapes]
@@ -155,7 +155,11 @@ def measure(
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits for each machine: int4 experts compared with int8, and narrow experts with wide ones."""
+    """Yield each machine's targets.
+
+    They set a maximum for the time of int4 experts relative to int8, and a minimum for the read rate of narrow experts
+    relative to that of the paper's experts.
+    """
     for where, content in results["machines"].items():
         native = {(item["recipe"], item["tokens"]): item.get("native_s") for item in content["layers"]}
         for count, limit in LIMITS.items():
@@ -169,14 +173,14 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def _narrow(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield each narrow layer measured with native kernels, and the paper's layer of the same run and recipe."""
+    """Yield each narrow layer measured on native kernels, paired with the paper's layer of the same run and recipe."""
     items = [item for item in content.get("narrow", {"layers": []})["layers"] if "native_s" in item]
     wide = {item["recipe"]: item for item in items if tuple(item["shape"]) == PAPER}
     yield from ((item, wide[item["recipe"]]) for item in items if item not in wide.values())
 
 
 def _rate(item: Mapping[str, Any], wide: Mapping[str, Any], work: str) -> float:
-    """Return the ratio of two layers' rates of `work` ("read_s" or "arithmetic_s") on native kernels."""
+    """Return the native kernels' rate of `work` ("read_s" or "arithmetic_s") for `item`, divided by that for `wide`."""
     one, other = (each[work] / each["native_s"]["median"] for each in (item, wide))
     return float(one / other)
 
@@ -186,7 +190,7 @@ def _title(item: Mapping[str, Any]) -> str:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a table for each machine, and ratios of int8 to its bound on the last machine."""
+    """Return the values for pages: a table per machine and, for the last one, int8 times divided by their bounds."""
     machines = list(results["machines"].values())
     found = {"tables": "\n\n".join(line for content in reversed(machines) for line in _page(content))}
     for item in machines[-1]["layers"]:
@@ -237,7 +241,9 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("moe_layer", __doc__)
-    parser.add_argument("--narrow", action="store_true", help="compare narrow experts with the paper's, on one chunk")
+    parser.add_argument(
+        "--narrow", action="store_true", help="compare with layers of more but narrower experts, for one chunk per call"
+    )
     args = parser.parse_args(arguments)
     own = measured_here()
     own |= measure((CHUNK,), shapes=(PAPER, *NARROW), recipes=(INT8, INT4)) if args.narrow else measure()

@@ -1,4 +1,4 @@
-"""How do other quantizers perform on the same network, and on networks that are hard to quantize?
+"""How do other quantizers compare with ours, also on networks that are hard to quantize?
 
     U2MOE_KERNELS=onnxruntime python -m u2moe.benchmarks.studies.quantizers BUNDLE SPEECH.tsv DEV.tsv [NAME=BUNDLE ...]
 
@@ -7,9 +7,9 @@ projects receive graphs of plain operators. Damage is measured on DEV.tsv with f
 Olive and Neural Compressor take part if installed (olive-ai, onnx-neural-compressor, prettytable, schema).
 
 A hard network computes the same float32 results as the original, bit for bit, but one in a hundred of its channels is
-32 to 256 times as large. Our recipes also quantize a variant of BUNDLE whose routers hardly distinguish experts, and
-the bundles NAME=BUNDLE after they are made hard in this way. Limits on damage and size are checked for both passes, on
-the first two minutes of SPEECH.tsv and on DEV.tsv, which is held out.
+32 to 256 times as large as in the original. Our recipes also quantize hard versions of the bundles NAME=BUNDLE, and a
+variant of BUNDLE whose routers hardly distinguish experts. For bundles with a limit on damage or size, the damage in
+both passes is measured twice: on the first two minutes of SPEECH.tsv, and on DEV.tsv, which is held out.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ PEERS: Mapping[str, Make] = {
 
 
 class _Plain:
-    """Session of a graph of plain operators. It stores the inputs of all runs."""
+    """Session that runs a graph of plain operators and stores the inputs of all runs."""
 
     def __init__(self, file: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -134,7 +134,7 @@ class _Plain:
 
 
 def plain_model(bundle: Bundle, files: Sequence[Path]) -> tuple[Model, list[_Plain]]:
-    """Load the encoder and the CTC head from files of plain operators. Return the model and its sessions."""
+    """Load the encoder and the CTC head from graphs of plain operators. Return the model and its sessions."""
     sessions = [_Plain(file) for file in files]
     encoder, ctc = (cast("Session", session) for session in sessions)
     return Model(bundle.manifest, encoder, ctc, None), sessions
@@ -187,7 +187,7 @@ def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
-    """Return a network whose routers hardly distinguish the experts of a group: 0 to 3, 4 to 7 and so on."""
+    """Return a bundle whose routers hardly distinguish the experts in each group of four: 0 to 3, 4 to 7 and so on."""
 
     def tie(model: ir.Model) -> None:
         for layer in expert_layers(model):
@@ -216,9 +216,9 @@ def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[s
 
 
 def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
-    """Return the results of other projects' quantizers, in the format of `ours`.
+    """Return the results of other projects' quantizers, in the format of `ours` but without `kept`.
 
-    If a quantizer fails, its entry contains only the error message, `failed`.
+    If a quantizer fails, its entry contains only `failed`, the error message.
     """
     plain, reference = [folder / f"{name}.onnx" for name in GRAPHS], bundle.load(SETTINGS)
     found: dict[str, Any] = {}
@@ -243,7 +243,11 @@ def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frame
 
 
 def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
-    """Return results for each variant: those of `judged`, CPU `seconds`, `bytes`, and `kept` (layers in 16 bits)."""
+    """Return, for each variant, the results of `judged`, CPU `seconds` to quantize, `bytes`, and `kept`.
+
+    `kept` is the number of layers in 16 bits. If a goal cannot be met or verified, the variant's entry contains only
+    `failed`, the error message.
+    """
     reference = bundle.load(SETTINGS)
     found: dict[str, dict[str, Any]] = {}
     found["float32"] = {**judged(reference, reference, features), "seconds": 0.0, "bytes": _size(bundle), "kept": 0}
@@ -264,14 +268,14 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
 def limited(
     bundle: Bundle, name: str, lists: Mapping[str, Sequence[Path]], folder: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the title of each limit in `LIMITS` for a network, with the damage and costs of the bundle made to meet it.
+    """Yield the title of each of a network's limits, with the damage and costs of a bundle made to meet the limit.
 
     The damage is measured on two lists of recordings.
 
     Args:
         bundle: the network.
         name: name of the network in `LIMITS`.
-        lists: recordings by name: "chose" is used to make bundles, and "kept back" is held out.
+        lists: two lists of recordings. Bundles are made with "chose"; "kept back" is held out.
         folder: folder for the bundles.
     """
     reference, limits = bundle.load(SETTINGS), dict(zip(lists, (CHOSEN_FRAMES, KEPT_FRAMES), strict=True))
@@ -299,7 +303,7 @@ def _size(bundle: Bundle) -> int:
 
 
 def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iterator[tuple[str, Bundle]]:
-    """Yield networks by name: `bundle` plain, with outliers, and with near ties; each of `others` with outliers."""
+    """Yield names and networks: `bundle` unchanged, with outliers, and with near ties; `others` with outliers."""
     yield PLAIN, bundle
     yield HARD, with_outliers(bundle, folder / HARD)
     yield "near ties", with_near_ties(bundle, folder / "ties")
@@ -308,7 +312,7 @@ def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iter
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: rows for quantizers and for other networks, and the errors of our int8."""
+    """Return the values for pages: tables, the errors of each variant in `OURS`, and the number of recordings."""
     found = results["networks"]
 
     def errors(own: Mapping[str, float] | None) -> list[str]:
@@ -371,7 +375,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("quantizers", __doc__)
     for name, kind in (("bundle", "folder"), ("speech", "list of recordings"), ("dev", "list of recordings")):
         parser.add_argument(name, type=Path, help=kind)
-    parser.add_argument("others", type=named, nargs="*", metavar="NAME=BUNDLE", help="folders of other bundles")
+    parser.add_argument(
+        "others", type=named, nargs="*", metavar="NAME=BUNDLE", help="bundles; only their hard versions are quantized"
+    )
     args = parser.parse_args(arguments)
     speech, dev = ([recording.path for recording in read_recordings(own)] for own in (args.speech, args.dev))
     bundle, others = Bundle.open(args.bundle), {name: Bundle.open(other) for name, other in args.others}

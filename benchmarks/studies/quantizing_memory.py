@@ -2,8 +2,9 @@
 
     python -m u2moe.benchmarks.studies.quantizing_memory BUNDLE SPEECH.tsv
 
-Measures the peak memory of separate processes. Each process makes an int8 bundle: without a report, with a report on
-the demo model's clips, calibrated with the recordings of SPEECH.tsv, or with a limit that is met immediately.
+Measures the peak memory of separate processes. Each process makes an int8 bundle in one of four ways: without a
+report, with a report on the demo model's clips, with calibration on the recordings of SPEECH.tsv, or with calibration
+and a divergence limit that is met immediately.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def peak(bundle: Path, options: Sequence[str]) -> int:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: the size of the bundle, and a row for each command."""
+    """Return the values for pages: the bundle's size, and a table with a row for each command."""
     rows = [(f"`u2moe quantize {title}`".replace(" `", "`"), f"{most / 1e6:,.0f}")
             for title, most in results["peaks"].items()]  # fmt: skip
     return {"float32": f"{results['bytes'] / 1e6:.0f}", "table": table(("command", "peak memory, MB"), rows)}
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("quantizing_memory", __doc__)
     parser.add_argument("bundle", type=Path, help="folder of a float32 bundle")
-    parser.add_argument("speech", type=Path, help="list of recordings")
+    parser.add_argument("speech", type=Path, help="list of recordings for --calibrate")
     args = parser.parse_args(arguments)
     peaks: dict[str, int] = {}
     for title, options in MODES.items():

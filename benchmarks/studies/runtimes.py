@@ -44,7 +44,7 @@ Found = list[list[Line]]
 
 
 def programs(bundle: Path, cpp: str | None = None) -> dict[str, Program]:
-    """Return all programs for a bundle. `cpp` is the path of the C++ program."""
+    """Return the programs to run with a bundle, by name. `cpp` is the path of the C++ program; None: leave it out."""
     browser = repository() / "examples" / "browser"
     options = json.dumps({"chunkSize": CHUNK_SIZE, "numLeftChunks": NUM_LEFT_CHUNKS})
     node = ["node", "transcribe.mjs", "--json", "--options", options, "--runtime"]
@@ -59,7 +59,7 @@ def programs(bundle: Path, cpp: str | None = None) -> dict[str, Program]:
 
 
 def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
-    """Return the segments of each file. A file may have one or several lines."""
+    """Return the segments of each file. Several of `lines` may belong to one file."""
     found = []
     for file in files:
         own = [line for line in lines if line["file"] == str(file)]
@@ -96,7 +96,7 @@ def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seco
     timed = [[line for line in lines if "ms" in line] for lines, _ in rounds]
     for own in timed:
         if not own or len(own) != 2 * num_files:
-            raise ValueError(f"needs two lines with times for each of {num_files} files, got {len(own)}")
+            raise ValueError(f"a round needs {2 * num_files} lines with times, two per file, got {len(own)}")
     load_ms = statistics.median(own[0]["loadMs" if "loadMs" in own[0] else "load_ms"] for own in timed)
     took_ms = statistics.median(sum(line["ms"] for line in own[num_files:]) for own in timed)
     return {
@@ -109,7 +109,7 @@ def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seco
 def measure_same(
     bundles: Mapping[str, Path], manifests: Sequence[Path], first: int | None, cpp: str | None
 ) -> dict[str, Any]:
-    """Return the differences from Python, by bundle and runtime; see `compared`."""
+    """Return how each runtime's results differ from Python's, by bundle; see `compared`."""
     recordings = read_recordings(CLIPS) + [item for path in manifests for item in read_recordings(path)[:first]]
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +145,7 @@ def measure_speed(cpp: str | None, sherpa: str | None) -> dict[str, Any]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits of C++ and WebAssembly."""
+    """Yield the limits on the real-time factors of C++ and WebAssembly, and on the load time of C++."""
     speed = results["speed"]["runtimes"] if "speed" in results else {}
     if CPP in speed:
         ratio = speed[CPP]["rtf"] / speed[PYTHON]["rtf"]
@@ -158,7 +158,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each bundle and runtime, and a row for each timed runtime."""
+    """Return the values for pages, such as a table of all bundles and runtimes and a table of the timed runtimes."""
     shown: dict[str, str] = {}
     if same := results.get("same"):
         header = ("bundle", "runtime", "recordings", "other text", "tokens", "times", "words", "n-best", "score")

@@ -108,7 +108,7 @@ class TorchEncoder:
 
 
 def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | TorchEncoder]]:
-    """Return the float32 bundle of a preset, and the preset's encoder in each of `PEERS`.
+    """Return the float32 bundle of a preset, and an encoder of the preset for each key of `PEERS`.
 
     Missing bundles are created in `root`.
     """
@@ -126,7 +126,7 @@ def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | TorchE
 
 
 def one_round(encoder: Encoder | TorchEncoder, mode: str, frames: Frames, bundle: Bundle) -> Run:
-    """Return a function that runs a round of "streaming" or "full". It returns the encoder's output for each chunk."""
+    """Return a function that runs a round in a mode ("streaming", "full") and returns the output for each chunk."""
     if mode == "full":
         return lambda: [encoder.whole(frames)[None]]
     if isinstance(encoder, Encoder):
@@ -141,8 +141,8 @@ def measure(root: Path, model: str = MIXTURE) -> dict[str, Any]:
     """Return results by mode and peer.
 
     Returns:
-        `ms` per chunk, or per ten seconds with full context; `times`, the ratio of the time to that of int8; and
-        `error` relative to float32.
+        `ms`: time for a chunk or, with full context, for ten seconds of audio; `times`: ratio of this time to that of
+        int8; `error`: error relative to float32.
     """
     bundle, own = encoders(root, model)
     frames, modes = utterance(bundle), {}
@@ -163,14 +163,14 @@ def measure(root: Path, model: str = MIXTURE) -> dict[str, Any]:
 
 
 def targets(content: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on torch's time divided by that of u2moe with int8."""
+    """Yield, for each mode, the minimum ratio of torch's time to that of u2moe with int8."""
     for mode, title in MODES.items():
         found = spread_of(content["modes"][mode][TORCH]["times"])
         yield Target(name=f"time of {PEERS[TORCH]} / time of u2moe, int8, {title}", found=found, limit=3, at_most=False)
 
 
 def values(content: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each peer, and the ratios of times."""
+    """Return the values for pages: a table with a row for each peer, and each peer's time relative to that of int8."""
     rows = []
     found: dict[str, str] = {}
     for key, name in PEERS.items():
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("same_weights", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
-    parser.add_argument("--prepare", action="store_true", help="make missing bundles without measuring")
+    parser.add_argument("--prepare", action="store_true", help="only create missing bundles; do not measure")
     args = parser.parse_args(arguments)
     if args.prepare:
         make_bundle(MIXTURE, "int8", args.folder)

@@ -2,10 +2,10 @@
 
     python -m u2moe.benchmarks.studies.serving FOLDER [--bundle BUNDLE] [--name NAME] [--cores 0] [--alone]
 
-Speakers send 100 ms of speech every 100 ms from this process. Servers run on --cores: start this script with `taskset`
-on other cores. The result for each number of speakers is saved at once, and later runs do not measure it again. If a
-server fails with a number of speakers, this number is tried once more, because other machines on the host may have
-interfered. After a second failure, larger numbers are skipped. Finally, our server runs with the capacity that
+This process simulates speakers, who send 100 ms of speech every 100 ms. Servers run on --cores: start this script with
+`taskset` on other cores. The result for each number of speakers is saved immediately, and later runs do not measure it
+again. If a server fails with a number of speakers, this number is tried once more, because other machines on the host
+may have interfered. After a second failure, larger numbers are skipped. Finally, our server runs with the capacity that
 it measured. Two measurements alternate: with as many speakers as this capacity, and with four times as many. FOLDER
 keeps the installation of sherpa-onnx and its graphs. If u2moe-kernels is installed, our server is measured with and
 without it.
@@ -99,7 +99,7 @@ def ours(args: argparse.Namespace, name: str, capacity: int | None) -> Server:
 
 
 def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
-    """Return functions that start the servers, by their names in the results."""
+    """Return functions that start the servers, by the servers' names in the results."""
     names = [OURS, OURS_NATIVE] if choose_kernels("auto", [CPU]).native else [OURS]
     found: dict[str, Callable[[], Server]] = {name: partial(ours, args, name, max(args.streams)) for name in names}
     if not args.alone:
@@ -108,7 +108,10 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure all pairs of server and number of speakers that are not yet in `cells`. Write each entry immediately."""
+    """Measure each server at the speaker counts missing from the results, up to the server's first failure.
+
+    Then measure our server with a crowd, if this result is also missing. Each result is written immediately.
+    """
     content, model = resumed(args.results, {"cells": {}}), args.name or args.bundle.name
     cells, buffers = content["cells"], speech_buffers(args.seconds)
 
@@ -151,12 +154,12 @@ def is_held(cell: Mapping[str, Any]) -> bool:
 
 
 def slowdown(crowd: Mapping[str, Any]) -> float:
-    """Return the p95 latency of partial results with the crowd, divided by that without it."""
+    """Return the p95 latency of partial results with the crowd, divided by the latency without the crowd."""
     return float(crowd["crowded"]["partial"]["p95"] / crowd["alone"]["partial"]["p95"])
 
 
 def held(cells: Mapping[str, Any], model: str, server: str) -> int:
-    """Return the largest number of speakers such that this number and all smaller ones were sustained."""
+    """Return the largest number of speakers up to which the server sustained every tested number."""
     own = [cell for name, cell in cells.items() if name.startswith(f"{model}/{server}/")]
     most = 0
     for cell in sorted(own, key=itemgetter("streams")):
@@ -169,7 +172,7 @@ def held(cells: Mapping[str, Any], model: str, server: str) -> int:
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages: counts, and rows for three numbers of speakers.
 
-    These are the smallest number, the largest sustained number, and the next one.
+    These are the smallest tested number, the largest sustained number, and the next larger tested number.
     """
     latencies = ("partial p50, p95, p99, ms", "final p50, p95, p99, ms")
     header = ("", "speakers", *latencies, "missing", "CPU ms per s of speech", "sustained")
@@ -224,12 +227,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("serving", __doc__)
     parser.add_argument("folder", type=Path, help="folder for sherpa-onnx's server and graphs")
-    parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="default: the demo model")
-    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, metavar="N", help="numbers of speakers")
+    parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="folder of a bundle (default: the demo model)")
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, metavar="N", help="numbers of live speakers")
     parser.add_argument("--seconds", type=float, default=15.0, help="seconds of speech per speaker (default: 15)")
-    parser.add_argument("--name", help="name of the model in the results (default: that of the bundle's folder)")
+    parser.add_argument("--name", help="name of the model in the results (default: the name of the bundle's folder)")
     parser.add_argument("--alone", action="store_true", help="do not measure sherpa-onnx's server")
-    parser.add_argument("--cores", metavar="LIST", help="cores of the servers, as for taskset (default: all)")
+    parser.add_argument("--cores", metavar="LIST", help="cores for the servers, in taskset's format (default: all)")
     args = parser.parse_args(arguments)
     print(values(run(args))["table"])
 

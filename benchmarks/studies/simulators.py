@@ -1,12 +1,12 @@
-"""How accurate are graphs of fixed shape in the simulators of NPU compilers? Compares them with onnxruntime.
+"""How accurate are graphs of fixed shape in the simulators of NPU compilers? Compares the simulators with onnxruntime.
 
     python -m u2moe.benchmarks.studies.simulators FLOAT32 TEST.tsv ... --calibration FILE ... --work-dir WORK
         --python qualcomm=QNN/bin/python --python rockchip=... --python litert=... --python intel=... [--only VARIANT]
 
-Each --python names a toolchain and the interpreter of an environment that contains it. The interpreter runs a script of
-`examples/npu/`. Simulators take seconds per chunk. WORK therefore keeps the results of each variant. An interrupted run
-resumes from these results, and several runs with --only may work in parallel. Variants are compared on the recordings
-that they have processed.
+Each --python names a toolchain, and the Python interpreter of an environment in which the toolchain is installed. This
+interpreter runs a script of `examples/npu/`. Simulators take seconds per chunk, so WORK keeps the results of each
+variant. An interrupted run resumes from these results, and several runs with --only may work in parallel. Each variant
+is compared on the recordings processed so far.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def summary(lines: Sequence[str], plain: Sequence[str], recordings: Sequence[Rec
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each variant."""
+    """Return the values for pages: a table with a row for each variant, and the numbers in the text."""
     rows, variants = [], results["variants"]
     for name, own in variants.items():
         example = VARIANTS[name][0]

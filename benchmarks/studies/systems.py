@@ -1,12 +1,13 @@
-"""What do other recognisers cost? Compares packages that include a model, and sherpa-onnx with our weights.
+"""What do other recognisers cost? Compares u2moe with packages that ship a model, and with sherpa-onnx on our weights.
 
     python -m u2moe.benchmarks.studies.systems WORK [--groups clips streaming full] [--prepare]
 
 Each recogniser is a process on one core. It processes all recordings twice, and only the second time counts.
 Recognisers of a group take turns. The group `clips` has packages with different models, trained on different data. They
 run in environments below WORK and process the bundled clips in buffers of 100 ms. In the groups `streaming` and `full`,
-u2moe and sherpa-onnx's recogniser for WeNet's models run Dense-225M in int8. They process ten seconds of speech from
-samples to text, with greedy search and without endpoints. tests/test_sherpa.py checks that both find the same tokens.
+Dense-225M in int8 is run by u2moe and by sherpa-onnx's recogniser for WeNet's models. Both process ten seconds of
+speech from samples to text, with greedy search and without endpoints. tests/test_sherpa.py checks that they find the
+same tokens.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def measure(
     work: Path,
     repetitions: int = REPETITIONS,
 ) -> dict[str, dict[str, Any]]:
-    """Measure recognisers on `sounds` in turn, each time in a new process. Return `summary` by name."""
+    """Measure recognisers in turn on all `sounds`, each time in a new process. Return each one's `summary` by name."""
     work.mkdir(parents=True, exist_ok=True)
     files = [write_wav(work / f"{number}.wav", samples, SAMPLE_RATE) for number, samples in enumerate(sounds)]
     cases = {}
@@ -182,7 +183,7 @@ def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> d
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits on the ratio of our time to sherpa-onnx's time with the same weights."""
+    """Yield a target for each mode: the maximum ratio of our time to sherpa-onnx's with the same weights."""
     for mode, limit in LIMITS.items():
         group = results.get(mode, {"peers": {}})["peers"]
         if NATIVE in group:
@@ -192,7 +193,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a table of the packages, a table for the same weights, and numbers of both."""
+    """Return the values for pages: tables of the packages and of peers with the same weights, and numbers from both."""
     rows: dict[str, list[list[str]]] = {CLIPS: [], SHERPA: []}
     found: dict[str, str] = {}
     for group, content in results.items():

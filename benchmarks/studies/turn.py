@@ -51,9 +51,9 @@ def _rule(silence: float) -> EndpointRule:
 def with_pause(
     recognizer: Recognizer, recording: Recording, random: np.random.Generator
 ) -> tuple[npt.NDArray[np.float32], float] | None:
-    """Return a sentence with a pause and final silence, and the end time of its last word.
+    """Insert a pause into a sentence, and end it with silence.
 
-    None if the sentence is too short.
+    Returns the samples and the end time of the last word; None if the sentence is too short.
     """
     samples = read_audio(recording.path, RATE)
     words = [word for segment in recognizer.align(samples, recording.transcript).segments for word in segment.words]

@@ -1,4 +1,4 @@
-"""How accurate are word times on speech with known word boundaries, with full context and in chunks?
+"""How accurate are word times with full context and in chunks, on speech with known word boundaries?
 
     python -m u2moe.benchmarks.studies.word_times BUNDLE WORDS.tsv ... --sentences SENTENCES.tsv
 
@@ -71,9 +71,9 @@ def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int =
 
 
 def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Return start and end of a recording's loud part in seconds.
+    """Return the start and end, in seconds, of a recording's loud part.
 
-    It contains all steps of 10 ms that are louder than 1 % of the loudest one.
+    This part extends from the first to the last step of 10 ms whose loudness exceeds 1 % of the maximum.
     """
     step = int(_STEP_S * RATE)
     whole = samples[: len(samples) // step * step].reshape(-1, step)
@@ -85,7 +85,7 @@ def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
 def compare(
     recognizer: Recognizer, utterances: Iterable[JoinedWords], options: DecodingOptions | None
 ) -> dict[str, Any]:
-    """Return errors in the times of recognised words. If `options` is None, use aligned words instead."""
+    """Return errors in the times of recognised words, or of aligned words if `options` is None."""
     starts: list[float] = []
     ends: list[float] = []
     num_words = 0
@@ -136,7 +136,10 @@ def align_hour(bundle: Path, recognizer: Recognizer, recordings: Sequence[Record
 
 
 def find_misfits(recognizer: Recognizer, recordings: Sequence[Recording], seed: int = 0) -> dict[str, int]:
-    """Count what `align` finds in correct texts, in texts with one wrong word, and in texts that lack three words."""
+    """Count the places where `align` finds that a text does not match its recording.
+
+    Each text is aligned three times: unchanged, with one word replaced, and with three words left out.
+    """
     random = np.random.default_rng(seed)
     known = sorted({word for item in recordings for word in words(item.transcript)})
     counts: Counter[str] = Counter()
@@ -211,7 +214,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = recognition_parser("word_times", __doc__)
     parser.add_argument("--utterances", type=int, default=100, help="number of utterances per set (default: 100)")
     parser.add_argument(
-        "--sentences", type=Path, help="list of sentences to align, once joined into an hour and once with wrong texts"
+        "--sentences",
+        type=Path,
+        help="list of sentences to align: joined into an hour of audio, and one by one with correct and wrong texts",
     )
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)

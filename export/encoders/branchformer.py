@@ -22,7 +22,7 @@ MERGE_METHODS: tuple[MergeMethod, ...] = get_args(MergeMethod)
 
 @dataclass(frozen=True, kw_only=True)
 class Branches:
-    """Settings that only this encoder has."""
+    """Settings that only the Branchformer encoder has."""
 
     gating: Gating
     merge: MergeMethod
@@ -58,7 +58,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 def _weights(conf: Section, num_blocks: int, *, needed: bool) -> tuple[float, ...]:
-    """Return `cgmlp_weight` for each block. If a weight is 0 or 1, WeNet leaves out a branch; this is refused."""
+    """Return `cgmlp_weight` for each block. If `needed`, refuse 0 and 1, which make WeNet leave out a branch."""
     found = conf.value("cgmlp_weight")
     found = 0.5 if found is None else found
     listed: list[Any] = found if isinstance(found, list) else [found] * num_blocks
@@ -66,7 +66,7 @@ def _weights(conf: Section, num_blocks: int, *, needed: bool) -> tuple[float, ..
     if not are_numbers or len(listed) != num_blocks:
         raise conf.wrong("cgmlp_weight", found, f"a number, or one for each of {num_blocks} blocks")
     if needed and not all(0 < weight < 1 for weight in listed):
-        raise conf.unsupported("cgmlp_weight", found, ("numbers between 0 and 1",))
+        raise conf.unsupported("cgmlp_weight", found, ("numbers above 0 and below 1",))
     return tuple(float(weight) for weight in listed)
 
 
@@ -83,7 +83,7 @@ class BranchformerBlock(TwoBranchBlock):
         self.merge_proj = nn.Linear(2 * dim if own.merge == "concat" else dim, dim)
 
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
-        """Apply the block to [batch, time, dim]; also return the caches with this call's frames appended."""
+        """Apply the block to `x` [batch, time, dim]. Also return the caches, updated with this call's frames."""
         attended, gated, following = self.branches(x, context, caches)
         return self.norm_final(x + self.merge_proj(self._merged(attended, gated, context.valid))), following
 

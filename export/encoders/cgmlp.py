@@ -42,7 +42,7 @@ class Gating:
 
 
 def read_gating(conf: Section) -> Gating:
-    """Return the settings of the gating MLP in an encoder_conf."""
+    """Read the settings of the gating MLP from an encoder_conf."""
     hidden = conf.integer("cgmlp_linear_units", 2048)
     if hidden % 2:
         raise conf.wrong("cgmlp_linear_units", hidden, "even (half of the units form the gate)")
@@ -63,7 +63,7 @@ def attention_key(conf: Section) -> str:
 
 
 def read_kernel(conf: Section, key: str, default: int, *, causal: bool) -> int:
-    """Return the number of taps of a convolution over time."""
+    """Read the kernel size of a convolution over time; it must be odd unless the convolution is causal."""
     kernel = conf.integer(key, default)
     if not causal and kernel % 2 == 0:
         raise conf.wrong(key, kernel, "odd for a convolution that is not causal")
@@ -91,7 +91,7 @@ class SpatialGatingUnit(nn.Module):
 
 
 class ConvolutionalGatingMLP(nn.Module):
-    """A projection, a `SpatialGatingUnit` and a projection."""
+    """A projection, a `SpatialGatingUnit` and a second projection."""
 
     def __init__(self, dim: int, config: Gating) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class ConvolutionalGatingMLP(nn.Module):
 def gating(
     g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around: Surroundings, row: int
 ) -> tuple[ir.Value, ir.Value | None]:
-    """Return the output for [batch, time, dim], and the frames to cache. `row` is the block's row in `around`."""
+    """Return the output for `x` [batch, time, dim], and the frames to cache. `row` is the block's row in `around`."""
     unit, kind = module.csgu, module.config.activation
     with g.scope("cgmlp", group="feed_forward"):
         value, gate = (g.call(layers.activation_layer("gelu"), _half(g, x, module, half))[0] for half in range(2))
@@ -175,5 +175,5 @@ class TwoBranchNodes(EncoderNodes):
 
 
 def _before_first_frame(modules: Sequence[ConvolutionalGatingMLP]) -> Tensor:
-    """Return the frame that each convolution sees before the first frame [modules, 1, 1, channels]."""
+    """Return the frames [modules, 1, 1, channels] that the convolutions see before the first frame."""
     return torch.stack([module.csgu.norm.bias for module in modules])[:, None, None]

@@ -49,7 +49,10 @@ def read_transformer(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 class ConformerBlock(nn.Module):
-    """Residual layers: half feed-forward (macaron, optional), attention, convolution (optional), and feed-forward."""
+    """Residual layers: feed-forward (macaron, optional), attention, convolution (optional), and feed-forward.
+
+    With the macaron layer, the outputs of both feed-forward layers are halved.
+    """
 
     NORMS: ClassVar[tuple[str, str]] = ("norm_mha", "norm_ff")
     """WeNet's names for the normalisations of the attention and of the feed-forward layer."""
@@ -81,7 +84,7 @@ class ConformerBlock(nn.Module):
         return attention, last
 
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
-        """Apply the block to [batch, time, dim]; also return the caches with this call's frames appended."""
+        """Apply the block to `x` [batch, time, dim]. Also return the caches, updated with this call's frames."""
         following: BlockCaches = {}
         norm_attention, norm_last = self.norms()
         if self.feed_forward_macaron is not None:

@@ -25,7 +25,7 @@ MERGE_CACHE = "merge_cache"
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """Settings that only this encoder has."""
+    """Settings that only the E-Branchformer encoder has."""
 
     gating: Gating
     merge_kernel: int
@@ -60,7 +60,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 class EBranchformerBlock(TwoBranchBlock):
-    """Residual layers: half feed-forward (macaron), attention in parallel with a gating MLP, and feed-forward.
+    """Residual layers: macaron feed-forward, attention in parallel with a gating MLP, and feed-forward.
 
     Both feed-forward layers are optional. WeNet's forward_chunk drops the history of the merging convolution after each
     chunk. Here that history is cached. The output therefore equals that of training, which encodes the whole utterance
@@ -81,7 +81,7 @@ class EBranchformerBlock(TwoBranchBlock):
         self.scale = 0.5 if config.macaron else 1.0
 
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
-        """Apply the block to [batch, time, dim]; also return the caches with this call's frames appended."""
+        """Apply the block to `x` [batch, time, dim]. Also return the caches, updated with this call's frames."""
         if self.feed_forward_macaron is not None:
             x = x + self.scale * self.feed_forward_macaron(self.norm_ff_macaron(x))
         attended, gated, following = self.branches(x, context, caches)

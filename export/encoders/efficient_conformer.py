@@ -1,4 +1,4 @@
-"""The Efficient Conformer encoder (arXiv 2109.01163) in plain torch: strided convolutions, attention over groups.
+"""The Efficient Conformer encoder (arXiv 2109.01163) in plain torch: strided convolutions and attention over groups.
 
 `efficient_conformer_nodes` builds the same layers for a graph. At commit 0154699, WeNet's forward_chunk fails for this
 encoder. The attention expects each cache as a pair of tensors, but receives one tensor. With corrected caches, WeNet's
@@ -35,7 +35,7 @@ CACHES = (ATT_CACHE, CNN_CACHE)
 
 @dataclass(frozen=True, kw_only=True)
 class Strided:
-    """Settings that only this encoder has."""
+    """Settings that only the Efficient Conformer encoder has."""
 
     strides: tuple[int, ...]
     """For each block, the number of its frames that become one frame of the next block."""
@@ -50,7 +50,7 @@ class Strided:
 
     @property
     def chunk_multiple(self) -> int:
-        """Every chunk size, in subsampled frames, is a multiple of this, so that no chunk ends within a group."""
+        """Chunk sizes must be multiples of this number of subsampled frames, so that no chunk ends within a group."""
         groups = (self.step(index) * size for index, size in enumerate(self.group_sizes))
         return math.lcm(math.prod(self.strides), *groups)
 
@@ -92,7 +92,8 @@ def _strided(conf: Section, shared: EncoderArchitecture) -> Strided:
     kernels, kernel = [], convolution.kernel
     for index in range(num):
         if kernel < 1 or (not convolution.causal and kernel % 2 == 0):
-            raise conf.wrong("stride_kernel", shrinks, f"a value that gives block {index} an odd kernel, not {kernel}")
+            expected = f"a value that gives block {index} an odd kernel instead of {kernel}"
+            raise conf.wrong("stride_kernel", shrinks, expected)
         kernels.append(kernel)
         kernel = kernel // by_block.get(index, 1) if shrinks else kernel
     return Strided(
@@ -162,7 +163,7 @@ class EfficientBlock(ConformerBlock):
             self.concat_linear = nn.Linear(2 * dim, dim)  # in WeNet's state dict, but never used
 
     def beside(self, x: Tensor, context: Context) -> Tensor:
-        """See `ConformerBlock`. Returns averages of the frames that the convolution combines into one."""
+        """See `ConformerBlock`. Returns the average of each group of frames that the convolution combines into one."""
         return averaged(x, context.valid, self.stride)
 
 

@@ -72,7 +72,7 @@ class EfficientConformerNodes(ConformerNodes):
         self.seen = Surroundings(start, self.frames.valid, self.streaming)
 
     def _leave(self) -> None:
-        """Store the new caches of the blocks that share a frame rate."""
+        """Store the new caches of the blocks at the current frame rate."""
         attention, history = (f"r_{cache_name(each, self.step)}" for each in CACHES)
         if self.frames.kept:
             self.following[attention] = self.frames.next_attention_cache()
@@ -86,7 +86,7 @@ class EfficientConformerNodes(ConformerNodes):
         return self.following
 
     def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
-        """See `ConformerNodes`. The output of a strided convolution is added to averages of the frames it combines."""
+        """See `ConformerNodes`. For a strided convolution, residual frames are averaged before its output is added."""
         g, row, stride = self.g, index - self.blocks.start, cast("EfficientBlock", block).stride
         if stride == 1:
             super().add_convolution(residual, block, module, row)
@@ -132,7 +132,7 @@ class EfficientConformerNodes(ConformerNodes):
         return g.op("Div", total(g.op("Mul", x, valid), self.config.dim), number)
 
     def _padded(self, x: ir.Value, size: int) -> ir.Value:
-        """Pad [batch, time, ...] with zeros at the end, until the time is a multiple of `size`."""
+        """Pad [batch, time, ...] with zeros at the end, until the number of frames is a multiple of `size`."""
         g = self.g
         missing = g.op("Mod", g.op("Sub", [0], self.time), [size])
         return g.op("Pad", x, g.op("Concat", [0, 0, 0, 0], missing, [0], axis=0))

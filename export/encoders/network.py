@@ -92,7 +92,7 @@ class SpeechEncoder(nn.Module):
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
-        """Return (cache name, channels, kernel size) of each convolution in a block that needs a cache."""
+        """Return (cache name, channels, kernel size) of a block's convolutions that need a cache."""
         own = config.convolution
         return [(CNN_CACHE, own.channels, own.kernel)] if own is not None and own.causal else []
 
@@ -109,7 +109,7 @@ class SpeechEncoder(nn.Module):
     def run_blocks(
         self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
     ) -> tuple[Tensor, list[BlockCaches]]:
-        """Run all blocks on [batch, time, dim]."""
+        """Run all blocks on `x` [batch, time, dim]; return the output and the caches for the next call."""
         following = []
         for block, own in zip(self.encoders, caches, strict=True):
             x, cache = block(x, context, own)
@@ -129,7 +129,7 @@ class SpeechEncoder(nn.Module):
         return cast("Tensor", self.after_norm(x)) if self.config.pre_norm and self.config.final_norm else x
 
     def start(self) -> list[BlockCaches]:
-        """Return the caches of the blocks before the first chunk."""
+        """Return the blocks' initial caches, for the first chunk."""
         return [{} for _ in self.encoders]
 
     def forward(
@@ -137,8 +137,8 @@ class SpeechEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Encode whole utterances [batch, frames, mel]; return [batch, time, dim] and its valid lengths [batch].
 
-        `lengths` [batch] are the numbers of valid feature frames. `chunk_size` counts output frames; None means full
-        context. An encoder that was trained only with a static chunk size always uses that size.
+        `lengths` [batch] counts valid feature frames. `chunk_size` counts output frames; None means full context. An
+        encoder that was trained only with a static chunk size always uses that size.
         """
         x = self._embed(features, lengths)
         time = x.shape[1]
@@ -174,7 +174,7 @@ class SpeechEncoder(nn.Module):
         return self._finish(x), [self._last(own, required_cache_size) for own in following]
 
     def _last(self, caches: BlockCaches, required: int) -> BlockCaches:
-        """Return the caches. Growing caches keep the last `required` encoder frames; a negative number keeps all."""
+        """Return the caches. Growing caches keep the last `required` encoder frames; all if `required` is negative."""
         kept = dict(caches)
         for cache in self.caches(self.config):
             if cache.time_axis is not None and cache.name in kept and required >= 0:

@@ -1,4 +1,4 @@
-"""The layers of a graph that all encoders share. Each kind of encoder supplies its blocks."""
+"""Graph layers that all encoders share. Each kind of encoder supplies its blocks."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class FrameNodes:
         return self.g.ops("Split", biases, [config.num_heads] * len(layers), axis=1, num_outputs=len(layers))
 
     def history(self, cache: ir.Value, start: ir.Value) -> ir.Value:
-        """Return the frames before a chunk [blocks, batch, past, channels], with `start` in place of missing ones.
+        """Return the frames [blocks, batch, past, channels] before a chunk, with `start` in place of missing ones.
 
         `cache` has the shape [blocks, batch, channels, past].
         """
@@ -154,7 +154,7 @@ class EncoderNodes:
         return max((kernel - 1 for _, _, kernel in self.encoder.convolutions(self.config)), default=0)
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
-        """Add one block to the residual."""
+        """Build one block, whose layers read the residual and add to it."""
         raise NotImplementedError
 
     def attention_of(self, block: nn.Module) -> MultiHeadAttention:
@@ -195,7 +195,7 @@ class EncoderNodes:
         return self.embed(x)
 
     def embed(self, x: ir.Value) -> ir.Value:
-        """Return the subsampled features [batch, time, dim] of normalised features."""
+        """Subsample normalised features to [batch, time, dim]."""
         return self.encoder.embed.nodes(self.g, x, self.inputs["chunk_lens"])
 
     def share(self, x: ir.Value) -> None:

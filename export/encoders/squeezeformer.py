@@ -1,6 +1,6 @@
 """The Squeezeformer encoder (arXiv 2206.00888) in plain torch. The middle blocks run at half the frame rate.
 
-Its layers for a graph are in `squeezeformer_nodes`.
+`squeezeformer_nodes` builds the same layers for a graph.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NORMS: tuple[NormKind, ...] = ("batch_norm", "layer_norm")
 
 @dataclass(frozen=True, kw_only=True)
 class Squeezed:
-    """Settings that only this encoder has."""
+    """Settings that only the Squeezeformer encoder has."""
 
     reduce: int
     """Index of the first block at half the frame rate."""
@@ -64,7 +64,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     conf = top.section("encoder_conf")
     dim, num_heads = conf.integer("encoder_dim", 256), conf.integer("attention_heads", 4)
     if dim % 2:
-        raise conf.wrong("encoder_dim", dim, "even (positions are pairs of sine and cosine)")
+        raise conf.wrong("encoder_dim", dim, "even (positions are encoded as pairs of sine and cosine)")
     if conf.integer("output_size", 256) != dim:
         raise conf.unsupported("output_size", conf.value("output_size"), (f"{dim}, the value of encoder_dim",))
     if dim % num_heads:
@@ -115,7 +115,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 def _block(conf: Section, key: str, default: int, *, least: int, most: int) -> int:
-    """Return the index of a block, which the file may also give as a list of one number."""
+    """Return the index of a block, given as a number or as a list of one number."""
     found = conf.value(key) if key in conf else default
     number = found[0] if isinstance(found, list) and len(found) == 1 else found
     if not isinstance(number, int) or isinstance(number, bool):
@@ -192,8 +192,8 @@ class SqueezeAttention(MultiHeadAttention, Scaling):
 def shift(scores: Tensor) -> Tensor:
     """Shift the scores [batch, heads, time, keys] as Transformer-XL does.
 
-    A zero is put before each row. Then the first `time` numbers are dropped, and the rest is read in rows of the
-    original length.
+    A zero is put before each row. Then the first `time` numbers are dropped, and the rest is split into rows of
+    the original length.
     """
     padded = nn.functional.pad(scores, (1, 0))
     batch, heads, time, width = padded.shape

@@ -103,7 +103,7 @@ class SqueezeformerNodes(EncoderNodes):
         return feed_forward(self.g, x, folded(layer, "w_1"), self.config.feed_forward.activation, name)
 
     def _reduced(self, x: ir.Value) -> ir.Value:
-        """Return the frames at half the rate [batch, (time + 1) // 2, dim]."""
+        """Return `x` at half the frame rate, as [batch, (time + 1) // 2, dim]."""
         g, layer = self.g, cast("SqueezeformerEncoder", self.encoder).time_reduction_layer
         weights, bias = layer.dw_conv.weight, cast("Tensor", layer.dw_conv.bias)
         with g.scope("time_reduction_layer", group="pointwise_convolutions"):
@@ -211,7 +211,7 @@ def subsampled(g: GraphBuilder, features: ir.Value, layer: SqueezeSubsampling, b
 
 
 def folded(layer: Scaled, *names: str) -> Scaled:
-    """Return a copy of a layer, with the scale and shift of its input folded into the parts called `names`."""
+    """Return a copy of a layer, with the scale and shift of its input folded into its submodules `names`."""
     adapted = copy.deepcopy(layer)
     if layer.adaptive:
         for name in names:

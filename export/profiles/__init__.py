@@ -1,4 +1,4 @@
-"""Joins graphs of bundles. The joined graphs map features, samples or bytes to log-probabilities or text.
+"""Joins graphs of a bundle. Each joined graph maps features, samples or bytes to log-probabilities or text.
 
 Needs onnx-ir, not torch.
 """

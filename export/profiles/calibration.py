@@ -50,7 +50,7 @@ class Recorder:
 
 
 def recognised(bundle: Bundle, graph: Path, files: Sequence[str | os.PathLike[str]]) -> tuple[list[str], Samples]:
-    """Recognise recordings with the first pass; return their texts, and the inputs of some of their chunks.
+    """Recognise recordings with the first pass. Return the texts, and the graph's inputs for some of the chunks.
 
     Raises:
         AudioError: a file cannot be read, or no recording is long enough for a chunk.
@@ -66,7 +66,7 @@ def recognised(bundle: Bundle, graph: Path, files: Sequence[str | os.PathLike[st
 
 
 def write_samples(samples: Samples, folder: Path) -> None:
-    """Write each input as one array of all chunks, for onnx2tf, and as one file per chunk, listed in dataset.txt."""
+    """Write each input as one array of all chunks (for onnx2tf) and as one file per chunk (listed in dataset.txt)."""
     folder.mkdir()
     lines = []
     for number, sample in enumerate(samples):
@@ -79,7 +79,7 @@ def write_samples(samples: Samples, folder: Path) -> None:
 
 
 def write_qdq(graph: Path, target: Path, samples: Samples, float_nodes: list[str]) -> None:
-    """Quantize the feed-forward layers of a graph for QNN, except for the nodes `float_nodes`.
+    """Quantize a graph's feed-forward layers for QNN, except the nodes in `float_nodes`. Write the graph to `target`.
 
     Weights get 8 bits, after their columns are scaled to the same maximum. Activations get 16 bits. QNN computes the
     other nodes in float16, because its attention and convolutions are less accurate in 16-bit integers.
@@ -123,8 +123,8 @@ def _is_feed_forward(node: ir.Node) -> bool:
 def _even_columns(model: ir.Model, float_nodes: list[str]) -> set[str]:
     """Scale the columns of each feed-forward weight to the same maximum, and scale the products back.
 
-    A weight has one scale for all its 8-bit values, so columns of small values would have few steps. Returns the
-    names of the weights.
+    A weight has one scale for all its 8-bit values, so columns of small values would otherwise use few of the 256
+    steps. Returns the names of the scaled weights.
     """
     found = set()
     for node in list(model.graph):
@@ -150,9 +150,9 @@ def _even_columns(model: ir.Model, float_nodes: list[str]) -> set[str]:
 
 
 def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return the cosine similarity of two arrays of log-probabilities, and the share of frames with equal best tokens.
+    """Return the cosine similarity of two arrays, and the share of frames with the same best token.
 
-    The arrays have the shape [1, time, vocab].
+    The arrays contain log-probabilities [1, time, vocab].
     """
     one, other = expected.astype(np.float64), found.astype(np.float64)
     cosine = (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
@@ -160,7 +160,7 @@ def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, f
 
 
 def damage(graph: Path, quantized: Path, samples: Samples, texts: list[str], others: list[str]) -> dict[str, float]:
-    """Compare the log-probabilities of a float graph and its quantized graph, and the words of their texts.
+    """Compare a float graph and its quantized graph by their log-probabilities and the texts recognised with them.
 
     Both graphs read each chunk with the caches of the float graph. Returns the least and the mean cosine
     similarity of log-probabilities, the share of frames with the same best token, and the share of words that differ.

@@ -1,4 +1,4 @@
-"""Converts a bundle to the folder of a profile: read, build, compare, write; optionally in ORT format.
+"""Converts a bundle to the graphs of a profile, optionally in ORT format, and compares them with the bundle.
 
 ORT format is onnxruntime's own. It loads faster, and builds of onnxruntime without optimizers can read it.
 """
@@ -38,10 +38,10 @@ class Conversion:
     """The result of a conversion.
 
     Attributes:
-        path: the folder.
+        path: the folder that was written.
         profile: the profile.
         files: names of the files in the folder.
-        report: comparison of the graphs with those of the bundle.
+        report: comparison of the written graphs with the bundle.
     """
 
     path: Path
@@ -59,13 +59,13 @@ def convert_bundle(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Conversion:
-    """Compare the graphs of a profile with the bundle, and write them into `out`.
+    """Write the graphs of a profile into `out`, after comparing them with the bundle.
 
     Args:
         bundle: folder of a bundle, quantized or not.
         out: folder to write; left unchanged on failure.
-        profile: `streaming`, `offline` and `clip` write one graph and tokens.txt; `streaming` also writes the
-            decoder graph for the second pass. `ort` writes every graph of the bundle in ORT format, with
+        profile: `streaming`, `offline` and `clip` each write one graph and tokens.txt; `streaming` also writes
+            the decoder graph for the second pass. `ort` writes every graph of the bundle in ORT format, with
             tokens.txt and a manifest.
         ort: also write the graphs in ORT format, and the list of operators that they use.
         overwrite: replace `out` if it is a folder that contains tokens.txt.
@@ -99,7 +99,7 @@ def convert_bundle(
 def _write_one(
     bundle: Bundle, folder: Path, profile: Profile, *, ort: bool, progress: Callable[[str], None]
 ) -> ParityReport:
-    """Write the graph of a profile, also in ORT format if `ort` is true, and compare each written file."""
+    """Write the graph of a profile and compare it with the bundle; if `ort`, also write and compare ORT files."""
     file, needs_extensions = folder / f"{profile}.onnx", profile == "clip"
     has_padding = profile in ("offline", "clip")
     if chosen := [name for name in plain(bundle.manifest.decoding) if name != "padding_s" or not has_padding]:
@@ -134,7 +134,9 @@ def write_operators(files: Iterable[Path], target: Path) -> None:
 
 
 def write_bundle_as_ort(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> ParityReport:
-    """Write all graphs of a bundle in ORT format, and compare each with the original on the same inputs.
+    """Write all graphs of a bundle, and a graph for features, in ORT format.
+
+    Compare each ORT file with the original graph on the same inputs. Also write a list of the operators used.
 
     Raises:
         ParityError: a difference exceeds its limit.
@@ -161,14 +163,14 @@ def compare_with_ort(
     converted: Path | None = None,
     before: dict[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """Compare a graph of a bundle with its ORT file on the same inputs, and return the outputs.
+    """Compare a bundle's graph with its ORT file on the same inputs, and return the graph's outputs.
 
     Args:
         report: receives the comparisons.
         file: the graph.
         bundle: its bundle.
         converted: the ORT file; None: the one beside the graph.
-        before: outputs of the bundle's preceding graph, which some graphs read.
+        before: outputs of the bundle's preceding graph, for graphs that read them.
 
     Raises:
         ParityError: a difference exceeds its limit.
@@ -179,14 +181,14 @@ def compare_with_ort(
     expected = session_of(file, extensions=extensions, portable=True)(feeds)
     found = session_of(converted, extensions=extensions)(feeds)
     if "text" in expected and found.pop("text").tolist() != expected.pop("text").tolist():
-        raise ParityError(f"{converted.name}: its text differs from the text of {file.name}")
+        raise ParityError(f"{converted.name}: its output text differs from that of {file.name}")
     for name, value in expected.items():
         report.add(compared(converted.name, name, [(value, found[name])]), file.parent, f"it and {file.name}")
     return expected
 
 
 def _feeds(graph: str, bundle: Bundle, before: dict[str, Array]) -> dict[str, Array]:
-    """Return inputs for one graph: outputs of the preceding graph if it reads them, else samples or random values."""
+    """Return inputs for a graph: outputs of the preceding graph, samples, or random values, as the graph requires."""
     config, samples = bundle.manifest.model, parity_samples(bundle.manifest, 4.0)
     if graph in ("features", "offline"):
         return {"samples": samples[np.newaxis]}

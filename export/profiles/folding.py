@@ -43,7 +43,7 @@ _NEUTRAL = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}
 
 
 def folded(model: ir.Model) -> ir.Model:
-    """Fold the model: inline its functions, turn values that depend on no input into constants, and set `OPSET`.
+    """Fold the model: inline functions, turn values that depend on no input into constants, and declare opset `OPSET`.
 
     The shapes of the inputs must be fixed. onnxruntime computes each value once, without optimisations. For values that
     depend on an input, only the shapes are recorded.
@@ -74,7 +74,7 @@ def folded(model: ir.Model) -> ir.Model:
 
 
 def _computed(model: ir.Model) -> dict[str, Array]:
-    """Return every value that a node of the graph computes."""
+    """Return every value that a node of the graph computes if all inputs are zeros."""
     graph = model.graph
     outputs = list(graph.outputs)
     graph.outputs[:] = [value for node in graph for value in node.outputs if value.name]
@@ -103,7 +103,7 @@ def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 
 
 def _simplify(graph: ir.Graph, node: ir.Node) -> None:
-    """Bypass a node that changes nothing; write shapes and axes in the form that compilers expect."""
+    """Bypass the node if it changes nothing. Otherwise, write its shape or axes in the form that compilers expect."""
     output = node.outputs[0]
     if node.op_type == "Gather" and _takes_all(node):
         node.op_type = "Reshape"
@@ -189,12 +189,12 @@ def check_fixed(model: ir.Model, where: object) -> None:
                 continue
             if value.shape is None or not value.shape.is_static() or len(value.shape) > MOST_AXES:
                 raise UnsupportedError(
-                    f"{told}: {value.name} has shape {value.shape}, expected at most {MOST_AXES} fixed axes"
+                    f"{told}: {value.name} has shape {value.shape}, expected at most {MOST_AXES} axes, all fixed"
                 )
             tensor = value.const_value
             if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
                 largest = float(np.abs(tensor.numpy()).max(initial=0))
                 if not largest <= LARGEST:
                     raise UnsupportedError(
-                        f"{told}: {value.name} has the value {largest:g}, which exceeds float16 ({LARGEST:g})"
+                        f"{told}: {value.name} has the value {largest:g}, which exceeds the float16 limit ({LARGEST:g})"
                     )

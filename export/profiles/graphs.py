@@ -1,4 +1,7 @@
-"""Joins a bundle's graphs: `streaming` for a chunk of samples, `offline` for a recording, `clip` for a file."""
+"""Joins a bundle's graphs into one.
+
+The profile `streaming` is for a chunk of samples, `offline` for a recording and `clip` for a file.
+"""
 
 from __future__ import annotations
 
@@ -74,11 +77,11 @@ def streaming_contract(config: ModelConfig) -> Graph:
 
 
 def offline_contract() -> Graph:
-    """Return the contract for a recording with full context.
+    """Return the contract of the graph for a recording with full context.
 
-    It maps samples [1, samples] to the greedy tokens, their start times in seconds, the log-probabilities, and the
-    encoder's output. Any number of samples is allowed; too few yield no tokens and no frames. If the bundle specifies
-    padding, frames are those of the padded recording, but times refer to the original.
+    The graph maps samples [1, samples] to the greedy tokens, their start times in seconds, the log-probabilities, and
+    the encoder's output. Any number of samples is allowed; too few yield no tokens and no frames. If the bundle
+    specifies padding, frames are those of the padded recording, but times refer to the original.
     """
     return Graph(
         name="offline",
@@ -95,10 +98,10 @@ def offline_contract() -> Graph:
 def clip_contract() -> Graph:
     """Return the contract for a short file.
 
-    It maps the bytes [1, bytes] to text [1], tokens, and the start times of the tokens in seconds.
+    The graph maps the file's bytes [1, bytes] to its text [1], its tokens, and the tokens' start times in seconds.
 
-    Files are WAV, FLAC or MP3, shorter than 30 seconds, at the model's rate; channels are averaged. Other files are
-    refused: the run fails, and the name of the failing node states why.
+    Channels are averaged. Files must be WAV, FLAC or MP3, shorter than 30 seconds, and at the model's rate. Other files
+    are refused: the run fails, and the name of the failing node states why.
     """
     return Graph(
         name="clip",
@@ -123,7 +126,7 @@ def profile_graph(bundle: Bundle, profile: Profile) -> ir.Model:
 
 
 def _streaming(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joined:
-    """Build front end, encoder and CTC head for one chunk; see `streaming_contract`."""
+    """Build the front end, the encoder and the CTC head for one chunk; see `streaming_contract`."""
     if not bundle.manifest.model.streaming:
         raise UnsupportedError(f"{bundle.path}: this encoder was trained for full context: use --profile offline")
     frames = fbank(g, inputs["samples"], bundle.manifest.features)
@@ -148,7 +151,7 @@ def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
     config, features = bundle.manifest.model, bundle.manifest.features
     if config.streaming and config.static_chunk_size:
         raise UnsupportedError(
-            f"{bundle.path}: static_chunk_size is {config.static_chunk_size}: this encoder was trained only with "
+            f"{bundle.path}: static_chunk_size is {config.static_chunk_size}, so this encoder was trained only with "
             "chunks: use --profile streaming"
         )
     length = g.op("Shape", samples, start=1, end=2)
@@ -187,7 +190,7 @@ def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
 
 
 def _padded(g: GraphBuilder, manifest: Manifest, samples: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Return samples [1, samples] padded as in `audio.padding`, and the number of samples added at the start [1]."""
+    """Return samples [1, samples] padded as in `audio.padding`, and the number [1] of samples added at the start."""
     frame_len, rate = manifest.features.frame_len, manifest.features.sample_rate
     num_silence = math.floor(manifest.decoding.padding_s * rate + 0.5)
     if not num_silence:
@@ -213,7 +216,10 @@ def _seconds(g: GraphBuilder, num_samples: ir.Value, rate: int) -> ir.Value:
 
 
 def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
-    """Return the samples [1, samples] of a file. If the file is refused, a node whose name states the reason fails."""
+    """Return the samples [1, samples] of a file.
+
+    If the file is refused, the run fails in a node whose name states the reason.
+    """
     with g.scope("decoder"):
         # An ID3 tag hides the format of an MP3 file from AudioDecoder.
         first = g.op("Slice", g.op("Pad", audio, [0, 0, 0, 3]), [0], [3], [1])
@@ -255,7 +261,7 @@ _SPACES = r"[\s\v\x1c-\x1f\x{85}\p{Z}]+"
 
 
 def _text(g: GraphBuilder, tokens: ir.Value, symbols: list[str]) -> ir.Value:
-    """Return the text [1] of token ids, as `Vocabulary.text` does."""
+    """Compute the text of token ids as `Vocabulary.text` does. Return it as a string tensor [1]."""
     with g.scope("text"):
         table = g.constant_strings([*(symbol.replace(WORD_BOUNDARY, " ") for symbol in symbols), ""])
         # An empty symbol is appended: without any string, StringJoin would have no input.

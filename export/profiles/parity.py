@@ -1,4 +1,4 @@
-"""Compares the graphs of profiles with the bundle's own graphs, which run as in the runtime."""
+"""Compares the graph of a profile with the bundle's own graphs, which u2moe's runtime runs."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def session_of(
     Args:
         file: the graph, or its content.
         extensions: register the operators of onnxruntime-extensions.
-        portable: use only the optimisations that ORT format allows. Others may sum a convolution in another
-            order, which rounds differently. In a quantized network, this can change a value by a whole step.
+        portable: use only the optimisations that ORT format allows. Others may add the products of a convolution in
+            another order, which changes the rounding. In a quantized network, this can change a value by a whole step.
         target: file to write the optimized graph to, in ORT format.
 
     Raises:
@@ -85,7 +85,7 @@ class ProfileParity:
         """Run all comparisons of a profile.
 
         Raises:
-            ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; the message names the case, tensor, difference and limit.
         """
         if profile == "streaming":
             for size, left in CHUNKS:
@@ -169,13 +169,13 @@ class ProfileParity:
             raise ParityError(f"{self.subject}: {kind} file: text is {found['text'].tolist()}, expected {[text]}")
 
     def _padded(self, samples: Array) -> tuple[Array, int]:
-        """Return a recording with the padding of the bundle, and the number of samples added before it."""
+        """Return a recording padded as the bundle requires, and the number of samples added before the recording."""
         manifest = self.bundle.manifest
         padding = Padding(manifest.decoding.padding_s, manifest.features.sample_rate, manifest.features.frame_len)
         return np.concatenate([padding.accept(samples), padding.finish()]), padding.num_before
 
     def _detokenizer(self) -> None:
-        """Compare the texts of random sequences that together contain all tokens of the vocabulary."""
+        """Compare the detokenizer with the vocabulary on random sequences that together contain all tokens."""
         graph = detokenizer_graph(self.bundle)
         run = session_of(ir.to_proto(graph).SerializeToString(), extensions=True)
         random = np.random.default_rng(0)
@@ -188,7 +188,7 @@ class ProfileParity:
     def _refusals(self) -> None:
         """Check that unsuitable clips fail with the expected reason, and that 10 ms of silence yields no text.
 
-        AudioDecoder would cut clips that are too long, and alias those with another sample rate.
+        Without the graph's own checks, AudioDecoder would cut long clips, and alias clips with another sample rate.
         """
         rate = self.bundle.manifest.features.sample_rate
         refused = {
@@ -203,12 +203,12 @@ class ProfileParity:
                 if reason in str(error):
                     continue
                 raise ParityError(
-                    f"{self.subject}: unsuitable file: failed with {error}, expected {reason!r}"
+                    f"{self.subject}: an unsuitable file failed with {error}, expected {reason!r}"
                 ) from error
-            raise ParityError(f"{self.subject}: unsuitable file: was recognised, expected the error {reason!r}")
+            raise ParityError(f"{self.subject}: an unsuitable file was recognised, expected the error {reason!r}")
         nothing = self.run({"audio": encoded(np.zeros(rate // 100, np.float32), rate, "WAV")})
         if nothing["text"].tolist() != [""]:
-            raise ParityError(f"{self.subject}: 10 ms of silence has text {nothing['text'].tolist()}, expected none")
+            raise ParityError(f"{self.subject}: 10 ms of silence yields text {nothing['text'].tolist()}, expected none")
 
     def _compare(self, case: str, values: Mapping[str, list[tuple[Array, Array]]]) -> None:
         for name, pairs in values.items():

@@ -79,7 +79,7 @@ def convert_static(
     Raises:
         UnsupportedError: the bundle is quantized or of fixed shape, or its encoder cannot have a fixed shape. The
             message states why.
-        ParityError: the written graph differs from the bundle.
+        ParityError: the graph of fixed shape differs from the bundle.
         BundleError: the bundle cannot be read, or `out` cannot be written.
         AudioError: a recording cannot be read.
         ValueError: the encoder does not support these chunk settings, or `qdq` is set without recordings.
@@ -122,14 +122,16 @@ def convert_static(
 
 
 def _form(bundle: Bundle, chunk_size: int, num_left_chunks: int) -> StaticForm:
-    """Run all checks that need no graph; return the form without the fields that the graph determines."""
+    """Run all checks that need no graph; return a `StaticForm` without the fields that the graph determines."""
     config = bundle.manifest.model
     if config.static is not None:
-        raise UnsupportedError(f"{bundle.path}: model.static: already has a fixed shape: convert its source bundle")
+        raise UnsupportedError(
+            f"{bundle.path}: model.static: this bundle already has a fixed shape; convert its source bundle"
+        )
     if bundle.manifest.quantization:
         formats = bundle.manifest.quantization.get("groups")
         raise UnsupportedError(
-            f"{bundle.path}: quantization: weights are {formats}: a graph of fixed shape needs a float32 "
+            f"{bundle.path}: quantization: weights are {formats}, but a graph of fixed shape needs a float32 "
             "bundle; the device's compiler quantizes the graph"
         )
     if not config.streaming:
@@ -156,7 +158,10 @@ def _first_position(model: Model, form: StaticForm) -> int:
 
 
 def _copy(bundle: Bundle, staging: BundleWriter, manifest: Manifest) -> None:
-    """Write the bundle's other files and a decoder with fixed shapes. Graphs contain the manifest's metadata."""
+    """Copy all files except the encoder, and add a graph for features and a decoder with fixed shapes.
+
+    All graphs contain the manifest's metadata.
+    """
     staging.add(TOKENS_FILE, bundle.path / TOKENS_FILE)
     save_graph(features_graph(manifest), staging.path / "features.onnx")  # for programs in other languages
     if (language_model := manifest.decoding.language_model) is not None:
@@ -259,10 +264,10 @@ class StaticParity:
     def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
         """Compare streams that start at several positions and end with chunks of several lengths.
 
-        Some streams exceed `max_position`, which moves their positions back.
+        Some streams exceed `max_position`, so their positions are moved back.
 
         Raises:
-            ParityError: a difference exceeds its limit; the message names case, tensor, difference and limit.
+            ParityError: a difference exceeds its limit; the message names the case, tensor, difference and limit.
         """
         size, multiple, num_chunks = self.form.chunk_size, self.config.chunk_multiple, self.form.num_left_chunks + 4
         late = self.config.max_position - (num_chunks - 2) * size  # caches are full when positions are moved back
@@ -281,7 +286,9 @@ class StaticParity:
         return self.report
 
     def decoders(self, folder: Path) -> None:
-        """Compare the two decoders in a folder on hypotheses of up to the maximum length, and on padded frames.
+        """Compare the decoder of fixed shape in `folder` with the original decoder there.
+
+        Hypotheses have up to the maximum length, and the last frames are padding.
 
         Raises:
             ParityError: a difference exceeds its limit.

@@ -38,12 +38,12 @@ _CONVOLUTIONS: Mapping[str, type[OverTime]] = {
 class StaticGraph:
     """Analyses the encoder of a bundle and rebuilds it with fixed shapes.
 
-    Layers with caches, mixtures of experts, masks and positions are rebuilt. All other nodes are kept, and constant
+    Mixtures of experts, masks, positions, and layers with caches are rebuilt. All other nodes are kept, and constant
     ones are folded.
 
     Attributes:
         form: the shapes of the graph.
-        starts: contents of the caches of fixed size before the first chunk, in the shapes of the graph.
+        starts: initial contents of the fixed-size caches, by cache name, in the graph's shapes.
 
     Args:
         bundle: the bundle.
@@ -59,7 +59,7 @@ class StaticGraph:
         self._encoder = ir.load(bundle.path / "encoder.onnx")
         self._nodes = list(self._encoder.graph)
         if learned := [node.name for node in self._nodes if "learned positions" in str(node.name)]:
-            raise UnsupportedError(f"{bundle.path}: {learned[0]}: learned positions cannot have a fixed shape")
+            raise UnsupportedError(f"{bundle.path}: {learned[0]}: learned positions do not allow a fixed shape")
         self._reads = {value: str(value.name) for value in self._encoder.graph.inputs}
         self._histories = {
             cache.name: self._history(cache.name) for cache in self.config.caches if cache.time_axis is None
@@ -110,9 +110,7 @@ class StaticGraph:
         return {**results, **following}, parts
 
     def _calls_of_positions(self) -> dict[int, ir.Node]:
-        """Return the calls whose encodings are replaced by inputs of the graph.
-
-        The keys are the distances between adjacent positions.
+        """Return each call whose encodings become a graph input, by the distance between its adjacent positions.
 
         Rotary attention depends only on distances, so its positions stay constant and need no input.
         """
@@ -121,16 +119,16 @@ class StaticGraph:
         return {_step(_value(node.inputs[0])): node for node in self._nodes if _kind(node) in kinds}
 
     def _frequencies(self, call: ir.Node) -> tuple[float, ...]:
-        """Return the frequencies, which are a constant of the called function."""
+        """Return the frequencies of the positional encodings. They are a constant in the function that `call` calls."""
         for node in self._encoder.functions[call.op_identifier()]:
             if node.op_type == "Constant":
                 value = node.attributes["value"].as_tensor().numpy()
                 if value.dtype == np.float32:
                     return tuple(value.ravel().tolist())
-        raise UnsupportedError(f"{self.bundle.path}: {call.name}: has no frequencies")
+        raise UnsupportedError(f"{self.bundle.path}: {call.name}: has no frequencies of positional encodings")
 
     def _history(self, cache: str) -> list[ir.Node]:
-        """Return the nodes that substitute the initial frame for all frames of `cache` from before the stream."""
+        """Return the nodes that replace all frames of `cache` from before the stream with the initial frame."""
         (value,) = (value for value, name in self._reads.items() if name == cache)
         found = [
             node
@@ -227,7 +225,7 @@ class StaticGraph:
 
 
 def decoder_graph(bundle: Bundle, sizes: Mapping[str, int], metadata: Mapping[str, str]) -> ir.Model:
-    """Return the folded decoder of a bundle; `sizes` sets the axes by name."""
+    """Return the decoder of a bundle, folded after its named axes are fixed to `sizes`; see `folded`."""
     decoder, config = ir.load(bundle.path / "decoder.onnx"), bundle.manifest.model
     contract = next(graph for graph in config.graphs() if graph.name == "decoder")
 
@@ -282,16 +280,16 @@ def _step(positions: ir.Value) -> int:
 
 
 def _row(reader: ir.Node, cache: ir.Value) -> int:
-    """Return the index of a block: `reader` reads the part of the cache that belongs to it."""
+    """Return the index of the block whose part of `cache` is read by `reader`."""
     return _number(reader.inputs[list(reader.inputs).index(cache) + 1])
 
 
 def _origin(value: ir.Value | None, *operators: str) -> ir.Value:
-    """Follow a value back through nodes with these operators, last node first; return the value before them."""
+    """Follow a value back through nodes with these operators, in this order; return the last node's first input."""
     for operator in operators:
         node = _producer(value)
         if node.op_type != operator:
-            raise UnsupportedError(f"{node.name}: is {node.op_type}, expected {operator}: export the bundle again")
+            raise UnsupportedError(f"{node.name} is {node.op_type}, expected {operator}: export the bundle again")
         value = node.inputs[0]
     return _value(value)
 

@@ -18,11 +18,11 @@ CONVERSIONS: Mapping[str, type[WeightConversion]] = MappingProxyType(
 
 
 def conversion(name: str, block_size: int = 32) -> WeightConversion:
-    """Return the conversion to a format. Formats without steps ignore `block_size`."""
+    """Return the conversion to a format. Formats without blocks of rows ignore `block_size`."""
     return CONVERSIONS[name](block_size if WEIGHT_FORMATS[name].block_sizes else 0)
 
 
 def conversion_for(recipe: Recipe, layer: str, group: str) -> WeightConversion | None:
-    """Return the conversion that a recipe requests for a layer's weights in a group; None if there is none."""
+    """Return a recipe's conversion for a layer's weights in a group; None for a floating-point format."""
     name = recipe.format_of(layer, group)
     return conversion(name, recipe.block_size) if name in CONVERSIONS else None

@@ -33,7 +33,7 @@ class Rounding(ABC):
 
     @abstractmethod
     def begin(self, rows: Float) -> None:
-        """Compute the parameters that the next rows [num_rows or fewer, out] share, from their current values."""
+        """Compute the parameters that the next rows share. `rows` [num_rows or fewer, out]: their current values."""
 
     @abstractmethod
     def restored(self, index: int, row: Float) -> Float:
@@ -51,7 +51,7 @@ class WeightConversion(ABC):
     Attributes:
         form: description of the format in bundles.
         others: name suffixes of the parts that are stored with the integers.
-        joins_biases: whether the second biases of all experts are one input.
+        joins_biases: whether a mixture has one input for the second biases of all its experts.
         block_size: number of rows that share a step; 0: rows share no steps.
     """
 
@@ -66,7 +66,7 @@ class WeightConversion(ABC):
 
     @abstractmethod
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
-        """Return types and shapes of the parts of a weight [rows, columns]."""
+        """Return the type and shape of each part of a weight [rows, columns]."""
 
     @abstractmethod
     def restored(self, parts: Parts, rows: int) -> Float:
@@ -81,7 +81,10 @@ class WeightConversion(ABC):
         self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
         sizes: Mapping[str, Any] | None = None,
     ) -> ir.Value:  # fmt: skip
-        """Compute y = x @ weight + bias from parts and any bias in `inputs`; `sizes` sets K, N and block_size."""
+        """Compute y = x @ weight + bias; `inputs` has the weight's parts and any bias.
+
+        `sizes` contains K, N and block_size if they are attributes of the function being built.
+        """
 
     def names(self, weight: str, *, bias: bool, prefix: str | None = None) -> list[str]:
         """Return the names of a function's inputs for one weight: its integers, the other parts, and any bias.
@@ -137,7 +140,10 @@ class WeightConversion(ABC):
         return build_function(self.form.function(layer), ["x", *names], body, attributes)
 
     def mixture(self, mixture: Mixture, dim: int, hidden: int) -> ir.Function:
-        """Build a mixture with experts of these sizes. Its inputs after the router are the experts' weights."""
+        """Build the function of a mixture whose experts have input size `dim` and `hidden` hidden units.
+
+        The function's inputs after the router are the experts' weights.
+        """
 
         def experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
             g, size = dispatch.g, len(weights) // mixture.num_experts
@@ -152,16 +158,16 @@ class WeightConversion(ABC):
         return mixture_function(mixture, self.names_of_experts(mixture), experts)
 
     def names_of_experts(self, mixture: Mixture) -> list[str]:
-        """Return the names of the inputs that follow the router in a mixture's function."""
+        """Return the names of a mixture function's inputs after the router."""
         second = mixture.bias and not self.joins_biases
         parts = [*self.names("w1", bias=mixture.bias), *self.names("w2", bias=second)]
         names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
         return [*["w2_bias"] * (mixture.bias and self.joins_biases), *names]
 
     def of_tables(self) -> WeightConversion:
-        """Return the conversion of embeddings, whose columns belong to tokens."""
+        """Return the conversion of embedding tables [dim, vocab], in which each column belongs to a token."""
         return self
 
     def embedding(self, dim: int) -> ir.Function:
-        """Build a function that returns the rows of tokens [batch, length] from a table that `of_tables` converted."""
+        """Build a function that looks up tokens [batch, length] in a table that `of_tables` converted."""
         raise NotImplementedError(f"{self.form.name} cannot store embeddings, got one of dimension {dim}")

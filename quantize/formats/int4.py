@@ -30,7 +30,7 @@ from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 
 
 class Int4Conversion(WeightConversion):
-    """Conversion to 4 bits, stored as `arithmetic.Int4`."""
+    """Conversion to 4-bit weights, stored as `arithmetic.Int4`."""
 
     form = WEIGHT_FORMATS["int4"]
     others = ("steps", "scale")
@@ -40,7 +40,7 @@ class Int4Conversion(WeightConversion):
         return int4_blocks(weight, self.block_size)
 
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
-        """Return types and shapes as in `arithmetic.Int4`."""
+        """Return the type and shape of each part of a weight, in the order of `arithmetic.Int4`."""
         blocks = -(-rows // self.block_size)
         integers = ir.DataType.UINT8, (columns, blocks, self.block_size // 2)
         return [integers, (ir.DataType.UINT8, (columns, blocks)), (ir.DataType.FLOAT, (columns,))]
@@ -50,7 +50,7 @@ class Int4Conversion(WeightConversion):
         return from_int4_blocks(Int4(*parts), rows)
 
     def rounding(self, weight: Float) -> Rounding:
-        """Return an object that rounds row by row. It has the column scales of `parts`; `begin` fits the steps."""
+        """Return an object that rounds row by row, with the column scales of `parts`; its `begin` sets the steps."""
         return _Int4Rounding(weight, self.block_size)
 
     def product(
@@ -106,7 +106,7 @@ class _Int4Rounding(Rounding):
 def _scales_and_zeros(g: GraphBuilder, steps: ir.Value, scale: ir.Value, *, is_odd: bool) -> list[ir.Value]:
     """Compute the scales of all blocks, and their zero points packed two per byte.
 
-    onnxruntime folds these operators into constants when it loads the graph. It would not fold DequantizeLinear.
+    onnxruntime folds this computation into constants when it loads the graph. It would not fold DequantizeLinear.
     """
     factors = g.op("Cast", g.op("BitwiseAnd", steps, np.array(15, np.uint8)), to=ir.DataType.FLOAT)
     scales = g.op("Mul", factors, g.op("Unsqueeze", scale, [-1]))

@@ -49,7 +49,7 @@ class Int8Conversion(WeightConversion):
         return int8_columns(weight)
 
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
-        """Return types and shapes as in `arithmetic.Int8`."""
+        """Return the type and shape of each part of a weight, in the order of `arithmetic.Int8`."""
         return [(ir.DataType.INT8, (rows, columns)), (ir.DataType.FLOAT, (columns,))]
 
     def restored(self, parts: Parts, rows: int) -> Float:
@@ -65,9 +65,8 @@ class Int8Conversion(WeightConversion):
         """Build the function that quantizes x [..., in] once for several products: x = scale * (q - zero).
 
         Args:
-            after: activation that x comes from, one of `ACTIVATIONS`. If its
-                `Activation.lowest` is set, the row's scale follows from the row's largest value, or from `lowest` if
-                that is larger.
+            after: activation that x comes from, one of `ACTIVATIONS`. If its `Activation.lowest` is set, each row's
+                scale follows from the larger of `lowest` and the row's largest value.
         """
         return build_function(
             "Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), {"activation": after or ""}
@@ -99,7 +98,7 @@ class Int8Conversion(WeightConversion):
         return self._function("Linear", self.names("weight", bias=bias, prefix=""), body, {"activation": after or ""})
 
     def feed_forward(self, dim: int, hidden: int, kind: str, *, bias: bool, gated: bool) -> ir.Function:
-        """Build a feed-forward layer that quantizes x and hidden units once each."""
+        """Build a feed-forward layer that quantizes x and the hidden units, each once."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             x, *weights = inputs
@@ -113,11 +112,11 @@ class Int8Conversion(WeightConversion):
         return self._feed_forward(body, {"activation": kind, "bias": int(bias)}, bias=bias, gated=gated)
 
     def mixture(self, mixture: Mixture, dim: int, hidden: int) -> ir.Function:
-        """Build a mixture; `w2_bias` contains the second biases of all experts [experts, dim]."""
+        """Build a mixture. Its input `w2_bias`, if present, holds the second biases of all experts [experts, dim]."""
         return mixture_function(mixture, self.names_of_experts(mixture), _experts)
 
     def of_tables(self) -> WeightConversion:
-        """Return a conversion with one scale for each token's row."""
+        """Return the conversion of embedding tables, with one scale per token."""
         return _Int8Table()
 
     def embedding(self, dim: int) -> ir.Function:
@@ -155,7 +154,7 @@ class _Int8Rounding(Rounding):
         """Do nothing: int8 rows share no parameters."""
 
     def restored(self, index: int, row: Float) -> Float:
-        """Round a row to the nearest integers that keep the sums of row pairs within limits; see `int8_columns`."""
+        """Round a row to the nearest integers whose sums with the paired row stay within limits; see `int8_columns`."""
         other = self._integers[index - 1].astype(np.float32) if index % 2 else 0
         nearest = np.clip(np.rint(row / self._scale), -WEIGHT_LEVELS, WEIGHT_LEVELS)
         self._integers[index] = np.clip(nearest, -WEIGHT_LEVELS - 1 - other, WEIGHT_LEVELS + 1 - other)
@@ -187,11 +186,11 @@ def _integer_product(g: GraphBuilder, q: ir.Value, weight: ir.Value, scale: ir.V
 
 
 def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
-    """Compute a mixture. Tokens are quantized once, before they are sorted.
+    """Compute a mixture of experts. Tokens are quantized once, before they are sorted by expert.
 
     Hidden activations and their peaks are computed expert by expert, so that they fit in the cache. The scales of all
     experts are computed together: for the few tokens of a chunk, starting an operator takes longer than running it.
-    Scales and second biases are applied in the weighted sum over a token's experts.
+    The hidden rows' scales and the second products' biases are applied in the weighted sum over a token's experts.
     """
     g, mixture = dispatch.g, dispatch.mixture
     second_biases, weights = weights[: int(mixture.bias)], weights[int(mixture.bias) :]
@@ -222,8 +221,8 @@ def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
 def _peaks(dispatch: SparseDispatch, hidden: Sequence[ir.Value]) -> ir.Value:
     """Compute the largest magnitude of each row, for all experts.
 
-    Before version 1.32, onnxruntime returns the row maxima of an empty matrix in the shape of the matrix. Concatenating
-    the maxima of all experts hides this, because these maxima have no elements.
+    Before version 1.32, onnxruntime returns the row maxima of an empty matrix in the shape of the matrix. This result
+    has no elements, so it adds nothing to the concatenated maxima of all experts.
     """
     g, lowest = dispatch.g, lowest_of(dispatch.mixture.activation)
     sizes = hidden if lowest is not None else [g.op("Abs", y) for y in hidden]
@@ -232,6 +231,6 @@ def _peaks(dispatch: SparseDispatch, hidden: Sequence[ir.Value]) -> ir.Value:
 
 
 def _scales(g: GraphBuilder, peaks: ir.Value) -> Rows:
-    """Compute scales and zeros [rows] for rows whose largest magnitudes are `peaks`: x = scale * (q - zero)."""
+    """Compute scales and zero points [rows] from each row's largest magnitude, `peaks`: x = scale * (q - zero)."""
     scale = g.op("Mul", peaks, 1 / ACTIVATION_LEVELS)
     return scale, g.op("Expand", ZERO, g.op("Shape", scale))

@@ -1,4 +1,4 @@
-"""Quantizes a graph: replaces layers by layers that compute the same function in another format.
+"""Quantizes a graph: replaces layers with ones that compute the same function in another format.
 
 A recipe sets a format for each group of weights. The exporter has assigned every weight to a group.
 """
@@ -38,7 +38,7 @@ from u2moe.runtime.graph.file import array_of, group_of, shape_of
 
 
 def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None) -> None:
-    """Replace each float32 mixture by one in the recipe's format, calibrated on `activations` if given."""
+    """Replace each mixture that the recipe quantizes; calibrate on `activations` if given."""
     for layer in expert_layers(model):
         conversion = conversion_for(recipe, layer_of(layer.node), "experts")
         if conversion:
@@ -62,7 +62,7 @@ def quantize_embeddings(model: ir.Model, weights: Weights, recipe: Recipe) -> No
 
 
 def _columns(table: ir.Value) -> Array:
-    """Return the table with a column for each token [dim, vocab]."""
+    """Return the embedding table as [dim, vocab], with a column for each token."""
     return array_of(table).T
 
 

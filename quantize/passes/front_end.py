@@ -1,4 +1,4 @@
-"""Computes the convolutions of the front end, and the projection after them, as integer products.
+"""Computes the convolutions of the front end except the first, and the projection after them, as integer products.
 
 Convolutions are matrix products over [batch, time, frequency, channels]. Each output frame has one activation scale for
 its whole receptive field, so that its values do not depend on its chunk. The first convolution stays in float32,
@@ -50,15 +50,16 @@ class FirstConvolutions:
     """Y = relu(conv(relu(conv(x)))), from features x [batch, time, bins] to [batch, time, frequency, channels].
 
     The first convolution is in float32 and recomputed for every output frame of the second convolution. The receptive
-    field of such a frame is then contiguous. It is quantized in one step, and no float32 values are gathered. For
-    each of these frames, the first convolution is one matrix product, small enough for the cache. The rounding replaces
-    the first relu, because it maps negative values to zero. Frames pass through the first convolution in portions, so
+    field of such a frame is then contiguous: it is quantized in one step, and its values are gathered as integers. For
+    each of these frames, the first convolution is one matrix product, small enough for the cache. The rounding maps
+    negative values to zero, and thus replaces the first relu. Frames pass through the first convolution in portions, so
     that little of its output exists at a time.
 
     Attributes:
         bins: mel bins of a feature frame.
         channels: channels between the two convolutions.
-        first: window of the first convolution; `second`: window of the second.
+        first: window of the first convolution.
+        second: window of the second convolution.
     """
 
     bins: int
@@ -88,8 +89,9 @@ class FirstConvolutions:
     def function(self) -> ir.Function:
         """Build the function, which has four more inputs after x.
 
-        `first_weight` [kernel * kernel + 1, channels] has the rows (time, frequency), then the bias. `weight` is int8
-        [kernel * kernel * channels, out] in the order (time, frequency, channels); `scale` and `bias` are [out].
+        `first_weight` [kernel * kernel + 1, channels] has rows in the order (time, frequency), then the bias.
+        `weight` is int8 [kernel * kernel * channels, out] with rows in the order (time, frequency, channels). `scale`
+        and `bias` are [out].
         """
         parameters = ["x", "first_weight", "weight", "scale", "bias"]
         return build_function("Int8FirstConvolutions", parameters, self._body, self.attributes())
@@ -104,9 +106,9 @@ class FirstConvolutions:
         return g.op("Reshape", y, shape, allowzero=1)
 
     def _patches(self, g: GraphBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Return the first convolution's inputs for each frame, each with a 1 for the bias, and the number of frames.
+        """Return the input patches of the first convolution, with a 1 for the bias in each, and the number of frames.
 
-        The inputs have the shape [batch * frames, second.kernel * inner, first.kernel ** 2 + 1].
+        The patches have the shape [batch * frames, second.kernel * inner, first.kernel ** 2 + 1].
         """
         length = self.first.stride * (self.second.kernel - 1) + self.first.kernel
         stride = self.first.stride * self.second.stride
@@ -152,9 +154,10 @@ class FirstConvolutions:
         return g.op("Relu", g.op("Add", product, bias))
 
     def _seen_by_first(self) -> npt.NDArray[np.int64]:
-        """Return indices into a window [time * bins] to which a 1 (for the bias) has been appended.
+        """Return the indices of the first convolution's inputs for each of its outputs.
 
-        The shape is [second.kernel * inner, first.kernel ** 2 + 1].
+        They are indices into a flattened window [time * bins] to which a 1 (for the bias) has been appended. Their
+        shape is [second.kernel * inner, first.kernel ** 2 + 1].
         """
         first, second = self.first, self.second
         time, frequency = np.meshgrid(np.arange(second.kernel), np.arange(self.inner), indexing="ij")
@@ -164,9 +167,9 @@ class FirstConvolutions:
         return np.column_stack((corner[:, np.newaxis] + inside, np.full(len(corner), end)))
 
     def _seen_by_second(self) -> npt.NDArray[np.int64]:
-        """Return indices into the first convolution's output [second.kernel * inner], flattened.
+        """Return the indices [outer, second.kernel ** 2] of the second convolution's inputs for each output frequency.
 
-        Row i contains the inputs of the second convolution at output frequency i [outer, second.kernel ** 2].
+        They are indices into the flattened output [second.kernel * inner] of the first convolution.
         """
         kernel = self.second.kernel
         inside = (np.arange(kernel)[:, np.newaxis] * self.inner + np.arange(kernel)).ravel()
@@ -200,7 +203,7 @@ def int8_convolution(window: Window) -> ir.Function:
 
 
 def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
-    """Replace the convolutions and the projection of the front end.
+    """Quantize the projection of the front end, and its convolutions except the first.
 
     The convolutions become products over [batch, time, frequency, channels]. The first stays in float32; the others are
     int8, whichever format the recipe has for the front end. The projection reads its input frequency by frequency
@@ -245,7 +248,7 @@ def _first_weights(weights: Weights, form: FirstConvolutions, convolutions: Sequ
 
 
 def _convolution_weight(weights: Weights, weight: ir.Value) -> list[ir.Value]:
-    """Convert the weight of a convolution, reshaped to [time * frequency * in, out]."""
+    """Convert a convolution's weight to int8, after reshaping it to [time * frequency * in, out]."""
     out, inner, kernel, _ = shape_of(weight)
 
     def read() -> Array:
@@ -255,7 +258,7 @@ def _convolution_weight(weights: Weights, weight: ir.Value) -> list[ir.Value]:
 
 
 def _permuted(weight: ir.Value, channels: int) -> Array:
-    """Return the weight of the projection with rows in the order [frequency, channel]."""
+    """Return the projection's weight with its rows in the order [frequency, channel]."""
     array = array_of(weight)
     permuted: Array = array.reshape(channels, -1, array.shape[1]).swapaxes(0, 1).reshape(array.shape)
     return permuted

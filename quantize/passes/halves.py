@@ -1,4 +1,4 @@
-"""Weights in float16: graphs that compute in half precision, and weights that are float16 only in files."""
+"""Convert graphs to half precision, or only store weights in float16."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class _Converter:
                 node.replace_input_with(index, self.halves[value])
 
     def _keep(self, node: ir.Node) -> None:
-        """Keep a node in float32: cast its half-precision inputs to float32 and its outputs to float16."""
+        """Keep a node in float32: cast its float16 inputs to float32, and its outputs back to float16."""
         for index, value in enumerate(node.inputs):
             maker = None if value is None else value.producer()
             if maker is not None and value is not None and value.dtype == ir.DataType.FLOAT and not _is_position(maker):
@@ -174,7 +174,7 @@ class _Converter:
 
 
 def _is_lost(value: ir.Value | None) -> bool:
-    """Return whether a value is a float32 weight that half precision cannot represent."""
+    """Return whether a value is a float32 weight or constant that float16 cannot represent. Routers do not count."""
     if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
         return False
     array = array_of(value)
@@ -198,7 +198,7 @@ def _is_position(node: ir.Node) -> bool:
 def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
     """Store some weights in float16, with a Cast after each.
 
-    The weights of layers with the format fp16 in the recipe are stored in this way. Some formats also store their
+    If the recipe assigns fp16 to a layer, its weights are stored in this way. Some formats also store their
     scales and biases in float16. Weights that half precision cannot represent stay float32.
     """
     for node in [node for node in model.graph if node.domain == MOE_DOMAIN]:
@@ -229,7 +229,7 @@ def stored_value(value: ir.Value) -> ir.Value:
 
 
 def read_single(file: Path) -> ir.Model:
-    """Read a graph with float16 weights restored to float32."""
+    """Read a graph and restore its float16 weights to float32."""
     model = ir.load(file)
     weights = Weights(model)
     for node in list(model.graph):

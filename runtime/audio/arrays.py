@@ -19,7 +19,7 @@ from u2moe.runtime.errors import AudioError
 Samples = npt.NDArray[np.float32]
 """Samples of one channel [n] in [-1, 1]."""
 LOUDEST = 8.0
-"""Largest accepted magnitude of floats, since resampling and decoding may exceed 1. Floats above this limit are taken
+"""Largest accepted magnitude of floats. Resampled or decoded audio may exceed 1, but floats above this limit are taken
 for unscaled integers."""
 _LOWEST_RATE = 1000
 _HIGHEST_RATE = 384_000
@@ -33,7 +33,7 @@ def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """
     if samples is None or isinstance(samples, str | bytes | bytearray | memoryview):
         raise AudioError(
-            f"samples must be an array, got {type(samples).__name__}: convert bytes by np.frombuffer(data, np.int16)"
+            f"samples must be an array, got {type(samples).__name__}: convert bytes with np.frombuffer(data, np.int16)"
         )
     try:
         array = np.asarray(samples)
@@ -71,10 +71,10 @@ def checked_rate(sample_rate: object) -> float:
 
 
 class Resampler:
-    """Incremental resampler of one channel. Its output does not depend on the split into buffers.
+    """Incremental resampler of one channel. Its output does not depend on how the input is split into buffers.
 
     Raises:
-        AudioError: the sample rate is invalid.
+        AudioError: `source_rate` is invalid.
     """
 
     def __init__(self, source_rate: float, target_rate: int) -> None:
@@ -83,7 +83,7 @@ class Resampler:
         self._stream = _stream(source_rate, target_rate) if source_rate != target_rate else None
 
     def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the next samples at the target rate. The filter holds back some samples."""
+        """Append samples, and return the resampled ones. The filter holds back some until more arrive."""
         if self._stream is None:
             return samples
         resampled: npt.NDArray[np.float32] = self._stream.resample_chunk(samples)
@@ -184,7 +184,7 @@ class SincResampler:
         return taken
 
     def _filter(self, phase: int) -> Samples:
-        """Return filter taps [taps] for an output sample that lies phase / denominator after an input sample."""
+        """Return filter taps for an output sample between two input samples, phase / denominator after the first."""
         found = self._filters.get(phase)
         if found is None:
             distances = np.arange(1 - self._reach, self._reach + 1) - phase / self._denominator

@@ -67,7 +67,7 @@ class DecoderError(AudioError):
 
 
 class _EndedError(Exception):
-    """The other side has ended."""
+    """The process on the other side of the channel has ended."""
 
 
 class _Channel:
@@ -99,7 +99,7 @@ class FileDecoder:
     """Decodes files one at a time in a child process. Call `stop` at the end.
 
     The child has limited memory, CPU time and file descriptors, except on Windows. It has no access to the files,
-    output and secrets of this process. It runs at a lower priority. `start` or the first file starts it. It decodes all
+    output or secrets of this process. It runs at a lower priority. `start` or the first file starts it. It decodes all
     files until it dies; the next file then starts a new child.
 
     Attributes:
@@ -128,7 +128,7 @@ class FileDecoder:
             )
 
     def stop(self) -> None:
-        """Stop the child. If a file is being decoded, this file fails. May be called from any thread."""
+        """Stop the child. Any decoding in progress fails. May be called from any thread."""
         self._is_stopped = True
         if (process := self._process) is not None:
             process.kill()  # before locking, because the thread that waits for the child holds the lock
@@ -136,7 +136,7 @@ class FileDecoder:
             self._release()
 
     def read(self, file: IO[bytes], name: str, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield the samples of a file at `sample_rate`, one channel, in buffers of ten seconds; see `read_blocks`.
+        """Yield the samples of a file as one channel at `sample_rate`, in buffers of ten seconds; see `read_blocks`.
 
         Args:
             file: seekable file, open for reading.
@@ -146,7 +146,7 @@ class FileDecoder:
         Raises:
             AudioError: the file is not audio, is damaged, or has too many channels; the message names it.
             TruncatedAudioError: the file is truncated; raised after its last samples.
-            DecoderError: the child crashed, or decoding took too long or too much memory.
+            DecoderError: the child crashed, or decoding needed too much time or memory.
         """
         size = file.seek(0, os.SEEK_END)
         message = _OPEN, json.dumps({"name": name, "size": size, "sample_rate": sample_rate}).encode()
@@ -160,7 +160,10 @@ class FileDecoder:
             message = _NEXT, b""
 
     def _ask(self, file: IO[bytes], name: str, message: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-        """Return the answer to a message. Retries once if the child died before it read from the file."""
+        """Send a message to the child, and return its answer.
+
+        If the child dies before it reads from the file, opening the file is tried once more.
+        """
         may_repeat = is_first = message[0] == _OPEN
         with self._lock:
             while True:
@@ -211,7 +214,7 @@ class FileDecoder:
 
 
 def _reason(code: int) -> str:
-    """Return the reason for an exit status."""
+    """Return why the child process ended with this exit status."""
     if code == _NO_MEMORY:
         return "decoding takes too much memory"
     if code == -getattr(signal, "SIGXCPU", 0):
@@ -224,7 +227,7 @@ def _reason(code: int) -> str:
 
 
 def main() -> None:
-    """Answer messages until the program ends. Signals to the process group are ignored."""
+    """Answer messages until the parent process ends. SIGINT, SIGTERM and SIGHUP are ignored."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -284,7 +287,7 @@ def _answer(channel: _Channel) -> None:
 
 
 def _buffers(channel: _Channel, name: str, size: int, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the non-empty buffers of a file, each within its CPU time limit."""
+    """Yield the non-empty buffers of a file. The limit on CPU time grows with the audio decoded."""
     begin_s, num_samples = time.process_time(), 0
 
     def allow() -> None:
@@ -305,7 +308,7 @@ def _buffers(channel: _Channel, name: str, size: int, sample_rate: int) -> Itera
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file that requests its bytes from the program."""
+    """A file that requests its bytes from the parent process."""
 
     def __init__(self, channel: _Channel, name: str, size: int) -> None:
         self.name = name

@@ -59,7 +59,7 @@ def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Soun
     with contextlib.ExitStack() as stack:
         if isinstance(file, RawAudio):
             if track:
-                raise AudioError(f"{file}: audio track {track} does not exist: raw audio has one")
+                raise AudioError(f"{file}: audio track {track} does not exist: raw audio has only track 0")
             yield stack.enter_context(file.open())
         else:
             yield stack.enter_context(_open(name_of(file), stack.enter_context(_readable(file)), track))
@@ -76,7 +76,7 @@ def name_of(file: File | RawAudio) -> str:
 
 
 def damage(sound: Sound, num_read: int) -> str | None:
-    """Describe the damage of a file that ended after `num_read` frames. Returns None if it is intact."""
+    """Describe the damage to a file that ended after `num_read` frames. Returns None if it is intact."""
     return sound.damage(num_read) if isinstance(sound, MediaFile | RawFile) else cut_off(sound, num_read)
 
 
@@ -152,7 +152,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _readable(file: File) -> Iterator[Any]:
-    """Yield the path or an open seekable file for soundfile."""
+    """Yield what soundfile can read: the path, or an open seekable file."""
     name = name_of(file)
     with contextlib.ExitStack() as stack:
         if isinstance(file, bytes | bytearray | memoryview):
@@ -167,7 +167,7 @@ def _readable(file: File) -> Iterator[Any]:
             can_seek = stream.seekable() and stream.tell() == 0
             source = repaired(stream if can_seek else _copied(stream, stack), name)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise AudioError(f"{name}: cannot be read: expected an open binary file: {error}") from error
+            raise AudioError(f"{name}: cannot be read as a binary file: {error}") from error
         yield source
 
 
@@ -251,7 +251,7 @@ def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
 
 
 def repaired(stream: BinaryIO, name: str) -> BinaryIO:
-    """Return the stream. If its header states 0 bytes but audio follows, warn and return a repaired view."""
+    """Return the stream. If its header states 0 bytes but audio follows, warn and return a repaired view instead."""
     try:
         position = _unfinished(stream)
     except AudioError as error:
@@ -267,7 +267,7 @@ def repaired(stream: BinaryIO, name: str) -> BinaryIO:
 
 
 def _unfinished(stream: BinaryIO) -> int | None:
-    """Return the position of the audio length in a WAV file if the length is wrongly 0 (audio follows), else None."""
+    """Return the position of the audio length in a WAV file if that length is wrongly 0 (audio follows), else None."""
     head = stream.read(_LONGEST_HEADER)
     stream.seek(0)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
@@ -286,7 +286,7 @@ def _unfinished(stream: BinaryIO) -> int | None:
 
 
 class _Repaired(io.RawIOBase):
-    """View of a WAV file whose header states that the audio continues to the end of the file."""
+    """View of a WAV file with a repaired header, which states that the audio continues to the end of the file."""
 
     def __init__(self, stream: BinaryIO, position: int) -> None:
         self._stream = stream
@@ -334,9 +334,9 @@ _MOST_NAMED = 5
 
 
 def find_audio(paths: list[Path]) -> list[Path]:
-    """Return the given files and the audio files below every given folder, sorted by name.
+    """Return `paths` with each folder replaced by the audio files below it, which are sorted by name.
 
-    Issues an AudioWarning that names unreadable folders, and recordings that need the extra [media].
+    Issues an AudioWarning with the names of unreadable folders and of recordings that need the extra [media].
 
     Raises:
         AudioError: a folder contains no audio files.

@@ -1,4 +1,4 @@
-"""Read an audio track of a media file (m4a, mp4, webm, mkv, wma, amr, video and more) with PyAV, the extra [media].
+"""Read an audio track of a media file (m4a, mp4, webm, mkv, wma, amr, video and more) with PyAV (extra [media]).
 
 `MediaFile` has the members of `soundfile.SoundFile` that `reading` uses. Its samples equal those from ffmpeg.
 """
@@ -41,13 +41,13 @@ _LONGEST_GAP_S = 3600.0
 
 
 class _Packer:
-    """Converts frames with ffmpeg, because PyAV reads invalid memory for frames with eight planes."""
+    """Interleaves channels with ffmpeg, because PyAV reads invalid memory for frames with eight planes."""
 
     def __init__(self) -> None:
         self._form: tuple[str, str, int] | None = None
 
     def __call__(self, frame: av.AudioFrame) -> npt.NDArray[np.float32]:
-        """Return the samples of a frame [frames, channels], float32 in [-1, 1]."""
+        """Return the samples [frames, channels] of a PyAV frame, float32 in [-1, 1]."""
         num_channels = frame.layout.nb_channels
         if num_channels > _MOST_CHANNELS:
             raise AudioError(f"has {num_channels} channels, expected at most {_MOST_CHANNELS}")
@@ -129,12 +129,12 @@ class MediaFile:
         return np.concatenate(parts) if parts else np.zeros((0, self.channels), np.float32)
 
     def seek(self, frame: int) -> None:
-        """Skip a number of frames by decoding them."""
+        """Skip the next `frame` frames by decoding them."""
         while frame > 0 and (buffer := self.read(min(frame, self.samplerate))).size:
             frame -= len(buffer)
 
     def damage(self, num_read: int) -> str | None:
-        """Describe the missing audio of a track that ended after `num_read` frames. Returns None if none is missing."""
+        """Describe missing or damaged audio of a track that ended after `num_read` frames; None if there is none."""
         if self.frames < sys.maxsize and (self.frames - num_read) / self.samplerate > _CUT_OFF_S:
             stated_s, found_s = self.frames / self.samplerate, num_read / self.samplerate
             return f"contains {found_s:.1f} of the {stated_s:.1f} s stated in its header: it is truncated"

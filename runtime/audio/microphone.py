@@ -21,7 +21,7 @@ class Recipient(Protocol):
 
     @property
     def sample_rate(self) -> float:
-        """Expected sample rate in Hz."""
+        """Preferred sample rate in Hz."""
 
     def feed(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
         """Accept samples [n] without waiting."""
@@ -35,17 +35,17 @@ class Microphone:
 
     The device is opened at the model's sample rate if it supports that rate, otherwise at its own default rate. The
     audio callback never waits. Audio that the transcriber rejects is lost and counted. The transcriber's `on_error`
-    receives an AudioOverflowError for lost audio, even if the audio system lost it. A MicrophoneError reports invalid
-    samples or a device that has disappeared. Times in results ignore lost audio.
+    receives an AudioOverflowError if the queue is full or the audio system loses audio, and a MicrophoneError if
+    samples are invalid or the device disappears. Times in results do not count lost audio.
 
     Attributes:
         sample_rate: sample rate in Hz.
         num_overflows: number of gaps in the audio.
-        lost_s: seconds of lost audio, not counting audio that the audio system lost.
+        lost_s: seconds of audio that the transcriber rejected. Audio that the audio system lost is not counted.
 
     Args:
         transcriber: the transcriber to feed. The caller closes it, after the microphone.
-        device: number of an input device, or part of its name; None: the system's default. See `input_devices`.
+        device: index of an input device, or part of its name; None: the system's default. See `input_devices`.
         block_s: seconds of audio per call to `feed`.
 
     Raises:
@@ -161,7 +161,7 @@ class Microphone:
 
 
 def input_devices() -> list[tuple[int, str]]:
-    """Return each input device's number and name.
+    """Return each input device's index and name.
 
     Raises:
         MicrophoneError: sounddevice or its PortAudio library is not installed.

@@ -21,7 +21,7 @@ class Padding:
     """Incremental padding of one source with silence. Its output does not depend on the split into buffers.
 
     Attributes:
-        num_before: samples of silence added before the source.
+        num_before: number of samples of silence added before the source.
 
     Args:
         padding_s: see `DecodingOptions`.
@@ -38,7 +38,7 @@ class Padding:
 
     @property
     def most_to_come(self) -> int:
-        """Largest number of samples that the next call may return in addition to its input."""
+        """Largest number of samples that the next call of `accept` may return in addition to its input."""
         return 0 if self._has_begun else len(self._silence) + len(self._edge)
 
     def accept(self, samples: Samples) -> Samples:

@@ -34,7 +34,7 @@ class RawAudio:
     Attributes:
         file: a path, bytes, or a binary file object, read as its samples arrive.
         sample_rate: sample rate in Hz.
-        encoding: `s16le`, `s32le` or `f32le`: little-endian integers or floats, with the names that ffmpeg uses.
+        encoding: `s16le`, `s32le` or `f32le` (little-endian integers or floats), named as in ffmpeg.
         num_channels: number of interleaved channels.
 
     Raises:
@@ -107,7 +107,7 @@ class RawFile:
         return samples.astype(np.float32) * np.float32(self._scale)
 
     def _read_some(self, num_bytes: int) -> bytes:
-        """Read the available bytes, after waiting for at least one. Returns no bytes at the end."""
+        """Wait until bytes are available, and read at most `num_bytes`. Returns no bytes at the end."""
         read = getattr(self._stream, "read1", self._stream.read)  # does not wait for all bytes
         more: bytes | None = read(num_bytes)
         if more is None or (not more and _is_non_blocking(self._stream)):
@@ -117,7 +117,7 @@ class RawFile:
         return more or b""
 
     def seek(self, frame: int) -> None:
-        """Skip a number of frames."""
+        """Skip the next `frame` frames."""
         while frame > 0 and (buffer := self.read(frame)).size:
             frame -= len(buffer)
 

@@ -45,23 +45,23 @@ def read_blocks(
     end: float | None = None,
     on_open: Callable[[Sound], object] = lambda _: None,
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the samples of a file at `sample_rate`, one channel, in buffers of about `block_s` seconds.
+    """Yield the audio of a file as mono samples at `sample_rate`, in buffers of about `block_s` seconds.
 
     Args:
-        file: a path, the bytes of a file, a binary file object, or `RawAudio`. `RawAudio` is read as it arrives; other
-            pipes are first read to their end.
+        file: a path, the bytes of a file, a binary file object, or `RawAudio`. Raw audio is read as it arrives. Other
+            audio from a pipe is first read to the end.
         sample_rate: sample rate of the buffers in Hz.
         block_s: seconds per buffer.
         channel: index of the channel to read, 0 for the left one. None: the average of all, with an AudioWarning if the
             channels cancel each other.
         track: index of the audio track of a media file, from 0; None: the default track.
-        start: seconds of the file to skip.
+        start: seconds to skip at the beginning of the file.
         end: time in the file, in seconds, at which to stop. None, or a time after the end: read to the end of the file.
         on_open: called with the open file before it is read. It may raise an AudioError to refuse the file.
 
     Raises:
-        AudioError: the file is missing, damaged or not audio, or has no audio between `start` and `end`; or its sample
-            rate, the channel or the track is invalid. The message names the file.
+        AudioError: the file is missing, damaged or not audio; its sample rate, the channel or the track is invalid; or
+            there is no audio between `start` and `end`. The message names the file.
         TruncatedAudioError: the file is truncated, or parts of it are damaged; raised after its last samples.
     """
     import soundfile  # noqa: PLC0415 - programs that feed arrays do not need libsndfile
@@ -129,13 +129,15 @@ def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
 
 
 class _Mixer:
-    """Averages or selects channels. If averaged channels cancel each other, there is a warning."""
+    """Averages or selects channels. Warns once if averaged channels cancel each other."""
 
     def __init__(self, name: str, num_channels: int, sample_rate: float, channel: int | None) -> None:
         if channel is not None and (not isinstance(channel, int) or isinstance(channel, bool)):
             raise AudioError(f"channel must be an integer, got {channel!r:.80}")
         if channel is not None and not 0 <= channel < num_channels:
-            raise AudioError(f"channel {channel} does not exist: the file has {num_channels}, counted from 0")
+            raise AudioError(
+                f"channel {channel} does not exist: channels are counted from 0, and the file has {num_channels}"
+            )
         self._name = name
         self._channel = channel
         self._unit = max(int(_READ_S * sample_rate), 1)
@@ -143,7 +145,7 @@ class _Mixer:
         """Energy of the average, and average of the channels' energies."""
 
     def mix(self, buffer: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
-        """Mix frames [n, channels] to one channel [n], up to any invalid samples. Also return their error or None."""
+        """Mix frames [n, channels] to one channel. Return the samples before any invalid one, and the error or None."""
         is_chosen = self._channel is not None or buffer.shape[1] == 1
         mixed, error = self._usable(buffer[:, self._channel or 0] if is_chosen else buffer.mean(axis=1))
         if not is_chosen:

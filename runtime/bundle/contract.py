@@ -63,7 +63,7 @@ class Cache:
 
     @property
     def time_axis(self) -> int | None:
-        """Index, in the whole tensor, of the axis that grows with the cached frames; None: the size is fixed."""
+        """Index of the growing axis in [num_blocks, batch, *shape]; None if the size is fixed."""
         return 2 + self.shape.index(0) if 0 in self.shape else None
 
     def num_frames(self, num_cached: int) -> int:
@@ -99,12 +99,12 @@ def _int(name: str, *axes: str) -> Tensor:
 
 
 def features() -> Graph:
-    """Return the contract of the front-end graph, which is for programs in other languages.
+    """Return the contract of the front-end graph. The graph is for programs in other languages.
 
     Its features equal those of `model.features`.
 
     Inputs:
-        samples: one channel at the model's sample rate, in [-1, 1] [batch, samples]. An incomplete last window is
+        samples: one channel at the model's sample rate, from -1 to 1 [batch, samples]. An incomplete last window is
             dropped.
 
     Outputs:
@@ -130,13 +130,13 @@ def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
         one float32 input for each of `caches`. Most encoders have these two:
         att_cache: keys and values before the repetition of grouped heads [blocks, batch, kv_heads, cache, 2*head_dim].
         cnn_cache: last input frames of the depthwise convolution, after the gated linear unit
-            [blocks, batch, conv_dim, kernel-1]. The graph fills in frames before the start.
+            [blocks, batch, conv_dim, kernel-1]. The graph fills in frames before the start of the stream.
 
     Outputs:
         output: encoder output [batch, time, dim].
         output_lens: valid encoder frames of each row [batch].
-        next_offset: `offset` for the next call [batch]. With limited left context, the graph moves back the positions
-            of a chunk that would exceed `ModelConfig.max_position`. Keys are cached without positions, so cached frames
+        next_offset: `offset` for the next call [batch]. With limited left context, the graph moves a chunk's positions
+            back if they would exceed `ModelConfig.max_position`. Keys are cached without positions, so cached frames
             and their distances do not change. If all chunks are equally long, the caller may instead count frames
             without limit, and the output is the same.
         the new caches.
@@ -175,14 +175,14 @@ def decoder(*, bidirectional: bool) -> Graph:
 
     Inputs:
         hyps: tokens without sos and eos, padded at the end with any valid id [batch, nbest, length].
-        hyps_lens: valid tokens of each hypothesis [batch, nbest].
+        hyps_lens: number of valid tokens of each hypothesis [batch, nbest].
         encoder_out: encoder output [batch, time, dim].
-        encoder_lens: valid frames of each utterance [batch].
+        encoder_lens: number of valid frames of each utterance [batch].
 
     Outputs (log-probabilities):
-        score: score of each token by the left-to-right decoder [batch, nbest, length+1]. Position `hyps_lens` is for
+        score: the left-to-right decoder's score of each token [batch, nbest, length+1]. Position `hyps_lens` is for
             eos; later positions are zero. The sum over the last axis is the score of the hypothesis.
-        r_score: score of each token by the right-to-left decoder, in the shape and order of `score`.
+        r_score: the right-to-left decoder's score of each token, in the shape and order of `score`.
         next_log_probs: left-to-right distribution of the token after each hypothesis [batch, nbest, vocab].
     """
     scores = ("batch", "nbest", "length_and_eos")

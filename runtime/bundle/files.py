@@ -23,7 +23,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class FileDigest:
-    """Size and SHA-256 of a file of a bundle. For more than `BLOCK` bytes, also the SHA-256 of each block.
+    """Size and SHA-256 of a bundle file. If it has more than `BLOCK` bytes, also the SHA-256 of each block.
 
     Raises:
         ValueError: the number of blocks does not match the size.
@@ -92,11 +92,11 @@ class BundleFiles:
         return status.st_size
 
     def read(self, name: str, limit: int) -> bytes:
-        """Read the whole content of a file and compare it with its digest.
+        """Read a whole file and compare its content with its digest.
 
         Raises:
             BundleError: as for `look_at`; or the file is larger than `limit` bytes.
-            IntegrityError: as for `look_at`; or the file differs from its digest.
+            IntegrityError: as for `look_at`; or the file does not match its digest.
         """
         if self.look_at(name) > limit:
             raise BundleError(f"{self.folder / name}: is larger than {limit} bytes")
@@ -145,7 +145,7 @@ class BundleFiles:
 
 
 def plain_name(name: str, where: str) -> str:
-    """Return `name` if it is a plain file name, without folders, on any operating system.
+    """Return `name` if it is a plain file name, without folders, on every operating system.
 
     Raises:
         BundleError: the name may refer to another file; the message begins with `where`.

@@ -1,7 +1,7 @@
-"""Declarations of all functions that graphs call, and of those that have native kernels.
+"""Declarations of all functions that graphs call. `NATIVE` lists those that have native kernels.
 
 A graph calls each layer as a model-local function of domain `u2moe`. `runtime.graph` and `quantize` write only the
-functions declared here. `python runtime/kernels/declare.py` writes their names to the header of the kernels.
+functions declared here. `python runtime/kernels/declare.py` writes the names in `NATIVE` to the kernels' header.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Function:
     """A function that graphs call.
 
     Attributes:
-        name: name of the function. If a graph has several of the same name, a number is appended.
+        name: name of the function. If a graph has several of this name, a number is appended to all but the first.
         inputs: names of all allowed inputs; empty: any. `#` stands for a number: `w1` is `w#`, `e0_w1` is `e#_w#`.
         attributes: names of the attributes of its calls.
         exported: whether export writes the function; if not, quantization does.

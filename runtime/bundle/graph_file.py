@@ -56,7 +56,7 @@ class GraphFile:
 
     Raises:
         BundleError: a file is missing or unreadable, or the graph differs from the manifest.
-        IntegrityError: a file differs from its digest.
+        IntegrityError: a file does not match its digest.
     """
 
     def __init__(self, path: Path, tensors: Sequence[ExternalTensor], files: BundleFiles) -> None:
@@ -74,15 +74,16 @@ class GraphFile:
             if tensor.offset + tensor.length > sizes[tensor.file]:
                 where = f"{path}: weight {tensor.name!r:.200}"
                 raise BundleError(
-                    f"{where}: {tensor.length} bytes at offset {tensor.offset} exceed the size {sizes[tensor.file]}"
+                    f"{where}: {tensor.length} bytes at offset {tensor.offset} exceed "
+                    f"the file size {sizes[tensor.file]}"
                 )
 
     def weights(self, is_native: Callable[[str], bool]) -> dict[str, npt.NDArray[Any]]:
-        """Read the weights to pass to a session, by name. The arrays must live as long as the session.
+        """Read the weights to pass to a session, and return them by name. The arrays must live as long as the session.
 
         Args:
-            is_native: returns whether a native operator replaces a function. Native operators copy or map the weights
-                that only they read.
+            is_native: returns whether a native operator replaces a function. Weights that only native operators read
+                are left out, because the operators copy or map them.
         """
         found = {}
         with contextlib.ExitStack() as opened:
@@ -99,7 +100,7 @@ class GraphFile:
         return found
 
     def check_unchanged(self) -> None:
-        """Check that no file was replaced or modified between its verification and the creation of the session.
+        """Check that the graph's files did not change between their verification and the creation of the session.
 
         Raises:
             IntegrityError: a file was replaced or modified.
@@ -118,7 +119,7 @@ def _check_locations(path: Path, content: bytes, files: Collection[str]) -> None
     allowed = [b"j%c\n\x08location\x12%c%s" % (12 + len(name), len(name), name) for name in names if len(name) < 116]
     count = content.count(b"location")
     if count != len(files) or count != sum(content.count(entry) for entry in allowed):
-        raise BundleError(f"{path}: has weights in files that the manifest does not list")
+        raise BundleError(f"{path}: its external weights differ from those that the manifest lists")
 
 
 def _is_read_in_place(tensor: ExternalTensor) -> bool:

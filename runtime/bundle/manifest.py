@@ -44,7 +44,7 @@ class StaticRate:
 
 @dataclass(frozen=True, kw_only=True)
 class StaticHistory:
-    """A cache of frames before a convolution."""
+    """A cache of earlier frames for convolutions."""
 
     cache: str
     """Name of the cache."""
@@ -67,7 +67,7 @@ class StaticForm:
     rates: tuple[StaticRate, ...] = (StaticRate(),)
     """Frame rates of attention, highest first."""
     histories: tuple[StaticHistory, ...] = ()
-    """Caches of frames before convolutions. Their sizes are also fixed in bundles with dynamic shapes."""
+    """Caches of earlier frames for convolutions. Their sizes are also fixed in bundles with dynamic shapes."""
     frequencies: tuple[float, ...] = ()
     """Frequencies in float32. Position encodings are the sines and cosines of positions times these frequencies."""
     interleaved: bool = True
@@ -81,7 +81,7 @@ class StaticForm:
 
         Inputs:
             chunk: features [1, window, feature_size], with zeros after the end.
-            masks and position encodings of `rates`.
+            mask and position encodings of each rate in `rates`.
             caches of keys and values [1, blocks * kv_heads, frames, 2 * head_dim], with the newest frame last.
             caches of frames before a convolution [1, blocks * frames, channels].
 
@@ -104,11 +104,11 @@ class StaticForm:
         return contract.Graph(name="static", inputs=tuple(inputs), outputs=tuple(outputs))
 
     def frames(self, config: ModelConfig, step: int) -> int:
-        """Return the number of frames in a chunk if each frame covers `step` frames after the subsampling."""
+        """Return the number of frames in a chunk. Each is as long as `step` frames after the subsampling."""
         return math.ceil(self.chunk_size * config.frame_reduction / step)
 
     def left_frames(self, config: ModelConfig, step: int) -> int:
-        """Return the number of frames of left context if each frame covers `step` frames after the subsampling."""
+        """Return the number of left-context frames. Each is as long as `step` frames after the subsampling."""
         return self.num_left_chunks * self.frames(config, step)
 
     def cache_shape(self, config: ModelConfig, cache: contract.Cache) -> tuple[int, ...]:
@@ -131,7 +131,10 @@ def _float(name: str, *axes: str | int) -> contract.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes and types that the runtime needs to run the graphs. Its fields include the axis names of `contract`."""
+    """Sizes and types that the runtime needs to run the graphs.
+
+    In `contract`, the size of an axis that is named after a field is the field's value.
+    """
 
     streaming: bool
     """Whether the encoder can stream. If it looks ahead or was not trained on chunks, it needs whole utterances."""
@@ -167,7 +170,7 @@ class ModelConfig:
             found = {each.cache: len(each.steps) for each in self.static.histories}
             expected = {each.name: each.num_blocks for each in self.caches if each.time_axis is None}
             if found != expected:
-                raise ValueError(f"static: histories must have steps for the blocks of {expected}, got {found}")
+                raise ValueError(f"static: histories must have a step per block: expected {expected}, got {found}")
 
     @property
     def bidirectional(self) -> bool:
@@ -180,7 +183,7 @@ class ModelConfig:
         return self.right_context + 1
 
     def num_features(self, num_frames: int) -> int:
-        """Return the feature frames needed for `num_frames` encoder frames."""
+        """Return the number of feature frames needed for `num_frames` encoder frames."""
         return num_frames * self.subsampling_rate - self.subsampling_rate // self.frame_reduction + self.window
 
     def whole_chunk(self, size: int) -> int:
@@ -189,7 +192,7 @@ class ModelConfig:
 
     @property
     def stream_chunk_size(self) -> int:
-        """Default encoder frames per chunk of a stream."""
+        """Default number of encoder frames per chunk of a stream."""
         return self.static_chunk_size or self.whole_chunk(STREAM_CHUNK_SIZE)
 
     def graphs(self) -> tuple[contract.Graph, ...]:
@@ -234,8 +237,8 @@ class FeatureConfig:
             raise wrong("num_ceps", f"at most num_mel_bins ({self.num_mel_bins})", self.num_ceps)
         if not 0 <= self.low_hz < self.top_hz <= self.sample_rate / 2:
             raise ValueError(
-                f"low_hz and high_hz must be ascending and at most half the sample_rate {self.sample_rate}, "
-                f"got {self.low_hz} and {self.high_hz}"
+                "low_hz must be at least 0 and below high_hz, which may be at most half the sample_rate "
+                f"{self.sample_rate}, got {self.low_hz} and {self.high_hz}"
             )
 
     @property
@@ -271,7 +274,7 @@ class BundledLanguageModel(FusionWeights):
 class DecodingConfig(BundledOptions[Never]):
     """Defaults of the decoding options. Missing fields have the library's defaults.
 
-    They are not in the graphs' metadata, because most of them are set after the export.
+    The bundle's defaults are not in the graphs' metadata, because most of them are set after the export.
     """
 
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
@@ -356,7 +359,7 @@ class Manifest:
                 )
         if self.model.feature_size != self.features.size:
             raise ValueError(
-                f"feature_size of the model must be {self.features.size}, the size of the features, "
+                f"feature_size of the model must be the size of the features ({self.features.size}), "
                 f"got {self.model.feature_size}"
             )
         model = self.decoding.language_model
@@ -369,7 +372,7 @@ class Manifest:
         return self.model.subsampling_rate * self.features.frame_shift_ms / 1000
 
     def metadata(self) -> dict[str, str]:
-        """Return the `metadata_props` of each graph: the values that the runtime depends on, except defaults."""
+        """Return the `metadata_props` of all graphs: values that the runtime depends on, unless they are defaults."""
         stated = {"version": contract.FORMAT_VERSION, **plain(self.model), **plain(self.features), **plain(self.text)}
         stated.pop(HARMLESS, None)  # the manifest, which is read with every graph, has it
         return {f"{contract.METADATA_PREFIX}{name}": as_text(value) for name, value in stated.items()}

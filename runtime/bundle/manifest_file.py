@@ -1,8 +1,8 @@
-"""Convert the text of bundle.json to and from a `Manifest`. Does not open files.
+"""Converts the text of bundle.json to and from a `Manifest`. Does not open files.
 
 Older programs can read newer bundles. A field with its default value is not written, so a program that does not know
-the field can read the bundle. If older programs may ignore a new field although its value is not the default, the
-key `harmless` of the object names the field and the effect of ignoring it.
+the field can read the bundle. Older programs may also ignore some fields that have other values. The
+object that contains such a field names it under the key `harmless`, with the effect of ignoring the field.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def format_manifest(manifest: Manifest) -> str:
 
 
 def parse_manifest(text: str, where: Path) -> Manifest:
-    """Parse the content of bundle.json. Issues a BundleWarning for each unknown harmless field.
+    """Parse the content of bundle.json. Issues a BundleWarning for each unknown field that is marked as harmless.
 
     Args:
         text: the content.
@@ -63,7 +63,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
 def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path) -> None:
     """Compare the metadata of a graph with the manifest, to detect a graph from another bundle.
 
-    Graphs without metadata of u2moe are accepted.
+    Graphs without u2moe metadata are accepted.
 
     Raises:
         BundleError: a value differs; the message names it.
@@ -81,7 +81,7 @@ def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path)
 
 
 class _Reader:
-    """Builds the manifest's objects from JSON. ValueErrors name the field.
+    """Builds the manifest's objects from JSON. Its ValueErrors name the invalid field.
 
     Args:
         where: path of the file, for warnings.
@@ -152,7 +152,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 _type_hints = functools.cache(get_type_hints)

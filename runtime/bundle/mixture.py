@@ -1,4 +1,4 @@
-"""Description of a mixture of experts, stored in the attributes of its node in a graph."""
+"""Description of a mixture of experts, stored as attributes of the graph node that calls it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.num_experts:
-            raise ValueError(f"top_k must be between 1 and num_experts {self.num_experts}, got {self.top_k}")
+            raise ValueError(f"top_k must be between 1 and num_experts ({self.num_experts}), got {self.top_k}")
         if not self.activation:
             raise ValueError("activation must not be empty")
         if self.weights not in WEIGHT_FORMATS:
@@ -44,7 +44,7 @@ class Mixture:
 
     @property
     def function(self) -> str:
-        """Name of the function in domain `MOE_DOMAIN`. If a graph has several, a number follows the name."""
+        """Name of the function in `MOE_DOMAIN`. If a graph has several such functions, later names end in a number."""
         return WEIGHT_FORMATS[self.weights].function(_LAYER)
 
     def attributes(self) -> dict[str, int | str]:

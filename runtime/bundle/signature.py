@@ -36,7 +36,7 @@ def public_key(text: str) -> bytes:
 
 
 def key_id(key: bytes) -> str:
-    """Return the id of a public key for messages and signature files: the first half of its SHA-256 in hexadecimal."""
+    """Return the id of a public key, the first half of its SHA-256 in hexadecimal, for messages and signature files."""
     return hashlib.sha256(key).hexdigest()[:32]
 
 
@@ -89,7 +89,7 @@ def signatures_in(folder: Path) -> dict[str, bytes]:
 
 
 def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
-    """Verify the signature of a bundle. Returns the id of the first of the public keys that signed the manifest.
+    """Verify the signature of a bundle. Returns the id of the first key in `public_keys` that signed the manifest.
 
     Args:
         folder: folder of the bundle.
@@ -107,7 +107,9 @@ def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
         from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - an extra
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise SignatureError(f"{where}: cannot be verified without cryptography: {install_command('sign')}") from error
+        raise SignatureError(
+            f"{where}: cannot be verified without the package cryptography: {install_command('sign')}"
+        ) from error
     signatures = signatures_in(folder)
     signed = [each for each in keys if each in signatures]
     for each in signed:

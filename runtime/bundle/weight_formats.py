@@ -21,14 +21,14 @@ class WeightFormat:
 
     Attributes:
         name: name in recipes, manifests and reports, such as "int4".
-        prefix: prefix of the functions that read such weights, such as "Int4" in "Int4Linear".
+        prefix: prefix of the names of functions that read such weights, like "Int4" in "Int4Linear".
         bits: bits per weight in a file.
         groups: groups of `MATRICES` that recipes may store in this format.
         block_sizes: allowed numbers of rows that share a step; empty: rows do not share steps.
-        version: version of the stored numbers, recorded in the manifest; None: unchanged since the first release.
-        halves: whether files store the scales and biases of its layers in float16.
+        version: version of the format, recorded in the manifest; None: unchanged since the first release.
+        halves: whether files store the scales and biases of layers in this format as float16.
         needs_constants: whether graphs run only if onnxruntime folds constants, which is one of its optimisations.
-        not_native: why native kernels do not compute its functions; empty: they compute its products.
+        not_native: why native kernels do not compute products with such weights; empty: they do.
     """
 
     name: str
@@ -42,7 +42,7 @@ class WeightFormat:
     not_native: str = ""
 
     def function(self, layer: str) -> str:
-        """Return the name of the function for a kind of layer, such as "Linear", with weights in this format."""
+        """Return the name of the function that computes a layer such as "Linear" with weights in this format."""
         return f"{self.prefix}{layer}"
 
 
@@ -81,6 +81,6 @@ def format_of(function: str) -> WeightFormat | None:
 
 
 def quantized(groups: Mapping[str, str] | None) -> list[WeightFormat]:
-    """Return the formats in a manifest's `groups` that have fewer than 16 bits per weight. Ignores unknown names."""
+    """Of the formats in a manifest's `groups`, return those below 16 bits per weight. Unknown names are ignored."""
     found = set(dict(groups or {}).values())
     return [item for item in WEIGHT_FORMATS.values() if item.name in found and item.bits < HALF.bits]

@@ -27,9 +27,10 @@ def add_align(subparsers: Subparsers) -> None:
     """Add `u2moe align FILES...`."""
     parser = subparsers.add_parser(
         "align",
-        help="find the times of the words of a text",
-        description="Find when the words of a text are spoken in its recording: for subtitles, editors and "
-        "training. Words that do not fit the recording are reported. For lists, use 'u2moe corpus --align'.",
+        help="find when each word of a text is spoken",
+        description="Find when the words of a text are spoken in its recording, for subtitles, editing and "
+        "training. Words that do not fit the recording are reported. For lists of recordings, use "
+        "'u2moe corpus --align'.",
     )
     parser.add_argument("files", nargs="+", type=named_path, metavar="FILE", help="audio files, media files, folders")
     parser.add_argument(
@@ -37,7 +38,7 @@ def add_align(subparsers: Subparsers) -> None:
         type=named_path,
         metavar="PATH",
         help="text of the recording, or folder of texts, in UTF-8 (default: talk.txt next to talk.wav). A sentence "
-        "ends at a full stop or line end; write numbers as words",
+        "ends at '.', '!', '?' or a line end; write numbers as words",
     )
     add_output(parser, FORMATS, WORDS)
     parser.add_argument(
@@ -45,7 +46,7 @@ def add_align(subparsers: Subparsers) -> None:
         type=float,
         default=MIN_SCORE,
         metavar="X",
-        help=f"report words with a score (0 to 1) below this as misfits (default: {MIN_SCORE})",
+        help=f"report as misfits the words whose score (0 to 1) is below this (default: {MIN_SCORE})",
     )
     add_model(parser)
     experts = parser.add_argument_group("for experts")
@@ -65,7 +66,7 @@ def run_align(args: argparse.Namespace) -> int:
 def _alignment(
     args: argparse.Namespace, recognizer: Recognizer, item: Input, output: Output, on_progress: Callable[[float], None]
 ) -> tuple[Alignment, bool]:
-    """Align a recording, and show the warnings. Return the alignment, and False because it is never cut short."""
+    """Align a recording, and show the warnings. Return the alignment, and False: Ctrl-C never leaves a partial one."""
     file = args.text or item.file.with_suffix(".txt")
     file = file / f"{item.place}.txt" if file.is_dir() else file
     try:

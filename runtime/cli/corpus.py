@@ -31,7 +31,7 @@ def add_corpus(subparsers: Subparsers) -> None:
         "corpus",
         help="recognise a corpus, each utterance exactly once",
         description="Recognise the utterances of a list. Results are written in blocks.\n"
-        "Repeat the command to continue an interrupted run. Any number of machines may work on one folder.\n"
+        "Repeat the command to continue an interrupted run. Any number of machines may run it with the same OUT.\n"
         "Commands for the results:\n\n"
         "  u2moe corpus status OUT      show progress and errors\n"
         "  u2moe corpus merge OUT FILE  write all rows to one file\n"
@@ -42,13 +42,13 @@ def add_corpus(subparsers: Subparsers) -> None:
     for name, add_action in (("status", add_status), ("merge", add_merge), ("score", add_score)):
         add_action(parser.add_action(name, add_action.__doc__))
     parser.add_argument("list", metavar="LIST", help="list, folder or URL")
-    parser.add_argument("output", metavar="OUT", help="folder of the results, or a URL such as s3://bucket/name")
+    parser.add_argument("output", metavar="OUT", help="folder for the results, or a URL such as s3://bucket/name")
     add_declared(parser, CorpusOptions, _BASIC)
     experts = add_decoding(parser, chunk_size="full context")
     add_declared(experts, ListOptions)
     add_declared(experts, CorpusOptions, {"block_size"})
     experts.add_argument(
-        "--shard", type=_shard, default=Shard(), metavar="I/N", help="only blocks I, I + N, I + 2 N, ..."
+        "--shard", type=_shard, default=Shard(), metavar="I/N", help="recognise only blocks I, I + N, I + 2 N, ..."
     )
     experts.add_argument(
         "--ray", metavar="ADDRESS", help='run on this Ray cluster; "auto": an existing one, "local": this machine'
@@ -64,7 +64,7 @@ def _shard(text: str) -> Shard:
 
 
 def run_corpus_command(args: argparse.Namespace) -> int:
-    """Recognise the missing utterances. Return 1 if any utterance failed."""
+    """Recognise the utterances that have no results yet. Return 1 if any utterance failed."""
     run: Callable[..., RunProgress] = run_corpus
     if args.ray is not None:
         from u2moe.runtime.corpus.ray import run_on_ray  # noqa: PLC0415 - an extra
@@ -112,7 +112,7 @@ def describe_progress(progress: RunProgress) -> str:
 
 
 class _Display:
-    """Display of progress: continuous on a terminal; every few minutes elsewhere, such as in the log of a job."""
+    """Displays progress continuously on a terminal, and every few minutes elsewhere, such as in a job's log."""
 
     def __init__(self) -> None:
         self._kept = time.monotonic()
@@ -136,14 +136,14 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
     """Write all results to one file."""
     parser.add_argument("output", metavar="OUT", help="folder of results")
     parser.add_argument(
-        "file", metavar="FILE", help="one file with all rows, in the order of the list: .jsonl, .csv or .parquet"
+        "file", metavar="FILE", help="file (.jsonl, .csv or .parquet) for all rows, in the order of the list"
     )
     parser.set_defaults(run=run_merge)
 
 
 def add_score(parser: argparse.ArgumentParser) -> None:
     """Count word errors."""
-    parser.add_argument("outputs", nargs="+", metavar="OUT", help="result folders whose lists contain transcripts")
+    parser.add_argument("outputs", nargs="+", metavar="OUT", help="folders of results; the lists must have transcripts")
     parser.add_argument(
         "--by",
         metavar="FIELD",
@@ -155,7 +155,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Show progress and problems. Return 1 if utterances are missing or failed."""
+    """Show progress and problems. Return 1 if utterances are missing or have failed."""
     folder = OutputFolder(args.output)
     run = folder.description()
     blocks = folder.finished_blocks()

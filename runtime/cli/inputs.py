@@ -1,4 +1,4 @@
-"""Inputs of commands: files, folders, standard input and raw audio, and the paths of their transcripts."""
+"""Inputs of commands (files, folders, standard input and raw audio), and the paths of their transcripts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def add_channel(parser: Options) -> None:
 
 
 def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
-    """Return the recordings, and the number of paths without recordings, which are reported on stderr.
+    """Return the recordings, and the number of folders that contain none. Each such folder is reported on stderr.
 
     Args:
         args: arguments `files`, `channel`, `track` and `raw`.
@@ -98,9 +98,9 @@ def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
 
 
 def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
-    """Return the place of each file's transcript. Places have the same folder structure as the files.
+    """Return the relative path of each file's transcript. The paths mirror the folder structure of the files.
 
-    If two transcripts, such as those of a.wav and a.flac, would have the same place, both keep the suffix of the audio
+    If two transcripts, such as those of a.wav and a.flac, would have the same path, each keeps the suffix of its audio
     file. If that is not enough, the names of the searched folder and of folders above it are added in front.
 
     Args:
@@ -119,7 +119,10 @@ def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
 
 
 def _proposed(root: Path, file: Path, level: int) -> PurePath:
-    """Return a place for a file's transcript: with the suffix if `level` is odd, after `level // 2` folders."""
+    """Return a candidate for the relative path of a file's transcript.
+
+    If `level` is odd, keep the file's suffix. Prepend the last `level // 2` components of the path of `root`.
+    """
     inside = str(file.relative_to(root))
     above = [part for part in root.absolute().parts[1:] if part != ".."][-(level // 2) :] if level >= 2 else []
     return PurePath(*above) / (inside if level % 2 else inside[: len(inside) - len(file.suffix)])

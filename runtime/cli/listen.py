@@ -33,7 +33,7 @@ def add_listen(subparsers: Subparsers) -> None:
     experts.add_argument(
         "--device",
         metavar="NAME",
-        help="number or part of the name (default: the system's default); list: list microphones and exit",
+        help="number of the microphone, or part of its name (default: the system's default); list: show all and exit",
     )
     parser.set_defaults(run=run_listen)
 

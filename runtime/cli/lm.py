@@ -61,7 +61,7 @@ def _add_train(commands: Subparsers) -> None:
         "train",
         help="train a model on text",
         description="Estimate an n-gram model from text (modified Kneser-Ney). Punctuation is removed, and sentences "
-        "end at full stops and line ends.",
+        "end at '.', '!', '?' and line ends.",
     )
     parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text files in UTF-8, plain or .gz")
     _add_output(parser)
@@ -72,7 +72,7 @@ def _add_train(commands: Subparsers) -> None:
         nargs="+",
         default=[0],
         metavar="N",
-        help="remove n-grams with counts up to N, one N for each order, such as 0 0 1 (default: 0, which removes none)",
+        help="remove n-grams that occur at most N times; one N per order, such as 0 0 1 (default: 0, for none)",
     )
     add_declared(parser, TextOptions)
     parser.set_defaults(run=run_train)
@@ -90,9 +90,9 @@ def _add_build(commands: Subparsers) -> None:
 def _add_tune(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "tune",
-        help="find the weights of a model",
-        description="Find the weights and the blank penalty with the fewest word errors on recordings with "
-        "transcripts. Do not use test data.",
+        help="find the best weights for a model",
+        description="Find the language model's weights and the blank penalty that give the fewest word errors on "
+        "recordings with transcripts. Do not use test data.",
     )
     parser.add_argument("list", type=Path, metavar="LIST", help="list with transcripts, as for u2moe corpus")
     parser.add_argument("--lm", required=True, metavar="FILE", help="language model; none: tune only the blank penalty")
@@ -105,7 +105,7 @@ def _add_attach(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "attach",
         help="put a model into a bundle",
-        description="Write a language model and its weights into a bundle. All runtimes then use it by default.",
+        description="Write a language model and its weights into a bundle. All runtimes then use the model by default.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle")
     parser.add_argument(
@@ -169,7 +169,7 @@ def run_tune(args: argparse.Namespace) -> int:
 
 
 def run_attach(args: argparse.Namespace) -> int:
-    """Put a language model into a bundle."""
+    """Put a language model into a bundle, or remove the one in it."""
     chosen = None if args.lm == NONE else language_model_options(args.lm)
     bundle = attach(chosen_bundle(args.bundle), chosen, **declared_in(args, BundledOptions))
     decoding = bundle.manifest.decoding

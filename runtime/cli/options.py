@@ -33,7 +33,7 @@ _TYPES = {"integer": int, "number": float, "choice": str, "text": str, "texts": 
 
 
 def meant(name: str, names: Iterable[str]) -> str:
-    """Return a suggestion for an unknown name: ": did you mean NAME?", or "" if no name is similar."""
+    """Return the suggestion ": did you mean NAME?" for an unknown name, or "" if no name is similar."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f": did you mean {close[0]}?" if close else ""
 
@@ -85,7 +85,7 @@ def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str)
     Args:
         parser: parser of the command.
         kind: class of the decoding options that the command supports.
-        otherwise: defaults to show in the help, for options whose default in this command is different.
+        otherwise: by field name, the default to show in the help, for options whose default this command changes.
 
     Returns:
         The option group "for experts". The command may add its own options to it.
@@ -99,7 +99,7 @@ def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str)
 
 
 def add_declared(parser: Options, kind: Any, only: Container[str] | None = None, **otherwise: str) -> None:
-    """Add an option for each dataclass field that declares a flag. `only` limits the fields."""
+    """Add an option for each dataclass field that declares a flag. `only`: names of the fields to use; None: all."""
     for name, declared in _with_flags(kind).items():
         if only is not None and name not in only:
             continue
@@ -122,7 +122,7 @@ def add_declared(parser: Options, kind: Any, only: Container[str] | None = None,
 
 
 def declared_in(args: argparse.Namespace, kind: Any) -> dict[str, Any]:
-    """Return the options of `add_declared` that the command line contains, by field name."""
+    """Return the values of `add_declared` options that were given on the command line, by field name."""
     return {name: value for name in _with_flags(kind) if (value := getattr(args, name, None)) is not None}
 
 
@@ -131,7 +131,7 @@ def _with_flags(kind: Any) -> dict[str, Option]:
 
 
 def add_session(parser: Options) -> None:
-    """Add options of onnxruntime sessions."""
+    """Add the options for onnxruntime sessions."""
     parser.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads within one operator (default: 1)")
     add_public_key(parser)
@@ -165,25 +165,29 @@ def add_words(parser: Options) -> None:
         "--hotwords",
         type=Path,
         metavar="FILE",
-        help='phrases to prefer, one per line ("NAME :2.5"); none: no phrases, not even those of the bundle',
+        help='phrases to prefer, one per line, optionally with a weight ("NAME :2.5"); "none" disables all hotwords, '
+        "including those of the bundle",
     )
     parser.add_argument(
         "--grammar",
         type=Path,
         metavar="FILE",
-        help='allowed phrases, one per line ("lights (on | off)", "[unk]" for other speech, "<slot> = a | b")',
+        help='allowed phrases, one per line, such as "lights (on | off)"; "[unk]" allows other speech, and '
+        '"<slot> = a | b" defines a slot',
     )
     parser.add_argument(
         "--lm",
         metavar="FILE[,NAME=X...]",
         help="n-gram model: ARPA (plain or .gz), or made by 'u2moe lm'; demo: the demo model's, for English; none: no "
-        f"model, not even the bundle's. Optionally with {', '.join(options_of(FusionWeights))}, as printed by 'u2moe "
-        "lm tune', or with files of words that share the probability of a word of the model: ',<name>=names.txt'",
+        f"model, not even the bundle's. Settings may follow: {', '.join(options_of(FusionWeights))} (as printed by "
+        "'u2moe lm tune'), and <name>=names.txt, which divides the probability of the model's word <name> among the "
+        "words of that file",
     )
     parser.add_argument(
         FORMAT_TEXT,
         choices=LANGUAGES,
-        help="write numbers as digits, and English in sentence case; zh and ja need the extra [written] (default: en)",
+        help="write numbers in this language (en if none is named) as digits, and English in sentence case; zh and ja "
+        "need the extra [written]",
     )
 
 
@@ -215,7 +219,7 @@ def decoding_choice(
 
 
 def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: Any = DecodingOptions) -> ModelChoice:
-    """Return the model and the decoding options that the options of `add_decoding` select.
+    """Return the model and the decoding options that the command-line options added by `add_decoding` select.
 
     Args:
         args: parsed arguments.
@@ -234,7 +238,7 @@ def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: 
 
 
 def providers_in(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the names in --providers. Raise ValueError if a name is empty."""
+    """Return the names in --providers, or the default provider. Raise ValueError if a name is empty."""
     providers = (DEFAULT_PROVIDER,) if args.providers is None else tuple(map(str.strip, args.providers.split(",")))
     if not all(providers):
         raise ValueError(f"--providers must be names separated by commas, got {args.providers!r}")
@@ -249,7 +253,7 @@ def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
 
 
 def _hotwords_in(file: Path | None) -> Hotwords | None:
-    """Return the hotwords in the file of --hotwords. None: the option is missing, so those of the bundle are used."""
+    """Return the hotwords in the --hotwords file. None: the option is missing, so the bundle's hotwords are used."""
     if file is None or str(file) == NONE:
         return None if file is None else ()
     try:
@@ -266,7 +270,7 @@ def language_model_options(text: str) -> LanguageModelOptions:
 
     Raises:
         LanguageModelError: the model cannot be read.
-        ValueError: a number is out of range, or a file of words cannot be read.
+        ValueError: a number is invalid or out of range, or a file of words cannot be read.
     """
     found = re.fullmatch(r"(.*?)((?:,[^,=]+=[^,]*)*)", text, re.DOTALL)
     file, settings = found.groups() if found else (text, "")
@@ -292,5 +296,5 @@ def _words_in(name: str, file: str) -> list[str]:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         expected = ", ".join(options_of(FusionWeights))
-        raise ValueError(f"--lm: found {name}={file}, expected {expected}, or WORD=FILE: {error}") from error
+        raise ValueError(f"--lm: found {name}={file}, expected a setting ({expected}) or WORD=FILE: {error}") from error
     return [line.strip() for line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""Destinations of transcripts: stdout (in a format, or as events for programs) or a folder."""
+"""Destinations of transcripts: stdout, or a file for each recording. Programs can instead read events from stdout."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def add_output(parser: Options, formats: Iterable[str], default: str, about: str
         "--output",
         type=Path,
         metavar="PATH",
-        help="a folder: one file per recording, in the same folder structure; existing files are kept. A file name "
-        "with the suffix of a format, such as talk.srt: that file, for a single recording",
+        help="a folder: one file per recording, in the same subfolders as the recordings; existing files are kept. "
+        "With a single recording, PATH may also be a file such as talk.srt whose suffix is a format",
     )
 
 
@@ -88,7 +88,7 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
 
     Args:
         path: a folder, or a file whose suffix is the name of a format. None: stdout.
-        file_format: one of `FORMATS`, or `EVENTS`. None: the suffix of the file, or else `default`.
+        file_format: one of `FORMATS`, or `EVENTS`. None: the format that the suffix of `path` names, or else `default`.
         inputs: the recordings.
         default: the default format.
 
@@ -107,12 +107,12 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
     if file_format == EVENTS:
         return _Events()
     if FORMATS[file_format].segment is None and len(inputs) > 1:
-        raise ValueError(f"{file_format} of several files needs --output with a folder")
+        raise ValueError(f"to write {file_format} for several recordings, name a folder with --output")
     return _Stdout(file_format, is_single=len(inputs) == 1)
 
 
 class _Stdout(Output):
-    """Output of transcripts to stdout in a format.
+    """Output of transcripts to stdout in one of `FORMATS`.
 
     Segments of a single recording are printed one by one if the format allows it.
     """
@@ -181,7 +181,7 @@ def _print_event(kind: str, item: Input, content: dict[str, Any]) -> None:
 
 
 class _Folder(Output):
-    """Output of one file for each recording. Several processes may write to the folder at the same time."""
+    """Output with one file for each recording. Several processes may write to the folder at the same time."""
 
     def __init__(self, folder: Path, file_format: str, inputs: Sequence[Input], file: Path | None = None) -> None:
         """Prepare the output. If `file` is given, the transcript of the single recording is written to it."""
@@ -191,7 +191,8 @@ class _Folder(Output):
         for target, count in Counter(map(self._file_of, inputs)).items():
             if count > 1:
                 raise ValueError(
-                    f"{count} recordings would be written to {target}: rename them, or recognise them separately"
+                    f"{count} transcripts would be written to {target}: "
+                    "rename the recordings, or recognise them separately"
                 )
         folder.mkdir(parents=True, exist_ok=True)
         for place in {folder, *(self._file_of(item).parent for item in inputs)}:
@@ -199,7 +200,7 @@ class _Folder(Output):
         probe(folder)
 
     def missing(self, inputs: Sequence[Input]) -> Sequence[Input]:
-        """Return the recordings that have no output file yet. Existing output files are kept."""
+        """Return the recordings that have no output file yet. With a single `file`, which is replaced, return all."""
         if self._file is not None:
             return inputs
         missing = [item for item in inputs if item.file == STDIN or not self._is_there(item)]
@@ -237,7 +238,7 @@ class _Folder(Output):
             return False
 
     def _encoded(self, content: str) -> bytes:
-        """Encode the content of a file. It may contain file names that are not valid text."""
+        """Encode a file's content, including any file names in it that are not valid text."""
         if FORMATS[self._format].is_json:
             with contextlib.suppress(UnicodeEncodeError):
                 return content.encode()
@@ -246,7 +247,7 @@ class _Folder(Output):
 
 
 def try_to_write(file: Path | None) -> None:
-    """Check whether a report can be written to `file`. Call this before long work. The file does not change.
+    """Check that a report can be written to `file`, without changing the file. Call this before long work.
 
     Raises:
         OSError: the file cannot be written.

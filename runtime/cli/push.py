@@ -43,8 +43,8 @@ def add_push(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "push",
         help="publish a bundle on the Hugging Face hub",
-        description="Check a bundle and commit it to a repository of the Hugging Face hub, with a model card if there "
-        "is none. Uses the token HF_TOKEN, like all tools of the hub. Needs the package's extra 'hub'.",
+        description="Check a bundle and commit it to a repository of the Hugging Face hub. Add a model card if the "
+        "repository has none. Uses the token in $HF_TOKEN, like all tools of the hub. Needs the package's extra 'hub'.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle; demo: the demo model")
     parser.add_argument("name", metavar="NAME", help="org/name or org/name@branch; created if missing")

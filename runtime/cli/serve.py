@@ -31,23 +31,24 @@ def add_serve(subparsers: Subparsers) -> None:
         "serve",
         help="run a server for existing speech recognition clients",
         description="Serve clients of OpenAI's REST and realtime APIs, WeNet, sherpa-onnx, vosk and Wyoming, and of "
-        "our own WebSocket protocol (/stream). Also serves a web page (/) to try the server. Needs "
+        "our own WebSocket protocol (/stream). Also serve a web page (/) for trying the server. To install: "
         f"{install_command('cpu,server')}.",
     )
-    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="default: demo, the demo model")
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="bundle to serve (default: demo, the demo model)")
     parser.add_argument(
         "--model",
         action="append",
         default=[],
         metavar="NAME=BUNDLE",
-        help="replaces BUNDLE: a model and the name that selects it; may be repeated (the first is the default)",
+        help="instead of BUNDLE: a bundle and the name by which clients select it; may be repeated (the first is the "
+        "default)",
     )
     parser.add_argument(
         "--api-key",
         type=Path,
         metavar="FILE",
-        help="file with the key that clients must send, or with one key per line, as a name, the key and optionally a "
-        f"number of streams; reloaded on SIGHUP (default: the key in ${_KEY_VARIABLE})",
+        help="file with the key that clients must send, or with a line per key: a name, the key and optionally a "
+        f"maximum number of streams; reloaded on SIGHUP (default: the key in ${_KEY_VARIABLE})",
     )
     add_declared(parser, ServerOptions, _BASIC)
     add_words(parser)
@@ -57,8 +58,8 @@ def add_serve(subparsers: Subparsers) -> None:
         action="append",
         default=[],
         metavar="NAME=PORT",
-        help="serve a protocol on a separate port: wyoming (for Home Assistant, usually 10300), or wenet, sherpa, "
-        "sherpa-offline or vosk at /, for clients that cannot use another path; may be repeated",
+        help="serve a protocol on a separate port: wyoming (for Home Assistant, usually port 10300), or wenet, sherpa, "
+        "sherpa-offline or vosk at path / (for clients that cannot use another path); may be repeated",
     )
     add_declared(experts, ServerOptions, options_of(ServerOptions).keys() - _BASIC)
     experts.add_argument("--max-upload", type=int, default=512, metavar="MB", help="largest upload (default: 512)")
@@ -86,7 +87,7 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 def _bundles(args: argparse.Namespace) -> dict[str, Path]:
-    """Return the folder of each model."""
+    """Return the bundle folder of each model, by the model's name."""
     if not args.model:
         bundle = chosen_bundle(args.bundle, "serve BUNDLE")
         return {bundle.name: bundle}

@@ -23,8 +23,8 @@ def add_sign(subparsers: Subparsers) -> None:
         "sign",
         help="sign a bundle, so that programs can check its origin",
         description="Sign the manifest of a bundle with Ed25519, and thereby all files that it lists. Replaces "
-        f"{SIGNATURE_FILE} in its folder. To make a key, use 'openssl genpkey -algorithm ed25519 -out private.pem', "
-        "and 'openssl pkey -in private.pem -pubout -out public.pem' for its public part. Needs the extra [sign].",
+        f"{SIGNATURE_FILE} in the bundle. To make a key, use 'openssl genpkey -algorithm ed25519 -out private.pem'; "
+        "for its public part, use 'openssl pkey -in private.pem -pubout -out public.pem'. Needs the extra [sign].",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
     parser.add_argument(
@@ -33,7 +33,7 @@ def add_sign(subparsers: Subparsers) -> None:
         type=Path,
         action="append",
         required=True,
-        help="private key in PEM; may be repeated, to also sign for programs that trust an older or a newer key",
+        help="private key in PEM; may be repeated if some programs trust only an older or a newer key",
     )
     parser.set_defaults(run=run_sign)
 

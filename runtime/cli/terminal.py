@@ -1,4 +1,4 @@
-"""Output of the command line to stdout and stderr. Each may be a terminal, a file, a pipe, or closed."""
+"""Output of the command line to stdout and stderr. Each may be a terminal, a file or a pipe, or may be closed."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def escaped(line: str) -> str:
 
 
 def silence_stdout() -> None:
-    """Discard unwritten output. Python would otherwise report an error at exit."""
+    """Discard unwritten and later output. Python would otherwise report an error at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -174,7 +174,7 @@ class ProgressBar:
         self.show(0.0)
 
     def show(self, seconds: float) -> None:
-        """Draw the bar after `seconds` of the current file."""
+        """Draw the bar, with `seconds` of the current file done."""
         done = self._before + min(seconds, self._durations[self._number])
         share = done / max(self._total, 1e-9)
         drawn = round(share * _BAR_WIDTH)

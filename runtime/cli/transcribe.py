@@ -1,4 +1,4 @@
-"""`u2moe transcribe`: recognise files, folders and pipes, one by one. A failure does not stop the others."""
+"""`u2moe transcribe`: recognise files, folders and pipes, one by one. The failure of one does not stop the others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def add_transcribe(subparsers: Subparsers) -> None:
         "--raw",
         type=_raw_format,
         metavar="ENCODING:HZ[:CHANNELS]",
-        help="read raw samples (without a header) in this format, such as s16le:16000, as they arrive; encodings: "
+        help="read raw samples (without a header) as they arrive, in this format, such as s16le:16000; encodings: "
         f"{', '.join(ENCODINGS)}",
     )
     experts.add_argument(
@@ -142,7 +142,7 @@ def _transcript(
     args: argparse.Namespace, vad: VoiceActivityDetector | None, recognizer: Recognizer, item: Input, output: Output,
     on_progress: Callable[[float], None],
 ) -> tuple[Transcript, bool]:  # fmt: skip
-    """Return the transcript, and whether Ctrl-C interrupted it. If so, the transcript contains the text so far.
+    """Return the transcript, and whether Ctrl-C cut it short. If so, the transcript contains the text so far.
 
     Raises:
         AudioError: none of the audio can be read.

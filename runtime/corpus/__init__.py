@@ -1,4 +1,4 @@
-"""Corpora: lists of recordings, runs on many processes or machines, results, and word errors.
+"""Corpora: lists of recordings, recognition in many processes or on many machines, results, and word errors.
 
 Import `ray` and `parquet` explicitly, because they need extras.
 """

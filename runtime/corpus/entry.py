@@ -1,4 +1,4 @@
-"""Entries of a list: their audio and metadata, and the division of a list into blocks.
+"""Entries of a list, with their audio and metadata, and the division of the list into blocks.
 
 The division is deterministic. Machines therefore agree on the blocks without communication. `sources` reads the audio.
 """
@@ -94,7 +94,7 @@ class Entry:
         text: transcript in the list; None if missing.
         speaker: speaker in the list; None if missing.
         duration: duration in seconds, as stated in the list; None if missing.
-        fields: the other fields of the entry in the list, as JSON. For a NeMo list, all of its fields.
+        fields: the other fields of the entry in the list, as JSON. For a NeMo list, all fields of the entry.
     """
 
     key: str
@@ -115,8 +115,8 @@ class ListOptions:
     Attributes:
         root: folder to which paths are relative. None: the folder of the list.
         allow_pipes: run entries that are shell commands (ending in "|").
-        channel: channel to use for every recording, 0 for the left one. None: the channel that the list names, or the
-            average of all.
+        channel: channel to use for every recording, 0 for the left one. None: the channel that the list states for each
+            recording, or the average of all channels.
     """
 
     root: str | None = option("text", flag="--root", metavar="DIR")
@@ -142,7 +142,7 @@ class ListOptions:
         return AudioFile(path=self.path(entry, list_path))
 
     def command(self, command: str, list_path: str) -> Command:
-        """Return a command. Raise CorpusError if commands are not allowed."""
+        """Return the source for a command. Raise CorpusError if commands are not allowed."""
         if not self.allow_pipes:
             raise CorpusError(f"{list_path}: command {command!r:.80} needs --allow-pipes")
         return Command(command=command)
@@ -158,7 +158,7 @@ class Block:
 
     Attributes:
         number: index of the block.
-        start: position of the first entry in the list.
+        start: position of the block's first entry in the list.
         entries: the entries, at least one.
     """
 
@@ -175,7 +175,7 @@ class Block:
     def file_name(self) -> str:
         """Path of the block's file, relative to the folder of blocks.
 
-        The name contains the positions of the entries.
+        The name contains `start` and `stop`.
         """
         return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.jsonl"
 
@@ -190,7 +190,7 @@ def cut_into_blocks(entries: Iterable[Entry], size: int) -> Iterator[Block]:
 
 
 def range_of(file_name: str) -> tuple[int, int] | None:
-    """Return the positions (first, last + 1) in the name of a result file; None for any other file."""
+    """Return the entry positions (first, last + 1) that a result file's name contains; None for any other file name."""
     found = _NAME.fullmatch(file_name)
     return (int(found[1]), int(found[2])) if found else None
 

@@ -48,7 +48,7 @@ _JSON_COLUMNS = ("options", "fields")
 
 
 def to_table(rows: Iterable[Row]) -> pa.Table:
-    """Return a table of rows. All rows must come from the same kind of list."""
+    """Return a table of rows. Either all rows or none must come from a NeMo list."""
     flat = list(rows)
     is_nemo = bool(flat) and "pred_text" in flat[0]
     schema = NEMO_SCHEMA if is_nemo else SCHEMA
@@ -80,9 +80,9 @@ def _valid(text: str) -> str:
 
 
 def write(blocks: Iterable[Iterable[Row]], file: Path) -> int:
-    """Write the rows of blocks to a Parquet file. Return the number of rows.
+    """Write blocks of rows to a Parquet file, and return the number of rows.
 
-    All rows must come from the same kind of list.
+    Either all rows or none must come from a NeMo list.
     """
     num_rows, writer = 0, None
     for table in map(to_table, blocks):

@@ -169,7 +169,7 @@ class WorkerPool:
         return done
 
     def _replace(self, old: _Worker) -> None:
-        """Replace a process that died. The new process repeats its block."""
+        """Replace a process that died. The new process repeats the block of the old one."""
         old.process.join()
         old.connection.close()
         exit_code, report = old.process.exitcode or 0, old.report
@@ -234,7 +234,7 @@ def _work(
 
 
 def _end_with(parent_id: int) -> None:
-    """End this process when its parent has ended. The pipe does not show this, because forked siblings keep it open."""
+    """End this process when its parent ends. The pipe does not show that end: forked siblings keep the pipe open."""
     while os.getppid() == parent_id:
         time.sleep(_TICK_S)
     os._exit(1)

@@ -41,7 +41,7 @@ def run_on_ray(
     address: str | None = None,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
 ) -> RunProgress:
-    """Recognise the missing entries of a corpus as `run_corpus` does, but on a Ray cluster.
+    """Recognise a corpus as `run_corpus` does, but on a Ray cluster.
 
     Each actor loads the model. An actor takes one CPU per thread and, with a GPU provider, one GPU.
 
@@ -49,8 +49,8 @@ def run_on_ray(
         list_path: a list, folder or URL. All nodes must be able to read its audio.
         output: folder or URL to which all nodes can write.
         model: the model, in the same folder on all nodes. None: the demo model.
-        options: how to read, divide and write the corpus. `num_workers` None: as many actors as fit.
-        address: address for `ray.init`. None: the cluster of this program, or else only this machine.
+        options: how to read, divide and recognise the corpus. With `num_workers=None`, as many actors run as fit.
+        address: address for `ray.init`. None: the cluster that Ray finds, or else only this machine.
         on_progress: called about once a second.
 
     Raises:
@@ -79,16 +79,18 @@ def _resources(model: ModelChoice) -> dict[str, Any]:
 
 
 def _num_actors(resources: Mapping[str, Any], wanted: int | None) -> int:
-    """Return the number of actors: `wanted`; if None, as many as fit into the cluster.
+    """Return the number of actors: `wanted` or, if that is None, as many as fit into the cluster.
 
-    Raise CorpusError if `wanted` actors do not fit, or, if None, not even one: Ray would wait forever.
+    Raise CorpusError if the cluster has no room for `wanted` actors (None: for one), because Ray would wait forever.
     """
     cluster = ray.cluster_resources()
     names = {"num_cpus": "CPU", "num_gpus": "GPU"}
     room = min(int(cluster.get(names[name], 0) // amount) for name, amount in resources.items())
     if not 0 < (wanted or 1) <= room:
         found = {name: cluster.get(name, 0) for name in names.values()}
-        raise CorpusError(f"{wanted or 1} actors with {dict(resources)} each do not fit into the cluster ({found})")
+        raise CorpusError(
+            f"the cluster ({found}) has room for {room} of {wanted or 1} actors with {dict(resources)} each"
+        )
     return wanted or room
 
 
@@ -112,7 +114,7 @@ class _Actors:
         return 0, 0.0
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
-        """Process all blocks; see `Workers.run`. Exceptions in actors are raised again."""
+        """Process all blocks; see `Workers.run`. Exceptions raised in actors are re-raised here."""
         idle, tasks = list(self._actors), {}
         while True:
             while idle and (block := next(blocks, None)) is not None:

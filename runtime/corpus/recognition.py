@@ -1,4 +1,4 @@
-"""Recognition of the entries of a block. Short entries are decoded in batches."""
+"""Recognises the entries of a block. Short entries are decoded in batches."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Caution:
     Attributes:
         left_out: indices of entries to skip, and why.
         alone: indices of entries to decode separately.
-        deaths: number of processes that died. Keys are the indices of the entries on which the processes worked.
+        deaths: number of processes that died, by the indices of the entries that they were working on.
     """
 
     left_out: dict[int, str] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class BlockRecognizer:
         rows: makes the rows of results.
         align: whether to align the transcript of each entry with its audio, instead of recognising the audio.
         on_progress: called with the number of entries and the seconds of audio recognised since the last call.
-        on_attempt: called before entries are read or decoded, with their indices (at most `BATCH_LEN`).
+        on_attempt: called with the indices of at most `BATCH_LEN` entries before they are read or decoded.
     """
 
     def __init__(

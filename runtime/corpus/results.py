@@ -40,7 +40,7 @@ def rows_by_block(folder: OutputFolder) -> Iterator[list[Row]]:
                 outcome_of(row)
         except (ValueError, TypeError, KeyError) as error:
             raise CorpusError(
-                f"{file}: is damaged: {error}: use --retry-failed to recognise its utterances again"
+                f"{file}: is damaged: {error}; use --retry-failed to recognise its utterances again"
             ) from error
         yield rows
 
@@ -74,7 +74,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
     num_missing = folder.num_missing()
     folder.description()
     if num_missing != 0:
-        missing = "the list was not read completely" if num_missing is None else f"{num_missing} are missing"
+        missing = "the list was not read completely" if num_missing is None else f"{num_missing} utterances are missing"
         raise CorpusError(f"{folder.path}: {missing}: complete the run first")
     target = Path(target)
     if target.suffix not in (".jsonl", ".csv", ".parquet"):
@@ -95,7 +95,7 @@ def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
 
 
 def _write_csv(rows: Iterator[Row], file: Path) -> int:
-    """Write rows as CSV, without segments, options, fields, warnings and model. Return the number of rows."""
+    """Write all columns except segments, options, fields, warnings and model as CSV. Return the number of rows."""
     num_rows, first = 0, next(rows, {})
     columns = [name for name in first if name not in ("segments", "options", "fields", "warnings", "model")]
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
@@ -214,7 +214,7 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
             item = (errors, errors / max(num_words, 1), -number, scored)
             (heapq.heappush if len(worst) < num_worst else heapq.heappushpop)(worst, item)
     if not total.num_utterances:
-        raise CorpusError("no utterance has a transcript: the list must contain them (see docs/corpora.md)")
+        raise CorpusError("no utterance has a transcript: the list must contain transcripts (see docs/corpora.md)")
     return Score(
         total=total,
         groups={name: groups[name] for name in sorted(groups, key=_natural)} if by is not None else {},

@@ -1,4 +1,4 @@
-"""Rows of results, one for each entry: how to make and read them. `parquet` writes them as Parquet."""
+"""Makes and reads rows of results, one for each entry. `parquet` writes them as Parquet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowMaker:
-    """Makes the rows of results.
+    """Makes result rows from entries and their transcripts or errors.
 
     Attributes:
         model: fingerprint of the bundle.
@@ -81,7 +81,7 @@ def changed_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(item: Result | WordResult, *names: str) -> dict[str, Any]:
-    """Return the confidence of a segment or word, and its fields in `names`.
+    """Return the fields `names` of a segment or word, and its confidence.
 
     The confidence is rounded, because further decimals are noise.
     """
@@ -129,7 +129,7 @@ class Outcome:
         duration: seconds of audio that were read.
         reference: transcript in the list; None if missing.
         speaker: speaker in the list; None if missing.
-        fields: other fields of the list. For a NeMo list, the whole row.
+        fields: other fields of the entry. For a NeMo list, the whole row.
         error: why recognition failed or ended early; None without an error.
         warnings: warnings about the audio.
     """

@@ -45,15 +45,15 @@ _LONGEST_VALUE = 300
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """Everything that affects the results of a run. A run can be continued only with the same description.
+    """Everything that affects the results of a run. When a run is continued, only `u2moe` and `list_path` may differ.
 
     Attributes:
         u2moe: version of u2moe at the start of the run.
         list_path: path of the list at the start of the run.
-        list_format: name of the format of the list.
+        list_format: name of the list's format.
         list_digest: SHA-256 of the content of the list.
-        channel: channel that is used for every recording. None: the channel that the list names, or the average of all
-            channels.
+        channel: channel that is used for every recording. None: the channel that the list states for each recording, or
+            the average of all channels.
         model: fingerprint of the bundle.
         providers: execution providers.
         kernels: "native" for u2moe-kernels, otherwise "onnxruntime".
@@ -82,7 +82,7 @@ class RunDescription:
 
     @classmethod
     def from_json(cls, content: bytes, name: str) -> RunDescription:
-        """Parse the content of run.json. Raise a CorpusError that names the file `name` if it is invalid."""
+        """Parse the content of run.json. If it is invalid, raise a CorpusError whose message begins with `name`."""
         try:
             record = json.loads(content)
             return cls(**record | {"providers": tuple(record["providers"])})
@@ -90,7 +90,7 @@ class RunDescription:
             raise CorpusError(f"{name}: does not describe a run of this version of u2moe: {error}") from error
 
     def check(self, other: RunDescription, folder: str) -> None:
-        """Raise CorpusError if `other` differs from this description, which belongs to the run in `folder`."""
+        """Raise CorpusError if `other` differs from this description of `folder`'s run, except in `_INFORMATION`."""
         ours, theirs = (json.loads(run.to_json()) for run in (self, other))
         for name, value in ours.items():
             if name not in _INFORMATION and value != theirs[name]:
@@ -145,11 +145,11 @@ class OutputFolder:
         write_whole(join(self._blocks, block.file_name), content)
 
     def is_finished(self, block: Block) -> bool:
-        """Return whether a block is finished now. Another machine may have finished it since `finished_blocks`."""
+        """Return whether a block is finished now. Another machine may have finished it after `finished_blocks` ran."""
         return exists(join(self._blocks, block.file_name))
 
     def contents(self) -> Iterator[tuple[int, str, bytes]]:
-        """Yield, for each finished block in list order, the position of its first entry, its file and the content."""
+        """For each finished block in list order, yield the first entry's position, the file, and its content."""
         for (start, _), file in self._files():
             content = read_bytes(file)
             if content is not None:
@@ -171,7 +171,7 @@ class OutputFolder:
         return None if total is None else total - sum(stop - start for start, stop in self.finished_blocks().items())
 
     def _files(self) -> list[tuple[tuple[int, int], str]]:
-        """Return the range of positions and the file of each finished block, in order."""
+        """Return each finished block's range of positions and its file, in order."""
         ranged = ((range_of(name), join(self._blocks, name)) for name in list_files(self._blocks))
         return sorted((found, file) for found, file in ranged if found is not None)
 
@@ -182,7 +182,7 @@ LEASE_S = 600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim of a process on a block.
+    """A process's claim on a block.
 
     Attributes:
         number: index of the block.
@@ -201,7 +201,7 @@ class Claim:
 
     @property
     def is_void(self) -> bool:
-        """Whether the claim has expired, or its process was on this machine and has ended."""
+        """Whether the claim has expired, or belongs to a process on this machine that has ended."""
         if self.age_s > LEASE_S:
             return True
         if self.host != socket.gethostname() or os.name != "posix":
@@ -265,7 +265,7 @@ class Claims:
         return self._folder / f"{number:012}"
 
     def _read(self, number: int) -> Claim | None:
-        """Return the claim on a block. None: it was released meanwhile, or cannot be read."""
+        """Return the claim on a block; None if the claim was released meanwhile or cannot be read."""
         try:
             owner = json.loads(self._path(number).read_bytes())
             age_s = probe(self._folder) - self._path(number).stat().st_mtime

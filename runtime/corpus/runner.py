@@ -1,4 +1,4 @@
-"""Recognition of a corpus. Worker processes recognise the blocks that are missing in the folder of results."""
+"""Recognition of a corpus. Worker processes recognise the blocks that have no results yet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from u2moe.runtime.recognizer import Recognizer
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusOptions:
-    """How to read, divide and write a corpus.
+    """How to read, divide and recognise a corpus.
 
     Attributes:
         list_options: how to interpret the entries of the list.
@@ -83,15 +83,16 @@ def run_corpus(
     *,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
 ) -> RunProgress:
-    """Recognise the missing entries of a corpus. Each entry gets exactly one row, even if a run is interrupted.
+    """Recognise the entries of a corpus that have no results yet.
 
-    Entries that cannot be recognised get a row with an `error`, and the run continues.
+    Each entry gets exactly one row, even if a run is interrupted. Entries that cannot be recognised get a row with an
+    `error`, and the run continues.
 
     Args:
         list_path: a folder or URL, or a list in any supported format.
         output: folder or URL for the results; see `OutputFolder`. Any number of machines may share it.
         model: the model; None: the demo model.
-        options: how to read, divide and write the corpus.
+        options: how to read, divide and recognise the corpus.
         on_progress: called about once a second.
 
     Raises:
@@ -126,7 +127,7 @@ class Workers(Protocol):
 
 
 class CorpusRun:
-    """The work of one call, such as `run_corpus`, on a run. The call begins or continues the run.
+    """One call, such as `run_corpus`, that begins or continues a run.
 
     For arguments and errors, see `run_corpus`. `close` releases unfinished blocks.
 
@@ -200,7 +201,7 @@ class CorpusRun:
             self._claims.close({start // self.description.block_size for start in self._finished | self._own})
 
     def _missing(self) -> Iterator[Block]:
-        """Claim and yield the missing blocks in order. The list is read to its end."""
+        """Read the list to its end; claim and yield its missing blocks in order."""
         position = 0
         run = self.description
         entries = read_utterances(run.list_path, file_format=run.list_format, options=self._options.list_options)

@@ -61,7 +61,7 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def open_decompressed(path: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading, and decompress it if it is gzipped. Errors are those of `open_binary`."""
+    """Open a file for reading, and decompress it if it is gzipped. Raise the same errors as `open_binary`."""
     with open_binary(path) as stream:
         yield decompressed(stream)
 
@@ -111,7 +111,7 @@ def exists(path: str) -> bool:
 def list_files(folder: str) -> list[str]:
     """Return the relative paths of all files below a folder.
 
-    A missing folder has no files. Local hidden files are omitted.
+    A missing folder has no files. Hidden files in local folders are omitted.
     """
     if is_url(folder):
         filesystem, name = filesystem_of(folder)
@@ -148,7 +148,7 @@ def write_whole(path: str, content: bytes) -> None:
 
 
 def write_first(path: str, content: bytes) -> bool:
-    """Write a file like `write_whole`, unless it exists. Return whether it was written.
+    """Write a file as `write_whole` does, unless it exists. Return whether it was written.
 
     If several processes try at the same time, only one succeeds. On object stores, however, several may succeed.
     """
@@ -162,6 +162,6 @@ def write_first(path: str, content: bytes) -> bool:
 
 
 def remove_stale_parts(folder: str) -> None:
-    """Remove temporary files that killed processes left below a folder; see `whole_file`."""
+    """Remove temporary files that killed processes left anywhere below a folder; see `whole_file`."""
     for place, _, _ in os.walk(folder) if not is_url(folder) else ():
         whole_file.remove_stale_parts(Path(place))

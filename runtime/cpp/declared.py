@@ -1,8 +1,8 @@
 """Generate the C++, C and JavaScript declarations of options: `python runtime/cpp/declared.py`.
 
-The declarations in Python are the source. The script writes source/declared.hpp, the options in include/u2moe.h, and
-declared.js and the options of index.d.ts in runtime/web. New C options are added at the end of their struct. A test
-checks that the committed files are up to date.
+The declarations in Python are the source. The script writes source/declared.hpp and the options in
+include/u2moe.h. In runtime/web, it writes declared.js and the options in index.d.ts. New C options are added at the end
+of their struct. A test checks that the committed files are up to date.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BY_HAND = "chunk_size"
 
 
 def numbers(kind: type) -> dict[str, Option]:
-    """Return the numeric options of a class, by name."""
+    """Return the numeric options of a class by name, except `BY_HAND`."""
     found = options_of(kind).items()
     return {name: each for name, each in found if each.kind in ("integer", "number") and name != BY_HAND}
 
@@ -46,8 +46,8 @@ def numbers(kind: type) -> dict[str, Option]:
 def class_in(kind: Any) -> tuple[str, type | None]:
     """Return a prefix, and the dataclass in a type: the type itself, or the class of its elements or values.
 
-    The prefix is "{}" if the type is a dict that contains a dataclass, otherwise "". Without a dataclass, the class is
-    None.
+    The prefix is "{}" if the type is a dict that contains a dataclass, otherwise "". If there is no dataclass, the
+    second value is None.
     """
     if dataclasses.is_dataclass(kind):
         return "", kind
@@ -118,7 +118,7 @@ struct Range {{
 }};
 
 {chr(10).join(map(struct, STRUCTS))}
-/// Fields of the objects in bundle.json: the class of their content, with the prefix {{}} for a map, and their default.
+/// Fields of the objects in bundle.json, each with the class of its content (prefix {{}} for a map) and any default.
 constexpr const char* kDeclared = R"({{
 {f",{chr(10)}".join(f'"{name}": {fields}' for name, fields in records(Manifest).items())}
 }})";
@@ -128,7 +128,7 @@ constexpr const char* kDeclared = R"({{
 
 
 def c_header() -> str:
-    """Return the content of include/u2moe.h with updated options. Options keep their order."""
+    """Return the content of include/u2moe.h with its option structs updated. Existing members keep their order."""
     text = HEADER.read_text(encoding="utf-8")
     for kind, in_c in filter(lambda pair: pair[1], STRUCTS.values()):
         begin, end = text.index(f"typedef struct {in_c} {{"), text.index(f"}} {in_c};")
@@ -146,7 +146,7 @@ def c_header() -> str:
 
 
 def about(option: Option) -> str:
-    """Return the help of an option without the remarks after a semicolon."""
+    """Return the help of an option without the remarks after a semicolon. Help with a colon is returned whole."""
     return option.help if ": " in option.help else option.help.partition("; ")[0]
 
 
@@ -156,7 +156,7 @@ def camel(name: str) -> str:
 
 
 def members(kind: type) -> str:
-    """Return the numbers, choices and flags of a class, declared as members of a TypeScript interface."""
+    """Return the options of a class that are numbers, choices or flags, as members of a TypeScript interface."""
     lines = ""
     for name, each in options_of(kind).items():
         types = {"flag": "boolean", "choice": " | ".join(f"'{choice}'" for choice in each.choices)}

@@ -1,4 +1,4 @@
-"""Forced alignment of tokens with the CTC output, and cut points between words. Pure functions on arrays."""
+"""Forced alignment of tokens with the CTC output, and cut points between words."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Aligner:
 
     def __init__(self, tokens: Sequence[int], vocab_size: int, blank: int = 0) -> None:
         if any(token == blank or not 0 <= token < vocab_size for token in tokens):
-            raise ValueError(f"tokens must be ids below {vocab_size} and not blank {blank}, got {list(tokens)}")
+            raise ValueError(f"tokens must be ids below {vocab_size} other than blank {blank}, got {list(tokens)}")
         self.num_frames = 0
         self._tokens = np.asarray(tokens, np.int64)
         # The first of the kept columns is the blank.
@@ -80,7 +80,7 @@ class Aligner:
         weakref.finalize(self, self._blocks.close)
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
-        """Add frames, given log-probabilities [time, vocab]."""
+        """Add frames, given their log-probabilities [time, vocab]."""
         self.num_frames += len(log_probs)
         self._waiting.append(log_probs[:, self._kept])
         if self.num_frames // _BLOCK_LEN > (self.num_frames - len(log_probs)) // _BLOCK_LEN:
@@ -143,7 +143,7 @@ class Aligner:
 
 
 def align(log_probs: npt.NDArray[np.float32], tokens: Sequence[int], blank: int = 0) -> list[AlignedToken] | None:
-    """Align `tokens` with log-probabilities [time, vocab], as `Aligner` does."""
+    """Return `tokens` aligned with log-probabilities [time, vocab]; None if no alignment is possible. See `Aligner`."""
     aligner = Aligner(tokens, log_probs.shape[1], blank)
     aligner.advance(log_probs)
     return aligner.finish()
@@ -190,7 +190,7 @@ def _viterbi(
     `blanks` are scores of paths that end in the blank before each token or after the last one. `ends` are scores of
     paths that end in a token. `columns` are the columns of the tokens in `frames`. `skip` is 0 for a token that may
     follow the previous token without a blank, else -inf. States alternate between blank and token.
-    `steps` [time, 2 * tokens + 1] receives, by frame and state, how many states the best path to it advances.
+    `steps` [time, 2 * tokens + 1] receives, for each frame, by how many states the best path to each state advances.
     """
     before = np.full(len(ends), -np.inf)
     for number, frame in enumerate(frames):

@@ -18,9 +18,9 @@ from u2moe.runtime.decoding.phrases import REST_COST, PhraseGraph, PhraseState
 
 _NEVER = -math.inf
 _SURE, _SURE_AFTER = 0.99, 4
-"""Conditions of `BeamSearch.decide`. Hypotheses with the phrase need at least half of the beam's probability. Of
-the probability without other hypotheses that contain words outside the grammar, they need at least the share `_SURE`.
-At least `_SURE_AFTER` frames must have followed the last peak of the phrase."""
+"""Conditions of `BeamSearch.decide`. Hypotheses with the phrase need at least half of the beam's probability, and at
+least the share `_SURE` of the probability that remains when other hypotheses with words outside the grammar are left
+out. At least `_SURE_AFTER` frames must have followed the last peak of the phrase."""
 
 _Times = tuple["_Times", int, float] | None
 """Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token to the first. Prefixes that
@@ -80,8 +80,8 @@ class Beam:
 
     `blank` is the log-probability of all alignments that end in blank, `token` that of alignments that end in the last
     token, and `total` that of both kinds. `rank` is the total plus the prefix's `extra`. `best_blank` and `best_token`
-    are the scores of the best single alignment of each kind. `blank_times` and `token_times` are the peaks of their
-    tokens. `best` and `times` belong to the better of these two alignments.
+    are the scores of the best single alignment of each kind. `blank_times` and `token_times` are the peaks of the
+    tokens in these two alignments. `best` and `times` are the score and the peaks of the better one.
     """
 
     __slots__ = (
@@ -106,7 +106,10 @@ class Beam:
         self.token_times = None
 
     def earliest_peak(self, number: int) -> float:
-        """Return the earliest peak of the token at index `number` in the two best alignments; infinity if absent."""
+        """Return the frame of the earliest peak of the token at index `number` in two alignments; infinity if none.
+
+        The alignments are the best that ends in a blank, and the best that ends in a token.
+        """
         earliest = math.inf
         for times in (self.blank_times, self.token_times):
             node = times
@@ -117,7 +120,7 @@ class Beam:
         return earliest
 
     def peaks(self) -> tuple[list[int], list[float]]:
-        """Return the frames where the tokens peak in the best alignment, and their probabilities there."""
+        """Return the frames where the tokens peak in the best alignment, and the tokens' probabilities there."""
         frames, probabilities = [], []
         times = self.times
         while times is not None:
@@ -130,10 +133,10 @@ class Beam:
 class BeamSearch:
     """Keeps the best prefixes from frame to frame; `ctc.PrefixBeamSearch` runs one or two such searches.
 
-    Extensions of a prefix are tried in order of probability, until one cannot be among the `beam_size` best candidates.
-    Unextended prefixes are also candidates. In most frames of speech, blank is so probable that no extension
-    is tried. The result equals that of a full search, because the test allows for the most that the language model
-    (`Fusion.losses`) and hotwords (`ContextGraph.most_gain`) can add to an extension.
+    Extensions of a prefix are tried in order of probability, until one cannot be among the `beam_size` best candidates,
+    whatever the language model (`Fusion.losses`) and hotwords (`ContextGraph.most_gain`) add to it. The result
+    therefore equals that of a full search. Unextended prefixes are also candidates. In most frames of speech, blank is
+    so probable that no extension is tried.
 
     Attributes:
         beams: the best prefixes, best first.
@@ -220,7 +223,7 @@ class BeamSearch:
         return node
 
     def decide(self) -> None:
-        """If the last phrase of the best prefix is certain, keep only the hypotheses that begin with it."""
+        """Keep only hypotheses that share the best prefix up to its last certain phrase, or all if it has none."""
         best = self.beams[0]
         node, times = best.prefix, best.times
         while times is not None and node.parent is not None:
@@ -237,7 +240,7 @@ class BeamSearch:
             node, times = node.parent, times[0]
 
     def finish(self) -> None:
-        """End the input: drop the bonuses of incomplete hotwords, score last words, drop incomplete phrases."""
+        """End the input: drop the bonuses of incomplete hotwords, score the last words, and drop incomplete phrases."""
         if self._grammar is not None:
             self.beams = [beam for beam in self.beams if beam.prefix.phrase and beam.prefix.phrase.accepts]
         for beam in self.beams:
@@ -295,10 +298,10 @@ class BeamSearch:
         return candidates
 
     def _stay(self, index: int, parent: int | None, score: float, blank_score: float) -> Beam:
-        """Return the beam of the prefix at `index` after a frame in which its last token has log-probability `score`.
+        """Return the beam at `index` after a frame in which the last token of its prefix has log-probability `score`.
 
-        Each alignment adds blank, repeats the last token or, if `parent` is in the beam, extends an alignment of
-        `parent`.
+        Each new alignment adds blank, repeats the last token or, unless `parent` is None, extends an alignment of the
+        beam at index `parent` by that token.
         """
         old = self.beams[index]
         new = Beam(old.prefix)
@@ -326,7 +329,7 @@ class BeamSearch:
         return new
 
     def _grown(self, index: int, token: int, score: float, rank: float) -> Beam:
-        """Return the beam of the prefix at `index`, extended by a token."""
+        """Return the beam at `index`, extended by a token."""
         parent = self.beams[index]
         new = Beam(self._prefix(parent.prefix, token))
         self._grow(new, parent, score)
@@ -346,7 +349,7 @@ class BeamSearch:
             new.token_times = (times, self.num_frames, score)
 
     def _entered(self, prefix: Prefix, token: int, score: float) -> float:
-        """Return the score of a token that extends a prefix. `rest` begins a word outside the grammar, at a cost."""
+        """Return the score of a token after a prefix. A `rest` token begins a word outside the grammar, at a cost."""
         if token != self._rest:
             return score
         return (score if prefix.phrase and prefix.phrase.is_apart else self._rest_start) - REST_COST

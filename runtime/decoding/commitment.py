@@ -3,15 +3,15 @@
 These are the tokens shared by all hypotheses that may still become the best. In clear speech, a beam fills with
 variants of past words: its hypotheses share hardly any tokens, but most of them are already beaten.
 
-A prefix *beats* another under four conditions. Both have the same last token. Both have the same states of language
-model, hotwords and grammar. The winner's hotword bonus is not smaller than the loser's. With `extra` added to both
-sides, the winner's alignments are more probable than the loser's, separately for those that end in blank and for the
+A prefix *beats* another under four conditions. Both have the same last token. Both have the same states of the
+language model, hotwords and grammar. The winner's hotword bonus is not smaller than the loser's. With `Prefix.extra`
+included, the winner's alignments are more probable than the loser's, separately for those that end in blank and for the
 rest. Later frames add the same to both prefixes, so the winner stays ahead, and stays in the beam as long as the loser
 does.
 
-A shorter prefix of the loser that is also in the beam passes alignments on to the loser. Therefore, the
-winner must also beat the shorter prefix in the same way, after the same last tokens are removed from the winner. A
-beaten hypothesis will never be the best, so the tokens shared by all others are settled.
+A shorter prefix of the loser that is also in the beam passes alignments on to the loser. Therefore, the winner must
+also beat that prefix in the same way, after the tokens that the loser has in addition are removed from the end of the
+winner. A beaten hypothesis will never be the best, so the tokens shared by all others are settled.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Commitment:
         self._last = self._search.extension(self._last, tokens) or self._last
 
     def next_peak(self) -> float:
-        """Return the earliest peak of a token after the committed ones; infinite if there is none."""
+        """Return the earliest frame at which a token after the committed ones peaks; infinity if there is none."""
         return min((beam.earliest_peak(self.num_tokens) for beam in self._live()), default=math.inf)
 
     def num_settled(self, tokens: Sequence[int], word_starts: bytes) -> float:
@@ -71,7 +71,10 @@ class Commitment:
         return settled
 
     def _shared(self, tokens: Sequence[int], word_starts: bytes) -> Iterator[tuple[float, Beam]]:
-        """For each hypothesis that begins with the committed tokens, yield how many of `tokens` come next in it."""
+        """For each hypothesis that begins with the committed tokens, yield how many of `tokens` follow, and its beam.
+
+        The number ends in .5 if the next tokens differ, but both begin a word.
+        """
         base, node = self._last.depth, self._last
         numbers = {node: 0}
         for number, token in enumerate(tokens, start=1):
@@ -109,7 +112,10 @@ class Commitment:
 
 
 def _line(prefix: Prefix, beams: Mapping[Prefix, Beam], least_depth: int) -> Iterator[Beam]:
-    """Yield the beams of a prefix and of its shorter prefixes, longest first."""
+    """Yield the beams of a prefix and its ancestors down to `least_depth`, longest first.
+
+    Prefixes without a beam are skipped.
+    """
     node: Prefix | None = prefix
     while node is not None and node.depth >= least_depth:
         if node in beams:

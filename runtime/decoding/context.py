@@ -5,8 +5,8 @@ tokenization (▁CAT, ▁C AT or ▁ C A T). This matters because a bundle does 
 tokenized. The bonus depends only on the text. Transitions are cached by state and token, so a search needs one look-up
 per token.
 
-Text and phrases are words with boundaries on both sides ("▁NEW▁YORK▁"): CAT is not found in CATS or BOBCAT. In scripts
-without spaces, and in Korean, whose words have endings, each character counts as a word.
+Text and phrases are words with boundaries on both sides ("▁NEW▁YORK▁"), so CAT is not found in CATS or BOBCAT. In
+scripts without spaces, and in Korean, whose words have endings, each character counts as a word.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class ContextGraph:
     """The bonus that hotwords add to the score of a hypothesis.
 
     A finished hypothesis earns the bonus of a phrase for every occurrence in its words, and nothing for incomplete
-    phrases. A growing hypothesis also has a `partial` bonus for a phrase at its end that is still incomplete. It is a
-    share of the phrase's bonus, in proportion to the characters matched so far, and is lost if the match ends.
+    phrases. A growing hypothesis also has a `partial` bonus for an incomplete phrase at its end. This bonus is a share
+    of the phrase's bonus, in proportion to the characters matched so far, and is lost if the match fails.
 
     The bonus of a phrase is its weight times the number of tokens in its shortest tokenization. Weights are therefore
     comparable with WeNet's context score and sherpa-onnx's hotwords score.
@@ -55,8 +55,8 @@ class ContextGraph:
         vocabulary: vocabulary of the model.
 
     Raises:
-        ValueError: the list is empty, a hotword is empty, a weight is out of range, or the vocabulary lacks a
-            character in both upper and lower case.
+        ValueError: the list is empty, a hotword is empty, a weight is out of range, or the vocabulary cannot spell a
+            hotword, even with its letter case adapted.
     """
 
     def __init__(self, hotwords: Hotwords, vocabulary: Vocabulary) -> None:
@@ -86,7 +86,7 @@ class ContextGraph:
         self._moves: dict[tuple[int, int], tuple[int, float]] = {}
 
     def advance(self, state: int, token: int) -> tuple[int, float]:
-        """Return the state after `token`, and the bonus of the phrases that it completes."""
+        """Return the state after `token`, and the bonus of the phrases that `token` completes."""
         move = self._moves.get((state, token))
         if move is None:
             move = self._read(state, self._spellings[token])
@@ -96,11 +96,11 @@ class ContextGraph:
         return move
 
     def partial(self, state: int) -> float:
-        """Return the bonus that an incomplete phrase has earned so far in `state`. It is lost if the match ends."""
+        """Return the bonus that an incomplete phrase has earned so far in `state`. It is lost if the match fails."""
         return self._partial[state]
 
     def finish(self, state: int) -> float:
-        """Return the bonus of the phrases that are completed at the end of a hypothesis in `state`."""
+        """Return the bonus of the phrases that a hypothesis completes by ending in `state`."""
         return self._read(state, WORD_BOUNDARY)[1]
 
     def score(self, tokens: Sequence[int]) -> float:
@@ -148,7 +148,7 @@ class ContextGraph:
     def _link(self) -> list[int]:
         """Compute failure links: for each state, the longest proper suffix that begins a phrase.
 
-        Also add the completed bonuses of a state's suffixes to its own, and keep the largest of their partial bonuses.
+        Each state also gets its suffixes' completed bonuses. Its partial bonus is raised to the largest of theirs.
         """
         fail = [0] * len(self._next)
         queue = deque(self._next[0].values())
@@ -166,7 +166,7 @@ class ContextGraph:
 
 
 def writable(phrases: Iterable[str], vocabulary: Vocabulary) -> list[str]:
-    """Return the phrases that can be written with the tokens of a vocabulary."""
+    """Return the phrases that are not too long and can be written with the tokens of a vocabulary."""
     spelling = Spelling(vocabulary)
 
     def can_write(phrase: str) -> bool:

@@ -86,7 +86,7 @@ def ctc_prefix_beam_search(
     grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> list[Hypothesis]:
-    """Return the most probable token sequences, best first. Their probability is the sum over all alignments.
+    """Return the most probable token sequences, best first. The probability of each is the sum over all alignments.
 
     Returns at most `beam_size` sequences, or 2 * `beam_size` with hotwords.
 
@@ -106,7 +106,7 @@ def ctc_prefix_beam_search(
 
 
 class GreedySearch:
-    """`ctc_greedy_search` frame by frame. The split into calls does not change the result."""
+    """`ctc_greedy_search` frame by frame. The result does not depend on how frames are split across calls."""
 
     def __init__(self, blank: int = 0, *, blank_penalty: float = 0.0) -> None:
         self.blank = blank
@@ -145,7 +145,7 @@ class GreedySearch:
         return self.hypotheses()[0]
 
     def settled(self, _word_starts: bytes) -> tuple[list[int], bool]:
-        """Return the tokens after the committed ones, and False: it is not known whether a word begins next."""
+        """Return the tokens after the committed ones, and False, because their last word may still continue."""
         return self._tokens[self._num_committed :], False
 
     def commit(self, tokens: Sequence[int]) -> None:
@@ -168,7 +168,7 @@ class GreedySearch:
 
 
 class PrefixBeamSearch:
-    """`ctc_prefix_beam_search` frame by frame. The split into calls does not change the result.
+    """`ctc_prefix_beam_search` frame by frame. The result does not depend on how frames are split across calls.
 
     The score of a language model is added to the score of the alignments.
 
@@ -272,7 +272,7 @@ class PrefixBeamSearch:
         return next(beams)
 
     def _beams(self) -> list[Beam]:
-        """Return all beams of the first search, and the beams of the second search that have a bonus, best first."""
+        """Return the beams, best first: all of the first search, and those of the second search that have a bonus."""
         beams = self._searches[0].beams
         if self.context is not None:
             named = [beam for beam in self._searches[1].beams if beam.prefix.bonus > 0]
@@ -300,6 +300,6 @@ def _score_of(beam: Beam) -> float:
 
 
 def check_log_probs(log_probs: npt.NDArray[np.float32], blank: int) -> None:
-    """Raise ValueError unless log-probabilities are [time, vocab], and `blank` is an id below vocab."""
+    """Raise ValueError unless log-probabilities are [time, vocab] and `blank` is an id below vocab."""
     if log_probs.ndim != 2 or not 0 <= blank < log_probs.shape[1]:
         raise ValueError(f"log_probs must be [time, vocab] with vocab > blank ({blank}), got {log_probs.shape}")

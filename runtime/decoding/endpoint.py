@@ -1,6 +1,7 @@
-"""Ends utterances by Kaldi's rules, applied to blanks of the CTC head; with full context, also at pauses in the audio.
+"""Ends utterances by Kaldi's rules, with CTC blanks as silence.
 
-If an utterance ends within speech, `alignment.find_cut` decides where to cut it.
+With full context, pauses in the audio also end utterances. If an utterance ends within speech, `alignment.find_cut`
+decides where to cut it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Endpoint:
     """The end of an utterance.
 
     Attributes:
-        num_frames: how many of the frames passed in the latest call belong to the utterance.
+        num_frames: how many frames of the latest call belong to the utterance.
         rule: number of the rule that fired (the lowest if several did), or `PAUSE`.
         trailing_silence: number of silent frames at the end.
     """
@@ -85,7 +86,7 @@ class Endpointer:
 
     @property
     def trailing_silence(self) -> int:
-        """Number of silent frames at the end so far."""
+        """Number of silent frames at the end of the frames processed so far."""
         return self._num_silent
 
     def advance(
@@ -93,9 +94,9 @@ class Endpointer:
     ) -> Endpoint | None:
         """Process the next log-probabilities [time, vocab]; return None until a rule fires.
 
-        When a rule fires, the utterance has ended: call `reset`, and pass the frames after `Endpoint.num_frames` again.
-        For `EndpointConfig.turn`, `search_to(n)` returns the hypotheses after the first n of the new frames. It is
-        called with increasing n.
+        When a rule fires, the utterance has ended: call `reset`, and pass the frames after the first
+        `Endpoint.num_frames` again. For `EndpointConfig.turn`, `search_to(n)` returns the hypotheses after the first n
+        of the new frames. It is called with increasing n.
         """
         for index, silent in enumerate((log_probs[:, self._blank] > SILENCE_LOG_PROB).tolist(), start=1):
             self._num_frames += 1
@@ -132,10 +133,10 @@ class PauseRule:
     """
 
     def __init__(self, min_pause: float | None, frame_s: float, level_s: float) -> None:
-        """Start a recording.
+        """Prepare for one recording.
 
         Args:
-            min_pause: minimum seconds of a pause; None: windows do not end at pauses.
+            min_pause: minimum length of a pause in seconds; None: windows do not end at pauses.
             frame_s: seconds per encoder frame.
             level_s: seconds per loudness frame.
         """
@@ -151,7 +152,7 @@ class PauseRule:
 
         Args:
             levels: loudness of the feature frames [frames].
-            start: encoder frame of the recording at which the window begins.
+            start: index in the recording of the window's first encoder frame.
             is_full: whether the window has the maximum length.
             is_last: whether the recording ends with the window.
         """
@@ -170,7 +171,7 @@ class PauseRule:
 
         Args:
             num_frames: number of encoder frames of the recording so far.
-            trailing_silence: number of silent frames at the end so far.
+            trailing_silence: number of silent frames at the end of the recording so far.
         """
         pause_len, self._pause_len = self._pause_len, 0
         if not pause_len:

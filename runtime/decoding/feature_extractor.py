@@ -17,10 +17,11 @@ from u2moe.runtime.model.features import FeatureStream
 
 
 class FeatureExtractor:
-    """Turns samples into windows of features for chunks of `chunk_size` encoder frames; None: a single window.
+    """Turns samples into windows of features, one for each chunk of `chunk_size` encoder frames.
 
-    With `knows_last`, a window cannot be taken before it is known whether more windows follow; see `Windows`. Up to
-    `padding_s` seconds of silence are added before and after the samples; see `Padding`.
+    If `chunk_size` is None, there is a single window. With `knows_last`, a window cannot be taken before it is known
+    whether more windows follow; see `Windows`. Up to `padding_s` seconds of silence are added before and after the
+    samples; see `Padding`.
 
     Attributes:
         num_samples: number of samples received, at the model's rate, without the added silence.
@@ -52,7 +53,7 @@ class FeatureExtractor:
             AudioError: the rate is invalid or has changed; nothing is appended.
         """
         if self.is_finished:
-            raise StreamError("the input of this stream is finished: reset it, or create another stream")
+            raise StreamError("the input is finished: reset the stream, or create another")
         if self._resampler is None:
             self._resampler = Resampler(sample_rate, self._sample_rate)
         source_rate = self._resampler.source_rate
@@ -113,7 +114,7 @@ class FeatureExtractor:
 
     @property
     def window_is_full(self) -> bool:
-        """Whether the last window has the maximum length."""
+        """Whether `window` has the maximum length."""
         return len(self.window) >= self._windows.length
 
     @property
@@ -135,7 +136,7 @@ class FeatureExtractor:
         return True
 
     def shorten_window(self, num_frames: int) -> None:
-        """End the last window after `num_frames` encoder frames. The next window begins with the rest of it."""
+        """End the last window after `num_frames` encoder frames. The next window starts there."""
         rate = self._config.subsampling_rate
         self._windows.put_back(self.window[num_frames * rate : self._windows.stride])
         self.window = self.window[: self._config.num_features(num_frames)]

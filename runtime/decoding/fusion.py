@@ -1,4 +1,4 @@
-"""Shallow fusion: language model scores for hypotheses that grow by tokens, with look-ahead inside words.
+"""Shallow fusion: language model scores for hypotheses that grow token by token, with look-ahead inside words.
 
 A word is scored when it ends. Until then, the score of its best completion counts, which is an upper bound on the final
 score. Scores never rise, except by the word bonus, which is added when a word begins. The search uses this to prune.
@@ -35,7 +35,7 @@ class FusionState:
     """Everything that the scores of further tokens depend on: the history and the prefix of the current word.
 
     Attributes:
-        history: history before the current word, a node of the model.
+        history: node of the model for the history before the current word.
         begun: letters of the current word so far; empty between words.
         open: score of the best completion of the current word; 0 between words.
         moves: cache that maps a token to the next state and the score of the words that the token ends.
@@ -134,7 +134,7 @@ class Fusion:
         return move
 
     def finish(self, state: FusionState) -> float:
-        """Return the score of the last word and the end of the sentence, for a hypothesis that ends in `state`."""
+        """Return the summed score of the last word and the sentence end, for a hypothesis that ends in `state`."""
         state, score = self._read(state, WORD_BOUNDARY)
         if self.ngrams.end is not None:
             score += self._scale * self.ngrams.step(state.history, self.ngrams.end)[0]
@@ -171,9 +171,9 @@ class Fusion:
         """Return upper bounds on what the next token adds to the score.
 
         The first bound is for tokens that continue the current word. The second is for tokens that end the word
-        (`ends_word`): the score of the word then replaces the score of its best completion. Both bounds are at most
-        0, and the token's entry in `gains` must be added to them. The third bound
-        is for any token, and already includes `gains`.
+        (`ends_word`): the score of the word then replaces the score of its best completion. Both bounds are at most 0,
+        and the token's entry in `gains` must be added to them. The third bound is for any token, and already includes
+        `gains`.
         """
         if state is None:
             return 0.0, 0.0, self.most_gain
@@ -184,7 +184,7 @@ class Fusion:
         return state.losses
 
     def _ended(self, state: FusionState) -> tuple[float, int]:
-        """Return the score of the current word if it ends here, and the next history."""
+        """Return the score of the current word and the history after it, if the word ends here."""
         if state.ended is None:
             state.ended = self._word(state.history, state.begun)
         return state.ended
@@ -245,7 +245,7 @@ class Fusion:
         return found
 
     def _beginning(self, begun: str) -> _Beginning | None:
-        """Return the words with this prefix, of the model and of classes; None: there are none."""
+        """Return the words with this prefix, from the model and from classes; None: there are none."""
         with contextlib.suppress(KeyError):
             return self._beginnings[begun]
         low, high = bisect_left(self._spelled, begun), bisect_left(self._spelled, begun + _LAST)
@@ -267,8 +267,8 @@ class _Beginning(NamedTuple):
         low: id of the first such word of the model.
         high: id after the last such word of the model.
         best_alone: largest unigram log-probability of these words.
-        words: (id, number) pairs for the prefix as a whole word. The id belongs to the word itself, or to a class that
-            contains the word. The number is log10 of the word's share of the class; 0 for the word itself.
+        words: (id, number) pairs for the words that equal the prefix. The id belongs to the word itself, or to a class
+            that contains the word. The number is log10 of the word's share of the class; 0 for the word itself.
         entries: words that begin with the prefix and belong to a class.
     """
 
@@ -297,7 +297,10 @@ def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, 
 
 
 def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
-    """Return a function that converts words to the vocabulary's letter case, or keeps them if it has both cases."""
+    """Return a function that converts words to the vocabulary's letter case.
+
+    If the vocabulary has both cases, words stay unchanged.
+    """
     letters = "".join(symbol for symbol in symbols if not is_special(symbol))
     if letters == letters.upper():
         return str.upper

@@ -71,7 +71,7 @@ class EncodedRecording:
     def most_probable(
         self, beam_size: int, penalty: float, blank: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Return the best tokens of each frame and their scores, both [time, beam], after a blank penalty."""
+        """Apply a blank penalty. Return the best tokens of each frame and their scores, both [time, beam]."""
         rows = penalize_blank(np.column_stack([self.blank_scores, self.scores]), penalty)
         scores = np.where(self.tokens == blank, rows[:, :1], rows[:, 1:])
         order = np.lexsort((self.tokens, -scores))[:, :beam_size]
@@ -97,7 +97,7 @@ class EncodedRecording:
 
 
 class EncodedRecordings:
-    """Recordings encoded with full context, for many searches. `decoding` None: the bundle's defaults."""
+    """Recordings encoded with full context, for many searches. Without `decoding`, the bundle's defaults apply."""
 
     def __init__(self, bundle: Bundle, model: Model, decoding: BundledOptions[Never] | None = None) -> None:
         self.recordings: list[EncodedRecording] = []
@@ -181,7 +181,9 @@ def tune(
     grid: dict[str, tuple[float, ...]] | None = None,
     on_trial: Callable[[Trial], object] = lambda _: None,
 ) -> tuple[LanguageModelOptions | None, BundledOptions[Never], list[Trial]]:
-    """Find the weights with the fewest word errors by coordinate descent on a grid, in at most two rounds.
+    """Find the weights and decoding options with the fewest word errors.
+
+    The search is coordinate descent on a grid, in at most two rounds.
 
     Args:
         recordings: development recordings with transcripts.
@@ -270,7 +272,8 @@ def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, *
         language_model = None
         if model is not None:
             if model.classes:
-                raise ValueError(f"classes: a bundle cannot contain {', '.join(model.classes)}: pass them with --lm")
+                names = ", ".join(model.classes)
+                raise ValueError(f"classes: a bundle cannot contain the words of {names}: pass them with --lm")
             Fusion(model, bundle.vocabulary).check_words("the language model")
             write_compact(model.model.ngrams, staging.path / LANGUAGE_MODEL_FILE)
             language_model = BundledLanguageModel(file=LANGUAGE_MODEL_FILE, **model.weights)
@@ -278,5 +281,5 @@ def attach(folder: str | os.PathLike[str], model: LanguageModelOptions | None, *
         made = staging.seal(dataclasses.replace(bundle.manifest, decoding=decoding, files={}))
         for name, digest in kept.items():
             if made.manifest.files[name] != digest:
-                raise IntegrityError(f"{bundle.path / name}: was replaced while it was being read: attach again")
+                raise IntegrityError(f"{bundle.path / name}: was replaced while it was being read: try again")
         return staging.finish(made.manifest)

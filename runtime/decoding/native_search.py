@@ -1,4 +1,4 @@
-"""Prefix beam search of the C++ runtime, in the library of u2moe-kernels. Its results equal those of `ctc` exactly."""
+"""Calls the C++ runtime's prefix beam search in the u2moe-kernels library. Its results equal those of `ctc` exactly."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ROOM = 256
 
 
 class _Library:
-    """The functions of the library."""
+    """The search functions of the u2moe-kernels library."""
 
     def __init__(self, file: Path) -> None:
         self._functions = ctypes.CDLL(str(file))
@@ -109,7 +109,7 @@ def new_search(
     grammar: PhraseGraph | None = None,
     blank_penalty: float = 0.0,
 ) -> PrefixBeamSearch | NativeSearch:
-    """Create a prefix beam search: from the library `file`, or in Python if there is no library or it has no search."""
+    """Create a prefix beam search: a native one if the library `file` contains it, otherwise one in Python."""
     library = None if file is None else _library(file)
     if library is None:
         return PrefixBeamSearch(beam_size, blank, context, fusion, grammar=grammar, blank_penalty=blank_penalty)

@@ -75,7 +75,7 @@ def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: fl
 
 
 def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[Span]:
-    """Return the start and end of each token in seconds, from the encoder frames at which they peak.
+    """Return the start and end of each token in seconds, given the encoder frames at which tokens peak.
 
     As in WeNet's `gen_timestamps_from_peak`, tokens meet halfway between their peaks, extend at most half a second from
     their own peak, and stay within the audio.
@@ -105,7 +105,7 @@ def word_spans(
         words: tokens of each word.
         times: encoder frames at which the tokens peak.
         frame_s: seconds per encoder frame.
-        pauses: pauses in order, in seconds from the same origin as the result.
+        pauses: pauses in order, in seconds from the same origin as the returned times.
         start: position of frame 0 of `times`, in encoder frames from that origin.
         num_frames: number of frames from `start` to the end of the audio.
     """
@@ -116,10 +116,10 @@ def word_spans(
 
 
 def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence[Span]) -> list[Span]:
-    """Move word boundaries to pauses: a word ends where the longest pause between two peaks begins.
+    """Move word boundaries to the longest pause between the peaks of adjacent words.
 
-    The next word begins where the pause ends. A boundary is not moved if there is no pause, or if the pause is so
-    far from the word's peak that other speech must lie between them.
+    A word then ends where this pause begins, and the next word begins where the pause ends. A word's end or start is
+    kept if there is no pause, or if the pause is so far from the word's peak that other speech must lie between them.
 
     Args:
         words: start and end of each word, in order.

@@ -54,7 +54,7 @@ class PhraseState:
         self.moves: dict[int, PhraseState | None] = {}
 
     def equals(self, other: PhraseState) -> bool:
-        """Return whether the same tokens may follow. Equal states may be different objects."""
+        """Return whether the same tokens may follow both states. Equal states may be different objects."""
         mine = (self.places, self.is_apart, self.accepts)
         return self is other or mine == (other.places, other.is_apart, other.accepts)
 
@@ -65,7 +65,7 @@ class PhraseGraph:
     Attributes:
         start: state of an empty hypothesis.
         lines: lines of the grammar.
-        rest: id of the token for other words, which follows the vocabulary's ids; None: other words are not allowed.
+        rest: id of the token for other words, one above the vocabulary's last id; None: other words are not allowed.
         vocabulary: the vocabulary, including `rest` if there is one.
         blank: id of the blank token.
         tokens: ids of the blank and of all tokens that may be part of a phrase, in ascending order.
@@ -108,7 +108,7 @@ class PhraseGraph:
         self.word_starts = np.flatnonzero(np.frombuffer(vocabulary.word_starts, np.uint8))
 
     def advance(self, state: PhraseState, token: int) -> PhraseState | None:
-        """Return the state after `token`; None: it is not allowed."""
+        """Return the state after `token`; None if the grammar does not allow `token`."""
         try:
             return state.moves[token]
         except KeyError:
@@ -125,7 +125,7 @@ class PhraseGraph:
     def most_probable(
         self, log_probs: npt.NDArray[np.float32], beam_size: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]:
-        """Return the likely tokens of the grammar in each frame, and their scores.
+        """Return the most probable tokens of the grammar in each frame, and their scores.
 
         Also returns, for each frame, the score of a `rest` token at the start of a word.
         """
@@ -149,7 +149,7 @@ class PhraseGraph:
     def phrases(self, tokens: Sequence[int], *, is_final: bool = True) -> list[tuple[int, int]]:
         """Return the start and end of each complete phrase. The grammar must allow `tokens`. Prefers longer phrases.
 
-        If the tokens are not final, a last phrase that may become longer is left out.
+        Without `is_final`, a phrase at the end is left out if it may still become longer.
         """
         num = len(tokens)
         following: dict[int, int | None] = {num: None}  # end of the phrase, by its beginning
@@ -186,7 +186,7 @@ class PhraseGraph:
         return ends, any(self._arcs[place] for place in places)
 
     def _is_between(self, token: int) -> bool:
-        """Return whether a token lies between phrases (`rest` or a word boundary) instead of beginning one."""
+        """Return whether a token is `rest` or a word boundary: these lie between phrases and do not begin one."""
         return token == self.rest or self._spellings[token] == WORD_BOUNDARY
 
     def _step(self, state: PhraseState, character: str) -> PhraseState | None:
@@ -209,7 +209,10 @@ class PhraseGraph:
     def _add(
         self, expression: Expression, places: frozenset[int], within: tuple[str, ...], what: str
     ) -> frozenset[int]:
-        """Add an expression at `places` and return its end places. `within`: enclosing slots, or "" for brackets."""
+        """Add an expression at `places` and return its end places.
+
+        `within` lists the enclosing slots, and "" for each enclosing bracket.
+        """
         check_nested(len(within), what)
         ends: set[int] = set()
         for alternative in expression:
@@ -236,7 +239,7 @@ class PhraseGraph:
             shared = [each for each in arcs[0] if each in self._single] if len(arcs) == 1 else []
             if not shared:
                 if len(self._arcs) >= MOST_PLACES:
-                    raise GrammarError(f"{what}: found more than {MOST_PLACES} characters up to here, expected fewer")
+                    raise GrammarError(f"{what}: found {MOST_PLACES} characters up to here, expected fewer")
                 shared = [len(self._arcs)]
                 self._arcs.append({})
                 self._single.update(shared * (len(arcs) == 1))

@@ -104,7 +104,10 @@ class Pipeline:
             raise failure
 
     def _settle(self, streams: Sequence[StreamState]) -> None:
-        """Conclude finished utterances. With full context, cut or restart utterances that may continue."""
+        """Conclude finished utterances.
+
+        With full context, restart utterances that may continue; long ones are cut first.
+        """
         while ended := [stream for stream in _working(streams) if stream.phase is Phase.SEARCHED]:
             for stream in ended:
                 endpoint = stream.utterance.endpoint

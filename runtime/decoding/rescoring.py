@@ -35,7 +35,7 @@ class Rescored:
         hypothesis: hypothesis of the first pass, with its score.
         score: combined score of both passes.
         attention_score: score of the second pass, the weighted sum of both directions.
-        confidence: geometric mean of the probabilities of tokens and eos, between 0 and 1.
+        confidence: geometric mean of the decoder probabilities of the tokens and eos, between 0 and 1.
         token_confidences: decoder probability of each token, as in WeNet; the mean of both directions if reverse_weight
             is not 0.
         token_probabilities: probability of each token, averaged over the decoders and the CTC head.

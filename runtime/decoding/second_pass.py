@@ -1,4 +1,4 @@
-"""Final results of utterances from first-pass hypotheses: second pass, text, words and times."""
+"""From first-pass hypotheses to the final result of an utterance: second pass, text, words and times."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class SecondPass:
         return [stream.presented(result) for stream, result in zip(streams, results, strict=True)]
 
     def _attention_search(self, encoder_out: Value, options: DefiniteOptions) -> list[Hypothesis]:
-        """Return hypotheses of a search with only the decoder; the best one gets token times from the CTC head."""
+        """Return the hypotheses found with only the decoder. The best one gets token times if CTC can align it."""
         config = self._model.config
         found = attention_beam_search(
             lambda tokens: self._model.token_scores(encoder_out, tokens).next,
@@ -131,7 +131,7 @@ class SecondPass:
     def _words(
         self, stream: StreamState, words: list[Word], times: Sequence[int], probabilities: Sequence[float]
     ) -> list[WordResult]:
-        """Return the words of a hypothesis with times; boundaries are moved to the pauses between words."""
+        """Return the words of a hypothesis and their times. Word boundaries are moved to the pauses between words."""
         utterance = stream.utterance
         spans = word_spans(
             words, times, stream.frame_s, stream.pauses(), start=utterance.start, num_frames=utterance.num_frames
@@ -150,7 +150,7 @@ class SecondPass:
 def _as_found(
     rescored: Rescored, found: Sequence[Hypothesis], heard: Sequence[tuple[Hypothesis, list[int]]]
 ) -> Rescored:
-    """Return a second-pass result in which the original hypothesis replaces the one from `Utterance.heard`.
+    """Return a second-pass result with the original hypothesis instead of the one from `Utterance.heard`.
 
     A `rest` token gets the lowest probability of the tokens that replaced it.
     """

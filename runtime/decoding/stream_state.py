@@ -36,7 +36,7 @@ LONGEST_WINDOW_S = 30.0
 class StreamState:
     """The audio of a stream, its current utterance, the results of earlier ones, and the caches of the encoder.
 
-    The current utterance passes through these phases (`Phase`), and the next one begins where it ends:
+    The next utterance begins where the current one ends. The current one passes through these phases (`Phase`):
 
         RECEIVING  input                           -> WINDOWS
         WINDOWS    take_window, then advance       -> RECEIVING, WINDOWS, or SEARCHED at an endpoint or the last window
@@ -45,7 +45,8 @@ class StreamState:
     With full context, an utterance that may continue after its window is either cut and concluded, or restarted with
     the next window (`begin_again`).
 
-    One thread may feed audio (`input`), while another decodes (everything after `claim`) and a third requests results.
+    One thread may feed audio (`input`), while another decodes (`claim` and the methods below it) and a third requests
+    results.
 
     Attributes:
         lock: held while anything changes.
@@ -60,7 +61,7 @@ class StreamState:
         extractor: converts the samples to windows of features.
         utterance: the current utterance.
         segments: final results that have not been taken yet.
-        window_start: encoder frame at which the last window begins.
+        window_start: first encoder frame of the most recent window.
         frame_s: seconds per encoder frame.
         failure: error that made decoding fail, kept until `reset`; None: no failure.
     """
@@ -133,7 +134,7 @@ class StreamState:
             yield self.extractor
 
     def result(self, num_alternatives: int = 0) -> Result:
-        """Return the result of the current utterance. `num_alternatives`: alternatives in a partial result."""
+        """Return the result of the current utterance. A partial result has up to `num_alternatives` alternatives."""
         with self.lock:
             result = self.utterance.result(self.vocabulary, self.frame_s, self.model.manifest.calibration)
             if result.is_final:
@@ -153,7 +154,7 @@ class StreamState:
         return result if self._formatter is None else self._formatter.result(result, self.vocabulary)
 
     def take_segments(self) -> list[Result]:
-        """Return final results of the utterances that ended since the last call, except those without words."""
+        """Return the final results since the last call: one for each utterance that has words."""
         with self.lock:
             segments, self.segments = self.segments, []
             return segments
@@ -176,8 +177,7 @@ class StreamState:
     def claim(self) -> Iterator[None]:
         """Claim the stream for this thread, since chunks must be decoded in order.
 
-        After an exception in the middle of the work, such as KeyboardInterrupt, audio is lost and the stream must be
-        `reset`.
+        If an exception such as KeyboardInterrupt interrupts the work, audio is lost and the stream must be `reset`.
         """
         with self.lock:
             self._released.wait_for(lambda: self._decoder is not None or not self._num_resets)
@@ -267,7 +267,7 @@ class StreamState:
         return 2 * self.utterance.num_frames > self.extractor.num_window_frames
 
     def begin_again(self) -> None:
-        """Discard the encoder frames of the current utterance; the next window encodes them again."""
+        """Discard the encoder frames of the current utterance; its audio is encoded again with the next window."""
         with self.lock:
             self.extractor.repeat_window(self.utterance.num_frames)
             self._begin_utterance(self.utterance.number, self.utterance.start)
@@ -281,7 +281,7 @@ class StreamState:
 
     def _check(self) -> None:
         if self.failure is not None:
-            raise StreamError("decoding of this stream has failed, and audio was lost: reset it, or create another")
+            raise StreamError("decoding has failed, and audio was lost: reset the stream, or create another")
 
     def _begin_utterance(self, number: int, start: int) -> None:
         needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None

@@ -1,4 +1,4 @@
-"""Aligns a text with encoder output: spelling, times and scores of words, and misfits."""
+"""Aligns a text with encoder output: spells its words, finds their times and scores, and reports misfits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TextAligner:
     """Aligns a text with a recording whose utterances arrive in order.
 
     Args:
-        text: sentences in any letter case. A sentence ends at a full stop or at the end of a line.
+        text: sentences in any letter case. A sentence ends at ".", "!", "?" or a line end.
         vocabulary: vocabulary of the model.
         blank: id of the blank token.
 
@@ -54,7 +54,9 @@ class TextAligner:
             self._pauses.append((self._pauses.pop()[0] if goes_on else start, end))
 
     def finish(self, stream: StreamState, min_score: float) -> Alignment:
-        """Return the alignment of the whole recording, after its last utterance. Words below `min_score` are misfits.
+        """Return the alignment of the whole recording. Words below `min_score` are misfits.
+
+        Call this after the last utterance.
 
         Raises:
             AlignmentError: no speech is heard, or the recording is too short for the text.
@@ -111,7 +113,7 @@ def score_of(aligned: Sequence[AlignedToken], word: Word) -> float:
 
 
 def _spelled(text: str, vocabulary: Vocabulary) -> tuple[list[tuple[str, list[Word]]], list[int]]:
-    """Return the sentences of a text with their words as written, and the tokens of the whole text."""
+    """Return two lists: the sentences of a text with their words as written, and the tokens of the whole text."""
     spelling, before = Spelling(vocabulary), ""
     sentences: list[tuple[str, list[Word]]] = []
     tokens: list[int] = []
@@ -141,7 +143,10 @@ def _spelled(text: str, vocabulary: Vocabulary) -> tuple[list[tuple[str, list[Wo
 
 
 def _unwritten(heard: npt.NDArray[np.bool_], aligned: Sequence[AlignedToken], least: int) -> list[tuple[int, int]]:
-    """Return stretches, at least `least` frames long, where the audio has tokens (`heard` [time]) and the text none."""
+    """Return stretches of frames (begin, end) where the audio has tokens (`heard` [time]) but the text has none.
+
+    Stretches shorter than `least` frames are omitted.
+    """
     places = np.flatnonzero(heard)
     edges = [0, *(edge for token in aligned for edge in (token.start - 1, token.end + 1)), len(heard)]
     between = (places[slice(*np.searchsorted(places, gap))] for gap in zip(edges[::2], edges[1::2], strict=True))

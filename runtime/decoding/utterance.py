@@ -69,8 +69,9 @@ class Utterance:
         endpoint: the endpoint that ended it, if any.
         surplus: frames after its end, if any. The next utterance begins with them.
 
-    `new_search` creates its first-pass search. `keeps_output` states whether `encoder_out` will be needed.
-    `commits` states whether its frames are never encoded again. `grammar` is the grammar of the search, if any.
+    `new_search` creates its first-pass search. `keeps_output` states whether `encoder_out` will be needed. `commits`
+    states whether to commit words, which is possible only if the utterance's frames are never encoded again. `grammar`
+    is the grammar of the search, if any.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Utterance:
 
     @property
     def end(self) -> int:
-        """First encoder frame of the source after the utterance so far."""
+        """Exclusive end of the utterance so far, in encoder frames from the start of the source."""
         return self.start + self.num_frames
 
     def advance(self, frames: Frames, endpointer: Endpointer | None) -> None:
@@ -162,9 +163,9 @@ class Utterance:
     def heard(self, found: Hypothesis) -> tuple[Hypothesis, list[int]]:
         """Replace each `rest` of a grammar in a hypothesis by the most probable tokens of its frames.
 
-        Also returns, for each original token, its position in the new hypothesis. The `context_score` of the new
-        hypothesis contains the penalties and costs of `rest`; its times and probabilities are left out. A hypothesis
-        without `rest` is returned unchanged.
+        Also returns, for each original token, its position in the new hypothesis. The new hypothesis has no times
+        or probabilities. Its `context_score` contains the penalties and costs of `rest`. A hypothesis without `rest` is
+        returned unchanged.
         """
         rest = None if self._grammar is None else self._grammar.rest
         if rest not in found.tokens:
@@ -195,7 +196,7 @@ class Utterance:
             self._loudest += np.where(words.max(axis=1) > log_probs[:, blank], best, ~best).tolist()
 
     def result(self, vocabulary: Vocabulary, frame_s: float, calibration: Calibration | None = None) -> Result:
-        """Return the partial result, or the final one after the utterance is concluded.
+        """Return the partial result or, once the utterance is concluded, the final one.
 
         Args:
             vocabulary: converts tokens to text.

@@ -59,8 +59,7 @@ class VadOptions:
         check_options(self)
         if not self.end_threshold <= self.threshold < 1:
             raise ValueError(
-                f"threshold must be below 1 and end_threshold no higher than threshold, got {self.threshold} and "
-                f"{self.end_threshold}"
+                f"threshold must be below 1 and at least end_threshold ({self.end_threshold}), got {self.threshold}"
             )
         if self.padding > self.min_silence / 2:
             raise ValueError(f"padding must be at most half of min_silence ({self.min_silence} s), got {self.padding}")
@@ -87,8 +86,8 @@ class VoiceActivityDetector:
     """Finds speech in recordings at 16 kHz. Stateless and thread-safe.
 
     Args:
-        file: silero VAD 5 or 6 as ONNX; None: the file in the installed package silero-vad. Nothing else of the package
-            is used, so `pip install --no-deps silero-vad` suffices, without torch.
+        file: silero VAD 5 or 6 as ONNX; None: the file in the installed package silero-vad. Nothing else in the package
+            is used, so `pip install --no-deps silero-vad` suffices; torch is not needed.
         options: when speech begins and ends.
 
     Raises:
@@ -115,7 +114,8 @@ class VoiceActivityDetector:
         self._outputs = [node.name for node in self._session.get_outputs()]
         if (set(inputs), len(self._outputs)) not in _LAYOUTS:
             raise BundleError(
-                f"{path}: is not silero VAD 5 or 6: inputs {', '.join(inputs)}, outputs {', '.join(self._outputs)}"
+                f"{path}: is not silero VAD 5 or 6: found inputs {', '.join(inputs)} "
+                f"and outputs {', '.join(self._outputs)}"
             )
         self._states = {
             name: tuple(size if isinstance(size, int) else 1 for size in node.shape)
@@ -129,7 +129,7 @@ class VoiceActivityDetector:
             raise BundleError(f"{path}: is not silero VAD 5 or 6: {error}") from error
 
     def speech(self, blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[Speech]:
-        """Yield parts of spans of speech, with padding, as blocks arrive. Silence is dropped.
+        """Yield speech in parts as blocks arrive, with padding around each span. Silence is dropped.
 
         Args:
             blocks: consecutive samples at 16 kHz, float32 [n]. The split into blocks does not matter.
@@ -148,7 +148,7 @@ class VoiceActivityDetector:
         self, samples: npt.NDArray[np.float32], states: dict[str, npt.NDArray[np.float32]],
         context: npt.NDArray[np.float32],
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]:  # fmt: skip
-        """Return the speech probability of each window, and states and context for the next call."""
+        """Return the speech probability of each window, and the states and the context for the next call."""
         if not len(samples):
             return np.zeros(0, np.float32), states, context
         whole = np.concatenate([context, samples])
@@ -174,7 +174,7 @@ class VoiceActivityDetector:
 
 
 def _installed_file() -> Path:
-    """Find the network in the package silero-vad without importing it, which would import torch."""
+    """Find the network file of the package silero-vad. Importing the package instead would also import torch."""
     spec = importlib.util.find_spec(_PACKAGE)
     folders = [Path(folder) / "data" for folder in (spec.submodule_search_locations or ())] if spec else []
     for file in (folder / name for name in _FILES for folder in folders):
@@ -199,7 +199,7 @@ class _SpeechSpans:
         self._speaks = self._begins = False
 
     def accept(self, buffer: npt.NDArray[np.float32], probabilities: list[float]) -> Iterator[Speech]:
-        """Add complete windows, and yield the parts that are now certain."""
+        """Add complete windows, and yield the speech that is now certain."""
         end = self._held_start + len(self._held)
         self._held = np.concatenate([self._held, buffer])
         for probability in probabilities:

@@ -27,7 +27,7 @@ class SearchWords:
         self._graphs: weakref.WeakKeyDictionary[Grammar, PhraseGraph] = weakref.WeakKeyDictionary()
 
     def context(self, hotwords: Hotwords | ContextGraph | None) -> ContextGraph | None:
-        """Return the automaton of hotwords. `hotwords` None: the bundle's hotwords."""
+        """Return the automaton of `hotwords`, or of the bundle's hotwords if `hotwords` is None."""
         vocabulary = self._bundle.vocabulary
         if hotwords is None:
             lines = self._bundle.manifest.decoding.hotwords

@@ -1,1 +1,1 @@
-"""Data of the demo model, which u2moe finds through this package."""
+"""Data of the demo model. u2moe finds the data through this package."""

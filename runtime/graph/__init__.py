@@ -1,1 +1,1 @@
-"""Building, reading and saving ONNX graphs with onnx-ir, for export and quantize. The runtime does not import it."""
+"""Building, reading and saving ONNX graphs with onnx-ir, for export and quantize. Not imported by the runtime."""

@@ -21,7 +21,7 @@ class Activation:
     """An element-wise non-linearity.
 
     Attributes:
-        module: name of its class in `torch.nn`.
+        module: name of the activation's class in `torch.nn`.
         arguments: arguments of that class.
         nodes: adds the nodes of the activation, in float32.
         lowest: absolute value of the activation's minimum; None if negative outputs are not small compared with
@@ -54,12 +54,12 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 
 
 def activation(g: GraphBuilder, x: ir.Value, kind: str) -> ir.Value:
-    """Add nodes for kind(x) of a float32 x. `kind` is one of `ACTIVATIONS`."""
+    """Add nodes that compute kind(x) for a float32 x. `kind` is one of `ACTIVATIONS`."""
     return _named(kind).nodes(g, x)
 
 
 def lowest_of(kind: str) -> float | None:
-    """Return `Activation.lowest` of one of `ACTIVATIONS`, or None for ""."""
+    """Return `Activation.lowest` of the activation `kind`, or None if `kind` is ""."""
     return _named(kind).lowest if kind else None
 
 

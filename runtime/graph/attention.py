@@ -1,4 +1,4 @@
-"""Model-local functions of attention, excluding its projections. Some use a cache of keys and values."""
+"""Model-local functions for attention, excluding its projections. Some use a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ class Heads:
     def _alignment(self, g: GraphBuilder, cache: ir.Value, bias: ir.Value) -> ir.Value:
         """Return how many frames [1] to insert before the keys, so that padding in the cache does not affect results.
 
-        The last bits of float32 sums depend on the positions of numbers in the processor's vectors and blocks.
-        Therefore, the chunk always begins at a vector boundary. If the keys exceed one block, the chunk ends at a block
-        boundary. With an empty cache, no frames are inserted. The number is the same for all layers of a graph, so
-        onnxruntime computes it once.
+        The last bits of a float32 sum depend on how its terms fall into the processor's vectors and onnxruntime's
+        blocks. Therefore, the chunk always begins at a vector boundary. If the keys exceed one block, the chunk ends at
+        a block boundary. With an empty cache, no frames are inserted. The result is the same for all layers of a graph,
+        so onnxruntime computes it once.
         """
         block = _BLOCK // max(16, 1 << (self.size - 1).bit_length())
         past, keys = g.op("Shape", cache, start=3, end=4), g.op("Shape", bias, start=3, end=4)
@@ -117,7 +117,7 @@ class Heads:
         return g.op("Concat", upper, lower, axis=-1)
 
     def scores_of_distances(self, g: GraphBuilder, queries: ir.Value, keys: ir.Value, vectors: ir.Value) -> ir.Value:
-        """Return the product of each query with the vector of its distance to each key [batch, heads, time, keys]."""
+        """Return each query's product with the vector of its distance to each key: [batch, heads, time, keys]."""
         products = g.op("MatMul", queries, g.op("Transpose", vectors, perm=[1, 0]))
         time, num_keys = g.op("Shape", queries, start=2, end=3), g.op("Shape", keys, start=2, end=3)
         places = g.op("Range", 0, g.op("Squeeze", num_keys, [0]), 1)
@@ -163,7 +163,7 @@ def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
 
 
 def _name(name: str, use: PositionUse) -> str:
-    """Return the name of a function. Relative and plain attention share one, because they differ only in the keys."""
+    """Return a function's name. Relative and plain attention share a name, because they differ only in the keys."""
     return f"{use.capitalize()}{name}" if use in ("rotary", "distance") else name
 
 
@@ -185,7 +185,7 @@ def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
 
     Outputs:
         context: [batch, time, heads * size].
-        kept: keys and values of this chunk for the cache, from `first_kept` on [1, batch, kv_heads, kept, 2 * size].
+        kept: [1, batch, kv_heads, kept, 2 * size], keys and values of this chunk from `first_kept` on, for the cache.
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
@@ -204,7 +204,7 @@ def next_cache(num_blocks: int) -> ir.Function:
 
     Inputs:
         cache: [num_blocks, batch, kv_heads, past, 2 * size].
-        first: index of the cache's first frame that is kept [1].
+        first: index of the first cached frame to keep [1].
         kept.N: output `kept` of `cached_attention` in layer N.
 
     Output: [num_blocks, batch, kv_heads, frames, 2 * size].
@@ -226,8 +226,8 @@ def shifted_attention(heads: Heads) -> ir.Function:
         key_value: [batch, time, heads * 2 * size].
         bias: [batch, heads, time, time]; each of the first three axes may be 1.
         positions: [1, time, heads * size].
-        content_bias: added to the query that is multiplied by the keys [heads * size].
-        position_bias: added to the query that is multiplied by the positions [heads * size].
+        content_bias: [heads * size], added to the query that is multiplied by the keys.
+        position_bias: [heads * size], added to the query that is multiplied by the positions.
         places: [batch, time * time], see `shifted_places`.
 
     Output: `context` [batch, time, heads * size].
@@ -256,7 +256,7 @@ def shifted_attention(heads: Heads) -> ir.Function:
 
 
 def shifted_places(g: GraphBuilder, time: ir.Value, lens: ir.Value) -> ir.Value:
-    """Return the index of each element of a shifted matrix [time, time] in the flattened original matrix.
+    """For each element of a shifted matrix [time, time], return its index in the flattened original matrix.
 
     The inputs are `time` [1] and `lens` [batch]; the indices are [batch, time * time]. The original matrix starts with
     an additional column of zeros. Each matrix is shifted by the length of its utterance, so padding does not matter.

@@ -84,7 +84,7 @@ class GraphBuilder:
         return tuple(outputs)
 
     def call(self, function: ir.Function, *inputs: ir.Value) -> tuple[ir.Value, ...]:
-        """Add a call of a function built by `build_function`. Returns its outputs."""
+        """Add a call to a function built by `build_function`. Returns the outputs of the call."""
         called, attributes = define(self.functions, function), function.meta[ATTRIBUTES]
         num_outputs = len(called.outputs)
         return self.ops(called.name, *inputs, num_outputs=num_outputs, domain=called.domain, **attributes)
@@ -115,7 +115,7 @@ class GraphBuilder:
     def weight(self, name: str, shape: Sequence[int], read: Callable[[], Array]) -> ir.Value:
         """Return a float32 weight named by its path in the state dict. It is read when the graph is saved.
 
-        Its metadata contains the group of the innermost scope with a group.
+        Its metadata contains the group of the innermost scope that has one.
         """
         path = self.path(name)
         if path not in self._initializers:
@@ -133,7 +133,7 @@ class GraphBuilder:
 
     @property
     def opset_imports(self) -> dict[str, int]:
-        """Versions of the operator sets used so far."""
+        """Version of each operator set used so far, by domain."""
         return {domain: 1 if domain else OPSET for domain in sorted(self._domains)}
 
     def input(self, tensor: contract.Tensor, axes: Callable[[str | int], int | None]) -> ir.Value:
@@ -220,7 +220,7 @@ def build_function(
 def define(functions: MutableMapping[ir.OperatorIdentifier, ir.Function], function: ir.Function) -> ir.Function:
     """Add a function to the functions of a model, unless an equal one exists. Returns the function to call.
 
-    If a function of the same name with another body exists, the new one gets a number after its name.
+    If a function with the same name but another body exists, a number is appended to the new one's name.
     """
     name = function.name
     for number in itertools.count(1):

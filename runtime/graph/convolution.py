@@ -42,11 +42,11 @@ class OverTime(ABC):
         """Add the convolution and the nodes after it."""
 
     def combined(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:  # noqa: ARG002 - a single input needs no nodes
-        """Return the input of the convolution [batch, time, channels]."""
+        """Return the convolution's input [batch, time, channels], made from the layer's `inputs`."""
         return inputs[0]
 
     def attributes(self) -> dict[str, int | float | str]:
-        """Return the attributes of the function's calls, except `causal`."""
+        """Return the attributes of calls to the function, except `causal`."""
         return {name: int(value) if isinstance(value, bool) else value for name, value in asdict(self).items()}
 
     def function(self, around: Around, channels: int) -> ir.Function:
@@ -88,7 +88,7 @@ class OverTime(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TimeConvolution(OverTime):
-    """A gated linear unit, a depthwise convolution over time, a normalisation and an activation.
+    """A gated linear unit, a depthwise convolution over time, and optionally a normalisation and an activation.
 
     The weights are `weight` [channels, 1, 1, kernel], `bias` [channels] if the convolution has a bias, and
     `norm_weight` and `norm_bias` [channels] if a normalisation follows.
@@ -161,10 +161,9 @@ class ReducingConvolution:
     after: int
 
     def function(self, channels: int) -> ir.Function:
-        """Build the function of `x` [batch, time, channels], `valid` [batch, time, 1], `weight` and `bias`.
+        """Build the convolution of `x` [batch, time, channels], with the further inputs `valid`, `weight` and `bias`.
 
-        Frames of padding, where `valid` is 0, are treated like frames after the end of the audio. `weight` is
-        [channels, 1, 1, kernel].
+        `valid` [batch, time, 1] is 0 for frames of padding, which count as zeros. `weight` is [channels, 1, 1, kernel].
         """
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:

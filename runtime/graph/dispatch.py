@@ -23,7 +23,7 @@ class SparseDispatch:
         tokens: inputs of the layer [tokens, dim].
         logits: router logits [tokens, experts], in float32 even if the tokens are in float16.
         experts: experts of each token [tokens, k], most likely first.
-        probabilities: weights of these experts [tokens, k], which sum to 1.
+        probabilities: shares of these experts in the outputs [tokens, k]. The shares of each token sum to 1.
         counts: number of rows of each expert [experts]. A row is the assignment of a token to an expert.
         token: index of the token of each row [rows]. Rows are sorted by expert.
     """
@@ -39,7 +39,7 @@ class SparseDispatch:
             self._sort()
 
     def _route(self, gate: ir.Value) -> None:
-        """Choose the experts of each token and their weights."""
+        """Choose the experts of each token, and compute their probabilities."""
         g = self.g
         single = g.op("Cast", self.tokens, to=ir.DataType.FLOAT) if self.half else self.tokens
         self.logits = g.op("MatMul", single, gate)
@@ -48,7 +48,7 @@ class SparseDispatch:
         self.probabilities = g.op("Cast", shares, to=ir.DataType.FLOAT16) if self.half else shares
 
     def _sort(self) -> None:
-        """Sort the assignments of tokens by expert."""
+        """Sort the token assignments by expert."""
         g, top_k = self.g, self.mixture.top_k
         assignments = g.op("Reshape", self.experts, [-1])
         num_assignments = g.op("Shape", assignments)
@@ -68,7 +68,7 @@ class SparseDispatch:
         return list(self.g.ops("Split", rows, self.counts, axis=0, num_outputs=self.mixture.num_experts))
 
     def merge(self, parts: Sequence[ir.Value]) -> ir.Value:
-        """Concatenate the rows of all experts, the inverse of `split`."""
+        """Concatenate the rows of all experts. This is the inverse of `split`."""
         return self.g.op("Concat", *parts, axis=0)
 
     def of_tokens(self, rows: ir.Value) -> ir.Value:
@@ -76,7 +76,7 @@ class SparseDispatch:
         return self.g.op("Gather", rows, self._places, axis=0)
 
     def weigh(self, rows: ir.Value, factors: ir.Value | None = None) -> ir.Value:
-        """Return the weighted sum of each token's rows [tokens, dim]. `factors` [tokens, k] default to `probabilities`.
+        """Return the weighted sum [tokens, dim] of each token's rows. `factors` [tokens, k] default to `probabilities`.
 
         This is a vector-matrix product per token, which is faster than multiplying and then summing.
         """
@@ -90,7 +90,7 @@ Experts = Callable[[SparseDispatch, Sequence[ir.Value]], ir.Value]
 
 
 def mixture_function(mixture: Mixture, parameters: Sequence[str], experts: Experts) -> ir.Function:
-    """Build the function of a mixture of experts. Its inputs: x [..., dim], router [dim, experts] and `parameters`."""
+    """Build the function of a mixture of experts. Its inputs are x [..., dim], gate [dim, experts] and `parameters`."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         x, gate, *weights = inputs

@@ -1,6 +1,6 @@
 """Front end of a bundle as a graph, for programs in other languages. It uses the equations of `model.features`.
 
-The graph and `model.features` compute in double precision, so their features are bit-identical on any processor.
+The graph and `model.features` compute in double precision, so their features rarely differ, and only in the last bit.
 """
 
 from __future__ import annotations

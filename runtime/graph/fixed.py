@@ -1,6 +1,6 @@
 """Layers for one chunk of one stream. Shapes are fixed, and NPU compilers support all operators.
 
-All axes are known in advance, tensors have at most four axes, and all numbers fit into float16.
+All axis sizes are known in advance, tensors have at most four axes, and all numbers fit into float16.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class FixedHeads(Heads):
     """Heads that attend to a cache of fixed size and to the chunk after it.
 
     Attributes:
-        past: frames in the cache.
-        time: frames in the chunk.
+        past: number of frames in the cache.
+        time: number of frames in the chunk.
     """
 
     past: int
@@ -50,7 +50,7 @@ class FixedHeads(Heads):
     ) -> tuple[ir.Value, ir.Value]:
         """Add nodes as in `cached_attention`. `past` is the cache of one block [1, kv_heads, past, 2 * size].
 
-        Returns the context, and keys and values of the chunk for the cache [1, kv_heads, kept, 2 * size].
+        Returns the context, and the chunk's newest keys and values, to be cached [1, kv_heads, kept, 2 * size].
         """
         own = to_heads(g, key_value, self.num_kv_heads, 2 * self.size)
         both = g.op("Concat", past, own, axis=2)

@@ -79,7 +79,7 @@ def normalization(epsilon: float) -> ir.Function:
 
 
 def add_normalization(epsilon: float) -> ir.Function:
-    """Build a function that returns the sum of x and a branch, both [..., dim], and the normalised sum."""
+    """Build a function of `x` and `branch`, both [..., dim], that returns their sum and the normalised sum."""
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
         x, branch, *parameters = inputs
@@ -90,7 +90,7 @@ def add_normalization(epsilon: float) -> ir.Function:
 
 
 def layer_normalization(g: GraphBuilder, inputs: Sequence[ir.Value], epsilon: float) -> ir.Value:
-    """Add a node for the layer normalisation over the last axis. `inputs` are x, weight and bias."""
+    """Add a node for layer normalisation over the last axis. `inputs` are x, weight and bias."""
     return g.op("LayerNormalization", *inputs, axis=-1, epsilon=epsilon)
 
 
@@ -128,9 +128,9 @@ def sinusoids(frequencies: Sequence[float]) -> ir.Function:
 
 
 def sines_and_cosines(frequencies: Sequence[float]) -> ir.Function:
-    """Build a function that returns the sines, then the cosines, of int64 positions [...] times `frequencies`.
+    """Build a function that returns the sines, then the cosines, of the products of positions and `frequencies`.
 
-    Output: [..., 2 * frequencies].
+    Input: int64 [...]. Output: [..., 2 * frequencies].
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -142,7 +142,7 @@ def sines_and_cosines(frequencies: Sequence[float]) -> ir.Function:
 
 
 def stacked_frames(num_frames: int, bins: int) -> ir.Function:
-    """Build a function that stacks features [batch, frames, bins] to [batch, time, num_frames * bins].
+    """Build a function that stacks features [batch, frames, bins] into [batch, time, num_frames * bins].
 
     It drops frames at the end that do not fill a stack.
     """
@@ -157,11 +157,11 @@ def stacked_frames(num_frames: int, bins: int) -> ir.Function:
 
 
 def time_windows(stride: int) -> ir.Function:
-    """Build a function that concatenates each frame with its two neighbours.
+    """Build a function that concatenates every `stride`-th frame with its two neighbours.
 
-    A product with the output then equals a convolution with kernel 3. Inputs: `x` [batch, frames, channels]; `valid`
-    [batch, frames, 1], 1 for real frames and 0 for padding. Padding and frames beyond either end count as zeros.
-    Output: [batch, ceil(frames / stride), 3 * channels].
+    Multiplying the output by a weight matrix then gives a convolution with kernel 3. Inputs: `x` [batch, frames,
+    channels]; `valid` [batch, frames, 1], 1 for real frames and 0 for padding. Padding and frames beyond either end
+    count as zeros. Output: [batch, ceil(frames / stride), 3 * channels].
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -174,10 +174,10 @@ def time_windows(stride: int) -> ir.Function:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsamplingLayer:
-    """Convolutions over time and frequency, each followed by ReLU, and a projection.
+    """Convolutions over time and frequency, each followed by ReLU; then a projection.
 
     Attributes:
-        kernels: kernel size of each convolution. Kernels are square, without padding.
+        kernels: kernel size of each convolution. Kernels are square. There is no padding.
         strides: stride of each convolution.
         bins: frequency bins of the features.
     """
@@ -199,7 +199,7 @@ class SubsamplingLayer:
         return build_function("Subsampling", [*self._names(), "weight", "bias"], body, self._attributes())
 
     def convolutions(self, flat_size: int) -> ir.Function:
-        """Build `function` without its projection. The output is [batch, time, flat_size]."""
+        """Build the same function as `function`, but without the projection. The output is [batch, time, flat_size]."""
         attributes = {**self._attributes(), "activation": "relu"}
         return build_function(
             "SubsamplingConvolutions",

@@ -1,4 +1,4 @@
-"""Shared prefixes of hypotheses as a model-local function, so that the decoder computes each prefix once."""
+"""Model-local function that finds the shared prefixes of hypotheses, so that the decoder computes each prefix once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Prefixes(NamedTuple):
     """Unique prefixes of the hypotheses [batch, nbest, length], ordered by utterance.
 
     Attributes:
-        ends: index of the last token of each prefix among all tokens [prefixes].
+        ends: index, among all tokens, of each prefix's last token [prefixes].
         of_tokens: index of the prefix that ends with each token [batch, nbest, length]; any value for padding.
         of_utterances: indices of the prefixes of each utterance, padded with any value [batch, most]. `most` is the
             largest number of prefixes of an utterance.

@@ -1,1 +1,1 @@
-"""N-gram language models: reading, compact files, training, and their scores inside the search."""
+"""N-gram language models: reading, compact storage, training, and scoring within the search."""

@@ -1,9 +1,9 @@
 """Reads and writes n-gram models as ARPA text (plain or gzip), or in a compact binary format.
 
 Layout of the binary format: magic bytes, SHA-256 of the rest, length of the header, JSON header (words and sizes), and
-little-endian arrays. The first arrays contain the number of children and the word of each n-gram. Then come tables of
-probabilities and backoffs, with at most 256 or 65536 values for each order. The last arrays contain the index of each
-n-gram's values in these tables.
+little-endian arrays. The first array contains the number of children of each n-gram below the highest order. The second
+contains the word of each n-gram except unigrams. Then come each order's tables of probabilities and backoffs, with at
+most 256 or 65536 values per table. The last arrays contain the indices of each n-gram's values in these tables.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class _Reader:
         return counts
 
     def _order(self, lines: Iterator[str], length: int, count: int, highest: int) -> Order:
-        """Read the n-grams of one order. The title of the unigrams was already read with the header."""
+        """Read the n-grams of one order. The line that begins the unigrams was already read with the header."""
         if length > 1:
             self._expect(next(lines, ""), f"\\{length}-grams:")
         ids, log_probs, backoffs = array("I"), array("f"), array("f")
@@ -120,7 +120,7 @@ class _Reader:
             fields = next(lines, "").split()
             if len(fields) not in (length + 1, length + 2):
                 raise self._error(
-                    f"found {' '.join(fields)[:60]!r}, expected a {length}-gram (count in the header: {count})"
+                    f"found {' '.join(fields)[:60]!r}, expected a {length}-gram (the header announces {count} of them)"
                 )
             try:
                 log_probs.append(self._log_prob(fields[0]))
@@ -161,7 +161,7 @@ _NUM_STEPS = 20
 
 
 def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
-    """Write a model as a compact file, with `bits` per probability and per backoff.
+    """Write an n-gram model as a compact file that stores each probability and each backoff in `bits` bits.
 
     Raises:
         ValueError: `bits` is neither 8 nor 16.
@@ -199,13 +199,13 @@ def parse_compact(content: bytes, source: str) -> Ngrams:
     """Parse the content of a compact file. `source` names the file in errors.
 
     Raises:
-        LanguageModelError: the file has another version, or is damaged.
+        LanguageModelError: the file is not compact, has another version, or is damaged.
     """
     start = len(MAGIC) + DIGEST_SIZE
     if not content.startswith(MAGIC):
-        raise LanguageModelError(f"{source}: is not a compact language model of this version")
+        raise LanguageModelError(f"{source}: is not a compact language model that this version can read")
     if hashlib.sha256(memoryview(content)[start:]).digest() != content[len(MAGIC) : start]:
-        raise LanguageModelError(f"{source}: is damaged: its content differs from its digest")
+        raise LanguageModelError(f"{source}: is damaged: its content does not match its digest")
     try:
         return _parse(content, start, source)
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
@@ -230,7 +230,7 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
         blocks.append(np.frombuffer(content, dtype, length, place))
         place += blocks[-1].nbytes
     if place != len(content) or len(blocks) != 2 + 2 * (2 * len(num_ngrams) - 1):
-        raise ValueError("its blocks do not match its length")
+        raise ValueError("its header does not match its blocks")
     counts, later = blocks[:2]
     tables, codes = blocks[2 : 1 + len(blocks) // 2], blocks[1 + len(blocks) // 2 :]
     columns = [table[code] for table, code in zip(tables, codes, strict=True)]
@@ -246,10 +246,10 @@ def _parse(content: bytes, start: int, source: str) -> Ngrams:
 
 
 def _quantize(values: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-    """Return a table of values, and the index of each value in the table. Lossless if all distinct values fit.
+    """Return a table of values, and for each of `values` its index in the table.
 
-    Otherwise, values are clustered. Zero (no backoff, or probability 1), the smallest and the largest value stay exact,
-    and no other value becomes 0.
+    This is lossless for at most 2 ** bits distinct values. Otherwise, values are clustered. Zero (no backoff, or
+    probability 1), the smallest and the largest value stay exact, and no other value becomes 0.
     """
     table, codes = np.unique(values, return_inverse=True)
     if len(table) > 1 << bits:

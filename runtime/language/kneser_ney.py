@@ -2,9 +2,9 @@
 
 The results equal those of KenLM's lmplz.
 
-Lower orders use continuation counts: the number of distinct words that precede an n-gram. N-grams that begin with <s>
-keep their counts. D(c) is the discount for a count c, and b(h) is the probability mass freed by the discounts. The
-probability of a word w after a history h is computed from the counts c of n-grams::
+Lower orders use continuation counts: for each n-gram, the number of distinct words that precede it. N-grams that
+begin with <s> keep their counts. D(c) is the discount for a count c, and b(h) is the probability mass freed by the
+discounts. The probability of a word w after a history h is computed from the counts c of n-grams::
 
     p(w | h) = (c(h w) - D(c(h w))) / c(h) + b(h) p(w | h without its first word)
 
@@ -112,7 +112,7 @@ class _Counter:
         return NgramCounts(words=words, rows=rows, counts=counts, num_sentences=self._num_sentences)
 
     def _count_block(self) -> None:
-        """Count the n-grams in the block, except those that end in <s>, which would span two sentences."""
+        """Count the n-grams in the block, except those that end in <s>, because they span two sentences."""
         tokens = np.array(self._block, np.uint32)
         self._block = array("I")
         if len(tokens) < self._order:
@@ -138,12 +138,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """Options of the estimation.
+    """Options for estimating a language model.
 
     Attributes:
         order: length of the longest n-grams.
-        prune: a number for each order, from unigrams on. N-grams whose count is at most this number are removed. The
-            first must be 0, and numbers must not decrease. Orders without a number use the last one.
+        prune: a threshold for each order, from unigrams on. N-grams whose count is at most the threshold are removed.
+            The first threshold must be 0, and thresholds must not decrease. Orders without one use the last threshold.
         min_word_count: words that occur less often become <unk>.
     """
 
@@ -158,16 +158,17 @@ class TrainingOptions:
         if not self.prune or self.prune[0] != 0 or list(self.prune) != sorted(self.prune):
             raise ValueError(f"prune must begin with 0 and not decrease, got {' '.join(map(str, self.prune))}")
         if len(self.prune) > self.order:
-            raise ValueError(f"prune must have at most {self.order} numbers, got {len(self.prune)}")
+            raise ValueError(f"prune must have at most {self.order} numbers, one per order, got {len(self.prune)}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Level:
     """The n-grams of one order, sorted by history and word.
 
-    `counts` are continuation counts, `occurrences` raw counts. `parents` and `suffixes` are indices into the level
-    one order below: `parents` locate each n-gram without its last word, `suffixes` each n-gram without its first word.
-    `keys` are sorted, for look-up by parent and word.
+    `occurrences` are raw counts. `counts` are raw counts in the highest order and for n-grams that begin with <s>, and
+    otherwise continuation counts. `parents` and `suffixes` are indices into the level one order below: `parents` locate
+    each n-gram without its last word, `suffixes` each n-gram without its first word. `keys` are sorted, for look-up by
+    parent and word.
     """
 
     rows: Rows
@@ -179,10 +180,10 @@ class _Level:
 
 
 def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], object] = lambda _: None) -> Ngrams:
-    """Estimate a model.
+    """Estimate a language model from n-gram counts.
 
     Args:
-        counts: counts of the highest order.
+        counts: counts of the n-grams of the highest order.
         options: options of the estimation.
         warn: called with a message if the text is too small or too regular to estimate discounts. In this case, the
             discounts of lmplz's `--discount_fallback` are used.
@@ -267,7 +268,7 @@ def _levels(counts: NgramCounts) -> list[_Level]:
 
 
 def _unigrams(num_words: int, endings: Rows, adjusted: Counts, seen: Counts) -> _Level:
-    """Return the unigrams: all words, including <s> and <unk>, even if they do not occur."""
+    """Return the unigrams of all words, including <s>, <unk> and words that do not occur."""
     of_word, occurrences = np.zeros(num_words, np.int64), np.zeros(num_words, np.int64)
     of_word[endings[:, 0]], occurrences[endings[:, 0]] = adjusted, seen
     ids = np.arange(num_words, dtype=np.uint32)
@@ -287,7 +288,7 @@ def _places(levels: Sequence[_Level], rows: Rows, num_words: int) -> Counts:
 
 
 def _discounts(counts: Counts, length: int, warn: Callable[[str], object]) -> Floats:
-    """Estimate the discounts for counts 0, 1, 2 and 3 or more (equation 26 of Chen and Goodman)."""
+    """Estimate the discounts for counts of 0, 1, 2, and at least 3 (equation 26 of Chen and Goodman)."""
     number = np.bincount(np.minimum(counts, 5), minlength=6).astype(np.float64)
     if number[1:4].all():
         y = number[1] / (number[1] + 2 * number[2])

@@ -129,8 +129,8 @@ class LanguageModelOptions(FusionWeights):
         weight: weight of the model's log-probabilities relative to those of the CTC head, 0 to 100.
         word_bonus: bonus per word, -100 to 100. It compensates for the preference of language models for short texts.
         unknown_score: added to the log-probability of out-of-vocabulary words, before weighting, -1000 to 0.
-        rescoring_weight: factor on the model's score in the second pass, 0 to 100.
-        level: unit of the model; None: tokens if any of its words contains U+2581, else words.
+        rescoring_weight: factor applied to the model's score in the second pass, 0 to 100.
+        level: unit of the model. None: "token" if any word of the model contains U+2581, otherwise "word".
         classes: words by class: `{"<name>": ["Kowalski", "Nguyen"]}`. The class name is a word of the model. The words
             of the class share the probability of this name equally. Phrases are split into words.
     """
@@ -153,7 +153,7 @@ class LanguageModelOptions(FusionWeights):
 
 
 def _checked_classes(classes: Any, model: LanguageModel) -> dict[str, tuple[str, ...]]:
-    """Return the distinct words of each class, in order."""
+    """Check `classes`, and return the distinct words of each class in the given order."""
     if not isinstance(classes, Mapping):
         raise ValueError(f"classes must be a mapping from words of the model to lists of words, got {classes!r}")  # noqa: TRY004 - all wrong options raise ValueError
     checked = {}

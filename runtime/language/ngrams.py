@@ -1,4 +1,6 @@
-"""A backoff n-gram model as a trie in arrays. It returns probabilities, and bounds for all words with a common prefix.
+"""A backoff n-gram model as a trie in arrays.
+
+It returns probabilities of words, and upper bounds on those of all words with a common prefix.
 
 Node 0 is the root (empty history). The nodes of each order follow those of the order below, sorted by history and word.
 The children of a node are thus consecutive, and a range of words is found by bisection. Ordinary words are sorted by
@@ -127,7 +129,7 @@ class Ngrams:
                 if (parent < 0).any():
                     row = rows[int(np.argmin(parent))]
                     found = " ".join(words[number] for number in row)
-                    raise LanguageModelError(f"{source}: the {length}-gram {found!r} has a prefix that is missing")
+                    raise LanguageModelError(f"{source}: the {length}-gram {found!r} has a prefix that is not listed")
             key = parent.astype(np.uint64) * np.uint64(len(words)) + ranks[:, -1]
             order = np.argsort(key, kind="stable")
             key = key[order]
@@ -169,7 +171,7 @@ class Ngrams:
         return float(self.log_prob[1 + low : 1 + high].max())
 
     def best(self, history: int, low: int, high: int, alone: float) -> float:
-        """Return an upper bound on the log10 probabilities, after a history, of the words with `low` <= id < `high`.
+        """Return an upper bound on the log10 probability, given a history, of any word with `low` <= id < `high`.
 
         `alone` is the result of `best_alone` for the same words.
         """
@@ -193,7 +195,7 @@ class Ngrams:
         return first[1:] - first[:-1]
 
     def rows(self, length: int) -> Order:
-        """Return the n-grams of a length, sorted."""
+        """Return the n-grams of `length` words, sorted."""
         start = 1 + sum(self.num_ngrams[: length - 1])
         end = start + self.num_ngrams[length - 1]
         parent = np.repeat(np.arange(len(self.word), dtype=np.uint32), self.num_children())
@@ -205,7 +207,7 @@ class Ngrams:
         return ids, self.log_prob[start:end], self.backoff[start:end]
 
     def _child(self, history: int, word: int) -> int:
-        """Return the child of a node for a word; 0: none."""
+        """Return the child of node `history` for `word`; 0: none."""
         if history == 0:
             return 1 + word
         end = self._first[history + 1]
@@ -223,15 +225,16 @@ class Ngrams:
 
     def _check(self, parent: npt.NDArray[np.uint32], log_prob: npt.NDArray[np.float32], source: str) -> None:
         if len(self.word) >= _MOST_NODES or not 0 < len(self.words) <= MOST_WORDS:
-            raise LanguageModelError(f"{source}: {len(self.words)} words and {len(self.word) - 1} n-grams are too many")
+            numbers = f"the number of words ({len(self.words)}) or n-grams ({len(self.word) - 1})"
+            raise LanguageModelError(f"{source}: {numbers} is 0 or too large")
         if (self.word[1 : 1 + len(self.words)] != np.arange(len(self.words))).any():
-            raise LanguageModelError(f"{source}: the unigrams do not match its words")
+            raise LanguageModelError(f"{source}: its unigrams do not match its words")
         if self.word[1:].max() >= len(self.words):
-            raise LanguageModelError(f"{source}: an n-gram has a word that is not among its {len(self.words)} words")
+            raise LanguageModelError(f"{source}: an n-gram's word is not among the model's {len(self.words)} words")
         if ((parent[1:] == parent[:-1]) & (self.word[2:] <= self.word[1:-1])).any():
             raise LanguageModelError(f"{source}: n-grams are not sorted")
         if not (np.isfinite(log_prob).all() and log_prob.max() <= MOST_LOG):
-            raise LanguageModelError(f"{source}: found {log_prob.max():g}, expected logarithms of probabilities")
+            raise LanguageModelError(f"{source}: found {log_prob.max():g}, expected the logarithm of a probability")
         if not np.isfinite(self.backoff).all():
             raise LanguageModelError(f"{source}: a backoff is not finite")
 

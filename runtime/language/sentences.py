@@ -1,4 +1,4 @@
-"""Splits text into sentences of words without punctuation, normalised like the output of a recogniser."""
+"""Splits text into sentences, removes punctuation, and normalises the words to look like a recogniser's output."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TextOptions:
 
 
 def read_sentences(files: Iterable[Path], options: TextOptions | None = None) -> Iterator[list[str]]:
-    """Yield the sentences of text files, plain or .gz, which are read line by line.
+    """Yield the sentences of plain or .gz text files, reading line by line.
 
     Raises:
         LanguageModelError: a file cannot be read, or is not UTF-8.
@@ -99,7 +99,7 @@ def written_sentences(text: str) -> Iterator[tuple[str, list[WrittenWord]]]:
 
 
 def _sentences(text: str) -> Iterator[list[tuple[str, int]]]:
-    """Yield the words and class names of each sentence, with their positions in the text; a sentence may be empty.
+    """Yield the words and class names of each sentence, with their positions in the text. A sentence may be empty.
 
     A final apostrophe belongs to its word ("dogs'") unless it closes a quotation.
     """
@@ -116,7 +116,7 @@ def _sentences(text: str) -> Iterator[list[tuple[str, int]]]:
 
 
 def _parts(word: str, start: int) -> Iterator[tuple[str, int, int]]:
-    """Yield the parts of a word, split around characters of scripts without spaces, with their positions."""
+    """Split a word around characters of scripts without spaces; yield each part with its start and end."""
     begin = 0
     for part in _split(word):
         begin = word.index(part, begin)

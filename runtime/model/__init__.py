@@ -1,1 +1,1 @@
-"""The model on arrays: features, graphs in onnxruntime sessions, and the encoder's caches."""
+"""Runs the model on arrays: computes features, runs graphs in onnxruntime sessions, and keeps the encoder's caches."""

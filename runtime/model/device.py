@@ -1,4 +1,4 @@
-"""Values that stay in device memory between graphs, and are sliced and joined there."""
+"""Values that stay in device memory from one graph to the next, and are sliced and joined there."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DeviceArray:
         ranges: Sequence[tuple[int, int]] | None = None,
         axes: Sequence[int | None] | None = None,
     ) -> None:
-        """Create a part of a tensor. `ranges` limit its axes; `axes` lists the axes to keep; None is a new axis."""
+        """Create part of a tensor. `ranges` limits its axes. `axes` lists those to keep, with None for a new axis."""
         self.memory = memory
         self.tensor = tensor
         self._sizes = tuple(tensor.shape())
@@ -72,7 +72,7 @@ class DeviceArray:
                 own = range(start, end)
                 part = own[item : item + 1] if isinstance(item, int) else own[item]
                 if isinstance(item, int) and not part:
-                    raise IndexError(f"index {item} is out of range for an axis of {len(own)}")
+                    raise IndexError(f"index {item} is out of range for an axis of size {len(own)}")
                 ranges[axis] = (part.start, max(part.start, part.stop))
         return DeviceArray(self.memory, self.tensor, ranges, axes + left)
 
@@ -80,7 +80,7 @@ class DeviceArray:
         return np.asarray(self.whole().tensor.numpy(), dtype)
 
     def whole(self) -> DeviceArray:
-        """Return the same values as a whole tensor. A part of a tensor is copied, so the rest can be freed."""
+        """Return these values as a tensor of their own. Part of a larger tensor is copied, so the rest can be freed."""
         return self if self.shape == self._sizes else self.memory.join([self], 0, self.shape)
 
     copy = whole
@@ -88,7 +88,7 @@ class DeviceArray:
     def cut(
         self, shape: Sequence[int], axis: int, *, at_front: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the starts and ends of this part, and how many zeros pad it to `shape` on all axes except `axis`."""
+        """Return the starts and ends of this part, and the padding that gives it `shape` on all axes except `axis`."""
         pads = np.zeros((2, len(self._sizes)), np.int64)
         for of_tensor, size, wanted, number in zip(self._axes, self.shape, shape, range(len(shape)), strict=True):
             if of_tensor is not None and number != axis:
@@ -135,6 +135,8 @@ class DeviceMemory:
 
     def join(self, parts: Sequence[Value], axis: int, shape: Sequence[int], *, at_front: bool = False) -> DeviceArray:
         """Concatenate parts along an axis, after padding each with zeros to `shape` along all other axes.
+
+        The zeros are at the end of an axis, or at its start if `at_front` is true.
 
         Raises:
             ProviderError: the provider failed.

@@ -1,4 +1,4 @@
-"""The encoder on arrays, without state: windows of features, one step with explicit caches, and whole utterances."""
+"""Encodes features: one chunk with explicit caches, or a whole utterance. Also divides features into windows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from u2moe.runtime.model.session import Session
 
 
 class Encoder:
-    """The encoder graph, from features and caches to encoder output and new caches."""
+    """The encoder graph. It maps features and caches to encoder output and new caches."""
 
     def __init__(self, session: Session, config: ModelConfig) -> None:
         self.session = session
@@ -50,13 +50,13 @@ class Encoder:
         required_cache_size: int,
         chunk_lens: npt.NDArray[np.int64] | None = None,
     ) -> tuple[Value, Caches]:
-        """Encode one chunk of every stream of a batch.
+        """Encode one chunk of every stream in a batch.
 
         Args:
             chunk: features [batch, frames, mel], at least `config.window` frames.
             caches: from `start` or the previous step.
-            required_cache_size: encoder frames of left context to keep for the next step; negative: all.
-            chunk_lens: valid frames of each row [batch]; None: all.
+            required_cache_size: number of encoder frames of left context to keep for the next step; negative: all.
+            chunk_lens: number of valid frames in each row [batch]; None: all frames are valid.
 
         Returns:
             Encoder output [batch, time, dim] and the caches for the next step, both on the host or both on the device.
@@ -115,8 +115,8 @@ def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> 
     fixed = config.static
     if fixed is not None and (chunk_size != fixed.chunk_size or num_left_chunks not in (-1, fixed.num_left_chunks)):
         raise StreamError(
-            f"this bundle supports only chunks of {fixed.chunk_size} frames and {fixed.num_left_chunks} chunks of left "
-            f"context, got chunk_size {chunk_size} and num_left_chunks {num_left_chunks}"
+            f"this bundle supports only chunk_size {fixed.chunk_size} and num_left_chunks {fixed.num_left_chunks}, "
+            f"got chunk_size {chunk_size} and num_left_chunks {num_left_chunks}"
         )
     if chunk_size % config.chunk_multiple:
         multiple = config.chunk_multiple
@@ -157,7 +157,7 @@ class Windows:
         self._num_frames += len(features)
 
     def finish(self) -> None:
-        """Finish the input, so that the last window may be short."""
+        """Finish the input. The last window may then be shorter than the others."""
         self._finished = True
 
     def ready(self, num_more: int = 0) -> bool:
@@ -201,7 +201,10 @@ class Caches:
     log_probs: npt.NDArray[np.float32] | None = None
 
     def last(self, num_cached: int, rows: slice = slice(None)) -> dict[str, Value]:
-        """Return views of some rows. Growing axes keep only the part for the last `num_cached` encoder frames."""
+        """Return views of the caches in `rows`.
+
+        Growing axes are cut to the part for the last `num_cached` encoder frames.
+        """
         views = {}
         for cache in self.layout:
             view = self.tensors[cache.name][:, rows]
@@ -217,7 +220,7 @@ class CacheRow:
 
     An unchanged batch is neither split nor joined between chunks. With eight streams, splitting and joining took 10 %
     of the total time. When the batch changes, `join_rows` copies all rows, including those of streams that have left
-    the batch. Otherwise, the row of one stream would keep the memory of the whole batch alive.
+    the batch. A single row that was not copied would keep the memory of the whole batch alive.
 
     Attributes:
         offset: encoder frames before the next chunk.
@@ -247,7 +250,7 @@ class CacheRow:
 
 
 def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
-    """Return a row for each stream of a batch; `num_cached` are the numbers of cached frames. Does not copy."""
+    """Return a row for each stream of a batch, given each stream's number of cached frames. Does not copy."""
     mates: list[weakref.ref[CacheRow]] = []
     rows = [CacheRow(caches, index, num, mates) for index, num in enumerate(num_cached)]
     mates += map(weakref.ref, rows)
@@ -255,7 +258,7 @@ def split_rows(caches: Caches, num_cached: Sequence[int]) -> list[CacheRow]:
 
 
 def join_rows(rows: Sequence[CacheRow]) -> Caches:
-    """Return the caches of several streams as a batch. Does not copy if `rows` are all rows of one batch, in order.
+    """Return the caches of several streams as a batch. Nothing is copied if `rows` are all rows of one batch, in order.
 
     Shorter caches of keys and values are padded at the front. This is valid only if they reach back to the start of
     their stream: the padding is then at negative positions, which the graph masks. Therefore, the streams of a batch

@@ -1,8 +1,8 @@
 """Log-mel filter banks and MFCC in numpy, without normalisation. They equal Kaldi's, which WeNet's training uses.
 
 Each frame is computed separately, in double precision, and rounded to single precision. Features are therefore
-bit-identical for any split of the samples and on any processor. `graph.features` has the same equations for programs in
-other languages.
+bit-identical for any split of the samples. Between processors, they differ at most in the last bit. `graph.features`
+has the same equations for programs in other languages.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def fbank(samples: Samples, config: FeatureConfig) -> npt.NDArray[np.float32]:
 
 
 class FeatureStream:
-    """Computes the features of a source incrementally. `take` computes many frames at once.
+    """Computes the features of a source incrementally. Each call of `take` computes all its frames together.
 
     Raises:
         BundleError: the configuration is impossible.
@@ -70,7 +70,7 @@ class FeatureStream:
         return max(self._num_samples - self._config.frame_len + shift, 0) // shift
 
     def num_needed(self, num_frames: int) -> int:
-        """Return how many samples since the start are needed to take `num_frames` more frames."""
+        """Return how many samples from the start of the source are needed to take `num_frames` more frames."""
         return self._config.frame_len + (self._num_taken + num_frames - 1) * self._config.shift_len
 
     def accept(self, samples: Samples) -> None:
@@ -79,7 +79,7 @@ class FeatureStream:
         self._num_samples += len(samples)
 
     def take(self, num_frames: int) -> npt.NDArray[np.float32]:
-        """Compute the next frames [frames, `size`], up to `num_frames`."""
+        """Compute at most `num_frames` further frames [frames, `size`]."""
         num_frames = min(num_frames, self.num_ready)
         if num_frames == 0:
             return np.empty((0, self._config.size), np.float32)
@@ -100,11 +100,11 @@ class Constants:
     b + 1. At each point, the weights of the rising and the falling band sum to 1.
 
     Attributes:
-        num_points: length of the Fourier transform: the frame, padded with zeros to a power of two.
+        num_points: length of the Fourier transform, a power of two. Frames are padded with zeros to this length.
         window: window function for samples on the scale of 16-bit integers [frame_len].
         lowest: lowest point of the spectrum that lies in a band.
-        weights: weights of the rising and the falling band [2, points], for points from `lowest` to the first above the
-            bands. The last point is at most the Nyquist frequency; its weights are 0, as in Kaldi.
+        weights: weights of the rising and the falling band [2, points], for points from `lowest` to the first point
+            above the bands. The last point is at most the Nyquist frequency; its weights are 0, as in Kaldi.
         starts: first point of each interval, relative to `lowest` [mel + 1].
         is_filled: 1 for an interval with points in it, otherwise 0 [mel + 1].
         cepstra: liftered cosine transform of MFCC [mel, num_ceps]; None for log-mel energies.
@@ -119,7 +119,7 @@ class Constants:
     cepstra: Floats | None
 
     def banks(self) -> Floats:
-        """Return each band's weights at all points below the Nyquist frequency [num_points / 2, mel]."""
+        """Return the weights [num_points / 2, mel] of each band at all points below the Nyquist frequency."""
         intervals = np.searchsorted(self.starts, np.arange(self.weights.shape[1] - 1), side="right") - 1
         rows = np.arange(self.lowest, self.lowest + self.weights.shape[1] - 1)
         banks = np.zeros((self.num_points // 2, len(self.starts) + 1))  # includes a band before the first
@@ -181,7 +181,7 @@ def _window(kind: str, length: int) -> Floats:
 
 
 def _cepstra(num_mel_bins: int, num_ceps: int) -> Floats:
-    """Return the orthonormal cosine transform, with each coefficient multiplied by its lifter [mel, num_ceps]."""
+    """Return the orthonormal cosine transform [mel, num_ceps], with each coefficient multiplied by its lifter."""
     scales = [math.sqrt((2 if index else 1) / num_mel_bins) for index in range(num_ceps)]
     lifters = [1 + 0.5 * _LIFTER * math.sin(math.pi * index / _LIFTER) for index in range(num_ceps)]
     return np.array(

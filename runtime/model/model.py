@@ -81,7 +81,7 @@ class Model:
         runner: Runner | None = None,
         create: Callable[..., Session] = Session,
     ) -> Model:
-        """Create the sessions with `create`, which has the arguments of `Session`; see `Bundle.load`."""
+        """Load a model; see `Bundle.load`. `create` creates its sessions and takes the arguments of `Session`."""
         settings, config = settings or SessionSettings(), manifest.model
 
         def session(graph: Graph, settings: SessionSettings) -> Session:
@@ -186,7 +186,7 @@ class Model:
     def token_scores(
         self, encoder_out: npt.ArrayLike | DeviceArray, hypotheses: Sequence[Sequence[int]]
     ) -> TokenScores:
-        """Return the score of every token. Arguments and errors are those of `rescore`."""
+        """Return the score of every token of each hypothesis. Arguments and errors are those of `rescore`."""
         return self.token_scores_of([(encoder_out, hypotheses)])[0]
 
     def token_scores_of(self, utterances: Sequence[Utterance]) -> list[TokenScores]:
@@ -264,7 +264,7 @@ def _check_log_probs(graph: str, values: npt.NDArray[np.float32]) -> None:
 
 @dataclass(frozen=True, order=True)
 class _Size:
-    """Size of an utterance in the decoder: the numbers of hypotheses, tokens (in the longest) and encoder frames."""
+    """Size of an utterance in the decoder: numbers of hypotheses, tokens in the longest one, and encoder frames."""
 
     num_hypotheses: int
     length: int
@@ -287,7 +287,7 @@ class _Size:
 
 
 def _batches(sizes: Sequence[_Size]) -> list[list[int]]:
-    """Return the indices of the utterances that share each call. Utterances without hypotheses are left out."""
+    """Return for each call the indices of the utterances that share it. Utterances without hypotheses are left out."""
     indices = [index for index in sorted(range(len(sizes)), key=sizes.__getitem__) if sizes[index].num_hypotheses]
     return batches_of(indices, lambda batch, index: sizes[index].joins([sizes[other] for other in batch]))
 

@@ -53,7 +53,7 @@ class Kernels:
         version: version of u2moe-kernels; "" without it.
         isa: instruction set that the library uses on this processor; "" without it.
         layout: version of the packed weight layout that the library reads; 0 without it.
-        operators: names of the functions that the library replaces, without numbers; see `replaces`.
+        operators: names, without trailing numbers, of the functions that the library replaces; see `replaces`.
         library: file of the library; None without it.
         reason: why the library is not registered; "" if it is.
         refused: functions that the library has operators for but cannot run, with the reasons.
@@ -76,7 +76,7 @@ class Kernels:
         return f"onnxruntime {onnxruntime.__version__} ({self.reason})"
 
     def data(self) -> dict[str, Any]:
-        """Return the fields as JSON values, with the text of `str` as `description`."""
+        """Return the fields as JSON values, with `str(self)` as `description`."""
         library = self.library and self.library.name
         return {"description": str(self), **asdict(self), "operators": sorted(self.operators), "library": library}
 
@@ -88,7 +88,7 @@ class Kernels:
             options.register_custom_ops_library(str(self.library))
 
     def replaces(self, function: str) -> bool:
-        """Return whether the library computes a function, named in full: with the number at its end, if any."""
+        """Return whether the library computes `function`, a name in the graph that may end in a number."""
         return is_replaced(function, self.operators) and function not in self.refused
 
     def without_refused(self, error: BaseException) -> Kernels | None:
@@ -101,7 +101,7 @@ class Kernels:
         return None
 
     def with_refused_of(self, others: Mapping[str, Kernels]) -> Kernels:
-        """Return a copy whose `refused` lists the refused functions of all graphs. `others`: kernels by graph name."""
+        """Return a copy whose `refused` lists the refused functions of all `others` (kernels by graph name)."""
         refused = {of_graph(name, graph): why for graph, own in others.items() for name, why in own.refused.items()}
         alone = {f"all of {graph}": own.reason for graph, own in others.items() if self.native and not own.native}
         return replace(self, refused={**refused, **alone})
@@ -133,10 +133,11 @@ def choose_kernels(kernels: str, providers: Sequence[str]) -> Kernels:
 
     Args:
         kernels: one of `KERNELS`.
-        providers: execution providers. The library supports only the CPU.
+        providers: execution providers. Native kernels support only the CPU.
 
     Raises:
-        KernelsError: "native" was requested, but the library is not installed or cannot run here.
+        KernelsError: "native" was requested, but the library is not installed, cannot run here, or does not support
+            the providers.
     """
     if kernels == "onnxruntime":
         return Kernels(native=False, reason="as requested")
@@ -152,10 +153,10 @@ def choose_kernels(kernels: str, providers: Sequence[str]) -> Kernels:
 
 @cache
 def installed_kernels() -> Kernels:
-    """Return the installed library, after a test with the installed onnxruntime.
+    """Return the installed native kernels, after a test with the installed onnxruntime.
 
     Raises:
-        KernelsError: the library is not installed, has an incompatible version, or cannot be loaded.
+        KernelsError: u2moe-kernels is not installed, has an incompatible version, or cannot be loaded.
     """
     try:
         package = importlib.import_module("u2moe_kernels")
@@ -197,7 +198,9 @@ def check_layout(kernels: Kernels, layout: int, where: str) -> None:
         KernelsError: native kernels are missing, or read another layout.
     """
     if not kernels.native:
-        raise KernelsError(f"{where}: weights are packed for native kernels, but onnxruntime runs it: {kernels.reason}")
+        raise KernelsError(
+            f"{where}: weights are packed for native kernels, but onnxruntime runs the graph: {kernels.reason}"
+        )
     if kernels.layout != layout:
         raise KernelsError(
             f"{where}: weights are packed in layout {layout}, but u2moe-kernels {kernels.version} reads "

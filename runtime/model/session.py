@@ -53,7 +53,7 @@ class Session:
         ProviderError: a provider did not start.
         KernelsError: native kernels were requested, but cannot run the graph.
         BundleError: onnxruntime rejects the file, or it differs from `graph` or from the manifest.
-        IntegrityError: a file differs from its digest, or was changed while it was loaded.
+        IntegrityError: a file does not match its digest, or was changed while it was loaded.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class Session:
         active = self._session.get_providers()
         for provider in settings.providers:
             if provider not in active:
-                raise ProviderError(f"{file}: {provider} did not start; onnxruntime would use {', '.join(active)}")
+                others = ", ".join(active)
+                raise ProviderError(f"{file}: {provider} did not start; onnxruntime would use {others} instead")
         try:
             _check_tensors(file, "input", graph.inputs, self._session.get_inputs(), manifest.model)
             _check_tensors(file, "output", graph.outputs, self._session.get_outputs(), manifest.model)
@@ -97,7 +98,7 @@ class Session:
         return tuple(self._session.get_providers())
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, Any]:
-        """Run the graph with inputs by name. Returns the outputs by name, as in the contract.
+        """Run the graph, and return its outputs. Inputs and outputs have the names in the contract.
 
         With `SessionSettings.io_binding`, float outputs of the encoder stay in the device's memory as `DeviceArray`.
         All other outputs are arrays.
@@ -123,13 +124,13 @@ def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettin
     for kind in formats:
         if own is not None and own.graph_optimization_level == level and kind.needs_constants:
             raise ProviderError(
-                f"{file}: weights in {kind.bits} bits need onnxruntime's optimisations, but sess_options disables them"
+                f"{file}: {kind.bits}-bit weights need onnxruntime's optimisations, but sess_options disables them"
             )
     if OPENVINO not in settings.providers or not formats:
         return
     if tuple(map(int, onnxruntime.__version__.split(".")[:2])) <= _OPENVINO_REFUSED:
         raise ProviderError(
-            f"{file}: {OPENVINO} of onnxruntime {onnxruntime.__version__} cannot run integer products, and crashes "
+            f"{file}: {OPENVINO} of onnxruntime {onnxruntime.__version__} cannot compute integer products, and crashes "
             "the process on some processors; use a float32 bundle with it, or CPUExecutionProvider"
         )
 
@@ -140,7 +141,7 @@ def _load(
     """Load a session with the chosen kernels. onnxruntime runs the functions that these kernels refuse.
 
     Kernels refuse functions that they do not know, for example a function with an activation that only another version
-    of u2moe has. If the error does not name the function, onnxruntime runs all functions.
+    of u2moe has. If their error does not name the refused function, onnxruntime runs all functions.
     """
     kernels = settings.chosen
     if layout is not None and settings.sess_options is None:
@@ -151,18 +152,18 @@ def _load(
         except BundleError as error:
             if isinstance(error, IntegrityError) or not kernels.native or layout is not None:
                 raise
-            message = f"u2moe-kernels {kernels.version} cannot run it"
+            message = f"u2moe-kernels {kernels.version} cannot run {opened.path.name}"
             others = kernels.without_refused(error.__cause__ or error) or kernels.without(f"{message}: {error}")
             if checked_kernels(settings.kernels) == "native":
                 _inference_session(opened, settings, others)  # fails if the graph itself is damaged
-                raise KernelsError(f"{message}, but onnxruntime can: {error}") from error
+                raise KernelsError(f"{message} (onnxruntime's own kernels can): {error}") from error
             kernels = others
 
 
 def _inference_session(
     opened: GraphFile, settings: SessionSettings, kernels: Kernels
 ) -> tuple[onnxruntime.InferenceSession, dict[str, npt.NDArray[Any]]]:
-    """Create a session. Also returns the weights, because the session uses their memory."""
+    """Create a session, and return it with the weights. It uses their memory, so the caller must keep them."""
     file, options = opened.path, settings.session_options(kernels)
     weights = {} if options is settings.sess_options else opened.weights(kernels.replaces)
     try:
@@ -205,7 +206,7 @@ def _without_functions(content: bytes) -> bytes:
 def _check_tensors(
     file: Path, role: str, expected: Sequence[Tensor], found: Sequence[onnxruntime.NodeArg], config: ModelConfig
 ) -> None:
-    """Check names, element types, ranks, and the sizes of axes that the manifest fixes."""
+    """Check names, element types and ranks, and compare fixed axis sizes with the manifest."""
     names = [node.name for node in found]
     if names != [tensor.name for tensor in expected]:
         raise BundleError(f"{file}: {role}s are {names}, expected {[tensor.name for tensor in expected]}")

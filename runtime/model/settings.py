@@ -95,7 +95,7 @@ class SessionSettings:
             if provider not in available:
                 wheel = WHEELS.get(provider)
                 remedy = f"it is in the package {wheel}" if wheel else "no known package on PyPI has it"
-                raise ProviderError(f"{provider} is not installed; installed: {', '.join(available)}; {remedy}")
+                raise ProviderError(f"{provider} is not installed: {remedy}; installed: {', '.join(available)}")
         if self.kernels == "native" and self.sess_options is not None:
             raise ValueError(
                 "kernels and sess_options cannot be combined: call "
@@ -117,7 +117,7 @@ class SessionSettings:
         return choose_kernels(kernels, self.providers)
 
     def memory(self, session: onnxruntime.InferenceSession) -> DeviceMemory | None:
-        """Return the memory of a session's device, or None if values are arrays on the host."""
+        """Return the memory of a session's device, or None if the session's values are arrays on the host."""
         provider, options = self.providers[0], (self.provider_options or ({},))[0]
         if not (provider != DEFAULT_PROVIDER if self.io_binding is None else self.io_binding):
             return None
@@ -125,7 +125,7 @@ class SessionSettings:
 
     @property
     def search_library(self) -> Path | None:
-        """Native library for the first pass, which works with any provider; None: not requested or not installed."""
+        """Native library for the first pass, whatever the provider. None: excluded by `kernels`, or not installed."""
         if checked_kernels(self.kernels) == "onnxruntime":
             return None
         try:
@@ -134,7 +134,7 @@ class SessionSettings:
             return None
 
     def session_options(self, kernels: Kernels | None = None) -> onnxruntime.SessionOptions:
-        """Return session options with these kernels; None: the `chosen` kernels."""
+        """Return `sess_options` if given, otherwise session options with `kernels` (None: the `chosen` kernels)."""
         if self.sess_options is not None:
             return self.sess_options
         options = onnxruntime.SessionOptions()
@@ -148,7 +148,7 @@ class SessionSettings:
 
 
 def _several(name: str, values: object, kind: type[Any]) -> tuple[Any, ...]:
-    """Check an option that is a sequence of names or of mappings."""
+    """Check an option that is a sequence of names or of mappings, and return it as a tuple."""
     if not isinstance(values, Sequence) or isinstance(values, str) or not all(isinstance(one, kind) for one in values):
         expected = "names" if kind is str else "mappings, one for each provider"
         raise ValueError(f"{name} must be a sequence of {expected}, got {values!r}")

@@ -1,4 +1,4 @@
-"""Encoder of a bundle of fixed shape. It runs `static.onnx` itself or calls an external runner."""
+"""Encoder for bundles of fixed shape: runs `static.onnx` itself or through an external runner."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 class Runner(Protocol):
-    """Interface of an external runner of `static.onnx`, for example one that runs the graph compiled for a device."""
+    """Interface of an external runner of `static.onnx`, for example one that runs a version compiled for a device."""
 
     def run(self, inputs: dict[str, npt.NDArray[np.float32]], /) -> Mapping[str, npt.NDArray[np.float32]]:
         """Run the graph with all inputs by name. Returns all outputs by name. `static.json` lists the names."""
@@ -28,7 +28,7 @@ class Runner(Protocol):
 
 
 class StaticEncoder(Encoder):
-    """An `Encoder` with fixed sizes of chunks and left context. It also computes log-probabilities.
+    """An `Encoder` with a fixed chunk size and a fixed left context. It also computes log-probabilities.
 
     Between calls, caches have the same layout as in bundles with dynamic shapes, so streams can join and leave batches
     as usual. The graph runs separately for each stream of a batch.
@@ -37,7 +37,7 @@ class StaticEncoder(Encoder):
         runner: runs the graph.
         config: configuration of the model.
         form: fixed shapes of the graph.
-        files: files of the bundle, with the caches before the first chunk.
+        files: files of the bundle, including the initial caches.
     """
 
     def __init__(self, runner: Runner, config: ModelConfig, form: StaticForm, files: BundleFiles) -> None:
@@ -57,7 +57,7 @@ class StaticEncoder(Encoder):
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """See `Encoder`; for an external runner, its name."""
+        """See `Encoder`. For an external runner, this is the name of its class."""
         return self.runner.providers if isinstance(self.runner, Session) else (type(self.runner).__name__,)
 
     def step(
@@ -89,7 +89,7 @@ class StaticEncoder(Encoder):
         raise StreamError(f"this bundle supports only chunks of {self.form.chunk_size} frames, not full context")
 
     def _one(self, features: Array, offset: int, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-        """Encode a window [frames, mel] of one stream. Return outputs (caches [blocks, ...]) and the next offset."""
+        """Encode a window [frames, mel] of a stream. Return outputs (with caches [blocks, ...]) and the next offset."""
         config = self.config
         frames = (len(features) - config.window) // self._rate + 1
         position = self.position(offset, frames)
@@ -104,7 +104,7 @@ class StaticEncoder(Encoder):
     def position(self, offset: int, frames: int) -> int:
         """Return the position of a chunk of `frames` frames; see `contract.encoder`.
 
-        The position and `frames` count frames after the subsampling; `offset` counts encoder frames.
+        The position and `frames` are in frames after the subsampling; `offset` is in encoder frames.
         """
         reduction = self.config.frame_reduction
         offset, limit, base = (
@@ -122,8 +122,8 @@ class StaticEncoder(Encoder):
         Args:
             features: window [frames, mel]; may be shorter at the end of a stream.
             position: position of the chunk, in frames after the subsampling.
-            tensors: caches in the layout of bundles with dynamic shapes [blocks, ...]. Caches of keys and values may be
-                shorter than in the graph.
+            tensors: caches [blocks, ...], in the layout of bundles with dynamic shapes. Caches of keys and values may
+                be shorter than in the graph.
         """
         config, form = self.config, self.form
         chunk = np.zeros((1, config.num_features(form.chunk_size), config.feature_size), np.float32)
@@ -170,7 +170,10 @@ class StaticEncoder(Encoder):
         return frames.reshape(1, blocks * past, channels)
 
     def _taken(self, found: Array, tensor: Array) -> Array:
-        """Return the graph's cache `found` as in dynamic bundles, without unfilled frames. `tensor` is the old one."""
+        """Return the new cache `found` in the layout of dynamic bundles, without unfilled frames.
+
+        `tensor` is the previous cache.
+        """
         if found.ndim == 3:
             return found.reshape(len(tensor), -1, tensor.shape[1]).transpose(0, 2, 1)
         left = found.shape[2]
@@ -179,7 +182,7 @@ class StaticEncoder(Encoder):
 
 
 def _checked(name: str, value: object, shape: tuple[int | None, ...]) -> Array:
-    """Return an output of a runner if it matches the contract."""
+    """Return a runner's output if its type and shape are right; otherwise raise a ProviderError."""
     array = np.asarray(value)
     if value is None or array.dtype != np.float32 or array.shape != shape:
         seen = "nothing" if value is None else f"{array.dtype} {list(array.shape)}"
@@ -191,7 +194,7 @@ def _read_starts(files: BundleFiles, config: ModelConfig, form: StaticForm) -> d
     """Read the initial contents of caches, by name.
 
     Raises:
-        BundleError: a file is not a numpy array, or has another type or shape.
+        BundleError: a file is not a numpy array of the expected type and shape.
     """
     starts, caches = {}, {cache.name: cache for cache in config.caches}
     for history in form.histories:

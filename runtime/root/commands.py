@@ -8,7 +8,7 @@ GROUPS = {
     "Recognise": {
         "transcribe": ("u2moe.runtime.cli.transcribe", "add_transcribe", "recognise audio files"),
         "listen": ("u2moe.runtime.cli.listen", "add_listen", "recognise speech from a microphone"),
-        "align": ("u2moe.runtime.cli.align", "add_align", "find the times of the words of a text"),
+        "align": ("u2moe.runtime.cli.align", "add_align", "find when each word of a text is spoken"),
         "corpus": ("u2moe.runtime.cli.corpus", "add_corpus", "recognise a corpus, each utterance exactly once"),
     },
     "Your own model": {

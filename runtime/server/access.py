@@ -49,17 +49,20 @@ class Key:
 
     def __post_init__(self) -> None:
         if not (self.secret and self.secret.isascii() and self.secret.isprintable()) or " " in self.secret:
-            raise ValueError(f"the API key {self.name} must be printable ASCII without spaces: it is sent in headers")
+            raise ValueError(
+                f"the value of the API key {self.name!r} must be printable ASCII without spaces: it is sent in headers"
+            )
         if self.num_streams is not None:
             checked_integer(f"the number of streams of the key {self.name}", self.num_streams, least=1)
 
 
 def read_keys(file: Path) -> tuple[Key, ...]:
-    """Read the keys in a file: a single key, or lines with a name, a key and optionally a number of streams.
+    """Read the keys in a file: a single key, or lines with a name, a key and optionally a maximum number of streams.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file has no key or an invalid line. The message has the line number, but not the content.
+        ValueError: the file has no key, an invalid line, or two keys with the same name or secret. Messages contain
+            line numbers or names, but no secrets.
     """
     lines = file.read_text(encoding="utf-8").splitlines()
     rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip() and line.lstrip()[0] != "#"]
@@ -70,7 +73,7 @@ def read_keys(file: Path) -> tuple[Key, ...]:
     keys = []
     for number, row in rows:
         if len(row) not in (2, 3) or not all(part.isdecimal() for part in row[2:]):
-            raise ValueError(f"{file}: line {number} must be a name, a key and optionally a number of streams")
+            raise ValueError(f"{file}: line {number} must be a name, a key and optionally a maximum number of streams")
         keys.append(Key(name=row[0], secret=row[1], num_streams=int(row[2]) if len(row) == 3 else None))
     for attribute in ("name", "secret"):
         if len({getattr(key, attribute) for key in keys}) < len(keys):
@@ -79,7 +82,7 @@ def read_keys(file: Path) -> tuple[Key, ...]:
 
 
 class Keys:
-    """The valid keys.
+    """The valid API keys.
 
     Attributes:
         by_name: keys by name. Empty: clients need no key.
@@ -119,8 +122,8 @@ class Access:
     A client sends its key as `Authorization: Bearer KEY`, or as a WebSocket subprotocol. Clients that accept
     only a URL can send `?api_key=KEY`.
 
-    Pages of another origin may use the server only if the origin is listed or the protocol has its own port. Otherwise,
-    they can only send GET, HEAD and OPTIONS requests, and cannot read the responses.
+    Pages of another origin may use the server only if the origin is listed, or through the WebSocket on a protocol's
+    own port. Otherwise, they can only send GET, HEAD and OPTIONS requests, and cannot read the responses.
 
     A server that only this machine can reach accepts only loopback names in the Host header. Without this check, a
     page could make its own host name resolve to this machine, and then send same-origin requests (DNS rebinding).

@@ -1,4 +1,4 @@
-"""Limits on the processor time of clients and on the number of connections, in total and per address."""
+"""Limits on the processor time of clients and on the number of connections, each in total and per address."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Account:
         return max(self._paid_time - now, 0.0) * self._share
 
     def wait_s(self, now: float) -> float:
-        """Return the seconds until the debt is no more than the advance."""
+        """Return the seconds until the debt is at most the advance."""
         return max(self._paid_time - now - self.advance_s / self._share, 0.0)
 
 
@@ -103,7 +103,7 @@ class Connections:
         tell_new: called with the number of new connections, which may still become streams.
 
     Attributes:
-        together: common account for the time that connections use beyond their own shares.
+        together: account shared by all connections, for the time that each uses beyond its share.
         served: open connections.
     """
 
@@ -134,7 +134,7 @@ class Connections:
         return took_s
 
     def enter(self, connection: socket.socket) -> Visit | None:
-        """Count a new connection. Return None if there are too many, or if the debt of its address is too high."""
+        """Count a new connection. Return None if too many are open, or if the debt of its address is too high."""
         peer = _peer_of(connection)
         address, now = site_of(peer), time.monotonic()
         is_free = peer is None or self._is_proxy(peer)
@@ -237,7 +237,7 @@ class Visit:
             self._connections.count_new(-1)
 
     def leave(self, num_lost: int = 0) -> None:
-        """Note that the connection is closed. `num_lost`: bytes of an incomplete message. Idempotent."""
+        """Record that the connection is closed. `num_lost`: bytes of an incomplete message. Idempotent."""
         self.settle()
         if not self._is_here:
             return

@@ -40,8 +40,8 @@ _MEASURED_HOTWORDS = 1000
 class Lateness:
     """Average time that live audio waits for recognition.
 
-    The capacity is measured only at the start. High lateness shows that the machine has since become slower or has
-    other work. Once results are late, no more clients are admitted until results are clearly on time again.
+    The server's capacity is measured only at startup. High lateness shows that the machine has since become slower or
+    has other work. Once results are late, no new clients are admitted until results are clearly on time again.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Lateness:
         self._is_too_late = False
 
     def observe(self, seconds: float) -> None:
-        """Update the average with the longest time, in seconds, that audio of a scheduler round has waited."""
+        """Update the average after a scheduler round in which live audio waited at most `seconds`."""
         now = time.monotonic()
         passed_s = min(now - self._then, max(seconds, _IN_TIME_S))  # a pause without live audio does not count
         self._late_s += (1 - math.exp(-passed_s / _AVERAGED_S)) * (seconds - self._late_s)
@@ -77,7 +77,7 @@ class Admission:
         metrics: metrics that contain the `gauge`.
         incidents: counts refusals.
         gauge: name of the gauge that shows how many slots are taken: "streams" or "files".
-        lateness: average lateness. Clients are refused while it is too high. None: only slots count.
+        lateness: average time that live audio waits. Clients are refused while it is too high. None: only slots count.
         key: name of the API key that the slots belong to. None: the slots are the server's.
 
     Attributes:
@@ -149,16 +149,16 @@ class Admission:
 def measure_capacity(model: ServedModel) -> int:
     """Measure how many live streams one thread of this machine can recognise with time to spare.
 
-    Eight streams of speech are decoded at full speed, including the second pass. The faster of two runs counts.
+    Eight streams of speech are decoded at full speed, including the second pass. The faster of two runs is used.
     """
     seconds = min(_decode_speech(model, _MEASURED_STREAMS, _MEASURED_S) for _ in range(2))
     return max(int(_SHARE / seconds), 1)
 
 
 def measure_costs(model: ServedModel) -> None:
-    """Measure the costs of streams with a wider beam and with hotwords, and set `model.costs`.
+    """Measure the costs of streams with a wider beam, with hotwords, and with both, and set `model.costs`.
 
-    The faster of two runs counts.
+    For each cost, the faster of two runs is used.
     """
     if model.stream_options.search in WITHOUT_BEAM:
         return

@@ -76,7 +76,7 @@ def make_app(service: Service) -> ASGIApp:
 
 
 def _operation(service: Service) -> list[Route]:
-    """Return the routes for operators of the server."""
+    """Return the routes for monitoring the server."""
 
     async def readyz(_request: Request) -> Response:
         return PlainTextResponse("ready\n" if service.is_ready else "not ready\n", 200 if service.is_ready else 503)
@@ -89,7 +89,7 @@ def _operation(service: Service) -> list[Route]:
 
 
 def _page() -> list[Route]:
-    """Return a route for each file of the page, and for the files of the JavaScript module under `/u2moe/`."""
+    """Return a route for each file of the page, and one under `/u2moe/` for each file of the JavaScript module."""
     files = {"" if file.name == "index.html" else file.name: file for file in _PAGE.iterdir()}
     files |= {f"u2moe/{file.name}": file for file in _MODULE.iterdir() if file.name.endswith((".js", ".wasm"))}
     routes = []

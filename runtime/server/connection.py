@@ -37,7 +37,7 @@ class Patience:
     Args:
         limit_s: timeout in seconds.
         least: minimum amount that counts as progress.
-        unit: unit of amounts, for errors.
+        unit: unit of the amounts, for error messages.
         amount: returns the amount received since the start.
     """
 
@@ -120,7 +120,7 @@ class Connection:
 
 
 async def send_within(seconds: float, sending: Awaitable[None]) -> None:
-    """Await the sending of a message to a client.
+    """Wait until `sending` has sent a message to a client.
 
     Raises:
         ClientGoneError: the client has disconnected.
@@ -189,7 +189,7 @@ def plain_number(value: float) -> float:
 
 
 def added_text(before: Sequence[str], text: str) -> str:
-    """Return `text`, with a leading space if it needs one after the joined texts `before`."""
+    """Return `text`, with a leading space if it needs one after the texts in `before`."""
     return join_texts([*before, text])[len(join_texts(before)) :]
 
 

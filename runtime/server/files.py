@@ -1,4 +1,4 @@
-"""Queue of uploaded files. A few files at a time are recognised in turns. Clients share slots, turns and disk space."""
+"""Queue of uploaded files. A few at a time take turns at recognition. Clients share slots, turns and disk space."""
 
 from __future__ import annotations
 
@@ -63,12 +63,14 @@ class _Turns:
 
 
 class FileQueue:
-    """Queue of files of any length. A few at a time take turns of about ten seconds of audio, so short files end soon.
+    """Queue of files of any length.
+
+    A few files are recognised at a time, in turns of about ten seconds of audio, so short files finish soon.
 
     The next file to start belongs to the client with the fewest running files. If several clients have the
     fewest, the client whose file started most recently comes last. The files of one client start in order of
     arrival. A client with running files may start another only if it has fewer running files than
-    there are free places.
+    there are free threads.
 
     Attributes:
         admission: slots in the queue. A file holds its slot from the first byte of the upload to the last byte of the
@@ -124,7 +126,7 @@ class FileQueue:
                     self._places.pop(client, None)
 
     def add(self, task: FileTask) -> None:
-        """Start a task as soon as its turn comes."""
+        """Queue a task, and start it as soon as its turn comes."""
         self._tasks.append(task)
         self._begin()
 
@@ -141,12 +143,15 @@ class FileQueue:
                 self._running[task] = self._pool.submit(task.work)
 
     def end(self, task: FileTask) -> None:
-        """Note that a task is done, and start waiting tasks."""
+        """Record that a task is done, and start tasks that are waiting."""
         del self._running[task]
         self._begin()
 
     def give_back(self, decoder: FileDecoder) -> None:
-        """Keep an idle decoder, or stop it if another one is kept. Called in the thread of a file."""
+        """Keep an idle decoder, or stop it if another one is kept or `is_cut` is set.
+
+        Called in the thread that decodes a file.
+        """
         if self._decoders or self.is_cut.is_set():
             decoder.stop()
         else:
@@ -174,7 +179,7 @@ class FileQueue:
             self._waiting.discard(task)
 
     def cut(self) -> None:
-        """Abort every upload and file; they fail with StoppingError."""
+        """Abort all uploads and files, which then fail with StoppingError."""
         self.is_cut.set()
         for task in self._waiting:
             task.cancel()
@@ -189,12 +194,12 @@ class FileQueue:
             task.close()
 
     def join(self, seconds: float) -> bool:
-        """Wait up to `seconds` for the recognition of running files to end; return whether it ended for all of them."""
+        """Wait up to `seconds` for running files to end; return whether all of them ended."""
         return not wait(list(self._running.values()), seconds).not_done
 
 
 class FileTask:
-    """A file that has a slot and is recognised in turns with other files.
+    """A file that has a slot. Its recognition takes turns with that of other files.
 
     Args:
         queue: the queue of files.
@@ -225,7 +230,7 @@ class FileTask:
         self._is_abandoned = threading.Event()
 
     def store(self, num_bytes: int) -> None:
-        """Set the number of bytes stored.
+        """Record how many bytes of the file are stored.
 
         Raises:
             StorageError: the client has several files, and their total size exceeds the free disk space.
@@ -245,7 +250,7 @@ class FileTask:
             file: the open file. The task closes it.
             name: name of the file in messages.
             sample_rate: sample rate of the model in Hz.
-            segments: yields the segments of the file; takes an iterator of buffers and the keyword `on_progress`.
+            segments: function that takes an iterator of buffers and the keyword `on_progress`, and yields segments.
         """
         self.arrival = time.perf_counter()
         self.close = file.close

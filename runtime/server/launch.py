@@ -116,7 +116,7 @@ def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> 
         listening.setblocking(False)  # noqa: FBT003
     except OSError as error:
         where = f"{host} port {port}" if file is None else f"{file}"
-        raise OSError(error.errno, f"cannot listen at {where}: {error.strerror}") from error
+        raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from error
     return listening
 
 
@@ -148,9 +148,9 @@ async def _serve(
 ) -> None:
     """Serve in this process. `rows` are the metrics shared with other workers. None: this is the only process.
 
-    Objects created during the start are frozen (`gc.freeze`), so full collections become more frequent. Python starts a
-    full collection when new objects exceed a quarter of the objects that survived the last full collection. Frozen
-    objects do not count as survivors.
+    Objects created at startup are frozen (`gc.freeze`), so full garbage collections become more frequent. Python starts
+    one when the number of new objects exceeds a quarter of the number that survived the last one. Frozen objects do not
+    count as survivors.
     """
     recognizers = {}
     for name, model in models.items():
@@ -194,7 +194,7 @@ def _work(serve: Callable[[int, Any], Coroutine[Any, Any, None]], logs_json: boo
 
 
 def _log_addresses(options: ServerOptions, sockets: Mapping[str, socket.socket]) -> None:
-    """Log where the server listens, and a warning if anyone on the network may use it."""
+    """Log the addresses. Warn if few connections are possible, or if anyone on the network may use the server."""
     host, tls = f"[{options.host}]" if ":" in options.host else options.host, "s" if options.tls_certificate else ""
     for name, listening in sockets.items():
         if options.socket_file is not None:

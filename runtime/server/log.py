@@ -114,14 +114,14 @@ class _LoggedLines(io.TextIOBase):
 
 
 class _Rate:
-    """Rate limit of one line of each kind per minute."""
+    """Rate limit: one line per minute for each kind of line."""
 
     def __init__(self) -> None:
         self._next_times: dict[Hashable, float] = {}
         self._num_silent: Counter[Hashable] = Counter()
 
     def more(self, kind: Hashable) -> str | None:
-        """Return text about the lines suppressed before this one. None: suppress this line."""
+        """Return text about the lines suppressed before this one, or None to suppress this one too."""
         now = time.monotonic()
         if len(self._next_times) >= _MOST_KINDS:
             self._next_times = {each: then for each, then in self._next_times.items() if then > now}
@@ -136,7 +136,7 @@ class _Rate:
 
 
 class _OnceAMinute(logging.Filter):
-    """Rate limit of warnings and errors.
+    """Rate limit for warnings and errors.
 
     Log records of libraries are grouped by code location, because their texts may quote clients and thus differ.
     """
@@ -156,7 +156,7 @@ class _OnceAMinute(logging.Filter):
 
 
 class Incidents:
-    """Counts and rate-limited log lines of refusals and failures."""
+    """Counts refusals and failures, and logs them at a limited rate."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

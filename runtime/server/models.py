@@ -52,7 +52,7 @@ class ServedModel:
         stream_options: default options of live streams.
         languages: codes of its languages, from the options or the vocabulary.
         beam_size: default beam size of streams.
-        costs: costs of four kinds of stream, relative to a plain stream: default beam, widest beam, and the same two
+        costs: costs, relative to a plain stream, of four kinds of stream: default beam, widest beam, and the same two
             with hotwords. A plain stream has the default beam and no hotwords.
     """
 
@@ -134,10 +134,10 @@ class ServedModel:
         return least + (most - least) * min(wider / max(MOST_BEAM - self.beam_size, 1), 1.0)
 
     async def _language_model(self, weight: float) -> LanguageModelOptions | Literal["none"]:
-        """Return the language model with another weight, prepared outside the event loop. Weight 0 means no model.
+        """Return the language model with the given weight, prepared outside the event loop; "none" for weight 0.
 
         Raises:
-            RequestError: the server has no language model.
+            RequestError: the server has no language model, or the search is greedy.
             UnavailableError: current streams use too many different weights.
         """
         chosen = self.recognizer.language_model
@@ -159,22 +159,22 @@ class ServedModel:
             return found
 
     def _grammar(self, value: Any) -> Grammar:
-        """Return the grammar in a JSON value."""
+        """Return the grammar given as a JSON value."""
         if self._is_greedy:
             raise RequestError("a grammar needs beam search, which this server does not use", "grammar")
         with refusing("grammar"):
             grammar = Grammar(lines=value)
         if len(self.shortened(grammar.lines)) < len({*grammar.lines}):
-            most = f"{self._limits.hotwords} phrases with {self._limits.hotword_letters} characters in total"
+            most = f"{self._limits.hotwords} phrases, {self._limits.hotword_letters} characters in total"
             raise RequestError(
-                f"a grammar may have at most {most}, and at most {LONGEST_PHRASE} characters per phrase", "grammar"
+                f"a grammar may have at most {most} and {LONGEST_PHRASE} characters per phrase", "grammar"
             )
         return grammar
 
     async def restricted(self, phrases: Sequence[str]) -> DecodingOptions | None:
-        """Return options that restrict streams to the phrases that the vocabulary can spell.
+        """Return options that restrict streams to those of `phrases` that fit the limits and can be spelled.
 
-        None: there are no such phrases, or the search is greedy.
+        None: no phrase is left, or the search is greedy.
         """
         if self._is_greedy:
             return None
@@ -184,7 +184,7 @@ class ServedModel:
         return (await self.decoding(self.stream_options, {"grammar": lines}))[0] if kept else None
 
     async def _hotwords(self, value: Any) -> ContextGraph | None:
-        """Return the hotwords in a JSON value."""
+        """Return the hotwords in a JSON value, or None for an empty list."""
         if value and self._is_greedy:
             raise RequestError("hotwords need beam search, which this server does not use", "hotwords")
         if not isinstance(value, list):
@@ -235,7 +235,7 @@ def phrases_of(prompt: str) -> list[str]:
 
 
 def languages_of(symbols: Sequence[str]) -> list[str]:
-    """Return which of "zh" and "en", the languages of WeNet's models, have characters in a vocabulary.
+    """Return those languages of WeNet's models, "zh" and "en", whose characters occur in a vocabulary.
 
     Symbols in angle brackets, such as `<blank>`, are ignored.
     """

@@ -26,7 +26,7 @@ class Limits:
         message_bytes: maximum size of a WebSocket message, or of the audio in a Wyoming event.
         duration_s: maximum seconds of audio in a stream or file.
         queue_s: maximum seconds of audio in the queue of a stream; a client that sends faster is slowed down.
-        idle_s: seconds in which a client must send a minimum of audio.
+        idle_s: seconds in which a client must send audio that lasts at least a hundredth of this time.
         send_s: seconds in which a client must read what the server sends.
         hotwords: maximum number of phrases.
         hotword_letters: maximum number of characters in all phrases.
@@ -47,17 +47,17 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """How the server listens, and how much it accepts.
+    """Addresses, limits, keys, TLS and log format of a server.
 
     Attributes:
         host: address to listen on, or "unix:" and the path of a socket; 127.0.0.1: only this machine.
         port: port for HTTP and WebSocket; 0: any free port.
-        protocol_ports: additional ports for single protocols, by the protocol's name.
+        protocol_ports: additional ports by protocol name. Each port serves only its protocol.
         languages: code of a language that the model recognises; Home Assistant selects models by it. None: inferred
             from the model's vocabulary.
         workers: number of processes, each with its own model and scheduler.
         chunk_size: encoder frames per chunk of live streams. None: as in training, or 16.
-        capacity: maximum number of live streams per worker. None: measured at the start.
+        capacity: maximum number of live streams per worker. None: measured at startup.
         max_files: maximum number of files per worker, including waiting ones.
         limits: limits for each client.
         drain_s: seconds that a stopping server waits for utterances and files in progress.
@@ -110,12 +110,12 @@ class ServerOptions:
 
     @property
     def socket_file(self) -> Path | None:
-        """Path of the Unix socket to listen on instead of an address, if any."""
+        """Path of the Unix socket to listen on; None: listen on an address."""
         return Path(self.host.removeprefix("unix:")) if self.host.startswith("unix:") else None
 
     @property
     def is_behind_proxy(self) -> bool:
-        """Whether clients connect through a proxy, which checks the host name."""
+        """Whether clients connect through a proxy. The proxy must then check the host name."""
         return bool(self.forwarded_allow_ips or self.socket_file)
 
     def is_proxy(self, address: Address) -> bool:
@@ -144,4 +144,4 @@ def check_tls(options: ServerOptions) -> None:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.tls_certificate, options.tls_key)
         except (ssl.SSLError, OSError) as error:
             files = f"{options.tls_certificate}, {options.tls_key}"
-            raise ValueError(f"{files}: must be a PEM certificate and its key without a password: {error}") from error
+            raise ValueError(f"{files}: must be a PEM certificate and its unencrypted key: {error}") from error

@@ -1,4 +1,4 @@
-"""Class that describes a protocol, and handles admission, errors and closing of its WebSockets."""
+"""Class that describes a protocol, admits and closes its WebSockets, and handles their errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Protocol:
         run_tcp: serves one client over TCP, and reports errors itself.
         routes: its HTTP routes.
         may_have_port: whether `--protocol` can assign a separate port, for clients that cannot set a path.
-        tell_error: returns the object that reports an error to the client. None: no object is sent.
+        tell_error: returns the JSON object that reports an error to the client. None: no object is sent.
         close_code: WebSocket close code for client errors that have no close code of their own.
         subprotocols: supported WebSocket subprotocols, in order of preference.
     """

@@ -27,7 +27,7 @@ _LONGEST_PERIOD_S = 0.1
 
 
 class Scheduler:
-    """Decoder of all streams. It works in a separate thread and never blocks the event loop.
+    """Decodes all streams in a separate thread, so that it never blocks the event loop.
 
     Each round takes one chunk from every live stream that has one, and decodes the chunks together. Streams that are
     faster than real time share a few places in each round, so that live streams do not wait for them.

@@ -36,7 +36,7 @@ _MAX_UNREAD = 100
 
 @dataclass(kw_only=True)
 class Round:
-    """Audio that a round of the scheduler has taken from one stream, and the results."""
+    """The audio that a round of the scheduler has taken from one stream, and the results for this stream."""
 
     stream: ServedStream
     number: int  # number of this round among the stream's rounds, from 1
@@ -54,7 +54,7 @@ class Round:
 
 
 class ServedStream:
-    """Source of audio that is recognised with endpoint rules, until `finish` or `close`.
+    """Source of audio that is recognised with endpoint rules. It ends with `finish` or `close`.
 
     Feed samples with `feed`, and iterate over the stream for results. Iteration yields the final result of each segment
     exactly once and in order. It yields a partial result when the text has changed; only the latest one is kept.
@@ -76,8 +76,8 @@ class ServedStream:
         num_fed, num_taken: numbers of samples put into the queue, and taken out by the scheduler.
         wanted_s: seconds of waiting audio that are enough for a round.
         num_rounds: how many rounds have included this stream.
-        last_round: the scheduler's number of the last of these rounds; 0 before the first.
-        is_live: whether the audio arrives no faster than in real time.
+        last_round: number that the scheduler gave to the last of these rounds; 0 before the first.
+        is_live: whether the audio arrives no faster than real time.
         has_text: whether there has been any text.
         start: time at which the stream was opened.
     """
@@ -116,7 +116,7 @@ class ServedStream:
 
     @property
     def queued_s(self) -> float:
-        """Seconds of queued audio that are not recognised yet."""
+        """Seconds of audio fed but not yet recognised."""
         return (self.num_fed - self._num_done) / self.sample_rate
 
     @property
@@ -275,9 +275,9 @@ class ServedStream:
     # The methods below run in the scheduler's thread.
 
     def take(self, number: int) -> Round:
-        """Pass at most about one chunk of waiting audio to the recogniser.
+        """Pass about one chunk of waiting audio, or less, to the recogniser.
 
-        `number` is the scheduler's number of the round.
+        `number` is the index of the round in the scheduler, from 1.
         """
         self.last_round = number
         self.num_rounds += 1

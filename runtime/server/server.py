@@ -1,4 +1,4 @@
-"""Server of one process. It accepts connections, passes HTTP to uvicorn, and lets streams finish when it stops."""
+"""The server in one process. It accepts connections, passes HTTP to uvicorn, and lets streams finish when it stops."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _TICK_S = 0.1
 
 
 class Server:
-    """Server of one process. Workers share the same sockets.
+    """The server in one process. Workers share the same sockets.
 
     Args:
         service: service that the server starts and stops.
@@ -94,7 +94,7 @@ class Server:
     async def run_on(self, sockets: Mapping[str, socket.socket]) -> None:
         """Serve until `stop` is called, then let streams in progress finish.
 
-        `sockets` are the listening sockets by the name of their protocol.
+        `sockets` maps the name of each protocol to its listening socket.
         """
         self._sockets = sockets
         loop = asyncio.get_running_loop()
@@ -145,7 +145,7 @@ class Server:
             self._take(speaks, connection)
 
     def _pause(self, seconds: float) -> None:
-        """Accept no connections for some seconds."""
+        """Stop accepting connections for this many seconds."""
         self._listen(is_wanted=False)
         asyncio.get_running_loop().call_later(seconds, functools.partial(self._listen, is_wanted=True))
 
@@ -166,7 +166,7 @@ class Server:
         self._sockets = {}
 
     def _take(self, speaks: str, accepted: socket.socket) -> None:
-        """Serve a new connection, after a wait if its address has a high debt. Close it if there are too many."""
+        """Serve a new connection, after a wait if its address has a high debt. Close it if `connections` refuses it."""
         visit = self.connections.enter(accepted)
         if visit is None:
             self._service.incidents.refuse("connections")
@@ -211,7 +211,7 @@ class Server:
         self.stop()
 
     async def _look_after(self) -> None:
-        """Update the heartbeat, and check connections regularly."""
+        """Regularly update the heartbeat and check connections."""
         for tick in itertools.count():
             self._service.metrics.set("heartbeats", time.monotonic())
             if tick % round(1 / _TICK_S) == 0:
@@ -224,7 +224,10 @@ class Server:
         self._stopping.set()
 
     def reload(self) -> None:
-        """Reload keys and certificate for new connections. After an error, the old ones remain valid."""
+        """Reload the keys, then the certificate, for new connections.
+
+        If the keys cannot be loaded, both remain unchanged; if the certificate cannot, only the certificate does.
+        """
         options = self._service.options
         try:
             self._service.keys.reload()

@@ -40,7 +40,7 @@ class Service:
         options: options of the server.
         metrics: metrics of the server.
         incidents: counts and logs refusals and failures.
-        keys: the valid keys.
+        keys: the valid API keys.
     """
 
     def __init__(self, recognizers: Mapping[str, Recognizer], options: ServerOptions, metrics: Metrics) -> None:
@@ -74,7 +74,7 @@ class Service:
         self.metrics.set("ready", 1)
 
     def model(self, name: Any = None) -> ServedModel:
-        """Return the model that a client requests. A server with one model accepts any name.
+        """Return the requested model; without a name, the default. A server with one model accepts any name.
 
         Raises:
             RequestError: no model has this name.
@@ -89,7 +89,7 @@ class Service:
     def client_of(self, scope: Mapping[str, Any]) -> str:
         """Return the name of a request's client: its key's name if the server has several keys, else its address.
 
-        The name is empty if the client is unknown.
+        For IPv6, the address is that of the client's network. The name is empty if the client is unknown.
         """
         if (key := scope[KEY]) is not None and len(self.keys.by_name) > 1:
             return f"key {key.name}"
@@ -137,11 +137,11 @@ class Service:
         """Reserve memory for data that a client sends before it has a slot.
 
         Raises:
-            UnavailableError: all clients without a slot together send too much.
+            UnavailableError: the clients without a slot send too much in total.
         """
         if self._num_held + num_bytes > _MOST_HELD:
             self.incidents.refuse("full")
-            raise UnavailableError("the server is full: too many clients send too much data before their audio")
+            raise UnavailableError("the server is full: clients are sending too much data before they send audio")
         self._num_held += num_bytes
         try:
             yield
@@ -250,7 +250,10 @@ class Slot:
             self.stream.close()
 
     def drain(self) -> None:
-        """End after the current utterance, or after a stream opened with `is_whole`. Without a stream, end at once."""
+        """End after the current utterance, or after the current stream if it was opened with `is_whole`.
+
+        Without a stream, end at once.
+        """
         self.is_drained = True
         if self.stream is not None and not self.stream.is_over:
             if not self._is_whole:

@@ -1,6 +1,6 @@
 """Connections that pass data in short turns to a protocol of uvicorn or asyncio, and limit processor time per client.
 
-The time of all work for a connection is charged to it: parsing, the steps of its tasks, and work in threads.
+A connection is charged for the time of all work that it causes: parsing, the steps of its tasks, and work in threads.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         return bool(can_wait or cast("asyncio.Protocol", self.inner).eof_received())
 
     def hold(self, is_held: bool) -> None:
-        """Stop passing data to the inner protocol, or resume."""
+        """Stop passing data to the inner protocol; resume if `is_held` is False."""
         self._is_held = is_held
         if self._rest and self._timer is None and not is_held:
             self._timer = self._loop.call_soon(self._go_on)  # not now: the inner protocol may be the caller
@@ -354,7 +354,7 @@ def earn(audio_s: float) -> None:
 
 @contextlib.contextmanager
 def in_place(lost: Callable[[], object]) -> Iterator[None]:
-    """Mark the current connection as having a slot. Call `lost` if the client disconnects meanwhile."""
+    """Within the block, mark the current connection as having a slot, and call `lost` if the client disconnects."""
     connection = _current.get()
     if connection is None:
         yield

@@ -32,7 +32,7 @@ SILENT_S = 20.0
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Until `handle_signals` is called, end with code 0 on SIGTERM. At the end, restore the previous handlers.
+    """Until `handle_signals` is called, exit with code 0 on SIGTERM. Leaving the context restores the old handlers.
 
     By default, SIGTERM would cause another exit code, and PID 1 of a container would ignore it. SIGHUP is deferred
     until `handle_signals` is called; by default, it would end the process.
@@ -83,8 +83,8 @@ class Team:
 
     Args:
         count: number of workers.
-        work: function that runs in each process. It is called with the worker's number, counted from 0, and the shared
-            memory for metrics. It must be importable.
+        work: function that runs in each process. It is called with the index of the worker and the shared memory for
+            metrics. It must be importable.
     """
 
     def __init__(self, count: int, work: Callable[[int, Any], None]) -> None:

@@ -1,4 +1,4 @@
-"""Writes transcripts as text in the output formats. For subtitles, `subtitles` cuts the segments."""
+"""Writes transcripts as text in the output formats. The module `subtitles` cuts segments into subtitles."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class OutputFormat:
 
     Attributes:
         write: returns the content of a file, given a transcript, the name of the recording, and subtitle options.
-        segment: returns the lines of a segment, given the segment and the name. None: segments cannot be written one at
-            a time.
+        segment: returns the lines of a segment, given the segment and the recording's name. None: segments cannot be
+            written one at a time.
         header: first line of a file, such as column names, if all other lines come from `segment`. "": files have no
             such line. None: files have another structure.
         media_type: media type in responses of a server.
@@ -80,7 +80,7 @@ def _json_segment(segment: Result, _name: str) -> str:
 
 
 def _tsv(segment: Result, _name: str) -> str:
-    """Return start and end in milliseconds, and the text."""
+    """Return one line of tab-separated values: start and end in milliseconds, and the text."""
     return f"{to_ms(segment.start)}\t{to_ms(segment.end)}\t{segment.text}\n"
 
 
@@ -99,7 +99,10 @@ def _vtt(transcript: Transcript, _name: str, options: SubtitleOptions | None) ->
 
 
 def _ctm(segment: Result, name: str) -> str:
-    """Return "file channel start duration word confidence" for each word, in seconds, for NIST's tools."""
+    """Return one CTM line per word, for NIST's tools: "file channel start duration word [confidence]".
+
+    Times are in seconds.
+    """
     recording = re.sub(r"\s+", "_", name) or "audio"
     lines = []
     confidences = [word.confidence for word in segment.words] or [None] * len(segment.text.split())
@@ -125,7 +128,7 @@ def _textgrid(transcript: Transcript, _name: str, _options: SubtitleOptions | No
 
 
 def _intervals(content: Sequence[tuple[str, int, int]], end: int) -> list[tuple[str, int, int]]:
-    """Return texts with times in milliseconds, without overlaps. Each gap before `end` is an interval with text ""."""
+    """Return texts as non-overlapping intervals in milliseconds. Each gap before `end` is an interval with text ""."""
     intervals: list[tuple[str, int, int]] = []
     position = 0
     for text, start, last in content:

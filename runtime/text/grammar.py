@@ -1,4 +1,4 @@
-"""Grammars in a style like JSGF: phrases with alternatives and slots.
+"""Grammars in the style of JSGF: phrases with alternatives and slots.
 
     set the timer to <number> (minute | minutes) [please]
     <number> = one | two | twenty [five]
@@ -67,7 +67,7 @@ class Grammar:
             if (definition := _DEFINITION.fullmatch(line)) is None:
                 phrases[line] = _parsed(line, f"phrase {line!r:.80}")
             elif definition[1] in slots:
-                raise GrammarError(f"grammar: slot {definition[1]}: found a second definition, expected one")
+                raise GrammarError(f"grammar: slot {definition[1]}: found two definitions, expected one")
             else:
                 slots[definition[1]] = _parsed(definition[2], f"slot {definition[1]}")
         if not phrases:
@@ -96,11 +96,13 @@ def _parsed(text: str, what: str) -> Expression:
 def check_nested(num: int, what: str) -> None:
     """Raise GrammarError if brackets and slots are nested too deeply."""
     if num > MOST_NESTED:
-        raise GrammarError(f"{what}: found more than {MOST_NESTED} nested brackets or slots, expected fewer")
+        raise GrammarError(
+            f"{what}: found more than {MOST_NESTED} nested brackets or slots, expected at most {MOST_NESTED}"
+        )
 
 
 def _alternatives(parts: Iterator[str], closing: str, what: str, num_around: int = 0) -> Expression:
-    """Parse alternatives up to the closing bracket."""
+    """Parse alternatives up to the bracket `closing`; "": up to the end."""
     check_nested(num_around, f"grammar: {what}")
     found: list[list[Any]] = [[]]
     for part in parts:
@@ -113,12 +115,13 @@ def _alternatives(parts: Iterator[str], closing: str, what: str, num_around: int
             closing = ""
             break
         elif part in (*_CLOSING.values(), UNKNOWN):
-            expected = f"{UNKNOWN} in a line of its own" if part == UNKNOWN else f"{closing!r} or words"
+            expected = f"{closing!r} or words" if closing else "words"
+            expected = f"{UNKNOWN} on a line of its own" if part == UNKNOWN else expected
             raise GrammarError(f"grammar: {what}: found {part!r}, expected {expected}")
         else:
             found[-1].append(part)
     if closing:
-        raise GrammarError(f"grammar: {what}: found its end, expected {closing!r}")
+        raise GrammarError(f"grammar: {what}: found the end, expected {closing!r}")
     if not all(found):
         raise GrammarError(f"grammar: {what}: found nothing, expected words")
     return tuple(map(tuple, found))

@@ -1,4 +1,4 @@
-"""Reads text files line by line, plain or gzip."""
+"""Reads plain or gzipped text files line by line."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def read_lines(
     opened: AbstractContextManager[IO[bytes]] | None = None,
     errors: str = "strict",
 ) -> Iterator[tuple[int, str]]:
-    """Yield the number and text of each line that is not blank, without line end or byte order mark.
+    """Yield the number and text of each line that is not blank. The text has no line end and no byte order mark.
 
     Args:
         file: a text file in UTF-8.
         what: kind of file, for errors, such as "a list of recordings".
         error: makes the error for a file that cannot be read.
-        opened: the opened file; None: `file` is opened.
+        opened: `file`, if it is already open.
         errors: how to handle bytes that are not UTF-8, as for `bytes.decode`.
     """
     try:

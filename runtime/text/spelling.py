@@ -9,7 +9,7 @@ from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, is_special,
 
 
 class Spelling:
-    """The symbols of a vocabulary as parts of words. Messages of ValueErrors begin with the argument `what`."""
+    """Spells words with the symbols of a vocabulary. Messages of its ValueErrors begin with the argument `what`."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         symbols = enumerate(vocabulary.symbols)
@@ -35,7 +35,7 @@ class Spelling:
         """
         spelled = list(filter(None, map(self._shortest, (word, WORD_BOUNDARY + word))))
         if not spelled:
-            raise ValueError(f"{what}: the vocabulary cannot write {word!r}")
+            raise ValueError(f"{what}: the vocabulary cannot spell {word!r}")
         return min(map(len, spelled))
 
     def tokens(self, each: str, before: str, what: str) -> list[int]:
@@ -43,8 +43,8 @@ class Spelling:
 
         The word may be in any letter case.
 
-        If ids are in the order in which BPE merges symbols, words are divided by BPE, as in SentencePiece. Otherwise,
-        words are divided into as few tokens as possible.
+        If the ids follow the order of BPE merges, words are split by BPE, as in SentencePiece. Otherwise, words are
+        split into as few tokens as possible.
         """
         word = self.word(each, what)
         is_apart = self._is_bpe or bool(before and not stands_alone(word) and not stands_alone(before))
@@ -52,12 +52,12 @@ class Spelling:
         is_marked = is_apart and not (stands_alone(word) and word in self._ids)
         parts = (divide(WORD_BOUNDARY + word) if is_marked else None) or divide(word)
         if not parts:
-            raise ValueError(f"{what}: the vocabulary cannot write {word!r}")
+            raise ValueError(f"{what}: the vocabulary cannot spell {word!r}")
         return [self._ids[part] for part in parts]
 
     @functools.cached_property
     def _is_merged(self) -> bool:
-        """Whether ids are in the order of merges. Only then does BPE turn each symbol's characters into that symbol."""
+        """Whether ids are in BPE's merge order. Only then does BPE restore each symbol from its characters."""
         return all(self._merged(symbol) == [symbol] for symbol in self._ids)
 
     def _merged(self, text: str) -> list[str] | None:
@@ -69,7 +69,7 @@ class Spelling:
         return parts if all(part in self._ids for part in parts) else None
 
     def _shortest(self, text: str) -> list[str] | None:
-        """Divide a text into as few symbols as possible; None: impossible."""
+        """Divide a text into as few symbols as possible. Return None if it cannot be divided."""
         found: list[list[str] | None] = [[]]
         for end in range(1, len(text) + 1):
             begins = range(max(end - self._longest, 0), end)

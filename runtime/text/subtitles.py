@@ -28,8 +28,8 @@ class SubtitleOptions:
         max_chars_per_s: reading speed in columns per second. A subtitle stays long enough to be read at this speed, if
             the next one leaves time.
         max_pause: maximum seconds of a pause within a subtitle.
-        gap: minimum seconds from the end of a subtitle to the next one, if the subtitle is shown
-            longer than it is spoken. The default is two frames at 24 per second.
+        gap: minimum seconds from the end of a subtitle to the next one, if the subtitle is still
+            shown after its last word. The default is two frames at 24 per second.
     """
 
     max_line_width: int = option("integer", 42, least=2)
@@ -55,7 +55,7 @@ class Cue:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A word, or a part of a long word, that fits on a line, with the space before it. The width is in columns."""
+    """A word, or a piece of a word that is too long for a line. `space` precedes it; `width` is in columns."""
 
     text: str
     space: str

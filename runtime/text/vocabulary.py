@@ -41,7 +41,7 @@ def parse_tokens(
     Args:
         content: content of the file.
         file: name of the file, for errors.
-        error: makes the error for a line without an id, or ids that are not exactly 0..n-1.
+        error: makes the error if a line has no id, or if the ids are not exactly 0..n-1.
     """
     symbols: dict[int, str] = {}
     for number, raw_line in enumerate(content.removeprefix("\ufeff").split("\n"), start=1):
@@ -53,7 +53,7 @@ def parse_tokens(
         if cut < 1 or not (digits.isascii() and digits.isdigit() and len(digits) < 10):
             raise error(f"{file}: line {number} must be 'symbol id', got {line[:80]!r}")
         if int(digits) in symbols:
-            raise error(f"{file}: line {number}: id {int(digits)} is already that of {symbols[int(digits)]!r}")
+            raise error(f"{file}: line {number}: id {int(digits)} already belongs to {symbols[int(digits)]!r}")
         symbols[int(digits)] = symbol
     missing = next((i for i in range(len(symbols)) if i not in symbols), None)
     if missing is not None:
@@ -149,7 +149,7 @@ class Vocabulary:
 
     @functools.cached_property
     def _parts(self) -> list[tuple[str, bool, bool]]:
-        """For each token, its part of a word, whether it begins a word, and whether it ends a word."""
+        """For each token: the part of a word that it spells, whether it begins a word, and whether it ends a word."""
         parts = []
         for spelled in self.symbols:
             symbol = spelled.replace(WORD_BOUNDARY, " ")
@@ -177,7 +177,7 @@ def stands_alone(symbol: str) -> bool:
 def combining_marks() -> str:
     """Return combining marks (accents, vowel signs) and joiners, for use in a character class of `re`.
 
-    `re` does not count marks as letters. Without marks, words of Hindi, Tamil or decomposed Latin fall into pieces.
+    `re` does not count marks as letters. Without them, words in Hindi, Tamil or decomposed Latin would be split.
     """
     blocks = (range(0x300, 0x1F000), range(0xE0100, 0xE01F0))
     marks = (chr(code) for block in blocks for code in block if unicodedata.category(chr(code))[0] == "M")
@@ -190,7 +190,7 @@ def is_special(symbol: str) -> bool:
 
 
 def with_boundaries(symbol: str, is_word: Callable[[str], bool] = stands_alone) -> str:
-    """Return a symbol or phrase with `WORD_BOUNDARY` in place of spaces and around characters that are words."""
+    """Return a symbol or phrase with `WORD_BOUNDARY` in place of spaces, and around characters that are words."""
     if is_special(symbol):
         return UNREADABLE
     spaced = "".join(f" {character} " if is_word(character) else character for character in symbol)
@@ -203,7 +203,7 @@ def with_boundaries(symbol: str, is_word: Callable[[str], bool] = stands_alone) 
 
 
 def is_syllabic(symbol: str) -> bool:
-    """Return whether a symbol belongs to a script without spaces, or to Korean, where endings are attached to words."""
+    """Return whether a symbol belongs to a script without spaces, or to Hangul (Korean attaches endings to words)."""
     return _is_within(symbol, _SPACELESS + _HANGUL)
 
 

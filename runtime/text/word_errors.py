@@ -55,7 +55,7 @@ def _distances(reference: Sequence[object], hypothesis: Sequence[object]) -> lis
 
 
 def alignment(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int | None, int | None]]:
-    """Return index pairs of an alignment with the minimum number of edits, in order.
+    """Return, in order, the index pairs of an alignment with the fewest edits.
 
     (index, None) is a deletion, (None, index) an insertion. All other pairs are matches or substitutions.
     """
@@ -110,7 +110,7 @@ class WordErrors:
     confusions: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, transcript: str, text: str) -> None:
-        """Count the errors of one text against its transcript."""
+        """Compare a recognised text with its transcript, and add the errors to the counts."""
         reference, hypothesis = words(transcript), words(text)
         pairs = [
             ("" if place is None else reference[place], "" if column is None else hypothesis[column])

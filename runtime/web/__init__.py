@@ -1,1 +1,1 @@
-"""The JavaScript module. The server's page uses the microphone and the resampler of this module."""
+"""The JavaScript module. The server's page uses the module's `Microphone` and `Resampler` classes."""

@@ -1,4 +1,4 @@
-/** Reads a bundle from a URL or with a function of the caller, and verifies each file against its digest in the manifest. */
+/** Reads a bundle from a URL or with the caller's function, and verifies each file against its digest in the manifest. */
 
 import { bytesOf } from './arguments.js';
 import { BundleError, IntegrityError, SignatureError, U2moeError } from './errors.js';
@@ -6,7 +6,7 @@ import { BundleError, IntegrityError, SignatureError, U2moeError } from './error
 const MANIFEST = 'bundle.json', SIGNATURE = 'bundle.sig';
 
 /**
- * Read the manifest, then start reading all other files concurrently.
+ * Read the manifest, then start reading all needed files concurrently.
  *
  * @param source a URL, or {read(name)} that resolves to bytes.
  * @param options {parse, check, cache, onProgress, signal}:
@@ -37,7 +37,7 @@ export async function openBundle(source, { parse, check, cache = 'u2moe', onProg
   return { text, manifest, files };
 }
 
-/** Return a reader for a source: the caller's function, a folder in Node, or the network. */
+/** Return a reader. `source` is an object with a function `read`, or the URL of a folder. In Node, `file:` URLs work too. */
 function readerOf(source, cache, signal) {
   if (typeof source?.read === 'function') return { read: (name) => readBy(source, name, signal) };
   let folder;
@@ -52,7 +52,7 @@ function readerOf(source, cache, signal) {
   return readerOf({ read: (name, options) => files.readFile(new URL(name, folder), options) }, cache, signal);
 }
 
-/** Return pairs of a graph and its file, smallest file first. Prefer files in ORT format, because they load faster. */
+/** Return each graph's name and file, usually the smallest file first. Prefer files in ORT format, which load faster. */
 export function graphFiles({ model, files }) {
   return ['ctc', 'features', ...(model.decoder === 'none' ? [] : ['decoder']), 'encoder'].map((graph) => {
     const file = [`${graph}.ort`, `${graph}.onnx`].find((name) => files[name]);
@@ -123,8 +123,8 @@ class UrlReader {
   }
 
   /**
-   * Return the result of `use(cache)`, or null without a working cache, for example in a sandbox. Try twice, because
-   * browsers may lose the cache under load.
+   * Return the result of `use(cache)`, or null if no cache works, for example in a sandbox. After an error, try once
+   * more, because browsers may lose the cache under load.
    */
   async #cached(use) {
     for (const isLast of [false, true]) {
@@ -148,7 +148,7 @@ class UrlReader {
     return this.#match(this.#key(digest));
   }
 
-  /** Write to the cache in the background. Failures, such as a full disk, are ignored; the file is then read again next
+  /** Write to the cache in the background. Failures, such as a full disk, are ignored; the file is then fetched again next
    * time. */
   keep(digest, content) {
     this.#keeping.push(this.#cached((cache) => cache.put(this.#key(digest), new Response(content))));
@@ -170,8 +170,8 @@ class UrlReader {
     }
   }
 
-  /** Once all files are cached, cache the manifest and its signature for offline use, and delete files that are no longer
-   * listed. */
+  /** Once all files are cached, cache the manifest and its signature for offline use, and delete cached files that the
+   * manifest no longer lists. */
   async settle(described, manifest, names) {
     await Promise.all(this.#keeping);
     const digests = names.map((name) => manifest.files[name].sha256);

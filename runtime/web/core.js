@@ -1,4 +1,4 @@
-/** The C++ core as WebAssembly. It does all of recognition except running graphs, reading files and emitting events. See
+/** The C++ core as WebAssembly. It performs recognition, except for running graphs, reading files and emitting events. See
  * core.cpp. */
 
 import { bytesOf, checkRate, floats, refuseModel, tag } from './arguments.js';
@@ -30,14 +30,14 @@ async function compile() {
   return WebAssembly.compile(await response.arrayBuffer()); // compileStreaming would require a certain content type
 }
 
-/** An instance of the core with its own memory. After an error of WebAssembly itself, such as lack of memory, all calls
- * fail. */
+/** An instance of the core with its own memory. If WebAssembly itself fails, for example because memory runs out, all
+ * later calls fail. */
 export class Core {
   #exports;
   #failure = null;
   #registry = new FinalizationRegistry(([free, pointer]) => this.#failure || this.#exports[free](pointer));
 
-  /** @param wasm core.wasm as bytes or a compiled module; needed only if it is not in the folder of this file. */
+  /** @param wasm core.wasm as bytes or a compiled module; needed only if the file core.wasm is not beside this one. */
   static async load(wasm) {
     if (!wasm) compiled ??= compile().catch((error) => { compiled = undefined; throw error; });
     const core = new Core();
@@ -51,7 +51,7 @@ export class Core {
     return core;
   }
 
-  /** Return the imports of the module: `fail`, and stubs for the system calls of the C library. */
+  /** Return the imports of the WebAssembly module: `fail`, and stubs for the C library's system calls. */
   #imports() {
     const fail = (code, ...place) => { throw told(code, decoder.decode(this.#bytes(...place))); };
     const none = () => 52, system = { fd_close: none, fd_seek: none, fd_write: none, proc_exit: none, environ_get: () => 0 };
@@ -164,8 +164,8 @@ export class Recognition {
   #pointer;
 
   /**
-   * @param options options with Python's names; `vad` is an object.
-   * @param models language models of the caller (`given`) and of the bundle (`bundled`). Only beam searches use the latter.
+   * @param options options named as in Python; `vad` contains the detector's options.
+   * @param models language models of the caller (`given`) and of the bundle (`bundled`). Only beam searches use `bundled`.
    */
   constructor(core, model, options, { given, bundled }) {
     this.#core = core;
@@ -274,9 +274,9 @@ export function checkNames(options, names) {
 }
 
 /**
- * Convert options to the form that the core expects: JSON values, with Python's names at all levels.
+ * Convert options to the form that the core expects: JSON values, with snake_case names at all levels.
  *
- * @throws RangeError JSON cannot represent a value; the message names the option.
+ * @throws RangeError JSON cannot represent a value, or values are nested too deeply; the message names the option.
  */
 export function pythonNames(value, path = '', depth = 0) {
   const within = (name, item) => pythonNames(item, path ? `${path}: ${name}` : name, depth + 1), kind = typeof value;

@@ -5,12 +5,12 @@ import { BundleError, InferenceError, StreamError, U2moeError } from './errors.j
 
 /**
  * Despite its name, the mode 'parallel' runs nothing in parallel, since there is only one thread. In this mode, onnxruntime
- * does not search for reusable buffers. The search would take ten times as long as all other work to create the encoder's
- * session.
+ * does not search for reusable buffers. When the encoder's session is created, that search would take ten times as long as
+ * everything else.
  */
 const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };
 
-/** Maximum number of token-frame or token-token pairs per decoder call. It limits the memory of attention. */
+/** Maximum number of token-frame or token-token pairs per decoder call. It limits the memory that attention uses. */
 const MOST_PAIRS = 2 ** 22;
 
 /** A session of onnxruntime-web or onnxruntime-node. Errors name the file and the inputs. */
@@ -26,8 +26,8 @@ export class Graph {
     this.#session = session;
   }
 
-  /** Run the graph on inputs {type, data, dims}, and return its output tensors by name. All names in `outputs` must be
-   * present. */
+  /** Run the graph on inputs {type, data, dims}, and return its output tensors by name. It is an error if one of
+   * `outputs` is missing. */
   async run(inputs, outputs) {
     if (!this.#session) throw new StreamError('the recogniser of this stream has been released');
     let running, found;
@@ -51,7 +51,7 @@ export class Graph {
     return new InferenceError(`${this.#file}: ${message}`, cause === undefined ? {} : { cause });
   }
 
-  /** Release the session once pending runs have ended. Before that, onnxruntime would use freed memory. */
+  /** Release the session once pending runs have ended, because they would otherwise use freed memory. */
   async release() {
     const session = this.#session;
     this.#session = null;
@@ -139,7 +139,7 @@ export class Graphs {
     return { output: found.output.data, caches: { offset: Number(found.next_offset?.data[0] ?? 0), tensors } };
   }
 
-  /** Return caches for a new utterance that have only the last `numFrames` encoder frames. */
+  /** Return `caches` for a new utterance, reduced to their last `numFrames` encoder frames. */
   lastOf(caches, numFrames) {
     const tensors = this.#model.caches.map(({ shape, rate }, index) => {
       const { data, dims } = caches.tensors[index], axis = 2 + shape.indexOf(0);

@@ -16,7 +16,7 @@ export class GrammarError extends U2moeError {}
 export class InferenceError extends U2moeError {}
 /** The samples or the sample rate are invalid. */
 export class AudioError extends U2moeError {}
-/** More audio would wait than `maxQueueS` allows. None of the samples were accepted. */
+/** With these samples, more than `maxQueueS` seconds of audio would be waiting. None of the samples were accepted. */
 export class AudioOverflowError extends AudioError {}
 /** The state of the stream or recogniser does not allow this call. */
 export class StreamError extends U2moeError {}
@@ -94,15 +94,16 @@ export interface EndpointRule {
   // end
 }
 
-/** Rules that replace the defaults; null disables a rule. */
+/** When utterances end. Rules replace the defaults; null disables a rule. */
 export interface EndpointConfig {
   rule1?: EndpointRule | null;
   rule2?: EndpointRule | null;
   rule3?: EndpointRule | null;
-  /** With full context, shortest pause in seconds at which a recording longer than 30 s is split; null: none. Default: 0.5. */
+  /** With full context, shortest pause in seconds at which a recording longer than 30 s is split; null: never. Default: 0.5. */
   pause?: number | null;
-  /** Threshold for the language model's probability of a sentence end. If it is reached, rule 2's minimum
-   * silence is halved, otherwise it is multiplied by 1.5. null: the language model is not used. Default: null. */
+  /** Threshold for the language model's probability of a sentence end. If the probability reaches it, rule 2's
+   * minimum silence is halved; otherwise, the silence is multiplied by 1.5. null: the language model is not used.
+   * Default: null. */
   turn?: number | null;
 }
 
@@ -114,9 +115,9 @@ export interface LanguageModelOptions {
   wordBonus?: number;
   /** Added to the log-probability of out-of-vocabulary words, before weighting, -1000 to 0. Default: -5.0. */
   unknownScore?: number;
-  /** Factor on the model's score in the second pass, 0 to 100. Default: 1.0. */
+  /** Factor applied to the model's score in the second pass, 0 to 100. Default: 1.0. */
   rescoringWeight?: number;
-  /** Default: tokens if any of its words contains U+2581, else words. */
+  /** Default: "token" if any word of the model contains U+2581, otherwise "word". */
   level?: 'word' | 'token' | null;
   // end
 }
@@ -144,7 +145,7 @@ export interface VadOptions {
 /** Voice activity detection with silero VAD 5 or 6. The caller provides its ONNX file. Needs onnxruntime 1.22 or later. */
 export class Vad {
   private constructor();
-  /** @param content the ONNX file. */
+  /** @param content content of the ONNX file. */
   static open(content: Uint8Array | ArrayBuffer, options: VadOptions): Promise<Vad>;
   release(): Promise<void>;
 }
@@ -172,12 +173,12 @@ export interface StreamOptions {
   /** Seconds of silence (zeros) added before a source that begins mid-sound, and after one that ends mid-sound. Default: that
    * of the bundle. */
   paddingS?: number | null;
-  /** Subtracted from the score of the blank before the softmax in the first pass: fewer deletions, more insertions. Default:
+  /** Subtracted from the blank's score before the softmax of the first pass, for fewer deletions and more insertions. Default:
    * that of the bundle. */
   blankPenalty?: number | null;
-  /** Default: rescoring if the model has a decoder, otherwise prefix beam. */
+  /** Default: attention_rescoring if the model has a decoder, otherwise ctc_prefix_beam. */
   search?: 'attention_rescoring' | 'ctc_prefix_beam' | 'ctc_greedy' | 'attention' | null;
-  /** Power of the length by which attention divides scores. Default: 0.0. */
+  /** The attention search divides scores by the length raised to this power. Default: 0.0. */
   lengthPenalty?: number;
   /** Chunks of left context; -1: all. Default: -1. */
   numLeftChunks?: number;
@@ -206,9 +207,9 @@ export class Stream extends EventTarget {
   /** Partial result of the current utterance; after the end of the input, the last result. */
   readonly result: Result;
   /**
-   * Append any number of samples of one channel, in [-1, 1] or int16. The sample rate must not change within a source. The promise
-   * is fulfilled when all complete chunks are recognised. Await it between the blocks of a file. For live audio, limit the
-   * queue with `maxQueueS`.
+   * Append any number of samples of one channel: floats in [-1, 1], or int16. The sample rate must not change within a
+   * source. The promise is fulfilled when all complete chunks are recognised. For a file read in blocks, await the promise
+   * after each block. For live audio, limit the queue with `maxQueueS`.
    */
   acceptWaveform(sampleRate: number, samples: Float32Array | Int16Array): Promise<void>;
   /** Finish the input. The promise is fulfilled after the last result. */
@@ -235,7 +236,7 @@ export class Stream extends EventTarget {
 export interface LoadOptions {
   /** The module 'onnxruntime-web', 'onnxruntime-web/wasm' or 'onnxruntime-node'. */
   ort: { InferenceSession: unknown; Tensor: unknown };
-  /** Name of a Cache for the files, if the Cache API is available; null: none. Default: 'u2moe'. */
+  /** Name of the Cache in which files are stored, if the Cache API is available; null: do not cache. Default: 'u2moe'. */
   cache?: string | null;
   onProgress?: (progress: { loaded: number; total: number }) => void;
   /** core.wasm, as bytes or as a compiled module. Needed only if the file is not in the folder of this module. */
@@ -245,7 +246,7 @@ export interface LoadOptions {
   /** Ed25519 keys in PEM. One of them must have signed the manifest (`u2moe sign`). Default: no signature is required. */
   publicKeys?: string[];
   /** Returns whether a signature (64 bytes) is valid for a public key (32 bytes). Needed only if WebCrypto does
-   * not support Ed25519. With a worker, pass it to `serve`. */
+   * not support Ed25519. With a worker, pass this function to `serve`. */
   verify?: (signed: { publicKey: Uint8Array; message: Uint8Array; signature: Uint8Array }) => boolean | Promise<boolean>;
   /** Cancels loading. The promise rejects at once with the signal's reason, requests are cancelled, and sessions are freed. */
   signal?: AbortSignal | null;
@@ -270,13 +271,13 @@ export class Recognizer {
   /** Sample rate of the model in Hz. Streams accept any rate from 1000 to 384000 Hz. */
   readonly sampleRate: number;
   createStream(options?: StreamOptions): Stream;
-  /** Load a language model for streams of this recogniser, from an ARPA file or a compact file of `u2moe lm build`. */
+  /** Load a language model for streams of this recogniser, from an ARPA file or a compact file written by `u2moe lm build`. */
   languageModel(content: Uint8Array | ArrayBuffer, options?: LanguageModelOptions): LanguageModel;
   /** Recognise a whole recording, and return its final results. Default sample rate: the model's. */
   transcribe(samples: Float32Array | Int16Array, sampleRate?: number, options?: TranscribeOptions): Promise<Result[]>;
   /** Recognise a second of noise, so that the first audio is recognised as fast as later audio. */
   warmUp(options?: { signal?: AbortSignal | null }): Promise<void>;
-  /** Free the model's memory once running graphs have ended. */
+  /** Free the model's memory once no graph is running. */
   release(): Promise<void>;
 }
 

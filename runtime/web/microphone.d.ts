@@ -18,9 +18,9 @@ export class Microphone extends EventTarget {
   readonly sampleRate: number;
   /** Name of the device. */
   readonly label: string;
-  /** Error that ended recording, or null. Recording may end before a listener is added. */
+  /** Error that ended recording, or null. Check it after adding a listener, because recording may already have ended. */
   readonly failure: Error | null;
-  /** Stop. The promise is fulfilled after the last samples. */
+  /** Stop. The promise is fulfilled after the last `samples` event. */
   stop(): Promise<void>;
   /** Stop immediately. */
   close(): void;

@@ -2,7 +2,7 @@
 
 import { MicrophoneError } from './errors.js';
 
-/** Constraints that turn off processing meant for calls, which would remove parts of the signal that recognition needs. */
+/** Constraints that turn off processing meant for calls, because it removes parts of the signal that recognition needs. */
 const PLAIN_SOUND = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 const LONGEST_FLUSH_MS = 500;
 const REASONS = {
@@ -54,7 +54,7 @@ export class Microphone extends EventTarget {
       if (data.last) this.#flushed();
     };
     this.#node.onprocessorerror = () => this.#end(new MicrophoneError('The microphone has stopped.', { reason: 'failed' }));
-    // Another program, such as a call, may suspend the context. Resume it; otherwise, no more samples arrive.
+    // A phone call or another program may suspend the context. Resume it; otherwise, no more samples arrive.
     context.onstatechange = () => context.state === 'suspended' && !this.#stopping && context.resume().catch(() => {});
     this.#connect(media);
   }
@@ -94,7 +94,7 @@ export class Microphone extends EventTarget {
     for (const track of media.getAudioTracks()) track.onended = () => this.#replace();
   }
 
-  /** After a device was removed or permission was withdrawn, switch to another device if there is one. */
+  /** When the device in use is removed or permission is withdrawn, switch to another device if there is one. */
   async #replace() {
     if (this.#stopping) return;
     try {

@@ -35,7 +35,7 @@ export class Source {
   /** Pass the first second of audio to the core now, so that this call throws if samples are invalid. Pass later audio in
    * parts of one second, each after the previous part is recognised. */
   accept(sampleRate, samples) {
-    if (this.#isFinished) throw new StreamError('the input of this stream is finished: reset it, or create another');
+    if (this.#isFinished) throw new StreamError('the input is finished: reset the stream, or create another');
     this.#append(sampleRate, samples.subarray(0, sampleRate));
     const rest = samples.slice(sampleRate);
     return this.#soon(async () => {

@@ -1,4 +1,4 @@
-/** Streams, and methods that the recognisers of a page and of a worker share. `index.d.ts` documents them. */
+/** Streams, and methods that all recognisers share, in a page or in a worker. `index.d.ts` documents them. */
 
 import { checkRate, floats, untilAborted } from './arguments.js';
 import { AudioOverflowError } from './errors.js';
@@ -26,7 +26,7 @@ export class Stream extends EventTarget {
     checkRate(sampleRate);
     const all = floats(samples), waiting = this.#waiting, shown = (num) => `${(num / sampleRate).toFixed(2)} s`;
     if (this.#maxQueueS !== null && (waiting.num + all.length) / sampleRate > this.#maxQueueS) {
-      throw new AudioOverflowError(`${shown(waiting.num)} of audio are waiting to be recognised: ${shown(all.length)} more would be above the limit of ${this.#maxQueueS} s`);
+      throw new AudioOverflowError(`${shown(waiting.num)} of audio is waiting to be recognised: ${shown(all.length)} more would exceed the limit of ${this.#maxQueueS} s`);
     }
     const done = this.#source.accept(sampleRate, all), leave = () => { waiting.num -= all.length; };
     waiting.num += all.length;
@@ -50,7 +50,7 @@ export class Stream extends EventTarget {
   }
 }
 
-/** Methods of recognisers that use streams. */
+/** Methods that all recognisers share, written in terms of `createStream`. */
 export class Streaming {
   async transcribe(samples, sampleRate = this.sampleRate, { signal, ...options } = {}) {
     checkRate(sampleRate);

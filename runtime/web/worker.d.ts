@@ -2,7 +2,7 @@
 
 import type { LoadOptions, Recognizer as Local } from './index.js';
 
-/** Serve a `Recognizer` in the page or main thread. Call this function in a worker, in a browser or in Node. */
+/** Answer calls from a `Recognizer` in the page or main thread. Call this function in a browser's or Node's worker. */
 export function serve(defaults: Pick<LoadOptions, 'ort' | 'sessionOptions' | 'wasm' | 'cache' | 'publicKeys' | 'verify'>): void;
 
 /** The part of a Worker of node:worker_threads that this module uses. */

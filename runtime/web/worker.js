@@ -176,7 +176,7 @@ export class Recognizer extends Streaming {
   }
 }
 
-/** A source of a `Stream`, recognised in the worker. `discard` resets it and returns it again as the next source. */
+/** A source of a `Stream`, recognised in the worker. `discard` resets this object and returns it as the next source. */
 class Source {
   #connection;
   #object;

@@ -11,13 +11,13 @@ _HEAD = """// Upper and lower case of single letters (Unicode {version}). Genera
 
 namespace u2moe::runtime {{
 
-/// Letters `first`, `first` + `step`, ... `last`. The code of their other case is larger by `change`.
+/// Letters `first`, `first` + `step`, ... `last`. Adding `change` to each one's code point gives its other case.
 struct LetterRange {{
   std::uint32_t first, last, step;
   std::int32_t change;
 }};
 
-// The lower case of a letter is the first letter that has it as upper case, unless kLower lists another.
+// A letter's lower case is the first letter whose upper case is that letter, unless kLower lists another.
 """
 
 

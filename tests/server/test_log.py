@@ -127,7 +127,7 @@ def test_each_line_is_json_and_each_kind_comes_once(serving, client_of, tmp_path
     assert "ValueError" not in said
     (last,) = [json.loads(line) for line in refused.stderr.splitlines()][-1:]
     assert (refused.returncode, last["logger"]) == (1, "stderr")
-    assert f"cannot listen at 127.0.0.1 port {port}" in last["message"]
+    assert f"cannot listen on 127.0.0.1 port {port}" in last["message"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not have this limit")

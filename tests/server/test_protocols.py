@@ -62,7 +62,7 @@ def test_a_port_of_its_own(server, speech, expected, name):
     ("/vosk", ['{"config": {"phrase_list": "x"}}'], "phrase_list"),
     ("/vosk", ['{"config": {"sample_rate": 1e9}}', b"\0\0"], "sample rate must be between"),
     ("/vosk", [b"\0"], "multiple of 2"),
-    ("/sherpa-offline", [b"1234567"], "8 bytes of sample rate and length, got 7"),
+    ("/sherpa-offline", [b"1234567"], "8 bytes (its sample rate and length), got 7"),
     ("/sherpa-offline", [struct.pack("<ii", 16_000, 5)], "multiple of four"),
     ("/sherpa-offline", [struct.pack("<ii", 16_000, -4)], "multiple of four"),
     ("/sherpa-offline", [struct.pack("<ii", 0, 4)], "sample rate"),

@@ -142,5 +142,5 @@ def test_scripts_say_in_one_line_that_they_need_a_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError):
         repository()
-    with pytest.raises(SystemExit, match=r"^error: .* is not the root of a clone of u2moe; change to it, or name"):
+    with pytest.raises(SystemExit, match=r"^error: run this in the root of a u2moe clone, not in .*, or name"):
         run_script(lambda: repository() and 0)

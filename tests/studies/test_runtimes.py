@@ -43,7 +43,7 @@ def test_lines_have_segments_and_the_times_of_the_second_time_without_loading(tm
 
 
 def test_times_that_are_missing_are_no_zeros(tmp_path):
-    with pytest.raises(ValueError, match="needs two lines with times for each of 2 files, got 3"):
+    with pytest.raises(ValueError, match="a round needs 4 lines with times, two per file, got 3"):
         summary([([{"load_ms": 1, "ms": 1}] * 3, 0.0)], 2, 1.0)
     printed = "Elapsed seconds: 0.031, Audio duration (s): 1.5\n" * 2
     found = summary([(sherpa_lines("Recognizer created in 0.25 s\n", printed), 0.0)], 1, 1.0)

@@ -79,6 +79,6 @@ def test_an_environment_is_made_once_and_weighed(tmp_path):
     (folder / "marker").touch()
     assert make_environment(folder, [str(wheel)]) == made
     assert (folder / "marker").exists()
-    with pytest.raises(RuntimeError, match=r"missing\.whl: cannot be installed: .+"):
+    with pytest.raises(RuntimeError, match=r"cannot install .*missing\.whl: .+"):
         make_environment(folder, [str(tmp_path / "missing.whl")])
     assert not folder.exists()

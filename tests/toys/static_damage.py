@@ -83,8 +83,8 @@ DAMAGED_SHAPES = [
         "bundle.json",
         edited_form(histories=[]),
         (
-            r"static: histories must have steps for the blocks of {'cnn_cache': \d+}, got {}",
-            "bundle.json: model: static: histories: expected steps for the blocks of cnn_cache",
+            r"static: histories must have a step per block: expected {'cnn_cache': \d+}, got {}",
+            "bundle.json: model: static: histories: expected a step per block of cnn_cache",
         ),
     ),
     (

@@ -1,10 +1,10 @@
-"""A program that runs one of several recognisers behind one interface, in the environment of its package.
+"""A program that runs one of several recognisers behind a common interface.
 
     python engines.py NAME OPTIONS BUFFER_S FILE.wav...      prints a line of JSON for each file
 
 The module `programs` runs this file by its path, in the environment of the recogniser. The file therefore needs only
-the standard library and the recogniser's package. Recordings are WAV files with one channel and 16 bits. Options are
-JSON.
+the standard library and the recogniser's package. Recordings are WAV files with one channel and 16-bit samples.
+Options are JSON.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def u2moe(
 
 
 def sherpa_online(**options: Any) -> Recognise:
-    """Load a CTC model of WeNet in sherpa-onnx's streaming recogniser, which searches greedily."""
+    """Load a WeNet CTC model into sherpa-onnx's streaming recogniser, which uses greedy search."""
     import sherpa_onnx  # noqa: PLC0415
 
     recognizer = sherpa_onnx.OnlineRecognizer.from_wenet_ctc(**options)
@@ -112,7 +112,7 @@ def sherpa_online(**options: Any) -> Recognise:
 
 
 def sherpa_offline(**options: Any) -> Recognise:
-    """Load a CTC model of WeNet in sherpa-onnx's recogniser for whole recordings, which searches greedily."""
+    """Load a WeNet CTC model in sherpa-onnx's recogniser for whole recordings. It uses greedy search."""
     import sherpa_onnx  # noqa: PLC0415
 
     recognizer = sherpa_onnx.OfflineRecognizer.from_wenet_ctc(**options)
@@ -128,7 +128,10 @@ def sherpa_offline(**options: Any) -> Recognise:
 
 
 def faster_whisper(*, package: str, folder: str) -> Recognise:
-    """Load English Whisper in CTranslate2, in int8, for whole recordings. The weights are in `folder` of `package`."""
+    """Load int8 Whisper in CTranslate2, for whole English recordings.
+
+    The weights are in the folder `folder` of the Python package `package`.
+    """
     from importlib.util import find_spec  # noqa: PLC0415
 
     from faster_whisper import WhisperModel  # noqa: PLC0415
@@ -215,8 +218,8 @@ def recognised(recognise: Recognise, wav: str, buffer_s: float) -> dict[str, Any
     """Recognise a WAV file in buffers, as from a live source, but in simulated time.
 
     A buffer arrives when its last sample has been spoken. Its processing starts then, or once the previous buffer is
-    finished, and takes the measured time. Delays are therefore those of a live user, although the program does not wait
-    for the audio.
+    finished, and takes the measured time. Delays are therefore as a live user would see them, although the program does
+    not wait for the audio.
 
     Returns:
         audio_s: duration of the recording.
@@ -227,7 +230,7 @@ def recognised(recognise: Recognise, wav: str, buffer_s: float) -> dict[str, Any
     """
     with wave.open(wav, "rb") as file:
         if (file.getnchannels(), file.getsampwidth()) != (1, 2):
-            raise ValueError(f"{wav}: must have one channel and 16 bits")
+            raise ValueError(f"{wav}: must have one channel and 16-bit samples")
         sample_rate = file.getframerate()
         samples = array("h", file.readframes(file.getnframes()))
     size, audio_s = max(int(buffer_s * sample_rate), 1), len(samples) / sample_rate

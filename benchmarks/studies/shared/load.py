@@ -1,7 +1,7 @@
-"""Latencies of results for simultaneous speakers, and the servers to measure. Servers run in separate processes.
+"""Runs servers in separate processes, and measures the latencies of results for simultaneous speakers.
 
-Clients speak sherpa-onnx's protocol. First, a single speaker waits after each buffer until no more results arrive. This
-shows which buffer makes each result possible.
+Clients speak sherpa-onnx's protocol. First, a single speaker sends the buffers one by one, and
+waits after each until no more results arrive. This shows which buffer makes each result possible.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RunningServer:
 
     Attributes:
         port: port on the loopback address.
-        path: path of sherpa-onnx's protocol.
+        path: URL path of sherpa-onnx's protocol.
         pid: process id.
         capacity: maximum number of live streams, as reported by the server; None: not reported.
     """
@@ -78,7 +78,7 @@ def our_server(
         bundle: folder of a bundle.
         capacity: maximum number of live streams; None: the server measures it.
         cores: cores that the server may use, as for taskset(1); None: all.
-        kernels: value of the environment variable for kernels.
+        kernels: value of the environment variable U2MOE_KERNELS.
         arguments: further command-line arguments.
     """
     port = free_port()
@@ -93,7 +93,7 @@ def our_server(
 
 @contextlib.contextmanager
 def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> Iterator[RunningServer]:
-    """Run sherpa-onnx's server with graphs of the same weights. `folder` keeps the graphs and the installation."""
+    """Run sherpa-onnx's server with the bundle's weights. Its graphs and the installation are kept in `folder`."""
     folder = folder.resolve()
     environment = make_environment(folder / "sherpa-onnx-bin", REQUIREMENTS)
     graphs = sherpa_graphs(bundle, folder / "graphs" / bundle.name)
@@ -122,7 +122,7 @@ def cpu_s(pid: int) -> float:
 
 
 def free_port() -> int:
-    """Return a free TCP port of the loopback address."""
+    """Return a free TCP port on the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -180,10 +180,10 @@ class Received:
     """Results received by one or several speakers.
 
     Attributes:
-        partials: delays of partial results, in seconds. A delay lasts from sending the buffer that makes a result
-            possible to the arrival of the result.
+        partials: delays of partial results, in seconds. A delay begins when the buffer that makes a result
+            possible is sent, and ends when the result arrives.
         finals: delays of final results.
-        num_expected: number of expected results. Each accepted speaker should receive as many as a single speaker.
+        num_expected: number of expected results. Each accepted speaker should receive as many as when it is alone.
         num_refused: number of speakers that the server refused.
         failures: messages of other errors.
         lags: seconds by which buffers were sent too late. If they are large, the clients limit the measurement.
@@ -203,7 +203,7 @@ class Received:
 
 
 def speech_buffers(seconds: float) -> list[bytes]:
-    """Return the demo recordings with pauses as float32 buffers of 100 ms. Their total duration is `seconds`."""
+    """Return `seconds` of the demo recordings, repeated and with pauses between them, in float32 buffers of 100 ms."""
     clips = [read_audio(clip, SAMPLE_RATE) for clip in sorted((DEMO_FOLDER / "clips").glob("*.flac"))]
     pause = np.zeros(round(1.5 * SAMPLE_RATE), np.float32)
     speech = np.concatenate([part for clip in clips for part in (clip, pause)])
@@ -235,7 +235,7 @@ async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
 
 
 def results_alone(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return the result of `first_buffers`, except entries of the last buffers, which are not measured."""
+    """Return the result of `first_buffers`, but only results that arrive before the last `_END_BUFFERS` buffers."""
     first = asyncio.run(first_buffers(url, buffers))
     return {key: number for key, number in first.items() if number < len(buffers) - _END_BUFFERS}
 
@@ -246,7 +246,7 @@ async def speak_together(
     """Return the results of `count` speakers who start at random times within two seconds.
 
     With `num_slots`, speakers start in groups of this size, one group every two seconds. The server accepts the first
-    group. Its speakers start at the same times as if the group were measured alone. Other start times would change
+    group, whose speakers start at the same times as if the group were measured alone. Other start times would change
     which chunks coincide, and thus the delays.
     """
     random = np.random.default_rng(num_slots or count)
@@ -258,7 +258,7 @@ async def speak_together(
 
 
 async def speak(url: str, buffers: Sequence[bytes], delay: float, first: dict[Key, int]) -> Received:
-    """Return the results of one speaker."""
+    """After `delay` seconds, stream the buffers of one speaker in real time. Return the results."""
     received = Received(num_expected=len(first))
     await asyncio.sleep(delay)
     sent: list[float] = []
@@ -301,6 +301,6 @@ async def _listen(websocket: ClientConnection, sent: list[float], first: dict[Ke
 
 
 def key_of(message: str | bytes) -> Key:
-    """Return the result that a message contains."""
+    """Return the key of the result that a message contains."""
     result: dict[str, Any] = json.loads(message)
     return result["segment"], bool(result["is_final"]), result["text"]

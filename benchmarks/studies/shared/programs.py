@@ -1,4 +1,4 @@
-"""Runs programs that recognise files, and measures their memory. Also makes the environments and graphs they need."""
+"""Runs programs that recognise files, and measures their memory. Makes the programs' environments and graphs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Program:
     read: Callable[[str, str], list[Line]] = json_lines
 
     def run(self, files: Sequence[Path]) -> tuple[list[Line], float]:
-        """Return the parsed lines and the peak resident memory in MB.
+        """Run the program; return the parsed lines of its output and its peak resident memory in MB.
 
         Raises:
             RuntimeError: the program failed. The message ends with its stderr.
@@ -126,20 +126,20 @@ def make_environment(folder: Path, requirements: Sequence[str], version: str | N
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - pinned requirements
         if done.returncode:
             shutil.rmtree(folder)
-            raise RuntimeError(f"{', '.join(requirements)}: cannot be installed: {done.stderr.strip()[-600:]}")
+            raise RuntimeError(f"cannot install {', '.join(requirements)}: {done.stderr.strip()[-600:]}")
         record = {**wanted, "python": str(python), "installed_bytes": _size(folder) - before}
         write_json(folder / "installed.json", record)
     return record
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of all files except bytecode."""
+    """Return the total size in bytes of all files except bytecode."""
     files = (file for file in folder.rglob("*") if "__pycache__" not in file.parts)
     return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
 
 
 def sherpa_graphs(bundle: Path, folder: Path) -> Path:
-    """Return the folder of a bundle's graphs for sherpa-onnx. Create the graphs if `folder` does not exist."""
+    """Return `folder`, which contains a bundle's graphs for sherpa-onnx. If it does not exist, create the graphs."""
     if not folder.is_dir():
         show_progress("graphs for sherpa-onnx")
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Full-size bundles with seeded random weights, whose routers spread tokens evenly. Missing bundles are created.
+"""Full-size bundles of seeded random weights, with routers that spread tokens evenly. Missing bundles are created.
 
 The folder of a model contains `train.yaml`, and a bundle for each format, such as `int8`. All formats are made from
 `fp32`.
@@ -68,8 +68,8 @@ def make_bundle(name: str, kind: str, root: Path) -> Bundle:
 
     Args:
         name: name of the model, a key of `SIZES`.
-        kind: `FLOAT`, "int8", "packed" (int8, packed in advance), or "int4" (int8, except for 4-bit
-            experts, or 4-bit feed-forward layers in dense networks; `HALF` has both).
+        kind: `FLOAT`, "int8", "packed" (int8, packed in advance) or "int4". The last is int8 with 4-bit experts, with
+            4-bit feed-forward layers (dense networks), or with both (`HALF`).
         root: folder of all models.
     """
     folder = root / name

@@ -17,7 +17,7 @@ SUFFIXES = frozenset((*FILE_SUFFIXES, *MEDIA_SUFFIXES))
 def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
     """Yield an entry for each audio file below a folder. The key is the file's path relative to the folder.
 
-    Only the names in one folder and its parents are in memory. Links to folders are not followed.
+    Only the names in one folder and its parents are in memory at a time. Links to folders are not followed.
 
     Raises:
         CorpusError: a folder cannot be read, or contains no audio files.
@@ -31,7 +31,7 @@ def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
 
 
 def content_of(list_path: str, options: ListOptions) -> Iterator[bytes]:
-    """Yield the keys of all entries, which identify the list."""
+    """Yield the keys of all entries. Together, the keys identify the list."""
     for entry in read(list_path, options):
         yield f"{entry.key}\n".encode("utf-8", "surrogateescape")
 

@@ -18,7 +18,7 @@ _BESIDE = ("segments", "text", "utt2spk")
 class _Table:
     """A table of "key value" lines that is read in parallel with a list.
 
-    Table and list must be sorted by `LC_ALL=C sort`, as in Kaldi.
+    Both must be sorted by `LC_ALL=C sort`, as in Kaldi.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,12 +50,13 @@ class _Table:
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of a data folder or its wav.scp: one per segment or, without `segments`, one per recording.
+    """Yield an entry for each segment of a data folder, or for each recording if it has no `segments`.
 
-    With `segments`, the whole of wav.scp is kept in memory. The other tables are read in parallel with the list.
+    `list_path` is the folder or its wav.scp. With `segments`, the whole of wav.scp is kept in memory. `text` and
+    `utt2spk` are read in step with `segments`, or with wav.scp if there is no `segments`.
 
     Raises:
-        CorpusError: a table is not sorted.
+        CorpusError: a table or the list is not sorted, or the first line of the list is invalid.
     """
     recordings, *beside = files(list_path)
     tables = {os.path.basename(path): path for path in beside}  # noqa: PTH119
@@ -101,7 +102,7 @@ def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
 
 
 def count(list_path: str) -> int:
-    """Return the number of segments or, without `segments`, of recordings."""
+    """Return the number of segments, or of recordings if there is no file `segments`."""
     found = files(list_path)
     segments = [file for file in found if base_name(file) == "segments"]
     return lines.count_lines((segments or found)[0])

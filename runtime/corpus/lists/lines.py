@@ -22,7 +22,7 @@ _PIECE = 1 << 20
 
 
 def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
-    """Yield the number and content of each line of a text file, except blank lines. The file may be gzipped.
+    """Yield the line number and content of each nonblank line in a text file. The file may be gzipped.
 
     Bytes that are not valid UTF-8 become surrogates, as in `os.fsdecode`.
 
@@ -115,9 +115,9 @@ def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of a NeMo list. Each keeps all fields, because NeMo's tools expect these in the output.
+    """Yield the entries of a NeMo list. Each keeps all fields, because NeMo's tools expect them in the output.
 
-    NeMo has no keys. The path as written is the key; "#offset" is added if the line describes a part of a file.
+    NeMo's lists have no keys, so an entry's key is the path as written, followed by "#" and the offset if there is one.
     """
 
     def parse(line: str) -> Entry:
@@ -141,18 +141,18 @@ def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def read_lhotse(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of Lhotse cuts, without the package lhotse. Mixed or transformed cuts are not supported.
+    """Yield the entries of a list of Lhotse cuts. Mixed or transformed cuts are not supported.
 
-    If a cut has several supervisions, their texts are joined in order.
+    The package lhotse is not needed. If a cut has several supervisions, their texts are joined in order.
     """
 
     def parse(line: str) -> Entry:
         record = json_record(line)
         if "tracks" in record:
-            raise record.wrong("type", record.value("type"), "a cut that is not mixed")
+            raise record.wrong("type", record.value("type"), "MonoCut or MultiCut")
         recording = record.record("recording")
         if recording.value("transforms"):
-            raise recording.wrong("transforms", recording.value("transforms"), "empty (only lhotse can compute them)")
+            raise recording.wrong("transforms", recording.value("transforms"), "empty (only lhotse can apply them)")
         sources = recording.records("sources")
         if len(sources) != 1:
             raise recording.wrong("sources", recording.value("sources"), "a list with one element")
@@ -201,7 +201,8 @@ def read_recordings(file: str | os.PathLike[str]) -> list[Recording]:
 
     Raises:
         AudioError: the folder contains no recordings.
-        CorpusError: the file cannot be read, or a line is malformed. The message names the file and the line.
+        CorpusError: the file cannot be read, lists no recordings, or has a malformed line. The message names the file
+            and the malformed line.
     """
     path = Path(file)
     if path.is_dir():

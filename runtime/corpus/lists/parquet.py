@@ -1,4 +1,4 @@
-"""Parquet files of Hugging Face data sets: `audio` with bytes or a path, and an optional transcript. Needs pyarrow."""
+"""Parquet files of Hugging Face data sets: column `audio` (bytes or paths), and optional transcripts. Needs pyarrow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _KEYS = ("key", "id", "segment_id")
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of a Parquet file. The key is the column `key`, `id` or `segment_id`, or else the row number.
+    """Yield the entries of a Parquet file.
+
+    An entry's key is the value in column `key`, `id` or `segment_id`. Without such a value, the key is the row's index.
 
     Raises:
         CorpusError: the file is not Parquet, or has no column `audio`.
@@ -28,7 +30,7 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
         with open_binary(list_path) as stream:
             file = pq.ParquetFile(stream)
             if "audio" not in file.schema_arrow.names:
-                raise CorpusError(f"{list_path}: found columns {', '.join(file.schema_arrow.names)}, expected audio")
+                raise CorpusError(f"{list_path}: found columns {', '.join(file.schema_arrow.names)}, but not audio")
             records = (record for batch in file.iter_batches(_ROWS) for record in batch.to_pylist())
             for number, record in enumerate(records):
                 yield _entry(number, record, list_path, options)

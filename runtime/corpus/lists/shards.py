@@ -60,7 +60,7 @@ def _members(archive: str) -> Iterator[Entry]:
 
 
 def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Entry]:
-    """Yield the entries of an archive. Consecutive members whose names differ only in the suffix form one entry."""
+    """Yield the entries of an archive. Each combines consecutive members whose names differ only in the suffix."""
     stem, source, text = "", None, None
     for member in tar:
         tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all members in memory

@@ -19,7 +19,7 @@ from u2moe.runtime.validation import checked_options, refused_as
 
 @dataclass(frozen=True, kw_only=True)
 class ListFormat:
-    """A format of lists.
+    """A format for lists of recordings.
 
     Attributes:
         read: yields the entries for a path and options. Memory use does not grow with the number of entries.
@@ -44,7 +44,7 @@ FORMATS: Mapping[str, ListFormat] = MappingProxyType(
             read=shards.read,
             content=shards.content_of,
             count=lambda _: None,  # counting requires reading all archives
-            description="a WeNet tar shard, or a list of them",
+            description="a WeNet tar shard, or a list of shards",
         ),
         "kaldi": ListFormat(
             read=kaldi.read,
@@ -52,16 +52,20 @@ FORMATS: Mapping[str, ListFormat] = MappingProxyType(
             count=kaldi.count,
             description="a Kaldi data folder, or its wav.scp",
         ),
-        "lhotse": ListFormat(read=lines.read_lhotse, field="recording", description="Lhotse's cuts"),
+        "lhotse": ListFormat(
+            read=lines.read_lhotse, field="recording", description="Lhotse's jsonl of cuts (recording)"
+        ),
         "parquet": ListFormat(
             read=parquet.read,
             count=parquet.count_rows,
-            description="Parquet of Hugging Face data sets (audio, text)",
+            description="a Parquet file of a Hugging Face data set (audio, text)",
         ),
         "folder": ListFormat(
             read=folder.read, content=folder.content_of, count=folder.count, description="a folder of audio files"
         ),
-        "paths": ListFormat(read=lines.read_paths, description="a path per line, optionally with tab and transcript"),
+        "paths": ListFormat(
+            read=lines.read_paths, description="a path per line, optionally with a tab and a transcript"
+        ),
     }
 )
 """The list formats by name. To add a format, write a module with a generator, and add a line here."""

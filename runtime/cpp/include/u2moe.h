@@ -209,7 +209,7 @@ typedef struct u2moe_language_model_options {
   double weight;             /* weight of the model's log-probabilities relative to those of the CTC head, 0 to 100; 0.5 */
   double word_bonus;         /* bonus per word, -100 to 100; 0.5 */
   double unknown_score;      /* added to the log-probability of out-of-vocabulary words, before weighting, -1000 to 0; -5 */
-  double rescoring_weight;   /* factor on the model's score in the second pass, 0 to 100; 1 */
+  double rescoring_weight;   /* factor applied to the model's score in the second pass, 0 to 100; 1 */
   const char *level;         /* "word" or "token"; NULL: the level of the model */
 } u2moe_language_model_options;
 
@@ -265,18 +265,18 @@ typedef struct u2moe_stream_options {
   int32_t beam_size;         /* prefixes kept by a beam search, and maximum length of the n-best list; 0: as in the bundle */
   double ctc_weight;         /* weight of the first pass in rescoring; negative: as in the bundle */
   double reverse_weight;     /* weight of the right-to-left decoder in rescoring; negative: as in the bundle */
-  double length_penalty;     /* power of the length by which attention divides scores; 0 */
+  double length_penalty;     /* the attention search divides scores by the length raised to this power; 0 */
   double padding_s;          /* seconds of silence (zeros) added before a source that begins mid-sound, and after one that ends
                               * mid-sound; negative: as in the bundle */
   int32_t endpoint;          /* nonzero: the endpoint rules end utterances; 0: the whole input is one utterance */
   u2moe_endpoint_rule rules[3];
   double pause;              /* with full context, shortest pause in seconds at which a recording longer than 30 s is split;
-                              * 0: none, otherwise at least 0.4; negative: as in the bundle */
+                              * 0: never; otherwise, at least 0.4; negative: as in the bundle */
   u2moe_hotwords hotwords;             /* NULL: hotwords of the bundle; U2MOE_NO_HOTWORDS: none */
   u2moe_language_model language_model; /* NULL: language model of the bundle; U2MOE_NO_LANGUAGE_MODEL: none */
   u2moe_vad vad;                       /* recognises each speech segment as a separate source; NULL: no detector */
   int32_t written;           /* nonzero: write English with digits and sentence case, as in "At 10:30"; default 0 */
-  double blank_penalty;      /* subtracted from the score of the blank before the softmax in the first pass: fewer deletions,
+  double blank_penalty;      /* subtracted from the blank's score before the softmax of the first pass, for fewer deletions and
                               * more insertions; negative: as in the bundle */
   double max_queue_s;        /* seconds of audio that may wait in u2moe_stream_feed and u2moe_transcriber_feed; default 10 */
   double turn;               /* if the language model's probability of a sentence end reaches this, the second rule needs half

@@ -148,7 +148,7 @@ class Stream {
   }
   void input_finished() { check(u2moe_stream_input_finished(handle_.get())); }
 
-  /// Take the final results of all complete utterances with words. Each result is returned once.
+  /// Return the final results of utterances that ended since the last call. Utterances without words are omitted.
   std::vector<Result> take_segments() {
     std::vector<Result> segments;
     while (const auto result = given_by<u2moe_result>(u2moe_stream_take_segment, handle_.get())) segments.emplace_back(result);
@@ -174,7 +174,7 @@ class Stream {
   /// Discard everything and begin a new source.
   void reset() { check(u2moe_stream_reset(handle_.get())); }
 
-  /// Queue samples for decode_streams and return.
+  /// Queue samples for decode_streams, without decoding them.
   void feed(int sample_rate, const float* samples, std::size_t num) { check(u2moe_stream_feed(handle_.get(), sample_rate, samples, num)); }
   void feed(int sample_rate, const std::int16_t* samples, std::size_t num) {
     check(u2moe_stream_feed_int16(handle_.get(), sample_rate, samples, num));
@@ -262,7 +262,7 @@ class Recognizer {
   explicit Recognizer(const std::string& folder, const RecognizerOptions& options = {})
       : handle_(given_by<u2moe_recognizer>(u2moe_recognizer_open, folder.c_str(), &options)) {}
 
-  /// Load a bundle from the contents of its files, given by file name.
+  /// Load a bundle from memory. `files` maps file names to contents.
   explicit Recognizer(const std::map<std::string, std::string>& files, const RecognizerOptions& options = {}) {
     std::vector<u2moe_file> all;
     for (const auto& [name, content] : files) all.push_back({name.c_str(), content.data(), content.size()});

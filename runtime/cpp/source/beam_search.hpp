@@ -10,8 +10,8 @@ namespace u2moe::runtime {
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
 // The search can decide on a grammar phrase when at least kSureAfter frames have followed the phrase's last peak. Hypotheses
-// with the phrase must have at least half of the total probability. Of the probability without other hypotheses that contain
-// words outside the grammar, they must have at least the share kSure.
+// with the phrase must have at least half of the total probability, and at least the share kSure of the probability that
+// remains when other hypotheses with words outside the grammar are left out.
 constexpr double kSure = 0.99;
 constexpr int kSureAfter = 4;
 
@@ -47,7 +47,7 @@ struct Prefix {
     return node->depth == length ? node : nullptr;
   }
 
-  /// Extension by a token; null if the tree has no node for it.
+  /// Extension by the token `by`; null if the tree has no such node.
   Prefix* extension(int by) const {
     Prefix* found = extensions;
     while (found && found->token != by) found = found->next;
@@ -55,7 +55,7 @@ struct Prefix {
   }
 };
 
-/// Peak of a token in a linked list that leads from the last token to the first. Beams share parts of these lists.
+/// A token's peak, in a list that is linked from the last token to the first. Beams share parts of these lists.
 struct Peak {
   Peak* before = nullptr;
   int frame = 0;
@@ -63,7 +63,7 @@ struct Peak {
   std::uint64_t needed = 0;
 };
 
-/// Pool of nodes. A node that is needed also keeps its predecessors. Other nodes are reused.
+/// Pool of nodes. Needed nodes and their predecessors are kept; all others are reused.
 template <class Node>
 class Nodes {
  public:
@@ -122,8 +122,8 @@ struct Beam {
 
   double score() const { return total + prefix->bonus + prefix->language_score; }
 
-  /// Earliest peak of the token at index `number` in two alignments: the best that ends in a blank, and the best that ends in a
-  /// token. At most `most`.
+  /// The earlier of `most` and the earliest peak of the token at index `number`. Peaks are taken from two alignments: the
+  /// best that ends in a blank, and the best that ends in a token.
   int earliest_peak(std::size_t number, int most) const {
     if (number >= prefix->depth) return most;
     for (const Peak* peak : {blank_times, token_times}) {
@@ -146,7 +146,7 @@ struct Beam {
 /// Keeps the best prefixes from frame to frame. `PrefixBeamSearch` runs one or two of these searches.
 class BeamSearch {
  public:
-  /// @param states of the language model; null: no language model.
+  /// @param states the language model's states; null: no language model.
   /// @param ranks_by_bonus whether hotword bonuses affect the ranking of prefixes.
   /// @param grammar used in place of hotwords and language model; null: no grammar.
   BeamSearch(std::size_t beam_size, int blank, std::shared_ptr<const ContextGraph> context, std::shared_ptr<FusionStates> states,
@@ -265,8 +265,8 @@ class BeamSearch {
   }
 
   // A prefix that stays in the beam, or the extension of a prefix by a token. `token` is the rank of the new token. For a
-  // prefix that stays, it is kNone if the prefix only adds blank, otherwise kMoved. `order` breaks ties: it is the position at
-  // which WeNet first reaches the candidate.
+  // prefix that stays, `token` is kNone if its alignments gain only a blank, otherwise kMoved. `order` breaks ties: it is the
+  // position at which WeNet first reaches the candidate.
   struct Candidate {
     double rank;
     std::size_t order, beam, token;
@@ -317,8 +317,8 @@ class BeamSearch {
     }
   }
 
-  // Update prefix `index` for a frame in which its last token is likely. In its new alignments, this
-  // frame is blank, repeats the token, or adds the token to an alignment of the parent.
+  // Update prefix `index` for a frame in which its last token is likely. In the prefix's new alignments,
+  // this frame is blank, repeats the token, or adds the token to an alignment of the parent.
   Beam stay(std::size_t index, std::size_t parent, double score, double blank_score) {
     const Beam& old = beams_[index];
     Beam beam;
@@ -345,7 +345,7 @@ class BeamSearch {
     return beam;
   }
 
-  // Return the beam of a prefix extended by a token.
+  // Return the beam for the prefix that consists of the candidate's prefix and `token`.
   Beam grown(const Candidate& candidate, int token, double score) {
     const Beam& parent = beams_[candidate.beam];
     Beam beam;
@@ -370,14 +370,14 @@ class BeamSearch {
     }
   }
 
-  // Hotword bonus that counts when a prefix extended by a token is ranked.
+  // Return the hotword bonus to add when ranking the extension of a prefix by a token.
   double bonus(const Prefix& prefix, int token) const {
     if (!ranking_) return 0;
     const ContextGraph::Move move = ranking_->advance(prefix.state, token);
     return prefix.earned + move.bonus + ranking_->partial(move.state);
   }
 
-  // Return the extension of a prefix by a token. A node that has left the beam is used again if longer prefixes kept it.
+  // Return the extension of a prefix by a token. Reuses a node that has left the beam if it is still in the tree.
   Prefix* child(Prefix* parent, int token) {
     if (Prefix* found = parent->extension(token)) return found;
     Prefix* prefix = parent->extensions = prefixes_.add({parent, token, parent->depth + 1, nullptr, parent->extensions});

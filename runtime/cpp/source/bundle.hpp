@@ -10,7 +10,7 @@
 
 namespace u2moe::runtime {
 
-/// Location of a bundle: a folder, or the contents of files in memory, by name.
+/// Location of a bundle: a folder, or a map from the names of its files to their contents.
 using Location = std::variant<std::string, std::map<std::string, std::string>>;
 
 /// Return the content of a file.
@@ -42,7 +42,7 @@ class Bundle {
   /// Whether the manifest lists a file.
   bool has(const std::string& name) const { return json_["files"].has(name); }
 
-  /// Name of a file in messages.
+  /// Path of a file of the bundle, or only the file's name if the bundle has no folder.
   std::string path(const std::string& name) const {
     const std::string* const folder = std::get_if<std::string>(&location_);
     return folder ? *folder + "/" + name : name;

@@ -159,7 +159,7 @@ const T* array(const T* items, std::size_t num, const char* name) {
   return num ? needed(items, name) : items;
 }
 
-// Check the size of a struct. Structs of earlier versions are shorter; the options that they lack have defaults.
+// Check the size of a struct. Structs of earlier versions are shorter; options missing from them take their defaults.
 void check_size(std::size_t found, std::size_t expected, const char* name, std::size_t least = sizeof(std::size_t)) {
   if (found >= least && found <= expected && found % sizeof(void*) == 0) return;
   throw InvalidArgument(std::string(name) + ": size is " + std::to_string(found) + ", expected " + std::to_string(expected) +
@@ -190,8 +190,8 @@ struct Defaults {
   }
 };
 
-// Whether a number stands for the bundle's default. 0 does if valid values begin at 1 or more; otherwise any negative number
-// does.
+// Whether a number stands for the bundle's default: 0 if the smallest valid value is at least 1, otherwise any negative
+// number.
 bool is_left_open(const Range& range, double value) { return range.in_bundle && (range.least >= 1 ? value == 0 : value < 0); }
 
 template <class Numbers, class T>
@@ -360,7 +360,7 @@ u2moe_error feed(Handle handle, int sample_rate, const Sample* samples, std::siz
   return with(handle, [&](auto& it) { stream_of(it).feed(sample_rate, floats(samples, num)); });
 }
 
-// Ask the object of a handle for a value, and write it to the program's variable.
+// Ask the object behind a handle for a value, and write that value to the program's variable.
 template <class Handle, class Ask, class T>
 u2moe_error tell(Handle handle, T* place, const char* name, Ask ask) {
   return with(handle, [&](auto& it) { *needed(place, name) = std::invoke(ask, it); });

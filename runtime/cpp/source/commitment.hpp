@@ -1,4 +1,4 @@
-// Leading tokens that a beam search has committed to, because all hypotheses that may still become the best share them.
+// Leading tokens that a beam search has committed to: every hypothesis that may still become the best begins with them.
 // runtime/decoding/commitment.py explains why later frames cannot change these tokens.
 #pragma once
 

@@ -48,7 +48,7 @@ class CtcSearch {
   virtual std::vector<Hypothesis> hypotheses(std::size_t limit = std::numeric_limits<std::size_t>::max()) const = 0;
 
   /// Best hypothesis that begins with the committed tokens. Without hotwords, it is the best of all hypotheses. With hotwords,
-  /// it may not be, because the two searches that then run score hypotheses differently.
+  /// another one may be better, because two searches run and score hypotheses differently.
   virtual Hypothesis best() const = 0;
 
   /// Return the settled tokens: they follow the committed ones, and no later frame changes them. With a grammar, the search
@@ -180,7 +180,7 @@ class PrefixBeamSearch : public CtcSearch {
   }
 
  private:
-  // Beams of the first search, and those beams of the second search that have a bonus, best first.
+  // The beams, best first: all of the first search, and those of the second search that have a bonus.
   std::vector<const Beam*> ranked() const {
     std::vector<const Beam*> beams;
     for (const Beam& beam : searches_[0].beams()) beams.push_back(&beam);
@@ -217,8 +217,8 @@ class PrefixBeamSearch : public CtcSearch {
   std::vector<Commitment> commitments_;  // one for each search
 };
 
-/// Probability of a sentence end according to the language model: the mean over the hypotheses, weighted by the probability of
-/// each hypothesis. The best hypothesis must come first.
+/// Probability of a sentence end according to the language model: the mean over the hypotheses, weighted by their
+/// probabilities. The best hypothesis must come first.
 inline double end_probability(const std::vector<Hypothesis>& hypotheses, FusionStates& states) {
   double total = 0, ends = 0;
   for (const Hypothesis& each : hypotheses) {

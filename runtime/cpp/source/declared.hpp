@@ -132,7 +132,7 @@ struct VadNumbers {
   }
 };
 
-/// Fields of the objects in bundle.json: the class of their content, with the prefix {} for a map, and their default.
+/// Fields of the objects in bundle.json, each with the class of its content (prefix {} for a map) and any default.
 constexpr const char* kDeclared = R"({
 "Manifest": {"model": ["ModelConfig"], "features": ["FeatureConfig"], "text": ["TextConfig"], "decoding": ["DecodingConfig"], "producer": [""], "files": ["{}FileDigest"], "external": ["{}ExternalTensor", {}], "architecture": ["", {}], "quantization": ["", {}], "calibration": ["Calibration", null], "random_weights": ["", false], "version": ["", 4]},
 "ModelConfig": {"streaming": [""], "decoder": [""], "feature_size": [""], "output_size": [""], "num_blocks": [""], "vocab_size": [""], "subsampling_rate": [""], "right_context": [""], "static_chunk_size": [""], "blank": [""], "sos": [""], "eos": [""], "caches": ["Cache", []], "chunk_multiple": ["", 1], "frame_reduction": ["", 1], "max_position": ["", 5000], "static": ["StaticForm", null]},

@@ -1,5 +1,5 @@
-// Ends of utterances and words. Utterances end by Kaldi's rules, applied to the blanks of the CTC output. With full
-// context, utterances also end at pauses in the audio. Words also end at pauses.
+// Ends of utterances and words. Utterances end according to Kaldi's rules, applied to the blanks of the CTC output. With
+// full context, utterances also end at pauses in the audio. Words next to a pause end or begin there.
 #pragma once
 
 #include "standard.hpp"
@@ -71,7 +71,7 @@ struct EndpointRule {
   bool must_contain_nonsilence = false;
   double min_trailing_silence = 0, min_utterance_length = 0;  ///< seconds
 
-  /// Whether at least one duration is above 0. Otherwise the rule would fire at every frame.
+  /// Whether no duration is negative and at least one is above 0. With both 0, the rule would fire at every frame.
   bool is_valid() const {
     return min_trailing_silence >= 0 && min_utterance_length >= 0 && min_trailing_silence + min_utterance_length > 0;
   }
@@ -85,8 +85,8 @@ struct Endpoint {
 
 class Endpointer {
  public:
-  /// @param turn threshold for the probability of a sentence end. If the probability reaches it, the second rule's
-  /// minimum silence is halved; otherwise, it is multiplied by 1.5. 0: off.
+  /// @param turn threshold for the probability of a sentence end; 0: off. If the probability reaches it, the second rule's
+  /// minimum silence is halved; otherwise, the silence is multiplied by 1.5.
   Endpointer(const EndpointRules& rules, double frame_s, int blank, double turn = 0) : blank_(blank), turn_(turn) {
     const auto frames = [frame_s](double seconds) {
       constexpr int never = std::numeric_limits<int>::max();
@@ -147,7 +147,7 @@ class Endpointer {
   bool has_speech_ = false, is_over_ = false;
 };
 
-/// Rule for full context: a window of a long recording, and the utterance in it, end in the middle of the first pause.
+/// With full context, ends a window of a long recording, and its utterance, in the middle of the window's first pause.
 /// `end_of_window` finds the pause. `endpoint` rejects the pause if the CTC output has a token shortly before its middle. A
 /// recording that fits into one window is encoded as a whole, as in WeNet.
 class PauseRule {
@@ -155,9 +155,9 @@ class PauseRule {
   /// @param min_pause in seconds; 0: do not shorten windows.
   PauseRule(double min_pause, double frame_s, double level_s) : min_pause_(min_pause), frame_s_(frame_s), level_s_(level_s) {}
 
-  /// Return the number of encoder frames up to the middle of the first pause. None: use the whole window.
+  /// Return the number of encoder frames up to the middle of the window's first pause; std::nullopt: use the whole window.
   /// @param levels loudness of the window's feature frames.
-  /// @param start first encoder frame of the window in the recording.
+  /// @param start encoder frame of the recording at which the window begins.
   std::optional<std::size_t> end_of_window(const std::vector<float>& levels, std::size_t start, bool is_full, bool is_last) {
     pause_len_ = 0;
     is_long_ |= is_full;
@@ -170,7 +170,7 @@ class PauseRule {
   }
 
   /// Return the endpoint if the window ends in a pause and the CTC output is also silent there.
-  /// @param num_frames encoder frames of the recording so far.
+  /// @param num_frames number of encoder frames of the recording so far.
   std::optional<Endpoint> endpoint(std::size_t num_frames, int trailing_silence) {
     constexpr double silent_before_cut_s = 0.12;  // a pause is quiet speech if a token lies this close before the middle
     const std::int64_t pause_len = pause_len_;

@@ -17,7 +17,7 @@ class Padding {
       : num_silence_(static_cast<std::size_t>(std::floor(padding_s * manifest.sample_rate + 0.5))),
         frame_len_(static_cast<std::size_t>(manifest.frame_len())) {}
 
-  /// Add samples, and return the samples to recognise. None are returned until the first feature frame is full.
+  /// Add samples, and return the samples to recognise. With padding, none are returned until the first feature frame is full.
   std::vector<float> accept(std::vector<float> samples) {
     if (!num_silence_) return samples;
     edge_.insert(edge_.end(), samples.begin(), samples.end());
@@ -34,7 +34,7 @@ class Padding {
     return rest;
   }
 
-  /// Samples of silence added before the source.
+  /// Number of samples of silence added before the source.
   std::size_t num_before() const { return num_before_; }
 
  private:
@@ -82,12 +82,11 @@ inline std::vector<float> loudness(const std::vector<float>& features, const Man
   return levels;
 }
 
-/// Cuts features into windows. A window begins `chunk_size` encoder frames after the previous one, unless that one is shortened
-/// or repeated. The last window may be shorter.
+/// Cuts features into windows. A window begins `chunk_size` encoder frames after the previous one, unless `shorten_window` or
+/// `repeat_window` was called. The last window may be shorter.
 class FeatureExtractor {
  public:
-  /// @param knows_last whether a full window waits for more audio or the end of the input, so that the caller knows which
-  /// window is the last.
+  /// @param knows_last whether a full window is withheld until it is known whether the window is the last.
   FeatureExtractor(const Manifest& manifest, int chunk_size, bool knows_last, double padding_s)
       : m_(&manifest), rate_(static_cast<std::size_t>(manifest.subsampling_rate)),
         stride_(static_cast<std::size_t>(chunk_size) * rate_),
@@ -123,8 +122,8 @@ class FeatureExtractor {
 
   bool is_exhausted() const { return is_finished_ && !has_window(); }
 
-  /// Begin the next window. Return the samples of its new frames, if any. Their features are the same, to the last
-  /// bit, however the samples are split across calls.
+  /// Begin the next window. Return the samples of its new frames, if any. The features of these frames are
+  /// bit-identical, however the audio is split across calls of `accept`.
   Floats take_window() {
     const std::size_t end = std::min(next_ + length_, num_frames());
     begin_ = next_;
@@ -166,7 +165,7 @@ class FeatureExtractor {
     end_ = std::min(end_, begin_ + num * rate_ + length_ - stride_);
   }
 
-  /// Have the next window begin with the last `num` encoder frames of the last window.
+  /// Make the next window begin with the final `num` encoder frames of the last window.
   void repeat_window(std::size_t num) { next_ = begin_ + (num_window_frames() - num) * rate_; }
 
   /// Loudness of the feature frames of the last window.

@@ -15,7 +15,7 @@ struct LanguageModelOptions : LanguageModelNumbers {
   std::map<std::string, std::vector<std::string>> classes;
 
   /// Read the options from an object.
-  /// @throws BundleError that names the field.
+  /// @throws BundleError if a field is invalid. The message names the field.
   void read(const Json& json) {
     read_numbers<LanguageModelNumbers>(json, *this);
     if (json.given("level")) level = json["level"].string();
@@ -85,8 +85,8 @@ class Fusion {
     most_gain_ = std::max(most_ending_, most_going_on_);
   }
 
-  /// @throws LanguageModelError if the model contains no token of the vocabulary (token level), or no word that can
-  /// be spelled with it (word level). The message begins with `source`.
+  /// @throws LanguageModelError if the model contains no token of the vocabulary (token level), or no word that the
+  /// vocabulary can spell (word level). The message begins with `source`.
   void check_words(const std::string& source) const {
     const auto& words = ngrams_->words();
     bool is_known = std::any_of(token_words_.begin(), token_words_.end(), [&](const std::optional<Id>& word) { return word && !is_marker(words[*word]); });
@@ -124,7 +124,8 @@ class Fusion {
 
   static constexpr double kSlack = 1e-9;  // above the rounding error of summed scores
 
-  // Return a function that converts words to the letter case of the vocabulary. If it has both cases, words are unchanged.
+  // Return a function that converts words to the letter case of the vocabulary. If the vocabulary has both cases, words stay
+  // unchanged.
   static Ngrams::Spell spelling_of(const std::vector<std::string>& symbols) {
     std::string letters;
     for (const std::string& symbol : symbols) letters += is_marker(symbol) ? "" : symbol;
@@ -133,7 +134,8 @@ class Fusion {
     return [](const std::string& word) { return word; };
   }
 
-  // Letters of a symbol. Spaces become boundaries, and there are boundaries around characters that are words.
+  // Parts of a symbol: boundaries and the letters between them. Spaces become boundaries, and characters that are words have
+  // boundaries around them.
   static std::vector<std::string> pieces_of(const std::u32string& symbol) {
     std::vector<std::string> pieces;
     for (const char32_t c : with_boundaries(symbol, is_spaceless)) {
@@ -168,7 +170,7 @@ class Fusion {
   std::vector<std::vector<std::string>> pieces_;       // letters of each token, with "" for a boundary between words
   std::vector<double> gains_;
   std::vector<bool> ends_word_;
-  // Largest gains: of any token, of tokens that continue a word, and of tokens that end it.
+  // Largest gain of any token, of a token that continues a word, and of a token that ends a word.
   double most_gain_ = 0, most_going_on_ = 0, most_ending_ = 0;
   std::size_t fingerprint_;
 };
@@ -293,7 +295,8 @@ class FusionStates {
     return state;
   }
 
-  // Score of the current word if it ends here. It is the same for every token that begins the next word.
+  // Score of the current word if it ends here, and the history after it. Both are the same for every token that begins the
+  // next word.
   std::pair<double, Id> ended(FusionState& state) {
     if (!state.ended) state.ended = word(state.history, *state.begun);
     return *state.ended;

@@ -21,7 +21,7 @@ struct PhraseState {
 /// Automaton of a grammar for a vocabulary. States are made deterministic when a search reaches them.
 class PhraseGraph {
  public:
-  /// @param lines of the grammar; see u2moe_stream_options.
+  /// @param lines the lines of the grammar; see u2moe_stream_options.
   /// @throws GrammarError if a line has invalid syntax, a slot is undefined or contains itself, or a phrase may be empty. It is
   /// also thrown if a phrase has characters that the vocabulary lacks, or if the grammar has no phrases or is too large.
   PhraseGraph(const std::vector<std::string>& lines, const Vocabulary& vocabulary, int blank)
@@ -38,7 +38,7 @@ class PhraseGraph {
     find_tokens(static_cast<std::size_t>(blank));
   }
 
-  /// The vocabulary with an additional token for other words.
+  /// The vocabulary, with an additional token if the grammar allows other words.
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
   /// Token for other words; negative: other words are not allowed.
@@ -60,7 +60,7 @@ class PhraseGraph {
     return (from.next & heads_[static_cast<std::size_t>(token)][from.is_apart]) != 0 && reach(from, token, to);
   }
 
-  /// State after a token that may follow.
+  /// State after a token for which `allows` is true.
   PhraseState advance(const PhraseState& from, int token) const {
     if (token == rest_) return state(kRoot, false, true);
     PhraseState to;
@@ -132,7 +132,7 @@ class PhraseGraph {
       const bool is_slot = text.size() > 2 && text[0] == U'<' && end > 1 && sign < text.size() && text[end] == U'>' && text[sign] == U'=';
       const std::u32string slot = is_slot ? text.substr(0, end + 1) : U"";
       Phrase phrase{is_slot ? "slot " + encode_utf8(slot) : "phrase " + shown, {}};
-      if (is_slot && this->slot(slot)) fail(phrase.name + ": found a second definition, expected one");
+      if (is_slot && this->slot(slot)) fail(phrase.name + ": found two definitions, expected one");
       phrase.parts = divided(is_slot ? text.substr(sign + 1) : text, phrase.name);
       ends_of(phrase.parts, {}, {}, phrase.name);
       if (is_slot) slots_.emplace_back(slot, std::move(phrase.parts));
@@ -175,7 +175,10 @@ class PhraseGraph {
   }
 
   Places ends_of(const Parts& parts, std::size_t& place, const std::u32string& closing, const Places& places, Parts within, const std::string& what) {
-    if (within.size() > kMostNested) fail(what + ": found more than " + std::to_string(kMostNested) + " nested brackets or slots, expected fewer");
+    if (within.size() > kMostNested) {
+      const std::string most = std::to_string(kMostNested);
+      fail(what + ": found more than " + most + " nested brackets or slots, expected at most " + most);
+    }
     const std::string close = "'" + encode_utf8(closing) + "'";
     Places ends, reached = places;
     bool is_empty = true, has_empty = false, is_open = !closing.empty();
@@ -198,12 +201,14 @@ class PhraseGraph {
         if (part == U"[") join(after, reached);
         reached = std::move(after);
       } else if (part == U")" || part == U"]" || part == kUnknown) {
-        fail(what + ": found '" + encode_utf8(part) + "', expected " + (part == kUnknown ? "[unk] in a line of its own" : close + " or words"));
+        const std::string expected = closing.empty() ? "words" : close + " or words";
+        fail(what + ": found '" + encode_utf8(part) + "', expected " +
+             (part == kUnknown ? "[unk] on a line of its own" : expected));
       } else if (!places.empty()) {
         reached = part[0] == U'<' ? ends_of_slot(part, reached, within, what) : add_words(part, std::move(reached), what);
       }
     }
-    if (is_open) fail(what + ": found its end, expected " + close);
+    if (is_open) fail(what + ": found the end, expected " + close);
     if (is_empty || has_empty) fail(what + ": found nothing, expected words");
     join(ends, reached);
     return ends;
@@ -243,7 +248,9 @@ class PhraseGraph {
         if (single != last) {
           next = single->second;
         } else {
-          if (next >= kMostPlaces) fail(what + ": found more than " + std::to_string(kMostPlaces) + " characters up to here, expected fewer");
+          if (next >= kMostPlaces) {
+            fail(what + ": found " + std::to_string(kMostPlaces) + " characters up to here, expected fewer");
+          }
           for (const std::size_t each : places) arcs_[each].insert(arcs(each, character).second, {character, next});
           add_place(places.size() == 1);
         }
@@ -268,7 +275,7 @@ class PhraseGraph {
     return found;
   }
 
-  // Set `to` to the places after a token other than `rest`. Return whether the token may follow.
+  // Make `to` the state after a token other than `rest`. Return whether the token may follow.
   bool reach(const PhraseState& from, int token, PhraseState& to) const {
     to.is_apart = from.is_apart;
     to.accepts = from.accepts;
@@ -343,10 +350,11 @@ class PhraseGraph {
     return *std::max_element(found, found + num_lanes);
   }
 
-  // Whether a token can stand between phrases: `rest`, or only a word boundary.
+  // Whether a token can stand between phrases: it is `rest` or a bare word boundary.
   bool is_between(int token) const { return token == rest_ || spellings_[static_cast<std::size_t>(token)] == std::u32string(1, kWordBoundary); }
 
-  // Return where a phrase that begins at `begin` may end, and whether it may continue after the last token.
+  // Return the indices (exclusive) at which a phrase that begins at `begin` may end, and whether it may continue after the
+  // last token.
   std::pair<std::vector<std::size_t>, bool> ends_in(const std::vector<int>& tokens, std::size_t begin) const {
     if (is_between(tokens[begin])) return {{begin + 1}, false};
     std::vector<std::size_t> ends;
@@ -383,7 +391,7 @@ class PhraseGraph {
   std::vector<bool> is_single_, is_end_;                 // by place: whether only one arc leads to it; whether a phrase ends
 };
 
-/// Cache of the automata of a recogniser's most recent grammars, so that streams can share them. Not thread-safe.
+/// Caches the automata of a recogniser's most recent grammars, so that streams can share them. Not thread-safe.
 class PhraseGraphs {
  public:
   /// See `PhraseGraph`.

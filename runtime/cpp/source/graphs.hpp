@@ -154,7 +154,8 @@ class Graphs {
 
   /// Score token sequences with the decoders.
   TokenScores score(const Floats& output, const Sequences& sequences) const {
-    // Attention needs memory for each pair of a token and a frame, or of two tokens. Score long utterances in several calls.
+    // Attention needs memory for each pair of tokens, and for each pair of a token and a frame. Score long utterances
+    // in several calls.
     constexpr std::int64_t most_pairs = std::int64_t{1} << 22;
     const auto longest = static_cast<std::int64_t>(sequences.longest);
     const std::int64_t num_frames = length(output) / m_.output_size, num_sequences = length(sequences.lengths);
@@ -179,8 +180,8 @@ class Graphs {
     return scores;
   }
 
-  /// Return the kernels of the encoder or, if a runner runs it, of the CTC head. Their member `refused` lists, for all graphs, the
-  /// functions that native kernels cannot run, such as "Int8Attention of encoder".
+  /// Return the kernels of the encoder, or of the CTC head if the caller's runner replaces the encoder. The result's `refused`
+  /// lists, for all graphs, the functions that native kernels cannot run, such as "Int8Attention of encoder".
   Kernels kernels() const {
     Kernels all = (runner_ ? ctc_ : encoder_).kernels;
     all.refused.clear();
@@ -250,7 +251,7 @@ class Graphs {
     return made;
   }
 
-  // Join caches [blocks, 1, ...] of several streams to [blocks, streams, ...]. Shorter caches are padded before their first
+  // Join caches [blocks, 1, ...] of several streams into [blocks, streams, ...]. Shorter caches are padded before their first
   // frame. A shorter cache begins at the start of its stream. Its padding is therefore at negative positions, and the graph
   // masks these.
   ort::Owned<OrtValue> join(const std::vector<Chunk>& chunks, std::size_t index, Floats& joined) const {
@@ -281,8 +282,8 @@ class Graphs {
     return ort::tensor(joined, shape);
   }
 
-  // Extract a cache of one stream from the joined cache. Of a growing cache, keep only the frames that belong to the last
-  // `num_frames` encoder frames.
+  // Extract one stream's cache from the joined cache. If the cache grows with time, keep only the frames that belong to the
+  // last `num_frames` encoder frames.
   Caches::Tensor split(const OrtValue& value, std::size_t index, std::int64_t row, std::int64_t num_frames) const {
     const std::ptrdiff_t time = m_.caches[index].time_axis;
     ort::Shape shape = ort::shape_of(value);
@@ -335,7 +336,7 @@ class Graphs {
     ort::Owned<OrtSession> session;
   };
 
-  // Name of a graph's file, in ONNX or ORT format. In ORT format, functions are expanded.
+  // Name of a graph's file, which is in ONNX or ORT format. In ORT format, functions are expanded.
   static std::string file_of(const Bundle& bundle, const std::string& graph) {
     return bundle.has(graph + ".ort") ? graph + ".ort" : graph + ".onnx";
   }
@@ -347,7 +348,7 @@ class Graphs {
     Graph graph{bundle.path(file), std::move(inputs), std::move(outputs), settings.kernels(), {}};
     if (m_.packed && !settings.are_of_the_caller()) {
       const std::string where = graph.path + ": weights are packed for native kernels";
-      if (!graph.kernels.native) throw KernelsError(where + ", but onnxruntime runs it: " + graph.kernels.reason);
+      if (!graph.kernels.native) throw KernelsError(where + ", but onnxruntime runs the graph: " + graph.kernels.reason);
       if (graph.kernels.layout != m_.packed) {
         throw KernelsError(where + " in layout " + std::to_string(m_.packed) + ", but this library reads layout " +
                            std::to_string(graph.kernels.layout) + ": quantize the float32 bundle again with this version");
@@ -371,7 +372,9 @@ class Graphs {
           if (!graph.kernels.leave_out(error.whole)) graph.kernels = {false, "", 0, std::string("native kernels cannot run it: ") + error.what()};
         }
       }
-      if (!refusal.empty() && !is_automatic) throw KernelsError(graph.path + ": native kernels cannot run it, but onnxruntime can: " + refusal);
+      if (!refusal.empty() && !is_automatic) {
+        throw KernelsError(graph.path + ": native kernels cannot run it (onnxruntime's own kernels can): " + refusal);
+      }
       check(graph);
     } catch (const ort::Failure& error) {
       if (!settings.is_cpu()) throw ProviderError(graph.path + ": " + settings.providers()[0].name + " did not start: " + error.what());

@@ -74,7 +74,7 @@ class Symbols {
     }
     if (words.back().empty()) words.pop_back();
     for (const std::u32string& word : words) {
-      if (fewest_tokens(word) == kImpossible) runtime::fail<Kind>(what + ": the vocabulary cannot write '" + encode_utf8(word) + "'");
+      if (fewest_tokens(word) == kImpossible) runtime::fail<Kind>(what + ": the vocabulary cannot spell '" + encode_utf8(word) + "'");
     }
     return words;
   }
@@ -163,7 +163,7 @@ class ContextGraph {
   /// State of an empty hypothesis.
   std::size_t start() const { return start_; }
 
-  /// Continue from `state` with a token.
+  /// Return the state after `token`, and the bonus of the phrases that `token` completes.
   Move advance(std::size_t state, int token) const { return read_on(state, spellings_[static_cast<std::size_t>(token)]); }
 
   /// Part of a phrase's bonus that a hypothesis receives for the beginning of the phrase. The hypothesis loses
@@ -218,8 +218,8 @@ class ContextGraph {
     states_[state].partial = std::max(states_[state].partial, bonus * static_cast<double>(matched) / static_cast<double>(total));
   }
 
-  // Set the failure links. Each state also gets the bonuses of the phrases that its suffixes complete. It gets
-  // the `partial` of a suffix if that is larger than its own.
+  // Set the failure links. Each state also gets the bonuses of the phrases that its suffixes complete, and the largest
+  // `partial` of the state and its suffixes.
   void link() {
     std::vector<std::size_t> queue;
     for (const auto& [character, state] : states_[0].next) queue.push_back(state);

@@ -17,7 +17,7 @@ class Json {
 
   Json() = default;
 
-  /// @param name of the text, for messages.
+  /// Parse JSON. Error messages call the text `name`.
   static Json parse(const std::string& text, const std::string& name) {
     Parser parser{text, name};
     Json value = parser.value(0);
@@ -40,7 +40,7 @@ class Json {
   double number() const { return get<double>("a number"); }
   bool boolean() const { return get<bool>("true or false"); }
 
-  /// Return an integer between `least` and `most`.
+  /// Return the value, which must be an integer from `least` to `most`.
   int integer(int least, int most) const {
     const double found = number();
     if (found != std::floor(found) || found < least || found > most) {
@@ -49,7 +49,7 @@ class Json {
     return static_cast<int>(found);
   }
 
-  /// Return a number between `least` and `most`.
+  /// Return the value, which must be a number from `least` to `most`.
   double number(double least, double most) const {
     const double found = number();
     if (!(found >= least && found <= most)) fail("a number from " + shown_number(least) + " to " + shown_number(most));
@@ -334,8 +334,8 @@ class Records {
   std::string by_;
 };
 
-/// Set the numbers of a struct of declared.hpp from the fields of an object.
-/// @throws BundleError if a number is out of range.
+/// Read the numbers of a struct in declared.hpp from a JSON object. Numbers whose field is missing or null do not change.
+/// @throws BundleError if a field is not a number in its range.
 template <class Numbers>
 void read_numbers(const Json& json, Numbers& numbers) {
   Numbers::each([&](const char* name, auto own, const Range& range, auto...) {
@@ -347,7 +347,7 @@ void read_numbers(const Json& json, Numbers& numbers) {
   });
 }
 
-/// Check the numbers of a struct of declared.hpp.
+/// Check the numbers of a struct in declared.hpp.
 /// @throws InvalidArgument if a number is out of range.
 template <class Numbers>
 void check_numbers(const Numbers& numbers) {

@@ -1,5 +1,5 @@
-// Reads language models from ARPA files and from compact files of `u2moe lm build`, as runtime/language/arpa.py and compact.py
-// do.
+// Reads language models from ARPA files and from compact files written by `u2moe lm build`, as runtime/language/arpa.py and
+// compact.py do.
 
 #include "json.hpp"
 #include "ngrams.hpp"
@@ -41,8 +41,12 @@ class CompactFile {
  public:
   CompactFile(std::string_view content, const std::string& source) : source_(source) {
     const std::size_t start = kMagic.size() + kDigestSize;
-    if (content.size() < start + 4 || content.substr(0, kMagic.size()) != kMagic) fail("is not a compact language model of this version");
-    if (sha256(content.substr(start)) != content.substr(kMagic.size(), kDigestSize)) fail("is damaged: its content differs from its digest");
+    if (content.size() < start + 4 || content.substr(0, kMagic.size()) != kMagic) {
+      fail("is not a compact language model that this version can read");
+    }
+    if (sha256(content.substr(start)) != content.substr(kMagic.size(), kDigestSize)) {
+      fail("is damaged: its content does not match its digest");
+    }
     const std::size_t size = Block{4, false, 1, content.substr(start, 4)}.integer(0);
     if (size > content.size() - start - 4) fail("is damaged: its header is longer than the file");
     header_ = Json::parse(std::string(content.substr(start + 4, size)), source);
@@ -52,19 +56,21 @@ class CompactFile {
       const std::string& type = each.array()[0].string();
       if (type != "|u1" && type != "<u2" && type != "<u4" && type != "<f4") fail("is damaged: it has a block of type " + type);
       Block block{static_cast<std::size_t>(type[2] - '0'), type[1] == 'f', static_cast<std::size_t>(each.array()[1].integer(0, 1 << 30)), {}};
-      if (block.length > (content.size() - place) / block.width) fail("is damaged: its blocks do not match its length");
+      if (block.length > (content.size() - place) / block.width) fail("is damaged: its header does not match its blocks");
       block.bytes = content.substr(place, block.length * block.width);
       place += block.bytes.size();
       blocks_.push_back(block);
     }
-    if (place != content.size()) fail("is damaged: its blocks do not match its length");
+    if (place != content.size()) fail("is damaged: its header does not match its blocks");
   }
 
   Ngrams model() const {
     std::vector<std::string> words;
     for (const Json& word : header_["words"].array()) words.push_back(word.string());
     const std::size_t num_orders = header_["num_ngrams"].array().size();
-    if (num_orders == 0 || num_orders > 9 || blocks_.size() != 2 + 2 * (2 * num_orders - 1)) fail("is damaged: its blocks do not match its length");
+    if (num_orders == 0 || num_orders > 9 || blocks_.size() != 2 + 2 * (2 * num_orders - 1)) {
+      fail("is damaged: its header does not match its blocks");
+    }
     std::vector<Id> word = {0};
     std::vector<float> log_prob = {0}, backoff = {0};
     for (Id id = 0; id < words.size(); ++id) word.push_back(id);
@@ -188,7 +194,8 @@ class ArpaFile {
       const std::string_view line = next();
       const std::vector<std::string_view> fields = split(line);
       if (fields.size() != length + 1 && fields.size() != length + 2) {
-        fail("found " + quoted(line) + ", expected one of " + std::to_string(count) + " " + std::to_string(length) + "-grams");
+        fail("found " + quoted(line) + ", expected a " + std::to_string(length) + "-gram (the header announces " +
+             std::to_string(count) + " of them)");
       }
       order.log_prob.push_back(static_cast<float>(log_prob(fields[0])));
       const bool has_backoff = fields.size() == length + 2 && length < highest;

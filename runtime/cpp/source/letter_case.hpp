@@ -5,13 +5,13 @@
 
 namespace u2moe::runtime {
 
-/// Letters `first`, `first` + `step`, ... `last`. The code of their other case is larger by `change`.
+/// Letters `first`, `first` + `step`, ... `last`. Adding `change` to each one's code point gives its other case.
 struct LetterRange {
   std::uint32_t first, last, step;
   std::int32_t change;
 };
 
-// The lower case of a letter is the first letter that has it as upper case, unless kLower lists another.
+// A letter's lower case is the first letter whose upper case is that letter, unless kLower lists another.
 inline constexpr LetterRange kUpper[] = {
     {0x61, 0x7a, 1, -32}, {0xb5, 0xb5, 1, 743}, {0xe0, 0xf6, 1, -32}, {0xf8, 0xfe, 1, -32}, {0xff, 0xff, 1, 121}, {0x101, 0x12f, 2, -1},
     {0x131, 0x131, 1, -232}, {0x133, 0x137, 2, -1}, {0x13a, 0x148, 2, -1}, {0x14b, 0x177, 2, -1}, {0x17a, 0x17e, 2, -1}, {0x17f, 0x17f, 1, -300},

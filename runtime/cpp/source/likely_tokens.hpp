@@ -13,7 +13,7 @@ class LikelyTokens {
   std::vector<int> tokens;
   std::vector<double> scores;
 
-  /// Find the `num` best tokens of a row [vocab], or fewer.
+  /// Find the `num` best tokens of a row [vocab], or all if it has fewer.
   void find(const float* row, std::size_t vocab_size, std::size_t num) {
     num = std::min(num, vocab_size);
     // First use rounded scores to find all tokens that may be among the `num` best. Then sort these by their exact scores.

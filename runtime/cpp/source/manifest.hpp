@@ -35,7 +35,7 @@ inline EndpointRules rules_of(const Json& json) {
 /// Field `pause` of a complete EndpointConfig: the shortest pause in seconds; 0: off.
 inline double pause_of(const Json& json) { return json["pause"].is_null() ? 0 : json["pause"].number(kShortestPauseS, 1e9); }
 
-/// Threshold `turn` of a complete EndpointConfig: the probability that the sentence has ended; 0: off.
+/// Field `turn` of a complete EndpointConfig: the threshold for the probability of a sentence end; 0: off.
 inline double turn_of(const Json& json) { return json["turn"].is_null() ? 0 : json["turn"].number(1e-9, 1); }
 
 /// Layout of a state tensor [blocks, 1, ...] that a stream passes from chunk to chunk. The tensor is zero at first.

@@ -22,8 +22,8 @@ class Ngrams {
   static constexpr std::size_t kMostWords = std::size_t{1} << 24;
   static constexpr double kMostLog = 1e-4;  ///< tolerance, since rounding produces log-probabilities slightly above 0
 
-  /// Build a model from its nodes, beginning with node 0. Each node has a number of children, a word, a log10 probability and a
-  /// log10 backoff.
+  /// Build a model from its nodes, beginning with node 0. Each node has a child count, a word, a log10 probability and a log10
+  /// backoff.
   /// @throws LanguageModelError if the nodes do not form a trie or have invalid probabilities. The message begins with
   /// `source`.
   Ngrams(std::vector<std::string> words, const std::vector<std::uint64_t>& num_children, std::vector<Id> word,
@@ -31,7 +31,8 @@ class Ngrams {
       : words_(std::move(words)), word_(std::move(word)), log_prob_(std::move(log_prob)), backoff_(std::move(backoff)) {
     const std::size_t num = word_.size();
     if (num >= std::size_t{1} << 31 || words_.empty() || words_.size() > kMostWords) {
-      fail(source, std::to_string(words_.size()) + " words and " + std::to_string(num) + " n-grams are too many, or none");
+      fail(source, "the number of words (" + std::to_string(words_.size()) + ") or n-grams (" + std::to_string(num) +
+                       ") is 0 or too large");
     }
     const std::uint64_t total = std::accumulate(num_children.begin(), num_children.end(), std::uint64_t{1});
     if (num_children.size() != num || log_prob_.size() != num || backoff_.size() != num || total != num || num_children[0] != words_.size()) {
@@ -87,7 +88,7 @@ class Ngrams {
         Id parent = 0;
         for (std::size_t i = 0; i + 1 < length; ++i) {
           parent = find_node(keys, key_of(parent, rank[order.words[row * length + i]], words.size()));
-          if (parent == kNoNode) complain(row, "has a prefix that is missing");
+          if (parent == kNoNode) complain(row, "has a prefix that is not listed");
         }
         rows.emplace_back(key_of(parent, rank[order.words[(row + 1) * length - 1]], words.size()), row);
       }
@@ -133,7 +134,7 @@ class Ngrams {
   const std::optional<Id>& end() const { return end_; }           ///< word that ends a sentence
   const std::optional<Id>& unknown() const { return unknown_; }
 
-  /// Return the log10 probability of a word after a history, and the history after it.
+  /// Return the log10 probability of a word after a history, and the history after that word.
   std::pair<double, Id> step(Id history, Id word) const {
     for (double penalty = 0;; history = link_[history]) {
       if (const Id found = child(history, word)) return {std::min(penalty + static_cast<double>(log_prob_[found]), 0.0), state(found)};
@@ -196,11 +197,12 @@ class Ngrams {
 
   void check(const std::vector<Id>& parent, const std::string& source) const {
     for (Id node = 1; node < word_.size(); ++node) {
-      if (word_[node] >= words_.size()) fail(source, "an n-gram has a word that is not among its " + std::to_string(words_.size()) + " words");
-      if (node <= words_.size() && word_[node] != node - 1) fail(source, "the unigrams do not match its words");
+      if (word_[node] >= words_.size()) fail(source, "an n-gram's word is not among the model's " + std::to_string(words_.size()) + " words");
+      if (node <= words_.size() && word_[node] != node - 1) fail(source, "its unigrams do not match its words");
       if (node > 1 && parent[node] == parent[node - 1] && word_[node] <= word_[node - 1]) fail(source, "n-grams are not sorted");
       if (!std::isfinite(log_prob_[node]) || static_cast<double>(log_prob_[node]) > kMostLog) {
-        fail(source, "found " + shown_number(static_cast<double>(log_prob_[node])) + ", expected logarithms of probabilities");
+        fail(source, "found " + shown_number(static_cast<double>(log_prob_[node])) +
+                         ", expected the logarithm of a probability");
       }
       if (!std::isfinite(backoff_[node])) fail(source, "a backoff is not finite");
     }

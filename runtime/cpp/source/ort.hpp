@@ -64,7 +64,7 @@ inline const OrtApi& api() {
 }
 
 /// An error of onnxruntime. `what` is the first line of its text, up to 300 bytes; `whole` is the whole text. Callers add the
-/// name of the file.
+/// name of the graph's file or of the provider.
 struct Failure : std::runtime_error {
   explicit Failure(const std::string& all) : std::runtime_error(all.substr(0, std::min<std::size_t>(all.find('\n'), 300))), whole(all) {}
   std::string whole;
@@ -102,7 +102,7 @@ Owned<T> made(Create create, Arguments... arguments) {
   return Owned<T>(created);
 }
 
-/// Create an environment without telemetry that logs to `Log` instead of stderr.
+/// Create an environment that logs to `Log` instead of stderr and has telemetry disabled.
 inline Owned<OrtEnv> environment() {
   const OrtLoggingFunction write = [](void*, OrtLoggingLevel level, const char* category, const char*, const char* where, const char* message) {
     Log::all().write(level, category, std::string(where) + ": " + message);

@@ -1,4 +1,4 @@
-// Recognises one audio source. The caller runs the graphs: it asks for the next graph and passes the output of that graph.
+// Recognises one audio source. The caller runs the graphs: it asks for the next graph, runs it, and hands back its output.
 #pragma once
 
 #include "attention_search.hpp"
@@ -67,9 +67,9 @@ struct StreamOptions : StreamNumbers {
       fail<StreamError>("this bundle's encoder cannot stream: it was trained for full context (chunk_size U2MOE_FULL_CONTEXT)");
     }
     if (m.form && (definite.chunk_size != m.form->chunk_size || (num_left_chunks >= 0 && num_left_chunks != m.form->num_left_chunks))) {
-      fail<StreamError>("this bundle supports only chunks of " + std::to_string(m.form->chunk_size) + " frames and " + std::to_string(m.form->num_left_chunks) +
-                        " chunks of left context, got chunk_size " + std::to_string(definite.chunk_size) + " and num_left_chunks " +
-                        std::to_string(num_left_chunks));
+      fail<StreamError>("this bundle supports only chunk_size " + std::to_string(m.form->chunk_size) + " and num_left_chunks " +
+                        std::to_string(m.form->num_left_chunks) + ", got chunk_size " + std::to_string(definite.chunk_size) +
+                        " and num_left_chunks " + std::to_string(num_left_chunks));
     }
     if (definite.chunk_size != kFullContext && definite.chunk_size % m.chunk_multiple) {
       fail<StreamError>("chunk_size must be a multiple of " + std::to_string(m.chunk_multiple) + " for this encoder, got " +
@@ -98,15 +98,15 @@ struct Sequences {
   std::vector<std::int64_t> tokens, lengths;
 };
 
-/// A graph to run before recognition continues.
+/// A graph that the caller must run before recognition continues, and its inputs.
 struct Request {
   enum class Graph { kFeatures = 1, kEncoder, kCtc, kDecoder, kVad };
 
   Graph graph;
   const Floats* input;                   ///< samples, window of features, or encoder output
   const Sequences* sequences = nullptr;  ///< for the decoder
-  // For the encoder: whether it begins with initial caches, number of frames to keep in growing caches (-1: all), and required
-  // frames of left context (-1: all).
+  // For the encoder. `begins`: whether it begins with initial caches. `kept`: encoder frames to keep in growing caches before
+  // the run. `required`: encoder frames of left context to keep for the next run. For both numbers, -1 means all.
   bool begins = false;
   std::int64_t kept = -1, required = -1;
 };
@@ -272,7 +272,7 @@ class Recognition {
     request_ = Request{Request::Graph::kEncoder, &window_, nullptr, begins, begins ? -1 : kept, required};
   }
 
-  // Start the steps that end the utterance. If its end is within speech, first move the end between two words.
+  // Start the steps that end the utterance. If it ends within speech, first move its end to a gap between two words.
   void begin_end() {
     is_cutting_ = num_frames_ > 0 && (is_left_open_ || (endpoint_ && static_cast<double>(endpoint_->trailing_silence) * m().frame_s() < kShortestPauseS));
     if (is_cutting_) request_ = Request{Request::Graph::kCtc, &output_};
@@ -302,7 +302,7 @@ class Recognition {
     request_ = Request{Request::Graph::kDecoder, &output_, &*sequences_};
   }
 
-  // Do one step of the decoder-only search. When the search ends, request the CTC output for the times of the best hypothesis.
+  // Step the decoder-only search. When it ends, request the CTC output to find the times of the best hypothesis.
   void search_alone() {
     const std::vector<std::vector<int>> growing = alone_->growing();
     if (growing.empty()) request_ = Request{Request::Graph::kCtc, &output_};
@@ -342,8 +342,8 @@ class Recognition {
     }
   }
 
-  // For the second pass, replace words outside the grammar by the most probable tokens, each with a penalty. Return the index
-  // in the new sequence at which each original token begins, and the length of the new sequence.
+  // For the second pass, replace words outside the grammar by the most probable tokens, each with a penalty. Return where
+  // each original token begins in the new sequence, followed by the length of the new sequence.
   std::vector<std::size_t> hear(Hypothesis& found) const {
     std::vector<std::size_t> begins;
     const std::vector<int> tokens = found.tokens;
@@ -402,7 +402,7 @@ class Recognition {
     if (options_.endpoint && !endpoint_) endpoint_ = pause_rule_.endpoint(start_ + num_frames_, endpointer_.trailing_silence());
   }
 
-  // Commit the words that no later partial result changes.
+  // Commit the words that no later partial result can change.
   void commit() {
     if (!commits_) return;
     auto [tokens, ends] = search_->settled(vocabulary_->word_starts());
@@ -419,7 +419,7 @@ class Recognition {
     }
   }
 
-  // If an utterance that ends within speech has at least two words, move its end between two of them.
+  // If an utterance that ends within speech has at least two words, move its end to a gap between two of them.
   void cut(const Floats& log_probs) {
     Hypothesis best = search_->hypotheses(1)[0];
     hear(best);
@@ -442,7 +442,7 @@ class Recognition {
     search_on(log_probs.data(), *num);
   }
 
-  // Conclude the current utterance with its final result, and begin the next one at its end.
+  // Conclude the current utterance with its final result. Unless it is the last, begin the next one at its end.
   void conclude(std::vector<Ranked> ranked) {
     const bool is_last = !endpoint_ && extractor_.is_exhausted();
     Result result = presented(final_result(ranked));
@@ -539,7 +539,7 @@ class Recognition {
     return found;
   }
 
-  // Pauses in the current utterance, in seconds after the first sample of the stream.
+  // Start and end of each pause in the current utterance, in seconds from the first sample of the stream.
   std::vector<Seconds> pauses() const {
     const std::vector<float> levels = extractor_.levels(num_frames_ * static_cast<std::size_t>(m().subsampling_rate));
     std::vector<Seconds> found = find_pauses(levels, m().frame_shift_ms / 1000);

@@ -1,4 +1,4 @@
-// Band-limited resampler. The Python runtime uses the same one on systems without soxr (runtime/audio/resampling.py).
+// Band-limited resampler. The Python runtime uses the same algorithm on systems without soxr (runtime/audio/arrays.py).
 #pragma once
 
 #include "errors.hpp"
@@ -10,9 +10,9 @@ inline void check_rate(int rate) {
   if (rate < 1000 || rate > 384000) fail<AudioError>("sample rate must be between 1000 and 384000 Hz, got " + std::to_string(rate));
 }
 
-/// Resamples one channel in buffers; n samples become round(n * target_rate / source_rate). Each new sample is a sum of
-/// source samples weighted by a windowed sinc, always added in the same order. Any split into buffers therefore gives the same
-/// samples, to the last bit.
+/// Resamples one channel, buffer by buffer. In total, n samples become round(n * target_rate / source_rate). Each new sample is
+/// a sum of source samples weighted by a windowed sinc, always added in the same order. Any split into buffers therefore gives
+/// the same samples, to the last bit.
 class Resampler {
  public:
   /// @param source_rate, target_rate in Hz.
@@ -96,7 +96,7 @@ class Resampler {
     return found;
   }
 
-  // Return the factors [taps] for a new sample that lies phase / denominator source samples after a source sample.
+  // Return the factors [taps] for a new sample that lies `phase / denominator_` of the way between two source samples.
   const std::vector<float>& filter(std::int64_t phase) {
     std::vector<float>& factors = filters_[phase];
     if (!factors.empty()) return factors;
@@ -120,7 +120,8 @@ class Resampler {
   std::map<std::int64_t, std::vector<float>> filters_;  // by phase
 };
 
-/// Limit for samples. Resampling and decoding can produce samples slightly above 1, but larger ones are unscaled integers.
+/// Largest accepted magnitude of samples. Resampled or decoded audio may exceed 1, but samples above this limit are taken for
+/// unscaled integers.
 constexpr float kLoudest = 8;
 
 /// Check samples of one channel.

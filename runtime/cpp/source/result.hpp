@@ -1,4 +1,4 @@
-// Final results: scores of both passes, words that end at pauses in the audio, and confidences.
+// Final results: scores of both passes, word times moved to pauses in the audio, and confidences.
 #pragma once
 
 #include "ctc.hpp"
@@ -19,7 +19,7 @@ struct Alternative {
   std::vector<double> times;  ///< time of each token's peak in seconds; empty for hypotheses without times
 };
 
-/// A result. Partial results have only text, tokens and times of the first pass.
+/// A result. Partial results have only text, tokens, times, committed words and phrases, all from the first pass.
 struct Result {
   std::string text;
   bool is_final = false;
@@ -87,8 +87,8 @@ struct Ranked {
   std::size_t place = 0;              ///< index among the hypotheses of the first pass
 };
 
-/// Rank hypotheses by score = (1 - reverse_weight) * left_to_right + reverse_weight * right_to_left + ctc_weight * ctc + bonus
-/// + language_weight * language, best first.
+/// Rank hypotheses, best first. The score is (1 - reverse_weight) * left_to_right + reverse_weight * right_to_left
+/// + ctc_weight * ctc + hotword bonus + rescoring_weight * language.
 inline std::vector<Ranked> attention_rescoring(std::vector<Hypothesis> hypotheses, const TokenScores& scores, const StreamNumbers& weights,
                                                double rescoring_weight) {
   std::vector<Ranked> ranked;
@@ -173,9 +173,9 @@ inline std::vector<Word> words_of(const Manifest& m, const Vocabulary& vocabular
   return words;
 }
 
-/// Format a result as written English: digits for numbers, times, dates and money, and capital letters. Tokens, times, scores
-/// and other languages do not change. In a partial result, words remain committed if their written form cannot change.
-/// `vocabulary` is the vocabulary of the result. Implemented in written_text.cpp.
+/// Format a result as written English: capital letters, and digits for numbers, times, dates and money. Texts with Chinese or
+/// Japanese characters do not change, nor do tokens, times and scores. In a partial result, words remain committed if their
+/// written form cannot change. `vocabulary` is the vocabulary of the result. Implemented in written_text.cpp.
 Result written(Result result, const Vocabulary& vocabulary);
 
 }  // namespace u2moe::runtime

@@ -18,7 +18,7 @@ struct Provider {
   std::vector<std::pair<std::string, std::string>> options;
 };
 
-/// Function of the program that runs `static.onnx`; see u2moe_runner.
+/// The calling program's function that runs `static.onnx`; see u2moe_runner.
 using Runner = std::function<int(const std::vector<u2moe_tensor>& inputs, const std::vector<u2moe_tensor>& outputs)>;
 
 /// Native kernels of a graph, or the reason why they are not used.
@@ -47,7 +47,7 @@ struct Kernels {
 /// Settings of the graphs, validated on construction.
 class Settings {
  public:
-  /// @param kernels "native", "onnxruntime" or "auto"; "": the environment variable U2MOE_KERNELS, or "auto".
+  /// @param kernels "native", "onnxruntime" or "auto". If "", U2MOE_KERNELS in the environment applies, or "auto" if unset.
   /// @param options session options of the caller, used unchanged; null: options are made from the other arguments.
   /// @throws InvalidArgument if an argument is out of range or conflicts with another.
   /// @throws ProviderError if this onnxruntime lacks a provider.

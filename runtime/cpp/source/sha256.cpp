@@ -43,7 +43,7 @@ void add_block(State& state, const unsigned char* bytes) {
 }
 
 #ifdef U2MOE_SHA_INSTRUCTIONS
-// Each SHA instruction computes two rounds. Its registers hold the state as a, b, e, f and c, d, g, h.
+// Each `_mm_sha256rnds2_epu32` computes two rounds. Its registers hold the state as a, b, e, f and c, d, g, h.
 __attribute__((target("sha,sse4.1"))) void add_blocks_by_instructions(State& state, const unsigned char* bytes, std::size_t num) {
   const auto four = [](const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); };
   const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);

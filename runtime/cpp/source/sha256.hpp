@@ -11,7 +11,7 @@ bool has_sha256_instructions();
 /// Bytes as hexadecimal digits.
 std::string hex_of(std::string_view bytes);
 
-/// SHA-256 digest, 32 bytes. The result does not depend on `with_instructions`.
+/// SHA-256 digest, 32 bytes. `with_instructions` affects only the speed.
 std::string sha256(std::string_view content, bool with_instructions = has_sha256_instructions());
 
 }  // namespace u2moe::runtime

@@ -41,7 +41,7 @@ inline std::string public_key(const std::string& pem) {
   return key;
 }
 
-/// A bundle's signatures by accepted keys.
+/// The signatures of a bundle that were made with accepted keys.
 class Signatures {
  public:
   /// A public key (32 bytes) and the signature made with its private key.
@@ -71,7 +71,7 @@ class Signatures {
     if (signed_.empty()) fail<SignatureError>(path_ + ": is signed by " + (found.empty() ? "nobody" : found) + ", expected " + expected);
   }
 
-  /// Signatures by accepted keys, not yet verified.
+  /// The signatures stored for accepted keys. They are not yet verified.
   const std::vector<Signed>& by_demanded() const { return signed_; }
 
   /// @throws SignatureError if no signature matches the manifest.

@@ -1,5 +1,5 @@
 // Standard headers that this library uses. Headers for threads, exceptions and files are included only where they are needed,
-// because WebAssembly lacks them.
+// because WebAssembly lacks these features.
 #pragma once
 
 #include <algorithm>

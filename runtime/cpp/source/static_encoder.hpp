@@ -15,7 +15,7 @@ inline std::string shown(const ort::Shape& shape) {
 /// Prepares the inputs of an encoder with fixed shapes. Caches that grow in other bundles keep only the last frames here.
 class StaticEncoder {
  public:
-  /// @throws BundleError if a cache lacks valid initial values, or a step for each of its blocks.
+  /// @throws BundleError if a cache's initial values are invalid, or if a cache does not have one step per block.
   explicit StaticEncoder(const Bundle& bundle) : m_(bundle.manifest()), form_(*m_.form) {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
     shapes_["chunk"] = {1, form_.chunk_size * m_.subsampling_rate - rate + m_.right_context + 1, m_.feature_size};
@@ -36,7 +36,8 @@ class StaticEncoder {
       }
       const StaticForm::History& history = form_.histories[cache.name];
       if (history.steps.size() != static_cast<std::size_t>(own[0])) {
-        throw BundleError(bundle.path("bundle.json") + ": model: static: histories: expected steps for the blocks of " + cache.name);
+        throw BundleError(bundle.path("bundle.json") + ": model: static: histories: expected a step per block of " +
+                          cache.name);
       }
       starts_[cache.name] = array_of(bundle, history.start, shapes_[cache.name]);
     }
@@ -67,7 +68,7 @@ class StaticEncoder {
     return base + (begin - limit / num_frames * num_frames) % std::max((limit - base) / num_frames * num_frames, std::int64_t{1});
   }
 
-  /// Return the inputs other than caches for a window at `position`. `num_cached` output frames are cached.
+  /// Return the inputs for a window at `position`, without the caches. The caches contain `num_cached` output frames.
   std::map<std::string, Floats> feeds(const Floats& window, std::int64_t position, std::int64_t num_cached) const {
     std::map<std::string, Floats> found = {{"chunk", window}};
     found["chunk"].resize(ort::count(shape("chunk")));

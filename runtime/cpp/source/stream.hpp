@@ -43,7 +43,7 @@ class Stream {
   /// Append mono samples in [-1, 1] to the queue. If an error is thrown, no samples are appended.
   /// @throws AudioError for an invalid rate or invalid samples.
   /// @throws StreamError if the input is finished or recognition has failed.
-  /// @throws QueueFull if more than the maximum would be in the queue.
+  /// @throws QueueFull if the queue would contain more than `max_queue_s` seconds of audio.
   void feed(int sample_rate, const Floats& samples) {
     const std::lock_guard<std::mutex> lock(changing_);
     check_usable();
@@ -53,8 +53,8 @@ class Stream {
       char seconds[2][32];
       std::snprintf(seconds[0], sizeof seconds[0], "%.2f", queued_s);
       std::snprintf(seconds[1], sizeof seconds[1], "%.2f", more_s);
-      fail<QueueFull>(std::string(seconds[0]) + " s of audio are waiting to be recognised: " + seconds[1] + " s more would be above the limit of " +
-                      shown_number(max_queue_s_) + " s");
+      fail<QueueFull>(std::string(seconds[0]) + " s of audio is waiting to be recognised: " + seconds[1] +
+                      " s more would exceed the limit of " + shown_number(max_queue_s_) + " s");
     }
     append(sample_rate, samples);
   }
@@ -78,8 +78,8 @@ class Stream {
     changed_.notify_all();
   }
 
-  /// Accept any number of samples. They are queued and decoded one second at a time, so their number affects neither memory nor
-  /// the time per window.
+  /// Accept any number of samples. They are queued and decoded one second at a time, so their number affects neither memory use
+  /// nor the time per window.
   void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
     const std::unique_lock<std::mutex> claimed = claim();
     locked([&] {
@@ -178,11 +178,11 @@ class Stream {
 
   void check_usable() const {
     if (is_cancelled_) fail<Cancelled>(kCancelled);
-    if (failure_) fail<StreamError>("recognition of this stream has failed, and audio was lost: reset it, or create another");
-    if (is_finished_) fail<StreamError>("the input of this stream is finished: reset it, or create another");
+    if (failure_) fail<StreamError>("recognition has failed, and audio was lost: reset the stream, or create another");
+    if (is_finished_) fail<StreamError>("the input is finished: reset the stream, or create another");
   }
 
-  // Append samples in parts of at most one second, because taking a window moves the rest of its part in memory.
+  // Append samples in parts of at most one second, because taking a window from a part moves the rest of the part in memory.
   void append(int sample_rate, const Floats& samples) {
     rate_ = sample_rate;
     const auto second = static_cast<std::ptrdiff_t>(sample_rate);
@@ -217,7 +217,7 @@ class Stream {
     }
   }
 
-  // Make results visible to other threads.
+  // Make new results and speech events visible to other threads.
   void publish() {
     Result result = source_.result();
     const std::lock_guard<std::mutex> lock(changing_);
@@ -290,7 +290,7 @@ class Stream {
     if (request.graph == Request::Graph::kVad) source_.give({vad_->probability(request.input->data(), past_)});
   }
 
-  // Encode chunks of the same size and left context in batches. With full context, batch windows of similar lengths.
+  // Encode chunks of the same size and left context in batches. With full context, windows of similar length form a batch.
   static void encode(Jobs jobs) {
     const auto key = [](const Job& job) {
       const StreamOptions& options = job.stream->source_.options();
@@ -338,7 +338,7 @@ class Stream {
     }
   }
 
-  // Run jobs together. If that fails, split them into halves repeatedly, until each failure concerns a single job.
+  // Run `work` on all jobs together. If it fails, run it on each half separately, until each failure concerns a single job.
   static void apart(const Jobs& jobs, void (*work)(const Jobs&)) {
     if (jobs.empty()) return;
     if (jobs.size() == 1) return jobs[0].stream->failing([&] { work(jobs); });

@@ -18,15 +18,15 @@ struct VadOptions : VadNumbers {
   }
 };
 
-/// Part of a speech segment, from sample `start` of the source.
+/// Part of a speech segment. It starts at sample `start` of the source.
 struct Speech {
   std::size_t start;
   std::vector<float> samples;
   bool begins, ends;
 };
 
-/// Finds the speech segments of a source, and pads them. The result does not depend on how samples are split. The caller runs
-/// the network and passes the probability of each window.
+/// Finds the speech segments of a source, and pads them. The result does not depend on how samples are split across
+/// calls. The caller runs the network and passes the probability of each window.
 class SpeechFinder {
  public:
   static constexpr int kRate = 16000;
@@ -45,7 +45,7 @@ class SpeechFinder {
     is_finished_ = true;
   }
 
-  /// Next window that has no probability yet; null if the samples do not fill one.
+  /// Next window that has no speech probability yet; null if the remaining samples do not fill a window.
   const float* window() const {
     return held_start_ + held_.size() - heard_ >= kWindow ? held_.data() + (heard_ - held_start_) : nullptr;
   }
@@ -131,7 +131,7 @@ class StreamState {
   const StreamOptions& options() const { return recognition_.options(); }  ///< all options, with values from the bundle
 
   /// Append mono samples, a few seconds at most. The rate of the first call applies to the whole source. Results do not depend
-  /// on how samples are split.
+  /// on how samples are split across calls.
   /// @throws AudioError for an invalid rate or invalid samples. In this case, no samples are appended.
   void accept(int sample_rate, const float* samples, std::size_t num) {
     check_audio(resampler_ ? resampler_->source_rate() : 0, sample_rate, samples, num);
@@ -147,7 +147,7 @@ class StreamState {
     is_finished_ = true;
   }
 
-  /// Return the next graph to run. None: more samples are needed, or the input has ended.
+  /// Return the next graph to run, or nothing if more samples are needed or the input has ended.
   std::optional<Request> next() {
     for (;;) {
       std::optional<Request> request = recognition_.next();
@@ -209,7 +209,7 @@ class StreamState {
     speech_events_.push_back({false, end});
   }
 
-  // Return a result of the current speech segment with times and `segment` counted from the start of the source.
+  // Return a result of the current speech segment, with its times and `segment` counted from the start of the source.
   Result presented(Result result) const {
     result.segment += first_;
     return timed(std::move(result), [this](double time) { return rounded(time + begin_s_); });

@@ -1,4 +1,4 @@
-// Text: UTF-8 characters, scripts and letter case, and numbers independent of the locale.
+// Text: UTF-8 characters, scripts, letter case, and locale-independent number formats.
 #pragma once
 
 #include "letter_case.hpp"
@@ -55,7 +55,7 @@ inline std::string encode_utf8(const std::u32string& text) {
   return result;
 }
 
-/// Make a text valid UTF-8, so that it can be shown. Invalid bytes become \xNN.
+/// Convert a text to valid UTF-8 for display. Invalid bytes become \xNN.
 inline std::string legible(const std::string& text) {
   std::string result;
   for (std::size_t place = 0; place < text.size();) {
@@ -70,7 +70,7 @@ inline std::string legible(const std::string& text) {
   return result;
 }
 
-/// Split a text file into lines without line ends or a byte order mark.
+/// Split the content of a text file into lines. Line endings and a byte order mark are removed.
 inline std::vector<std::string> lines_of(const std::string& content) {
   std::vector<std::string> lines;
   for (std::size_t begin = content.compare(0, 3, "\xef\xbb\xbf") == 0 ? 3 : 0; begin < content.size();) {

@@ -28,7 +28,7 @@ class Transcriber {
   Transcriber(const Transcriber&) = delete;
   Transcriber& operator=(const Transcriber&) = delete;
 
-  /// Cancel remaining work. Wait for the running callback, unless called in the transcriber's own thread.
+  /// Cancel remaining work. Wait for a running callback, unless this is the transcriber's own thread.
   ~Transcriber() {
     cancel();
     if (is_own_thread()) thread_.detach();
@@ -37,13 +37,14 @@ class Transcriber {
 
   Stream& stream() const { return *state_->stream; }
 
-  /// Stop within one chunk, without waiting. No further callback begins, except one that the thread is already starting.
+  /// Make the thread stop within one chunk. This call does not wait for it. No further callback begins, except one that
+  /// the thread is already starting.
   void cancel() {
     state_->is_silent = true;
     stream().cancel();
   }
 
-  /// Wait until the thread has ended. In the transcriber's own thread, return at once.
+  /// Wait until the thread has ended. If called in that thread, return at once.
   void wait() {
     if (!is_own_thread()) state_->end.wait();
   }

@@ -1,4 +1,4 @@
-// Voice activity detection with silero VAD, as in runtime/decoding/vad.py. The user provides the file of the network.
+// Voice activity detection with silero VAD, as in runtime/decoding/vad.py. The user provides the network file.
 #pragma once
 
 #include "settings.hpp"
@@ -15,7 +15,7 @@ class Vad {
     std::vector<std::vector<float>> states;
   };
 
-  /// @throws BundleError if the content is not silero VAD 5 or 6. The message begins with `source`.
+  /// @throws BundleError if `content` is not a model of silero VAD 5 or 6. The message begins with `source`.
   Vad(const std::string& content, const std::string& source, const VadOptions& options)
       : options_(options), source_(source), env_(ort::environment()) {
     options_.check();
@@ -47,7 +47,7 @@ class Vad {
     return past;
   }
 
-  /// Probability that a window of `SpeechFinder` is speech.
+  /// Return the probability that a window of `SpeechFinder::kWindow` samples is speech.
   /// @throws ProviderError if onnxruntime fails.
   float probability(const float* window, Past& past) const {
     try {

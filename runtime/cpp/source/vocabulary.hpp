@@ -17,8 +17,8 @@ inline std::u32string stripped(const std::u32string& text, bool (*is_edge)(char3
   return {begin, std::find_if_not(text.rbegin(), std::make_reverse_iterator(begin), is_edge).base()};
 }
 
-/// Return the characters of a symbol or phrase, with word boundaries. A run of spaces becomes one boundary. Characters that are
-/// words get boundaries around them. A marker becomes a character that is neither a boundary nor part of any phrase.
+/// Return the characters of a symbol or phrase, with word boundaries. A run of spaces becomes one boundary. A character that is
+/// a word by itself gets boundaries around it. A marker becomes a character that is neither a boundary nor part of any phrase.
 inline std::u32string with_boundaries(const std::u32string& symbol, bool (*is_word)(char32_t)) {
   if (is_marker(symbol)) return std::u32string(1, U'\0');
   std::u32string result;
@@ -58,7 +58,7 @@ class Vocabulary {
         fail(" is '" + line.substr(0, 80) + "', expected 'symbol id'");
       }
       const auto [before, is_new] = found.emplace(std::stoul(digits), line.substr(0, cut));
-      if (!is_new) fail(": id " + digits + " is already that of '" + before->second + "'");
+      if (!is_new) fail(": id " + digits + " already belongs to '" + before->second + "'");
     }
     Vocabulary vocabulary;
     for (const auto& [id, symbol] : found) {
@@ -107,7 +107,7 @@ class Vocabulary {
     return encode_utf8(result);
   }
 
-  /// Split token ids into words, at U+2581 and spaces and around symbols of scripts without spaces.
+  /// Split token ids into words: at U+2581 and spaces, and around symbols of scripts without spaces.
   std::vector<WordSpan> words(const std::vector<int>& tokens) const {
     std::vector<WordSpan> words;
     std::u32string text;
@@ -139,7 +139,7 @@ class Vocabulary {
   /// Whether the symbols contain both upper- and lower-case letters.
   bool has_both_cases() const { return has_capital_ && has_small_; }
 
-  /// Whether each token begins a word.
+  /// For each token, whether it begins a word.
   const std::vector<unsigned char>& word_starts() const { return word_starts_; }
 
  private:

@@ -64,8 +64,8 @@ std::int64_t unit(const std::string& word) { return number_in(kUnits, word); }
 std::int64_t tens(const std::string& word) { return word == "ten" ? 0 : number_in(kTens, word, 1, 10); }
 bool is_zero(const std::string& word) { return word == "zero" || word == "oh"; }
 
-// Whether a word can follow a date or a time. A counted noun cannot, because the words before it then form a
-// number. The empty word stands for the end.
+// Whether a word may follow a date, a time or an amount of money, and is not one that a number can count. The empty word
+// is the end of the text.
 bool may_follow(const std::string& word) { return word.empty() || is_in(kAfterDates, word); }
 
 std::int64_t scale_of(const std::string& word) {
@@ -92,7 +92,7 @@ class Spoken {
     return all;
   }
 
-  // Number of words whose written form cannot change: all except the last words, if they may belong to a number, date or
+  // Number of words whose written form cannot change: all except those at the end that may belong to a number, date or
   // amount.
   Place num_settled() const {
     Place begin = words_.size();
@@ -194,7 +194,8 @@ class Spoken {
     return unit(regular) || is_in(kTeens, regular) || regular == "hundred" || is_in(kScales, regular) ? regular : "";
   }
 
-  // Return two or more digits that are spoken one by one, and the place after them. Empty: there are fewer than two.
+  // Return the text of digits spoken one by one, and the place after them. The text is empty if there are fewer than two
+  // digits, or if all are "oh".
   std::pair<std::string, Place> digits(Place place) const {
     std::string found;
     bool is_row = false;
@@ -366,7 +367,7 @@ std::string text_of(const Parts& parts) {
   return joined(parts, " ", [](const Part& part) { return part.text; });
 }
 
-// Words and phrases that are always capitalized: each in lower case, with its words as they are written.
+// Words and phrases that are always capitalized. Each pair contains the phrase in lower case, and its words as written.
 const std::vector<std::pair<std::string, Words>>& phrases() {
   static const std::vector<std::pair<std::string, Words>> listed = [] {
     std::vector<std::pair<std::string, Words>> all;
@@ -390,7 +391,7 @@ std::size_t num_settled(const Parts& parts) {
   return parts.size();
 }
 
-// Capitalize sentences, and words that are always capitalized.
+// Capitalize the first word, months in dates, and all words and phrases that are always capitalized.
 void capitalize(Parts& parts) {
   for (std::size_t place = 0; place < parts.size(); ++place) {
     for (const auto& [found, words] : phrases()) {
@@ -445,9 +446,9 @@ std::string written_text(const std::string& text) {
   return is_english(spoken) ? text_of(parts_of(spoken)) : text;
 }
 
-// Number of written words that cannot change. They are made from the committed words `spoken`.
+// Number of written words that come from the committed words `spoken` and cannot be changed by later words.
 std::size_t num_settled(const Words& spoken, const Vocabulary& vocabulary) {
-  // Later words may still change whether the text counts as English or as written in capitals.
+  // Later words may still show that the text is not English, or not all in capitals.
   if (vocabulary.has_spaceless() || (vocabulary.has_both_cases() && is_capital(spoken))) return 0;
   Words plain = small_words(spoken);
   plain.resize(Spoken(plain).num_settled());

@@ -49,7 +49,7 @@ Registers cpuid(uint32_t leaf, uint32_t sub) {
   return r;
 }
 
-// Returns the bits of the registers that the operating system saves (XCR0).
+// Returns XCR0, whose bits tell which registers the operating system saves.
 uint64_t saved_state() {
   if ((cpuid(1, 0).c >> 27 & 1) == 0) return 0;
 #if defined(_MSC_VER)

@@ -68,7 +68,7 @@ struct Attention {
   float* out;  // [batch, time, heads * size]
 };
 
-// Arguments of a convolution in floats. For one frame, the output is the input of the next convolution, quantized to
+// Arguments of a convolution in floats, for one frame. The output is the input of the next convolution, quantized to
 // the range from 0 to 255 with one scale.
 struct Convolution {
   const float* patches;  // [positions, taps]
@@ -78,7 +78,7 @@ struct Convolution {
   float* scale;
 };
 
-// Arguments of the layer normalisation of rows. If there is a branch, its rows are added to them first.
+// Arguments of layer normalisation, which is applied to each row of `x`. The rows of `branch`, if any, are added first.
 struct Normalization {
   const float* x;       // [rows, size]
   const float* branch;  // [rows, size], added to x; null: none

@@ -10,7 +10,7 @@
 namespace u2moe {
 
 // Runs tasks, possibly in several threads. Each number is computed by one task, and the tasks of a call write to
-// different places. Results therefore do not depend on the threads.
+// different places. Results therefore do not depend on the number of threads.
 class Threads {
  public:
   using Task = void (*)(void* state, size_t index);
@@ -61,7 +61,7 @@ void run_rows(const InstructionSet& isa, const float* x, size_t rows, size_t k, 
 
 // Two convolutions over features, each with relu. The first one computes in floats. Its results are rounded with one
 // scale per output frame of the second one. `first` is in panels [taps, 16], with the bias as the last tap. `second` is
-// packed with its rows in the order (frequency, time, channels), so that the input of a position is contiguous.
+// packed with its rows in the order (frequency, time, channels), so that each output position has a contiguous input.
 struct ConvolutionLayer {
   size_t bins = 0, channels = 0, out = 0;  // channels is a multiple of 4
   size_t kernels[2] = {}, strides[2] = {};
@@ -82,11 +82,11 @@ void run_convolutions(const InstructionSet& isa, const ConvolutionLayer& layer, 
 
 void run_normalization(const InstructionSet& isa, const Normalization& layer, size_t rows, const Threads& threads);
 
-// Writes the last kernel - 1 input frames of the convolution to `kept` [batch, kernel - 1, channels]. The caller need not
-// set `layer.seen`.
+// Runs the layer, and writes the convolution's last `kernel - 1` input frames to `kept` [batch, kernel - 1, channels].
+// The caller need not set `layer.seen`.
 void run_time_convolution(const InstructionSet& isa, TimeConvolution layer, float* kept, const Threads& threads);
 
-// Computes attention. One task computes one head of one row of the batch.
+// Computes attention. One task computes one head of one batch element.
 void run_attention(const InstructionSet& isa, const Attention& attention, const Threads& threads);
 
 }  // namespace u2moe

@@ -5,7 +5,7 @@
 namespace u2moe {
 namespace {
 
-// Writes `count` numbers, padded with zeros to the length of a block. Returns the end.
+// Writes one block: `count` numbers, then zeros. Returns the end of the block.
 template <class T>
 uint8_t* append(uint8_t* to, const T* from, size_t count) {
   T padded[kBlock] = {};
@@ -14,8 +14,8 @@ uint8_t* append(uint8_t* to, const T* from, size_t count) {
   return to + sizeof padded;
 }
 
-// Returns whether the products of all pairs of rows 2i and 2i + 1 fit in 16 bits, for activations up to 255. They do if
-// the sum of the two weights of every column is from -128 to 128.
+// Returns whether the products of rows 2i and 2i + 1 can be added in 16 bits, for all i and activations up to 255. They
+// can if the two weights in every column add up to a number from -128 to 128.
 bool pairs_fit(const Int8Weight& from, size_t first, size_t columns) {
   constexpr int kMost = 128;
   for (size_t k = 0; k + 1 < from.k; k += 2) {
@@ -67,7 +67,7 @@ void pack4(const Int4Weight& from, uint8_t* to) {
         const size_t at = (first + c) * depth + k, g = k / from.group;
         const uint8_t step = from.step[(first + c) * groups + g], zero = step >> 4, both = from.weight[at / 2];
         to[g * kBlock + c] = step;
-        // rows after the last have zero weights
+        // padding rows have zero weights
         const int value = k >= from.k ? zero : k % 2 ? both >> 4 : both & 15;
         uint8_t& byte = bytes[(k / 8 * kBlock + c) * 4 + k % 4];
         byte = static_cast<uint8_t>(byte | (k % 8 < 4 ? value : value << 4));

@@ -4,9 +4,9 @@
 // need, in the order in which it is read. All instruction sets use the same layout.
 //
 // int8: for every 4 rows: 2 panels x 16 columns x 4 rows int8 | scale float[32] | correction int32[32] | bias float[32]
-//   | pairs uint32, and zeros to the end of the line
+//   | pairs uint32, and zeros to the end of the cache line
 //   The correction is -128 times the sum of a column's weights, for instruction sets that add 128 to activations. `pairs`
-//   is 1 if the products of rows 2i and 2i + 1 fit in 16 bits for all activations. AVX2 can then use vpmaddubsw.
+//   is 1 if sums of products of rows 2i and 2i + 1 fit in 16 bits for all activations. AVX2 can then use vpmaddubsw.
 // int4: for every group of rows: step uint8[32], and zeros to the end of the line | for every 8 rows: 2 panels x 16 columns
 //   x 4 bytes, each with row i in the low half and row i + 4 in the high half | scale, correction and bias as in int8
 //   The low half of a step is the factor of the group, and the high half is its zero point. A 4-bit weight w counts as
@@ -30,7 +30,7 @@ static constexpr size_t depth8(size_t k) { return rounded_up(k, 64); }
 static constexpr size_t block_bytes8(size_t k) { return (depth8(k) + 12) * kBlock + kLine; }
 static constexpr size_t packed_bytes8(size_t k, size_t n) { return blocks_of(n) * block_bytes8(k); }
 
-// Returns `pairs` from the constants of a block: whether products of pairs of rows fit in 16 bits.
+// Returns `pairs`, one of a block's constants: whether the products of rows 2i and 2i + 1 can be added in 16 bits.
 static inline bool pairs_fit8(const uint8_t* constants) { return constants[12 * kBlock] != 0; }
 
 // int4
@@ -59,7 +59,7 @@ struct Int4Weight {
   size_t k, n, group;
 };
 void pack4(const Int4Weight& from, uint8_t* to);
-// Returns whether all weights of a group with this step fit in 8 bits.
+// Returns whether (w - zero point) * factor fits in 8 bits for every 4-bit weight w of a group with this step.
 static inline bool step_fits(uint8_t step) {
   const int zero = step >> 4, most = zero > 15 - zero ? zero : 15 - zero;
   return (step & 15) * most <= 127;

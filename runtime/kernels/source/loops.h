@@ -1,7 +1,7 @@
-// The loops of every instruction set, as templates over its vectors V (vectors/*.h). loops/ has a file for each kind.
+// The loops of each instruction set, as templates over its vectors V (vectors/*.h). loops/ has a file per kind of loop.
 //
-// Each file in isa/ includes this file once. Everything has internal linkage, and nothing of the C++ standard library
-// is used. Otherwise the linker could use an inline function that was compiled for one instruction set in the code of
+// Each file in isa/ includes this file once. Everything has internal linkage, and only C functions of the standard
+// library are used. Otherwise, code for one instruction set could be linked with an inline function compiled for
 // another.
 // Lanes are independent, or are always added in the same order, so that all instruction sets compute the same bits.
 #pragma once

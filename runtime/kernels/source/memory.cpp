@@ -41,8 +41,8 @@ namespace {
 std::mutex& lock();
 
 // The lock is never destroyed, because kernels may outlive static objects. The forking thread holds it during a fork,
-// and releases it in both processes. A lock that another thread holds would never be released in the child, where that
-// thread does not exist.
+// and releases it in both processes. If another thread held it, it would stay locked in the child, because that thread
+// does not exist there.
 std::mutex* make_lock() {
   auto* made = new std::mutex;
 #if !defined(_WIN32)
@@ -110,8 +110,8 @@ bool are_of_file(uintptr_t first, uintptr_t last) {
 
 void give_back_file_pages([[maybe_unused]] const void* data, [[maybe_unused]] size_t bytes) noexcept {
 #if defined(__linux__)
-  // Weights that onnxruntime has mapped from a file can be read again at any time. Pages that they fill only in part
-  // are kept, since these may contain other data.
+  // Weights that onnxruntime has mapped from a file can be read again at any time. Pages that the weights fill only in
+  // part are kept, since they may also contain other data.
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = rounded_up(reinterpret_cast<uintptr_t>(data), page);
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;

@@ -1,4 +1,4 @@
-// Memory for packed weights, in huge pages if the system provides them, and for temporary arrays of calls.
+// Memory for temporary arrays of calls, and for packed weights (in huge pages if the system provides them).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,8 +8,8 @@ namespace u2moe {
 
 struct Chunk;
 
-// Bytes aligned to a cache line. They lie in a chunk that is shared by the weights of several kernels. The destructor
-// releases them.
+// Bytes aligned to a cache line. Unless they are borrowed, they lie in a chunk that is shared by the weights of several
+// kernels, and the destructor releases them.
 class Weights {
  public:
   Weights() = default;
@@ -27,7 +27,7 @@ class Weights {
 };
 
 // Releases the memory of a constant if onnxruntime has mapped it from a file. Weights are then in memory only once, in
-// packed form. The mapping stays, so that later reads load the file again.
+// packed form. The mapping stays, so later reads load the data from the file again.
 void give_back_file_pages(const void* data, size_t bytes) noexcept;
 
 // Temporary arrays of a call. They grow when needed, and are kept for later calls.

@@ -35,8 +35,8 @@ struct Kernel {
   Kernel(const OrtApi* made_by, Node& node) : api(made_by), op(node) {}
 };
 
-// One operator under one name. It declares inputs of any type. The kernel checks the types when it is created, because
-// its error messages are more specific.
+// An operator registered under one name. It declares inputs of any type. The kernel checks the types when it is
+// created, because its error messages are more specific than onnxruntime's.
 template <class Op>
 struct Registered : OrtCustomOp {
   std::string name;
@@ -76,7 +76,7 @@ struct Registered : OrtCustomOp {
   }
 };
 
-// Returns whether a name is in a list separated by commas.
+// Returns whether a name is in a comma-separated list.
 bool is_listed(const std::string& list, const std::string& name) {
   return ("," + list + ",").find("," + name + ",") != std::string::npos;
 }
@@ -95,7 +95,7 @@ void add(OrtCustomOpDomain* domain, const std::string& without) {
 }
 
 // Whether an operator needs activations up to 255. If the instruction set does not support them, onnxruntime runs the
-// function of the graph instead.
+// function that the operator replaces.
 template <class Op>
 constexpr bool kNeeds255 = std::is_same_v<Op, FirstConvolutions>;
 
@@ -117,7 +117,7 @@ using Operators = List<Int8Experts, Int4Experts, Rows, MatMul, Linear, Int4Linea
                        CachedConvolution, PlainNormalization, AddNormalization>;
 
 // The domain of operators for one onnxruntime and one list of left-out operators. A process may contain several
-// onnxruntimes, each with its own API. A domain is created twice if two threads need it at the same time.
+// onnxruntimes, each with its own API. If two threads need a domain at the same time, both may create it.
 struct Domain {
   const OrtApi* api;
   std::string without;
@@ -138,7 +138,8 @@ OrtCustomOpDomain* domain_of(const OrtApi* api, const std::string& without) {
   return fresh.release()->made;
 }
 
-// Returns a comma-separated list of the operators that a session must not use. It runs the graph's functions instead.
+// Returns a comma-separated list of the operators that a session must not use. The session runs the graph's functions
+// instead.
 std::string left_out(const OrtSessionOptions* options) {
   constexpr const char* kKey = "u2moe.without";
   int is_there = 0;
@@ -151,7 +152,7 @@ std::string left_out(const OrtSessionOptions* options) {
   return text.c_str();
 }
 
-// Escapes text, which may come from the environment, for a JSON string.
+// Escapes text for a JSON string. The text may come from the environment.
 std::string escaped(const char* text) {
   std::string found;
   for (; *text != '\0'; text++) {
@@ -214,7 +215,7 @@ U2MOE_EXPORT size_t u2moe_kernels_pack_int8(const int8_t* weight, const float* s
   return u2moe::packed_bytes8(k, n);
 }
 
-// Packs a 4-bit weight [n, groups, group / 2], in the form that MatMulNBits reads. The rest is as for int8.
+// Like the function above, but packs a 4-bit weight [n, groups, group / 2], given in the form that MatMulNBits reads.
 U2MOE_EXPORT size_t u2moe_kernels_pack_int4(const uint8_t* weight, const uint8_t* step, const float* scale,
                                             const float* bias, size_t k, size_t n, size_t group, uint8_t* to) {
   if (to != nullptr) u2moe::pack4({weight, step, scale, bias, k, n, group}, to);

@@ -1,6 +1,6 @@
-// The first pass for Python: prefix beam search with hotwords and a language model, or with a grammar. It uses the files
-// of the C++ runtime, so that hypotheses are identical to the last bit. Only one thread at a time may use a handle.
-// A search keeps alive the objects with which it was created.
+// The first pass for Python: prefix beam search with hotwords and a language model, or with a grammar. It uses the
+// source files of the C++ runtime, so that both produce identical hypotheses, to the last bit. Only one thread at a
+// time may use a handle. A search keeps alive the objects with which it was created.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -71,7 +71,7 @@ using SearchHandle = Holding<std::unique_ptr<CtcSearch>>;
 
 thread_local std::string last_error;
 
-// Returns the result of `make`, or null with a message for `u2moe_search_error`.
+// Returns the result of `make`. If it throws, returns null and keeps the message for `u2moe_search_error`.
 template <class Make>
 auto guarded(Make make) -> decltype(make()) {
   try {
@@ -144,7 +144,7 @@ U2MOE_EXPORT Handle* u2moe_search_grammar(const char* tokens, const char* const*
   });
 }
 
-/// Begins a search. Hotwords, the model and the grammar may be null.
+/// Begins a search. The hotwords, the language model and the grammar may be null.
 U2MOE_EXPORT Handle* u2moe_search_begin(size_t beam_size, int blank, double blank_penalty, Handle* hotwords, Handle* model, Handle* grammar) {
   return guarded([&]() -> Handle* {
     const auto context = hotwords ? static_cast<HotwordsHandle*>(hotwords)->content : nullptr;
@@ -170,14 +170,14 @@ U2MOE_EXPORT Handle* u2moe_search_finish(Handle* search) {
   });
 }
 
-/// Writes at most `limit` hypotheses, best first, if there is room for all their numbers. Returns how many numbers they
-/// take, or 0 on failure. A hypothesis consists of the number of its tokens, its score, its hotword bonus and its language
-/// model score. The tokens, their times and their probabilities follow.
+/// If there is room, writes the number of hypotheses (at most `limit`), then the hypotheses, best first. Returns how
+/// many numbers this takes, or 0 on failure. Each hypothesis begins with its token count, score, hotword bonus and
+/// language model score. Then come its tokens, their times and their probabilities.
 U2MOE_EXPORT size_t u2moe_search_hypotheses(Handle* search, size_t limit, double* to, size_t room) {
   return guarded([&] { return write(search_of(search).hypotheses(limit), to, room); });
 }
 
-/// Writes the best hypothesis that begins with the committed tokens, as `u2moe_search_hypotheses` does.
+/// Like `u2moe_search_hypotheses`, but writes only the best hypothesis that begins with the committed tokens.
 U2MOE_EXPORT size_t u2moe_search_best(Handle* search, double* to, size_t room) {
   return guarded([&] { return write(std::vector<Hypothesis>{search_of(search).best()}, to, room); });
 }

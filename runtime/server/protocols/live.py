@@ -42,7 +42,7 @@ class StreamRequest:
         sample_rate: sample rate of the audio in Hz.
         encoding: encoding of the samples, which are little-endian.
         model: name of a model. None: the server's first.
-        chunk_size: encoder frames per chunk: at least the server's, at most 5 seconds. None: the server's.
+        chunk_size: encoder frames per chunk, from the server's value up to 5 seconds of audio. None: the server's.
         endpoint: rules that end segments, as in `EndpointConfig`; silences below 0.5 s may split words.
             None: the server's.
         partials: whether to send partial results.
@@ -84,7 +84,7 @@ class StreamRequest:
         """Return `default` with the changes in the request. `frame_s` is the duration of an encoder frame in seconds.
 
         Raises:
-            RequestError: the chunk size is smaller than the server's or too large.
+            RequestError: the chunk size is too large, or smaller than the server's.
         """
         chunk_size = self.chunk_size or default.chunk_size
         if chunk_size is not None:

@@ -1,7 +1,7 @@
 """OpenAI's realtime transcription over WebSocket, `/v1/realtime`: JSON events with audio in base64.
 
-The protocol cannot retract words of a delta, so deltas contain only committed words. The second pass may still revise
-these; only the `completed` event has the final transcript.
+Words cannot be retracted once they are sent in a delta, so deltas contain only committed words. The second pass may
+still revise these; only the `completed` event has the final transcript.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class _Source:
 
 @dataclasses.dataclass(kw_only=True)
 class _Item:
-    """An item of the conversation that is not completed yet."""
+    """A conversation item that is not completed yet."""
 
     id: str = dataclasses.field(default_factory=lambda: _new_id("item"))
     sent: str = ""  # text of its deltas
@@ -198,7 +198,7 @@ class _Conversation:
         await self._end(source)
 
     async def _update(self, session: Any) -> None:
-        """Change the settings for later audio. Within an item, the change waits until the item ends."""
+        """Change the settings for later audio. During an item, a change takes effect only when the item ends."""
         settings = _read_settings(session, self._settings)
         if self._source is not None and settings.format != self._settings.format:
             raise RequestError("the format cannot change while audio is in the buffer: commit or clear it first")

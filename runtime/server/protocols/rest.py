@@ -157,12 +157,12 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> For
         raise StorageError.of(error) from error
     if not isinstance(form.get("file"), UploadFile):
         await form.close()
-        raise RequestError("expected a form (multipart/form-data) with a file named 'file'", "file")
+        raise RequestError("expected a form (multipart/form-data) with a file in the field 'file'", "file")
     return form
 
 
 def _values(form: FormData, name: str) -> list[str]:
-    """Return all values of a field, in order."""
+    """Return all text values of a form field, in order."""
     return [value for value in form.getlist(name) if isinstance(value, str)]
 
 
@@ -172,7 +172,7 @@ def _value(form: FormData, name: str) -> str:
 
 
 async def _begin(form: FormData, task: FileTask, service: Service) -> _Wanted:
-    """Add the file in a form to the queue; return the request."""
+    """Add a form's file to the queue; return the request."""
     upload = cast("UploadFile", form["file"])
     try:
         model = service.model(_value(form, "model"))
@@ -231,7 +231,7 @@ async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
 async def _events(service: Service, wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
     """Yield server-sent events: each segment when it is found, progress in between, and finally the whole text.
 
-    An error before the first event is raised, so that the client gets an error response. Later errors are events.
+    Raise errors that occur before the first event, so that the client gets an error response. Later errors are events.
     """
     texts: list[str] = []
     has_begun = False
@@ -254,7 +254,7 @@ async def _events(service: Service, wanted: _Wanted, task: FileTask) -> AsyncIte
 
 
 def _told(error: Exception) -> Exception:
-    """Return the error to report to the client. Errors about audio name the field "file"."""
+    """Return the error to report to the client. If it is about audio, it names the field "file"."""
     return RequestError(str(error), "file") if isinstance(error, AudioError) else error
 
 
@@ -271,12 +271,12 @@ def _event(value: dict[str, Any]) -> str:
 
 
 class _Wanted:
-    """Options that a form requests.
+    """A request that a client makes in a form.
 
     Attributes:
         name: the client's name for the file.
         is_stream: whether the response is a stream of events.
-        is_json: whether the response is JSON, so that spaces may precede it.
+        is_json: whether the response is JSON. If so, spaces may precede it.
         media_type: media type of the response.
         options: options for `ServedModel.decoding`.
 
@@ -301,7 +301,7 @@ class _Wanted:
         self.options = {name: _option(name, text) for name in REQUEST_OPTIONS if (text := _value(form, name))}
 
     def delta(self, segment: Result, text: str) -> dict[str, Any]:
-        """Return the event of a segment. For verbose JSON it contains the whole segment, otherwise only `text`."""
+        """Return the event of a segment. It contains `text` and, for verbose JSON, the whole segment."""
         event = {"type": "transcript.text.delta", "delta": text}
         return {**event, "segment": dataclasses.asdict(segment)} if self._format == "verbose_json" else event
 
@@ -326,7 +326,7 @@ class _Wanted:
 
 
 def _option(name: str, text: str) -> Any:
-    """Return the value of an option from JSON. Flags may be capitalised, because Python clients send True."""
+    """Parse an option's value, which is JSON. Flags may be capitalised, because Python clients send True."""
     wrapped = f'{{"value": {text.lower() if REQUEST_OPTIONS[name].kind == "flag" else text}}}'
     try:
         return read_object(wrapped)["value"]

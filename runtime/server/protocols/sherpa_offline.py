@@ -1,7 +1,7 @@
 """Protocol of sherpa-onnx's non-streaming WebSocket server: whole recordings with one answer each, then "Done".
 
-A recording consists of the sample rate and the number of bytes, both int32, and of float32 samples. A client may split
-it into messages at any byte after the first eight.
+A recording begins with two int32 numbers: the sample rate and the size of the samples in bytes. The float32 samples
+follow. A client may split a recording into messages at any byte after the first eight.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _SAMPLE_BYTES = 4
 
 
 async def run(connection: Connection) -> None:
-    """Serve recordings one after another until "Done"."""
+    """Serve recordings one after another until the client sends "Done"."""
     vocabulary = connection.slot.model.recognizer.vocabulary
     while isinstance(message := await connection.receive(), bytes):
         if len(message) < _HEAD.size:
-            size = len(message)
-            raise RequestError(f"a recording must begin with {_HEAD.size} bytes of sample rate and length, got {size}")
+            needed = f"{_HEAD.size} bytes (its sample rate and length)"
+            raise RequestError(f"a recording must begin with {needed}, got {len(message)}")
         sample_rate, num_bytes = _HEAD.unpack_from(message)
         if num_bytes < 0 or num_bytes % _SAMPLE_BYTES:
-            raise RequestError(f"32-bit samples need a multiple of four bytes, got {num_bytes}")
+            raise RequestError(f"the recording's length must be a non-negative multiple of four bytes, got {num_bytes}")
         stream = await connection.slot.open_stream(sample_rate, is_whole=True)
         results = await converse(_read(connection, stream, message[_HEAD.size :], num_bytes), _finals(stream))
         await connection.send(_answer(results, vocabulary))
@@ -40,7 +40,7 @@ async def run(connection: Connection) -> None:
 
 
 async def _read(connection: Connection, stream: ServedStream, data: bytes, num_missing: int) -> None:
-    """Feed a recording of `num_missing` bytes that begins with `data`. The other bytes follow in more messages."""
+    """Feed `stream` a recording of `num_missing` bytes. It begins with `data` and may continue in further messages."""
     while True:
         num_missing -= len(data)
         if num_missing < 0:

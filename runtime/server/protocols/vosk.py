@@ -33,7 +33,7 @@ class _Config:
 
 
 async def run(connection: Connection) -> None:
-    """Serve audio until "eof". After "reset", a new stream begins.
+    """Serve streams until "eof". After "reset", a new stream begins.
 
     The sample rate, model and phrases of a configuration apply to the next stream. Other settings apply immediately.
     """

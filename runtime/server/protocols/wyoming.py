@@ -47,7 +47,10 @@ class WyomingEvent(NamedTuple):
 
 
 async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Serve one client until it disconnects. Errors are sent as events and end the connection."""
+    """Serve one client until it disconnects or has its transcript.
+
+    A U2moeError is sent as an event and ends the connection.
+    """
     client = _Client(service, reader, writer)
     with contextlib.suppress(ClientGoneError, OSError):
         try:
@@ -153,7 +156,7 @@ class _Client:
         return event
 
     async def _payload(self) -> bytes:
-        """Return the payload of the last event."""
+        """Read the payload of the latest event."""
         length, self._num_unread = self._num_unread, 0
         return await self._wait_for(lambda: self._reader.readexactly(length))
 
@@ -210,9 +213,10 @@ class _Format:
         return audio
 
     def samples(self, payload: bytes) -> npt.NDArray[Any]:
-        """Return the samples of a payload, with all channels mixed to one."""
+        """Return the samples of a payload, with all channels mixed down to one."""
         if len(payload) % (self.width * self.channels):
-            raise RequestError(f"audio must have a multiple of {self.width * self.channels} bytes, got {len(payload)}")
+            size = self.width * self.channels
+            raise RequestError(f"the length of the audio must be a multiple of {size} bytes, got {len(payload)}")
         samples = np.frombuffer(payload, _SAMPLES[self.width])
         if (self.width, self.channels) == (2, 1):
             return samples.astype(np.int16, copy=False)

@@ -24,7 +24,8 @@ _AFTER_DATES = (
     "when", "because", "before", "after", "today", "tonight", "tomorrow", "yesterday", "please", "monday", "tuesday",
     "wednesday", "thursday", "friday", "saturday", "sunday",
 )  # fmt: skip
-"""Words that may follow a date or time, and that a number cannot count. The empty word is the end of the text."""
+"""Words that may follow a date, time or amount of money, and that a number cannot count. The empty word is the end of
+the text."""
 _COUNTED = ("percent", "cent", "cents", "degrees", *_CURRENCIES)
 _HALVES = ("half", "quarter", "quarters")
 _PLURALS = (
@@ -48,7 +49,7 @@ Rule = Callable[[Sequence[str], int], list[Written] | None]
 
 
 def write(words: Sequence[str]) -> list[Written]:
-    """Convert spoken words in lower case to written words. Each spoken word belongs to exactly one written word."""
+    """Convert lower-case spoken words to written words. Each spoken word belongs to exactly one written word."""
     written: list[Written] = []
     place = 0
     while place < len(words):
@@ -59,10 +60,10 @@ def write(words: Sequence[str]) -> list[Written]:
 
 
 def num_settled(words: Sequence[str]) -> int:
-    """Return how many of the spoken words are written the same way whatever follows.
+    """Return the number of leading spoken words whose written form no later word can change.
 
-    A rule reads words of numbers, dates and amounts, up to the first other word. Therefore, all words are settled
-    except words of numbers, dates and amounts at the end.
+    Rules read words of numbers, dates and amounts, and stop at any other word. Therefore, only number, date and amount
+    words at the end are not settled.
     """
     begin = len(words)
     while begin and _is_read_on(words[begin - 1]):
@@ -78,7 +79,7 @@ def _is_read_on(word: str) -> bool:
 
 
 def _date(words: Sequence[str], place: int) -> list[Written] | None:
-    """Convert month, day and optional year: "may fifth twenty twenty six" -> "may 5, 2026"."""
+    """Convert a month with a day, a year or both: "may fifth twenty twenty six" -> "may 5, 2026"."""
     month = words[place]
     if month not in MONTHS:
         return None
@@ -97,14 +98,14 @@ def _date(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _day(words: Sequence[str], place: int) -> tuple[int, int] | None:
-    """Read a day of the month such as "twenty five", unless it counts the next word: "in june two people"."""
+    """Read a day of the month such as "twenty five", unless the number may count what follows: "in june two people"."""
     found = below_hundred(words, place)
     is_day = found and (word_at(words, found[1]) in _AFTER_DATES or _year(words, found[1]))
     return found if is_day else None
 
 
 def _time(words: Sequence[str], place: int) -> list[Written] | None:
-    """Convert a time before "a.m.", "p.m." or "o'clock", or, after a word such as "at", a time with minutes."""
+    """Convert a time followed by "a.m.", "p.m." or "o'clock", or a time with minutes after a word such as "at"."""
     hour = below_hundred(words, place)
     if hour is None or not 1 <= hour[0] <= 12:
         return None
@@ -130,7 +131,7 @@ def _minutes(words: Sequence[str], place: int) -> tuple[str, int]:
 
 
 def _half_of_day(words: Sequence[str], place: int) -> tuple[str, int]:
-    """Return "a.m." or "p.m.", spoken as one word or two letters, and the position after it. "" if there is none."""
+    """Return "a.m." or "p.m." (spoken as one word or two letters) and the position after it; ("", place) if none."""
     for letter in "ap":
         if word_at(words, place) in (f"{letter}m", f"{letter}.m."):
             return f"{letter}.m.", place + 1
@@ -153,7 +154,7 @@ def _spoken_year(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _quantity(words: Sequence[str], place: int) -> list[Written] | None:
-    """Convert a number, perhaps with a decimal point, and a currency, percent or scale after it."""
+    """Convert a number, including its decimals and any currency, "percent" or scale after it."""
     before = word_at(words, place - 1)
     found = cardinal(words, place, with_and=before != "between")
     if found is None:
@@ -235,7 +236,7 @@ def _digits(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
-    """Convert ordinals from "tenth" upwards, and smaller ones if "of" and a month follow."""
+    """Convert ordinals from "tenth" upwards, and smaller ones if "of" and a month follow, but no fractions."""
     found = ordinal(words, place)
     if found is None:
         return None
@@ -248,7 +249,7 @@ def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
 
 
 def _as_spoken(words: Sequence[str], place: int, end: int = 0) -> list[Written]:
-    """Keep ambiguous number words as spoken, from a position up to `end` (0: all that follow)."""
+    """Keep ambiguous number words as spoken, from `place` up to `end` (0: to the end of the number)."""
     if not end:
         end = place + 1
         while _is_number(words, end):
@@ -344,7 +345,7 @@ def ordinal(words: Sequence[str], place: int) -> Found:
 
 
 def digits(words: Sequence[str], place: int) -> tuple[str, int] | None:
-    """Read at least two digits spoken one by one: "oh five", "one two three". "oh" alone is not enough."""
+    """Read at least two digits spoken one by one: "oh five", "one two three". They must not all be "oh"."""
     found, end = "", place
     while (word := word_at(words, end)) in UNITS or word in _ZEROS:
         found += str(UNITS.get(word, 0))
@@ -387,7 +388,7 @@ def _group(words: Sequence[str], place: int, *, with_and: bool) -> Found:
 
 
 def _of_ordinal(word: str) -> str | None:
-    """Return the cardinal of the last word of an ordinal."""
+    """Return the cardinal for a word that ends an ordinal, such as "three" for "third"; None for other words."""
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if word.endswith("ieth") and word[:-4] + "y" in TENS:

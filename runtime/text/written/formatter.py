@@ -24,10 +24,12 @@ class TextFormat:
     """How to write results.
 
     Attributes:
-        language: language of the text. "zh" and "ja" need the extra `written`, and change only numbers.
+        language: language of the text. "zh" and "ja" need the extra `written`; in these languages, only numbers
+            are changed.
         numbers: whether to write numbers, times, dates and money with digits.
-        casing: whether to change text in capitals to sentence case. Listed words keep their capitals.
-        capitalized: further words and phrases with capitals, as they should be written.
+        casing: whether to change text in capitals to sentence case. Words in `COMMON` and `capitalized` are written
+            as listed.
+        capitalized: words and phrases to capitalize besides those in `COMMON`, as they should be written.
     """
 
     language: str = option("choice", "en", choices=LANGUAGES)
@@ -42,7 +44,7 @@ class TextFormat:
             raise ValueError(f"capitalized must be a list of words, got {words!r}")  # noqa: TRY004
         listed = tuple(words)
         if not all(isinstance(word, str) for word in listed):
-            raise ValueError("capitalized must be a list of words, got a word that is not text")
+            raise ValueError("capitalized must be a list of words, got an item that is not text")
         object.__setattr__(self, "capitalized", listed)
 
 
@@ -53,7 +55,7 @@ def formatter_of(text_format: TextFormat) -> TextFormatter:
 
 
 class TextFormatter:
-    """Writes results in a format.
+    """Formats texts and results as its `TextFormat` specifies.
 
     Raises:
         ModuleNotFoundError: the language needs a package that is not installed.
@@ -82,8 +84,8 @@ class TextFormatter:
 
         Args:
             result: the result.
-            vocabulary: the model's vocabulary, if the result is partial; None: assume that it has only upper case and
-                scripts with spaces.
+            vocabulary: the model's vocabulary, used only if the result is partial. None: assume a vocabulary with only
+                upper case and scripts with spaces.
         """
         nbest: dict[str, Alternative] = {}
         for alternative in result.nbest:
@@ -170,7 +172,7 @@ def _joined(part: Written, words: Sequence[WordResult]) -> WordResult:
 
 
 def _is_english(words: Sequence[str]) -> bool:
-    """Return whether no word contains characters of scripts without spaces."""
+    """Return whether no word contains a character of a script without spaces."""
     return not any(stands_alone(character) for word in words for character in word)
 
 
@@ -190,7 +192,7 @@ COMMON = (*_DAYS, *_MONTHS, *_OTHERS)
 
 
 class Casing:
-    """The letter case of words.
+    """Capitalizes words as in a sentence.
 
     Args:
         phrases: words or phrases as they should be written: "Kowalski", "McDonald", "New York".

@@ -25,8 +25,8 @@ class Replaced(NamedTuple):
 class Grammars:
     """Finds the parts of a text in "zh" or "ja" whose written form differs from the spoken one.
 
-    Single numerals (千葉), approximate numbers (五六个人), quarters of hours, and some words and names stay as spoken.
-    The standard GB/T 15835 requires characters for approximate numbers. Quarters of hours stay because the grammars
+    Single numerals (as in 千葉), approximate numbers (五六个人), quarter hours, and some words and names stay as
+    spoken. The standard GB/T 15835 requires characters for approximate numbers. Quarter hours stay because the grammars
     mistake them for decimals.
 
     Raises:

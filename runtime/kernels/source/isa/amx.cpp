@@ -9,7 +9,7 @@ namespace {
 constexpr size_t kTileRows = 16, kDepth = 64;  // rows and columns of a tile of activations
 constexpr size_t kFewRows = 6;                 // up to this many rows, vectors are as fast as tiles: memory limits both
 
-// Sums of products of up to 32 rows with one block. They are finished while tiles multiply the next block.
+// Sums of products for up to 32 rows and one block of weights. They are finished while tiles multiply the next block.
 struct Sums {
   alignas(64) int32_t values[2 * kTileRows * kBlock];
   const uint8_t* constants;  // constants of the block
@@ -30,9 +30,9 @@ struct Sums {
   }
 };
 
-// Multiplies `kPairs` tiles of 16 rows with one block. Tiles 0 to 3 hold sums, 4 and 5 activations, and 6 and 7
-// weights. `between` does other work in each step. Only the first rows read the weights from memory. Later rows find
-// the weights in the cache.
+// Multiplies `kPairs` tiles of 16 rows by one block. Tiles 0 to 3 hold sums, tiles 4 and 5 hold activations,
+// and tiles 6 and 7 hold weights. `between` does other work in each step. If `is_first`, weights are prefetched from
+// memory. For later rows, they are already in the cache.
 template <int kPairs, class Between>
 inline void sums_of_block(const uint8_t* codes, size_t stride, const uint8_t* weights, size_t depth, int32_t* sums,
                           bool is_first, Between&& between) {

@@ -1,6 +1,6 @@
 // AVX2 without VNNI. In int4, products with 4-bit weights are added in 16 bits, and pairs of these sums are then
-// multiplied by the step of their group. In int8, longer sums of products would exceed 16 bits. So each pair of products
-// is widened to 32 bits immediately, by a multiplication by one.
+// multiplied by the step of their group. In int8, sums of more than two products may exceed 16 bits. So each sum of
+// two products is immediately multiplied by one, which widens it to 32 bits.
 #include "../loops.h"
 #include "../vectors/avx2.h"
 
@@ -37,7 +37,7 @@ struct Plain : Avx2 {
   }
 };
 
-// Multiplies M rows with one panel of packed or unpacked weights.
+// Multiplies M rows by one panel of packed or unpacked weights.
 template <int M, bool kIsPacked>
 void tile(const Product& p, const uint8_t* codes, const uint8_t* steps, const uint8_t* weights, const uint8_t* constants,
           float* unit) {

@@ -6,8 +6,8 @@
 namespace u2moe {
 namespace {
 
-// Multiplies `R` pairs of rows with one panel. The packed layout stores 4 rows of a column together. The instruction
-// needs 8 rows, so the weights of two steps are interleaved. An odd last row is paired with itself.
+// Multiplies `R` pairs of rows by one panel. The packed layout stores 4 weights of a column together. The instruction
+// needs 8, so two such groups are interleaved. An odd last row is paired with itself.
 template <int R>
 void tile_of_pairs(const int8_t* codes, size_t stride, size_t rows, const uint8_t* weights, size_t steps,
                    const float* scale, float* unit) {

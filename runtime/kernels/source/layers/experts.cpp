@@ -19,7 +19,7 @@ struct Segment {
   size_t expert, first, rows;
 };
 
-// Rows as integers with their scales.
+// Rows as integers, with one scale for each row.
 struct Rows {
   uint8_t* codes;
   size_t stride, row_bytes;  // length of a row of codes, in elements and in bytes
@@ -70,7 +70,7 @@ class Experts {
     round_rows(isa_, x, tokens_, layer_.dim, 0.0f, tokens, threads_);
     const size_t row_bytes = layer_.hidden * sizeof(float);
     const size_t most = std::max(kLeastRows, kHiddenBytes / row_bytes);
-    // Compute segments together if their hidden activations fit in the cache together.
+    // Compute successive segments together as long as their hidden activations fit in the cache.
     size_t used = 0, count = 0;
     auto* group = scratch_.array<Segment>(kSegments, layer_.experts + 2);
     for (size_t e = 0; e < layer_.experts; e++) {

@@ -11,9 +11,9 @@ namespace {
 
 constexpr size_t kConvolvedBytes = 512 << 10;  // bytes of inputs at a time, so that they stay in the cache
 
-// Copies the input of one output frame from x [time, bins]. The input consists of parts, one for each output
-// frequency of the first convolution and each time step of the second kernel. A part consists of the inputs under
-// the kernel of the first convolution, then 1 for the bias.
+// Copies the input of one output frame from x [time, bins]. The input consists of parts, one for each combination of
+// an output frequency of the first convolution and a time step of the second kernel. A part consists of the inputs
+// under the kernel of the first convolution, then 1 for the bias.
 void see(const ConvolutionLayer& layer, const float* x, float* patches) {
   for (size_t f = 0; f < layer.inner(); f++) {
     for (size_t t = 0; t < layer.kernels[1]; t++) {

@@ -1,6 +1,6 @@
-// Cache of a layer's results for rows that repeat, such as positions. A chunk has most rows in common with the chunk
-// before, and streams have rows in common. A row is found only if a stored row has the same bits, and its result
-// depends only on them. So results are identical with and without this cache.
+// Cache of a layer's results for rows that repeat, such as positions. Most rows of a chunk also occur in the chunk
+// before, and different streams share rows. A row is found only if a stored row has the same bits. The result depends
+// only on these bits, so it is identical with and without this cache.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -10,8 +10,8 @@
 
 namespace u2moe {
 
-// At most `kMost` rows, each with `k` bytes, a scale, and a result of `n` floats. The least recently used rows are
-// replaced.
+// A cache of at most `kMost` rows. Each has `k` bytes, a scale, and a result of `n` floats. The least recently used
+// rows are replaced.
 class SeenRows {
  public:
   static constexpr size_t kMost = 512;
@@ -21,7 +21,7 @@ class SeenRows {
   // forked during a call. The caller then computes all rows.
   bool begin();
   void end() { is_busy_.clear(std::memory_order_release); }
-  // Returns the result of a row, or null.
+  // Returns the stored result of a row; null if there is none.
   const float* find(const uint8_t* row, float scale);
   // Keeps a row and its result, unless rows of this call occupy all places that the row may take.
   void keep(const uint8_t* row, float scale, const float* result);

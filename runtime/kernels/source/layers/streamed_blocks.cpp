@@ -1,4 +1,4 @@
-// The layers between the products of streamed blocks: attention, convolution over time and normalisation.
+// The layers between the matrix products of streamed blocks: attention, convolution over time and normalisation.
 #include <algorithm>
 #include <cstring>
 

@@ -23,7 +23,8 @@ inline void rows_of_head(const float* past, size_t num_past, size_t past_stride,
   }
 }
 
-// Adds biases to the scores [keys] of 16 queries, and replaces them by exponentials. Returns the exponentials' sums.
+// Adds biases to the scores [keys] of 16 queries, then replaces each score by its exponential.
+// Returns the sum of the exponentials for each query.
 template <class V>
 inline typename V::Floats exponentials(const Attention& a, const float* bias, size_t first, float* scores) {
   const size_t keys = a.num_past + a.time;
@@ -50,7 +51,7 @@ inline typename V::Floats exponentials(const Attention& a, const float* bias, si
   return sum;
 }
 
-// Computes one head of one row of the batch. Lanes are queries, so that only queries and results are transposed.
+// Computes one head of one batch element. Lanes are queries, so only queries and results are transposed.
 template <class V>
 void attend(const Attention& a, size_t index, float* scratch) {
   const size_t batch = index / a.heads, head = index % a.heads, size = a.size, keys = a.num_past + a.time;

@@ -1,4 +1,4 @@
-// The first convolution of the front end, which is computed in floats.
+// The front end's first convolution, computed in floats.
 #pragma once
 #include "rounding.h"
 

@@ -2,8 +2,8 @@
 // that results are equal on every instruction set. In minima and maxima, the limit is the first argument, so that NaN
 // remains NaN.
 //
-// Each file in isa/ includes this file once, after its vectors. Everything has internal linkage, because code for one
-// instruction set must not be merged with code for another.
+// Each file in isa/ includes this file once. Everything has internal linkage, because code for one instruction set must
+// not be merged with code for another.
 #pragma once
 #include "../instruction_set.h"
 
@@ -29,7 +29,7 @@ inline typename V::Floats exponential(typename V::Floats x) {
   return V::scale_by_power(polynomial<V>(r, kTaylor), n);
 }
 
-// 1 / (1 + e^-x), by the rational function of onnxruntime, so that later rounding has the same results as in the graph.
+// 1 / (1 + e^-x), by the same rational function as in onnxruntime, so that later rounding gives the graph's results.
 template <class V>
 inline typename V::Floats sigmoid(typename V::Floats x) {
   static constexpr float kAbove[] = {4.37031012579801e-11f, 1.15627324459942e-07f, 6.08574864600143e-05f,
@@ -55,8 +55,8 @@ inline typename V::Floats hyperbolic_tangent(typename V::Floats x) {
   return V::div(V::mul(polynomial<V>(square, kAbove), x), polynomial<V>(square, kBelow));
 }
 
-// The error function, with an absolute error below 1.3e-7. If |x| is below 0.92, it is an odd polynomial; otherwise, it
-// is 1 - e^q with a polynomial q. The polynomials were fitted at Chebyshev nodes.
+// The error function, with an absolute error below 1.3e-7. For |x| < 0.92, it is computed as an odd polynomial;
+// otherwise, as 1 - e^q with the sign of x, where q is a polynomial. The polynomials were fitted at Chebyshev nodes.
 template <class V>
 inline typename V::Floats error_function(typename V::Floats x) {
   static constexpr float kSmall[] = {8.33997199e-05f, -0.000813607486f, 0.00520050174f, -0.0268592114f,

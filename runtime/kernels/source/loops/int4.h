@@ -1,4 +1,4 @@
-// Products in int4. Weights are unpacked to int8: in registers for a few rows, otherwise once to memory.
+// Products in int4. Weights are unpacked to int8: in registers if activations have few rows, otherwise once in memory.
 #pragma once
 #include "int8.h"
 
@@ -77,7 +77,8 @@ void unpack_block(const Product& p, const uint8_t* block, uint8_t* to) {
   std::memset(to + (depth + 12) * kBlock, 0, kLine);  // `pairs` is 0: pairs of products may exceed 16 bits
 }
 
-// Multiplies in int4. Up to `kFew` rows are one tile; for more rows, `multiply` computes products with int8 weights.
+// Multiplies rows by int4 weights. Up to `kFew` rows form one tile. For more rows, weights are unpacked to int8 for
+// `multiply`.
 template <class V, void (*multiply)(const Product&, size_t, size_t) = multiply8<V>, size_t kFew = V::kRows>
 void multiply4(const Product& p, size_t first, size_t last) {
   constexpr size_t kWidth = V::kPanels * kPanel;

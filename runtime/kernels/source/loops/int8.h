@@ -4,8 +4,8 @@
 
 namespace {
 
-// Prefetching of weights. If there are several tiles of rows, each prefetches some lines of the next block. With a
-// single tile, the processor's own prefetching is enough, except for the constants and the first lines after a jump.
+// Prefetching of weights. If there are several tiles of rows, each prefetches some cache lines of the next block. With
+// a single tile, the processor's own prefetching is enough, except for the constants and the first lines after a jump.
 // More prefetching makes this case slower.
 struct Ahead {
   const uint8_t* next;
@@ -91,11 +91,11 @@ void multiply8(const Product& p, size_t first, size_t last) {
   if (p.rows == 0) return;
   const auto* codes = static_cast<const typename V::Code*>(p.codes);
   const size_t each = tile_rows(p.rows, V::kRows), tiles = (p.rows + each - 1) / each;
-  // a single tile also reads the zeros after the last row, since reading without a gap helps the processor's
-  // prefetching
+  // a single tile also reads the zeros that pad the rows of a block: the processor prefetches better if reads have no
+  // gaps
   const size_t steps = tiles == 1 ? depth8(p.k) / 4 : (p.k + 3) / 4, bytes = block_bytes8(p.k);
   constexpr size_t kWidth = V::kPanels * kPanel;  // columns of a tile
-  // number of steps between prefetched lines, so that all tiles of a block together prefetch the whole next block
+  // number of steps per prefetched line, chosen so that all tiles of a block together prefetch the whole next block
   size_t interval = 1;
   while (interval * 2 * bytes <= tiles * (kBlock / kWidth) * steps * kLine) interval *= 2;
   const size_t mask = tiles == 1 ? SIZE_MAX : interval - 1;

@@ -1,4 +1,4 @@
-// Layer normalisation of rows, to which the rows of a branch may be added first.
+// Layer normalisation of rows. If there is a branch, its rows are added to them first.
 #pragma once
 #include <cmath>
 

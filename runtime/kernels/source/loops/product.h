@@ -11,8 +11,8 @@ namespace {
 
 constexpr size_t kNear = U2MOE_NEAR;  // bytes by which the first reader of weights prefetches ahead
 
-// Processes elements of a product as `Product::then` specifies. `unit` contains the elements of `rows` rows and at
-// most `width` columns, from column `first` on, times the scales of the columns.
+// Completes elements of a matrix product as `Product::then` specifies: `rows` rows, starting at row `row`, and at most
+// `width` columns, starting at column `first`. `unit` contains these elements times the scales of their columns.
 template <class V>
 inline void finish(const Product& p, size_t row, size_t rows, size_t first, size_t width, const float* unit,
                    const float* bias) {

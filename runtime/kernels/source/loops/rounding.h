@@ -4,9 +4,9 @@
 
 namespace {
 
-// Divides many x by the same number, correctly rounded: multiplies by the reciprocal, then corrects once by the
-// remainder (Markstein 1990). The proof excludes divisors with a mantissa of all ones or a subnormal reciprocal;
-// for such divisors, a division is used.
+// Divides values by one number, with correct rounding: multiplies by the reciprocal, then corrects once by the
+// remainder (Markstein 1990). The proof excludes divisors whose mantissa is all ones or whose reciprocal is
+// subnormal; for such divisors, a division is used.
 template <class V>
 class Divisor {
  public:
@@ -26,7 +26,8 @@ class Divisor {
   bool is_plain_;
 };
 
-// Returns the largest magnitude. Bits are compared as integers, so that NaN counts as the largest wherever it occurs.
+// Returns the largest magnitude among `x` and `lowest`. Bits are compared as integers, so that NaN counts as the
+// largest wherever it occurs.
 template <class V>
 inline float peak_of(const float* x, size_t count, float lowest) {
   auto most = V::magnitude_bits(V::set(lowest));

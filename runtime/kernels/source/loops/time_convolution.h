@@ -22,7 +22,7 @@ void see(const TimeConvolution& c, size_t first, size_t last) {
   }
 }
 
-// Computes one panel of M consecutive frames.
+// Computes one panel of channels for M consecutive output frames, or for all `frames` if these are fewer.
 template <class V, int M = 4>
 inline void depthwise(const TimeConvolution& c, size_t frames, const float* seen, size_t panel, float* out) {
   if constexpr (M > 1) {

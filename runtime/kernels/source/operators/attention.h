@@ -1,4 +1,4 @@
-// Operators for attention with a cache of earlier frames, and for the cache of the next chunk.
+// Operators that attend to a cache of earlier frames, and assemble the cache for the next chunk.
 #pragma once
 #include <algorithm>
 #include <cstring>

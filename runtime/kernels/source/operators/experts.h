@@ -51,7 +51,7 @@ class ExpertsOperator {
     check_all_read(node);
   }
 
-  // Packs the weights of all experts in turn. The weights of an expert are: gate if there is one, first, second.
+  // Packs the weights of all experts in turn. The order within an expert is gate (if there is one), first, second.
   void pack(const std::vector<Matrix>& matrices, bool is_gated = false) {
     layer_.hidden = matrices[0].n;
     layer_.group = matrices[0].group;
@@ -152,7 +152,7 @@ class SingleExpert : public ExpertsOperator {
   }
 
  private:
-  // Reads a matrix of weights. The first matrix determines all sizes.
+  // Reads and appends a weight matrix. Unknown sizes (-1) are set from it; known sizes must match.
   static void add(std::vector<Matrix>& matrices, Node& node, int64_t& k, int64_t& n, size_t group, bool bias) {
     matrices.push_back(group ? read_int4(node, k, n, group, bias) : read_int8(node, k, n, bias));
     k = static_cast<int64_t>(matrices.back().k);

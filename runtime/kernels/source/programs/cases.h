@@ -1,4 +1,4 @@
-// Test layers of many shapes for the programs in this folder. Their weights are the same on every machine.
+// Layers of many shapes that the programs in this folder compute. Their weights are the same on every machine.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -21,7 +21,7 @@ class Serial final : public Threads {
 // Generator of pseudorandom numbers that are the same on every machine.
 class Random {
  public:
-  // If `is_quantized`, the sums of the weights in rows 2i and 2i + 1 are at most 128 in magnitude, as after
+  // If `is_quantized`, the two weights of each column in rows 2i and 2i + 1 sum to at most 128 in magnitude, as after
   // `u2moe quantize`. Otherwise, about every third matrix has larger sums.
   explicit Random(uint64_t seed, bool is_quantized = false) : state_(seed * 2 + 1), is_quantized_(is_quantized) {}
   uint32_t next() {
@@ -168,7 +168,7 @@ inline void compute_attention(const InstructionSet& isa, size_t time, size_t siz
   digest.add(out.data(), out.size() * sizeof(float));
 }
 
-// Returns convolutions with kernels of size 3, a stride of 2 and `out` output channels.
+// Returns two convolutions with kernels of size 3 and a stride of 2. The second has `out` output channels.
 inline ConvolutionLayer convolution_layer(size_t bins, size_t channels, size_t out, bool is_quantized = false) {
   Random random(bins + channels, is_quantized);
   ConvolutionLayer layer;
@@ -242,7 +242,7 @@ inline void compute_time_convolution(const InstructionSet& isa, size_t time, siz
 }
 
 // Computes products of the largest activations and pairs of weights that add up to `sum`. 128 is the largest `sum` for
-// which a pair's products fit in 16 bits.
+// which the sum of a pair's products fits in 16 bits.
 inline void compute_pairs(const InstructionSet& isa, int sum, const Threads& threads, Digest& digest) {
   const size_t k = 64, n = 32, rows = 2;
   const int first = sum > 0 ? 127 : -127;
@@ -280,7 +280,8 @@ inline unsigned long long digest_of(const InstructionSet& isa, const Threads& th
   return digest.value();
 }
 
-// Returns a digest of the results of the convolutions, which some instruction sets leave to onnxruntime.
+// Returns a digest of the results of the front end's convolutions. It covers nothing if the instruction set leaves
+// these convolutions to onnxruntime.
 inline unsigned long long digest_of_convolutions(const InstructionSet& isa, const Threads& threads) {
   Digest digest;
   if (isa.holds_255)

@@ -1,9 +1,9 @@
-// Compares the speed of layers with the limit of the processor. Prints how many products per second the processor's
-// integer instruction computes in registers, then the same for layers with the sizes of MoE-1B. Uses the instruction
-// set that U2MOE_KERNELS_ISA names, or else the best. Times are the shortest of many runs, in processor time of one
-// thread, so a busy machine affects them little.
+// Compares the speed of layers with the peak speed of the processor. Prints how many products per second the
+// processor's integer instruction computes in registers, then the same for layers with the sizes of MoE-1B. Uses the
+// instruction set that U2MOE_KERNELS_ISA names, or else the best. Each time is the shortest of many runs, measured as
+// processor time of one thread, so a busy machine affects it little.
 //
-//     u2moe_kernels_rates [SECONDS OF EACH]
+//     u2moe_kernels_rates [SECONDS PER MEASUREMENT]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>

@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kCallers = 3, kWorkers = 3, kRounds = 3, kForks = 20;
 constexpr unsigned kLimit = 60;  // maximum seconds of a child process
 
-// Workers that take tasks until none are left. A step ends when all workers have finished.
+// Workers that take tasks until none are left. `run` returns when all workers have finished.
 class Team final : public Threads {
  public:
   void run(Task task, size_t count, void* state) const override {
@@ -50,8 +50,8 @@ bool is_equal_in_threads(const InstructionSet& isa) {
 }
 
 #if !defined(_WIN32) && !defined(__SANITIZE_ADDRESS__)  // the allocator of AddressSanitizer may be locked in a child
-// Computes in child processes. Meanwhile, other threads constantly allocate and free memory. Each time, they take a
-// lock that must be free in every child.
+// Whether forked child processes compute the same results while other threads constantly allocate and free memory. The
+// allocator takes a lock, which must be free in every child.
 bool is_equal_in_children(const InstructionSet& isa) {
   const unsigned long long expected = digest_of_all(isa, Serial());
   std::atomic<bool> is_over{false};

@@ -1,5 +1,5 @@
-// AMX tiles: eight registers of up to 16 rows of 64 bytes. With U2MOE_AMX_EMULATED, plain C++ emulates them for tests
-// on other processors.
+// AMX tiles: eight registers, each with up to 16 rows of 64 bytes. With U2MOE_AMX_EMULATED, plain C++ emulates them for
+// tests on other processors.
 #pragma once
 #include <immintrin.h>
 

@@ -113,7 +113,7 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), w.a);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), w.b);
   }
-  // One 16-bit multiplication is enough to multiply two bytes by the factor, because no product exceeds 8 bits.
+  // One 16-bit multiplication multiplies two bytes by the factor of their group, because no product exceeds 8 bits.
   static Steps steps(const uint8_t* p) {
     const Ints all = columns_of(p), zero = high_halves(all), factor = factors_of(all);
     return {factor, {_mm256_mullo_epi16(zero.a, factor.a), _mm256_mullo_epi16(zero.b, factor.b)}};

@@ -79,7 +79,7 @@ struct Avx512 {
   }
 
   static void store_weights(Weights w, uint8_t* p) { _mm512_storeu_si512(p, w); }
-  // No product exceeds 8 bits, so one 16-bit multiplication can multiply two bytes by the factor.
+  // A single 16-bit multiplication can multiply two bytes by their group's factor, because no product exceeds 8 bits.
   static Steps steps(const uint8_t* p) {
     const __m512i columns = _mm512_set_epi32(0x0F0F0F0F, 0x0E0E0E0E, 0x0D0D0D0D, 0x0C0C0C0C, 0x0B0B0B0B, 0x0A0A0A0A, 0x09090909,
         0x08080808, 0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202, 0x01010101, 0);

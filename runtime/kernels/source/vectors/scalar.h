@@ -1,4 +1,5 @@
-// 16 lanes in plain C++, for processors without other vectors. This file defines what the other vectors must compute.
+// 16 lanes in plain C++, for processors without supported vector instructions. This file defines what the other files
+// in this folder must compute.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -52,7 +53,7 @@ struct Scalar {
 
   static Ints seti(int32_t x) { return each_int([&](int) { return x; }); }
   static Ints loadi(const int32_t* p) { Ints r; std::memcpy(r.v, p, 64); return r; }
-  // Additions wrap around, as in registers. They can overflow, because NaN becomes the lowest integer.
+  // Additions wrap around, as in vector registers. They can overflow, because NaN becomes the lowest integer.
   static int32_t sum_of(int32_t a, int32_t b) {
     return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
   }
