@@ -12,6 +12,7 @@ from pathlib import Path
 
 import conformance
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import soundfile
@@ -626,11 +627,17 @@ def test_a_harmless_field_of_a_later_version_is_passed_over_with_a_warning(progr
     assert found == expected
 
 
-def test_a_bundle_in_memory_is_that_of_its_folder(check, bundle, talk):
-    """The bundle in memory uses session options of the caller."""
-    first, second = check("memory", bundle.path, talk).decode().splitlines()
-    assert first == second
-    assert first.count("|") > 1
+def test_a_bundle_in_memory_is_that_of_its_folder(check, bundle, static, talk, tmp_path):
+    """The bundle in memory uses session options of the caller, in a bundle of fixed shape only for static.onnx."""
+    last = tmp_path / "last.onnx"
+    form = json.loads((static("moe_tiny") / "static.json").read_text())
+    decoder = {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}
+    inputs_of_static = {each["name"] for each in form["inputs"]}
+    for folder, inputs in ((bundle.path, decoder), (static("moe_tiny"), inputs_of_static)):
+        first, second = check("memory", folder, talk, last).decode().splitlines()
+        assert first == second
+        assert first.count("|") > 1
+        assert {each.name for each in onnx.load(last).graph.input} == inputs
 
 
 def test_packed_bundles_run_on_native_kernels(program, bundle, talk, tmp_path):

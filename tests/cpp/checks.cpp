@@ -142,19 +142,22 @@ void recognize_at_once(char** argv) {
   std::printf("%s, %zu of %zu\n", is_same ? "the same" : "another", largest.load(), samples.size() * sizeof(float));
 }
 
-// Print texts of a bundle from its folder, and from memory with session options of the caller.
+// Print texts of a bundle from its folder, and from memory with session options of the caller, which write each graph to a file.
 void recognize_from_memory(char** argv) {
   std::map<std::string, std::string> files;
   for (const auto& entry : std::filesystem::directory_iterator(argv[2])) files[entry.path().filename().string()] = read_text(entry.path().string());
   const OrtApi& api = core::ort::api();
   const auto sessions = core::ort::made<OrtSessionOptions>(api.CreateSessionOptions);
   core::ort::check(api.SetIntraOpNumThreads(sessions.get(), 1));
+  core::ort::check(api.SetOptimizedModelFilePath(sessions.get(), std::filesystem::path(argv[4]).c_str()));
   u2moe::RecognizerOptions options;
   options.session_options = sessions.get();
+  u2moe::StreamOptions two;
+  two.num_left_chunks = 2;
   int rate = 0;
   const std::vector<float> samples = read_all(argv[3], rate);
   const auto print = [&](const u2moe::Recognizer& recognizer) {
-    std::printf("%s\n", recognize(recognizer, samples, rate, samples.size(), {}, text_of).c_str());
+    std::printf("%s\n", recognize(recognizer, samples, rate, samples.size(), two, text_of).c_str());
   };
   print(u2moe::Recognizer(argv[2]));
   print(u2moe::Recognizer(files, options));

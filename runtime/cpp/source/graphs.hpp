@@ -48,21 +48,25 @@ class Graphs {
       outputs.push_back("r_" + cache.name);
     }
     if (m_.form) inputs = static_.emplace(bundle).names();
+    // Settings for a device apply only to `static.onnx`, the only graph that is compiled for the device.
+    std::optional<Settings> cpu;
+    if (m_.form) cpu.emplace(settings.on_cpu());
+    const Settings& others = cpu ? *cpu : settings;
     // Start sessions one after another, since onnxruntime crashes if two start at once when memory is short. While onnxruntime
     // loads the smallest graph, another thread reads and verifies the largest file.
     const auto read = [&bundle](const char* graph) { return bundle.verified(file_of(bundle, graph)); };
     std::future<std::string> largest = std::async([&] { return runner_ ? "" : read(encoder); });
-    features_ = open(bundle, settings, "features", read("features"), {"samples"}, {"features"});
+    features_ = open(bundle, others, "features", read("features"), {"samples"}, {"features"});
     if (runner_) encoder_ = {"static", inputs, outputs, {}, {}};
     else encoder_ = open(bundle, settings, encoder, largest.get(), inputs, outputs);
     for (std::size_t i = 0; encoder_.session && static_ && i < inputs.size(); ++i) {
       const std::string found = shown(ort::input_shape(*encoder_.session, i)), expected = shown(static_->shape(inputs[i]));
       if (found != expected) throw BundleError(encoder_.path + ": input " + inputs[i] + ": is " + found + ", expected " + expected);
     }
-    ctc_ = open(bundle, settings, "ctc", read("ctc"), {"encoder_out"}, {"log_probs"});
+    ctc_ = open(bundle, others, "ctc", read("ctc"), {"encoder_out"}, {"log_probs"});
     if (!m_.has_decoder) return;
     const Names scores = m_.bidirectional ? Names{"score", "next_log_probs", "r_score"} : Names{"score", "next_log_probs"};
-    decoder_ = open(bundle, settings, "decoder", read("decoder"), {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
+    decoder_ = open(bundle, others, "decoder", read("decoder"), {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
   }
 
   /// Compute the features [frames, mel] of all complete frames in the samples.

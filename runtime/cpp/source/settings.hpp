@@ -93,6 +93,9 @@ class Settings {
     return options;
   }
 
+  /// Return these settings for a graph that runs on the CPU: without providers, session options of the caller and runner.
+  Settings on_cpu() const { return {num_threads_, wanted_, {}, nullptr}; }
+
   const Kernels& kernels() const { return kernels_; }
   const std::string& wanted_kernels() const { return wanted_; }
   const std::vector<Provider>& providers() const { return providers_; }
