@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +172,7 @@ def without_padding(result: Result, lead_s: float, end_s: float) -> Result:
 
 def _timed(result: Result, clock: Callable[[float], float]) -> Result:
     """Return the result with `clock` applied to all times."""
+    clock = cache(clock)  # hypotheses have most of their times in common
     words = [replace(word, start=clock(word.start), end=clock(word.end)) for word in result.words]
     phrases = [replace(each, start=clock(each.start), end=clock(each.end)) for each in result.phrases]
     return replace(

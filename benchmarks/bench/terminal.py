@@ -76,8 +76,16 @@ def _head(report: Report) -> Iterator[str]:
         yield f"no bound for {', '.join(packed)}: products of packed weights cannot be counted"
     yield from (f"{name}: {reason}" for name, reason in report.get("fixed_shapes", {}).items())
     for name, bundle in report["bundles"].items():
-        size = report["footprint"][name]["disk"]["files"]
-        yield f"{name}: {bundle['recipe']}, {size / 1e6:.1f} MB, kernels: {report['kernels'][name]['description']}"
+        size, kernels = report["footprint"][name]["disk"]["files"], report["kernels"][name]["description"]
+        yield f"{name}: {bundle['recipe']}, {size / 1e6:.1f} MB, {_parameters(report, name)}kernels: {kernels}"
+
+
+def _parameters(report: Report, name: str) -> str:
+    """Return the numbers of parameters, or nothing if they are unknown."""
+    numbers = report.get("costs", {}).get(name, {}).get("parameters")
+    if not numbers:
+        return ""
+    return f"{numbers['total'] / 1e6:.1f} million parameters ({numbers['active'] / 1e6:.1f} active for a token), "
 
 
 def _speed(report: Report) -> Iterator[str]:

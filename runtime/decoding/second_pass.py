@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -82,6 +83,7 @@ class SecondPass:
         """Build the result from hypotheses, best first, and from their second-pass scores, if any."""
         frame_s, utterance, vocabulary = stream.frame_s, stream.utterance, stream.vocabulary
         begin_s, end_s = utterance.start * frame_s, utterance.end * frame_s
+        seconds = cache(lambda time: round((utterance.start + time) * frame_s, 3))  # hypotheses have many in common
         if not hypotheses:
             return Result(text="", is_final=True, segment=utterance.number, committed_end=round(end_s, 3))
         best = hypotheses[0]
@@ -106,7 +108,7 @@ class SecondPass:
                 ctc_score=hypothesis.score if stream.options.search != "attention" else None,
                 attention_score=rescored[i].attention_score if rescored else None,
                 language_score=hypothesis.language_score if stream.fusion is not None else None,
-                times=[round((utterance.start + time) * frame_s, 3) for time in hypothesis.times],
+                times=list(map(seconds, hypothesis.times)),
             )
         alternatives = list(nbest.values())[: stream.options.beam_size]  # hotwords may have added more
         return Result(
@@ -116,7 +118,7 @@ class SecondPass:
             start=words[0].start if words else round(begin_s, 3) if best.tokens else 0.0,
             end=words[-1].end if words else round(end_s, 3) if best.tokens else 0.0,
             tokens=best.tokens,
-            times=[round((utterance.start + time) * frame_s, 3) for time in best.times],
+            times=list(map(seconds, best.times)),
             words=words,
             confidence=sum(word.confidence or 0.0 for word in words) / len(words) if words else None,
             score=alternatives[0].score,
