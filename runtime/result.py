@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +171,8 @@ def without_padding(result: Result, lead_s: float, end_s: float) -> Result:
 
 def _timed(result: Result, clock: Callable[[float], float]) -> Result:
     """Return the result with `clock` applied to all times."""
-    clock = cache(clock)  # hypotheses have most of their times in common
+    times = [result.times, *(each.times for each in result.nbest)]
+    seconds = {time: clock(time) for own in times for time in own}
     words = [replace(word, start=clock(word.start), end=clock(word.end)) for word in result.words]
     phrases = [replace(each, start=clock(each.start), end=clock(each.end)) for each in result.phrases]
     return replace(
@@ -180,8 +180,8 @@ def _timed(result: Result, clock: Callable[[float], float]) -> Result:
         start=clock(result.start) if result.text else 0.0,
         end=clock(result.end) if result.text else 0.0,
         committed_end=clock(result.committed_end),
-        times=[clock(time) for time in result.times],
+        times=[seconds[time] for time in result.times],
         words=words,
         phrases=phrases,
-        nbest=[replace(each, times=[clock(time) for time in each.times]) for each in result.nbest],
+        nbest=[replace(each, times=[seconds[time] for time in each.times]) for each in result.nbest],
     )

@@ -61,30 +61,33 @@ def attention_rescoring(
         scores: decoder scores of their tokens.
         weights: weights of the first pass, the right-to-left decoder and the language model.
     """
-    use_right = scores.right is not None and weights.reverse_weight > 0
+    left, right = scores.left.astype(np.float64), None
+    decoders, num_decoders = np.exp(left), 1
+    if scores.right is not None and weights.reverse_weight > 0:
+        right = scores.right.astype(np.float64)
+        decoders, num_decoders = (decoders + np.exp(right)) / 2, 2
     rescored = []
     for row, hypothesis in enumerate(hypotheses):
         num = len(hypothesis.tokens)
         language = weights.rescoring_weight * hypothesis.language_score
         acoustic = hypothesis.score - hypothesis.context_score - hypothesis.language_score
-        left = scores.left[row, : num + 1].astype(np.float64)
-        attention, probabilities = float(left.sum()), np.exp(left[:num])
-        if scores.right is not None and use_right:
-            right = scores.right[row, : num + 1].astype(np.float64)
-            attention = (1 - weights.reverse_weight) * attention + weights.reverse_weight * float(right.sum())
-            probabilities = (probabilities + np.exp(right[:num])) / 2
+        attention = float(left[row, : num + 1].sum())
+        if right is not None:
+            backward = float(right[row, : num + 1].sum())
+            attention = (1 - weights.reverse_weight) * attention + weights.reverse_weight * backward
+        probabilities: list[float] = decoders[row, :num].tolist()
         mean = probabilities
         if hypothesis.probabilities:
-            num_decoders = 2 if use_right else 1
-            mean = (num_decoders * probabilities + np.array(hypothesis.probabilities)) / (num_decoders + 1)
+            pairs = zip(probabilities, hypothesis.probabilities, strict=True)
+            mean = [(num_decoders * own + ctc) / (num_decoders + 1) for own, ctc in pairs]
         rescored.append(
             Rescored(
                 hypothesis=hypothesis,
                 score=attention + weights.ctc_weight * acoustic + hypothesis.context_score + language,
                 attention_score=attention,
                 confidence=math.exp(attention / (num + 1)),
-                token_confidences=probabilities.tolist(),
-                token_probabilities=mean.tolist(),
+                token_confidences=probabilities,
+                token_probabilities=mean,
             )
         )
     return sorted(rescored, key=lambda item: -item.score)

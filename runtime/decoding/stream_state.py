@@ -258,8 +258,8 @@ class StreamState:
     @property
     def may_go_on(self) -> bool:
         """Whether the stream uses full context, and its current utterance has frames but may still continue."""
-        is_undecided = self.phase in (Phase.RECEIVING, Phase.WINDOWS)
-        return self.options.chunk_size is None and self.utterance.num_frames > 0 and is_undecided
+        is_begun = self.options.chunk_size is None and self.utterance.num_frames > 0
+        return is_begun and self.phase in (Phase.RECEIVING, Phase.WINDOWS)
 
     @property
     def takes_most_of_window(self) -> bool:

@@ -168,7 +168,7 @@ class Utterance:
         returned unchanged.
         """
         rest = None if self._grammar is None else self._grammar.rest
-        if rest not in found.tokens:
+        if rest is None or rest not in found.tokens:
             return found, [*range(len(found.tokens))]
         tokens: list[int] = []
         begins, num = [], 0
