@@ -134,7 +134,7 @@ class EncoderArchitecture:
 
     @property
     def absolute_positions(self) -> bool:
-        """Whether positional encodings are added to the blocks' input. WeNet discards this sum for stack_n_frames."""
+        """Whether positional encodings are added to the blocks' input. For stack_n_frames, WeNet discards the sum."""
         is_added = self.positions in ("abs_pos", "abs_pos_whisper") or self.learned_positions
         return is_added and self.subsampling != "stack_n_frames"
 

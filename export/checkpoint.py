@@ -70,7 +70,7 @@ class Checkpoint:
             directory: the directory with train.yaml, or with a yaml file named after the weights, such as epoch_9.yaml.
             weights: the state dict, such as avg_30.pt, as a name in the directory or as the path of a file elsewhere.
             units: the vocabulary, as a name or a path; default: the file named in train.yaml, or units.txt.
-            lora: whether to add the adapters in the file to its weights; None: decide by the file name.
+            lora: whether to add the adapters in the state dict to its weights; None: decide by its file name.
 
         Raises:
             CheckpointError: a file is missing or damaged, or does not match the others.

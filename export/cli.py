@@ -223,7 +223,7 @@ def run_validate(args: argparse.Namespace) -> int:
 
 
 def _print_report(report: ParityReport) -> None:
-    """Print the summary to stdout, and each comparison to stderr like progress messages."""
+    """Print the summary to stdout. The comparisons and tokens per expert go to stderr, like progress messages."""
     width = max(len(item.case) for item in report.comparisons)
     for item in report.comparisons:
         tell(f"{item.case:{width}}  {item.tensor:14} {item.difference:9.2e} of {item.limit:.1e}")

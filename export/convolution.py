@@ -144,7 +144,7 @@ class TimeDepthwise(nn.Conv1d):
     def nodes(
         self, g: GraphBuilder, x: ir.Value, around: Surroundings, row: int, name: str
     ) -> tuple[ir.Value, ir.Value | None]:
-        """Build `over` as a layer of the graph and return its result; see `Surroundings.convolved`."""
+        """Add a layer to the graph that computes `over`. For `row` and the results, see `Surroundings.convolved`."""
         channels, kernel = self.in_channels, self.kernel_size[0]
         with g.scope(name, group="depthwise_convolutions"):
             weights = [

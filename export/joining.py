@@ -87,7 +87,7 @@ def inlined(model: ir.Model) -> ir.Model:
 
 
 def _take_functions(model: ir.Model, part: ir.Model) -> None:
-    """Add the functions of `part` to `model`. If a name is taken, the added function gets a number."""
+    """Add the functions of `part` to `model`, and make the nodes of `part` call them; see `define`."""
     called = {identifier: define(model.functions, function) for identifier, function in list(part.functions.items())}
     for node in part.graph:
         if node.op_identifier() in called:

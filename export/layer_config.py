@@ -61,10 +61,10 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
         positions: the default positional encoding.
         attention_key: the key that selects the kind of attention.
         num_blocks: the default number of blocks.
-        has_macaron: whether blocks of this kind may have a second feed-forward layer.
+        has_macaron: whether blocks may have a second feed-forward layer.
         has_convolution: whether blocks may have a convolution module, as those of conformers do.
         has_order: whether blocks may normalise after each layer instead of before it.
-        causal: whether no layer sees later frames, apart from subsampling and the convolution module.
+        causal: whether no layer other than subsampling and the convolution module sees later frames.
         feed_forward: the feed-forward layer if this kind of encoder has no setting for it.
     """
     dim = conf.integer("output_size", 256)
@@ -136,7 +136,7 @@ def check_stacked_size(conf: Section, encoder: EncoderArchitecture) -> None:
 
 
 def check_static_chunk(conf: Section, encoder: EncoderArchitecture) -> None:
-    """Refuse a static chunk size if streaming cannot reproduce WeNet's output because a layer looks beyond a chunk."""
+    """Refuse a static chunk size if a layer looks beyond a chunk: streaming could not reproduce WeNet's output."""
     if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
         found = encoder.static_chunk_size
         raise conf.unsupported("static_chunk_size", found, ("0 if causal is false", "any size if causal is true"))

@@ -27,7 +27,7 @@ def parameter(g: GraphBuilder, name: str, shape: Sequence[int], read: Callable[[
 
 
 def transposed(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 1.0) -> ir.Value:
-    """Add a torch weight [out, in], times `scale`, as the right operand of MatMul [in, out]."""
+    """Add a torch weight [out, in], times `scale`, as the right operand [in, out] of a MatMul."""
     return parameter(g, name, (weight.shape[1], weight.shape[0]), lambda: _scaled(weight, scale).T)
 
 
@@ -156,7 +156,7 @@ def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, ki
 
 
 def sinusoids(g: GraphBuilder, positions: ir.Value, dim: int) -> ir.Value:
-    """Return positional encodings [..., dim] of int64 positions [...]."""
+    """Return the sinusoidal encodings [..., dim] of int64 positions [...]."""
     with g.scope("positional_encoding"):
         return g.call(layers.sinusoids(inverse_frequencies(dim).tolist()), positions)[0]
 

@@ -262,7 +262,7 @@ def _uniform(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) -> Tensor:
-    """Return a tensor, scaled so that the size of activations stays about 1 from block to block."""
+    """Return a random tensor, scaled so that the magnitude of activations stays about 1 from block to block."""
     values = _uniform(name, shape, seed)
     if name.endswith("running_var"):
         return values.mul_(0.5).add_(1)

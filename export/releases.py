@@ -1,4 +1,7 @@
-"""Reproduces the networks of WeNet's old releases. The tensors and train.yaml's layout identify the release."""
+"""Reproduces the networks of WeNet's old releases.
+
+The release is identified by the tensors of the checkpoint and by the layout of train.yaml.
+"""
 
 from __future__ import annotations
 

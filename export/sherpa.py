@@ -201,7 +201,7 @@ class SherpaParity:
         return onnxruntime.InferenceSession(self.folder / graph.file, self.settings.session_options())
 
     def _start(self) -> Caches:
-        """Return the caches of a new stream, of the same length as the client's. Frames before the start are masked.
+        """Return a new stream's caches, as long as the client's. Frames before the start are masked.
 
         The lengths must match because sums over other shapes round differently. In a quantized graph, such a difference
         can change a value by a whole step.

@@ -89,13 +89,13 @@ def supported_graphs(
     options: SherpaOptions,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Graph, ...]:
-    """Return the graphs that the clients can run, `ONLINE` or `OFFLINE` or both.
+    """Return the graphs that sherpa-onnx's clients can run: `ONLINE`, `OFFLINE` or both.
 
     Args:
         source: path of the bundle or checkpoint, for messages.
         manifest: describes the network and its features.
         tokens: the vocabulary.
-        options: the chunks of the online graph.
+        options: chunk size and left context of the online graph.
         progress: called with the reason if a client cannot run its graph.
 
     Raises:

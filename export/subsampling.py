@@ -40,7 +40,7 @@ class Subsampling(nn.Module):
         return max(length - self.window + self.rate, 0) // self.rate
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
-        """Return `output_length` of each element."""
+        """Return `output_length` for each element of `lengths`."""
         return (lengths - self.window + self.rate).clamp(min=0) // self.rate
 
     def output_lengths_nodes(self, g: GraphBuilder, lengths: ir.Value) -> ir.Value:

@@ -53,18 +53,21 @@ class Section(Record):
         return super().integer(key, default, least=least, most=most)
 
     def optional_integer(self, key: str) -> int | None:
-        """Return a whole number of at least 1, or None for null."""
+        """Return the whole number under `key`, at least 1; None if it is null or missing."""
         return None if self.value(key) is None else self.integer(key)
 
     def optional_text(self, key: str) -> str | None:
-        """Return a string, or None for null. Characters that a file name cannot contain are refused."""
+        """Return the string under `key`; None if it is null or missing.
+
+        Characters that a file name cannot contain are refused.
+        """
         value = self.value(key)
         if value is not None and not (isinstance(value, str) and NAMEABLE.fullmatch(value)):
             raise self.wrong(key, value, "a string or null")
         return value
 
     def choice(self, key: str, default: Choice, supported: tuple[Choice, ...]) -> Choice:
-        """Return the name under `key`. A name that is not in `supported` is refused."""
+        """Return the name under `key`; `default` if it is missing. A name that is not in `supported` is refused."""
         value = self.value(key, default)
         for name in supported:
             if value == name:

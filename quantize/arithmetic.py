@@ -97,7 +97,7 @@ def int4_scale(weight: Float, block_size: int) -> Float:
 
 
 def int4_steps(blocks: Float, scale: Float) -> npt.NDArray[np.uint8]:
-    """Return steps and zero points with the least squared error for blocks [..., block_size] and scales [...].
+    """Return the steps and zero points with the smallest squared error for blocks [..., block_size] and scales [...].
 
     Steps too small for a block's range are also tried, because slightly clipping the largest weights often reduces the
     error.

@@ -132,7 +132,7 @@ def add_inspect(subparsers: Subparsers) -> None:
 
 
 def run_quantize(args: argparse.Namespace) -> int:
-    """Quantize a bundle, and print the report and changes. Return exit code 3 if severe changes are not accepted."""
+    """Quantize a bundle; print the report and the changes. Return exit code 3 if severe changes are not accepted."""
     from u2moe.quantize.changes import MOST, changes_unreported, describe_changes, is_severe
     from u2moe.quantize.goals import Goal
     from u2moe.quantize.quantizer import quantize_bundle

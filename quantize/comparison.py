@@ -51,7 +51,7 @@ class Difference:
             divergence of the CTC log-probabilities, summed over frames, plus that of the second pass. For the second
             pass, each model's combined scores of the first model's hypotheses are treated as a distribution.
         frames: number of encoder frames [recordings].
-        seconds: duration of all recordings.
+        seconds: total duration of the recordings.
     """
 
     edits: Array
@@ -141,7 +141,7 @@ def _variance(values: Array, sizes: Array) -> float:
 
 
 def times_needed(is_enough: Callable[[float], bool]) -> float | None:
-    """Return about the smallest multiple of the audio that satisfies `is_enough`; None if it exceeds `MOST_LONGER`."""
+    """Return roughly the factor by which the audio must grow to satisfy `is_enough`; None: more than `MOST_LONGER`."""
     times = 1.0
     while not is_enough(times):
         times *= 1.1

@@ -1,4 +1,7 @@
-"""Measures each quantized layer's damage on recordings without transcripts. Shows it as text and as a picture."""
+"""Measures on recordings without transcripts how much damage each quantized layer causes.
+
+The damage is shown as text and as a picture.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,7 @@ Run = tuple[Values, Values]
 class DamageMeter:
     """Measures on recordings how much damage any choice of layer formats causes.
 
-    Memory contains one format of each layer (all formats of the measured layer), and the values between two layers.
+    Memory contains each layer in one format (the measured layer in all formats), and the values between two layers.
 
     Attributes:
         bytes: bytes of each layer's weights at each level, by layer, in the order of the graphs.
@@ -157,7 +160,7 @@ class DamageMeter:
         return max(sum(len(own.heard.log_probs) for own in self._references), 1)
 
     def divergence(self, levels: Levels, progress: Callable[[float], None] = lambda _: None) -> float:
-        """Return the total divergence of both passes from float32, in nats per frame, with layers at these levels."""
+        """Return the total divergence from float32, in nats per frame, of both passes with layers at these levels."""
 
         def measure() -> float:
             references, nats = self._references, 0.0
@@ -179,10 +182,10 @@ class DamageMeter:
         begin: int = 0,
         known: Sequence[Run] = (),
     ) -> float:
-        """Return the divergence at these levels, in nats, in the pass to which the graph `changed` belongs.
+        """Return the divergence of one pass from float32, in nats, with layers at these levels.
 
-        If `changed` is None, return the sum over both passes. The changed graph runs from part `begin`; see
-        `SwitchedSession`.
+        This is the pass to which the graph `changed` belongs. If `changed` is None, return the sum over both passes.
+        The changed graph runs from part `begin`; see `SwitchedSession`.
         """
         sessions = {name: SwitchedSession(graph, levels) for name, graph in self._graphs.items()}
         if changed is not None:

@@ -14,7 +14,7 @@ was written). `at_most` is the upper limit of the interval for the share of chan
 
 
 def describe_front(front: Front) -> list[str]:
-    """Return a table as lines: for each choice its size, its divergence, and the smallest limit that allows it."""
+    """Return a table as lines: each choice with its size, divergence and smallest `--max-damage` that allows it."""
     head = "choices of the search: size, divergence, and the smallest --max-damage that allows them"
     lines = []
     for point in front:

@@ -70,7 +70,7 @@ def _numbers(graphs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 
 
 def _num_weights(name: str, size: int) -> int:
-    """Return the number of weights in an initializer: two per byte for 4-bit weights, 0 for scales."""
+    """Return the number of weights in an initializer: two per byte for 4-bit weights, 0 for scales and constants."""
     kind = name.removesuffix(".half").rpartition(".")[2]
     if kind in _SCALES or name.startswith("const_"):
         return 0

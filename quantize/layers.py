@@ -110,8 +110,8 @@ class ExpertLayer:
         mixture: description of the mixture.
         x: input of the layer [..., dim].
         gate: weight of the router [dim, experts].
-        w1: first weight [dim, hidden] of each expert; `w2`: second weight [hidden, dim].
-        b1: first bias [hidden] of each expert; `b2`: second bias [dim]; empty if the layer has no biases.
+        w1, w2: first weight [dim, hidden] and second weight [hidden, dim] of each expert.
+        b1, b2: first bias [hidden] and second bias [dim] of each expert. Both are empty if the layer has no biases.
     """
 
     node: ir.Node
@@ -170,7 +170,7 @@ class Change:
     """A weight that was replaced.
 
     Attributes:
-        group: group of the weight, see `contract.WEIGHT_GROUPS`.
+        group: group of the weight; see `contract.WEIGHT_GROUPS`.
         original: reads the float32 weight, in the layout of the new weight.
         parts: name suffixes of the initializers that are stored with the integers.
         restored: computes float32 weights from the stored integers and parts.

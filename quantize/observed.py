@@ -102,7 +102,7 @@ class PartGraph:
 
 
 def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
-    """Return a model of `graphs`, given by their names in the contract. The model calls only their method `run`."""
+    """Return a model of `graphs`, which maps names in the contract to graphs. The model only calls `run` on them."""
     return Model(manifest, *(cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder")))
 
 
@@ -199,10 +199,10 @@ class SwitchedGraph:
         return parts[::-1]
 
     def run(self, values: Values, levels: Levels = MappingProxyType({}), begin: int = 0) -> Values:
-        """Run the graph; layers that `levels` does not name run at level 0.
+        """Run the graph. Layers that are not in `levels` run at level 0.
 
         Args:
-            values: feeds as for `Session.run`, or the values before part `begin`.
+            values: feeds as for `Session.run` if `begin` is 0; otherwise, the values before part `begin`.
             levels: level of each layer.
             begin: index of the first part to run.
         """
@@ -283,7 +283,7 @@ class SwitchedSession:
 
 
 def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> ir.Model:
-    """Extract the part of a graph that computes `outputs` from the values in `outside`, including its weights."""
+    """Extract the part of a graph, with its weights, that computes `outputs` from the values in `outside`."""
     known = {str(value.name) for value in model.graph.inputs}
     known.update(str(value.name) for node in model.graph for value in node.outputs)
     graph = ir.convenience.extract(model.graph, sorted(outside & known), outputs)
@@ -379,7 +379,10 @@ class ExpertInputs:
             yield {name: seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
 
     def experts(self, frames: Array) -> dict[str, Array]:
-        """Return, by layer, each token's sorted expert indices [time, k] in full context; {} if too few frames."""
+        """Return, by layer, each token's sorted expert indices [time, k] in full context.
+
+        If there are too few frames, the result is empty.
+        """
         tokens = next(self.chunks(frames), {}) if self.layers else {}
         return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in tokens.items()}
 

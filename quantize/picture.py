@@ -16,7 +16,7 @@ Bar = tuple[int, float, str]
 
 
 def bar_picture(title: str, series: Sequence[str], rows: Sequence[tuple[str, Sequence[Bar]]]) -> str:
-    """Return an SVG picture of rows of bars with labels. `title` names the quantity and its unit."""
+    """Return an SVG bar chart with labelled rows of bars. `title` names the quantity and its unit."""
     begin = y = LINE * (len(series) + 3)
     most = max([value for _, bars in rows for _, value, _ in bars if value > 0], default=1.0)
     lines = [_text(LEFT, LINE, title)]

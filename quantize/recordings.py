@@ -36,9 +36,9 @@ class Audio:
     Attributes:
         calibrates: pieces that determine how layers are scaled and rounded.
         chooses: pieces on which the damage of each layer is measured, in order to choose formats.
-        judges: pieces on which written bundles are compared with float32. If the goal limits damage, size or time,
-            they differ from `chooses`. Otherwise, they equal `chooses`, and `calibrates` contains them if the audio is
-            shorter than four minutes in total.
+        judges: pieces on which written bundles are compared with the float32 bundle. If the `Goal` limits damage, size
+            or time, these pieces differ from `chooses`. Otherwise, they equal `chooses`, and `calibrates` contains them
+            if the audio is shorter than four minutes in total.
         seconds: total duration of the pieces in `calibrates`.
     """
 

@@ -56,7 +56,7 @@ def build_report(
         reference: the float32 bundle.
         quantized: the bundle made from it.
         changes: the replaced weights, by the name of the new weight.
-        audio: files of real speech with their features, float32 [frames, mel]; used for errors, routing and timing.
+        audio: files of real speech with their features, float32 [frames, mel], to compare outputs, routing and speed.
         recordings: recordings with transcripts. Without them, the report has no section on word errors.
         progress: called with a line for each section.
     """

@@ -74,7 +74,7 @@ class StoredWeight:
     bias: Float | None
 
     def parts(self) -> Parts:
-        """Return the stored parts of the weight."""
+        """Read the parts of the weight from `file`."""
         with np.load(self.file) as arrays:
             return [arrays[name] for name in arrays.files]
 
@@ -98,7 +98,7 @@ class Activations:
         self.done: Callable[[int], None] = lambda _: None
 
     def add(self, name: str, rows: Array) -> None:
-        """Add rows [..., channels] of a value."""
+        """Append rows [..., channels] to the recorded rows of the value `name`."""
         self._sizes.setdefault(name, rows.shape[-1])
         with self._file(name).open("ab") as file:
             file.write(np.ascontiguousarray(rows, np.float32).data)
@@ -115,7 +115,7 @@ class Activations:
         return found if len(found) else None
 
     def rounded(self, key: Any, fit: Callable[[], Iterable[RoundedWeight]]) -> Sequence[StoredWeight]:
-        """Return the result of `fit`, computed once for each key."""
+        """Return the result of `fit`, stored in files. `fit` is called only once for each key."""
         if key not in self._rounded:
             stored = []
             for number, product in enumerate(fit()):

@@ -114,7 +114,10 @@ class FormatSearch:
             target, doubt = now * min(self._bearable(found, doubt / 2), LEAST_FALL), doubt / 2
 
     def _use_budgets(self) -> None:
-        """Build the best bundle within the limits on size and time. If it exceeds one, retry with a smaller budget."""
+        """Build the best bundle within the budgets for size and time.
+
+        If the bundle exceeds a limit, reduce the budget and retry.
+        """
         goal, ladder = self._goal, self._ladder
         times = (
             [real_time_factor(version, self._audio.chooses) for version in self._versions] if goal.target_rtf else []

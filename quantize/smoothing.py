@@ -85,7 +85,7 @@ def sites_of(*models: ir.Model) -> list[ChannelSite]:
     - outputs of normalisations, if they are read only by products, feed-forward layers and mixtures
     - channels of the front end
     - values of attention
-    - hidden units of feed-forward layers and experts after relu or a gate
+    - hidden units of feed-forward layers after relu or a gate, and of experts after relu
     """
     sites = [site for model in models for site in _sites_of(model)] + list(_encoder_output(models))
     return [site for site in sites if all(len(value.uses()) == 1 for value in (*site.made, *site.read))]
@@ -188,7 +188,7 @@ def _of_norm(node: ir.Node, read: Sequence[ir.Value], value: ir.Value) -> Channe
 
 
 def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
-    """Yield the encoder output's site if it comes from a normalisation and all readers only multiply it by weights."""
+    """Yield the encoder output's site if that output comes from a normalisation and is only multiplied by weights."""
     graphs = {model.graph.name: model.graph for model in models}
     if not {"encoder", "ctc"} <= graphs.keys():
         return
@@ -357,7 +357,10 @@ def _error(rows: Float, weights: Sequence[Float], exponents: Exponents) -> float
 
 
 def scale(site: ChannelSite, exponents: Exponents) -> None:
-    """Divide each channel of a site by a power of two, in place; the float32 graph still computes the same numbers."""
+    """Divide each channel of a site by a power of two, in place.
+
+    The weights that read a channel are multiplied by its power. The float32 graph therefore computes the same numbers.
+    """
 
     def divided(array: Float) -> Float:
         by_column = np.zeros(array.shape[0 if array.ndim > 2 else -1], np.int64)

@@ -171,7 +171,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) -> None:
-    """Hash every file in a folder, and write the manifest with these digests to the file `name`."""
+    """Hash the files in a folder, and write the manifest with their digests to the file `name`."""
     names = sorted(
         {file.name for file in folder.iterdir() if file.is_file()} - {MANIFEST_FILE, SEALED_FILE, SIGNATURE_FILE}
     )

@@ -157,7 +157,7 @@ class ParityError(U2moeError):
 
 
 class LanguageModelError(U2moeError):
-    """A damaged language model, or a file that is not one.
+    """A language model that is damaged, or a file that is not a language model.
 
     The message names the file and, if known, the line, and states what is wrong.
     """

@@ -42,7 +42,8 @@ from u2moe.runtime.validation import checked_number, checked_options, checked_te
 class Recognizer:
     """Speech recogniser for the model of a bundle.
 
-    The model is stateless. Any number of streams can share it. Several threads may use it, if each has its own streams.
+    The model is stateless. Any number of streams can share it. Several threads may use the recogniser if each
+    thread has its own streams.
 
     Raises:
         StreamError: the bundle does not support `options`.
@@ -145,8 +146,8 @@ class Recognizer:
         """Load the bundle in `directory` and return a recogniser for it.
 
         Arguments and errors are those of `from_pretrained`, but `settings` replaces the arguments from `providers` to
-        `public_keys`, and `directory` includes any revision. A `runner` runs the encoder of a fixed-shape bundle
-        (`u2moe convert --profile static`) on another device.
+        `public_keys`, and a revision is part of `directory` ("org/name@revision"). A `runner` runs the encoder of a
+        fixed-shape bundle (`u2moe convert --profile static`) on another device.
         """
         begin = time.perf_counter()
         keys = None if settings is None else settings.public_keys

@@ -42,9 +42,9 @@ class Transcriber:
     time.
 
     `on_error` receives three kinds of errors: decoding failures, exceptions in a callback, and errors reported by the
-    source. Only a decoding failure ends the transcriber. Without `on_error`, each of these errors ends the transcriber,
-    and `close` raises it. The same applies to an exception that `on_error` raises. A transcriber that has ended refuses
-    audio with StreamError.
+    source. With `on_error`, only a decoding failure ends the transcriber. Without `on_error`, each of these errors ends
+    the transcriber, and `close` raises it. The same applies to an exception that `on_error` raises. A transcriber that
+    has ended refuses audio with StreamError.
 
     Within `async with`, `async for` yields the partial and final results that have no callback. It also raises the
     error that ended the transcriber, unless `on_error` received it.
@@ -265,6 +265,6 @@ class _KeptResults:
         return call
 
     def announce(self) -> None:
-        """Wake the tasks that wait for space in the queue, for a result, or for the end."""
+        """Wake the tasks that wait for space in the queue, for a result, or for the end of the stream."""
         with contextlib.suppress(RuntimeError):  # if the loop is closed, no task is waiting
             self._loop.call_soon_threadsafe(self.news.set)

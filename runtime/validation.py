@@ -194,7 +194,7 @@ class Record:
         return f"{self.name}.{key}" if self.name else key
 
     def value(self, key: str, default: object = None) -> Any:
-        """Return the value of a field; `default` if it is missing."""
+        """Return the value of a field, or `default` if the field is missing."""
         self.known.add(key)
         return self.values.get(key, default)
 

@@ -3,7 +3,7 @@
 The module `operators` counts the products that onnxruntime runs. It also counts the bytes of weights, keys and values
 that these products read. Experts without tokens do not count. The bound of a part is the larger of two times: the time
 of its products at the machine's best rate, and the time to read these bytes once per product (see `rates`). The
-measured time of a part includes normalization, activations and copies; the bound does not.
+measured time of a part includes normalisation, activations and copies; the bound does not.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def compare(
         rounds: kernels of several identical runs; the time of each kernel is its median over the runs.
         stages: seconds of "encoder", "ctc" and "rescoring", measured several times.
         rates: multiply-adds per second of "integer" and "float" products, and bytes per second of "read".
-        counted: kernels whose work is counted, from a run on onnxruntime only, because products inside native kernels
-            cannot be counted. None: use `rounds`.
+        counted: kernels whose work is counted. They come from a run without native kernels, because products inside
+            native kernels cannot be counted. None: use `rounds`.
 
     Returns:
         rates: the argument.
@@ -195,7 +195,7 @@ def _is_not_counted(kernel: Kernel) -> bool:
 
 
 def _unknown(kernel: Kernel) -> str | None:
-    """Return the name of a product in no known part of the model, with * for numbers; None for other kernels."""
+    """Return the scope of a product outside the known parts, with numbers replaced by *. None for other kernels."""
     return re.sub(r"\d+", "*", kernel.scope) if kernel.part == "other" and kernel.multiply_adds else None
 
 

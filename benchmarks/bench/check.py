@@ -189,7 +189,7 @@ class Check:
             yield compared(name + suffix, array, expected[name], limit or own)
 
     def graphs(self) -> Iterator[Found]:
-        """Compare the outputs of every graph, and the best token of each frame."""
+        """Compare the outputs of every graph, and the best token of each frame, with those of `reference`."""
         yield from self.alike(self.model, self.reference)
         for chunks in [(None, -1), *self.chunks]:
             best = [own.ctc(own.encode(self.frames, *chunks)).argmax(axis=1) for own in (self.model, self.reference)]
@@ -209,7 +209,7 @@ class Check:
                     yield compared(f"{cache} after {name}", tensor, expected[1].tensors[cache], self.limit)
 
     def batches(self) -> Iterator[Found]:
-        """Compare a batch of streams with single streams on the CPU.
+        """Compare `model` on a batch of streams with `reference` on single streams.
 
         The streams of the batch have processed different numbers of chunks, and the last stream gets a short chunk.
         """

@@ -47,9 +47,9 @@ def read_report(file: Path) -> dict[str, Any]:
 def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread]:
     """Return the ratio of the times of two bundles: as text, and as a number with an interval.
 
-    The times are those with the fewest threads, in the first mode of the first bundle that the second also has. This is
-    usually full context. If they have no mode in common, each bundle's first mode counts, and the text names both
-    modes.
+    The times are those with the fewest threads, in the first bundle's first mode that the second bundle also has. This
+    is usually full context. If the bundles have no mode in common, each bundle's first mode counts, and the text names
+    both modes.
 
     Args:
         report: report of one or two bundles. Without `other`, the times of the first bundle are divided by those of the

@@ -16,7 +16,7 @@ from u2moe.runtime.model.features import fbank
 
 
 def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequence[Mode]) -> dict[str, Any]:
-    """Return statistics of the experts that the chunks of recordings use.
+    """Return statistics on which experts the chunks of recordings use.
 
     Args:
         bundle: bundle whose encoder is examined.
@@ -41,7 +41,7 @@ def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequen
 
 
 def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Return statistics of `counts`, the number of tokens per expert [chunks, layers, experts].
+    """Return statistics of `counts` [chunks, layers, experts], the number of tokens that each expert gets.
 
     Returns:
         num_chunks: number of chunks.

@@ -83,7 +83,7 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
             pairwise.
         core_hours_per_hour: CPU seconds of all threads, per second of audio.
         stages: the real-time factor of each stage.
-        shares: the median of each stage, divided by the sum of the medians.
+        shares: the median factor of each stage, divided by the sum of these medians.
         finalisation_s: percentiles of the time from the end of the input to the final result; see `latencies`.
         chunk_latency_s: percentiles of the compute time of chunks at full speed, and `late`; see `latencies`.
         chunk_budget_s: the seconds from one chunk to the next. Without chunks, `chunk_latency_s` and `chunk_budget_s`

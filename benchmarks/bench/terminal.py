@@ -40,7 +40,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def spread(value: Mapping[str, float], scale: float = 1.0, digits: int = 1) -> str:
-    """Return a median and its quartiles as text, for example "12.0 (11.5-12.9)"."""
+    """Return the median and quartiles in `value` as text, for example "12.0 (11.5-12.9)"."""
     median, low, high = (f"{value[key] * scale:.{digits}f}" for key in ("median", "low", "high"))
     return f"{median} ({low}-{high})"
 

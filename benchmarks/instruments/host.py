@@ -118,7 +118,7 @@ def caches(folder: Path) -> dict[str, int]:
 
 
 def memory_bytes(name: str, file: Path | None = None) -> int | None:
-    """Return a field of `file` (default: /proc/meminfo), such as "MemTotal", in bytes; None if it is missing."""
+    """Return a field of `file` (default: /proc/meminfo), such as "MemTotal", in bytes; None if the field is missing."""
     for line in _read(file or _MEMINFO).splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -126,7 +126,7 @@ def memory_bytes(name: str, file: Path | None = None) -> int | None:
 
 
 def status_bytes(name: str, process: int | None = None) -> int | None:
-    """Return a field of the status of a process (default: this one), in bytes; None if the field is missing.
+    """Return a field of a process's status (default: this process), in bytes; None if the field is missing.
 
     "VmHWM" is the peak resident memory. Unlike this field, getrusage would include the parent's memory before exec.
     """

@@ -48,8 +48,8 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
         multiply_adds_per_s: the operator, the spread of the rate for each size, and the size with the highest rate, for
             "integer" and for "float" products.
         read_bytes_per_s: the spread of the rate, by the size of the weights in bytes. The weights are multiplied by a
-            single row (a token), so that reading limits the speed. The result is the higher of two rates: float32
-            weights with onnxruntime, and int8 weights with native kernels.
+            single row (a token), so that reading limits the speed. The result is the higher of two rates: that of
+            float32 weights with onnxruntime, and that of int8 weights with native kernels.
     """
     random = np.random.default_rng(0)
     cases: dict[tuple[str, Any], Callable[[], float]] = {}

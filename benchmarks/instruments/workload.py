@@ -133,7 +133,10 @@ def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chun
 
 
 def windows(config: ModelConfig, frames: Frames, num_streams: int = 1) -> Iterator[Frames]:
-    """Yield the features of chunks [streams, frames, mel]. Each stream starts at a different second of `frames`."""
+    """Yield the features of all streams, chunk by chunk [streams, time, mel].
+
+    Each stream starts at a different second of `frames`.
+    """
     cutters = [Windows(config, CHUNK_SIZE) for _ in range(num_streams)]
     for stream, cutter in enumerate(cutters):
         cutter.accept(np.roll(frames, -100 * stream, axis=0))

@@ -49,8 +49,8 @@ def names(text: str, page: str) -> list[str]:
 def filled(text: str, values: Mapping[str, str]) -> str:
     """Return the page `text` with the values between their marks. Marks on separate lines stay on separate lines.
 
-    Marks without a value keep their text. If an end mark is on a separate line, the text before it on
-    that line, such as YAML's #, stays.
+    Marks without a value keep their text. If the marks are on separate lines, any text before the end mark on its line,
+    such as YAML's #, stays.
     """
 
     def marked(match: re.Match[str]) -> str:

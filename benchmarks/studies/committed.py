@@ -44,7 +44,10 @@ def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[st
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a table by set and chunk size, and the first set's medians and revision rates."""
+    """Return the values for pages: a table by set and chunk size, and values of the first set for each chunk size.
+
+    The latter are the median wait until a word is committed, and the share of revised words.
+    """
     header = ("set", "chunk", "final text shown, p50, p95", "committed, p50, p95", "revised")
     rows: list[Sequence[object]] = []
     numbers: dict[str, str] = {}

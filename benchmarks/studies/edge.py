@@ -90,7 +90,7 @@ def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the page's values: tables by machine, ratios to Dense-225M, and networks that are as fast as Dense-225M.
 
-    The ratios and these networks are those of the last machine.
+    The ratios and the list of networks are from the last machine.
     """
     machines, found = list(results["machines"].values()), {}
     found["tables"] = "\n\n".join(line for content in reversed(machines) for line in _page(content))
@@ -110,7 +110,7 @@ def _number(found: Mapping[str, str], name: str) -> float:
 
 
 def _row(content: Mapping[str, Any], case: Case) -> list[str]:
-    """Return the row of a case. The time of each mode has its ratio to Dense-225M in brackets; "—": not measured."""
+    """Return a case's row. Each mode's time is followed by its ratio to Dense-225M in brackets. "—": not measured."""
     start, first, model = content["starts"][case.key], Case(SMALL, case.format, case.kernels), case.model
     used = f"{content['touched'][model]:.1f}" if model in content["touched"] else ""
     times = []

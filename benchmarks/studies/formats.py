@@ -45,7 +45,7 @@ Texts = dict[str, list[list[str]]]
 
 
 class Variant(NamedTuple):
-    """A bundle's folder, its kernels (None: the default), and whether to add noise."""
+    """A bundle's folder, the kernels to use (None: the default), and whether to add noise to the audio."""
 
     folder: Path
     kernels: str | None

@@ -65,7 +65,7 @@ START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 
 @functools.cache
 def _parameters(model: str) -> tuple[float, float]:
-    """Return how many million parameters a model has, and how many are active for a token. Builds the network."""
+    """Return a model's parameters in millions: the total, and those active for one token. This builds the network."""
     if model == HALF:
         total, active = ((one + other) / 2 for one, other in zip(_parameters(SMALL), _parameters(MIXTURE), strict=True))
         return total, active
@@ -293,8 +293,8 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Yield the limits for each machine.
 
     The first limits are on the time of a mixture relative to that of a dense network with the same format and kernels.
-    The limit is 1.54, the ratio of active parameters. For a single stream, it is 2, because each chunk reads nearly all
-    experts.
+    These limits are 1.54, the ratio of active parameters, except for a single stream. Its limit is 2, because each
+    chunk reads nearly all experts.
     """
     for where, content in results["machines"].items():
         amx = "amx" in where

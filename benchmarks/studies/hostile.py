@@ -262,7 +262,7 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure each kind of attack that the results' `cells` do not contain yet. Write each entry immediately."""
+    """Measure each kind of attack that is not yet in the results' `cells`. Save each measurement immediately."""
     content = resumed(args.results, {"cells": {}})
     buffers, first = speech_buffers(args.seconds), dict[Key, int]()
     for kind in args.kinds:

@@ -11,11 +11,11 @@ For each length, one list contains all rare words, padded with other words of th
 unrelated list contains only such other words. The longest lists are also tried with half the weight, and
 restricted to words that sound like the text recognised without hotwords.
 
-The commands are the transcripts of the first list, in groups of about fifty. Each recording is recognised without
-them, and with its group as hotwords, as a grammar, and as a grammar with `[unk]`. Recordings in the other lists or
-folders are recognised with the first group, to count false alarms: commands recognised more often than spoken.
-White noise, pink noise and babble are recognised in the same way. Babble is the sum of six random parts of
-recordings in the second list, played backwards.
+With `--commands`, the commands are the transcripts of the first list, in groups of about fifty. Each recording is
+recognised without them, and with its group as hotwords, as a grammar, and as a grammar with `[unk]`. Recordings in the
+other lists or folders are recognised with the first group, to count false alarms: commands recognised more often than
+spoken. White noise, pink noise and babble are recognised in the same way. Babble is the sum of six random clips of
+reversed speech from the second list.
 """
 
 from __future__ import annotations
@@ -186,7 +186,10 @@ def measure_memory(bundle: Path, recording: Recording, listed: Sequence[str]) ->
 
 
 def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
-    """Return 24 clips of noise and 24 of babble, each 15 seconds long. Babble mixes six clips of reversed speech."""
+    """Return 24 clips of noise and 24 of babble, each 15 seconds long.
+
+    Each clip of babble mixes six excerpts of reversed speech.
+    """
     random = np.random.default_rng(0)
     spoken = np.concatenate([read_audio(recording.path, RATE)[::-1] for recording in recordings])
     found: dict[str, list[Samples]] = {"noise": [], "babble": []}
@@ -238,13 +241,13 @@ def measure_commands(
 
 
 def phrases_in(transcript: Transcript, group: Sequence[str]) -> Counter[str]:
-    """Return how often each command is recognised."""
+    """Return how often each command occurs in a transcript."""
     text = f" {transcript.text} "
     return Counter({command: text.count(f" {command} ") for command in group})
 
 
 def command_values(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each condition."""
+    """Return the values for pages: the largest group size, the minutes per kind of audio, and a table of conditions."""
     rows = []
     for name, own in found["conditions"].items():
         rates = [f"{own[kind] / hours:.0f}" for kind, hours in found["hours"].items()]

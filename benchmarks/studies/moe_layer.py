@@ -67,9 +67,9 @@ PAPER, NARROW = Shape(8, 2, 1920), (Shape(16, 2, 960), Shape(32, 4, 480))
 
 
 class Layers:
-    """Layers of experts that run one after another.
+    """Expert layers that run one after another.
 
-    The random weights are in the format of recipe `name`, at least `num_bytes` in total.
+    The weights are random, in the format of recipe `name`, and occupy at least `num_bytes` in total.
     """
 
     def __init__(self, name: str, num_bytes: int, shape: Shape) -> None:
@@ -190,7 +190,7 @@ def _title(item: Mapping[str, Any]) -> str:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a table per machine and, for the last one, int8 times divided by their bounds."""
+    """Return the values for pages: a table per machine, and the ratios of int8 times to bounds on the last machine."""
     machines = list(results["machines"].values())
     found = {"tables": "\n\n".join(line for content in reversed(machines) for line in _page(content))}
     for item in machines[-1]["layers"]:

@@ -172,7 +172,7 @@ Frames = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
-    """Return an equivalent network with a few large channels at every site that can be scaled."""
+    """Return an equivalent network with a few large channels at every site that `sites_of` returns."""
     random = np.random.default_rng(0)
 
     def add(models: Sequence[ir.Model]) -> None:
@@ -268,7 +268,7 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
 def limited(
     bundle: Bundle, name: str, lists: Mapping[str, Sequence[Path]], folder: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the title of each of a network's limits, with the damage and costs of a bundle made to meet the limit.
+    """For each of a network's limits, yield the limit's title, and the damage and costs of a bundle made to meet it.
 
     The damage is measured on two lists of recordings.
 
@@ -303,7 +303,7 @@ def _size(bundle: Bundle) -> int:
 
 
 def networks(bundle: Bundle, others: Mapping[str, Bundle], folder: Path) -> Iterator[tuple[str, Bundle]]:
-    """Yield names and networks: `bundle` unchanged, with outliers, and with near ties; `others` with outliers."""
+    """Yield names and networks: `bundle` unchanged, with outliers and with near ties, then `others` with outliers."""
     yield PLAIN, bundle
     yield HARD, with_outliers(bundle, folder / HARD)
     yield "near ties", with_near_ties(bundle, folder / "ties")

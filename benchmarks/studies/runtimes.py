@@ -4,10 +4,10 @@
         [--first N] [--cpp build/cpp/u2moe_transcribe]
     python -m u2moe.benchmarks.studies.runtimes --speed [--cpp ...] [--sherpa ENV/bin/sherpa-onnx]
 
-Run `npm ci --ignore-scripts` in examples/browser first. The package sherpa-onnx-bin on PyPI contains sherpa-onnx's
-program. Results are compared on the clips of the demo model and the first N recordings of each list. Speed is measured
-with the demo model on its clips, on one thread. Programs take turns and recognise all clips twice. Only the second time
-counts.
+Run `npm ci --ignore-scripts` in examples/browser first. For --sherpa, install sherpa-onnx-bin from PyPI in the
+environment ENV. Results are compared on the clips of the demo model and the first N recordings of each list. Speed is
+measured with the demo model on its clips, on one thread. Programs take turns and recognise all clips twice. Only the
+second time counts.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
 def compared(expected: Found, found: Found) -> dict[str, Any]:
     """Return `num_recordings`, `score`, and for each aspect the number of recordings whose segments differ in it.
 
-    `score` is the largest difference between the scores of best hypotheses, among segments with equal tokens.
+    `score` is the largest difference in the score of a segment's best hypothesis, among segments with equal tokens.
     """
     counts, score = dict.fromkeys(ASPECTS, 0), 0.0
     for ours, theirs in zip(expected, found, strict=True):
@@ -126,7 +126,7 @@ def measure_same(
 
 
 def measure_speed(cpp: str | None, sherpa: str | None) -> dict[str, Any]:
-    """Measure `load` in seconds, `rtf` and peak `mb` of each runtime. `cpp` and `sherpa` are paths of programs."""
+    """Measure load time, real-time factor and peak memory of each runtime. `cpp` and `sherpa` are paths of programs."""
     clips = [read_audio(item.path, RATE) for item in read_recordings(CLIPS)]
     with tempfile.TemporaryDirectory() as folder:
         files = [write_wav(Path(folder) / f"{number}.wav", clip, RATE) for number, clip in enumerate(clips)]
@@ -158,7 +158,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages, such as a table of all bundles and runtimes and a table of the timed runtimes."""
+    """Return the values for pages, such as a table of differences between runtimes, and one of times and memory."""
     shown: dict[str, str] = {}
     if same := results.get("same"):
         header = ("bundle", "runtime", "recordings", "other text", "tokens", "times", "words", "n-best", "score")

@@ -78,7 +78,7 @@ def measure(
 
 
 def summary(received: Received) -> dict[str, Any]:
-    """Summarise results: percentiles in seconds, share of missing results, and failures."""
+    """Summarise results: percentiles of delays in seconds, share of missing results, refusals, and failures."""
     found = {"partial": received.partials, "final": received.finals, "sending_lag": received.lags}
     num_found = len(received.partials) + len(received.finals)
     return {
@@ -94,7 +94,7 @@ Server = contextlib.AbstractContextManager[RunningServer]
 
 
 def ours(args: argparse.Namespace, name: str, capacity: int | None) -> Server:
-    """Run our server with a capacity. None: the server measures its capacity."""
+    """Run our server with the given capacity. None: the server measures its capacity."""
     return our_server(args.bundle, capacity=capacity, cores=args.cores, kernels=KERNELS[name])
 
 
@@ -110,7 +110,7 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure each server at the speaker counts missing from the results, up to the server's first failure.
 
-    Then measure our server with a crowd, if this result is also missing. Each result is written immediately.
+    Then measure our server with a crowd, unless the results already include this. Each result is written immediately.
     """
     content, model = resumed(args.results, {"cells": {}}), args.name or args.bundle.name
     cells, buffers = content["cells"], speech_buffers(args.seconds)
@@ -159,7 +159,7 @@ def slowdown(crowd: Mapping[str, Any]) -> float:
 
 
 def held(cells: Mapping[str, Any], model: str, server: str) -> int:
-    """Return the largest number of speakers up to which the server sustained every tested number."""
+    """Return the largest tested number of speakers such that the server sustained it and all smaller ones."""
     own = [cell for name, cell in cells.items() if name.startswith(f"{model}/{server}/")]
     most = 0
     for cell in sorted(own, key=itemgetter("streams")):
@@ -170,7 +170,7 @@ def held(cells: Mapping[str, Any], model: str, server: str) -> int:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: counts, and rows for three numbers of speakers.
+    """Return the values for pages: sustained numbers of speakers, and a table with rows for three numbers of speakers.
 
     These are the smallest tested number, the largest sustained number, and the next larger tested number.
     """
@@ -210,7 +210,7 @@ def _row(title: str, cell: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield the limits: sustained speakers relative to sherpa-onnx's server, and latency with too many speakers."""
+    """Yield the limits: sustained speakers relative to sherpa-onnx's server, and slowdown with too many speakers."""
     cells = results["cells"]
     for model in dict.fromkeys(name.split("/")[0] for name in cells):
         theirs = held(cells, model, THEIRS)

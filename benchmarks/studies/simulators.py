@@ -91,7 +91,7 @@ def positions(folder: Path) -> dict[str, Array]:
 
 
 def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
-    """Return the runner of a variant, and the operators that the NPU leaves to the CPU.
+    """Return the function that runs a variant, and the operators that the NPU leaves to the CPU.
 
     Raises:
         OSError: the toolchain cannot compile the graph.

@@ -159,7 +159,7 @@ def measure(
 
 
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> dict[str, Any]:
-    """Summarise one recogniser from the lines and the memory of each round. A round processes all files twice.
+    """Summarise one recogniser from the output lines and memory of each round. A round processes all files twice.
 
     Returns:
         load_s: seconds to load, for each round.
@@ -193,7 +193,7 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: tables of the packages and of peers with the same weights, and numbers from both."""
+    """Return the values for pages: a table of packages, a table of peers with the same weights, and single numbers."""
     rows: dict[str, list[list[str]]] = {CLIPS: [], SHERPA: []}
     found: dict[str, str] = {}
     for group, content in results.items():

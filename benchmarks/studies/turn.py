@@ -51,7 +51,7 @@ def _rule(silence: float) -> EndpointRule:
 def with_pause(
     recognizer: Recognizer, recording: Recording, random: np.random.Generator
 ) -> tuple[npt.NDArray[np.float32], float] | None:
-    """Insert a pause into a sentence, and end it with silence.
+    """Insert a pause into a sentence, and add silence at the end.
 
     Returns the samples and the end time of the last word; None if the sentence is too short.
     """
@@ -86,7 +86,7 @@ def endpoints(
 
 
 def measure(recognizer: Recognizer, recordings: Sequence[Recording], fusion: Fusion, seed: int = 0) -> dict[str, Any]:
-    """Return results by rule: delays from sentence end to endpoint, and number of sentences cut before their end."""
+    """Return, by rule, percentiles of the delay from sentence end to endpoint, and how many sentences are cut early."""
     random = np.random.default_rng(seed)
     delays: dict[str, list[float]] = {name: [] for name in rules()}
     num_cut = dict.fromkeys(delays, 0)

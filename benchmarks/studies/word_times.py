@@ -50,7 +50,7 @@ JoinedWords = tuple[npt.NDArray[np.float32], list[WordResult]]
 
 
 def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int = 0) -> list[JoinedWords]:
-    """Return utterances of random isolated words, joined with pauses of quiet noise."""
+    """Return utterances made of random isolated words, with pauses of quiet noise between the words."""
     random = np.random.default_rng(seed)
     clips = [(read_audio(item.path, RATE), item.transcript) for item in recordings if len(words(item.transcript)) == 1]
     utterances = []

@@ -71,7 +71,7 @@ def _weights(conf: Section, num_blocks: int, *, needed: bool) -> tuple[float, ..
 
 
 class BranchformerBlock(TwoBranchBlock):
-    """A residual block with attention in parallel with a gating MLP."""
+    """A residual block that runs attention in parallel with a gating MLP."""
 
     def __init__(self, config: EncoderArchitecture, index: int) -> None:
         own, dim = cast("Branches", config.own), config.dim

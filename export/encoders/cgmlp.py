@@ -143,7 +143,7 @@ class TwoBranchBlock(nn.Module):
         self.norm_mha, self.norm_mlp, self.norm_final = (nn.LayerNorm(config.dim) for _ in range(3))
 
     def branches(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, Tensor, BlockCaches]:
-        """Return the outputs of attention and of the gating MLP, and the caches with this call's frames."""
+        """Return the outputs of attention and of the gating MLP, and the caches, updated with this call's frames."""
         branch = self.norm_mha(x)
         following = {ATT_CACHE: with_past(caches, ATT_CACHE, self.attn.keys_values(branch))}
         attended = self.attn(branch, following[ATT_CACHE], context.mask, context.positions)

@@ -92,7 +92,7 @@ class SpeechEncoder(nn.Module):
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
-        """Return (cache name, channels, kernel size) of a block's convolutions that need a cache."""
+        """Return (cache name, channels, kernel size) for each of a block's convolutions that need a cache."""
         own = config.convolution
         return [(CNN_CACHE, own.channels, own.kernel)] if own is not None and own.causal else []
 

@@ -79,7 +79,7 @@ class FrameNodes:
             self.first_kept_new = g.op("Max", g.op("Sub", surplus, self.cache_time), 0)
 
     def sinusoids(self, dim: int) -> ir.Value:
-        """Return positional encodings of the keys [batch, keys, dim]."""
+        """Return the sinusoidal encodings [batch, keys, dim] of the keys' positions."""
         return sinusoids(self.g, self.positions, dim)
 
     def biases(self, layers: Sequence[MultiHeadAttention], encodings: Sequence[ir.Value]) -> Sequence[ir.Value]:
@@ -261,7 +261,7 @@ class EncoderNodes:
         return lambda x: feed_forward(self.g, x, layer, self.config.feed_forward.activation, name, scale)
 
     def self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
-        """Apply the attention of block `index` to [batch, time, dim], and record the frames to cache."""
+        """Apply the attention of block `index` to `x` [batch, time, dim], and record the frames that must be cached."""
         with self.g.scope(self.ATTENTION, group="attention"):
             nodes = AttentionNodes(self.g, self.attention_of(block))
             return self.frames.attend(nodes, x, self.biases[index], self.positions, index)

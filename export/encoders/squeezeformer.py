@@ -115,7 +115,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
 
 
 def _block(conf: Section, key: str, default: int, *, least: int, most: int) -> int:
-    """Return the index of a block, given as a number or as a list of one number."""
+    """Return the block index under `key`, which may be a number or a list of one number."""
     found = conf.value(key) if key in conf else default
     number = found[0] if isinstance(found, list) and len(found) == 1 else found
     if not isinstance(number, int) or isinstance(number, bool):
@@ -178,7 +178,7 @@ class SqueezeAttention(MultiHeadAttention, Scaling):
         self.shifted = own.shifted
 
     def attend(self, x: Tensor, past: BlockCaches, name: str, context: Context) -> tuple[Tensor, Tensor]:
-        """Apply attention to [batch, time, dim]; also return the cache `name` with the new keys and values appended."""
+        """Apply attention to `x` [batch, time, dim]; also return the cache `name` with new keys and values appended."""
         x = self.scaled(x)
         keys_values = with_past(past, name, self.keys_values(x))
         if not self.shifted:

@@ -160,7 +160,7 @@ def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, f
 
 
 def damage(graph: Path, quantized: Path, samples: Samples, texts: list[str], others: list[str]) -> dict[str, float]:
-    """Compare a float graph and its quantized graph by their log-probabilities and the texts recognised with them.
+    """Compare a float graph with its quantized version, by log-probabilities and by recognised texts.
 
     Both graphs read each chunk with the caches of the float graph. Returns the least and the mean cosine
     similarity of log-probabilities, the share of frames with the same best token, and the share of words that differ.

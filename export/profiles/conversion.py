@@ -66,7 +66,7 @@ def convert_bundle(
         out: folder to write; left unchanged on failure.
         profile: `streaming`, `offline` and `clip` each write one graph and tokens.txt; `streaming` also writes
             the decoder graph for the second pass. `ort` writes every graph of the bundle in ORT format, with
-            tokens.txt and a manifest.
+            tokens.txt, a manifest and the language model, if any.
         ort: also write the graphs in ORT format, and the list of operators that they use.
         overwrite: replace `out` if it is a folder that contains tokens.txt.
         progress: called with a line for each step.

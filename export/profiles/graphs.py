@@ -1,6 +1,7 @@
 """Joins a bundle's graphs into one.
 
-The profile `streaming` is for a chunk of samples, `offline` for a recording and `clip` for a file.
+The profile `streaming` is for a chunk of samples, `offline` for the samples of a recording, and `clip` for an
+audio file.
 """
 
 from __future__ import annotations

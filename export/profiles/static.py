@@ -68,7 +68,7 @@ def convert_static(
     Args:
         bundle: folder of a float32 bundle whose encoder streams.
         out: folder to write; left unchanged on failure.
-        chunk_size: encoder frames of a chunk; None: the chunk size in training, or 16.
+        chunk_size: encoder frames of a chunk; None: the chunk size in training, or 16 if it varied.
         num_left_chunks: chunks of left context, at least 1.
         recordings: audio files whose chunks are written to `calibration`, for compilers that quantize.
         qdq: also write `static_qdq.onnx` for QNN, quantized with these chunks, and record its loss of accuracy in
@@ -246,7 +246,7 @@ def _about(manifest: Manifest, form: StaticForm, graph: ir.Model, folder: Path) 
 
 
 def is_float(node: ir.Node) -> bool:
-    """Return whether a node must not be quantized: a router, whose choice could flip, or the last softmax."""
+    """Return whether a node must not be quantized. Routers, whose choice could flip, and the last softmax must not."""
     return "/router/" in str(node.name) or node.op_type == "LogSoftmax"
 
 

@@ -128,7 +128,7 @@ class StaticGraph:
         raise UnsupportedError(f"{self.bundle.path}: {call.name}: has no frequencies of positional encodings")
 
     def _history(self, cache: str) -> list[ir.Node]:
-        """Return the nodes that replace all frames of `cache` from before the stream with the initial frame."""
+        """Return the nodes that put the initial frame in place of all frames of `cache` that precede the stream."""
         (value,) = (value for value, name in self._reads.items() if name == cache)
         found = [
             node

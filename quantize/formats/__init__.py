@@ -23,6 +23,6 @@ def conversion(name: str, block_size: int = 32) -> WeightConversion:
 
 
 def conversion_for(recipe: Recipe, layer: str, group: str) -> WeightConversion | None:
-    """Return a recipe's conversion for a layer's weights in a group; None for a floating-point format."""
+    """Return a recipe's conversion for weights of `layer` that belong to `group`; None for a floating-point format."""
     name = recipe.format_of(layer, group)
     return conversion(name, recipe.block_size) if name in CONVERSIONS else None

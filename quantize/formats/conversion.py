@@ -26,7 +26,7 @@ class Rounding(ABC):
     """A weight [in, out] that is rounded row by row. Until a row is rounded, it may still change.
 
     Attributes:
-        num_rows: number of rows per call of `begin`.
+        num_rows: maximum number of rows per call of `begin`.
     """
 
     num_rows: int
@@ -89,7 +89,7 @@ class WeightConversion(ABC):
     def names(self, weight: str, *, bias: bool, prefix: str | None = None) -> list[str]:
         """Return the names of a function's inputs for one weight: its integers, the other parts, and any bias.
 
-        The integers have the name `weight`. The other names begin with `prefix` or, if None, with `weight` and "_".
+        The integers have the name `weight`. The others begin with `prefix` or, if it is None, with `weight` and "_".
         """
         own = f"{weight}_" if prefix is None else prefix
         return [weight, *(f"{own}{part}" for part in self.others), *[f"{own}bias"] * bias]
@@ -111,9 +111,9 @@ class WeightConversion(ABC):
         return self._function("Linear", self.names("weight", bias=bias, prefix=""), body, attributes)
 
     def feed_forward(self, dim: int, hidden: int, kind: str, *, bias: bool, gated: bool) -> ir.Function:
-        """Build y = hidden @ w2 + w2_bias, with hidden units kind(x @ w1 + w1_bias).
+        """Build y = h @ w2 + w2_bias, where h = activation(x @ w1 + w1_bias). `kind` names the activation.
 
-        In gated layers the hidden units are kind(x @ gate) * (x @ w1 + w1_bias).
+        In gated layers, h = activation(x @ gate) * (x @ w1 + w1_bias).
         """
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -158,7 +158,7 @@ class WeightConversion(ABC):
         return mixture_function(mixture, self.names_of_experts(mixture), experts)
 
     def names_of_experts(self, mixture: Mixture) -> list[str]:
-        """Return the names of a mixture function's inputs after the router."""
+        """Return the names of the inputs that follow the router in a mixture function."""
         second = mixture.bias and not self.joins_biases
         parts = [*self.names("w1", bias=mixture.bias), *self.names("w2", bias=second)]
         names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]

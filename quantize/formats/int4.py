@@ -1,7 +1,7 @@
 """Weights in 4 bits, with one step per block of rows (MatMulNBits).
 
-MatMulNBits rounds each row of activations to int8 in blocks, so that a token's result depends only on the token. Native
-kernels round each row to int8 with a single scale.
+MatMulNBits rounds each row of activations to int8 separately, in blocks, so that a token's result depends only on the
+token. Native kernels round each row to int8 with a single scale.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Int4Conversion(WeightConversion):
         return int4_blocks(weight, self.block_size)
 
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
-        """Return the type and shape of each part of a weight, in the order of `arithmetic.Int4`."""
+        """Return the type and shape of each part of a weight, in the order of the fields of `arithmetic.Int4`."""
         blocks = -(-rows // self.block_size)
         integers = ir.DataType.UINT8, (columns, blocks, self.block_size // 2)
         return [integers, (ir.DataType.UINT8, (columns, blocks)), (ir.DataType.FLOAT, (columns,))]
@@ -104,7 +104,7 @@ class _Int4Rounding(Rounding):
 
 
 def _scales_and_zeros(g: GraphBuilder, steps: ir.Value, scale: ir.Value, *, is_odd: bool) -> list[ir.Value]:
-    """Compute the scales of all blocks, and their zero points packed two per byte.
+    """Compute the scales and zero points of all blocks. Two zero points are packed into each byte.
 
     onnxruntime folds this computation into constants when it loads the graph. It would not fold DequantizeLinear.
     """

@@ -49,7 +49,7 @@ class Int8Conversion(WeightConversion):
         return int8_columns(weight)
 
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
-        """Return the type and shape of each part of a weight, in the order of `arithmetic.Int8`."""
+        """Return the type and shape of each part of a weight, in the order of the fields of `arithmetic.Int8`."""
         return [(ir.DataType.INT8, (rows, columns)), (ir.DataType.FLOAT, (columns,))]
 
     def restored(self, parts: Parts, rows: int) -> Float:

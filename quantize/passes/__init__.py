@@ -129,13 +129,14 @@ def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | N
     Args:
         model: the graph.
         recipe: weights to quantize and their formats.
-        activations: recorded inputs of layers for calibration. If given, weights are rounded now, not on saving.
+        activations: recorded inputs of layers for calibration. Weights calibrated on them are rounded in this call,
+            not on saving.
 
     Returns:
         The new weights.
 
     Raises:
-        BundleError: a layer is not one that the exporter writes, or the format does not support it.
+        BundleError: a layer is already quantized, or is not one that the exporter writes.
     """
     check_all_float(model)
     weights = Weights(model)

@@ -35,7 +35,7 @@ frames some portions are empty."""
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The kernel and stride of a square convolution without padding."""
+    """The kernel size and stride of a square convolution without padding."""
 
     kernel: int
     stride: int
@@ -106,7 +106,7 @@ class FirstConvolutions:
         return g.op("Reshape", y, shape, allowzero=1)
 
     def _patches(self, g: GraphBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Return the input patches of the first convolution, with a 1 for the bias in each, and the number of frames.
+        """Return the input patches of the first convolution, each with a 1 for the bias, and the number of frames.
 
         The patches have the shape [batch * frames, second.kernel * inner, first.kernel ** 2 + 1].
         """

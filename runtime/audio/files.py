@@ -66,7 +66,7 @@ def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Soun
 
 
 def name_of(file: File | RawAudio) -> str:
-    """Return the name of a file for messages."""
+    """Return the name by which messages refer to a file."""
     if isinstance(file, bytes | bytearray | memoryview):
         return f"{len(file)} bytes"
     if isinstance(file, str | os.PathLike | SoundBytes | RawAudio):
@@ -267,7 +267,7 @@ def repaired(stream: BinaryIO, name: str) -> BinaryIO:
 
 
 def _unfinished(stream: BinaryIO) -> int | None:
-    """Return the position of the audio length in a WAV file if that length is wrongly 0 (audio follows), else None."""
+    """Return the position of the audio length in a WAV file if this length is 0 although audio follows, else None."""
     head = stream.read(_LONGEST_HEADER)
     stream.seek(0)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":

@@ -32,7 +32,7 @@ class RawAudio:
     """Raw audio without a header, and its format.
 
     Attributes:
-        file: a path, bytes, or a binary file object, read as its samples arrive.
+        file: a path, bytes, or a binary file object. Samples are read as they arrive.
         sample_rate: sample rate in Hz.
         encoding: `s16le`, `s32le` or `f32le` (little-endian integers or floats), named as in ffmpeg.
         num_channels: number of interleaved channels.

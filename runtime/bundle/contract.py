@@ -67,7 +67,7 @@ class Cache:
         return 2 + self.shape.index(0) if 0 in self.shape else None
 
     def num_frames(self, num_cached: int) -> int:
-        """Return the number of frames along `time_axis` for `num_cached` encoder frames."""
+        """Return the size of `time_axis` when `num_cached` encoder frames are cached."""
         return math.ceil(num_cached * self.rate)
 
     def tensor(self, prefix: str = "") -> Tensor:

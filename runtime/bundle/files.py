@@ -129,7 +129,7 @@ class BundleFiles:
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[BufferedReader]:
-        """Open a file for reading. Call `look_at` first. Raises BundleError if it cannot be read."""
+        """Open a file for reading. Call `look_at` before this. Raises BundleError if the file cannot be read."""
         try:
             with (self.folder / name).open("rb") as stream:
                 yield stream

@@ -170,7 +170,10 @@ def plain_name(function: str) -> str:
 
 
 def is_replaced(function: str, operators: Collection[str]) -> bool:
-    """Return whether native operators replace a function, whose name may end in a number up to `MOST_NUMBERS`."""
+    """Return whether native operators replace a function.
+
+    A number up to `MOST_NUMBERS` at the end of its name is ignored.
+    """
     name, _, number = function.rpartition("_")
     is_twin = number.isdecimal() and 2 <= int(number) <= MOST_NUMBERS
     return (name if is_twin else function) in operators

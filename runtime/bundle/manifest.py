@@ -264,7 +264,7 @@ class FeatureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BundledLanguageModel(FusionWeights):
-    """Language model in a file of the bundle, and its weights in the search."""
+    """Language model in a file of the bundle, with its fusion weights for the search."""
 
     file: str
     """Compact language model, written by `u2moe lm attach`."""
@@ -372,7 +372,7 @@ class Manifest:
         return self.model.subsampling_rate * self.features.frame_shift_ms / 1000
 
     def metadata(self) -> dict[str, str]:
-        """Return the `metadata_props` of all graphs: values that the runtime depends on, unless they are defaults."""
+        """Return the `metadata_props` of every graph: values that the runtime depends on and that are not defaults."""
         stated = {"version": contract.FORMAT_VERSION, **plain(self.model), **plain(self.features), **plain(self.text)}
         stated.pop(HARMLESS, None)  # the manifest, which is read with every graph, has it
         return {f"{contract.METADATA_PREFIX}{name}": as_text(value) for name, value in stated.items()}

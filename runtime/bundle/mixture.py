@@ -14,7 +14,7 @@ _LAYER = "MixtureOfExperts"
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """A mixture of experts, without the sizes of its weights.
+    """Settings of a mixture of experts, without the sizes of its weights.
 
     Attributes:
         num_experts: number of experts.

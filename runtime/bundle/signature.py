@@ -24,7 +24,7 @@ _PEM = re.compile(r"\s*-----BEGIN PUBLIC KEY-----\s*MCowBQYDK2VwAyEA([A-Za-z0-9+
 
 
 def public_key(text: str) -> bytes:
-    """Return the 32 bytes of a public key in PEM, the format of `openssl pkey -pubout`.
+    """Return the 32 bytes of a public key given in PEM, the format of `openssl pkey -pubout`.
 
     Raises:
         ValueError: the text is not an Ed25519 public key.

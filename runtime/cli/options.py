@@ -199,7 +199,7 @@ def decoding_choice(
     With --format-text, capitals in hotwords and in the language model also appear in the text.
 
     Raises:
-        ValueError: an option is out of range, or its file cannot be read.
+        ValueError: an option is out of range, or a file that it names (except a language model) cannot be read.
         LanguageModelError: the language model cannot be read.
     """
     hotwords, chosen = _hotwords_in(args.hotwords), declared_in(args, kind)

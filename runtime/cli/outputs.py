@@ -200,7 +200,7 @@ class _Folder(Output):
         probe(folder)
 
     def missing(self, inputs: Sequence[Input]) -> Sequence[Input]:
-        """Return the recordings that have no output file yet. With a single `file`, which is replaced, return all."""
+        """Return stdin and the inputs without an output file. If `file` was given, return all: the file is replaced."""
         if self._file is not None:
             return inputs
         missing = [item for item in inputs if item.file == STDIN or not self._is_there(item)]

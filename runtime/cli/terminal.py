@@ -107,7 +107,7 @@ def escaped(line: str) -> str:
 
 
 def silence_stdout() -> None:
-    """Discard unwritten and later output. Python would otherwise report an error at exit."""
+    """Discard buffered and later output. Python would otherwise report an error at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -157,7 +157,7 @@ def _write_stderr(text: str) -> None:
 
 
 class ProgressBar:
-    """Progress bar for several files on a terminal: "[2/5] ########............  43 %, 1:10 left, lecture.mp3"."""
+    """Terminal progress bar for several files: "[2/5] ########............  43 %, 1:10 left, lecture.mp3"."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files

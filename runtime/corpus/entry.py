@@ -29,7 +29,7 @@ class AudioFile:
 
 @dataclass(frozen=True, kw_only=True)
 class TarMember:
-    """A file in a tar archive. Its bytes are read from the archive, without unpacking it.
+    """A file in a tar archive. It is read without unpacking the archive.
 
     Attributes:
         archive: path or URL of the archive.

@@ -1,4 +1,4 @@
-"""Results as Parquet files. The columns are the same for all lists except NeMo's. Needs pyarrow (extra `parquet`)."""
+"""Results as Parquet files. All list formats except NeMo's give the same columns. Needs pyarrow (extra `parquet`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pool of worker processes for blocks. A worker that dies is replaced, and its block is repeated.
+"""Worker processes that recognise blocks of a list. A worker that dies is replaced, and its block is repeated.
 
 Before a worker reads or decodes entries, it writes their indices to shared memory. If workers die repeatedly on the
 same batch, the entries of the batch are decoded separately. If workers die repeatedly on the same entry, the row of

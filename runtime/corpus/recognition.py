@@ -145,7 +145,7 @@ class BlockRecognizer:
         return [rows[index] for index in range(len(entries))]
 
     def _read(self, index: int, entry: Entry, sources: Sources) -> _Read:
-        """Read the audio of an entry. A long entry is decoded while it is read."""
+        """Read the audio of an entry. A long entry is recognised while it is being read."""
         self._on_attempt([index])
         warnings: dict[str, None] = {}  # an ordered set
         with handing_warnings_to(warnings.setdefault):

@@ -135,7 +135,7 @@ class GroupScore:
     """For the bootstrap: number of entries for each pair (number of errors, number of words)."""
 
     def add(self, num_errors: int, num_words: int) -> None:
-        """Add an entry to the group."""
+        """Add an entry to the group, given its numbers of errors and words."""
         self.num_utterances += 1
         self.num_errors += num_errors
         self.num_words += num_words
@@ -168,7 +168,7 @@ class Score:
         groups: errors of each group, sorted by name.
         worst: entries with the most errors, in descending order.
         num_without_transcript: number of entries without a transcript. They are not scored.
-        num_failed: number of scored entries with an error. Words missing from their text count as deletions.
+        num_failed: number of scored entries whose recognition failed or ended early. Missing words count as deletions.
         report: word errors by kind, and words that are confused with each other.
     """
 

@@ -201,7 +201,7 @@ class Claim:
 
     @property
     def is_void(self) -> bool:
-        """Whether the claim has expired, or belongs to a process on this machine that has ended."""
+        """Whether the claim has expired, or its process ran on this machine and has ended."""
         if self.age_s > LEASE_S:
             return True
         if self.host != socket.gethostname() or os.name != "posix":
@@ -216,7 +216,7 @@ class Claim:
 
 
 class Claims:
-    """The claims of this process on blocks of a run, and access to those of other processes."""
+    """The claims of this process on blocks of a run, and access to the claims of other processes."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
@@ -248,7 +248,7 @@ class Claims:
             self._path(number).unlink()
 
     def close(self, finished: Container[int]) -> None:
-        """Release the blocks of this process. Also release blocks in `finished` whose owners were killed."""
+        """Release the blocks of this process. Also release blocks in `finished` whose claims are void."""
         void = [claim.number for claim in self.held() if claim.number in finished and claim.is_void]
         for number in (*self._own, *void):
             self.release(number)

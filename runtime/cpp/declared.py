@@ -44,7 +44,7 @@ def numbers(kind: type) -> dict[str, Option]:
 
 
 def class_in(kind: Any) -> tuple[str, type | None]:
-    """Return a prefix, and the dataclass in a type: the type itself, or the class of its elements or values.
+    """Return a prefix, and the dataclass that a type is or contains (as the class of its elements or values).
 
     The prefix is "{}" if the type is a dict that contains a dataclass, otherwise "". If there is no dataclass, the
     second value is None.
@@ -111,7 +111,7 @@ struct SearchName {{
 }};
 constexpr SearchName kSearches[] = {{{", ".join(names)}}};
 
-/// Range of a number, and whether a bundle may set its default.
+/// Range of a numeric option, and whether a bundle may set its default.
 struct Range {{
   double least, most;
   bool in_bundle;

@@ -106,9 +106,10 @@ class Beam:
         self.token_times = None
 
     def earliest_peak(self, number: int) -> float:
-        """Return the frame of the earliest peak of the token at index `number` in two alignments; infinity if none.
+        """Return the earlier of the frames in which the token at index `number` peaks in two alignments.
 
-        The alignments are the best that ends in a blank, and the best that ends in a token.
+        The alignments are the best that ends in a blank, and the best that ends in a token. If neither contains the
+        token, return infinity.
         """
         earliest = math.inf
         for times in (self.blank_times, self.token_times):

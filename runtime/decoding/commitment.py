@@ -10,8 +10,8 @@ rest. Later frames add the same to both prefixes, so the winner stays ahead, and
 does.
 
 A shorter prefix of the loser that is also in the beam passes alignments on to the loser. Therefore, the winner must
-also beat that prefix in the same way, after the tokens that the loser has in addition are removed from the end of the
-winner. A beaten hypothesis will never be the best, so the tokens shared by all others are settled.
+end in the same tokens that the loser adds to that prefix. Without these tokens, the winner must also beat that prefix
+in the same way. A beaten hypothesis will never be the best, so the tokens shared by all others are settled.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Commitment:
     def _beats(self, rival: Beam, line: Sequence[Beam], beams: Mapping[Prefix, Beam]) -> bool:
         """Return whether `rival` beats every beam of `line`.
 
-        `line` begins with the shortest beam. For each longer beam, `rival` is first extended by the
-        tokens that the beam adds.
+        `line` begins with the shortest beam. For each longer beam, `rival` is first extended by the tokens that this
+        beam adds to the one before it.
         """
         better: Prefix | None = rival.prefix
         depth = line[0].prefix.depth

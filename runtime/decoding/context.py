@@ -55,8 +55,8 @@ class ContextGraph:
         vocabulary: vocabulary of the model.
 
     Raises:
-        ValueError: the list is empty, a hotword is empty, a weight is out of range, or the vocabulary cannot spell a
-            hotword, even with its letter case adapted.
+        ValueError: `hotwords` is empty, a hotword is empty or too long, a weight is out of range, or the vocabulary
+            cannot spell a hotword, even with its letter case adapted.
     """
 
     def __init__(self, hotwords: Hotwords, vocabulary: Vocabulary) -> None:
@@ -179,7 +179,9 @@ def writable(phrases: Iterable[str], vocabulary: Vocabulary) -> list[str]:
 
 
 def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
-    """Parse lines of "phrase" or "phrase :weight", as in sherpa-onnx; comments ("# ...") and empty lines are skipped.
+    """Parse lines of the form "phrase" or "phrase :weight", as in sherpa-onnx.
+
+    Comments ("# ...") and empty lines are skipped.
 
     Raises:
         ValueError: a weight is not a number; the message names the line.

@@ -225,7 +225,10 @@ class PrefixBeamSearch:
             self.num_frames += 1
 
     def finish(self) -> None:
-        """End the input: complete phrases at the end earn their bonus, and the language model scores the last word."""
+        """End the input.
+
+        Phrases that are complete at the end earn their bonus, and the language model scores the last word.
+        """
         for search in self._searches:
             search.finish()
 
@@ -258,8 +261,8 @@ class PrefixBeamSearch:
     def next_peak(self) -> int:
         """Return the earliest frame at which a token may follow the committed ones.
 
-        The result never decreases: later frames only append tokens, move the last peak of an alignment forward, or end
-        a hypothesis.
+        The result never decreases: new frames only append tokens, move the last peak of an alignment to a later frame,
+        or end a hypothesis.
         """
         return int(min(self.num_frames, *(each.next_peak() for each in self._commitments)))
 
@@ -272,7 +275,7 @@ class PrefixBeamSearch:
         return next(beams)
 
     def _beams(self) -> list[Beam]:
-        """Return the beams, best first: all of the first search, and those of the second search that have a bonus."""
+        """Return the beams of the first search, and others of the second that have a bonus. The best comes first."""
         beams = self._searches[0].beams
         if self.context is not None:
             named = [beam for beam in self._searches[1].beams if beam.prefix.bonus > 0]

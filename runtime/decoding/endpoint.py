@@ -92,7 +92,7 @@ class Endpointer:
     def advance(
         self, log_probs: npt.NDArray[np.float32], search_to: Callable[[int], Sequence[Hypothesis]] | None = None
     ) -> Endpoint | None:
-        """Process the next log-probabilities [time, vocab]; return None until a rule fires.
+        """Process the next log-probabilities [time, vocab]. Return the endpoint if a rule fires, otherwise None.
 
         When a rule fires, the utterance has ended: call `reset`, and pass the frames after the first
         `Endpoint.num_frames` again. For `EndpointConfig.turn`, `search_to(n)` returns the hypotheses after the first n

@@ -1,4 +1,4 @@
-"""Tune the language model weights and the blank penalty of a bundle, on recordings that are encoded only once.
+"""Tune a bundle's language model weights and blank penalty. The recordings are encoded only once.
 
 The encoder output and the most probable tokens of each frame stay in memory: about a megabyte per minute of audio.
 """

@@ -61,7 +61,7 @@ def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
 
 
 def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: float, after_s: float) -> Span | None:
-    """Return the first pause that follows other audio and whose middle is after `after_s`; None: there is none.
+    """Return the first pause that follows other audio and whose middle is after `after_s`; None if there is none.
 
     Args:
         levels: loudness [frames].

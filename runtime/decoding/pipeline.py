@@ -1,4 +1,4 @@
-"""Runs many streams through the graphs: windows, encoder, CTC head, first pass, cuts, second pass, conclusion."""
+"""Runs many streams through these stages: windows, encoder, CTC head, first pass, cuts, second pass, conclusion."""
 
 from __future__ import annotations
 

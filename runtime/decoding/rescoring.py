@@ -109,7 +109,7 @@ def attention_beam_search(
         max_len: number of tokens after which the search stops; in WeNet, the number of encoder frames.
         beam_size: number of sequences kept from step to step.
         eos: id of the token that ends a sequence.
-        length_penalty: scores are divided by length ** length_penalty. The length does not count eos. With a
+        length_penalty: scores are divided by length ** length_penalty. The length does not include eos. With a
             penalty, sequences of length 0 come last and keep their score.
         count_sos: whether the length includes sos; in WeNet it does if sos and eos are different tokens.
     """

@@ -199,7 +199,7 @@ class StreamState:
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """Turn an error in the block into this stream's `failure`; other streams continue."""
+        """Store an error raised in the `with` block as this stream's `failure`, so that other streams continue."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - any error loses the work
@@ -257,7 +257,7 @@ class StreamState:
 
     @property
     def may_go_on(self) -> bool:
-        """Whether the stream uses full context, and its current utterance has frames but may still continue."""
+        """Whether the current utterance has frames and may still continue, in a stream with full context."""
         is_begun = self.options.chunk_size is None and self.utterance.num_frames > 0
         return is_begun and self.phase in (Phase.RECEIVING, Phase.WINDOWS)
 

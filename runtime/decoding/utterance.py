@@ -26,7 +26,7 @@ Search = GreedySearch | PrefixBeamSearch | NativeSearch
 
 
 class Phase(Enum):
-    """The phase of an utterance between audio and result; see `StreamState` for the transitions."""
+    """Phase of an utterance on its way from audio to result; see `StreamState` for the transitions."""
 
     RECEIVING = "receiving"
     """Too little audio for the next window of features."""

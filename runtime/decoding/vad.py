@@ -129,7 +129,7 @@ class VoiceActivityDetector:
             raise BundleError(f"{path}: is not silero VAD 5 or 6: {error}") from error
 
     def speech(self, blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[Speech]:
-        """Yield speech in parts as blocks arrive, with padding around each span. Silence is dropped.
+        """Yield each span of speech, with padding around it, in parts as blocks arrive. Silence is dropped.
 
         Args:
             blocks: consecutive samples at 16 kHz, float32 [n]. The split into blocks does not matter.

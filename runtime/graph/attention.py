@@ -66,7 +66,7 @@ class Heads:
             key_value: keys and values [batch, num_kv_heads, keys, 2 * size].
             bias: added to the scores.
             use: how scores depend on positions.
-            positions: the inputs that `POSITION_INPUTS` names for `use`.
+            positions: the inputs named in `POSITION_INPUTS[use]`.
             cache: cache from which the first keys and values come. It may begin with padding.
         """
         if self.num_heads > self.num_kv_heads:
@@ -117,7 +117,7 @@ class Heads:
         return g.op("Concat", upper, lower, axis=-1)
 
     def scores_of_distances(self, g: GraphBuilder, queries: ir.Value, keys: ir.Value, vectors: ir.Value) -> ir.Value:
-        """Return each query's product with the vector of its distance to each key: [batch, heads, time, keys]."""
+        """Return the product of each query and the vector for its distance to each key: [batch, heads, time, keys]."""
         products = g.op("MatMul", queries, g.op("Transpose", vectors, perm=[1, 0]))
         time, num_keys = g.op("Shape", queries, start=2, end=3), g.op("Shape", keys, start=2, end=3)
         places = g.op("Range", 0, g.op("Squeeze", num_keys, [0]), 1)
@@ -142,13 +142,13 @@ def to_heads(g: GraphBuilder, x: ir.Value, num_heads: int, size: int) -> ir.Valu
 
 
 def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
-    """Build the function of attention without a cache.
+    """Build the function that computes attention without a cache.
 
     Inputs:
         query: [batch, time, heads * size].
         key_value: [batch, keys, kv_heads * 2 * size].
         bias: [batch, heads, time, keys]; each of the first three axes may be 1.
-        the inputs that `POSITION_INPUTS` names for `use`.
+        the inputs named in `POSITION_INPUTS[use]`.
 
     Output: `context` [batch, time, heads * size].
     """
@@ -181,7 +181,7 @@ def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
         block: index of the block ().
         first_kept: index of the chunk's first frame that is cached [1].
         bias: [batch, heads, time, past + time]; each of the first three axes may be 1.
-        the inputs that `POSITION_INPUTS` names for `use`, for past + time keys.
+        the inputs named in `POSITION_INPUTS[use]`, for past + time keys.
 
     Outputs:
         context: [batch, time, heads * size].

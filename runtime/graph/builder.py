@@ -59,7 +59,7 @@ class GraphBuilder:
         del self._groups[len(self._groups) - bool(group) :]
 
     def path(self, name: str) -> str:
-        """Return `name` with the open scopes as prefix, dotted as in a state dict."""
+        """Return `name` prefixed with the open scopes, separated by dots as in a state dict."""
         return ".".join((*self._scopes, name))
 
     def op(self, op_type: str, *inputs: Operand | None, domain: str = "", **attributes: Any) -> ir.Value:

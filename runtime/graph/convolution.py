@@ -39,7 +39,7 @@ class OverTime(ABC):
     def convolved(
         self, g: GraphBuilder, seen: ir.Value, channels: int, parameters: list[ir.Value], padding: int
     ) -> ir.Value:
-        """Add the convolution and the nodes after it."""
+        """Add the convolution and any nodes after it, and return the layer's output."""
 
     def combined(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:  # noqa: ARG002 - a single input needs no nodes
         """Return the convolution's input [batch, time, channels], made from the layer's `inputs`."""
@@ -50,7 +50,7 @@ class OverTime(ABC):
         return {name: int(value) if isinstance(value, bool) else value for name, value in asdict(self).items()}
 
     def function(self, around: Around, channels: int) -> ir.Function:
-        """Build the function of the layer. Its output and each of `INPUTS` are [batch, time, channels].
+        """Build the layer's function for a context. Its output and each of `INPUTS` are [batch, time, channels].
 
         The function's inputs are `INPUTS`, the inputs for the context, and the weights. Inputs for each context:
 

@@ -71,7 +71,7 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
 
 
 def with_external(manifest: Manifest, folder: Path) -> Manifest:
-    """Return the manifest with the external weights of the graphs in `folder` added, for `BundleWriter`."""
+    """Return the manifest with `external` set to the external weights of the graphs in `folder`, for `BundleWriter`."""
     found = {file.name: external_of(ir.load(file)) for file in sorted(folder.glob("*.onnx"))}
     return dataclasses.replace(manifest, external={file: tensors for file, tensors in found.items() if tensors})
 

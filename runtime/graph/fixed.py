@@ -100,7 +100,7 @@ def fixed_mixture(
 ) -> ir.Value:
     """Add nodes for a mixture on [1, time, dim] that computes all experts as one wide layer.
 
-    Experts that are not chosen hardly contribute. `weights` are the weights of each expert in turn, as in
+    Experts that are not chosen contribute almost nothing. `weights` are the weights of each expert in turn, as in
     `float_mixture`.
     """
     parts = 4 if mixture.bias else 2
@@ -127,7 +127,7 @@ def _shape(weight: ir.Value) -> tuple[int, ...]:
 
 
 def _shares(g: GraphBuilder, mixture: Mixture, x: ir.Value, gate: ir.Value) -> ir.Value:
-    """Return the weight of each expert [1, time, experts], nearly 0 for experts that are not chosen.
+    """Return the routing weight of each expert [1, time, experts], nearly 0 for experts that are not chosen.
 
     The mean of all logits does not affect the weights, so it is removed. Logits are not compared with each other,
     because float16 rounds logits of about 4 to multiples of 0.004. Instead, x is multiplied by the difference of two

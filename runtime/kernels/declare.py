@@ -27,7 +27,7 @@ namespace u2moe {{
 constexpr int64_t kContract = {functions.KERNELS_CONTRACT};
 // Version of the layout of packed weights.
 constexpr int64_t kLayout = {functions.PACKED_LAYOUT};
-// Number of names of an operator: its own, and the same name followed by _2, _3 and so on.
+// Number of names under which an operator is registered: its own, and the same name followed by _2, _3 and so on.
 constexpr size_t kNumbers = {functions.MOST_NUMBERS};
 
 enum class Activation {{ {", ".join(ACTIVATIONS)} }};

@@ -39,7 +39,7 @@ def read_arpa(path: Path) -> Ngrams:
 
 
 def write_arpa(ngrams: Ngrams, path: Path) -> None:
-    """Write a model as an ARPA file, compressed if its name ends in .gz.
+    """Write a model as an ARPA file, compressed if the file name ends in .gz.
 
     Raises:
         OSError: the file cannot be written.

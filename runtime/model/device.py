@@ -48,7 +48,7 @@ class DeviceArray:
         ranges: Sequence[tuple[int, int]] | None = None,
         axes: Sequence[int | None] | None = None,
     ) -> None:
-        """Create part of a tensor. `ranges` limits its axes. `axes` lists those to keep, with None for a new axis."""
+        """Create a view of a tensor. `ranges` limits the axes. `axes` lists those to keep, with None for a new axis."""
         self.memory = memory
         self.tensor = tensor
         self._sizes = tuple(tensor.shape())
@@ -88,7 +88,7 @@ class DeviceArray:
     def cut(
         self, shape: Sequence[int], axis: int, *, at_front: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the starts and ends of this part, and the padding that gives it `shape` on all axes except `axis`."""
+        """Return the part's starts and ends on the tensor's axes, and padding to `shape` on all axes except `axis`."""
         pads = np.zeros((2, len(self._sizes)), np.int64)
         for of_tensor, size, wanted, number in zip(self._axes, self.shape, shape, range(len(shape)), strict=True):
             if of_tensor is not None and number != axis:

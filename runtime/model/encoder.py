@@ -203,7 +203,7 @@ class Caches:
     def last(self, num_cached: int, rows: slice = slice(None)) -> dict[str, Value]:
         """Return views of the caches in `rows`.
 
-        Growing axes are cut to the part for the last `num_cached` encoder frames.
+        Growing axes are cut to the entries for the last `num_cached` encoder frames.
         """
         views = {}
         for cache in self.layout:

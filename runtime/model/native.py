@@ -153,7 +153,7 @@ def choose_kernels(kernels: str, providers: Sequence[str]) -> Kernels:
 
 @cache
 def installed_kernels() -> Kernels:
-    """Return the installed native kernels, after a test with the installed onnxruntime.
+    """Return the installed native kernels, after checking that the installed onnxruntime can load them.
 
     Raises:
         KernelsError: u2moe-kernels is not installed, has an incompatible version, or cannot be loaded.

@@ -40,7 +40,7 @@ class Session:
 
     Attributes:
         graph: contract of the graph.
-        kernels: kernels that compute its functions.
+        kernels: kernels that compute the graph's functions.
 
     Args:
         file: path of the graph.
@@ -193,7 +193,7 @@ def _inference_session(
 
 
 def _without_functions(content: bytes) -> bytes:
-    """Inline the functions of a graph. OpenVINO needs this for decoders, but fails if encoders are inlined."""
+    """Inline the functions of a graph. OpenVINO needs this for decoders, but fails on encoders without functions."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4

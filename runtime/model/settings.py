@@ -34,10 +34,10 @@ _ALWAYS_ALLOWED_THREADS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSettings:
-    """Settings of the sessions of a model.
+    """Settings of a model's sessions.
 
     Attributes:
-        providers: execution providers in order of preference. All must be installed and start.
+        providers: execution providers in order of preference. All must be installed and able to start.
         provider_options: a mapping for each provider, in the order of `providers`; empty: no options. The CPU provider
             accepts no options.
         num_threads: threads within one operator, up to four per processor (32 are always allowed). None: 1, or as in
@@ -47,8 +47,8 @@ class SessionSettings:
             chunks. With `sess_options`, weight files stay mapped.
         kernels: "native": the kernels of u2moe-kernels. "onnxruntime": those of onnxruntime only. "auto": native
             kernels if they are installed and can run the graph, except for float32 bundles, whose results must not
-            depend on installed packages. None: the environment variable U2MOE_KERNELS, or "auto". In your own
-            `sess_options`, you must register the library yourself.
+            depend on installed packages. None: the environment variable U2MOE_KERNELS, or "auto". To use
+            native kernels with `sess_options`, register their library there yourself.
         io_binding: whether encoder outputs stay in the memory of the provider's device, where the next chunk and the
             other graphs read them. None: true on all providers except the CPU. Results do not depend on it.
         public_keys: public keys in PEM, one for each allowed signer. `Recognizer.load` then loads only bundles signed

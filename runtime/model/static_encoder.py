@@ -1,4 +1,4 @@
-"""Encoder for bundles of fixed shape: runs `static.onnx` itself or through an external runner."""
+"""Encoder for bundles of fixed shape. Runs `static.onnx` with onnxruntime or an external runner."""
 
 from __future__ import annotations
 

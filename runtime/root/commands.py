@@ -41,7 +41,7 @@ EXAMPLES = """\
 
 
 def help_text() -> str:
-    """Return the help text that `u2moe` prints without a command."""
+    """Return the help text that `u2moe` prints if no command is given."""
     groups = "\n".join(
         f"{title}:\n" + "".join(f"  {name:10}  {summary}\n" for name, (_, _, summary) in group.items())
         for title, group in GROUPS.items()

@@ -134,7 +134,11 @@ class Connections:
         return took_s
 
     def enter(self, connection: socket.socket) -> Visit | None:
-        """Count a new connection. Return None if too many are open, or if the debt of its address is too high."""
+        """Count a new connection.
+
+        Return None if too many connections are open, in total or from the same address, or if the debt of the address
+        is too high.
+        """
         peer = _peer_of(connection)
         address, now = site_of(peer), time.monotonic()
         is_free = peer is None or self._is_proxy(peer)
@@ -152,7 +156,7 @@ class Connections:
         return Visit(self, address, account)
 
     def count_new(self, number: int) -> None:
-        """Add `number` to the count of new connections, which may still become streams."""
+        """Add `number` (1 or -1) to the count of new connections, which may still become streams."""
         self._num_new += number
         self._tell_new(self._num_new)
 
@@ -169,7 +173,7 @@ class Connections:
             gc.collect()
 
     def check(self) -> None:
-        """Check all connections. Called once a second."""
+        """Close connections whose clients make too little progress. Called once a second."""
         now, self._looked_s = time.monotonic(), time.thread_time()
         for served in list(self.served.values()):
             served.check(now)

@@ -107,7 +107,7 @@ class Admission:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[Take]:
-        """Take a slot, and yield a function that changes how many slots the client takes.
+        """Take a slot for the `with` block, and yield a function that changes how many slots the client holds.
 
         Raises:
             UnavailableError: no slot is free, or results are late.

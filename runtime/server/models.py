@@ -122,7 +122,7 @@ class ServedModel:
     def cost(self, options: DecodingOptions, hotwords: ContextGraph | None) -> float:
         """Return an upper bound on a stream's cost, relative to a plain stream.
 
-        The cost is interpolated linearly between the measured beam sizes. The real cost grows more slowly at first.
+        The bound is interpolated linearly between the measured beam sizes. The real cost grows more slowly at first.
 
         A language model adds no cost. A server that has one also uses it in plain streams, so their measured cost
         includes it.
@@ -159,7 +159,7 @@ class ServedModel:
             return found
 
     def _grammar(self, value: Any) -> Grammar:
-        """Return the grammar given as a JSON value."""
+        """Convert a JSON value to a grammar, and check it against the limits."""
         if self._is_greedy:
             raise RequestError("a grammar needs beam search, which this server does not use", "grammar")
         with refusing("grammar"):
@@ -235,7 +235,7 @@ def phrases_of(prompt: str) -> list[str]:
 
 
 def languages_of(symbols: Sequence[str]) -> list[str]:
-    """Return those languages of WeNet's models, "zh" and "en", whose characters occur in a vocabulary.
+    """Return which languages of WeNet's models ("zh", "en") have characters in a vocabulary.
 
     Symbols in angle brackets, such as `<blank>`, are ignored.
     """

@@ -162,7 +162,7 @@ class Scheduler:
 
 
 def rest_s(round_s: float) -> float:
-    """Return the seconds of rest after a round of live streams that took `round_s` seconds.
+    """Return how many seconds to rest after a round of live streams. The round took `round_s` seconds.
 
     During the rest, more chunks arrive. Decoding them together can take a third of the time of separate decoding.
     With few streams, rounds are short and follow each other closely, so results arrive soon. Under load, rounds have

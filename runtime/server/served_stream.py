@@ -275,7 +275,7 @@ class ServedStream:
     # The methods below run in the scheduler's thread.
 
     def take(self, number: int) -> Round:
-        """Pass about one chunk of waiting audio, or less, to the recogniser.
+        """Pass up to about one chunk of waiting audio to the recogniser.
 
         `number` is the index of the round in the scheduler, from 1.
         """

@@ -45,7 +45,7 @@ class Server:
     Args:
         service: service that the server starts and stops.
         ready: called when the server accepts connections.
-        number: number of the worker.
+        number: index of the worker.
     """
 
     def __init__(self, service: Service, ready: Callable[[], object], number: int = 0) -> None:
@@ -226,7 +226,8 @@ class Server:
     def reload(self) -> None:
         """Reload the keys, then the certificate, for new connections.
 
-        If the keys cannot be loaded, both remain unchanged; if the certificate cannot, only the certificate does.
+        If the keys cannot be loaded, both remain unchanged. If the certificate
+        cannot be loaded, the new keys still apply.
         """
         options = self._service.options
         try:

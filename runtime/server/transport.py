@@ -137,7 +137,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         return bool(can_wait or cast("asyncio.Protocol", self.inner).eof_received())
 
     def hold(self, is_held: bool) -> None:
-        """Stop passing data to the inner protocol; resume if `is_held` is False."""
+        """Stop passing data to the inner protocol if `is_held`; otherwise resume."""
         self._is_held = is_held
         if self._rest and self._timer is None and not is_held:
             self._timer = self._loop.call_soon(self._go_on)  # not now: the inner protocol may be the caller

@@ -102,7 +102,7 @@ def check_nested(num: int, what: str) -> None:
 
 
 def _alternatives(parts: Iterator[str], closing: str, what: str, num_around: int = 0) -> Expression:
-    """Parse alternatives up to the bracket `closing`; "": up to the end."""
+    """Parse alternatives up to the bracket `closing`, or up to the end if `closing` is ""."""
     check_nested(num_around, f"grammar: {what}")
     found: list[list[Any]] = [[]]
     for part in parts:

@@ -61,7 +61,7 @@ class Spelling:
         return all(self._merged(symbol) == [symbol] for symbol in self._ids)
 
     def _merged(self, text: str) -> list[str] | None:
-        """Divide a text into symbols by BPE, merging the pair with the lowest id first; None: impossible."""
+        """Divide a text into symbols by BPE, merging the pair with the lowest id first; None if that is impossible."""
         parts = list(text)
         while pairs := [(self._ids[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in self._ids]:
             _, place = min(pairs)

@@ -132,7 +132,7 @@ def _wrap(group: list[_Part], options: SubtitleOptions) -> list[str]:
 
 
 def _fill(group: list[_Part], max_width: int) -> list[list[_Part]]:
-    """Fill lines backwards from the last word, which makes the first line the shortest."""
+    """Fill lines backwards from the last word, so that the first line gets the remaining words."""
     starts = [len(group)]
     width, space = 0, 0
     for index in range(len(group) - 1, -1, -1):

@@ -133,9 +133,9 @@ class Vocabulary:
         return words
 
     def complete_words(self, tokens: Sequence[int], *, ends: bool) -> list[Word]:
-        """Return the words of token ids, without a last word that may continue.
+        """Return the words of token ids, except a last word that later tokens may continue.
 
-        If `ends`, no tokens follow, so the last word is complete.
+        If `ends` is true, no tokens follow, so the last word is complete.
         """
         words = self.words(tokens)
         if words and words[-1].end == len(tokens) and not (ends or self._parts[tokens[-1]][2]):

@@ -82,7 +82,7 @@ def alignment(reference: Sequence[object], hypothesis: Sequence[object]) -> list
 
 
 def matches(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int, int]]:
-    """Return, in order, the index pairs of equal items in an alignment with the fewest edits."""
+    """Align two sequences with the fewest edits. Return the index pairs of equal items, in order."""
     return [
         (place, column)
         for place, column in alignment(reference, hypothesis)

@@ -148,13 +148,13 @@ class UrlReader {
     return this.#match(this.#key(digest));
   }
 
-  /** Write to the cache in the background. Failures, such as a full disk, are ignored; the file is then fetched again next
+  /** Write a file to the cache in the background. Failures, such as a full disk, are ignored; the file is fetched again next
    * time. */
   keep(digest, content) {
     this.#keeping.push(this.#cached((cache) => cache.put(this.#key(digest), new Response(content))));
   }
 
-  /** Read a file from the network. Offline, return the manifest or its signature from the cache. */
+  /** Read a file from the network. If that fails, return the manifest or its signature from the cache. */
   async read(name, size = null, onProgress = () => {}) {
     const url = new URL(name, this.folder).href;
     try {

@@ -78,7 +78,7 @@ export interface Result {
   committedEnd: number;
   /** In a final result, number of differences from the words that the first pass committed: changed, missing or new words. */
   revised: number;
-  /** Phrases of the grammar. In a partial result, only those that no later partial result of this segment removes. */
+  /** Recognised phrases of the grammar. In a partial result, only those that no later partial result of the segment removes. */
   phrases: Phrase[];
 }
 
@@ -102,7 +102,7 @@ export interface EndpointConfig {
   /** With full context, shortest pause in seconds at which a recording longer than 30 s is split; null: never. Default: 0.5. */
   pause?: number | null;
   /** Threshold for the language model's probability of a sentence end. If the probability reaches it, rule 2's
-   * minimum silence is halved; otherwise, the silence is multiplied by 1.5. null: the language model is not used.
+   * minimum silence is halved; otherwise, the silence is multiplied by 1.5. null: the probability is not used.
    * Default: null. */
   turn?: number | null;
 }

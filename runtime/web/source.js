@@ -1,4 +1,4 @@
-/** Turns samples into results. The core decides which graph is next, and this module runs that graph. */
+/** Turns samples into results. The core decides which graph to run next, and this module runs it. */
 
 import { CTC, DECODER, ENCODER, FEATURES, VAD } from './core.js';
 import { StreamError } from './errors.js';

@@ -1,4 +1,4 @@
-/** Streams, and methods that all recognisers share, in a page or in a worker. `index.d.ts` documents them. */
+/** Streams, and the methods shared by all recognisers, whether in a page or in a worker. `index.d.ts` documents them. */
 
 import { checkRate, floats, untilAborted } from './arguments.js';
 import { AudioOverflowError } from './errors.js';

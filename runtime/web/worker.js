@@ -7,7 +7,10 @@ import { bytesOf, refuseModel, untilAborted } from './arguments.js';
 import * as errors from './errors.js';
 import { Stream, Streaming } from './stream.js';
 
-/** Call `take` for each event of a worker or port. Workers in Node pass values instead of events. */
+/**
+ * Call `take` for each event of a worker or port. It receives the data of a message, or any other event itself. Workers in
+ * Node pass values instead of events.
+ */
 function listen(port, type, take) {
   if (port.on) port.on(type, take);
   else port.addEventListener(type, (event) => take(type === 'message' ? event.data : event));

@@ -150,7 +150,7 @@ def faster_whisper(*, package: str, folder: str) -> Recognise:
 
 
 def moonshine() -> Recognise:
-    """Load the streaming model Moonshine tiny, with the weights in its package."""
+    """Load Moonshine tiny for streaming, with the weights in its package."""
     from moonshine_voice import ModelArch, Transcriber, get_assets_path  # noqa: PLC0415
 
     transcriber = Transcriber(str(Path(get_assets_path()) / "tiny-en"), ModelArch.TINY)

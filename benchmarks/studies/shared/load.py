@@ -93,7 +93,7 @@ def our_server(
 
 @contextlib.contextmanager
 def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> Iterator[RunningServer]:
-    """Run sherpa-onnx's server with the bundle's weights. Its graphs and the installation are kept in `folder`."""
+    """Run sherpa-onnx's server with the bundle's weights. The server and its graphs are stored in `folder`."""
     folder = folder.resolve()
     environment = make_environment(folder / "sherpa-onnx-bin", REQUIREMENTS)
     graphs = sherpa_graphs(bundle, folder / "graphs" / bundle.name)
@@ -235,7 +235,7 @@ async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
 
 
 def results_alone(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return the result of `first_buffers`, but only results that arrive before the last `_END_BUFFERS` buffers."""
+    """Return those results of `first_buffers` that arrive before the last `_END_BUFFERS` buffers."""
     first = asyncio.run(first_buffers(url, buffers))
     return {key: number for key, number in first.items() if number < len(buffers) - _END_BUFFERS}
 

@@ -28,7 +28,7 @@ class _Table:
         self._wanted = b""
 
     def find(self, key: str) -> str | None:
-        """Return the value of a key; None if the table lacks it. Keys must be looked up in sorted order.
+        """Return the value of a key, or None if the table lacks the key. Keys must be looked up in sorted order.
 
         Raises:
             CorpusError: the table or the list is not sorted.

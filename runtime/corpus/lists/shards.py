@@ -20,7 +20,7 @@ _LONGEST_TEXT = 1 << 20
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     """Yield the entries of an archive, or of all archives in a list.
 
-    Audio is later read from the archive, without unpacking it.
+    The audio of an entry is read later, directly from its archive.
 
     Links, devices and folders are skipped. If an archive is damaged, an `Unreadable` entry follows the readable ones.
     """

@@ -199,7 +199,7 @@ typedef struct u2moe_hotword {
 
 U2MOE_API u2moe_error u2moe_hotwords_create(u2moe_recognizer recognizer, const u2moe_hotword *phrases, size_t num_phrases,
                                             u2moe_hotwords *hotwords);
-/* Create hotwords from lines of "phrase" or "phrase :weight". Empty lines and lines that begin with "#" are skipped. */
+/* Create hotwords from lines of the form "phrase" or "phrase :weight". Empty lines and lines beginning with "#" are skipped. */
 U2MOE_API u2moe_error u2moe_hotwords_parse(u2moe_recognizer recognizer, const char *lines, u2moe_hotwords *hotwords);
 U2MOE_API u2moe_error u2moe_hotwords_free(u2moe_hotwords hotwords);
 

@@ -274,14 +274,14 @@ class Recognizer {
   /// Versions, kernels, providers, sizes and warnings as JSON; see u2moe_recognizer_describe.
   std::string describe() const { return given_by<const char*>(u2moe_recognizer_describe, handle_.get()); }
 
-  /// Create hotwords from phrases and their weights. 0: the default weight.
+  /// Create hotwords from phrases and their weights. A weight of 0 stands for the default weight.
   Hotwords hotwords(const std::vector<std::pair<std::string, double>>& phrases) const {
     std::vector<u2moe_hotword> all;
     for (const auto& [phrase, weight] : phrases) all.push_back({phrase.c_str(), weight});
     return Hotwords(given_by<u2moe_hotwords>(u2moe_hotwords_create, handle_.get(), all.data(), all.size()));
   }
 
-  /// Create hotwords from lines of "phrase" or "phrase :weight".
+  /// Create hotwords from lines of the form "phrase" or "phrase :weight".
   Hotwords parse_hotwords(const std::string& lines) const {
     return Hotwords(given_by<u2moe_hotwords>(u2moe_hotwords_parse, handle_.get(), lines.c_str()));
   }

@@ -331,7 +331,7 @@ class BeamSearch {
     if (parent < index) grow(beam, beams_[parent], score);
     const double repeats = (goes_on ? old.best : old.best_token) + score;
     if (beam.best_token < repeats) {
-      // Move the peak to this frame, unless an alignment of the parent reached the token in this frame.
+      // Move the last token's peak to this frame, unless an alignment of the parent reached the token in this frame.
       if (goes_on) beam.token_times = old.times;
       else if (beam.best_token == kNever && old.token_times) beam.token_times = peaks_.add({old.token_times->before, num_frames_, score});
       beam.best_token = repeats;

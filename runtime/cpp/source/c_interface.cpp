@@ -134,7 +134,7 @@ Registry& registry() {
   return *all;
 }
 
-// Call `work` with the object of a handle. The object lives at least until `work` returns.
+// Call `work` with the object that a handle refers to. The object lives at least until `work` returns.
 template <class Handle, class Work>
 u2moe_error with(Handle handle, Work work) {
   return guarded([&] { std::invoke(work, *registry().find(handle)); });

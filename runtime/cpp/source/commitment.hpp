@@ -38,7 +38,7 @@ class Commitment {
 
   /// Count how many of `tokens` can be committed next. Return twice the count, plus one if every possible next token begins a
   /// word.
-  /// @param tokens of the best hypothesis, after the committed ones.
+  /// @param tokens tokens of the best hypothesis, after the committed ones.
   std::size_t num_settled(const BeamSearch& search, const std::vector<int>& tokens, const std::vector<unsigned char>& word_starts) const {
     Beams beams;
     std::map<const Prefix*, std::size_t> shared;
@@ -100,8 +100,8 @@ class Commitment {
     return beam.blank + ahead >= other.blank && beam.token + ahead >= other.token && beam.prefix->bonus >= other.prefix->bonus;
   }
 
-  // Whether a rival is better than the first beam of `line`, and stays better than each later beam when the rival is
-  // extended by the same tokens.
+  // Whether `rival` beats every beam of `line`, which begins with the shortest. For each longer beam, `rival` is first
+  // extended by the tokens that the beam adds.
   static bool beats(const Beam& rival, const std::vector<const Beam*>& line, const Beams& beams) {
     if (!has_same_future(*rival.prefix, *line[0]->prefix)) return false;
     Prefix* better = rival.prefix;

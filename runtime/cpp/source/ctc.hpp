@@ -180,7 +180,7 @@ class PrefixBeamSearch : public CtcSearch {
   }
 
  private:
-  // The beams, best first: all of the first search, and those of the second search that have a bonus.
+  // The beams of the first search, and others of the second that have a bonus. The best comes first.
   std::vector<const Beam*> ranked() const {
     std::vector<const Beam*> beams;
     for (const Beam& beam : searches_[0].beams()) beams.push_back(&beam);

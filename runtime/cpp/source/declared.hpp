@@ -25,7 +25,7 @@ struct SearchName {
 };
 constexpr SearchName kSearches[] = {{"attention_rescoring", Search::kAttentionRescoring, true}, {"ctc_prefix_beam", Search::kCtcPrefixBeam, true}, {"ctc_greedy", Search::kCtcGreedy, false}, {"attention", Search::kAttention, false}};
 
-/// Range of a number, and whether a bundle may set its default.
+/// Range of a numeric option, and whether a bundle may set its default.
 struct Range {
   double least, most;
   bool in_bundle;

@@ -175,7 +175,7 @@ class Fusion {
   std::size_t fingerprint_;
 };
 
-/// The first letters of a word.
+/// The words with a common prefix.
 struct Beginning {
   std::string letters;
   std::uint64_t number = 0;           ///< unique number
@@ -302,7 +302,7 @@ class FusionStates {
     return *state.ended;
   }
 
-  // Score of a word, and the history after it. If several words of the model match the letters, the most probable one counts.
+  // Score of a word with these letters, and the history after it. If several words match, the most probable one counts.
   std::pair<double, Id> word(Id history, const Beginning& spelled) {
     std::pair<double, Id> best(-std::numeric_limits<double>::infinity(), 0);
     if (spelled.words.empty()) best = unknown(history);
@@ -320,7 +320,7 @@ class FusionStates {
     return {found.first + fusion_->unknown_score_, found.second};
   }
 
-  // Return the `Beginning` with these letters. All prefixes that begin no word share one `Beginning`.
+  // Return the `Beginning` for these letters. All letter sequences that begin no word share one `Beginning`.
   const BeginningPtr& beginning(const std::string& letters) {
     BeginningPtr& known = beginnings_[letters];
     if (known) return known;

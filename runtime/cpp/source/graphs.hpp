@@ -33,7 +33,7 @@ class Graphs {
  public:
   /// @throws BundleError if a file is missing or damaged, or onnxruntime rejects it.
   /// @throws ProviderError if a provider does not start.
-  /// @throws KernelsError if native kernels cannot run although they are required or the weights are packed for them.
+  /// @throws KernelsError if the settings or packed weights require native kernels, but these cannot run or are disabled.
   /// @throws InvalidArgument if the settings have a runner but the bundle has no fixed shapes.
   Graphs(const Bundle& bundle, const Settings& settings) : m_(bundle.manifest()), runner_(settings.runner), env_(ort::environment()) {
     if (runner_ && !m_.form) throw InvalidArgument("runner needs a bundle of fixed shape, which " + bundle.path("bundle.json") + " is not");

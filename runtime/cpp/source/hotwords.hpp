@@ -12,7 +12,7 @@ struct Hotword {
   double weight = kHotwordWeight;  ///< bonus for each token, as a log-probability
 };
 
-/// Parse lines of "phrase" or "phrase :weight". Comments ("# ...") and empty lines are skipped.
+/// Parse lines of the form "phrase" or "phrase :weight". Comments ("# ...") and empty lines are skipped.
 /// @throws InvalidArgument if a weight is not a number; the message names the line.
 inline std::vector<Hotword> parse_hotwords(const std::string& content) {
   std::vector<Hotword> hotwords;

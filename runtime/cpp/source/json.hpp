@@ -17,7 +17,7 @@ class Json {
 
   Json() = default;
 
-  /// Parse JSON. Error messages call the text `name`.
+  /// Parse JSON. `name` is what error messages call the text.
   static Json parse(const std::string& text, const std::string& name) {
     Parser parser{text, name};
     Json value = parser.value(0);
@@ -283,11 +283,10 @@ std::string json_text(const std::vector<T>& items) {
 
 // ---- Objects as declared in Python: fields, defaults and numbers ----
 
-/// Fills missing fields with their defaults, in objects from bundles or in options.
+/// Completes objects from bundles or options: fills missing fields with their defaults, and checks for unknown fields.
 class Records {
  public:
-  /// @param by name of the program that wrote the bundle. "": the objects are a caller's options, in which every unknown field
-  /// is an error.
+  /// @param by name of the program that wrote the bundle; "" for a caller's options, in which every unknown field is an error.
   explicit Records(std::string by = "") : by_(std::move(by)) {}
 
   /// @param kind name of the object's class in Python, with the prefix {} for a map of such objects.

@@ -16,7 +16,7 @@ class LikelyTokens {
   /// Find the `num` best tokens of a row [vocab], or all if it has fewer.
   void find(const float* row, std::size_t vocab_size, std::size_t num) {
     num = std::min(num, vocab_size);
-    // First use rounded scores to find all tokens that may be among the `num` best. Then sort these by their exact scores.
+    // First use rounded scores to find all candidates for the `num` best tokens. Then select and sort the best by exact score.
     steps_.resize(vocab_size);
     std::transform(row, row + vocab_size, steps_.begin(), step_of);
     std::array<std::size_t, 256> counts{};

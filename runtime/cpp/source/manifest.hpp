@@ -32,7 +32,7 @@ inline EndpointRules rules_of(const Json& json) {
   return rules;
 }
 
-/// Field `pause` of a complete EndpointConfig: the shortest pause in seconds; 0: off.
+/// Field `pause` of a complete EndpointConfig: the shortest pause in seconds at which recordings are cut; 0: off.
 inline double pause_of(const Json& json) { return json["pause"].is_null() ? 0 : json["pause"].number(kShortestPauseS, 1e9); }
 
 /// Field `turn` of a complete EndpointConfig: the threshold for the probability of a sentence end; 0: off.

@@ -172,7 +172,7 @@ class Ngrams {
 
   static Key key_of(Id parent, Id word, std::size_t num_words) { return Key{parent} * num_words + word; }
 
-  // Return the index of the node with this key, counted from 1; kNoNode if there is none.
+  // Return the 1-based index of the node with this key, or kNoNode if there is none.
   static Id find_node(const std::vector<Key>& keys, Key wanted) {
     const auto found = std::lower_bound(keys.begin(), keys.end(), wanted);
     return found != keys.end() && *found == wanted ? static_cast<Id>(found - keys.begin()) + 1 : kNoNode;

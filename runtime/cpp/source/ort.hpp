@@ -42,7 +42,8 @@ namespace ort {
 
 #ifdef __GLIBC__
 // glibc loads a library when an exception first leaves std::call_once. This happens in onnxruntime when memory is short. If
-// there is too little memory to load the library, glibc ends the program. So throw an exception out of std::call_once at load time.
+// there is too little memory to load the library, glibc ends the program. So throw an exception out of std::call_once when this
+// code is loaded.
 [[maybe_unused]] inline const bool kUnwinds = [] {
   try {
     std::once_flag once;

@@ -38,7 +38,7 @@ struct StreamOptions : StreamNumbers {
   }
 
   /// Return these options, with the bundle's value for each option that is not set.
-  /// @throws InvalidArgument or StreamError if an option is out of range or the bundle does not support it.
+  /// @throws InvalidArgument or StreamError if an option is out of range or not supported by the bundle.
   StreamOptions for_bundle(const Manifest& m, const Vocabulary& vocabulary) const {
     check_range("chunk_size", chunk_size, kFullContext, 10000);
     check_numbers<StreamNumbers>(*this);

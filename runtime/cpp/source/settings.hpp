@@ -44,7 +44,7 @@ struct Kernels {
   }
 };
 
-/// Settings of the graphs, validated on construction.
+/// Execution providers, threads and kernels of the graphs, validated on construction.
 class Settings {
  public:
   /// @param kernels "native", "onnxruntime" or "auto". If "", U2MOE_KERNELS in the environment applies, or "auto" if unset.

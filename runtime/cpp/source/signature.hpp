@@ -41,7 +41,7 @@ inline std::string public_key(const std::string& pem) {
   return key;
 }
 
-/// The signatures of a bundle that were made with accepted keys.
+/// Those signatures of a bundle that were made with accepted keys.
 class Signatures {
  public:
   /// A public key (32 bytes) and the signature made with its private key.
@@ -49,8 +49,8 @@ class Signatures {
   /// Whether the signature of a message is valid.
   using Verify = std::function<bool(const Signed&, const std::string& message)>;
 
-  /// @param content of the signature file.
-  /// @param path of that file, for messages.
+  /// @param content content of the signature file.
+  /// @param path path of that file, for messages.
   /// @throws SignatureError if the file is damaged, or has no signature by an accepted key.
   /// @throws InvalidArgument if a key is invalid, or the list of keys is empty.
   Signatures(const std::string& content, const std::vector<std::string>& public_keys, std::string path) : path_(std::move(path)) {

@@ -267,7 +267,7 @@ class Stream {
     if (failure) std::rethrow_exception(failure);
   }
 
-  // Run all graphs except the encoder. CTC heads run in batches, other graphs one by one.
+  // Run jobs of any graph except the encoder. Jobs of the CTC head run in batches, and the others run one by one.
   static void run(Jobs jobs) {
     const auto is_ctc = [](const Job& job) { return job.request.graph == Request::Graph::kCtc; };
     const auto ctc = std::stable_partition(jobs.begin(), jobs.end(), [&](const Job& job) { return !is_ctc(job); });

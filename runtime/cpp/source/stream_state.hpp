@@ -112,12 +112,12 @@ std::optional<Item> take_first(std::deque<Item>& items) {
   return first;
 }
 
-/// State of a stream. The caller runs the graphs: it asks for the next graph and passes the output of that graph. The manifest
-/// and the vocabulary must outlive the state.
+/// State of a stream. The caller runs the graphs: `next` returns the next graph to run, and `give` takes its output. The
+/// manifest and the vocabulary must outlive the state.
 class StreamState {
  public:
   /// @param vad options of the voice activity detector. None: all samples are recognised.
-  /// @throws InvalidArgument or StreamError if an option is out of range or the bundle does not support it.
+  /// @throws InvalidArgument or StreamError if an option is out of range or not supported by the bundle.
   StreamState(const Manifest& manifest, const Vocabulary& vocabulary, const StreamOptions& options, const std::optional<VadOptions>& vad)
       : manifest_(&manifest), vocabulary_(&vocabulary), recognition_(manifest, vocabulary, options) {
     if (!vad) return;

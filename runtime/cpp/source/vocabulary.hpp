@@ -42,7 +42,7 @@ struct WordSpan {
 class Vocabulary {
  public:
   /// Parse lines of "symbol id".
-  /// @param name name of the content in messages.
+  /// @param name what messages call the content.
   /// @param size expected number of symbols; none: any.
   /// @throws BundleError if a line has no id, or the ids are not exactly 0..size-1.
   static Vocabulary parse(const std::string& content, const std::string& name, std::optional<int> size = std::nullopt) {

@@ -1,4 +1,4 @@
-// Rules for written English, as in runtime/text/written and in the same order. Its english.py and numbers.py explain each rule.
+// Rules for written English, as in runtime/text/written/english.py and in the same order. That file explains each rule.
 #include "result.hpp"
 
 namespace u2moe::runtime {
@@ -54,7 +54,7 @@ const Words kCapitalized = split(
 
 bool is_in(const Words& words, const std::string& word) { return std::count(words.begin(), words.end(), word) > 0; }
 
-// Return `step` times the index of the word in a list, counted from `first`; 0 if the word is not in the list.
+// Return `step` times the index of a word in a list. The first word has index `first`. 0: the word is not in the list.
 std::int64_t number_in(const Words& words, const std::string& word, std::int64_t first = 1, std::int64_t step = 1) {
   const auto found = std::find(words.begin(), words.end(), word);
   return found == words.end() ? 0 : step * (first + (found - words.begin()));
@@ -323,7 +323,7 @@ class Spoken {
     return text;
   }
 
-  // Return the text of a number, including any digits after "point", and the place of the word that follows it.
+  // Return a number in digits, with any decimals after "point", and the place of the word after the number.
   std::pair<std::string, Place> decimal(const Number& number) const {
     const Place place = number.end + 1;
     const std::string whole = std::to_string(number.value) + ".";

@@ -9,7 +9,7 @@ namespace u2moe {
 constexpr int64_t kContract = 3;
 // Version of the layout of packed weights.
 constexpr int64_t kLayout = 4;
-// Number of names of an operator: its own, and the same name followed by _2, _3 and so on.
+// Number of names under which an operator is registered: its own, and the same name followed by _2, _3 and so on.
 constexpr size_t kNumbers = 9;
 
 enum class Activation { relu, swish, gelu, tanh, hardtanh, selu };

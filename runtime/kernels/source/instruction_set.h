@@ -68,8 +68,8 @@ struct Attention {
   float* out;  // [batch, time, heads * size]
 };
 
-// Arguments of a convolution in floats, for one frame. The output is the input of the next convolution, quantized to
-// the range from 0 to 255 with one scale.
+// Arguments of the first convolution, computed in floats for one frame. The output is quantized to the range from 0 to
+// 255, with one scale, because it is the input of the next convolution.
 struct Convolution {
   const float* patches;  // [positions, taps]
   const float* weights;  // panels of 16 channels: [taps, 16]

@@ -25,7 +25,7 @@ constexpr size_t kUnpacked = 2;  // int4 blocks unpacked at once
 static constexpr size_t rounded_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 static constexpr size_t blocks_of(size_t columns) { return (columns + kBlock - 1) / kBlock; }
 
-// int8. The depth is the number of rows in a block, a multiple of the 64 rows that AMX reads at once.
+// int8. The depth is the number of rows in a block: k rounded up to a multiple of 64, since AMX reads 64 rows at once.
 static constexpr size_t depth8(size_t k) { return rounded_up(k, 64); }
 static constexpr size_t block_bytes8(size_t k) { return (depth8(k) + 12) * kBlock + kLine; }
 static constexpr size_t packed_bytes8(size_t k, size_t n) { return blocks_of(n) * block_bytes8(k); }

@@ -14,7 +14,7 @@ class Weights {
  public:
   Weights() = default;
   explicit Weights(size_t bytes);
-  // Borrows bytes of the caller. They must be aligned to a cache line.
+  // Borrows the caller's bytes, which must be aligned to a cache line.
   explicit Weights(const uint8_t* lent) : data_(const_cast<uint8_t*>(lent)) {}
   Weights(Weights&& other) noexcept { *this = static_cast<Weights&&>(other); }
   Weights& operator=(Weights&& other) noexcept;
@@ -34,8 +34,7 @@ void give_back_file_pages(const void* data, size_t bytes) noexcept;
 class Scratch {
  public:
   ~Scratch();
-  // Returns the array at index `number`, with room for `count` elements and for the rest of the last vector. The
-  // previous content is lost.
+  // Returns the array at index `number`, with room for `count` elements. Its previous content is lost.
   template <class T>
   T* array(size_t number, size_t count) {
     return reinterpret_cast<T*>(bytes(number, count * sizeof(T)));

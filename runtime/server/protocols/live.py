@@ -43,12 +43,12 @@ class StreamRequest:
         encoding: encoding of the samples, which are little-endian.
         model: name of a model. None: the server's first.
         chunk_size: encoder frames per chunk, from the server's value up to 5 seconds of audio. None: the server's.
-        endpoint: rules that end segments, as in `EndpointConfig`; silences below 0.5 s may split words.
+        endpoint: rules that end segments, as in `EndpointConfig`. A minimum silence below 0.5 s may split words.
             None: the server's.
         partials: whether to send partial results.
         words: whether final results include words.
         nbest: maximum number of alternatives in a final result.
-        decoding: values of `REQUEST_OPTIONS`.
+        decoding: the request's values for options in `REQUEST_OPTIONS`, by name.
     """
 
     sample_rate: float = option("number", 16_000.0)

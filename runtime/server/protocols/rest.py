@@ -1,4 +1,4 @@
-"""OpenAI's REST API for transcriptions, and its list of models."""
+"""OpenAI's REST API for transcriptions and for listing the server's models."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def _event(value: dict[str, Any]) -> str:
 
 
 class _Wanted:
-    """A request that a client makes in a form.
+    """A client's request for a transcription, read from a form.
 
     Attributes:
         name: the client's name for the file.
@@ -301,7 +301,7 @@ class _Wanted:
         self.options = {name: _option(name, text) for name in REQUEST_OPTIONS if (text := _value(form, name))}
 
     def delta(self, segment: Result, text: str) -> dict[str, Any]:
-        """Return the event of a segment. It contains `text` and, for verbose JSON, the whole segment."""
+        """Return the event for a segment, with `text` and, for verbose JSON, the whole segment."""
         event = {"type": "transcript.text.delta", "delta": text}
         return {**event, "segment": dataclasses.asdict(segment)} if self._format == "verbose_json" else event
 

@@ -1,4 +1,4 @@
-"""Inverse text normalization of English: digits for numbers, times, dates, money and percentages, by ordered rules.
+"""Inverse text normalization of English. Ordered rules write numbers, times, dates, money and percentages in digits.
 
 As in style guides, numbers below ten stay words unless a unit follows: "two dogs", "12 dogs", "2 million", "$2", "2%".
 Three or more digits that are spoken one by one are joined.

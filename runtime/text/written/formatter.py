@@ -50,7 +50,7 @@ class TextFormat:
 
 @lru_cache(maxsize=16)
 def formatter_of(text_format: TextFormat) -> TextFormatter:
-    """Return the formatter of a format. Streams with the same format share it."""
+    """Return the formatter for a text format. Streams with the same format share one."""
     return TextFormatter(text_format)
 
 
@@ -84,8 +84,8 @@ class TextFormatter:
 
         Args:
             result: the result.
-            vocabulary: the model's vocabulary, used only if the result is partial. None: assume a vocabulary with only
-                upper case and scripts with spaces.
+            vocabulary: the model's vocabulary, used only if the result is partial. None: assume a single letter case
+                and only scripts with spaces.
         """
         nbest: dict[str, Alternative] = {}
         for alternative in result.nbest:
@@ -239,5 +239,5 @@ class Casing:
 
 
 def _bare(word: str) -> str:
-    """Return a word without the possessive."""
+    """Return a word without the possessive ending "'s"."""
     return word.removesuffix("'s")

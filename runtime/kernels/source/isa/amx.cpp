@@ -81,8 +81,8 @@ void multiply_tiles(const Product& p, size_t first, size_t last) {
   const auto* codes = static_cast<const uint8_t*>(p.codes);
   const size_t depth = depth8(p.k), bytes = block_bytes8(p.k);
   Sums sums[2];  // sums of this block and of the previous one
-  // Rows are the outer loop: tile shapes then change only from one group of rows to the next, and the activations of
-  // a group stay in the cache.
+  // The outer loop runs over rows. Tile shapes then change only from one group of rows to the next, and the activations
+  // of a group stay in the cache.
   for (size_t row = 0; row < p.rows; row += 2 * kTileRows) {
     const size_t rows = p.rows - row < 2 * kTileRows ? p.rows - row : 2 * kTileRows;
     const uint8_t* own = codes + row * p.stride;

@@ -1,6 +1,6 @@
-// AVX2 without VNNI. In int4, products with 4-bit weights are added in 16 bits, and pairs of these sums are then
-// multiplied by the step of their group. In int8, sums of more than two products may exceed 16 bits. So each sum of
-// two products is immediately multiplied by one, which widens it to 32 bits.
+// AVX2 without VNNI. In int4, products with 4-bit weights are added in 16 bits. These sums are then multiplied by the
+// step of their group, and added in pairs in 32 bits. In int8, sums of more than two products may exceed 16 bits. So
+// each sum of two products is immediately multiplied by one, which widens it to 32 bits.
 #include "../loops.h"
 #include "../vectors/avx2.h"
 

@@ -176,7 +176,7 @@ class Experts {
     });
   }
 
-  // Copies the rows of tokens in the order of their assignments.
+  // Returns, for each assignment in order, a copy of its token's row.
   Rows gathered(const Rows& tokens, const uint32_t* token, size_t count) {
     Rows rows = rows_of(scratch_, isa_, count, layer_.dim, kRows, kRowScale);
     for (size_t row = 0; row < count; row++) {

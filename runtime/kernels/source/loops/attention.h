@@ -23,8 +23,8 @@ inline void rows_of_head(const float* past, size_t num_past, size_t past_stride,
   }
 }
 
-// Adds biases to the scores [keys] of 16 queries, then replaces each score by its exponential.
-// Returns the sum of the exponentials for each query.
+// Adds biases to the scores [keys, 16] of 16 queries. Then replaces each score by the exponential of its difference
+// from the query's highest score. Returns the sum of the exponentials for each query.
 template <class V>
 inline typename V::Floats exponentials(const Attention& a, const float* bias, size_t first, float* scores) {
   const size_t keys = a.num_past + a.time;

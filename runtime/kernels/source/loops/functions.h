@@ -9,7 +9,7 @@
 
 namespace {
 
-// p[0] x^(n-1) + ... + p[n-1]
+// p[0] x^(N-1) + ... + p[N-1]
 template <class V, size_t N>
 inline typename V::Floats polynomial(typename V::Floats x, const float (&p)[N]) {
   auto sum = V::set(p[0]);

@@ -48,7 +48,8 @@ inline void store_sums(Sums<V, M>& sum, const uint8_t* constants, float* unit) {
   }
 }
 
-// Multiplies M rows by the panels of a tile. `weights` and `constants` point to the weights and scales of the panels.
+// Multiplies M rows by the panels of a tile. `weights` points to the weights of the panels, and `constants` to their
+// scales, as in `store_sums`.
 template <class V, int M>
 inline void tile8(const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
                   const uint8_t* constants, Ahead ahead, float* unit) {
@@ -77,7 +78,7 @@ inline void rows8(size_t rows, const typename V::Code* codes, size_t stride, con
   tile8<V, M>(codes, stride, weights, steps, constants, ahead, unit);
 }
 
-// If the instructions of V add pairs of products in 16 bits, blocks whose pairs do not fit use wider instructions.
+// If the instructions of V add pairs of products in 16 bits, blocks with sums that do not fit use wider instructions.
 template <class V>
 inline void any_rows8(size_t rows, const typename V::Code* codes, size_t stride, const uint8_t* weights, size_t steps,
                       const uint8_t* constants, bool pairs_fit, Ahead ahead, float* unit) {

@@ -1,4 +1,4 @@
-// Layer normalisation of rows. If there is a branch, its rows are added to them first.
+// Layer normalisation of rows. The rows of a branch, if any, are added first.
 #pragma once
 #include <cmath>
 

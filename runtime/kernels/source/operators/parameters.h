@@ -15,7 +15,7 @@ constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto kUint8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 constexpr int64_t kMostElements = int64_t{1} << 31;
 
-// Returns the instruction set of this process. Throws if the environment names one that is unknown or not available.
+// Returns the instruction set of this process. Throws if U2MOE_KERNELS_ISA names an unknown or unavailable one.
 const InstructionSet& isa();
 
 // Returns the activation with this name; throws if there is none. `lowest_of_rows` also accepts "" for no activation.

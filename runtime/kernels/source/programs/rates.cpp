@@ -63,7 +63,7 @@ class Report {
 };
 
 #if defined(__GNUC__) && defined(__x86_64__)
-// Defines a loop that repeats a step for several sums in numbered registers.
+// Defines a function that loops. Each round executes `step` once for each of the registers `numbers`, which hold sums.
 #define U2MOE_LOOP(name, isa, numbers, step, ...)                                                                     \
   __attribute__((target(isa))) void name(long rounds) {                                                               \
     asm volatile("1:\n\t.irp i," numbers "\n\t" step "\n\t.endr\n\tdec %0\n\tjnz 1b" : "+r"(rounds) : : "cc", __VA_ARGS__); \
