@@ -306,7 +306,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 
 def _check_found(source: Bundle, recipe: Recipe, changed: Counter[str]) -> None:
-    """Raise BundleError if nothing was quantized, or a group is missing that is required or belongs in every model."""
+    """Raise BundleError if nothing was quantized, or if a missing group is required or belongs in every model."""
     missing = recipe.quantized.keys() - changed.keys()
     by_nature = {"experts", "feed_forward", "pointwise_convolutions", "embeddings"} - set(recipe.required)
     if missing - by_nature or not changed:

@@ -77,7 +77,7 @@ def quantize_products(
 ) -> None:
     """Replace each linear or feed-forward layer by one in the recipe's format, calibrated on `activations` if given.
 
-    In int8, an input that several layers read is quantized once for all linear layers among them.
+    In int8, linear layers that read the same input share one quantized copy of it.
     """
     nodes = calls(model, "Linear", *_FEED_FORWARD)
     made = {node: conversion_for(recipe, layer_of(node), group_of(inputs_of(node)[1])) for node in nodes}

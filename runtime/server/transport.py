@@ -143,7 +143,7 @@ class PacedConnection(asyncio.BufferedProtocol):
             self._timer = self._loop.call_soon(self._go_on)  # not now: the inner protocol may be the caller
 
     def _go_on(self) -> None:
-        """Pass on data now, or later if the client must wait because of its debt."""
+        """Pass on data now, or later if the client must wait because it owes processor time."""
         self._timer = None
         now = self._loop.time()
         if (self._is_held or self._unread is not None) and not self.is_closing:

@@ -8,7 +8,7 @@ import { Graph, float, int, product } from './graphs.js';
 
 const CONTEXT_LEN = 64; // samples before a window that are also part of the input
 const RATE = 16000;
-/** Number of outputs of silero VAD 5 and 6, by the names of the inputs. */
+/** Layouts of silero VAD 5 and 6: the sorted names of a graph's inputs, and its number of outputs. */
 const LAYOUTS = { 'input, sr, state': 2, 'input, state': 2, 'c, h, input': 3 };
 
 export class Vad {

@@ -190,8 +190,8 @@ struct Defaults {
   }
 };
 
-// Whether a number stands for the bundle's default: 0 if the smallest valid value is at least 1, otherwise any negative
-// number.
+// Whether `value` stands for the bundle's default. If the smallest valid value is at least 1, only 0 stands for it.
+// Otherwise, every negative number does.
 bool is_left_open(const Range& range, double value) { return range.in_bundle && (range.least >= 1 ? value == 0 : value < 0); }
 
 template <class Numbers, class T>

@@ -180,7 +180,8 @@ class PrefixBeamSearch : public CtcSearch {
   }
 
  private:
-  // The beams of the first search, and others of the second that have a bonus. The best comes first.
+  // The beams of the first search, and beams of the second that have a bonus and whose tokens no beam of the first has.
+  // The best comes first.
   std::vector<const Beam*> ranked() const {
     std::vector<const Beam*> beams;
     for (const Beam& beam : searches_[0].beams()) beams.push_back(&beam);
