@@ -249,11 +249,11 @@ REFUSED = {
     "conv_inner_factor: 64 channels .*; static_chunk_size is 4: the offline client does not use chunks": {
         "encoder_conf": {**STATIC, "conv_inner_factor": 4}
     },
-    "num_ceps is 40, but sherpa-onnx computes only 0": {
+    "num_ceps is 40, but sherpa-onnx supports only 0": {
         "num_mel_bins": 40,
         "changes": {"dataset_conf": {"feats_type": "mfcc", "mfcc_conf": {"num_mel_bins": 40}}},
     },
-    "frame_length_ms is 20.0, but sherpa-onnx computes only 25.0": {
+    "frame_length_ms is 20.0, but sherpa-onnx supports only 25.0": {
         "changes": {
             "dataset_conf": {
                 "fbank_conf": {"num_mel_bins": 80, "frame_length": 20, "frame_shift": 10},

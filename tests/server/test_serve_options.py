@@ -39,7 +39,7 @@ def test_hotwords_that_cannot_be_read_name_their_file(tmp_path, capsys):
     (["--tls-key", "x"], "both the certificate and its key"),
     (["--host", "0.0.0.0", "--protocol", "wyoming=1", "--api-key", "KEYFILE"], "wyoming does not support API keys"),
     (["--api-key", "/dev/null"], "contains no API key"),
-    (["--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
+    (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
 ])  # fmt: skip
 def test_options_are_checked_before_the_model_is_loaded(arguments, complaint, tmp_path, capsys):
     (tmp_path / "key").write_text("secret\n", encoding="utf-8")
@@ -51,4 +51,4 @@ def test_options_are_checked_before_the_model_is_loaded(arguments, complaint, tm
 def test_a_port_that_is_taken(server, capsys):
     port = server.ports["http"]
     assert cli.main(["serve", "--port", str(port)]) == 1
-    assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
