@@ -93,6 +93,9 @@ def test_tables_show_what_was_measured(report):
     line = next(line for line in text.splitlines() if line.startswith("full context") and "moe_tiny" in line)
     assert f"{factor:.4f} (" in line
     assert "\ndecoding: length_penalty 0.5, hotwords []\n" in text
+    numbers = report["costs"]["moe_tiny"]["parameters"]
+    total, active = (f"{numbers[key] / 1e6:.1f}" for key in ("total", "active"))
+    assert f" MB, {total} million parameters ({active} active for a token), kernels: " in text
     wait = report["latency"][0]["finalisation_s"]
     assert f"{wait['algorithmic']['p50'] * 1e3:.0f} + {wait['compute']['p50'] * 1e3:.1f}" in text
 
