@@ -117,8 +117,7 @@ class SwitchedGraph:
     A layer's level is the index of a version, 0 for the first.
 
     Attributes:
-        bytes: for each layer, the size of its weights in bytes at each level. If the last versions of a layer are the
-            same, they share one level.
+        bytes: by layer, the bytes of its weights at each level. Equal last versions of a layer share one level.
         groups: group of each layer's weights, by layer; see `recipes.FORMATS`.
         inputs: names of the values that each layer's products read, by layer.
         outputs: names of the values that each layer returns, by layer.
@@ -215,10 +214,7 @@ class SwitchedGraph:
         return values
 
     def keep(self, levels: Levels | None = None) -> None:
-        """Free all versions of each layer except the one at its level. If `levels` is None, free all.
-
-        Layers that are not in `levels` have level 0.
-        """
+        """Free all versions of each layer except the one in `levels` (by default 0). None: free all versions."""
         for part in self.parts:
             part.keep(None if levels is None else levels.get(part.layer, 0))
 
@@ -379,10 +375,7 @@ class ExpertInputs:
             yield {name: seen[layer.tokens].astype(np.float32)[0] for name, layer in self.layers.items()}
 
     def experts(self, frames: Array) -> dict[str, Array]:
-        """Return, by layer, each token's sorted expert indices [time, k] in full context.
-
-        If there are too few frames, the result is empty.
-        """
+        """Return, by layer, each token's sorted experts [time, k] in full context; {} if there are too few frames."""
         tokens = next(self.chunks(frames), {}) if self.layers else {}
         return {name: np.sort(self.layers[name].choices(x), axis=1) for name, x in tokens.items()}
 

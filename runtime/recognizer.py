@@ -42,8 +42,7 @@ from u2moe.runtime.validation import checked_number, checked_options, checked_te
 class Recognizer:
     """Speech recogniser for the model of a bundle.
 
-    The model is stateless. Any number of streams can share it. Several threads may use the recogniser if each
-    thread has its own streams.
+    The model is stateless. Any number of streams can share it. Several threads may decode, each its own streams.
 
     Raises:
         StreamError: the bundle does not support `options`.
@@ -325,8 +324,7 @@ class Recognizer:
         use a temporary file.
 
         `text` must contain everything that is said. Sentences end at ".", "!", "?" and line ends. Punctuation and
-        letter case are ignored. Numbers must be written as words. Words with a score below `min_score` are in
-        `Alignment.misfits`.
+        letter case are ignored. Numbers must be words. `Alignment.misfits` has the words scored below `min_score`.
 
         Raises:
             AudioError: also raised if a file is damaged after some seconds of audio.

@@ -1,5 +1,6 @@
 import argparse
 import ast
+import dataclasses
 import importlib
 import itertools
 import json
@@ -20,7 +21,8 @@ from commands import transcribe
 
 from u2moe.runtime import Recognizer, bundle_location, cli, format_transcript
 from u2moe.runtime.cli import terminal
-from u2moe.runtime.cli.options import CommandParser
+from u2moe.runtime.cli.options import CommandParser, add_declared
+from u2moe.runtime.declarations import option
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.text.formats import FORMATS
 
@@ -295,6 +297,22 @@ def test_help_needs_nothing_that_computes():
     assert int(names[-1]) < 200  # with onnxruntime and numpy, there would be five times as many
     for name, (_, _, summary) in cli.COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(summary)}$", done.stdout, re.MULTILINE)
+
+
+def test_a_percent_sign_in_a_docstring_stands_in_the_help():
+    @dataclasses.dataclass
+    class Share:
+        """A share.
+
+        Attributes:
+            part: at least 1 % of all.
+        """
+
+        part: int = option("integer", 2, flag="--part")
+
+    parser = CommandParser(prog="it")
+    add_declared(parser, Share)
+    assert "at least 1 % of all (default: 2)" in parser.format_help()
 
 
 def test_what_few_need_stands_apart_in_long_helps():

@@ -375,9 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("quantizers", __doc__)
     for name, kind in (("bundle", "folder"), ("speech", "list of recordings"), ("dev", "list of recordings")):
         parser.add_argument(name, type=Path, help=kind)
-    parser.add_argument(
-        "others", type=named, nargs="*", metavar="NAME=BUNDLE", help="bundles; only their hard versions are quantized"
-    )
+    about = "bundles; only their hard versions are quantized"
+    parser.add_argument("others", type=named, nargs="*", metavar="NAME=BUNDLE", help=about)
     args = parser.parse_args(arguments)
     speech, dev = ([recording.path for recording in read_recordings(own)] for own in (args.speech, args.dev))
     bundle, others = Bundle.open(args.bundle), {name: Bundle.open(other) for name, other in args.others}

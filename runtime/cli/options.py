@@ -106,8 +106,9 @@ def add_declared(parser: Options, kind: Any, only: Container[str] | None = None,
         default = otherwise.get(name) or declared.otherwise or declared.default
         default = f"{default:g}" if isinstance(default, float) else default
         shown = f"as in the bundle, else {default}" if declared.in_bundle else default
+        about = declared.about.replace("%", "%%")  # argparse formats help texts
         if declared.kind == "flag":
-            parser.add_argument(declared.flag, dest=name, action="store_true", help=declared.about)
+            parser.add_argument(declared.flag, dest=name, action="store_true", help=about)
             continue
         is_list = declared.kind == "texts"
         more: dict[str, Any] = {"action": "append"} if is_list else {"choices": declared.choices or None}
@@ -116,7 +117,7 @@ def add_declared(parser: Options, kind: Any, only: Container[str] | None = None,
             dest=name,
             type=_TYPES[declared.kind],
             metavar=declared.metavar,
-            help=f"{declared.about}{'; may be repeated' * is_list} (default: {shown})",
+            help=f"{about}{'; may be repeated' * is_list} (default: {shown})",
             **more,
         )
 
