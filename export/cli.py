@@ -12,19 +12,15 @@ if TYPE_CHECKING:
     from u2moe.export.comparison import ParityReport
     from u2moe.runtime.bundle_folder import Bundle
 
-Subparsers = Any  # argparse has no public name for it
-
 PROFILES = ("streaming", "offline", "clip", "ort", "sherpa-onnx", "static")
 _ORT_HELP = "also write ORT format, and the list of operators for a reduced build of onnxruntime"
 
 
-def add_export(subparsers: Subparsers) -> None:
+def add_export(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe export CHECKPOINT OUT`."""
-    parser = subparsers.add_parser(
-        "export",
-        help="export a WeNet checkpoint to a bundle of ONNX graphs, checked against torch",
-        description="Export a WeNet U2++ checkpoint (train.yaml, units.txt, final.pt) to ONNX, and compare the graphs "
-        "with torch. If a difference exceeds its limit (1e-4 for values up to 1), no bundle is written.",
+    parser.description = (
+        "Export a WeNet U2++ checkpoint (train.yaml, units.txt, final.pt) to ONNX, and compare the graphs "
+        "with torch. If a difference exceeds its limit (1e-4 for values up to 1), no bundle is written."
     )
     parser.add_argument("checkpoint", help="directory with train.yaml, units.txt and the weights")
     parser.add_argument("out", help="folder to write the bundle to")
@@ -49,12 +45,10 @@ def add_export(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run_export)
 
 
-def add_convert(subparsers: Subparsers) -> None:
+def add_convert(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe convert BUNDLE OUT`."""
-    parser = subparsers.add_parser(
-        "convert",
-        help="convert a bundle to fewer graphs or to another runtime's format",
-        description="Convert a bundle to fewer graphs or another format, and compare the result with the bundle. "
+    parser.description = (
+        "Convert a bundle to fewer graphs or another format, and compare the result with the bundle. "
         "All profiles except static accept quantized bundles. "
         "streaming: caches and one chunk of samples in; log-probabilities, encoder frames and caches out. "
         "offline: samples in; greedy tokens, times and log-probabilities out. "
@@ -62,7 +56,7 @@ def add_convert(subparsers: Subparsers) -> None:
         "ort: the graphs of the bundle, unchanged, in ORT format. "
         "sherpa-onnx: encoder and CTC head for the WeNet clients of sherpa-onnx. "
         "static: encoder and CTC head for one chunk, as one graph of fixed shapes for NPUs, in a folder that is also "
-        "a bundle.",
+        "a bundle."
     )
     parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
     parser.add_argument("out", help="folder to write the graphs to")
@@ -94,13 +88,11 @@ def add_convert(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run_convert)
 
 
-def add_validate(subparsers: Subparsers) -> None:
+def add_validate(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe validate BUNDLE`."""
-    parser = subparsers.add_parser(
-        "validate",
-        help="check a bundle: digests, contracts, and parity with its checkpoint",
-        description="Check every file of a bundle against the manifest, and every graph against its contract; "
-        "with --checkpoint, also compare the graphs with torch.",
+    parser.description = (
+        "Check every file of a bundle against the manifest, and every graph against its contract; "
+        "with --checkpoint, also compare the graphs with torch."
     )
     parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
     parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint directory that the bundle was exported from")

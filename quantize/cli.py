@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from u2moe.quantize.recipes import FORMATS, LONGEST_S, NO_RECIPE, RECIPES, recipe
 from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from u2moe.quantize.recipes import Recipe
     from u2moe.runtime.corpus.lists import Recording
 
-Subparsers = Any  # argparse has no public name for this type
 _LIMITS = (
     ("max_damage", "--max-damage", "PERCENT", (1, 100), (
         "with --calibrate: write the smallest bundle that changes at most this percentage of tokens, measured on "
@@ -36,13 +35,9 @@ _LIMITS = (
 and a divisor that convert the option's value to the unit of the field."""
 
 
-def add_quantize(subparsers: Subparsers) -> None:
+def add_quantize(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe quantize BUNDLE OUT`."""
-    parser = subparsers.add_parser(
-        "quantize",
-        help="make a smaller, faster bundle",
-        description="Quantize a float32 bundle into a new bundle and report what quantization costs and saves.",
-    )
+    parser.description = "Quantize a float32 bundle into a new bundle and report what quantization costs and saves."
     parser.add_argument("bundle", help="folder of a float32 bundle")
     parser.add_argument("out", help="folder to write the quantized bundle to")
     parser.add_argument(
@@ -123,9 +118,8 @@ def add_quantize(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run_quantize)
 
 
-def add_inspect(subparsers: Subparsers) -> None:
+def add_inspect(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe inspect BUNDLE`."""
-    parser = subparsers.add_parser("inspect", help="show the content of a bundle: sizes, parameters, experts, tensors")
     parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
     parser.add_argument("-f", "--format", choices=("txt", "json"), default="txt", help="default: txt")
     parser.set_defaults(run=run_inspect)

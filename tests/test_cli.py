@@ -1,4 +1,3 @@
-import argparse
 import ast
 import dataclasses
 import importlib
@@ -316,10 +315,10 @@ def test_a_percent_sign_in_a_docstring_stands_in_the_help():
 
 
 def test_what_few_need_stands_apart_in_long_helps():
-    subparsers = argparse.ArgumentParser().add_subparsers(parser_class=CommandParser)
     for name, (module, function, _) in cli.COMMANDS.items():
-        getattr(importlib.import_module(module), function)(subparsers)
-        options = subparsers.choices[name].format_help().partition("\noptions:\n")[2]
+        command = CommandParser()
+        getattr(importlib.import_module(module), function)(command)
+        options = command.format_help().partition("\noptions:\n")[2]
         basic, _, experts = options.partition("\nfor experts:\n")
         count = len(re.findall(r"^  -", basic, re.MULTILINE))
         assert count <= 9, name

@@ -25,17 +25,13 @@ from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.whole_file import write_text
 
-Subparsers = Any  # argparse has no public name for it
 
-
-def add_bench(subparsers: Subparsers) -> None:
+def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe bench [BUNDLE...]`."""
-    parser = subparsers.add_parser(
-        "bench",
-        help="measure bundles on this machine",
-        description="Compare bundles on this machine: speed end to end and by stage, latency, load time, memory, "
+    parser.description = (
+        "Compare bundles on this machine: speed end to end and by stage, latency, load time, memory, "
         "experts, and the time of each part of the network as a multiple of the least possible time. "
-        "docs/bench.md explains each number.",
+        "docs/bench.md explains each number."
     )
     parser.add_argument(
         "bundles",

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import soundfile
 
@@ -29,15 +28,13 @@ _PACKAGES = (
 _LONGEST_S = 3.0
 
 
-def add_doctor(subparsers: Any) -> None:
+def add_doctor(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe doctor`."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="describe this installation for a bug report",
-        description="Print versions, processor, kernels and providers, and run the demo model for three seconds. "
+    parser.description = (
+        "Print versions, processor, kernels and providers, and run the demo model for three seconds. "
         "With --check, instead run all graphs of a bundle on an execution provider, and compare the results with those "
         "on the CPU. This takes minutes; the exit status is 1 if a difference exceeds its limit. The output names "
-        "neither files nor this machine.",
+        "neither files nor this machine."
     )
     parser.add_argument(
         "bundle", nargs="?", metavar="BUNDLE", help="with --check: the bundle (default: the demo model)"

@@ -21,9 +21,9 @@ from u2moe.runtime.cli.terminal import (
     show_progress,
     silence_stdout,
     standard_streams,
-    warnings_as_lines,
+    warn,
 )
-from u2moe.runtime.errors import U2moeError
+from u2moe.runtime.errors import U2moeError, handing_warnings_to
 from u2moe.runtime.installation import install_command
 
 if TYPE_CHECKING:
@@ -42,9 +42,8 @@ EXTRAS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit status: 0 for success, 1 for a failure, 2 for wrong usage."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    with standard_streams(), warnings_as_lines():
-        return _run(arguments)
+    with standard_streams(), handing_warnings_to(warn):  # AudioWarning, BundleWarning
+        return _run(sys.argv[1:] if argv is None else list(argv))
 
 
 @contextlib.contextmanager
@@ -120,9 +119,8 @@ def parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
     found.add_argument("--verbose", action="store_true", help="log to stderr what is loaded and recognised")
     subparsers = found.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     for name, (module, function, summary) in COMMANDS.items():
+        command = subparsers.add_parser(name, help=summary, add_help=name in commands)
         if name in commands:
-            getattr(importlib.import_module(module), function)(subparsers)
-            subparsers.choices[name].set_defaults(parser=subparsers.choices[name])
-        else:
-            subparsers.add_parser(name, help=summary, add_help=False)
+            command.set_defaults(parser=command)
+            getattr(importlib.import_module(module), function)(command)
     return found

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from u2moe.runtime.cli.inputs import Input, add_channel
-from u2moe.runtime.cli.options import Subparsers, add_declared, add_model, add_session
+from u2moe.runtime.cli.options import add_declared, add_model, add_session
 from u2moe.runtime.cli.outputs import Output, add_output
 from u2moe.runtime.cli.terminal import warn
 from u2moe.runtime.cli.transcribe import named_path, run_each
@@ -23,31 +23,22 @@ WORDS = "ctm"
 _MOST_WARNINGS = 10
 
 
-def add_align(subparsers: Subparsers) -> None:
+def add_align(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe align FILES...`."""
-    parser = subparsers.add_parser(
-        "align",
-        help="find when each word of a text is spoken",
-        description="Find when the words of a text are spoken in its recording, for subtitles, editing and "
+    parser.description = (
+        "Find when the words of a text are spoken in its recording, for subtitles, editing and "
         "training. Words that do not fit the recording are reported. For lists of recordings, use "
-        "'u2moe corpus --align'.",
+        "'u2moe corpus --align'."
     )
     parser.add_argument("files", nargs="+", type=named_path, metavar="FILE", help="audio files, media files, folders")
-    parser.add_argument(
-        "--text",
-        type=named_path,
-        metavar="PATH",
-        help="text of the recording, or folder of texts, in UTF-8 (default: talk.txt next to talk.wav). A sentence "
-        "ends at '.', '!', '?' or a line end; write numbers as words",
+    about = (
+        "text of the recording, or folder of texts, in UTF-8 (default: talk.txt next to talk.wav). A sentence "
+        "ends at '.', '!', '?' or a line end; write numbers as words"
     )
+    parser.add_argument("--text", type=named_path, metavar="PATH", help=about)
     add_output(parser, FORMATS, WORDS)
-    parser.add_argument(
-        "--min-score",
-        type=float,
-        default=MIN_SCORE,
-        metavar="X",
-        help=f"report as misfits the words whose score (0 to 1) is below this (default: {MIN_SCORE})",
-    )
+    about = f"report as misfits the words whose score (0 to 1) is below this (default: {MIN_SCORE})"
+    parser.add_argument("--min-score", type=float, default=MIN_SCORE, metavar="X", help=about)
     add_model(parser)
     experts = parser.add_argument_group("for experts")
     add_declared(experts, DecodingOptions, {"chunk_size", "num_left_chunks"}, chunk_size="full context")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from u2moe.runtime.cli.options import CommandParser, Subparsers, add_declared, add_decoding, declared_in, model_choice
+from u2moe.runtime.cli.options import CommandParser, add_declared, add_decoding, declared_in, model_choice
 from u2moe.runtime.cli.terminal import complain, print_result, show_progress, tell
 from u2moe.runtime.corpus.entry import Shard
 from u2moe.runtime.corpus.lists import FORMATS, ListOptions
@@ -25,34 +25,31 @@ _NUM_CONFUSIONS, _NUM_PROBLEMS = 10, 20
 _BASIC = {"num_workers", "retry_failed", "align"}
 
 
-def add_corpus(subparsers: Subparsers) -> None:
+def add_corpus(parser: CommandParser) -> None:
     """Add `u2moe corpus LIST OUT`, and `u2moe corpus status`, `merge` and `score`."""
-    parser: CommandParser = subparsers.add_parser(
-        "corpus",
-        help="recognise a corpus, each utterance exactly once",
-        description="Recognise the utterances of a list. Results are written in blocks.\n"
+    parser.description = (
+        "Recognise the utterances of a list. Results are written in blocks.\n"
         "Repeat the command to continue an interrupted run. Any number of machines may run it with the same OUT.\n"
         "Commands for the results:\n\n"
         "  u2moe corpus status OUT      show progress and errors\n"
         "  u2moe corpus merge OUT FILE  write all rows to one file\n"
-        "  u2moe corpus score OUT       count word errors",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="formats of lists:\n" + "".join(f"  {name:8} {FORMATS[name].description}\n" for name in FORMATS),
+        "  u2moe corpus score OUT       count word errors"
     )
-    for name, add_action in (("status", add_status), ("merge", add_merge), ("score", add_score)):
-        add_action(parser.add_action(name, add_action.__doc__))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "formats of lists:\n" + "".join(f"  {name:8} {FORMATS[name].description}\n" for name in FORMATS)
+    _add_status(parser.add_action("status", "Show progress, active processes, errors and warnings."))
+    _add_merge(parser.add_action("merge", "Write all results to one file."))
+    _add_score(parser.add_action("score", "Count word errors."))
     parser.add_argument("list", metavar="LIST", help="list, folder or URL")
     parser.add_argument("output", metavar="OUT", help="folder for the results, or a URL such as s3://bucket/name")
     add_declared(parser, CorpusOptions, _BASIC)
     experts = add_decoding(parser, chunk_size="full context")
     add_declared(experts, ListOptions)
     add_declared(experts, CorpusOptions, {"block_size"})
-    experts.add_argument(
-        "--shard", type=_shard, default=Shard(), metavar="I/N", help="recognise only blocks I, I + N, I + 2 N, ..."
-    )
-    experts.add_argument(
-        "--ray", metavar="ADDRESS", help='run on this Ray cluster; "auto": an existing one, "local": this machine'
-    )
+    about = "recognise only blocks I, I + N, I + 2 N, ..."
+    experts.add_argument("--shard", type=_shard, default=Shard(), metavar="I/N", help=about)
+    about = 'run on this Ray cluster; "auto": an existing one, "local": this machine'
+    experts.add_argument("--ray", metavar="ADDRESS", help=about)
     parser.set_defaults(run=run_corpus_command)
 
 
@@ -88,10 +85,8 @@ def report(progress: RunProgress) -> int:
     if progress.num_deaths:
         tell(f"{progress.num_deaths} worker processes died and were replaced")
     if progress.num_warned:
-        tell(
-            f"{progress.num_warned} of {progress.num_done} utterances have warnings: "
-            "'u2moe corpus status OUT' shows them"
-        )
+        warned = f"{progress.num_warned} of {progress.num_done} utterances have warnings"
+        tell(f"{warned}: 'u2moe corpus status OUT' shows them")
     if progress.num_failed:
         complain(f"{progress.num_failed} of {progress.num_done} utterances failed: their rows have an error")
     return 1 if progress.num_failed else 0
@@ -126,29 +121,22 @@ class _Display:
         show_progress(describe_progress(progress))
 
 
-def add_status(parser: argparse.ArgumentParser) -> None:
-    """Show progress, active processes, errors and warnings."""
+def _add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", help="folder of results")
     parser.set_defaults(run=run_status)
 
 
-def add_merge(parser: argparse.ArgumentParser) -> None:
-    """Write all results to one file."""
+def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", help="folder of results")
-    parser.add_argument(
-        "file", metavar="FILE", help="file (.jsonl, .csv or .parquet) for all rows, in the order of the list"
-    )
+    about = "file (.jsonl, .csv or .parquet) for all rows, in the order of the list"
+    parser.add_argument("file", metavar="FILE", help=about)
     parser.set_defaults(run=run_merge)
 
 
-def add_score(parser: argparse.ArgumentParser) -> None:
-    """Count word errors."""
+def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("outputs", nargs="+", metavar="OUT", help="folders of results; the lists must have transcripts")
-    parser.add_argument(
-        "--by",
-        metavar="FIELD",
-        help="also show errors by this field: speaker, length, or another field of the list, such as 'set'",
-    )
+    about = "also show errors by this field: speaker, length, or another field of the list, such as 'set'"
+    parser.add_argument("--by", metavar="FIELD", help=about)
     parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances with the most errors")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_score)
@@ -161,18 +149,11 @@ def run_status(args: argparse.Namespace) -> int:
     blocks = folder.finished_blocks()
     num_done, total = sum(stop - start for start, stop in blocks.items()), folder.num_utterances
     print_result(f"{run.list_path} ({run.list_format}), model {run.model[:12]}\n")
-    print_result(
-        f"{num_done} of {'an unknown number of' if total is None else total} utterances, {len(blocks)} blocks\n"
-    )
+    expected = "an unknown number of" if total is None else total
+    print_result(f"{num_done} of {expected} utterances, {len(blocks)} blocks\n")
     for claim in Claims(folder.claims).held() if folder.claims is not None else []:
         state = "abandoned" if claim.is_void else f"renewed {claim.age_s:.0f} s ago"
         print_result(f"block {claim.number}: {claim.host}, process {claim.process}, {state}\n")
-    num_failed = _show_problems(folder)
-    return 0 if num_done == total and not num_failed else 1
-
-
-def _show_problems(folder: OutputFolder) -> int:
-    """Show the first warnings and errors. Return the number of failed utterances."""
     warnings, errors = [], []
     for outcome in read_outcomes(folder):
         warnings += [f"{outcome.key}\twarning: {warning}\n" for warning in outcome.warnings]
@@ -183,13 +164,12 @@ def _show_problems(folder: OutputFolder) -> int:
         if len(lines) > _NUM_PROBLEMS:
             print_result(f"and {len(lines) - _NUM_PROBLEMS} more {kind}\n")
     print_result(f"{len(errors)} failed\n")
-    return len(errors)
+    return 0 if num_done == total and not errors else 1
 
 
 def run_merge(args: argparse.Namespace) -> int:
     """Write all results to one file."""
-    num_rows = merge(OutputFolder(args.output), args.file)
-    tell(f"{args.file}: {num_rows} rows")
+    tell(f"{args.file}: {merge(OutputFolder(args.output), args.file)} rows")
     return 0
 
 
@@ -209,24 +189,22 @@ def _as_json(found: Score) -> dict[str, Any]:
         "total": _group(found.total),
         "groups": {name: _group(group) for name, group in found.groups.items()},
         "worst": [dataclasses.asdict(utterance) for utterance in found.worst],
-        "num_without_transcript": found.num_without_transcript,
-        "num_failed": found.num_failed,
+        **{name: getattr(found, name) for name in ("num_without_transcript", "num_failed")},
         "report": found.report.data(),
     }
 
 
 def _group(group: GroupScore) -> dict[str, Any]:
-    return {
-        "num_utterances": group.num_utterances,
-        "num_errors": group.num_errors,
-        "num_words": group.num_words,
-        "rate": round(group.rate, 6),
-        "interval": [round(limit, 6) for limit in group.interval()],
-    }
+    counts = {name: getattr(group, name) for name in ("num_utterances", "num_errors", "num_words")}
+    return {**counts, "rate": round(group.rate, 6), "interval": [round(limit, 6) for limit in group.interval()]}
 
 
 def _as_text(found: Score) -> str:
-    lines = [_line(name, group) for name, group in {**found.groups, "all": found.total}.items()]
+    lines = []
+    for name, group in {**found.groups, "all": found.total}.items():
+        low, high = group.interval()
+        rate = f"{group.rate:.2%} word errors (95 %: {low:.2%} to {high:.2%})"
+        lines.append(f"{name}: {rate}, {group.num_words} words, {group.num_utterances} utterances")
     report, confusions = found.report, found.report.data(_NUM_CONFUSIONS)["confusions"]
     lines.append(
         f"{report.num_insertions} insertions, {report.num_deletions} deletions, {report.num_substitutions} "
@@ -234,25 +212,14 @@ def _as_text(found: Score) -> str:
     )
     if confusions:
         pairs = (
-            f"{pair['expected'] or '(nothing)'} > {pair['found'] or '(nothing)'} {pair['count']}" for pair in confusions
+            f"{each['expected'] or '(nothing)'} > {each['found'] or '(nothing)'} {each['count']}" for each in confusions
         )
         lines.append(f"most confused: {', '.join(pairs)}")
-    lines += [f"{found.num_failed} failed, in whole or in part: their missing words count as errors"] * (
-        found.num_failed > 0
-    )
-    lines += [f"{found.num_without_transcript} have no transcript"] * (found.num_without_transcript > 0)
+    if found.num_failed:
+        lines.append(f"{found.num_failed} failed, in whole or in part: their missing words count as errors")
+    if found.num_without_transcript:
+        lines.append(f"{found.num_without_transcript} have no transcript")
     for utterance in found.worst:
-        lines += [
-            f"{utterance.key}: {utterance.num_errors} errors, {utterance.num_words} words",
-            f"  - {utterance.reference}",
-            f"  + {utterance.text}",
-        ]
+        counts = f"{utterance.num_errors} errors, {utterance.num_words} words"
+        lines += [f"{utterance.key}: {counts}", f"  - {utterance.reference}", f"  + {utterance.text}"]
     return "".join(f"{line}\n" for line in lines)
-
-
-def _line(name: str, group: GroupScore) -> str:
-    low, high = group.interval()
-    return (
-        f"{name}: {group.rate:.2%} word errors (95 %: {low:.2%} to {high:.2%}), {group.num_words} words, "
-        f"{group.num_utterances} utterances"
-    )

@@ -49,15 +49,10 @@ class Input:
 
 def add_channel(parser: Options) -> None:
     """Add options that select a channel and a track of a recording."""
-    parser.add_argument(
-        "--channel", type=int, metavar="N", help="use only this channel; 0 is the left one (default: the average)"
-    )
-    parser.add_argument(
-        "--track",
-        type=int,
-        metavar="N",
-        help="use this audio track of a media file, counted from 0 (default: the file's default track)",
-    )
+    about = "use only this channel; 0 is the left one (default: the average)"
+    parser.add_argument("--channel", type=int, metavar="N", help=about)
+    about = "use this audio track of a media file, counted from 0 (default: the file's default track)"
+    parser.add_argument("--track", type=int, metavar="N", help=about)
 
 
 def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
@@ -83,18 +78,11 @@ def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
     if path == STDIN and sys.stdin is None:  # some services have no standard input
         raise ValueError("-: standard input is closed")
     file: File = cast("File", sys.stdin.buffer) if path == STDIN else path
-    audio: File | RawAudio = file
-    if args.raw:
-        audio = RawAudio(file=file, **args.raw._asdict())
-    is_bundled = not args.files  # omit the folder of the demo recordings, which is long and irrelevant
-    return Input(
-        name="stdin" if path == STDIN else path.name if is_bundled else str(path),
-        file=path,
-        place=PurePath("stdin") if path == STDIN else place,
-        audio=audio,
-        channel=args.channel,
-        track=args.track,
-    )
+    audio = RawAudio(file=file, **args.raw._asdict()) if args.raw else file
+    name = str(path) if args.files else path.name  # omit the folder of the demo recordings: it is long and irrelevant
+    if path == STDIN:
+        name, place = "stdin", PurePath("stdin")
+    return Input(name=name, file=path, place=place, audio=audio, channel=args.channel, track=args.track)
 
 
 def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:

@@ -9,7 +9,7 @@ from functools import partial
 
 from u2moe.runtime.audio.microphone import Microphone, input_devices
 from u2moe.runtime.cli.inputs import STDIN, Input
-from u2moe.runtime.cli.options import Subparsers, add_decoding, model_choice
+from u2moe.runtime.cli.options import add_decoding, model_choice
 from u2moe.runtime.cli.outputs import EVENTS, TEXT, make_output
 from u2moe.runtime.cli.terminal import complain, print_result, show_progress, tell
 from u2moe.runtime.errors import AudioOverflowError
@@ -18,23 +18,18 @@ from u2moe.runtime.text.formats import FORMATS
 from u2moe.runtime.transcriber import Transcriber
 
 
-def add_listen(subparsers: Subparsers) -> None:
+def add_listen(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe listen`."""
-    parser = subparsers.add_parser(
-        "listen",
-        help="recognise speech from a microphone",
-        description="Recognise speech from a microphone until Ctrl-C: partial results on stderr, final ones on stdout. "
-        f"Needs sounddevice: {install_command('microphone')}.",
+    parser.description = (
+        "Recognise speech from a microphone until Ctrl-C: partial results on stderr, final ones on stdout. "
+        f"Needs sounddevice: {install_command('microphone')}."
     )
     choices = [name for name, each in FORMATS.items() if each.segment is not None]
     told = f"json: one segment per line; {EVENTS}: also partial results and phrases of a grammar"
     parser.add_argument("-f", "--format", choices=[*choices, EVENTS], default=TEXT, help=told)
     experts = add_decoding(parser, chunk_size="as in training, or 16")
-    experts.add_argument(
-        "--device",
-        metavar="NAME",
-        help="number of the microphone, or part of its name (default: the system's default); list: show all and exit",
-    )
+    told = "number of the microphone, or part of its name (default: the system's default); list: show all and exit"
+    experts.add_argument("--device", metavar="NAME", help=told)
     parser.set_defaults(run=run_listen)
 
 

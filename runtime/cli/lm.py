@@ -10,14 +10,7 @@ from typing import Never
 
 import numpy as np
 
-from u2moe.runtime.cli.options import (
-    Subparsers,
-    add_declared,
-    add_model,
-    chosen_bundle,
-    declared_in,
-    language_model_options,
-)
+from u2moe.runtime.cli.options import add_declared, add_model, chosen_bundle, declared_in, language_model_options
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.cli.terminal import complain, print_result, show_progress, tell
 from u2moe.runtime.corpus.entry import Entry
@@ -42,57 +35,41 @@ from u2moe.runtime.options import BUNDLED, NONE, BundledOptions, DecodingOptions
 from u2moe.runtime.recognizer import Recognizer
 
 
-def add_lm(subparsers: Subparsers) -> None:
+def add_lm(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe lm train|build|tune|attach`."""
-    parser = subparsers.add_parser(
-        "lm",
-        help="make language models for a domain",
-        description="N-gram language models for 'u2moe transcribe --lm FILE', 'u2moe listen' and 'u2moe serve'.",
-    )
+    parser.description = "N-gram language models for 'u2moe transcribe --lm FILE', 'u2moe listen' and 'u2moe serve'."
     commands = parser.add_subparsers(dest="lm_command", required=True, metavar="COMMAND")
-    _add_train(commands)
-    _add_build(commands)
-    _add_tune(commands)
-    _add_attach(commands)
+    _add_train(commands.add_parser("train", help="train a model on text"))
+    _add_build(commands.add_parser("build", help="convert a model"))
+    _add_tune(commands.add_parser("tune", help="find the best weights for a model"))
+    _add_attach(commands.add_parser("attach", help="put a model into a bundle"))
 
 
-def _add_train(commands: Subparsers) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="train a model on text",
-        description="Estimate an n-gram model from text (modified Kneser-Ney). Punctuation is removed, and sentences "
-        "end at '.', '!', '?' and line ends.",
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Estimate an n-gram model from text (modified Kneser-Ney). Punctuation is removed, and sentences "
+        "end at '.', '!', '?' and line ends."
     )
     parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text files in UTF-8, plain or .gz")
     _add_output(parser)
     add_declared(parser, TrainingOptions)
-    parser.add_argument(
-        "--prune",
-        type=int,
-        nargs="+",
-        default=[0],
-        metavar="N",
-        help="remove n-grams that occur at most N times; one N per order, such as 0 0 1 (default: 0, for none)",
-    )
+    about = "remove n-grams that occur at most N times; one N per order, such as 0 0 1 (default: 0, for none)"
+    parser.add_argument("--prune", type=int, nargs="+", default=[0], metavar="N", help=about)
     add_declared(parser, TextOptions)
     parser.set_defaults(run=run_train)
 
 
-def _add_build(commands: Subparsers) -> None:
-    parser = commands.add_parser(
-        "build", help="convert a model", description="Convert an ARPA file to a compact file, or the other way round."
-    )
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Convert an ARPA file to a compact file, or the other way round."
     parser.add_argument("file", type=Path, metavar="FILE", help="ARPA file (also .gz) or compact file")
     _add_output(parser)
     parser.set_defaults(run=run_build)
 
 
-def _add_tune(commands: Subparsers) -> None:
-    parser = commands.add_parser(
-        "tune",
-        help="find the best weights for a model",
-        description="Find the language model's weights and the blank penalty that give the fewest word errors on "
-        "recordings with transcripts. Do not use test data.",
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Find the language model's weights and the blank penalty that give the fewest word errors on "
+        "recordings with transcripts. Do not use test data."
     )
     parser.add_argument("list", type=Path, metavar="LIST", help="list with transcripts, as for u2moe corpus")
     parser.add_argument("--lm", required=True, metavar="FILE", help="language model; none: tune only the blank penalty")
@@ -101,29 +78,20 @@ def _add_tune(commands: Subparsers) -> None:
     parser.set_defaults(run=run_tune)
 
 
-def _add_attach(commands: Subparsers) -> None:
-    parser = commands.add_parser(
-        "attach",
-        help="put a model into a bundle",
-        description="Write a language model and its weights into a bundle. All runtimes then use the model by default.",
+def _add_attach(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write a language model and its weights into a bundle. All runtimes then use the model by default."
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle")
-    parser.add_argument(
-        "lm", metavar="MODEL", help="file and weights, as printed by 'u2moe lm tune'; none: remove the model"
-    )
+    about = "file and weights, as printed by 'u2moe lm tune'; none: remove the model"
+    parser.add_argument("lm", metavar="MODEL", help=about)
     add_declared(parser, DecodingOptions, BUNDLED, **dict.fromkeys(BUNDLED, "unchanged"))
     parser.set_defaults(run=run_attach)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="file to write: ARPA if its name ends in .arpa or .arpa.gz, otherwise compact",
-    )
+    about = "file to write: ARPA if its name ends in .arpa or .arpa.gz, otherwise compact"
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=about)
 
 
 def run_train(args: argparse.Namespace) -> int:

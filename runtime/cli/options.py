@@ -25,8 +25,7 @@ from u2moe.runtime.text.written.formatter import LANGUAGES, TextFormat
 from u2moe.runtime.validation import refused_as
 
 FORMAT_TEXT = "--format-text"
-Subparsers = Any  # argparse has no public type for it
-Options = Any
+Options = Any  # argparse has no public type for a parser or a group of its options
 Hotwords = tuple[str | tuple[str, float], ...]
 
 _TYPES = {"integer": int, "number": float, "choice": str, "text": str, "texts": str, "path": Path}
@@ -72,11 +71,8 @@ class CommandParser(argparse.ArgumentParser):
 
 def add_model(parser: Options) -> None:
     """Add the option `--model`."""
-    parser.add_argument(
-        "--model",
-        metavar="BUNDLE",
-        help="folder of a bundle, or org/name[@revision] on the Hugging Face hub (default: demo, the demo model)",
-    )
+    about = "folder of a bundle, or org/name[@revision] on the Hugging Face hub (default: demo, the demo model)"
+    parser.add_argument("--model", metavar="BUNDLE", help=about)
 
 
 def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str) -> Options:
@@ -112,14 +108,9 @@ def add_declared(parser: Options, kind: Any, only: Container[str] | None = None,
             continue
         is_list = declared.kind == "texts"
         more: dict[str, Any] = {"action": "append"} if is_list else {"choices": declared.choices or None}
-        parser.add_argument(
-            declared.flag,
-            dest=name,
-            type=_TYPES[declared.kind],
-            metavar=declared.metavar,
-            help=f"{about}{'; may be repeated' * is_list} (default: {shown})",
-            **more,
-        )
+        more["help"] = f"{about}{'; may be repeated' * is_list} (default: {shown})"
+        kind_of_value = _TYPES[declared.kind]
+        parser.add_argument(declared.flag, dest=name, type=kind_of_value, metavar=declared.metavar, **more)
 
 
 def declared_in(args: argparse.Namespace, kind: Any) -> dict[str, Any]:
@@ -140,13 +131,8 @@ def add_session(parser: Options) -> None:
 
 def add_public_key(parser: Options) -> None:
     """Add the option `--public-key`."""
-    parser.add_argument(
-        "--public-key",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        help="accept only bundles signed by this key (PEM; see 'u2moe sign'); may be repeated for other keys",
-    )
+    about = "accept only bundles signed by this key (PEM; see 'u2moe sign'); may be repeated for other keys"
+    parser.add_argument("--public-key", metavar="FILE", type=Path, action="append", help=about)
 
 
 def public_keys_in(args: argparse.Namespace) -> tuple[str, ...] | None:
@@ -162,34 +148,28 @@ def public_keys_in(args: argparse.Namespace) -> tuple[str, ...] | None:
 
 def add_words(parser: Options) -> None:
     """Add the options for hotwords, a grammar, a language model and text formatting."""
-    parser.add_argument(
-        "--hotwords",
-        type=Path,
-        metavar="FILE",
-        help='phrases to prefer, one per line, optionally with a weight ("NAME :2.5"); "none" disables all hotwords, '
-        "including those of the bundle",
+    about = (
+        'phrases to prefer, one per line, optionally with a weight ("NAME :2.5"); "none" disables all hotwords, '
+        "including those of the bundle"
     )
-    parser.add_argument(
-        "--grammar",
-        type=Path,
-        metavar="FILE",
-        help='allowed phrases, one per line, such as "lights (on | off)"; "[unk]" allows other speech, and '
-        '"<slot> = a | b" defines a slot',
+    parser.add_argument("--hotwords", type=Path, metavar="FILE", help=about)
+    about = (
+        'allowed phrases, one per line, such as "lights (on | off)"; "[unk]" allows other speech, and '
+        '"<slot> = a | b" defines a slot'
     )
-    parser.add_argument(
-        "--lm",
-        metavar="FILE[,NAME=X...]",
-        help="n-gram model: ARPA (plain or .gz), or made by 'u2moe lm'; demo: the demo model's, for English; none: no "
+    parser.add_argument("--grammar", type=Path, metavar="FILE", help=about)
+    about = (
+        "n-gram model: ARPA (plain or .gz), or made by 'u2moe lm'; demo: the demo model's, for English; none: no "
         f"model, not even the bundle's. Settings may follow: {', '.join(options_of(FusionWeights))} (as printed by "
         "'u2moe lm tune'), and <name>=names.txt, which divides the probability of the model's word <name> among the "
-        "words of that file",
+        "words of that file"
     )
-    parser.add_argument(
-        FORMAT_TEXT,
-        choices=LANGUAGES,
-        help="write numbers in this language (en if none is named) as digits, and English in sentence case; zh and ja "
-        "need the extra [written]",
+    parser.add_argument("--lm", metavar="FILE[,NAME=X...]", help=about)
+    about = (
+        "write numbers in this language (en if none is named) as digits, and English in sentence case; zh and ja "
+        "need the extra [written]"
     )
+    parser.add_argument(FORMAT_TEXT, choices=LANGUAGES, help=about)
 
 
 def decoding_choice(
@@ -232,9 +212,8 @@ def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: 
     """
     directory = directory or chosen_bundle(args.model)
     options, hotwords = decoding_choice(args, directory, kind)
-    settings = SessionSettings(
-        providers=providers_in(args), num_threads=args.num_threads, public_keys=public_keys_in(args)
-    )
+    keys = public_keys_in(args)
+    settings = SessionSettings(providers=providers_in(args), num_threads=args.num_threads, public_keys=keys)
     return ModelChoice(directory=str(directory), settings=settings, options=options, hotwords=hotwords)
 
 
@@ -275,27 +254,22 @@ def language_model_options(text: str) -> LanguageModelOptions:
     """
     found = re.fullmatch(r"(.*?)((?:,[^,=]+=[^,]*)*)", text, re.DOTALL)
     file, settings = found.groups() if found else (text, "")
-    chosen: dict[str, Any] = {}
     classes: dict[str, list[str]] = {}
+    chosen: dict[str, Any] = {"classes": classes}
     for setting in settings.split(",")[1:]:
         name, _, value = setting.partition("=")
         declared = options_of(FusionWeights).get(name)
         if declared is None:
-            classes.setdefault(name, []).extend(_words_in(name, value))
+            try:
+                lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, ValueError) as error:
+                expected = f"a setting ({', '.join(options_of(FusionWeights))}) or WORD=FILE"
+                raise ValueError(f"--lm: found {setting}, expected {expected}: {error}") from error
+            classes.setdefault(name, []).extend(line.strip() for line in lines if line.strip())
             continue
         try:
             chosen[name] = _TYPES[declared.kind](value)
         except ValueError as error:
             raise ValueError(f"--lm: {name} must be a number, got {value!r}") from error
-    chosen["classes"] = classes
     of_demo = Bundle.open(find_bundle(DEMO), verify=False).language_model() if file == DEMO else None
     return dataclasses.replace(of_demo, **chosen) if of_demo else LanguageModelOptions(model=file, **chosen)
-
-
-def _words_in(name: str, file: str) -> list[str]:
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        expected = ", ".join(options_of(FusionWeights))
-        raise ValueError(f"--lm: found {name}={file}, expected a setting ({expected}) or WORD=FILE: {error}") from error
-    return [line.strip() for line in lines if line.strip()]

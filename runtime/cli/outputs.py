@@ -28,20 +28,13 @@ each recording."""
 
 def add_output(parser: Options, formats: Iterable[str], default: str, about: str = "") -> None:
     """Add the options --format and --output."""
-    parser.add_argument(
-        "-f",
-        "--format",
-        choices=tuple(formats),
-        help=f"default: the suffix of -o if it is a format, otherwise {default}; json: an object per recording{about}",
+    about = f"default: the suffix of -o if it is a format, otherwise {default}; json: an object per recording{about}"
+    parser.add_argument("-f", "--format", choices=tuple(formats), help=about)
+    about = (
+        "a folder: one file per recording, in the same subfolders as the recordings; existing files are kept. "
+        "With a single recording, PATH may also be a file such as talk.srt whose suffix is a format"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="PATH",
-        help="a folder: one file per recording, in the same subfolders as the recordings; existing files are kept. "
-        "With a single recording, PATH may also be a file such as talk.srt whose suffix is a format",
-    )
+    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help=about)
 
 
 class Output:
@@ -190,10 +183,8 @@ class _Folder(Output):
         self._file = file
         for target, count in Counter(map(self._file_of, inputs)).items():
             if count > 1:
-                raise ValueError(
-                    f"{count} transcripts would be written to {target}: "
-                    "rename the recordings, or recognise them separately"
-                )
+                remedy = "rename the recordings, or recognise them separately"
+                raise ValueError(f"{count} transcripts would be written to {target}: {remedy}")
         folder.mkdir(parents=True, exist_ok=True)
         for place in {folder, *(self._file_of(item).parent for item in inputs)}:
             remove_stale_parts(place)
@@ -255,7 +246,6 @@ def try_to_write(file: Path | None) -> None:
     if file is None:
         return
     existed = file.exists()
-    with file.open("ab"):
-        pass
+    file.open("ab").close()
     if not existed:
         file.unlink()

@@ -10,7 +10,6 @@ from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Manifest
 from u2moe.runtime.bundle.signature import SIGNATURE_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_location import find_bundle, is_repository
-from u2moe.runtime.cli.options import Subparsers
 from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.installation import install_command
@@ -38,13 +37,11 @@ Written by {producer}.
 """
 
 
-def add_push(subparsers: Subparsers) -> None:
+def add_push(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe push`."""
-    parser = subparsers.add_parser(
-        "push",
-        help="publish a bundle on the Hugging Face hub",
-        description="Check a bundle and commit it to a repository of the Hugging Face hub. Add a model card if the "
-        "repository has none. Uses the token in $HF_TOKEN, like all tools of the hub. Needs the package's extra 'hub'.",
+    parser.description = (
+        "Check a bundle and commit it to a repository of the Hugging Face hub. Add a model card if the "
+        "repository has none. Uses the token in $HF_TOKEN, like all tools of the hub. Needs the package's extra 'hub'."
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle; demo: the demo model")
     parser.add_argument("name", metavar="NAME", help="org/name or org/name@branch; created if missing")

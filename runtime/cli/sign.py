@@ -10,41 +10,29 @@ from u2moe.runtime.bundle.manifest import MANIFEST_FILE
 from u2moe.runtime.bundle.manifest_file import parse_manifest
 from u2moe.runtime.bundle.signature import SIGNATURE_FILE, signatures_in, signed_text, signer
 from u2moe.runtime.bundle_location import find_bundle
-from u2moe.runtime.cli.options import Subparsers, add_public_key, public_keys_in
+from u2moe.runtime.cli.options import add_public_key, public_keys_in
 from u2moe.runtime.cli.terminal import tell
 from u2moe.runtime.whole_file import write_text
 
 _MANIFEST_LIMIT = 64 << 20
 
 
-def add_sign(subparsers: Subparsers) -> None:
+def add_sign(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe sign`."""
-    parser = subparsers.add_parser(
-        "sign",
-        help="sign a bundle, so that programs can check its origin",
-        description="Sign the manifest of a bundle with Ed25519, and thereby all files that it lists. Replaces "
+    parser.description = (
+        "Sign the manifest of a bundle with Ed25519, and thereby all files that it lists. Replaces "
         f"{SIGNATURE_FILE} in the bundle. To make a key, use 'openssl genpkey -algorithm ed25519 -out private.pem'; "
-        "for its public part, use 'openssl pkey -in private.pem -pubout -out public.pem'. Needs the extra [sign].",
+        "for its public part, use 'openssl pkey -in private.pem -pubout -out public.pem'. Needs the extra [sign]."
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
-    parser.add_argument(
-        "--key",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        required=True,
-        help="private key in PEM; may be repeated if some programs trust only an older or a newer key",
-    )
+    about = "private key in PEM; may be repeated if some programs trust only an older or a newer key"
+    parser.add_argument("--key", metavar="FILE", type=Path, action="append", required=True, help=about)
     parser.set_defaults(run=run_sign)
 
 
-def add_verify(subparsers: Subparsers) -> None:
+def add_verify(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe verify`."""
-    parser = subparsers.add_parser(
-        "verify",
-        help="compare the files of a bundle with their digests, and show its signers",
-        description="Compare the files of a bundle with their digests, and show who signed it. Loads no graph.",
-    )
+    parser.description = "Compare the files of a bundle with their digests, and show who signed it. Loads no graph."
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle; demo: the demo model")
     add_public_key(parser)
     parser.set_defaults(run=run_verify)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import logging
@@ -12,11 +11,10 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from u2moe.runtime.audio.reading import duration_of
-from u2moe.runtime.errors import U2moeError, handing_warnings_to
+from u2moe.runtime.errors import U2moeError
 
 _BAR_WIDTH = 20
 
@@ -45,11 +43,6 @@ def standard_streams() -> Iterator[None]:
 class _Closed(io.TextIOBase):
     def write(self, _text: str) -> int:
         raise U2moeError("stdout is closed: the output cannot be written")
-
-
-def warnings_as_lines() -> AbstractContextManager[None]:
-    """Write every AudioWarning and BundleWarning as a line on stderr."""
-    return handing_warnings_to(functools.partial(_tell, "warning"))
 
 
 @contextlib.contextmanager
@@ -138,16 +131,12 @@ def tell(text: str) -> None:
 
 def complain(message: str) -> None:
     """Write an error to stderr, as a separate line."""
-    _tell("error", message)
+    tell(f"u2moe: error: {message}")
 
 
 def warn(message: str) -> None:
     """Write a warning to stderr, as a separate line."""
-    _tell("warning", message)
-
-
-def _tell(kind: str, message: str) -> None:
-    tell(f"u2moe: {kind}: {message}")
+    tell(f"u2moe: warning: {message}")
 
 
 def _write_stderr(text: str) -> None:

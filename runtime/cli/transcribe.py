@@ -13,7 +13,7 @@ from pathlib import Path
 from u2moe.runtime.audio.raw import ENCODINGS
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.cli.inputs import Input, RawFormat, add_channel, find_inputs
-from u2moe.runtime.cli.options import Subparsers, add_decoding, model_choice
+from u2moe.runtime.cli.options import add_decoding, model_choice
 from u2moe.runtime.cli.outputs import EVENTS, TEXT, Output, add_output, make_output
 from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
@@ -28,22 +28,15 @@ Work = Callable[[Recognizer, Input, Output, Callable[[float], None]], tuple[Tran
 """Function that processes a recording. It calls its last argument with the seconds done so far."""
 
 
-def add_transcribe(subparsers: Subparsers) -> None:
+def add_transcribe(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe transcribe [FILES...]`."""
-    parser = subparsers.add_parser(
-        "transcribe",
-        help="recognise audio files",
-        description="Recognise audio files (WAV, FLAC, MP3, Ogg and more, any sample rate and number of channels). By "
+    parser.description = (
+        "Recognise audio files (WAV, FLAC, MP3, Ogg and more, any sample rate and number of channels). By "
         "default, uses the demo model and its clips. The text of a single file is printed segment by segment as it "
-        "is recognised.",
+        "is recognised."
     )
-    parser.add_argument(
-        "files",
-        nargs="*",
-        type=named_path,
-        metavar="FILE",
-        help="audio files, media files, folders, pipes; -: standard input",
-    )
+    about = "audio files, media files, folders, pipes; -: standard input"
+    parser.add_argument("files", nargs="*", type=named_path, metavar="FILE", help=about)
     parser.add_argument("--stream", action="store_true", help="recognise chunk by chunk and show partial results")
     events = (
         "a JSON object for each segment when it is found, each partial result (--stream), and the end of each recording"
@@ -51,19 +44,14 @@ def add_transcribe(subparsers: Subparsers) -> None:
     add_output(parser, (*FORMATS, EVENTS), TEXT, f"; events, for programs: {events}")
     experts = add_decoding(parser, chunk_size="full context; with --stream: as in training, or 16")
     add_channel(experts)
-    experts.add_argument(
-        "--raw",
-        type=_raw_format,
-        metavar="ENCODING:HZ[:CHANNELS]",
-        help="read raw samples (without a header) as they arrive, in this format, such as s16le:16000; encodings: "
-        f"{', '.join(ENCODINGS)}",
+    about = "read raw samples (without a header) as they arrive, in this format, such as s16le:16000; encodings: "
+    about += ", ".join(ENCODINGS)
+    experts.add_argument("--raw", type=_raw_format, metavar="ENCODING:HZ[:CHANNELS]", help=about)
+    about = (
+        "recognise only where silero VAD finds speech; MODEL: an ONNX file, or silero for the installed package "
+        "(pip install --no-deps silero-vad)"
     )
-    experts.add_argument(
-        "--vad",
-        metavar="MODEL",
-        help="recognise only where silero VAD finds speech; MODEL: an ONNX file, or silero for the installed package "
-        "(pip install --no-deps silero-vad)",
-    )
+    experts.add_argument("--vad", metavar="MODEL", help=about)
     parser.set_defaults(run=run_transcribe)
 
 
@@ -87,8 +75,13 @@ def _raw_format(text: str) -> RawFormat:
 
 
 def run_transcribe(args: argparse.Namespace) -> int:
-    """Recognise every recording."""
-    _check(args)
+    """Recognise every recording. Raise ValueError if options contradict each other or would have no effect."""
+    if args.format == EVENTS and args.output:
+        raise ValueError(f"-f {EVENTS} is for stdout: leave out --output")
+    if args.vad and args.stream:
+        raise ValueError("--vad needs whole recordings: leave out --stream")
+    if args.num_left_chunks is not None and args.chunk_size is None and not args.stream:
+        raise ValueError("--num-left-chunks needs --chunk-size or --stream: full context has no chunks")
     vad = VoiceActivityDetector(None if args.vad == "silero" else Path(args.vad)) if args.vad else None
     return run_each(args, TEXT, lambda *recording: _transcript(args, vad, *recording))
 
@@ -126,16 +119,6 @@ def run_each(args: argparse.Namespace, default: str, transcribe: Work) -> int:
     if num_failed:
         complain(f"{num_failed} of {num_asked} files failed")
     return 1 if num_failed else 0
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Raise ValueError if options contradict each other or would have no effect."""
-    if args.format == EVENTS and args.output:
-        raise ValueError(f"-f {EVENTS} is for stdout: leave out --output")
-    if args.vad and args.stream:
-        raise ValueError("--vad needs whole recordings: leave out --stream")
-    if args.num_left_chunks is not None and args.chunk_size is None and not args.stream:
-        raise ValueError("--num-left-chunks needs --chunk-size or --stream: full context has no chunks")
 
 
 def _transcript(
