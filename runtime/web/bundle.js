@@ -39,7 +39,13 @@ export async function openBundle(source, { parse, check, cache = 'u2moe', onProg
 
 /** Return a reader. `source` is an object with a function `read`, or the URL of a folder. In Node, `file:` URLs work too. */
 function readerOf(source, cache, signal) {
-  if (typeof source?.read === 'function') return { read: (name) => readBy(source, name, signal) };
+  if (typeof source?.read === 'function') {
+    const read = async (name) => {
+      signal?.throwIfAborted();
+      return bytesOf(await source.read(name, { signal }), `${name}: the result of read`);
+    };
+    return { read: (name) => read(name).catch((error) => { throw readError(name, error, signal); }) };
+  }
   let folder;
   try {
     const { href } = new URL(source, globalThis.location?.href);
@@ -73,16 +79,14 @@ function neededFiles(manifest) {
 
 /** Return a file from the cache if its digest matches. Otherwise read the file and cache it. */
 async function readVerified(reader, name, digest, onProgress) {
-  const kept = await reader.kept?.(digest);
-  if (kept && !(await difference(kept, digest))) {
-    onProgress(digest.size);
-    return kept;
+  let content = await reader.kept?.(digest);
+  if (!content || (await difference(content, digest))) {
+    content = await reader.read(name, digest.size, onProgress);
+    const problem = await difference(content, digest);
+    if (problem) throw damaged(name, problem);
+    reader.keep?.(digest, content);
   }
-  const content = await reader.read(name, digest.size, onProgress);
-  const problem = await difference(content, digest);
-  if (problem) throw damaged(name, problem);
   onProgress(digest.size);
-  reader.keep?.(digest, content);
   return content;
 }
 
@@ -97,16 +101,6 @@ async function difference(content, digest) {
 function damaged(name, problem) {
   const advice = 'Load the model again; if that does not help, replace the model at its source';
   return new IntegrityError(`${name} does not match the manifest of the model. ${advice}`, { cause: new Error(`${name}: ${problem}`) });
-}
-
-/** Read a file with the caller's function. */
-async function readBy(source, name, signal) {
-  try {
-    signal?.throwIfAborted();
-    return bytesOf(await source.read(name, { signal }), `${name}: the result of read`);
-  } catch (error) {
-    throw readError(name, error, signal);
-  }
 }
 
 /** Reads files below a URL. Where the Cache API is available, caches the files by digest. */
@@ -148,8 +142,7 @@ class UrlReader {
     return this.#match(this.#key(digest));
   }
 
-  /** Write a file to the cache in the background. Failures, such as a full disk, are ignored; the file is fetched again next
-   * time. */
+  /** Cache a file in the background. Failures, such as a full disk, are ignored: the file is fetched again next time. */
   keep(digest, content) {
     this.#keeping.push(this.#cached((cache) => cache.put(this.#key(digest), new Response(content))));
   }

@@ -9,11 +9,13 @@ class Capture extends AudioWorkletProcessor {
 
   constructor() {
     super();
-    // Any message requests the last block, even if it is incomplete.
-    this.port.onmessage = () => {
-      this.port.postMessage({ last: this.#block.slice(0, this.#length) });
-      this.#length = 0;
-    };
+    this.port.onmessage = () => this.#post(true); // any message requests the last block, even if it is incomplete
+  }
+
+  #post(isLast) {
+    const samples = this.#block.slice(0, this.#length);
+    this.port.postMessage({ samples, isLast }, [samples.buffer]);
+    this.#length = 0;
   }
 
   process([channels]) {
@@ -23,11 +25,7 @@ class Capture extends AudioWorkletProcessor {
       for (const channel of channels) sum += channel[i];
       this.#block[this.#length] = sum / channels.length;
       this.#length += 1;
-      if (this.#length === BLOCK_LEN) {
-        this.port.postMessage(this.#block, [this.#block.buffer]);
-        this.#block = new Float32Array(BLOCK_LEN);
-        this.#length = 0;
-      }
+      if (this.#length === BLOCK_LEN) this.#post(false);
     }
     return true;
   }

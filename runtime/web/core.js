@@ -69,13 +69,13 @@ export class Core {
     const { malloc, free, __stack_pointer: stack } = this.#exports, given = [], top = stack.value;
     try {
       const passed = values.flatMap((value) => {
-        if (typeof value !== 'string' && !ArrayBuffer.isView(value)) return [value];
-        const bytes = typeof value === 'string' ? encoder.encode(value) : new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
-        const pointer = malloc(bytes.length || 1);
+        const array = typeof value === 'string' ? encoder.encode(value) : value;
+        if (!ArrayBuffer.isView(array)) return [array];
+        const pointer = malloc(array.byteLength || 1);
         if (!pointer) throw new WebAssembly.RuntimeError('out of memory');
         given.push(pointer);
-        this.#bytes(pointer, bytes.length).set(bytes);
-        return [pointer, value.length === undefined || typeof value === 'string' ? bytes.length : value.length];
+        this.#bytes(pointer, array.byteLength).set(bytesOf(array));
+        return [pointer, array.length];
       });
       const found = this.#exports[name](...passed);
       given.forEach(free);
@@ -284,10 +284,8 @@ export function pythonNames(value, path = '', depth = 0) {
   if (kind === 'number' && !Number.isFinite(value)) throw new RangeError(`${path} must be a number, got ${value}`);
   if (kind === 'string' && /\p{Surrogate}/u.test(value)) throw new RangeError(`${path} contains half of a surrogate pair`);
   if (Array.isArray(value)) return Array.from(value, (item, index) => within(index, item));
-  if (kind !== 'object' || value === null) {
-    if (['bigint', 'function', 'symbol'].includes(kind)) throw new RangeError(`${path} must not be a ${kind}`);
-    return value;
-  }
+  if (['bigint', 'function', 'symbol'].includes(kind)) throw new RangeError(`${path} must not be a ${kind}`);
+  if (kind !== 'object' || value === null) return value;
   if (tag(value) !== '[object Object]') throw new RangeError(`${path} must not be a ${tag(value).slice(8, -1)}`);
   return Object.fromEntries(Object.entries(value).map(([name, item]) => [snake(name), within(name, item)]));
 }

@@ -3,11 +3,8 @@
 import { graphFiles } from './bundle.js';
 import { BundleError, InferenceError, StreamError, U2moeError } from './errors.js';
 
-/**
- * Despite its name, the mode 'parallel' runs nothing in parallel, since there is only one thread. In this mode, onnxruntime
- * does not search for reusable buffers. When the encoder's session is created, that search would take ten times as long as
- * everything else.
- */
+/** There is only one thread: the mode 'parallel' just keeps onnxruntime from searching for reusable buffers. When the encoder's
+ * session is created, that search would take ten times as long as everything else. */
 const WEB_ASSEMBLY = { executionProviders: ['wasm'], executionMode: 'parallel' };
 
 /** Maximum number of token-frame or token-token pairs per decoder call. It limits the memory that attention uses. */
@@ -15,25 +12,19 @@ const MOST_PAIRS = 2 ** 22;
 
 /** A session of onnxruntime-web or onnxruntime-node. Errors name the file and the inputs. */
 export class Graph {
-  #ort;
-  #file;
-  #session;
   #running = new Set();
 
   constructor(ort, file, session) {
-    this.#ort = ort;
-    this.#file = file;
-    this.#session = session;
+    Object.assign(this, { ort, file, session });
   }
 
-  /** Run the graph on inputs {type, data, dims}, and return its output tensors by name. It is an error if one of
-   * `outputs` is missing. */
+  /** Run the graph on inputs {type, data, dims}. Return its output tensors by name, among them `outputs`. */
   async run(inputs, outputs) {
-    if (!this.#session) throw new StreamError('the recogniser of this stream has been released');
+    if (!this.session) throw new StreamError('the recogniser of this stream has been released');
     let running, found;
     try {
-      const feeds = Object.entries(inputs).map(([name, { type, data, dims }]) => [name, new this.#ort.Tensor(type, data, dims)]);
-      running = this.#session.run(Object.fromEntries(feeds));
+      const feeds = Object.entries(inputs).map(([name, { type, data, dims }]) => [name, new this.ort.Tensor(type, data, dims)]);
+      running = this.session.run(Object.fromEntries(feeds));
       this.#running.add(running);
       found = await running;
     } catch (error) {
@@ -48,13 +39,13 @@ export class Graph {
   }
 
   error(message, cause) {
-    return new InferenceError(`${this.#file}: ${message}`, cause === undefined ? {} : { cause });
+    return new InferenceError(`${this.file}: ${message}`, cause === undefined ? {} : { cause });
   }
 
   /** Release the session once pending runs have ended, because they would otherwise use freed memory. */
   async release() {
-    const session = this.#session;
-    this.#session = null;
+    const session = this.session;
+    this.session = null;
     await Promise.allSettled(this.#running);
     await session?.release();
   }
@@ -62,12 +53,8 @@ export class Graph {
 
 /** The graphs of a bundle, shared by all streams. */
 export class Graphs {
-  #graphs;
-  #model;
-
   constructor(graphs, model) {
-    this.#graphs = graphs;
-    this.#model = model;
+    Object.assign(this, { graphs, model });
   }
 
   /**
@@ -103,45 +90,48 @@ export class Graphs {
     files.delete(file);
     try {
       return new Graph(ort, file, await ort.InferenceSession.create(content, options));
-    } catch (error) {
-      throw refusal(file, error);
+    } catch (cause) {
+      const message = String(cause?.message ?? cause);
+      if (/SIMD/.test(message)) throw new U2moeError('WebAssembly SIMD is not supported: use a browser of 2023 or later, or Node 16.4 or later', { cause });
+      if (/no available backend/.test(message)) throw new U2moeError(`onnxruntime failed to start: ${message}`, { cause });
+      throw new BundleError(`${file}: onnxruntime refuses it: ${message}`, { cause });
     }
   }
 
   /** Release all sessions, even if one fails. */
   async release() {
-    const released = await Promise.allSettled(Object.values(this.#graphs).map((graph) => graph.release()));
+    const released = await Promise.allSettled(Object.values(this.graphs).map((graph) => graph.release()));
     const failed = released.find(({ status }) => status === 'rejected');
     if (failed) throw new U2moeError(`onnxruntime failed to release a graph: ${failed.reason?.message}`, { cause: failed.reason });
   }
 
   /** Compute the features [frames, mel] of samples. */
   async features(samples) {
-    const { features } = await this.#graphs.features.run({ samples: float(samples, [1, samples.length]) }, ['features']);
+    const { features } = await this.graphs.features.run({ samples: float(samples, [1, samples.length]) }, ['features']);
     return features.data;
   }
 
   /** Return the caches of a stream before its first chunk: {offset, tensors}, in the manifest's order. */
   start() {
     const zeros = (dims) => float(new Float32Array(product(dims)), dims);
-    return { offset: 0, tensors: this.#model.caches.map(({ num_blocks: blocks, shape }) => zeros([blocks, 1, ...shape])) };
+    return { offset: 0, tensors: this.model.caches.map(({ num_blocks: blocks, shape }) => zeros([blocks, 1, ...shape])) };
   }
 
   /** Encode one chunk. Return the encoder output [time, dim], and the caches for the next chunk. */
   async encode(window, caches, required) {
-    const { feature_size: width, caches: layout, streaming } = this.#model, numFrames = window.length / width;
+    const { feature_size: width, caches: layout, streaming } = this.model, numFrames = window.length / width;
     const feeds = { chunk: float(window, [1, numFrames, width]), chunk_lens: int([numFrames], [1]) };
     if (streaming) Object.assign(feeds, { offset: int([caches.offset], [1]), required_cache_size: int([required], []) });
     layout.forEach(({ name }, index) => { feeds[name] = caches.tensors[index]; });
     const results = layout.map(({ name }) => `r_${name}`);
-    const found = await this.#graphs.encoder.run(feeds, ['output', ...(streaming ? ['next_offset'] : []), ...results]);
+    const found = await this.graphs.encoder.run(feeds, ['output', ...(streaming ? ['next_offset'] : []), ...results]);
     const tensors = results.map((name) => float(found[name].data, found[name].dims));
     return { output: found.output.data, caches: { offset: Number(found.next_offset?.data[0] ?? 0), tensors } };
   }
 
   /** Return `caches` for a new utterance, reduced to their last `numFrames` encoder frames. */
   lastOf(caches, numFrames) {
-    const tensors = this.#model.caches.map(({ shape, rate }, index) => {
+    const tensors = this.model.caches.map(({ shape, rate }, index) => {
       const { data, dims } = caches.tensors[index], axis = 2 + shape.indexOf(0);
       if (axis < 2 || dims[axis] <= Math.ceil(numFrames * rate)) return caches.tensors[index];
       const length = Math.ceil(numFrames * rate), width = product(dims.slice(axis + 1)), rows = product(dims.slice(0, axis));
@@ -157,10 +147,9 @@ export class Graphs {
 
   /** Compute the log-probabilities [time, vocab] for encoder output [time, dim]. */
   async ctc(encoderOut) {
-    const dim = this.#model.output_size;
-    const feeds = { encoder_out: float(encoderOut, [1, encoderOut.length / dim, dim]) };
-    const found = await this.#graphs.ctc.run(feeds, ['log_probs']);
-    return withNumbers(this.#graphs.ctc, found.log_probs.data);
+    const dim = this.model.output_size;
+    const found = await this.graphs.ctc.run({ encoder_out: float(encoderOut, [1, encoderOut.length / dim, dim]) }, ['log_probs']);
+    return withNumbers(this.graphs.ctc, found.log_probs.data);
   }
 
   /**
@@ -170,18 +159,18 @@ export class Graphs {
    *   log-probabilities [rows, vocab] of next tokens.
    */
   async score(encoderOut, hyps, lens) {
-    const { output_size: dim } = this.#model, numFrames = encoderOut.length / dim, longest = hyps.length / lens.length;
+    const { output_size: dim } = this.model, numFrames = encoderOut.length / dim, longest = hyps.length / lens.length;
     const encoded = float(encoderOut, [1, numFrames, dim]), given = { score: [], r_score: [], next_log_probs: [] };
     const numRows = Math.max(1, Math.floor(MOST_PAIRS / (longest * Math.max(numFrames, longest))));
     for (let begin = 0; begin < lens.length; begin += numRows) {
       const part = lens.subarray(begin, begin + numRows), num = part.length;
-      const found = await this.#graphs.decoder.run({
+      const found = await this.graphs.decoder.run({
         hyps: { type: 'int64', data: hyps.subarray(begin * longest, (begin + num) * longest), dims: [1, num, longest] },
         hyps_lens: { type: 'int64', data: part, dims: [1, num] },
         encoder_out: encoded,
         encoder_lens: int([numFrames], [1]),
       }, ['score']);
-      for (const [name, parts] of Object.entries(given)) if (found[name]) parts.push(withNumbers(this.#graphs.decoder, found[name].data));
+      for (const [name, parts] of Object.entries(given)) if (found[name]) parts.push(withNumbers(this.graphs.decoder, found[name].data));
     }
     const scores = Float32Array.from(Object.values(given).flat().flatMap((part) => [...part]));
     return [scores, lens.length, longest + 1, given.r_score.length ? 2 : 1];
@@ -195,11 +184,4 @@ export const int = (values, dims) => ({ type: 'int64', data: BigInt64Array.from(
 function withNumbers(graph, values) {
   if (values.some(Number.isNaN)) throw graph.error('returned NaN: its weights are damaged');
   return values;
-}
-
-function refusal(file, cause) {
-  const message = String(cause?.message ?? cause);
-  if (/SIMD/.test(message)) return new U2moeError('WebAssembly SIMD is not supported: use a browser of 2023 or later, or Node 16.4 or later', { cause });
-  if (/no available backend/.test(message)) return new U2moeError(`onnxruntime failed to start: ${message}`, { cause });
-  return new BundleError(`${file}: onnxruntime refuses it: ${message}`, { cause });
 }

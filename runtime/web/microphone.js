@@ -50,8 +50,8 @@ export class Microphone extends EventTarget {
     this.#constraints = constraints;
     this.#node = new AudioWorkletNode(context, 'capture', { numberOfOutputs: 0 });
     this.#node.port.onmessage = ({ data }) => {
-      this.#emit('samples', data.last ?? data);
-      if (data.last) this.#flushed();
+      this.#emit('samples', data.samples);
+      if (data.isLast) this.#flushed();
     };
     this.#node.onprocessorerror = () => this.#end(new MicrophoneError('The microphone has stopped.', { reason: 'failed' }));
     // A phone call or another program may suspend the context. Resume it; otherwise, no more samples arrive.

@@ -5,9 +5,6 @@ import { StreamError } from './errors.js';
 
 /** One source of a stream, recognised in this thread. */
 export class Source {
-  #graphs;
-  #recognition;
-  #vad;
   #past; // state of the detector
   #caches;
   #emit;
@@ -21,15 +18,13 @@ export class Source {
 
   /** @param emit called with the type and detail of each event. */
   constructor(graphs, recognition, vad, emit) {
-    this.#graphs = graphs;
-    this.#recognition = recognition;
-    this.#vad = vad;
+    Object.assign(this, { graphs, recognition, vad });
     this.#past = vad?.start();
     this.#emit = (type, detail) => this.#isDiscarded || emit(type, detail);
   }
 
   get result() {
-    return this.#last ?? this.#recognition.result;
+    return this.#last ?? this.recognition.result;
   }
 
   /** Pass the first second of audio to the core now, so that this call throws if samples are invalid. Pass later audio in
@@ -48,7 +43,7 @@ export class Source {
     if (this.#isFinished) throw new StreamError('the input of this stream is already finished');
     this.#isFinished = true;
     return this.#soon(() => this.#decode(() => {
-      this.#recognition.call('finish');
+      this.recognition.call('finish');
       this.#isEnding = true;
     }));
   }
@@ -60,7 +55,7 @@ export class Source {
   }
 
   #append(sampleRate, samples) {
-    if (!this.#failure && !this.#isDiscarded) this.#recognition.call('accept', sampleRate, samples); // after a failure or reset they would never be recognised
+    if (!this.#failure && !this.#isDiscarded) this.recognition.call('accept', sampleRate, samples); // after a failure or reset they would never be recognised
   }
 
   /** Emit no more events, and drop work in progress. */
@@ -70,8 +65,8 @@ export class Source {
   }
 
   #free() {
-    this.#recognition?.free();
-    this.#recognition = null;
+    this.recognition?.free();
+    this.recognition = null;
   }
 
   /** Call `before`, then recognise all complete chunks. */
@@ -95,10 +90,10 @@ export class Source {
 
   async #decodeAll() {
     for (let isNew = false; !this.#isDiscarded;) {
-      const request = this.#recognition.next();
-      for (let segment; (segment = this.#recognition.segment());) this.#emit('final', segment);
+      const request = this.recognition.next();
+      for (let segment; (segment = this.recognition.segment());) this.#emit('final', segment);
       const isBetween = ![CTC, DECODER].includes(request?.graph); // the next graph does not belong to the end of an utterance
-      const result = (isNew && isBetween) || !request ? this.#recognition.result : null;
+      const result = (isNew && isBetween) || !request ? this.recognition.result : null;
       if (isNew && isBetween && !result.isFinal) this.#emit('partial', result);
       if (!request) {
         if (result.isFinal && this.#isEnding) this.#last = result;
@@ -111,12 +106,12 @@ export class Source {
 
   /** Run the graph that the core requested. If the source is discarded meanwhile, drop the output. */
   async #run({ graph, input, begins, kept, required, hyps, lens }) {
-    const graphs = this.#graphs, recognition = this.#recognition;
+    const graphs = this.graphs, recognition = this.recognition;
     let output;
     if (graph === DECODER) output = await graphs.score(input, hyps, lens); // an array of arguments for `score`
     if (graph === FEATURES) output = await graphs.features(input);
     if (graph === CTC) output = await graphs.ctc(input);
-    if (graph === VAD) output = Float32Array.of(await this.#vad.probability(input, this.#past));
+    if (graph === VAD) output = Float32Array.of(await this.vad.probability(input, this.#past));
     if (graph === ENCODER) {
       const caches = begins ? graphs.start() : kept < 0 ? this.#caches : graphs.lastOf(this.#caches, kept);
       ({ output, caches: this.#caches } = await graphs.encode(input, caches, required));

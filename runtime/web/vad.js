@@ -44,8 +44,7 @@ export class Vad {
 
   /** Return the state at the beginning: the samples before the first window, and the states of the graph. */
   start() {
-    const states = this.#states.map(({ dims }) => new Float32Array(product(dims)));
-    return { context: new Float32Array(CONTEXT_LEN), states };
+    return { context: new Float32Array(CONTEXT_LEN), states: this.#states.map(({ dims }) => new Float32Array(product(dims))) };
   }
 
   /** Return the probability that a window is speech. Update the state `past`. */

@@ -26,25 +26,24 @@ export function serve(defaults) {
   const given = (options) => options && { ...options, languageModel: objects.get(options.languageModel) ?? options.languageModel };
   const methods = {
     async load(id, source, options) {
-      const onProgress = (progress) => port.postMessage({ id, progress });
+      const onProgress = (progress) => port.postMessage({ id, progress }), { signal } = aborts.set(id, new AbortController()).get(id);
       const { Recognizer: Local } = await import('./recognizer.js'); // imported here because the page does not need it
       const publicKeys = options.publicKeys ?? defaults.publicKeys; // an undefined option must not turn verification off
-      recognizer = await Local.fromBundle(source, { ...defaults, ...options, publicKeys, onProgress, signal: abortable(id) });
+      recognizer = await Local.fromBundle(source, { ...defaults, ...options, publicKeys, onProgress, signal });
       return { sampleRate: recognizer.sampleRate, manifest: recognizer.manifest };
     },
     languageModel: (_, object, content, options) => void objects.set(object, recognizer.languageModel(content, options)),
     release: () => recognizer.release(),
     createStream(_, object, options) {
       const stream = recognizer.createStream(given(options));
-      for (const type of ['partial', 'final']) stream.addEventListener(type, ({ detail }) => port.postMessage({ object, type, detail }));
-      stream.addEventListener('error', ({ detail }) => port.postMessage({ object, type: 'error', detail: packed(detail) }));
+      const report = ({ type, detail }) => port.postMessage({ object, type, detail: type === 'error' ? packed(detail) : detail });
+      for (const type of ['partial', 'final', 'error']) stream.addEventListener(type, report);
       objects.set(object, stream);
     },
     call: (_, object, method, ...args) => objects.get(object)?.[method](...args),
     forget: (_, object) => void objects.delete(object),
     abort: (_, which) => aborts.get(which)?.abort(),
   };
-  const abortable = (id) => aborts.set(id, new AbortController()).get(id).signal;
   listen(port, 'message', async ({ id, method, args }) => {
     try {
       port.postMessage({ id, value: await methods[method](id, ...args) });
@@ -181,9 +180,7 @@ export class Recognizer extends Streaming {
 
 /** A source of a `Stream`, recognised in the worker. `discard` resets this object and returns it as the next source. */
 class Source {
-  #connection;
   #object;
-  #emit;
   #created;
   result = {
     text: '', isFinal: false, segment: 0, start: 0, end: 0, confidence: 0, score: 0, tokens: [], times: [], words: [], nbest: [],
@@ -191,8 +188,7 @@ class Source {
   };
 
   constructor(connection, emit, options, model) {
-    this.#connection = connection;
-    this.#emit = emit;
+    Object.assign(this, { connection, emit });
     this.#object = connection.register(this);
     this.#created = Promise.all([model, connection.call('createStream', [this.#object, options])]);
     this.#created.catch((detail) => this.take('error', detail));
@@ -200,7 +196,7 @@ class Source {
 
   take(type, detail) {
     if (type !== 'error') this.result = detail;
-    this.#emit(type, detail);
+    this.emit(type, detail);
   }
 
   accept(sampleRate, samples) {
@@ -218,7 +214,7 @@ class Source {
   }
 
   #call(method, args, transfer) {
-    const answers = [this.#created, this.#connection.call('call', [this.#object, method, ...args], { transfer })];
+    const answers = [this.#created, this.connection.call('call', [this.#object, method, ...args], { transfer })];
     return Promise.all(answers).then(() => void this); // keeps this object alive until then, so that it gets its events
   }
 }
