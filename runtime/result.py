@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 
@@ -158,30 +157,18 @@ class Alignment(Transcript):
 
 def moved(result: Result, seconds: float, segment: int) -> Result:
     """Return the result as segment number `segment` of a longer recording, with times shifted by `seconds`."""
-    return replace(_timed(result, lambda time: round(time + seconds, 3)), segment=segment)
 
+    def later(time: float) -> float:
+        return round(time + seconds, 3)
 
-def without_padding(result: Result, lead_s: float, end_s: float) -> Result:
-    """Return the result with times relative to the audio, which follows `lead_s` seconds of padding.
-
-    Times are limited to the range from 0 to `end_s`, the end of the audio.
-    """
-    return _timed(result, lambda time: round(min(max(time - lead_s, 0.0), end_s), 3))
-
-
-def _timed(result: Result, clock: Callable[[float], float]) -> Result:
-    """Return the result with `clock` applied to all times."""
-    times = [result.times, *(each.times for each in result.nbest)]
-    seconds = {time: clock(time) for own in times for time in own}
-    words = [replace(word, start=clock(word.start), end=clock(word.end)) for word in result.words]
-    phrases = [replace(each, start=clock(each.start), end=clock(each.end)) for each in result.phrases]
     return replace(
         result,
-        start=clock(result.start) if result.text else 0.0,
-        end=clock(result.end) if result.text else 0.0,
-        committed_end=clock(result.committed_end),
-        times=[seconds[time] for time in result.times],
-        words=words,
-        phrases=phrases,
-        nbest=[replace(each, times=[seconds[time] for time in each.times]) for each in result.nbest],
+        segment=segment,
+        start=later(result.start) if result.text else 0.0,
+        end=later(result.end) if result.text else 0.0,
+        committed_end=later(result.committed_end),
+        times=list(map(later, result.times)),
+        words=[replace(word, start=later(word.start), end=later(word.end)) for word in result.words],
+        phrases=[replace(each, start=later(each.start), end=later(each.end)) for each in result.phrases],
+        nbest=[replace(each, times=list(map(later, each.times))) for each in result.nbest],
     )

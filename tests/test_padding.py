@@ -16,7 +16,7 @@ from u2moe.runtime.audio.padding import Padding, padded
 from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.decoding.language_model_weights import EncodedRecordings
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.result import without_padding
+from u2moe.runtime.result import moved
 
 PADDING_S = 0.3
 FEATURES = FeatureConfig()
@@ -61,7 +61,23 @@ def test_a_source_is_heard_with_its_padding(lengths, search):
     expected = feed(toy, np.pad(samples, NUM), [], options)
     found = feed(toy, samples, lengths, with_padding(options))
     assert [result.text for result in found] == ["A", "B"]
-    assert found == [without_padding(result, PADDING_S, len(samples) * 1000 // RATE / 1000) for result in expected]
+    assert found == [_without_padding(result, len(samples) * 1000 // RATE / 1000) for result in expected]
+
+
+def _without_padding(result, end_s):
+    def limit(time):
+        return min(max(time, 0.0), end_s)
+
+    own = moved(result, -PADDING_S, result.segment)
+    return dataclasses.replace(
+        own,
+        start=limit(own.start),
+        end=limit(own.end),
+        committed_end=limit(own.committed_end),
+        times=list(map(limit, own.times)),
+        words=[dataclasses.replace(word, start=limit(word.start), end=limit(word.end)) for word in own.words],
+        nbest=[dataclasses.replace(each, times=list(map(limit, each.times))) for each in own.nbest],
+    )
 
 
 def test_times_stay_within_the_source(recognizer, sound):

@@ -81,11 +81,11 @@ class SecondPass:
         self, stream: StreamState, hypotheses: list[Hypothesis], rescored: list[Rescored] | None = None
     ) -> Result:
         """Build the result from hypotheses, best first, and from their second-pass scores, if any."""
-        frame_s, utterance, vocabulary = stream.frame_s, stream.utterance, stream.vocabulary
-        begin_s, end_s = utterance.start * frame_s, utterance.end * frame_s
-        seconds = cache(lambda time: round((utterance.start + time) * frame_s, 3))  # hypotheses have many in common
+        frame_s, utterance, vocabulary, clock = stream.frame_s, stream.utterance, stream.vocabulary, stream.clock()
+        begin_s, end_s = clock(utterance.start * frame_s), clock(utterance.end * frame_s)
+        seconds = cache(lambda time: clock((utterance.start + time) * frame_s))  # hypotheses have many in common
         if not hypotheses:
-            return Result(text="", is_final=True, segment=utterance.number, committed_end=round(end_s, 3))
+            return Result(text="", is_final=True, segment=utterance.number, committed_end=end_s)
         best = hypotheses[0]
         probabilities = rescored[0].token_probabilities if rescored else best.probabilities
         spans = vocabulary.words(best.tokens) if best.times else []
@@ -115,8 +115,8 @@ class SecondPass:
             text=alternatives[0].text,
             is_final=True,
             segment=utterance.number,
-            start=words[0].start if words else round(begin_s, 3) if best.tokens else 0.0,
-            end=words[-1].end if words else round(end_s, 3) if best.tokens else 0.0,
+            start=words[0].start if words else begin_s if best.tokens else 0.0,
+            end=words[-1].end if words else end_s if best.tokens else 0.0,
             tokens=best.tokens,
             times=list(map(seconds, best.times)),
             words=words,
@@ -125,7 +125,7 @@ class SecondPass:
             nbest=alternatives,
             committed=alternatives[0].text,
             num_committed=len(vocabulary.words(best.tokens)),
-            committed_end=round(end_s, 3),
+            committed_end=end_s,
             revised=utterance.num_revised(vocabulary, best.tokens),
             phrases=phrases,
         )
@@ -134,15 +134,15 @@ class SecondPass:
         self, stream: StreamState, words: list[Word], times: Sequence[int], probabilities: Sequence[float]
     ) -> list[WordResult]:
         """Return the words of a hypothesis and their times. Word boundaries are moved to the pauses between words."""
-        utterance = stream.utterance
+        utterance, clock = stream.utterance, stream.clock()
         spans = word_spans(
             words, times, stream.frame_s, stream.pauses(), start=utterance.start, num_frames=utterance.num_frames
         )
         return [
             WordResult(
                 word=word.text,
-                start=start,
-                end=end,
+                start=clock(start),
+                end=clock(end),
                 confidence=word_confidence(probabilities[word.begin : word.end], self._manifest.calibration),
             )
             for word, (start, end) in zip(words, spans, strict=True)

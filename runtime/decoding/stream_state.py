@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from u2moe.runtime.errors import StreamError
 from u2moe.runtime.model.encoder import CacheRow, split_rows
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.options import WITHOUT_BEAM, DefiniteOptions
-from u2moe.runtime.result import Alternative, Result, without_padding
+from u2moe.runtime.result import Alternative, Result
 from u2moe.runtime.text.vocabulary import Vocabulary
 from u2moe.runtime.text.written.formatter import formatter_of
 
@@ -136,7 +136,7 @@ class StreamState:
     def result(self, num_alternatives: int = 0) -> Result:
         """Return the result of the current utterance. A partial result has up to `num_alternatives` alternatives."""
         with self.lock:
-            result = self.utterance.result(self.vocabulary, self.frame_s, self.model.manifest.calibration)
+            result = self.utterance.result(self.vocabulary, self.frame_s, self.clock(), self.model.manifest.calibration)
             if result.is_final:
                 return result
             nbest: dict[str, Alternative] = {}
@@ -148,10 +148,18 @@ class StreamState:
             return self.presented(dataclasses.replace(result, nbest=list(nbest.values())) if nbest else result)
 
     def presented(self, result: Result) -> Result:
-        """Return a result for the caller: with times that exclude the added silence, and text in the chosen format."""
-        if self._padding_s:
-            result = without_padding(result, self.extractor.lead_s, self.extractor.end_s)
+        """Return a result for the caller, with text in the chosen format."""
         return result if self._formatter is None else self._formatter.result(result, self.vocabulary)
+
+    def clock(self) -> Callable[[float], float]:
+        """Return a function that converts seconds from the first frame to times of results, rounded to milliseconds.
+
+        The times exclude the added silence. They are limited to the range from 0 to the end of the source so far.
+        """
+        if not self._padding_s:
+            return lambda time: round(time, 3)
+        lead_s, end_s = self.extractor.lead_s, self.extractor.end_s
+        return lambda time: round(min(max(round(time, 3) - lead_s, 0.0), end_s), 3)
 
     def take_segments(self) -> list[Result]:
         """Return the final results since the last call: one for each utterance that has words."""

@@ -195,12 +195,19 @@ class Utterance:
             best = words.argmax(axis=1)
             self._loudest += np.where(words.max(axis=1) > log_probs[:, blank], best, ~best).tolist()
 
-    def result(self, vocabulary: Vocabulary, frame_s: float, calibration: Calibration | None = None) -> Result:
+    def result(
+        self,
+        vocabulary: Vocabulary,
+        frame_s: float,
+        clock: Callable[[float], float],
+        calibration: Calibration | None = None,
+    ) -> Result:
         """Return the partial result or, once the utterance is concluded, the final one.
 
         Args:
             vocabulary: converts tokens to text.
             frame_s: seconds per encoder frame.
+            clock: converts seconds to times of results; see `StreamState.clock`.
             calibration: calibration of confidences.
         """
         if self._result is None:
@@ -211,16 +218,16 @@ class Utterance:
                 is_final=False,
                 segment=self.number,
                 tokens=best.tokens,
-                times=[round((self.start + time) * frame_s, 3) for time in best.times],
+                times=[clock((self.start + time) * frame_s) for time in best.times],
                 score=best.score,
                 committed=vocabulary.text(self._committed),
                 num_committed=self._num_committed,
-                committed_end=round((self.start + settled) * frame_s, 3),
+                committed_end=clock((self.start + settled) * frame_s),
                 phrases=[
                     PhraseResult(
                         phrase=vocabulary.text(self._committed[begin:end]),
-                        start=round((self.start + best.times[begin]) * frame_s, 3),
-                        end=round((self.start + best.times[end - 1] + 1) * frame_s, 3),
+                        start=clock((self.start + best.times[begin]) * frame_s),
+                        end=clock((self.start + best.times[end - 1] + 1) * frame_s),
                         confidence=word_confidence([probability], calibration),
                     )
                     for begin, end, probability in self._phrases
