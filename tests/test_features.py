@@ -1,3 +1,4 @@
+import _ctypes
 import dataclasses
 from pathlib import Path
 
@@ -18,29 +19,37 @@ LAST_BIT = 2e-6
 """Distance between neighbouring float32 values up to 32. Sums in another order may round to either."""
 
 
+@pytest.fixture(scope="module", params=["numpy", "native"])
+def library(request):
+    """Return the library that computes features; None: numpy does."""
+    return (
+        pytest.importorskip("u2moe_kernels", exc_type=ImportError).library_path() if request.param == "native" else None
+    )
+
+
 @pytest.mark.parametrize("config", CONFIGS)
-def test_features_equal_kaldis_definition(config, sound):
-    found, expected = fbank(sound, config), plain_fbank(sound, config).astype(np.float32)
+def test_features_equal_kaldis_definition(config, sound, library):
+    found, expected = fbank(sound, config, library), plain_fbank(sound, config).astype(np.float32)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=LAST_BIT)
     assert (found != expected).mean() < 1e-3
 
 
 @pytest.mark.parametrize("name", WENET)
-def test_features_equal_wenets(name):
+def test_features_equal_wenets(name, library):
     """The golden values of windows, MFCC and band edges come from WeNet's front end; see golden/README.md."""
-    found = fbank((GOLDEN["samples"] / 32768).astype(np.float32), WENET[name])
+    found = fbank((GOLDEN["samples"] / 32768).astype(np.float32), WENET[name], library)
     assert found.shape == GOLDEN[name].shape
     # WeNet's band weights are float32. MFCC sums their errors and multiplies them by at most 12.
     np.testing.assert_allclose(found, GOLDEN[name], rtol=0, atol=1e-3 if WENET[name].num_ceps else 1e-4)
 
 
 @given(config=any_config())
-def test_all_front_ends_that_a_manifest_can_state(config):
+def test_all_front_ends_that_a_manifest_can_state(config, library):
     noise = np.random.default_rng(0).standard_normal(config.frame_len + 2 * config.shift_len) * 0.1
     samples = noise.astype(np.float32)
     try:
-        found = fbank(samples, config)
+        found = fbank(samples, config, library)
     except BundleError:
         assert not plain_banks(config, 1 << (config.frame_len - 1).bit_length()).any(axis=1).all()
         return
@@ -51,8 +60,8 @@ def test_all_front_ends_that_a_manifest_can_state(config):
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, -0.1, 1.0])
-def test_silence_and_constants_are_the_floor(level):
-    frames = fbank(np.full(1000, level, np.float32), CONFIG)
+def test_silence_and_constants_are_the_floor(level, library):
+    frames = fbank(np.full(1000, level, np.float32), CONFIG, library)
     assert np.array_equal(frames, np.full((4, 80), np.log(np.finfo(np.float32).eps), np.float32))
 
 
@@ -60,22 +69,28 @@ def test_silence_and_constants_are_the_floor(level):
     steps=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 20)), max_size=20),
     config=st.sampled_from(ALL_CONFIGS),
 )
-def test_any_split_gives_the_same_frames(steps, config, sound):
+def test_any_split_gives_the_same_frames(steps, config, sound, library):
     """Results are bit-identical for any split of samples and frames."""
-    stream, parts, start = FeatureStream(config), [], 0
+    stream, parts, start = FeatureStream(config, library), [], 0
     for num_samples, num_frames in [*steps, (len(sound), len(sound))]:
         stream.accept(sound[start : start + num_samples])
         start = min(start + num_samples, len(sound))
         parts.append(stream.take(num_frames))
         assert 0 < stream.num_needed(stream.num_ready + 1) - start <= config.frame_len
-    assert np.array_equal(np.concatenate(parts), fbank(sound, config))
+    assert np.array_equal(np.concatenate(parts), fbank(sound, config, library))
 
 
 @given(first=st.integers(0, 200), num_frames=st.integers(1, 200), config=st.sampled_from(ALL_CONFIGS))
-def test_a_frame_does_not_depend_on_those_beside_it(first, num_frames, config, sound):
-    whole = fbank(sound, config)
-    alone = fbank(sound[first * config.shift_len :][: (num_frames - 1) * config.shift_len + config.frame_len], config)
+def test_a_frame_does_not_depend_on_those_beside_it(first, num_frames, config, sound, library):
+    whole = fbank(sound, config, library)
+    samples = sound[first * config.shift_len :][: (num_frames - 1) * config.shift_len + config.frame_len]
+    alone = fbank(samples, config, library)
     assert np.array_equal(alone, whole[first : first + num_frames])
+
+
+def test_a_library_of_an_earlier_version_has_no_features(sound):
+    found = fbank(sound, CONFIG, Path(_ctypes.__file__))  # some library without the function
+    assert np.array_equal(found, fbank(sound, CONFIG))
 
 
 def test_samples_may_change_after_they_were_accepted(sound):

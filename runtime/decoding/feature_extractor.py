@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ class FeatureExtractor:
 
     If `chunk_size` is None, there is a single window. With `knows_last`, a window cannot be taken before it is known
     whether more windows follow; see `Windows`. Up to `padding_s` seconds of silence are added before and after the
-    samples; see `Padding`.
+    samples; see `Padding`. `library` as in `fbank`.
 
     Attributes:
         num_samples: number of samples received, at the model's rate, without the added silence.
@@ -30,7 +31,13 @@ class FeatureExtractor:
     """
 
     def __init__(
-        self, manifest: Manifest, chunk_size: int | None, *, knows_last: bool = False, padding_s: float = 0.0
+        self,
+        manifest: Manifest,
+        chunk_size: int | None,
+        *,
+        knows_last: bool = False,
+        padding_s: float = 0.0,
+        library: Path | None = None,
     ) -> None:
         self.num_samples = self._num_heard = 0
         self.is_finished = False
@@ -40,7 +47,7 @@ class FeatureExtractor:
         self._padding = Padding(padding_s, manifest.features.sample_rate, manifest.features.frame_len)
         self._resampler: Resampler | None = None
         self._front_end = manifest.features
-        self._features = FeatureStream(manifest.features)
+        self._features = FeatureStream(manifest.features, library)
         self._windows = Windows(manifest.model, chunk_size, knows_last=knows_last)
         self._levels = array("f")  # loudness of feature frames from number `_levels_start` on
         self._levels_start = 0

@@ -115,7 +115,11 @@ class StreamState:
                 chunk_size = round((LONGEST_WINDOW_S + 2 * self._padding_s) / self.frame_s)
             min_pause = endpoint.min_pause if endpoint else None
             self.extractor = FeatureExtractor(
-                self.model.manifest, chunk_size, knows_last=is_whole, padding_s=self._padding_s
+                self.model.manifest,
+                chunk_size,
+                knows_last=is_whole,
+                padding_s=self._padding_s,
+                library=self.model.search_library,
             )
             self._pause_rule = PauseRule(min_pause, self.frame_s, self._level_s)
             self.failure: BaseException | None = None

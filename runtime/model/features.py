@@ -1,5 +1,6 @@
-"""Log-mel filter banks and MFCC in numpy, without normalisation. They equal Kaldi's, which WeNet's training uses.
+"""Log-mel filter banks and MFCC, without normalisation. They equal Kaldi's, which WeNet's training uses.
 
+numpy computes them, or the u2moe-kernels library (`runtime/kernels/source/features.cpp`), which is twice as fast.
 Each frame is computed separately, in double precision, and rounded to single precision. Features are therefore
 bit-identical for any split of the samples. Between processors, they differ at most in the last bit. `graph.features`
 has the same equations for programs in other languages.
@@ -7,10 +8,12 @@ has the same equations for programs in other languages.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,7 @@ import numpy.typing as npt
 from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.errors import BundleError
+from u2moe.runtime.model.calls import NATIVE_CALLS
 
 PREEMPHASIS = 0.97
 FLOOR = float(np.finfo(np.float32).eps)
@@ -30,10 +34,11 @@ _BLOCK = 32
 Floats = npt.NDArray[np.float64]
 
 
-def fbank(samples: Samples, config: FeatureConfig) -> npt.NDArray[np.float32]:
+def fbank(samples: Samples, config: FeatureConfig, library: Path | None = None) -> npt.NDArray[np.float32]:
     """Compute features [frames, `config.size`] of samples [n] in [-1, 1].
 
     A frame needs a full window of samples, as with Kaldi's snip_edges. An incomplete window at the end is dropped.
+    `library` is the u2moe-kernels library that computes them; None: numpy does.
 
     Raises:
         BundleError: the configuration is impossible, for example because a mel band contains no FFT bin.
@@ -42,6 +47,10 @@ def fbank(samples: Samples, config: FeatureConfig) -> npt.NDArray[np.float32]:
     length, shift = config.frame_len, config.shift_len
     num_frames = max(len(samples) - length + shift, 0) // shift
     features = np.empty((num_frames, config.size), np.float32)
+    native = None if library is None else _native(library, config)
+    if native is not None:
+        native(np.ascontiguousarray(samples, np.float32), features)
+        return features
     for start in range(0, num_frames, _BLOCK):
         block = features[start : start + _BLOCK]
         log_energies = _log_energies(samples[start * shift :], len(block), config, constants)
@@ -56,9 +65,10 @@ class FeatureStream:
         BundleError: the configuration is impossible.
     """
 
-    def __init__(self, config: FeatureConfig) -> None:
+    def __init__(self, config: FeatureConfig, library: Path | None = None) -> None:
+        """Start a source; `library` as in `fbank`."""
         constants_of(config)  # fail here, not at the first frame
-        self._config = config
+        self._config, self._library = config, library
         self._parts: list[Samples] = []  # starting with the first sample of the next frame
         self._num_samples = 0  # in `_parts`
         self._num_taken = 0
@@ -85,7 +95,7 @@ class FeatureStream:
             return np.empty((0, self._config.size), np.float32)
         shift = self._config.shift_len
         samples = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
-        features = fbank(samples[: (num_frames - 1) * shift + self._config.frame_len], self._config)
+        features = fbank(samples[: (num_frames - 1) * shift + self._config.frame_len], self._config, self._library)
         self._parts = [samples[num_frames * shift :]]
         self._num_samples -= num_frames * shift
         self._num_taken += num_frames
@@ -162,6 +172,41 @@ def constants_of(config: FeatureConfig) -> Constants:
         is_filled=is_filled.astype(np.float64),
         cepstra=_cepstra(config.num_mel_bins, config.num_ceps) if config.num_ceps else None,
     )
+
+
+class _FrontEnd(ctypes.Structure):
+    """`U2moeFrontEnd` of the library."""
+
+    _fields_ = (
+        *[(name, ctypes.c_size_t) for name in ("frame_len", "shift_len", "num_points", "lowest", "num_weights")],
+        *[(name, ctypes.c_size_t) for name in ("num_bins", "num_ceps")],
+        *[(name, ctypes.c_void_p) for name in ("window", "turns", "weights", "cepstra", "starts")],
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _native(library: Path, config: FeatureConfig) -> Callable[[Samples, Samples], None] | None:
+    """Return a function of samples that writes features; None if the library is a version without it."""
+    try:
+        function = ctypes.CDLL(str(library)).u2moe_features
+    except AttributeError:
+        return None
+    function.argtypes = (ctypes.POINTER(_FrontEnd), ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    constants = constants_of(config)
+    angles = [2 * math.pi * k / constants.num_points for k in range(constants.num_points // 2 + 1)]
+    turns = np.array([(math.cos(angle), math.sin(angle)) for angle in angles])
+    cepstra = None if constants.cepstra is None else np.ascontiguousarray(constants.cepstra)
+    arrays = (constants.window, turns, constants.weights, cepstra, constants.starts.astype(np.int64))
+    sizes = (config.frame_len, config.shift_len, constants.num_points, constants.lowest, constants.weights.shape[1])
+    pointers = (None if array is None else array.ctypes.data for array in arrays)
+    front_end = _FrontEnd(*sizes, config.num_mel_bins, config.num_ceps, *pointers)
+
+    def compute(samples: Samples, features: Samples, _kept: object = arrays) -> None:
+        with NATIVE_CALLS:
+            if not function(front_end, samples.ctypes.data, len(features), features.ctypes.data):
+                raise MemoryError
+
+    return compute
 
 
 # The last bit of numpy's vectorized functions depends on the processor. Bundles must be the same on every processor, so

@@ -7,20 +7,13 @@
 
 #include "layout.h"
 #include "operators/attention.h"
+#include "exported.h"
 #include "operators/experts.h"
 #include "operators/first_convolutions.h"
 #include "operators/normalizations.h"
 #include "operators/products.h"
 #include "operators/streamed_convolution.h"
 #include "ort.h"
-
-#ifdef U2MOE_KERNELS_INSIDE  // the kernels are part of another library, which exports only its own functions
-#define U2MOE_EXPORT extern "C"
-#elif defined(_WIN32)
-#define U2MOE_EXPORT extern "C" __declspec(dllexport)
-#else
-#define U2MOE_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace u2moe {
 namespace {

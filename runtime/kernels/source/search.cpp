@@ -12,12 +12,7 @@
 #include <vector>
 
 #include "ctc.hpp"
-
-#ifdef _WIN32
-#define U2MOE_EXPORT extern "C" __declspec(dllexport)
-#else
-#define U2MOE_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
+#include "exported.h"
 
 namespace {
 
