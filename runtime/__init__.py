@@ -5,8 +5,7 @@ try:
 except ModuleNotFoundError as error:
     from u2moe.runtime.installation import install_command
 
-    # onnxruntime is an extra, because its CPU and GPU wheels overwrite each other. The message therefore names the
-    # extras.
+    # onnxruntime is an extra, because its CPU and GPU wheels overwrite each other. The message names both extras.
     raise ModuleNotFoundError(
         f"u2moe needs onnxruntime: {install_command('cpu')}, or [gpu] instead of [cpu]", name=error.name
     ) from None
@@ -20,29 +19,12 @@ from u2moe.runtime.decoding.ctc import Hypothesis, PrefixBeamSearch, ctc_greedy_
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.rescoring import Rescored, attention_beam_search, attention_rescoring
 from u2moe.runtime.decoding.vad import VadOptions, VoiceActivityDetector
-from u2moe.runtime.errors import (
-    AlignmentError,
-    AudioError,
-    AudioOverflowError,
-    AudioWarning,
-    BundleError,
-    BundleWarning,
-    CheckpointError,
-    CorpusError,
-    GrammarError,
-    IntegrityError,
-    KernelsError,
-    LanguageModelError,
-    MicrophoneError,
-    ParityError,
-    ProviderError,
-    QuantizationError,
-    SignatureError,
-    StreamError,
-    TruncatedAudioError,
-    U2moeError,
-    UnsupportedError,
-)
+
+from u2moe.runtime.errors import (  # isort: skip
+    AlignmentError, AudioError, AudioOverflowError, AudioWarning, BundleError, BundleWarning, CheckpointError,
+    CorpusError, GrammarError, IntegrityError, KernelsError, LanguageModelError, MicrophoneError, ParityError,
+    ProviderError, QuantizationError, SignatureError, StreamError, TruncatedAudioError, U2moeError, UnsupportedError,
+)  # fmt: skip
 from u2moe.runtime.language.model import LanguageModel, LanguageModelOptions
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.native import Kernels

@@ -18,8 +18,7 @@ from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.model.static_encoder import Runner
 from u2moe.runtime.text.vocabulary import Vocabulary, parse_tokens
 
-_MANIFEST_LIMIT = 64 << 20
-_TOKENS_LIMIT = 64 << 20
+_TEXT_LIMIT = 64 << 20
 _LANGUAGE_MODEL_LIMIT = 4 << 30
 
 
@@ -68,8 +67,13 @@ class Bundle:
         """
         folder = Path(path)
         described, where = BundleFiles(folder), folder / manifest_file
-        _check_folder(folder, where)
-        content = described.read(manifest_file, _MANIFEST_LIMIT)
+        if not folder.is_dir():
+            raise BundleError(f"{folder}: no such folder, expected the folder of a bundle")
+        if (folder / "train.yaml").is_file() and not where.exists():
+            raise BundleError(
+                f"{folder}: is a WeNet checkpoint, not a bundle: run 'u2moe export {folder} BUNDLE' first"
+            )
+        content = described.read(manifest_file, _TEXT_LIMIT)
         signed_by = None if public_keys is None else signer(folder, content, public_keys)
         manifest = parse_manifest(_decoded(where, content), where)
         files = BundleFiles(folder, manifest.files)
@@ -111,8 +115,7 @@ class Bundle:
         config = self.manifest.decoding.language_model
         if config is None:
             return None
-        content = self._files.read(config.file, _LANGUAGE_MODEL_LIMIT)
-        model = LanguageModel.parse(content, str(self.path / config.file))
+        model = LanguageModel.parse(self._files.read(config.file, _LANGUAGE_MODEL_LIMIT), str(self.path / config.file))
         return LanguageModelOptions(model=model, **config.weights)
 
     @property
@@ -140,13 +143,6 @@ class Bundle:
         return Model.load(self._files, self.manifest, settings, runner)
 
 
-def _check_folder(folder: Path, manifest: Path) -> None:
-    if not folder.is_dir():
-        raise BundleError(f"{folder}: no such folder, expected the folder of a bundle")
-    if (folder / "train.yaml").is_file() and not manifest.exists():
-        raise BundleError(f"{folder}: is a WeNet checkpoint, not a bundle: run 'u2moe export {folder} BUNDLE' first")
-
-
 def _decoded(file: Path, content: bytes) -> str:
     try:
         return content.decode("utf-8")
@@ -156,7 +152,7 @@ def _decoded(file: Path, content: bytes) -> str:
 
 def _read_tokens(files: BundleFiles, manifest: Manifest) -> list[str]:
     file = files.folder / TOKENS_FILE
-    tokens = parse_tokens(_decoded(file, files.read(TOKENS_FILE, _TOKENS_LIMIT)), file=str(file))
+    tokens = parse_tokens(_decoded(file, files.read(TOKENS_FILE, _TEXT_LIMIT)), file=str(file))
     if len(tokens) != manifest.model.vocab_size:
         raise BundleError(f"{file}: found {len(tokens)} symbols, expected vocab_size {manifest.model.vocab_size}")
     return tokens

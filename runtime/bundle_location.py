@@ -13,19 +13,11 @@ from u2moe.runtime.installation import install_command
 _NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w][\w./-]*)?")
 DEMO = "demo"
 """Name that selects the demo model wherever a bundle is expected. For a folder named demo, pass the string "./demo"."""
-
-
-def _demo_folder() -> Path:
-    """Return the demo model's folder: in a clone or editable installation, or else in the package u2moe-demo."""
-    in_clone = Path(__file__).parent / "demo"
-    installed = None if in_clone.is_dir() else find_spec("u2moe_demo")
-    folders = (installed and installed.submodule_search_locations) or [str(in_clone)]
-    return Path(folders[0])
-
-
-DEMO_FOLDER = _demo_folder()
-"""Folder of the demo model, with sample recordings in `clips/`. The model is a separate distribution,
-so the folder may be missing."""
+_IN_CLONE = Path(__file__).parent / "demo"
+_INSTALLED = None if _IN_CLONE.is_dir() else find_spec("u2moe_demo")
+DEMO_FOLDER = Path(((_INSTALLED and _INSTALLED.submodule_search_locations) or [str(_IN_CLONE)])[0])
+"""Folder of the demo model, with sample recordings in `clips/`: in a clone or editable installation, or else in the
+package u2moe-demo. The model is a separate distribution, so the folder may be missing."""
 
 
 def find_bundle(name: str | os.PathLike[str] | None) -> Path:

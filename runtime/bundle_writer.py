@@ -121,10 +121,7 @@ class BundleWriter:
         return self.target
 
     def _clear(self) -> None:
-        """Remove the staged folder and the folder that it replaces.
-
-        If the target does not exist, move the replaced folder back instead of removing it.
-        """
+        """Remove the staged folder and the one that it replaces, or move the latter back if there is no target."""
         if not self.target.exists():
             with contextlib.suppress(FileNotFoundError):
                 self._old.rename(self.target)
@@ -176,5 +173,4 @@ def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) 
         {file.name for file in folder.iterdir() if file.is_file()} - {MANIFEST_FILE, SEALED_FILE, SIGNATURE_FILE}
     )
     files = {file: FileDigest.of(folder / file) for file in names}
-    text = format_manifest(dataclasses.replace(manifest, files=files))
-    (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    (folder / name).write_bytes(format_manifest(dataclasses.replace(manifest, files=files)).encode())

@@ -57,7 +57,7 @@ class Option:
         client: fields of this declaration that differ for clients of the server, and "name" if clients use another
             name. None: clients may not set the option.
         flag: command-line option; None: there is none.
-        metavar: name of the value in the command-line help.
+        metavar: name of the value in the command-line help; by default N for an integer and X for a number.
         help: first sentence about the option in the docstring of its class.
         otherwise: meaning of None, from the same docstring.
         lost: what an older program does differently or lacks because it ignores this option of a bundle. Empty: the
@@ -93,10 +93,7 @@ class Option:
         return f"{self.help}; {self.least:g} to {self.most:g}" if is_limited else self.help
 
     def checked(self, name: str, value: Any) -> Any:
-        """Check a value, and return it as a plain Python type.
-
-        Raises FieldError with the option's name if the value is invalid.
-        """
+        """Check a value, and return it as a plain Python type. Raises FieldError with `name` if it is invalid."""
         match self.kind:
             case "integer":
                 most = MOST_INTEGER if self.most is None else int(self.most)
@@ -121,7 +118,8 @@ class Option:
 
 def option(kind: Kind, default: Any = None, **declared: Any) -> Any:
     """Return a dataclass field with its declaration; see `Option`. With `in_bundle`, the field's default is None."""
-    found = Option(kind=kind, default=default, **declared)
+    metavar = {"integer": "N", "number": "X"}.get(kind)
+    found = Option(kind=kind, default=default, **{"metavar": metavar, **declared})
     return dataclasses.field(default=None if found.in_bundle else default, metadata={_DECLARED: found})
 
 
@@ -141,10 +139,7 @@ def options_of(kind: Any) -> dict[str, Option]:
 
 @functools.cache
 def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
-    """Return the options that clients of the server may set.
-
-    Keys are the names that clients use. Each value is a pair: the name of the field, and its declaration for clients.
-    """
+    """Return the options that clients of the server may set: by the client's name, the field and its declaration."""
     found = {}
     for field, declared in options_of(kind).items():
         if declared.client is not None:

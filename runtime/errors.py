@@ -31,35 +31,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = [
-    "AlignmentError",
-    "AudioError",
-    "AudioOverflowError",
-    "AudioWarning",
-    "BundleError",
-    "BundleWarning",
-    "CheckpointError",
-    "CorpusError",
-    "GrammarError",
-    "IntegrityError",
-    "KernelsError",
-    "LanguageModelError",
-    "MicrophoneError",
-    "ParityError",
-    "ProviderError",
-    "QuantizationError",
-    "SignatureError",
-    "StreamError",
-    "TruncatedAudioError",
-    "U2moeError",
-    "UnsupportedError",
-]
+    "AlignmentError", "AudioError", "AudioOverflowError", "AudioWarning", "BundleError", "BundleWarning",
+    "CheckpointError", "CorpusError", "GrammarError", "IntegrityError", "KernelsError", "LanguageModelError",
+    "MicrophoneError", "ParityError", "ProviderError", "QuantizationError", "SignatureError", "StreamError",
+    "TruncatedAudioError", "U2moeError", "UnsupportedError",
+]  # fmt: skip
 
 
 class U2moeError(Exception):
-    """Base class of all exceptions of u2moe.
-
-    They can be pickled, so that worker processes can pass them to the parent.
-    """
+    """Base class of all exceptions of u2moe. They can be pickled, so worker processes can pass them to the parent."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default, pickle calls the class with only the message. This fails if `__init__` takes more arguments.
@@ -72,10 +52,7 @@ def _restored(kind: type[U2moeError], args: tuple[Any, ...]) -> U2moeError:
 
 
 class AlignmentError(U2moeError):
-    """A text that cannot be aligned with its recording.
-
-    The message names the cause, such as words outside the vocabulary.
-    """
+    """A text that cannot be aligned with its recording. The message names the cause, such as unknown words."""
 
 
 class AudioError(U2moeError):
@@ -103,10 +80,7 @@ class MicrophoneError(AudioError):
 
 
 class BundleError(U2moeError):
-    """An incomplete, damaged or incompatible bundle, or a folder that is not a bundle.
-
-    The message names the file and the field.
-    """
+    """An incomplete, damaged or incompatible bundle, or not a bundle. The message names the file and the field."""
 
 
 class IntegrityError(BundleError):
@@ -114,17 +88,11 @@ class IntegrityError(BundleError):
 
 
 class SignatureError(BundleError):
-    """A bundle not signed with any of the required keys.
-
-    The message names the file and the actual and expected signers.
-    """
+    """A bundle not signed with any of the required keys. The message names the file and the signers."""
 
 
 class KernelsError(U2moeError):
-    """Native kernels that were requested, but are missing or cannot run here.
-
-    If they are not installed, the message names the package to install.
-    """
+    """Native kernels that were requested, but are missing or cannot run here. The message names a missing package."""
 
 
 class CheckpointError(U2moeError):
@@ -136,38 +104,23 @@ class UnsupportedError(CheckpointError):
 
 
 class CorpusError(U2moeError):
-    """An unreadable list of recordings, or an unusable folder of results.
-
-    The message names the file or folder and, if possible, the line.
-    """
+    """An unreadable list of recordings, or an unusable folder of results. The message names it and perhaps the line."""
 
 
 class GrammarError(U2moeError, ValueError):
-    """A grammar that cannot be read or used.
-
-    The message names the phrase or slot, and states what was found and expected.
-    """
+    """A grammar that cannot be read or used. The message names the phrase or slot, what was found and expected."""
 
 
 class ParityError(U2moeError):
-    """A graph whose outputs differ too much from those of the network or graph that it was made from.
-
-    The message states what differs and, for numbers, the difference and the limit.
-    """
+    """A graph whose outputs differ too much from those of its original. The message states what differs and how far."""
 
 
 class LanguageModelError(U2moeError):
-    """A language model that is damaged, or a file that is not a language model.
-
-    The message names the file and, if known, the line, and states what is wrong.
-    """
+    """A damaged language model, or a file that is not one. The message names the file and, if known, the line."""
 
 
 class ProviderError(U2moeError):
-    """An execution provider that is missing, has failed, or would compute wrong results.
-
-    The message suggests another provider.
-    """
+    """A provider that is missing, has failed, or would compute wrong results. The message suggests another provider."""
 
 
 class QuantizationError(U2moeError):
@@ -196,10 +149,7 @@ class BundleWarning(UserWarning):
 
 @contextlib.contextmanager
 def handing_warnings_to(take: Callable[[str], object]) -> Iterator[None]:
-    """Call `take` with the text of each AudioWarning or BundleWarning from the block.
-
-    Other warnings are shown as usual.
-    """
+    """Call `take` with the text of each AudioWarning or BundleWarning from the block; show others as usual."""
     with warnings.catch_warnings():
         for kind in (AudioWarning, BundleWarning):
             warnings.simplefilter("always", kind)

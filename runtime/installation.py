@@ -9,11 +9,7 @@ _FOLDERS = {"kernels": "runtime/kernels", "demo": "runtime/demo"}
 
 
 def install_command(part: str) -> str:
-    """Return the command that installs a part of u2moe.
-
-    Args:
-        part: "kernels", "demo", or extras of u2moe such as "cpu,server".
-    """
+    """Return the command that installs a part of u2moe: "kernels", "demo", or extras such as "cpu,server"."""
     if part in _FOLDERS:
         return f"pip install u2moe-{part}" if IS_PUBLISHED else f"pip install ./{_FOLDERS[part]} (in a clone of u2moe)"
     return f"pip install 'u2moe[{part}]'" if IS_PUBLISHED else f"pip install '.[{part}]' (in a clone of u2moe)"

@@ -100,12 +100,8 @@ class EndpointConfig:
 class RescoringOptions(Generic[Open]):
     """Second-pass weights that the caller or the bundle chooses. `DecodingOptions` describes them."""
 
-    ctc_weight: float | Open = option(
-        "number", 0.3, least=0, most=1e9, in_bundle=True, flag="--ctc-weight", metavar="X"
-    )
-    reverse_weight: float | Open = option(
-        "number", 0.3, least=0, most=1, in_bundle=True, flag="--reverse-weight", metavar="X"
-    )
+    ctc_weight: float | Open = option("number", 0.3, least=0, most=1e9, in_bundle=True, flag="--ctc-weight")
+    reverse_weight: float | Open = option("number", 0.3, least=0, most=1, in_bundle=True, flag="--reverse-weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +126,11 @@ class BundledOptions(RescoringOptions[Open]):
     """Numeric options whose defaults a bundle may set."""
 
     beam_size: int | Open = option(
-        "integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size", metavar="N", client={"most": 40}
+        "integer", 10, least=1, most=1000, in_bundle=True, flag="--beam-size", client={"most": 40}
     )
     padding_s: float | Open = option("number", 0.0, least=0, most=10, unit="seconds", in_bundle=True)
     blank_penalty: float | Open = option(
-        "number", 0.0, least=0, most=10, in_bundle=True, flag="--blank-penalty", metavar="X", client={}
+        "number", 0.0, least=0, most=10, in_bundle=True, flag="--blank-penalty", client={}
     )
 
     def weights(self: BundledOptions[Never], rescoring_weight: float = 1.0) -> RescoringWeights:
@@ -148,9 +144,9 @@ class AnyOptions(BundledOptions[Open]):
     """Base of `DecodingOptions` and `DefiniteOptions`."""
 
     search: SearchMethod | Open = option("choice", choices=SEARCHES, flag="--search")
-    length_penalty: float = option("number", 0.0, least=-10, most=10, flag="--length-penalty", metavar="X")
-    chunk_size: int | None = option("integer", least=1, flag="--chunk-size", metavar="N")
-    num_left_chunks: int = option("integer", -1, least=-1, flag="--num-left-chunks", metavar="N")
+    length_penalty: float = option("number", 0.0, least=-10, most=10, flag="--length-penalty")
+    chunk_size: int | None = option("integer", least=1, flag="--chunk-size")
+    num_left_chunks: int = option("integer", -1, least=-1, flag="--num-left-chunks")
     endpoint: EndpointConfig | None = option("record", record=EndpointConfig, in_bundle=True)
     language_model: LanguageModelOptions | Literal["none"] | Open = option(
         "record", record=LanguageModelOptions, choices=(NONE,), in_bundle=True, flag="--lm", client=_LM_WEIGHT
@@ -160,13 +156,12 @@ class AnyOptions(BundledOptions[Open]):
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.language_model not in (None, NONE) and self.search in WITHOUT_BEAM:
-            raise ValueError(f"language_model needs a prefix beam search or rescoring, but search is {self.search!r}")
-        if self.grammar is not None:
-            if self.search in WITHOUT_BEAM:
-                raise ValueError(f"grammar needs a prefix beam search or rescoring, but search is {self.search!r}")
-            if self.language_model not in (None, NONE):
-                raise ValueError("a grammar replaces the language model: pass only one of them")
+        has_model, has_grammar = self.language_model not in (None, NONE), self.grammar is not None
+        if self.search in WITHOUT_BEAM and (has_model or has_grammar):
+            name = "language_model" if has_model else "grammar"
+            raise ValueError(f"{name} needs a prefix beam search or rescoring, but search is {self.search!r}")
+        if has_model and has_grammar:
+            raise ValueError("a grammar replaces the language model: pass only one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

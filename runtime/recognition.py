@@ -41,35 +41,27 @@ def samples_of(
         if sample_rate is not None:
             raise ValueError("sample_rate is only for arrays: buffers must have the model's sample rate")
         return audio
-    samples = cast("npt.ArrayLike", audio)
-    return convert(samples, model_rate if sample_rate is None else sample_rate, model_rate)
+    return convert(cast("npt.ArrayLike", audio), model_rate if sample_rate is None else sample_rate, model_rate)
 
 
 class RecordingReader:
     """Iterator over the buffers of a recording. It stops at the end or at damaged data, and can be used only once.
 
-    The first buffer is read immediately, so that an unreadable recording fails before any other work.
+    The first buffer is read immediately, so that an unreadable recording fails before any other work. `buffers` contain
+    samples at `sample_rate`, float32 [n] each. `on_progress` is called with the seconds read so far, each time the next
+    buffer is requested.
 
     Attributes:
         num_samples: samples read so far.
-        sample_rate: the model's sample rate in Hz.
         has_ended: whether all buffers have been read.
         error: why reading stopped early; None if the recording is undamaged.
-
-    Args:
-        buffers: samples at the model's sample rate, float32 [n] each.
-        sample_rate: the model's sample rate in Hz.
-        on_progress: called with the seconds read so far, each time the next buffer is requested.
 
     Raises:
         AudioError: no samples can be read.
     """
 
     def __init__(
-        self,
-        buffers: Iterator[npt.NDArray[np.float32]],
-        sample_rate: int,
-        on_progress: Callable[[float], object] | None = None,
+        self, buffers: Buffers, sample_rate: int, on_progress: Callable[[float], object] | None = None
     ) -> None:
         self.num_samples = 0
         self.has_ended = False
@@ -84,7 +76,7 @@ class RecordingReader:
         """Seconds of audio read so far."""
         return self.num_samples / self.sample_rate
 
-    def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
+    def __iter__(self) -> Buffers:
         buffer = self._first
         while buffer is not None:
             self.num_samples += len(buffer)
@@ -106,13 +98,9 @@ def recognize(
 ) -> Iterator[Result]:
     """Return an iterator over the final results of a recording. Each is available as soon as its segment ends.
 
-    Args:
-        decode: function that decodes streams, such as `Recognizer.decode_streams`. It may postpone work. The caller
-            must then decode the stream after the iteration, and take the remaining results.
-        stream: receives the samples; must be new or reset.
-        reader: reads the recording.
-        vad: voice activity detector. Each stretch of speech that it finds is recognised as a separate source. None: the
-            whole recording is one source.
+    `decode` decodes streams, such as `Recognizer.decode_streams`. It may postpone work. The caller must then decode the
+    stream after the iteration, and take the remaining results. `stream` must be new or reset. Each stretch of speech
+    that `vad` finds is recognised as a separate source; None: the whole recording is one source.
     """
     if vad is None:
         return _whole(decode, stream, reader)
@@ -163,13 +151,10 @@ class LiveRecognition:
     Attributes:
         stream: stream of the source; it has endpoint rules.
         shown: text of the last partial result; empty after a segment.
-
-    Args:
-        decode: `Recognizer.decode_streams`.
-        stream: stream of the source, with endpoint rules.
     """
 
     def __init__(self, decode: Callable[[list[Stream]], None], stream: Stream) -> None:
+        """Begin a source. `decode` is `Recognizer.decode_streams`."""
         self.stream = stream
         self.shown = ""
         self._num_committed = 0
@@ -186,11 +171,7 @@ class LiveRecognition:
         return self._decode()
 
     def results(self, num_alternatives: int = 0) -> list[Result]:
-        """Return new results of a stream that the caller decodes.
-
-        Args:
-            num_alternatives: number of alternatives in a partial result.
-        """
+        """Return new results of a stream that the caller decodes. A partial one has up to `num_alternatives`."""
         found = self.stream.take_segments()
         partial = self.stream.state.result(num_alternatives)
         before = ("", 0) if found else (self.shown, self._num_committed)

@@ -273,10 +273,8 @@ class Recognizer:
             ValueError: the vocabulary cannot spell a hotword.
         """
         samples = samples_of(audio, self._rate, sample_rate, channel, track)
-        options = self._chosen(options, grammar)
-        reader, results = self._recognize(samples, options, hotwords, vad, on_progress)
-        segments = list(results)
-        return transcript_of(segments, reader.duration, reader.error)
+        reader, results = self._recognize(samples, options, hotwords, grammar, vad, on_progress)
+        return transcript_of(list(results), reader.duration, reader.error)
 
     __call__ = transcribe
 
@@ -302,8 +300,7 @@ class Recognizer:
             AudioError: also raised if a file is damaged. The segments before the damage are yielded first.
         """
         samples = samples_of(audio, self._rate, sample_rate, channel, track)
-        options = self._chosen(options, grammar)
-        return until_damage(*self._recognize(samples, options, hotwords, vad, on_progress))
+        return until_damage(*self._recognize(samples, options, hotwords, grammar, vad, on_progress))
 
     def align(
         self,
@@ -346,13 +343,14 @@ class Recognizer:
     def _recognize(
         self,
         samples: Buffers,
-        options: DecodingOptions,
+        options: DecodingOptions | None,
         hotwords: Hotwords | ContextGraph | None,
+        grammar: Grammar | Iterable[str] | None,
         vad: VoiceActivityDetector | None,
         on_progress: Callable[[float], object] | None,
     ) -> tuple[RecordingReader, Iterator[Result]]:
         """Return the reader of a recording, and an iterator that reads the recording and yields its results."""
-        stream = self.create_recording_stream(options, hotwords=hotwords)
+        stream = self.create_recording_stream(options, hotwords=hotwords, grammar=grammar)
         reader = RecordingReader(samples, self._rate, on_progress)
         return reader, recognize(self.decode_streams, stream, reader, vad)
 

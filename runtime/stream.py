@@ -71,16 +71,11 @@ class Stream:
         return bool(self.state.segments)
 
     def take_segments(self) -> list[Result]:
-        """Return the final results of utterances that ended since the last call.
-
-        Utterances without words are omitted.
-        """
+        """Return the final results of utterances that ended since the last call, except those without words."""
         return self.state.take_segments()
 
     def reset(self) -> None:
-        """Discard all audio and results.
-
-        The next samples start a new source at time zero. Waits while another thread is decoding.
+        """Discard all audio and results. Waits while another thread is decoding. Times start at zero again.
 
         Raises:
             StreamError: this thread is decoding the stream.
@@ -89,10 +84,7 @@ class Stream:
 
     @property
     def failure(self) -> BaseException | None:
-        """Error that made decoding fail; None: no failure.
-
-        After a failure, audio is lost and the stream must be reset.
-        """
+        """Error that made decoding fail; None: no failure. After a failure, audio is lost: reset the stream."""
         return self.state.failure
 
     @property

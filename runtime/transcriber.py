@@ -85,8 +85,7 @@ class Transcriber:
                 raise ValueError(f"{name} must be a function, got {callback!r}")
         options = checked_options("options", options, recognizer.options)
         options = dataclasses.replace(options, endpoint=options.endpoint or recognizer.default_endpoint)
-        stream = recognizer.create_stream(options, hotwords=hotwords)
-        self._thread = TranscriberThread(recognizer, stream, max_queue_s)
+        self._thread = TranscriberThread(recognizer, recognizer.create_stream(options, hotwords=hotwords), max_queue_s)
         self._thread.on_partial, self._thread.on_final, self._thread.on_error = on_partial, on_final, on_error
         self._kept: _KeptResults | None = None
         self._is_closed = False
@@ -252,10 +251,7 @@ class _KeptResults:
         self.announce()
 
     def passing(self, on_final: Callable[[Result], object]) -> Callable[[Result], object]:
-        """Return a callback for final results.
-
-        It first discards the outdated partial result, and then calls `on_final`.
-        """
+        """Return a callback for final results. It discards the outdated partial result, and then calls `on_final`."""
 
         def call(result: Result) -> None:
             with self._lock:

@@ -30,7 +30,6 @@ class TranscriberThread:
     It does not refer to its `Transcriber`, which can therefore be garbage-collected while the thread runs.
 
     Attributes:
-        thread: the thread.
         on_partial, on_final, on_error: called in the thread with results and errors. Set them before audio is fed.
         on_change: called after anything is taken from the queue, and once `has_ended` is set.
         changed: condition whose lock protects all state. It is notified when the thread has work.
@@ -132,14 +131,12 @@ class TranscriberThread:
     # The thread itself calls the methods below.
 
     def _work(self) -> None:
-        error: BaseException | None = None
         try:
             self._recognize()
-        except BaseException as caught:  # noqa: BLE001 - `join` raises it again
-            error = caught
+        except BaseException as error:  # noqa: BLE001 - `join` raises it again
+            self._error = error
         atexit.unregister(self._abandon)
         with self.changed:
-            self._error = error
             self.has_ended = self._input_finished = True
             self._items.clear()
             self.num_queued = 0

@@ -63,10 +63,9 @@ def refused_as(error: Callable[[str], Exception], where: object) -> Iterator[Non
 def quoted(value: object) -> str:
     """Return a value as text for a message, shortened if necessary."""
     try:
-        text = _SHORT.repr(value)
+        return shortened(_SHORT.repr(value))
     except ValueError:  # Python refuses to print huge integers
         return "an integer of thousands of digits"
-    return shortened(text)
 
 
 def shortened(text: str) -> str:
@@ -75,11 +74,7 @@ def shortened(text: str) -> str:
 
 
 def checked_integer(name: str, value: object, *, least: int, most: int = MOST_INTEGER) -> int:
-    """Check a Python or numpy integer. A bool is refused.
-
-    Raises:
-        FieldError: the value has another type or is out of range.
-    """
+    """Check a Python or numpy integer. Raises FieldError for anything else, such as a bool or a number out of range."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise wrong(name, "an integer", value)
     number = operator.index(value)
@@ -100,19 +95,10 @@ def checked_number(
     unit: str = "",
     from_text: bool = False,
 ) -> float:
-    """Check a quantity: a finite Python or numpy number, but not a bool.
+    """Check a quantity: a finite Python or numpy number, but not a bool. Raises FieldError for anything else.
 
-    Args:
-        name: name of the field, for the error.
-        value: the value to check.
-        least: smallest allowed value.
-        above: exclusive lower limit, instead of `least`.
-        most: largest allowed value.
-        unit: unit in the error, such as "seconds".
-        from_text: whether to accept a string that contains a number.
-
-    Raises:
-        FieldError: the value has another type, is NaN or infinite, or is out of range.
+    `above` is an exclusive lower limit, instead of `least`. `unit` is for the error, such as "seconds". With
+    `from_text`, a string that contains a number is also accepted.
     """
     is_number = isinstance(value, numbers.Real | str if from_text else numbers.Real) and not isinstance(value, bool)
     try:
@@ -169,13 +155,10 @@ def checked_options(name: str, value: T | None, default: T) -> T:
 
 
 class Record:
-    """A mapping whose fields are checked as they are read. It also records which fields were read.
+    """A mapping whose fields are checked as they are read. `known` are the fields that have been read.
 
-    Attributes:
-        name: full name of the mapping, including the names of the enclosing mappings; empty for the outermost mapping.
-            Names of fields in errors begin with it.
-        values: the mapping.
-        known: the fields that have been read.
+    Names of fields in errors begin with `name`, which includes the names of the enclosing mappings. It is empty for the
+    outermost mapping.
 
     Raises:
         FieldError: `values` is not a mapping.
@@ -209,10 +192,7 @@ class Record:
     def number(
         self, key: str, default: float | None = None, *, least: float | None = None, most: float | None = None
     ) -> float:
-        """Return the value of a field as a finite number.
-
-        The field may contain a string, because YAML 1.1 reads 1e-5 (no dot) as a string.
-        """
+        """Return a finite number. It may be given as a string, because YAML 1.1 reads 1e-5 (no dot) as a string."""
         return checked_number(self.field(key), self.value(key, default), least=least, most=most, from_text=True)
 
     def seconds(self, key: str) -> float | None:
@@ -263,8 +243,7 @@ def first_difference(one: object, other: object, name: str) -> tuple[str, object
 
     The arguments are options or JSON values. `name` begins the path.
     """
-    pair = [vars(each) if dataclasses.is_dataclass(each) else each for each in (one, other)]
-    one, other = pair
+    one, other = (vars(each) if dataclasses.is_dataclass(each) else each for each in (one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         for key in (*one, *other):
             if one.get(key) != other.get(key):

@@ -58,10 +58,7 @@ def write_text(file: Path, content: str) -> None:
 
 
 def write_first(file: Path, content: bytes) -> bool:
-    """Write a file atomically, unless it exists. If several processes try at the same time, one succeeds.
-
-    Returns:
-        Whether this call wrote the file.
+    """Write a file atomically, unless it exists. Returns whether this call wrote it. Of several processes, one does.
 
     Raises:
         OSError: the file cannot be written. The message names it.

@@ -21,14 +21,9 @@ _MOST_IN_MEMORY = 1 << 26
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedToken:
-    """A token of the most probable alignment.
+    """A token of the most probable alignment: its encoder frames from `start` to `end` (exclusive).
 
-    Attributes:
-        token: token id.
-        start: first encoder frame of the token.
-        end: first encoder frame after the token.
-        peak: frame at which the token is most probable; the first if there are several.
-        confidence: probability of the token at the peak.
+    `peak` is the first frame at which the token is most probable, and `confidence` its probability there.
     """
 
     token: int
@@ -48,11 +43,6 @@ class Aligner:
     Attributes:
         num_frames: number of frames so far.
         num_needed: minimum number of frames: one for each token, and one for the blank between two equal tokens.
-
-    Args:
-        tokens: token ids, none of them blank.
-        vocab_size: number of ids.
-        blank: id of the blank token.
 
     Raises:
         ValueError: a token is blank or outside the vocabulary.
@@ -154,16 +144,9 @@ def find_cut(
 ) -> int | None:
     """Find where to cut an utterance: in the longest pause between two words in the utterance's second half.
 
-    If there is no pause in that half, cut in the last pause.
-
-    Args:
-        vocabulary: groups tokens into words.
-        tokens: tokens recognised so far.
-        log_probs: log-probabilities [time, vocab] of the utterance.
-        blank: id of the blank token.
-
-    Returns:
-        Number of frames before the cut. None if there are fewer than two words, or if no alignment is possible.
+    If there is no pause in that half, cut in the last pause. `tokens` are those recognised so far, and `log_probs`
+    [time, vocab] those of the utterance. Returns the number of frames before the cut; None if there are fewer than two
+    words, or if no alignment is possible.
     """
     words = vocabulary.words(tokens)
     aligned = align(log_probs, tokens, blank)

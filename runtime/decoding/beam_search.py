@@ -25,14 +25,9 @@ out. At least `_SURE_AFTER` frames must have followed the last peak of the phras
 _Times = tuple["_Times", int, float] | None
 """Peaks (frame, log-probability) of a prefix's tokens, as a linked list from the last token to the first. Prefixes that
 begin alike share nodes."""
-
-
 _Candidate = tuple[float, int, int, int]
-"""A candidate for the beam: negative `Beam.rank`, order, index of the prefix, index of the new token in the frame.
-
-The last index is -1 if the prefix gets no new token. Ties are broken by the order in which WeNet meets the
-candidates.
-"""
+"""A candidate for the beam: negative `Beam.rank`, order, index of the prefix, index of the new token in the frame (-1:
+none). Ties are broken by the order in which WeNet meets the candidates."""
 
 
 class Prefix:
@@ -106,10 +101,9 @@ class Beam:
         self.token_times = None
 
     def earliest_peak(self, number: int) -> float:
-        """Return the earlier of the frames in which the token at index `number` peaks in two alignments.
+        """Return the first frame in which the token at index `number` peaks; infinity if it does not.
 
-        The alignments are the best that ends in a blank, and the best that ends in a token. If neither contains the
-        token, return infinity.
+        This is in the best alignment that ends in a blank, or the best that ends in a token.
         """
         earliest = math.inf
         for times in (self.blank_times, self.token_times):
@@ -173,10 +167,7 @@ class BeamSearch:
         self._prefixes: weakref.WeakValueDictionary[tuple[Prefix, int], Prefix] = weakref.WeakValueDictionary()
 
     def advance(self, tokens: list[int], scores: list[float], rest_start: float = _NEVER) -> None:
-        """Process a frame, given its most probable tokens and their log-probabilities in descending order.
-
-        `rest_start` is the log-probability of the grammar's `rest` token at the start of a word.
-        """
+        """Process a frame: its best tokens, best first, and their log-probabilities. `rest_start`: that of `rest`."""
         self._rest_start = rest_start
         beams = self.beams
         rank_of = dict(zip(tokens, range(len(tokens)), strict=True))
@@ -254,10 +245,9 @@ class BeamSearch:
     def _extensions(
         self, kept: list[_Candidate], merged: set[tuple[int, int]], tokens: list[int], scores: list[float]
     ) -> list[_Candidate]:
-        """Return the extensions that may be among the `beam_size` best candidates.
+        """Return the extensions that may be among the `beam_size` best candidates, which include `kept`.
 
-        `kept` are the candidates without an extension. `merged` contains extensions (index of prefix, index of
-        token) that are already in the beam; they are left out.
+        `merged` contains extensions (index of prefix, index of token) that are already in the beam; they are left out.
         """
         fusion, follow = self.fusion, None if self._grammar is None else self._grammar.advance
         # The scores of the best candidates so far, as a heap. A candidate below the lowest of them cannot be among the
@@ -331,9 +321,24 @@ class BeamSearch:
 
     def _grown(self, index: int, token: int, score: float, rank: float) -> Beam:
         """Return the beam at `index`, extended by a token."""
-        parent = self.beams[index]
-        new = Beam(self._prefix(parent.prefix, token))
-        self._grow(new, parent, score)
+        beam = self.beams[index]
+        parent = beam.prefix
+        prefix = self._prefixes.get((parent, token))
+        if prefix is None:
+            prefix = self._prefixes[parent, token] = Prefix(parent, token)
+            if self._grammar is not None and parent.phrase is not None:
+                prefix.phrase = self._grammar.advance(parent.phrase, token)
+            if self.context is not None:
+                prefix.state, bonus = self.context.advance(parent.state, token)
+                prefix.earned = parent.earned + bonus
+                prefix.bonus = prefix.earned + self.context.partial(prefix.state)
+            if self.fusion is not None and parent.language is not None:
+                prefix.language, score_of_words = self.fusion.advance(parent.language, token)
+                prefix.spoken = parent.spoken + score_of_words
+                prefix.language_score = prefix.spoken + prefix.language.open
+            prefix.extra = prefix.language_score + (0.0 if self._ranking is None else prefix.bonus)
+        new = Beam(prefix)
+        self._grow(new, beam, score)
         new.total, new.rank, new.best, new.times = new.token, rank, new.best_token, new.token_times
         return new
 
@@ -361,24 +366,6 @@ class BeamSearch:
             return 0.0
         state, earned = self._ranking.advance(prefix.state, token)
         return prefix.earned + earned + self._ranking.partial(state)
-
-    def _prefix(self, parent: Prefix, token: int) -> Prefix:
-        prefix = self._prefixes.get((parent, token))
-        if prefix is None:
-            prefix = Prefix(parent, token)
-            if self._grammar is not None and parent.phrase is not None:
-                prefix.phrase = self._grammar.advance(parent.phrase, token)
-            if self.context is not None:
-                prefix.state, bonus = self.context.advance(parent.state, token)
-                prefix.earned = parent.earned + bonus
-                prefix.bonus = prefix.earned + self.context.partial(prefix.state)
-            if self.fusion is not None and parent.language is not None:
-                prefix.language, score = self.fusion.advance(parent.language, token)
-                prefix.spoken = parent.spoken + score
-                prefix.language_score = prefix.spoken + prefix.language.open
-            prefix.extra = prefix.language_score + (0.0 if self._ranking is None else prefix.bonus)
-            self._prefixes[parent, token] = prefix
-        return prefix
 
 
 def _log_add(a: float, b: float) -> float:

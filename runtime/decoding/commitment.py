@@ -48,7 +48,8 @@ class Commitment:
 
     def next_peak(self) -> float:
         """Return the earliest frame at which a token after the committed ones peaks; infinity if there is none."""
-        return min((beam.earliest_peak(self.num_tokens) for beam in self._live()), default=math.inf)
+        live = (beam for beam in self._search.beams if self.holds_for(beam.prefix))
+        return min((beam.earliest_peak(self.num_tokens) for beam in live), default=math.inf)
 
     def num_settled(self, tokens: Sequence[int], word_starts: bytes) -> float:
         """Return how many of `tokens`, which follow the committed tokens in the best hypothesis, can be committed.
@@ -91,14 +92,10 @@ class Commitment:
                 differs = following >= 0 and number < len(tokens)
                 yield number + 0.5 * (differs and word_starts[tokens[number]] and word_starts[following]), beam
 
-    def _live(self) -> list[Beam]:
-        return [beam for beam in self._search.beams if self.holds_for(beam.prefix)]
-
     def _beats(self, rival: Beam, line: Sequence[Beam], beams: Mapping[Prefix, Beam]) -> bool:
-        """Return whether `rival` beats every beam of `line`.
+        """Return whether `rival` beats every beam of `line`, which begins with the shortest.
 
-        `line` begins with the shortest beam. For each longer beam, `rival` is first extended by the tokens that this
-        beam adds to the one before it.
+        For each longer beam, `rival` is first extended by the tokens that this beam adds to the one before it.
         """
         better: Prefix | None = rival.prefix
         depth = line[0].prefix.depth
@@ -112,10 +109,7 @@ class Commitment:
 
 
 def _line(prefix: Prefix, beams: Mapping[Prefix, Beam], least_depth: int) -> Iterator[Beam]:
-    """Yield the beams of a prefix and its ancestors down to `least_depth`, longest first.
-
-    Prefixes without a beam are skipped.
-    """
+    """Yield the beams of a prefix and its ancestors down to `least_depth`, longest first. Some prefixes have none."""
     node: Prefix | None = prefix
     while node is not None and node.depth >= least_depth:
         if node in beams:

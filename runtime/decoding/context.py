@@ -11,6 +11,7 @@ scripts without spaces, and in Korean, whose words have endings, each character 
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -67,14 +68,17 @@ class ContextGraph:
         self._output: list[float] = []
         self._partial: list[float] = []
         self._add_state()
-        for words, bonus in _bonuses(self.hotwords, vocabulary).items():
+        spelling, bonuses = Spelling(vocabulary), dict[tuple[str, ...], float]()
+        for phrase, weight in self.hotwords:
+            words = _words(phrase, spelling)
+            bonuses[words] = max(bonuses.get(words, 0.0), weight * _num_tokens(phrase, words, spelling))
+        if not bonuses:
+            raise ValueError("hotwords are empty: pass None to use no hotwords")
+        for words, bonus in bonuses.items():
             self._add_phrase(words, bonus)
         self._fail = self._link()
-        step = max(
-            self._output[following] + self._partial[following] - self._partial[state]
-            for state, arcs in enumerate(self._next)
-            for following in arcs.values()
-        )
+        arcs_of = ((state, following) for state, arcs in enumerate(self._next) for following in arcs.values())
+        step = max(self._output[after] + self._partial[after] - self._partial[state] for state, after in arcs_of)
         self.most_gain = step * max(map(len, self._spellings)) + _ROUNDING
         # All phrases begin with a boundary. Therefore, `_after_boundary` is True for a state if and only if the last
         # character was a boundary.
@@ -116,14 +120,11 @@ class ContextGraph:
         for character in characters:
             if character == WORD_BOUNDARY and self._after_boundary[state]:
                 continue
-            state = self._arc(state, character)
+            while state and character not in self._next[state]:
+                state = self._fail[state]
+            state = self._next[state].get(character, 0)
             bonus += self._output[state]
         return state, bonus
-
-    def _arc(self, state: int, character: str) -> int:
-        while state and character not in self._next[state]:
-            state = self._fail[state]
-        return self._next[state].get(character, 0)
 
     def _grow(self, state: int, character: str) -> int:
         if character not in self._next[state]:
@@ -168,20 +169,16 @@ class ContextGraph:
 def writable(phrases: Iterable[str], vocabulary: Vocabulary) -> list[str]:
     """Return the phrases that are not too long and can be written with the tokens of a vocabulary."""
     spelling = Spelling(vocabulary)
-
-    def can_write(phrase: str) -> bool:
-        try:
-            return len(phrase) <= LONGEST_PHRASE and bool(_num_tokens(phrase, _words(phrase, spelling), spelling))
-        except ValueError:
-            return False
-
-    return [phrase for phrase in phrases if can_write(phrase)]
+    found = []
+    for phrase in phrases:
+        with contextlib.suppress(ValueError):
+            if len(phrase) <= LONGEST_PHRASE and _num_tokens(phrase, _words(phrase, spelling), spelling):
+                found.append(phrase)
+    return found
 
 
 def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
-    """Parse lines of the form "phrase" or "phrase :weight", as in sherpa-onnx.
-
-    Comments ("# ...") and empty lines are skipped.
+    """Parse lines "phrase" or "phrase :weight", as in sherpa-onnx; skip comments ("# ...") and empty lines.
 
     Raises:
         ValueError: a weight is not a number; the message names the line.
@@ -216,18 +213,6 @@ def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
             shown = f"hotword {phrase[:LONGEST_PHRASE]!r}..."
             raise ValueError(f"{shown}: must have at most {LONGEST_PHRASE} characters, got {len(phrase)}")
         yield phrase, checked_number(f"hotword {phrase!r}: weight", weight, above=0, most=MOST_WEIGHT)
-
-
-def _bonuses(hotwords: Iterable[tuple[str, float]], vocabulary: Vocabulary) -> dict[tuple[str, ...], float]:
-    """Return bonuses by phrase. A phrase is a tuple of words in the letter case of the vocabulary."""
-    spelling = Spelling(vocabulary)
-    bonuses: dict[tuple[str, ...], float] = {}
-    for phrase, weight in hotwords:
-        words = _words(phrase, spelling)
-        bonuses[words] = max(bonuses.get(words, 0.0), weight * _num_tokens(phrase, words, spelling))
-    if not bonuses:
-        raise ValueError("hotwords are empty: pass None to use no hotwords")
-    return bonuses
 
 
 def _words(phrase: str, spelling: Spelling) -> tuple[str, ...]:

@@ -48,10 +48,7 @@ def penalize_blank(log_probs: npt.NDArray[np.float32], penalty: float, blank: in
 
     Equals WeNet's `ctc_logprobs` with `blank_penalty` up to the rounding of log-probabilities, 6e-8 x exp(penalty).
 
-    Args:
-        log_probs: [time, vocab].
-        penalty: at least 0; 0 returns `log_probs` itself.
-        blank: id of the blank token.
+    The array is [time, vocab]. The penalty is at least 0; 0 returns `log_probs` itself.
     """
     if penalty == 0:
         return log_probs
@@ -73,7 +70,7 @@ def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0, *, bla
     """
     search = GreedySearch(blank, blank_penalty=blank_penalty)
     search.advance(log_probs)
-    return search.hypotheses()[0]
+    return search.best()
 
 
 def ctc_prefix_beam_search(
@@ -131,9 +128,8 @@ class GreedySearch:
         self._times += (starts + self.num_frames).tolist()
         self._probabilities += np.exp(log_probs[starts, best[starts]]).clip(max=1).tolist()
         self._last = int(best[-1])
-        for score in log_probs[
-            np.arange(len(best)), best
-        ].tolist():  # added one by one: the split into calls must not change the rounding
+        # Scores are added one by one, because the split into calls must not change the rounding.
+        for score in log_probs[np.arange(len(best)), best].tolist():
             self._score += score
         self.num_frames += len(best)
 
@@ -142,7 +138,8 @@ class GreedySearch:
 
     def best(self) -> Hypothesis:
         """Return the hypothesis so far; this search has only one."""
-        return self.hypotheses()[0]
+        tokens, times, probabilities = [*self._tokens], [*self._times], [*self._probabilities]
+        return Hypothesis(tokens=tokens, score=self._score, times=times, probabilities=probabilities)
 
     def settled(self, _word_starts: bytes) -> tuple[list[int], bool]:
         """Return the tokens after the committed ones, and False, because their last word may still continue."""
@@ -158,13 +155,7 @@ class GreedySearch:
 
     def hypotheses(self, limit: int | None = None) -> list[Hypothesis]:
         """Return the only hypothesis so far, in a list."""
-        best = Hypothesis(
-            tokens=list(self._tokens),
-            score=self._score,
-            times=list(self._times),
-            probabilities=list(self._probabilities),
-        )
-        return [best][:limit]
+        return [self.best()][:limit]
 
 
 class PrefixBeamSearch:
@@ -225,10 +216,7 @@ class PrefixBeamSearch:
             self.num_frames += 1
 
     def finish(self) -> None:
-        """End the input.
-
-        Phrases that are complete at the end earn their bonus, and the language model scores the last word.
-        """
+        """End the input: complete phrases earn their bonus, and the language model scores the last word."""
         for search in self._searches:
             search.finish()
 
@@ -242,9 +230,8 @@ class PrefixBeamSearch:
     def settled(self, word_starts: bytes) -> tuple[list[int], bool]:
         """Return the settled tokens after the committed ones, and whether a word begins after them.
 
-        No later frame changes settled tokens.
-
-        With a grammar, if the last phrase is certain, hypotheses without it are dropped first (`BeamSearch.decide`).
+        No later frame changes settled tokens. With a grammar, if the last phrase is certain, hypotheses without it
+        are dropped first (`BeamSearch.decide`).
         """
         if self._grammar is not None:
             self._searches[0].decide()
@@ -271,8 +258,7 @@ class PrefixBeamSearch:
         return [_hypothesis(beam) for beam in self._beams()[:limit]]
 
     def _best(self) -> Beam:
-        beams = (beam for beam in self._beams() if any(each.holds_for(beam.prefix) for each in self._commitments))
-        return next(beams)
+        return next(beam for beam in self._beams() if any(each.holds_for(beam.prefix) for each in self._commitments))
 
     def _beams(self) -> list[Beam]:
         """Return the beams of the first search, and others of the second that have a bonus. The best comes first."""

@@ -54,7 +54,7 @@ class Endpointer:
 
     With `EndpointConfig.turn`, it checks once in each silence whether a sentence has ended. It does so when the silence
     is long enough for an early end. The probability of an end is averaged over all first-pass hypotheses, so it is high
-    only if the hypotheses agree.
+    only if the hypotheses agree. `trailing_silence` is the number of silent frames at the end of those so far.
     """
 
     def __init__(self, config: EndpointConfig, frame_s: float, blank: int = 0, fusion: Fusion | None = None) -> None:
@@ -80,14 +80,9 @@ class Endpointer:
     def reset(self) -> None:
         """Start the next utterance."""
         self._num_frames = 0
-        self._num_silent = 0
+        self.trailing_silence = 0
         self._has_speech = False
         self._rules = self._late
-
-    @property
-    def trailing_silence(self) -> int:
-        """Number of silent frames at the end of the frames processed so far."""
-        return self._num_silent
 
     def advance(
         self, log_probs: npt.NDArray[np.float32], search_to: Callable[[int], Sequence[Hypothesis]] | None = None
@@ -100,20 +95,17 @@ class Endpointer:
         """
         for index, silent in enumerate((log_probs[:, self._blank] > SILENCE_LOG_PROB).tolist(), start=1):
             self._num_frames += 1
-            self._num_silent = self._num_silent + 1 if silent else 0
+            self.trailing_silence = self.trailing_silence + 1 if silent else 0
             self._has_speech = self._has_speech or not silent
             if not silent:
                 self._rules = self._late
-            elif search_to and self._fusion and self._num_silent == self._num_asked:
+            elif search_to and self._fusion and self.trailing_silence == self._num_asked:
                 is_over = end_probability(search_to(index), self._fusion) >= self._turn
                 self._rules = self._early if is_over else self._late
             for number, needs_speech, silence, length in self._rules:
-                if (
-                    self._num_silent >= silence
-                    and self._num_frames >= length
-                    and (self._has_speech or not needs_speech)
-                ):
-                    return Endpoint(num_frames=index, rule=number, trailing_silence=self._num_silent)
+                is_long = self.trailing_silence >= silence and self._num_frames >= length
+                if is_long and (self._has_speech or not needs_speech):
+                    return Endpoint(num_frames=index, rule=number, trailing_silence=self.trailing_silence)
         return None
 
 
@@ -135,10 +127,8 @@ class PauseRule:
     def __init__(self, min_pause: float | None, frame_s: float, level_s: float) -> None:
         """Prepare for one recording.
 
-        Args:
-            min_pause: minimum length of a pause in seconds; None: windows do not end at pauses.
-            frame_s: seconds per encoder frame.
-            level_s: seconds per loudness frame.
+        A pause lasts at least `min_pause` seconds; None: windows do not end at pauses. `frame_s` and `level_s` are
+        seconds per encoder frame and per loudness frame.
         """
         self._min_pause = min_pause
         self._frame_s = frame_s
@@ -150,11 +140,8 @@ class PauseRule:
     def end_of_window(self, levels: npt.NDArray[np.float32], start: int, *, is_full: bool, is_last: bool) -> int | None:
         """Return the number of encoder frames up to the middle of a window's first pause; None: use the whole window.
 
-        Args:
-            levels: loudness of the feature frames [frames].
-            start: index in the recording of the window's first encoder frame.
-            is_full: whether the window has the maximum length.
-            is_last: whether the recording ends with the window.
+        `levels` is the loudness of the feature frames [frames]. `start` is the index in the recording of the window's
+        first encoder frame. `is_full`: the window has the maximum length. `is_last`: the recording ends with it.
         """
         self._pause_len = 0
         self._is_long |= is_full
@@ -169,9 +156,7 @@ class PauseRule:
     def endpoint(self, num_frames: int, trailing_silence: int) -> Endpoint | None:
         """Return the end of the utterance if the window ends in a pause where the CTC head found no tokens.
 
-        Args:
-            num_frames: number of encoder frames of the recording so far.
-            trailing_silence: number of silent frames at the end of the recording so far.
+        `num_frames` and `trailing_silence` count the encoder frames of the recording so far, and its last silent ones.
         """
         pause_len, self._pause_len = self._pause_len, 0
         if not pause_len:

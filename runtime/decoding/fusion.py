@@ -96,8 +96,7 @@ class Fusion:
             ids = {word: number for number, word in enumerate(words)}
             self._by_token = [ids.get(symbol) for symbol in vocabulary.symbols]
         self._spellings = [with_boundaries(symbol) for symbol in vocabulary.symbols]
-        bonus = max(options.word_bonus, 0.0)
-        self._bonus = bonus
+        self._bonus = bonus = max(options.word_bonus, 0.0)
         self.ends_word = [not self._by_token and text.startswith(WORD_BOUNDARY) for text in self._spellings]
         self.gains = [bonus * (1 if self._by_token else _num_starts(spelling)) + _SLACK for spelling in self._spellings]
         self._most_gains = [
@@ -178,8 +177,7 @@ class Fusion:
         if state is None:
             return 0.0, 0.0, self.most_gain
         if state.losses is None:
-            is_open = bool(state.begun)
-            continues, ends = (-self._bonus, self._ended(state)[0] - state.open) if is_open else (0.0, 0.0)
+            continues, ends = (-self._bonus, self._ended(state)[0] - state.open) if state.begun else (0.0, 0.0)
             state.losses = continues, ends, max(continues + self._most_gains[0], ends + self._most_gains[1])
         return state.losses
 
@@ -291,20 +289,15 @@ def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, 
     num_spelled = sum(not is_special(word) for word in ngrams.words)
     spelled = [spell(word) for word in ngrams.words[:num_spelled]]
     if any(before > after for before, after in pairwise(spelled)) or any(map(is_special, ngrams.words[:num_spelled])):
-        ngrams = ngrams.spelled_by(spell)
+        ngrams = Ngrams.of(ngrams.words, [ngrams.rows(length + 1) for length in range(ngrams.order)], spell=spell)
         spelled = [spell(word) for word in ngrams.words[:num_spelled]]
     return ngrams, spelled
 
 
 def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
-    """Return a function that converts words to the vocabulary's letter case.
-
-    If the vocabulary has both cases, words stay unchanged.
-    """
+    """Return a function that converts words to the vocabulary's letter case, unless the vocabulary has both cases."""
     letters = "".join(symbol for symbol in symbols if not is_special(symbol))
-    if letters == letters.upper():
-        return str.upper
-    return str.lower if letters == letters.lower() else str
+    return str.upper if letters == letters.upper() else str.lower if letters == letters.lower() else str
 
 
 def _num_starts(characters: str) -> int:

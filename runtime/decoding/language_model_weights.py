@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
 
@@ -32,8 +32,6 @@ from u2moe.runtime.model.model import Model, TokenScores
 from u2moe.runtime.options import BundledOptions
 from u2moe.runtime.text.word_errors import WordErrors, words
 
-Samples = npt.NDArray[np.float32]
-
 FIRST_GRID: dict[str, tuple[float, ...]] = {
     "weight": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
     "word_bonus": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5),
@@ -49,16 +47,12 @@ length."""
 _NUM_ROUNDS = 2
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class EncodedRecording:
-    """A recording that is encoded but not yet searched.
+    """A recording that is encoded but not yet searched: its reference text, and encoder output [time, dim].
 
-    Attributes:
-        transcript: reference text.
-        encoder_out: [time, dim].
-        tokens: most probable tokens of each frame [time, n], where n is the beam size plus one.
-        scores: log-probabilities of these tokens [time, n].
-        blank_scores: log-probabilities of the blank [time].
+    `tokens` are the most probable tokens of each frame [time, n], where n is the beam size plus one. `scores` [time, n]
+    are the log-probabilities of these tokens, and `blank_scores` [time] those of the blank.
     """
 
     transcript: str
@@ -87,13 +81,9 @@ class EncodedRecording:
                 end = len(tokens) + 1
                 right = None if found.right is None else found.right[row, :end]
                 self._decoded[tokens] = (found.left[row, :end], right)
-        rows = [self._decoded[tokens] for tokens in wanted]
-        has_right = rows[0][1] is not None
-        return TokenScores(
-            left=_padded([left for left, _ in rows]),
-            right=_padded([right for _, right in rows]) if has_right else None,
-            next=np.zeros((0, 0), np.float32),
-        )
+        lefts, rights = zip(*(self._decoded[tokens] for tokens in wanted), strict=True)
+        right = None if rights[0] is None else _padded(rights)
+        return TokenScores(left=_padded(lefts), right=right, next=np.zeros((0, 0), np.float32))
 
 
 class EncodedRecordings:
@@ -110,7 +100,7 @@ class EncodedRecordings:
         """Number of words in all transcripts."""
         return sum(len(words(recording.transcript)) for recording in self.recordings)
 
-    def add(self, transcript: str, samples: Samples) -> None:
+    def add(self, transcript: str, samples: npt.NDArray[np.float32]) -> None:
         """Encode and add a recording, given samples at the model's sample rate."""
         manifest = self._bundle.manifest
         rate, frame_len = manifest.features.sample_rate, manifest.features.frame_len
@@ -121,17 +111,9 @@ class EncodedRecordings:
         """Add a recording, given encoder output [time, dim]."""
         if len(encoder_out):
             log_probs = self._model.ctc(encoder_out)
-            tokens, scores = most_probable(log_probs, self.decoding.beam_size + 1)
+            found = most_probable(log_probs, self.decoding.beam_size + 1)
             blank_scores = log_probs[:, self._model.config.blank].copy()
-            self.recordings.append(
-                EncodedRecording(
-                    transcript=transcript,
-                    encoder_out=encoder_out,
-                    tokens=tokens,
-                    scores=scores,
-                    blank_scores=blank_scores,
-                )
-            )
+            self.recordings.append(EncodedRecording(transcript, encoder_out, *found, blank_scores))
 
     def texts(
         self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
@@ -181,23 +163,19 @@ def tune(
     grid: dict[str, tuple[float, ...]] | None = None,
     on_trial: Callable[[Trial], object] = lambda _: None,
 ) -> tuple[LanguageModelOptions | None, BundledOptions[Never], list[Trial]]:
-    """Find the weights and decoding options with the fewest word errors.
-
-    The search is coordinate descent on a grid, in at most two rounds.
+    """Find the weights and decoding options with the fewest word errors, by coordinate descent in at most two rounds.
 
     Args:
         recordings: development recordings with transcripts.
-        start: the model and its initial weights; None: only decoding options of the grid, such as the blank penalty,
-            are tuned.
+        start: the model and its initial weights; None: only decoding options, such as the blank penalty, are tuned.
         decoding: initial options; None: the options with which the recordings were encoded.
         second_pass: whether to count the errors of the second pass.
-        grid: values to try, by name of a weight or a decoding option. The options must not affect the encoder. None:
+        grid: values to try, by name of a weight or a decoding option that does not affect the encoder. None:
             `FIRST_GRID` or `SECOND_GRID`.
         on_trial: called with each trial.
 
     Returns:
-        The best language model options, the best decoding options, and all trials. The first trial uses no
-        language model.
+        The best language model options, the best decoding options, and all trials, the first without language model.
     """
     best, own = (start, decoding or recordings.decoding), options_of(BundledOptions)
     grid = {name: values for name, values in (grid or (SECOND_GRID if second_pass else FIRST_GRID)).items()
@@ -234,11 +212,10 @@ def tune(
     return *best, [first, *trials.values()]
 
 
-def _padded(rows: Iterable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+def _padded(rows: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     """Return rows of different lengths as one array, padded with zeros."""
-    listed = list(rows)
-    result = np.zeros((len(listed), max(map(len, listed))), np.float32)
-    for target, row in zip(result, listed, strict=True):
+    result = np.zeros((len(rows), max(map(len, rows))), np.float32)
+    for target, row in zip(result, rows, strict=True):
         target[: len(row)] = row
     return result
 

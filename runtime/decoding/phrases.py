@@ -102,9 +102,8 @@ class PhraseGraph:
         words = {word for words in self._words.values() for word in words}
         longest = max(map(len, self._spellings))
         parts = {word[i : i + size] for word in words for i in range(len(word)) for size in range(longest + 1)}
-        spelled = enumerate(self._spellings)
-        is_part = [token == blank or symbol.strip(WORD_BOUNDARY) in parts for token, symbol in spelled]
-        self.tokens = np.flatnonzero(is_part)
+        stripped = (symbol.strip(WORD_BOUNDARY) for symbol in self._spellings)
+        self.tokens = np.flatnonzero([token == blank or part in parts for token, part in enumerate(stripped)])
         self.word_starts = np.flatnonzero(np.frombuffer(vocabulary.word_starts, np.uint8))
 
     def advance(self, state: PhraseState, token: int) -> PhraseState | None:
@@ -125,10 +124,7 @@ class PhraseGraph:
     def most_probable(
         self, log_probs: npt.NDArray[np.float32], beam_size: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]:
-        """Return the most probable tokens of the grammar in each frame, and their scores.
-
-        Also returns, for each frame, the score of a `rest` token at the start of a word.
-        """
+        """Return each frame's best tokens of the grammar, their scores, and that of `rest` at the start of a word."""
         tokens, starts = self.tokens, [-math.inf] * len(log_probs)
         rows = log_probs[:, tokens]
         if self.rest is not None:
@@ -142,9 +138,8 @@ class PhraseGraph:
 
     def is_whole(self, state: PhraseState) -> bool:
         """Return whether the last word is complete, whatever token follows."""
-        return state.accepts and (
-            state.is_apart or all(self._arcs[place].keys() <= {WORD_BOUNDARY} for place in state.places)
-        )
+        cannot_grow = state.is_apart or all(self._arcs[place].keys() <= {WORD_BOUNDARY} for place in state.places)
+        return state.accepts and cannot_grow
 
     def phrases(self, tokens: Sequence[int], *, is_final: bool = True) -> list[tuple[int, int]]:
         """Return the start and end of each complete phrase. The grammar must allow `tokens`. Prefers longer phrases.
@@ -209,10 +204,7 @@ class PhraseGraph:
     def _add(
         self, expression: Expression, places: frozenset[int], within: tuple[str, ...], what: str
     ) -> frozenset[int]:
-        """Add an expression at `places` and return its end places.
-
-        `within` lists the enclosing slots, and "" for each enclosing bracket.
-        """
+        """Add an expression at `places`; return its end places. `within`: slots around it, and "" for each bracket."""
         check_nested(len(within), what)
         ends: set[int] = set()
         for alternative in expression:

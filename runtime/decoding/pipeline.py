@@ -42,12 +42,7 @@ R = TypeVar("R")
 class Concluded:
     """An utterance that has ended, with or without words. Encoder frames count from the start of the stream.
 
-    Attributes:
-        start: first encoder frame of the utterance.
-        num_frames: number of its encoder frames.
-        window_start: first encoder frame of the last encoded window.
-        window_len: number of feature frames of that window.
-        result: the final result.
+    `window_start` is the first encoder frame of the last encoded window, and `window_len` its number of feature frames.
     """
 
     start: int
@@ -104,10 +99,7 @@ class Pipeline:
             raise failure
 
     def _settle(self, streams: Sequence[StreamState]) -> None:
-        """Conclude finished utterances.
-
-        With full context, restart utterances that may continue; long ones are cut first.
-        """
+        """Conclude finished utterances. With full context, restart those that may continue; long ones are cut first."""
         while ended := [stream for stream in _working(streams) if stream.phase is Phase.SEARCHED]:
             for stream in ended:
                 endpoint = stream.utterance.endpoint
@@ -197,8 +189,8 @@ def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
     """Yield batches of limited size. The chunks of a batch have the same chunk size and left context."""
     groups: dict[tuple[int | None, int], list[Chunk]] = {}
     for stream, window in chunks:
-        key = (stream.options.chunk_size, stream.options.num_left_chunks)
-        groups.setdefault(key, []).append((stream, window))
+        options = stream.options
+        groups.setdefault((options.chunk_size, options.num_left_chunks), []).append((stream, window))
     for (chunk_size, _), group in groups.items():
         if chunk_size is None:
             yield from batches_of(sorted(group, key=lambda chunk: len(chunk[1])), _is_alike)
@@ -207,10 +199,7 @@ def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
 
 
 def _is_alike(batch: list[Chunk], longer: Chunk) -> bool:
-    """Return whether to add a window with full context to a batch of shorter ones, which are padded to its length.
-
-    The padding must cost less than the saved call.
-    """
+    """Return whether padding shorter windows with full context to this one's length costs less than another call."""
     num_frames = len(longer[1])
     is_full = len(batch) == _MAX_WHOLE or (len(batch) + 1) * num_frames > _MAX_WHOLE_FRAMES
     return not is_full and num_frames <= _MOST_PADDING * len(batch[0][1])

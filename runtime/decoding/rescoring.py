@@ -50,9 +50,7 @@ class Rescored:
 
 
 def attention_rescoring(
-    hypotheses: Sequence[Hypothesis],
-    scores: TokenScores,
-    weights: RescoringWeights,
+    hypotheses: Sequence[Hypothesis], scores: TokenScores, weights: RescoringWeights
 ) -> list[Rescored]:
     """Return the hypotheses with the combined scores of both passes, best first; ties keep their first-pass order.
 

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -50,11 +48,7 @@ class StreamState:
 
     Attributes:
         lock: held while anything changes.
-        model: the model that decodes the stream.
         options: options with all defaults filled in; see `Stream.options`. `chunk_size` None means full context.
-        context: hotwords.
-        fusion: language model.
-        grammar: grammar.
         vocabulary: vocabulary of results.
         weights: weights of the second pass.
         caches: caches of the encoder for the next chunk.
@@ -113,7 +107,6 @@ class StreamState:
             is_whole = chunk_size is None
             if is_whole and endpoint is not None:
                 chunk_size = round((LONGEST_WINDOW_S + 2 * self._padding_s) / self.frame_s)
-            min_pause = endpoint.min_pause if endpoint else None
             self.extractor = FeatureExtractor(
                 self.model.manifest,
                 chunk_size,
@@ -121,7 +114,7 @@ class StreamState:
                 padding_s=self._padding_s,
                 library=self.model.search_library,
             )
-            self._pause_rule = PauseRule(min_pause, self.frame_s, self._level_s)
+            self._pause_rule = PauseRule(endpoint.min_pause if endpoint else None, self.frame_s, self._level_s)
             self.failure: BaseException | None = None
             self.segments: list[Result] = []
             self.caches = self._no_caches()
@@ -218,10 +211,7 @@ class StreamState:
             self.failure = error
 
     def take_window(self) -> npt.NDArray[np.float32] | None:
-        """Return the features [frames, mel] of the next chunk; None: the chunk is not complete yet.
-
-        With full context, the chunk may end in a pause; see `PauseRule`.
-        """
+        """Return the features [frames, mel] of the next chunk, which may end at a pause (`PauseRule`), if complete."""
         with self.lock:
             extractor = self.extractor
             if not extractor.take_window():
@@ -261,9 +251,13 @@ class StreamState:
                 self.utterance.conclude(result)
                 self.caches = self._no_caches()
                 return
-            surplus = self.utterance.surplus or self._no_frames()
+            config = self.model.config
+            surplus = self.utterance.surplus or Frames(
+                output=np.zeros((0, config.output_size), np.float32),
+                log_probs=np.zeros((0, config.vocab_size), np.float32),
+            )
             if self.options.chunk_size is not None:
-                self.caches.begin_anew(len(surplus) - len(surplus) % self.model.config.chunk_multiple)
+                self.caches.begin_anew(len(surplus) - len(surplus) % config.chunk_multiple)
             self._begin_utterance(number, self.utterance.end)
             self._advance(surplus)
 
@@ -297,16 +291,23 @@ class StreamState:
 
     def _begin_utterance(self, number: int, start: int) -> None:
         needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
-        output_size = self.model.config.output_size
-        # `_search` is not a method, because a reference from the utterance to its stream would keep the model in
-        # memory until garbage collection.
-        library, blank = self.model.search_library, self.model.config.blank
-        search = partial(_search, library, self.options, blank, self.context, self.fusion, self.grammar)
+        # `search` does not refer to `self`: a reference from the utterance to its stream would keep the model in memory
+        # until garbage collection.
+        library, blank, options = self.model.search_library, self.model.config.blank, self.options
+        context, fusion, grammar, penalty = self.context, self.fusion, self.grammar, options.blank_penalty
+
+        def search() -> Search:
+            if options.search in WITHOUT_BEAM:
+                return GreedySearch(blank, blank_penalty=penalty)
+            return new_search(
+                library, options.beam_size, blank, context, fusion, grammar=grammar, blank_penalty=penalty
+            )
+
         self.utterance = Utterance(
             number,
             start,
             search,
-            output_size=output_size,
+            output_size=self.model.config.output_size,
             keeps_output=needs_output,
             commits=self.options.chunk_size is not None,
             grammar=self.grammar,
@@ -325,23 +326,3 @@ class StreamState:
 
     def _no_caches(self) -> CacheRow:
         return split_rows(self.model.encoder.start(), [0])[0]
-
-    def _no_frames(self) -> Frames:
-        config = self.model.config
-        return Frames(
-            output=np.zeros((0, config.output_size), np.float32), log_probs=np.zeros((0, config.vocab_size), np.float32)
-        )
-
-
-def _search(
-    library: Path | None,
-    options: DefiniteOptions,
-    blank: int,
-    context: ContextGraph | None,
-    fusion: Fusion | None,
-    grammar: PhraseGraph | None,
-) -> Search:
-    penalty = options.blank_penalty
-    if options.search in WITHOUT_BEAM:
-        return GreedySearch(blank, blank_penalty=penalty)
-    return new_search(library, options.beam_size, blank, context, fusion, grammar=grammar, blank_penalty=penalty)

@@ -28,10 +28,7 @@ _LEAST_UNWRITTEN_S = 0.5
 class TextAligner:
     """Aligns a text with a recording whose utterances arrive in order.
 
-    Args:
-        text: sentences in any letter case. A sentence ends at ".", "!", "?" or a line end.
-        vocabulary: vocabulary of the model.
-        blank: id of the blank token.
+    The text has sentences in any letter case. A sentence ends at ".", "!", "?" or a line end.
 
     Raises:
         AlignmentError: the text has no words, or has words that cannot be written with the vocabulary.
@@ -143,10 +140,7 @@ def _spelled(text: str, vocabulary: Vocabulary) -> tuple[list[tuple[str, list[Wo
 
 
 def _unwritten(heard: npt.NDArray[np.bool_], aligned: Sequence[AlignedToken], least: int) -> list[tuple[int, int]]:
-    """Return stretches of frames (begin, end) where the audio has tokens (`heard` [time]) but the text has none.
-
-    Stretches shorter than `least` frames are omitted.
-    """
+    """Return stretches of at least `least` frames where the audio has tokens (`heard` [time]) but the text has none."""
     places = np.flatnonzero(heard)
     edges = [0, *(edge for token in aligned for edge in (token.start - 1, token.end + 1)), len(heard)]
     between = (places[slice(*np.searchsorted(places, gap))] for gap in zip(edges[::2], edges[1::2], strict=True))

@@ -54,11 +54,9 @@ class SearchWords:
     def fusion(self, options: DefiniteOptions) -> Fusion | None:
         """Return the language model that the options select, prepared for the vocabulary; None: no language model."""
         chosen = options.language_model
-        if not isinstance(chosen, LanguageModelOptions):
-            return None
-        if chosen not in self._fusions:
+        if isinstance(chosen, LanguageModelOptions) and chosen not in self._fusions:
             self._fusions[chosen] = Fusion(chosen, self._bundle.vocabulary)
-        return self._fusions[chosen]
+        return self._fusions[chosen] if isinstance(chosen, LanguageModelOptions) else None
 
     def graph(self, options: DefiniteOptions, hotwords: object) -> PhraseGraph | None:
         """Return the automaton of the options' grammar, if any; raise ValueError if there are also hotwords."""

@@ -14,6 +14,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -169,21 +170,14 @@ def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
     """
     if bits not in BITS:
         raise ValueError(f"bits must be 8 or 16, got {bits!r}")
-    children = ngrams.num_children()
     tables, codes = [], []
-    begin = 1
-    for number, count in enumerate(ngrams.num_ngrams):
-        rows = slice(begin, begin + count)
-        is_highest = number + 1 == ngrams.order
-        for values in (ngrams.log_prob[rows], *([] if is_highest else [ngrams.backoff[rows]])):
-            table, code = _quantize(values, bits)
+    for begin, end in pairwise(accumulate(ngrams.num_ngrams, initial=1)):
+        for column in (ngrams.log_prob, ngrams.backoff) if end < len(ngrams.word) else (ngrams.log_prob,):
+            table, code = _quantize(column[begin:end], bits)
             tables.append(table)
             codes.append(code)
-        begin += count
-    num_parents = 1 + sum(ngrams.num_ngrams[:-1])
-    words = ngrams.word[1 + len(ngrams.words) :]
-    counts = children[:num_parents]
-    blocks = [_smallest(counts), _smallest(words), *tables, *codes]
+    counts = ngrams.num_children()[: -ngrams.num_ngrams[-1]]
+    blocks = [_smallest(counts), _smallest(ngrams.word[1 + len(ngrams.words) :]), *tables, *codes]
     header = {
         "words": list(ngrams.words),
         "num_ngrams": ngrams.num_ngrams,
@@ -270,8 +264,7 @@ def _centres(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.floa
     steps = np.cumsum(np.cbrt(weights[1:] * np.diff(distinct) ** 2))
     centres = np.interp(np.linspace(0, steps[-1], count), np.concatenate([[0.0], steps]), distinct)
     for _ in range(_NUM_STEPS):
-        edges = np.searchsorted(distinct, (centres[1:] + centres[:-1]) / 2)
-        bounds = np.concatenate([[0], edges, [len(distinct)]])
+        bounds = np.concatenate([[0], np.searchsorted(distinct, (centres[1:] + centres[:-1]) / 2), [len(distinct)]])
         members = np.diff(sizes[bounds])
         centres = np.where(members > 0, np.diff(sums[bounds]) / np.maximum(members, 1), centres)
         centres[[0, -1]] = distinct[[0, -1]]

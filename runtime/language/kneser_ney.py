@@ -16,6 +16,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -53,17 +54,44 @@ class NgramCounts:
 
 
 def count_ngrams(sentences: Iterable[Sequence[str]], order: int, *, min_word_count: int = 1) -> NgramCounts:
-    """Count n-grams.
+    """Count the n-grams of length `order` in sentences, each a sequence of words; <s> and </s> are ignored.
 
-    Args:
-        sentences: the words of each sentence; <s> and </s> are ignored.
-        order: length of the n-grams.
-        min_word_count: words that occur less often become <unk>.
+    Words that occur less than `min_word_count` times become <unk>.
     """
-    counter = _Counter(order)
+    ids = {word: number for number, word in enumerate(MARKERS)}
+    block, num_sentences = array("I"), 0
+    parts: list[tuple[Rows, Counts]] = []
     for sentence in sentences:
-        counter.add(sentence)
-    return counter.result(min_word_count)
+        if spoken := [ids.setdefault(word, len(ids)) for word in sentence if word not in MARKERS[1:]]:
+            block.extend([*[_BEGIN] * (order - 1), *spoken, _END])
+            num_sentences += 1
+        if len(block) >= _BLOCK:
+            parts.append(_counted(block, order))
+            block = array("I")
+            # Parts are merged only with parts of similar size, so each n-gram is sorted O(log n) times.
+            while len(parts) > 1 and len(parts[-2][0]) < 2 * len(parts[-1][0]):
+                parts.append(_merged(parts.pop(), parts.pop()))
+    rows, counts = reduce(_merged, reversed([*parts, _counted(block, order)]))
+    words = tuple(ids)
+    if min_word_count > 1:
+        keep = np.bincount(rows[:, -1], weights=counts, minlength=len(words)) >= min_word_count
+        keep[: len(MARKERS)] = True
+        new_ids = np.where(keep, np.cumsum(keep) - 1, 0).astype(np.uint32)
+        rows, counts = merge_equal(new_ids[rows], counts)
+        words = tuple(word for word, is_kept in zip(words, keep.tolist(), strict=True) if is_kept)
+    return NgramCounts(words=words, rows=rows, counts=counts, num_sentences=num_sentences)
+
+
+def _counted(block: array[int], order: int) -> tuple[Rows, Counts]:
+    """Count the n-grams in a block of sentences, except those that end in <s>, because they span two sentences."""
+    tokens = np.array(block, np.uint32)
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, order) if len(tokens) else tokens.reshape(0, order)
+    rows = windows[windows[:, -1] != _BEGIN]
+    return merge_equal(rows, np.ones(len(rows), np.int64))
+
+
+def _merged(one: tuple[Rows, Counts], other: tuple[Rows, Counts]) -> tuple[Rows, Counts]:
+    return merge_equal(np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]]))
 
 
 def merge_equal(rows: Rows, counts: Counts) -> tuple[Rows, Counts]:
@@ -74,59 +102,6 @@ def merge_equal(rows: Rows, counts: Counts) -> tuple[Rows, Counts]:
     rows, counts = rows[order], counts[order]
     starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)]))
     return rows[starts], np.add.reduceat(counts, starts)
-
-
-class _Counter:
-    def __init__(self, order: int) -> None:
-        self._order = order
-        self._ids = {word: number for number, word in enumerate(MARKERS)}
-        self._block = array("I")
-        self._parts: list[tuple[Rows, Counts]] = []
-        self._num_sentences = 0
-
-    def add(self, sentence: Sequence[str]) -> None:
-        ids = self._ids
-        spoken = [ids.setdefault(word, len(ids)) for word in sentence if word not in MARKERS[1:]]
-        if not spoken:
-            return
-        self._block.extend([_BEGIN] * (self._order - 1))
-        self._block.extend(spoken)
-        self._block.append(_END)
-        self._num_sentences += 1
-        if len(self._block) >= _BLOCK:
-            self._count_block()
-
-    def result(self, min_word_count: int) -> NgramCounts:
-        self._count_block()
-        while len(self._parts) > 1:
-            self._merge_last()
-        rows, counts = self._parts[0] if self._parts else (np.zeros((0, self._order), np.uint32), np.zeros(0, np.int64))
-        words = tuple(self._ids)
-        if min_word_count > 1:
-            of_word = np.bincount(rows[:, -1], weights=counts, minlength=len(words))
-            keep = of_word >= min_word_count
-            keep[: len(MARKERS)] = True
-            new_ids = np.where(keep, np.cumsum(keep) - 1, 0).astype(np.uint32)
-            rows, counts = merge_equal(new_ids[rows], counts)
-            words = tuple(word for word, is_kept in zip(words, keep.tolist(), strict=True) if is_kept)
-        return NgramCounts(words=words, rows=rows, counts=counts, num_sentences=self._num_sentences)
-
-    def _count_block(self) -> None:
-        """Count the n-grams in the block, except those that end in <s>, because they span two sentences."""
-        tokens = np.array(self._block, np.uint32)
-        self._block = array("I")
-        if len(tokens) < self._order:
-            return
-        windows = np.lib.stride_tricks.sliding_window_view(tokens, self._order)
-        rows = windows[windows[:, -1] != _BEGIN]
-        self._parts.append(merge_equal(rows, np.ones(len(rows), np.int64)))
-        # Parts are merged only with parts of similar size, so each n-gram is sorted O(log n) times.
-        while len(self._parts) > 1 and len(self._parts[-2][0]) < 2 * len(self._parts[-1][0]):
-            self._merge_last()
-
-    def _merge_last(self) -> None:
-        (rows, counts), (others, more) = self._parts.pop(), self._parts.pop()
-        self._parts.append(merge_equal(np.concatenate([rows, others]), np.concatenate([counts, more])))
 
 
 MOST_ORDER = 5
@@ -147,9 +122,9 @@ class TrainingOptions:
         min_word_count: words that occur less often become <unk>.
     """
 
-    order: int = option("integer", 3, least=1, most=MOST_ORDER, flag="--order", metavar="N")
+    order: int = option("integer", 3, least=1, most=MOST_ORDER, flag="--order")
     prune: tuple[int, ...] = (0,)
-    min_word_count: int = option("integer", 1, least=1, flag="--min-word-count", metavar="N")
+    min_word_count: int = option("integer", 1, least=1, flag="--min-word-count")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -180,13 +155,10 @@ class _Level:
 
 
 def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], object] = lambda _: None) -> Ngrams:
-    """Estimate a language model from n-gram counts.
+    """Estimate a language model from the counts of the n-grams of the highest order.
 
-    Args:
-        counts: counts of the n-grams of the highest order.
-        options: options of the estimation.
-        warn: called with a message if the text is too small or too regular to estimate discounts. In this case, the
-            discounts of lmplz's `--discount_fallback` are used.
+    If the text is too small or too regular to estimate discounts, those of lmplz's `--discount_fallback` are used, and
+    `warn` is called with a message.
 
     Raises:
         ValueError: the text contains no words.
@@ -200,8 +172,7 @@ def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], o
     kept: list[npt.NDArray[np.bool_]] = []
     for number, level in enumerate(levels):
         discounts = _discounts(level.counts[level.counts > 0], number + 1, warn)
-        threshold = options.prune[min(number, len(options.prune) - 1)] if number else 0
-        keep = (level.occurrences > threshold) | (number == 0)
+        keep = (level.occurrences > options.prune[min(number, len(options.prune) - 1)]) | (number == 0)
         classes = np.minimum(level.counts, 3)
         discounted = level.counts - discounts[classes]
         freed = np.where(keep, discounts[classes], level.counts)

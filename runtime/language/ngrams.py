@@ -39,6 +39,8 @@ Order = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32], npt.NDArray[np.fl
 class Ngrams:
     """An n-gram model. Immutable and thread-safe. A history (state) is the index of a node.
 
+    `num_children` is the number of children of each node. The root's `word` is ignored. `source` is for errors.
+
     Attributes:
         words: words by id.
         order: length of the longest n-grams.
@@ -50,14 +52,6 @@ class Ngrams:
         begin: history at the beginning of a sentence.
         end: id of </s>; None: the model lacks it.
         unknown: id of <unk>; None: the model lacks it.
-
-    Args:
-        words: see above.
-        num_children: number of children of each node.
-        word: see above; the root's value is ignored.
-        log_prob: see above.
-        backoff: see above.
-        source: name of the file, for errors.
 
     Raises:
         LanguageModelError: the arrays are not a trie, or a number is not a log-probability.
@@ -127,8 +121,7 @@ class Ngrams:
             for column in range(length - 1):
                 parent = find_nodes(keys, parent, ranks[:, column], len(words))
                 if (parent < 0).any():
-                    row = rows[int(np.argmin(parent))]
-                    found = " ".join(words[number] for number in row)
+                    found = " ".join(words[number] for number in rows[int(np.argmin(parent))])
                     raise LanguageModelError(f"{source}: the {length}-gram {found!r} has a prefix that is not listed")
             key = parent.astype(np.uint64) * np.uint64(len(words)) + ranks[:, -1]
             order = np.argsort(key, kind="stable")
@@ -147,14 +140,8 @@ class Ngrams:
                 f"{source}: has {len(orders[0][0])} unigrams, expected one for each of its {len(words)} words"
             )
         nothing = (np.zeros(1, np.uint32), np.zeros(1, np.float32), np.zeros(1, np.float32))
-        columns = [np.ascontiguousarray(np.concatenate(column)) for column in zip(nothing, *parts, strict=True)]
-        word, log_probs, backoffs = columns
+        word, log_probs, backoffs = (np.concatenate(column) for column in zip(nothing, *parts, strict=True))
         return cls([words[place] for place in places], children, word, log_probs, backoffs, source=source)
-
-    def spelled_by(self, spell: Callable[[str], str]) -> Ngrams:
-        """Return this model with its words sorted by the spellings that `spell` returns."""
-        orders = [self.rows(length) for length in range(1, self.order + 1)]
-        return Ngrams.of(self.words, orders, spell=spell)
 
     def step(self, history: int, word: int) -> tuple[float, int]:
         """Return the log10 probability of a word given a history, and the next history."""

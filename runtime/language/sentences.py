@@ -136,5 +136,4 @@ def _word() -> re.Pattern[str]:
 
 def _split(word: str) -> list[str]:
     """Split a word around characters of scripts without spaces."""
-    spaced = "".join(f" {character} " if stands_alone(character) else character for character in word)
-    return spaced.split()
+    return "".join(f" {character} " if stands_alone(character) else character for character in word).split()

@@ -36,9 +36,6 @@ class DeviceArray:
     It can be indexed like an array, with integers, slices without steps, and None; at least one axis must remain.
     Indexing returns a part without copying; the part is copied only when a graph reads it. `np.asarray` copies the
     values to the host.
-
-    Attributes:
-        shape: sizes of the axes.
     """
 
     def __init__(
@@ -102,15 +99,10 @@ Value = npt.NDArray[np.float32] | DeviceArray
 
 
 class DeviceMemory:
-    """Memory of the device on which a session runs.
-
-    Args:
-        session: the session. Every `DeviceArray` in this memory keeps it alive.
-        provider: first execution provider of the session.
-        device_id: index of the device.
-    """
+    """Memory of the device on which a session runs. Every `DeviceArray` in this memory keeps the session alive."""
 
     def __init__(self, session: onnxruntime.InferenceSession, provider: str, device_id: int = 0) -> None:
+        """Use the memory of device `device_id` of a session's first execution provider."""
         self._session = session
         self._kind, self._joiner = _MEMORIES.get(provider, ("cpu", CPU))
         self._id = device_id
@@ -141,7 +133,11 @@ class DeviceMemory:
         Raises:
             ProviderError: the provider failed.
         """
-        left = [part if isinstance(part, DeviceArray) else DeviceArray(self, _of_host(part)) for part in parts]
+        place = onnxruntime.OrtValue.ortvalue_from_numpy
+        left = [
+            part if isinstance(part, DeviceArray) else DeviceArray(self, place(np.ascontiguousarray(part)))
+            for part in parts
+        ]
         try:
             while True:
                 groups = [left[start : start + _FAN_IN] for start in range(0, len(left), _FAN_IN)]
@@ -161,8 +157,7 @@ class DeviceMemory:
                 flat = np.array([before, parts[number].shape[axis], after])
                 operands = [DeviceArray(self, parts[number].tensor), *bounds, flat]
             feeds |= {f"{name}{number}": operand for name, operand in zip(_OPERANDS, operands, strict=True)}
-        length = sum(part.shape[axis] for part in parts)
-        feeds["shape"] = np.array([*shape[:axis], length, *shape[axis + 1 :]])
+        feeds["shape"] = np.array([*shape[:axis], sum(part.shape[axis] for part in parts), *shape[axis + 1 :]])
         result: DeviceArray = _joining(self._joiner, self._id).run(feeds, ["joined"], ["joined"])["joined"]
         return result
 
@@ -191,16 +186,7 @@ def _padded(array: npt.NDArray[np.float32], axis: int, length: int, *, at_front:
 
 
 _OPERANDS = ("tensor", "starts", "ends", "pads", "flat")
-_NOTHING: tuple[npt.NDArray[Any], ...] = (
-    np.zeros(0, np.float32),
-    np.zeros(1, np.int64),
-    np.zeros(1, np.int64),
-    np.zeros(2, np.int64),
-)
-
-
-def _of_host(array: npt.NDArray[np.float32]) -> onnxruntime.OrtValue:
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+_NOTHING: tuple[npt.NDArray[Any], ...] = (np.zeros(0, np.float32), *(np.zeros(size, np.int64) for size in (1, 1, 2)))
 
 
 @functools.cache

@@ -90,11 +90,9 @@ class Encoder:
         windows.accept(features)
         windows.finish()
         outputs = [np.zeros((0, self.config.output_size), np.float32)]
-        caches = self.start()
+        caches, required = self.start(), required_cache_size(chunk_size, num_left_chunks)
         while (window := windows.take()) is not None:
-            output, caches = self.step(
-                window[np.newaxis], caches, required_cache_size=required_cache_size(chunk_size, num_left_chunks)
-            )
+            output, caches = self.step(window[np.newaxis], caches, required_cache_size=required)
             outputs.append(np.asarray(output[0]))
         return np.concatenate(outputs)
 
@@ -119,8 +117,8 @@ def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> 
             f"got chunk_size {chunk_size} and num_left_chunks {num_left_chunks}"
         )
     if chunk_size % config.chunk_multiple:
-        multiple = config.chunk_multiple
-        raise StreamError(f"chunk_size must be a multiple of {multiple} for this encoder, got {chunk_size}")
+        expected = f"a multiple of {config.chunk_multiple} for this encoder"
+        raise StreamError(f"chunk_size must be {expected}, got {chunk_size}")
 
 
 class Windows:
@@ -130,11 +128,8 @@ class Windows:
     The last window may be shorter, but not shorter than `config.window` frames. If `chunk_size` is None, there is one
     window with all features, available when the input is finished.
 
-    Args:
-        config: configuration of the model.
-        chunk_size: encoder frames per chunk; None: one chunk.
-        knows_last: whether `take` withholds a full window until it is known whether the window is the last. This is
-            known once the next window is certain to follow, or once the input is finished.
+    With `knows_last`, `take` withholds a full window until it is known whether the window is the last. This is known
+    once the next window is certain to follow, or once the input is finished.
 
     Attributes:
         length: frames per window, except for the last one.
@@ -142,9 +137,8 @@ class Windows:
     """
 
     def __init__(self, config: ModelConfig, chunk_size: int | None, *, knows_last: bool = False) -> None:
-        num_frames = sys.maxsize if chunk_size is None else chunk_size * config.subsampling_rate
         self.length = sys.maxsize if chunk_size is None else config.num_features(chunk_size)
-        self.stride = num_frames
+        self.stride = sys.maxsize if chunk_size is None else chunk_size * config.subsampling_rate
         self._shortest = config.window
         self._needed = self.stride + self._shortest if knows_last and chunk_size is not None else self.length
         self._parts: list[npt.NDArray[np.float32]] = []
@@ -201,10 +195,7 @@ class Caches:
     log_probs: npt.NDArray[np.float32] | None = None
 
     def last(self, num_cached: int, rows: slice = slice(None)) -> dict[str, Value]:
-        """Return views of the caches in `rows`.
-
-        Growing axes are cut to the entries for the last `num_cached` encoder frames.
-        """
+        """Return views of the caches in `rows`, with growing axes cut to the last `num_cached` encoder frames."""
         views = {}
         for cache in self.layout:
             view = self.tensors[cache.name][:, rows]

@@ -16,7 +16,7 @@ from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ProviderError, StreamError
 from u2moe.runtime.model.device import DeviceArray, Value, joined
 from u2moe.runtime.model.encoder import Encoder, check_chunks
-from u2moe.runtime.model.native import Kernels
+from u2moe.runtime.model.native import Kernels, of_graph
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.model.static_encoder import Runner, StaticEncoder
@@ -98,8 +98,8 @@ class Model:
         else:
             raise ValueError(f"runner needs a bundle of fixed shape, which {files.folder} is not")
         sessions = {graph.name: session(graph, settings) for graph in rest}
-        three = (encoder, sessions["ctc"], sessions.get("decoder"))
-        return cls(manifest, *three, search_library=settings.search_library)
+        ctc, decoder = sessions["ctc"], sessions.get("decoder")
+        return cls(manifest, encoder, ctc, decoder, search_library=settings.search_library)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -115,7 +115,10 @@ class Model:
     def kernels(self) -> Kernels:
         """Kernels of the encoder. `refused` contains the functions refused in any graph."""
         kernels = {session.graph.name: session.kernels for session in self.sessions}
-        return self.sessions[0].kernels.with_refused_of(kernels)
+        first = self.sessions[0].kernels
+        refused = {of_graph(name, graph): why for graph, own in kernels.items() for name, why in own.refused.items()}
+        alone = {f"all of {graph}": own.reason for graph, own in kernels.items() if first.native and not own.native}
+        return replace(first, refused={**refused, **alone})
 
     @property
     def has_decoder(self) -> bool:
@@ -228,16 +231,10 @@ class Model:
         hyps_lens = np.array([[len(tokens) for tokens in part] for _, part in utterances], np.int64)
         encoder_lens = np.array([size.num_frames for size in sizes], np.int64)
         at_once = max(_MOST_PAIRS // (len(utterances) * length * max(num_frames, length)), 1)
+        shared: dict[str, Value | npt.NDArray[np.int64]] = {"encoder_out": encoder_out, "encoder_lens": encoder_lens}
         parts = [
-            decoder.run(
-                {
-                    "hyps": np.ascontiguousarray(hyps[:, begin : begin + at_once]),
-                    "hyps_lens": np.ascontiguousarray(hyps_lens[:, begin : begin + at_once]),
-                    "encoder_out": encoder_out,
-                    "encoder_lens": encoder_lens,
-                }
-            )
-            for begin in range(0, hyps.shape[1], at_once)
+            decoder.run(shared | {"hyps": hyps[:, part], "hyps_lens": hyps_lens[:, part]})
+            for part in (slice(begin, begin + at_once) for begin in range(0, hyps.shape[1], at_once))
         ]
         names = ("score", "r_score", "next_log_probs") if self.config.bidirectional else ("score", "next_log_probs")
         outputs = {name: np.concatenate([part[name] for part in parts], axis=1) for name in names}

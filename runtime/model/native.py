@@ -100,12 +100,6 @@ class Kernels:
                 return replace(self, refused=refused)
         return None
 
-    def with_refused_of(self, others: Mapping[str, Kernels]) -> Kernels:
-        """Return a copy whose `refused` lists the refused functions of all `others` (kernels by graph name)."""
-        refused = {of_graph(name, graph): why for graph, own in others.items() for name, why in own.refused.items()}
-        alone = {f"all of {graph}": own.reason for graph, own in others.items() if self.native and not own.native}
-        return replace(self, refused={**refused, **alone})
-
     def without(self, reason: str) -> Kernels:
         """Return these kernels without the library, with `reason` as the explanation."""
         return replace(self, native=False, layout=0, library=None, operators=frozenset(), reason=reason, refused={})
@@ -129,15 +123,11 @@ def checked_kernels(kernels: str | None) -> str:
 
 
 def choose_kernels(kernels: str, providers: Sequence[str]) -> Kernels:
-    """Return the kernels to use with these execution providers.
-
-    Args:
-        kernels: one of `KERNELS`.
-        providers: execution providers. Native kernels support only the CPU.
+    """Return the kernels to use with these execution providers. `kernels` is one of `KERNELS`.
 
     Raises:
         KernelsError: "native" was requested, but the library is not installed, cannot run here, or does not support
-            the providers.
+            the providers. It supports only the CPU.
     """
     if kernels == "onnxruntime":
         return Kernels(native=False, reason="as requested")
@@ -184,28 +174,6 @@ def installed_kernels() -> Kernels:
         operators=frozenset(map(str, description["operators"])),
         library=library,
     )
-
-
-def check_layout(kernels: Kernels, layout: int, where: str) -> None:
-    """Check that the kernels can read weights packed in this layout.
-
-    Args:
-        kernels: kernels for the graph.
-        layout: version of the layout.
-        where: beginning of error messages.
-
-    Raises:
-        KernelsError: native kernels are missing, or read another layout.
-    """
-    if not kernels.native:
-        raise KernelsError(
-            f"{where}: weights are packed for native kernels, but onnxruntime runs the graph: {kernels.reason}"
-        )
-    if kernels.layout != layout:
-        raise KernelsError(
-            f"{where}: weights are packed in layout {layout}, but u2moe-kernels {kernels.version} reads "
-            f"layout {kernels.layout}: quantize the float32 bundle again with the installed version"
-        )
 
 
 def _check_contract(version: str, contract: Any) -> None:

@@ -22,7 +22,7 @@ from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.errors import BundleError, IntegrityError, KernelsError, ProviderError
 from u2moe.runtime.model.calls import NATIVE_CALLS
 from u2moe.runtime.model.device import DeviceArray
-from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, Kernels, check_layout, checked_kernels
+from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS, Kernels, checked_kernels
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 
 OPENVINO = "OpenVINOExecutionProvider"
@@ -37,17 +37,11 @@ class Session:
 
     Files may change after the session is created, because it does not read them again. The exceptions are packed
     weights, and all weights if the caller provides `sess_options`: these cannot be passed to the session in memory.
+    Without `files`, the files of the bundle, no digests are compared.
 
     Attributes:
         graph: contract of the graph.
         kernels: kernels that compute the graph's functions.
-
-    Args:
-        file: path of the graph.
-        graph: contract of the graph.
-        manifest: manifest of the bundle.
-        settings: settings of the session.
-        files: files of the bundle; None: digests are not compared.
 
     Raises:
         ProviderError: a provider did not start.
@@ -145,7 +139,14 @@ def _load(
     """
     kernels = settings.chosen
     if layout is not None and settings.sess_options is None:
-        check_layout(kernels, layout, str(opened.path))
+        packed = f"{opened.path}: weights are packed"
+        if not kernels.native:
+            raise KernelsError(f"{packed} for native kernels, but onnxruntime runs the graph: {kernels.reason}")
+        if kernels.layout != layout:
+            raise KernelsError(
+                f"{packed} in layout {layout}, but u2moe-kernels {kernels.version} reads "
+                f"layout {kernels.layout}: quantize the float32 bundle again with the installed version"
+            )
     while True:
         try:
             return *_inference_session(opened, settings, kernels), kernels

@@ -80,8 +80,9 @@ class SessionSettings:
                 f"provider_options must have an entry for each of {len(self.providers)} providers, "
                 f"got {len(self.provider_options)}"
             )
-        most = _most_threads()
         if self.num_threads is not None:
+            # More threads are not faster, and onnxruntime takes minutes to start a thousand.
+            most = max(_ALWAYS_ALLOWED_THREADS, _THREADS_PER_PROCESSOR * (os.cpu_count() or 1))
             checked_integer("num_threads", self.num_threads, least=1, most=most)
         if self.sess_options is not None and not isinstance(self.sess_options, onnxruntime.SessionOptions):
             raise ValueError(f"sess_options must be onnxruntime.SessionOptions or None, got {self.sess_options!r}")
@@ -153,8 +154,3 @@ def _several(name: str, values: object, kind: type[Any]) -> tuple[Any, ...]:
         expected = "names" if kind is str else "mappings, one for each provider"
         raise ValueError(f"{name} must be a sequence of {expected}, got {values!r}")
     return tuple(values)
-
-
-def _most_threads() -> int:
-    """Return the limit on threads. More threads are not faster, and onnxruntime takes minutes to start a thousand."""
-    return max(_ALWAYS_ALLOWED_THREADS, _THREADS_PER_PROCESSOR * (os.cpu_count() or 1))

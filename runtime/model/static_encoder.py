@@ -31,13 +31,7 @@ class StaticEncoder(Encoder):
     """An `Encoder` with a fixed chunk size and a fixed left context. It also computes log-probabilities.
 
     Between calls, caches have the same layout as in bundles with dynamic shapes, so streams can join and leave batches
-    as usual. The graph runs separately for each stream of a batch.
-
-    Args:
-        runner: runs the graph.
-        config: configuration of the model.
-        form: fixed shapes of the graph.
-        files: files of the bundle, including the initial caches.
+    as usual. The graph runs separately for each stream of a batch. The initial caches are among the bundle's `files`.
     """
 
     def __init__(self, runner: Runner, config: ModelConfig, form: StaticForm, files: BundleFiles) -> None:
@@ -106,10 +100,8 @@ class StaticEncoder(Encoder):
 
         The position and `frames` are in frames after the subsampling; `offset` is in encoder frames.
         """
-        reduction = self.config.frame_reduction
-        offset, limit, base = (
-            each * reduction for each in (offset, self.config.max_position, self.form.first_position)
-        )
+        unreduced = (offset, self.config.max_position, self.form.first_position)
+        offset, limit, base = (each * self.config.frame_reduction for each in unreduced)
         if offset + frames <= limit:
             return offset
         if offset <= limit:
@@ -158,22 +150,14 @@ class StaticEncoder(Encoder):
         return feeds
 
     def _history(self, history: StaticHistory, tensor: Array, position: int) -> Array:
-        """Return the frames before a chunk, in the shape of the graph's input.
-
-        The frames before the start of a stream come from the bundle.
-        """
+        """Return the frames before a chunk, shaped as the graph's input. Those before a stream are from the bundle."""
         blocks, channels, past = tensor.shape
-        steps = np.array(history.steps)[:, np.newaxis]
-        exists = position + np.arange(-past, 0) * steps >= 0
+        exists = position + np.arange(-past, 0) * np.array(history.steps)[:, np.newaxis] >= 0
         start = self.starts[history.cache].reshape(blocks, past, channels)
-        frames = np.where(exists[..., np.newaxis], tensor.transpose(0, 2, 1), start)
-        return frames.reshape(1, blocks * past, channels)
+        return np.where(exists[..., np.newaxis], tensor.transpose(0, 2, 1), start).reshape(1, blocks * past, channels)
 
     def _taken(self, found: Array, tensor: Array) -> Array:
-        """Return the new cache `found` in the layout of dynamic bundles, without unfilled frames.
-
-        `tensor` is the previous cache.
-        """
+        """Return the new cache `found` in the layout of `tensor`, the previous cache, without unfilled frames."""
         if found.ndim == 3:
             return found.reshape(len(tensor), -1, tensor.shape[1]).transpose(0, 2, 1)
         left = found.shape[2]

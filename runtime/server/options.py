@@ -72,7 +72,7 @@ class ServerOptions:
     """
 
     host: str = option("text", "127.0.0.1", flag="--host")
-    port: int = option("integer", 8000, least=0, most=65535, flag="--port")
+    port: int = option("integer", 8000, least=0, most=65535, flag="--port", metavar="PORT")
     protocol_ports: Mapping[str, int] = field(default_factory=dict)
     languages: tuple[str, ...] = option("texts", (), flag="--language", metavar="CODE")
     workers: int = option("integer", 1, least=1, flag="--workers", metavar="N")

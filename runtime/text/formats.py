@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from html import escape
 
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.text.subtitles import SubtitleOptions, make_cues, timed_words, to_ms
@@ -65,11 +65,6 @@ def _by_segment(segment: Callable[[Result, str], str], header: str = "") -> Outp
     return OutputFormat(write=write, segment=segment, header=header)
 
 
-def _txt(segment: Result, _name: str) -> str:
-    """Return the text of a segment."""
-    return f"{segment.text}\n"
-
-
 def _json(transcript: Transcript, name: str, _options: SubtitleOptions | None) -> str:
     """Return the whole transcript as a JSON object on one line."""
     return json.dumps({"file": name, **dataclasses.asdict(transcript)}, ensure_ascii=False) + "\n"
@@ -77,11 +72,6 @@ def _json(transcript: Transcript, name: str, _options: SubtitleOptions | None) -
 
 def _json_segment(segment: Result, _name: str) -> str:
     return json.dumps(dataclasses.asdict(segment), ensure_ascii=False) + "\n"
-
-
-def _tsv(segment: Result, _name: str) -> str:
-    """Return one line of tab-separated values: start and end in milliseconds, and the text."""
-    return f"{to_ms(segment.start)}\t{to_ms(segment.end)}\t{segment.text}\n"
 
 
 def _srt(transcript: Transcript, _name: str, options: SubtitleOptions | None) -> str:
@@ -93,16 +83,13 @@ def _srt(transcript: Transcript, _name: str, options: SubtitleOptions | None) ->
 
 def _vtt(transcript: Transcript, _name: str, options: SubtitleOptions | None) -> str:
     return "WEBVTT\n" + "".join(
-        f"\n{_clock(cue.start_ms, '.')} --> {_clock(cue.end_ms, '.')}\n{_escape(chr(10).join(cue.lines))}\n"
+        f"\n{_clock(cue.start_ms, '.')} --> {_clock(cue.end_ms, '.')}\n{escape(chr(10).join(cue.lines), quote=False)}\n"
         for cue in make_cues(transcript.segments, options)
     )
 
 
 def _ctm(segment: Result, name: str) -> str:
-    """Return one CTM line per word, for NIST's tools: "file channel start duration word [confidence]".
-
-    Times are in seconds.
-    """
+    """Return CTM lines for NIST's tools, one per word: "file channel start duration word [confidence]", in seconds."""
     recording = re.sub(r"\s+", "_", name) or "audio"
     lines = []
     confidences = [word.confidence for word in segment.words] or [None] * len(segment.text.split())
@@ -141,10 +128,6 @@ def _intervals(content: Sequence[tuple[str, int, int]], end: int) -> list[tuple[
     return [*intervals, ("", position, end)] if position < end else intervals
 
 
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
 def _seconds(ms: int) -> str:
     return f"{ms // 1000}.{ms % 1000:03}"
 
@@ -153,16 +136,14 @@ def _clock(ms: int, point: str) -> str:
     return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{point}{ms % 1000:03}"
 
 
-FORMATS: Mapping[str, OutputFormat] = MappingProxyType(
-    {
-        "txt": _by_segment(_txt),
-        "json": OutputFormat(write=_json, segment=_json_segment, media_type="application/json"),
-        "srt": OutputFormat(write=_srt),
-        "vtt": OutputFormat(write=_vtt, media_type="text/vtt"),
-        "ctm": _by_segment(_ctm),
-        "tsv": _by_segment(_tsv, "start\tend\ttext\n"),
-        "TextGrid": OutputFormat(write=_textgrid),
-    }
-)
+FORMATS: Mapping[str, OutputFormat] = {
+    "txt": _by_segment(lambda segment, _: f"{segment.text}\n"),
+    "json": OutputFormat(write=_json, segment=_json_segment, media_type="application/json"),
+    "srt": OutputFormat(write=_srt),
+    "vtt": OutputFormat(write=_vtt, media_type="text/vtt"),
+    "ctm": _by_segment(_ctm),
+    "tsv": _by_segment(lambda each, _: f"{to_ms(each.start)}\t{to_ms(each.end)}\t{each.text}\n", "start\tend\ttext\n"),
+    "TextGrid": OutputFormat(write=_textgrid),
+}
 """The output formats by name, which is also the file suffix. To add one, write a function and add a line here; the
 command line and the server use this table."""

@@ -23,14 +23,10 @@ def read_lines(
     opened: AbstractContextManager[IO[bytes]] | None = None,
     errors: str = "strict",
 ) -> Iterator[tuple[int, str]]:
-    """Yield the number and text of each line that is not blank. The text has no line end and no byte order mark.
+    """Yield the number and text of each line of a UTF-8 file that is not blank, without line end and byte order mark.
 
-    Args:
-        file: a text file in UTF-8.
-        what: kind of file, for errors, such as "a list of recordings".
-        error: makes the error for a file that cannot be read.
-        opened: `file`, if it is already open.
-        errors: how to handle bytes that are not UTF-8, as for `bytes.decode`.
+    `error` makes the error for a file that cannot be read, and `what` is the kind of file, such as "a list of
+    recordings". `opened` is the file, if it is already open. `errors` is that of `bytes.decode`.
     """
     try:
         with opened or open(file, "rb") as stream, contextlib.closing(decompressed(stream)) as content:  # noqa: PTH123

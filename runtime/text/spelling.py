@@ -29,19 +29,14 @@ class Spelling:
         return found
 
     def num_tokens(self, word: str, what: str) -> int:
-        """Return the number of tokens in the shortest tokenization of a word.
-
-        The word must be in the letter case of the vocabulary.
-        """
+        """Return the number of tokens in the shortest tokenization of a word in the vocabulary's letter case."""
         spelled = list(filter(None, map(self._shortest, (word, WORD_BOUNDARY + word))))
         if not spelled:
             raise ValueError(f"{what}: the vocabulary cannot spell {word!r}")
         return min(map(len, spelled))
 
     def tokens(self, each: str, before: str, what: str) -> list[int]:
-        """Return the token ids that a model outputs for a word after the word `before` ("": no word before it).
-
-        The word may be in any letter case.
+        """Return the token ids that a model outputs for a word, in any letter case, after the word `before` ("": none).
 
         If the ids follow the order of BPE merges, words are split by BPE, as in SentencePiece. Otherwise, words are
         split into as few tokens as possible.

@@ -7,6 +7,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from u2moe.runtime.declarations import check_options, option
 from u2moe.runtime.result import Result
@@ -53,8 +54,7 @@ class Cue:
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
+class _Part(NamedTuple):
     """A word, or a piece of a word that is too long for a line. `space` precedes it; `width` is in columns."""
 
     text: str
@@ -91,10 +91,11 @@ def _cut(parts: list[_Part], options: SubtitleOptions) -> list[list[_Part]]:
             group = parts[begin:end]
             if len(group) > 1 and not _fits(group, options):
                 break
-            cost = costs[begin] + _cost(group, options)
+            emptiness = 1 - _columns(group) / (options.max_line_width * options.max_lines)
+            cost = costs[begin] + (1 + max(emptiness, 0.0) ** 2)
             if end < len(parts):
-                pause = max(parts[end].start_ms - parts[end - 1].end_ms, 0) / 1000
-                cost += 1 / (1 + 10 * pause)
+                pause_s = max(parts[end].start_ms - parts[end - 1].end_ms, 0) / 1000
+                cost += 1 / (1 + 10 * pause_s)
             if cost < best:
                 best, best_begin = cost, begin
         costs.append(best)
@@ -105,11 +106,6 @@ def _cut(parts: list[_Part], options: SubtitleOptions) -> list[list[_Part]]:
         groups.append(parts[begins[end] : end])
         end = begins[end]
     return groups[::-1]
-
-
-def _cost(group: list[_Part], options: SubtitleOptions) -> float:
-    emptiness = 1 - _columns(group) / (options.max_line_width * options.max_lines)
-    return 1 + max(emptiness, 0.0) ** 2
 
 
 def _fits(group: list[_Part], options: SubtitleOptions) -> bool:
@@ -123,12 +119,9 @@ def _fits(group: list[_Part], options: SubtitleOptions) -> bool:
 def _wrap(group: list[_Part], options: SubtitleOptions) -> list[str]:
     """Return the lines of a subtitle: as few as possible, of similar width, with longer lines below."""
     lines = _fill(group, options.max_line_width)
-    for width in range(_columns(group) // len(lines), options.max_line_width):
-        narrower = _fill(group, width)
-        if len(narrower) == len(lines):
-            lines = narrower
-            break
-    return [_text(line) for line in lines]
+    narrower = (_fill(group, width) for width in range(_columns(group) // len(lines), options.max_line_width))
+    lines = next((found for found in narrower if len(found) == len(lines)), lines)
+    return ["".join(part.space + part.text for part in line).strip() for line in lines]
 
 
 def _fill(group: list[_Part], max_width: int) -> list[list[_Part]]:
@@ -157,9 +150,7 @@ def _parts(segment: Result, options: SubtitleOptions) -> list[_Part]:
         step = (end - start) / len(texts)
         for index, text in enumerate(texts):
             part_start, part_end = round(start + index * step), round(start + (index + 1) * step)
-            parts.append(
-                _Part(text=text, space="" if index else space, width=_width(text), start_ms=part_start, end_ms=part_end)
-            )
+            parts.append(_Part(text, "" if index else space, _width(text), part_start, part_end))
     return parts
 
 
@@ -181,10 +172,6 @@ def _split(word: str, max_width: int) -> list[str]:
     return parts
 
 
-def _text(group: list[_Part]) -> str:
-    return "".join(part.space + part.text for part in group).strip()
-
-
 def _columns(group: list[_Part]) -> int:
     return sum(part.width + len(part.space) for part in group) - len(group[0].space)
 
@@ -193,10 +180,8 @@ def _width(text: str) -> int:
     """Return the width of a text in columns. Combining marks take no column."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
-        for character in text
-    )
+    spaced = (character for character in text if not unicodedata.combining(character))
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in spaced)
 
 
 def to_ms(seconds: float) -> int:

@@ -36,12 +36,8 @@ def parse_tokens(
 ) -> list[str]:
     """Return symbols in the order of their ids, from lines of "symbol id", as in tokens.txt and units.txt.
 
-    A symbol may be any text without a line feed, even a space. The id follows the last space or tab.
-
-    Args:
-        content: content of the file.
-        file: name of the file, for errors.
-        error: makes the error if a line has no id, or if the ids are not exactly 0..n-1.
+    A symbol may be any text without a line feed, even a space. The id follows the last space or tab. `error` makes the
+    error, which names `file`, if a line has no id, or if the ids are not exactly 0..n-1.
     """
     symbols: dict[int, str] = {}
     for number, raw_line in enumerate(content.removeprefix("\ufeff").split("\n"), start=1):
@@ -133,10 +129,7 @@ class Vocabulary:
         return words
 
     def complete_words(self, tokens: Sequence[int], *, ends: bool) -> list[Word]:
-        """Return the words of token ids, except a last word that later tokens may continue.
-
-        If `ends` is true, no tokens follow, so the last word is complete.
-        """
+        """Return the words of token ids, except a last word that later tokens may continue; none follow if `ends`."""
         words = self.words(tokens)
         if words and words[-1].end == len(tokens) and not (ends or self._parts[tokens[-1]][2]):
             words.pop()

@@ -22,8 +22,7 @@ def words(text: str) -> list[str]:
     normal form C).
     """
     plain = unicodedata.normalize("NFC", text.upper()).replace("\u2019", "'")
-    spaced = re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])", r" \1 ", plain)
-    return _word().findall(spaced)
+    return _word().findall(re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])", r" \1 ", plain))
 
 
 @functools.cache
@@ -47,10 +46,8 @@ def _distances(reference: Sequence[object], hypothesis: Sequence[object]) -> lis
     for number, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], number
         for column, found in enumerate(hypothesis, 1):
-            diagonal, row[column] = (
-                row[column],
-                min(row[column] + 1, row[column - 1] + 1, diagonal + (expected != found)),
-            )
+            best = min(row[column] + 1, row[column - 1] + 1, diagonal + (expected != found))
+            diagonal, row[column] = row[column], best
     return row
 
 

@@ -86,9 +86,7 @@ def _date(words: Sequence[str], place: int) -> list[Written] | None:
     day = ordinal(words, place + 1) or (None if month in _VERBS else _day(words, place + 1))
     if day is None and month not in _VERBS:
         found = _year(words, place + 1)
-        if found is None:
-            return None
-        return [Written(month, place, place + 1), Written(str(found[0]), place + 1, found[1])]
+        return found and [Written(month, place, place + 1), Written(str(found[0]), place + 1, found[1])]
     if day is None or not 1 <= day[0] <= 31 or _year(words, place + 1):
         return None
     found = _year(words, day[1])
@@ -117,9 +115,7 @@ def _time(words: Sequence[str], place: int) -> list[Written] | None:
         return [Written(str(hour[0]), place, end), Written("o'clock", end, end + 1)]
     before, following = word_at(words, place - 1), word_at(words, end)
     is_open = following not in _COUNTED and not _goes_on(words, end) if before == "at" else following in _AFTER_DATES
-    if minutes and before in _BEFORE_TIMES and is_open:
-        return [Written(f"{hour[0]}{minutes}", place, end)]
-    return None
+    return [Written(f"{hour[0]}{minutes}", place, end)] if minutes and before in _BEFORE_TIMES and is_open else None
 
 
 def _minutes(words: Sequence[str], place: int) -> tuple[str, int]:
@@ -180,9 +176,7 @@ def _quantity(words: Sequence[str], place: int) -> list[Written] | None:
         return [Written(f"{text}%", place, after + 1)]
     if scale:
         return [Written(text, place, end), Written(scale, end, end + 1)]
-    if is_decimal or number >= 10:
-        return [Written(text, place, end)]
-    return None
+    return [Written(text, place, end)] if is_decimal or number >= 10 else None
 
 
 def _decimal(words: Sequence[str], number: int, end: int) -> tuple[str, int]:
@@ -200,10 +194,7 @@ def _decimal(words: Sequence[str], number: int, end: int) -> tuple[str, int]:
 
 
 def _scaled(words: Sequence[str], place: int, number: int, text: str, end: int) -> tuple[str, str, int]:
-    """Return the scale, the digits and the position after the digits: "million", "2" and 1 for "two million".
-
-    The scale is "" if the number must be written with all its digits.
-    """
+    """Return scale ("": write all digits), digits and the position after them: "million", "2", 1 for "two million"."""
     scale = words[end - 1]
     if scale in SCALES and scale != "thousand" and number % SCALES[scale] == 0 and end - 1 > place:
         return scale, f"{number // SCALES[scale]:,}", end - 1
@@ -245,7 +236,8 @@ def _ordinal(words: Sequence[str], place: int) -> list[Written] | None:
     if word_at(words, place - 1) == "a" or _is_number(words, place - 1):  # "a tenth", "two tenth"
         return None
     is_day = word_at(words, found[1]) == "of" and word_at(words, found[1] + 1) in MONTHS
-    return [Written(suffixed(found[0]), place, found[1])] if found[0] >= 10 or is_day else None
+    suffix = "th" if 10 <= found[0] % 100 < 20 else {1: "st", 2: "nd", 3: "rd"}.get(found[0] % 10, "th")
+    return [Written(f"{found[0]}{suffix}", place, found[1])] if found[0] >= 10 or is_day else None
 
 
 def _as_spoken(words: Sequence[str], place: int, end: int = 0) -> list[Written]:
@@ -364,12 +356,6 @@ def year(words: Sequence[str], place: int) -> Found:
         return 100 * century + UNITS[words[place + 1]], place + 2
     second = below_hundred(words, place)
     return (100 * century + second[0], second[1]) if second and second[0] >= 10 else None
-
-
-def suffixed(number: int) -> str:
-    """Return an ordinal in digits: 21 -> "21st"."""
-    suffix = "th" if 10 <= number % 100 < 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"
 
 
 def _group(words: Sequence[str], place: int, *, with_and: bool) -> Found:
