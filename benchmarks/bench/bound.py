@@ -39,7 +39,7 @@ def measure_bound(
 ) -> list[dict[str, Any]]:
     """For one utterance, measure the time that each part of each bundle takes, and compute its lower bound.
 
-    The bundles are measured in turn.
+    The bundles are measured in turn. Each entry of the result is for one bundle and has the keys of `compare`.
 
     Args:
         probes: loaded bundles by name; they use the number of threads in `rates`.
@@ -47,9 +47,6 @@ def measure_bound(
         mode: the encoder's context.
         rates: rates of the machine, from `rates.measure_rates`.
         repetitions: number of measurements.
-
-    Returns:
-        One entry for each bundle, with the keys of `compare`.
     """
     runs = {name: utterance(probe, samples, mode) for name, probe in probes.items()}
 
@@ -121,18 +118,12 @@ def compare(
         not_counted: share of the time by operator, for operators that multiply or read large constants but cannot be
             counted. The bounds of their parts are too low. `unknown` and `not_counted` are computed from `counted`.
     """
-    kernels = [
-        replace(kernel, seconds=statistics.median(each.seconds for each in same))
-        for same in zip(*rounds, strict=True)
-        for kernel in same[:1]
-    ]
-    kernels = [
-        kernel
-        for stage, seconds in stages.items()
-        for kernel in without_profiler(
-            [item for item in kernels if _STAGES.get(item.part, "encoder") == stage], seconds
-        )
-    ]
+    profiled, kernels = defaultdict[str, list[Kernel]](list), list[Kernel]()
+    for same in zip(*rounds, strict=True):
+        kernel = replace(same[0], seconds=statistics.median(each.seconds for each in same))
+        profiled[_STAGES.get(kernel.part, "encoder")].append(kernel)
+    for stage, seconds in stages.items():
+        kernels += without_profiler(profiled[stage], seconds)
     work = rounds[0] if counted is None else counted
     parts = {
         part: _part(own, [item for item in work if item.part == part], rates)
@@ -148,7 +139,7 @@ def compare(
         "whole": {"seconds": spread.data(), "least_s": least_s, "ratio": spread.median / least_s if least_s else None},
         "operators": _shares(kernels, lambda item: item.op_type),
         "unknown": _shares(work, _unknown),
-        "not_counted": _shares(work, lambda item: item.op_type if _is_not_counted(item) else None),
+        "not_counted": _shares(work, _not_counted),
     }
 
 
@@ -172,26 +163,19 @@ def _part(kernels: Sequence[Kernel], work: Sequence[Kernel], rates: Mapping[str,
     """Return the time and the bound of one part. The time is that of `kernels`; the bound is computed from `work`."""
     integer = sum(kernel.multiply_adds for kernel in work if kernel.integer)
     floating = sum(kernel.multiply_adds for kernel in work if not kernel.integer)
-    num_bytes = sum(kernel.num_bytes for kernel in work)
-    seconds = sum(kernel.seconds for kernel in kernels)
-    arithmetic_s = integer / rates["integer"] + floating / rates["float"]
-    read_s = num_bytes / rates["read"]
+    num_bytes, seconds = sum(kernel.num_bytes for kernel in work), sum(kernel.seconds for kernel in kernels)
+    arithmetic_s, read_s = integer / rates["integer"] + floating / rates["float"], num_bytes / rates["read"]
     least_s = max(arithmetic_s, read_s)
     return {
-        "seconds": seconds,
-        "least_s": least_s,
-        "ratio": seconds / least_s if least_s else None,
-        "arithmetic_s": arithmetic_s,
-        "read_s": read_s,
-        "integer_multiply_adds": integer,
-        "float_multiply_adds": floating,
-        "bytes": num_bytes,
-    }
+        "seconds": seconds, "least_s": least_s, "ratio": seconds / least_s if least_s else None,
+        "arithmetic_s": arithmetic_s, "read_s": read_s,
+        "integer_multiply_adds": integer, "float_multiply_adds": floating, "bytes": num_bytes,
+    }  # fmt: skip
 
 
-def _is_not_counted(kernel: Kernel) -> bool:
+def _not_counted(kernel: Kernel) -> str | None:
     is_large = kernel.parameter_bytes >= _LARGE and kernel.op_type not in _LOOKUPS | PRODUCTS
-    return is_large or kernel.op_type in UNCOUNTED
+    return kernel.op_type if is_large or kernel.op_type in UNCOUNTED else None
 
 
 def _unknown(kernel: Kernel) -> str | None:

@@ -5,7 +5,6 @@ The check runs in a separate process. If a driver crashes, the crash is reported
 
 from __future__ import annotations
 
-import datetime as dt
 import gc
 import hashlib
 import importlib
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.benchmarks.instruments.host import describe_machine, status_bytes
+from u2moe.benchmarks.instruments.host import report_head, status_bytes
 from u2moe.benchmarks.instruments.operators import node_events, profiled_model
 from u2moe.benchmarks.instruments.statistics import mean_seconds, show_progress
 from u2moe.benchmarks.instruments.workload import UTTERANCE_S, clips, random_frames, utterance
@@ -61,19 +60,13 @@ _DIGEST = "import sys; from u2moe.benchmarks.bench.check import print_digest; pr
 
 Array = npt.NDArray[Any]
 Found = dict[str, Any]
+Limit = tuple[float, str]
+"""Largest allowed difference, and its reason."""
 
 
 def run_check(name: str | None, providers: Sequence[str]) -> Found:
     """Check a bundle (default: the demo model) with the given providers. docs/bench.md describes the report."""
-    report: Found = {
-        "format": FORMAT,
-        "version": VERSION,
-        "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
-        "providers": list(providers),
-        "comparisons": [],
-        "failures": [],
-    }
+    report: Found = {**report_head(FORMAT, VERSION, providers), "comparisons": [], "failures": []}
     with tempfile.TemporaryDirectory() as folder:
         findings, doing = Path(folder, "findings"), "start"
         findings.touch()
@@ -88,11 +81,9 @@ def run_check(name: str | None, providers: Sequence[str]) -> Found:
     if code:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         report["failures"].append(f"{doing}: the process ended with {name}")
-    report["failures"] += [
-        f"{item['step']}: {item['of']} differs by {item['difference']:.2g}; the limit is {item['limit']:g}"
-        for item in report["comparisons"]
-        if not item["holds"]
-    ]
+    for item in [item for item in report["comparisons"] if not item["holds"]]:
+        text = f"{item['step']}: {item['of']} differs by {item['difference']:.2g}; the limit is {item['limit']:g}"
+        report["failures"].append(text)
     return {**report, "passed": not report["failures"]}
 
 
@@ -179,9 +170,7 @@ class Check:
                 found["probabilities of the right-to-left decoder"] = np.exp(scores.right)
         return found
 
-    def alike(
-        self, model: Model, beside: Model, suffix: str = "", limit: tuple[float, str] | None = None
-    ) -> Iterator[Found]:
+    def alike(self, model: Model, beside: Model, suffix: str = "", limit: Limit | None = None) -> Iterator[Found]:
         """Compare the outputs of `model` with those of `beside`."""
         expected = self.outputs(beside)
         for name, array in self.outputs(model).items():
@@ -209,9 +198,9 @@ class Check:
                     yield compared(f"{cache} after {name}", tensor, expected[1].tensors[cache], self.limit)
 
     def batches(self) -> Iterator[Found]:
-        """Compare `model` on a batch of streams with `reference` on single streams.
+        """Compare `model` on a batch of streams of different ages with `reference` on single streams.
 
-        The streams of the batch have processed different numbers of chunks, and the last stream gets a short chunk.
+        The last stream gets a short chunk.
         """
         for chunks, required, windows in self._windows():
             short = windows[2][:, : self.config.num_features(self.config.whole_chunk(1))]
@@ -227,9 +216,8 @@ class Check:
             for row, age in enumerate((0, 1, 3, 2)):
                 caches = self._after(self.reference, windows[:age], required)
                 alone, _ = self.reference.encoder.step(last[row], caches, required_cache_size=required)
-                yield compared(
-                    f"row {row}, {_mode(*chunks)}", found[row : row + 1, : alone.shape[1]], alone, self.limit
-                )
+                own = found[row : row + 1, : alone.shape[1]]
+                yield compared(f"row {row}, {_mode(*chunks)}", own, alone, self.limit)
 
     def same(self) -> Iterator[Found]:
         """Compare `model` with a copy that runs on two threads, and with a copy that uses numpy arrays as tensors."""
@@ -238,10 +226,7 @@ class Check:
         yield from self.alike(arrays, self.model, " with arrays", EXACT if self.is_cpu else None)
 
     def native(self) -> Iterator[Found]:
-        """Compare the native kernels with `reference`, and check each instruction set of this processor.
-
-        The results of all instruction sets must be bit-identical.
-        """
+        """Compare the native kernels with `reference`. All instruction sets must give bit-identical results."""
         try:
             installed_kernels()
         except KernelsError as error:
@@ -268,17 +253,15 @@ class Check:
             for file in sorted(Path(folder).iterdir()):
                 events = {str(event["name"]): event["args"] for event in node_events(file)}.values()
                 on_cpu = [] if self.is_cpu else [node for node in events if node["provider"] == DEFAULT_PROVIDER]
-                found[file.name.split("_")[1]] = {
-                    "providers": Counter(node["provider"] for node in events),
-                    "fell_to_cpu": Counter(node["op_name"] for node in on_cpu),
-                }
+                providers, fell = (
+                    Counter(node["provider"] for node in events),
+                    Counter(node["op_name"] for node in on_cpu),
+                )
+                found[file.name.split("_")[1]] = {"providers": providers, "fell_to_cpu": fell}
         yield {"nodes": found}
 
     def speed(self) -> Iterator[Found]:
-        """Measure the real-time factor of the graphs on the provider and on the CPU.
-
-        Features and search are excluded.
-        """
+        """Measure the real-time factor of the graphs, without features and search, on the provider and on the CPU."""
         factors: Found = {}
         for chunks in [(None, -1), *self.chunks[:1]]:
             for side, model in (("checked", self.model), ("cpu", self.reference)):
@@ -305,9 +288,8 @@ class Check:
             growth = (status_bytes("VmRSS") or 0) - (first or 0)
             yield {"memory": {"chunks": number, "after": NUM_WARM, "bytes_more": growth, "at_most": MOST_GROWTH}}
             if growth > MOST_GROWTH:
-                raise ValueError(
-                    f"{number - NUM_WARM} chunks added {growth} bytes of memory, expected at most {MOST_GROWTH}"
-                )
+                added = f"{number - NUM_WARM} chunks added {growth} bytes of memory"
+                raise ValueError(f"{added}, expected at most {MOST_GROWTH}")
 
     def _windows(self) -> Iterator[tuple[tuple[int, int], int, list[Array]]]:
         """Yield each (chunk size, left chunks) in `chunks`, with cache size and complete windows [1, frames, mel]."""
@@ -329,15 +311,9 @@ class Check:
 
 
 STEPS: dict[str, Callable[[Check], Iterator[Found]]] = {
-    "graphs": Check.graphs,
-    "offsets": Check.offsets,
-    "batches": Check.batches,
-    "threads and device memory": Check.same,
-    "native kernels": Check.native,
-    "nodes": Check.nodes,
-    "speed": Check.speed,
-    "memory": Check.memory,
-}
+    "graphs": Check.graphs, "offsets": Check.offsets, "batches": Check.batches, "threads and device memory": Check.same,
+    "native kernels": Check.native, "nodes": Check.nodes, "speed": Check.speed, "memory": Check.memory,
+}  # fmt: skip
 """The steps of the check by title, in order of execution."""
 
 
@@ -352,7 +328,7 @@ def digest_of(path: Path, isa: str) -> str:
     return done.stdout.split()[-1]
 
 
-def compared(of: str, found: Any, expected: Any, limit: tuple[float, str]) -> Found:
+def compared(of: str, found: Any, expected: Any, limit: Limit) -> Found:
     """Judge the largest difference between two arrays, relative to the largest expected magnitude if that exceeds 1.
 
     A difference that is not finite counts as 1e30.
@@ -364,7 +340,7 @@ def compared(of: str, found: Any, expected: Any, limit: tuple[float, str]) -> Fo
     return judged(of, difference if np.isfinite(difference) else 1e30, limit)
 
 
-def judged(of: str, difference: float, limit: tuple[float, str]) -> Found:
+def judged(of: str, difference: float, limit: Limit) -> Found:
     """Return a difference, its limit, the reason for the limit, and whether the difference is within the limit."""
     return {"of": of, "difference": difference, "limit": limit[0], "reason": limit[1], "holds": difference <= limit[0]}
 

@@ -13,7 +13,7 @@ from typing import Any
 from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio
 from u2moe.benchmarks.bench.costs import costs_picture, costs_table
 from u2moe.benchmarks.bench.gate import LIMITS, add_limits, check_measurable, limits_in, verdicts
-from u2moe.benchmarks.bench.plan import PLANS, Plan, name_bundles, run_suite
+from u2moe.benchmarks.bench.plan import PLANS, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
 from u2moe.runtime import AudioError, Bundle
 from u2moe.runtime.bundle_location import find_bundle
@@ -25,43 +25,30 @@ from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.whole_file import write_text
 
+_ABOUT = """Compare bundles on this machine: speed end to end and by stage, latency, load time, memory, experts, and the
+time of each part of the network as a multiple of the least possible time. docs/bench.md explains each number."""
+
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe bench [BUNDLE...]`."""
-    parser.description = (
-        "Compare bundles on this machine: speed end to end and by stage, latency, load time, memory, "
-        "experts, and the time of each part of the network as a multiple of the least possible time. "
-        "docs/bench.md explains each number."
-    )
-    parser.add_argument(
-        "bundles",
-        nargs="*",
-        metavar="BUNDLE|REPORT",
-        help="bundles to measure (default: demo, the demo model), or reports (.json) to show or compare",
-    )
+    parser.description = _ABOUT
+    about = "bundles to measure (default: demo, the demo model), or reports (.json) to show or compare"
+    parser.add_argument("bundles", nargs="*", metavar="BUNDLE|REPORT", help=about)
     parser.add_argument("--list", metavar="PATH", help="file of path<TAB>transcript lines, or folder of recordings")
     parser.add_argument("--quick", action="store_true", help="one thread, two modes, no real-time latency")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="write the report as JSON; for NAME.json, also plot the costs as NAME.svg",
-    )
+    about = "write the report as JSON; for NAME.json, also plot the costs as NAME.svg"
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=about)
     experts = parser.add_argument_group("for experts")
-    experts.add_argument(
-        "--divergence", action="store_true", help="measure only how the second bundle's tokens differ from the first's"
-    )
+    about = "measure only how the second bundle's tokens differ from the first's"
+    experts.add_argument("--divergence", action="store_true", help=about)
     add_limits(parser, experts)
     add_words(parser)
     add_declared(experts, DecodingOptions, options_of(DecodingOptions).keys() - {"chunk_size", "num_left_chunks"})
     experts.add_argument("--num-threads", metavar="N,N", help="numbers of threads (default: 1,2; with --quick: 1)")
-    experts.add_argument(
-        "--chunk-sizes", metavar="N,N", help="encoder frames per chunk (default: 16,8,4; with --quick: 16)"
-    )
-    experts.add_argument(
-        "--repetitions", type=int, metavar="N", help="rounds of each measurement (default: 5; with --quick: 4)"
-    )
+    about = "encoder frames per chunk (default: 16,8,4; with --quick: 16)"
+    experts.add_argument("--chunk-sizes", metavar="N,N", help=about)
+    about = "rounds of each measurement (default: 5; with --quick: 4)"
+    experts.add_argument("--repetitions", type=int, metavar="N", help=about)
     experts.add_argument("--providers", metavar="NAMES", help="onnxruntime execution providers, separated by commas")
     parser.set_defaults(run=run_bench, failed=2)
 
@@ -94,11 +81,11 @@ def run_bench(args: argparse.Namespace) -> int:
     if earlier is not None:
         print(f"\nAgainst {reports[-1]}", *compare_reports(earlier, report), sep="\n")
     found = list(verdicts(limits, report, earlier))
+    failed = [text for holds, text in found if not holds]
     if found:
-        failed = [text for holds, text in found if not holds]
         print("\nlimits", *(text for _, text in found), sep="\n")
         print(f"failed: {'; '.join(failed)}" if failed else "passed: all limits met")
-    return 1 if any(not holds for holds, _ in found) else 0
+    return 1 if failed else 0
 
 
 def _diverge(args: argparse.Namespace, folders: list[str], reports: list[Path]) -> int:
@@ -125,26 +112,15 @@ def _diverge(args: argparse.Namespace, folders: list[str], reports: list[Path]) 
 def _measure(args: argparse.Namespace, names: list[str], limits: Mapping[str, float]) -> dict[str, Any]:
     paths = [find_bundle(name) for name in names] or [chosen_bundle(None, "bench BUNDLE")]
     options, hotwords = decoding_choice(args, paths[0])
-    plan, recordings = _plan(args), read_recordings(args.list or find_bundle(None) / "clips" / "transcripts.txt")
+    threads, chunk_sizes = _numbers("--num-threads", args.num_threads), _numbers("--chunk-sizes", args.chunk_sizes)
+    changes = {"threads": threads, "chunk_sizes": chunk_sizes, "repetitions": args.repetitions}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    plan = dataclasses.replace(PLANS["quick" if args.quick else "default"], **changes)
+    recordings = read_recordings(args.list or find_bundle(None) / "clips" / "transcripts.txt")
     check_measurable(limits, plan.repetitions, [recording.transcript for recording in recordings])
-    return run_suite(
-        {name: Bundle.open(path) for name, path in name_bundles(paths).items()},
-        recordings,
-        plan,
-        settings=SessionSettings(providers=providers_in(args)),
-        options=options,
-        hotwords=hotwords,
-    )
-
-
-def _plan(args: argparse.Namespace) -> Plan:
-    changes = {
-        "threads": _numbers("--num-threads", args.num_threads),
-        "chunk_sizes": _numbers("--chunk-sizes", args.chunk_sizes),
-        "repetitions": args.repetitions,
-    }
-    plan = PLANS["quick" if args.quick else "default"]
-    return dataclasses.replace(plan, **{name: value for name, value in changes.items() if value is not None})
+    bundles = {name: Bundle.open(path) for name, path in name_bundles(paths).items()}
+    settings = SessionSettings(providers=providers_in(args))
+    return run_suite(bundles, recordings, plan, settings=settings, options=options, hotwords=hotwords)
 
 
 def _numbers(option: str, value: str | None) -> tuple[int, ...] | None:

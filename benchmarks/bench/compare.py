@@ -8,11 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from u2moe.benchmarks.bench.plan import FEWEST_ROUNDS, FORMAT, VERSION
 from u2moe.benchmarks.bench.terminal import MEMORY, STARTS, Report, count_threads, in_order, spread, table
-from u2moe.benchmarks.instruments.statistics import Spread, ratio_of_sums
+from u2moe.benchmarks.instruments.statistics import Spread, ratio_of_spreads, ratio_of_sums
 
 Values = dict[tuple[str, ...], Mapping[str, float]]
 
@@ -38,27 +36,18 @@ def read_report(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: cannot be read as a report: {error}") from error
     if not isinstance(report, dict) or report.get("format") != FORMAT or report.get("version") != VERSION:
         raise ValueError(f"{file}: is not a report of this version of u2moe bench ({FORMAT} {VERSION})")
-    missing = [name for name in _SECTIONS if name not in report]
-    if missing:
+    if missing := [name for name in _SECTIONS if name not in report]:
         raise ValueError(f"{file}: is not a complete report of u2moe bench: {', '.join(missing)} missing")
     return report
 
 
 def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread]:
-    """Return the ratio of the times of two bundles: as text, and as a number with an interval.
+    """Return the ratio of the times of two bundles (see `compared`): as text, and as a number with an interval.
 
     The times are those with the fewest threads, in the first bundle's first mode that the second bundle also has. This
     is usually full context. If the bundles have no mode in common, each bundle's first mode counts, and the text names
-    both modes.
-
-    Args:
-        report: report of one or two bundles. Without `other`, the times of the first bundle are divided by those of the
-            second, and the ratio has a 95 % confidence interval.
-        other: report whose first bundle is the divisor instead. The interval then comes from quartiles, and does not
-            account for changes of the machine between the reports.
-
-    Raises:
-        ValueError: `report` has only one bundle, and `other` is None.
+    both modes. Within one report, the interval is a 95 % confidence interval. Otherwise, it comes from quartiles, and
+    does not account for changes of the machine between the reports.
     """
     ours, theirs = (
         [entry for entry in in_order(source) if entry["bundle"] == name] for source, name in compared(report, other)
@@ -66,11 +55,9 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
     pairs = ([one, two] for one in ours for two in theirs if one["mode"] == two["mode"])
     found = next(pairs, [ours[0], theirs[0]])
     if other is None:
-        ratio = ratio_of_sums(*(np.array(entry["seconds"]) for entry in found))
+        ratio = ratio_of_sums(*(entry["seconds"] for entry in found))
     else:
-        one, two = (entry["real_time_factor"] for entry in found)
-        low, high = one["low"] / two["high"], one["high"] / two["low"]
-        ratio = Spread(median=one["median"] / two["median"], low=low, high=high, count=one["count"])
+        ratio = ratio_of_spreads(*(entry["real_time_factor"] for entry in found))
     names = " / ".join(entry["bundle"] for entry in found)
     kind = "95 %" if other is None else "quartiles, not measured in turns"
     text = f"time {names} = {ratio.median:.3f} ({kind}: {ratio.low:.3f} to {ratio.high:.3f}), "
@@ -79,7 +66,7 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
 
 
 def compared(report: Report, other: Report | None = None) -> list[tuple[Report, str]]:
-    """Return the two bundles to compare, each with its report; see `time_ratio`.
+    """Return two bundles, each with its report: the first of `report`, and its second or the first of `other`.
 
     Raises:
         ValueError: `report` has only one bundle, and `other` is None.
@@ -112,9 +99,8 @@ def compare_reports(before: Report, after: Report) -> Iterator[str]:
             yield f"{name} is compared with {new_name}, at the same position in the other report"
     old_values = {tuple(roles.get(part, part) for part in key): value for key, value in values(before).items()}
     new_values = values(after)
-    rows = [
-        [", ".join(key), *_cells(key, old_values[key], found)] for key, found in new_values.items() if key in old_values
-    ]
+    both = [key for key in new_values if key in old_values]
+    rows = [[", ".join(key), *_cells(key, old_values[key], new_values[key])] for key in both]
     rows.sort(key=lambda row: row[-1] in (_WITHIN, _UNKNOWN))
     yield from table(["measurement", "before", "after", "ratio", ""], rows)
     if missing := len(old_values.keys() ^ new_values.keys()):
@@ -123,20 +109,14 @@ def compare_reports(before: Report, after: Report) -> Iterator[str]:
 
 def _cells(key: tuple[str, ...], before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
     scale, digits = (1.0, 4) if key[0] in _FACTORS else (1e-6, 2) if key[0].endswith("MB") else (1e3, 2)
-    shown = [
-        spread(value, scale, digits) if "count" in value else f"{value['median'] * scale:.{digits}f}"
-        for value in (before, after)
-    ]
+
+    def shown(value: Mapping[str, float]) -> str:
+        return spread(value, scale, digits) if "count" in value else f"{value['median'] * scale:.{digits}f}"
+
     ratio = f"{after['median'] / before['median']:.3f}" if before["median"] else "-"
-    return [*shown, ratio, _verdict(before, after)]
-
-
-def _verdict(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    if min(before.get("count", math.inf), after.get("count", math.inf)) < FEWEST_ROUNDS:
-        return _UNKNOWN
-    if after["high"] < before["low"]:
-        return "less"
-    return "more" if before["high"] < after["low"] else _WITHIN
+    verdict = "less" if after["high"] < before["low"] else "more" if before["high"] < after["low"] else _WITHIN
+    has_few = min(before.get("count", math.inf), after.get("count", math.inf)) < FEWEST_ROUNDS
+    return [shown(before), shown(after), ratio, _UNKNOWN if has_few else verdict]
 
 
 def values(report: Report) -> Values:

@@ -10,27 +10,15 @@ from typing import Any
 import numpy as np
 
 from u2moe.benchmarks.bench.terminal import Report, table
+from u2moe.benchmarks.instruments import workload
 from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, timed
-from u2moe.benchmarks.instruments.workload import (
-    CHUNK_SIZE,
-    NUM_CHUNKS,
-    NUM_LEFT_CHUNKS,
-    NUM_STREAMS,
-    NUM_WARM_CHUNKS,
-    UTTERANCE_S,
-    Run,
-    one_round,
-)
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_CHUNKS, NUM_STREAMS
 from u2moe.quantize.picture import bar_picture
 from u2moe.runtime.model.features import fbank
 
-WORK = {
-    "streaming": f"chunks of {CHUNK_SIZE}",
-    "streaming-8": f"batch of {NUM_STREAMS}",
-    "full": "full context",
-    "second-pass": "second pass",
-}
+WORK = {"streaming": f"chunks of {CHUNK_SIZE}", "streaming-8": f"batch of {NUM_STREAMS}"}
+WORK |= {"full": "full context", "second-pass": "second pass"}
 """Names in tables for the kinds of work of `workload.one_round`."""
 
 
@@ -65,17 +53,19 @@ def _does(probe: Probe, kind: str) -> bool:
     config = probe.model.config
     is_able = config.streaming and config.whole_chunk(CHUNK_SIZE) == CHUNK_SIZE
     if (fixed := Mode.fixed(config)) is not None:
-        is_able = kind == "streaming" and fixed == Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS)
+        mode = Mode(chunk_size=CHUNK_SIZE, num_left_chunks=workload.NUM_LEFT_CHUNKS)
+        is_able = kind == "streaming" and fixed == mode
     return {"full": fixed is None, "second-pass": probe.model.has_decoder}.get(kind, is_able)
 
 
-def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[Run, float]:
+def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[workload.Run, float]:
     """Return two values: a function that runs one round of a kind of work, and the seconds of audio in a round."""
     manifest = probe.bundle.manifest
     chunk_s, num_chunks = CHUNK_SIZE * manifest.frame_s, NUM_CHUNKS.get(kind, 0)
-    audio_s = max(UTTERANCE_S, (NUM_WARM_CHUNKS + num_chunks + 2) * chunk_s if num_chunks else 0)
+    least_s = (workload.NUM_WARM_CHUNKS + num_chunks + 2) * chunk_s if num_chunks else 0
+    audio_s = max(workload.UTTERANCE_S, least_s)
     samples = np.resize(np.concatenate(recordings), round(audio_s * probe.sample_rate))
-    run = one_round(kind, probe.model, fbank(samples, manifest.features))
+    run = workload.one_round(kind, probe.model, fbank(samples, manifest.features))
     return run, num_chunks * chunk_s * (NUM_STREAMS if kind == "streaming-8" else 1) or audio_s
 
 
@@ -101,20 +91,18 @@ def costs_of(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
 
 def costs_table(report: Report) -> list[str]:
     """Return a table of each bundle's costs, with the ratios to the first bundle's costs in brackets."""
-    found = costs_of(report)
-    rows = []
+    found, rows = costs_of(report), []
     for name in report["bundles"]:
         own = [found[title].get(name) for title in found]
         rows.append([name, *("-" if cost is None else f"{cost[0]:.3g} ({cost[1]:.2f})" for cost in own)])
-    return ["Costs, and ratios to the first bundle (RTF: seconds per second of speech, without search)",
-            *table(["bundle", *found], rows)]  # fmt: skip
+    title = "Costs, and ratios to the first bundle (RTF: seconds per second of speech, without search)"
+    return [title, *table(["bundle", *found], rows)]
 
 
 def costs_picture(report: Report) -> str:
     """Return a bar chart of the costs of each bundle, relative to the first bundle."""
-    names = list(report["bundles"])
-    rows = [
-        (title, [(names.index(name), share, f"{share:.2f} ({value:.3g})") for name, (value, share) in found.items()])
-        for title, found in costs_of(report).items()
-    ]
+    names, rows = list(report["bundles"]), []
+    for title, found in costs_of(report).items():
+        bars = [(names.index(name), share, f"{share:.2f} ({value:.3g})") for name, (value, share) in found.items()]
+        rows.append((title, bars))
     return bar_picture(f"Costs relative to {names[0]} (values): less is better", names, rows)

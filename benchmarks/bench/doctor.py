@@ -26,23 +26,19 @@ _PACKAGES = (
     *("onnx", "onnx-ir", "torch", "starlette", "pyarrow"),
 )
 _LONGEST_S = 3.0
+_ABOUT = """Print versions, processor, kernels and providers, and run the demo model for three seconds. With --check,
+instead run all graphs of a bundle on an execution provider, and compare the results with those on the CPU. This takes
+minutes; the exit status is 1 if a difference exceeds its limit. The output names neither files nor this machine."""
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe doctor`."""
-    parser.description = (
-        "Print versions, processor, kernels and providers, and run the demo model for three seconds. "
-        "With --check, instead run all graphs of a bundle on an execution provider, and compare the results with those "
-        "on the CPU. This takes minutes; the exit status is 1 if a difference exceeds its limit. The output names "
-        "neither files nor this machine."
-    )
-    parser.add_argument(
-        "bundle", nargs="?", metavar="BUNDLE", help="with --check: the bundle (default: the demo model)"
-    )
+    parser.description = _ABOUT
+    about = "with --check: the bundle (default: the demo model)"
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help=about)
     parser.add_argument("--check", action="store_true", help="compare the results of a provider with those of the CPU")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="with --check: write the report as JSON (default: check.json)"
-    )
+    about = "with --check: write the report as JSON (default: check.json)"
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=about)
     experts = parser.add_argument_group("for experts")
     experts.add_argument("--providers", metavar="NAMES", help="with --check: execution providers, separated by commas")
     parser.set_defaults(run=run_doctor)

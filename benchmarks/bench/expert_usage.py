@@ -44,9 +44,7 @@ def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dic
     """Return statistics of `counts` [chunks, layers, experts], the number of tokens that each expert gets.
 
     Returns:
-        num_chunks: number of chunks.
-        num_experts: number of experts per layer.
-        experts_per_token: number of experts that each token uses in a layer.
+        num_chunks, num_experts, experts_per_token: numbers of chunks, of experts per layer, and of those for a token.
         touched: mean number of experts that get tokens in a chunk, for each layer and averaged over layers.
         bytes_touched: bytes of the experts that get tokens in a chunk, summed over layers, as percentiles over chunks.
         bytes: the bytes of all experts of all layers.
@@ -62,12 +60,10 @@ def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dic
     names = [layer.name for layer in layers]
     per_layer = touched.sum(axis=2).mean(axis=0)
     return {
-        "num_chunks": len(counts),
-        "num_experts": counts.shape[2],
-        "experts_per_token": layers[0].top_k,
+        "num_chunks": len(counts), "num_experts": counts.shape[2], "experts_per_token": layers[0].top_k,
         "touched": {"mean": float(per_layer.mean()), "layers": dict(zip(names, per_layer.tolist(), strict=True))},
         "bytes_touched": percentiles((touched.sum(axis=2) * sizes).sum(axis=1).tolist()),
         "bytes": int(sizes.sum() * counts.shape[2]),
         "load": dict(zip(names, np.round(load, 4).tolist(), strict=True)),
         "load_entropy": {"mean": float(entropy.mean()), "layers": dict(zip(names, entropy.tolist(), strict=True))},
-    }
+    }  # fmt: skip

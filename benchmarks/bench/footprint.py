@@ -25,8 +25,6 @@ import_s = time.perf_counter() - begin
 from u2moe.benchmarks.bench.footprint import report
 report(import_s, *sys.argv[1:])
 """
-STREAM_CHUNK = (16, 4)
-"""Chunk size and number of left chunks in the fresh process, for a bundle that can stream with any chunks."""
 
 
 def measure_footprint(
@@ -52,13 +50,11 @@ def measure_footprint(
 
     cases = {name: partial(run, bundle) for name, bundle in bundles.items()}
     runs = interleaved(cases, repetitions, title="fresh process")
-    return {
-        name: {
-            **{key: Spread.of([run[key] for run in found]).data() for key in found[0]},
-            "disk": {"files": sum(file.size for file in bundles[name].manifest.files.values())},
-        }
-        for name, found in runs.items()
-    }
+    result: dict[str, dict[str, Any]] = {}
+    for name, found in runs.items():
+        result[name] = {key: Spread.of([run[key] for run in found]).data() for key in found[0]}
+        result[name]["disk"] = {"files": sum(file.size for file in bundles[name].manifest.files.values())}
+    return result
 
 
 def report(import_s: float, path: str, audio: str, settings: str) -> None:
@@ -70,9 +66,8 @@ def report(import_s: float, path: str, audio: str, settings: str) -> None:
         load_s: time to create the sessions, with the files in the system's cache.
         start_s: verify_s + load_s.
         first_s: time to recognise the whole recording for the first time.
-        imported_bytes: peak resident memory up to the end of the import. Memory is measured only on Linux.
-        loaded_bytes: the same up to the end of loading.
-        peak_bytes: the same up to the end of the measurement.
+        imported_bytes, loaded_bytes, peak_bytes: peak resident memory up to the end of the import, of loading, and of
+            the measurement. Memory is measured only on Linux.
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415
@@ -90,8 +85,7 @@ def report(import_s: float, path: str, audio: str, settings: str) -> None:
     recognizer.transcribe(samples)
     marks.append(time.perf_counter())
     if bundle.manifest.model.streaming and bundle.manifest.model.static is None:
-        chunk_size, num_left_chunks = STREAM_CHUNK
-        recognizer.transcribe(samples, options=DecodingOptions(chunk_size=chunk_size, num_left_chunks=num_left_chunks))
+        recognizer.transcribe(samples, options=DecodingOptions(chunk_size=16, num_left_chunks=4))
     memory["peak_bytes"] = status_bytes("VmHWM")
     verify_s, load_s, _, first_s = (after - before for before, after in pairwise(marks))
     times = {"import_s": import_s, "verify_s": verify_s, "load_s": load_s, "start_s": verify_s + load_s}

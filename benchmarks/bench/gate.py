@@ -5,25 +5,17 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from u2moe.benchmarks.bench.compare import compared, time_ratio
 from u2moe.benchmarks.bench.plan import FEWEST_ROUNDS
 from u2moe.benchmarks.bench.terminal import Report
-from u2moe.benchmarks.instruments.statistics import Spread, difference_of_rates
+from u2moe.benchmarks.instruments.statistics import Spread, difference_of_rates, ratio_of_spreads
 from u2moe.runtime.cli.options import Options
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A limit on one kind of cost.
-
-    Attributes:
-        flag: the command-line option that sets the limit.
-        unit: the unit of the option's value.
-        about: how the option's help text continues after "exit with status 1 if the first".
-    """
+class Limit(NamedTuple):
+    """An option with a limit on one kind of cost: its flag, the unit of its value, and the end of its help text."""
 
     flag: str
     unit: str
@@ -36,14 +28,12 @@ LIMITS = {
     "size": Limit("--fail-above-size", "RATIO", "has more than RATIO times as many bytes as the second"),
     "memory": Limit("--fail-above-memory", "RATIO", "needs more than RATIO times as much memory as the second"),
 }
-"""Limits by name: "time", "words", "size" or "memory"."""
 
 
 def add_limits(parser: Options, experts: Options) -> None:
     """Add an option for each limit. Only the limit on time appears in the short help."""
     for name, limit in LIMITS.items():
-        chance = "" if name == "size" else ", beyond chance"
-        about = f"exit with status 1 if the first {limit.about}{chance}"
+        about = f"exit with status 1 if the first {limit.about}{'' if name == 'size' else ', beyond chance'}"
         place = parser if name == "time" else experts
         place.add_argument(limit.flag, dest=f"most_{name}", type=_number, metavar=limit.unit, help=about)
 
@@ -75,28 +65,19 @@ def verdicts(limits: Mapping[str, float], report: Report, other: Report | None =
     """Yield a pair for each limit (for word errors, one for each mode): whether it passes, and a description.
 
     A limit also passes if the two bundles may have equal costs, according to the interval of their ratio or difference.
-    It therefore rarely fails by chance.
-
-    Args:
-        limits: limits by their names in `LIMITS`.
-        report: the report of both bundles or, with `other`, of the first bundle.
-        other: a second report; its first bundle is compared with that of `report`.
+    It therefore rarely fails by chance. `report` and `other` have the two bundles; see `compared`.
 
     Raises:
         ValueError: a report lacks data that a limit needs, or has too few rounds.
     """
     for name, most in limits.items():
         for what, found, is_points in _COSTS[name](report, other):
-            least, scale = (0.0, 100.0) if is_points else (1.0, 1.0)
-            fails = found.median * scale > most and found.low > least
+            least, scale, unit = (0.0, 100.0, " points") if is_points else (1.0, 1.0, "")
+            value, fails = found.median * scale, found.median * scale > most and found.low > least
             kind = "quartiles" if name == "memory" or (name == "time" and other is not None) else "95 %"
             interval = f" ({kind}: {found.low * scale:.3f} to {found.high * scale:.3f})" if found.count > 1 else ""
-            unit = " points" if is_points else ""
-            relation = (
-                "more than" if fails else "within" if found.median * scale <= most else "not significantly more than"
-            )
-            shown = f"{found.median * scale:.3f}{unit}{interval}, {relation} {LIMITS[name].flag} {most:g}"
-            yield not fails, f"{what}: {shown}"
+            relation = "more than" if fails else "within" if value <= most else "not significantly more than"
+            yield not fails, f"{what}: {value:.3f}{unit}{interval}, {relation} {LIMITS[name].flag} {most:g}"
 
 
 Costs = Iterator[tuple[str, Spread, bool]]
@@ -114,12 +95,11 @@ def _words(report: Report, other: Report | None) -> Costs:
     pair = compared(report, other)
     if report["audio"] != pair[1][0]["audio"]:
         raise ValueError("word errors can only be compared on the same recordings")
-    threads = [source["speed"][0]["threads"] for source, _ in pair]
-    modes = [
-        {entry["mode"]: entry.get("words", {}) for entry in source["speed"]
-         if (entry["bundle"], entry["threads"]) == (name, count)}
-        for (source, name), count in zip(pair, threads, strict=True)
-    ]  # fmt: skip
+    modes = []
+    for source, name in pair:
+        wanted = name, source["speed"][0]["threads"]
+        entries = [entry for entry in source["speed"] if (entry["bundle"], entry["threads"]) == wanted]
+        modes.append({entry["mode"]: entry.get("words", {}) for entry in entries})
     if not modes[0].keys() & modes[1].keys():
         raise ValueError("word errors can only be compared in the same mode, but the bundles have no mode in common")
     for mode in [mode for mode in modes[0] if mode in modes[1]]:
@@ -142,9 +122,7 @@ def _memory(report: Report, other: Report | None) -> Costs:
             raise ValueError(f"{name}: memory is unknown on this system")
         _check_rounds(entry["peak_bytes"]["count"], name)
         found.append(entry["peak_bytes"])
-    one, two = found
-    low, high = one["low"] / two["high"], one["high"] / two["low"]
-    yield "memory", Spread(median=one["median"] / two["median"], low=low, high=high, count=one["count"]), False
+    yield "memory", ratio_of_spreads(*found), False
 
 
 _COSTS = {"time": _time, "words": _words, "size": _size, "memory": _memory}

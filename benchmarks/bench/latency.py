@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from u2moe.benchmarks.bench.speed import latencies
+from u2moe.benchmarks.bench.terminal import WAITS
 from u2moe.benchmarks.instruments.probe import Event, Mode, Observation, Probe, Samples
 from u2moe.benchmarks.instruments.statistics import percentiles, show_progress
-from u2moe.runtime import EndpointConfig, Result
+from u2moe.runtime import Result
 from u2moe.runtime.text.vocabulary import Vocabulary
 
 Wait = tuple[float, float]
@@ -22,10 +23,9 @@ Wait = tuple[float, float]
 
 
 def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], mode: Mode) -> list[dict[str, Any]]:
-    """Recognise recordings in real time with each bundle in turn.
+    """Recognise recordings in real time with each bundle in turn. Return one entry per bundle; see `summary`.
 
-    Returns:
-        One entry for each bundle; see `summary`.
+    `endpoint_silence_s` is the silence after speech that ends an utterance, in seconds; None without rule 2.
     """
     observed: dict[str, list[Observation]] = {name: [] for name in probes}
     # Warm up with the first recording at full speed.
@@ -35,16 +35,13 @@ def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], 
         show_progress(f"paced, {mode.name}, recording {number} of {len(recordings)}")
         for name, probe in probes.items():
             observed[name].append(probe.recognise(samples, mode, paced=True))
-    return [
-        {
-            "bundle": name,
-            "mode": mode.name,
-            "paced": True,
-            **summary(observed[name], probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0),
-            "endpoint_silence_s": _silence(probe.options.endpoint),
-        }
-        for name, probe in probes.items()
-    ]
+    entries: list[dict[str, Any]] = []
+    for name, probe in probes.items():
+        found = summary(observed[name], probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0)
+        rules = probe.options.endpoint
+        silence = rules.rule2.min_trailing_silence if rules and rules.rule2 else None
+        entries.append({"bundle": name, "mode": mode.name, "paced": True, **found, "endpoint_silence_s": silence})
+    return entries
 
 
 def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:
@@ -69,24 +66,22 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
     result: dict[str, Any] = {}
     if chunks := [event.compute_s for item in observed for event in item.events]:
         result |= {"chunk_latency_s": latencies([chunks], chunk_s), "chunk_budget_s": chunk_s}
-    names = ("first_partial_s", "word_s", "first_word_s", "last_word_s", "committed_s", "finalisation_s")
-    waits: dict[str, list[Wait]] = {name: [] for name in names}
+    waits: dict[str, list[Wait]] = {name: [] for name in WAITS}
     shown = changed = revised = 0
     for item in observed:
         end = Event(audio_s=item.audio_s, compute_s=item.final_s, tokens=(), segment=-1)
         for segment in item.segments:
             events = [event for event in item.events if event.segment == segment.segment]
-            later = [event for event in item.events if event.segment > segment.segment]
-            final = later[0] if later else end
+            final = next((event for event in item.events if event.segment > segment.segment), end)
             words = emissions(segment, events, final, vocabulary)
             last = [(final.audio_s - word.end, final.compute_s) for word in segment.words[-1:]]
             committed = commitments(segment, events, final)
             found_by_name = (first_partial(segment, events, final), words, words[:1], words[-1:], committed, last)
-            for name, found in zip(names, found_by_name, strict=True):
+            for name, found in zip(WAITS, found_by_name, strict=True):
                 waits[name] += found
             revised += segment.revised
-            numbers = flicker(segment, events, vocabulary)
-            shown, changed = shown + numbers[0], changed + numbers[1]
+            num_shown, num_changed = flicker(segment, events, vocabulary)
+            shown, changed = shown + num_shown, changed + num_changed
     result |= {name: _parts(found) for name, found in waits.items() if found}
     if shown:
         result |= {"flicker": changed / shown, "revised": revised / max(len(waits["word_s"]), 1)}
@@ -95,8 +90,8 @@ def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: fl
 
 def flicker(segment: Result, events: Sequence[Event], vocabulary: Vocabulary) -> tuple[int, int]:
     """Return the number of words in the longest partial result, and at how many positions words changed or vanished."""
-    texts = [[word.text for word in vocabulary.words(tokens)] for tokens in (e.tokens for e in events)]
-    texts.append([word.text for word in vocabulary.words(segment.tokens)])
+    hypotheses = [*(event.tokens for event in events), segment.tokens]
+    texts = [[word.text for word in vocabulary.words(tokens)] for tokens in hypotheses]
     num_shown = max((len(words) for words in texts[:-1]), default=0)
     changed = 0
     for position in range(num_shown):
@@ -137,13 +132,6 @@ def commitments(segment: Result, events: Sequence[Event], final: Event) -> list[
 
 
 def _parts(waits: Sequence[Wait]) -> dict[str, Any]:
-    return {
-        "algorithmic": percentiles([audio for audio, _ in waits]),
-        "compute": percentiles([compute for _, compute in waits]),
-        "total": percentiles([audio + compute for audio, compute in waits]),
-    }
-
-
-def _silence(endpoint: EndpointConfig | None) -> float | None:
-    """Return the minimum silence after speech, in seconds, that ends an utterance; None without rule 2."""
-    return endpoint.rule2.min_trailing_silence if endpoint and endpoint.rule2 else None
+    algorithmic, compute = zip(*waits, strict=True)
+    parts = {"algorithmic": algorithmic, "compute": compute, "total": [sum(wait) for wait in waits]}
+    return {name: percentiles(part) for name, part in parts.items()}

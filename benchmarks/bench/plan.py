@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
+import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from u2moe.benchmarks.bench.footprint import measure_footprint
 from u2moe.benchmarks.bench.latency import measure_latency
 from u2moe.benchmarks.bench.speed import measure_speed
 from u2moe.benchmarks.bench.terminal import count_threads
-from u2moe.benchmarks.instruments.host import OtherLoad, describe_machine, usable_cores
+from u2moe.benchmarks.instruments.host import OtherLoad, report_head, usable_cores
 from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.benchmarks.instruments.statistics import show_progress
@@ -77,16 +77,12 @@ class Plan:
             raise ValueError(f"repetitions must be at least 1, got {self.repetitions}")
 
     def modes(self, bundle: Bundle, fixed: Iterable[Mode] = ()) -> list[Mode]:
-        """Return the modes in which to measure a bundle.
-
-        `fixed`: modes of bundles with fixed shapes. The modes that `bundle` supports are added.
-        """
+        """Return the modes in which to measure a bundle, including any supported modes of `fixed` shapes."""
         config = bundle.manifest.model
         if (own := Mode.fixed(config)) is not None:
             return [own]
-        streaming = [
-            Mode(chunk_size=size, num_left_chunks=left) for size in self.chunk_sizes for left in self.left_chunks
-        ]
+        pairs = itertools.product(self.chunk_sizes, self.left_chunks)
+        streaming = [Mode(chunk_size=size, num_left_chunks=left) for size, left in pairs]
         streaming += [mode for mode in fixed if mode.chunk_size == config.whole_chunk(mode.chunk_size or 0)]
         return list(dict.fromkeys([Mode(), *(streaming if config.streaming else ())]))
 
@@ -154,18 +150,13 @@ def run_suite(
     fixed = {name: mode for name, bundle in bundles.items() if (mode := Mode.fixed(bundle.manifest.model))}
     modes = {name: plan.modes(bundle, fixed.values()) for name, bundle in bundles.items()}
     others = OtherLoad()
+    files = [recording.path.name for recording in recordings]
+    changed = changed_options(options_as_json(options or DecodingOptions()))
     report: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
-        "providers": list(settings.providers),
+        **report_head(FORMAT, VERSION, settings.providers),
         "plan": {"warm_up": 1, **vars(plan)},
-        "decoding": _decoding(options or DecodingOptions(), hotwords),
-        "audio": {
-            "files": [recording.path.name for recording in recordings],
-            "seconds": sum(map(len, samples)) / sample_rate,
-        },
+        "decoding": changed | ({} if hotwords is None else {"hotwords": hotwords}),
+        "audio": {"files": files, "seconds": sum(map(len, samples)) / sample_rate},
         "bundles": {name: _describe(bundle.manifest) for name, bundle in bundles.items()},
         "left_out": [] if find_spec("onnx_ir") else ["bound", "experts", "numbers of parameters"],
         "without_bound": [name for name, bundle in bundles.items() if PACKED in bundle.manifest.quantization],
@@ -178,13 +169,8 @@ def run_suite(
         own = dataclasses.replace(settings, num_threads=num_threads)
         probes = {name: Probe(bundle, own, options, hotwords) for name, bundle in bundles.items()}
         report["kernels"] = {name: item.model.kernels.data() for name, item in probes.items()}
-        entries = measure_speed(
-            probes,
-            samples,
-            modes,
-            transcripts=[recording.transcript for recording in recordings],
-            repetitions=plan.repetitions,
-        )
+        transcripts = [recording.transcript for recording in recordings]
+        entries = measure_speed(probes, samples, modes, transcripts=transcripts, repetitions=plan.repetitions)
         if index == 0:
             report["costs"] = measure_costs(probes, samples, plan.repetitions)
         paced = _first_seconds(samples, int(plan.paced_s * sample_rate)) if index == 0 else []
@@ -195,12 +181,8 @@ def run_suite(
         countable = {name: item for name, item in probes.items() if name not in {*report["without_bound"], *fixed}}
         if has_bound and countable:
             _add_bound(report, countable, num_threads, samples, plan)
-    report["footprint"] = measure_footprint(
-        bundles,
-        recordings[0].path,
-        settings=dataclasses.replace(settings, num_threads=plan.threads[0]),
-        repetitions=min(plan.repetitions, _PROCESSES),
-    )
+    own, processes = dataclasses.replace(settings, num_threads=plan.threads[0]), min(plan.repetitions, _PROCESSES)
+    report["footprint"] = measure_footprint(bundles, recordings[0].path, settings=own, repetitions=processes)
     routed = {name: bundle for name, bundle in bundles.items() if name not in fixed}
     report["experts"] = {} if report["left_out"] else _experts(routed, samples, plan)
     report["other_cores"] = others.cores()
@@ -208,10 +190,7 @@ def run_suite(
 
 
 def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
-    """Return the samples of a recording.
-
-    Raise `AudioError` unless the recording is long enough for one encoder frame with every bundle.
-    """
+    """Return the samples of a recording. Raise `AudioError` if it is too short for an encoder frame of a bundle."""
     samples: Samples = read_audio(path, next(iter(bundles)).manifest.features.sample_rate)
     for bundle in bundles:
         features, window = FeatureStream(bundle.manifest.features), bundle.manifest.model.window
@@ -223,12 +202,8 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
 
 def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
     """Return the first recordings with at most `left` samples in total. The last one is cut if necessary."""
-    found: list[Samples] = []
-    for samples in recordings:
-        if left > 0:
-            found.append(samples[:left])
-            left -= len(samples)
-    return found
+    starts = itertools.accumulate(map(len, recordings), initial=0)
+    return [samples[: left - start] for samples, start in zip(recordings, starts, strict=False) if start < left]
 
 
 def _add_bound(
@@ -253,9 +228,8 @@ def _experts(bundles: Mapping[str, Bundle], recordings: Sequence[Samples], plan:
     for name, bundle in bundles.items():
         samples = [part[: int(_ROUTED_S * bundle.manifest.features.sample_rate)] for part in recordings]
         modes = [mode for mode in plan.main_modes() if mode in plan.modes(bundle)]
-        if entry := measure_experts(bundle, samples, modes):
-            found[name] = entry
-    return found
+        found[name] = measure_experts(bundle, samples, modes)
+    return {name: entry for name, entry in found.items() if entry}
 
 
 def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
@@ -274,17 +248,10 @@ def name_bundles(paths: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def _decoding(options: DecodingOptions, hotwords: Hotwords | None) -> dict[str, Any]:
-    """Return the decoding options that differ from the defaults, and any hotwords."""
-    return changed_options(options_as_json(options)) | ({} if hotwords is None else {"hotwords": hotwords})
-
-
 def _describe(manifest: Manifest) -> dict[str, Any]:
     return {
         "producer": manifest.producer,
         "recipe": manifest.quantization.get("recipe", "float32") + ", random weights" * manifest.random_weights,
-        "streaming": manifest.model.streaming,
-        "decoder": manifest.model.decoder,
-        "frame_s": manifest.frame_s,
+        "streaming": manifest.model.streaming, "decoder": manifest.model.decoder, "frame_s": manifest.frame_s,
         "encoder": manifest.architecture.get("encoder", {}),
-    }
+    }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 from u2moe.benchmarks.instruments.host import EnergyMeter
 from u2moe.benchmarks.instruments.probe import STAGES, Mode, Observation, Probe, Samples
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles
-from u2moe.runtime.text.word_errors import WordErrors
+from u2moe.runtime.text.word_errors import edit_distance, words
 
 
 def measure_speed(
@@ -60,18 +60,14 @@ def measure_speed(
 
 
 def energy(rounds: Sequence[tuple[Sequence[Observation], float | None]]) -> dict[str, Any]:
-    """Return spreads of watt-hours per hour of audio, and of words per joule.
-
-    Watt-hours per hour equal joules per second.
-    """
-    used = [(joules or 0.0, observed) for observed, joules in rounds]
-    per_second = [joules / sum(item.audio_s for item in observed) for joules, observed in used]
-    num_words = [sum(len(segment.words) for item in observed for segment in item.segments) for _, observed in used]
-    words = [num / joules for num, (joules, _) in zip(num_words, used, strict=True) if joules]
-    return {
-        "energy_wh_per_hour": Spread.of(per_second).data(),
-        "words_per_joule": Spread.of(words).data() if words else None,
-    }
+    """Return spreads of watt-hours per hour of audio (equal to joules per second), and of words per joule."""
+    per_second, per_joule = list[float](), list[float]()
+    for observed, joules in rounds:
+        per_second.append((joules or 0.0) / sum(item.audio_s for item in observed))
+        if joules:
+            per_joule.append(sum(len(segment.words) for item in observed for segment in item.segments) / joules)
+    of_words = Spread.of(per_joule).data() if per_joule else None
+    return {"energy_wh_per_hour": Spread.of(per_second).data(), "words_per_joule": of_words}
 
 
 def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> dict[str, Any]:
@@ -90,10 +86,7 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
             are missing.
     """
     audio_s = sum(observed.audio_s for observed in rounds[0])
-    costs = [
-        [{"wall": observed.wall_s, "cpu": observed.cpu_s, **observed.stages} for observed in recordings]
-        for recordings in rounds
-    ]
+    costs = [[{**vars(observed), **observed.stages} for observed in recordings] for recordings in rounds]
 
     def factor(name: str) -> Spread:
         return Spread.of([sum(cost[name] for cost in recordings) / audio_s for recordings in costs])
@@ -101,17 +94,16 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
     stages = {stage: factor(stage) for stage in STAGES}
     total = sum(stage.median for stage in stages.values())
     entry: dict[str, Any] = {
-        "real_time_factor": factor("wall").data(),
-        "seconds": [round(cost["wall"], 7) for recordings in costs for cost in recordings],
-        "core_hours_per_hour": factor("cpu").data(),
+        "real_time_factor": factor("wall_s").data(),
+        "seconds": [round(cost["wall_s"], 7) for recordings in costs for cost in recordings],
+        "core_hours_per_hour": factor("cpu_s").data(),
         "stages": {stage: found.data() for stage, found in stages.items()},
         "shares": {stage: found.median / total for stage, found in stages.items()},
         "finalisation_s": latencies([[observed.final_s for observed in recordings] for recordings in rounds]),
     }
     chunks = [[event.compute_s for observed in recordings for event in observed.events] for recordings in rounds]
     if chunk_s is not None and all(chunks):
-        entry["chunk_latency_s"] = latencies(chunks, chunk_s)
-        entry["chunk_budget_s"] = chunk_s
+        entry |= {"chunk_latency_s": latencies(chunks, chunk_s), "chunk_budget_s": chunk_s}
     return entry
 
 
@@ -123,8 +115,7 @@ def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) 
     """
     every = [seconds for found in rounds for seconds in found]
     late = {} if budget_s is None else {"late": sum(seconds > budget_s for seconds in every) / len(every)}
-    medians = [statistics.median(found) for found in rounds]
-    return {**percentiles(every), **late, "rounds": Spread.of(medians).data()}
+    return {**percentiles(every), **late, "rounds": Spread.of(list(map(statistics.median, rounds))).data()}
 
 
 def word_errors(observed: Sequence[Observation], transcripts: Sequence[str]) -> dict[str, Any]:
@@ -134,12 +125,7 @@ def word_errors(observed: Sequence[Observation], transcripts: Sequence[str]) -> 
         errors, lengths: number of word errors and number of words in the transcript, for each recording.
         num_words, rate: number of words and word error rate of all recordings together.
     """
-    errors, lengths = [], []
-    for item, transcript in zip(observed, transcripts, strict=True):
-        if transcript:
-            found = WordErrors()
-            found.add(transcript, item.text)
-            errors.append(found.num_errors)
-            lengths.append(found.num_words)
+    pairs = [(words(text), words(item.text)) for item, text in zip(observed, transcripts, strict=True) if text]
+    errors, lengths = [edit_distance(*pair) for pair in pairs], [len(expected) for expected, _ in pairs]
     rate = sum(errors) / sum(lengths) if sum(lengths) else 0.0
     return {"num_words": sum(lengths), "rate": rate, "errors": errors, "lengths": lengths}

@@ -10,10 +10,8 @@ from u2moe.runtime.installation import install_command
 
 Report = Mapping[str, Any]
 
-WAITS = {
-    "first_partial_s": "first partial", "word_s": "word", "first_word_s": "first word", "last_word_s": "last word",
-    "committed_s": "committed", "finalisation_s": "final",
-}  # fmt: skip
+WAITS = {"first_partial_s": "first partial", "word_s": "word", "first_word_s": "first word"}
+WAITS |= {"last_word_s": "last word", "committed_s": "committed", "finalisation_s": "final"}
 STARTS = {"import_s": "import", "verify_s": "verify", "load_s": "load", "first_s": "first recording"}
 MEMORY = {"imported_bytes": "imported", "loaded_bytes": "loaded", "peak_bytes": "peak"}
 """Titles in tables for the keys of a report."""
@@ -31,12 +29,12 @@ def describe(report: Report) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Return the lines of a table. The first column is aligned left, the others right."""
     content = [list(head), *map(list, rows)]
-    widths = [max(len(row[column]) for row in content) for column in range(len(head))]
-    return [
-        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in
-                  enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in content
-    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*content, strict=True)]
+    lines = []
+    for first, *others in content:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return lines
 
 
 def spread(value: Mapping[str, float], scale: float = 1.0, digits: int = 1) -> str:
@@ -59,10 +57,8 @@ def _head(report: Report) -> Iterator[str]:
     yield ", ".join(part for part in (machine["processor"] + version, cores, caches, memory) if part)
     yield f"instruction sets: {' '.join(machine['instruction_sets']) or 'unknown'}"
     commit = f" ({machine['commit']})" if machine["commit"] else ""
-    yield (
-        f"{machine['system']}, Python {machine['python']}, onnxruntime {machine['onnxruntime']}, "
-        f"u2moe {machine['u2moe']}{commit}, {', '.join(report['providers'])}"
-    )
+    software = f"{machine['system']}, Python {machine['python']}, onnxruntime {machine['onnxruntime']}"
+    yield f"{software}, u2moe {machine['u2moe']}{commit}, {', '.join(report['providers'])}"
     files, seconds = report["audio"]["files"], report["audio"]["seconds"]
     rounds = f"{plan['warm_up']} warm-up round, then {plan['repetitions']}: medians (quartiles)"
     yield f"{report['time']}, recordings: {len(files)}, {seconds:.1f} s in total, {rounds}"
@@ -76,74 +72,51 @@ def _head(report: Report) -> Iterator[str]:
         yield f"no bound for {', '.join(packed)}: products of packed weights cannot be counted"
     yield from (f"{name}: {reason}" for name, reason in report.get("fixed_shapes", {}).items())
     for name, bundle in report["bundles"].items():
-        size, kernels = report["footprint"][name]["disk"]["files"], report["kernels"][name]["description"]
-        yield f"{name}: {bundle['recipe']}, {size / 1e6:.1f} MB, {_parameters(report, name)}kernels: {kernels}"
-
-
-def _parameters(report: Report, name: str) -> str:
-    """Return the numbers of parameters, or nothing if they are unknown."""
-    numbers = report.get("costs", {}).get(name, {}).get("parameters")
-    if not numbers:
-        return ""
-    return f"{numbers['total'] / 1e6:.1f} million parameters ({numbers['active'] / 1e6:.1f} active for a token), "
+        about = [bundle["recipe"], f"{report['footprint'][name]['disk']['files'] / 1e6:.1f} MB"]
+        if numbers := report.get("costs", {}).get(name, {}).get("parameters"):
+            total, active = numbers["total"] / 1e6, numbers["active"] / 1e6
+            about.append(f"{total:.1f} million parameters ({active:.1f} active for a token)")
+        yield f"{name}: {', '.join(about)}, kernels: {report['kernels'][name]['description']}"
 
 
 def _speed(report: Report) -> Iterator[str]:
     """Yield a table of end-to-end speed and each stage's share of the time, with word errors and energy if measured."""
-    stages = list(report["speed"][0]["shares"])
+    entries, stages = in_order(report), list(report["speed"][0]["shares"])
     head = ["mode", "threads", "bundle", "real-time factor", "RTFx", "core-hours / hour", *stages]
-    words = any("words" in entry for entry in report["speed"])
-    energy = any(entry.get("energy_wh_per_hour") for entry in report["speed"])
-    rows = [
-        [
-            *where(entry),
-            spread(entry["real_time_factor"], 1, 4),
-            f"{1 / entry['real_time_factor']['median']:.0f}",
-            spread(entry["core_hours_per_hour"], 1, 4),
-            *(f"{entry['shares'][stage]:.0%}" for stage in stages),
-            *([f"{entry['words']['rate']:.1%}"] if words else []),
-            *(_or_dash(entry, "energy_wh_per_hour") if energy else []),
-            *(_or_dash(entry, "words_per_joule") if energy else []),
-        ]
-        for entry in in_order(report)
-    ]
-    yield ""
-    yield "Speed end to end, and share of each stage"
-    yield from table(
-        [*head, *(["word errors"] if words else []), *(["Wh / hour", "words / joule"] if energy else [])], rows
-    )
-    yield from {
-        f"energy not measured: {entry['energy_missing']}": 0 for entry in report["speed"] if entry.get("energy_missing")
-    }
-
-
-def _or_dash(entry: Report, key: str) -> list[str]:
-    return [spread(entry[key], 1, 3) if entry.get(key) else "-"]
+    rows = []
+    for entry in entries:
+        factor = entry["real_time_factor"]
+        times = [spread(factor, 1, 4), f"{1 / factor['median']:.0f}", spread(entry["core_hours_per_hour"], 1, 4)]
+        rows.append([*where(entry), *times, *(f"{entry['shares'][stage]:.0%}" for stage in stages)])
+    if any("words" in entry for entry in entries):
+        head.append("word errors")
+        rows = [[*row, f"{entry['words']['rate']:.1%}"] for row, entry in zip(rows, entries, strict=True)]
+    if any(entry.get("energy_wh_per_hour") for entry in entries):
+        head += ["Wh / hour", "words / joule"]
+        for row, entry in zip(rows, entries, strict=True):
+            found = [entry.get(key) for key in ("energy_wh_per_hour", "words_per_joule")]
+            row += [spread(value, 1, 3) if value else "-" for value in found]
+    yield from ("", "Speed end to end, and share of each stage", *table(head, rows))
+    missing = [entry["energy_missing"] for entry in report["speed"] if entry.get("energy_missing")]
+    yield from (f"energy not measured: {reason}" for reason in dict.fromkeys(missing))
 
 
 def _chunks(report: Report) -> Iterator[str]:
     """Yield a table of the latencies measured at full speed."""
     rows = [[*_of_chunks(entry), *_milliseconds(entry["finalisation_s"], "p50", "p90")] for entry in in_order(report)]
-    yield ""
-    yield "Latency at full speed, ms: chunk, its budget and share of late chunks; end of input to final result"
-    yield from table([*_CHUNKS, "final p50", "p90"], rows)
+    title = "Latency at full speed, ms: chunk, its budget and share of late chunks; end of input to final result"
+    yield from ("", title, *table([*_CHUNKS, "final p50", "p90"], rows))
 
 
 def _latency(report: Report) -> Iterator[str]:
     """Yield a table of chunk latencies and the user's waits, measured with audio that arrives in real time."""
-    if not report["latency"]:
-        return
-    rows = [
-        [
-            *_of_chunks(entry),
-            *(_wait(entry.get(name)) for name in WAITS),
-            *(f"{entry[name]:.0%}" if name in entry else "-" for name in ("flicker", "revised")),
-        ]
-        for entry in report["latency"]
-    ]
-    yield ""
-    yield "Latency in real time, ms: chunk; the user's waits (audio still to arrive + computation)"
-    yield from table([*_CHUNKS, *WAITS.values(), "flicker", "revised"], rows)
+    rows = []
+    for entry in report["latency"]:
+        shares = [f"{entry[name]:.0%}" if name in entry else "-" for name in ("flicker", "revised")]
+        rows.append([*_of_chunks(entry), *(_wait(entry.get(name)) for name in WAITS), *shares])
+    if rows:
+        title = "Latency in real time, ms: chunk; the user's waits (audio still to arrive + computation)"
+        yield from ("", title, *table([*_CHUNKS, *WAITS.values(), "flicker", "revised"], rows))
 
 
 def _of_chunks(entry: Mapping[str, Any]) -> list[str]:
@@ -163,9 +136,8 @@ def _footprint(report: Report) -> Iterator[str]:
     for name, entry in report["footprint"].items():
         memory = [f"{entry[key]['median'] / 1e6:.0f}" if key in entry else "-" for key in MEMORY]
         rows.append([name, *(spread(entry[key], 1e3, 0) for key in STARTS), *memory])
-    yield ""
-    yield "Fresh process: start in ms, and peak memory so far in MB"
-    yield from table(["bundle", *STARTS.values(), *MEMORY.values()], rows)
+    title = "Fresh process: start in ms, and peak memory so far in MB"
+    yield from ("", title, *table(["bundle", *STARTS.values(), *MEMORY.values()], rows))
 
 
 def _experts(report: Report) -> Iterator[str]:
@@ -173,34 +145,24 @@ def _experts(report: Report) -> Iterator[str]:
     for name, modes in report["experts"].items():
         for mode, entry in modes.items():
             layers, entropies = (entry[key]["layers"].values() for key in ("touched", "load_entropy"))
-            touched = entry["bytes_touched"]
-            rows.append([
-                mode,
-                name,
-                f"{entry['touched']['mean']:.1f} ({min(layers):.1f}-{max(layers):.1f}) of {entry['num_experts']}",
-                *(f"{touched[key] / 1e6:.2f}" for key in ("p50", "p95")),
-                f"{entry['bytes'] / 1e6:.2f}",
-                f"{entry['load_entropy']['mean']:.2f} ({min(entropies):.2f}-{max(entropies):.2f})",
-            ])  # fmt: skip
+            used = f"{entry['touched']['mean']:.1f} ({min(layers):.1f}-{max(layers):.1f}) of {entry['num_experts']}"
+            sizes = [entry["bytes_touched"]["p50"], entry["bytes_touched"]["p95"], entry["bytes"]]
+            entropy = f"{entry['load_entropy']['mean']:.2f} ({min(entropies):.2f}-{max(entropies):.2f})"
+            rows.append([mode, name, used, *(f"{size / 1e6:.2f}" for size in sizes), entropy])
     if rows:
-        head = ["mode", "bundle", "used per layer", "MB p50", "p95", "of all", "load entropy"]
-        yield ""
-        yield "Experts used by a chunk: mean (least - most) of the layers; with full context a recording is a chunk"
-        yield from table(head, rows)
+        title = "Experts used by a chunk: mean (least - most) of the layers; with full context a recording is a chunk"
+        yield from ("", title)
+        yield from table(["mode", "bundle", "used per layer", "MB p50", "p95", "of all", "load entropy"], rows)
 
 
 def _bound(report: Report) -> Iterator[str]:
     for rates in report["rates"]:
         products = rates["multiply_adds_per_s"]
         best = {kind: spread(products[kind]["sizes"][products[kind]["best"]], 1e-9, 0) for kind in products}
-        reads = ", ".join(
-            f"{spread(value, 1e-9)} from {int(size) / 1e6:.0f} MB" for size, value in rates["read_bytes_per_s"].items()
-        )
-        yield ""
-        yield (
-            f"{count_threads(rates['threads'])}: 10^9 multiply-adds/s, integer {best['integer']}, float "
-            f"{best['float']}; reading GB/s, {reads}"
-        )
+        reads = rates["read_bytes_per_s"].items()
+        shown = ", ".join(f"{spread(value, 1e-9)} from {int(size) / 1e6:.0f} MB" for size, value in reads)
+        shown = f"integer {best['integer']}, float {best['float']}; reading GB/s, {shown}"
+        yield from ("", f"{count_threads(rates['threads'])}: 10^9 multiply-adds/s, {shown}")
         yield "Graphs: ms per second of audio, and ratio to the bound of this machine"
         entries = [entry for entry in report["bound"] if entry["threads"] == rates["threads"]]
         parts = [part for part in PARTS if any(part in entry["parts"] for entry in entries)]
@@ -214,12 +176,9 @@ def _bound(report: Report) -> Iterator[str]:
 
 
 def _bound_row(entry: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
-    scale = 1e3 / entry["audio_s"]
-    cells = []
-    for part in parts:
-        found = entry["parts"].get(part)
-        cells.append(f"{found['seconds'] * scale:.2f}{_times(found['ratio'])}" if found else "-")
-    whole = entry["whole"]
+    scale, whole = 1e3 / entry["audio_s"], entry["whole"]
+    found = [entry["parts"].get(part) for part in parts]
+    cells = [f"{part['seconds'] * scale:.2f}{_times(part['ratio'])}" if part else "-" for part in found]
     total = f"{spread(whole['seconds'], scale, 2)}{_times(whole['ratio'])}"
     return [entry["mode"], entry["bundle"], *cells, total, f"{whole['least_s'] * scale:.2f}"]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,7 @@ INSTRUCTION_SETS = (
 )
 """Flags in /proc/cpuinfo that affect the speed of matrix products, on x86 and ARM."""
 
-_CPUINFO = Path("/proc/cpuinfo")
-_MEMINFO = Path("/proc/meminfo")
-_STATUS = Path("/proc/self/status")
-_STAT = Path("/proc/stat")
+_CPUINFO, _MEMINFO, _STATUS, _STAT = map(Path, ("/proc/cpuinfo", "/proc/meminfo", "/proc/self/status", "/proc/stat"))
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -42,19 +40,19 @@ def describe_machine() -> dict[str, Any]:
         "processor_version": ", ".join(f"{name} {fields[name]}" for name in _VERSION_FIELDS if name in fields),
         "architecture": platform.machine(),
         "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
-        "num_cores": os.cpu_count(),
-        "usable_cores": usable_cores(),
-        "caches": caches(_CACHES),
-        "memory_bytes": memory_bytes("MemTotal"),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "num_cores": os.cpu_count(), "usable_cores": usable_cores(),
+        "caches": caches(_CACHES), "memory_bytes": memory_bytes("MemTotal"), "system": platform.platform(),
+        "python": platform.python_version(), "numpy": np.__version__, "onnxruntime": onnxruntime.__version__,
         "kernels": str(choose_kernels(checked_kernels(None), [CPU])),
         "providers": onnxruntime.get_available_providers(),
-        "u2moe": version("u2moe"),
-        "commit": commit(Path(__file__)),
-    }
+        "u2moe": version("u2moe"), "commit": commit(Path(__file__)),
+    }  # fmt: skip
+
+
+def report_head(form: str, number: int, providers: Sequence[str]) -> dict[str, Any]:
+    """Return the first entries of a report: its format and version, the time, the machine, and the providers."""
+    about = {"format": form, "version": number, "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
+    return {**about, "machine": describe_machine(), "providers": list(providers)}
 
 
 def cpu_fields(file: Path = _CPUINFO) -> dict[str, str]:
@@ -96,16 +94,12 @@ class OtherLoad:
 
     @staticmethod
     def _times() -> tuple[float, float, float] | None:
-        """Return the monotonic time, the CPU seconds of all processes, and those of this process and its children.
-
-        None if the system does not report them.
-        """
+        """Return the time, and the CPU seconds of all processes and of this one with its children; None if unknown."""
         fields = _read(_STAT).partition("\n")[0].split()[1:]
         if len(fields) < 8:
             return None
         user, nice, system, _, _, irq, softirq, _ = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields[:8])
-        own = os.times()
-        return time.monotonic(), user + nice + system + irq + softirq, sum(own[:4])
+        return time.monotonic(), user + nice + system + irq + softirq, sum(os.times()[:4])
 
 
 def caches(folder: Path) -> dict[str, int]:

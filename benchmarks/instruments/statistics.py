@@ -123,6 +123,12 @@ def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
     return Spread(median=float(above.sum() / below.sum()), low=low, high=high, count=NUM_DRAWN)
 
 
+def ratio_of_spreads(one: Mapping[str, float], other: Mapping[str, float]) -> Spread:
+    """Return the ratio of two medians, both spreads as JSON data. `low` and `high` are extreme ratios of quartiles."""
+    low, high = one["low"] / other["high"], one["high"] / other["low"]
+    return Spread(median=one["median"] / other["median"], low=low, high=high, count=int(one["count"]))
+
+
 def difference_of_rates(errors: npt.ArrayLike, others: npt.ArrayLike, sizes: npt.ArrayLike) -> Spread:
     """Return sum(errors - others) / sum(sizes) over recordings [n], with a 95 % interval from a paired bootstrap."""
     differences, lengths = np.asarray(errors) - np.asarray(others), np.asarray(sizes)

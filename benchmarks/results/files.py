@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,8 @@ def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the results come from another kind of machine, so times cannot be compared.
     """
     content, here = read_json(file), kind_of(describe_machine())
-    measured = kind_of(content["machine"]) if "machine" in content else here
-    if measured != here:
-        raise ValueError(f"{file}: measured on {measured}, but this machine is {here}; name another file")
+    if "machine" in content and (before := kind_of(content["machine"])) != here:
+        raise ValueError(f"{file}: measured on {before}, but this machine is {here}; name another file")
     return {**fresh, **content}
 
 
@@ -104,8 +103,7 @@ def publish(
     Args:
         file: JSON file.
         found: results.
-        values: function that returns the values for pages. Its argument has the form of the file's content, but
-            contains only the new results.
+        values: function of a study that returns the values for pages. It gets only the new results.
         bundle: the measured bundle. None: several bundles, or no bundle.
         part: name of the part of the file to replace. "": replace the whole file.
         per_machine: keep the file's results from other kinds of machines; see `machine_key`.
@@ -123,6 +121,12 @@ def publish(
     print("\n\n".join(text for text in values(shown).values() if "\n" in text))
 
 
+def tables_by_machine(results: Mapping[str, Any], tables: Callable[[Mapping[str, Any]], Iterable[str]]) -> str:
+    """Return the `tables` of each machine below the machine's name, the last machine first; see `publish`."""
+    machines = reversed(results["machines"].values())
+    return "\n\n".join(text for content in machines for text in (f"### {machine_key(content)}", *tables(content)))
+
+
 def measured(content: Mapping[str, Any]) -> str:
     """Return a sentence with the processor, cores, onnxruntime, commit and date of results; see `measured_here`.
 
@@ -131,7 +135,5 @@ def measured(content: Mapping[str, Any]) -> str:
     machine, date = content["machine"], content.get("date", content.get("time", ""))[:10]
     cores = f"{machine['usable_cores']} core{'s' if machine['usable_cores'] > 1 else ''}"
     *more, commit = content.get("commits", [machine["commit"]])
-    return (
-        f"Measured on {kind_of(machine)}, {cores}, onnxruntime {machine['onnxruntime']}, "
-        f"commit {commit}{f' and {len(more)} before it' if more else ''}, {date}."
-    )
+    commits = f"commit {commit}{f' and {len(more)} before it' if more else ''}"
+    return f"Measured on {kind_of(machine)}, {cores}, onnxruntime {machine['onnxruntime']}, {commits}, {date}."

@@ -34,14 +34,11 @@ def all_values(folder: Path) -> Values:
     found: Values = {}
     targets: list[target_page.Target] = []
     for name in study_names():
-        results = read_json(folder / f"{name}.json")
         found[name] = {}
-        if results:
+        if results := read_json(folder / f"{name}.json"):
             module = _module(name)
-            found[name] = {
-                **({"measured": measured(results)} if "machine" in results else {}),
-                **module.values(results),
-            }
+            found[name] = {"measured": measured(results)} if "machine" in results else {}
+            found[name] |= module.values(results)
             targets += module.targets(results) if hasattr(module, "targets") else []
     return {**found, TARGETS: target_page.values(targets)}
 

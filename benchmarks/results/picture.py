@@ -11,16 +11,7 @@ from typing import Any
 from u2moe.benchmarks.instruments.statistics import Spread, spread_of
 from u2moe.benchmarks.instruments.workload import CHUNK_S, UTTERANCE_S
 from u2moe.benchmarks.results.files import kind_of, read_json, repository, results_file
-from u2moe.benchmarks.studies.full_size import (
-    DENSE,
-    INT4,
-    INT8,
-    NATIVE_LARGE,
-    PLAIN_DENSE,
-    PLAIN_INT8,
-    PLAIN_LARGE,
-    factor,
-)
+from u2moe.benchmarks.studies import full_size
 from u2moe.benchmarks.studies.shared.random_models import NAMES
 from u2moe.benchmarks.studies.shared.script import run_script
 from u2moe.benchmarks.studies.systems import SHERPA
@@ -30,9 +21,11 @@ PICTURE = Path("docs/images/speed.png")
 PANELS = {"streaming": "chunks of 16 frames (0.64 s)", "full": "whole utterances of 10 s"}
 NATIVE, ALONE, OTHERS = "u2moe with native kernels", "u2moe on onnxruntime", "others"
 COLOURS = {NATIVE: "#0b5394", ALONE: "#8fb3d9", OTHERS: "#b7b7b7"}
-EQUALS = (DENSE, INT8, NATIVE_LARGE), (PLAIN_DENSE, PLAIN_INT8, PLAIN_LARGE)
-"""Rows in int8: first those of native kernels, then those of onnxruntime alone. The int4 row comes last."""
-CASES = {case: by for by, own in zip((NATIVE, ALONE), EQUALS, strict=True) for case in own} | {INT4: NATIVE}
+ROWS = {
+    NATIVE: (full_size.DENSE, full_size.INT8, full_size.NATIVE_LARGE),
+    ALONE: (full_size.PLAIN_DENSE, full_size.PLAIN_INT8, full_size.PLAIN_LARGE),
+}
+CASES = {case: by for by, own in ROWS.items() for case in own} | {full_size.INT4: NATIVE}
 
 Axes = Any  # matplotlib does not export types
 Bar = tuple[str, Spread, str]
@@ -55,7 +48,7 @@ def bars(mode: str) -> list[Bar]:
     found = [
         (f"{NAMES[case.model]}, {case.format}", spread, by)
         for case, by in CASES.items()
-        if (spread := factor(own, mode, case))
+        if (spread := full_size.factor(own, mode, case))
     ]
     group = read_json(results_file("systems"))[mode]
     if kind_of(group["machine"]) == machine():
@@ -82,11 +75,11 @@ def draw(file: Path) -> None:
     for axes, (mode, title) in zip(panels, PANELS.items(), strict=True):
         _panel(axes, title, bars(mode))
     panels[0].invert_yaxis()
+    sizes = ", ".join(f"{NAMES[case.model]} {case.size}" for case in ROWS[ALONE])
     figure.suptitle(
         "Seconds of one processor core per second of speech: lower is better\n"
         f"one thread of an {machine()}; random weights; sizes are ours\n"
-        "million parameters / active for a token: "
-        + ", ".join(f"{NAMES[case.model]} {case.size}" for case in EQUALS[1]),
+        f"million parameters / active for a token: {sizes}",
         fontsize=10,
     )
     patches = [Patch(color=colour, label=by) for by, colour in COLOURS.items()]

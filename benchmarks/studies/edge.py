@@ -14,46 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks.instruments.statistics import interleaved, timed
-from u2moe.benchmarks.instruments.workload import one_round, random_frames
-from u2moe.benchmarks.results.files import machine_key, measured, publish, record, resumed
+from u2moe.benchmarks.results.files import measured, publish, record, resumed, tables_by_machine
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.full_size import (
-    FULL,
-    MODES,
-    NATIVE,
-    PLAIN,
-    SECOND_PASS,
-    STREAMING,
-    Case,
-    both_passes,
-    factor,
-    ratio,
-    starts_of,
-)
-from u2moe.benchmarks.studies.shared.random_models import (
-    FLOAT,
-    HALF,
-    LARGE,
-    MIXTURE,
-    SMALL,
-    is_mixture,
-    make_bundle,
-    touched,
-)
+from u2moe.benchmarks.studies import full_size
+from u2moe.benchmarks.studies.full_size import MODES, NATIVE, PLAIN, Case, factor, ratio
+from u2moe.benchmarks.studies.shared import random_models
+from u2moe.benchmarks.studies.shared.random_models import HALF, LARGE, MIXTURE, SMALL, make_bundle
 from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.runtime import Bundle
 from u2moe.runtime.model.native import CPU, choose_kernels
-from u2moe.runtime.model.settings import SessionSettings
 
-TITLES = {
-    SMALL: "Dense-225M",
-    MIXTURE: "8x2x1920",
-    "8x1x1920": "8x1x1920",
-    "16x2x960": "16x2x960",
-    "32x4x480": "32x4x480",
-    HALF: "8x2x1920 in every second block",
-    LARGE: "Dense-1B",
-}
+TITLES = {SMALL: "Dense-225M", MIXTURE: "8x2x1920", **{name: name for name in random_models.OTHERS}}
+TITLES |= {HALF: "8x2x1920 in every second block", LARGE: "Dense-1B"}
 """Titles of networks; for mixtures, number of experts x experts per token x hidden units of an expert."""
 FORMATS = ("int8", "int4")
 """Formats of `make_bundle`."""
@@ -74,16 +46,11 @@ def groups() -> Iterator[list[Case]]:
 def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the seconds of each round by mode and case, as `full_size.measure` does, and the result of `starts_of`."""
     bundles = {case.key: Bundle.open(root / case.model / case.format, verify=False) for case in cases}
-    starts = starts_of(bundles, cases[0].kernels)
-    settings = SessionSettings(num_threads=1, kernels=cases[0].kernels)
-    loaded = {key: (bundle.load(settings), random_frames(bundle)) for key, bundle in bundles.items()}
-    title = f"{cases[0].format}, {KERNELS[cases[0].kernels]}"
-    seconds = {
-        mode: interleaved(
-            {key: timed(one_round(mode, *own)) for key, own in loaded.items()}, ROUNDS, title=f"{title}, {name}"
-        )
-        for mode, name in MODES.items()
-    }
+    kernels, seconds = cases[0].kernels, {}
+    starts = full_size.starts_of(bundles, kernels)
+    for mode, name in MODES.items():
+        runs = {key: timed(full_size.run_of(bundle, kernels, mode)) for key, bundle in bundles.items()}
+        seconds[mode] = interleaved(runs, ROUNDS, title=f"{cases[0].format}, {KERNELS[kernels]}, {name}")
     return seconds, starts
 
 
@@ -92,21 +59,16 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
     The ratios and the list of networks are from the last machine.
     """
-    machines, found = list(results["machines"].values()), {}
-    found["tables"] = "\n\n".join(line for content in reversed(machines) for line in _page(content))
-    for content in machines:
-        for case in next(groups()):
-            for mode in MODES:
-                if spread := ratio(content, mode, case, Case(SMALL, case.format, case.kernels)):
-                    found[f"{case.model}.{mode}"] = f"{spread.median:.2f}"
+    found = {"tables": tables_by_machine(results, _page)}
+    small, *cases = next(groups())
+    for content in results["machines"].values():
         for mode in MODES:
-            fast = [TITLES[model] for model in list(TITLES)[1:] if _number(found, f"{model}.{mode}") <= AS_FAST]
-            found[f"fast.{mode}"] = ", ".join(fast) or "none"
+            for case in (small, *cases):
+                if spread := ratio(content, mode, case, small):
+                    found[f"{case.model}.{mode}"] = f"{spread.median:.2f}"
+            numbers = {TITLES[case.model]: float(found.get(f"{case.model}.{mode}", "inf")) for case in cases}
+            found[f"fast.{mode}"] = ", ".join(name for name, value in numbers.items() if value <= AS_FAST) or "none"
     return found
-
-
-def _number(found: Mapping[str, str], name: str) -> float:
-    return float(found.get(name, "inf"))
 
 
 def _row(content: Mapping[str, Any], case: Case) -> list[str]:
@@ -117,26 +79,19 @@ def _row(content: Mapping[str, Any], case: Case) -> list[str]:
     for mode in MODES:
         own, share = factor(content, mode, case), ratio(content, mode, case, first)
         times.append(f"{own.median:.3f} ({share.median:.2f})" if own and share else "—")
-    both = [both_passes(content, mode, case) for mode in (STREAMING, FULL)]
-    total, active = case.parameters
-    return [TITLES[model], f"{total:.0f}/{active:.0f}", used, f"{start['files'] / 1e6:.0f}",
-            f"{start['peak_bytes']['median'] / 1e6:.0f}", *times,
-            "/".join(f"{value:.3f}" if value else "—" for value in both)]  # fmt: skip
+    sizes = [f"{number / 1e6:.0f}" for number in (start["files"], start["peak_bytes"]["median"])]
+    both = full_size.both_times(content, case, "—", "/")
+    return [TITLES[model], case.size.replace(" ", ""), used, *sizes, *times, both]
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
     """Yield a table for each format and engine, with ratios to Dense-225M in brackets."""
-    yield f"### {machine_key(content)}"
     yield measured(content)
+    sizes = ("parameters/active, millions", "experts per chunk", "files, MB", "memory, MB")
     for cases in groups():
-        rows = [_row(content, case) for case in cases if case.key in content["starts"]]
-        header = (
-            f"{cases[0].format}, {KERNELS[cases[0].kernels]}", "parameters/active, millions", "experts per chunk",
-            "files, MB", "memory, MB", *(name for mode, name in MODES.items() if mode != SECOND_PASS),
-            "second pass, s", "both passes: chunks/full",
-        )  # fmt: skip
-        if rows:
-            yield table(header, rows)
+        title = f"{cases[0].format}, {KERNELS[cases[0].kernels]}"
+        if rows := [_row(content, case) for case in cases if case.key in content["starts"]]:
+            yield table((title, *sizes, *full_size.COLUMNS, "both passes: chunks/full"), rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -149,13 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for model in TITLES:
         for form in FORMATS:
             make_bundle(model, form, args.folder)
-        shutil.rmtree(args.folder / model / FLOAT, ignore_errors=True)
+        shutil.rmtree(args.folder / model / random_models.FLOAT, ignore_errors=True)
     state = args.folder / STATE
     content = resumed(state, {"kernels": chosen.data(), "touched": {}, "seconds": {}, "starts": {}})
     for model in TITLES:
-        if is_mixture(model) and model not in content["touched"]:
+        if random_models.is_mixture(model) and model not in content["touched"]:
             bundle = Bundle.open(args.folder / model / "int8", verify=False)
-            content["touched"][model] = touched(bundle, random_frames(bundle))
+            content["touched"][model] = random_models.touched(bundle)
             record(state, content)
     for cases in groups() if not args.prepare else ():
         if (chosen.native or cases[0].kernels == PLAIN) and cases[-1].key not in content["starts"]:

@@ -20,32 +20,17 @@ import numpy as np
 
 from u2moe.benchmarks.bench.bound import measure_bound
 from u2moe.benchmarks.bench.footprint import measure_footprint
+from u2moe.benchmarks.instruments import workload
 from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.benchmarks.instruments.rates import BEYOND_CACHE, best_rate, measure_rates, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, spread_of, timed
-from u2moe.benchmarks.instruments.workload import (
-    CHUNK_SIZE,
-    NUM_LEFT_CHUNKS,
-    UTTERANCE_S,
-    audio_seconds,
-    one_round,
-    random_frames,
-    speech,
-)
-from u2moe.benchmarks.results.files import machine_key, measured, publish
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, random_frames
+from u2moe.benchmarks.results.files import measured, publish, tables_by_machine
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.studies.shared import random_models
 from u2moe.benchmarks.studies.shared.programs import write_wav
-from u2moe.benchmarks.studies.shared.random_models import (
-    HALF,
-    LARGE,
-    MIXTURE,
-    NAMES,
-    SIZES,
-    SMALL,
-    make_bundle,
-    touched,
-)
+from u2moe.benchmarks.studies.shared.random_models import HALF, LARGE, MIXTURE, NAMES, SMALL, make_bundle
 from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.export.random_checkpoint import num_parameters, random_config
 from u2moe.runtime import Bundle
@@ -55,6 +40,8 @@ from u2moe.runtime.model.settings import SessionSettings
 NATIVE, PLAIN = KERNELS[1:]
 STREAMING, BATCH, FULL, SECOND_PASS = "streaming", "streaming-8", "full", "second-pass"
 MODES = {STREAMING: "chunks of 16", BATCH: "batch of 8", FULL: "full context", SECOND_PASS: "second pass"}
+COLUMNS = [*list(MODES.values())[:-1], "second pass, s"]
+"""Titles of the columns of `MODES` in tables."""
 ROUNDS = {STREAMING: 7, BATCH: 5, FULL: 5, SECOND_PASS: 5}
 NUM_BOUNDS, NUM_STARTS, NUM_THREADS = 3, 2, (1, 2)
 BOUNDS = {STREAMING: (Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), 4.0), FULL: (Mode(), 10.0)}
@@ -67,9 +54,9 @@ START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 def _parameters(model: str) -> tuple[float, float]:
     """Return a model's parameters in millions: the total, and those active for one token. This builds the network."""
     if model == HALF:
-        total, active = ((one + other) / 2 for one, other in zip(_parameters(SMALL), _parameters(MIXTURE), strict=True))
-        return total, active
-    config = random_config(**SIZES[model])
+        (total, active), (more, more_active) = _parameters(SMALL), _parameters(MIXTURE)
+        return (total + more) / 2, (active + more_active) / 2
+    config = random_config(**random_models.SIZES[model])
     return num_parameters(config) / 1e6, num_parameters(config, active=True) / 1e6
 
 
@@ -104,11 +91,8 @@ class Case:
         return f"{NAMES[self.model]}, {formats[self.format]}, {kernels}"
 
 
-CASES = (
-    *(Case(MIXTURE, form, kernels) for form in ("int8", "int4") for kernels in (NATIVE, PLAIN)),
-    *(Case(SMALL, "int8", kernels) for kernels in (NATIVE, PLAIN)),
-    *(Case(LARGE, "int8", kernels) for kernels in (NATIVE, PLAIN)),
-)
+_FORMATS = ((MIXTURE, "int8"), (MIXTURE, "int4"), (SMALL, "int8"), (LARGE, "int8"))
+CASES = tuple(Case(*own, kernels) for own in _FORMATS for kernels in (NATIVE, PLAIN))
 INT8, PLAIN_INT8, INT4, _, DENSE, PLAIN_DENSE, NATIVE_LARGE, PLAIN_LARGE = CASES
 EQUALS = {"native": (INT8, DENSE), "even": (PLAIN_INT8, PLAIN_DENSE)}
 """Pairs of a mixture and a dense network with the same engine and format. The ratio of their times is the cost of the
@@ -124,8 +108,7 @@ def measure(root: Path) -> dict[str, Any]:
         kernels: see `Kernels.data`.
         touched: mean number of experts that a chunk uses.
         seconds: seconds of each round, by mode and case.
-        bounds: results of `bounds_of`, by mode and case.
-        starts: results of `starts_of`, by case.
+        bounds, starts: results of `bounds_of` by mode and case, and of `starts_of` by case.
         threads: bytes read (`read`) and multiply-adds (`multiply`) per second, for each number of threads. `found`
             contains the results of `two_threads`, by case.
     """
@@ -134,20 +117,17 @@ def measure(root: Path) -> dict[str, Any]:
     bundles = {case: make_bundle(case.model, case.format, root) for case in cases}
 
     def runs_of(case: Case, mode: str, num_threads: int = 1) -> Callable[[], Any]:
-        settings = SessionSettings(num_threads=num_threads, kernels=case.kernels)
-        return one_round(mode, bundles[case].load(settings), random_frames(bundles[case]))
+        return run_of(bundles[case], case.kernels, mode, num_threads)
 
-    mixture = bundles[PLAIN_INT8]
-    content: dict[str, Any] = {"kernels": chosen.data(), "touched": touched(mixture, random_frames(mixture))}
-    content["seconds"] = {
-        mode: interleaved({case.key: timed(runs_of(case, mode)) for case in cases}, rounds, title=mode)
-        for mode, rounds in ROUNDS.items()
-    }
+    content: dict[str, Any] = {"kernels": chosen.data(), "touched": random_models.touched(bundles[PLAIN_INT8])}
+    content |= {"seconds": {}, "starts": {}}
+    for mode, rounds in ROUNDS.items():
+        runs = {case.key: timed(runs_of(case, mode)) for case in cases}
+        content["seconds"][mode] = interleaved(runs, rounds, title=mode)
     bounded = [case for case in (INT8, PLAIN_INT8, PLAIN_DENSE) if case in cases]
     probes = {case.key: Probe(bundles[case], SessionSettings(kernels=case.kernels)) for case in bounded}
     content["bounds"] = {mode: bounds_of(probes, mode) for mode in BOUNDS}
     started = {**bundles, **({PACKED: make_bundle(MIXTURE, "packed", root)} if chosen.native else {})}
-    content["starts"] = {}
     for kernels in dict.fromkeys(case.kernels for case in started):
         own = {case.key: bundle for case, bundle in started.items() if case.kernels == kernels}
         content["starts"] |= starts_of(own, kernels)
@@ -160,6 +140,12 @@ def measure(root: Path) -> dict[str, Any]:
     return content
 
 
+def run_of(bundle: Bundle, kernels: str, mode: str, num_threads: int = 1) -> Callable[[], Any]:
+    """Return a function that runs one round of a mode on random features."""
+    model = bundle.load(SessionSettings(num_threads=num_threads, kernels=kernels))
+    return workload.one_round(mode, model, random_frames(bundle))
+
+
 def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
     """For each probe, return the encoder's time (`ms` per second of speech) and its `ratio` to the lower bound.
 
@@ -168,7 +154,7 @@ def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
     sizes = sorted({sum(file.size for file in probe.bundle.manifest.files.values()) for probe in probes.values()})
     rates = measure_rates(sizes, 1, repetitions=NUM_BOUNDS)
     context, seconds = BOUNDS[mode]
-    samples = speech(seconds, next(iter(probes.values())).sample_rate)
+    samples = workload.speech(seconds, next(iter(probes.values())).sample_rate)
     found = {}
     for entry in measure_bound(probes, samples, context, rates, repetitions=NUM_BOUNDS):
         encoder = entry["stages"]["encoder"]
@@ -179,13 +165,10 @@ def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
 
 
 def starts_of(bundles: Mapping[str, Bundle], kernels: str) -> dict[str, Any]:
-    """Return, for each bundle, the spread of each value in `START`, and the total size of its files in bytes (`files`).
-
-    The values are measured in fresh processes.
-    """
+    """Return each bundle's spreads of the values in `START`, in fresh processes, and its size in bytes (`files`)."""
     rate = next(iter(bundles.values())).manifest.features.sample_rate
     with tempfile.TemporaryDirectory() as folder:
-        audio = write_wav(Path(folder) / "speech.wav", speech(UTTERANCE_S, rate), rate)
+        audio = write_wav(Path(folder) / "speech.wav", workload.speech(UTTERANCE_S, rate), rate)
         found = measure_footprint(bundles, audio, settings=SessionSettings(kernels=kernels), repetitions=NUM_STARTS)
     return {name: {**{key: item[key] for key in START}, "files": item["disk"]["files"]} for name, item in found.items()}
 
@@ -205,8 +188,14 @@ def two_threads(case: Case, runs_of: Callable[[Case, str, int], Callable[[], Any
 def factor(content: Mapping[str, Any], mode: str, case: Case) -> Spread | None:
     """Return the real-time factor of a case or, for the second pass, its time in seconds. None if not measured."""
     seconds = content["seconds"].get(mode, {}).get(case.key)
-    scale = 1.0 if mode == SECOND_PASS else audio_seconds(mode)
+    scale = 1.0 if mode == SECOND_PASS else workload.audio_seconds(mode)
     return Spread.of([value / scale for value in seconds]) if seconds else None
+
+
+def both_times(content: Mapping[str, Any], case: Case, missing: str, separator: str) -> str:
+    """Return the cell of a table with `both_passes` of streams and of full context."""
+    both = [both_passes(content, mode, case) for mode in (STREAMING, FULL)]
+    return separator.join(missing if value is None else f"{value:.3f}" for value in both)
 
 
 def both_passes(content: Mapping[str, Any], mode: str, case: Case) -> float | None:
@@ -223,16 +212,15 @@ def ratio(content: Mapping[str, Any], mode: str, case: Case, other: Case) -> Spr
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages: tables for all machines, and each number from the last machine that provides it."""
-    machines = list(results["machines"].values())
     found = {case.model: f"{case.parameters[0]:.0f}" for case in CASES}
     found[f"{MIXTURE}.active"] = f"{INT8.parameters[1]:.0f}"
     found["active"] = f"{INT8.parameters[1] / DENSE.parameters[1]:.2f}"
-    found["tables"] = "\n\n".join(line for content in reversed(machines) for line in _page(content))
+    found["tables"] = tables_by_machine(results, _page)
     pairs = {
         **EQUALS, "gain": (PLAIN_INT8, INT8), "int4": (INT4, PLAIN_DENSE), "int8": (INT8, PLAIN_DENSE),
         "dense": (INT4, DENSE), "dense_1b": (PLAIN_LARGE, PLAIN_INT8),
     }  # fmt: skip
-    for content in machines:
+    for content in results["machines"].values():
         found["touched"] = f"{content['touched']:.1f}"
         for name, pair in pairs.items():
             for mode in MODES:
@@ -256,23 +244,16 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tables of one machine.
-
-    The first shows real-time factors. The second shows bounds, gains of two threads, load times and memory.
-    """
-    yield f"### {machine_key(content)}"
+    """Yield two tables of one machine: real-time factors; and bounds, gains of two threads, load times and memory."""
     yield measured(content)
     rows = []
     for case in CASES:
         cells = [factor(content, mode, case) for mode in MODES]
         if any(cells):
-            both = [both_passes(content, mode, case) for mode in (STREAMING, FULL)]
-            shown = " / ".join("" if value is None else f"{value:.3f}" for value in both)
-            row = [quartiles(cell, 3) if cell else "" for cell in cells]
-            rows.append([case.title, case.size, *row, shown])
-    header = ("real-time factor", "million parameters / active", *list(MODES.values())[:-1], "second pass, s",
-              "both passes: chunks / full")  # fmt: skip
-    yield table(header, rows)
+            shown = [quartiles(cell, 3) if cell else "" for cell in cells]
+            rows.append([case.title, case.size, *shown, both_times(content, case, "", " / ")])
+    parameters = "million parameters / active"
+    yield table(("real-time factor", parameters, *COLUMNS, "both passes: chunks / full"), rows)
     rows = []
     for key, item in content["starts"].items():
         bounds = [own[key]["ratio"]["median"] for own in content["bounds"].values() if key in own]
@@ -282,11 +263,8 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
         times = [f"{item[name]['median']:.2f}" for name in ("verify_s", "load_s")]
         sizes = [f"{item[name]['median'] / 1e6:.0f}" for name in ("loaded_bytes", "peak_bytes")]
         rows.append([STARTED[key].title, STARTED[key].size, *shares, f"{item['files'] / 1e6:.0f}", *times, *sizes])
-    header = (
-        "pairs: chunks, full", "million parameters / active", "encoder / bound", "gain of two threads", "bundle, MB",
-        "SHA-256, s", "sessions, s", "memory then, MB", "peak, MB",
-    )  # fmt: skip
-    yield table(header, rows)
+    header = ("encoder / bound", "gain of two threads", "bundle, MB", "SHA-256, s", "sessions, s", "memory then, MB")
+    yield table(("pairs: chunks, full", parameters, *header, "peak, MB"), rows)
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:

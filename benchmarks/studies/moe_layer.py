@@ -24,7 +24,7 @@ import torch
 
 from u2moe.benchmarks.instruments.rates import best_rate, measure_rates, read_rate, session_of
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds, spread_of
-from u2moe.benchmarks.results.files import machine_key, measured, measured_here, publish, read_json
+from u2moe.benchmarks.results.files import machine_key, measured, measured_here, publish, read_json, tables_by_machine
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.script import run_script, study_parser
@@ -101,21 +101,17 @@ class Layers:
 
     def bound(self, x: Array, rates: Mapping[str, Any]) -> dict[str, Any]:
         """Return two lower bounds on a layer's time for `x` [tokens, dim], and the larger of them, in seconds."""
-        read_s = self.touched(x) * self.bytes_per_expert / read_rate(dict(rates), NUM_BYTES)
-        rate = best_rate(dict(rates), "float" if self.recipe == FLOAT else "integer")
+        touched, rate = self.touched(x), best_rate(rates, "float" if self.recipe == FLOAT else "integer")
+        read_s = touched * self.bytes_per_expert / read_rate(rates, NUM_BYTES)
         arithmetic_s = len(x) * self.shape.top_k * 2 * DIM * self.shape.hidden / rate
-        return {
-            "recipe": self.recipe, "shape": self.shape, "tokens": len(x), "experts": self.touched(x), "read_s": read_s,
-            "arithmetic_s": arithmetic_s, "least_s": max(read_s, arithmetic_s),
-        }  # fmt: skip
+        about = {"recipe": self.recipe, "shape": self.shape, "tokens": len(x), "experts": touched}
+        return {**about, "read_s": read_s, "arithmetic_s": arithmetic_s, "least_s": max(read_s, arithmetic_s)}
 
 
 def moe_graph(num_layers: int, shape: Shape) -> ir.Model:
     """Return a graph of layers that share the input "x" [tokens, dim]. Each layer has its own output."""
-    config = FeedForward(
-        kind="moe", hidden=shape.hidden, activation="swish", bias=True, num_experts=shape.experts,
-        num_experts_per_token=shape.top_k,
-    )  # fmt: skip
+    experts = {"num_experts": shape.experts, "num_experts_per_token": shape.top_k}
+    config = FeedForward(kind="moe", hidden=shape.hidden, activation="swish", bias=True, **experts)
     names = [f"y{index}" for index in range(num_layers)]
     x, *outputs = (contract.Tensor(name=name, dtype="float32", axes=("tokens", "dim")) for name in ("x", *names))
     graph = contract.Graph(name="layers", inputs=(x,), outputs=tuple(outputs))
@@ -155,11 +151,7 @@ def measure(
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
-    """Yield each machine's targets.
-
-    They set a maximum for the time of int4 experts relative to int8, and a minimum for the read rate of narrow experts
-    relative to that of the paper's experts.
-    """
+    """Yield each machine's limits: the time of int4 experts relative to int8, and the read rate of narrow experts."""
     for where, content in results["machines"].items():
         native = {(item["recipe"], item["tokens"]): item.get("native_s") for item in content["layers"]}
         for count, limit in LIMITS.items():
@@ -191,9 +183,8 @@ def _title(item: Mapping[str, Any]) -> str:
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages: a table per machine, and the ratios of int8 times to bounds on the last machine."""
-    machines = list(results["machines"].values())
-    found = {"tables": "\n\n".join(line for content in reversed(machines) for line in _page(content))}
-    for item in machines[-1]["layers"]:
+    found = {"tables": tables_by_machine(results, _page)}
+    for item in list(results["machines"].values())[-1]["layers"]:
         if item["recipe"] == INT8 and item["tokens"] in BOUNDS:
             least_s, count = item[BOUNDS[item["tokens"]]], item["tokens"]
             for name, key in (("ratio", "seconds"), ("native", "native_s")):
@@ -203,25 +194,19 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _page(content: Mapping[str, Any]) -> Iterator[str]:
-    rates = dict(content["rates"])
-    integer, floats = (f"{best_rate(rates, kind) / 1e9:.0f}" for kind in ("integer", "float"))
-    yield f"### {machine_key(content)}"
-    yield (
-        f"{measured(content)} {read_rate(rates, NUM_BYTES) / 1e9:.1f} GB/s, {integer} · 10^9 (integers) or "
-        f"{floats} · 10^9 (float32) multiply-adds per second."
-    )
+    rates = content["rates"]
+    integer, floats = (f"{best_rate(rates, kind) / 1e9:.0f} · 10^9" for kind in ("integer", "float"))
+    products = f"{integer} (integers) or {floats} (float32) multiply-adds per second."
+    yield f"{measured(content)} {read_rate(rates, NUM_BYTES) / 1e9:.1f} GB/s, {products}"
     rows = []
     for item in content["layers"]:
         keys = ("seconds", "native_s")
-        times = [quartiles(spread_of(item[key], 1e3)) if key in item else "" for key in keys]
-        least = [f"{1e3 * item[key]:.2f}" for key in ("read_s", "arithmetic_s")]
-        shares = [f"{item[key]['median'] / item['least_s']:.2f}" if key in item else "" for key in keys]
-        rows.append([item["recipe"], item["tokens"], f"{item['experts']:.1f}", *times, *least, *shares])
-    header = (
-        "recipe", "tokens", "experts used", "onnxruntime, ms", "native, ms", "reading, ms", "products, ms",
-        "onnxruntime / bound", "native / bound",
-    )  # fmt: skip
-    yield table(header, rows)
+        shown = [quartiles(spread_of(item[key], 1e3)) if key in item else "" for key in keys]
+        shown += [f"{1e3 * item[key]:.2f}" for key in ("read_s", "arithmetic_s")]
+        shown += [f"{item[key]['median'] / item['least_s']:.2f}" if key in item else "" for key in keys]
+        rows.append([item["recipe"], item["tokens"], f"{item['experts']:.1f}", *shown])
+    times = ("onnxruntime, ms", "native, ms", "reading, ms", "products, ms", "onnxruntime / bound", "native / bound")
+    yield table(("recipe", "tokens", "experts used", *times), rows)
     if "narrow" not in content:
         return
     yield f"Narrow experts compared with the paper's. {measured(content['narrow'])}"
@@ -231,19 +216,16 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
         ratios = [_rate(item, wide, "read_s"), _rate(item, wide, "arithmetic_s"), allowed]
         cells = [1e3 * each["native_s"]["median"] for each in (item, wide)] + ratios
         rows.append([item["recipe"], _title(item), f"{item['experts']:.1f}", *(f"{each:.2f}" for each in cells)])
-    shown = (
-        f"native kernels, {CHUNK} tokens", "layer", "experts used", "ms", f"{_title({'shape': PAPER})}, ms",
-        "ratio of bytes/s", "ratio of products/s", "ratio of products/s at the bounds",
-    )  # fmt: skip
-    yield table(shown, rows)
+    header = (f"native kernels, {CHUNK} tokens", "layer", "experts used", "ms", f"{_title({'shape': PAPER})}, ms")
+    of_rates = ("ratio of bytes/s", "ratio of products/s", "ratio of products/s at the bounds")
+    yield table((*header, *of_rates), rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = study_parser("moe_layer", __doc__)
-    parser.add_argument(
-        "--narrow", action="store_true", help="compare with layers of more but narrower experts, for one chunk per call"
-    )
+    about = "compare with layers of more but narrower experts, for one chunk per call"
+    parser.add_argument("--narrow", action="store_true", help=about)
     args = parser.parse_args(arguments)
     own = measured_here()
     own |= measure((CHUNK,), shapes=(PAPER, *NARROW), recipes=(INT8, INT4)) if args.narrow else measure()

@@ -47,11 +47,7 @@ Run = Callable[[], list[Frames]]
 MODES = {"streaming": "streaming", "full": "full context"}
 REPETITIONS = 5
 INT8, FLOAT32, TORCH = "int8", "float32", "torch"
-PEERS = {
-    INT8: "u2moe, int8",
-    FLOAT32: "u2moe, float32",
-    TORCH: "torch eager, WeNet's loop over experts, float32",
-}
+PEERS = {INT8: "u2moe, int8", FLOAT32: "u2moe, float32", TORCH: "torch eager, WeNet's loop over experts, float32"}
 
 
 class LoopedExperts(nn.Module):

@@ -3,9 +3,10 @@
 import onnx_ir as ir
 import pytest
 
+from u2moe.benchmarks.instruments.workload import audio_seconds
 from u2moe.benchmarks.results.files import measured_here
 from u2moe.benchmarks.studies import edge
-from u2moe.benchmarks.studies.full_size import MODES, audio_seconds
+from u2moe.benchmarks.studies.full_size import MODES
 from u2moe.benchmarks.studies.shared import random_models
 from u2moe.export.random_checkpoint import PRESETS
 from u2moe.quantize.layers import calls, layer_of

@@ -9,14 +9,16 @@ Options are JSON.
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import os
+import platform
 import sys
 import time
 import wave
 from array import array
 from collections.abc import Callable, Generator, Iterable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +49,12 @@ def whole(recognise: Callable[[Any, int], dict[str, Any]]) -> Recognise:
     return run
 
 
-def u2moe(
-    *,
-    model: str | None = None,
-    kernels: str | None = None,
-    chunk_size: int | None = None,
-    endpoint: bool = True,
-    **options: Any,
-) -> Recognise:
-    """Load u2moe.
-
-    It streams if `chunk_size` is given; otherwise it recognises whole recordings, like `u2moe transcribe`.
-    """
+def u2moe(*, model: str | None = None, kernels: str | None = None, endpoint: bool = True, **options: Any) -> Recognise:
+    """Load u2moe. It streams if `chunk_size` is given; otherwise it recognises whole recordings."""
     from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, Result  # noqa: PLC0415
 
     rules = EndpointConfig() if endpoint else EndpointConfig(rule1=None, rule2=None, rule3=None)
-    decoding = DecodingOptions(chunk_size=chunk_size, endpoint=rules, **options)
-    recognizer = Recognizer.from_pretrained(model, kernels=kernels, options=decoding)
+    recognizer = Recognizer.from_pretrained(model, kernels=kernels, options=DecodingOptions(endpoint=rules, **options))
 
     def joined(segments: list[Result], following: str = "") -> str:
         return " ".join(text for text in (*(segment.text for segment in segments), following) if text)
@@ -80,7 +71,7 @@ def u2moe(
         segments += source.take_segments()
         return {"text": joined(segments), "segments": segments}
 
-    if chunk_size is not None:
+    if "chunk_size" in options:
         return stream
     return whole(lambda samples, rate: {"text": recognizer.transcribe(samples, rate).text})
 
@@ -97,8 +88,7 @@ def sherpa_online(**options: Any) -> Recognise:
         def decode() -> str:
             while recognizer.is_ready(stream):
                 recognizer.decode_stream(stream)
-            text: str = recognizer.get_result(stream)
-            return text
+            return str(recognizer.get_result(stream))
 
         for buffer in buffers:
             stream.accept_waveform(sample_rate, floats(buffer))
@@ -128,19 +118,11 @@ def sherpa_offline(**options: Any) -> Recognise:
 
 
 def faster_whisper(*, package: str, folder: str) -> Recognise:
-    """Load int8 Whisper in CTranslate2, for whole English recordings.
-
-    The weights are in the folder `folder` of the Python package `package`.
-    """
-    from importlib.util import find_spec  # noqa: PLC0415
-
+    """Load int8 Whisper in CTranslate2, for whole English recordings. `package` has the weights in `folder`."""
     from faster_whisper import WhisperModel  # noqa: PLC0415
 
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"{package} is not installed")
-    weights = Path(spec.origin).parent / folder
-    model = WhisperModel(str(weights), device="cpu", compute_type="int8", cpu_threads=1)
+    weights = str(importlib.resources.files(package) / folder)
+    model = WhisperModel(weights, device="cpu", compute_type="int8", cpu_threads=1)
 
     def recognise(samples: Any, _: int) -> dict[str, Any]:
         segments, _ = model.transcribe(samples, language="en", beam_size=5)
@@ -222,18 +204,16 @@ def recognised(recognise: Recognise, wav: str, buffer_s: float) -> dict[str, Any
     not wait for the audio.
 
     Returns:
-        audio_s: duration of the recording.
-        ms: total processing time.
-        first_partial_s: seconds from the start of the recording to the first text.
-        final_s: seconds from the end of the recording to the final text.
-        Further entries are the results of the recogniser.
+        The results of the recogniser, and: `audio_s`, duration of the recording; `ms`, total processing time;
+        `first_partial_s`, seconds from the start of the recording to the first text; `final_s`, seconds from the end of
+        the recording to the final text.
     """
     with wave.open(wav, "rb") as file:
         if (file.getnchannels(), file.getsampwidth()) != (1, 2):
             raise ValueError(f"{wav}: must have one channel and 16-bit samples")
         sample_rate = file.getframerate()
         samples = array("h", file.readframes(file.getnframes()))
-    size, audio_s = max(int(buffer_s * sample_rate), 1), len(samples) / sample_rate
+    size, audio_s = int(buffer_s * sample_rate), len(samples) / sample_rate
     starts = range(0, len(samples), size)
     steps = recognise(sample_rate, (samples[start : start + size] for start in starts))
     found: dict[str, Any] = {}
@@ -255,16 +235,6 @@ def recognised(recognise: Recognise, wav: str, buffer_s: float) -> dict[str, Any
     return {"audio_s": audio_s, "ms": 1000 * compute_s, **waits, **found}
 
 
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def main(name: str, options: str, buffer_s: str, *files: str) -> None:
     """Load a recogniser, recognise the files, and print a line of JSON for each file."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -272,7 +242,8 @@ def main(name: str, options: str, buffer_s: str, *files: str) -> None:
     load, packages = ENGINES[name]
     began = time.perf_counter()
     recognise = load(**json.loads(options))
-    about = {"load_ms": 1000 * (time.perf_counter() - began), "versions": _versions(packages)}
+    versions = {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    about = {"load_ms": 1000 * (time.perf_counter() - began), "versions": versions}
     for file in files:
         found = recognised(recognise, file, float(buffer_s))
         replies.write(json.dumps({"file": file, **about, **found}, default=vars) + "\n")

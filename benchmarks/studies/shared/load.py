@@ -83,8 +83,7 @@ def our_server(
     """
     port = free_port()
     command = ["env", f"{VARIABLE}={kernels}", sys.executable, "-m", "u2moe", "serve", str(bundle)]
-    command += ["--port", str(port), *arguments]
-    command += [] if capacity is None else ["--capacity", str(capacity)]
+    command += ["--port", str(port), *arguments, *([] if capacity is None else ["--capacity", str(capacity)])]
     with _process(command, cores, lambda said: "live streams at a time\n" in said) as (process, said):
         words = next((line.split() for line in said.splitlines() if "live streams" in line), [])
         found = int(words[words.index("live") - 1]) if words else None
@@ -98,16 +97,10 @@ def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> It
     environment = make_environment(folder / "sherpa-onnx-bin", REQUIREMENTS)
     graphs = sherpa_graphs(bundle, folder / "graphs" / bundle.name)
     port = free_port()
-    command = [
-        str(Path(environment["python"]).with_name("sherpa-onnx-online-websocket-server")),
-        f"--wenet-ctc-model={graphs / ONLINE.file}",
-        f"--wenet-ctc-chunk-size={CHUNK_SIZE}",
-        f"--wenet-ctc-num-left-chunks={NUM_LEFT_CHUNKS}",
-        f"--tokens={graphs / TOKENS_FILE}",
-        f"--port={port}",
-        "--num-work-threads=1",
-        "--max-batch-size=32",
-    ]
+    command = [str(Path(environment["python"]).with_name("sherpa-onnx-online-websocket-server")), f"--port={port}"]
+    command += [f"--wenet-ctc-model={graphs / ONLINE.file}", f"--tokens={graphs / TOKENS_FILE}"]
+    command += [f"--wenet-ctc-chunk-size={CHUNK_SIZE}", f"--wenet-ctc-num-left-chunks={NUM_LEFT_CHUNKS}"]
+    command += ["--num-work-threads=1", "--max-batch-size=32"]
     # The server writes log.txt into its working directory.
     with _process(command, cores, lambda _: _listens(port), folder) as (process, _):
         yield RunningServer(port=port, path="/", pid=process.pid)
@@ -163,10 +156,9 @@ def _listens(port: int) -> bool:
 
 SAMPLE_RATE = 16_000
 BUFFER_S = 0.1
-_QUIET_S = 0.15
+_QUIET_S, _LAST_WAIT_S = 0.15, 60.0
 _SPREAD_S = 2.0
 """Seconds within which all speakers start."""
-_LAST_WAIT_S = 60.0
 _END_BUFFERS = 10
 """Number of buffers at the end whose results do not count. These results depend on how much is decoded before the end
 is announced."""

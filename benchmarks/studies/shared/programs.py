@@ -77,21 +77,14 @@ class Program:
 def engine(
     name: str, options: Mapping[str, Any], *, python: str | Path = sys.executable, buffer_s: float = BUFFER_S
 ) -> Program:
-    """Return a program that runs the recogniser `name` of `engines`.
-
-    The environment of `python` must contain the recogniser's package.
-    """
+    """Return a program that runs the recogniser `name` of `engines`. `python` must have the recogniser's package."""
     return Program(command=[str(python), str(ENGINES), name, json.dumps(options), str(buffer_s)])
 
 
 def on_one_core(program: Program) -> Program:
-    """Return the program limited to one core and one thread.
-
-    By default, most libraries start a thread for each core.
-    """
-    threads = [f"{name}_NUM_THREADS=1" for name in ("OMP", "OPENBLAS")]
-    core = str(min(os.sched_getaffinity(0)))
-    return replace(program, command=["taskset", "-c", core, "env", *threads, *program.command])
+    """Return the program limited to one core and one thread. By default, most libraries start a thread per core."""
+    limits = ["taskset", "-c", str(min(os.sched_getaffinity(0))), "env", "OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1"]
+    return replace(program, command=[*limits, *program.command])
 
 
 def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) -> Path:

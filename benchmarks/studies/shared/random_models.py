@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from u2moe.benchmarks.instruments.statistics import show_progress
-from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, Frames
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, random_frames
 from u2moe.export import export_random
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
@@ -34,18 +34,13 @@ HALF = f"{MIXTURE}-half"
 """`MIXTURE` with experts in every second block; see `thin_out`."""
 FLOAT = FLOAT32.name
 """Name of the folder of the float32 bundle."""
-SIZES = PRESETS | {
-    f"{experts}x{top_k}x{hidden}": {
-        name: {**part, "n_expert": experts, "n_expert_activated": top_k, "linear_units": hidden}
-        if isinstance(part, dict)
-        else part
-        for name, part in PRESETS[MIXTURE].items()
-    }
-    for experts, top_k, hidden in ((8, 1, 1920), (16, 2, 960), (32, 4, 480))
-}
-SIZES[HALF] = SIZES[MIXTURE]
-"""Arguments of `random_config`. The added mixtures, named experts x top-k x hidden units, have about as many parameters
-as `MIXTURE`."""
+OTHERS = ("8x1x1920", "16x2x960", "32x4x480")
+"""Mixtures with about as many parameters as `MIXTURE`, named experts x top-k x hidden units."""
+SIZES = {**PRESETS, HALF: PRESETS[MIXTURE]}
+"""Arguments of `random_config`."""
+for name in OTHERS:
+    changes = dict(zip(("n_expert", "n_expert_activated", "linear_units"), map(int, name.split("x")), strict=True))
+    SIZES[name] = {key: part | changes if isinstance(part, dict) else part for key, part in PRESETS[MIXTURE].items()}
 
 
 def is_mixture(name: str) -> bool:
@@ -73,15 +68,15 @@ def make_bundle(name: str, kind: str, root: Path) -> Bundle:
         root: folder of all models.
     """
     folder = root / name
-    missing = [each for each in (kind, FLOAT) if not (folder / each).is_dir()]
-    if kind in missing and FLOAT in missing:
+    is_missing = not (folder / kind).is_dir()
+    if is_missing and not (folder / FLOAT).is_dir():
         show_progress(f"{name}: random weights")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(yaml.dump(random_config(**SIZES[name])), encoding="utf-8")
-        change = thin_out if name == HALF else None
         with ProcessPoolExecutor(1, get_context("spawn")) as process:  # all its memory is freed at its end
+            change = thin_out if name == HALF else None
             process.submit(export_random, folder, folder / FLOAT, change=change).result()
-    if kind != FLOAT and kind in missing:
+    if is_missing and kind != FLOAT:
         show_progress(f"{name}: {kind}")
         groups = ("experts", "feed_forward") if name == HALF else ("experts" if is_mixture(name) else "feed_forward",)
         fewer_bits = dict.fromkeys(groups, "int4") if kind == "int4" else {}
@@ -89,9 +84,9 @@ def make_bundle(name: str, kind: str, root: Path) -> Bundle:
     return Bundle.open(folder / kind, verify=False)
 
 
-def touched(bundle: Bundle, frames: Frames) -> float:
-    """Return the number of experts that a chunk of `frames` [frames, mel] uses, averaged over chunks and layers."""
-    inputs = ExpertInputs(bundle)
+def touched(bundle: Bundle) -> float:
+    """Return the number of experts that a chunk of random features uses, averaged over chunks and layers."""
+    inputs, frames = ExpertInputs(bundle), random_frames(bundle)
     cutter = Windows(bundle.manifest.model, CHUNK_SIZE)
     whole = (len(frames) - cutter.length) // cutter.stride * cutter.stride + cutter.length
     chunks = inputs.chunks(frames[:whole], CHUNK_SIZE, NUM_LEFT_CHUNKS)
