@@ -11,38 +11,15 @@ import pyarrow.parquet as pq
 
 from u2moe.runtime.corpus.rows import Row, as_json
 
-_WORD = pa.struct({"word": pa.string(), "start": pa.float64(), "end": pa.float64(), "confidence": pa.float64()})
-_SEGMENT = pa.struct(
-    {
-        "text": pa.string(),
-        "start": pa.float64(),
-        "end": pa.float64(),
-        "confidence": pa.float64(),
-        "words": pa.list_(_WORD),
-    }
-)
-_RESULTS = {
-    "segments": pa.list_(_SEGMENT),
-    "model": pa.string(),
-    "options": pa.string(),
-    "error": pa.string(),
-    "warnings": pa.list_(pa.string()),
-}
-SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "text": pa.string(),
-        "duration": pa.float64(),
-        "reference": pa.string(),
-        "speaker": pa.string(),
-        "fields": pa.string(),
-        **_RESULTS,
-    }
-)
+_TEXT, _NUMBER = pa.string(), pa.float64()
+_PLACE = {"start": _NUMBER, "end": _NUMBER, "confidence": _NUMBER}
+_WORDS = pa.list_(pa.struct({"word": _TEXT, **_PLACE}))
+_SEGMENTS = pa.list_(pa.struct({"text": _TEXT, **_PLACE, "words": _WORDS}))
+_RESULTS = {"segments": _SEGMENTS, "model": _TEXT, "options": _TEXT, "error": _TEXT, "warnings": pa.list_(_TEXT)}
+_FROM_LIST = {"reference": _TEXT, "speaker": _TEXT, "fields": _TEXT}
+SCHEMA = pa.schema({"key": _TEXT, "text": _TEXT, "duration": _NUMBER, **_FROM_LIST, **_RESULTS})
 """Columns of results. `options` and `fields` are JSON."""
-NEMO_SCHEMA = pa.schema(
-    {"key": pa.string(), "pred_text": pa.string(), "read_duration": pa.float64(), "fields": pa.string(), **_RESULTS}
-)
+NEMO_SCHEMA = pa.schema({"key": _TEXT, "pred_text": _TEXT, "read_duration": _NUMBER, "fields": _TEXT, **_RESULTS})
 """Columns of results for a NeMo list. `fields` contains the fields of the list as JSON."""
 _JSON_COLUMNS = ("options", "fields")
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from u2moe.runtime.corpus.entry import Block
 from u2moe.runtime.corpus.recognition import BATCH_LEN, BlockDone, BlockRecognizer, Caution, ModelChoice, write_block
@@ -68,7 +68,7 @@ class _Worker:
 
 
 class WorkerPool:
-    """A fixed number of worker processes. Close the pool, or use it in a `with` block.
+    """A fixed number of worker processes. Close the pool at the end.
 
     Forked workers share the memory of a model that was loaded once. Spawned workers each load the model.
 
@@ -92,12 +92,6 @@ class WorkerPool:
         self._cautions: dict[int, Caution] = {}
         self._workers = [self._start() for _ in range(num_workers)]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def in_progress(self) -> tuple[int, float]:
         """Return the number of entries, and the seconds of audio, already recognised in unfinished blocks."""
         busy = [worker.report for worker in self._workers if worker.block is not None]
@@ -116,16 +110,15 @@ class WorkerPool:
             for worker in self._workers:
                 if worker.block is None and (block := next(blocks, None)) is not None:
                     self._assign(worker, block)
-            busy: dict[Any, _Worker] = {
-                worker.connection: worker for worker in self._workers if worker.block is not None
-            }
+            busy = [worker for worker in self._workers if worker.block is not None]
             if not busy:
                 return
-            ready = connection.wait(list(busy), timeout=_TICK_S)
+            ready = connection.wait([worker.connection for worker in busy], timeout=_TICK_S)
             if not ready:
                 yield None
-            for end in ready:
-                yield self._receive(busy[end])
+            for worker in busy:
+                if worker.connection in ready:
+                    yield self._receive(worker)
 
     def close(self) -> None:
         """Kill all workers. Existing result files are complete."""
@@ -174,29 +167,24 @@ class WorkerPool:
         old.connection.close()
         exit_code, report = old.process.exitcode or 0, old.report
         if not report.is_ready and old.num_starts >= _MOST_STARTS:
-            reason = "is there enough memory for the model?"
-            if exit_code == 1:  # a Python exception
-                reason = "does the program call run_corpus only under `if __name__ == '__main__':`?"
+            by_exception = "does the program call run_corpus only under `if __name__ == '__main__':`?"
+            reason = by_exception if exit_code == 1 else "is there enough memory for the model?"
             raise CorpusError(f"worker processes die at startup ({_named(exit_code)}): {reason}")
         self.num_deaths += 1
         new = self._start()
         self._workers[self._workers.index(old)] = new
         new.num_starts = 1 if report.is_ready else old.num_starts + 1
         if old.block is not None:
+            # Decide how to treat the entries that the old process worked on.
             attempt = tuple(report.attempted[: report.num_attempted])
-            _blame(self._cautions.setdefault(old.block.number, Caution()), attempt, exit_code)
+            caution = self._cautions.setdefault(old.block.number, Caution())
+            caution.deaths[attempt] += 1
+            if caution.deaths[attempt] >= (_MOST_CRASHES if exit_code in _CRASHES else _MOST_KILLS):
+                if len(attempt) == 1:
+                    caution.left_out[attempt[0]] = f"left out: processes that recognised it died ({_named(exit_code)})"
+                else:
+                    caution.alone.update(attempt)
             self._assign(new, old.block)
-
-
-def _blame(caution: Caution, attempt: tuple[int, ...], exit_code: int) -> None:
-    """Record that a worker died while it worked on the entries of `attempt`. Decide how to treat them next time."""
-    caution.deaths[attempt] += 1
-    if not attempt or caution.deaths[attempt] < (_MOST_CRASHES if exit_code in _CRASHES else _MOST_KILLS):
-        return
-    if len(attempt) == 1:
-        caution.left_out[attempt[0]] = f"left out: processes that recognised it died ({_named(exit_code)})"
-    else:
-        caution.alone.update(attempt)
 
 
 def _work(
@@ -219,9 +207,8 @@ def _work(
 
     try:
         folder, rows = OutputFolder(path), RowMaker.of_run(run)
-        recognizer = BlockRecognizer(
-            loaded or model.load(), rows, align=run.align, on_progress=count, on_attempt=attempt
-        )
+        loaded = loaded or model.load()
+        recognizer = BlockRecognizer(loaded, rows, align=run.align, on_progress=count, on_attempt=attempt)
         report.is_ready = True
         while True:
             block, caution = parent.recv()

@@ -72,42 +72,23 @@ def run_on_ray(
     return run.progress
 
 
-def _resources(model: ModelChoice) -> dict[str, Any]:
-    """Return the resources of an actor, as arguments of `ray.remote`."""
-    is_for_gpus = any(provider in _GPU_PROVIDERS for provider in model.settings.providers)
-    return {"num_cpus": model.num_threads, **({"num_gpus": 1} if is_for_gpus else {})}
-
-
-def _num_actors(resources: Mapping[str, Any], wanted: int | None) -> int:
-    """Return the number of actors: `wanted` or, if that is None, as many as fit into the cluster.
-
-    Raise CorpusError if the cluster has no room for `wanted` actors (None: for one), because Ray would wait forever.
-    """
-    cluster = ray.cluster_resources()
-    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
-    room = min(int(cluster.get(names[name], 0) // amount) for name, amount in resources.items())
-    if not 0 < (wanted or 1) <= room:
-        found = {name: cluster.get(name, 0) for name in names.values()}
-        raise CorpusError(
-            f"the cluster ({found}) has room for {room} of {wanted or 1} actors with {dict(resources)} each"
-        )
-    return wanted or room
-
-
 class _Actors:
-    """The workers of a run on a cluster.
+    """The workers of a run on a cluster: `wanted` actors or, if that is None, as many as fit into the cluster."""
 
-    Attributes:
-        num_deaths: always 0, because Ray does not report restarts.
-        num_left_out: number of entries in blocks whose actors died repeatedly.
-    """
-
-    def __init__(self, run: CorpusRun, model: ModelChoice, num_actors: int | None) -> None:
-        self.num_deaths = self.num_left_out = 0
-        resources = _resources(model)
-        remote = ray.remote(max_restarts=-1, max_task_retries=_MOST_RETRIES, **resources)(_Actor)
-        arguments = (run.folder.path, run.description, model)
-        self._actors = [remote.remote(*arguments) for _ in range(_num_actors(resources, num_actors))]
+    def __init__(self, run: CorpusRun, model: ModelChoice, wanted: int | None) -> None:
+        self.num_deaths = 0  # Ray does not report restarts
+        self.num_left_out = 0  # entries in blocks whose actors died repeatedly
+        is_for_gpus = any(provider in _GPU_PROVIDERS for provider in model.settings.providers)
+        resources: dict[str, Any] = {"num_cpus": model.num_threads, **({"num_gpus": 1} if is_for_gpus else {})}
+        cluster, names = ray.cluster_resources(), {"num_cpus": "CPU", "num_gpus": "GPU"}
+        room = min(int(cluster.get(names[name], 0) // amount) for name, amount in resources.items())
+        if not 0 < (wanted or 1) <= room:  # Ray would wait forever
+            found = {name: cluster.get(name, 0) for name in names.values()}
+            raise CorpusError(
+                f"the cluster ({found}) has room for {room} of {wanted or 1} actors with {resources} each"
+            )
+        remote: Any = ray.remote(max_restarts=-1, max_task_retries=_MOST_RETRIES, **resources)(_Actor)
+        self._actors = [remote.remote(run.folder.path, run.description, model) for _ in range(wanted or room)]
 
     def in_progress(self) -> tuple[int, float]:
         """Return zeros, because only finished blocks are counted."""
@@ -177,8 +158,6 @@ class Recognize:
         keys = [str(key) for key in batch["key"]] if "key" in batch else paths
         sources: list[AudioSource] = [AudioFile(path=path) for path in paths]
         if "bytes" in batch:
-            sources = [
-                AudioBytes(content=content, name=path) for content, path in zip(batch["bytes"], paths, strict=True)
-            ]
+            sources = [AudioBytes(content=each, name=path) for each, path in zip(batch["bytes"], paths, strict=True)]
         entries = [Entry(key=key, source=source) for key, source in zip(keys, sources, strict=True)]
         return parquet.to_table(self._recognizer.recognize(entries))

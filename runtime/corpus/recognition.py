@@ -158,14 +158,9 @@ class BlockRecognizer:
 
             segments = list(recognize(decode, stream, reader))
         return _Read(
-            index=index,
-            entry=entry,
-            stream=stream,
-            segments=segments,
-            duration=reader.duration,
-            error=reader.error,
+            index=index, entry=entry, stream=stream, segments=segments, duration=reader.duration, error=reader.error,
             warnings=list(warnings),
-        )
+        )  # fmt: skip
 
     def _decode(self, reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
         """Decode entries together. If that fails, decode each separately."""
@@ -229,11 +224,7 @@ class BlockDone:
 
 
 def write_block(folder: OutputFolder, block: Block, rows: Sequence[Row]) -> BlockDone:
-    """Write the rows of a block. The block is then finished.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write the rows of a block. The block is then finished. Raise OSError if the file cannot be written."""
     folder.write_block(block, b"".join(map(as_line, rows)))
     return BlockDone(
         number=block.number,

@@ -39,9 +39,8 @@ def rows_by_block(folder: OutputFolder) -> Iterator[list[Row]]:
             for row in rows:
                 outcome_of(row)
         except (ValueError, TypeError, KeyError) as error:
-            raise CorpusError(
-                f"{file}: is damaged: {error}; use --retry-failed to recognise its utterances again"
-            ) from error
+            remedy = "use --retry-failed to recognise its utterances again"
+            raise CorpusError(f"{file}: is damaged: {error}; {remedy}") from error
         yield rows
 
 
@@ -215,14 +214,12 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
             (heapq.heappush if len(worst) < num_worst else heapq.heappushpop)(worst, item)
     if not total.num_utterances:
         raise CorpusError("no utterance has a transcript: the list must contain transcripts (see docs/corpora.md)")
+    in_order = {name: groups[name] for name in sorted(groups, key=_natural)} if by is not None else {}
+    most_wrong = [item[-1] for item in sorted(worst, reverse=True)]
     return Score(
-        total=total,
-        groups={name: groups[name] for name in sorted(groups, key=_natural)} if by is not None else {},
-        worst=[item[-1] for item in sorted(worst, reverse=True)],
-        num_without_transcript=num_without,
-        num_failed=num_failed,
+        total=total, groups=in_order, worst=most_wrong, num_without_transcript=num_without, num_failed=num_failed,
         report=report,
-    )
+    )  # fmt: skip
 
 
 def _grouping(by: str | None) -> Callable[[Outcome], str]:

@@ -14,9 +14,6 @@ from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.result import Result, Transcript, WordResult
 
-_DIGITS = 4
-"""Number of decimals of confidences."""
-
 Row = Mapping[str, Any]
 
 
@@ -42,26 +39,20 @@ class RowMaker:
 
     def of_transcript(self, entry: Entry, transcript: Transcript, warnings: Sequence[str] = ()) -> Row:
         """Return the row of a recognised entry. If the audio ends early, the row has both a text and an error."""
-        row = self._row(
-            entry,
-            transcript.text,
-            round(transcript.duration, 3),
-            [_segment(segment) for segment in transcript.segments],
-            transcript.error,
-        )
-        return {**row, "warnings": list(warnings)} if warnings else row
-
-    def of_error(self, entry: Entry, error: Exception | str) -> Row:
-        """Return the row of an entry that cannot be recognised."""
-        return self._row(entry, "", 0.0, [], " ".join(str(error).split()) or type(error).__name__)
-
-    def _row(self, entry: Entry, text: str, duration: float, segments: list[dict[str, Any]], error: str | None) -> Row:
-        made = {"segments": segments, "model": self.model, "options": self.options, "error": error}
+        text, duration = transcript.text, round(transcript.duration, 3)
+        made: dict[str, Any] = {"segments": [_segment(segment) for segment in transcript.segments]}
+        made |= {"model": self.model, "options": self.options, "error": transcript.error}
+        made |= {"warnings": list(warnings)} if warnings else {}
         if self.is_nemo:
             return {**entry.fields, "key": entry.key, "pred_text": text, "read_duration": duration, **made}
         said = {"reference": entry.text, "speaker": entry.speaker, "fields": dict(entry.fields) or None}
         known = {name: value for name, value in said.items() if value is not None}
         return {"key": entry.key, "text": text, "duration": duration, **known, **made}
+
+    def of_error(self, entry: Entry, error: Exception | str) -> Row:
+        """Return the row of an entry that cannot be recognised."""
+        message = " ".join(str(error).split()) or type(error).__name__
+        return self.of_transcript(entry, Transcript(text="", duration=0.0, segments=[], error=message))
 
 
 def options_as_json(options: DecodingOptions) -> dict[str, Any]:
@@ -81,11 +72,8 @@ def changed_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(item: Result | WordResult, *names: str) -> dict[str, Any]:
-    """Return the fields `names` of a segment or word, and its confidence.
-
-    The confidence is rounded, because further decimals are noise.
-    """
-    confidence = None if item.confidence is None else round(item.confidence, _DIGITS)
+    """Return the fields `names` of a segment or word, and its confidence."""
+    confidence = None if item.confidence is None else round(item.confidence, 4)  # further decimals are noise
     return {**{name: getattr(item, name) for name in names}, "confidence": confidence}
 
 
@@ -155,12 +143,7 @@ def outcome_of(row: Row) -> Outcome:
     key, is_nemo = row["key"], "pred_text" in row
     reference, speaker = row.get("text" if is_nemo else "reference"), row.get("speaker")
     return Outcome(
-        key=key,
-        text=row["pred_text" if is_nemo else "text"],
-        duration=duration_of(row),
-        reference=None if reference is None else str(reference),
-        speaker=None if speaker is None else str(speaker),
-        fields=row if is_nemo else row.get("fields") or {},
-        error=row["error"],
-        warnings=row.get("warnings", ()),
-    )
+        key=key, text=row["pred_text" if is_nemo else "text"], duration=duration_of(row),
+        reference=None if reference is None else str(reference), speaker=None if speaker is None else str(speaker),
+        fields=row if is_nemo else row.get("fields") or {}, error=row["error"], warnings=row.get("warnings", ()),
+    )  # fmt: skip

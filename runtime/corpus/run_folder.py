@@ -23,17 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from u2moe.runtime.corpus import storage
 from u2moe.runtime.corpus.entry import Block, range_of
-from u2moe.runtime.corpus.storage import (
-    exists,
-    is_url,
-    join,
-    list_files,
-    read_bytes,
-    remove_stale_parts,
-    write_first,
-    write_whole,
-)
+from u2moe.runtime.corpus.storage import exists, is_url, join, list_files, read_bytes, write_first, write_whole
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import first_difference
 from u2moe.runtime.whole_file import probe
@@ -80,15 +72,6 @@ class RunDescription:
         """Return the content of run.json."""
         return json.dumps(dataclasses.asdict(self), indent=1).encode() + b"\n"
 
-    @classmethod
-    def from_json(cls, content: bytes, name: str) -> RunDescription:
-        """Parse the content of run.json. If it is invalid, raise a CorpusError whose message begins with `name`."""
-        try:
-            record = json.loads(content)
-            return cls(**record | {"providers": tuple(record["providers"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise CorpusError(f"{name}: does not describe a run of this version of u2moe: {error}") from error
-
     def check(self, other: RunDescription, folder: str) -> None:
         """Raise CorpusError if `other` differs from this description of `folder`'s run, except in `_INFORMATION`."""
         ours, theirs = (json.loads(run.to_json()) for run in (self, other))
@@ -96,10 +79,8 @@ class RunDescription:
             if name not in _INFORMATION and value != theirs[name]:
                 where, before, after = first_difference(value, theirs[name], name.replace("_", " "))
                 was, now = (json.dumps(each)[:_LONGEST_VALUE] for each in (before, after))
-                raise CorpusError(
-                    f"{folder}: the run began with {where} {was}, but it is now {now}: change it back, or choose "
-                    "another folder"
-                )
+                changed = f"the run began with {where} {was}, but it is now {now}"
+                raise CorpusError(f"{folder}: {changed}: change it back, or choose another folder")
 
 
 class OutputFolder:
@@ -126,15 +107,19 @@ class OutputFolder:
             raise CorpusError(f"{self.path}: contains files but no run.json: choose an empty folder")
         if not write_first(name, run.to_json()):
             self.description().check(run, self.path)
-        remove_stale_parts(self.path)
+        storage.remove_stale_parts(self.path)
 
     def description(self) -> RunDescription:
-        """Return the description of the run in this folder. Raise CorpusError if the folder contains none."""
+        """Return the description of the run in this folder. Raise CorpusError if it is missing or invalid."""
         name = join(self.path, "run.json")
         content = read_bytes(name)
         if content is None:
             raise CorpusError(f"{self.path}: contains no run.json: start a run with 'u2moe corpus LIST {self.path}'")
-        return RunDescription.from_json(content, name)
+        try:
+            record = json.loads(content)
+            return RunDescription(**record | {"providers": tuple(record["providers"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorpusError(f"{name}: does not describe a run of this version of u2moe: {error}") from error
 
     def finished_blocks(self) -> dict[int, int]:
         """Return, for each finished block in order, the position of its first entry and the position after its last."""
@@ -151,8 +136,7 @@ class OutputFolder:
     def contents(self) -> Iterator[tuple[int, str, bytes]]:
         """For each finished block in list order, yield the first entry's position, the file, and its content."""
         for (start, _), file in self._files():
-            content = read_bytes(file)
-            if content is not None:
+            if (content := read_bytes(file)) is not None:
                 yield start, file, content
 
     @property

@@ -105,7 +105,7 @@ def run_corpus(
         shared = recognizer if model.can_be_forked and may_fork() else None
         del recognizer
         num_workers = options.num_workers or max(num_cores() // model.num_threads, 1)
-        with WorkerPool(run.folder.path, run.description, model, shared, num_workers) as pool:
+        with contextlib.closing(WorkerPool(run.folder.path, run.description, model, shared, num_workers)) as pool:
             run.work(pool, on_progress)
     return run.progress
 
@@ -182,7 +182,13 @@ class CorpusRun:
             self._num_taken = progress.num_before = progress.num_elsewhere = 0
             for done in workers.run(self._missing()):
                 if done is not None:
-                    self._finish(done)
+                    self._own.add(done.number * self.description.block_size)
+                    progress.num_done += done.num_utterances
+                    progress.num_failed += done.num_failed
+                    progress.num_warned += done.num_warned
+                    self._seconds += done.seconds
+                    if self._claims is not None:
+                        self._claims.release(done.number)
                 num_utterances, seconds = workers.in_progress()
                 progress.num_recognized = progress.num_done + num_utterances
                 progress.seconds = self._seconds + seconds
@@ -230,12 +236,3 @@ class CorpusRun:
         self._finished.add(block.start)
         self.progress.num_before += len(block.entries)
         return False
-
-    def _finish(self, done: BlockDone) -> None:
-        self._own.add(done.number * self.description.block_size)
-        self.progress.num_done += done.num_utterances
-        self.progress.num_failed += done.num_failed
-        self.progress.num_warned += done.num_warned
-        self._seconds += done.seconds
-        if self._claims is not None:
-            self._claims.release(done.number)

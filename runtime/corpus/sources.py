@@ -15,8 +15,9 @@ from typing import IO, TYPE_CHECKING, Self
 from u2moe.runtime.audio.files import SoundBytes
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Command, Entry, TarMember, Unreadable
-from u2moe.runtime.corpus.storage import is_url, open_binary, open_decompressed
+from u2moe.runtime.corpus.storage import is_url, open_binary
 from u2moe.runtime.errors import AudioError
+from u2moe.runtime.text.lines import decompressed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,24 +83,20 @@ class Sources:
     def _fetch(self, source: AudioFile | AudioBytes | TarMember | Command) -> bytes:
         if isinstance(source, AudioBytes):
             return source.content
-        if isinstance(source, TarMember):
-            return self._member(source)
         if isinstance(source, Command):
             return _output_of(source.command)
-        with open_binary(source.path) as stream:
-            return _bounded(stream.read(_MOST_BYTES + 1), source)
-
-    def _member(self, member: TarMember) -> bytes:
-        if self._archive != member.archive or self._stream is None:
+        if isinstance(source, AudioFile):
+            with open_binary(source.path) as stream:
+                return _bounded(stream.read(_MOST_BYTES + 1), source)
+        if self._archive != source.archive or self._stream is None:
             self._stream = None  # stays None if the next archive cannot be opened
             self._opened.close()
-            self._stream = self._opened.enter_context(open_decompressed(member.archive))
-            self._archive = member.archive
-        self._stream.seek(member.offset)
-        content = self._stream.read(min(member.size, _MOST_BYTES + 1))
-        _bounded(content, member)
-        if len(content) < member.size:
-            raise AudioError(f"{member}: the archive ends early")
+            self._stream = decompressed(self._opened.enter_context(open_binary(source.archive)))
+            self._archive = source.archive
+        self._stream.seek(source.offset)
+        content = _bounded(self._stream.read(min(source.size, _MOST_BYTES + 1)), source)
+        if len(content) < source.size:
+            raise AudioError(f"{source}: the archive ends early")
         return content
 
 

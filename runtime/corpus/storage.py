@@ -11,7 +11,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from u2moe.runtime import whole_file
 from u2moe.runtime.errors import CorpusError
-from u2moe.runtime.text.lines import decompressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,13 +56,6 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
     else:
         with open(path, "rb") as stream:  # noqa: PTH123
             yield stream
-
-
-@contextlib.contextmanager
-def open_decompressed(path: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading, and decompress it if it is gzipped. Raise the same errors as `open_binary`."""
-    with open_binary(path) as stream:
-        yield decompressed(stream)
 
 
 def size_of(path: str) -> int:

@@ -35,9 +35,8 @@ class _Table:
         """
         wanted = _bytes(key)
         if wanted < self._wanted:
-            raise CorpusError(
-                f"{self._path}: the list in the same folder is not sorted by LC_ALL=C sort: {key!r} is out of order"
-            )
+            where = f"{self._path}: the list in the same folder"
+            raise CorpusError(f"{where} is not sorted by LC_ALL=C sort: {key!r} is out of order")
         self._wanted = wanted
         while _bytes(self._key) < wanted:
             _, line = next(self._lines, (0, ""))
@@ -72,14 +71,10 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
         else:
             (key, entry), start, end = _split(line), 0.0, None
         return Entry(
-            key=key,
-            source=options.source(entry, recordings),
-            start=start,
-            end=end,
-            duration=None if end is None else end - start,
-            text=texts.find(key) if texts else None,
+            key=key, source=options.source(entry, recordings), start=start, end=end,
+            duration=None if end is None else end - start, text=texts.find(key) if texts else None,
             speaker=speakers.find(key) if speakers else None,
-        )
+        )  # fmt: skip
 
     return parse_lines(tables.get("segments", recordings), parse)
 

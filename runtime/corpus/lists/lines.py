@@ -101,15 +101,10 @@ def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
         record = json_record(line)
         start, end, duration = record.seconds("start") or 0.0, record.seconds("end"), record.seconds("duration")
         return Entry(
-            key=record.text("key"),
-            source=options.source(record.text("wav").strip(), list_path),
-            start=start,
-            end=end,
-            duration=duration if end is None else end - start,
-            text=record.label("txt"),
-            speaker=record.label("speaker"),
-            fields=record.unread(),
-        )
+            key=record.text("key"), source=options.source(record.text("wav").strip(), list_path), start=start, end=end,
+            duration=duration if end is None else end - start, text=record.label("txt"),
+            speaker=record.label("speaker"), fields=record.unread(),
+        )  # fmt: skip
 
     return parse_lines(list_path, parse)
 
@@ -124,18 +119,13 @@ def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
         record = json_record(line)
         path = record.text("audio_filepath")
         offset, duration = record.seconds("offset"), record.seconds("duration")
-        start = offset or 0.0
+        key = path if offset is None else f"{path}#{record.value('offset')}"
+        # Without an offset, the duration is the rounded length of the file. A cut there could lose audio.
+        end = None if duration is None or offset is None else offset + duration
         return Entry(
-            key=path if offset is None else f"{path}#{record.value('offset')}",
-            source=options.source(path, list_path),
-            start=start,
-            # Without an offset, the duration is the rounded length of the file. A cut there could lose audio.
-            end=None if duration is None or offset is None else start + duration,
-            duration=duration,
-            text=record.label("text"),
-            speaker=record.label("speaker"),
-            fields=record.values,
-        )
+            key=key, source=options.source(path, list_path), start=offset or 0.0, end=end, duration=duration,
+            text=record.label("text"), speaker=record.label("speaker"), fields=record.values,
+        )  # fmt: skip
 
     return parse_lines(list_path, parse)
 
@@ -153,8 +143,7 @@ def read_lhotse(list_path: str, options: ListOptions) -> Iterator[Entry]:
         recording = record.record("recording")
         if recording.value("transforms"):
             raise recording.wrong("transforms", recording.value("transforms"), "empty (only lhotse can apply them)")
-        sources = recording.records("sources")
-        if len(sources) != 1:
+        if len(sources := recording.records("sources")) != 1:
             raise recording.wrong("sources", recording.value("sources"), "a list with one element")
         (source,) = sources
         channel = record.value("channel")

@@ -56,20 +56,14 @@ def _entry(number: int, record: Mapping[str, Any], list_path: str, options: List
         for name, value in record.items()
         if name not in ("audio", "speaker", "speaker_id", *_KEYS, *_TEXTS) and isinstance(value, str | int | float)
     }
-    return Entry(
-        key=key,
-        source=_source(record["audio"], key, list_path, options),
-        text=text,
-        speaker=None if speaker is None else str(speaker),
-        fields=fields,
-    )
+    source, speaker = _source(record["audio"], key, list_path, options), None if speaker is None else str(speaker)
+    return Entry(key=key, source=source, text=text, speaker=speaker, fields=fields)
 
 
 def _source(audio: Any, key: str, list_path: str, options: ListOptions) -> AudioSource:
-    if isinstance(audio, str):
-        return options.source(audio, list_path)
-    if isinstance(audio, Mapping) and isinstance(audio.get("bytes"), bytes):
-        return AudioBytes(content=audio["bytes"], name=f"{list_path}: {audio.get('path') or key}")
-    if isinstance(audio, Mapping) and isinstance(audio.get("path"), str):
-        return options.source(audio["path"], list_path)
+    found = audio if isinstance(audio, Mapping) else {"path": audio}
+    if isinstance(found.get("bytes"), bytes):
+        return AudioBytes(content=found["bytes"], name=f"{list_path}: {found.get('path') or key}")
+    if isinstance(found.get("path"), str):
+        return options.source(found["path"], list_path)
     return Unreadable(error=f"{list_path}: {key}: audio contains neither bytes nor a path")

@@ -25,7 +25,14 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     Links, devices and folders are skipped. If an archive is damaged, an `Unreadable` entry follows the readable ones.
     """
     for archive in archives(list_path, options):
-        yield from _members(archive)
+        try:
+            with open_binary(archive) as stream, tarfile.open(fileobj=stream, mode="r:*") as tar:
+                yield from _pairs(archive, tar)
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            if isinstance(error, FileNotFoundError):
+                raise CorpusError(f"{archive}: no such file") from error
+            message = f"{archive}: cannot be read completely as a tar archive: {error}"
+            yield Entry(key=base_name(archive), source=Unreadable(error=message))
 
 
 def archives(list_path: str, options: ListOptions) -> Iterator[str]:
@@ -48,17 +55,6 @@ def is_archive(path: str) -> bool:
     return path.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def _members(archive: str) -> Iterator[Entry]:
-    try:
-        with open_binary(archive) as stream, tarfile.open(fileobj=stream, mode="r:*") as tar:
-            yield from _pairs(archive, tar)
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        if isinstance(error, FileNotFoundError):
-            raise CorpusError(f"{archive}: no such file") from error
-        message = f"{archive}: cannot be read completely as a tar archive: {error}"
-        yield Entry(key=base_name(archive), source=Unreadable(error=message))
-
-
 def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Entry]:
     """Yield the entries of an archive. Each combines consecutive members whose names differ only in the suffix."""
     stem, source, text = "", None, None
@@ -71,17 +67,13 @@ def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Entry]:
             yield _entry(archive, stem, source, text)
         if name != stem:
             stem, source, text = name, None, None
-        if suffix == "txt" and member.size <= _LONGEST_TEXT:
-            text = _content(tar, member).decode("utf-8", "replace").strip()
+        content: IO[bytes] | None
+        if suffix == "txt" and member.size <= _LONGEST_TEXT and (content := tar.extractfile(member)):
+            text = content.read().decode("utf-8", "replace").strip()
         elif f".{suffix.lower()}" in SUFFIXES:
             source = TarMember(archive=archive, name=member.name, offset=member.offset_data, size=member.size)
     if stem:
         yield _entry(archive, stem, source, text)
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    content: IO[bytes] | None = tar.extractfile(member)
-    return content.read() if content is not None else b""
 
 
 def _entry(archive: str, stem: str, source: TarMember | None, text: str | None) -> Entry:
