@@ -19,7 +19,7 @@ def quantized_graph(build, group="feed_forward"):
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", 8))
     with g.scope("layer", group=group):
         y = build(g, x)
-    graph = ir.Graph([x], [y], nodes=g._tape.nodes, initializers=g._tape.initializers, opset_imports={"": 18}, name="g")
+    graph = ir.Graph([x], [y], nodes=g.tape.nodes, initializers=g.tape.initializers, opset_imports={"": 18}, name="g")
     model = ir.Model(graph, ir_version=8, functions=list(g.functions.values()))
     quantize_graph(model, RECIPES["int8"])
     return collections.Counter(node.op_type for node in model.graph if node.domain), model

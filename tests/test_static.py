@@ -206,12 +206,10 @@ def test_what_cannot_have_a_fixed_shape(bundle, quantized, folder, export_quickl
 def mixture_session(build, num_experts, weights):
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=(1, 7, 6))
     g = GraphBuilder("mixture")
-    values = [g._tape.initializer(ir.tensor(array, name=name)) for name, array in weights.items()]
+    values = [g.tape.initializer(ir.tensor(array, name=name)) for name, array in weights.items()]
     y = build(g, x, values)
     y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
-    graph = ir.Graph(
-        [x], [y], nodes=g._tape.nodes, initializers=g._tape.initializers, opset_imports={"": 18, "u2moe": 1}
-    )
+    graph = ir.Graph([x], [y], nodes=g.tape.nodes, initializers=g.tape.initializers, opset_imports={"": 18, "u2moe": 1})
     model = ir.Model(graph, ir_version=8, functions=list(g.functions.values()))
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
 
@@ -255,7 +253,7 @@ def test_what_compilers_refuse_is_named(nodes, told):
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=(1, 2, 3))
     g = GraphBuilder("odd")
     y = nodes(g, x)
-    graph = ir.Graph([x], [y], nodes=g._tape.nodes, initializers=g._tape.initializers, opset_imports={"": 18})
+    graph = ir.Graph([x], [y], nodes=g.tape.nodes, initializers=g.tape.initializers, opset_imports={"": 18})
     with pytest.raises(UnsupportedError, match=told):
         check_fixed(folding.folded(ir.Model(graph, ir_version=8)), "odd")
 

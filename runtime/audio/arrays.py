@@ -32,9 +32,8 @@ def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
         AudioError: the array has several axes, another element type, NaN or infinity, or values far outside [-1, 1].
     """
     if samples is None or isinstance(samples, str | bytes | bytearray | memoryview):
-        raise AudioError(
-            f"samples must be an array, got {type(samples).__name__}: convert bytes with np.frombuffer(data, np.int16)"
-        )
+        found = f"samples must be an array, got {type(samples).__name__}"
+        raise AudioError(f"{found}: convert bytes with np.frombuffer(data, np.int16)")
     try:
         array = np.asarray(samples)
     except ValueError as error:
@@ -80,7 +79,14 @@ class Resampler:
     def __init__(self, source_rate: float, target_rate: int) -> None:
         self.source_rate = checked_rate(source_rate)
         self.target_rate = target_rate
-        self._stream = _stream(source_rate, target_rate) if source_rate != target_rate else None
+        self._stream: Any = None
+        if source_rate != target_rate:
+            try:
+                import soxr  # noqa: PLC0415
+            except ModuleNotFoundError:
+                self._stream = SincResampler(source_rate, target_rate)
+            else:
+                self._stream = soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
 
     def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Append samples, and return the resampled ones. The filter holds back some until more arrive."""
@@ -95,15 +101,6 @@ class Resampler:
             return np.zeros(0, np.float32)
         resampled: npt.NDArray[np.float32] = self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
         return resampled
-
-
-def _stream(source_rate: float, target_rate: int) -> Any:
-    """Create a soxr resampler, or a `SincResampler` if soxr is not installed."""
-    try:
-        import soxr  # noqa: PLC0415
-    except ModuleNotFoundError:
-        return SincResampler(source_rate, target_rate)
-    return soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
 
 
 def convert(
@@ -185,11 +182,9 @@ class SincResampler:
 
     def _filter(self, phase: int) -> Samples:
         """Return filter taps for an output sample between two input samples, phase / denominator after the first."""
-        found = self._filters.get(phase)
-        if found is None:
+        if phase not in self._filters:
             distances = np.arange(1 - self._reach, self._reach + 1) - phase / self._denominator
             shares = np.clip(distances / self._reach, -1, 1)
             window = np.i0(_KAISER_BETA * np.sqrt(1 - shares**2)) / np.i0(_KAISER_BETA)
-            found = (self._cutoff * np.sinc(self._cutoff * distances) * window).astype(np.float32)
-            self._filters[phase] = found
-        return found
+            self._filters[phase] = (self._cutoff * np.sinc(self._cutoff * distances) * window).astype(np.float32)
+        return self._filters[phase]

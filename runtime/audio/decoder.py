@@ -236,17 +236,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if sys.platform != "win32":
         os.nice(_NICENESS)
-    _prepare()
-    try:
-        _answer(channel)
-    except MemoryError:
-        os._exit(_NO_MEMORY)
-    except _EndedError:
-        os._exit(0)
 
-
-def _prepare() -> None:
-    """Load everything that decoding needs, then set the resource limits."""
+    # Load everything that decoding needs, then set the resource limits.
     import soundfile  # noqa: PLC0415 - only the child needs it
 
     sound = io.BytesIO()
@@ -259,6 +250,12 @@ def _prepare() -> None:
         _limit("AS", int(status.read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE") + _MEMORY)
     for name, most in (("NOFILE", _DESCRIPTORS), ("FSIZE", 0), ("CORE", 0)):
         _limit(name, most)
+    try:
+        _answer(channel)
+    except MemoryError:
+        os._exit(_NO_MEMORY)
+    except _EndedError:
+        os._exit(0)
 
 
 def _limit(name: str, most: int) -> None:

@@ -77,7 +77,18 @@ def name_of(file: File | RawAudio) -> str:
 
 def damage(sound: Sound, num_read: int) -> str | None:
     """Describe the damage to a file that ended after `num_read` frames. Returns None if it is intact."""
-    return sound.damage(num_read) if isinstance(sound, MediaFile | RawFile) else cut_off(sound, num_read)
+    if isinstance(sound, MediaFile | RawFile):
+        return sound.damage(num_read)
+    for stated, found in _STATED_SIZE.findall(sound.extra_info):
+        if int(found) < int(stated) < _UNKNOWN_SIZE:
+            return f"contains {found} of the {stated} bytes of audio stated in its header: it is truncated"
+    missing_s = (sound.frames - num_read) / sound.samplerate
+    if missing_s > 0.1:  # an MP3 file may be a frame or two shorter
+        stated_s = sound.frames / sound.samplerate
+        return f"contains {stated_s - missing_s:.1f} of the {stated_s:.1f} s stated in its header: it is truncated"
+    if sound.format == "OGG" and not _ends_with_last_ogg_page(sound.name):
+        return "ends without the last page of its Ogg stream: it is truncated"
+    return None
 
 
 @contextlib.contextmanager
@@ -206,9 +217,6 @@ def _open_binary(source: Path | BinaryIO) -> Iterator[BinaryIO]:
         yield source
 
 
-if TYPE_CHECKING:
-    import soundfile
-
 _STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """libsndfile's log message about a WAV, AIFF, AU, W64 or RF64 file that is shorter than its header states."""
 _UNKNOWN_SIZE = 0x7FFF0000
@@ -236,20 +244,6 @@ class SoundBytes(io.BytesIO):
         return self._name
 
 
-def cut_off(sound: soundfile.SoundFile, num_read: int) -> str | None:
-    """Describe how a file that ended after `num_read` frames is truncated. Returns None if it is not truncated."""
-    for stated, found in _STATED_SIZE.findall(sound.extra_info):
-        if int(found) < int(stated) < _UNKNOWN_SIZE:
-            return f"contains {found} of the {stated} bytes of audio stated in its header: it is truncated"
-    missing_s = (sound.frames - num_read) / sound.samplerate
-    if missing_s > 0.1:  # an MP3 file may be a frame or two shorter
-        stated_s = sound.frames / sound.samplerate
-        return f"contains {stated_s - missing_s:.1f} of the {stated_s:.1f} s stated in its header: it is truncated"
-    if sound.format == "OGG" and not _ends_with_last_ogg_page(sound.name):
-        return "ends without the last page of its Ogg stream: it is truncated"
-    return None
-
-
 def repaired(stream: BinaryIO, name: str) -> BinaryIO:
     """Return the stream. If its header states 0 bytes but audio follows, warn and return a repaired view instead."""
     try:
@@ -258,11 +252,8 @@ def repaired(stream: BinaryIO, name: str) -> BinaryIO:
         raise AudioError(f"{name}: {error}") from None
     if position is None:
         return stream
-    warnings.warn(
-        f"{name}: its header states no audio, perhaps because the recorder crashed: the file is read to its end",
-        AudioWarning,
-        stacklevel=2,
-    )
+    message = "its header states no audio, perhaps because the recorder crashed: the file is read to its end"
+    warnings.warn(f"{name}: {message}", AudioWarning, stacklevel=2)
     return cast("BinaryIO", _Repaired(stream, position))
 
 
@@ -363,9 +354,8 @@ def _search(folder: Path) -> tuple[list[Path], list[Path]]:
     inside: list[Path] = []
     passed_over: list[Path] = []
     seen = {os.path.realpath(folder)}
-    for place, folders, names in os.walk(
-        folder, onerror=lambda error: passed_over.append(Path(error.filename)), followlinks=True
-    ):
+    walk = os.walk(folder, onerror=lambda error: passed_over.append(Path(error.filename)), followlinks=True)
+    for place, folders, names in walk:
         # Search each folder once, even if symbolic links form a cycle.
         targets = {os.path.realpath(Path(place, name)): name for name in sorted(folders, reverse=True)}
         folders[:] = sorted(name for target, name in targets.items() if target not in seen)

@@ -84,10 +84,9 @@ class MediaFile:
         self._errors = (av.FFmpegError, ValueError, OSError)
         # Ignore titles that are not UTF-8. PyAV 19 accepts them and has no such option.
         metadata: Any = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+        allowed = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
         try:
-            self._container = av.open(
-                stream, "r", options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}, **metadata
-            )
+            self._container = av.open(stream, "r", options=allowed, **metadata)
         except self._errors as error:
             raise AudioError(_reason(error)) from error
         self.num_damaged = 0
@@ -149,8 +148,7 @@ class MediaFile:
         if track is not None and not 0 <= track < len(tracks):
             known = ", ".join(f"{index} ({_describe(item)})" for index, item in enumerate(tracks))
             raise AudioError(f"audio track {track} does not exist: the file has {known}")
-        found = self._container.streams.best("audio") if track is None else tracks[track]
-        found = found or tracks[0]
+        found = tracks[track] if track is not None else self._container.streams.best("audio") or tracks[0]
         if found.codec_context is None:
             raise AudioError("its audio track has an unknown format")
         found.codec_context.thread_count = 1
@@ -192,10 +190,8 @@ class MediaFile:
                 self.samplerate = self.samplerate or frame.sample_rate
                 num_channels = num_channels or samples.shape[1]
                 if (frame.sample_rate, samples.shape[1]) != (self.samplerate, num_channels):
-                    raise AudioError(
-                        f"changes from {num_channels} channels at {self.samplerate} Hz to {samples.shape[1]} at "
-                        f"{frame.sample_rate} Hz"
-                    )
+                    before = f"{num_channels} channels at {self.samplerate} Hz"
+                    raise AudioError(f"changes from {before} to {samples.shape[1]} at {frame.sample_rate} Hz")
                 for silence in self._gap(frame, num_frames, num_channels):
                     num_frames += len(silence)
                     yield silence
@@ -228,8 +224,7 @@ class MediaFile:
         if self._container.format.name.startswith("mov") and self._stream.duration is not None:
             late_s = float((self._stream.start_time or 0) * self._stream.time_base) - self._begin_s
             return float(self._stream.duration * self._stream.time_base) + (late_s if late_s > _LEAST_GAP_S else 0.0)
-        tagged = _TAGGED_LENGTH.match(self._stream.metadata.get("DURATION", ""))
-        if tagged:
+        if tagged := _TAGGED_LENGTH.match(self._stream.metadata.get("DURATION", "")):
             hours, minutes, seconds = tagged.groups()
             return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
         if len(self._container.streams) == 1 and self._container.duration is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -63,14 +62,15 @@ class Microphone:
         self.lost_s = 0.0
         settings: dict[str, Any] = {"device": device, "channels": 1, "dtype": "float32"}
         with _device_errors(self._sounddevice):
-            self.sample_rate = self._choose_rate(settings)
-            self._stream = self._sounddevice.InputStream(
-                samplerate=self.sample_rate,
-                blocksize=round(self.sample_rate * block_s),
-                callback=self._on_audio,
-                finished_callback=self._finish,
-                **settings,
-            )
+            self.sample_rate = transcriber.sample_rate
+            try:
+                self._sounddevice.check_input_settings(samplerate=self.sample_rate, **settings)
+            except self._sounddevice.PortAudioError:  # the device does not support the rate, or does not exist
+                known = self._sounddevice.query_devices(device, "input")
+                self.sample_rate = float(known["default_samplerate"])
+            settings |= {"callback": self._on_audio, "finished_callback": self._finish}
+            settings |= {"samplerate": self.sample_rate, "blocksize": round(self.sample_rate * block_s)}
+            self._stream = self._sounddevice.InputStream(**settings)
 
     def start(self) -> None:
         """Start recording.
@@ -105,17 +105,8 @@ class Microphone:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _choose_rate(self, settings: dict[str, Any]) -> float:
-        try:
-            self._sounddevice.check_input_settings(samplerate=self._transcriber.sample_rate, **settings)
-        except self._sounddevice.PortAudioError:  # the device does not support the rate, or does not exist
-            return float(self._sounddevice.query_devices(settings["device"], "input")["default_samplerate"])
-        return self._transcriber.sample_rate
 
     # The methods below run in PortAudio's thread, which must not wait and in which exceptions are lost.
 
@@ -145,10 +136,8 @@ class Microphone:
             return
         amount = f"{self._cause_s:.2f} s of audio" if self._cause_s else "audio"
         message = f"lost {amount} from the microphone: {self._cause}"
-        if isinstance(self._cause, AudioOverflowError):
-            self._report(AudioOverflowError(message, self._cause_s))
-        else:
-            self._report(MicrophoneError(message))
+        is_overflow = isinstance(self._cause, AudioOverflowError)
+        self._report(AudioOverflowError(message, self._cause_s) if is_overflow else MicrophoneError(message))
         self._cause, self._cause_s = None, 0.0
 
     def _finish(self) -> None:

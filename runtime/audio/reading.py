@@ -35,16 +35,10 @@ _CANCELLED = 0.01
 
 
 def read_blocks(
-    file: File | RawAudio,
-    sample_rate: int,
-    block_s: float = 10.0,
-    *,
-    channel: int | None = None,
-    track: int | None = None,
-    start: float = 0.0,
-    end: float | None = None,
+    file: File | RawAudio, sample_rate: int, block_s: float = 10.0, *, channel: int | None = None,
+    track: int | None = None, start: float = 0.0, end: float | None = None,
     on_open: Callable[[Sound], object] = lambda _: None,
-) -> Iterator[npt.NDArray[np.float32]]:
+) -> Iterator[npt.NDArray[np.float32]]:  # fmt: skip
     """Yield the audio of a file as mono samples at `sample_rate`, in buffers of about `block_s` seconds.
 
     Args:
@@ -68,9 +62,8 @@ def read_blocks(
 
     name = name_of(file)
     with open_audio(file, track) as source:
-        log_debug(
-            "%s: %g Hz, channels: %d, read by %s", name, source.samplerate, source.channels, type(source).__name__
-        )
+        reader = type(source).__name__
+        log_debug("%s: %g Hz, channels: %d, read by %s", name, source.samplerate, source.channels, reader)
         try:
             on_open(source)
             resampler = Resampler(source.samplerate, sample_rate)
@@ -119,10 +112,8 @@ def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
     first = round(start * source.samplerate)
     stop = sys.maxsize if end is None else round(end * source.samplerate)
     if first >= stop or (first > 0 and first >= source.frames):
-        stated_s = source.frames / source.samplerate
-        raise AudioError(
-            f"has no audio from {start:g} s to {'its end' if end is None else f'{end:g} s'}: it lasts {stated_s:g} s"
-        )
+        until, stated_s = "its end" if end is None else f"{end:g} s", source.frames / source.samplerate
+        raise AudioError(f"has no audio from {start:g} s to {until}: it lasts {stated_s:g} s")
     if first:
         source.seek(first)
     return first, stop
@@ -135,9 +126,8 @@ class _Mixer:
         if channel is not None and (not isinstance(channel, int) or isinstance(channel, bool)):
             raise AudioError(f"channel must be an integer, got {channel!r:.80}")
         if channel is not None and not 0 <= channel < num_channels:
-            raise AudioError(
-                f"channel {channel} does not exist: channels are counted from 0, and the file has {num_channels}"
-            )
+            known = f"channels are counted from 0, and the file has {num_channels}"
+            raise AudioError(f"channel {channel} does not exist: {known}")
         self._name = name
         self._channel = channel
         self._unit = max(int(_READ_S * sample_rate), 1)
@@ -147,27 +137,20 @@ class _Mixer:
     def mix(self, buffer: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
         """Mix frames [n, channels] to one channel. Return the samples before any invalid one, and the error or None."""
         is_chosen = self._channel is not None or buffer.shape[1] == 1
-        mixed, error = self._usable(buffer[:, self._channel or 0] if is_chosen else buffer.mean(axis=1))
-        if not is_chosen:
-            self._look_for_cancelling(mixed, buffer[: len(mixed)])
-        return mixed, error
-
-    def _usable(self, samples: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
+        mixed = buffer[:, self._channel or 0] if is_chosen else buffer.mean(axis=1)
+        unusable: AudioError | None = None
         try:
-            return as_samples(samples), None
+            mixed = as_samples(mixed)
         except AudioError as error:
-            first = int(np.argmin(np.abs(samples) <= LOUDEST))  # the comparison is also false for NaN
-            return as_samples(samples[: max(first - self._unit, 0)]), error
-
-    def _look_for_cancelling(self, mixed: npt.NDArray[np.float32], buffer: npt.NDArray[np.float32]) -> None:
-        before = self._cancels
-        self._energies += (float(np.square(mixed).sum()), float(np.square(buffer).sum() / buffer.shape[1]))
-        if self._cancels and not before:
-            warnings.warn(
-                f"{self._name}: its channels cancel each other when averaged: choose one channel",
-                AudioWarning,
-                stacklevel=2,
-            )
+            first = int(np.argmin(np.abs(mixed) <= LOUDEST))  # the comparison is also false for NaN
+            mixed, unusable = as_samples(mixed[: max(first - self._unit, 0)]), error
+        if not is_chosen:
+            before, buffer = self._cancels, buffer[: len(mixed)]
+            self._energies += (float(np.square(mixed).sum()), float(np.square(buffer).sum() / buffer.shape[1]))
+            if self._cancels and not before:
+                message = "its channels cancel each other when averaged: choose one channel"
+                warnings.warn(f"{self._name}: {message}", AudioWarning, stacklevel=2)
+        return mixed, unusable
 
     @property
     def _cancels(self) -> bool:

@@ -98,6 +98,9 @@ def _int(name: str, *axes: str) -> Tensor:
     return Tensor(name=name, dtype="int64", axes=axes)
 
 
+_ENCODED = _float("encoder_out", "batch", "time", "output_size")
+
+
 def features() -> Graph:
     """Return the contract of the front-end graph. The graph is for programs in other languages.
 
@@ -110,11 +113,8 @@ def features() -> Graph:
     Outputs:
         features: features of the front end, not normalised [batch, frames, size]. May be empty for short audio.
     """
-    return Graph(
-        name="features",
-        inputs=(_float("samples", "batch", "samples"),),
-        outputs=(_float("features", "batch", "frames", "feature_size"),),
-    )
+    inputs, outputs = _float("samples", "batch", "samples"), _float("features", "batch", "frames", "feature_size")
+    return Graph(name="features", inputs=(inputs,), outputs=(outputs,))
 
 
 def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
@@ -148,23 +148,14 @@ def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
     if not streaming:
         return Graph(name="encoder", inputs=features, outputs=result)
     kept = tuple(caches)
-    return Graph(
-        name="encoder",
-        inputs=(*features, _int("offset", "batch"), _int("required_cache_size"), *(one.tensor() for one in kept)),
-        outputs=(*result, _int("next_offset", "batch"), *(one.tensor("r_") for one in kept)),
-    )
+    inputs = (*features, _int("offset", "batch"), _int("required_cache_size"), *(one.tensor() for one in kept))
+    outputs = (*result, _int("next_offset", "batch"), *(one.tensor("r_") for one in kept))
+    return Graph(name="encoder", inputs=inputs, outputs=outputs)
 
 
 def ctc() -> Graph:
-    """Return the contract of the CTC head.
-
-    The head maps `encoder_out` [batch, time, dim] to `log_probs` [batch, time, vocab].
-    """
-    return Graph(
-        name="ctc",
-        inputs=(_float("encoder_out", "batch", "time", "output_size"),),
-        outputs=(_float("log_probs", "batch", "time", "vocab_size"),),
-    )
+    """Return the contract of the CTC head: `encoder_out` [batch, time, dim] to `log_probs` [batch, time, vocab]."""
+    return Graph(name="ctc", inputs=(_ENCODED,), outputs=(_float("log_probs", "batch", "time", "vocab_size"),))
 
 
 def decoder(*, bidirectional: bool) -> Graph:
@@ -185,17 +176,8 @@ def decoder(*, bidirectional: bool) -> Graph:
         r_score: the right-to-left decoder's score of each token, in the shape and order of `score`.
         next_log_probs: left-to-right distribution of the token after each hypothesis [batch, nbest, vocab].
     """
-    scores = ("batch", "nbest", "length_and_eos")
-    outputs: tuple[Tensor, ...] = (_float("score", *scores), _float("next_log_probs", "batch", "nbest", "vocab_size"))
-    if bidirectional:
-        outputs = (_float("score", *scores), _float("r_score", *scores), *outputs[1:])
-    return Graph(
-        name="decoder",
-        inputs=(
-            _int("hyps", "batch", "nbest", "length"),
-            _int("hyps_lens", "batch", "nbest"),
-            _float("encoder_out", "batch", "time", "output_size"),
-            _int("encoder_lens", "batch"),
-        ),
-        outputs=outputs,
-    )
+    names = ("score", "r_score") if bidirectional else ("score",)
+    scores = (_float(name, "batch", "nbest", "length_and_eos") for name in names)
+    outputs = (*scores, _float("next_log_probs", "batch", "nbest", "vocab_size"))
+    hypotheses = (_int("hyps", "batch", "nbest", "length"), _int("hyps_lens", "batch", "nbest"))
+    return Graph(name="decoder", inputs=(*hypotheses, _ENCODED, _int("encoder_lens", "batch")), outputs=outputs)

@@ -63,14 +63,11 @@ def _all(names: str, inputs: str, attributes: str = "", why: str = "", *, export
     """Declare functions that differ only in their names."""
     return [
         Function(
-            name=name,
-            inputs=tuple(inputs.split()),
-            attributes=tuple(attributes.split()),
-            exported=exported,
+            name=name, inputs=tuple(inputs.split()), attributes=tuple(attributes.split()), exported=exported,
             without_kernel=why,
         )
         for name in names.split()
-    ]
+    ]  # fmt: skip
 
 
 _PRODUCTS = "products in float32, left to onnxruntime's kernels"
@@ -156,9 +153,7 @@ _OF_FORMATS = (
     for layer in LAYERS
 )
 """Every kind of layer in every weight format. The detailed declarations above replace some of them."""
-FUNCTIONS: Mapping[str, Function] = MappingProxyType(
-    {function.name: function for function in (*_OF_FORMATS, *_DECLARED)}
-)
+FUNCTIONS: Mapping[str, Function] = MappingProxyType({each.name: each for each in (*_OF_FORMATS, *_DECLARED)})
 """All functions of graphs, by name."""
 NATIVE = tuple(name for name, function in FUNCTIONS.items() if not function.without_kernel)
 """Names of the functions that native kernels compute."""

@@ -31,13 +31,8 @@ _MATRIX = re.compile(r"\.weight(\.u?int\d+)?$")
 """Matches the names of matrices, quantized or not. Names of associated weights, such as scales, are longer."""
 _READ_IN_PLACE = ("embeddings", "routers")
 """Weight groups whose matrices are also read in place."""
-_TYPES = (
-    "float16",
-    "float32",
-    "float64",
-    "bool",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-)
+_INTEGERS = (f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+_TYPES = ("float16", "float32", "float64", "bool", *_INTEGERS)
 """Element types of weights that numpy supports."""
 
 
@@ -72,11 +67,9 @@ class GraphFile:
             files.verify(name)
         for tensor in tensors:
             if tensor.offset + tensor.length > sizes[tensor.file]:
-                where = f"{path}: weight {tensor.name!r:.200}"
-                raise BundleError(
-                    f"{where}: {tensor.length} bytes at offset {tensor.offset} exceed "
-                    f"the file size {sizes[tensor.file]}"
-                )
+                place = f"{tensor.length} bytes at offset {tensor.offset}"
+                limit = f"the file size {sizes[tensor.file]}"
+                raise BundleError(f"{path}: weight {tensor.name!r:.200}: {place} exceed {limit}")
 
     def weights(self, is_native: Callable[[str], bool]) -> dict[str, npt.NDArray[Any]]:
         """Read the weights to pass to a session, and return them by name. The arrays must live as long as the session.

@@ -199,9 +199,8 @@ class ModelConfig:
         """Return the contracts of the graphs in a bundle of this model."""
         encoder = contract.encoder(streaming=self.streaming, caches=self.caches)
         encoder = encoder if self.static is None else self.static.graph(self)
-        if self.decoder == "none":
-            return (encoder, contract.ctc())
-        return (encoder, contract.ctc(), contract.decoder(bidirectional=self.bidirectional))
+        decoders = () if self.decoder == "none" else (contract.decoder(bidirectional=self.bidirectional),)
+        return (encoder, contract.ctc(), *decoders)
 
     def axis(self, name: str | int) -> int | None:
         """Return the size of an axis of the contract, or None if it is dynamic."""
@@ -358,10 +357,8 @@ class Manifest:
                     f"version of u2moe wrote the {kind.bits}-bit weights; quantize the float32 bundle again"
                 )
         if self.model.feature_size != self.features.size:
-            raise ValueError(
-                f"feature_size of the model must be the size of the features ({self.features.size}), "
-                f"got {self.model.feature_size}"
-            )
+            expected = f"the size of the features ({self.features.size})"
+            raise ValueError(f"feature_size of the model must be {expected}, got {self.model.feature_size}")
         model = self.decoding.language_model
         if self.files and model is not None and model.file not in self.files:
             raise ValueError(f"decoding: language_model: file is {model.file!r:.200}, which is not listed in files")

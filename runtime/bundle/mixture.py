@@ -67,13 +67,10 @@ def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mi
         return None
     try:
         return Mixture(
-            num_experts=int(attributes["num_experts"]),
-            top_k=int(attributes["top_k"]),
-            activation=_text(attributes["activation"]),
-            bias=bool(attributes["bias"]),
-            weights=_text(attributes["weights"]),
-            block_size=int(attributes["block_size"]),
-        )
+            num_experts=int(attributes["num_experts"]), top_k=int(attributes["top_k"]),
+            activation=_text(attributes["activation"]), bias=bool(attributes["bias"]),
+            weights=_text(attributes["weights"]), block_size=int(attributes["block_size"]),
+        )  # fmt: skip
     except KeyError as error:
         raise ValueError(f"{op_type}: attribute {error} is missing") from error
     except ValueError as error:

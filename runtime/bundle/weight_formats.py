@@ -53,19 +53,14 @@ WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
             WeightFormat(name="fp32", prefix="", bits=32, groups=MATRICES, not_native="left to onnxruntime"),
             WeightFormat(name="fp16", prefix="Half", bits=16, not_native="left to onnxruntime"),
             WeightFormat(name="int8", prefix="Int8", bits=8, groups=MATRICES),
+            # Version 1 had a float32 scale per block.
             WeightFormat(
-                name="int4",
-                prefix="Int4",
-                bits=4,
-                groups=MATRICES,
-                block_sizes=(16, 32, 64, 128),
-                version=2,  # version 1 had a float32 scale per block
-                halves=True,
-                needs_constants=True,
+                name="int4", prefix="Int4", bits=4, groups=MATRICES, block_sizes=(16, 32, 64, 128), version=2,
+                halves=True, needs_constants=True,
             ),
         )
     }
-)
+)  # fmt: skip
 """Formats by name, from the most to the least accurate."""
 FLOAT32, HALF, INT8 = (WEIGHT_FORMATS[name] for name in ("fp32", "fp16", "int8"))
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import NamedTuple, cast
+from typing import cast
 
 from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.audio.raw import File, RawAudio
@@ -18,14 +18,6 @@ from u2moe.runtime.cli.terminal import complain
 from u2moe.runtime.errors import AudioError
 
 STDIN = Path("-")
-
-
-class RawFormat(NamedTuple):
-    """The format of samples without a header; see `RawAudio`."""
-
-    encoding: str
-    sample_rate: float
-    num_channels: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +51,7 @@ def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
     """Return the recordings, and the number of folders that contain none. Each such folder is reported on stderr.
 
     Args:
-        args: arguments `files`, `channel`, `track` and `raw`.
+        args: arguments `files`, `channel`, `track` and `raw`: None, or a function that makes `RawAudio` of a file.
     """
     found: list[tuple[Path, Path]] = []
     num_failed = 0
@@ -78,7 +70,7 @@ def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
     if path == STDIN and sys.stdin is None:  # some services have no standard input
         raise ValueError("-: standard input is closed")
     file: File = cast("File", sys.stdin.buffer) if path == STDIN else path
-    audio = RawAudio(file=file, **args.raw._asdict()) if args.raw else file
+    audio = args.raw(file=file) if args.raw else file
     name = str(path) if args.files else path.name  # omit the folder of the demo recordings: it is long and irrelevant
     if path == STDIN:
         name, place = "stdin", PurePath("stdin")

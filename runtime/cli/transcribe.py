@@ -8,11 +8,12 @@ import re
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from u2moe.runtime.audio.raw import ENCODINGS
+from u2moe.runtime.audio.raw import ENCODINGS, RawAudio
 from u2moe.runtime.audio.reading import read_blocks
-from u2moe.runtime.cli.inputs import Input, RawFormat, add_channel, find_inputs
+from u2moe.runtime.cli.inputs import Input, add_channel, find_inputs
 from u2moe.runtime.cli.options import add_decoding, model_choice
 from u2moe.runtime.cli.outputs import EVENTS, TEXT, Output, add_output, make_output
 from u2moe.runtime.cli.terminal import ProgressBar, complain, show_progress
@@ -67,11 +68,11 @@ def named_path(text: str) -> Path:
     return Path(text)
 
 
-def _raw_format(text: str) -> RawFormat:
+def _raw_format(text: str) -> Callable[..., RawAudio]:
     found = re.fullmatch(rf"({'|'.join(ENCODINGS)}):(\d+(?:\.\d+)?)(?::(\d+))?", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"must be ENCODING:HZ[:CHANNELS], such as s16le:16000, got {text!r}")
-    return RawFormat(found[1], float(found[2]), int(found[3] or 1))
+    return partial(RawAudio, encoding=found[1], sample_rate=float(found[2]), num_channels=int(found[3] or 1))
 
 
 def run_transcribe(args: argparse.Namespace) -> int:

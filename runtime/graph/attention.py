@@ -48,16 +48,9 @@ class Heads:
     size: int
 
     def context(
-        self,
-        g: GraphBuilder,
-        query: ir.Value,
-        key_value: ir.Value,
-        bias: ir.Value,
-        use: PositionUse,
-        positions: Sequence[ir.Value],
-        *,
-        cache: ir.Value | None = None,
-    ) -> ir.Value:
+        self, g: GraphBuilder, query: ir.Value, key_value: ir.Value, bias: ir.Value, use: PositionUse,
+        positions: Sequence[ir.Value], *, cache: ir.Value | None = None,
+    ) -> ir.Value:  # fmt: skip
         """Add nodes for the context [batch, time, num_heads * size].
 
         Args:

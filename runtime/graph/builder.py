@@ -38,7 +38,7 @@ class GraphBuilder:
         self.name = name
         self.functions: dict[ir.OperatorIdentifier, ir.Function] = {}
         self._constants_as_nodes = constants_as_nodes
-        self._tape = ir.tape.Tape()
+        self.tape = ir.tape.Tape()
         self._scopes: list[str] = []
         self._groups: list[str] = []
         self._domains = {""}
@@ -76,7 +76,7 @@ class GraphBuilder:
         self._counts[name] += 1
         if self._counts[name] > 1:
             name = f"{name}_{self._counts[name]}"
-        outputs = self._tape.op_multi_out(
+        outputs = self.tape.op_multi_out(
             op_type, values, attributes or None, num_outputs=num_outputs, domain=domain, name=name
         )
         for index, output in enumerate(outputs):
@@ -102,14 +102,14 @@ class GraphBuilder:
             if self._constants_as_nodes:
                 self._constants[name] = self.op("Constant", value=ir.tensor(value))
             else:
-                self._constants[name] = self._tape.initializer(ir.tensor(value, name=name))
+                self._constants[name] = self.tape.initializer(ir.tensor(value, name=name))
         return self._constants[name]
 
     def constant_strings(self, values: Sequence[str]) -> ir.Value:
         """Return a constant of strings [n]."""
         name = f"const_strings_{self.path(str(len(self._constants)))}"
         tensor = ir.StringTensor([value.encode() for value in values], shape=ir.Shape([len(values)]), name=name)
-        self._constants[name] = self._tape.initializer(tensor)
+        self._constants[name] = self.tape.initializer(tensor)
         return self._constants[name]
 
     def weight(self, name: str, shape: Sequence[int], read: Callable[[], Array]) -> ir.Value:
@@ -126,7 +126,7 @@ class GraphBuilder:
                 return ir.tensor(np.ascontiguousarray(read(), np.float32), name=path)
 
             tensor = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape), name=path)
-            value = self._tape.initializer(tensor)
+            value = self.tape.initializer(tensor)
             value.metadata_props[contract.GROUP_METADATA] = self._groups[-1]
             self._initializers[path] = value
         return self._initializers[path]
@@ -136,54 +136,33 @@ class GraphBuilder:
         """Version of each operator set used so far, by domain."""
         return {domain: 1 if domain else OPSET for domain in sorted(self._domains)}
 
-    def input(self, tensor: contract.Tensor, axes: Callable[[str | int], int | None]) -> ir.Value:
-        """Create a graph input for a tensor of the contract. `axes` returns an axis's size; None if dynamic."""
-        return ir.val(tensor.name, dtype=ir.DataType[_TYPES[tensor.dtype]], shape=_shape(tensor, axes))
-
-    def model(
-        self,
-        graph: contract.Graph,
-        inputs: dict[str, ir.Value],
-        outputs: dict[str, ir.Value],
-        axes: Callable[[str | int], int | None],
-        metadata: dict[str, str],
-    ) -> ir.Model:
-        """Complete the graph with the outputs of the contract, in the contract's order."""
-        results = []
-        for tensor in graph.outputs:
-            with self.scope("outputs"):
-                value = self.op("Identity", outputs[tensor.name])
-            value.name = tensor.name
-            value.type = ir.TensorType(ir.DataType[_TYPES[tensor.dtype]])
-            value.shape = _shape(tensor, axes)
-            results.append(value)
-        body = ir.Graph(
-            [inputs[tensor.name] for tensor in graph.inputs],
-            results,
-            nodes=self._tape.nodes,
-            initializers=self._tape.initializers,
-            opset_imports=self.opset_imports,
-            name=self.name,
-        )
-        return ir.Model(
-            body,
-            ir_version=IR_VERSION,
-            producer_name="u2moe",
-            functions=list(self.functions.values()),
-            metadata_props=dict(sorted(metadata.items())),
-        )
-
 
 def build_model(
-    graph: contract.Graph,
-    axes: Callable[[str | int], int | None],
-    metadata: dict[str, str],
+    graph: contract.Graph, axes: Callable[[str | int], int | None], metadata: dict[str, str],
     body: Callable[[GraphBuilder, dict[str, ir.Value]], dict[str, ir.Value]],
-) -> ir.Model:
-    """Build the graph of a contract. `body` adds nodes, given the inputs by name, and returns the outputs by name."""
+) -> ir.Model:  # fmt: skip
+    """Build the graph of a contract. `body` adds nodes, given the inputs by name, and returns the outputs by name.
+
+    `axes` returns the size of an axis of the contract, or None if it is dynamic.
+    """
+
+    def typed(tensor: contract.Tensor, value: ir.Value) -> ir.Value:
+        value.name, value.type = tensor.name, ir.TensorType(ir.DataType[_TYPES[tensor.dtype]])
+        value.shape = ir.Shape([axes(axis) or axis for axis in tensor.axes])
+        return value
+
     g = GraphBuilder(graph.name)
-    inputs = {tensor.name: g.input(tensor, axes) for tensor in graph.inputs}
-    return g.model(graph, inputs, body(g, inputs), axes, metadata)
+    inputs = {tensor.name: typed(tensor, ir.Value()) for tensor in graph.inputs}
+    found, outputs = body(g, inputs), []
+    for tensor in graph.outputs:
+        with g.scope("outputs"):
+            outputs.append(typed(tensor, g.op("Identity", found[tensor.name])))
+    made = ir.Graph(
+        list(inputs.values()), outputs, nodes=g.tape.nodes, initializers=g.tape.initializers,
+        opset_imports=g.opset_imports, name=graph.name,
+    )  # fmt: skip
+    functions, facts = list(g.functions.values()), dict(sorted(metadata.items()))
+    return ir.Model(made, ir_version=IR_VERSION, producer_name="u2moe", functions=functions, metadata_props=facts)
 
 
 ATTRIBUTES = "attributes"
@@ -210,7 +189,7 @@ def build_function(
     inputs = [ir.Value(name=parameter) for parameter in parameters]
     found = body(g, inputs)
     outputs = [found] if isinstance(found, ir.Value) else list(found)
-    graph = ir.Graph(inputs, outputs, nodes=g._tape.nodes, opset_imports=g.opset_imports, name=name)  # noqa: SLF001
+    graph = ir.Graph(inputs, outputs, nodes=g.tape.nodes, opset_imports=g.opset_imports, name=name)
     declared = [ir.Attr(attribute, ir.AttributeType.UNDEFINED, None) for attribute in attributes or {}]
     function = ir.Function(contract.MOE_DOMAIN, name, graph=graph, attributes=declared)
     function.meta[ATTRIBUTES] = dict(attributes or {})
@@ -237,7 +216,3 @@ def _content(function: ir.Function) -> bytes:
 
 
 _TYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8", "str": "STRING"}
-
-
-def _shape(tensor: contract.Tensor, axes: Callable[[str | int], int | None]) -> ir.Shape:
-    return ir.Shape([axes(axis) or axis for axis in tensor.axes])

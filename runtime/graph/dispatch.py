@@ -34,30 +34,20 @@ class SparseDispatch:
         self.half = mixture.weights == "fp16"
         self.tokens = g.op("Flatten", x, axis=-1)
         with g.scope("router"):
-            self._route(gate)
-        with g.scope("dispatch"):
-            self._sort()
-
-    def _route(self, gate: ir.Value) -> None:
-        """Choose the experts of each token, and compute their probabilities."""
-        g = self.g
-        single = g.op("Cast", self.tokens, to=ir.DataType.FLOAT) if self.half else self.tokens
-        self.logits = g.op("MatMul", single, gate)
-        values, self.experts = g.ops("TopK", self.logits, [self.mixture.top_k], axis=-1, num_outputs=2)
-        shares = g.op("Softmax", values, axis=-1)
-        self.probabilities = g.op("Cast", shares, to=ir.DataType.FLOAT16) if self.half else shares
-
-    def _sort(self) -> None:
-        """Sort the token assignments by expert."""
-        g, top_k = self.g, self.mixture.top_k
-        assignments = g.op("Reshape", self.experts, [-1])
-        num_assignments = g.op("Shape", assignments)
-        order = g.ops("TopK", assignments, num_assignments, axis=0, largest=0, num_outputs=2)[1]
-        one_hot = g.op("OneHot", assignments, self.mixture.num_experts, [0, 1], axis=0)
-        self.counts = g.op("ReduceSum", one_hot, [1], keepdims=0)
-        position = g.ops("TopK", order, num_assignments, axis=0, largest=0, num_outputs=2)[1]
-        self._places = g.op("Reshape", position, [-1, top_k])
-        self.token = g.op("Div", order, top_k)
+            single = g.op("Cast", self.tokens, to=ir.DataType.FLOAT) if self.half else self.tokens
+            self.logits = g.op("MatMul", single, gate)
+            values, self.experts = g.ops("TopK", self.logits, [mixture.top_k], axis=-1, num_outputs=2)
+            shares = g.op("Softmax", values, axis=-1)
+            self.probabilities = g.op("Cast", shares, to=ir.DataType.FLOAT16) if self.half else shares
+        with g.scope("dispatch"):  # sort the assignments of tokens by expert
+            assignments = g.op("Reshape", self.experts, [-1])
+            num_assignments = g.op("Shape", assignments)
+            order = g.ops("TopK", assignments, num_assignments, axis=0, largest=0, num_outputs=2)[1]
+            one_hot = g.op("OneHot", assignments, mixture.num_experts, [0, 1], axis=0)
+            self.counts = g.op("ReduceSum", one_hot, [1], keepdims=0)
+            position = g.ops("TopK", order, num_assignments, axis=0, largest=0, num_outputs=2)[1]
+            self._places = g.op("Reshape", position, [-1, mixture.top_k])
+            self.token = g.op("Div", order, mixture.top_k)
 
     def gather(self, values: ir.Value) -> ir.Value:
         """Expand values of tokens [tokens, ...] to rows: each row gets the values of its token."""
@@ -117,17 +107,14 @@ def _float_experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.
             own = weights[index * stride : (index + 1) * stride]
             first, second = own[: stride // 2], own[stride // 2 :]
             y = affine(g, rows, first)
-            if dispatch.half:
-                y = activation(g, g.op("Cast", y, to=ir.DataType.FLOAT), dispatch.mixture.activation)
-                y = g.op("Cast", y, to=ir.DataType.FLOAT16)
-            else:
-                y = activation(g, y, dispatch.mixture.activation)
+            y = g.op("Cast", y, to=ir.DataType.FLOAT) if dispatch.half else y
+            y = activation(g, y, dispatch.mixture.activation)
+            y = g.op("Cast", y, to=ir.DataType.FLOAT16) if dispatch.half else y
             outputs.append(affine(g, y, second))
     return dispatch.weigh(dispatch.merge(outputs))
 
 
 def mixture_of(node: ir.Node) -> Mixture | None:
     """Return the mixture of experts that a node calls, or None; see `read_mixture`."""
-    return read_mixture(
-        node.domain, node.op_type, {name: attribute.value for name, attribute in node.attributes.items()}
-    )
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    return read_mixture(node.domain, node.op_type, attributes)

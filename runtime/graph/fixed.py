@@ -39,15 +39,9 @@ class FixedHeads(Heads):
     time: int
 
     def attend(
-        self,
-        g: GraphBuilder,
-        query: ir.Value,
-        key_value: ir.Value,
-        past: ir.Value,
-        bias: ir.Value,
-        use: PositionUse,
+        self, g: GraphBuilder, query: ir.Value, key_value: ir.Value, past: ir.Value, bias: ir.Value, use: PositionUse,
         positions: Sequence[ir.Value],
-    ) -> tuple[ir.Value, ir.Value]:
+    ) -> tuple[ir.Value, ir.Value]:  # fmt: skip
         """Add nodes as in `cached_attention`. `past` is the cache of one block [1, kv_heads, past, 2 * size].
 
         Returns the context, and the chunk's newest keys and values, to be cached [1, kv_heads, kept, 2 * size].

@@ -36,9 +36,8 @@ def halves(parameters: list[ir.Value]) -> tuple[list[ir.Value], list[ir.Value]]:
 
 def linear(*, bias: bool) -> ir.Function:
     """Build the function y = x @ weight + bias for x [..., in]."""
-    return build_function(
-        "Linear", ["x", *_parameters("", bias=bias)], lambda g, inputs: affine(g, inputs[0], inputs[1:])
-    )
+    names = ["x", *_parameters("", bias=bias)]
+    return build_function("Linear", names, lambda g, inputs: affine(g, inputs[0], inputs[1:]))
 
 
 def feed_forward(kind: str, *, bias: bool, gated: bool = False) -> ir.Function:
@@ -70,12 +69,8 @@ def activation_layer(kind: str) -> ir.Function:
 
 def normalization(epsilon: float) -> ir.Function:
     """Build the layer normalisation of x [..., dim], with weight and bias [dim]."""
-    return build_function(
-        "Normalization",
-        ["x", "weight", "bias"],
-        lambda g, inputs: layer_normalization(g, inputs, epsilon),
-        {"epsilon": epsilon},
-    )
+    names, attributes = ["x", "weight", "bias"], {"epsilon": epsilon}
+    return build_function("Normalization", names, lambda g, x: layer_normalization(g, x, epsilon), attributes)
 
 
 def add_normalization(epsilon: float) -> ir.Function:
@@ -200,13 +195,8 @@ class SubsamplingLayer:
 
     def convolutions(self, flat_size: int) -> ir.Function:
         """Build the same function as `function`, but without the projection. The output is [batch, time, flat_size]."""
-        attributes = {**self._attributes(), "activation": "relu"}
-        return build_function(
-            "SubsamplingConvolutions",
-            self._names(),
-            lambda g, inputs: self._convolved(g, inputs, flat_size),
-            attributes,
-        )
+        name, attributes = "SubsamplingConvolutions", {**self._attributes(), "activation": "relu"}
+        return build_function(name, self._names(), lambda g, x: self._convolved(g, x, flat_size), attributes)
 
     def _names(self) -> list[str]:
         return ["features", *itertools.chain(*((f"conv{n}", f"conv{n}_bias") for n in range(len(self.kernels))))]
