@@ -20,7 +20,7 @@ from u2moe.export.joining import Joined, inlined, joined, joined_model
 from u2moe.runtime.bundle.contract import Graph, Tensor
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.bundle_folder import Bundle
-from u2moe.runtime.declarations import check_options, option
+from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder
 
@@ -66,7 +66,7 @@ INSTEAD = "use u2moe convert --profile streaming, whose graph reads samples and 
 
 
 @dataclass(frozen=True, kw_only=True)
-class SherpaOptions:
+class SherpaOptions(Checked):
     """The chunks of the online graph for sherpa-onnx.
 
     Attributes:
@@ -77,9 +77,6 @@ class SherpaOptions:
 
     chunk_size: int = option("integer", 16, least=1)
     num_left_chunks: int = option("integer", 4, least=1)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 def supported_graphs(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from u2moe.quantize.damage import Damage
 from u2moe.quantize.observed import Levels
-from u2moe.runtime.declarations import check_options, option
+from u2moe.runtime.declarations import Checked, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Goal:
+class Goal(Checked):
     """Limits for a quantized bundle.
 
     With a limit on damage, the smallest bundle within all limits is chosen; otherwise the one with the least damage.
@@ -36,9 +36,6 @@ class Goal:
     max_bytes: float | None = option("number", None, above=0)
     target_rtf: float | None = option("number", None, above=0)
     resume: bool = False
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     @property
     def limits(self) -> dict[str, float]:

@@ -149,12 +149,15 @@ def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
     return found
 
 
-def check_options(options: Any) -> None:
-    """Check all options of a new instance, and store their plain values. Raises FieldError with the option's name."""
-    for name, declared in options_of(options.__class__).items():
-        value = getattr(options, name)
-        if value is not None or not declared.may_be_none:
-            object.__setattr__(options, name, declared.checked(name, value))
+class Checked:
+    """Base of dataclasses of options. A new instance has plain values, all valid."""
+
+    def __post_init__(self) -> None:
+        """Check all options, and store their plain values. Raises FieldError with the option's name."""
+        for name, declared in options_of(self.__class__).items():
+            value = getattr(self, name)
+            if value is not None or not declared.may_be_none:
+                object.__setattr__(self, name, declared.checked(name, value))
 
 
 def take_defaults(options: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Never, TypeVar, get_args
 
-from u2moe.runtime.declarations import check_options, option, options_of, take_defaults
+from u2moe.runtime.declarations import Checked, option, options_of, take_defaults
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.text.grammar import Grammar
 from u2moe.runtime.text.written.formatter import TextFormat
@@ -34,7 +34,7 @@ _WRITTEN = {"name": "written", "kind": "flag", "help": "write English with digit
 
 
 @dataclass(frozen=True, kw_only=True)
-class EndpointRule:
+class EndpointRule(Checked):
     """An endpoint rule. It fires when all its conditions are met. Its fields are named as in Kaldi and sherpa-onnx.
 
     Attributes:
@@ -48,7 +48,7 @@ class EndpointRule:
     min_utterance_length: float = option("number", 0.0, least=0, unit="seconds")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.min_trailing_silence == 0 == self.min_utterance_length:
             raise ValueError("an endpoint rule needs min_trailing_silence or min_utterance_length above 0")
 
@@ -61,7 +61,7 @@ _RULES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EndpointConfig:
+class EndpointConfig(Checked):
     """Endpoint rules, by default those of sherpa-onnx. An utterance ends when any rule fires. None disables a rule.
 
     Attributes:
@@ -81,9 +81,6 @@ class EndpointConfig:
     pause: float | None = option("number", 0.5, least=SHORTEST_PAUSE_S, unit="seconds", can_be_off=True)
     turn: float | None = option("number", above=0, most=1, can_be_off=True, lost="silence alone ends utterances")
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
     @property
     def rules(self) -> tuple[tuple[int, EndpointRule], ...]:
         """Enabled rules with their numbers."""
@@ -97,7 +94,7 @@ class EndpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RescoringOptions(Generic[Open]):
+class RescoringOptions(Checked, Generic[Open]):
     """Second-pass weights that the caller or the bundle chooses. `DecodingOptions` describes them."""
 
     ctc_weight: float | Open = option("number", 0.3, least=0, most=1e9, in_bundle=True, flag="--ctc-weight")
@@ -118,7 +115,7 @@ class RescoringWeights(RescoringOptions[Never]):
 
     def __post_init__(self) -> None:
         take_defaults(self)
-        check_options(self)
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +152,7 @@ class AnyOptions(BundledOptions[Open]):
     text_format: TextFormat | None = option("record", record=TextFormat, flag="--format-text", client=_WRITTEN)
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         has_model, has_grammar = self.language_model not in (None, NONE), self.grammar is not None
         if self.search in WITHOUT_BEAM and (has_model or has_grammar):
             name = "language_model" if has_model else "grammar"

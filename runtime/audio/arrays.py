@@ -17,7 +17,7 @@ import numpy.typing as npt
 from u2moe.runtime.errors import AudioError
 
 Samples = npt.NDArray[np.float32]
-"""Samples of one channel [n] in [-1, 1]."""
+"""Samples in [-1, 1], of one channel [n] unless a docstring states other axes."""
 LOUDEST = 8.0
 """Largest accepted magnitude of floats. Resampled or decoded audio may exceed 1, but floats above this limit are taken
 for unscaled integers."""
@@ -55,11 +55,7 @@ def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 
 def checked_rate(sample_rate: object) -> float:
-    """Check a sample rate in Hz.
-
-    Raises:
-        AudioError: the sample rate is not a number, or is out of range.
-    """
+    """Check a sample rate in Hz. Raise AudioError if it is not a number, or is out of range."""
     if isinstance(sample_rate, list | tuple | np.ndarray) and np.size(sample_rate) != 1:
         raise AudioError("sample_rate must be the first argument: (sample_rate, samples)")
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, int | float | np.integer | np.floating):

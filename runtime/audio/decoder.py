@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.files import has_media
 from u2moe.runtime.audio.reading import read_blocks, stated_s
 from u2moe.runtime.errors import AudioError, TruncatedAudioError
@@ -135,7 +135,7 @@ class FileDecoder:
         with self._lock:
             self._release()
 
-    def read(self, file: IO[bytes], name: str, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
+    def read(self, file: IO[bytes], name: str, sample_rate: int) -> Iterator[Samples]:
         """Yield the samples of a file as one channel at `sample_rate`, in buffers of ten seconds; see `read_blocks`.
 
         Args:
@@ -269,7 +269,7 @@ def _limit(name: str, most: int) -> None:
 
 
 def _answer(channel: _Channel) -> None:
-    buffers: Iterator[npt.NDArray[np.float32]] = iter(())
+    buffers: Iterator[Samples] = iter(())
     while True:
         kind, content = channel.receive()
         if kind == _OPEN:
@@ -283,7 +283,7 @@ def _answer(channel: _Channel) -> None:
             channel.send(_BUFFER, buffer.astype(np.float32, copy=False).tobytes())
 
 
-def _buffers(channel: _Channel, name: str, size: int, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
+def _buffers(channel: _Channel, name: str, size: int, sample_rate: int) -> Iterator[Samples]:
     """Yield the non-empty buffers of a file. The limit on CPU time grows with the audio decoded."""
     begin_s, num_samples = time.process_time(), 0
 

@@ -62,7 +62,7 @@ def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Soun
                 raise AudioError(f"{file}: audio track {track} does not exist: raw audio has only track 0")
             yield stack.enter_context(file.open())
         else:
-            yield stack.enter_context(_open(name_of(file), stack.enter_context(_readable(file)), track))
+            yield stack.enter_context(_open(name_of(file), _readable(file, stack), track))
 
 
 def name_of(file: File | RawAudio) -> str:
@@ -161,25 +161,20 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "error_string", error))
 
 
-@contextlib.contextmanager
-def _readable(file: File) -> Iterator[Any]:
-    """Yield what soundfile can read: the path, or an open seekable file."""
+def _readable(file: File, stack: contextlib.ExitStack) -> Path | BinaryIO:
+    """Return what soundfile can read: the path, or an open seekable file, which `stack` closes."""
     name = name_of(file)
-    with contextlib.ExitStack() as stack:
-        if isinstance(file, bytes | bytearray | memoryview):
-            yield repaired(io.BytesIO(file), name)
-            return
-        if isinstance(file, str | os.PathLike):
-            yield _readable_path(Path(file), stack)
-            return
-        try:
-            memoryview(file.read(0))  # raises TypeError for a text file
-            stream = cast("BinaryIO", file)
-            can_seek = stream.seekable() and stream.tell() == 0
-            source = repaired(stream if can_seek else _copied(stream, stack), name)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise AudioError(f"{name}: cannot be read as a binary file: {error}") from error
-        yield source
+    if isinstance(file, bytes | bytearray | memoryview):
+        return repaired(io.BytesIO(file), name)
+    if isinstance(file, str | os.PathLike):
+        return _readable_path(Path(file), stack)
+    try:
+        memoryview(file.read(0))  # raises TypeError for a text file
+        stream = cast("BinaryIO", file)
+        can_seek = stream.seekable() and stream.tell() == 0
+        return repaired(stream if can_seek else _copied(stream, stack), name)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise AudioError(f"{name}: cannot be read as a binary file: {error}") from error
 
 
 def _readable_path(file: Path, stack: contextlib.ExitStack) -> Path | BinaryIO:
@@ -208,13 +203,8 @@ def _copied(stream: BinaryIO, stack: contextlib.ExitStack) -> BinaryIO:
     return copy
 
 
-@contextlib.contextmanager
-def _open_binary(source: Path | BinaryIO) -> Iterator[BinaryIO]:
-    if isinstance(source, Path):
-        with source.open("rb") as stream:
-            yield stream
-    else:
-        yield source
+def _open_binary(source: Path | BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
+    return source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source)
 
 
 _STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -306,8 +296,7 @@ class _Repaired(io.RawIOBase):
 
 def _ends_with_last_ogg_page(file: str | os.PathLike[str] | BinaryIO) -> bool:
     """Return whether the last page of an Ogg file is complete and marked as the last. Moves the file position."""
-    with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(Path(file).open("rb")) if isinstance(file, str | os.PathLike) else file
+    with _open_binary(Path(file) if isinstance(file, str | os.PathLike) else file) as stream:
         stream.seek(max(stream.seek(0, os.SEEK_END) - _OGG_TAIL, 0))
         tail = stream.read()
     page = tail[max(tail.rfind(b"OggS"), 0) :]

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
+from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.installation import install_command
 
@@ -46,7 +46,7 @@ class _Packer:
     def __init__(self) -> None:
         self._form: tuple[str, str, int] | None = None
 
-    def __call__(self, frame: av.AudioFrame) -> npt.NDArray[np.float32]:
+    def __call__(self, frame: av.AudioFrame) -> Samples:
         """Return the samples [frames, channels] of a PyAV frame, float32 in [-1, 1]."""
         num_channels = frame.layout.nb_channels
         if num_channels > _MOST_CHANNELS:
@@ -112,13 +112,12 @@ class MediaFile:
         """Close the decoder; the stream stays open."""
         self._container.close()
 
-    def read(self, size: int, *, dtype: str = "float32", always_2d: bool = True) -> npt.NDArray[np.float32]:
+    def read(self, size: int, **_: object) -> Samples:
         """Read up to `size` frames [frames, channels], float32 in [-1, 1]. Returns no frames at the end.
 
         Raises:
             AudioError: the file is damaged at this position.
         """
-        del dtype, always_2d  # only the defaults are supported
         parts = []
         while size > 0 and self._rest is not None:
             parts.append(self._rest[:size])
@@ -158,7 +157,7 @@ class MediaFile:
                     other.discard = discard.all
         return found
 
-    def _decode(self) -> Iterator[npt.NDArray[np.float32]]:
+    def _decode(self) -> Iterator[Samples]:
         """Yield buffers [frames, channels]. Silence replaces undecodable packets, so times stay correct."""
         packets = self._container.demux(self._stream)
         self.samplerate = num_channels = num_frames = 0
@@ -199,7 +198,7 @@ class MediaFile:
                 if len(samples):
                     yield samples
 
-    def _gap(self, frame: av.AudioFrame, num_before: int, num_channels: int) -> Iterator[npt.NDArray[np.float32]]:
+    def _gap(self, frame: av.AudioFrame, num_before: int, num_channels: int) -> Iterator[Samples]:
         """Yield silence [frames, channels] that fills the gap before a frame, if there clearly is one."""
         if frame.pts is None or frame.time_base is None:
             return

@@ -7,9 +7,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Any, Protocol, Self
 
-import numpy as np
-import numpy.typing as npt
-
+from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.errors import AudioError, AudioOverflowError, MicrophoneError, StreamError
 from u2moe.runtime.installation import install_command
 from u2moe.runtime.validation import checked_number
@@ -22,7 +20,7 @@ class Recipient(Protocol):
     def sample_rate(self) -> float:
         """Preferred sample rate in Hz."""
 
-    def feed(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
+    def feed(self, sample_rate: float, samples: Samples) -> None:
         """Accept samples [n] without waiting."""
 
     def report(self, error: Exception) -> None:
@@ -73,11 +71,7 @@ class Microphone:
             self._stream = self._sounddevice.InputStream(**settings)
 
     def start(self) -> None:
-        """Start recording.
-
-        Raises:
-            MicrophoneError: the device does not start, or the microphone is closed.
-        """
+        """Start recording. Raise MicrophoneError if the device does not start, or the microphone is closed."""
         if self._is_closed:
             raise MicrophoneError("this microphone is closed: create a new one")
         with _device_errors(self._sounddevice):
@@ -110,7 +104,7 @@ class Microphone:
 
     # The methods below run in PortAudio's thread, which must not wait and in which exceptions are lost.
 
-    def _on_audio(self, buffer: npt.NDArray[np.float32], num_frames: int, _time: Any, status: Any) -> None:
+    def _on_audio(self, buffer: Samples, num_frames: int, _time: Any, status: Any) -> None:
         if status.input_overflow:
             self._lose(0.0, AudioOverflowError("the audio system dropped it before it was delivered", 0.0))
         try:
@@ -150,11 +144,7 @@ class Microphone:
 
 
 def input_devices() -> list[tuple[int, str]]:
-    """Return each input device's index and name.
-
-    Raises:
-        MicrophoneError: sounddevice or its PortAudio library is not installed.
-    """
+    """Return each input device's index and name. Raise MicrophoneError if sounddevice or PortAudio is not installed."""
     sounddevice = _import_sounddevice()
     with _device_errors(sounddevice):
         return [(item["index"], item["name"]) for item in sounddevice.query_devices() if item["max_input_channels"]]

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
+from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.errors import AudioError
-from u2moe.runtime.validation import checked_number
+from u2moe.runtime.validation import checked_choice, checked_number
 
 File = str | os.PathLike[str] | bytes | IO[bytes]
 """An audio file: the path of a file or pipe, the content as bytes, or an open binary file object."""
@@ -47,8 +47,7 @@ class RawAudio:
     num_channels: int = 1
 
     def __post_init__(self) -> None:
-        if self.encoding not in ENCODINGS:
-            raise ValueError(f"encoding must be one of {', '.join(ENCODINGS)}, got {self.encoding!r}")
+        checked_choice("encoding", self.encoding, ENCODINGS)
         object.__setattr__(self, "sample_rate", checked_number("sample_rate", self.sample_rate, above=0, unit="Hz"))
         is_readable = isinstance(self.file, str | os.PathLike | bytes | bytearray | memoryview)
         if not (is_readable or hasattr(self.file, "read")):
@@ -62,11 +61,7 @@ class RawAudio:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[RawFile]:
-        """Open the file.
-
-        Raises:
-            AudioError: the file cannot be opened; the message names it.
-        """
+        """Open the file. Raise AudioError if that is impossible; the message names the file."""
         with contextlib.ExitStack() as stack:
             stream: Any = self.file
             if isinstance(self.file, bytes | bytearray | memoryview):
@@ -91,9 +86,8 @@ class RawFile:
         self._stream: Any = stream
         self._rest = b""
 
-    def read(self, size: int, *, dtype: str = "float32", always_2d: bool = True) -> npt.NDArray[np.float32]:
+    def read(self, size: int, **_: object) -> Samples:
         """Read up to `size` frames [frames, channels], as soon as one is available. Returns no frames at the end."""
-        del dtype, always_2d  # only the defaults are supported
         frame = self._kind.itemsize * self.channels
         content = self._rest
         while len(content) < frame and size > 0:
@@ -121,9 +115,8 @@ class RawFile:
         while frame > 0 and (buffer := self.read(frame)).size:
             frame -= len(buffer)
 
-    def damage(self, num_read: int) -> str | None:
+    def damage(self, _num_read: int) -> str | None:
         """Describe an incomplete sample at the end. Returns None if there is none."""
-        del num_read
         return f"ends with {len(self._rest)} bytes of an incomplete sample: it is truncated" if self._rest else None
 
 

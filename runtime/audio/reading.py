@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from u2moe.runtime.audio.arrays import LOUDEST, Resampler, as_samples
+from u2moe.runtime.audio.arrays import LOUDEST, Resampler, Samples, as_samples
 from u2moe.runtime.audio.files import damage, name_of, open_audio
 from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
@@ -38,7 +37,7 @@ def read_blocks(
     file: File | RawAudio, sample_rate: int, block_s: float = 10.0, *, channel: int | None = None,
     track: int | None = None, start: float = 0.0, end: float | None = None,
     on_open: Callable[[Sound], object] = lambda _: None,
-) -> Iterator[npt.NDArray[np.float32]]:  # fmt: skip
+) -> Iterator[Samples]:  # fmt: skip
     """Yield the audio of a file as mono samples at `sample_rate`, in buffers of about `block_s` seconds.
 
     Args:
@@ -91,7 +90,7 @@ def read_blocks(
         raise TruncatedAudioError(f"{name}: {missing}")
 
 
-def _read_buffer(source: Sound, size: int) -> tuple[npt.NDArray[np.float32], Exception | None]:
+def _read_buffer(source: Sound, size: int) -> tuple[Samples, Exception | None]:
     """Read up to `size` frames [frames, channels]; a pipe may yield fewer. Also return any error that ended reading."""
     parts = [np.zeros((0, source.channels), np.float32)]
     unit = max(int(_READ_S * source.samplerate), 1)
@@ -134,7 +133,7 @@ class _Mixer:
         self._energies = np.zeros(2)
         """Energy of the average, and average of the channels' energies."""
 
-    def mix(self, buffer: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], AudioError | None]:
+    def mix(self, buffer: Samples) -> tuple[Samples, AudioError | None]:
         """Mix frames [n, channels] to one channel. Return the samples before any invalid one, and the error or None."""
         is_chosen = self._channel is not None or buffer.shape[1] == 1
         mixed = buffer[:, self._channel or 0] if is_chosen else buffer.mean(axis=1)
@@ -159,7 +158,7 @@ class _Mixer:
 
 def read_audio(
     file: File | RawAudio, sample_rate: int, *, channel: int | None = None, track: int | None = None
-) -> npt.NDArray[np.float32]:
+) -> Samples:
     """Return all samples of a file; see `read_blocks`. For a truncated file, warn and return the samples it has."""
     buffers = [np.zeros(0, np.float32)]
     try:

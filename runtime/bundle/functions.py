@@ -90,9 +90,7 @@ _DECLARED = (
     *_all("Attention", f"{_QUERY} bias positions", f"{_HEADS} relative", _SEQUENCES),
     *_all("RotaryAttention", f"{_QUERY} bias cosines sines", _HEADS, _SEQUENCES),
     *_all("DistanceAttention", f"{_QUERY} bias vectors", _HEADS, _SEQUENCES),
-    *_all(
-        "ShiftedAttention", f"{_QUERY} bias positions content_bias position_bias places", _HEADS, _SEQUENCES
-    ),
+    *_all("ShiftedAttention", f"{_QUERY} bias positions content_bias position_bias places", _HEADS, _SEQUENCES),
     *_all("CachedAttention", f"{_QUERY} {_CACHE} bias positions", f"{_HEADS} relative"),
     *_all("RotaryCachedAttention", f"{_QUERY} {_CACHE} bias cosines sines", _HEADS, _DISTANCES),
     *_all("DistanceCachedAttention", f"{_QUERY} {_CACHE} bias vectors", _HEADS, _DISTANCES),
@@ -103,10 +101,7 @@ _DECLARED = (
     *_all("DepthwiseConvolution", "x cache block valid weight bias", "kernel causal", _CONVOLUTIONS),
     *_all("ReducingConvolution", "x valid weight bias", "kernel stride before after", _CONVOLUTIONS),
     *_all("Subsampling", "features conv# conv#_bias weight bias", "kernels strides bins", _CONVOLUTIONS),
-    *_all(
-        "SubsamplingConvolutions", "features conv# conv#_bias", "kernels strides bins activation",
-        _CONVOLUTIONS,
-    ),
+    *_all("SubsamplingConvolutions", "features conv# conv#_bias", "kernels strides bins activation", _CONVOLUTIONS),
     *_all("Normalization", "x weight bias", "epsilon"),
     *_all("AddNormalization", "x branch weight bias", "epsilon"),
     *_all("RmsNormalization", "x weight", "epsilon", _NO_PRODUCTS),
@@ -117,12 +112,8 @@ _DECLARED = (
     *_all("StackedFrames", "features", "num_frames bins", _NO_PRODUCTS),
     *_all("TimeWindows", "x valid", "stride", _NO_PRODUCTS),
     *_all("HalfMixtureOfExperts", _EXPERTS, _MIXTURE, _PRODUCTS, exported=False),
-    *_all(
-        "Int8MixtureOfExperts", "x gate w#_bias e#_w# e#_w#_scale e#_w#_bias", _MIXTURE, exported=False
-    ),
-    *_all(
-        "Int4MixtureOfExperts", "x gate e#_w# e#_w#_steps e#_w#_scale e#_w#_bias", _MIXTURE, exported=False
-    ),
+    *_all("Int8MixtureOfExperts", "x gate w#_bias e#_w# e#_w#_scale e#_w#_bias", _MIXTURE, exported=False),
+    *_all("Int4MixtureOfExperts", "x gate e#_w# e#_w#_steps e#_w#_scale e#_w#_bias", _MIXTURE, exported=False),
     *_all("Int8Rows", "x", "activation", exported=False),
     *_all("Int8MatMul", "q row_scale weight scale bias", exported=False),
     *_all("Int8Linear", "x weight scale bias", "activation", exported=False),
@@ -136,10 +127,7 @@ _DECLARED = (
         "x gate gate_steps gate_scale w# w#_steps w#_scale w#_bias",
         "activation bias in block_size", exported=False,
     ),
-    *_all(
-        "Int8FirstConvolutions", "x first_weight weight scale bias", "bins channels kernels strides",
-        exported=False,
-    ),
+    *_all("Int8FirstConvolutions", "x first_weight weight scale bias", "bins channels kernels strides", exported=False),
     *_all(
         "Int8Convolution", "x weight scale bias", "kernel stride",
         "a third convolution of the front end: the kernel is for the first two", exported=False,

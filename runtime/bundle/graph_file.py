@@ -12,16 +12,14 @@ import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.bundle.files import BundleFiles
+from u2moe.runtime.bundle.manifest import ExternalTensor
 from u2moe.runtime.errors import BundleError
-
-if TYPE_CHECKING:
-    from u2moe.runtime.bundle.files import BundleFiles
-    from u2moe.runtime.bundle.manifest import ExternalTensor
 
 _GRAPH_LIMIT = (1 << 31) - 1
 """Largest protobuf message in bytes. A graph with larger weights stores them in a separate file."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, Never, get_args
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.files import FileDigest, plain_name
 from u2moe.runtime.bundle.weight_formats import quantized
-from u2moe.runtime.declarations import HARMLESS, check_options, option, plain, take_defaults
+from u2moe.runtime.declarations import HARMLESS, Checked, option, plain, take_defaults
 from u2moe.runtime.language.model import FusionWeights
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, BundledOptions, EndpointConfig
 from u2moe.runtime.text.vocabulary import TextConfig
@@ -28,7 +28,7 @@ In float16, -1e6 is infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StaticRate:
+class StaticRate(Checked):
     """The keys that attention reads at one frame rate: those of cached frames, then those of the chunk."""
 
     step: int = option("integer", 1, least=1)
@@ -37,9 +37,6 @@ class StaticRate:
     """Name of the input [1, 1, 1, keys]: 0 for keys that exist, `MASKED` for others."""
     positions: str = ""
     """Name of the input with the encodings of the keys' positions [1, keys, dim]; "": the graph has no such input."""
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class StaticHistory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StaticForm:
+class StaticForm(Checked):
     """Fixed shape of `static.onnx`, which replaces the dynamic encoder graph in a bundle."""
 
     chunk_size: int = option("integer", 16, least=1)
@@ -72,9 +69,6 @@ class StaticForm:
     """Frequencies in float32. Position encodings are the sines and cosines of positions times these frequencies."""
     interleaved: bool = True
     """Whether sines and cosines alternate; otherwise all sines come first."""
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     def graph(self, config: ModelConfig) -> contract.Graph:
         """Return the contract of `static.onnx`.
@@ -130,7 +124,7 @@ def _float(name: str, *axes: str | int) -> contract.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """Sizes and types that the runtime needs to run the graphs.
 
     In `contract`, the size of an axis that is named after a field is the field's value.
@@ -162,7 +156,7 @@ class ModelConfig:
     """Fixed shape of the graph that replaces the encoder; None: the shape is dynamic."""
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         for name in ("blank", "sos", "eos"):
             if getattr(self, name) >= self.vocab_size:
                 raise ValueError(f"{name} must be a token id below {self.vocab_size}, got {getattr(self, name)}")
@@ -213,7 +207,7 @@ WINDOWS = ("povey", "hamming", "hanning", "blackman", "rectangular")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureConfig:
+class FeatureConfig(Checked):
     """Front end used in training: Kaldi's log-mel filter banks or MFCC, computed from samples multiplied by 32768."""
 
     sample_rate: int = option("integer", 16000, least=1000, most=384_000, unit="Hz")
@@ -229,7 +223,7 @@ class FeatureConfig:
     """Upper edge of the mel bands. If it is 0 or negative, it is added to the Nyquist frequency."""
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.frame_shift_ms > self.frame_length_ms:
             raise wrong("frame_shift_ms", f"at most frame_length_ms ({self.frame_length_ms})", self.frame_shift_ms)
         if self.num_ceps > self.num_mel_bins:
@@ -284,20 +278,17 @@ class DecodingConfig(BundledOptions[Never]):
 
     def __post_init__(self) -> None:
         take_defaults(self)
-        check_options(self)
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class Calibration(Checked):
     """Calibration of word confidences, fitted by `u2moe.benchmarks.studies.calibration --fit`."""
 
     scale: float = option("number", 1.0, above=0)
     """Factor of the log-odds of a confidence."""
     bias: float = option("number", 0.0)
     """Added to the scaled log-odds."""
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
+from u2moe.runtime.validation import checked_choice, checked_integer
 
 _LAYER = "MixtureOfExperts"
 
@@ -37,10 +38,8 @@ class Mixture:
             raise ValueError(f"top_k must be between 1 and num_experts ({self.num_experts}), got {self.top_k}")
         if not self.activation:
             raise ValueError("activation must not be empty")
-        if self.weights not in WEIGHT_FORMATS:
-            raise ValueError(f"weights must be one of {', '.join(WEIGHT_FORMATS)}, got {self.weights!r}")
-        if self.block_size < 0:
-            raise ValueError(f"block_size must be at least 0, got {self.block_size}")
+        checked_choice("weights", self.weights, WEIGHT_FORMATS)
+        checked_integer("block_size", self.block_size, least=0)
 
     @property
     def function(self) -> str:

@@ -10,8 +10,9 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from types import FrameType
 
 from u2moe.commands import COMMANDS
 from u2moe.runtime.cli.options import CommandParser, meant
@@ -25,10 +26,6 @@ from u2moe.runtime.cli.terminal import (
 )
 from u2moe.runtime.errors import U2moeError, handing_warnings_to
 from u2moe.runtime.installation import install_command
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
-    from types import FrameType
 
 EXTRAS = {
     "torch": "export", "onnx": "export", "onnx_ir": "tools", "yaml": "export",

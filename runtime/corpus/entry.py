@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from u2moe.runtime.corpus.storage import parent, resolve
-from u2moe.runtime.declarations import check_options, option
+from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_text
 
@@ -109,7 +109,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListOptions:
+class ListOptions(Checked):
     """How to interpret the entries of a list.
 
     Attributes:
@@ -122,9 +122,6 @@ class ListOptions:
     root: str | None = option("text", flag="--root", metavar="DIR")
     allow_pipes: bool = option("flag", default=False, flag="--allow-pipes")
     channel: int | None = option("integer", least=0, flag="--channel", metavar="N")
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     def path(self, path: str, list_path: str) -> str:
         """Return the full path or URL for a path in a list."""

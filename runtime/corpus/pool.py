@@ -20,8 +20,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from u2moe.runtime.corpus.entry import Block
 from u2moe.runtime.corpus.recognition import BATCH_LEN, BlockDone, BlockRecognizer, Caution, ModelChoice, write_block
@@ -29,9 +30,6 @@ from u2moe.runtime.corpus.rows import RowMaker
 from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.recognizer import Recognizer
-
-if TYPE_CHECKING:
-    from multiprocessing.process import BaseProcess
 
 _TICK_S = 1.0
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -235,18 +233,12 @@ def may_fork() -> bool:
 def num_cores(quota: Path = _QUOTA) -> int:
     """Return the number of cores that this process may keep busy, at least 1. A container's CPU quota limits it."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no quota ("max"), or no container
         allowed, period = quota.read_text(encoding="ascii").split()
         count = min(count, math.ceil(int(allowed) / int(period)))
-    except (OSError, ValueError):  # no quota ("max"), or no container
-        pass
     return max(count, 1)
 
 
 def _named(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"exit status {exit_code}"
-    try:
-        return signal.Signals(-exit_code).name
-    except ValueError:
-        return f"signal {-exit_code}"
+    other = f"exit status {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
+    return next((each.name for each in signal.Signals if each == -exit_code), other)

@@ -17,12 +17,12 @@ from u2moe.runtime.corpus.recognition import BlockDone, ModelChoice
 from u2moe.runtime.corpus.results import is_faultless
 from u2moe.runtime.corpus.rows import options_as_json
 from u2moe.runtime.corpus.run_folder import LEASE_S, Claims, OutputFolder, RunDescription
-from u2moe.runtime.declarations import check_options, option
+from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.recognizer import Recognizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusOptions:
+class CorpusOptions(Checked):
     """How to read, divide and recognise a corpus.
 
     Attributes:
@@ -40,9 +40,6 @@ class CorpusOptions:
     num_workers: int | None = option("integer", least=1, most=4096, flag="--workers", metavar="N")
     retry_failed: bool = option("flag", default=False, flag="--retry-failed")
     align: bool = option("flag", default=False, flag="--align")
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(kw_only=True)

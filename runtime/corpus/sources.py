@@ -10,18 +10,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, Self
 
+from u2moe.runtime.audio.arrays import Samples
 from u2moe.runtime.audio.files import SoundBytes
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Command, Entry, TarMember, Unreadable
 from u2moe.runtime.corpus.storage import is_url, open_binary
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.text.lines import decompressed
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 _LONGEST_COMPLAINT = 200
 _MOST_BYTES = 4 << 30
@@ -49,7 +46,7 @@ class Sources:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def read_blocks(self, entry: Entry, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
+    def read_blocks(self, entry: Entry, sample_rate: int) -> Iterator[Samples]:
         """Yield the samples of an entry in buffers of about ten seconds: one channel, float32, at `sample_rate`.
 
         Raises:

@@ -6,14 +6,12 @@ import contextlib
 import io
 import os
 import posixpath
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from u2moe.runtime import whole_file
 from u2moe.runtime.errors import CorpusError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def is_url(path: str) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from u2moe.runtime.declarations import check_options, option
+from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.errors import BundleError, ProviderError
 from u2moe.runtime.model.calls import NATIVE_CALLS
 from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS
@@ -40,7 +40,7 @@ _LAYOUTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class VadOptions:
+class VadOptions(Checked):
     """Thresholds and durations that decide when speech begins and ends.
 
     Attributes:
@@ -56,7 +56,7 @@ class VadOptions:
     padding: float = option("number", 0.3, least=0, unit="seconds")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if not self.end_threshold <= self.threshold < 1:
             raise ValueError(
                 f"threshold must be below 1 and at least end_threshold ({self.end_threshold}), got {self.threshold}"

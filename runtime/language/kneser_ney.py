@@ -21,7 +21,7 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.declarations import check_options, option
+from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.language.ngrams import BEGIN, END, UNKNOWN, Ngrams, find_nodes
 from u2moe.runtime.validation import checked_integer
 
@@ -112,7 +112,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
+class TrainingOptions(Checked):
     """Options for estimating a language model.
 
     Attributes:
@@ -127,7 +127,7 @@ class TrainingOptions:
     min_word_count: int = option("integer", 1, least=1, flag="--min-word-count")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         for threshold in self.prune:
             checked_integer("prune", threshold, least=0)
         if not self.prune or self.prune[0] != 0 or list(self.prune) != sorted(self.prune):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from u2moe.runtime.declarations import check_options, option, options_of
+from u2moe.runtime.declarations import Checked, option, options_of
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.files import is_compact, parse_compact, read_arpa
 from u2moe.runtime.language.ngrams import Ngrams
@@ -99,7 +99,7 @@ class ModelOrFile:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FusionWeights:
+class FusionWeights(Checked):
     """Weights of a language model in the search; see `LanguageModelOptions`."""
 
     weight: float = option("number", 0.5, least=0, most=100)
@@ -107,9 +107,6 @@ class FusionWeights:
     unknown_score: float = option("number", -5.0, least=-1000, most=0)
     rescoring_weight: float = option("number", 1.0, least=0, most=100)
     level: Level | None = option("choice", choices=get_args(Level))
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     @property
     def weights(self) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from u2moe.runtime.declarations import check_options, option, options_of
+from u2moe.runtime.declarations import Checked, option, options_of
 from u2moe.runtime.server.accounts import Address
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(Checked):
     """Limits for one client.
 
     Attributes:
@@ -41,12 +41,9 @@ class Limits:
     hotwords: int = option("integer", 1000, least=1)
     hotword_letters: int = option("integer", 30_000, least=1)
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ServerOptions:
+class ServerOptions(Checked):
     """Addresses, limits, keys, TLS and log format of a server.
 
     Attributes:
@@ -90,7 +87,7 @@ class ServerOptions:
     log_format: Literal["text", "json"] = option("choice", "text", choices=("text", "json"), flag="--log-format")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         for name, port in self.protocol_ports.items():
             options_of(ServerOptions)["port"].checked(f"the port of {name}", port)
         if self.workers > 1 and not hasattr(socket, "send_fds"):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from u2moe.runtime.declarations import check_options, option
+from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.result import Result
 from u2moe.runtime.validation import checked_options
 
@@ -18,7 +18,7 @@ _MOST_S = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubtitleOptions:
+class SubtitleOptions(Checked):
     """How to cut subtitles. The defaults follow broadcasters' guidelines.
 
     Attributes:
@@ -40,9 +40,6 @@ class SubtitleOptions:
     max_chars_per_s: float = option("number", 17.0, least=0.1, most=1e6, unit="columns")
     max_pause: float = option("number", 2.0, above=0, most=_MOST_S, unit="seconds")
     gap: float = option("number", 0.083, least=0, most=_MOST_S, unit="seconds")
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
-from u2moe.runtime.declarations import check_options, option, options_of
+from u2moe.runtime.declarations import Checked, option, options_of
 from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import (
@@ -35,7 +35,7 @@ _LONGEST_SEGMENT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamRequest:
+class StreamRequest(Checked):
     """Options in the first message.
 
     Attributes:
@@ -60,9 +60,6 @@ class StreamRequest:
     words: bool = option("flag", default=True)
     nbest: int = option("integer", 1, least=0, most=100)
     decoding: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     @classmethod
     @refusing()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from u2moe.runtime.declarations import check_options, option
+from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.text.vocabulary import Vocabulary, join_texts, stands_alone
 from u2moe.runtime.text.written.english import MONTHS, Written, num_settled, write
@@ -20,7 +20,7 @@ LANGUAGES = ("en", "zh", "ja")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFormat:
+class TextFormat(Checked):
     """How to write results.
 
     Attributes:
@@ -38,7 +38,7 @@ class TextFormat:
     capitalized: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         words: Any = self.capitalized
         if isinstance(words, str) or not isinstance(words, Iterable):
             raise ValueError(f"capitalized must be a list of words, got {words!r}")  # noqa: TRY004
