@@ -152,17 +152,16 @@ def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
     """
     import onnx_ir as ir  # noqa: PLC0415 - needs the extra tools
 
-    from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder  # noqa: PLC0415
+    from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_model  # noqa: PLC0415
 
     inner, columns = weights[0].shape
     is_integer = op_type == KERNELS["integer"]
     x = contract.Tensor(name="x", dtype="uint8" if is_integer else "float32", axes=("rows", inner))
     y = contract.Tensor(name="y", dtype="float32", axes=("rows", columns))
     graph = contract.Graph(name="product", inputs=(x,), outputs=(y,))
-    g, scale = GraphBuilder(graph.name), np.full(columns, 1e-4, np.float32)
-    tokens = g.input(x, _size)
+    scale = np.full(columns, 1e-4, np.float32)
 
-    def product(weight: Array) -> ir.Value:
+    def product(g: GraphBuilder, tokens: ir.Value, weight: Array) -> ir.Value:
         if is_integer:
             more = (np.array(1 / 127, np.float32), scale, np.array(128, np.uint8))
             return g.op(op_type, tokens, weight, *more, domain=CONTRIB)
@@ -170,8 +169,10 @@ def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
             return g.op(op_type, tokens, weight, scale, domain=contract.MOE_DOMAIN, activation="")
         return g.op(op_type, tokens, weight)
 
-    total = g.op("Sum", *map(product, weights))
-    content: bytes = ir.to_proto(g.model(graph, {"x": tokens}, {"y": total}, _size, {})).SerializeToString()
+    def total(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
+        return {"y": g.op("Sum", *(product(g, inputs["x"], weight) for weight in weights))}
+
+    content: bytes = ir.to_proto(build_model(graph, _size, {}, total)).SerializeToString()
     return content
 
 

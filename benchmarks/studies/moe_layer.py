@@ -34,7 +34,7 @@ from u2moe.export.moe import MixtureOfExperts
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.recipes import recipe
 from u2moe.runtime.bundle import contract
-from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.graph.builder import GraphBuilder, build_model
 from u2moe.runtime.graph.file import group_of
 from u2moe.runtime.model.native import CPU, choose_kernels
 
@@ -119,14 +119,16 @@ def moe_graph(num_layers: int, shape: Shape) -> ir.Model:
     def axis(name: str | int) -> int | None:
         return DIM if name == "dim" else None
 
-    g = GraphBuilder(graph.name)
-    inputs, results = {"x": g.input(x, axis)}, {}
-    for index, name in enumerate(names):
-        torch.manual_seed(index)
-        with g.scope(f"encoders.{index}"):
-            layer = MixtureOfExperts(DIM, config)
-            results[name] = feed_forward(g, inputs["x"], layer, config.activation, "feed_forward")
-    return g.model(graph, inputs, results, axis, {})
+    def layers(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
+        results = {}
+        for index, name in enumerate(names):
+            torch.manual_seed(index)
+            with g.scope(f"encoders.{index}"):
+                layer = MixtureOfExperts(DIM, config)
+                results[name] = feed_forward(g, inputs["x"], layer, config.activation, "feed_forward")
+        return results
+
+    return build_model(graph, axis, {}, layers)
 
 
 def measure(
