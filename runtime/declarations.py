@@ -152,7 +152,7 @@ def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
 class Checked:
     """Base of dataclasses of options. A new instance has plain values, all valid."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self: Any) -> None:  # mypy: a class is hashable only as Any
         """Check all options, and store their plain values. Raises FieldError with the option's name."""
         for name, declared in options_of(self.__class__).items():
             value = getattr(self, name)
