@@ -8,6 +8,7 @@ of their struct. A test checks that the committed files are up to date.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import textwrap
@@ -69,12 +70,15 @@ def records(kind: type) -> dict[str, str]:
 def struct(name: str) -> str:
     """Return the source of the C++ struct `name`: its numeric members, and a function that visits them."""
     members, visits, (kind, in_c) = "", "", STRUCTS[name]
+    for is_integer, group in itertools.groupby(numbers(kind).items(), lambda pair: pair[1].kind == "integer"):
+        # lines are not broken within a member
+        own = [f"{name}\xa0=\xa0{0 if each.default is dataclasses.MISSING else each.default:g}" for name, each in group]
+        line = f"  {'int' if is_integer else 'double'} {', '.join(own)};"
+        members += textwrap.fill(line, 120, subsequent_indent=" " * 6).replace("\xa0", " ") + "\n"
     for option, each in numbers(kind).items():
-        default = 0 if each.default is dataclasses.MISSING else each.default
         least = 1e-9 if each.above == 0 else each.least  # C++ has no exclusive limits
         most = each.most if each.most is not None else MOST_INTEGER if each.kind == "integer" else 1e9
         limits = f"Range{{{least:.10g}, {most:.10g}, {json.dumps(each.in_bundle)}}}"
-        members += f"  {'int' if each.kind == 'integer' else 'double'} {option} = {default:g};\n"
         visits += f'    use("{option}", &{name}::{option}, {limits}{in_c and f", &{in_c}::{option}"});\n'
     return f"struct {name} {{\n{members}\n  template <class Use>\n  static void each(Use use) {{\n{visits}  }}\n}};\n"
 

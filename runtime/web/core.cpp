@@ -43,13 +43,6 @@ std::string text_of(const Json& json) {
   return json.is_null() ? "null" : json.is_boolean() ? (json.boolean() ? "true" : "false") : json_text(json.number());
 }
 
-// Returns a hotword from JSON: a phrase, or a phrase and its weight.
-Hotword hotword_of(const Json& json) {
-  if (json.is_string()) return {json.string()};
-  if (!json.is_array() || json.array().empty() || json.array().size() > 2) json.fail("a phrase, or a list of a phrase and its weight");
-  return json.array().size() > 1 ? Hotword{json[0].string(), json[1].number()} : Hotword{json[0].string()};
-}
-
 StreamOptions options_of(const Json& json, const Model& model, const LanguageModel* given, const LanguageModel* bundled) {
   StreamOptions options(model.manifest);
   read_numbers<StreamNumbers>(json, options);
@@ -59,10 +52,7 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
     const Json& endpoint = json["endpoint"];
     options.endpoint = endpoint.is_object() || (!endpoint.is_null() && endpoint.boolean());
     if (endpoint.is_object()) {  // missing rules get the defaults of the library
-      const Json rules = Records().completed(endpoint, "EndpointConfig");
-      options.rules = rules_of(rules);
-      options.pause = pause_of(rules);
-      options.turn = turn_of(rules);
+      options.read(Records().completed(endpoint, "EndpointConfig"));
     }
   }
   if (json.given("grammar")) {
@@ -72,7 +62,12 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
   }
   if (json.given("hotwords")) {
     std::vector<Hotword> hotwords;
-    for (const Json& each : json["hotwords"].array()) hotwords.push_back(hotword_of(each));
+    for (const Json& each : json["hotwords"].array()) {
+      const bool is_list = each.is_array() && !each.array().empty() && each.array().size() < 3;
+      if (!is_list && !each.is_string()) each.fail("a phrase, or a list of a phrase and its weight");
+      Hotword& hotword = hotwords.emplace_back(Hotword{is_list ? each[0].string() : each.string()});
+      if (is_list && each.array().size() > 1) hotword.weight = each[1].number();
+    }
     if (!hotwords.empty()) options.hotwords = std::make_shared<const ContextGraph>(hotwords, model.vocabulary);
   } else if (!json.has("hotwords") && options.has_beam() && !options.grammar) {
     options.hotwords = model.hotwords;
@@ -80,13 +75,6 @@ StreamOptions options_of(const Json& json, const Model& model, const LanguageMod
   if (bundled && options.has_beam() && !options.grammar) options.language_model = *bundled;
   if (given) options.language_model = *given;
   options.written = json.given("written") && json["written"].boolean();
-  return options;
-}
-
-std::optional<VadOptions> vad_of(const Json& json) {
-  if (!json.given("vad")) return std::nullopt;
-  VadOptions options;
-  read_numbers<VadNumbers>(json["vad"], options);
   return options;
 }
 
@@ -99,8 +87,7 @@ EXPORT(manifest_parse) const char* manifest_parse(const char* text, std::size_t 
   return told("{\"manifest\": " + text_of(json) + ", \"warnings\": " + json_text(manifest.warnings) + "}");
 }
 
-// Returns the prefix of the signed message, and the signatures by the given keys (PEM), as pairs of key and signature in
-// hexadecimal.
+// Returns the prefix of the signed message, and pairs of key and signature in hexadecimal for the given keys (PEM).
 EXPORT(signatures) const char* signatures(const char* content, std::size_t size, const char* keys, std::size_t keys_size) {
   std::vector<std::string> public_keys;
   const Json given = Json::parse({keys, keys_size}, "options: publicKeys");
@@ -134,10 +121,12 @@ LanguageModel* language_model_create(const Model* model, const char* content, st
 
 EXPORT(language_model_free) void language_model_free(LanguageModel* model) { delete model; }
 
-EXPORT(stream_create) 
+EXPORT(stream_create)
 StreamState* stream_create(const Model* model, const char* options, std::size_t size, const LanguageModel* given, const LanguageModel* bundled) {
   const Json json = Json::parse({options, size}, "options");
-  return new StreamState(model->manifest, model->vocabulary, options_of(json, *model, given, bundled), vad_of(json));
+  std::optional<VadOptions> vad;
+  if (json.given("vad")) read_numbers<VadNumbers>(json["vad"], vad.emplace());
+  return new StreamState(model->manifest, model->vocabulary, options_of(json, *model, given, bundled), vad);
 }
 
 EXPORT(stream_free) void stream_free(StreamState* stream) { delete stream; }
@@ -171,8 +160,7 @@ EXPORT(stream_next) const std::int32_t* stream_next(StreamState* stream) {
 
 EXPORT(stream_give) void stream_give(StreamState* stream, const float* output, std::size_t num) { stream->give(Floats(output, output + num)); }
 
-// `scores` has the scores of the first decoder [rows, width] and those of the second decoder, if any. The log-probabilities of
-// next tokens [rows, vocab] follow.
+// `scores` has the scores [rows, width] of one or two decoders, then the log-probabilities [rows, vocab] of next tokens.
 EXPORT(stream_score)
 void stream_score(StreamState* stream, const float* scores, std::size_t num, std::size_t rows, std::size_t width, std::size_t num_decoders) {
   const float *right = scores + rows * width, *next = scores + num_decoders * rows * width;

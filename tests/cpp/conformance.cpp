@@ -58,8 +58,10 @@ void recognize_cases(const std::string& file, const u2moe::Recognizer& recognize
     if (options.endpoint && chosen.has("endpoint")) {
       const Json rules = Records().completed(chosen["endpoint"], "EndpointConfig");
       for (std::size_t i = 0; i < 3; ++i) options.rules[i] = c_rule(rules["rule" + std::to_string(i + 1)]);
-      options.pause = pause_of(rules);
-      options.turn = turn_of(rules);
+      EndpointOptions own;
+      own.read(rules);
+      options.pause = own.pause;
+      options.turn = own.turn;
     }
     const bool has_own = chosen.has("hotwords") && !chosen["hotwords"].string().empty();
     if (has_own) hotwords = recognizer.parse_hotwords(chosen["hotwords"].string());

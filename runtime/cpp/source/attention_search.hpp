@@ -6,13 +6,11 @@
 
 namespace u2moe::runtime {
 
-/// Beam search of the decoder. The caller runs the decoder on the sequences of `growing`, and passes the scores of their next
-/// tokens to `advance`.
+/// Beam search of the decoder. The caller runs the decoder on `growing`, and passes the scores of next tokens to `advance`.
 class AttentionSearch {
  public:
   /// @param max_len number of tokens after which the search stops. WeNet uses the number of encoder frames.
-  /// @param length_penalty scores are divided by length ** length_penalty. The length excludes eos, but includes sos if sos and
-  /// eos are different tokens.
+  /// @param length_penalty scores are divided by length ** length_penalty. The length excludes eos, and sos if it equals eos.
   AttentionSearch(const Manifest& manifest, std::size_t max_len, std::size_t beam_size, double length_penalty)
       : m_(&manifest), max_len_(max_len), beam_size_(beam_size), length_penalty_(length_penalty) {}
 

@@ -209,8 +209,7 @@ class BeamSearch {
     collect();
   }
 
-  /// In the best prefix, find the last grammar phrase that is certain enough. Drop all prefixes that do not begin with the same
-  /// tokens up to the end of that phrase.
+  /// Find the last grammar phrase in the best prefix that is certain enough. Drop all prefixes that differ up to its end.
   void decide() {
     const Prefix* node = beams_[0].prefix;
     for (const Peak* peak = beams_[0].times; peak && node->before; peak = peak->before, node = node->before) {
@@ -242,8 +241,7 @@ class BeamSearch {
     }
   }
 
-  /// Beams, best first.
-  const std::vector<Beam>& beams() const { return beams_; }
+  const std::vector<Beam>& beams() const { return beams_; }  ///< beams, best first
 
  private:
   static constexpr int kNoRest = -2;
@@ -278,8 +276,7 @@ class BeamSearch {
     const std::vector<int>& tokens = likely.tokens;
     const auto first = static_cast<std::size_t>(!tokens.empty() && tokens[0] == blank_);
     if (first == tokens.size()) return;
-    // Heap of the best ranks so far, with the lowest on top. A candidate below the lowest cannot be among the best. An equal
-    // one can, since `order` breaks ties.
+    // Heap of the best ranks, lowest on top. A candidate below that is not among the best; an equal one may be, by its `order`.
     best_.assign(beam_size_, kNever);
     std::transform(ranked_.begin(), ranked_.end(), best_.begin(), [](const Candidate& stays) { return stays.rank; });
     std::make_heap(best_.begin(), best_.end(), std::greater<>());

@@ -39,8 +39,7 @@ class Bundle {
     vocabulary_ = Vocabulary::parse(verified(kTokens), path(kTokens), manifest_.vocab_size);
   }
 
-  /// Whether the manifest lists a file.
-  bool has(const std::string& name) const { return json_["files"].has(name); }
+  bool has(const std::string& name) const { return json_["files"].has(name); }  ///< whether the manifest lists a file
 
   /// Path of a file of the bundle, or only the file's name if the bundle has no folder.
   std::string path(const std::string& name) const {

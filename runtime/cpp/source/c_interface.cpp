@@ -190,10 +190,6 @@ struct Defaults {
   }
 };
 
-// Whether `value` stands for the bundle's default. If the smallest valid value is at least 1, only 0 stands for it.
-// Otherwise, every negative number does.
-bool is_left_open(const Range& range, double value) { return range.in_bundle && (range.least >= 1 ? value == 0 : value < 0); }
-
 template <class Numbers, class T>
 T with_defaults(T options) {
   options.size = sizeof(T);
@@ -204,10 +200,12 @@ T with_defaults(T options) {
   return options;
 }
 
+// Read numbers, except those that stand for the bundle's default: 0 if valid values begin at 1, otherwise negatives.
 template <class Numbers, class T>
 void read_numbers(const T& options, Numbers& numbers) {
   Numbers::each([&](const char*, auto own, const Range& range, auto given) {
-    if (!is_left_open(range, static_cast<double>(options.*given))) numbers.*own = options.*given;
+    const auto value = options.*given;
+    if (!range.in_bundle || (range.least >= 1 ? value != 0 : !(value < 0))) numbers.*own = value;
   });
 }
 

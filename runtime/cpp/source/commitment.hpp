@@ -36,8 +36,7 @@ class Commitment {
     return most;
   }
 
-  /// Count how many of `tokens` can be committed next. Return twice the count, plus one if every possible next token begins a
-  /// word.
+  /// Return twice the number of `tokens` that can be committed next, plus one if every possible next token begins a word.
   /// @param tokens tokens of the best hypothesis, after the committed ones.
   std::size_t num_settled(const BeamSearch& search, const std::vector<int>& tokens, const std::vector<unsigned char>& word_starts) const {
     Beams beams;
@@ -100,8 +99,7 @@ class Commitment {
     return beam.blank + ahead >= other.blank && beam.token + ahead >= other.token && beam.prefix->bonus >= other.prefix->bonus;
   }
 
-  // Whether `rival` beats every beam of `line`, which begins with the shortest. For each longer beam, `rival` is first
-  // extended by the tokens that the beam adds.
+  // Whether `rival` beats every beam of `line`, shortest first. For longer beams, `rival` is extended by the tokens they add.
   static bool beats(const Beam& rival, const std::vector<const Beam*>& line, const Beams& beams) {
     if (!has_same_future(*rival.prefix, *line[0]->prefix)) return false;
     Prefix* better = rival.prefix;

@@ -14,8 +14,7 @@ struct Hypothesis {
   std::vector<double> probabilities;  ///< probability of each token at that frame
 };
 
-/// Return log-probabilities [frames, vocab] as if a penalty had been subtracted from the score of the blank before the softmax.
-/// The results equal those of the Python function.
+/// Return log-probabilities [frames, vocab] as if a penalty had been taken from the blank before the softmax, as in Python.
 inline std::vector<float> penalize_blank(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, int blank, double penalty) {
   std::vector<float> rows(log_probs, log_probs + num_frames * vocab_size);
   const double lost = std::expm1(-penalty);
@@ -112,15 +111,10 @@ class GreedySearch : public CtcSearch {
 class PrefixBeamSearch : public CtcSearch {
  public:
   /// @param context null: no hotwords.
-  /// @param fusion null: no language model.
+  /// @param states states of a language model; no other search may use them at the same time. Null: no language model.
   /// @param grammar restricts hypotheses and is used in place of hotwords and language model; null: no grammar.
   PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
-                   const std::shared_ptr<const Fusion>& fusion, double blank_penalty = 0, const std::shared_ptr<const PhraseGraph>& grammar = nullptr)
-      : PrefixBeamSearch(beam_size, blank, context, fusion ? std::make_shared<FusionStates>(fusion) : nullptr, blank_penalty, grammar) {}
-
-  /// @param states states of a language model; no other search may use them at the same time. Null: no language model.
-  PrefixBeamSearch(std::size_t beam_size, int blank, const std::shared_ptr<const ContextGraph>& context,
-                   const std::shared_ptr<FusionStates>& states, double blank_penalty = 0, const std::shared_ptr<const PhraseGraph>& grammar = nullptr)
+                   const std::shared_ptr<FusionStates>& states, double blank_penalty, const std::shared_ptr<const PhraseGraph>& grammar)
       : CtcSearch(blank, blank_penalty), beam_size_(beam_size), sorts_(context || states), grammar_(grammar) {
     searches_.emplace_back(beam_size, blank, context, states, false, grammar_.get());
     if (context) searches_.emplace_back(beam_size, blank, context, states, true);
@@ -180,8 +174,7 @@ class PrefixBeamSearch : public CtcSearch {
   }
 
  private:
-  // The beams of the first search, and beams of the second that have a bonus and whose tokens no beam of the first has.
-  // The best comes first.
+  // Beams of the first search, and those of the second that have a bonus and tokens of their own. The best comes first.
   std::vector<const Beam*> ranked() const {
     std::vector<const Beam*> beams;
     for (const Beam& beam : searches_[0].beams()) beams.push_back(&beam);
@@ -238,14 +231,13 @@ struct FrameSpan {
 /// Align tokens to log-probabilities [frames, vocab] along the most probable path. None: there are too few frames.
 inline std::optional<std::vector<FrameSpan>> align(const std::vector<float>& log_probs, std::size_t vocab_size,
                                                    const std::vector<int>& tokens, int blank) {
-  constexpr double never = -std::numeric_limits<double>::infinity();
   if (tokens.empty()) return std::vector<FrameSpan>{};
   std::vector<int> states = {blank};
   for (int token : tokens) states.insert(states.end(), {token, blank});
   const std::size_t num = states.size(), num_frames = log_probs.size() / vocab_size;
   std::vector<unsigned char> steps(num_frames * num);
   // Paths begin in the first blank, before the first frame. The blank between two different tokens is optional.
-  std::vector<double> scores(num, never), arrived(num);
+  std::vector<double> scores(num, kNever), arrived(num);
   scores[0] = 0;
   for (std::size_t frame = 0; frame < num_frames; ++frame) {
     for (std::size_t state = 0; state < num; ++state) {
@@ -266,7 +258,7 @@ inline std::optional<std::vector<FrameSpan>> align(const std::vector<float>& log
     scores.swap(arrived);
   }
   std::size_t last = num_frames && scores[num - 2] >= scores[num - 1] ? num - 2 : num - 1;
-  if (!(scores[last] > never)) return std::nullopt;
+  if (!(scores[last] > kNever)) return std::nullopt;
   std::vector<FrameSpan> spans(tokens.size());
   for (std::size_t frame = num_frames; frame-- > 0;) {
     if (last % 2 == 1) {
@@ -279,9 +271,8 @@ inline std::optional<std::vector<FrameSpan>> align(const std::vector<float>& log
   return spans;
 }
 
-/// Return the number of frames before the cut. The cut lies in the longest pause between words in the second half of the
-/// frames. Without a pause there, it lies in the last pause. Return nullopt if there are fewer than
-/// two words, or too few frames.
+/// Return the number of frames before the cut. The cut lies in the longest pause between words in the second half of frames,
+/// or else in the last pause. Return nullopt if there are fewer than two words, or too few frames.
 inline std::optional<std::size_t> find_cut(const Vocabulary& vocabulary, const std::vector<int>& tokens,
                                            const std::vector<float>& log_probs, std::size_t vocab_size, int blank) {
   const auto aligned = align(log_probs, vocab_size, tokens, blank);

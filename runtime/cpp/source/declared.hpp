@@ -32,19 +32,8 @@ struct Range {
 };
 
 struct ModelNumbers {
-  int feature_size = 0;
-  int output_size = 0;
-  int num_blocks = 0;
-  int vocab_size = 0;
-  int subsampling_rate = 0;
-  int right_context = 0;
-  int static_chunk_size = 0;
-  int blank = 0;
-  int sos = 0;
-  int eos = 0;
-  int chunk_multiple = 1;
-  int frame_reduction = 1;
-  int max_position = 5000;
+  int feature_size = 0, output_size = 0, num_blocks = 0, vocab_size = 0, subsampling_rate = 0, right_context = 0,
+      static_chunk_size = 0, blank = 0, sos = 0, eos = 0, chunk_multiple = 1, frame_reduction = 1, max_position = 5000;
 
   template <class Use>
   static void each(Use use) {
@@ -65,10 +54,8 @@ struct ModelNumbers {
 };
 
 struct FeatureNumbers {
-  int sample_rate = 16000;
-  int num_mel_bins = 80;
-  double frame_length_ms = 25;
-  double frame_shift_ms = 10;
+  int sample_rate = 16000, num_mel_bins = 80;
+  double frame_length_ms = 25, frame_shift_ms = 10;
   int num_ceps = 0;
 
   template <class Use>
@@ -82,12 +69,9 @@ struct FeatureNumbers {
 };
 
 struct StreamNumbers {
-  double ctc_weight = 0.3;
-  double reverse_weight = 0.3;
+  double ctc_weight = 0.3, reverse_weight = 0.3;
   int beam_size = 10;
-  double padding_s = 0;
-  double blank_penalty = 0;
-  double length_penalty = 0;
+  double padding_s = 0, blank_penalty = 0, length_penalty = 0;
   int num_left_chunks = -1;
 
   template <class Use>
@@ -103,10 +87,7 @@ struct StreamNumbers {
 };
 
 struct LanguageModelNumbers {
-  double weight = 0.5;
-  double word_bonus = 0.5;
-  double unknown_score = -5;
-  double rescoring_weight = 1;
+  double weight = 0.5, word_bonus = 0.5, unknown_score = -5, rescoring_weight = 1;
 
   template <class Use>
   static void each(Use use) {
@@ -118,10 +99,7 @@ struct LanguageModelNumbers {
 };
 
 struct VadNumbers {
-  double threshold = 0.5;
-  double end_threshold = 0.35;
-  double min_silence = 0.6;
-  double padding = 0.3;
+  double threshold = 0.5, end_threshold = 0.35, min_silence = 0.6, padding = 0.3;
 
   template <class Use>
   static void each(Use use) {

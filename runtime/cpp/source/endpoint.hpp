@@ -42,8 +42,7 @@ inline std::optional<Seconds> first_pause(const std::vector<float>& levels, doub
   return std::nullopt;
 }
 
-/// For each pair of neighbouring words, find the longest pause between their peaks. End the first word where the pause begins,
-/// and begin the second word where the pause ends.
+/// Find the longest pause between the peaks of neighbouring words. End the first word and begin the second at its edges.
 inline void end_at_pauses(std::vector<Seconds>& words, const std::vector<Seconds>& peaks, const std::vector<Seconds>& pauses) {
   constexpr double far = std::numeric_limits<double>::infinity(), longest_token_s = 1;
   for (std::size_t place = 0; place <= words.size(); ++place) {
@@ -58,11 +57,8 @@ inline void end_at_pauses(std::vector<Seconds>& words, const std::vector<Seconds
     }
     if (!best) continue;
     if (place && best->first - std::max(before, earliest) <= longest_token_s) words[place - 1].second = best->first;
-    if (has_next && after - best->second <= longest_token_s) {
-      words[place].first = best->second;
-    } else if (place && has_next) {
-      words[place].first = std::max(words[place].first, words[place - 1].second);
-    }
+    if (has_next && after - best->second <= longest_token_s) words[place].first = best->second;
+    else if (place && has_next) words[place].first = std::max(words[place].first, words[place - 1].second);
   }
 }
 
@@ -113,8 +109,7 @@ class Endpointer {
   int trailing_silence() const { return num_silent_; }
 
   /// Process log-probabilities [frames, vocab] up to the frame at which a rule fires.
-  /// @param end_probability returns the probability that a sentence ends after the given number of these frames. The number
-  /// increases from call to call.
+  /// @param end_probability returns the probability that a sentence ends after a number of frames, which grows with each call.
   template <class EndProbability>
   std::optional<Endpoint> advance(const float* log_probs, std::size_t num_frames, std::size_t vocab_size, EndProbability end_probability) {
     static const double silence_log_prob = std::log(0.8);

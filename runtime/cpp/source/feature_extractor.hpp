@@ -6,11 +6,7 @@
 
 namespace u2moe::runtime {
 
-/// A feature frame contains a sound if its largest sample exceeds its smallest by more than this.
-constexpr double kSound = 1.0 / 256;
-
-/// Adds silence before a source that begins within a sound, and after one that ends within a sound. The result does not depend
-/// on how samples are split across calls.
+/// Adds silence before a source that begins within a sound, and after one that ends so. Any split into calls gives the same.
 class Padding {
  public:
   Padding(double padding_s, const Manifest& manifest)
@@ -34,16 +30,15 @@ class Padding {
     return rest;
   }
 
-  /// Number of samples of silence added before the source.
-  std::size_t num_before() const { return num_before_; }
+  std::size_t num_before() const { return num_before_; }  ///< number of samples of silence added before the source
 
  private:
   using Position = std::vector<float>::const_iterator;
 
+  // Whether the largest sample exceeds the smallest enough to be part of a sound.
   static bool is_sound(Position first, Position last) {
-    if (first == last) return false;
     const auto [least, most] = std::minmax_element(first, last);
-    return static_cast<double>(*most) - static_cast<double>(*least) > kSound;
+    return first != last && static_cast<double>(*most) - static_cast<double>(*least) > 1.0 / 256;
   }
 
   std::vector<float> begin() {
@@ -65,8 +60,7 @@ class Padding {
   std::vector<float> edge_;  // all samples until the first frame is full, later those of the last frame
 };
 
-/// Loudness of each frame of features [frames, feature_size], on the scale of log energies. For MFCC features, this is the mean
-/// of the log energies.
+/// Loudness of each frame of features [frames, feature_size] as a log energy; for MFCC features, the mean of the log energies.
 inline std::vector<float> loudness(const std::vector<float>& features, const Manifest& m) {
   const auto num_bins = static_cast<std::size_t>(m.num_mel_bins), size = static_cast<std::size_t>(m.feature_size);
   std::vector<float> levels(features.size() / size);
@@ -94,8 +88,7 @@ class FeatureExtractor {
         length_(stride_ - rate_ / static_cast<std::size_t>(manifest.frame_reduction) + shortest_),
         needed_(knows_last ? stride_ + shortest_ : length_), padding_(padding_s, manifest) {}
 
-  /// Append samples. Take all windows before the next call: taking a window moves all waiting samples in memory, which
-  /// is slow if there are many.
+  /// Append samples. Take all windows before the next call: taking a window moves all waiting samples in memory.
   void accept(Floats samples) {
     num_received_ += samples.size();
     hear(padding_.accept(std::move(samples)));

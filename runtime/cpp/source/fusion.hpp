@@ -1,5 +1,4 @@
-// Language model scores of hypotheses that grow token by token, with look-ahead within words. runtime/decoding/fusion.py
-// explains the method.
+// Language model scores of hypotheses that grow by tokens, with look-ahead in words, as runtime/decoding/fusion.py explains.
 #pragma once
 
 #include "json.hpp"
@@ -74,13 +73,11 @@ class Fusion {
       const auto starts = std::count_if(pieces.begin(), pieces.end(), [](const std::string& piece) { return !piece.empty(); });
       gains_.push_back(bonus_ * static_cast<double>(by_token_ ? 1 : starts) + kSlack);
       ends_word_.push_back(!by_token_ && !pieces.empty() && pieces.front() == kBoundary);
+      double& most = ends_word_.back() ? most_ending_ : most_going_on_;
+      most = std::max(most, gains_.back());
       if (!by_token_) continue;
       const auto found = ids.find(symbols[token]);
       token_words_.push_back(found == ids.end() ? std::nullopt : std::optional<Id>(found->second));
-    }
-    for (std::size_t token = 0; token < gains_.size(); ++token) {
-      double& most = ends_word_[token] ? most_ending_ : most_going_on_;
-      most = std::max(most, gains_[token]);
     }
     most_gain_ = std::max(most_ending_, most_going_on_);
   }
@@ -124,8 +121,7 @@ class Fusion {
 
   static constexpr double kSlack = 1e-9;  // above the rounding error of summed scores
 
-  // Return a function that converts words to the letter case of the vocabulary. If the vocabulary has both cases, words stay
-  // unchanged.
+  // Return a function that converts words to the letter case of the vocabulary. With both cases, words stay unchanged.
   static Ngrams::Spell spelling_of(const std::vector<std::string>& symbols) {
     std::string letters;
     for (const std::string& symbol : symbols) letters += is_marker(symbol) ? "" : symbol;
@@ -215,8 +211,7 @@ class FusionStates {
   const FusionStatePtr& start() const { return start_; }
   std::size_t size() const { return states_.size(); }
 
-  /// Return the state after a token, and the score of the words that the token ends. The reference is valid until the
-  /// next call.
+  /// Return the state after a token, and the score of the words that it ends. The reference is valid until the next call.
   const FusionState::Move& advance(FusionState& state, int token) {
     const auto index = static_cast<std::size_t>(token);
     const std::uint64_t key = state.number * fusion_->pieces_.size() + index;
@@ -295,8 +290,7 @@ class FusionStates {
     return state;
   }
 
-  // Score of the current word if it ends here, and the history after it. Both are the same for every token that begins the
-  // next word.
+  // Score of the current word if it ends here, and the history after it: the same for every token that begins the next word.
   std::pair<double, Id> ended(FusionState& state) {
     if (!state.ended) state.ended = word(state.history, *state.begun);
     return *state.ended;

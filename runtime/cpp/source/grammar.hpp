@@ -40,9 +40,7 @@ class PhraseGraph {
 
   /// The vocabulary, with an additional token if the grammar allows other words.
   const Vocabulary& vocabulary() const { return vocabulary_; }
-
-  /// Token for other words; negative: other words are not allowed.
-  int rest() const { return rest_; }
+  int rest() const { return rest_; }  ///< token for other words; negative: other words are not allowed
 
   /// Whether the last word is complete, whatever token follows.
   bool is_whole(const PhraseState& state) const {
@@ -50,8 +48,7 @@ class PhraseGraph {
     return state.accepts && (state.is_apart || std::all_of(state.places.begin(), state.places.end(), is_over));
   }
 
-  /// State of an empty hypothesis.
-  PhraseState start() const { return state(after(kRoot, kWordBoundary), true, true); }
+  PhraseState start() const { return state(after(kRoot, kWordBoundary), true, true); }  ///< state of an empty hypothesis
 
   /// Whether `token` may follow.
   bool allows(const PhraseState& from, int token) const {
@@ -353,8 +350,7 @@ class PhraseGraph {
   // Whether a token can stand between phrases: it is `rest` or a bare word boundary.
   bool is_between(int token) const { return token == rest_ || spellings_[static_cast<std::size_t>(token)] == std::u32string(1, kWordBoundary); }
 
-  // Return the indices (exclusive) at which a phrase that begins at `begin` may end, and whether it may continue after the
-  // last token.
+  // Return the indices (exclusive) at which a phrase from `begin` on may end, and whether it may continue after the last token.
   std::pair<std::vector<std::size_t>, bool> ends_in(const std::vector<int>& tokens, std::size_t begin) const {
     if (is_between(tokens[begin])) return {{begin + 1}, false};
     std::vector<std::size_t> ends;

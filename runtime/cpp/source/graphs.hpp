@@ -49,8 +49,7 @@ class Graphs {
     }
     if (m_.form) inputs = static_.emplace(bundle).names();
     // Settings for a device apply only to `static.onnx`, the only graph that is compiled for the device.
-    std::optional<Settings> cpu;
-    if (m_.form) cpu.emplace(settings.on_cpu());
+    const std::optional<Settings> cpu = m_.form ? std::optional(settings.on_cpu()) : std::nullopt;
     const Settings& others = cpu ? *cpu : settings;
     // Start sessions one after another, since onnxruntime crashes if two start at once when memory is short. While onnxruntime
     // loads the smallest graph, another thread reads and verifies the largest file.
@@ -84,8 +83,7 @@ class Graphs {
     return caches;
   }
 
-  /// Encode one chunk of each stream, and update each stream's caches for the next chunk. Return the encoder output [time, dim]
-  /// of each chunk.
+  /// Encode one chunk of each stream, and update the streams' caches. Return the encoder output [time, dim] of each chunk.
   /// @param required frames of left context to keep; negative: all.
   std::vector<Floats> encode(const std::vector<Chunk>& chunks, std::int64_t required) const {
     std::vector<Floats> outputs;
@@ -158,8 +156,7 @@ class Graphs {
 
   /// Score token sequences with the decoders.
   TokenScores score(const Floats& output, const Sequences& sequences) const {
-    // Attention needs memory for each pair of tokens, and for each pair of a token and a frame. Score long utterances
-    // in several calls.
+    // Attention needs memory for each pair of tokens, and of a token and a frame. Score long utterances in several calls.
     constexpr std::int64_t most_pairs = std::int64_t{1} << 22;
     const auto longest = static_cast<std::int64_t>(sequences.longest);
     const std::int64_t num_frames = length(output) / m_.output_size, num_sequences = length(sequences.lengths);
@@ -255,9 +252,8 @@ class Graphs {
     return made;
   }
 
-  // Join caches [blocks, 1, ...] of several streams into [blocks, streams, ...]. Shorter caches are padded before their first
-  // frame. A shorter cache begins at the start of its stream. Its padding is therefore at negative positions, and the graph
-  // masks these.
+  // Join caches [blocks, 1, ...] of several streams into [blocks, streams, ...]. Shorter caches are those of young streams.
+  // They are padded at the front, where positions are negative, so that the graph masks the padding.
   ort::Owned<OrtValue> join(const std::vector<Chunk>& chunks, std::size_t index, Floats& joined) const {
     const std::ptrdiff_t time = m_.caches[index].time_axis;
     ort::Shape shape = m_.caches[index].shape;
@@ -286,8 +282,7 @@ class Graphs {
     return ort::tensor(joined, shape);
   }
 
-  // Extract one stream's cache from the joined cache. If the cache grows with time, keep only the frames that belong to the
-  // last `num_frames` encoder frames.
+  // Extract one stream's cache from the joined cache. Keep only the last `num_frames` encoder frames if it grows with time.
   Caches::Tensor split(const OrtValue& value, std::size_t index, std::int64_t row, std::int64_t num_frames) const {
     const std::ptrdiff_t time = m_.caches[index].time_axis;
     ort::Shape shape = ort::shape_of(value);
@@ -397,13 +392,16 @@ class Graphs {
     }
     const auto metadata = ort::made<OrtModelMetadata>(ort::api().SessionGetModelMetadata, static_cast<const OrtSession*>(graph.session.get()));
     if (ort::metadata(*metadata, "u2moe.version").empty()) return;
-    for (const auto& [name, value, otherwise] : m_.stated()) {
-      std::string text = ort::metadata(*metadata, "u2moe." + name);
-      if (text.empty()) text = json_text(otherwise);
-      if (parse_number(text) != value) {
+    const auto compare = [&](const auto& own, const auto& defaults) {
+      own.each([&](const std::string& name, auto number, const Range&) {
+        std::string text = ort::metadata(*metadata, "u2moe." + name);
+        if (text.empty()) text = json_text(static_cast<double>(defaults.*number));
+        if (parse_number(text) == static_cast<double>(own.*number)) return;
         throw BundleError(graph.path + ": u2moe." + name + " is " + text + ", which does not match bundle.json");
-      }
-    }
+      });
+    };
+    compare(static_cast<const ModelNumbers&>(m_), ModelNumbers());
+    compare(static_cast<const FeatureNumbers&>(m_), FeatureNumbers());
   }
 
   ort::Values run(const Graph& graph, const ort::Values& inputs) const {

@@ -26,16 +26,12 @@ inline std::vector<Hotword> parse_hotwords(const std::string& content) {
     ++number;
     if (line.empty() || line[0] == '#') continue;
     const std::size_t colon = line.rfind(" :");
-    if (colon == std::string::npos) {
-      hotwords.push_back({line});
-      continue;
-    }
+    Hotword& hotword = hotwords.emplace_back(Hotword{trimmed(line.substr(0, colon))});
+    if (colon == std::string::npos) continue;
     const std::string weight = trimmed(line.substr(colon + 2));
     const auto value = parse_number(weight);
-    if (!value) {
-      runtime::fail<InvalidArgument>("hotwords line " + std::to_string(number) + ": weight must be a number, got '" + weight + "'");
-    }
-    hotwords.push_back({trimmed(line.substr(0, colon)), *value});
+    if (!value) fail<InvalidArgument>("hotwords line " + std::to_string(number) + ": weight must be a number, got '" + weight + "'");
+    hotword.weight = *value;
   }
   return hotwords;
 }
@@ -126,7 +122,7 @@ class ContextGraph {
   /// spell a phrase in upper or lower case.
   ContextGraph(const std::vector<Hotword>& hotwords, const Vocabulary& vocabulary) : fingerprint_(vocabulary.fingerprint()) {
     for (const std::u32string& symbol : vocabulary.symbols()) spellings_.push_back(with_boundaries(symbol, is_syllabic));
-    add_state();
+    states_.emplace_back();
     const Symbols symbols(vocabulary);
     std::map<Words, double> bonuses;
     for (const Hotword& hotword : hotwords) {
@@ -146,10 +142,6 @@ class ContextGraph {
     for (const std::u32string& spelling : spellings_) longest = std::max(longest, spelling.size());
     most_gain_ = most_gain_ * static_cast<double>(longest) + kRounding;
     start_ = states_[0].next.at(kWordBoundary);
-    for (std::size_t state = 0; state < states_.size(); ++state) {
-      const auto arc = states_[state].next.find(kWordBoundary);
-      if (arc != states_[state].next.end()) states_[arc->second].is_after_boundary = true;
-    }
   }
 
   struct Move {
@@ -159,15 +151,12 @@ class ContextGraph {
 
   /// Whether the graph was made for this vocabulary.
   bool is_of(const Vocabulary& vocabulary) const { return fingerprint_ == vocabulary.fingerprint(); }
-
-  /// State of an empty hypothesis.
-  std::size_t start() const { return start_; }
+  std::size_t start() const { return start_; }  ///< state of an empty hypothesis
 
   /// Return the state after `token`, and the bonus of the phrases that `token` completes.
   Move advance(std::size_t state, int token) const { return read_on(state, spellings_[static_cast<std::size_t>(token)]); }
 
-  /// Part of a phrase's bonus that a hypothesis receives for the beginning of the phrase. The hypothesis loses
-  /// this part unless it completes the phrase.
+  /// Part of a bonus that a hypothesis receives for the beginning of a phrase, and loses unless it completes the phrase.
   double partial(std::size_t state) const { return states_[state].partial; }
 
   /// Upper bound on what a token adds to a hypothesis's bonus, including the bonus for beginnings of phrases; see `partial`.
@@ -187,17 +176,11 @@ class ContextGraph {
     bool is_after_boundary = false;
   };
 
-  std::size_t add_state() {
-    states_.emplace_back();
-    return states_.size() - 1;
-  }
-
   std::size_t grow(std::size_t state, char32_t character) {
-    const auto found = states_[state].next.find(character);
-    if (found != states_[state].next.end()) return found->second;
-    const std::size_t added = add_state();
-    states_[state].next[character] = added;
-    return added;
+    const auto [arc, is_new] = states_[state].next.emplace(character, states_.size());
+    const std::size_t following = arc->second;
+    if (is_new) states_.emplace_back().is_after_boundary = character == kWordBoundary;
+    return following;
   }
 
   void add_phrase(const Words& words, double bonus) {
@@ -218,8 +201,7 @@ class ContextGraph {
     states_[state].partial = std::max(states_[state].partial, bonus * static_cast<double>(matched) / static_cast<double>(total));
   }
 
-  // Set the failure links. Each state also gets the bonuses of the phrases that its suffixes complete, and the largest
-  // `partial` of the state and its suffixes.
+  // Set the failure links. States also get the bonuses that their suffixes complete, and the largest `partial` of these.
   void link() {
     std::vector<std::size_t> queue;
     for (const auto& [character, state] : states_[0].next) queue.push_back(state);

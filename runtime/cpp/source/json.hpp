@@ -72,8 +72,7 @@ class Json {
     return array()[index];
   }
 
-  /// Path of the value, for messages.
-  const std::string& path() const { return path_; }
+  const std::string& path() const { return path_; }  ///< path of the value, for messages
   void set_path(const std::string& path) {
     path_ = path;
     if (auto* object = std::get_if<Object>(&value_)) {
@@ -116,9 +115,7 @@ class Json {
     void blanks() { place = std::min(text.find_first_not_of(" \n\t\r", place), text.size()); }
     bool takes(char c) {
       blanks();
-      if (place >= text.size() || text[place] != c) return false;
-      ++place;
-      return true;
+      return takes_any({&c, 1});
     }
     void expect(char c) {
       if (!takes(c)) fail(std::string("expected ") + c);
@@ -194,8 +191,7 @@ class Json {
     }
 
     std::string quoted() {
-      if (place >= text.size() || text[place] != '"') fail("expected a string");
-      ++place;
+      if (!takes_any("\"")) fail("expected a string");
       std::string found;
       while (!takes_any("\"")) {
         if (place >= text.size()) fail("unterminated string");
@@ -245,11 +241,8 @@ inline std::string json_text(const std::string& text) {
   for (const char c : text) {
     const auto code = static_cast<unsigned char>(c);
     if (c == '"' || c == '\\') result += '\\';
-    if (code >= 0x20) {
-      result += c;
-    } else {
-      result += {'\\', 'u', '0', '0', "01"[code >> 4], "0123456789abcdef"[code & 15]};
-    }
+    if (code >= 0x20) result += c;
+    else result += {'\\', 'u', '0', '0', "01"[code >> 4], "0123456789abcdef"[code & 15]};
   }
   return result + '"';
 }
@@ -258,15 +251,8 @@ inline std::string json_text(int number) { return std::to_string(number); }
 
 /// Write a number so that reading it returns the same number.
 inline std::string json_text(double number) {
-  std::ostringstream stream;
-  stream.imbue(std::locale::classic());
-  stream.precision(15);
-  stream << number;
-  if (parse_number(stream.str()) == number) return stream.str();
-  stream.str("");
-  stream.precision(17);
-  stream << number;
-  return stream.str();
+  const std::string text = decimal_text(number, 15);
+  return parse_number(text) == number ? text : decimal_text(number, 17);
 }
 
 template <class Items, class Show>

@@ -1,5 +1,4 @@
-// Reads language models from ARPA files and from compact files written by `u2moe lm build`, as runtime/language/arpa.py and
-// compact.py do.
+// Reads language models as ARPA files and as compact files of `u2moe lm build`, as runtime/language/arpa.py and compact.py do.
 
 #include "json.hpp"
 #include "ngrams.hpp"

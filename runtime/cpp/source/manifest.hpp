@@ -19,24 +19,26 @@ inline bool is_plain_name(const std::string& name) {
   return !(stem.size() == 4 && (stem.compare(0, 3, "com") == 0 || stem.compare(0, 3, "lpt") == 0) && stem[3] >= '0' && stem[3] <= '9');
 }
 
-/// Return the rules of a complete EndpointConfig.
-/// @throws BundleError if a rule would fire at every frame.
-inline EndpointRules rules_of(const Json& json) {
+/// Where utterances end; see EndpointConfig in Python.
+struct EndpointOptions {
   EndpointRules rules;
-  for (std::size_t i = 0; i < rules.size(); ++i) {
-    const Json& given = json["rule" + std::to_string(i + 1)];
-    if (given.is_null()) continue;
-    rules[i] = {given["must_contain_nonsilence"].boolean(), given["min_trailing_silence"].number(0, 1e9), given["min_utterance_length"].number(0, 1e9)};
-    if (!rules[i]->is_valid()) given.fail("silence or a length above 0 seconds");
+  double pause = 0;  ///< shortest pause in seconds at which recordings are cut; 0: off
+  double turn = 0;   ///< threshold for the probability of a sentence end; 0: off
+
+  /// Read a complete EndpointConfig.
+  /// @throws BundleError if a rule would fire at every frame.
+  void read(const Json& json) {
+    for (std::size_t i = 0; i < rules.size(); ++i) {
+      const Json& given = json["rule" + std::to_string(i + 1)];
+      rules[i].reset();
+      if (given.is_null()) continue;
+      rules[i] = {given["must_contain_nonsilence"].boolean(), given["min_trailing_silence"].number(0, 1e9), given["min_utterance_length"].number(0, 1e9)};
+      if (!rules[i]->is_valid()) given.fail("silence or a length above 0 seconds");
+    }
+    pause = json["pause"].is_null() ? 0 : json["pause"].number(kShortestPauseS, 1e9);
+    turn = json["turn"].is_null() ? 0 : json["turn"].number(1e-9, 1);
   }
-  return rules;
-}
-
-/// Field `pause` of a complete EndpointConfig: the shortest pause in seconds at which recordings are cut; 0: off.
-inline double pause_of(const Json& json) { return json["pause"].is_null() ? 0 : json["pause"].number(kShortestPauseS, 1e9); }
-
-/// Field `turn` of a complete EndpointConfig: the threshold for the probability of a sentence end; 0: off.
-inline double turn_of(const Json& json) { return json["turn"].is_null() ? 0 : json["turn"].number(1e-9, 1); }
+};
 
 /// Layout of a state tensor [blocks, 1, ...] that a stream passes from chunk to chunk. The tensor is zero at first.
 struct CacheLayout {
@@ -79,13 +81,11 @@ struct StaticForm {
 };
 
 /// The fields of bundle.json; see docs/export.md.
-struct Manifest : ModelNumbers, FeatureNumbers {
+struct Manifest : ModelNumbers, FeatureNumbers, EndpointOptions {
   bool streaming = false, has_decoder = false, bidirectional = false;
   std::vector<CacheLayout> caches;
   std::optional<StaticForm> form;  ///< layout of an encoder with fixed shapes, if there is one
   StreamNumbers numbers;  ///< these members, down to `weights`, are defaults of StreamOptions
-  EndpointRules rules;
-  double pause = 0, turn = 0;
   std::string hotwords;          ///< lines for `parse_hotwords`
   std::string language_model;    ///< file name; empty: none
   LanguageModelOptions weights;  ///< fusion weights of the language model
@@ -98,21 +98,6 @@ struct Manifest : ModelNumbers, FeatureNumbers {
   int frame_len() const { return static_cast<int>(sample_rate * frame_length_ms / 1000); }  ///< samples
   int shift_len() const { return static_cast<int>(sample_rate * frame_shift_ms / 1000); }   ///< samples
   double frame_s() const { return subsampling_rate * frame_shift_ms / 1000; }               ///< seconds per encoder frame
-
-  /// A number that each graph repeats in its metadata, unless the number is the default.
-  struct Stated {
-    std::string name;
-    double value, otherwise;
-  };
-  std::vector<Stated> stated() const {
-    std::vector<Stated> found;
-    const auto add = [&found](const auto& own, const auto& defaults) {
-      own.each([&](const char* name, auto number, const Range&) { found.push_back({name, static_cast<double>(own.*number), static_cast<double>(defaults.*number)}); });
-    };
-    add(static_cast<const ModelNumbers&>(*this), ModelNumbers());
-    add(static_cast<const FeatureNumbers&>(*this), FeatureNumbers());
-    return found;
-  }
 
   /// @param given content of bundle.json. Missing fields are filled with their defaults.
   /// @throws BundleError that names the field, the value found and the value expected.
@@ -153,9 +138,7 @@ struct Manifest : ModelNumbers, FeatureNumbers {
     const Json& size = features[m.num_ceps > 0 ? "num_ceps" : "num_mel_bins"];
     if (size.number() != m.feature_size) size.fail("feature_size of the model, " + std::to_string(m.feature_size));
     read_numbers(decoding, m.numbers);
-    m.rules = rules_of(decoding["endpoint"]);
-    m.pause = pause_of(decoding["endpoint"]);
-    m.turn = turn_of(decoding["endpoint"]);
+    m.read(decoding["endpoint"]);
     for (const Json& line : decoding["hotwords"].array()) m.hotwords += line.string() + "\n";
     if (decoding.given("language_model")) {
       const Json& own = decoding["language_model"];

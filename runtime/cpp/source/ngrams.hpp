@@ -22,8 +22,7 @@ class Ngrams {
   static constexpr std::size_t kMostWords = std::size_t{1} << 24;
   static constexpr double kMostLog = 1e-4;  ///< tolerance, since rounding produces log-probabilities slightly above 0
 
-  /// Build a model from its nodes, beginning with node 0. Each node has a child count, a word, a log10 probability and a log10
-  /// backoff.
+  /// Build a model from its nodes, beginning with node 0: child counts, words, log10 probabilities and log10 backoffs.
   /// @throws LanguageModelError if the nodes do not form a trie or have invalid probabilities. The message begins with
   /// `source`.
   Ngrams(std::vector<std::string> words, const std::vector<std::uint64_t>& num_children, std::vector<Id> word,
@@ -58,8 +57,7 @@ class Ngrams {
     if (const std::optional<Id> start = id_of("<s>")) begin_ = state(1 + *start);
   }
 
-  /// Build a model from n-grams in any order. Every word needs a unigram, and every n-gram needs the n-gram without its last
-  /// word.
+  /// Build a model from n-grams in any order. Every word needs a unigram, and every n-gram the n-gram without its last word.
   static Ngrams of(const std::vector<std::string>& words, const std::vector<Order>& orders, const std::string& source, const Spell& spell) {
     std::vector<std::pair<std::pair<bool, std::string>, Id>> places;
     for (Id id = 0; id < words.size(); ++id) places.push_back({{is_marker(words[id]), spell(words[id])}, id});
@@ -147,8 +145,7 @@ class Ngrams {
     return static_cast<double>(*std::max_element(log_prob_.begin() + 1 + low, log_prob_.begin() + 1 + high));
   }
 
-  /// Upper bound on the log10 probability, after a history, of any word with `low` <= id < `high`. `alone` is `best_alone` of
-  /// this range.
+  /// Upper bound on the log10 probability, after a history, of words with `low` <= id < `high`, whose `best_alone` is `alone`.
   double best(Id history, Id low, Id high, double alone) const {
     double penalty = 0, best = -std::numeric_limits<double>::infinity();
     for (; history; history = link_[history]) {

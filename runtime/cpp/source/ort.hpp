@@ -41,9 +41,8 @@ class Log {
 namespace ort {
 
 #ifdef __GLIBC__
-// glibc loads a library when an exception first leaves std::call_once. This happens in onnxruntime when memory is short. If
-// there is too little memory to load the library, glibc ends the program. So throw an exception out of std::call_once when this
-// code is loaded.
+// glibc loads a library when an exception first leaves std::call_once, as in onnxruntime when memory is short. Without memory
+// for the library, glibc ends the program. So throw an exception out of std::call_once when this code is loaded.
 [[maybe_unused]] inline const bool kUnwinds = [] {
   try {
     std::once_flag once;
@@ -64,8 +63,7 @@ inline const OrtApi& api() {
   return *found;
 }
 
-/// An error of onnxruntime. `what` is the first line of its text, up to 300 bytes; `whole` is the whole text. Callers add the
-/// name of the graph's file or of the provider.
+/// An error of onnxruntime. `what` is the first line, up to 300 bytes, of `whole`. Callers add the name of a file or provider.
 struct Failure : std::runtime_error {
   explicit Failure(const std::string& all) : std::runtime_error(all.substr(0, std::min<std::size_t>(all.find('\n'), 300))), whole(all) {}
   std::string whole;

@@ -17,17 +17,15 @@ inline Search search_of(const std::string& name) {
 }
 
 /// See u2moe_stream_options.
-struct StreamOptions : StreamNumbers {
+struct StreamOptions : StreamNumbers, EndpointOptions {
   static constexpr int kFullContext = U2MOE_FULL_CONTEXT;
 
   /// Options with the defaults of a bundle.
-  explicit StreamOptions(const Manifest& m) : StreamNumbers(m.numbers), rules(m.rules), pause(m.pause), turn(m.turn) {}
+  explicit StreamOptions(const Manifest& m) : StreamNumbers(m.numbers), EndpointOptions(m) {}
 
   int chunk_size = 0;
   Search search = Search::kDefault;
   bool endpoint = true;
-  EndpointRules rules;
-  double pause, turn;
   std::shared_ptr<const ContextGraph> hotwords = nullptr;
   std::shared_ptr<const Fusion> language_model = nullptr;
   std::shared_ptr<const PhraseGraph> grammar = nullptr;
@@ -225,8 +223,9 @@ class Recognition {
 
   std::unique_ptr<CtcSearch> new_search() const {
     if (!options_.has_beam()) return std::make_unique<GreedySearch>(m().blank, options_.blank_penalty);
-    return std::make_unique<PrefixBeamSearch>(static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords,
-                                              options_.language_model, options_.blank_penalty, options_.grammar);
+    const auto states = options_.language_model ? std::make_shared<FusionStates>(options_.language_model) : nullptr;
+    return std::make_unique<PrefixBeamSearch>(static_cast<std::size_t>(options_.beam_size), m().blank, options_.hotwords, states,
+                                              options_.blank_penalty, options_.grammar);
   }
 
   int extractor_chunk_size() const {
@@ -234,12 +233,9 @@ class Recognition {
     return static_cast<int>(std::nearbyint((kLongestWindowS + 2 * options_.padding_s) / m().frame_s()));
   }
 
-  // Whether the current utterance has completed its first pass but has no final result yet.
-  bool is_searched() const { return endpoint_ || (extractor_.is_exhausted() && !last_); }
-
   // Do one step: request a graph, or do work that needs none. Return false if there is nothing to do.
   bool begin_step() {
-    if (is_searched()) {
+    if (endpoint_ || (extractor_.is_exhausted() && !last_)) {  // the first pass of the utterance is complete
       begin_end();
     } else if (has_full_context() && num_frames_ > 0 && !last_) {
       // The utterance may continue after this window. If it fills most of the window, end it within the window; otherwise
@@ -247,17 +243,13 @@ class Recognition {
       is_left_open_ = 2 * num_frames_ > extractor_.num_window_frames();
       is_left_open_ ? begin_end() : repeat();
     } else if (extractor_.has_window()) {
-      begin_window();
+      samples_ = extractor_.take_window();
+      if (samples_.empty()) begin_encoder();
+      else request_ = Request{Request::Graph::kFeatures, &samples_};
     } else {
       return false;
     }
     return true;
-  }
-
-  void begin_window() {
-    samples_ = extractor_.take_window();
-    if (samples_.empty()) begin_encoder();
-    else request_ = Request{Request::Graph::kFeatures, &samples_};
   }
 
   void begin_encoder() {

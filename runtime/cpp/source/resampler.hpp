@@ -10,9 +10,8 @@ inline void check_rate(int rate) {
   if (rate < 1000 || rate > 384000) fail<AudioError>("sample rate must be between 1000 and 384000 Hz, got " + std::to_string(rate));
 }
 
-/// Resamples one channel, buffer by buffer. In total, n samples become round(n * target_rate / source_rate). Each new sample is
-/// a sum of source samples weighted by a windowed sinc, always added in the same order. Any split into buffers therefore gives
-/// the same samples, to the last bit.
+/// Resamples one channel. In total, n samples become round(n * target_rate / source_rate): sums of source samples weighted by a
+/// windowed sinc, always added in the same order. Any split into buffers gives the same samples, to the last bit.
 class Resampler {
  public:
   /// @param source_rate, target_rate in Hz.
@@ -120,21 +119,18 @@ class Resampler {
   std::map<std::int64_t, std::vector<float>> filters_;  // by phase
 };
 
-/// Largest accepted magnitude of samples. Resampled or decoded audio may exceed 1, but samples above this limit are taken for
-/// unscaled integers.
-constexpr float kLoudest = 8;
-
 /// Check samples of one channel.
 /// @param known_rate rate of earlier samples; 0: none.
 /// @throws AudioError if the rate is out of range or has changed, or if samples are not finite or are far outside [-1, 1].
 inline void check_audio(int known_rate, int sample_rate, const float* samples, std::size_t num) {
+  constexpr float loudest = 8;  // resampled or decoded audio may exceed 1; above this limit, samples must be unscaled integers
   if (known_rate && sample_rate != known_rate) {
     fail<AudioError>("sample rate changed from " + std::to_string(known_rate) + " to " + std::to_string(sample_rate) + " Hz in a stream");
   }
   if (!std::all_of(samples, samples + num, [](float sample) { return std::isfinite(sample); })) {
     fail<AudioError>("samples contain NaN or infinity");
   }
-  if (!std::all_of(samples, samples + num, [](float sample) { return std::fabs(sample) <= kLoudest; })) {
+  if (!std::all_of(samples, samples + num, [](float sample) { return std::fabs(sample) <= loudest; })) {
     fail<AudioError>("samples are far outside [-1, 1]: divide integers by their full scale");
   }
   check_rate(sample_rate);

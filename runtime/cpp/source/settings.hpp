@@ -64,7 +64,12 @@ class Settings {
       throw InvalidArgument("kernels must be auto, native or onnxruntime, got '" + wanted_ + "'");
     }
     if (providers_.empty()) providers_.push_back({kCpu, {}});
-    check_providers(providers_);
+    const std::vector<std::string> available = ort::available_providers();
+    for (const auto& [name, own] : providers_) {
+      if (name == kCpu && !own.empty()) throw InvalidArgument(name + " takes no options, got '" + own[0].first + "'");
+      if (std::count(available.begin(), available.end(), name)) continue;
+      throw ProviderError(name + " is not in this onnxruntime (" + ort::version() + "), which has " + joined(available, ", "));
+    }
     if (!options) {
       kernels_ = chosen(wanted_, is_cpu());
       return;
@@ -89,7 +94,9 @@ class Settings {
     for (const Provider& provider : providers_) append(options.get(), provider);
     const std::string without = joined(kernels.refused, ",", [](const auto& each) { return each.first; });
     if (!without.empty()) ort::check(api.AddSessionConfigEntry(options.get(), "u2moe.without", without.c_str()));
-    if (kernels.native) register_kernels(options.get());
+#ifdef U2MOE_KERNELS_REGISTER
+    if (kernels.native) ort::check(U2MOE_KERNELS_REGISTER(options.get(), OrtGetApiBase()));
+#endif
     return options;
   }
 
@@ -122,22 +129,9 @@ class Settings {
     for (const Json& name : found["operators"].array()) kernels.operators.insert(name.string());
     return kernels;
   }
-
-  static void register_kernels(OrtSessionOptions* options) { ort::check(U2MOE_KERNELS_REGISTER(options, OrtGetApiBase())); }
 #else
   static Kernels built_in() { throw KernelsError("this library was built without native kernels: build it with -DU2MOE_KERNELS=ON"); }
-
-  static void register_kernels(OrtSessionOptions*) {}
 #endif
-
-  // Provider name for onnxruntime's generic function: without "ExecutionProvider", and in some cases spelled differently.
-  static std::string short_name(const std::string& provider) {
-    static const std::map<std::string, std::string> others = {
-        {"Azure", "AZURE"}, {"Dml", "DML"}, {"WebGpu", "WebGPU"}, {"WebNN", "WEBNN"}, {"Xnnpack", "XNNPACK"}};
-    const std::string name = provider.substr(0, provider.rfind("ExecutionProvider"));
-    const auto found = others.find(name);
-    return found == others.end() ? name : found->second;
-  }
 
   static void append(OrtSessionOptions* options, const Provider& provider) try {
     if (provider.name == kCpu) return;  // onnxruntime always appends the CPU provider last
@@ -153,20 +147,14 @@ class Settings {
       ort::check(api.SessionOptionsAppendExecutionProvider_CUDA_V2(options, cuda.get()));
       return;
     }
-    ort::check(api.SessionOptionsAppendExecutionProvider(options, short_name(provider.name).c_str(), keys.data(), values.data(), keys.size()));
+    // onnxruntime's generic function takes names without "ExecutionProvider", in some cases spelled differently.
+    static const std::map<std::string, std::string> others = {
+        {"Azure", "AZURE"}, {"Dml", "DML"}, {"WebGpu", "WebGPU"}, {"WebNN", "WEBNN"}, {"Xnnpack", "XNNPACK"}};
+    std::string name = provider.name.substr(0, provider.name.rfind("ExecutionProvider"));
+    if (const auto other = others.find(name); other != others.end()) name = other->second;
+    ort::check(api.SessionOptionsAppendExecutionProvider(options, name.c_str(), keys.data(), values.data(), keys.size()));
   } catch (const ort::Failure& error) {
     throw ProviderError(provider.name + " does not start: " + error.what());
-  }
-
-  static void check_providers(const std::vector<Provider>& providers) {
-    const std::vector<std::string> available = ort::available_providers();
-    for (const Provider& provider : providers) {
-      if (provider.name == kCpu && !provider.options.empty()) {
-        throw InvalidArgument(provider.name + " takes no options, got '" + provider.options[0].first + "'");
-      }
-      if (std::count(available.begin(), available.end(), provider.name)) continue;
-      throw ProviderError(provider.name + " is not in this onnxruntime (" + ort::version() + "), which has " + joined(available, ", "));
-    }
   }
 
   static Kernels chosen(const std::string& wanted, bool is_cpu) {

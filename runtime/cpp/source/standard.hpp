@@ -1,5 +1,4 @@
-// Standard headers that this library uses. Headers for threads, exceptions and files are included only where they are needed,
-// because WebAssembly lacks these features.
+// Standard headers. Those for threads, exceptions and files, which WebAssembly lacks, are included only where they are needed.
 #pragma once
 
 #include <algorithm>

@@ -43,13 +43,9 @@ class StaticEncoder {
     }
   }
 
-  /// Names of the graph's inputs, in order.
-  const std::vector<std::string>& names() const { return names_; }
-  /// Shape of an input or output.
-  const ort::Shape& shape(const std::string& name) const { return shapes_.at(name); }
-
-  /// Initial value of a cache.
-  const Floats& start(const std::string& cache) const { return starts_.at(cache); }
+  const std::vector<std::string>& names() const { return names_; }  ///< names of the graph's inputs, in order
+  const ort::Shape& shape(const std::string& name) const { return shapes_.at(name); }  ///< shape of an input or output
+  const Floats& start(const std::string& cache) const { return starts_.at(cache); }  ///< initial value of a cache
 
   /// Number of subsampled frames that a window of features yields. `num_outputs` converts it to a number of output frames.
   std::int64_t num_frames(const Floats& window) const {
@@ -58,8 +54,7 @@ class StaticEncoder {
   }
   std::int64_t num_outputs(std::int64_t num_frames) const { return (num_frames - 1) / m_.frame_reduction + 1; }
 
-  /// Position of a chunk that follows `offset` output frames of its stream. The position and the chunk's length,
-  /// `num_frames`, count frames after subsampling.
+  /// Position of a chunk after `offset` output frames. It and the chunk's length, `num_frames`, count frames after subsampling.
   std::int64_t position(std::int64_t offset, std::int64_t num_frames) const {
     const std::int64_t begin = offset * m_.frame_reduction, limit = std::int64_t{m_.max_position} * m_.frame_reduction;
     const std::int64_t base = form_.first_position * m_.frame_reduction;
@@ -104,8 +99,7 @@ class StaticEncoder {
     for (std::int64_t row = 0; row < rows; ++row) std::fill_n(data + row * num * width, lost * width, 0.0F);
   }
 
-  /// Left context in encoder frames.
-  std::int64_t num_left() const { return form_.num_left_chunks * form_.chunk_size; }
+  std::int64_t num_left() const { return form_.num_left_chunks * form_.chunk_size; }  ///< left context in encoder frames
 
  private:
   static constexpr float kMasked = -24;

@@ -1,5 +1,4 @@
-// A stream recognises one audio source. It takes samples and returns partial and final results. Feeding and decoding may run in
-// different threads.
+// A stream recognises one audio source. Feeding it and decoding it may run in different threads.
 #pragma once
 
 #include <atomic>
@@ -78,8 +77,7 @@ class Stream {
     changed_.notify_all();
   }
 
-  /// Accept any number of samples. They are queued and decoded one second at a time, so their number affects neither memory use
-  /// nor the time per window.
+  /// Accept any number of samples. They are decoded one second at a time, so that memory use and time per window do not grow.
   void accept_waveform(int sample_rate, const float* samples, std::size_t num) {
     const std::unique_lock<std::mutex> claimed = claim();
     locked([&] {
@@ -111,18 +109,13 @@ class Stream {
     decode_claimed(streams, all);
   }
 
-  /// Take the final result of the next utterance that has words. Each result is returned once.
+  // See `StreamState` for functions of the same name.
   std::optional<Result> take_segment() { return locked([this] { return take_first(segments_); }); }
-  /// Take the next event of the voice activity detector. Each event is returned once.
   std::optional<SpeechEvent> take_speech_event() { return locked([this] { return take_first(speech_events_); }); }
-
+  Result result() const { return locked([this] { return result_; }); }
   bool has_segments() const { return locked([this] { return !segments_.empty(); }); }
-  bool is_cancelled() const { return is_cancelled_; }
   bool is_speech() const { return locked([this] { return is_speech_; }); }
   double queued_s() const { return locked([this] { return rate_ ? static_cast<double>(num_queued_) / rate_ : 0; }); }
-
-  /// Partial result of the current utterance. After the end of the input, the result is final and may be empty.
-  Result result() const { return locked([this] { return result_; }); }
 
   /// @throws Error the error that ended recognition, if any.
   void check_failure() const { locked([this] { return failure_ ? std::rethrow_exception(failure_) : void(); }); }
@@ -209,11 +202,8 @@ class Stream {
       lock.unlock();
       has_taken_ = true;
       is_ended_ = !samples;
-      if (is_ended_) {
-        source_.finish();
-      } else {
-        source_.accept(rate, samples->data(), samples->size());
-      }
+      if (is_ended_) source_.finish();
+      else source_.accept(rate, samples->data(), samples->size());
     }
   }
 
@@ -240,14 +230,12 @@ class Stream {
     }
   }
 
-  bool has_failed() const { return locked([this] { return failure_ != nullptr; }); }
-
   static void decode_claimed(const std::vector<Stream*>& streams, bool all = true) {
     for (Stream* stream : streams) stream->has_taken_ = false;
     for (;;) {
       Jobs jobs;
       for (Stream* stream : streams) {
-        if (stream->has_failed()) continue;
+        if (stream->locked([&] { return stream->failure_ != nullptr; })) continue;
         stream->failing([&] {
           if (const auto request = stream->next(all)) jobs.push_back({stream, *request});
         });

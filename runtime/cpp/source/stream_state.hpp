@@ -130,8 +130,7 @@ class StreamState {
 
   const StreamOptions& options() const { return recognition_.options(); }  ///< all options, with values from the bundle
 
-  /// Append mono samples, a few seconds at most. The rate of the first call applies to the whole source. Results do not depend
-  /// on how samples are split across calls.
+  /// Append mono samples, a few seconds at most, always at the rate of the first call. Their split does not affect results.
   /// @throws AudioError for an invalid rate or invalid samples. In this case, no samples are appended.
   void accept(int sample_rate, const float* samples, std::size_t num) {
     check_audio(resampler_ ? resampler_->source_rate() : 0, sample_rate, samples, num);

@@ -9,8 +9,7 @@ namespace u2moe::runtime {
 /// Begins a word in BPE vocabularies, and replaces the space in character vocabularies.
 constexpr char32_t kWordBoundary = 0x2581;
 
-/// Decode the code point at byte `place` and move `place` past it. For invalid UTF-8, return std::nullopt and do not
-/// move `place`.
+/// Decode the code point at byte `place` and move `place` past it. For invalid UTF-8, return std::nullopt and do not move.
 inline std::optional<char32_t> take_utf8(const std::string& text, std::size_t& place) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[place + i]); };
   const unsigned char first = byte(0);
@@ -42,15 +41,10 @@ inline std::string encode_utf8(const std::u32string& text) {
   std::string result;
   for (const char32_t code : text) {
     const auto last = [code](int shift) { return static_cast<char>(0x80 | (code >> shift & 0x3f)); };
-    if (code < 0x80) {
-      result += static_cast<char>(code);
-    } else if (code < 0x800) {
-      result += {static_cast<char>(0xc0 | code >> 6), last(0)};
-    } else if (code < 0x10000) {
-      result += {static_cast<char>(0xe0 | code >> 12), last(6), last(0)};
-    } else {
-      result += {static_cast<char>(0xf0 | code >> 18), last(12), last(6), last(0)};
-    }
+    if (code < 0x80) result += static_cast<char>(code);
+    else if (code < 0x800) result += {static_cast<char>(0xc0 | code >> 6), last(0)};
+    else if (code < 0x10000) result += {static_cast<char>(0xe0 | code >> 12), last(6), last(0)};
+    else result += {static_cast<char>(0xf0 | code >> 18), last(12), last(6), last(0)};
   }
   return result;
 }
@@ -162,14 +156,19 @@ inline std::optional<double> parse_number(std::string_view text) {
   return value;
 }
 
-/// Format a number for messages: integers without a decimal point, other numbers with at most nine significant digits.
-inline std::string shown_number(double value) {
-  if (std::fabs(value) < 1e15 && value == std::floor(value)) return std::to_string(static_cast<long long>(value));
+/// Format a number with at most `num_digits` significant digits, whatever the locale.
+inline std::string decimal_text(double value, int num_digits) {
   std::ostringstream stream;
   stream.imbue(std::locale::classic());
-  stream.precision(9);
+  stream.precision(num_digits);
   stream << value;
   return stream.str();
+}
+
+/// Format a number for messages: integers without a decimal point, other numbers with at most nine significant digits.
+inline std::string shown_number(double value) {
+  const bool is_integer = std::fabs(value) < 1e15 && value == std::floor(value);
+  return is_integer ? std::to_string(static_cast<long long>(value)) : decimal_text(value, 9);
 }
 
 }  // namespace u2moe::runtime

@@ -37,8 +37,7 @@ class Transcriber {
 
   Stream& stream() const { return *state_->stream; }
 
-  /// Make the thread stop within one chunk. This call does not wait for it. No further callback begins, except one that
-  /// the thread is already starting.
+  /// Make the thread stop within one chunk, without waiting. No callback begins later, except one that is already starting.
   void cancel() {
     state_->is_silent = true;
     stream().cancel();
@@ -72,8 +71,7 @@ class Transcriber {
       if (!is_silent) event(std::move(told));
     }
 
-    // Recognise the next part of the input, and send its events. If recognition fails, send the remaining
-    // events before reporting the failure.
+    // Recognise the next part of the input, and send its events. Send the remaining events before reporting a failure.
     void recognize() {
       std::exception_ptr failure;
       try {

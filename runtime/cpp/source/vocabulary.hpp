@@ -80,18 +80,18 @@ class Vocabulary {
     const auto id = static_cast<int>(symbols_.size());
     symbols_.push_back(symbol);
     texts_.push_back(encode_utf8(symbol));
-    note_letters(symbol);
+    for (const char32_t c : symbol) {
+      has_spaceless_ |= is_spaceless(c);
+      has_capital_ |= !is_marker(symbol) && lower(c) != c;
+      has_small_ |= !is_marker(symbol) && upper(c) != c;
+    }
     word_starts_.push_back(begins(id) ? 1 : 0);
     return id;
   }
 
   std::size_t size() const { return symbols_.size(); }
-
-  /// Hash of the symbols.
-  std::size_t fingerprint() const { return fingerprint_; }
-
-  /// Symbols by id, with U+2581 as in tokens.txt.
-  const std::vector<std::u32string>& symbols() const { return symbols_; }
+  std::size_t fingerprint() const { return fingerprint_; }  ///< hash of the symbols
+  const std::vector<std::u32string>& symbols() const { return symbols_; }  ///< symbols by id, with U+2581 as in tokens.txt
   const std::vector<std::string>& texts() const { return texts_; }  ///< the symbols in UTF-8
 
   /// Text of token ids, without surrounding spaces.
@@ -125,16 +125,14 @@ class Vocabulary {
     return words;
   }
 
-  /// Return the complete words. The last word is complete if the next token begins a word (`has_ended`), or if its own last
-  /// token ends a word.
+  /// Return the complete words. The last one is complete if the next token begins a word (`has_ended`), or its last ends one.
   std::vector<WordSpan> complete_words(const std::vector<int>& tokens, bool has_ended) const {
     std::vector<WordSpan> found = words(tokens);
     if (!found.empty() && found.back().end == tokens.size() && !has_ended && !ends(tokens.back())) found.pop_back();
     return found;
   }
 
-  /// Whether any symbol belongs to a script without spaces.
-  bool has_spaceless() const { return has_spaceless_; }
+  bool has_spaceless() const { return has_spaceless_; }  ///< whether any symbol belongs to a script without spaces
 
   /// Whether the symbols contain both upper- and lower-case letters.
   bool has_both_cases() const { return has_capital_ && has_small_; }
@@ -146,15 +144,6 @@ class Vocabulary {
   static bool is_alone(const std::u32string& symbol) {
     const std::u32string bare = stripped(symbol, is_blank);
     return !bare.empty() && std::all_of(bare.begin(), bare.end(), is_spaceless);
-  }
-
-  void note_letters(const std::u32string& symbol) {
-    const bool is_special = symbol.size() > 2 && symbol.front() == U'<' && symbol.back() == U'>';
-    for (const char32_t c : symbol) {
-      has_spaceless_ |= is_spaceless(c);
-      has_capital_ |= !is_special && lower(c) != c;
-      has_small_ |= !is_special && upper(c) != c;
-    }
   }
 
   bool begins(int token) const { return is_mark(symbol(token).front()) || is_alone(symbol(token)); }

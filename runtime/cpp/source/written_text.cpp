@@ -47,11 +47,6 @@ const Words kHalves = split("half quarter quarters");
 const Words kPlurals = split("twenties thirties forties fifties sixties seventies eighties nineties hundreds thousands millions billions");
 const Words kBeforeTimes = split("at by until till from to around before after since");
 const Words kIrregular = split("first one second two third three fifth five eighth eight ninth nine twelfth twelve");
-const Words kCapitalized = split(
-    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February April June July August September October November December "
-    "I I'm I've I'll I'd Christmas Easter English American British French German Spanish Chinese Japanese America Europe Africa Asia England "
-    "Britain France Germany Spain China Japan India London Paris New_York United_States Internet OK TV PC Mr Mrs Ms Dr");
-
 bool is_in(const Words& words, const std::string& word) { return std::count(words.begin(), words.end(), word) > 0; }
 
 // Return `step` times the index of a word in a list. The first word has index `first`. 0: the word is not in the list.
@@ -64,8 +59,7 @@ std::int64_t unit(const std::string& word) { return number_in(kUnits, word); }
 std::int64_t tens(const std::string& word) { return word == "ten" ? 0 : number_in(kTens, word, 1, 10); }
 bool is_zero(const std::string& word) { return word == "zero" || word == "oh"; }
 
-// Whether a word may follow a date, a time or an amount of money, and is not one that a number can count. The empty word
-// is the end of the text.
+// Whether a word may follow a date, a time or an amount of money, but is not counted by a number. "": the end of the text.
 bool may_follow(const std::string& word) { return word.empty() || is_in(kAfterDates, word); }
 
 std::int64_t scale_of(const std::string& word) {
@@ -92,8 +86,7 @@ class Spoken {
     return all;
   }
 
-  // Number of words whose written form cannot change: all except those at the end that may belong to a number, date or
-  // amount.
+  // Number of words whose written form cannot change: all except a last number, date or amount that may still grow.
   Place num_settled() const {
     Place begin = words_.size();
     while (begin && is_read_on(begin - 1)) --begin;
@@ -194,8 +187,7 @@ class Spoken {
     return unit(regular) || is_in(kTeens, regular) || regular == "hundred" || is_in(kScales, regular) ? regular : "";
   }
 
-  // Return the text of digits spoken one by one, and the place after them. The text is empty if there are fewer than two
-  // digits, or if all are "oh".
+  // Return the text of digits spoken one by one, and the place after them. "": fewer than two digits, or all are "oh".
   std::pair<std::string, Place> digits(Place place) const {
     std::string found;
     bool is_row = false;
@@ -228,7 +220,10 @@ class Spoken {
     if (!is_in(kMonths, month)) return {};
     const bool is_verb = month == "march" || month == "may";
     Found day = numbered(place + 1);
-    if (!day && !is_verb) day = day_of_month(place + 1);
+    if (!day && !is_verb) {
+      day = below_hundred(place + 1);
+      if (day && !may_follow(at(day->end)) && !year(day->end)) day.reset();
+    }
     const Found alone = year(place + 1);
     if (!day) return is_verb || !alone ? Parts{} : Parts{part(place), {std::to_string(alone->value), place + 1, alone->end}};
     if (day->value < 1 || day->value > 31 || alone) return {};
@@ -236,11 +231,6 @@ class Spoken {
     Parts parts = {part(place), {std::to_string(day->value) + (found ? "," : ""), place + 1, day->end}};
     if (found) parts.push_back({std::to_string(found->value), day->end, found->end});
     return parts;
-  }
-
-  Found day_of_month(Place place) const {
-    const Found found = below_hundred(place);
-    return found && (may_follow(at(found->end)) || year(found->end)) ? found : std::nullopt;
   }
 
   Parts time(Place place) const {
@@ -355,8 +345,6 @@ class Spoken {
 
 // ---- Letter case ----
 
-std::string small(const std::string& text) { return mapped(text, lower); }
-
 std::string capital(const std::string& text) {
   std::u32string characters = decode_utf8(text);
   if (!characters.empty()) characters[0] = upper(characters[0]);
@@ -368,23 +356,23 @@ std::string text_of(const Parts& parts) {
 }
 
 // Words and phrases that are always capitalized. Each pair contains the phrase in lower case, and its words as written.
-const std::vector<std::pair<std::string, Words>>& phrases() {
-  static const std::vector<std::pair<std::string, Words>> listed = [] {
-    std::vector<std::pair<std::string, Words>> all;
-    for (std::string phrase : kCapitalized) {
-      std::replace(phrase.begin(), phrase.end(), '_', ' ');
-      all.emplace_back(small(phrase), split(phrase));
-    }
-    return all;
-  }();
-  return listed;
-}
+const std::vector<std::pair<std::string, Words>> kCapitalized = [] {
+  std::vector<std::pair<std::string, Words>> all;
+  for (std::string phrase : split(
+           "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February April June July August September October November December "
+           "I I'm I've I'll I'd Christmas Easter English American British French German Spanish Chinese Japanese America Europe Africa Asia England "
+           "Britain France Germany Spain China Japan India London Paris New_York United_States Internet OK TV PC Mr Mrs Ms Dr")) {
+    std::replace(phrase.begin(), phrase.end(), '_', ' ');
+    all.emplace_back(mapped(phrase, lower), split(phrase));
+  }
+  return all;
+}();
 
 // Number of words whose letter case cannot change: all words, or those before an incomplete phrase at the end.
 std::size_t num_settled(const Parts& parts) {
   for (std::size_t place = 0; place < parts.size(); ++place) {
     const std::string rest = text_of({parts.begin() + static_cast<std::ptrdiff_t>(place), parts.end()}) + " ";
-    for (const auto& each : phrases()) {
+    for (const auto& each : kCapitalized) {
       if (each.first.compare(0, rest.size(), rest) == 0) return place;
     }
   }
@@ -394,7 +382,7 @@ std::size_t num_settled(const Parts& parts) {
 // Capitalize the first word, months in dates, and all words and phrases that are always capitalized.
 void capitalize(Parts& parts) {
   for (std::size_t place = 0; place < parts.size(); ++place) {
-    for (const auto& [found, words] : phrases()) {
+    for (const auto& [found, words] : kCapitalized) {
       if (place + words.size() > parts.size()) continue;
       const auto first = parts.begin() + static_cast<std::ptrdiff_t>(place);
       const std::string text = text_of({first, first + static_cast<std::ptrdiff_t>(words.size())});
@@ -420,7 +408,7 @@ bool is_english(const Words& words) {
 
 Words small_words(const Words& spoken) {
   Words plain;
-  for (const std::string& word : spoken) plain.push_back(small(word));
+  for (const std::string& word : spoken) plain.push_back(mapped(word, lower));
   return plain;
 }
 
