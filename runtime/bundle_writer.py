@@ -169,8 +169,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST_FILE) -> None:
     """Hash the files in a folder, and write the manifest with their digests to the file `name`."""
-    names = sorted(
-        {file.name for file in folder.iterdir() if file.is_file()} - {MANIFEST_FILE, SEALED_FILE, SIGNATURE_FILE}
-    )
+    unlisted = {MANIFEST_FILE, SEALED_FILE, SIGNATURE_FILE}
+    names = sorted({file.name for file in folder.iterdir() if file.is_file()} - unlisted)
     files = {file: FileDigest.of(folder / file) for file in names}
     (folder / name).write_bytes(format_manifest(dataclasses.replace(manifest, files=files)).encode())

@@ -30,13 +30,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = [
-    "AlignmentError", "AudioError", "AudioOverflowError", "AudioWarning", "BundleError", "BundleWarning",
-    "CheckpointError", "CorpusError", "GrammarError", "IntegrityError", "KernelsError", "LanguageModelError",
-    "MicrophoneError", "ParityError", "ProviderError", "QuantizationError", "SignatureError", "StreamError",
-    "TruncatedAudioError", "U2moeError", "UnsupportedError",
-]  # fmt: skip
-
 
 class U2moeError(Exception):
     """Base class of all exceptions of u2moe. They can be pickled, so worker processes can pass them to the parent."""

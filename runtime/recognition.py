@@ -21,6 +21,8 @@ from u2moe.runtime.text.vocabulary import join_texts
 
 Buffers = Iterator[npt.NDArray[np.float32]]
 """Samples of one channel, as one buffer after another."""
+Decode = Callable[[list[Stream]], None]
+"""Function that decodes streams, such as `Recognizer.decode_streams`."""
 
 
 def samples_of(
@@ -91,15 +93,12 @@ class RecordingReader:
 
 
 def recognize(
-    decode: Callable[[list[Stream]], None],
-    stream: Stream,
-    reader: RecordingReader,
-    vad: VoiceActivityDetector | None = None,
+    decode: Decode, stream: Stream, reader: RecordingReader, vad: VoiceActivityDetector | None = None
 ) -> Iterator[Result]:
     """Return an iterator over the final results of a recording. Each is available as soon as its segment ends.
 
-    `decode` decodes streams, such as `Recognizer.decode_streams`. It may postpone work. The caller must then decode the
-    stream after the iteration, and take the remaining results. `stream` must be new or reset. Each stretch of speech
+    `decode` may postpone work. The caller must then decode the stream after the iteration, and take the remaining
+    results. `stream` must be new or reset. Each stretch of speech
     that `vad` finds is recognised as a separate source; None: the whole recording is one source.
     """
     if vad is None:
@@ -107,14 +106,12 @@ def recognize(
     if not hasattr(vad, "speech"):
         raise ValueError(f"vad must be a VoiceActivityDetector or None, got {vad!r}")
     if reader.sample_rate != vad.sample_rate:
-        raise ValueError(
-            f"the voice activity detector needs audio at {vad.sample_rate} Hz, but the model needs "
-            f"{reader.sample_rate} Hz"
-        )
+        rates = f"audio at {vad.sample_rate} Hz, but the model needs {reader.sample_rate} Hz"
+        raise ValueError(f"the voice activity detector needs {rates}")
     return _speech(decode, stream, reader, vad)
 
 
-def _whole(decode: Callable[[list[Stream]], None], stream: Stream, reader: RecordingReader) -> Iterator[Result]:
+def _whole(decode: Decode, stream: Stream, reader: RecordingReader) -> Iterator[Result]:
     for buffer in reader:
         stream.accept_waveform(reader.sample_rate, buffer)
         decode([stream])
@@ -124,9 +121,7 @@ def _whole(decode: Callable[[list[Stream]], None], stream: Stream, reader: Recor
     yield from stream.take_segments()
 
 
-def _speech(
-    decode: Callable[[list[Stream]], None], stream: Stream, reader: RecordingReader, vad: VoiceActivityDetector
-) -> Iterator[Result]:
+def _speech(decode: Decode, stream: Stream, reader: RecordingReader, vad: VoiceActivityDetector) -> Iterator[Result]:
     num_segments = begin = 0
     for speech in vad.speech(reader):
         if speech.begins:
@@ -153,8 +148,7 @@ class LiveRecognition:
         shown: text of the last partial result; empty after a segment.
     """
 
-    def __init__(self, decode: Callable[[list[Stream]], None], stream: Stream) -> None:
-        """Begin a source. `decode` is `Recognizer.decode_streams`."""
+    def __init__(self, decode: Decode, stream: Stream) -> None:
         self.stream = stream
         self.shown = ""
         self._num_committed = 0
@@ -197,10 +191,5 @@ def until_damage(reader: RecordingReader, results: Iterator[Result]) -> Iterator
 
 def transcript_of(segments: Sequence[Result], duration: float, error: Exception | None = None) -> Transcript:
     """Join `segments` (final results, in order) into a transcript, which is incomplete if there is an `error`."""
-    return Transcript(
-        text=join_texts([segment.text for segment in segments]),
-        duration=duration,
-        segments=list(segments),
-        complete=error is None,
-        error=None if error is None else str(error),
-    )
+    text, reason = join_texts([segment.text for segment in segments]), None if error is None else str(error)
+    return Transcript(text=text, duration=duration, segments=list(segments), complete=error is None, error=reason)

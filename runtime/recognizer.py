@@ -16,10 +16,10 @@ import onnxruntime
 from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_location import find_bundle
+from u2moe.runtime.decoding.alignment import MIN_SCORE, TextAligner
 from u2moe.runtime.decoding.context import ContextGraph, Hotwords
 from u2moe.runtime.decoding.pipeline import Observer, Pipeline
 from u2moe.runtime.decoding.stream_state import StreamState
-from u2moe.runtime.decoding.text_alignment import MIN_SCORE, TextAligner
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.decoding.words import SearchWords
 from u2moe.runtime.errors import BundleWarning, StreamError

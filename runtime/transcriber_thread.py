@@ -71,11 +71,9 @@ class TranscriberThread:
                 raise AudioError(f"sample rate changed from {self.sample_rate} to {rate} Hz")
             queued_s, new_s = self.num_queued / rate, len(samples) / rate
             if queued_s + new_s > self.max_queue_s:
-                raise AudioOverflowError(
-                    f"{queued_s:.2f} s of audio is waiting to be recognised: {new_s:.2f} s more would exceed the "
-                    f"limit of {self.max_queue_s:g} s",
-                    new_s,
-                )
+                waiting, limit = f"{queued_s:.2f} s of audio is waiting", f"the limit of {self.max_queue_s:g} s"
+                reason = f"{waiting} to be recognised: {new_s:.2f} s more would exceed {limit}"
+                raise AudioOverflowError(reason, new_s)
             if len(samples) == 0:
                 return
             self.sample_rate = rate

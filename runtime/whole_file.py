@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
-_STALE_S = 3600.0
 
 
 @contextlib.contextmanager
@@ -99,7 +98,7 @@ def remove_stale_parts(folder: Path) -> None:
     """
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
-            if _PART.fullmatch(file.name) and time.time() - file.stat().st_mtime > _STALE_S:
+            if _PART.fullmatch(file.name) and time.time() - file.stat().st_mtime > 3600:
                 file.unlink()
 
 

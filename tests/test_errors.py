@@ -48,7 +48,7 @@ def errors():
 
 def test_the_tree_is_all_there_is():
     names = {kind.__name__ for kind in errors() if kind.__module__ == tree.__name__}
-    assert names == {name for name in tree.__all__ if name.endswith("Error")}
+    assert names == {name for name in u2moe.runtime.__all__ if name.endswith("Error")}
 
 
 @pytest.mark.parametrize("kind", errors(), ids=lambda kind: kind.__name__)

@@ -11,7 +11,7 @@ from u2moe.runtime.cli.options import add_declared, add_model, add_session
 from u2moe.runtime.cli.outputs import Output, add_output
 from u2moe.runtime.cli.terminal import warn
 from u2moe.runtime.cli.transcribe import named_path, run_each
-from u2moe.runtime.decoding.text_alignment import MIN_SCORE
+from u2moe.runtime.decoding.alignment import MIN_SCORE
 from u2moe.runtime.errors import AlignmentError
 from u2moe.runtime.options import NONE, DecodingOptions
 from u2moe.runtime.recognizer import Recognizer

@@ -131,10 +131,7 @@ class BeamSearch:
     Extensions of a prefix are tried in order of probability, until one cannot be among the `beam_size` best candidates,
     whatever the language model (`Fusion.losses`) and hotwords (`ContextGraph.most_gain`) add to it. The result
     therefore equals that of a full search. Unextended prefixes are also candidates. In most frames of speech, blank is
-    so probable that no extension is tried.
-
-    Attributes:
-        beams: the best prefixes, best first.
+    so probable that no extension is tried. `beams` are the best prefixes, best first.
     """
 
     def __init__(

@@ -63,7 +63,12 @@ class Commitment:
         for own, beam in live:
             if own >= settled:
                 break
-            line = list(_line(beam.prefix, beams, least_depth))[::-1]
+            # The beams of this prefix and its ancestors, shortest first. Some ancestors have no beam.
+            line, node = list[Beam](), beam.prefix
+            while node is not None and node.depth >= least_depth:
+                line += [beams[node]] if node in beams else []
+                node = node.parent
+            line.reverse()
             first, most = line[0].prefix, own
             for theirs, rival in live:
                 if theirs > most and _have_same_future(rival.prefix, first) and self._beats(rival, line, beams):
@@ -102,19 +107,13 @@ class Commitment:
         for beam in line:
             better = better and self._search.extension(better, beam.prefix.tokens(depth))
             ours = None if better is None else beams.get(better)
-            if ours is None or not _is_better(ours, beam):
+            if ours is None or ours.prefix.bonus < beam.prefix.bonus:
+                return False
+            ahead = ours.prefix.extra - beam.prefix.extra - _ROUNDING
+            if not (ours.blank + ahead >= beam.blank and ours.token + ahead >= beam.token):
                 return False
             depth = beam.prefix.depth
         return True
-
-
-def _line(prefix: Prefix, beams: Mapping[Prefix, Beam], least_depth: int) -> Iterator[Beam]:
-    """Yield the beams of a prefix and its ancestors down to `least_depth`, longest first. Some prefixes have none."""
-    node: Prefix | None = prefix
-    while node is not None and node.depth >= least_depth:
-        if node in beams:
-            yield beams[node]
-        node = node.parent
 
 
 def _have_same_future(one: Prefix, other: Prefix) -> bool:
@@ -125,9 +124,3 @@ def _have_same_future(one: Prefix, other: Prefix) -> bool:
     if one.phrase and other.phrase and not one.phrase.equals(other.phrase):
         return False
     return mine is theirs or bool(mine and theirs and (mine.history, mine.begun) == (theirs.history, theirs.begun))
-
-
-def _is_better(beam: Beam, other: Beam) -> bool:
-    ahead = beam.prefix.extra - other.prefix.extra - _ROUNDING
-    is_probable = beam.blank + ahead >= other.blank and beam.token + ahead >= other.token
-    return is_probable and beam.prefix.bonus >= other.prefix.bonus

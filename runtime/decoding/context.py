@@ -189,11 +189,8 @@ def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
         if not stripped or stripped.startswith("#"):
             continue
         phrase, separator, weight = stripped.rpartition(" :")
-        if not separator:
-            hotwords.append(stripped)
-            continue
         try:
-            hotwords.append((phrase.strip(), float(weight)))
+            hotwords.append((phrase.strip(), float(weight)) if separator else stripped)
         except ValueError:
             raise ValueError(f"hotwords line {number}: weight must be a number, got {weight!r}") from None
     return hotwords

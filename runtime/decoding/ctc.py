@@ -1,7 +1,4 @@
-"""CTC searches over log-probabilities: greedy search and prefix beam search.
-
-Prefix beam search supports hotwords, a language model and a grammar. The beam itself is in `beam_search`.
-"""
+"""CTC searches over log-probabilities: greedy search, and prefix beam search, whose beam is in `beam_search`."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pauses import first_pause
-from u2moe.runtime.options import SHORTEST_PAUSE_S, EndpointConfig
+from u2moe.runtime.options import EndpointConfig
 
 SILENCE_LOG_PROB = math.log(0.8)
 """A frame is silent if blank is more probable than this, as in WeNet."""
@@ -32,21 +32,15 @@ _EARLY, _LATE = 0.5, 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """The end of an utterance.
+    """The end of an utterance, which has the first `num_frames` frames of the latest call.
 
-    Attributes:
-        num_frames: how many frames of the latest call belong to the utterance.
-        rule: number of the rule that fired (the lowest if several did), or `PAUSE`.
-        trailing_silence: number of silent frames at the end.
+    `rule` is the number of the rule that fired (the lowest if several did), or `PAUSE`. `trailing_silence` is the
+    number of silent frames at the end.
     """
 
     num_frames: int
     rule: int
     trailing_silence: int
-
-    def is_within_speech(self, frame_s: float) -> bool:
-        """Return whether the silence before the endpoint is so short that the endpoint may split a word."""
-        return self.trailing_silence * frame_s < SHORTEST_PAUSE_S
 
 
 class Endpointer:

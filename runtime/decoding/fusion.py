@@ -80,7 +80,11 @@ class Fusion:
         self.rescoring_weight = options.rescoring_weight
         self.numbers = (options.weight, options.word_bonus, options.unknown_score, options.rescoring_weight)
         self.symbols = vocabulary.symbols
-        spell = _spelling_of(vocabulary.symbols)
+        letters = "".join(symbol for symbol in vocabulary.symbols if not is_special(symbol))
+        # Converts words to the vocabulary's letter case, unless the vocabulary has both cases.
+        spell: Callable[[str], str] = str
+        if letters in (letters.upper(), letters.lower()):
+            spell = str.upper if letters == letters.upper() else str.lower
         self.ngrams, self._spelled = _sorted_words(options.model.ngrams, spell)
         words = self.ngrams.words
         self._classes: dict[str, list[tuple[int, float]]] = {}
@@ -259,15 +263,11 @@ class Fusion:
 
 
 class _Beginning(NamedTuple):
-    """The words with a common prefix.
+    """The words with a common prefix: the model's words from `low` to `high` (exclusive), and `entries` of classes.
 
-    Attributes:
-        low: id of the first such word of the model.
-        high: id after the last such word of the model.
-        best_alone: largest unigram log-probability of these words.
-        words: (id, number) pairs for the words that equal the prefix. The id belongs to the word itself, or to a class
-            that contains the word. The number is log10 of the word's share of the class; 0 for the word itself.
-        entries: words that begin with the prefix and belong to a class.
+    `best_alone` is the largest unigram log-probability of the former. `words` are (id, number) pairs for the words that
+    equal the prefix. The id belongs to the word itself, or to a class that contains it. The number is log10 of the
+    word's share of the class; 0 for the word itself.
     """
 
     low: int
@@ -292,12 +292,6 @@ def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, 
         ngrams = Ngrams.of(ngrams.words, [ngrams.rows(length + 1) for length in range(ngrams.order)], spell=spell)
         spelled = [spell(word) for word in ngrams.words[:num_spelled]]
     return ngrams, spelled
-
-
-def _spelling_of(symbols: Sequence[str]) -> Callable[[str], str]:
-    """Return a function that converts words to the vocabulary's letter case, unless the vocabulary has both cases."""
-    letters = "".join(symbol for symbol in symbols if not is_special(symbol))
-    return str.upper if letters == letters.upper() else str.lower if letters == letters.lower() else str
 
 
 def _num_starts(characters: str) -> int:

@@ -1,7 +1,4 @@
-"""Tune a bundle's language model weights and blank penalty. The recordings are encoded only once.
-
-The encoder output and the most probable tokens of each frame stay in memory: about a megabyte per minute of audio.
-"""
+"""Tune a bundle's language model weights and blank penalty. The recordings are encoded only once."""
 
 from __future__ import annotations
 
@@ -27,6 +24,7 @@ from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.errors import BundleError, IntegrityError
 from u2moe.runtime.language.files import write_compact
 from u2moe.runtime.language.model import LanguageModelOptions
+from u2moe.runtime.model.device import joined
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model, TokenScores
 from u2moe.runtime.options import BundledOptions
@@ -44,7 +42,6 @@ SECOND_GRID: dict[str, tuple[float, ...]] = {"rescoring_weight": (0.0, 0.25, 0.5
 LONGEST_S = 60
 """Longest recording in seconds for `u2moe lm tune`: with full context, memory use grows with the square of the
 length."""
-_NUM_ROUNDS = 2
 
 
 @dataclass(eq=False)
@@ -87,7 +84,10 @@ class EncodedRecording:
 
 
 class EncodedRecordings:
-    """Recordings encoded with full context, for many searches. Without `decoding`, the bundle's defaults apply."""
+    """Recordings encoded with full context, for many searches: about a megabyte in memory per minute of audio.
+
+    Without `decoding`, the bundle's defaults apply.
+    """
 
     def __init__(self, bundle: Bundle, model: Model, decoding: BundledOptions[Never] | None = None) -> None:
         self.recordings: list[EncodedRecording] = []
@@ -139,8 +139,9 @@ class EncodedRecordings:
     ) -> WordErrors:
         """Return the word errors of all recordings."""
         errors = WordErrors()
-        texts = self.texts(options, decoding, second_pass=second_pass)
-        for recording, text in zip(self.recordings, texts, strict=True):
+        for recording, text in zip(
+            self.recordings, self.texts(options, decoding, second_pass=second_pass), strict=True
+        ):
             errors.add(recording.transcript, text)
         return errors
 
@@ -203,7 +204,7 @@ def tune(
             on_trial(trials[key])
         return trials[key].num_errors
 
-    for _ in range(_NUM_ROUNDS):
+    for _ in range(2):
         before = best
         for name, values in grid.items():
             best = min([best, *(changed(best, name, value) for value in values)], key=errors_of)
@@ -214,10 +215,7 @@ def tune(
 
 def _padded(rows: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     """Return rows of different lengths as one array, padded with zeros."""
-    result = np.zeros((len(rows), max(map(len, rows))), np.float32)
-    for target, row in zip(result, rows, strict=True):
-        target[: len(row)] = row
-    return result
+    return np.asarray(joined([row[np.newaxis] for row in rows], 0, padded=1))
 
 
 LANGUAGE_MODEL_FILE = "language.lm"

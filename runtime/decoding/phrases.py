@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ _MAX_STATES = 1 << 16
 _ROOT = 0
 
 
+@dataclass(slots=True, eq=False)
 class PhraseState:
     """The state of a hypothesis in the grammar.
 
@@ -45,13 +47,10 @@ class PhraseState:
         moves: cache that maps a token to the next state; None: the token is not allowed.
     """
 
-    __slots__ = ("accepts", "is_apart", "moves", "places")
-
-    def __init__(self, places: frozenset[int], is_apart: bool, accepts: bool) -> None:
-        self.places = places
-        self.is_apart = is_apart
-        self.accepts = accepts
-        self.moves: dict[int, PhraseState | None] = {}
+    places: frozenset[int]
+    is_apart: bool
+    accepts: bool
+    moves: dict[int, PhraseState | None] = field(default_factory=dict)
 
     def equals(self, other: PhraseState) -> bool:
         """Return whether the same tokens may follow both states. Equal states may be different objects."""

@@ -19,6 +19,7 @@ from u2moe.runtime.decoding.utterance import Frames, Phase
 from u2moe.runtime.model.device import Value, joined
 from u2moe.runtime.model.encoder import CacheRow, join_rows, required_cache_size, split_rows
 from u2moe.runtime.model.model import Model, batches_of
+from u2moe.runtime.options import SHORTEST_PAUSE_S
 from u2moe.runtime.result import Result
 
 MAX_BATCH = 32
@@ -38,7 +39,7 @@ T = TypeVar("T", bound="tuple[StreamState, Any]")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Concluded:
     """An utterance that has ended, with or without words. Encoder frames count from the start of the stream.
 
@@ -103,17 +104,16 @@ class Pipeline:
         while ended := [stream for stream in _working(streams) if stream.phase is Phase.SEARCHED]:
             for stream in ended:
                 endpoint = stream.utterance.endpoint
-                if endpoint is not None and endpoint.is_within_speech(stream.frame_s):
+                # After such a short silence, the endpoint may split a word.
+                if endpoint is not None and endpoint.trailing_silence * stream.frame_s < SHORTEST_PAUSE_S:
                     with stream.failing():
                         self._cut(stream)
             self._conclude(_working(ended))
-        for stream in _working(streams):
-            if not stream.may_go_on:
-                continue
+        for stream in (each for each in _working(streams) if each.may_go_on):
             with stream.failing():
                 # An utterance that may continue is encoded again with the next audio. If it fills most of the window,
                 # it is cut first.
-                if stream.takes_most_of_window:
+                if 2 * stream.utterance.num_frames > stream.extractor.num_window_frames:
                     self._cut(stream)
                     self._conclude([stream])
                 stream.begin_again()
@@ -133,16 +133,8 @@ class Pipeline:
             with stream.failing(), self._observer.searching():
                 ended.append((stream, stream.utterance.finish_search()))
         for (stream, _), result in _apart(self._results, ended):
-            utterance = stream.utterance
-            self._observer.concluded(
-                Concluded(
-                    start=utterance.start,
-                    num_frames=utterance.num_frames,
-                    window_start=stream.window_start,
-                    window_len=len(stream.extractor.window),
-                    result=result,
-                )
-            )
+            own, window_len = stream.utterance, len(stream.extractor.window)
+            self._observer.concluded(Concluded(own.start, own.num_frames, stream.window_start, window_len, result))
             with stream.failing():
                 stream.conclude(result)
 

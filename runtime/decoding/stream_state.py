@@ -50,10 +50,8 @@ class StreamState:
         lock: held while anything changes.
         options: options with all defaults filled in; see `Stream.options`. `chunk_size` None means full context.
         vocabulary: vocabulary of results.
-        weights: weights of the second pass.
         caches: caches of the encoder for the next chunk.
         extractor: converts the samples to windows of features.
-        utterance: the current utterance.
         segments: final results that have not been taken yet.
         window_start: first encoder frame of the most recent window.
         frame_s: seconds per encoder frame.
@@ -77,7 +75,6 @@ class StreamState:
         self.weights = options.weights() if fusion is None else options.weights(fusion.rescoring_weight)
         self._formatter = None if options.text_format is None else formatter_of(options.text_format)
         self.frame_s = model.manifest.frame_s
-        self._padding_s = options.padding_s
         self._level_s = model.manifest.features.frame_shift_ms / 1000
         self.model = model
         self.lock = threading.RLock()
@@ -103,16 +100,12 @@ class StreamState:
             finally:
                 self._num_resets -= 1
                 self._released.notify_all()
-            chunk_size, endpoint = self.options.chunk_size, self.options.endpoint
-            is_whole = chunk_size is None
+            chunk_size, endpoint, padding_s = self.options.chunk_size, self.options.endpoint, self.options.padding_s
+            is_whole, model = chunk_size is None, self.model
             if is_whole and endpoint is not None:
-                chunk_size = round((LONGEST_WINDOW_S + 2 * self._padding_s) / self.frame_s)
+                chunk_size = round((LONGEST_WINDOW_S + 2 * padding_s) / self.frame_s)
             self.extractor = FeatureExtractor(
-                self.model.manifest,
-                chunk_size,
-                knows_last=is_whole,
-                padding_s=self._padding_s,
-                library=self.model.search_library,
+                model.manifest, chunk_size, knows_last=is_whole, padding_s=padding_s, library=model.search_library
             )
             self._pause_rule = PauseRule(endpoint.min_pause if endpoint else None, self.frame_s, self._level_s)
             self.failure: BaseException | None = None
@@ -153,7 +146,7 @@ class StreamState:
 
         The times exclude the added silence. They are limited to the range from 0 to the end of the source so far.
         """
-        if not self._padding_s:
+        if not self.options.padding_s:
             return lambda time: round(time, 3)
         lead_s, end_s = self.extractor.lead_s, self.extractor.end_s
         return lambda time: round(min(max(round(time, 3) - lead_s, 0.0), end_s), 3)
@@ -218,11 +211,9 @@ class StreamState:
                 return None
             self.window_start = self.utterance.end
             if self.options.chunk_size is None:
+                levels, start = extractor.levels(len(extractor.window)), self.utterance.start
                 num_frames = self._pause_rule.end_of_window(
-                    extractor.levels(len(extractor.window)),
-                    self.utterance.start,
-                    is_full=extractor.window_is_full,
-                    is_last=extractor.is_exhausted,
+                    levels, start, is_full=extractor.window_is_full, is_last=extractor.is_exhausted
                 )
                 if num_frames is not None:
                     extractor.shorten_window(num_frames)
@@ -267,11 +258,6 @@ class StreamState:
         is_begun = self.options.chunk_size is None and self.utterance.num_frames > 0
         return is_begun and self.phase in (Phase.RECEIVING, Phase.WINDOWS)
 
-    @property
-    def takes_most_of_window(self) -> bool:
-        """Whether the current utterance fills more than half of the last window."""
-        return 2 * self.utterance.num_frames > self.extractor.num_window_frames
-
     def begin_again(self) -> None:
         """Discard the encoder frames of the current utterance; its audio is encoded again with the next window."""
         with self.lock:
@@ -290,7 +276,6 @@ class StreamState:
             raise StreamError("decoding has failed, and audio was lost: reset the stream, or create another")
 
     def _begin_utterance(self, number: int, start: int) -> None:
-        needs_output = self.options.search in ("attention_rescoring", "attention") or self.options.endpoint is not None
         # `search` does not refer to `self`: a reference from the utterance to its stream would keep the model in memory
         # until garbage collection.
         library, blank, options = self.model.search_library, self.model.config.blank, self.options
@@ -299,18 +284,13 @@ class StreamState:
         def search() -> Search:
             if options.search in WITHOUT_BEAM:
                 return GreedySearch(blank, blank_penalty=penalty)
-            return new_search(
-                library, options.beam_size, blank, context, fusion, grammar=grammar, blank_penalty=penalty
-            )
+            size = options.beam_size
+            return new_search(library, size, blank, context, fusion, grammar=grammar, blank_penalty=penalty)
 
+        size, commits = self.model.config.output_size, options.chunk_size is not None
+        keeps = options.search in ("attention_rescoring", "attention") or options.endpoint is not None
         self.utterance = Utterance(
-            number,
-            start,
-            search,
-            output_size=self.model.config.output_size,
-            keeps_output=needs_output,
-            commits=self.options.chunk_size is not None,
-            grammar=self.grammar,
+            number, start, search, output_size=size, keeps_output=keeps, commits=commits, grammar=grammar
         )
         self.extractor.forget(start)
         if self._endpointer is not None:
@@ -321,8 +301,7 @@ class StreamState:
         self.utterance.advance(frames, self._endpointer)
         self.utterance.commit(self.vocabulary)
         if self.utterance.endpoint is None and self._endpointer is not None:
-            silence = self._endpointer.trailing_silence
-            self.utterance.endpoint = self._pause_rule.endpoint(self.utterance.end, silence)
+            self.utterance.endpoint = self._pause_rule.endpoint(self.utterance.end, self._endpointer.trailing_silence)
 
     def _no_caches(self) -> CacheRow:
         return split_rows(self.model.encoder.start(), [0])[0]

@@ -26,17 +26,12 @@ if TYPE_CHECKING:
 _WINDOW, _CONTEXT = 512, 64
 """Samples in a window, and samples before it that the network reads as context. Each window gets one probability."""
 _RATE = 16_000
-_WINDOW_S = _WINDOW / _RATE
 _MAX_WINDOWS = 256
-_PACKAGE = "silero_vad"
 _FILES = ("silero_vad_16k_sequence.onnx", "silero_vad_16k_op15.onnx", "silero_vad.onnx")
 """Files of the package, fastest first. Older versions contain only the last of these files."""
-_LAYOUTS = (
-    ({"input", "state", "sr"}, 2),
-    ({"input", "state"}, 2),
-    ({"input", "h", "c"}, 3),  # any number of windows per run
-)
-"""Names of the inputs and number of outputs of each known file of silero VAD 5 and 6."""
+_LAYOUTS = (({"input", "state", "sr"}, 2), ({"input", "state"}, 2), ({"input", "h", "c"}, 3))
+"""Names of the inputs and number of outputs of each known file of silero VAD 5 and 6. The last one takes any number of
+windows per run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +108,8 @@ class VoiceActivityDetector:
         inputs = {node.name: node for node in self._session.get_inputs()}
         self._outputs = [node.name for node in self._session.get_outputs()]
         if (set(inputs), len(self._outputs)) not in _LAYOUTS:
-            raise BundleError(
-                f"{path}: is not silero VAD 5 or 6: found inputs {', '.join(inputs)} "
-                f"and outputs {', '.join(self._outputs)}"
-            )
+            found = f"inputs {', '.join(inputs)} and outputs {', '.join(self._outputs)}"
+            raise BundleError(f"{path}: is not silero VAD 5 or 6: found {found}")
         self._states = {
             name: tuple(size if isinstance(size, int) else 1 for size in node.shape)
             for name, node in inputs.items()
@@ -175,7 +168,7 @@ class VoiceActivityDetector:
 
 def _installed_file() -> Path:
     """Find the network file of the package silero-vad. Importing the package instead would also import torch."""
-    spec = importlib.util.find_spec(_PACKAGE)
+    spec = importlib.util.find_spec("silero_vad")
     folders = [Path(folder) / "data" for folder in (spec.submodule_search_locations or ())] if spec else []
     for file in (folder / name for name in _FILES for folder in folders):
         if file.is_file():
@@ -190,7 +183,7 @@ class _SpeechSpans:
 
     def __init__(self, options: VadOptions) -> None:
         self._options = options
-        self._min_silent = math.ceil(options.min_silence / _WINDOW_S)
+        self._min_silent = math.ceil(options.min_silence / (_WINDOW / _RATE))
         self._padding = round(options.padding * _RATE)
         self._held, self._held_start = np.zeros(0, np.float32), 0
         self._given = 0  # everything before this has been returned or dropped

@@ -104,9 +104,7 @@ class _Reader:
             if found and int(found[1]) == MOST_ORDER + 1 == len(counts) + 1:
                 raise self._error(f"found n-grams of {found[1]} words, expected at most {MOST_ORDER}")
             if not found or int(found[1]) != len(counts) + 1:
-                raise self._error(
-                    f"found {line[:60]!r}, expected 'ngram {len(counts) + 1}=' and a count, or '\\1-grams:'"
-                )
+                raise self._wrong(line, f"'ngram {len(counts) + 1}=' and a count, or '\\1-grams:'")
             counts.append(int(found[2]))
         if not counts or not 0 < counts[0] <= MOST_WORDS:
             raise self._error("the number of unigrams in the header is 0 or too large")
@@ -120,9 +118,7 @@ class _Reader:
         for _ in range(count):
             fields = next(lines, "").split()
             if len(fields) not in (length + 1, length + 2):
-                raise self._error(
-                    f"found {' '.join(fields)[:60]!r}, expected a {length}-gram (the header announces {count} of them)"
-                )
+                raise self._wrong(" ".join(fields), f"a {length}-gram (the header announces {count} of them)")
             try:
                 log_probs.append(self._log_prob(fields[0]))
                 backoffs.append(float(fields[-1]) if len(fields) == length + 2 and length < highest else 0.0)
@@ -131,9 +127,7 @@ class _Reader:
                 else:
                     ids.extend([self._ids[word] for word in fields[1 : length + 1]])
             except (ValueError, OverflowError):
-                raise self._error(
-                    f"found {' '.join(fields)[:60]!r}, expected a log probability, words and optionally a backoff"
-                ) from None
+                raise self._wrong(" ".join(fields), "a log probability, words and optionally a backoff") from None
             except KeyError as error:
                 raise self._error(f"{error.args[0]!r} is not among the unigrams") from None
         rows = np.array(ids, np.uint32).reshape(count, length)
@@ -147,7 +141,10 @@ class _Reader:
 
     def _expect(self, found: str, expected: str) -> None:
         if found != expected:
-            raise self._error(f"found {found[:60]!r}, expected {expected!r}")
+            raise self._wrong(found, repr(expected))
+
+    def _wrong(self, found: str, expected: str) -> LanguageModelError:
+        return self._error(f"found {found[:60]!r}, expected {expected}")
 
     def _error(self, message: str) -> LanguageModelError:
         return LanguageModelError(f"{self._path}: line {self._number}: {message}")
@@ -158,7 +155,6 @@ BITS = (8, 16)
 """Allowed numbers of bits per table index of a probability or backoff."""
 DIGEST_SIZE = 32
 _LENGTH_SIZE = 4
-_NUM_STEPS = 20
 
 
 def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
@@ -178,11 +174,8 @@ def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
             codes.append(code)
     counts = ngrams.num_children()[: -ngrams.num_ngrams[-1]]
     blocks = [_smallest(counts), _smallest(ngrams.word[1 + len(ngrams.words) :]), *tables, *codes]
-    header = {
-        "words": list(ngrams.words),
-        "num_ngrams": ngrams.num_ngrams,
-        "blocks": [[block.dtype.str, len(block)] for block in blocks],
-    }
+    listed = [[block.dtype.str, len(block)] for block in blocks]
+    header = {"words": list(ngrams.words), "num_ngrams": ngrams.num_ngrams, "blocks": listed}
     encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     content = b"".join([len(encoded).to_bytes(_LENGTH_SIZE, "little"), encoded, *(block.tobytes() for block in blocks)])
     with replacing(path) as part:
@@ -204,11 +197,6 @@ def parse_compact(content: bytes, source: str) -> Ngrams:
         return _parse(content, start, source)
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise LanguageModelError(f"{source}: is damaged: {error}") from error
-
-
-def is_compact(content: bytes) -> bool:
-    """Return whether the content of a file starts with the magic bytes of the compact format, in any version."""
-    return content.startswith(MAGIC[:-1])
 
 
 def _parse(content: bytes, start: int, source: str) -> Ngrams:
@@ -263,7 +251,7 @@ def _centres(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.floa
     # Initial density of centres: cube root of the density of values, which is optimal for many centres.
     steps = np.cumsum(np.cbrt(weights[1:] * np.diff(distinct) ** 2))
     centres = np.interp(np.linspace(0, steps[-1], count), np.concatenate([[0.0], steps]), distinct)
-    for _ in range(_NUM_STEPS):
+    for _ in range(20):
         bounds = np.concatenate([[0], np.searchsorted(distinct, (centres[1:] + centres[:-1]) / 2), [len(distinct)]])
         members = np.diff(sizes[bounds])
         centres = np.where(members > 0, np.diff(sums[bounds]) / np.maximum(members, 1), centres)

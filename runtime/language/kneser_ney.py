@@ -136,7 +136,7 @@ class TrainingOptions(Checked):
             raise ValueError(f"prune must have at most {self.order} numbers, one per order, got {len(self.prune)}")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Level:
     """The n-grams of one order, sorted by history and word.
 
@@ -210,12 +210,10 @@ def _levels(counts: NgramCounts) -> list[_Level]:
     for length in range(1, order + 1):
         starts = np.flatnonzero(differs[:, length - 1])
         endings = rows[starts, order - length :]
-        seen = np.add.reduceat(occurrences, starts)
+        adjusted = seen = np.add.reduceat(occurrences, starts)
         if length < order:
             before = np.add.reduceat(differs[:, length].astype(np.int64), starts)
             adjusted = np.where(endings[:, 0] == _BEGIN, seen, before)
-        else:
-            adjusted = seen
         if length == 1:
             levels.append(_unigrams(num_words, endings, adjusted, seen))
             continue
@@ -225,16 +223,8 @@ def _levels(counts: NgramCounts) -> list[_Level]:
         keys = parents.astype(np.uint64) * np.uint64(num_words) + endings[:, -1]
         sorting = np.argsort(keys)
         endings = endings[sorting]
-        levels.append(
-            _Level(
-                rows=endings,
-                counts=adjusted[sorting],
-                occurrences=seen[sorting],
-                parents=parents[sorting],
-                suffixes=_places(levels, endings[:, 1:], num_words),
-                keys=keys[sorting],
-            )
-        )
+        suffixes = _places(levels, endings[:, 1:], num_words)
+        levels.append(_Level(endings, adjusted[sorting], seen[sorting], parents[sorting], suffixes, keys[sorting]))
     return levels
 
 
@@ -244,10 +234,7 @@ def _unigrams(num_words: int, endings: Rows, adjusted: Counts, seen: Counts) -> 
     of_word[endings[:, 0]], occurrences[endings[:, 0]] = adjusted, seen
     ids = np.arange(num_words, dtype=np.uint32)
     none = np.zeros(num_words, np.int64)
-    return _Level(
-        rows=ids[:, np.newaxis], counts=of_word, occurrences=occurrences, parents=none, suffixes=none,
-        keys=ids.astype(np.uint64),
-    )  # fmt: skip
+    return _Level(ids[:, np.newaxis], of_word, occurrences, none, none, ids.astype(np.uint64))
 
 
 def _places(levels: Sequence[_Level], rows: Rows, num_words: int) -> Counts:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, get_args
 
 from u2moe.runtime.declarations import Checked, option, options_of
 from u2moe.runtime.errors import LanguageModelError
-from u2moe.runtime.language.files import is_compact, parse_compact, read_arpa
+from u2moe.runtime.language.files import MAGIC, parse_compact, read_arpa
 from u2moe.runtime.language.ngrams import Ngrams
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 
@@ -43,7 +43,7 @@ class LanguageModel:
             content = path.read_bytes()
         except (OSError, ValueError) as error:
             raise LanguageModelError(f"{path}: cannot be read as a language model: {error}") from error
-        if is_compact(content):
+        if content.startswith(MAGIC[:-1]):  # in any version
             return cls.parse(content, str(path))
         return cls(read_arpa(path), hashlib.sha256(content).hexdigest())
 
@@ -142,11 +142,8 @@ class LanguageModelOptions(FusionWeights):
     @property
     def digest(self) -> dict[str, Any]:
         """Everything that affects results, as JSON."""
-        return {
-            "model": self.model.fingerprint,
-            **self.weights,
-            "classes": {name: list(words) for name, words in self.classes.items()},
-        }
+        classes = {name: list(words) for name, words in self.classes.items()}
+        return {"model": self.model.fingerprint, **self.weights, "classes": classes}
 
 
 def _checked_classes(classes: Any, model: LanguageModel) -> dict[str, tuple[str, ...]]:

@@ -28,7 +28,6 @@ MOST_ORDER = 9
 MOST_WORDS = 1 << 24
 LN10 = math.log(10)
 _MOST_NODES = 1 << 31
-_FEW = 64
 MOST_LOG = 1e-4
 """Upper limit of log-probabilities. Values slightly above 0 are rounding errors."""
 
@@ -80,7 +79,10 @@ class Ngrams:
         self.word, self.log_prob, self.backoff = word, np.minimum(log_prob, 0, dtype=np.float32), backoff
         parent = np.repeat(np.arange(num_nodes, dtype=np.uint32), num_children)
         self._check(parent, log_prob, source)
-        self.num_ngrams = self._counts()
+        self.num_ngrams, begin, end = list[int](), 1, int(self.first_child[1])
+        while begin < end:
+            self.num_ngrams.append(end - begin)
+            begin, end = end, int(self.first_child[end])
         self.order = len(self.num_ngrams)
         if self.order > MOST_ORDER:
             raise LanguageModelError(f"{source}: has n-grams of {self.order} words, expected at most {MOST_ORDER}")
@@ -169,7 +171,7 @@ class Ngrams:
             begin = bisect_left(words, low, first[history], end)
             if begin < end and words[begin] < high:
                 end = bisect_left(words, high, begin, end)
-                few = end - begin < _FEW  # Python is faster than numpy for few words
+                few = end - begin < 64  # Python is faster than numpy for few words
                 most = max(self._log_probs[begin:end]) if few else float(self.log_prob[begin:end].max())
                 best = max(best, penalty + most)
             penalty += self._backoffs[history]
@@ -224,14 +226,6 @@ class Ngrams:
             raise LanguageModelError(f"{source}: found {log_prob.max():g}, expected the logarithm of a probability")
         if not np.isfinite(self.backoff).all():
             raise LanguageModelError(f"{source}: a backoff is not finite")
-
-    def _counts(self) -> list[int]:
-        """Count the n-grams of each order."""
-        counts, begin, end = [], 1, int(self.first_child[1])
-        while begin < end:
-            counts.append(end - begin)
-            begin, end = end, int(self.first_child[end])
-        return counts
 
     def _links(self, parent: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         """Compute suffix links: each node backs off to its longest proper suffix that is a history."""

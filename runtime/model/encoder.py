@@ -20,19 +20,21 @@ from u2moe.runtime.model.session import Session
 class Encoder:
     """The encoder graph. It maps features and caches to encoder output and new caches."""
 
+    runner: object
+
     def __init__(self, session: Session, config: ModelConfig) -> None:
-        self.session = session
+        self.session = self.runner = session
         self.config = config
 
     @property
     def sessions(self) -> tuple[Session, ...]:
         """Sessions that run the graph; empty for an external runner."""
-        return (self.session,)
+        return (self.runner,) if isinstance(self.runner, Session) else ()
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Execution providers in use."""
-        return self.session.providers
+        """Execution providers in use. For an external runner, this is the name of its class."""
+        return self.runner.providers if isinstance(self.runner, Session) else (type(self.runner).__name__,)
 
     def start(self, batch: int = 1) -> Caches:
         """Return the caches of `batch` streams before their first chunk."""
@@ -62,11 +64,8 @@ class Encoder:
             Encoder output [batch, time, dim] and the caches for the next step, both on the host or both on the device.
         """
         config = self.config
-        num_rows, num_frames = chunk.shape[:2]
-        feeds: dict[str, Value | npt.NDArray[np.int64]] = {
-            "chunk": chunk,
-            "chunk_lens": np.full(num_rows, num_frames, np.int64) if chunk_lens is None else chunk_lens,
-        }
+        lens = np.full(len(chunk), chunk.shape[1], np.int64) if chunk_lens is None else chunk_lens
+        feeds: dict[str, Value | npt.NDArray[np.int64]] = {"chunk": chunk, "chunk_lens": lens}
         if not config.streaming:
             return self.session.run(feeds)["output"], caches
         feeds["offset"] = caches.offset

@@ -208,11 +208,9 @@ class Model:
             found = self._decode(self._decoder, [(outputs[i], utterances[i][1]) for i in group])
             for row, index in enumerate(group):
                 length = sizes[index].length + 1
-                results[index] = TokenScores(
-                    left=found["score"][row, :, :length],
-                    right=found["r_score"][row, :, :length] if self.config.bidirectional else None,
-                    next=found["next_log_probs"][row],
-                )
+                left, following = found["score"][row, :, :length], found["next_log_probs"][row]
+                right = found["r_score"][row, :, :length] if self.config.bidirectional else None
+                results[index] = TokenScores(left=left, right=right, next=following)
         return results
 
     def _decode(

@@ -28,16 +28,10 @@ KERNELS = ("auto", "native", "onnxruntime")
 VARIABLE = "U2MOE_KERNELS"
 """Environment variable with the default choice, one of `KERNELS`."""
 CPU = "CPUExecutionProvider"
-ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    ValueError,
-    # Exceptions from onnxruntime's C++ code have no public base class.
-    *(
-        kind
-        for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    ),
-)
+_DEFINED = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+# Exceptions from onnxruntime's C++ code have no public base class.
+_FROM_CPP = [kind for kind in _DEFINED if isinstance(kind, type) and issubclass(kind, Exception)]
+ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_FROM_CPP)
 _WITHOUT = "u2moe.without"
 """Session configuration entry that lists the operators that the library does not replace."""
 _REFUSAL = re.compile(r"\b([A-Z]\w+): (.*)")
@@ -166,14 +160,9 @@ def installed_kernels() -> Kernels:
         raise KernelsError(
             f"u2moe-kernels {version} cannot run with onnxruntime {onnxruntime.__version__}: {message}"
         ) from error
-    return Kernels(
-        native=True,
-        version=version,
-        isa=str(description["isa"]),
-        layout=int(description["layout"]),
-        operators=frozenset(map(str, description["operators"])),
-        library=library,
-    )
+    isa, layout = str(description["isa"]), int(description["layout"])
+    operators = frozenset(map(str, description["operators"]))
+    return Kernels(native=True, version=version, isa=isa, layout=layout, operators=operators, library=library)
 
 
 def _check_contract(version: str, contract: Any) -> None:

@@ -28,8 +28,6 @@ WHEELS = {
     "ROCMExecutionProvider": "onnxruntime-rocm",
 }
 """PyPI package of each provider. Most replace onnxruntime, so only one of them can be installed."""
-_THREADS_PER_PROCESSOR = 4
-_ALWAYS_ALLOWED_THREADS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +74,11 @@ class SessionSettings:
         if not self.providers:
             raise ValueError("providers must name at least one provider")
         if self.provider_options and len(self.provider_options) != len(self.providers):
-            raise ValueError(
-                f"provider_options must have an entry for each of {len(self.providers)} providers, "
-                f"got {len(self.provider_options)}"
-            )
+            expected = f"an entry for each of {len(self.providers)} providers"
+            raise ValueError(f"provider_options must have {expected}, got {len(self.provider_options)}")
         if self.num_threads is not None:
             # More threads are not faster, and onnxruntime takes minutes to start a thousand.
-            most = max(_ALWAYS_ALLOWED_THREADS, _THREADS_PER_PROCESSOR * (os.cpu_count() or 1))
-            checked_integer("num_threads", self.num_threads, least=1, most=most)
+            checked_integer("num_threads", self.num_threads, least=1, most=max(32, 4 * (os.cpu_count() or 1)))
         if self.sess_options is not None and not isinstance(self.sess_options, onnxruntime.SessionOptions):
             raise ValueError(f"sess_options must be onnxruntime.SessionOptions or None, got {self.sess_options!r}")
         if self.num_threads is not None and self.sess_options is not None:
@@ -98,10 +93,8 @@ class SessionSettings:
                 remedy = f"it is in the package {wheel}" if wheel else "no known package on PyPI has it"
                 raise ProviderError(f"{provider} is not installed: {remedy}; installed: {', '.join(available)}")
         if self.kernels == "native" and self.sess_options is not None:
-            raise ValueError(
-                "kernels and sess_options cannot be combined: call "
-                "sess_options.register_custom_ops_library(str(u2moe_kernels.library_path()))"
-            )
+            remedy = "sess_options.register_custom_ops_library(str(u2moe_kernels.library_path()))"
+            raise ValueError(f"kernels and sess_options cannot be combined: call {remedy}")
         self.chosen  # noqa: B018 - fail here, not at the first session
 
     @property

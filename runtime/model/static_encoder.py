@@ -14,7 +14,6 @@ from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.manifest import MASKED, ModelConfig, StaticForm, StaticHistory, StaticRate, step_of
 from u2moe.runtime.errors import BundleError, ProviderError, StreamError
 from u2moe.runtime.model.encoder import Caches, Encoder
-from u2moe.runtime.model.session import Session
 
 Array = npt.NDArray[Any]
 
@@ -34,25 +33,15 @@ class StaticEncoder(Encoder):
     as usual. The graph runs separately for each stream of a batch. The initial caches are among the bundle's `files`.
     """
 
+    runner: Runner
+
     def __init__(self, runner: Runner, config: ModelConfig, form: StaticForm, files: BundleFiles) -> None:
         self.runner = runner
         self.config = config
         self.form = form
         self.starts = _read_starts(files, config, form)
-        self._outputs = {
-            tensor.name: tuple(config.axis(axis) for axis in tensor.axes) for tensor in form.graph(config).outputs
-        }
+        self._outputs = {each.name: tuple(map(config.axis, each.axes)) for each in form.graph(config).outputs}
         self._rate = config.subsampling_rate // config.frame_reduction
-
-    @property
-    def sessions(self) -> tuple[Session, ...]:
-        """See `Encoder`."""
-        return (self.runner,) if isinstance(self.runner, Session) else ()
-
-    @property
-    def providers(self) -> tuple[str, ...]:
-        """See `Encoder`. For an external runner, this is the name of its class."""
-        return self.runner.providers if isinstance(self.runner, Session) else (type(self.runner).__name__,)
 
     def step(
         self,
@@ -69,12 +58,9 @@ class StaticEncoder(Encoder):
             own = {name: np.asarray(tensor[:, row]) for name, tensor in caches.tensors.items()}
             rows.append(self._one(features[:length], int(caches.offset[row]), own))
         found = {name: np.stack([outputs[name] for outputs, _ in rows], axis=1) for name in rows[0][0]}
-        following = replace(
-            caches,
-            offset=np.array([offset for _, offset in rows], np.int64),
-            tensors={name: found[f"r_{name}"] for name in caches.tensors},
-            log_probs=found["log_probs"][0],
-        )
+        offset = np.array([offset for _, offset in rows], np.int64)
+        tensors = {name: found[f"r_{name}"] for name in caches.tensors}
+        following = replace(caches, offset=offset, tensors=tensors, log_probs=found["log_probs"][0])
         output: npt.NDArray[np.float32] = found["output"][0]
         return output, following
 

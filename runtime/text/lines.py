@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, cast
 
-_GZIP = b"\x1f\x8b"
 _LONGEST_LINE = 1 << 24
 """Maximum length of a line in bytes. This limit prevents reading a whole binary file as one line."""
 
@@ -46,6 +45,6 @@ def read_lines(
 
 def decompressed(stream: IO[bytes]) -> IO[bytes]:
     """Return a seekable stream of the decompressed content if the stream is gzip, otherwise the stream itself."""
-    is_compressed = stream.read(2) == _GZIP
+    is_compressed = stream.read(2) == b"\x1f\x8b"  # gzip's magic bytes
     stream.seek(0)
     return cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if is_compressed else stream

@@ -7,6 +7,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 from u2moe.runtime.declarations import Checked, option
@@ -83,20 +84,17 @@ def _cut(parts: list[_Part], options: SubtitleOptions) -> list[list[_Part]]:
     """Find the cheapest way to cut a segment: few subtitles that end at pauses, and none nearly empty."""
     costs, begins = [0.0], [0]
     for end in range(1, len(parts) + 1):
-        best, best_begin = math.inf, end - 1
+        pause_s = max(parts[end].start_ms - parts[end - 1].end_ms, 0) / 1000 if end < len(parts) else math.inf
+        ways: list[tuple[float, int]] = []
         for begin in range(end - 1, -1, -1):
             group = parts[begin:end]
             if len(group) > 1 and not _fits(group, options):
                 break
             emptiness = 1 - _columns(group) / (options.max_line_width * options.max_lines)
-            cost = costs[begin] + (1 + max(emptiness, 0.0) ** 2)
-            if end < len(parts):
-                pause_s = max(parts[end].start_ms - parts[end - 1].end_ms, 0) / 1000
-                cost += 1 / (1 + 10 * pause_s)
-            if cost < best:
-                best, best_begin = cost, begin
-        costs.append(best)
-        begins.append(best_begin)
+            ways.append((costs[begin] + (1 + max(emptiness, 0.0) ** 2) + 1 / (1 + 10 * pause_s), begin))
+        cost, begin = min(ways, key=itemgetter(0))
+        costs.append(cost)
+        begins.append(begin)
     groups: list[list[_Part]] = []
     end = len(parts)
     while end > 0:

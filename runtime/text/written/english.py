@@ -33,7 +33,6 @@ _PLURALS = (
     "thousands", "millions", "billions",
 )  # fmt: skip
 _BEFORE_TIMES = ("at", "by", "until", "till", "from", "to", "around", "before", "after", "since")
-_FEWEST_DIGITS = 3
 
 
 class Written(NamedTuple):
@@ -90,16 +89,14 @@ def _date(words: Sequence[str], place: int) -> list[Written] | None:
     if day is None or not 1 <= day[0] <= 31 or _year(words, place + 1):
         return None
     found = _year(words, day[1])
-    text = f"{day[0]}," if found else str(day[0])
-    written = [Written(month, place, place + 1), Written(text, place + 1, day[1])]
+    written = [Written(month, place, place + 1), Written(f"{day[0]}{',' if found else ''}", place + 1, day[1])]
     return [*written, Written(str(found[0]), day[1], found[1])] if found else written
 
 
 def _day(words: Sequence[str], place: int) -> tuple[int, int] | None:
     """Read a day of the month such as "twenty five", unless the number may count what follows: "in june two people"."""
     found = below_hundred(words, place)
-    is_day = found and (word_at(words, found[1]) in _AFTER_DATES or _year(words, found[1]))
-    return found if is_day else None
+    return found if found and (word_at(words, found[1]) in _AFTER_DATES or _year(words, found[1])) else None
 
 
 def _time(words: Sequence[str], place: int) -> list[Written] | None:
@@ -139,8 +136,7 @@ def _half_of_day(words: Sequence[str], place: int) -> tuple[str, int]:
 def _year(words: Sequence[str], place: int) -> tuple[int, int] | None:
     """Read a year, also in the form "two thousand five" or "nineteen hundred"."""
     found = year(words, place) or cardinal(words, place)
-    is_year = found is not None and 1000 <= found[0] <= 2999 and word_at(words, place) != "a"
-    return found if is_year else None
+    return found if found and 1000 <= found[0] <= 2999 and word_at(words, place) != "a" else None
 
 
 def _spoken_year(words: Sequence[str], place: int) -> list[Written] | None:
@@ -183,8 +179,7 @@ def _decimal(words: Sequence[str], number: int, end: int) -> tuple[str, int]:
     """Return a number in digits, with any decimals after "point", and the position after the number."""
     if word_at(words, end) != "point":
         return f"{number:,}" if number >= 10_000 else str(number), end
-    spoken = digits(words, end + 1)
-    if spoken:
+    if spoken := digits(words, end + 1):
         return f"{number}.{spoken[0]}", spoken[1]
     following = word_at(words, end + 1)
     if following in UNITS or following in ("zero", "oh"):
@@ -221,7 +216,7 @@ def _money(words: Sequence[str], place: int, text: str, end: int, scale: str) ->
 def _digits(words: Sequence[str], place: int) -> list[Written] | None:
     """Convert digits spoken one by one, such as a telephone number."""
     found = digits(words, place)
-    if not found or len(found[0]) < _FEWEST_DIGITS:
+    if not found or len(found[0]) < 3:
         return None
     return _as_spoken(words, place) if _goes_on(words, found[1]) else [Written(found[0], place, found[1])]
 
@@ -342,8 +337,7 @@ def digits(words: Sequence[str], place: int) -> tuple[str, int] | None:
     while (word := word_at(words, end)) in UNITS or word in _ZEROS:
         found += str(UNITS.get(word, 0))
         end += 1
-    is_number = any(word != "oh" for word in words[place:end])
-    return (found, end) if len(found) > 1 and is_number else None
+    return (found, end) if len(found) > 1 and any(word != "oh" for word in words[place:end]) else None
 
 
 def year(words: Sequence[str], place: int) -> Found:

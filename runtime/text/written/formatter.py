@@ -93,8 +93,7 @@ class TextFormatter:
             nbest.setdefault(own, dataclasses.replace(alternative, text=own))
         result = dataclasses.replace(result, nbest=list(nbest.values()))
         if self.format.language != "en":
-            parts = self._replaced(result.text)
-            covered = _covered(parts, result.text, [word.word for word in result.words])
+            covered = _covered(self._replaced(result.text), result.text, [word.word for word in result.words])
             words, text = [_joined(part, result.words) for part in covered], self.text(result.text)
             # Nothing is committed, because later words may continue a number.
             committed, num = (text, len(words)) if result.is_final else ("", 0)
