@@ -7,8 +7,10 @@ import dataclasses
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from types import TracebackType
+from typing import Self
 
 from u2moe.runtime.bundle.files import FileDigest, plain_name
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Manifest
@@ -17,10 +19,6 @@ from u2moe.runtime.bundle.signature import SIGNATURE_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import BundleError
 from u2moe.runtime.whole_file import flush, locked
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
 
 SEALED_FILE = f"{MANIFEST_FILE}.staged"
 """Name of the manifest in a staged bundle. It differs from `MANIFEST_FILE`, so that no program uses an unfinished

@@ -239,10 +239,7 @@ def checked_seconds(name: str, value: object) -> float:
 
 
 def first_difference(one: object, other: object, name: str) -> tuple[str, object, object]:
-    """Return the path and both values of the first difference, such as ("options.beam_size", 10, 5).
-
-    The arguments are options or JSON values. `name` begins the path.
-    """
+    """Return the path, beginning with `name`, and both values of the first difference of two options or JSON values."""
     one, other = (vars(each) if dataclasses.is_dataclass(each) else each for each in (one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         for key in (*one, *other):

@@ -12,14 +12,11 @@ import re
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if sys.platform != "win32":
     import fcntl
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
 
@@ -92,10 +89,7 @@ def probe(folder: Path) -> float:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove temporary files that killed processes left in a folder.
-
-    Temporary files that have changed within the last hour are kept. Subfolders are not searched.
-    """
+    """Remove temporary files that killed processes left in a folder, not below it, more than an hour ago."""
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
             if _PART.fullmatch(file.name) and time.time() - file.stat().st_mtime > 3600:

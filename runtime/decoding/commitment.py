@@ -64,7 +64,8 @@ class Commitment:
             if own >= settled:
                 break
             # The beams of this prefix and its ancestors, shortest first. Some ancestors have no beam.
-            line, node = list[Beam](), beam.prefix
+            line: list[Beam] = []
+            node: Prefix | None = beam.prefix
             while node is not None and node.depth >= least_depth:
                 line += [beams[node]] if node in beams else []
                 node = node.parent

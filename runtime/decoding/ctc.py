@@ -218,10 +218,7 @@ class PrefixBeamSearch:
             search.finish()
 
     def best(self) -> Hypothesis:
-        """Return the best hypothesis so far that begins with the committed tokens.
-
-        This is the first of `hypotheses`, unless hotwords promote a hypothesis that does not begin with these tokens.
-        """
+        """Return the best of `hypotheses` that begins with the committed tokens. Hotwords may promote others."""
         return _hypothesis(self._best()) if self._searches[0].beams else Hypothesis(tokens=[], score=0.0, times=[])
 
     def settled(self, word_starts: bytes) -> tuple[list[int], bool]:

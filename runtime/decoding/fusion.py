@@ -102,7 +102,9 @@ class Fusion:
         self._spellings = [with_boundaries(symbol) for symbol in vocabulary.symbols]
         self._bonus = bonus = max(options.word_bonus, 0.0)
         self.ends_word = [not self._by_token and text.startswith(WORD_BOUNDARY) for text in self._spellings]
-        self.gains = [bonus * (1 if self._by_token else _num_starts(spelling)) + _SLACK for spelling in self._spellings]
+        # The most words that can begin in each token, whatever precedes it.
+        num_starts = [1 if self._by_token else sum(map(bool, text.split(WORD_BOUNDARY))) for text in self._spellings]
+        self.gains = [bonus * num + _SLACK for num in num_starts]
         self._most_gains = [
             max((gain for gain, end in zip(self.gains, self.ends_word, strict=True) if end is ends), default=-math.inf)
             for ends in (False, True)
@@ -292,8 +294,3 @@ def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, 
         ngrams = Ngrams.of(ngrams.words, [ngrams.rows(length + 1) for length in range(ngrams.order)], spell=spell)
         spelled = [spell(word) for word in ngrams.words[:num_spelled]]
     return ngrams, spelled
-
-
-def _num_starts(characters: str) -> int:
-    """Return the maximum number of words that can begin in these characters, whatever precedes them."""
-    return sum(bool(part) for part in characters.split(WORD_BOUNDARY))

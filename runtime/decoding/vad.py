@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from u2moe.runtime.model.calls import NATIVE_CALLS
 from u2moe.runtime.model.native import ONNXRUNTIME_ERRORS
 from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.validation import checked_options
-
-if TYPE_CHECKING:
-    import os
 
 _WINDOW, _CONTEXT = 512, 64
 """Samples in a window, and samples before it that the network reads as context. Each window gets one probability."""

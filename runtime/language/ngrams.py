@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.text.vocabulary import is_special
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 BEGIN, END = "<s>", "</s>"
 UNKNOWN = ("<unk>", "<UNK>")
@@ -204,13 +202,9 @@ class Ngrams:
         return place if place < end and self._words[place] == word else 0
 
     def _state(self, node: int) -> int:
-        """Return the shortest history that is equivalent to a node.
-
-        This is the node's suffix link if the node has neither children nor backoff, otherwise the node itself.
-        """
-        if self._first[node] != self._first[node + 1] or self._backoffs[node]:
-            return node
-        return int(self._shorter[node])
+        """Return the shortest equivalent history: a node that has children or backoff, or else its suffix link."""
+        is_state = self._first[node] != self._first[node + 1] or self._backoffs[node]
+        return node if is_state else int(self._shorter[node])
 
     def _check(self, parent: npt.NDArray[np.uint32], log_prob: npt.NDArray[np.float32], source: str) -> None:
         if len(self.word) >= _MOST_NODES or not 0 < len(self.words) <= MOST_WORDS:

@@ -76,8 +76,8 @@ class WrittenWord(NamedTuple):
 def written_sentences(text: str) -> Iterator[tuple[str, list[WrittenWord]]]:
     """Yield each sentence of a line as written, and its words. Sentences are split as in `sentences_of`."""
     text = unicodedata.normalize("NFC", text)
-    parts = [[part for word, start in sentence for part in _parts(word, start)] for sentence in _sentences(text)]
-    sentences = [sentence for sentence in parts if sentence]
+    parts = ([part for word, start in sentence for part in _parts(word, start)] for sentence in _sentences(text))
+    sentences = list(filter(None, parts))
     spans = [span for sentence in sentences for span in sentence]
     begin = sentence_begin = place = 0
     for sentence in sentences:
@@ -99,16 +99,14 @@ def written_sentences(text: str) -> Iterator[tuple[str, list[WrittenWord]]]:
 
 
 def _sentences(text: str) -> Iterator[list[tuple[str, int]]]:
-    """Yield the words and class names of each sentence, with their positions in the text. A sentence may be empty.
-
-    A final apostrophe belongs to its word ("dogs'") unless it closes a quotation.
-    """
+    """Yield the words and class names of each sentence, with their positions in the text. A sentence may be empty."""
     begin = 0
     for closing in (*_END_OF_SENTENCE.finditer(text), None):
         words, is_quoted = [], False
         for found in _word().finditer(text, begin, closing.start() if closing else len(text)):
             name, opening, word, quote = found.groups("")
             is_quoted = is_quoted or bool(opening)
+            # A final apostrophe belongs to its word ("dogs'") unless it closes a quotation.
             words.append((name or (word if is_quoted else word + quote), found.start() + len(opening)))
             is_quoted = is_quoted and not quote
         yield words

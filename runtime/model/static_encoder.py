@@ -13,6 +13,7 @@ import numpy.typing as npt
 from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.manifest import MASKED, ModelConfig, StaticForm, StaticHistory, StaticRate, step_of
 from u2moe.runtime.errors import BundleError, ProviderError, StreamError
+from u2moe.runtime.model.device import Value
 from u2moe.runtime.model.encoder import Caches, Encoder
 
 Array = npt.NDArray[Any]
@@ -59,7 +60,7 @@ class StaticEncoder(Encoder):
             rows.append(self._one(features[:length], int(caches.offset[row]), own))
         found = {name: np.stack([outputs[name] for outputs, _ in rows], axis=1) for name in rows[0][0]}
         offset = np.array([offset for _, offset in rows], np.int64)
-        tensors = {name: found[f"r_{name}"] for name in caches.tensors}
+        tensors: dict[str, Value] = {name: found[f"r_{name}"] for name in caches.tensors}
         following = replace(caches, offset=offset, tensors=tensors, log_probs=found["log_probs"][0])
         output: npt.NDArray[np.float32] = found["output"][0]
         return output, following

@@ -13,7 +13,7 @@ MONTHS = (
     "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
     "december",
 )  # fmt: skip
-_VERBS = ("march", "may")
+VERBS = ("march", "may")
 """Month names that usually mean something else, unless an ordinal follows."""
 _CURRENCIES = {"dollar": "$", "dollars": "$", "euro": "\u20ac", "euros": "\u20ac"}
 _WITHIN = ("and", "point", "of", "hundred", "thousand", "million", "billion", "trillion", "p", *_CURRENCIES)
@@ -82,8 +82,8 @@ def _date(words: Sequence[str], place: int) -> list[Written] | None:
     month = words[place]
     if month not in MONTHS:
         return None
-    day = ordinal(words, place + 1) or (None if month in _VERBS else _day(words, place + 1))
-    if day is None and month not in _VERBS:
+    day = ordinal(words, place + 1) or (None if month in VERBS else _day(words, place + 1))
+    if day is None and month not in VERBS:
         found = _year(words, place + 1)
         return found and [Written(month, place, place + 1), Written(str(found[0]), place + 1, found[1])]
     if day is None or not 1 <= day[0] <= 31 or _year(words, place + 1):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.text.vocabulary import Vocabulary, join_texts, stands_alone
-from u2moe.runtime.text.written.english import MONTHS, Written, num_settled, write
+from u2moe.runtime.text.written.english import MONTHS, VERBS, Written, num_settled, write
 from u2moe.runtime.validation import checked_options
 
 LANGUAGES = ("en", "zh", "ja")
@@ -176,10 +176,7 @@ def _is_english(words: Sequence[str]) -> bool:
 
 
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = (
-    "January", "February", "April", "June", "July", "August", "September", "October", "November", "December",
-)  # fmt: skip
-"""Month names, except March and May, which usually mean something else. In a date, the day shows their meaning."""
+_MONTHS = (month.capitalize() for month in MONTHS if month not in VERBS)  # in a date, the day shows what those mean
 _OTHERS = (
     "I", "I'm", "I've", "I'll", "I'd", "Christmas", "Easter", "English", "American", "British", "French", "German",
     "Spanish", "Chinese", "Japanese", "America", "Europe", "Africa", "Asia", "England", "Britain", "France", "Germany",
@@ -220,10 +217,7 @@ class Casing:
         return cased
 
     def num_settled(self, words: Sequence[str]) -> int:
-        """Return how many words keep their letter case whatever follows.
-
-        If the last words may begin a listed phrase, only the words before them are counted; otherwise, all words.
-        """
+        """Return how many words keep their case whatever follows: all except last ones that may begin a phrase."""
         small = [word.lower() for word in words]
         for place, word in enumerate(small):
             rest = small[place:]
