@@ -40,25 +40,20 @@ def with_adapters(
     names = sorted(name.removesuffix(DOWN) for name in state if name.endswith(DOWN))
     if adapters is None or not names:
         return dict(state), {}
-    use = use or _use_by_name(path)
+    if use is None:
+        if re.fullmatch(r"epoch_\d+\.pt", path.resolve().name):
+            use = "contained"
+        elif re.fullmatch(r"(step_\d+|init|lora_init)\.pt", path.resolve().name):
+            use = "add"
+        else:
+            raise CheckpointError(
+                f"{path}: has LoRA adapters: use --lora contained if the weights already include them (as in "
+                "epoch_N.pt), or --lora add if not (as in step_N.pt)"
+            )
     rest = {name: tensor for name, tensor in state.items() if not name.endswith((DOWN, UP))}
     if use == "contained":
         return rest, dict.fromkeys(state.keys() - rest.keys(), CONTAINED)
-    for name in names:
-        rest[f"{name}.weight"] = _adapted(path, state, name, adapters)
-    return rest, {}
-
-
-def _use_by_name(path: Path) -> AdapterUse:
-    name = path.resolve().name
-    if re.fullmatch(r"epoch_\d+\.pt", name):
-        return "contained"
-    if re.fullmatch(r"(step_\d+|init|lora_init)\.pt", name):
-        return "add"
-    raise CheckpointError(
-        f"{path}: has LoRA adapters: use --lora contained if the weights already include them (as in epoch_N.pt), or "
-        "--lora add if not (as in step_N.pt)"
-    )
+    return rest | {f"{name}.weight": _adapted(path, state, name, adapters) for name in names}, {}
 
 
 def _adapted(path: Path, state: Mapping[str, Tensor], name: str, adapters: Adapters) -> Tensor:
@@ -72,7 +67,6 @@ def _adapted(path: Path, state: Mapping[str, Tensor], name: str, adapters: Adapt
     rank = adapters.rank
     expected = [(weight.shape[0], rank), (rank, weight.shape[1])]
     if shapes[1:] != expected:
-        raise CheckpointError(
-            f"{path}: {name}{UP} and {DOWN} have shapes {shapes[1:]}, but lora_rank {rank} requires {expected}"
-        )
+        told = f"have shapes {shapes[1:]}, but lora_rank {rank} requires {expected}"
+        raise CheckpointError(f"{path}: {name}{UP} and {DOWN} {told}")
     return (weight.double() + up.double() @ down.double() * (adapters.alpha / rank)).float()

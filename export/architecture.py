@@ -74,11 +74,6 @@ class Convolution:
     activation: str
     """One of `runtime.graph.activation.ACTIVATIONS`."""
 
-    @property
-    def has_history(self) -> bool:
-        """Whether the convolution is causal and reads frames from before a chunk."""
-        return self.causal and self.kernel > 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderArchitecture:
@@ -104,7 +99,7 @@ class EncoderArchitecture:
     """The fixed chunk size of training, in frames after subsampling; 0 if there is none. Ignored if `dynamic_chunk` is
     true."""
     dynamic_chunk: bool
-    normalized_input: bool
+    normalized_input: bool = True
     """Whether mean and variance normalisation of the features is part of the network."""
     causal: bool
     """Whether no layer looks beyond the current chunk."""

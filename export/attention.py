@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,9 @@ def norm(dim: int, config: Norm) -> nn.Module:
     return nn.LayerNorm(dim, eps=config.eps)
 
 
-def added(x: Tensor, layer: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool) -> Tensor:
+def added(x: Tensor, layer: Callable[[Tensor], Any], norm: nn.Module, pre_norm: bool) -> Tensor:
     """Return `x` plus the layer's output; normalise before the layer (pre_norm) or after the addition."""
-    return x + layer(norm(x)) if pre_norm else cast("Tensor", norm(x + layer(x)))
+    return cast("Tensor", x + layer(norm(x)) if pre_norm else norm(x + layer(x)))
 
 
 def inverse_frequencies(dim: int) -> Tensor:
@@ -103,10 +103,8 @@ class MultiHeadAttention(nn.Module):
         self.linear_out = nn.Linear(inner, dim, bias=config.query_bias)
         if config.relative:
             self.linear_pos = nn.Linear(dim, inner, bias=False)
-            self.pos_bias_u = nn.Parameter(torch.empty(config.num_heads, config.head_dim))
-            self.pos_bias_v = nn.Parameter(torch.empty(config.num_heads, config.head_dim))
-            nn.init.xavier_uniform_(self.pos_bias_u)
-            nn.init.xavier_uniform_(self.pos_bias_v)
+            shape = (config.num_heads, config.head_dim)
+            self.pos_bias_u, self.pos_bias_v = (nn.Parameter(nn.init.xavier_uniform_(torch.empty(shape))) for _ in "uv")
         if config.by_distance:
             self.rel_k_embed = nn.Embedding(FURTHEST_LEFT + FURTHEST_RIGHT + 1, config.head_dim)
 

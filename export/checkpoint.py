@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -80,32 +79,34 @@ class Checkpoint:
         if not path.is_dir():
             raise CheckpointError(f"{path}: is not a directory; expected one with {CONFIG_FILE} and {WEIGHTS_FILE}")
         weights_path = linked_weights(_chosen(path, weights or WEIGHTS_FILE))
-        config = read_training_config(_config_path(path, weights_path))
+        config_path = path / CONFIG_FILE
+        if not config_path.exists():  # the weights may have a file of their own: beside them, or beside a link's target
+            named = (file.with_suffix(".yaml") for file in (weights_path, Path(os.path.realpath(weights_path))))
+            config_path = next(filter(Path.is_file, named), config_path)
+        config = read_training_config(config_path)
         tokens = read_vocabulary(_chosen(path, units) if units else _vocabulary_path(path, config), config)
         state, contained = with_adapters(weights_path, load_state_dict(weights_path), config.adapters, lora)
         if config.without_cmvn:
             contained |= {name: NOT_NORMALIZED for name in (CMVN_MEAN, CMVN_ISTD) if state.pop(name, None) is not None}
         # if the state dict uses other names, `select_tensors` reports a clearer error than "has no statistics"
-        fits = any(name.startswith("encoder.") for name in state)
-        if fits and not _has_statistics(weights_path, state):
-            state.update(_statistics(path, config))
-        normalized = CMVN_MEAN in state
+        if any(name.startswith("encoder.") for name in state):
+            state.update(_statistics(weights_path, state, path, config))
         architecture = as_trained(weights_path, config, state)
-        architecture = replace(
-            architecture,
-            encoder=replace(architecture.encoder, normalized_input=normalized),
-            blank=tokens.index(BLANK) if config.blank is None and BLANK in tokens else architecture.blank,
-        )
+        blank = tokens.index(BLANK) if config.blank is None and BLANK in tokens else architecture.blank
+        encoder = replace(architecture.encoder, normalized_input=CMVN_MEAN in state)
+        architecture = replace(architecture, encoder=encoder, blank=blank)
         untrained = {} if config.trained_decoder else {name: UNTRAINED for name in state if name.startswith("decoder.")}
         trained = {name: tensor for name, tensor in state.items() if name not in untrained}
         tensors, ignored = select_tensors(weights_path, trained, architecture, tied_embedding=config.tied_embedding)
+        silent = {architecture.blank, architecture.sos, architecture.eos}
+        words = [token if index in silent else WORD_START + token for index, token in enumerate(tokens)]
         return cls(
             path=path,
             weights=weights_path,
             architecture=architecture,
             features=config.features,
             text=_text_config(path, config, tokens),
-            tokens=_as_words(tokens, architecture) if config.separate else tokens,
+            tokens=words if config.separate else tokens,
             decoding=config.decoding,
             tensors=tensors,
             ignored={**ignored, **untrained, **contained},
@@ -126,12 +127,10 @@ class Checkpoint:
         """Return the description of the model for the bundle's manifest."""
         encoder = self.architecture.encoder
         kind, reduction = KINDS[encoder.kind].network, encoder.frame_reduction
-        decoder: Literal["bitransformer", "transformer", "none"] = "none"
-        if self.architecture.left_decoder is not None:
-            decoder = "transformer" if self.architecture.right_decoder is None else "bitransformer"
+        left, right = self.architecture.left_decoder, self.architecture.right_decoder
         return ModelConfig(
             streaming=encoder.streaming,
-            decoder=decoder,
+            decoder="none" if left is None else "transformer" if right is None else "bitransformer",
             feature_size=encoder.input_size,
             output_size=encoder.dim,
             num_blocks=encoder.num_blocks,
@@ -154,19 +153,6 @@ def _chosen(directory: Path, name: str | PathLike[str]) -> Path:
     inside, elsewhere = directory / name, Path(name)
     is_path = os.path.lexists(elsewhere) or elsewhere.parent != Path()
     return elsewhere if is_path and not os.path.lexists(inside) else inside
-
-
-def _config_path(directory: Path, weights: Path) -> Path:
-    """Return the path of train.yaml, or of a yaml file named like the weights file if only that one exists.
-
-    The second file is looked for beside the weights file and, if the weights file is a link, beside the linked file.
-    """
-    if not (directory / CONFIG_FILE).exists():
-        for file in (weights, Path(os.path.realpath(weights))):
-            beside = file.with_suffix(".yaml")
-            if beside.is_file():
-                return beside
-    return directory / CONFIG_FILE
 
 
 def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
@@ -194,33 +180,22 @@ def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
     text = read_text(path, purpose="it contains the vocabulary")
     tokens = parse_tokens(text, file=str(path), error=CheckpointError)
     if len(tokens) != vocab_size:
-        raise CheckpointError(
-            f"{path}: has {len(tokens)} symbols, expected {vocab_size}, the output_dim in {CONFIG_FILE}"
-        )
+        expected = f"{vocab_size}, the output_dim in {CONFIG_FILE}"
+        raise CheckpointError(f"{path}: has {len(tokens)} symbols, expected {expected}")
     symbol, count = Counter(tokens).most_common(1)[0]
     if count > 1:
         raise CheckpointError(f"{path}: has the symbol {symbol!r} more than once")
-    _check_special_tokens(path, tokens, config)
-    return tokens
-
-
-def _check_special_tokens(path: Path, tokens: list[str], config: TrainingConfig) -> None:
-    """Check the ids of special tokens against train.yaml; `<sos/eos>` must have the id of `<sos>` or `<eos>`."""
-    stated = dict(config.special_tokens)
+    ids, stated = {symbol: token for token, symbol in enumerate(tokens)}, dict(config.special_tokens)
     if config.blank is not None:
         stated[BLANK] = config.blank
     for symbol, token in stated.items():
-        if symbol in tokens and tokens.index(symbol) != token:
-            raise CheckpointError(
-                f"{path}: {symbol} has id {tokens.index(symbol)}, expected {token} as in {CONFIG_FILE}"
-            )
+        if ids.get(symbol, token) != token:
+            raise CheckpointError(f"{path}: {symbol} has id {ids[symbol]}, expected {token} as in {CONFIG_FILE}")
     ends = {stated[symbol] for symbol in ("<sos>", "<eos>") if symbol in stated}
-    if ends and BOTH_ENDS in tokens and tokens.index(BOTH_ENDS) not in ends:
-        expected = " or ".join(map(str, sorted(ends)))
-        raise CheckpointError(
-            f"{path}: {BOTH_ENDS} has id {tokens.index(BOTH_ENDS)}, "
-            f"expected {expected} as for <sos> and <eos> in {CONFIG_FILE}"
-        )
+    if ends and ids.get(BOTH_ENDS) not in {*ends, None}:
+        expected = f"{' or '.join(map(str, sorted(ends)))} as for <sos> and <eos> in {CONFIG_FILE}"
+        raise CheckpointError(f"{path}: {BOTH_ENDS} has id {ids[BOTH_ENDS]}, expected {expected}")
+    return tokens
 
 
 def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> TextConfig:
@@ -236,24 +211,15 @@ def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> 
     return TextConfig(tokenizer=kind, unk=unk)
 
 
-def _as_words(tokens: list[str], architecture: Architecture) -> list[str]:
-    """Put the word-start mark in front of every token except blank, sos and eos."""
-    silent = {architecture.blank, architecture.sos, architecture.eos}
-    return [token if index in silent else WORD_START + token for index, token in enumerate(tokens)]
-
-
-def _has_statistics(path: Path, state: Mapping[str, Tensor]) -> bool:
-    found = [name for name in (CMVN_MEAN, CMVN_ISTD) if name in state]
+def _statistics(
+    weights: Path, state: Mapping[str, Tensor], directory: Path, config: TrainingConfig
+) -> dict[str, Tensor]:
+    """Return the feature statistics from their file; empty if the state dict has them, or if training used none."""
+    found, encoder = [name for name in (CMVN_MEAN, CMVN_ISTD) if name in state], config.architecture.encoder
     if len(found) == 1:
-        raise CheckpointError(f"{path}: has only {found[0]}; it must have both {CMVN_MEAN} and {CMVN_ISTD}, or neither")
-    return bool(found)
-
-
-def _statistics(directory: Path, config: TrainingConfig) -> dict[str, Tensor]:
-    """Return the feature statistics from their file; empty if the network was trained without statistics."""
-    encoder = config.architecture.encoder
-    if not encoder.normalized_input:
+        told = f"has only {found[0]}; it must have both {CMVN_MEAN} and {CMVN_ISTD}, or neither"
+        raise CheckpointError(f"{weights}: {told}")
+    if found or not encoder.normalized_input:
         return {}
     name = _plain_name(config.cmvn_file) if config.cmvn_file else CMVN_FILE
-    mean, istd = read_cmvn(directory / name, encoder.input_size)
-    return {CMVN_MEAN: mean, CMVN_ISTD: istd}
+    return dict(zip((CMVN_MEAN, CMVN_ISTD), read_cmvn(directory / name, encoder.input_size), strict=True))

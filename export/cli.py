@@ -10,10 +10,8 @@ from u2moe.runtime.cli.terminal import tell
 
 if TYPE_CHECKING:
     from u2moe.export.comparison import ParityReport
-    from u2moe.runtime.bundle_folder import Bundle
 
 PROFILES = ("streaming", "offline", "clip", "ort", "sherpa-onnx", "static")
-_ORT_HELP = "also write ORT format, and the list of operators for a reduced build of onnxruntime"
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -24,24 +22,16 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("checkpoint", help="directory with train.yaml, units.txt and the weights")
     parser.add_argument("out", help="folder to write the bundle to")
-    parser.add_argument(
-        "--random",
-        action="store_true",
-        help="use random weights, for measuring only; CHECKPOINT may be just a train.yaml",
-    )
+    random_help = "use random weights, for measuring only; CHECKPOINT may be just a train.yaml"
+    parser.add_argument("--random", action="store_true", help=random_help)
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help="vocabulary size with --random (default: as in train.yaml, or 5000)"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the random weights (default: 0)")
-    parser.add_argument(
-        "--padding",
-        type=float,
-        metavar="S",
-        default=0.0,
-        help="seconds of silence to add where a recording starts or ends within a sound (default: 0, as in WeNet)",
-    )
+    padding = "seconds of silence to add where a recording starts or ends within a sound (default: 0, as in WeNet)"
+    parser.add_argument("--padding", type=float, metavar="S", default=0.0, help=padding)
     _add_files(parser)
-    _add_overwrite(parser, "bundle")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.set_defaults(run=run_export)
 
 
@@ -61,30 +51,19 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder of the bundle; demo: the demo model")
     parser.add_argument("out", help="folder to write the graphs to")
     parser.add_argument("--profile", choices=PROFILES, required=True)
-    parser.add_argument("--ort", action="store_true", help=_ORT_HELP)
+    ort_help = "also write ORT format, and the list of operators for a reduced build of onnxruntime"
+    parser.add_argument("--ort", action="store_true", help=ort_help)
     parser.add_argument(
         "--chunk-size", type=int, metavar="N", help="for sherpa-onnx and static: encoder frames per chunk (default: 16)"
     )
-    parser.add_argument(
-        "--num-left-chunks",
-        type=int,
-        metavar="N",
-        help="for sherpa-onnx and static: chunks of left context (default: 4)",
-    )
+    left_help = "for sherpa-onnx and static: chunks of left context (default: 4)"
+    parser.add_argument("--num-left-chunks", type=int, metavar="N", help=left_help)
     recordings = parser.add_mutually_exclusive_group()
-    recordings.add_argument(
-        "--calibration",
-        nargs="+",
-        metavar="FILE",
-        help="for static: also write chunks of these recordings as calibration data",
-    )
-    recordings.add_argument(
-        "--qdq",
-        nargs="+",
-        metavar="FILE",
-        help="for static: like --calibration, and also use the chunks to quantize the graph for QNN",
-    )
-    _add_overwrite(parser, "folder of this kind")
+    calibration = "for static: also write chunks of these recordings as calibration data"
+    recordings.add_argument("--calibration", nargs="+", metavar="FILE", help=calibration)
+    qdq = "for static: like --calibration, and also use the chunks to quantize the graph for QNN"
+    recordings.add_argument("--qdq", nargs="+", metavar="FILE", help=qdq)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder of this kind")
     parser.set_defaults(run=run_convert)
 
 
@@ -98,10 +77,6 @@ def add_validate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint directory that the bundle was exported from")
     _add_files(parser)
     parser.set_defaults(run=run_validate)
-
-
-def _add_overwrite(parser: argparse.ArgumentParser, target: str) -> None:
-    parser.add_argument("--overwrite", action="store_true", help=f"replace an existing {target}")
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -127,39 +102,30 @@ def run_export(args: argparse.Namespace) -> int:
     """Export a checkpoint and print the result."""
     from u2moe.export.exporter import export_bundle, export_random
 
-    given = {"vocab_size": args.vocab_size, "seed": args.seed}
-    given = {name: value for name, value in given.items() if value is not None}
+    common = {"overwrite": args.overwrite, "progress": tell}
+    given = _given(vocab_size=args.vocab_size, seed=args.seed)
+    files = {"weights": args.weights, "units": args.units, "lora": args.lora}
     if args.random:
-        if any((args.weights, args.units, args.lora, args.padding)):
+        if any((*files.values(), args.padding)):
             raise ValueError("--random cannot be combined with --weights, --units, --lora or --padding")
-        _print_written(export_random(args.checkpoint, args.out, **given, overwrite=args.overwrite, progress=tell))
-        return 0
-    if given:
-        raise ValueError("--vocab-size and --seed require --random")
-    bundle, report = export_bundle(
-        args.checkpoint,
-        args.out,
-        weights=args.weights,
-        units=args.units,
-        lora=args.lora,
-        padding_s=args.padding,
-        overwrite=args.overwrite,
-        progress=tell,
-    )
-    _print_report(report)
-    _print_written(bundle)
+        bundle = export_random(args.checkpoint, args.out, **given, **common)
+    else:
+        if given:
+            raise ValueError("--vocab-size and --seed require --random")
+        bundle, report = export_bundle(args.checkpoint, args.out, **files, padding_s=args.padding, **common)
+        _print_report(report)
+    size = sum(file.size for file in bundle.manifest.files.values())
+    print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
     return 0
 
 
-def _print_written(bundle: Bundle) -> None:
-    size = sum(file.size for file in bundle.manifest.files.values())
-    print(f"wrote {bundle.path} ({size / 1e6:.1f} MB)")
+def _given(**options: int | None) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def run_convert(args: argparse.Namespace) -> int:
     """Convert a bundle, and print how closely the new graphs match it."""
-    given = {"chunk_size": args.chunk_size, "num_left_chunks": args.num_left_chunks}
-    options = {name: value for name, value in given.items() if value is not None}
+    options = _given(chunk_size=args.chunk_size, num_left_chunks=args.num_left_chunks)
     if args.profile == "sherpa-onnx":
         return _run_sherpa(args, options)
     if options and args.profile != "static":
@@ -189,12 +155,10 @@ def _run_sherpa(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
     if args.ort:
         raise ValueError("--ort does not apply to --profile sherpa-onnx: sherpa-onnx does not read ORT format")
-    written = export_sherpa(
-        find_bundle(args.bundle), args.out, SherpaOptions(**options), overwrite=args.overwrite, progress=tell
-    )
+    bundle, chunks = find_bundle(args.bundle), SherpaOptions(**options)
+    written = export_sherpa(bundle, args.out, chunks, overwrite=args.overwrite, progress=tell)
     _print_report(written.report)
-    print(f"wrote {written.path}; to load it:")
-    print(written.usage())
+    print(f"wrote {written.path}; to load it:\n{written.usage()}")
     return 0
 
 
@@ -209,8 +173,7 @@ def run_validate(args: argparse.Namespace) -> int:
         from u2moe.export.exporter import validate_bundle
 
         files = {"weights": args.weights, "units": args.units, "lora": args.lora}
-        report = validate_bundle(bundle.path, args.checkpoint, **files, progress=tell)
-        _print_report(report)
+        _print_report(validate_bundle(bundle.path, args.checkpoint, **files, progress=tell))
     return 0
 
 

@@ -104,13 +104,9 @@ def compare_features(file: Path, manifest: Manifest) -> Comparison:
 
     The short inputs have 0 samples, 1 sample, one sample less than a frame, and one frame.
 
-    Args:
-        file: the graph.
-        manifest: manifest of its bundle.
-
     Raises:
         ParityError: the difference exceeds the limit, or the number of frames differs.
-        BundleError: the feature configuration is impossible.
+        BundleError: the feature configuration in `manifest` is impossible.
     """
     session = Session(file, contract.features(), manifest, SessionSettings())
     noise, length = parity_samples(manifest, 2.0), manifest.features.frame_len

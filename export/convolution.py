@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import Convolution
 from u2moe.export.attention import RMSNorm, norm
-from u2moe.export.layers import linear, normalization, parameter, product, vector
+from u2moe.export.layers import half, linear, normalization, parameter, vector, weight_and_bias
 from u2moe.export.moe import activation
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.convolution import Around, DepthwiseConvolution, OverTime, TimeConvolution
+
+HALVES = ("linear", "gate")
+"""The halves of the gated linear unit. Each is computed by its own product."""
 
 
 class ConvolutionModule(nn.Module):
@@ -26,16 +29,14 @@ class ConvolutionModule(nn.Module):
     def __init__(self, dim: int, config: Convolution) -> None:
         super().__init__()
         self.config = config
-        padding = 0 if config.causal else (config.kernel - 1) // 2
-        channels = config.channels
-        self.pointwise_conv1 = nn.Conv1d(dim, 2 * channels, 1, bias=config.bias)
-        self.depthwise_conv = nn.Conv1d(
-            channels, channels, config.kernel, padding=padding, groups=channels, bias=config.bias
-        )
+        size, kernel = config.channels, config.kernel
+        padding = 0 if config.causal else (kernel - 1) // 2
+        self.pointwise_conv1 = nn.Conv1d(dim, 2 * size, 1, bias=config.bias)
+        self.depthwise_conv = nn.Conv1d(size, size, kernel, padding=padding, groups=size, bias=config.bias)
         self.stride = 1
         """Every `stride`th output frame is computed."""
-        self.norm = norm(channels, config.norm)
-        self.pointwise_conv2 = nn.Conv1d(channels, dim, 1, bias=config.bias)
+        self.norm = norm(size, config.norm)
+        self.pointwise_conv2 = nn.Conv1d(size, dim, 1, bias=config.bias)
         self.activation = activation(config.activation)
 
     def gated(self, x: Tensor) -> Tensor:
@@ -72,13 +73,11 @@ class ConvolutionModule(nn.Module):
 
 def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.Value | None:
     """Return the initial history frame of each convolution [modules, 1, 1, channels]; None if they have no history."""
-    if not modules or not modules[0].config.has_history:
+    if not modules or not modules[0].config.causal or modules[0].config.kernel == 1:
         return None
     shape = (len(modules), 1, 1, modules[0].config.channels)
     with g.scope(group="convolution_state"):
-        return parameter(
-            g, "initial_cache", shape, lambda: torch.stack([_before_first_frame(module) for module in modules])
-        )
+        return parameter(g, "initial_cache", shape, lambda: torch.stack(list(map(_before_first_frame, modules))))
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,7 @@ def convolution(
     """Return the module's output for x [batch, time, dim], and the frames to cache; see `Surroundings.convolved`."""
     config = module.config
     with g.scope("conv_module", group="pointwise_convolutions"):
-        # each half of the gated linear unit is computed by its own product, so no split is needed
-        inputs = [_half(g, x, module, half) for half in range(2)]
+        inputs = [half(g, x, module.pointwise_conv1, "pointwise_conv1", name) for name in HALVES]
         weights = _weights(g, module)
         is_rms = isinstance(module.norm, RMSNorm)
         has_norm = isinstance(module.norm, nn.LayerNorm)
@@ -181,23 +179,17 @@ def convolution(
         return linear(g, y, module.pointwise_conv2, "pointwise_conv2"), kept
 
 
-@dataclass(frozen=True)
-class ConvolutionParts:
-    """The layers of a convolution module, without the depthwise convolution, which the caller adds."""
+def convolution_parts(
+    g: GraphBuilder, x: ir.Value, module: ConvolutionModule
+) -> tuple[ir.Value, list[ir.Value], Callable[[ir.Value], ir.Value]]:
+    """Return a module's parts for `x` [batch, time, dim], without the depthwise convolution, which the caller adds.
 
-    gated: ir.Value
-    """Input of the convolution [batch, time, channels]."""
-    taps: tuple[ir.Value, ir.Value]
-    """The weight [channels, 1, 1, kernel] and the bias [channels] of the convolution."""
-    finish: Callable[[ir.Value], ir.Value]
-    """Applies the layers after the convolution."""
-
-
-def convolution_parts(g: GraphBuilder, x: ir.Value, module: ConvolutionModule) -> ConvolutionParts:
-    """Return a module's parts for `x` [batch, time, dim]. Its depthwise convolution must have a bias or batch norm."""
+    These are the convolution's input [batch, time, channels], its weight [channels, 1, 1, kernel] and bias [channels],
+    and a function that applies the layers after it. The convolution must have a bias or batch norm.
+    """
     with g.scope("conv_module", group="pointwise_convolutions"):
-        value, gate = (_half(g, x, module, half) for half in range(2))
-        weight, bias = _weights(g, module)[:2]
+        value, gate = (half(g, x, module.pointwise_conv1, "pointwise_conv1", name) for name in HALVES)
+        taps = _weights(g, module)[:2]
 
     def finish(y: ir.Value) -> ir.Value:
         with g.scope("conv_module", group="pointwise_convolutions"):
@@ -205,41 +197,28 @@ def convolution_parts(g: GraphBuilder, x: ir.Value, module: ConvolutionModule) -
             y = g.call(layers.activation_layer(module.config.activation), y)[0]
             return linear(g, y, module.pointwise_conv2, "pointwise_conv2")
 
-    return ConvolutionParts(g.op("Mul", value, g.op("Sigmoid", gate)), (weight, bias), finish)
-
-
-def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionModule, half: int) -> ir.Value:
-    """Return the linear half (`half` is 0) or the gate (`half` is 1) of the gated linear unit's projection."""
-    layer, size = module.pointwise_conv1, module.config.channels
-    rows, bias = slice(half * size, (half + 1) * size), layer.bias
-    with g.scope("pointwise_conv1", ("linear", "gate")[half]):
-        weights = [parameter(g, "weight", (layer.in_channels, size), lambda: layer.weight[rows, :, 0].T)]
-        if bias is not None:
-            weights.append(parameter(g, "bias", (size,), lambda: bias[rows]))
-        return product(g, x, *weights)
+    return g.op("Mul", value, g.op("Sigmoid", gate)), taps, finish
 
 
 def _weights(g: GraphBuilder, module: ConvolutionModule) -> list[ir.Value]:
     """Return the depthwise convolution's weights, with any batch norm folded in, and the weights of any layer norm."""
     config, layer, norm = module.config, module.depthwise_conv, module.norm
-    folded = isinstance(norm, nn.BatchNorm1d)
+    scale, shift = scale_and_shift(norm) if isinstance(norm, nn.BatchNorm1d) else (1.0, 0.0)
 
     def weight() -> torch.Tensor:
-        scale = scale_and_shift(norm)[0] if isinstance(norm, nn.BatchNorm1d) else 1.0
         return (layer.weight.double().permute(1, 2, 0) * scale).permute(2, 0, 1).unsqueeze(2)
 
     def bias() -> torch.Tensor:
         own = torch.zeros(config.channels) if layer.bias is None else layer.bias
-        scale, shift = scale_and_shift(norm) if isinstance(norm, nn.BatchNorm1d) else (1.0, 0.0)
         return own.double() * scale + shift
 
     with g.scope("depthwise_conv", group="depthwise_convolutions"):
         weights = [parameter(g, "weight", (config.channels, 1, 1, config.kernel), weight)]
-        if folded or layer.bias is not None:
+        if isinstance(norm, nn.BatchNorm1d) or layer.bias is not None:
             weights.append(parameter(g, "bias", (config.channels,), bias))
     if isinstance(norm, nn.LayerNorm):
         with g.scope("norm", group="normalization"):
-            weights += [vector(g, "weight", norm.weight), vector(g, "bias", norm.bias)]
+            weights += weight_and_bias(g, norm)
     return weights
 
 

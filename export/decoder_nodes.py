@@ -44,13 +44,15 @@ class DecoderNodes:
         """Build all nodes and return the outputs by name."""
         g = self.g
         with g.scope("hypotheses"):
-            targets = self._targets()
+            # tokens [batch, nbest, length+1], with eos in every position after the end of each hypothesis
+            eos = self.model.config.eos
+            extended = g.op("Concat", self.hyps, g.op("Expand", eos, g.op("Shape", self.lens)), axis=2)
+            targets = g.op("Where", g.op("Less", self.steps, self.lens), extended, eos)
             inside = g.op("Less", self.steps, self.lens)
             last = g.op("Sub", self.lens, 1)
             mirror = g.op("Where", inside, g.op("Sub", last, self.steps), self.steps)
             reverse = g.op("GatherElements", targets, mirror, axis=2)
-        bidirectional = self.model.right_decoder is not None
-        name = "left_decoder" if bidirectional else ""
+        name = "" if self.model.right_decoder is None else "left_decoder"
         scores, log_probs, prefixes = self._scores(self.model.left_decoder, targets, name)
         with g.scope("following"):
             whole = g.op("Squeeze", g.op("GatherElements", prefixes.of_tokens, self.lens, axis=2), [2])
@@ -76,12 +78,6 @@ class DecoderNodes:
             number = g.op("Cast", g.op("And", valid, spoken), to=ir.DataType.INT64)
             is_silent = g.op("Equal", g.op("ReduceSum", number, [1], keepdims=1), 0)
             return g.op("And", valid, g.op("Or", spoken, is_silent))
-
-    def _targets(self) -> ir.Value:
-        """Return tokens [batch, nbest, length+1], with eos in every position after the end of each hypothesis."""
-        g, eos = self.g, self.model.config.eos
-        extended = g.op("Concat", self.hyps, g.op("Expand", eos, g.op("Shape", self.lens)), axis=2)
-        return g.op("Where", g.op("Less", self.steps, self.lens), extended, eos)
 
     def _scores(self, decoder: AttentionDecoder, targets: ir.Value, name: str) -> tuple[ir.Value, ir.Value, Prefixes]:
         """Score `targets` [batch, nbest, length+1].

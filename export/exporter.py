@@ -68,8 +68,7 @@ def export_bundle(
         features = opened.features
         kind = f"{features.num_ceps} cepstra of " if features.num_ceps else ""
         progress(f"features: {kind}{features.num_mel_bins} mel bins of audio at {features.sample_rate} Hz")
-        network = opened.network()
-        manifest = bundle_manifest(opened)
+        network, manifest = opened.network(), bundle_manifest(opened)
         manifest = dataclasses.replace(manifest, decoding=dataclasses.replace(manifest.decoding, padding_s=padding_s))
         manifest = _write(opened, network, manifest, staging, progress)
         report = Parity(network, staging.path, manifest, subject=opened.weights).run(progress)
@@ -187,14 +186,10 @@ def build_graphs(network: SpeechModel, manifest: Manifest) -> Iterator[ir.Model]
 
     def ctc(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
         with g.scope("ctc", group="output_layers"):
-            return {
-                "log_probs": g.op("LogSoftmax", linear(g, inputs["encoder_out"], network.ctc.ctc_lo, "ctc_lo"), axis=-1)
-            }
-
-    def decoder(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
-        return DecoderNodes(g, network, inputs).build()
+            logits = linear(g, inputs["encoder_out"], network.ctc.ctc_lo, "ctc_lo")
+            return {"log_probs": g.op("LogSoftmax", logits, axis=-1)}
 
     yield features_graph(manifest)
-    bodies = {"encoder": encoder, "ctc": ctc, "decoder": decoder}
+    bodies = {"encoder": encoder, "ctc": ctc, "decoder": lambda g, inputs: DecoderNodes(g, network, inputs).build()}
     for graph in config.graphs():
         yield build_model(graph, config.axis, metadata, bodies[graph.name])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     DeduplicateInitializersPass,
@@ -56,13 +58,23 @@ def joined(bundle: Bundle, feeds: dict[str, ir.Value], encoder: ir.Model | None 
     return {str(value.name): value for part in (encoder, ctc) for value in part.graph.outputs}, (encoder, ctc)
 
 
+def zeros(g: GraphBuilder, *sizes: Any, kind: type[np.generic] = np.float32) -> ir.Value:
+    """Return zeros. The sizes of the axes are lists or values [n]; several are concatenated."""
+    shape = g.op("Concat", *sizes, axis=0) if len(sizes) > 1 else sizes[0]
+    return g.op("ConstantOfShape", shape, value=ir.tensor(np.zeros(1, kind)))
+
+
 def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
     """Move the nodes, weights and functions of `parts` into `model`; remove nodes that no output depends on."""
     graph = model.graph
     nodes = {node.name for node in graph}
     values = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
     for part in parts:
-        _take_functions(model, part)
+        functions = list(part.functions.items())
+        called = {identifier: define(model.functions, function) for identifier, function in functions}
+        for node in part.graph:
+            if node.op_identifier() in called:
+                node.op_type = called[node.op_identifier()].name
         part.graph.outputs.clear()
         _take_weights(graph, part.graph)
         for node in list(part.graph):
@@ -86,14 +98,6 @@ def inlined(model: ir.Model) -> ir.Model:
     return model
 
 
-def _take_functions(model: ir.Model, part: ir.Model) -> None:
-    """Add the functions of `part` to `model`, and make the nodes of `part` call them; see `define`."""
-    called = {identifier: define(model.functions, function) for identifier, function in list(part.functions.items())}
-    for node in part.graph:
-        if node.op_identifier() in called:
-            node.op_type = called[node.op_identifier()].name
-
-
 def _rename(item: ir.Node | ir.Value, taken: set[str | None], prefix: str | None) -> None:
     if item.name in taken:
         item.name = f"{prefix}/{item.name}"
@@ -104,14 +108,11 @@ def _take_weights(graph: ir.Graph, part: ir.Graph) -> None:
     """Move the part's initializers to `graph`. Equal initializers with the same name are shared."""
     for name, value in list(part.initializers.items()):
         del part.initializers[name]
-        if name not in graph.initializers:
-            graph.register_initializer(value)
-            continue
-        mine = graph.initializers[name]
-        if _bytes(mine) == _bytes(value):
+        mine = graph.initializers.get(name)
+        if mine is not None and _bytes(mine) == _bytes(value):
             ir.convenience.replace_all_uses_with(value, mine)
         else:
-            value.name = f"{part.name}/{name}"
+            value.name = name if mine is None else f"{part.name}/{name}"
             graph.register_initializer(value)
 
 

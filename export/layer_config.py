@@ -27,18 +27,14 @@ MOST_BLOCKS = 256
 MOST_EXPERTS = 8192
 """Limit on the total number of experts in an encoder or a decoder. Large models have about 1,000. Each expert is a
 module, and building 2,000 modules takes a second even without weights."""
-FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {
-    "position_wise_feed_forward": "dense",
-    "gated": "gated",
-    "moe": "moe",
-}
+DENSE = "position_wise_feed_forward"
+FEED_FORWARDS: dict[str, Literal["dense", "gated", "moe"]] = {DENSE: "dense", "gated": "gated", "moe": "moe"}
 
 
 def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of encoder
     conf: Section,
     top: Section,
     *,
-    normalized: bool,
     attentions: tuple[str, ...],
     activation: str = "swish",
     positions: PositionKind = "rel_pos",
@@ -55,7 +51,6 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
     Args:
         conf: the section encoder_conf.
         top: the top level of the file.
-        normalized: whether feature statistics are part of the network.
         attentions: supported kinds of attention layer, the default first.
         activation: the default activation.
         positions: the default positional encoding.
@@ -96,12 +91,9 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
         # as in WeNet, a negative size means that training used no static chunks
         static_chunk_size=max(conf.integer("static_chunk_size", 0, least=-LARGEST_SIZE), 0),
         dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
-        normalized_input=normalized,
         causal=causal and (convolution is None or convolution.causal) and conf.value("input_layer") != "conv1d2",
     )
-    check_input_size(top, encoder)
-    check_stacked_size(conf, encoder)
-    check_static_chunk(conf, encoder)
+    check_encoder(conf, top, encoder)
     return encoder
 
 
@@ -116,27 +108,18 @@ def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
     return replace(attention, rotary=kind == "rope_abs_selfattn", by_distance=kind == "shaw_rel_selfattn")
 
 
-def check_input_size(top: Section, encoder: EncoderArchitecture) -> None:
-    """Check that the features have enough bins for subsampling: 2-D convolutions span as many bins as frames."""
-    if encoder.input_size <= encoder.right_context:
+def check_encoder(conf: Section, top: Section, encoder: EncoderArchitecture) -> None:
+    """Refuse sizes that do not fit each other."""
+    if encoder.input_size <= encoder.right_context:  # 2-D convolutions span as many bins as frames
         expected = f"at least {encoder.right_context + 1} with input_layer {encoder.subsampling}"
         raise top.wrong("input_dim", encoder.input_size, expected)
-
-
-def check_stacked_size(conf: Section, encoder: EncoderArchitecture) -> None:
-    """Check that positional encodings have the size of stacked frames.
-
-    WeNet adds absolute positions to the stacked frames. It discards the sum, but fails if the sizes differ.
-    """
+    # WeNet adds absolute positions to stacked frames. It discards the sum, but fails if the sizes differ.
     is_added = encoder.positions in ("abs_pos", "abs_pos_whisper", "embed_learnable_pe")
     stacked = encoder.input_size * encoder.subsampling_rate
     if encoder.subsampling == "stack_n_frames" and is_added and encoder.dim != stacked:
         expected = f"{stacked}, the size of stacked frames, with pos_enc_layer_type {encoder.positions}"
         raise conf.wrong("output_size", encoder.dim, expected)
-
-
-def check_static_chunk(conf: Section, encoder: EncoderArchitecture) -> None:
-    """Refuse a static chunk size if a layer looks beyond a chunk: streaming could not reproduce WeNet's output."""
+    # if a layer looks beyond a chunk, streaming could not reproduce WeNet's output
     if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
         found = encoder.static_chunk_size
         raise conf.unsupported("static_chunk_size", found, ("0 if causal is false", "any size if causal is true"))
@@ -173,25 +156,18 @@ def read_attention(conf: Section, dim: int, prefix: str = "", *, relative: bool 
 
 def read_feed_forward(conf: Section, activation: str, *, num_layers: int) -> FeedForward:
     """Return the feed-forward layer, which occurs `num_layers` times in the network."""
-    kind = FEED_FORWARDS[conf.choice("mlp_type", "position_wise_feed_forward", tuple(FEED_FORWARDS))]
+    kind = FEED_FORWARDS[conf.choice("mlp_type", DENSE, tuple(FEED_FORWARDS))]
     hidden, bias = conf.integer("linear_units", 2048), conf.flag("mlp_bias", default=True)
     num_experts, chosen = conf.integer("n_expert", 8), conf.integer("n_expert_activated", 2)
+    dense = FeedForward(kind=kind, hidden=hidden, activation=activation, bias=bias)
     if kind != "moe":
-        return FeedForward(kind=kind, hidden=hidden, activation=activation, bias=bias)
+        return dense
     if num_layers * num_experts > MOST_EXPERTS:
-        raise conf.wrong(
-            "n_expert", num_experts, f"at most {MOST_EXPERTS // num_layers} in each of {num_layers} layers"
-        )
+        expected = f"at most {MOST_EXPERTS // num_layers} in each of {num_layers} layers"
+        raise conf.wrong("n_expert", num_experts, expected)
     if chosen > num_experts:
         raise conf.wrong("n_expert_activated", chosen, f"at most n_expert {num_experts}")
-    return FeedForward(
-        kind=kind,
-        hidden=hidden,
-        activation=activation,
-        bias=bias,
-        num_experts=num_experts,
-        num_experts_per_token=chosen,
-    )
+    return replace(dense, num_experts=num_experts, num_experts_per_token=chosen)
 
 
 def read_convolution(conf: Section, dim: int, activation: str) -> Convolution | None:
@@ -199,17 +175,13 @@ def read_convolution(conf: Section, dim: int, activation: str) -> Convolution | 
     used = conf.flag("use_cnn_module", default=True)
     kernel, causal = conf.integer("cnn_module_kernel", 15), conf.flag("causal", default=False)
     factor = conf.integer("conv_inner_factor", 2)
-    norm = Norm(
-        kind=conf.choice("cnn_module_norm", "batch_norm", CONVOLUTION_NORMS), eps=read_eps(conf, "conv_norm_eps")
-    )
-    bias = conf.flag("conv_bias", default=True)
+    kind, bias = conf.choice("cnn_module_norm", "batch_norm", CONVOLUTION_NORMS), conf.flag("conv_bias", default=True)
+    norm, channels = Norm(kind=kind, eps=read_eps(conf, "conv_norm_eps")), factor * dim // 2
     if not used:
         return None
     if not causal and kernel % 2 == 0:
         raise conf.wrong("cnn_module_kernel", kernel, "odd for a convolution that is not causal")
-    return Convolution(
-        kernel=kernel, causal=causal, channels=factor * dim // 2, bias=bias, norm=norm, activation=activation
-    )
+    return Convolution(kernel=kernel, causal=causal, channels=channels, bias=bias, norm=norm, activation=activation)
 
 
 def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | None, Decoder | None, bool]:
@@ -223,30 +195,24 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
     activation = conf.choice("activation_type", "relu", tuple(ACTIVATIONS))
     # "embed" and "abs_pos" are two names for the same class
     positions = conf.choice("input_layer", "embed", ("embed", "abs_pos", "embed_learnable_pe"))
-    self_attention = read_attention(conf, dim)
-    # only the unidirectional decoder has settings for the cross-attention biases
-    cross_attention = read_attention(conf, dim, "src_") if uni else _without_bias_settings(self_attention)
+    self_attention = cross_attention = read_attention(conf, dim)
+    if uni:
+        cross_attention = read_attention(conf, dim, "src_")
+    else:  # the bidirectional decoder has no settings for the cross-attention biases
+        cross_attention = replace(self_attention, query_bias=True, key_bias=True, value_bias=True)
     num_blocks = conf.integer("num_blocks", 6, most=MOST_BLOCKS)
     num_right_blocks = 0 if uni else conf.integer("r_num_blocks", 0, least=0, most=MOST_BLOCKS)
     feed_forward = read_feed_forward(conf, activation, num_layers=max(num_blocks, num_right_blocks))
-    norm, pre_norm = read_norm(conf), conf.flag("normalize_before", default=True)
-
-    def decoder(num_blocks: int) -> Decoder:
-        return Decoder(
-            vocab_size=vocab_size,
-            dim=dim,
-            num_blocks=num_blocks,
-            self_attention=self_attention,
-            cross_attention=cross_attention,
-            feed_forward=feed_forward,
-            norm=norm,
-            pre_norm=pre_norm,
-            learned_positions=positions == "embed_learnable_pe",
-        )
-
+    left = Decoder(
+        vocab_size=vocab_size,
+        dim=dim,
+        num_blocks=num_blocks,
+        self_attention=self_attention,
+        cross_attention=cross_attention,
+        feed_forward=feed_forward,
+        norm=read_norm(conf),
+        pre_norm=conf.flag("normalize_before", default=True),
+        learned_positions=positions == "embed_learnable_pe",
+    )
     tied = conf.flag("tie_word_embedding", default=False)
-    return decoder(num_blocks), None if uni else decoder(num_right_blocks), tied
-
-
-def _without_bias_settings(attention: Attention) -> Attention:
-    return Attention(num_heads=attention.num_heads, num_kv_heads=attention.num_kv_heads, head_dim=attention.head_dim)
+    return left, None if uni else replace(left, num_blocks=num_right_blocks), tied

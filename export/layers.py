@@ -43,7 +43,22 @@ def _scaled(weight: torch.Tensor, scale: float) -> torch.Tensor:
 def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear | nn.Conv1d, name: str) -> ir.Value:
     """Compute X W^T + b on the last axis. `layer` may also be an equivalent convolution of kernel size 1."""
     with g.scope(name):
-        return product(g, x, *_affine(g, layer, ""))
+        return product(g, x, *affine(g, layer, ""))
+
+
+def half(g: GraphBuilder, x: ir.Value, layer: nn.Module, *path: str) -> ir.Value:
+    """Return the first half of a projection, or the second if `path` ends with "gate".
+
+    Each half is a product of its own, so no split is needed. `layer` is as for `linear`.
+    """
+    own = cast("nn.Linear", layer)
+    size = own.weight.shape[0] // 2
+    rows = slice(size, None) if path[-1] == "gate" else slice(size)
+    with g.scope(*path):
+        weights = [parameter(g, "weight", (own.weight.shape[1], size), lambda: own.weight[rows].flatten(1).T)]
+        if own.bias is not None:
+            weights.append(parameter(g, "bias", (size,), lambda: own.bias[rows]))
+        return product(g, x, *weights)
 
 
 def product(g: GraphBuilder, x: ir.Value, weight: ir.Value, *biases: ir.Value) -> ir.Value:
@@ -51,7 +66,7 @@ def product(g: GraphBuilder, x: ir.Value, weight: ir.Value, *biases: ir.Value) -
     return g.call(layers.linear(bias=bool(biases)), x, weight, *biases)[0]
 
 
-def _affine(g: GraphBuilder, layer: nn.Linear | nn.Conv1d, prefix: str, scale: float = 1.0) -> list[ir.Value]:
+def affine(g: GraphBuilder, layer: nn.Linear | nn.Conv1d, prefix: str, scale: float = 1.0) -> list[ir.Value]:
     """Return a layer's weight [in, out] and, if it has one, its bias, both multiplied by `scale`."""
     weight = transposed(g, f"{prefix}weight", layer.weight.flatten(1), scale)
     return [weight] if layer.bias is None else [weight, vector(g, f"{prefix}bias", layer.bias, scale)]
@@ -96,7 +111,7 @@ class Residual:
             return normalization(self.g, self.total, norm, name)
         with self.g.scope(name, group="normalization"):
             function = layers.add_normalization(cast("nn.LayerNorm", norm).eps)
-            self._x, y = self.g.call(function, self._x, self._branch, *_norm_weights(self.g, norm))
+            self._x, y = self.g.call(function, self._x, self._branch, *weight_and_bias(self.g, norm))
         self._branch = None
         return y
 
@@ -114,12 +129,13 @@ def normalization(g: GraphBuilder, x: ir.Value, layer: nn.Module, name: str) -> 
         if isinstance(layer, RMSNorm):
             weight = parameter(g, "weight", tuple(layer.weight.shape), lambda: 1 + layer.weight)
             return g.call(layers.rms_normalization(layer.eps), x, weight)[0]
-        return g.call(layers.normalization(cast("nn.LayerNorm", layer).eps), x, *_norm_weights(g, layer))[0]
+        return g.call(layers.normalization(cast("nn.LayerNorm", layer).eps), x, *weight_and_bias(g, layer))[0]
 
 
-def _norm_weights(g: GraphBuilder, layer: nn.Module) -> list[ir.Value]:
-    norm = cast("nn.LayerNorm", layer)
-    return [vector(g, "weight", norm.weight), vector(g, "bias", norm.bias)]
+def weight_and_bias(g: GraphBuilder, layer: nn.Module, prefix: str = "") -> list[ir.Value]:
+    """Add the weight and the bias of a layer, in their original shapes."""
+    own = cast("nn.Linear", layer)
+    return [vector(g, f"{prefix}weight", own.weight), vector(g, f"{prefix}bias", own.bias)]
 
 
 def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name: str, scale: float = 1.0) -> ir.Value:
@@ -132,8 +148,8 @@ def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name
             return mixture_of_experts(g, x, layer, kind, scale)
         inner = cast("DenseFeedForward", layer)
         bias = inner.w_1.bias is not None
-        weights = [*_affine(g, inner.w_1, "w_1."), *_affine(g, inner.w_2, "w_2.", scale)]
-        gates = _affine(g, inner.gate, "gate.") if isinstance(inner, GatedFeedForward) else []
+        weights = [*affine(g, inner.w_1, "w_1."), *affine(g, inner.w_2, "w_2.", scale)]
+        gates = affine(g, inner.gate, "gate.") if isinstance(inner, GatedFeedForward) else []
         return g.call(layers.feed_forward(kind, bias=bias, gated=bool(gates)), x, *gates, *weights)[0]
 
 
@@ -150,8 +166,8 @@ def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, ki
         weights = [transposed(g, "gate.weight", layer.gate.weight)]
     with g.scope(group="experts"):
         for index, expert in enumerate(experts):
-            weights += _affine(g, expert.w_1, f"experts.{index}.w_1.")
-            weights += _affine(g, expert.w_2, f"experts.{index}.w_2.", scale)
+            weights += affine(g, expert.w_1, f"experts.{index}.w_1.")
+            weights += affine(g, expert.w_2, f"experts.{index}.w_2.", scale)
     return g.call(float_mixture(mixture), x, *weights)[0]
 
 

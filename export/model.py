@@ -31,10 +31,8 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """Apply the block to [rows, length, dim], with `memory` [rows, time, dim] and masks [rows, 1, length, keys]."""
         own, source = self.self_attn, self.src_attn
-        x = added(x, lambda y: cast("Tensor", own(y, own.keys_values(y), mask)), self.norm1, self.pre_norm)
-        x = added(
-            x, lambda y: cast("Tensor", source(y, source.keys_values(memory), memory_mask)), self.norm2, self.pre_norm
-        )
+        x = added(x, lambda y: own(y, own.keys_values(y), mask), self.norm1, self.pre_norm)
+        x = added(x, lambda y: source(y, source.keys_values(memory), memory_mask), self.norm2, self.pre_norm)
         return added(x, self.feed_forward, self.norm3, self.pre_norm)
 
 

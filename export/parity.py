@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.comparison import Array, Comparison, ParityReport, compare_features, compared
-from u2moe.export.encoders.network import BlockCaches
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.positions import NUM_LEARNED
@@ -59,23 +58,16 @@ class RouterWatch:
         """Record routing decisions inside this context."""
         with ExitStack() as stack:
             for name, layer in self.layers.items():
-                handle = layer.register_forward_pre_hook(self._hook(name))
-                stack.callback(handle.remove)
+                stack.callback(layer.register_forward_pre_hook(partial(self._record, name)).remove)
             yield
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if not isinstance(layer, MixtureOfExperts):
-                raise TypeError(f"{name}: expected MixtureOfExperts, got {type(layer).__name__}")
-            tokens = inputs[0].reshape(-1, inputs[0].shape[-1])
-            logits = layer.gate(tokens).sort(dim=-1, descending=True)
-            k = layer.num_experts_per_token
-            chosen = logits.indices[:, :k].flatten()
-            self.counts[name] += torch.bincount(chosen, minlength=len(layer.experts)).numpy()
-            if k < len(layer.experts) and len(tokens):
-                self.margin = min(self.margin, float((logits.values[:, k - 1] - logits.values[:, k]).min()))
-
-        return record
+    def _record(self, name: str, layer: MixtureOfExperts, inputs: tuple[Tensor, ...]) -> None:
+        tokens = inputs[0].reshape(-1, inputs[0].shape[-1])
+        logits = layer.gate(tokens).sort(dim=-1, descending=True)
+        k = layer.num_experts_per_token
+        self.counts[name] += torch.bincount(logits.indices[:, :k].flatten(), minlength=len(layer.experts)).numpy()
+        if k < len(layer.experts) and len(tokens):
+            self.margin = min(self.margin, float((logits.values[:, k - 1] - logits.values[:, k]).min()))
 
 
 class Parity:
@@ -89,15 +81,13 @@ class Parity:
         self.network = network
         self.config = manifest.model
         settings = SessionSettings(num_threads=torch.get_num_threads())
-        self.sessions = {
-            graph.name: Session(folder / graph.file, graph, manifest, settings) for graph in manifest.model.graphs()
-        }
+        graphs = {graph: folder / graph.file for graph in manifest.model.graphs()}
+        self.sessions = {graph.name: Session(file, graph, manifest, settings) for graph, file in graphs.items()}
         self.encoder = Encoder(self.sessions["encoder"], manifest.model)
-        self.saved = {graph.name: ir.load(folder / graph.file) for graph in manifest.model.graphs()}
+        self.saved = {graph.name: ir.load(file) for graph, file in graphs.items()}
         self.random = np.random.default_rng(seed)
         self.report = ParityReport()
         self.watch = RouterWatch(network)
-
         self.features = (folder / contract.features().file, manifest)
 
     @torch.inference_mode()
@@ -193,10 +183,10 @@ class Parity:
 
     def _encoded(self, pairs: list[tuple[Array, Array]]) -> Pairs:
         """Return pairs of encoder outputs [1, time, dim], and pairs of the resulting log-probabilities."""
-        log_probs = [
-            (self.network.ctc(self._torch(torch_out)).numpy(), self._log_probs(out)) for torch_out, out in pairs
-        ]
-        return {"output": pairs, "log_probs": log_probs}
+        return {
+            "output": pairs,
+            "log_probs": [(self.network.ctc(self._torch(one)).numpy(), self._log_probs(out)) for one, out in pairs],
+        }
 
     def _full_context(self, frames: int) -> Pairs:
         features = self._features(1, frames)
@@ -248,13 +238,13 @@ class Parity:
         result: Pairs = {}
         for window in self._windows(self._features(1, frames), chunk_size):
             offset = int(caches.offset[0])
-            expected, torch_caches = self.network.encoder.forward_chunk(
-                self._torch(window), offset, torch_caches, required
-            )
+            chunk = self._torch(window)
+            expected, torch_caches = self.network.encoder.forward_chunk(chunk, offset, torch_caches, required)
             output, caches = self.encoder.step(window, caches, required_cache_size=required)
             outputs.append((expected.numpy(), np.asarray(output)))
             for name, found in caches.tensors.items():
-                result.setdefault(f"r_{name}", []).append((_stacked(torch_caches, name), np.asarray(found)))
+                stacked = torch.stack([own[name] for own in torch_caches if name in own]).numpy()
+                result.setdefault(f"r_{name}", []).append((stacked, np.asarray(found)))
         return {**self._encoded(outputs), **result}
 
     def _stream_batch(self) -> Pairs:
@@ -267,14 +257,12 @@ class Parity:
         windows[1][-1] = windows[1][-1][:, : self.config.window + self.config.subsampling_rate]
         expected, states = [], []
         for parts in windows:
-            state, torch_state, offset = self.encoder.start(), None, 0
+            state, torch_state, offset, encode = self.encoder.start(), None, 0, self.network.encoder.forward_chunk
             for window in parts[:-1]:
-                output, torch_state = self.network.encoder.forward_chunk(
-                    self._torch(window), offset, torch_state, required
-                )
+                output, torch_state = encode(self._torch(window), offset, torch_state, required)
                 _, state = self.encoder.step(window, state, required_cache_size=required)
                 offset += output.shape[1]
-            output, _ = self.network.encoder.forward_chunk(self._torch(parts[-1]), offset, torch_state, required)
+            output, _ = encode(self._torch(parts[-1]), offset, torch_state, required)
             expected.append(output.numpy())
             states.append(state)
         lengths = np.array([parts[-1].shape[1] for parts in windows])
@@ -299,17 +287,15 @@ class Parity:
         tokens = self.random.integers(0, self.config.vocab_size, (2, num, longest))
         lengths = self.random.integers(1, longest, (2, num))
         lengths[:, 0], lengths[:, 1] = 0, longest
-        result = self.sessions["decoder"].run(
-            {"hyps": tokens, "hyps_lens": lengths, "encoder_out": memory, "encoder_lens": np.array(frames)}
-        )
+        feeds: dict[str, Array] = {"hyps": tokens, "hyps_lens": lengths, "encoder_out": memory}
+        feeds["encoder_lens"] = np.array(frames)
+        result = self.sessions["decoder"].run(feeds)
         pairs: Pairs = {}
         for row, time in enumerate(frames):
             rows = self._torch(memory[row : row + 1, :time]).expand(num, -1, -1)
-            score, r_score, following = self.network.score(
-                torch.from_numpy(tokens[row]), torch.from_numpy(lengths[row]), rows, torch.full((num,), time)
-            )
-            named = {"score": score, "r_score": r_score, "next_log_probs": following}
-            for name, value in named.items():
+            hypotheses = torch.from_numpy(tokens[row]), torch.from_numpy(lengths[row])
+            scores = self.network.score(*hypotheses, rows, torch.full((num,), time))
+            for name, value in zip(("score", "r_score", "next_log_probs"), scores, strict=True):
                 if value is not None:
                     pairs.setdefault(name, []).append((value.numpy(), result[name][row]))
         return pairs
@@ -343,13 +329,11 @@ def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
     Raises:
         ParityError: the graph has no such layer.
     """
-    for node in model.graph:
-        if node.domain == contract.MOE_DOMAIN and (node.name or "").replace("/", ".").startswith(f"{layer}."):
-            break
-    else:
+    calls = (node for node in model.graph if node.domain == contract.MOE_DOMAIN)
+    node = next((node for node in calls if str(node.name).replace("/", ".").startswith(f"{layer}.")), None)
+    if node is None:
         raise ParityError(f"graph {model.graph.name}: has no node for layer {layer}")
-    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("tokens", "dim"))
-    y = ir.val("y", dtype=ir.DataType.FLOAT, shape=("tokens", "dim"))
+    x, y = (ir.val(name, dtype=ir.DataType.FLOAT, shape=("tokens", "dim")) for name in "xy")
     weights = [_in_memory(value) for value in node.inputs[1:] if value is not None]
     call = ir.Node(node.domain, node.op_type, [x, *weights], node.attributes.values(), outputs=[y], name=node.name)
     graph = ir.Graph([x], [y], nodes=[call], initializers=weights, opset_imports=model.graph.opset_imports, name=layer)
@@ -365,7 +349,3 @@ def _in_memory(value: ir.Value) -> ir.Value:
         raise ParityError(f"weight {value.name}: has no value")
     tensor = ir.tensor(value.const_value.numpy(), name=value.name)
     return ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=tensor)
-
-
-def _stacked(caches: list[BlockCaches], name: str) -> Array:
-    return torch.stack([own[name] for own in caches if name in own]).numpy()

@@ -33,19 +33,22 @@ def settings(architecture: Architecture) -> dict[str, list[Setting]]:
     gating, convolution = getattr(encoder.own, "gating", None), encoder.convolution
     causal = gating or convolution
     own = (each for each in (encoder.own, gating) if each is not None)
+    heads = encoder.attention
+    kinds = {"rope_abs_selfattn": heads.rotary, "shaw_rel_selfattn": heads.by_distance, "rel_selfattn": heads.relative}
+    kinds["selfattn"] = True
     found: dict[str, dict[str, object]] = {
         "encoder": {
             "encoder": encoder.kind,
             "input_layer": encoder.subsampling,
             "pos_enc_layer_type": encoder.positions,
-            "selfattention_layer_type": _attention_kind(encoder.attention),
+            "selfattention_layer_type": next(kind for kind, is_used in kinds.items() if is_used),
             "macaron_style": encoder.macaron,
             "final_norm": encoder.final_norm,
             "chunks": "any" if encoder.dynamic_chunk else "fixed" if encoder.static_chunk_size else "none",
             "cnn_module_norm": convolution.norm.kind if convolution else "none",
             **({"conv_bias": convolution.bias} if convolution else {}),
             **({"causal": causal.causal} if causal else {}),
-            **_of_blocks(encoder, encoder.attention),
+            **_of_blocks(encoder, heads),
             **{name: getattr(each, field) for each in own for field, name in OWN.items() if hasattr(each, field)},
         }
     }
@@ -73,12 +76,6 @@ def _of_blocks(network: EncoderArchitecture | Decoder, attention: Attention) -> 
         "n_kv_head": "fewer" if attention.num_kv_heads < attention.num_heads else "all",
         **{key: getattr(attention, key) for key in BIASES},
     }
-
-
-def _attention_kind(attention: Attention) -> str:
-    if attention.rotary or attention.by_distance:
-        return "rope_abs_selfattn" if attention.rotary else "shaw_rel_selfattn"
-    return "rel_selfattn" if attention.relative else "selfattn"
 
 
 @cache

@@ -76,16 +76,22 @@ def random_source(config_file: str | os.PathLike[str], *, vocab_size: int | None
     """
     path = Path(config_file)
     path = path / CONFIG_FILE if path.is_dir() else path
-    values = _completed(read_yaml(path, purpose="it describes the network"), path, vocab_size)
+    values = read_yaml(path, purpose="it describes the network")
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: is not a mapping, expected the keys of a train.yaml")
+    stated = values.get("output_dim", values.get("vocab_size"))
+    if None not in (stated, vocab_size) and stated != vocab_size:
+        raise CheckpointError(f"{path}: output_dim is {stated!r}, which contradicts --vocab-size {vocab_size}")
+    size = vocab_size or stated or VOCAB_SIZE
+    with refused_as(CheckpointError, path.name):
+        features = read_features(Section(path.name, values))
+    values = {"input_dim": features.size, **values, "output_dim": size, "vocab_size": size}  # as training would add
     config = parse_training_config(values, path.name)
     architecture = config.architecture
-    tensors: dict[str, Tensor] = {
-        name: DrawnTensor.of(draw, shape) for name, (shape, draw) in drawn_tensors(architecture, seed).items()
-    }
+    drawn = drawn_tensors(architecture, seed).items()
+    tensors: dict[str, Tensor] = {name: DrawnTensor.of(draw, shape) for name, (shape, draw) in drawn}
     if architecture.encoder.normalized_input:
-        tensors |= dict(
-            zip((CMVN_MEAN, CMVN_ISTD), random_statistics(architecture.encoder.input_size, seed), strict=True)
-        )
+        tensors[CMVN_MEAN], tensors[CMVN_ISTD] = random_statistics(architecture.encoder.input_size, seed)
     is_bpe = config.tokenizer == "bpe"
     tokens = random_vocabulary(architecture, bpe=is_bpe)
     return Checkpoint(
@@ -99,19 +105,6 @@ def random_source(config_file: str | os.PathLike[str], *, vocab_size: int | None
         tensors=tensors,
         ignored={},
     )
-
-
-def _completed(values: object, path: Path, vocab_size: int | None) -> dict[str, Any]:
-    """Return the content of a recipe's train.yaml with the sizes that training would add."""
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: is not a mapping, expected the keys of a train.yaml")
-    stated = values.get("output_dim", values.get("vocab_size"))
-    if None not in (stated, vocab_size) and stated != vocab_size:
-        raise CheckpointError(f"{path}: output_dim is {stated!r}, which contradicts --vocab-size {vocab_size}")
-    size = vocab_size or stated or VOCAB_SIZE
-    with refused_as(CheckpointError, path.name):
-        features = read_features(Section(path.name, values))
-    return {"input_dim": features.size, **values, "output_dim": size, "vocab_size": size}
 
 
 def spread_routers(network: SpeechModel, seed: int = 0) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from u2moe.export.architecture import Architecture
 from u2moe.export.attention import RMSNorm, positional_encoding
@@ -201,8 +201,8 @@ def random_vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
         if token == architecture.blank:
             symbols.append("<blank>")
         elif token in (architecture.sos, architecture.eos):
-            names = {architecture.sos: "<sos>", architecture.eos: "<eos>"}
-            symbols.append("<sos/eos>" if architecture.sos == architecture.eos else names[token])
+            own = "<sos>" if token == architecture.sos else "<eos>"
+            symbols.append("<sos/eos>" if architecture.sos == architecture.eos else own)
         elif "<unk>" not in symbols:
             symbols.append("<unk>")
         else:
@@ -224,8 +224,9 @@ def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str,
     if own is not None:
         state[f"encoder.embed.{SUBSAMPLINGS[architecture.encoder.subsampling].POSITIONS}.pe"] = own
     table = positional_encoding(torch.arange(TABLE_LENGTHS["abs_pos"]), architecture.encoder.dim).unsqueeze(0)
-    for part in _decoder_parts(network):
-        state.setdefault(f"decoder.{part}embed.1.pe", table)
+    for part in ("left_decoder.", "right_decoder.", ""):
+        if f"decoder.{part}embed.0.weight" in state:
+            state.setdefault(f"decoder.{part}embed.1.pe", table)
     return state
 
 
@@ -247,11 +248,6 @@ def random_statistics(size: int, seed: int) -> tuple[Tensor, Tensor]:
         file = Path(folder) / "global_cmvn"
         file.write_text(json.dumps(_statistics(size, seed)), encoding="utf-8")
         return read_cmvn(file, size)
-
-
-def _decoder_parts(network: nn.Module) -> list[str]:
-    names = ("left_decoder.", "right_decoder.", "")
-    return [part for part in names if f"decoder.{part}embed.0.weight" in network.state_dict()]
 
 
 def _uniform(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -291,8 +287,5 @@ def _statistics(size: int, seed: int) -> dict[str, Any]:
     means = (_uniform("mean", (size,), seed) * 3 + 11).tolist()
     deviations = (_uniform("deviation", (size,), seed) + 3).tolist()
     squares = [deviation**2 + mean**2 for mean, deviation in zip(means, deviations, strict=True)]
-    return {
-        "mean_stat": [mean * frames for mean in means],
-        "var_stat": [square * frames for square in squares],
-        "frame_num": frames,
-    }
+    sums = {"mean_stat": [mean * frames for mean in means], "var_stat": [square * frames for square in squares]}
+    return {**sums, "frame_num": frames}

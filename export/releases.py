@@ -39,8 +39,7 @@ def as_trained(path: Path, config: TrainingConfig, state: Mapping[str, Tensor]) 
     if encoder.kind == "conformer" and (POSITION_WEIGHT in state or encoder.positions != "rel_pos"):
         encoder = replace(encoder, attention=replace(encoder.attention, relative=POSITION_WEIGHT in state))
     decoders = architecture.left_decoder, architecture.right_decoder
-    sections = {"encoder_conf"} | ({"decoder_conf"} if any(decoders) else set())
-    unstated = sections - config.stated_eps
+    unstated = {"encoder_conf", *(["decoder_conf"] if any(decoders) else [])} - config.stated_eps
     if config.layout == "dataset_conf":
         if unstated and any(CONCATENATION.fullmatch(name) for name in state):
             raise CheckpointError(

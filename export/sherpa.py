@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -115,9 +116,8 @@ def export_sherpa(
             save_graph(model, staging.path / graph.file, limit=ONE_FILE_LIMIT)
         staging.add(TOKENS_FILE, "".join(f"{token} {index}\n" for index, token in enumerate(bundle.tokens)))
         report = SherpaParity(bundle, staging.path, options, subject=Path(source)).run(graphs, progress)
-        return SherpaExport(
-            path=staging.publish(), graphs=graphs, options=options, manifest=bundle.manifest, report=report
-        )
+        path, manifest = staging.publish(), bundle.manifest
+        return SherpaExport(path=path, graphs=graphs, options=options, manifest=manifest, report=report)
 
 
 class OnlineClient:
@@ -155,8 +155,7 @@ class OnlineClient:
         names = (node.name for node in self.session.get_inputs())
         log_probs, self.att, self.cnn = self.session.run(None, dict(zip(names, values, strict=True)))
         self.offset = self.offset + log_probs.shape[1]
-        first: npt.NDArray[np.float32] = log_probs[0]
-        return first
+        return cast("npt.NDArray[np.float32]", log_probs[0])
 
     def run(self, features: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
         """Return the log-probabilities [time, vocab] of each complete window of features [frames, mel], in order."""
@@ -208,9 +207,8 @@ class SherpaParity:
         """
         start = self.model.encoder.start()
         required = required_cache_size(self.options.chunk_size, self.options.num_left_chunks)
-        blocks, batch, heads, _, width = start.tensors[ATT_CACHE].shape
-        empty = np.zeros((blocks, batch, heads, required, width), np.float32)
-        return replace(start, tensors=start.tensors | {ATT_CACHE: empty})
+        *axes, _, width = start.tensors[ATT_CACHE].shape
+        return replace(start, tensors=start.tensors | {ATT_CACHE: np.zeros((*axes, required, width), np.float32)})
 
     def _stream(self, client: OnlineClient, caches: Caches) -> Pairs:
         pairs: Pairs = []

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE
-from u2moe.export.joining import Joined, inlined, joined, joined_model
+from u2moe.export.joining import Joined, inlined, joined, joined_model, zeros
 from u2moe.runtime.bundle.contract import Graph, Tensor
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.bundle_folder import Bundle
@@ -102,19 +101,26 @@ def supported_graphs(
     features = manifest.features
     computed = FeatureConfig(sample_rate=features.sample_rate, num_mel_bins=features.num_mel_bins)
     for name, value in asdict(computed).items():
-        if getattr(features, name) != value:
-            raise UnsupportedError(
-                f"{where}: {name} is {getattr(features, name)}, but sherpa-onnx supports only {value}: {INSTEAD}"
-            )
+        if (found := getattr(features, name)) != value:
+            raise UnsupportedError(f"{where}: {name} is {found}, but sherpa-onnx supports only {value}: {INSTEAD}")
     _check_symbols(tokens, config.blank, where)
-    reasons = {ONLINE: _why_not_online(config), OFFLINE: _why_not_offline(config)}
+    reasons = {ONLINE: _why_not_online(config), OFFLINE: None}
+    if config.streaming and config.static_chunk_size:
+        reasons[OFFLINE] = (
+            f"static_chunk_size is {config.static_chunk_size}: the offline client does not use chunks, but the encoder "
+            "was trained only with chunks"
+        )
     if all(reasons.values()):
         raise UnsupportedError(f"{where}: {'; '.join(filter(None, reasons.values()))}")
     for graph, reason in reasons.items():
         if reason is not None:
             progress(f"no {graph.file}: {reason}")
-    if reasons[ONLINE] is None:
-        _check_chunks(config, options, where)
+    static, keys = config.static_chunk_size, (options.num_left_chunks + 1) * options.chunk_size
+    if reasons[ONLINE] is None and static not in (0, options.chunk_size):
+        raise UnsupportedError(f"{where}: static_chunk_size is {static}, but chunk_size is {options.chunk_size}")
+    if reasons[ONLINE] is None and keys > config.max_position:
+        told = f"chunk plus left context is {keys} frames; the maximum is {config.max_position}"
+        raise UnsupportedError(f"{where}: {told}")
     return tuple(graph for graph, reason in reasons.items() if reason is None)
 
 
@@ -142,27 +148,6 @@ def _why_not_online(config: ModelConfig) -> str | None:
     return None
 
 
-def _why_not_offline(config: ModelConfig) -> str | None:
-    if config.streaming and config.static_chunk_size:
-        return (
-            f"static_chunk_size is {config.static_chunk_size}: the offline client does not use chunks, but the encoder "
-            "was trained only with chunks"
-        )
-    return None
-
-
-def _check_chunks(config: ModelConfig, options: SherpaOptions, where: str) -> None:
-    if config.static_chunk_size not in (0, options.chunk_size):
-        raise UnsupportedError(
-            f"{where}: static_chunk_size is {config.static_chunk_size}, but chunk_size is {options.chunk_size}"
-        )
-    keys = (options.num_left_chunks + 1) * options.chunk_size
-    if keys > config.max_position:
-        raise UnsupportedError(
-            f"{where}: chunk plus left context is {keys} frames; the maximum is {config.max_position}"
-        )
-
-
 def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
     found = next((symbol for symbol in BLANKS if symbol in tokens), None)
     if found is None or tokens.index(found) != blank:
@@ -171,11 +156,10 @@ def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
             f"{where}: blank: the client searches tokens.txt for {', '.join(BLANKS)}, in this order, and uses the "
             f"first that it finds as the blank. The blank must be token {blank} ({tokens[blank]!r}), but {clash}"
         )
-    broken = next((symbol for symbol in tokens if WHITE_SPACE & set(symbol) and symbol != " "), None)
-    if broken is not None:
-        raise UnsupportedError(
-            f"{where}: tokens.txt: symbol {broken!r} contains white space, which sherpa-onnx cannot read"
-        )
+    broken = next((repr(symbol) for symbol in tokens if WHITE_SPACE & set(symbol) and symbol != " "), "")
+    if broken:
+        told = f"symbol {broken} contains white space, which sherpa-onnx cannot read"
+        raise UnsupportedError(f"{where}: tokens.txt: {told}")
 
 
 def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
@@ -202,41 +186,7 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
             "next_conv_cache": results.get("r_cnn_cache", inputs["conv_cache"]),
         }, parts
 
-    return _graph(ONLINE, bundle, online_metadata(bundle.manifest.model, options), body)
-
-
-def offline_graph(bundle: Bundle) -> ir.Model:
-    """Return the graph for whole utterances; a streaming encoder starts with empty caches."""
     config = bundle.manifest.model
-
-    def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> Joined:
-        batch = g.op("Shape", inputs["x"], start=0, end=1)
-
-        def zeros(kind: type[np.generic], *shape: Any) -> ir.Value:
-            size = g.op("Concat", *shape, axis=0) if len(shape) > 1 else shape[0]
-            return g.op("ConstantOfShape", size, value=ir.tensor(np.zeros(1, kind)))
-
-        feeds = {"chunk": inputs["x"], "chunk_lens": inputs["x_lens"]}
-        if config.streaming:
-            feeds["offset"] = zeros(np.int64, batch)
-            feeds["required_cache_size"] = g.op("Squeeze", g.constant([0]), [0])
-            for cache in config.caches:
-                feeds[cache.name] = zeros(np.float32, [cache.num_blocks], batch, list(cache.shape))
-        results, parts = joined(bundle, feeds)
-        return {"log_probs": results["log_probs"], "log_probs_lens": results["output_lens"]}, parts
-
-    return _graph(OFFLINE, bundle, offline_metadata(config), body)
-
-
-def _graph(
-    graph: Graph, bundle: Bundle, metadata: dict[str, str], body: Callable[[GraphBuilder, dict[str, ir.Value]], Joined]
-) -> ir.Model:
-    axes, stated = _axis(bundle.manifest.model), metadata | bundle.manifest.metadata()
-    return inlined(joined_model(graph, "sherpa", axes, stated, body))
-
-
-def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, str]:
-    """Return the metadata that the online client reads from the graph, and some for human readers."""
     values = {
         "head": _sizes(config, ATT_CACHE)[0],
         "num_blocks": config.num_blocks,
@@ -246,17 +196,42 @@ def online_metadata(config: ModelConfig, options: SherpaOptions) -> dict[str, st
         "chunk_size": options.chunk_size,
         "left_chunks": options.num_left_chunks,
     }
-    return {name: str(value) for name, value in values.items()} | offline_metadata(config)
+    return _graph(ONLINE, bundle, {name: str(value) for name, value in values.items()}, body)
 
 
-def offline_metadata(config: ModelConfig) -> dict[str, str]:
-    """Return the metadata that both the offline and the online client read from the graph."""
-    return {
-        "model_type": MODEL_TYPE,
-        "version": "1",
-        "vocab_size": str(config.vocab_size),
-        "subsampling_factor": str(config.subsampling_rate),
-    }
+def offline_graph(bundle: Bundle) -> ir.Model:
+    """Return the graph for whole utterances; a streaming encoder starts with empty caches."""
+    config = bundle.manifest.model
+
+    def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> Joined:
+        batch = g.op("Shape", inputs["x"], start=0, end=1)
+        feeds = {"chunk": inputs["x"], "chunk_lens": inputs["x_lens"]}
+        if config.streaming:
+            feeds["offset"] = zeros(g, batch, kind=np.int64)
+            feeds["required_cache_size"] = g.op("Squeeze", g.constant([0]), [0])
+            for cache in config.caches:
+                feeds[cache.name] = zeros(g, [cache.num_blocks], batch, list(cache.shape))
+        results, parts = joined(bundle, feeds)
+        return {"log_probs": results["log_probs"], "log_probs_lens": results["output_lens"]}, parts
+
+    return _graph(OFFLINE, bundle, {}, body)
+
+
+def _graph(
+    graph: Graph, bundle: Bundle, own: dict[str, str], body: Callable[[GraphBuilder, dict[str, ir.Value]], Joined]
+) -> ir.Model:
+    """Return a joined graph. Its metadata is `own`, what both clients read, and the manifest's."""
+    config = bundle.manifest.model
+    sizes = {"vocab_size": str(config.vocab_size), "subsampling_factor": str(config.subsampling_rate)}
+    metadata = own | {"model_type": MODEL_TYPE, "version": "1"} | sizes | bundle.manifest.metadata()
+    heads, _, width = _sizes(config, ATT_CACHE)
+    channels, past = _sizes(config, CNN_CACHE)
+    fixed = {"one": 1, "num_kv_heads": heads, "kv_dim": width, "conv_dim": channels, "conv_cache": past}
+
+    def axis(name: str | int) -> int | None:
+        return fixed[name] if name in fixed else config.axis(name)
+
+    return inlined(joined_model(graph, "sherpa", axis, metadata, body))
 
 
 def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
@@ -266,11 +241,3 @@ def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
     """
     missing = (0, 0, 0) if name == ATT_CACHE else (config.output_size, 0)
     return next((cache.shape for cache in config.caches if cache.name == name), missing)
-
-
-def _axis(config: ModelConfig) -> Callable[[str | int], int | None]:
-    """Return a function that maps the name of an axis to its size, or to None if it is dynamic."""
-    heads, _, width = _sizes(config, ATT_CACHE)
-    channels, past = _sizes(config, CNN_CACHE)
-    fixed = {"one": 1, "num_kv_heads": heads, "kv_dim": width, "conv_dim": channels, "conv_cache": past}
-    return lambda name: fixed[name] if name in fixed else config.axis(name)

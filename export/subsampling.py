@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture, SubsamplingKind
-from u2moe.export.layers import linear, normalization, parameter, product, transposed, vector
+from u2moe.export.layers import affine, linear, normalization, parameter, product, vector, weight_and_bias
 from u2moe.export.positions import LearnedPositions, input_scale
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
@@ -113,14 +113,11 @@ class Convolutions(Subsampling):
         with g.scope("embed", group="subsampling"):
             weights = []
             for index in range(0, 2 * len(kernels), 2):
-                layer = cast("nn.Conv2d", self.conv[index])
-                weights.append(vector(g, f"conv.{index}.weight", layer.weight))
-                weights.append(vector(g, f"conv.{index}.bias", cast("Tensor", layer.bias)))
+                weights += weight_and_bias(g, self.conv[index], f"conv.{index}.")
             if len(kernels) == 1:  # the projection is as large as other linear layers, so it is quantized like them
                 (x,) = g.call(form.convolutions(projection.in_features), features, *weights)
                 return self.scaled(g, linear(g, x, projection, name))
-            weights.append(transposed(g, f"{name}.weight", projection.weight))
-            weights.append(vector(g, f"{name}.bias", projection.bias))
+            weights += affine(g, projection, f"{name}.")
             (x,) = g.call(form.function(projection.in_features), features, *weights)
             return self.scaled(g, x)
 
@@ -209,8 +206,3 @@ KINDS: dict[SubsamplingKind, type[Subsampling]] = {
     "conv1d2": TimeConvolutions,
 }
 """The classes by WeNet's names. A new kind also needs its rate in `architecture.SUBSAMPLINGS`."""
-
-
-def subsampling(config: EncoderArchitecture) -> Subsampling:
-    """Return a subsampling layer of the configured kind."""
-    return KINDS[config.subsampling](config)

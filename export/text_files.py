@@ -83,13 +83,19 @@ ROUNDING = 1e-6
 
 def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
     """Return the mean and the inverse standard deviation of each feature, as tensors [size]."""
-    text = read_text(
-        path,
-        purpose="the network was trained with feature statistics, which must be in this file, because the state dict "
-        f"has no {CMVN_MEAN}",
-    )
+    trained = "the network was trained with feature statistics, which must be in this file"
+    text = read_text(path, purpose=f"{trained}, because the state dict has no {CMVN_MEAN}")
     try:
-        sums, squares, count = _parse_json(text) if text.lstrip().startswith("{") else _parse_kaldi(text)
+        if text.lstrip().startswith("{"):
+            stats = json.loads(text)
+            sums, squares = (np.array(stats[key], dtype=np.float64) for key in ("mean_stat", "var_stat"))
+            count = float(stats["frame_num"])
+        else:  # a matrix of two rows: the sums of features and the frame count, then the sums of squares and 0
+            words = text.split()
+            if len(words) < 6 or words[0] != "[" or words[-1] != "]" or len(words) % 2:
+                raise ValueError("expected '[ sums count sums-of-squares 0 ]'")  # noqa: TRY301 - caught below
+            matrix = np.array(words[1:-1], dtype=np.float64).reshape(2, -1)
+            sums, squares, count = matrix[0, :-1], matrix[1, :-1], float(matrix[0, -1])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not a statistics file in JSON or Kaldi text format: {error}") from error
     if sums.shape != (size,) or squares.shape != (size,):
@@ -107,18 +113,3 @@ def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
     if not all(np.isfinite(values).all() for values in statistics):
         raise CheckpointError(f"{path}: has means or variances that are not finite in float32")
     return torch.from_numpy(statistics[0]), torch.from_numpy(statistics[1])
-
-
-def _parse_json(text: str) -> tuple[np.ndarray, np.ndarray, float]:
-    stats = json.loads(text)
-    sums = np.array(stats["mean_stat"], dtype=np.float64)
-    return sums, np.array(stats["var_stat"], dtype=np.float64), float(stats["frame_num"])
-
-
-def _parse_kaldi(text: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """Parse a matrix of two rows: the sums of features and the frame count, then the sums of squares and 0."""
-    words = text.split()
-    if len(words) < 6 or words[0] != "[" or words[-1] != "]" or len(words) % 2:
-        raise ValueError("expected '[ sums count sums-of-squares 0 ]'")
-    matrix = np.array(words[1:-1], dtype=np.float64).reshape(2, -1)
-    return matrix[0, :-1], matrix[1, :-1], float(matrix[0, -1])

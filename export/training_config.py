@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 from u2moe.export.adapters import Adapters
 from u2moe.export.architecture import Architecture
-from u2moe.export.encoders.kinds import read_encoder
+from u2moe.export.encoders.kinds import KINDS
 from u2moe.export.layer_config import read_decoders
 from u2moe.export.text_files import read_yaml
 from u2moe.export.yaml_section import Section
@@ -71,9 +71,8 @@ FRAMES = {"frame_length": 25.0, "frame_shift": 10.0}
 MODELS = ("asr_model", "ctl_model")
 """`ctl_model` has a different loss but the same network."""
 _FUNASR = "use FunASR to export it, and sherpa-onnx to run it"
-_PRETRAINED = (
-    "is a pre-trained encoder without a recognizer: fine-tune it as asr_model with --enc_init, then export the result"
-)
+_FINE_TUNE = "fine-tune it as asr_model with --enc_init, then export the result"
+_PRETRAINED = f"is a pre-trained encoder without a recognizer: {_FINE_TUNE}"
 OTHER_MODELS = {
     "transducer": "is not supported: train its encoder as asr_model, or use icefall and sherpa-onnx",
     "paraformer": f"is not a CTC network: {_FUNASR}",
@@ -134,7 +133,10 @@ def parse_training_config(values: object, file: str = CONFIG_FILE) -> TrainingCo
 
 
 def _parsed(top: Section) -> TrainingConfig:
-    _check_kind(top)
+    model = top.value("model")
+    if isinstance(model, str) and model in OTHER_MODELS:
+        raise UnsupportedError(f"{top.file}: model is {model!r}, which {OTHER_MODELS[model]}")
+    top.choice("model", "asr_model", MODELS)
     for key in ("predictor", "joint", "lfmmi_dir"):
         if top.value(key) not in (None, "", {}):
             raise top.unsupported(key, top.value(key), ("null",))
@@ -148,13 +150,18 @@ def _parsed(top: Section) -> TrainingConfig:
         expected = f"equal to {name}, which is {features.size} ({default} if not stated)"
         raise top.wrong("input_dim", top.value("input_dim"), expected)
     normalized, cmvn_file = _normalization(top)
-    encoder = read_encoder(top, normalized=normalized)
+    kind = KINDS[top.choice("encoder", "conformer", tuple(KINDS))]
+    encoder = replace(kind.read(top), normalized_input=normalized)
     tokenizer, separate, special_tokens, symbol_table = _tokenizer(top, vocab_size)
     left, right, tied = read_decoders(top, vocab_size, encoder.dim)
     blank = _blank(top, vocab_size, special_tokens)
     decoding, non_blank_memory = _decoding(top)
-    adapters = _adapters(top)
+    lora, adapters = top.section("lora_conf"), None
+    if lora.names():
+        adapters = Adapters(rank=lora.integer("lora_rank"), alpha=lora.number("lora_alpha", 8.0))
     trained_decoder = decoding.ctc_weight < 1
+    confs = ("encoder_conf", "decoder_conf")
+    stated_eps = frozenset(name for name in confs if "norm_eps" in top.section(name, is_whole=False))
     top.finish(WITHOUT_EFFECT, ONE_VALUE)
     return TrainingConfig(
         architecture=Architecture(
@@ -171,9 +178,7 @@ def _parsed(top: Section) -> TrainingConfig:
         decoding=decoding,
         blank=blank,
         layout=_layout(top),
-        stated_eps=frozenset(
-            name for name in ("encoder_conf", "decoder_conf") if "norm_eps" in top.section(name, is_whole=False)
-        ),
+        stated_eps=stated_eps,
         trained_decoder=trained_decoder,
         tokenizer=tokenizer,
         separate=separate,
@@ -184,14 +189,6 @@ def _parsed(top: Section) -> TrainingConfig:
         adapters=adapters,
         tied_embedding=tied,
     )
-
-
-def _check_kind(top: Section) -> None:
-    """Refuse all but hybrid CTC/attention models. For other known models, the error names an alternative."""
-    model = top.value("model")
-    if isinstance(model, str) and model in OTHER_MODELS:
-        raise UnsupportedError(f"{top.file}: model is {model!r}, which {OTHER_MODELS[model]}")
-    top.choice("model", "asr_model", MODELS)
 
 
 def read_features(top: Section) -> FeatureConfig:
@@ -230,12 +227,11 @@ def _normalization(top: Section) -> tuple[bool, str | None]:
     # both keys are read, so that neither counts as unknown; WeNet prefers the first
     named, at_the_top = (conf.optional_text("cmvn_file") for conf in (top.section("cmvn_conf"), top))
     cmvn_file = named or at_the_top
-    if "cmvn" in top:
-        cmvn = top.optional_text("cmvn")
-        if cmvn is None:
-            return False, None
-        return top.choice("cmvn", "global_cmvn", ("global_cmvn", "null")) == "global_cmvn", cmvn_file
-    return cmvn_file is not None, cmvn_file
+    if "cmvn" not in top:
+        return cmvn_file is not None, cmvn_file
+    if top.optional_text("cmvn") is None:
+        return False, None
+    return top.choice("cmvn", "global_cmvn", ("global_cmvn", "null")) == "global_cmvn", cmvn_file
 
 
 def _layout(top: Section) -> Literal["collate_conf", "dataset_conf", "present"]:
@@ -244,20 +240,11 @@ def _layout(top: Section) -> Literal["collate_conf", "dataset_conf", "present"]:
     return "collate_conf" if "collate_conf" in top else "dataset_conf"
 
 
-def _adapters(top: Section) -> Adapters | None:
-    conf = top.section("lora_conf")
-    if not conf.names():
-        return None
-    return Adapters(rank=conf.integer("lora_rank"), alpha=conf.number("lora_alpha", 8.0))
-
-
 def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | None, bool, dict[str, int], str | None]:
     """Return the tokenizer, whether each token is a word, the special tokens, and the file of the vocabulary."""
     conf = top.section("tokenizer_conf")
-    kind: Literal["char", "bpe"] | None = None
-    if "tokenizer" in top:
-        kinds: tuple[Literal["char", "bpe"], ...] = ("char", "bpe")
-        kind = top.choice("tokenizer", "char", kinds)
+    kinds: tuple[Literal["char", "bpe"], ...] = ("char", "bpe")
+    kind = top.choice("tokenizer", "char", kinds) if "tokenizer" in top else None
     symbol_table, connect = conf.optional_text("symbol_table_path"), conf.optional_text("connect_symbol") or ""
     if connect not in (("", " ") if kind == "char" else ("",)):
         raise conf.unsupported("connect_symbol", connect, ("''", "' ' with tokenizer char"))

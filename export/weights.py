@@ -28,9 +28,8 @@ WRAPPED = re.compile(r"(?<![^.])(module|model|_orig_mod|_fsdp_wrapped_module|_ch
 ENCODER_POSITIONS = re.compile(r"encoder\.embed\.pos_enc(_class)?\.pe")
 POSITION_TABLE = re.compile(ENCODER_POSITIONS.pattern + r"|decoder\.((left|right)_decoder\.)?embed\.1\.pe")
 BATCH_COUNTER = re.compile(r"encoder\.encoders\.\d+\.conv_module\.norm\.num_batches_tracked")
-CONCATENATION = re.compile(
-    r"(encoder\.encoders|decoder\.((left|right)_decoder\.)?decoders)\.\d+\.concat_linear[12]?\.(weight|bias)"
-)
+_BLOCK = r"(encoder\.encoders|decoder\.((left|right)_decoder\.)?decoders)\.\d+\."
+CONCATENATION = re.compile(_BLOCK + r"concat_linear[12]?\.(weight|bias)")
 TIED_OUTPUT = re.compile(r"(decoder\.(?:(?:left|right)_decoder\.)?)output_layer\.weight")
 MOST_NAMES = 5
 POSITION_ERRORS = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float64: 1e-3}
@@ -100,12 +99,11 @@ def _choice(directory: Path) -> str:
 def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: contains {type(state).__name__}, expected a state dict")
-    wrapped = next((name for name, value in state.items() if _holds_tensors(value)), None)
-    if wrapped is not None:
-        raise CheckpointError(
-            f"{path}: has the keys {', '.join(map(repr, state))}, expected the state dict itself; "
-            f"save checkpoint[{wrapped!r}] instead"
-        )
+    for name, value in state.items():
+        if isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values()):
+            keys = ", ".join(map(repr, state))
+            told = f"has the keys {keys}, expected the state dict itself; save checkpoint[{name!r}] instead"
+            raise CheckpointError(f"{path}: {told}")
     for name, tensor in state.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{path}: has the key {name!r}, which is not a tensor name")
@@ -117,16 +115,11 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: {name} is a {tensor.device.type} tensor, which has no values")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             # a few bytes could expand to a huge tensor
-            raise CheckpointError(
-                f"{path}: {name} {tuple(tensor.shape)} has repeated (expanded) elements, expected a plain tensor"
-            )
+            told = f"{tuple(tensor.shape)} has repeated (expanded) elements, expected a plain tensor"
+            raise CheckpointError(f"{path}: {name} {told}")
     if not state:
         raise CheckpointError(f"{path}: contains no tensors")
     return {name: tensor.detach() for name, tensor in _unwrapped(state).items()}
-
-
-def _holds_tensors(value: object) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values())
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -140,9 +133,8 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor that this architecture needs, by its name in WeNet's state dict."""
     with torch.device("meta"):
         network = SpeechModel(architecture)
-    return {
-        name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if not BATCH_COUNTER.fullmatch(name)
-    }
+    tensors = network.state_dict().items()
+    return {name: tuple(tensor.shape) for name, tensor in tensors if not BATCH_COUNTER.fullmatch(name)}
 
 
 def select_tensors(
@@ -156,28 +148,19 @@ def select_tensors(
     expected = expected_shapes(architecture)
     sources = {name: name for name in expected}
     if tied_embedding:
-        tied = {name: TIED_OUTPUT.sub(r"\1embed.0.weight", name) for name in expected if TIED_OUTPUT.fullmatch(name)}
-        sources.update(tied)
+        sources = {name: TIED_OUTPUT.sub(r"\1embed.0.weight", name) for name in expected}
     others = [name for name in state if sources.get(name) != name]
     ignored = {name: _reason(path, name, state[name], sources, architecture) for name in others}
     unused = [name for name, reason in ignored.items() if not reason]
     missing = sorted({source for source in sources.values() if source not in state})
     if unused or missing:
-        raise CheckpointError(
-            f"{path}: does not fit its train.yaml: {_listed('missing', missing)}; "
-            f"{_listed('not used by the network', unused)}{_without_wrappers(unused, missing)}"
-        )
+        told = f"{_listed('missing', missing)}; {_listed('not used by the network', unused)}"
+        if fitting := [name for name in unused if WRAPPED.sub("", name) in missing]:
+            added = ", ".join(sorted({f"'{part}.'" for name in fitting for part in WRAPPED.findall(name)}))
+            told += f"; {len(fitting)} of these names would match without {added}; rename them and save the file again"
+        raise CheckpointError(f"{path}: does not fit its train.yaml: {told}")
     loaded = {source: _loaded(path, source, state[source], expected[source]) for source in set(sources.values())}
     return {name: loaded[source] for name, source in sources.items()}, ignored
-
-
-def _without_wrappers(unused: list[str], missing: list[str]) -> str:
-    """Return the end of an error message: which parts to remove from tensor names; "" if no name would then match."""
-    fitting = [name for name in unused if WRAPPED.sub("", name) in missing]
-    if not fitting:
-        return ""
-    added = ", ".join(sorted({f"'{part}.'" for name in fitting for part in WRAPPED.findall(name)}))
-    return f"; {len(fitting)} of these names would match without {added}; rename them and save the file again"
 
 
 def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str], architecture: Architecture) -> str:
@@ -199,11 +182,9 @@ def _check_position_table(path: Path, name: str, table: Tensor, architecture: Ar
     """Check that a checkpoint's table, which WeNet would use, equals the positional encodings computed here."""
     _check_type(path, name, table)
     length, kind = table.shape[1] if table.ndim > 1 else 0, "abs_pos"
+    expected: Tensor | None = positional_encoding(torch.arange(length), architecture.encoder.dim).unsqueeze(0)
     if ENCODER_POSITIONS.fullmatch(name):
-        kind = architecture.encoder.positions
-        expected = position_table(architecture.encoder, length)
-    else:
-        expected = positional_encoding(torch.arange(length), architecture.encoder.dim).unsqueeze(0)
+        kind, expected = architecture.encoder.positions, position_table(architecture.encoder, length)
     if expected is not None and length > 0 and table.shape == expected.shape:
         difference = (table.float() - expected).abs().max().item()
         if difference <= POSITION_ERRORS[table.dtype]:

@@ -31,10 +31,8 @@ class Section(Record):
 
     def unsupported(self, key: str, found: object, supported: Iterable[str]) -> UnsupportedError:
         """Return the error for a value that WeNet supports and this project does not."""
-        return UnsupportedError(
-            f"{self.file}: {self.field(key)} is {quoted(found)}, which is not supported; "
-            f"supported: {', '.join(supported)}"
-        )
+        told = f"{self.field(key)} is {quoted(found)}, which is not supported; supported: {', '.join(supported)}"
+        return UnsupportedError(f"{self.file}: {told}")
 
     def refuse(self, keys: Iterable[str], reason: str) -> None:
         """Refuse each of `keys` that is present and not null."""

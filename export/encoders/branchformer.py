@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture, FeedForward
-from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, attention_key, read_gating
+from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, read_gating, two_branches
 from u2moe.export.encoders.network import CNN_CACHE, BlockCaches, Context, SpeechEncoder
-from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.layers import Residual, linear
 from u2moe.export.yaml_section import Section
 
@@ -31,7 +30,7 @@ class Branches:
     """Weight of the gating MLP in each block, for `fixed_ave`; the weight of attention is 1 minus this."""
 
 
-def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
+def read(top: Section) -> EncoderArchitecture:
     """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
     gates = read_gating(conf)
@@ -41,18 +40,10 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     for unused in ("stochastic_depth_rate", "attn_branch_drop_rate"):  # training only
         conf.value(unused)
     merge = conf.choice("merge_method", "concat", MERGE_METHODS)
-    shared = encoder_architecture(
-        conf,
-        top,
-        normalized=normalized,
-        attentions=("rel_selfattn", "selfattn"),
-        attention_key=attention_key(conf),
-        num_blocks=12,
-        has_order=False,
-        causal=gates.causal and merge != "learned_ave",
-        # blocks have the gating MLP in place of a feed-forward layer
-        feed_forward=FeedForward(hidden=gates.hidden, activation="gelu"),
-    )
+    # blocks have the gating MLP in place of a feed-forward layer
+    feed_forward = FeedForward(hidden=gates.hidden, activation="gelu")
+    causal = gates.causal and merge != "learned_ave"
+    shared = two_branches(conf, top, causal=causal, feed_forward=feed_forward)
     weights = _weights(conf, shared.num_blocks, needed=merge == "fixed_ave")
     return replace(shared, own=Branches(gating=gates, merge=merge, gating_weights=weights))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,12 +9,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.architecture import EncoderArchitecture
+from u2moe.export.architecture import EncoderArchitecture, FeedForward
 from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.convolution import Surroundings, TimeDepthwise
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, with_past
 from u2moe.export.encoders.nodes import EncoderNodes
-from u2moe.export.layers import Residual, linear, normalization, parameter, product
+from u2moe.export.layer_config import encoder_architecture
+from u2moe.export.layers import Residual, half, linear, normalization, parameter
 from u2moe.export.moe import activation
 from u2moe.export.yaml_section import Section
 from u2moe.runtime.graph import layers
@@ -56,10 +56,22 @@ def read_gating(conf: Section) -> Gating:
     )
 
 
-def attention_key(conf: Section) -> str:
-    """Return the key that selects the attention of branchformers. It was `attention_layer_type` until WeNet 3.0.1."""
-    old = "attention_layer_type"
-    return old if old in conf else "selfattention_layer_type"
+def two_branches(
+    conf: Section, top: Section, *, causal: bool, feed_forward: FeedForward | None = None
+) -> EncoderArchitecture:
+    """Return the settings common to branchformers; for the arguments, see `encoder_architecture`."""
+    old = "attention_layer_type"  # the key until WeNet 3.0.1
+    return encoder_architecture(
+        conf,
+        top,
+        attentions=("rel_selfattn", "selfattn"),
+        attention_key=old if old in conf else "selfattention_layer_type",
+        num_blocks=12,
+        has_macaron=feed_forward is None,
+        has_order=False,
+        causal=causal,
+        feed_forward=feed_forward,
+    )
 
 
 def read_kernel(conf: Section, key: str, default: int, *, causal: bool) -> int:
@@ -112,7 +124,8 @@ def gating(
     """Return the output for `x` [batch, time, dim], and the frames to cache. `row` is the block's row in `around`."""
     unit, kind = module.csgu, module.config.activation
     with g.scope("cgmlp", group="feed_forward"):
-        value, gate = (g.call(layers.activation_layer("gelu"), _half(g, x, module, half))[0] for half in range(2))
+        projections = (half(g, x, module.channel_proj1[0], "channel_proj1", name) for name in ("value", "gate"))
+        value, gate = (g.call(layers.activation_layer("gelu"), y)[0] for y in projections)
         with g.scope("csgu"):
             gate = normalization(g, gate, unit.norm, "norm")
             gate, kept = unit.conv.nodes(g, gate, around, row, "conv")
@@ -122,15 +135,6 @@ def gating(
                 (gate,) = g.call(layers.activation_layer(kind), gate)
             y = g.op("Mul", value, gate)
         return linear(g, y, module.channel_proj2, "channel_proj2"), kept
-
-
-def _half(g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, half: int) -> ir.Value:
-    """Return one half of the first projection as a separate product, so no split is needed."""
-    layer, size = cast("nn.Linear", module.channel_proj1[0]), module.config.channels
-    rows = slice(half * size, (half + 1) * size)
-    with g.scope("channel_proj1", ("value", "gate")[half]):
-        weight = parameter(g, "weight", (layer.in_features, size), lambda: layer.weight[rows].T)
-        return product(g, x, weight, parameter(g, "bias", (size,), lambda: layer.bias[rows]))
 
 
 class TwoBranchBlock(nn.Module):
@@ -164,7 +168,9 @@ class TwoBranchNodes(EncoderNodes):
         if config.causal and config.kernel > 1:
             with self.g.scope(group="convolution_state"):
                 shape = (len(modules), 1, 1, config.channels)
-                gates = parameter(self.g, "initial_gates", shape, lambda: _before_first_frame(modules))
+                # the normalisation turns the zeros before the first frame into its bias
+                biases: list[Tensor] = [module.csgu.norm.bias for module in modules]
+                gates = parameter(self.g, "initial_gates", shape, lambda: torch.stack(biases)[:, None, None])
         self.gates = self.around(gates)
 
     def branches(self, residual: Residual, block: TwoBranchBlock, index: int) -> tuple[ir.Value, ir.Value]:
@@ -172,8 +178,3 @@ class TwoBranchNodes(EncoderNodes):
         attended = self.self_attention(residual.normalized(block.norm_mha, "norm_mha"), block, index)
         y = residual.normalized(block.norm_mlp, "norm_mlp")
         return attended, self.kept(gating(self.g, y, block.cgmlp, self.gates, index))
-
-
-def _before_first_frame(modules: Sequence[ConvolutionalGatingMLP]) -> Tensor:
-    """Return the frames [modules, 1, 1, channels] that the convolutions see before the first frame."""
-    return torch.stack([module.csgu.norm.bias for module in modules])[:, None, None]

@@ -21,31 +21,19 @@ NOT_DUAL = ("conv_norm_eps", "conv_inner_factor", "final_norm")
 """Keys in the encoder_conf of conformers that WeNet's dual conformer does not have."""
 
 
-def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
+def read(top: Section) -> EncoderArchitecture:
     """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
     if top.value("encoder") == "dual_conformer":
         conf.refuse(NOT_DUAL, "WeNet's dual conformer does not support it and fails")
-    return encoder_architecture(
-        conf,
-        top,
-        normalized=normalized,
-        attentions=("rel_selfattn", "selfattn", "shaw_rel_selfattn", "rope_abs_selfattn"),
-        has_macaron=True,
-        has_convolution=True,
-    )
+    attentions = ("rel_selfattn", "selfattn", "shaw_rel_selfattn", "rope_abs_selfattn")
+    return encoder_architecture(conf, top, attentions=attentions, has_macaron=True, has_convolution=True)
 
 
-def read_transformer(top: Section, *, normalized: bool) -> EncoderArchitecture:
+def read_transformer(top: Section) -> EncoderArchitecture:
     """Return the architecture of an encoder without convolutions."""
-    return encoder_architecture(
-        top.section("encoder_conf"),
-        top,
-        normalized=normalized,
-        activation="relu",
-        positions="abs_pos",
-        attentions=("selfattn", "rope_abs_selfattn"),
-    )
+    conf, attentions = top.section("encoder_conf"), ("selfattn", "rope_abs_selfattn")
+    return encoder_architecture(conf, top, activation="relu", positions="abs_pos", attentions=attentions)
 
 
 class ConformerBlock(nn.Module):

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.convolution import TimeDepthwise
-from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, attention_key, read_gating, read_kernel
+from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, read_gating, read_kernel, two_branches
 from u2moe.export.encoders.network import CNN_CACHE, BlockCaches, Context, SpeechEncoder
 from u2moe.export.encoders.nodes import next_history
-from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.layers import Residual, linear
 from u2moe.export.moe import feed_forward
 from u2moe.export.yaml_section import Section
@@ -34,7 +33,7 @@ class Merged:
     """Whether blocks have feed-forward layers: one after the branches and, with macaron, one before them."""
 
 
-def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
+def read(top: Section) -> EncoderArchitecture:
     """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
     gates = read_gating(conf)
@@ -45,17 +44,7 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     )
     for unused in ("stochastic_depth_rate", "conv_bias", "merge_method"):  # training only, or for other layers
         conf.value(unused)
-    shared = encoder_architecture(
-        conf,
-        top,
-        normalized=normalized,
-        attentions=("rel_selfattn", "selfattn"),
-        attention_key=attention_key(conf),
-        num_blocks=12,
-        has_macaron=True,
-        has_order=False,
-        causal=gates.causal,
-    )
+    shared = two_branches(conf, top, causal=gates.causal)
     return replace(shared, macaron=shared.macaron and own.feed_forward, own=own)
 
 
@@ -103,8 +92,7 @@ class EBranchformerEncoder(SpeechEncoder):
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
         """See `SpeechEncoder`."""
-        own = cast("Merged", config.own)
-        gates = own.gating
+        own, gates = cast("Merged", config.own), cast("Merged", config.own).gating
         both = [(CNN_CACHE, gates.channels, gates.kernel), (MERGE_CACHE, 2 * config.dim, own.merge_kernel)]
         return both if gates.causal else []
 

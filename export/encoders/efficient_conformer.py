@@ -60,14 +60,12 @@ class Strided:
         return {step: range(steps.index(step), steps.index(step) + steps.count(step)) for step in steps}
 
 
-def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
+def read(top: Section) -> EncoderArchitecture:
     """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
     conf.refuse(IGNORED, "WeNet ignores it for this encoder")
     conf.choice("cnn_module_norm", "batch_norm", ("batch_norm", "layer_norm"))  # WeNet fails with other norms
-    shared = encoder_architecture(
-        conf, top, normalized=normalized, attentions=("rel_selfattn",), has_macaron=True, has_convolution=True
-    )
+    shared = encoder_architecture(conf, top, attentions=("rel_selfattn",), has_macaron=True, has_convolution=True)
     conf.choice("pos_enc_layer_type", "rel_pos", ("rel_pos",))
     if shared.convolution is None:
         raise conf.unsupported("use_cnn_module", conf.value("use_cnn_module"), ("true",))

@@ -107,8 +107,7 @@ class EfficientConformerNodes(ConformerNodes):
         valid = self.valid
         padding = (config.kernel - 1) // 2
         form = ReducingConvolution(kernel=config.kernel, stride=stride, before=padding, after=padding)
-        parts = convolution_parts(g, x, module)
-        seen = parts.gated
+        seen, taps, finish = convolution_parts(g, x, module)
         if config.causal:
             form, valid = replace(form, before=0, after=0), g.constant(torch.ones(1, 1, 1).numpy())
             if self.seen.histories is not None:
@@ -117,8 +116,7 @@ class EfficientConformerNodes(ConformerNodes):
                 seen = g.op("Concat", g.op("Expand", past, shape), seen, axis=1)
                 kept = g.op("Unsqueeze", g.op("Slice", seen, [1 - config.kernel], [END], [1]), [0])
                 self.next_cnn += [kept] if self.streaming else []
-        (y,) = g.call(form.function(config.channels), seen, valid, *parts.taps)
-        return parts.finish(y)
+        return finish(g.call(form.function(config.channels), seen, valid, *taps)[0])
 
     def _averaged(self, x: ir.Value, stride: int) -> ir.Value:
         """Return averages [batch, ceil(time / stride), dim] of `stride` frames each; only existing frames count."""

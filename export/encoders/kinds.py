@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.encoders import (
@@ -20,18 +20,11 @@ from u2moe.export.encoders.nodes import EncoderNodes
 from u2moe.export.yaml_section import Section
 
 
-class Reader(Protocol):
-    """Reads the architecture from a train.yaml. `normalized` states whether the network normalises the features."""
-
-    def __call__(self, top: Section, *, normalized: bool) -> EncoderArchitecture:
-        """Return the architecture."""
-
-
 @dataclass(frozen=True)
 class Kind:
     """A kind of encoder: its reader for train.yaml, its torch network, and the class that builds its graph layers."""
 
-    read: Reader
+    read: Callable[[Section], EncoderArchitecture]
     network: type[SpeechEncoder]
     nodes: type[EncoderNodes]
 
@@ -52,9 +45,3 @@ KINDS = {
 }
 # WeNet's `ctl_model` trains these encoders on whole utterances and on chunks at once, with unchanged layers
 KINDS |= {f"dual_{name}": KINDS[name] for name in ("conformer", "transformer")}
-
-
-def read_encoder(top: Section, *, normalized: bool) -> EncoderArchitecture:
-    """Return the encoder that a train.yaml describes."""
-    kind = top.choice("encoder", "conformer", tuple(KINDS))
-    return KINDS[kind].read(top, normalized=normalized)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.attention import norm
 from u2moe.export.positions import encodings
-from u2moe.export.subsampling import Subsampling, subsampling
+from u2moe.export.subsampling import KINDS, Subsampling
 from u2moe.runtime.bundle.contract import Cache
 
 BlockCaches = dict[str, Tensor]
@@ -88,7 +88,7 @@ class SpeechEncoder(nn.Module):
 
     def subsampling(self) -> Subsampling:
         """Return the layers before the blocks."""
-        return subsampling(self.config)
+        return KINDS[self.config.subsampling](self.config)
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:

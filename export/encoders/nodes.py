@@ -107,12 +107,10 @@ class FrameNodes:
         self, nodes: AttentionNodes, x: ir.Value, bias: ir.Value, positions: Sequence[ir.Value], row: int
     ) -> ir.Value:
         """Apply self-attention to `x` [batch, time, dim]; `row` is the block's row in the cache, if any."""
-        y, *kept = nodes.attend(x, x, bias, positions, self._cache_of(row))
+        cached = [] if self.cache is None else [self.cache, self.g.constant(row), self.first_kept_new]
+        y, *kept = nodes.attend(x, x, bias, positions, cached)
         self.kept += kept
         return y
-
-    def _cache_of(self, row: int) -> list[ir.Value]:
-        return [] if self.cache is None else [self.cache, self.g.constant(row), self.first_kept_new]
 
     def next_attention_cache(self) -> ir.Value:
         """Return the next call's cache: past keys and values, followed by the new ones in `kept`."""
@@ -172,7 +170,11 @@ class EncoderNodes:
         """Build all nodes and return the outputs by name."""
         g = self.g
         with g.scope("encoder"):
-            x = self._embed()
+            x, cmvn = self.inputs["chunk"], self.encoder.global_cmvn
+            if cmvn is not None:
+                with g.scope("global_cmvn", group="normalization"):
+                    x = g.op("Mul", g.op("Sub", x, vector(g, "mean", cmvn.mean)), vector(g, "istd", cmvn.istd))
+            x = self.embed(x)
             self.output_lens = self.encoder.embed.output_lengths_nodes(g, self.inputs["chunk_lens"])
             self.share(x)
             x = self.run_blocks(x)
@@ -185,15 +187,6 @@ class EncoderNodes:
                     outputs |= self.next_caches()
             return outputs
 
-    def _embed(self) -> ir.Value:
-        """Return the normalised and subsampled features [batch, time, dim]."""
-        g, cmvn = self.g, self.encoder.global_cmvn
-        x = self.inputs["chunk"]
-        if cmvn is not None:
-            with g.scope("global_cmvn", group="normalization"):
-                x = g.op("Mul", g.op("Sub", x, vector(g, "mean", cmvn.mean)), vector(g, "istd", cmvn.istd))
-        return self.embed(x)
-
     def embed(self, x: ir.Value) -> ir.Value:
         """Subsample normalised features to [batch, time, dim]."""
         return self.encoder.embed.nodes(self.g, x, self.inputs["chunk_lens"])
@@ -205,9 +198,8 @@ class EncoderNodes:
             time = g.op("Shape", x, start=1, end=2)
             self.offset: Operand = self._position(time) if self.streaming else [0]
             required = self.inputs.get("required_cache_size")
-            self.frames = FrameNodes(
-                g, time=time, lens=self.output_lens, offset=self.offset, cache=cache, required=required
-            )
+            lens, offset = self.output_lens, self.offset
+            self.frames = FrameNodes(g, time=time, lens=lens, offset=offset, cache=cache, required=required)
         learned = self.encoder.embed.learned
         if learned is None:
             self.positions = encoding_nodes(g, self.config, self.frames.positions)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal, cast, get_args
 
 import torch
@@ -24,7 +24,7 @@ from u2moe.export.encoders.network import (
     attention_cache,
     with_past,
 )
-from u2moe.export.layer_config import MOST_BLOCKS, check_input_size, check_static_chunk
+from u2moe.export.layer_config import MOST_BLOCKS, check_encoder
 from u2moe.export.moe import DenseFeedForward
 from u2moe.export.subsampling import Convolutions, Subsampling
 from u2moe.export.yaml_section import LARGEST_SIZE, Section
@@ -59,7 +59,7 @@ class Squeezed:
         return self.reduce <= index < self.recover
 
 
-def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
+def read(top: Section) -> EncoderArchitecture:
     """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
     dim, num_heads = conf.integer("encoder_dim", 256), conf.integer("attention_heads", 4)
@@ -84,7 +84,11 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
     )
     if own.recover <= own.reduce:
         raise conf.wrong("recover_idx", own.recover, f"above reduce_idx {own.reduce}")
-    convolution = _convolution(conf, dim)
+    kernel, causal = conf.integer("cnn_module_kernel", 31), conf.flag("causal", default=False)
+    if not causal and kernel % 2 == 0:
+        raise conf.wrong("cnn_module_kernel", kernel, "odd for a convolution that is not causal")
+    norm = Norm(kind=conf.choice("cnn_norm_type", "batch_norm", NORMS))
+    convolution = Convolution(kernel=kernel, causal=causal, channels=dim, bias=True, norm=norm, activation=activation)
     head_dim = dim // num_heads
     encoder = EncoderArchitecture(
         kind="squeezeformer",
@@ -96,21 +100,19 @@ def read(top: Section, *, normalized: bool) -> EncoderArchitecture:
         attention=Attention(num_heads=num_heads, num_kv_heads=num_heads, head_dim=head_dim, relative=True),
         feed_forward=FeedForward(hidden=dim * conf.integer("feed_forward_expansion_factor", 4), activation=activation),
         macaron=False,
-        convolution=replace(convolution, activation=activation),
+        convolution=convolution,
         norm=Norm(),
         pre_norm=conf.flag("normalize_before", default=False),
         final_norm=False,
         static_chunk_size=max(conf.integer("static_chunk_size", 0, least=-LARGEST_SIZE), 0),
         dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
-        normalized_input=normalized,
-        causal=convolution.causal and own.reduction == "stream" and not own.shifted,
+        causal=causal and own.reduction == "stream" and not own.shifted,
         chunk_multiple=2,
         own=own,
     )
     if encoder.static_chunk_size % 2 and not encoder.dynamic_chunk:
         raise conf.unsupported("static_chunk_size", encoder.static_chunk_size, ("even numbers",))
-    check_input_size(top, encoder)
-    check_static_chunk(conf, encoder)
+    check_encoder(conf, top, encoder)
     return encoder
 
 
@@ -123,14 +125,6 @@ def _block(conf: Section, key: str, default: int, *, least: int, most: int) -> i
     if not least <= number <= most:
         raise conf.wrong(key, found, f"the index of a block from {least} to {most}")
     return number
-
-
-def _convolution(conf: Section, dim: int) -> Convolution:
-    kernel, causal = conf.integer("cnn_module_kernel", 31), conf.flag("causal", default=False)
-    if not causal and kernel % 2 == 0:
-        raise conf.wrong("cnn_module_kernel", kernel, "odd for a convolution that is not causal")
-    kind = conf.choice("cnn_norm_type", "batch_norm", NORMS)
-    return Convolution(kernel=kernel, causal=causal, channels=dim, bias=True, norm=Norm(kind=kind), activation="swish")
 
 
 class SqueezeSubsampling(Convolutions):
@@ -316,8 +310,5 @@ class SqueezeformerEncoder(SpeechEncoder):
         own = cast("Squeezed", config.own)
         num_half = own.recover - own.reduce
         _, *histories = super().caches(config)
-        return (
-            attention_cache(config, config.num_blocks - num_half),
-            attention_cache(config, num_half, HALF_ATT_CACHE, rate=0.5),
-            *histories,
-        )
+        half = attention_cache(config, num_half, HALF_ATT_CACHE, rate=0.5)
+        return attention_cache(config, config.num_blocks - num_half), half, *histories

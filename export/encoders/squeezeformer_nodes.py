@@ -24,7 +24,18 @@ from u2moe.export.encoders.squeezeformer import (
     SqueezeformerEncoder,
     SqueezeSubsampling,
 )
-from u2moe.export.layers import Residual, feed_forward, linear, normalization, parameter, product, transposed, vector
+from u2moe.export.layers import (
+    Residual,
+    affine,
+    feed_forward,
+    linear,
+    normalization,
+    parameter,
+    product,
+    transposed,
+    vector,
+    weight_and_bias,
+)
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.attention import END, Heads, shifted_attention, shifted_places
 from u2moe.runtime.graph.builder import GraphBuilder
@@ -53,10 +64,9 @@ class SqueezeformerNodes(EncoderNodes):
 
     def share(self, x: ir.Value) -> None:
         """See `EncoderNodes`."""
-        g, own = self.g, self.own
+        g = self.g
         super().share(x)
-        blocks = [cast("SqueezeformerBlock", block) for block in self.encoder.encoders]
-        start = initial_cache(g, [block.conv_module for block in blocks])
+        start = initial_cache(g, [cast("SqueezeformerBlock", block).conv_module for block in self.encoder.encoders])
         with g.scope("half_frames"):
             self.time = g.op("Shape", x, start=1, end=2)
             half = FrameNodes(
@@ -68,10 +78,7 @@ class SqueezeformerNodes(EncoderNodes):
                 cache=self.inputs.get(HALF_ATT_CACHE),
                 required=self.inputs.get("required_cache_size"),
             )
-        self.rates = [
-            Rate(self, self.frames, start, [block for i, block in enumerate(blocks) if not own.is_half(i)], ""),
-            Rate(self, half, start, [block for i, block in enumerate(blocks) if own.is_half(i)], "half"),
-        ]
+        self.rates = [Rate(self, self.frames, start, half=False), Rate(self, half, start, half=True)]
 
     def run_blocks(self, x: ir.Value) -> ir.Value:
         """See `EncoderNodes`."""
@@ -81,7 +88,10 @@ class SqueezeformerNodes(EncoderNodes):
             if index == own.reduce:
                 full, x = x, self._reduced(x)
             if index == own.recover:
-                x = g.op("Add", full, self._recovered(x))
+                with g.scope(group="pointwise_convolutions"):
+                    once = g.op("Unsqueeze", linear(g, x, encoder.time_recover_layer, "time_recover_layer"), [2])
+                twice = g.op("Reshape", g.op("Concat", once, once, axis=2), [0, -1, self.config.dim])
+                x = g.op("Add", full, g.op("Slice", twice, [0], self.time, [1]))
             rate, residual = self.rates[own.is_half(index)], Residual(g, x, pre_norm=self.config.pre_norm)
             with g.scope(f"encoders.{index}"):
                 self._block(residual, cast("SqueezeformerBlock", block), rate, index)
@@ -108,9 +118,8 @@ class SqueezeformerNodes(EncoderNodes):
         weights, bias = layer.dw_conv.weight, cast("Tensor", layer.dw_conv.bias)
         with g.scope("time_reduction_layer", group="pointwise_convolutions"):
             if layer.kind == "stream":
-                return linear(
-                    g, g.op("Slice", x, [0], [END], [1], [2]), scaled(layer.pw_conv, weights, bias), "pw_conv"
-                )
+                x = g.op("Slice", x, [0], [END], [1], [2])
+                return linear(g, x, scaled(layer.pw_conv, weights, bias), "pw_conv")
             kernel, before = layer.KERNELS[layer.kind], layer.BEFORE[layer.kind]
             form = ReducingConvolution(kernel=kernel, stride=2, before=before, after=kernel - before - 1)
             with g.scope("dw_conv", group="depthwise_convolutions"):
@@ -118,14 +127,6 @@ class SqueezeformerNodes(EncoderNodes):
                 taps = parameter(g, "weight", shape, lambda: weights.unsqueeze(2)), vector(g, "bias", bias)
             valid = cast("ir.Value", self.frames.valid)
             return linear(g, g.call(form.function(self.config.dim), x, valid, *taps)[0], layer.pw_conv, "pw_conv")
-
-    def _recovered(self, x: ir.Value) -> ir.Value:
-        """Project and repeat each frame, and cut the result to the original number of frames."""
-        g, layer = self.g, cast("SqueezeformerEncoder", self.encoder).time_recover_layer
-        with g.scope(group="pointwise_convolutions"):
-            once = g.op("Unsqueeze", linear(g, x, layer, "time_recover_layer"), [2])
-        twice = g.op("Reshape", g.op("Concat", once, once, axis=2), [0, -1, self.config.dim])
-        return g.op("Slice", twice, [0], self.time, [1])
 
     def next_caches(self) -> dict[str, ir.Value]:
         """See `EncoderNodes`."""
@@ -135,18 +136,13 @@ class SqueezeformerNodes(EncoderNodes):
 class Rate:
     """State shared by the blocks of one frame rate."""
 
-    def __init__(
-        self,
-        nodes: EncoderNodes,
-        frames: FrameNodes,
-        start: ir.Value | None,
-        blocks: list[SqueezeformerBlock],
-        name: str,
-    ) -> None:
+    def __init__(self, nodes: SqueezeformerNodes, frames: FrameNodes, start: ir.Value | None, *, half: bool) -> None:
         g = nodes.g
         self.g, self.frames = g, frames
         self.row = 0
-        with g.scope(name or "full", group="positions"):
+        every = [cast("SqueezeformerBlock", block) for block in nodes.encoder.encoders]
+        blocks = [block for index, block in enumerate(every) if nodes.own.is_half(index) == half]
+        with g.scope("half" if half else "full", group="positions"):
             self.encodings = frames.sinusoids(nodes.config.dim)
             if blocks[0].self_attn.shifted:
                 time = g.op("Shape", frames.positions, start=1, end=2)
@@ -171,12 +167,7 @@ class Rate:
         g, config = self.g, layer.config
         scale = 1 / math.sqrt(config.head_dim)
         size = config.num_heads * config.head_dim
-        query = product(
-            g,
-            x,
-            transposed(g, "linear_q.weight", layer.linear_q.weight, scale),
-            vector(g, "linear_q.bias", layer.linear_q.bias, scale),
-        )
+        query = product(g, x, *affine(g, layer.linear_q, "linear_q.", scale))
         biases = [
             parameter(g, name, (size,), lambda bias=bias: bias.flatten() * scale)  # type: ignore[misc]
             for name, bias in (("pos_bias_u", layer.pos_bias_u), ("pos_bias_v", layer.pos_bias_v))
@@ -200,8 +191,7 @@ def subsampled(g: GraphBuilder, features: ir.Value, layer: SqueezeSubsampling, b
     projection = cast("nn.Linear", layer.input_proj[0])
     with g.scope("embed", group="subsampling"):
         weights = [
-            vector(g, "pw_conv.weight", layer.pw_conv.weight),
-            vector(g, "pw_conv.bias", cast("Tensor", layer.pw_conv.bias)),
+            *weight_and_bias(g, layer.pw_conv, "pw_conv."),
             parameter(g, "dw_conv.weight", (channels, channels, 3, 3), weight),
             vector(g, "dw_conv.bias", cast("Tensor", layer.dw_conv.bias)),
             transposed(g, "input_proj.0.weight", projection.weight, layer.scale),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -112,35 +112,28 @@ def _write_one(
     report = ProfileParity(bundle, run, subject=bundle.path).compare(profile, progress)
     if not ort:
         return report
-    graphs = sorted(folder.glob("*.onnx"))
-    for graph in graphs:
+    for graph in sorted(folder.glob("*.onnx")):
         progress(f"writing {graph.stem}.ort")
         session_of(graph, extensions=needs_extensions, portable=True, target=graph.with_suffix(".ort"))
         compare_with_ort(report, graph, bundle)
-    write_operators([graph.with_suffix(".ort") for graph in graphs], folder / OPERATORS_FILE)
+    write_operators(sorted(folder.glob("*.ort")), folder / OPERATORS_FILE)
     return report
 
 
-def write_operators(files: Iterable[Path], target: Path) -> None:
+def write_operators(files: list[Path], target: Path) -> None:
     """Write the list of operators that graphs in ORT format use."""
     from onnxruntime.tools.ort_format_model import create_config_from_models  # noqa: PLC0415 - loads slowly
 
     with warnings.catch_warnings():
         logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
         warnings.simplefilter("ignore", ResourceWarning)  # onnxruntime leaves files open until garbage collection
-        create_config_from_models(list(files), target, enable_type_reduction=False)
+        create_config_from_models(files, target, enable_type_reduction=False)
     lines = target.read_text(encoding="utf-8").splitlines(keepends=True)
     target.write_text("".join(line for line in lines if not line.startswith("#")), encoding="utf-8")  # no local paths
 
 
 def write_bundle_as_ort(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> ParityReport:
-    """Write all graphs of a bundle, and a graph for features, in ORT format.
-
-    Compare each ORT file with the original graph on the same inputs. Also write a list of the operators used.
-
-    Raises:
-        ParityError: a difference exceeds its limit.
-    """
+    """Write all graphs of a bundle, a graph for features, and a list of operators; see `compare_with_ort`."""
     report = ParityReport(sides="the bundle and its graphs in ORT format")
     features = folder / "features.onnx"
     save_graph(features_graph(bundle.manifest), features)
@@ -165,15 +158,8 @@ def compare_with_ort(
 ) -> dict[str, Array]:
     """Compare a bundle's graph with its ORT file on the same inputs, and return the graph's outputs.
 
-    Args:
-        report: receives the comparisons.
-        file: the graph.
-        bundle: its bundle.
-        converted: the ORT file; None: the one beside the graph.
-        before: outputs of the bundle's preceding graph, for graphs that read them.
-
-    Raises:
-        ParityError: a difference exceeds its limit.
+    `converted` is the ORT file, by default the one beside the graph. `before` contains the outputs of the bundle's
+    preceding graph, for graphs that read them. Raises ParityError if a difference exceeds its limit.
     """
     converted = converted or file.with_suffix(".ort")
     feeds = _feeds(file.stem, bundle, before or {})
@@ -190,18 +176,17 @@ def compare_with_ort(
 def _feeds(graph: str, bundle: Bundle, before: dict[str, Array]) -> dict[str, Array]:
     """Return inputs for a graph: outputs of the preceding graph, samples, or random values, as the graph requires."""
     config, samples = bundle.manifest.model, parity_samples(bundle.manifest, 4.0)
-    if graph in ("features", "offline"):
-        return {"samples": samples[np.newaxis]}
     if graph == "clip":
         return {"audio": encoded(samples, bundle.manifest.features.sample_rate, "FLAC")}
+    feeds: dict[str, Array] = {"samples": samples[np.newaxis]}
     if graph in ("encoder", "streaming"):
-        feeds: dict[str, Array] = {"samples": samples[np.newaxis]}
         if graph == "encoder":
             feeds = {"chunk": before["features"], "chunk_lens": np.array([before["features"].shape[1]])}
         if config.streaming:
             feeds |= {"offset": np.zeros(1, np.int64), "required_cache_size": np.array(-1)}
             for cache in config.caches:
                 feeds[cache.name] = np.zeros((cache.num_blocks, 1, *cache.shape), np.float32)
+    if graph in ("features", "offline", "encoder", "streaming"):
         return feeds
     if graph == "ctc":
         return {"encoder_out": before["output"]}

@@ -105,9 +105,13 @@ def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 def _simplify(graph: ir.Graph, node: ir.Node) -> None:
     """Bypass the node if it changes nothing. Otherwise, write its shape or axes in the form that compilers expect."""
     output = node.outputs[0]
-    if node.op_type == "Gather" and _takes_all(node):
-        node.op_type = "Reshape"
-        node.attributes.clear()
+    if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:  # it may take all rows, in order
+        table, rows = node.inputs
+        indices = rows.const_value.numpy().ravel() if rows is not None and rows.const_value is not None else np.zeros(0)
+        size = table.shape[0] if table is not None and table.shape is not None else None
+        if size == indices.size and (indices == np.arange(indices.size)).all():
+            node.op_type = "Reshape"
+            node.attributes.clear()
     if (same := _passed_on(node)) is not None and output not in graph.outputs:
         ir.convenience.replace_all_uses_with(output, same)
     elif node.op_type == "Reshape":
@@ -119,15 +123,6 @@ def _simplify(graph: ir.Graph, node: ir.Node) -> None:
         if axes is not None:
             node.attributes["axes"] = ir.AttrInt64s("axes", axes.numpy().tolist())
             node.resize_inputs(1)
-
-
-def _takes_all(node: ir.Node) -> bool:
-    """Return whether a Gather of rows takes all rows in order."""
-    table, rows = node.inputs
-    indices = rows.const_value.numpy().ravel() if rows is not None and rows.const_value is not None else np.zeros(0)
-    size = table.shape[0] if table is not None and table.shape is not None else None
-    axis = node.attributes.get_int("axis", 0)
-    return axis == 0 and size == indices.size and bool((indices == np.arange(indices.size)).all())
 
 
 def _passed_on(node: ir.Node) -> ir.Value | None:
@@ -181,20 +176,18 @@ def check_fixed(model: ir.Model, where: object) -> None:
             `MOST_AXES` axes, or an axis of unknown size; the message names the node.
     """
     for node in model.graph:
-        told = f"{where}: node {node.name} ({node.op_type})"
+        told = f"{where}: node {node.name} ({node.op_type}):"
         if node.domain or node.op_type not in OPERATORS:
-            raise UnsupportedError(f"{told}: NPU compilers do not support this operator")
+            raise UnsupportedError(f"{told} NPU compilers do not support this operator")
         for value in (*node.inputs, *node.outputs):
             if value is None:
                 continue
             if value.shape is None or not value.shape.is_static() or len(value.shape) > MOST_AXES:
-                raise UnsupportedError(
-                    f"{told}: {value.name} has shape {value.shape}, expected at most {MOST_AXES} axes, all fixed"
-                )
+                expected = f"expected at most {MOST_AXES} axes, all fixed"
+                raise UnsupportedError(f"{told} {value.name} has shape {value.shape}, {expected}")
             tensor = value.const_value
             if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
                 largest = float(np.abs(tensor.numpy()).max(initial=0))
                 if not largest <= LARGEST:
-                    raise UnsupportedError(
-                        f"{told}: {value.name} has the value {largest:g}, which exceeds the float16 limit ({LARGEST:g})"
-                    )
+                    exceeded = f"which exceeds the float16 limit ({LARGEST:g})"
+                    raise UnsupportedError(f"{told} {value.name} has the value {largest:g}, {exceeded}")

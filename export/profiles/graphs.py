@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.export.joining import Joined, joined, joined_model
+from u2moe.export.joining import Joined, joined, joined_model, zeros
 from u2moe.runtime.audio.padding import SOUND
 from u2moe.runtime.bundle.contract import METADATA_PREFIX, Graph, Tensor
-from u2moe.runtime.bundle.manifest import Manifest, ModelConfig
+from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder, build_model
@@ -40,6 +40,9 @@ def _float(name: str, *axes: str) -> Tensor:
 
 def _int(name: str, *axes: str) -> Tensor:
     return Tensor(name=name, dtype="int64", axes=axes)
+
+
+_TEXT = Tensor(name="text", dtype="str", axes=("one",))
 
 
 def streaming_contract(config: ModelConfig) -> Graph:
@@ -107,7 +110,7 @@ def clip_contract() -> Graph:
     return Graph(
         name="clip",
         inputs=(Tensor(name="audio", dtype="uint8", axes=("one", "bytes")),),
-        outputs=(Tensor(name="text", dtype="str", axes=("one",)), _int("tokens", "tokens"), _float("times", "tokens")),
+        outputs=(_TEXT, _int("tokens", "tokens"), _float("times", "tokens")),
     )
 
 
@@ -122,7 +125,13 @@ def profile_graph(bundle: Bundle, profile: Profile) -> ir.Model:
         "offline": (offline_contract(), lambda g, bundle, inputs: _offline(g, bundle, inputs["samples"])),
         "clip": (clip_contract(), _clip),
     }[profile]
-    axes, metadata = _axis(bundle.manifest.model), _metadata(bundle, profile)
+    values: dict[str, Any] = {
+        "profile": profile,
+        "window_samples": window_samples(bundle.manifest, bundle.manifest.model.num_features(1)),
+        "samples_per_frame": samples_per_frame(bundle.manifest),
+    }
+    metadata = bundle.manifest.metadata() | {f"{METADATA_PREFIX}{name}": str(value) for name, value in values.items()}
+    axes = _axis(bundle.manifest.model)
     return joined_model(contract, profile, axes, metadata, lambda g, inputs: nodes(g, bundle, inputs))
 
 
@@ -130,9 +139,8 @@ def _streaming(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> 
     """Build the front end, the encoder and the CTC head for one chunk; see `streaming_contract`."""
     if not bundle.manifest.model.streaming:
         raise UnsupportedError(f"{bundle.path}: this encoder was trained for full context: use --profile offline")
-    frames = fbank(g, inputs["samples"], bundle.manifest.features)
     feeds = {name: value for name, value in inputs.items() if name != "samples"}
-    results, parts = joined(bundle, feeds | {"chunk": frames, "chunk_lens": _chunk_lens(g, frames)})
+    results, parts = joined(bundle, feeds | _front_end(g, inputs["samples"], bundle.manifest.features))
     return {**results, "encoder_out": results["output"]}, parts
 
 
@@ -143,8 +151,10 @@ def _clip(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joine
     return {**outputs, "text": _text(g, outputs["tokens"], bundle.tokens)}, parts
 
 
-def _chunk_lens(g: GraphBuilder, frames: ir.Value) -> ir.Value:
-    return g.op("Expand", g.op("Shape", frames, start=1, end=2), g.op("Shape", frames, start=0, end=1))
+def _front_end(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> dict[str, ir.Value]:
+    frames = fbank(g, samples, config)
+    lens = g.op("Expand", g.op("Shape", frames, start=1, end=2), g.op("Shape", frames, start=0, end=1))
+    return {"chunk": frames, "chunk_lens": lens}
 
 
 def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
@@ -160,13 +170,11 @@ def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
     # Too few samples for one encoder frame are padded with zeros; the resulting frame is discarded at the end.
     shortest = window_samples(bundle.manifest, config.window)
     missing = g.op("Max", g.op("Sub", [shortest], g.op("Shape", samples, start=1, end=2)), [0])
-    zeros = g.op("ConstantOfShape", g.op("Concat", [1], missing, axis=0), value=ir.tensor(np.zeros(1, np.float32)))
-    frames = fbank(g, g.op("Concat", samples, zeros, axis=1), features)
-    feeds = {"chunk": frames, "chunk_lens": _chunk_lens(g, frames)}
+    feeds = _front_end(g, g.op("Concat", samples, zeros(g, [1], missing), axis=1), features)
     if config.streaming:
         feeds["offset"] = g.constant([0])
         feeds["required_cache_size"] = g.constant(np.array(0, np.int64))
-        feeds |= {cache.name: _zeros(g, cache.num_blocks, 1, *cache.shape) for cache in config.caches}
+        feeds |= {cache.name: zeros(g, [cache.num_blocks, 1, *cache.shape]) for cache in config.caches}
     results, parts = joined(bundle, feeds)
     with g.scope("greedy"):
         num_frames = g.op("Where", g.op("Equal", missing, [0]), results["output_lens"], [0])
@@ -174,20 +182,17 @@ def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
         encoder_out = g.op("Slice", results["output"], [0], num_frames, [1])
         best = g.op("Squeeze", g.op("ArgMax", log_probs, axis=2, keepdims=0), [0])
         before = g.op("Slice", g.op("Concat", [-1], best, axis=0), [0], [-1], [0])
-        begins = g.op("And", _not_equal(g, best, g.constant([config.blank])), _not_equal(g, best, before))
+        is_blank = g.op("Equal", best, g.constant([config.blank]))
+        begins = g.op("And", g.op("Not", is_blank), g.op("Not", g.op("Equal", best, before)))
         places = g.op("Squeeze", g.op("NonZero", begins), [0])
         frame_s = config.subsampling_rate * features.frame_shift_ms / 1000
         times = g.op("Mul", g.op("Cast", places, to=ir.DataType.FLOAT), float(frame_s))
         if bundle.manifest.decoding.padding_s:  # times are relative to the original recording
-            lead, end = (_seconds(g, num, features.sample_rate) for num in (num_before, length))
+            casts = (g.op("Cast", num, to=ir.DataType.FLOAT) for num in (num_before, length))
+            lead, end = (g.op("Div", num, float(features.sample_rate)) for num in casts)
             times = g.op("Min", g.op("Max", g.op("Sub", times, lead), 0.0), end)
-        outputs = {
-            "tokens": g.op("Gather", best, places),
-            "times": times,
-            "log_probs": log_probs,
-            "encoder_out": encoder_out,
-        }
-    return outputs, parts
+        tokens = g.op("Gather", best, places)
+    return {"tokens": tokens, "times": times, "log_probs": log_probs, "encoder_out": encoder_out}, parts
 
 
 def _padded(g: GraphBuilder, manifest: Manifest, samples: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -198,22 +203,14 @@ def _padded(g: GraphBuilder, manifest: Manifest, samples: ir.Value) -> tuple[ir.
         return samples, g.constant([0])
     with g.scope("padding"):
         one = g.op("Cast", g.op("Equal", g.op("Shape", samples, start=1, end=2), [0]), to=ir.DataType.INT64)
-        nothing = g.op("ConstantOfShape", g.op("Concat", [1], one, axis=0), value=ir.tensor(np.zeros(1, np.float32)))
-        parts = []
+        nothing, parts = zeros(g, [1], one), []
         for begin, end in ((0, frame_len), (-frame_len, np.iinfo(np.int64).max)):
             edge = g.op("Concat", g.op("Slice", samples, [begin], [int(end)], [1]), nothing, axis=1)  # never empty
             span = g.op("Sub", *(g.op(name, edge, [1], keepdims=0) for name in ("ReduceMax", "ReduceMin")))
             is_sound = g.op("Cast", g.op("Greater", span, SOUND), to=ir.DataType.INT64)
             parts.append(g.op("Mul", is_sound, [num_silence]))
-        silences = [
-            g.op("ConstantOfShape", g.op("Concat", [1], num, axis=0), value=ir.tensor(np.zeros(1, np.float32)))
-            for num in parts
-        ]
-        return g.op("Concat", silences[0], samples, silences[1], axis=1), parts[0]
-
-
-def _seconds(g: GraphBuilder, num_samples: ir.Value, rate: int) -> ir.Value:
-    return g.op("Div", g.op("Cast", num_samples, to=ir.DataType.FLOAT), float(rate))
+        before, after = (zeros(g, [1], num) for num in parts)
+        return g.op("Concat", before, samples, after, axis=1), parts[0]
 
 
 def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
@@ -227,12 +224,12 @@ def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
         tag = g.constant(np.frombuffer(b"ID3", np.uint8)[np.newaxis].astype(np.int64))
         matches = g.op("Cast", g.op("Equal", g.op("Cast", first, to=ir.DataType.INT64), tag), to=ir.DataType.INT64)
         is_tagged = g.op("Equal", g.op("ReduceMin", matches, [1], keepdims=0), [1])
-        kind = g.op("Where", is_tagged, _string(g, "mp3"), _string(g, ""))
+        kind = g.op("Where", is_tagged, g.constant_strings(["mp3"]), g.constant_strings([""]))
         as_it_is = g.op("AudioDecoder", audio, kind, domain=EXTENSIONS, stereo_to_mono=1)
         samples = g.op("AudioDecoder", audio, kind, domain=EXTENSIONS, downsampling_rate=sample_rate, stereo_to_mono=1)
         length = g.op("Shape", samples, start=1, end=2)
         # AudioDecoder's resampling has aliasing, so files at other rates are refused.
-        other_rate = _not_equal(g, length, g.op("Shape", as_it_is, start=1, end=2))
+        other_rate = g.op("Not", g.op("Equal", length, g.op("Shape", as_it_is, start=1, end=2)))
         longest = min(LONGEST_CLIP_S * sample_rate, _LONGEST_CLIP)
         too_long = g.op("GreaterOrEqual", length, [longest])
         length = _refused(g, other_rate, length, f"the sample rate must be {sample_rate} Hz")
@@ -248,11 +245,7 @@ def _refused(g: GraphBuilder, condition: ir.Value, value: ir.Value, reason: str)
 
 def detokenizer_graph(bundle: Bundle) -> ir.Model:
     """Return the last part of the profile `clip` as a graph, which maps token ids [tokens] to text [1]."""
-    contract = Graph(
-        name="detokenizer",
-        inputs=(_int("tokens", "tokens"),),
-        outputs=(Tensor(name="text", dtype="str", axes=("one",)),),
-    )
+    contract = Graph(name="detokenizer", inputs=(_int("tokens", "tokens"),), outputs=(_TEXT,))
     axes, symbols = _axis(bundle.manifest.model), bundle.tokens
     return build_model(contract, axes, {}, lambda g, inputs: {"text": _text(g, inputs["tokens"], symbols)})
 
@@ -268,23 +261,12 @@ def _text(g: GraphBuilder, tokens: ir.Value, symbols: list[str]) -> ir.Value:
         # An empty symbol is appended: without any string, StringJoin would have no input.
         ids = g.op("Concat", tokens, [len(symbols)], axis=0)
         axis = g.constant([0])
-        text = g.op("StringJoin", g.op("Gather", table, ids), _string(g, ""), axis, domain=EXTENSIONS)
+        text = g.op("StringJoin", g.op("Gather", table, ids), g.constant_strings([""]), axis, domain=EXTENSIONS)
         text = g.op("Reshape", text, [1])
-        for pattern, replacement in ((_SPACES, " "), (r"^ | $", "")):
-            text = g.op("StringRegexReplace", text, _string(g, pattern), _string(g, replacement), domain=EXTENSIONS)
+        for replaced in ((_SPACES, " "), (r"^ | $", "")):
+            strings = [g.constant_strings([each]) for each in replaced]
+            text = g.op("StringRegexReplace", text, *strings, domain=EXTENSIONS)
         return text
-
-
-def _string(g: GraphBuilder, value: str) -> ir.Value:
-    return g.constant_strings([value])
-
-
-def _not_equal(g: GraphBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
-    return g.op("Not", g.op("Equal", one, other))
-
-
-def _zeros(g: GraphBuilder, *shape: int) -> ir.Value:
-    return g.op("ConstantOfShape", list(shape), value=ir.tensor(np.zeros(1, np.float32)))
 
 
 def _axis(config: ModelConfig) -> Callable[[str | int], int | None]:
@@ -299,12 +281,3 @@ def window_samples(manifest: Manifest, num_features: int) -> int:
 def samples_per_frame(manifest: Manifest) -> int:
     """Return the number of samples from one encoder frame to the next."""
     return manifest.model.subsampling_rate * manifest.features.shift_len
-
-
-def _metadata(bundle: Bundle, profile: Profile) -> dict[str, str]:
-    values: dict[str, Any] = {
-        "profile": profile,
-        "window_samples": window_samples(bundle.manifest, bundle.manifest.model.num_features(1)),
-        "samples_per_frame": samples_per_frame(bundle.manifest),
-    }
-    return bundle.manifest.metadata() | {f"{METADATA_PREFIX}{name}": str(value) for name, value in values.items()}

@@ -45,13 +45,10 @@ def session_of(
 
     Args:
         file: the graph, or its content.
-        extensions: register the operators of onnxruntime-extensions.
+        extensions: register the operators of onnxruntime-extensions; ModuleNotFoundError if it is not installed.
         portable: use only the optimisations that ORT format allows. Others may add the products of a convolution in
             another order, which changes the rounding. In a quantized network, this can change a value by a whole step.
         target: file to write the optimized graph to, in ORT format.
-
-    Raises:
-        ModuleNotFoundError: onnxruntime-extensions is needed and not installed.
     """
     options = SessionSettings(kernels="onnxruntime").session_options()  # as in programs in other languages
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # otherwise 8 bits for activations
@@ -62,9 +59,8 @@ def session_of(
     if target is not None:
         options.optimized_model_filepath = str(target)
         options.add_session_config_entry("session.save_model_format", "ORT")
-    session = onnxruntime.InferenceSession(
-        file, options, providers=["CPUExecutionProvider"], disabled_optimizers=NOT_PORTABLE if portable else None
-    )
+    disabled, providers = NOT_PORTABLE if portable else None, ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=disabled)
     names = [output.name for output in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
@@ -88,14 +84,13 @@ class ProfileParity:
             ParityError: a difference exceeds its limit; the message names the case, tensor, difference and limit.
         """
         if profile == "streaming":
-            for size, left in CHUNKS:
-                chunk_size = self.config.whole_chunk(size)
-                case = f"stream, chunk {chunk_size}, left {left if left >= 0 else 'all'}"
+            chunks = [(self.config.whole_chunk(size), left) for size, left in CHUNKS]
+            names = [f"stream, chunk {size}, left {left if left >= 0 else 'all'}" for size, left in chunks]
+            cases = [(size, left, 0) for size, left in chunks]
+            cases.append((self.config.whole_chunk(16), 4, self.config.max_position - 20))
+            for case, stream in zip((*names, "stream, where positions are moved back"), cases, strict=True):
                 progress(case)
-                self._stream(case, chunk_size, left, 0)
-            progress("stream, where positions are moved back")
-            chunk_size = self.config.whole_chunk(16)
-            self._stream("stream, where positions are moved back", chunk_size, 4, self.config.max_position - 20)
+                self._stream(case, *stream)
         for num_samples in (0, 1, window_samples(self.bundle.manifest, self.config.window), len(self.samples)):
             if profile == "offline":
                 progress(f"recording of {num_samples} samples")
@@ -202,9 +197,8 @@ class ProfileParity:
             except ONNXRUNTIME_ERRORS as error:
                 if reason in str(error):
                     continue
-                raise ParityError(
-                    f"{self.subject}: an unsuitable file failed with {error}, expected {reason!r}"
-                ) from error
+                told = f"an unsuitable file failed with {error}, expected {reason!r}"
+                raise ParityError(f"{self.subject}: {told}") from error
             raise ParityError(f"{self.subject}: an unsuitable file was recognised, expected the error {reason!r}")
         nothing = self.run({"audio": encoded(np.zeros(rate // 100, np.float32), rate, "WAV")})
         if nothing["text"].tolist() != [""]:

@@ -116,28 +116,23 @@ def convert_static(
             about |= _calibrate(staged, recordings, about["float"], qdq=qdq, progress=progress)
         staging.add(STATIC_FILE, json.dumps(about, indent=1, allow_nan=False) + "\n")
         written = staging.finish(staged.manifest)
-        return Conversion(
-            path=written.path, profile="static", files=tuple(sorted(written.manifest.files)), report=report
-        )
+        files = tuple(sorted(written.manifest.files))
+        return Conversion(path=written.path, profile="static", files=files, report=report)
 
 
 def _form(bundle: Bundle, chunk_size: int, num_left_chunks: int) -> StaticForm:
     """Run all checks that need no graph; return a `StaticForm` without the fields that the graph determines."""
-    config = bundle.manifest.model
+    config, where = bundle.manifest.model, f"{bundle.path}: model"
     if config.static is not None:
-        raise UnsupportedError(
-            f"{bundle.path}: model.static: this bundle already has a fixed shape; convert its source bundle"
-        )
+        raise UnsupportedError(f"{where}.static: this bundle already has a fixed shape; convert its source bundle")
     if bundle.manifest.quantization:
         formats = bundle.manifest.quantization.get("groups")
         raise UnsupportedError(
-            f"{bundle.path}: quantization: weights are {formats}, but a graph of fixed shape needs a float32 "
-            "bundle; the device's compiler quantizes the graph"
+            f"{bundle.path}: quantization: weights are {formats}, but a graph of fixed shape needs a float32 bundle; "
+            "the device's compiler quantizes the graph"
         )
     if not config.streaming:
-        raise UnsupportedError(
-            f"{bundle.path}: model.streaming: this encoder was trained for full context, not for chunks"
-        )
+        raise UnsupportedError(f"{where}.streaming: this encoder was trained for full context, not for chunks")
     check_chunks(config, chunk_size, num_left_chunks)
     return StaticForm(chunk_size=chunk_size, num_left_chunks=num_left_chunks)
 
@@ -203,26 +198,19 @@ def _about(manifest: Manifest, form: StaticForm, graph: ir.Model, folder: Path) 
     contract = form.graph(config)
     layouts = {cache.name: LAYOUTS["history" if cache.time_axis is None else "keys"] for cache in config.caches}
     layouts |= {f"r_{name}": layout for name, layout in layouts.items()}
-    layouts |= {rate.mask: LAYOUTS["mask"] for rate in form.rates}
-    layouts |= {rate.positions: LAYOUTS["positions"] for rate in form.rates}
+    for rate in form.rates:
+        layouts |= {rate.mask: LAYOUTS["mask"], rate.positions: LAYOUTS["positions"]}
     starts = {history.cache: history.start for history in form.histories}
 
-    def listed(tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": each.name,
-                "shape": [config.axis(axis) for axis in each.axes],
-                "dtype": each.dtype,
-                "layout": layouts.get(each.name, LAYOUTS["frames"]),
-            }
-            for each in tensors
-        ]
+    def listed(each: Tensor) -> dict[str, Any]:
+        shape, layout = [config.axis(axis) for axis in each.axes], layouts.get(each.name, LAYOUTS["frames"])
+        return {"name": each.name, "shape": shape, "dtype": each.dtype, "layout": layout}
 
     return {
         "graph": "static.onnx",
         "opset": OPSET,
-        "inputs": listed(contract.inputs),
-        "outputs": listed(contract.outputs),
+        "inputs": list(map(listed, contract.inputs)),
+        "outputs": list(map(listed, contract.outputs)),
         "chunk_size": form.chunk_size,
         "num_left_chunks": form.num_left_chunks,
         "left_frames": form.chunk_size * form.num_left_chunks,
@@ -271,14 +259,8 @@ class StaticParity:
         """
         size, multiple, num_chunks = self.form.chunk_size, self.config.chunk_multiple, self.form.num_left_chunks + 4
         late = self.config.max_position - (num_chunks - 2) * size  # caches are full when positions are moved back
-        cases = (
-            (0, 1),
-            (7 * multiple, size),
-            (self.config.max_position // 2, size // 2 + 1),
-            (late, size - 1),
-            (late - size // 2, 2),
-        )
-        for begin, end in cases:
+        middle, ends = self.config.max_position // 2, (1, size, size // 2 + 1, size - 1, 2)
+        for begin, end in zip((0, 7 * multiple, middle, late, late - size // 2), ends, strict=True):
             offset, last = max(begin - begin % multiple, 0), min(max(end, 1), size)
             case = f"stream from position {offset}, last chunk of {last}"
             progress(case)

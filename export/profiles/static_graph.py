@@ -24,15 +24,10 @@ from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.fixed import FixedHeads, fixed_convolution, fixed_mixture
 
 Array = npt.NDArray[Any]
-_ATTENTIONS: Mapping[str, PositionUse] = {
-    "CachedAttention": "",
-    "RotaryCachedAttention": "rotary",
-    "DistanceCachedAttention": "distance",
-}
-_CONVOLUTIONS: Mapping[str, type[OverTime]] = {
-    "CachedConvolution": TimeConvolution,
-    "CachedDepthwiseConvolution": DepthwiseConvolution,
-}
+_USES: Mapping[str, PositionUse] = {"": "", "Rotary": "rotary", "Distance": "distance"}
+_ATTENTIONS = {f"{name}CachedAttention": use for name, use in _USES.items()}
+_FORMS: Mapping[str, type[OverTime]] = {"": TimeConvolution, "Depthwise": DepthwiseConvolution}
+_CONVOLUTIONS = {f"Cached{name}Convolution": form for name, form in _FORMS.items()}
 
 
 class StaticGraph:
@@ -61,19 +56,20 @@ class StaticGraph:
         if learned := [node.name for node in self._nodes if "learned positions" in str(node.name)]:
             raise UnsupportedError(f"{bundle.path}: {learned[0]}: learned positions do not allow a fixed shape")
         self._reads = {value: str(value.name) for value in self._encoder.graph.inputs}
-        self._histories = {
-            cache.name: self._history(cache.name) for cache in self.config.caches if cache.time_axis is None
-        }
-        self._masks = {_step(_visible(node)): node for node in self._nodes if _is_mask(node)}
-        self._encodings = self._calls_of_positions()
+        fixed = [cache for cache in self.config.caches if cache.time_axis is None]
+        self._histories = {cache.name: self._history(cache.name) for cache in fixed}
+        masks = [node for node in self._nodes if _is_mask(node)]
+        self._masks = {_step(_origin(node.inputs[0], "Unsqueeze", "And", "Less")): node for node in masks}
+        # Calls whose encodings become inputs, by the distance between adjacent positions. Rotary attention depends only
+        # on distances, so its positions stay constant and need no input.
+        is_rotary = any(_kind(node) == "RotaryCachedAttention" for node in self._nodes)
+        kinds = ("Sinusoids",) if is_rotary else ("Sinusoids", "SinesAndCosines")
+        self._encodings = {_step(_value(node.inputs[0])): node for node in self._nodes if _kind(node) in kinds}
+        positions = {step: _named("positions", step) for step in self._encodings}
         self.form = replace(
             form,
             rates=tuple(
-                StaticRate(
-                    step=step,
-                    mask=_named("mask", step),
-                    positions=_named("positions", step) if step in self._encodings else "",
-                )
+                StaticRate(step=step, mask=_named("mask", step), positions=positions.get(step, ""))
                 for step in sorted(self._masks)
             ),
             frequencies=next((self._frequencies(call) for call in self._encodings.values()), ()),
@@ -83,7 +79,7 @@ class StaticGraph:
                 for name, nodes in self._histories.items()
             ),
         )
-        self.starts = {cache.name: self._start(cache) for cache in self.config.caches if cache.name in self._histories}
+        self.starts = {cache.name: self._start(cache) for cache in fixed}
 
     def model(self, metadata: Mapping[str, str]) -> ir.Model:
         """Return the folded graph."""
@@ -109,15 +105,6 @@ class StaticGraph:
         results, parts = joined(self.bundle, feeds, self._encoder)
         return {**results, **following}, parts
 
-    def _calls_of_positions(self) -> dict[int, ir.Node]:
-        """Return each call whose encodings become a graph input, by the distance between its adjacent positions.
-
-        Rotary attention depends only on distances, so its positions stay constant and need no input.
-        """
-        is_rotary = any(_kind(node) == "RotaryCachedAttention" for node in self._nodes)
-        kinds = ("Sinusoids",) if is_rotary else ("Sinusoids", "SinesAndCosines")
-        return {_step(_value(node.inputs[0])): node for node in self._nodes if _kind(node) in kinds}
-
     def _frequencies(self, call: ir.Node) -> tuple[float, ...]:
         """Return the frequencies of the positional encodings. They are a constant in the function that `call` calls."""
         for node in self._encoder.functions[call.op_identifier()]:
@@ -130,12 +117,8 @@ class StaticGraph:
     def _history(self, cache: str) -> list[ir.Node]:
         """Return the nodes that put the initial frame in place of all frames of `cache` that precede the stream."""
         (value,) = (value for value, name in self._reads.items() if name == cache)
-        found = [
-            node
-            for transposed in _readers(value)
-            if transposed.op_type == "Transpose"
-            for node in _readers(transposed.outputs[0])
-        ]
+        transposed = [node for node in _readers(value) if node.op_type == "Transpose"]
+        found = [node for source in transposed for node in _readers(source.outputs[0])]
         self._reads |= {node.outputs[0]: cache for node in found}
         return found
 
@@ -183,12 +166,10 @@ class StaticGraph:
         elif read is None:
             return
         elif kind == "Shape":
-            caches = {cache.name: cache for cache in self.config.caches}
-            if self._reads[read] in caches:
-                cache = caches[self._reads[read]]
-                shape = self.form.cache_shape(self.config, cache)
-                past = cache.shape[1] if cache.time_axis is None else shape[2]
-                _replace(node.outputs[0], g.constant([past]))
+            for cache in self.config.caches:
+                if cache.name == self._reads[read]:
+                    size = self.form.cache_shape(self.config, cache)[2] if cache.time_axis else cache.shape[1]
+                    _replace(node.outputs[0], g.constant([size]))
         elif kind in (*_ATTENTIONS, *_CONVOLUTIONS, "Gather"):
             piece = pieces[self._reads[read]][_row(node, read)]
             found = (piece,) if kind == "Gather" else self._layer(node, kind, piece, self._reads[read])
@@ -262,15 +243,8 @@ def _kind(node: ir.Node) -> str:
 
 def _is_mask(node: ir.Node) -> bool:
     """Return whether the node converts a mask of valid positions to a bias for attention scores."""
-    lowest = _value(node.inputs[2]).const_value if node.op_type == "Where" else None
-    return (
-        lowest is not None and lowest.dtype == ir.DataType.FLOAT and lowest.size == 1 and lowest.numpy().item() < -1e3
-    )
-
-
-def _visible(mask: ir.Node) -> ir.Value:
-    """Return the positions from which a mask was computed."""
-    return _origin(mask.inputs[0], "Unsqueeze", "And", "Less")
+    least = _value(node.inputs[2]).const_value if node.op_type == "Where" else None
+    return least is not None and least.dtype == ir.DataType.FLOAT and least.size == 1 and least.numpy().item() < -1e3
 
 
 def _step(positions: ir.Value) -> int:
