@@ -41,10 +41,8 @@ def added(x: Tensor, layer: Callable[[Tensor], Any], norm: nn.Module, pre_norm: 
 
 
 def inverse_frequencies(dim: int) -> Tensor:
-    """Return the angular frequencies [ceil(dim / 2)] of the sinusoids. As in WeNet's table, exponents are float32.
-
-    The exponentials are computed in float64 and rounded, because the last bit of `torch.exp` depends on the processor.
-    """
+    """Return the angular frequencies [ceil(dim / 2)] of the sinusoids. As in WeNet's table, exponents are float32."""
+    # float64, then rounded, because the last bit of `torch.exp` depends on the processor
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10000.0) / dim)
     return torch.tensor([math.exp(exponent) for exponent in exponents.tolist()], dtype=torch.float32)
 
@@ -56,20 +54,14 @@ def positional_encoding(positions: Tensor, dim: int) -> Tensor:
 
 
 def rotated(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate each pair of channels (i, i + size / 2) of `x` [batch, heads, time, size] by its angle.
-
-    `angles` has shape [batch or 1, time, size / 2].
-    """
+    """Rotate channels i and i + size / 2 of `x` [batch, heads, time, size] by `angles` [batch or 1, time, size / 2]."""
     first, second = x.chunk(2, dim=-1)
     cosines, sines = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
     return torch.cat((first * cosines - second * sines, first * sines + second * cosines), dim=-1)
 
 
 def distances(time: int, num_keys: int) -> Tensor:
-    """Return the distance of each key from each query [time, keys], clamped to WeNet's limits.
-
-    The queries have the positions of the last `time` keys.
-    """
+    """Return the distances [time, keys] of the keys from the last `time` of them, clamped to WeNet's limits."""
     keys = torch.arange(num_keys)
     return (keys - keys[num_keys - time :].unsqueeze(1)).clamp(-FURTHEST_LEFT, FURTHEST_RIGHT)
 
@@ -117,9 +109,10 @@ class MultiHeadAttention(nn.Module):
         content = (query + self.pos_bias_u.unsqueeze(1)) @ keys.transpose(-2, -1)
         return content, (query + self.pos_bias_v.unsqueeze(1)) @ positions.transpose(-2, -1)
 
-    def keys_values(self, memory: Tensor) -> Tensor:
-        """Return the keys and values [batch, kv_heads, time, 2 * head_dim] of `memory` [batch, time, dim]."""
-        return torch.cat((self._heads(self.linear_k(memory)), self._heads(self.linear_v(memory))), dim=-1)
+    def keys_values(self, memory: Tensor, past: Tensor | None = None) -> Tensor:
+        """Return keys and values [batch, kv_heads, time, 2 * head_dim] of `past` and `memory` [batch, time, dim]."""
+        new = torch.cat((self._heads(self.linear_k(memory)), self._heads(self.linear_v(memory))), dim=-1)
+        return new if past is None else torch.cat((past, new), dim=2)
 
     def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Attend from `x` [batch, time, dim] to `keys_values`.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from u2moe.export.attention import MultiHeadAttention
-from u2moe.export.layers import linear, parameter, product, vector
+from u2moe.export.layers import Values, linear, parameter, product, vector
 from u2moe.runtime.graph.attention import Heads, PositionUse, attention, cached_attention
 from u2moe.runtime.graph.builder import GraphBuilder
 
@@ -25,18 +25,12 @@ class AttentionNodes:
     """
 
     def __init__(self, g: GraphBuilder, layer: MultiHeadAttention) -> None:
-        self.g = g
-        self.layer = layer
-        self.config = config = layer.config
+        self.g, self.layer, self.config = g, layer, layer.config
+        config = layer.config
         self.heads = Heads(num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, size=config.head_dim)
 
     def attend(
-        self,
-        x: ir.Value,
-        memory: ir.Value,
-        bias: ir.Value,
-        positions: Sequence[ir.Value] = (),
-        cache: Sequence[ir.Value] = (),
+        self, x: ir.Value, memory: ir.Value, bias: ir.Value, positions: Values = (), cache: Values = ()
     ) -> tuple[ir.Value, ...]:
         """Attend from `x` [batch, time, dim] to `memory` [batch, keys, dim]; return the output and what to cache.
 
@@ -66,7 +60,7 @@ class AttentionNodes:
         flat = g.op("Reshape", context, [-1, self.heads.num_heads * self.heads.size])
         return linear(g, g.op("Gather", flat, places, axis=0), self.layer.linear_out, "linear_out")
 
-    def _positions(self, positions: Sequence[ir.Value]) -> tuple[PositionUse, Sequence[ir.Value]]:
+    def _positions(self, positions: Values) -> tuple[PositionUse, Values]:
         """Return the `PositionUse` of the scores, and the attention function's inputs for positions."""
         if self.config.relative and positions:
             return "relative", [linear(self.g, positions[0], self.layer.linear_pos, "linear_pos")]
@@ -137,10 +131,8 @@ def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[Multi
 
 
 def _position_bias(layer: MultiHeadAttention) -> torch.Tensor:
-    """Return (v - u)^T W_pos / sqrt(head_dim) of each head [heads, dim].
-
-    The order of summation is fixed, because the order in torch's products depends on the processor.
-    """
+    """Return (v - u)^T W_pos / sqrt(head_dim) of each head [heads, dim]."""
+    # in a fixed order of summation, because the order in torch's products depends on the processor
     difference = (layer.pos_bias_v.double() - layer.pos_bias_u.double()) / math.sqrt(layer.config.head_dim)
     projection = layer.linear_pos.weight.double().reshape(*difference.shape, -1)
     total = torch.zeros_like(projection[:, 0])

@@ -27,7 +27,6 @@ from u2moe.runtime.errors import CheckpointError
 from u2moe.runtime.text.vocabulary import TextConfig, parse_tokens
 
 WEIGHTS_FILE = "final.pt"
-CMVN_FILE = "global_cmvn"
 VOCABULARY_FILES = ("units.txt", "lang_char.txt", "words.txt")
 """File names of the vocabulary, WeNet's newest name first. `words.txt` is last: it may belong to a language model."""
 WORD_START = "\u2581"
@@ -221,5 +220,5 @@ def _statistics(
         raise CheckpointError(f"{weights}: {told}")
     if found or not encoder.normalized_input:
         return {}
-    name = _plain_name(config.cmvn_file) if config.cmvn_file else CMVN_FILE
+    name = _plain_name(config.cmvn_file) if config.cmvn_file else "global_cmvn"
     return dict(zip((CMVN_MEAN, CMVN_ISTD), read_cmvn(directory / name, encoder.input_size), strict=True))

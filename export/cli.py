@@ -24,9 +24,8 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", help="folder to write the bundle to")
     random_help = "use random weights, for measuring only; CHECKPOINT may be just a train.yaml"
     parser.add_argument("--random", action="store_true", help=random_help)
-    parser.add_argument(
-        "--vocab-size", type=int, metavar="N", help="vocabulary size with --random (default: as in train.yaml, or 5000)"
-    )
+    sizes = "vocabulary size with --random (default: as in train.yaml, or 5000)"
+    parser.add_argument("--vocab-size", type=int, metavar="N", help=sizes)
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the random weights (default: 0)")
     padding = "seconds of silence to add where a recording starts or ends within a sound (default: 0, as in WeNet)"
     parser.add_argument("--padding", type=float, metavar="S", default=0.0, help=padding)
@@ -53,9 +52,8 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", choices=PROFILES, required=True)
     ort_help = "also write ORT format, and the list of operators for a reduced build of onnxruntime"
     parser.add_argument("--ort", action="store_true", help=ort_help)
-    parser.add_argument(
-        "--chunk-size", type=int, metavar="N", help="for sherpa-onnx and static: encoder frames per chunk (default: 16)"
-    )
+    chunk_help = "for sherpa-onnx and static: encoder frames per chunk (default: 16)"
+    parser.add_argument("--chunk-size", type=int, metavar="N", help=chunk_help)
     left_help = "for sherpa-onnx and static: chunks of left context (default: 4)"
     parser.add_argument("--num-left-chunks", type=int, metavar="N", help=left_help)
     recordings = parser.add_mutually_exclusive_group()
@@ -81,9 +79,8 @@ def add_validate(parser: argparse.ArgumentParser) -> None:
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     """Add options for checkpoint files with other names or in other places, and for LoRA adapters."""
-    parser.add_argument(
-        "--weights", metavar="FILE", help="state dict, in the checkpoint directory or elsewhere (default: final.pt)"
-    )
+    weights = "state dict, in the checkpoint directory or elsewhere (default: final.pt)"
+    parser.add_argument("--weights", metavar="FILE", help=weights)
     parser.add_argument(
         "--units",
         metavar="FILE",

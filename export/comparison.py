@@ -100,18 +100,14 @@ def compared(case: str, tensor: str, pairs: list[tuple[Array, Array]]) -> Compar
 
 
 def compare_features(file: Path, manifest: Manifest) -> Comparison:
-    """Compare the feature graph with the runtime's features, on noise and on short inputs.
+    """Compare the feature graph in `file` with the runtime's features, on noise and on short inputs.
 
-    The short inputs have 0 samples, 1 sample, one sample less than a frame, and one frame.
-
-    Raises:
-        ParityError: the difference exceeds the limit, or the number of frames differs.
-        BundleError: the feature configuration in `manifest` is impossible.
+    ParityError: a difference exceeds the limit. BundleError: the feature configuration in `manifest` is impossible.
     """
     session = Session(file, contract.features(), manifest, SessionSettings())
     noise, length = parity_samples(manifest, 2.0), manifest.features.frame_len
     difference, num_values = 0.0, 0
-    for samples in (noise, noise[:0], noise[:1], noise[: length - 1], noise[:length]):
+    for samples in (noise, *(noise[:number] for number in (0, 1, length - 1, length))):
         expected = fbank(samples, manifest.features)
         found = session.run({"samples": samples[np.newaxis]})["features"][0]
         if found.shape != expected.shape:

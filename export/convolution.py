@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import Convolution
 from u2moe.export.attention import RMSNorm, norm
-from u2moe.export.layers import half, linear, normalization, parameter, vector, weight_and_bias
+from u2moe.export.layers import Values, half, linear, normalization, parameter, vector, weight_and_bias
 from u2moe.export.moe import activation
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
@@ -44,10 +44,7 @@ class ConvolutionModule(nn.Module):
         return nn.functional.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
 
     def initial_cache(self, batch: int) -> Tensor:
-        """Return the depthwise convolution's history [batch, channels, kernel-1] before the first frame.
-
-        It contains the output of the gated linear unit for an input of zeros. With biases, this output is not zero.
-        """
+        """Return the history [batch, channels, kernel-1] at the start: the gated linear unit's output for zeros."""
         bias = self.pointwise_conv1.bias
         frame = torch.zeros(2 * self.config.channels) if bias is None else bias
         start = nn.functional.glu(frame.to(self.pointwise_conv1.weight), dim=0)
@@ -97,20 +94,9 @@ class Surroundings:
     streaming: bool
 
     def convolved(
-        self,
-        g: GraphBuilder,
-        form: OverTime,
-        inputs: Sequence[ir.Value],
-        weights: Sequence[ir.Value],
-        row: int,
-        *,
-        channels: int,
-        causal: bool,
+        self, g: GraphBuilder, form: OverTime, inputs: Values, weights: Values, row: int, *, channels: int, causal: bool
     ) -> tuple[ir.Value, ir.Value | None]:
-        """Convolve `inputs`; return the output and the frames to cache, if any.
-
-        `row` is the block's index in `histories`.
-        """
+        """Convolve `inputs`, with block `row` of `histories`; return the output and the frames to cache, if any."""
         if not causal:
             beside, kind = [self.valid], "centred"
         else:
@@ -230,10 +216,8 @@ def scale_and_shift(layer: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _before_first_frame(module: ConvolutionModule) -> torch.Tensor:
-    """Return the frame [1, 1, channels] that one convolution sees before the first frame.
-
-    It is computed in float64 and rounded, because the last bit of torch's sigmoid depends on the processor.
-    """
+    """Return the frame [1, 1, channels] that one convolution sees before the first frame."""
+    # float64, then rounded, because the last bit of torch's sigmoid depends on the processor
     bias, channels = module.pointwise_conv1.bias, module.config.channels
     if bias is None:
         return torch.zeros(1, 1, channels)

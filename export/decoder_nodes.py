@@ -21,10 +21,7 @@ class DecoderNodes:
     """Builds both directions of the decoder for the same hypotheses. Values that both use are computed once."""
 
     def __init__(self, g: GraphBuilder, model: SpeechModel, inputs: dict[str, ir.Value]) -> None:
-        self.g = g
-        self.model = model
-        self.memory = inputs["encoder_out"]
-        self.hyps = inputs["hyps"]
+        self.g, self.model, self.memory, self.hyps = g, model, inputs["encoder_out"], inputs["hyps"]
         with g.scope("hypotheses"):
             self.lens = g.op("Unsqueeze", inputs["hyps_lens"], [2])
             self.length = g.op("Add", g.op("Shape", self.hyps, start=2, end=3), 1)
@@ -98,10 +95,7 @@ class DecoderNodes:
                 return g.op("Where", self.scored, scores, 0.0), log_probs, prefixes
 
     def _log_probs(self, decoder: AttentionDecoder, tokens: ir.Value, prefixes: Prefixes) -> ir.Value:
-        """Return the log-probabilities [prefixes, vocab] after each prefix of `tokens` [batch, nbest, length+1].
-
-        Each row of `tokens` starts with sos.
-        """
+        """Return log-probabilities [prefixes, vocab] after prefixes of `tokens` [batch, nbest, length+1]."""
         g = self.g
         with g.scope("prefixes"):
             own = g.op("Gather", g.op("Reshape", tokens, [-1]), prefixes.ends, axis=0)

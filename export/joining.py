@@ -7,12 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import (
-    DeduplicateInitializersPass,
-    InlinePass,
-    LiftConstantsToInitializersPass,
-    RemoveUnusedNodesPass,
-)
+from onnx_ir.passes import common
 
 from u2moe.runtime.bundle.contract import Graph
 from u2moe.runtime.bundle_folder import Bundle
@@ -20,19 +15,14 @@ from u2moe.runtime.graph.builder import GraphBuilder, build_model, define
 
 Joined = tuple[dict[str, ir.Value], tuple[ir.Model, ...]]
 """Values by name, and the partial graphs that compute them."""
+Body = Callable[[GraphBuilder, dict[str, ir.Value]], Joined]
+"""Adds nodes, which compute values from inputs by name."""
 
 
 def joined_model(
-    graph: Graph,
-    scope: str,
-    axes: Callable[[str | int], int | None],
-    metadata: dict[str, str],
-    body: Callable[[GraphBuilder, dict[str, ir.Value]], Joined],
+    graph: Graph, scope: str, axes: Callable[[str | int], int | None], metadata: dict[str, str], body: Body
 ) -> ir.Model:
-    """Build a model as `build_model` does, and join graphs to it.
-
-    `body` adds nodes in `scope`, and returns the outputs and the graphs to join.
-    """
+    """Build a model as `build_model` does, of the nodes that `body` adds in `scope` and the graphs that it returns."""
     parts: list[ir.Model] = []
 
     def whole(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
@@ -86,15 +76,15 @@ def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
         graph.opset_imports.update(part.graph.opset_imports)
         model.ir_version = max(model.ir_version or 0, part.ir_version or 0)
     graph.sort()
-    RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedNodesPass()(model)
     return model
 
 
 def inlined(model: ir.Model) -> ir.Model:
     """Inline all functions of the model, for programs that do not support functions."""
-    InlinePass()(model)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    DeduplicateInitializersPass()(model)
+    common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)
     return model
 
 

@@ -20,7 +20,6 @@ from u2moe.export.yaml_section import LARGEST_SIZE, Section
 from u2moe.runtime.graph.activation import ACTIVATIONS
 
 LAYER_NORMS: tuple[NormKind, ...] = ("layer_norm", "rms_norm")
-CONVOLUTION_NORMS: tuple[NormKind, ...] = get_args(NormKind)
 SUBSAMPLING_KINDS: tuple[SubsamplingKind, ...] = get_args(SubsamplingKind)
 POSITIONS: tuple[PositionKind, ...] = get_args(PositionKind)
 MOST_BLOCKS = 256
@@ -127,12 +126,8 @@ def check_encoder(conf: Section, top: Section, encoder: EncoderArchitecture) -> 
 
 def read_norm(conf: Section) -> Norm:
     """Return the normalisation of a network's layers."""
-    return Norm(kind=conf.choice("layer_norm_type", "layer_norm", LAYER_NORMS), eps=read_eps(conf, "norm_eps"))
-
-
-def read_eps(conf: Section, key: str) -> float:
-    """Return the epsilon that keeps a norm from dividing by zero."""
-    return conf.number(key, 1e-5, least=0.0, most=1.0)
+    eps = conf.number("norm_eps", 1e-5, least=0.0, most=1.0)
+    return Norm(kind=conf.choice("layer_norm_type", "layer_norm", LAYER_NORMS), eps=eps)
 
 
 def read_attention(conf: Section, dim: int, prefix: str = "", *, relative: bool = False) -> Attention:
@@ -175,8 +170,9 @@ def read_convolution(conf: Section, dim: int, activation: str) -> Convolution | 
     used = conf.flag("use_cnn_module", default=True)
     kernel, causal = conf.integer("cnn_module_kernel", 15), conf.flag("causal", default=False)
     factor = conf.integer("conv_inner_factor", 2)
-    kind, bias = conf.choice("cnn_module_norm", "batch_norm", CONVOLUTION_NORMS), conf.flag("conv_bias", default=True)
-    norm, channels = Norm(kind=kind, eps=read_eps(conf, "conv_norm_eps")), factor * dim // 2
+    kind, bias = conf.choice("cnn_module_norm", "batch_norm", get_args(NormKind)), conf.flag("conv_bias", default=True)
+    norm = Norm(kind=kind, eps=conf.number("conv_norm_eps", 1e-5, least=0.0, most=1.0))
+    channels = factor * dim // 2
     if not used:
         return None
     if not causal and kernel % 2 == 0:

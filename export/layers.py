@@ -17,6 +17,7 @@ from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.dispatch import float_mixture
 
+Values = Sequence[ir.Value]
 MASKED = float(np.finfo(np.float32).min)
 """Added to masked scores. Its exponential is exactly zero, yet a fully masked row does not become NaN."""
 
@@ -47,10 +48,7 @@ def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear | nn.Conv1d, name: str
 
 
 def half(g: GraphBuilder, x: ir.Value, layer: nn.Module, *path: str) -> ir.Value:
-    """Return the first half of a projection, or the second if `path` ends with "gate".
-
-    Each half is a product of its own, so no split is needed. `layer` is as for `linear`.
-    """
+    """Return the first half of a projection, or the second if `path` ends with "gate", by a product of its own."""
     own = cast("nn.Linear", layer)
     size = own.weight.shape[0] // 2
     rows = slice(size, None) if path[-1] == "gate" else slice(size)
@@ -73,15 +71,10 @@ def affine(g: GraphBuilder, layer: nn.Linear | nn.Conv1d, prefix: str, scale: fl
 
 
 class Residual:
-    """The sum that the layers of a block read and add to.
-
-    The last addition is deferred until the next normalisation, so that one call does both.
-    """
+    """The sum that a block's layers read and add to. A normalisation's call also does the last addition."""
 
     def __init__(self, g: GraphBuilder, x: ir.Value, *, pre_norm: bool) -> None:
-        self.g = g
-        self.pre_norm = pre_norm
-        self._x = x
+        self.g, self.pre_norm, self._x = g, pre_norm, x
         self._branch: ir.Value | None = None
 
     def add(self, layer: Callable[[ir.Value], ir.Value], norm: nn.Module, name: str) -> None:
@@ -156,12 +149,8 @@ def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name
 def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, kind: str, scale: float) -> ir.Value:
     """Apply the router and all experts in one call."""
     experts = [cast("DenseFeedForward", expert) for expert in layer.experts]
-    mixture = Mixture(
-        num_experts=len(experts),
-        top_k=layer.num_experts_per_token,
-        activation=kind,
-        bias=experts[0].w_1.bias is not None,
-    )
+    num, top_k, bias = len(experts), layer.num_experts_per_token, experts[0].w_1.bias is not None
+    mixture = Mixture(num_experts=num, top_k=top_k, activation=kind, bias=bias)
     with g.scope(group="routers"):
         weights = [transposed(g, "gate.weight", layer.gate.weight)]
     with g.scope(group="experts"):

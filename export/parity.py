@@ -23,6 +23,7 @@ from u2moe.export.positions import NUM_LEARNED
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ParityError
+from u2moe.runtime.graph.file import array_of
 from u2moe.runtime.model.encoder import Encoder, join_rows, split_rows
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import SessionSettings
@@ -77,26 +78,19 @@ class Parity:
     """
 
     def __init__(self, network: SpeechModel, folder: Path, manifest: Manifest, seed: int = 0, *, subject: Path) -> None:
-        self.subject = subject
-        self.network = network
-        self.config = manifest.model
+        self.subject, self.network, self.config = subject, network, manifest.model
         settings = SessionSettings(num_threads=torch.get_num_threads())
         graphs = {graph: folder / graph.file for graph in manifest.model.graphs()}
         self.sessions = {graph.name: Session(file, graph, manifest, settings) for graph, file in graphs.items()}
         self.encoder = Encoder(self.sessions["encoder"], manifest.model)
         self.saved = {graph.name: ir.load(file) for graph, file in graphs.items()}
         self.random = np.random.default_rng(seed)
-        self.report = ParityReport()
-        self.watch = RouterWatch(network)
+        self.report, self.watch = ParityReport(), RouterWatch(network)
         self.features = (folder / contract.features().file, manifest)
 
     @torch.inference_mode()
     def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Run all comparisons.
-
-        Raises:
-            ParityError: a difference exceeds its limit; the message names the case, tensor, difference and limit.
-        """
+        """Run all comparisons. Raises ParityError, which names the case, tensor, difference and limit."""
         config = self.config
         progress("features")
         self.report.comparisons.append(compare_features(*self.features))
@@ -178,15 +172,11 @@ class Parity:
             smooth = smooth / cmvn.istd.numpy() + cmvn.mean.numpy()
         return smooth.astype(np.float32)
 
-    def _log_probs(self, encoder_out: Array) -> Array:
-        return np.asarray(self.sessions["ctc"].run({"encoder_out": encoder_out})["log_probs"])
-
     def _encoded(self, pairs: list[tuple[Array, Array]]) -> Pairs:
         """Return pairs of encoder outputs [1, time, dim], and pairs of the resulting log-probabilities."""
-        return {
-            "output": pairs,
-            "log_probs": [(self.network.ctc(self._torch(one)).numpy(), self._log_probs(out)) for one, out in pairs],
-        }
+        own = [self.network.ctc(self._torch(one)).numpy() for one, _ in pairs]
+        found = (self.sessions["ctc"].run({"encoder_out": out})["log_probs"] for _, out in pairs)
+        return {"output": pairs, "log_probs": list(zip(own, map(np.asarray, found), strict=True))}
 
     def _full_context(self, frames: int) -> Pairs:
         features = self._features(1, frames)
@@ -234,24 +224,22 @@ class Parity:
         """Stream through both encoders, each with its own caches. Return a pair per chunk for each output and cache."""
         required = chunk_size * left if left >= 0 else -1
         caches, torch_caches = self.encoder.start(), None
-        outputs: list[tuple[Array, Array]] = []
-        result: Pairs = {}
+        result: Pairs = {"output": []}
         for window in self._windows(self._features(1, frames), chunk_size):
             offset = int(caches.offset[0])
             chunk = self._torch(window)
             expected, torch_caches = self.network.encoder.forward_chunk(chunk, offset, torch_caches, required)
             output, caches = self.encoder.step(window, caches, required_cache_size=required)
-            outputs.append((expected.numpy(), np.asarray(output)))
+            result["output"].append((expected.numpy(), np.asarray(output)))
             for name, found in caches.tensors.items():
                 stacked = torch.stack([own[name] for own in torch_caches if name in own]).numpy()
                 result.setdefault(f"r_{name}", []).append((stacked, np.asarray(found)))
-        return {**self._encoded(outputs), **result}
+        return self._encoded(result["output"]) | result
 
     def _stream_batch(self) -> Pairs:
         """Check a batch of four streams that have 0, 1, 3 and 7 earlier chunks; one stream's current chunk is short."""
         chunk_size, left = self.config.whole_chunk(8), 3
-        required = chunk_size * left
-        past = (0, 1, 3, 7)
+        required, past = chunk_size * left, (0, 1, 3, 7)
         frames = max(700, self.config.num_features(chunk_size * (max(past) + 1)))
         windows = [self._windows(self._features(1, frames), chunk_size)[: count + 1] for count in past]
         windows[1][-1] = windows[1][-1][:, : self.config.window + self.config.subsampling_rate]
@@ -301,10 +289,7 @@ class Parity:
         return pairs
 
     def _experts(self, name: str) -> Pairs:
-        """Compare one mixture-of-experts node with the torch layer.
-
-        Some tokens are random, and others are made to reach each expert in turn.
-        """
+        """Compare a mixture node with the torch layer, on random tokens and on tokens that reach each expert."""
         session = moe_session(self.saved[name.split(".", 1)[0]], name)
         block, layer = self.network.get_submodule(name.rpartition(".")[0]), self.network.get_submodule(name)
         scale = getattr(block, "scale", 1.0)  # the weights in the graph include it
@@ -322,30 +307,18 @@ class Parity:
 
 
 def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
-    """Return an onnxruntime session for one mixture-of-experts layer, cut out of a saved graph.
-
-    `layer` is its path in the state dict, such as encoder.encoders.0.feed_forward.
-
-    Raises:
-        ParityError: the graph has no such layer.
-    """
+    """Return a session for the mixture `layer`, a path in the state dict, of a saved graph, or ParityError."""
     calls = (node for node in model.graph if node.domain == contract.MOE_DOMAIN)
     node = next((node for node in calls if str(node.name).replace("/", ".").startswith(f"{layer}.")), None)
     if node is None:
         raise ParityError(f"graph {model.graph.name}: has no node for layer {layer}")
     x, y = (ir.val(name, dtype=ir.DataType.FLOAT, shape=("tokens", "dim")) for name in "xy")
-    weights = [_in_memory(value) for value in node.inputs[1:] if value is not None]
+    # copies with values in memory, because a model in memory has no weight files
+    values = [(value, ir.tensor(array_of(value), name=value.name)) for value in node.inputs[1:] if value is not None]
+    weights = [ir.Value(name=old.name, type=old.type, shape=old.shape, const_value=new) for old, new in values]
     call = ir.Node(node.domain, node.op_type, [x, *weights], node.attributes.values(), outputs=[y], name=node.name)
     graph = ir.Graph([x], [y], nodes=[call], initializers=weights, opset_imports=model.graph.opset_imports, name=layer)
     alone = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(ir.to_proto(alone).SerializeToString(), options)
-
-
-def _in_memory(value: ir.Value) -> ir.Value:
-    """Return a copy of a weight with its values in memory, because a model in memory has no weight files."""
-    if value.const_value is None:
-        raise ParityError(f"weight {value.name}: has no value")
-    tensor = ir.tensor(value.const_value.numpy(), name=value.name)
-    return ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=tensor)

@@ -65,11 +65,6 @@ def encoding_nodes(g: GraphBuilder, config: EncoderArchitecture, positions: ir.V
         return [cosines, sines]
 
 
-def input_scale(config: EncoderArchitecture) -> float:
-    """Return the factor by which WeNet's positional encoding modules scale the blocks' input."""
-    return math.sqrt(config.dim) if config.positions in ("rel_pos", "abs_pos", "rope_pos") else 1.0
-
-
 def position_table(config: EncoderArchitecture, length: int) -> Tensor | None:
     """Return the table that WeNet saves, if any: [1, length, dim], or [1, length, size, 2] for rotary positions."""
     if config.positions == "no_pos" or config.learned_positions:

@@ -91,11 +91,7 @@ def proved() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
 
 
 def check_proved(file: str | PathLike[str], architecture: Architecture) -> None:
-    """Check that each pair of a network's settings occurs in a network that has been compared with WeNet.
-
-    Raises:
-        UnsupportedError: a pair does not; the message names it and `file`.
-    """
+    """Check that each pair of settings occurs in a network compared with WeNet; otherwise UnsupportedError."""
     for part, found in settings(architecture).items():
         for (key, value), (other, wanted) in combinations(found, 2):
             if wanted not in proved()[part].get(f"{key} {value}", {}).get(other, "").split():

@@ -74,8 +74,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dense-1b": {**_sizes(1280, 4256, 16, blocks=24, decoder_blocks=(3, 3)), "vocab_size": 5000},
 }
 """Arguments of `random_config`."""
-
-
 ENCODER_DEFAULTS: dict[str, dict[str, Any]] = {
     "conformer": {"cnn_module_kernel": 8, "causal": True, "cnn_module_norm": "layer_norm"},
     "e_branchformer": {"causal": True, "cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7, "merge_conv_kernel": 3},
@@ -165,10 +163,7 @@ def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def num_parameters(config: Mapping[str, Any], *, active: bool = False) -> int:
-    """Return the number of weights in the network that a train.yaml describes.
-
-    If `active` is true, count only as many experts as a mixture activates for a token.
-    """
+    """Return the number of weights in a train.yaml's network; if `active`, of those experts that a token activates."""
     shapes = expected_shapes(parse_training_config(dict(config)).architecture)
     total = 0
     for name, shape in shapes.items():
@@ -212,10 +207,7 @@ def random_vocabulary(architecture: Architecture, *, bpe: bool) -> list[str]:
 
 
 def random_state_dict(architecture: Architecture, *, seed: int = 0) -> dict[str, Tensor]:
-    """Return a state dict of random weights, with the position tables and batch counters that WeNet also stores.
-
-    It is built tensor by tensor to save memory.
-    """
+    """Return random weights, drawn one by one to save memory, and the tables and counters that WeNet stores."""
     with torch.device("meta"):
         network = SpeechModel(architecture)
     state = {name: draw() for name, (_, draw) in drawn_tensors(architecture, seed).items()}
@@ -279,10 +271,7 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) 
 
 
 def _statistics(size: int, seed: int) -> dict[str, Any]:
-    """Return random sums and sums of squares of log-mel energies, as if over 100,000 frames.
-
-    The means are 8 to 14, and the standard deviations 2 to 4.
-    """
+    """Return random sums and sums of squares of 100,000 frames: means 8 to 14, standard deviations 2 to 4."""
     frames = 100_000
     means = (_uniform("mean", (size,), seed) * 3 + 11).tolist()
     deviations = (_uniform("deviation", (size,), seed) + 3).tolist()

@@ -30,8 +30,6 @@ from u2moe.runtime.model.settings import SessionSettings
 
 ONE_FILE_LIMIT = 256_000_000
 """A graph with up to this many bytes of weights is a single file, like the models that sherpa-onnx publishes."""
-
-
 Pairs = list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 """Log-probabilities from the bundle and from a written graph."""
 
@@ -56,26 +54,24 @@ class SherpaExport:
 
     def usage(self) -> str:
         """Return Python code that loads the graphs, with notes for users of the client."""
-        features, rate = self.manifest.features, self.manifest.model.subsampling_rate
-        tokens, shared = self.path / TOKENS_FILE, (features.sample_rate, features.num_mel_bins)
+        features = self.manifest.features
+        rate, hz, bins = self.manifest.model.subsampling_rate, features.sample_rate, features.num_mel_bins
+        shared = f"tokens={str(self.path / TOKENS_FILE)!r}, sample_rate={hz}, feature_dim={bins}"
         lines = []
         if ONLINE in self.graphs:
             lines.append(
-                f"sherpa_onnx.OnlineRecognizer.from_wenet_ctc(model={str(self.path / ONLINE.file)!r}, "
-                f"tokens={str(tokens)!r}, sample_rate={shared[0]}, feature_dim={shared[1]}, "
+                f"sherpa_onnx.OnlineRecognizer.from_wenet_ctc(model={str(self.path / ONLINE.file)!r}, {shared}, "
                 f"chunk_size={self.options.chunk_size}, num_left_chunks={self.options.num_left_chunks})"
             )
             if rate != 4:
                 lines.append(f"# the client assumes frames of 40 ms: multiply its timestamps by {rate / 4:g}")
         if OFFLINE in self.graphs:
-            lines.append(
-                f"sherpa_onnx.OfflineRecognizer.from_wenet_ctc(model={str(self.path / OFFLINE.file)!r}, "
-                f"tokens={str(tokens)!r}, sample_rate={shared[0]}, feature_dim={shared[1]})"
-            )
+            model = repr(str(self.path / OFFLINE.file))
+            lines.append(f"sherpa_onnx.OfflineRecognizer.from_wenet_ctc(model={model}, {shared})")
         if ONLINE in self.graphs:
             lines.append(
                 "# before input_finished, add 0.66 s of silence: the client drops an incomplete last chunk\n"
-                f"stream.accept_waveform({shared[0]}, numpy.zeros({shared[0]} * 66 // 100, numpy.float32))"
+                f"stream.accept_waveform({hz}, numpy.zeros({hz} * 66 // 100, numpy.float32))"
             )
         if chosen := plain(self.manifest.decoding):
             lines.append(f"# settings of the bundle that the client's search does not use: {', '.join(chosen)}")
@@ -121,14 +117,10 @@ def export_sherpa(
 
 
 class OnlineClient:
-    """Runs an online graph on one stream as sherpa-onnx's C++ code does.
-
-    Caches have fixed sizes and contain zeros at first.
-    """
+    """Runs an online graph on one stream as sherpa-onnx's C++ code does. Caches have fixed sizes and begin as zeros."""
 
     def __init__(self, session: onnxruntime.InferenceSession, options: SherpaOptions) -> None:
-        self.session = session
-        self.options = options
+        self.session, self.options = session, options
         read = session.get_modelmeta().custom_metadata_map
         self.required = required_cache_size(options.chunk_size, options.num_left_chunks)
         head, blocks, size = int(read["head"]), int(read["num_blocks"]), int(read["output_size"])
@@ -167,10 +159,7 @@ class SherpaParity:
     """Compares the graphs in `folder` with those that the runtime runs. Error messages begin with `subject`."""
 
     def __init__(self, bundle: Bundle, folder: Path, options: SherpaOptions, *, subject: Path) -> None:
-        self.subject = subject
-        self.config = bundle.manifest.model
-        self.folder = folder
-        self.options = options
+        self.subject, self.folder, self.options, self.config = subject, folder, options, bundle.manifest.model
         self.settings = SessionSettings(kernels="onnxruntime")  # sherpa-onnx has no other kernels
         self.model = bundle.load(self.settings)
         chunk_s = options.chunk_size * bundle.manifest.frame_s
@@ -178,11 +167,7 @@ class SherpaParity:
         self.report = ParityReport(sides="the bundle and the graphs for sherpa-onnx")
 
     def run(self, graphs: Collection[Graph], progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Compare the written graphs (`ONLINE`, `OFFLINE` or both) with the bundle.
-
-        Raises:
-            ParityError: a difference exceeds its limit; the message names the case, tensor, difference and limit.
-        """
+        """Compare the written graphs with the bundle. ParityError names the case, tensor, difference and limit."""
         if ONLINE in graphs:
             client = OnlineClient(self._session(ONLINE), self.options)
             self._case("online, from the start", lambda: self._stream(client, self._start()), progress)

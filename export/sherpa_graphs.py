@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE
-from u2moe.export.joining import Joined, inlined, joined, joined_model, zeros
+from u2moe.export.joining import Body, Joined, inlined, joined, joined_model, zeros
 from u2moe.runtime.bundle.contract import Graph, Tensor
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.bundle_folder import Bundle
@@ -58,8 +58,6 @@ OFFLINE = Graph(
 
 BLANKS = ("<blk>", "<eps>", "<blank>")
 """Symbols that the client accepts as the blank; it uses the first one that it finds."""
-WHITE_SPACE = frozenset(" \t\n\r\f\v")
-MODEL_TYPE = "wenet_ctc"
 INSTEAD = "use u2moe convert --profile streaming, whose graph reads samples and has all caches"
 """Advice if a client cannot run the network."""
 
@@ -87,15 +85,8 @@ def supported_graphs(
 ) -> tuple[Graph, ...]:
     """Return the graphs that sherpa-onnx's clients can run: `ONLINE`, `OFFLINE` or both.
 
-    Args:
-        source: path of the bundle or checkpoint, for messages.
-        manifest: describes the network and its features.
-        tokens: the vocabulary.
-        options: chunk size and left context of the online graph.
-        progress: called with the reason if a client cannot run its graph.
-
-    Raises:
-        UnsupportedError: network, features, vocabulary or `options` do not suit the clients; the message says why.
+    If a client cannot run its graph, `progress` gets the reason. If `options` or the features, vocabulary or network
+    of `source` suit neither, the UnsupportedError says why.
     """
     config, where = manifest.model, f"{source}: sherpa-onnx"
     features = manifest.features
@@ -156,7 +147,7 @@ def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
             f"{where}: blank: the client searches tokens.txt for {', '.join(BLANKS)}, in this order, and uses the "
             f"first that it finds as the blank. The blank must be token {blank} ({tokens[blank]!r}), but {clash}"
         )
-    broken = next((repr(symbol) for symbol in tokens if WHITE_SPACE & set(symbol) and symbol != " "), "")
+    broken = next((repr(symbol) for symbol in tokens if set(" \t\n\r\f\v") & set(symbol) and symbol != " "), "")
     if broken:
         told = f"symbol {broken} contains white space, which sherpa-onnx cannot read"
         raise UnsupportedError(f"{where}: tokens.txt: {told}")
@@ -217,13 +208,11 @@ def offline_graph(bundle: Bundle) -> ir.Model:
     return _graph(OFFLINE, bundle, {}, body)
 
 
-def _graph(
-    graph: Graph, bundle: Bundle, own: dict[str, str], body: Callable[[GraphBuilder, dict[str, ir.Value]], Joined]
-) -> ir.Model:
+def _graph(graph: Graph, bundle: Bundle, own: dict[str, str], body: Body) -> ir.Model:
     """Return a joined graph. Its metadata is `own`, what both clients read, and the manifest's."""
     config = bundle.manifest.model
     sizes = {"vocab_size": str(config.vocab_size), "subsampling_factor": str(config.subsampling_rate)}
-    metadata = own | {"model_type": MODEL_TYPE, "version": "1"} | sizes | bundle.manifest.metadata()
+    metadata = own | {"model_type": "wenet_ctc", "version": "1"} | sizes | bundle.manifest.metadata()
     heads, _, width = _sizes(config, ATT_CACHE)
     channels, past = _sizes(config, CNN_CACHE)
     fixed = {"one": 1, "num_kv_heads": heads, "kv_dim": width, "conv_dim": channels, "conv_cache": past}
@@ -235,9 +224,6 @@ def _graph(
 
 
 def _sizes(config: ModelConfig, name: str) -> tuple[int, ...]:
-    """Return the shape of the cache `name`, as in `Cache.shape`.
-
-    If the encoder has no convolution modules, the convolution cache has no frames.
-    """
+    """Return `Cache.shape` of the cache `name`. Without convolution modules, the convolution cache has no frames."""
     missing = (0, 0, 0) if name == ATT_CACHE else (config.output_size, 0)
     return next((cache.shape for cache in config.caches if cache.name == name), missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, cast
 
 import onnx_ir as ir
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture, SubsamplingKind
 from u2moe.export.layers import affine, linear, normalization, parameter, product, vector, weight_and_bias
-from u2moe.export.positions import LearnedPositions, input_scale
+from u2moe.export.positions import LearnedPositions
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 
@@ -26,7 +27,7 @@ class Subsampling(nn.Module):
         self.input_size = config.input_size
         self.rate = config.subsampling_rate // config.frame_reduction
         self.window = config.right_context + 1
-        self.scale = input_scale(config)
+        self.scale = math.sqrt(config.dim) if config.positions in ("rel_pos", "abs_pos", "rope_pos") else 1.0
         if config.learned_positions:
             self.add_module(self.POSITIONS, LearnedPositions(config.dim))
 

@@ -20,8 +20,6 @@ LARGEST_TEXT = 1 << 26
 """Maximum number of characters in a vocabulary or a file of statistics. It is enough for a million symbols."""
 LARGEST_YAML = 1 << 18
 """Maximum number of characters in a yaml file. WeNet's files have 2,000 to 10,000."""
-
-
 LARGEST_MERGE = 100_000
 """Maximum number of keys after merges ("<<"). Without a limit, a few hundred characters could fill the memory."""
 
@@ -41,11 +39,7 @@ class PlainLoader(yaml.SafeLoader):
 
 
 def read_text(path: Path, *, purpose: str, largest: int = LARGEST_TEXT) -> str:
-    """Return the content of a UTF-8 file; errors state its `purpose`.
-
-    Raises:
-        CheckpointError: the file is missing, not a regular file, not UTF-8, or longer than `largest` characters.
-    """
+    """Return the content of a UTF-8 file of up to `largest` characters. CheckpointErrors state its `purpose`."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, and a device might never end
             raise CheckpointError(f"{path}: is not a regular file; {purpose}")
@@ -61,11 +55,7 @@ def read_text(path: Path, *, purpose: str, largest: int = LARGEST_TEXT) -> str:
 
 
 def read_yaml(path: Path, *, purpose: str) -> object:
-    """Return the content of a yaml file of plain values.
-
-    Raises:
-        CheckpointError: as for `read_text`; or the file is not yaml, has Python tags, or expands to too many keys.
-    """
+    """Return the content of a yaml file of plain values. CheckpointErrors are as for `read_text`, or name bad yaml."""
     text = read_text(path, purpose=purpose, largest=LARGEST_YAML)
     try:
         return yaml.load(text, PlainLoader)  # noqa: S506 - a SafeLoader

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from u2moe.export.adapters import Adapters
@@ -26,44 +25,38 @@ _ADDED_TO_EPOCH_AND_STEP_FILES = (
     "is_gradient_accumulation_boundary",
 )  # fmt: skip
 
-WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "": (
-            "accum_grad", "grad_clip", "max_epoch", "log_interval", "save_interval", "save_states", "model_dir",
-            "init_infos", "optim", "optim_conf", "scheduler", "scheduler_conf", "train_engine", "use_amp", "dtype",
-            "syncbn", "fp16_grad_sync", "dataset", "patience", "seed", "resume", "use_cmvn", "ds_config",
-            "is_json_cmvn", "raw_wav", *_ADDED_TO_EPOCH_AND_STEP_FILES,
-        ),
-        "encoder_conf": (
-            *_DROPOUT, *_TRAINING, "attention_dropout_rate", "use_dynamic_left_chunk",
-            "positionwise_conv_kernel_size",  # WeNet reads it but does not use it
-        ),
-        "decoder_conf": (*_DROPOUT, *_TRAINING, "self_attention_dropout_rate", "src_attention_dropout_rate"),
-        "model_conf": (
-            "lsm_weight", "length_normalized_loss", "ignore_id",
-            "ctl_weight", "logit_temp", "n_negatives",  # the loss of ctl_model
-        ),
-        "cmvn_conf": ("is_json_cmvn",),
-        "lora_conf": ("lora_modules", "lora_attn_attr", "lora_list", "lora_dropout"),  # the tensors show their effect
-        # these control how transcripts become tokens, not how tokens become text
-        "tokenizer_conf": ("bpe_path", "non_lang_syms_path", "split_with_space", "is_multilingual", "num_languages"),
-        "dataset_conf.fbank_conf": ("dither",),  # WeNet turns it off for recognition
-        "dataset_conf.mfcc_conf": ("dither",),
-        "collate_conf.feature_extraction_conf": ("dither",),
-    }
-)  # fmt: skip
+WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
+    "": (
+        "accum_grad", "grad_clip", "max_epoch", "log_interval", "save_interval", "save_states", "model_dir",
+        "init_infos", "optim", "optim_conf", "scheduler", "scheduler_conf", "train_engine", "use_amp", "dtype",
+        "syncbn", "fp16_grad_sync", "dataset", "patience", "seed", "resume", "use_cmvn", "ds_config",
+        "is_json_cmvn", "raw_wav", *_ADDED_TO_EPOCH_AND_STEP_FILES,
+    ),
+    "encoder_conf": (
+        *_DROPOUT, *_TRAINING, "attention_dropout_rate", "use_dynamic_left_chunk",
+        "positionwise_conv_kernel_size",  # WeNet reads it but does not use it
+    ),
+    "decoder_conf": (*_DROPOUT, *_TRAINING, "self_attention_dropout_rate", "src_attention_dropout_rate"),
+    "model_conf": (
+        "lsm_weight", "length_normalized_loss", "ignore_id",
+        "ctl_weight", "logit_temp", "n_negatives",  # the loss of ctl_model
+    ),
+    "cmvn_conf": ("is_json_cmvn",),
+    "lora_conf": ("lora_modules", "lora_attn_attr", "lora_list", "lora_dropout"),  # the tensors show their effect
+    # these control how transcripts become tokens, not how tokens become text
+    "tokenizer_conf": ("bpe_path", "non_lang_syms_path", "split_with_space", "is_multilingual", "num_languages"),
+    "dataset_conf.fbank_conf": ("dither",),  # WeNet turns it off for recognition
+    "dataset_conf.mfcc_conf": ("dither",),
+    "collate_conf.feature_extraction_conf": ("dither",),
+}  # fmt: skip
 """By section, keys that do not matter here; most of them affect only training."""
 
-ONE_VALUE: Mapping[str, Mapping[str, object]] = MappingProxyType(
-    {
-        "encoder_conf": {"positionwise_layer_type": "linear", "concat_after": False},  # both keys existed until 2023
-        "decoder_conf": {"use_output_layer": True, "src_attention": True, "concat_after": False},
-        "collate_conf.feature_extraction_conf": {"window_type": "povey", "using_pitch": False},
-    }
-)
+ONE_VALUE: Mapping[str, Mapping[str, object]] = {
+    "encoder_conf": {"positionwise_layer_type": "linear", "concat_after": False},  # both keys existed until 2023
+    "decoder_conf": {"use_output_layer": True, "src_attention": True, "concat_after": False},
+    "collate_conf.feature_extraction_conf": {"window_type": "povey", "using_pitch": False},
+}
 """The only supported value of a key, which is also WeNet's default."""
-
-
 CONFIG_FILE = "train.yaml"
 DEFAULT_MEL_BINS = 23
 FRAMES = {"frame_length": 25.0, "frame_shift": 10.0}
@@ -86,6 +79,7 @@ OTHER_MODELS = {
     "bestrq_model": _PRETRAINED,
 }
 """Unsupported kinds of model that WeNet trains, with an alternative for each."""
+Layout = Literal["collate_conf", "dataset_conf", "present"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +91,7 @@ class TrainingConfig:
     decoding: DecodingConfig
     blank: int | None
     """Id of the blank; None: the id of `<blank>` in the vocabulary."""
-    layout: Literal["collate_conf", "dataset_conf", "present"]
+    layout: Layout
     """Layout of the file. `collate_conf`: until October 2021. `dataset_conf`: until the end of 2023."""
     stated_eps: frozenset[str]
     """The sections that specify `norm_eps`."""
@@ -160,6 +154,9 @@ def _parsed(top: Section) -> TrainingConfig:
     if lora.names():
         adapters = Adapters(rank=lora.integer("lora_rank"), alpha=lora.number("lora_alpha", 8.0))
     trained_decoder = decoding.ctc_weight < 1
+    new = ("model", "tokenizer", "tokenizer_conf", "ctc", "ctc_conf", "cmvn", "cmvn_conf")
+    layout: Layout = "collate_conf" if "collate_conf" in top else "dataset_conf"
+    layout = "present" if any(key in top for key in new) else layout
     confs = ("encoder_conf", "decoder_conf")
     stated_eps = frozenset(name for name in confs if "norm_eps" in top.section(name, is_whole=False))
     top.finish(WITHOUT_EFFECT, ONE_VALUE)
@@ -177,7 +174,7 @@ def _parsed(top: Section) -> TrainingConfig:
         features=features,
         decoding=decoding,
         blank=blank,
-        layout=_layout(top),
+        layout=layout,
         stated_eps=stated_eps,
         trained_decoder=trained_decoder,
         tokenizer=tokenizer,
@@ -232,12 +229,6 @@ def _normalization(top: Section) -> tuple[bool, str | None]:
     if top.optional_text("cmvn") is None:
         return False, None
     return top.choice("cmvn", "global_cmvn", ("global_cmvn", "null")) == "global_cmvn", cmvn_file
-
-
-def _layout(top: Section) -> Literal["collate_conf", "dataset_conf", "present"]:
-    if any(key in top for key in ("model", "tokenizer", "tokenizer_conf", "ctc", "ctc_conf", "cmvn", "cmvn_conf")):
-        return "present"
-    return "collate_conf" if "collate_conf" in top else "dataset_conf"
 
 
 def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | None, bool, dict[str, int], str | None]:

@@ -140,11 +140,7 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 def select_tensors(
     path: Path, state: Mapping[str, Tensor], architecture: Architecture, *, tied_embedding: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the network's tensors in float32 and, for every other tensor of the file, the reason to ignore it.
-
-    Raises:
-        CheckpointError: a tensor is missing, unused, of the wrong shape or type, or not finite.
-    """
+    """Return the network's tensors in float32, and the reason to ignore each other tensor, or CheckpointError."""
     expected = expected_shapes(architecture)
     sources = {name: name for name in expected}
     if tied_embedding:

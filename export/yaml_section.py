@@ -55,10 +55,7 @@ class Section(Record):
         return None if self.value(key) is None else self.integer(key)
 
     def optional_text(self, key: str) -> str | None:
-        """Return the string under `key`; None if it is null or missing.
-
-        Characters that a file name cannot contain are refused.
-        """
+        """Return the string under `key`; None if it is null or missing. It must be possible as a file name."""
         value = self.value(key)
         if value is not None and not (isinstance(value, str) and NAMEABLE.fullmatch(value)):
             raise self.wrong(key, value, "a string or null")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from u2moe.export.architecture import EncoderArchitecture, FeedForward
 from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.convolution import Surroundings, TimeDepthwise
-from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, with_past
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context
 from u2moe.export.encoders.nodes import EncoderNodes
 from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.layers import Residual, half, linear, normalization, parameter
@@ -149,7 +149,7 @@ class TwoBranchBlock(nn.Module):
     def branches(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, Tensor, BlockCaches]:
         """Return the outputs of attention and of the gating MLP, and the caches, updated with this call's frames."""
         branch = self.norm_mha(x)
-        following = {ATT_CACHE: with_past(caches, ATT_CACHE, self.attn.keys_values(branch))}
+        following = {ATT_CACHE: self.attn.keys_values(branch, caches.get(ATT_CACHE))}
         attended = self.attn(branch, following[ATT_CACHE], context.mask, context.positions)
         gated, gates = self.cgmlp(self.norm_mlp(x), context.valid, caches.get(CNN_CACHE))
         return attended, gated, following | ({} if gates is None else {CNN_CACHE: gates})

@@ -10,22 +10,20 @@ from torch import Tensor, nn
 from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.attention import MultiHeadAttention, added, norm
 from u2moe.export.convolution import ConvolutionModule, convolution, initial_cache
-from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder, with_past
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder
 from u2moe.export.encoders.nodes import EncoderNodes
 from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.layers import Residual
 from u2moe.export.moe import feed_forward
 from u2moe.export.yaml_section import Section
 
-NOT_DUAL = ("conv_norm_eps", "conv_inner_factor", "final_norm")
-"""Keys in the encoder_conf of conformers that WeNet's dual conformer does not have."""
-
 
 def read(top: Section) -> EncoderArchitecture:
     """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
     if top.value("encoder") == "dual_conformer":
-        conf.refuse(NOT_DUAL, "WeNet's dual conformer does not support it and fails")
+        unknown = ("conv_norm_eps", "conv_inner_factor", "final_norm")
+        conf.refuse(unknown, "WeNet's dual conformer does not support it and fails")
     attentions = ("rel_selfattn", "selfattn", "shaw_rel_selfattn", "rope_abs_selfattn")
     return encoder_architecture(conf, top, attentions=attentions, has_macaron=True, has_convolution=True)
 
@@ -37,10 +35,7 @@ def read_transformer(top: Section) -> EncoderArchitecture:
 
 
 class ConformerBlock(nn.Module):
-    """Residual layers: feed-forward (macaron, optional), attention, convolution (optional), and feed-forward.
-
-    With the macaron layer, the outputs of both feed-forward layers are halved.
-    """
+    """Residual layers: feed-forward (macaron, optional), attention, convolution (optional), and feed-forward."""
 
     NORMS: ClassVar[tuple[str, str]] = ("norm_mha", "norm_ff")
     """WeNet's names for the normalisations of the attention and of the feed-forward layer."""
@@ -63,7 +58,7 @@ class ConformerBlock(nn.Module):
             self.conv_module = ConvolutionModule(config.dim, config.convolution)
             self.norm_conv = norm(config.dim, config.norm)
             self.norm_final = norm(config.dim, config.norm)
-        self.scale = 0.5 if config.macaron else 1.0
+        self.scale = 0.5 if config.macaron else 1.0  # of both feed-forward layers
         self.attention_cache, self.convolution_cache = ATT_CACHE, CNN_CACHE
 
     def norms(self) -> tuple[nn.Module, nn.Module]:
@@ -86,7 +81,8 @@ class ConformerBlock(nn.Module):
 
     def attended(self, x: Tensor, context: Context, caches: BlockCaches, following: BlockCaches) -> Tensor:
         """Return the output of attention, and put its keys and values into `following`."""
-        seen = following[self.attention_cache] = with_past(caches, self.attention_cache, self.self_attn.keys_values(x))
+        name = self.attention_cache
+        seen = following[name] = self.self_attn.keys_values(x, caches.get(name))
         return cast("Tensor", self.self_attn(x, seen, context.mask, context.positions))
 
     def convolved(

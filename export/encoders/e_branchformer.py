@@ -37,11 +37,8 @@ def read(top: Section) -> EncoderArchitecture:
     """Return the architecture described by a train.yaml."""
     conf = top.section("encoder_conf")
     gates = read_gating(conf)
-    own = Merged(
-        gating=gates,
-        merge_kernel=read_kernel(conf, "merge_conv_kernel", 3, causal=gates.causal),
-        feed_forward=conf.flag("use_ffn", default=True),
-    )
+    kernel = read_kernel(conf, "merge_conv_kernel", 3, causal=gates.causal)
+    own = Merged(gating=gates, merge_kernel=kernel, feed_forward=conf.flag("use_ffn", default=True))
     for unused in ("stochastic_depth_rate", "conv_bias", "merge_method"):  # training only, or for other layers
         conf.value(unused)
     shared = two_branches(conf, top, causal=gates.causal)

@@ -29,7 +29,6 @@ IGNORED = (
     "value_bias", "conv_bias", "layer_norm_type", "norm_eps", "conv_norm_eps", "conv_inner_factor", "final_norm",
 )  # fmt: skip
 """Keys of a conformer's encoder_conf that WeNet accepts for this encoder but does not use."""
-GROUPED = tuple(range(4))
 CACHES = (ATT_CACHE, CNN_CACHE)
 
 
@@ -80,7 +79,7 @@ def _strided(conf: Section, shared: EncoderArchitecture) -> Strided:
     num, convolution = shared.num_blocks, cast("Convolution", shared.convolution)
     places = _numbers(conf, "stride_layer_idx", (3,), most=num - 1)
     strides = _numbers(conf, "stride", (2,), least=1, most=16)
-    grouped = _numbers(conf, "group_layer_idx", GROUPED, most=1 << 20)
+    grouped = _numbers(conf, "group_layer_idx", (0, 1, 2, 3), most=1 << 20)
     group_size = conf.integer("group_size", 3, most=64)
     shrinks = conf.flag("stride_kernel", default=True)
     if len(places) != len(strides) or sorted(set(places)) != list(places):

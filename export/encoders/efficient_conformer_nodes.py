@@ -52,14 +52,9 @@ class EfficientConformerNodes(ConformerNodes):
         self.time, self.step, self.blocks = time, step, blocks
         attention, history = (self.inputs.get(cache_name(each, step)) for each in CACHES)
         with g.scope(f"frames_{step}"):
+            lens, required = self.output_lens, None if attention is None else self.required
             self.frames = FrameNodes(
-                g,
-                time=time,
-                lens=self.output_lens,
-                offset=self.offset,
-                step=step,
-                cache=attention,
-                required=self.required if attention is not None else None,
+                g, time=time, lens=lens, offset=self.offset, step=step, cache=attention, required=required
             )
             self.exists = g.op("Unsqueeze", g.op("Cast", self.frames.visible, to=ir.DataType.FLOAT), [2])
             self.valid = g.op("Slice", self.exists, self.frames.cache_time, [END], [1])

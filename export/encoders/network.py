@@ -189,8 +189,3 @@ def attention_cache(config: EncoderArchitecture, num_blocks: int, name: str = AT
     """Return the cache for keys and values of `num_blocks` blocks."""
     heads = config.attention
     return Cache(name=name, num_blocks=num_blocks, shape=(heads.num_kv_heads, 0, 2 * heads.head_dim), rate=rate)
-
-
-def with_past(caches: BlockCaches, name: str, new: Tensor) -> Tensor:
-    """Return the cached frames, if any, followed by the new ones [batch, heads, time, channels]."""
-    return torch.cat((caches[name], new), dim=2) if name in caches else new

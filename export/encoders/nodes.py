@@ -49,12 +49,8 @@ class FrameNodes:
         cache: ir.Value | None = None,
         required: ir.Value | None = None,
     ) -> None:
-        self.g = g
-        self.cache = cache
+        self.g, self.lens, self.offset, self.step, self.cache = g, lens, offset, step, cache
         self.kept: list[ir.Value] = []
-        self.offset = offset
-        self.step = step
-        self.lens = lens
         self.cache_time: Operand = [0] if cache is None else g.op("Shape", cache, start=3, end=4)
         num_keys = time if cache is None else g.op("Add", self.cache_time, time)
         keys = g.op("Range", 0, g.op("Squeeze", num_keys, [0]), 1)
@@ -91,10 +87,7 @@ class FrameNodes:
         return self.g.ops("Split", biases, [config.num_heads] * len(layers), axis=1, num_outputs=len(layers))
 
     def history(self, cache: ir.Value, start: ir.Value) -> ir.Value:
-        """Return the frames [blocks, batch, past, channels] before a chunk, with `start` in place of missing ones.
-
-        `cache` has the shape [blocks, batch, channels, past].
-        """
+        """Return `cache` [..., channels, past] as [..., past, channels], with `start` in place of missing frames."""
         g = self.g
         length = g.op("Shape", cache, start=3, end=4)
         past = g.op("Range", g.op("Squeeze", g.op("Neg", length), [0]), 0, 1)
@@ -131,11 +124,8 @@ class EncoderNodes:
     """WeNet's name for a block's attention."""
 
     def __init__(self, g: GraphBuilder, encoder: SpeechEncoder, inputs: dict[str, ir.Value], max_position: int) -> None:
-        self.g = g
-        self.encoder = encoder
-        self.max_position = max_position
-        self.config = encoder.config
-        self.inputs = inputs
+        self.g, self.inputs, self.max_position = g, inputs, max_position
+        self.encoder, self.config = encoder, encoder.config
         self.next_cnn: list[ir.Value] = []
 
     @property
@@ -145,10 +135,7 @@ class EncoderNodes:
 
     @property
     def longest_history(self) -> int:
-        """The largest number of subsampled frames that a convolution sees before a chunk.
-
-        It is rounded up to whole output frames.
-        """
+        """The largest number of subsampled frames that a convolution sees before a chunk, as whole output frames."""
         return max((kernel - 1 for _, _, kernel in self.encoder.convolutions(self.config)), default=0)
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
@@ -210,10 +197,7 @@ class EncoderNodes:
         self.biases = self.frames.biases(layers, self.positions)
 
     def _position(self, time: ir.Value) -> ir.Value:
-        """Return the position of each row's chunk [batch], in frames after subsampling.
-
-        It equals `offset` up to `max_position`. `contract.encoder` specifies the position beyond this limit.
-        """
+        """Return each row's position [batch] in subsampled frames: `offset`, limited as in `contract.encoder`."""
         g, offset, reduction = self.g, self.inputs["offset"], self.config.frame_reduction
         offset = offset if reduction == 1 else g.op("Mul", offset, reduction)
         limit = [self.max_position * reduction]

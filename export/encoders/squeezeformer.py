@@ -15,15 +15,7 @@ from torch import Tensor, nn
 from u2moe.export.architecture import Attention, Convolution, EncoderArchitecture, FeedForward, Norm, NormKind
 from u2moe.export.attention import MultiHeadAttention, added, attended
 from u2moe.export.convolution import ConvolutionModule
-from u2moe.export.encoders.network import (
-    ATT_CACHE,
-    CNN_CACHE,
-    BlockCaches,
-    Context,
-    SpeechEncoder,
-    attention_cache,
-    with_past,
-)
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder, attention_cache
 from u2moe.export.layer_config import MOST_BLOCKS, check_encoder
 from u2moe.export.moe import DenseFeedForward
 from u2moe.export.subsampling import Convolutions, Subsampling
@@ -174,7 +166,7 @@ class SqueezeAttention(MultiHeadAttention, Scaling):
     def attend(self, x: Tensor, past: BlockCaches, name: str, context: Context) -> tuple[Tensor, Tensor]:
         """Apply attention to `x` [batch, time, dim]; also return the cache `name` with new keys and values appended."""
         x = self.scaled(x)
-        keys_values = with_past(past, name, self.keys_values(x))
+        keys_values = self.keys_values(x, past.get(name))
         if not self.shifted:
             return self(x, keys_values, context.mask, context.positions), keys_values
         keys, values = keys_values.chunk(2, dim=-1)
@@ -184,11 +176,8 @@ class SqueezeAttention(MultiHeadAttention, Scaling):
 
 
 def shift(scores: Tensor) -> Tensor:
-    """Shift the scores [batch, heads, time, keys] as Transformer-XL does.
-
-    A zero is put before each row. Then the first `time` numbers are dropped, and the rest is split into rows of
-    the original length.
-    """
+    """Shift the scores [batch, heads, time, keys] as Transformer-XL does."""
+    # put a zero before each row, drop the first `time` numbers, and split the rest into rows of the original length
     padded = nn.functional.pad(scores, (1, 0))
     batch, heads, time, width = padded.shape
     return padded.view(batch, heads, width, time)[:, :, 1:].reshape(scores.shape)

@@ -69,15 +69,9 @@ class SqueezeformerNodes(EncoderNodes):
         start = initial_cache(g, [cast("SqueezeformerBlock", block).conv_module for block in self.encoder.encoders])
         with g.scope("half_frames"):
             self.time = g.op("Shape", x, start=1, end=2)
-            half = FrameNodes(
-                g,
-                time=g.op("Div", g.op("Add", self.time, 1), 2),
-                lens=g.op("Div", g.op("Add", self.output_lens, 1), 2),
-                offset=self.offset,
-                step=2,
-                cache=self.inputs.get(HALF_ATT_CACHE),
-                required=self.inputs.get("required_cache_size"),
-            )
+            time, lens = (g.op("Div", g.op("Add", length, 1), 2) for length in (self.time, self.output_lens))
+            cache, required = (self.inputs.get(name) for name in (HALF_ATT_CACHE, "required_cache_size"))
+            half = FrameNodes(g, time=time, lens=lens, offset=self.offset, step=2, cache=cache, required=required)
         self.rates = [Rate(self, self.frames, start, half=False), Rate(self, half, start, half=True)]
 
     def run_blocks(self, x: ir.Value) -> ir.Value:
@@ -169,8 +163,8 @@ class Rate:
         size = config.num_heads * config.head_dim
         query = product(g, x, *affine(g, layer.linear_q, "linear_q.", scale))
         biases = [
-            parameter(g, name, (size,), lambda bias=bias: bias.flatten() * scale)  # type: ignore[misc]
-            for name, bias in (("pos_bias_u", layer.pos_bias_u), ("pos_bias_v", layer.pos_bias_v))
+            parameter(g, "pos_bias_u", (size,), lambda: layer.pos_bias_u.flatten() * scale),
+            parameter(g, "pos_bias_v", (size,), lambda: layer.pos_bias_v.flatten() * scale),
         ]
         positions = linear(g, self.encodings, layer.linear_pos, "linear_pos")
         form = shifted_attention(Heads(num_heads=config.num_heads, num_kv_heads=config.num_heads, size=config.head_dim))

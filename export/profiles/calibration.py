@@ -50,11 +50,7 @@ class Recorder:
 
 
 def recognised(bundle: Bundle, graph: Path, files: Sequence[str | os.PathLike[str]]) -> tuple[list[str], Samples]:
-    """Recognise recordings with the first pass. Return the texts, and the graph's inputs for some of the chunks.
-
-    Raises:
-        AudioError: a file cannot be read, or no recording is long enough for a chunk.
-    """
+    """Recognise recordings with the first pass; return texts and some chunks' inputs. AudioError if there are none."""
     recorder = Recorder(session_of(graph))
     model = bundle.load(SessionSettings(kernels="onnxruntime"), runner=recorder)
     recognizer = Recognizer(bundle, model, DecodingOptions(search="ctc_greedy"))
@@ -150,10 +146,7 @@ def _even_columns(model: ir.Model, float_nodes: list[str]) -> set[str]:
 
 
 def alike(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return the cosine similarity of two arrays, and the share of frames with the same best token.
-
-    The arrays contain log-probabilities [1, time, vocab].
-    """
+    """Return the cosine similarity of log-probabilities [1, time, vocab], and the share of equal best tokens."""
     one, other = expected.astype(np.float64), found.astype(np.float64)
     cosine = (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
     return float(cosine), float((one.argmax(-1) == other.argmax(-1)).mean())

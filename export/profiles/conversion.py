@@ -27,6 +27,7 @@ from u2moe.runtime.errors import ParityError, UnsupportedError
 from u2moe.runtime.graph.features import features_graph
 from u2moe.runtime.graph.file import save_graph
 
+Feeds = dict[str, Array]
 ONE_FILE_LIMIT = 1_500_000_000
 """A graph with up to this many bytes of weights is a single file, as programs that use these profiles expect."""
 OPERATORS_FILE = "required_operators.config"
@@ -150,12 +151,8 @@ def write_bundle_as_ort(bundle: Bundle, folder: Path, progress: Callable[[str], 
 
 
 def compare_with_ort(
-    report: ParityReport,
-    file: Path,
-    bundle: Bundle,
-    converted: Path | None = None,
-    before: dict[str, Array] | None = None,
-) -> dict[str, Array]:
+    report: ParityReport, file: Path, bundle: Bundle, converted: Path | None = None, before: Feeds | None = None
+) -> Feeds:
     """Compare a bundle's graph with its ORT file on the same inputs, and return the graph's outputs.
 
     `converted` is the ORT file, by default the one beside the graph. `before` contains the outputs of the bundle's
@@ -173,12 +170,12 @@ def compare_with_ort(
     return expected
 
 
-def _feeds(graph: str, bundle: Bundle, before: dict[str, Array]) -> dict[str, Array]:
+def _feeds(graph: str, bundle: Bundle, before: Feeds) -> Feeds:
     """Return inputs for a graph: outputs of the preceding graph, samples, or random values, as the graph requires."""
     config, samples = bundle.manifest.model, parity_samples(bundle.manifest, 4.0)
     if graph == "clip":
         return {"audio": encoded(samples, bundle.manifest.features.sample_rate, "FLAC")}
-    feeds: dict[str, Array] = {"samples": samples[np.newaxis]}
+    feeds: Feeds = {"samples": samples[np.newaxis]}
     if graph in ("encoder", "streaming"):
         if graph == "encoder":
             feeds = {"chunk": before["features"], "chunk_lens": np.array([before["features"].shape[1]])}

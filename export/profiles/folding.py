@@ -14,6 +14,7 @@ import onnxruntime
 from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodesPass
 
 from u2moe.export.joining import inlined
+from u2moe.export.profiles.conversion import ONE_FILE_LIMIT
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.file import save_graph
 
@@ -24,17 +25,13 @@ OPSET = 17
 LARGEST = 65_504.0
 """The largest finite float16 number."""
 MOST_AXES = 4
-_ARITHMETIC = {
+OPERATORS = frozenset({
     "Add", "Sub", "Mul", "Div", "MatMul", "Conv", "Sqrt", "Max", "Min", "ReduceMean", "ReduceSum", "ReduceMin",
-}  # fmt: skip
-_FUNCTIONS = {"Relu", "Sigmoid", "Tanh", "Erf", "Clip", "Selu", "Softmax", "LogSoftmax", "LayerNormalization"}
-_PLACES = {"Concat", "Split", "Slice", "Reshape", "Transpose", "Unsqueeze", "Squeeze"}
-OPERATORS = frozenset(_ARITHMETIC | _FUNCTIONS | _PLACES)
+    "Relu", "Sigmoid", "Tanh", "Erf", "Clip", "Selu", "Softmax", "LogSoftmax", "LayerNormalization",
+    "Concat", "Split", "Slice", "Reshape", "Transpose", "Unsqueeze", "Squeeze",
+})  # fmt: skip
 """Operators that NPU compilers are known to support. Others, such as If, Loop, Range, TopK, Gather, Where, Cast and
 Pad, are refused."""
-_WITH_AXES = ("ReduceMean", "ReduceMin", "ReduceMax")
-"""Operators whose axes are attributes in `OPSET`."""
-_ONE_FILE = 1_500_000_000
 _SHARED = 1 << 24
 """Equal constants of up to this many elements are shared."""
 _COPIES = ("Identity", "Slice", "Pad", "Expand", "Reshape", "Concat")
@@ -81,7 +78,7 @@ def _computed(model: ir.Model) -> dict[str, Array]:
     try:
         with tempfile.TemporaryDirectory(prefix="u2moe") as folder:
             file = Path(folder) / "all.onnx"
-            save_graph(model, file, limit=_ONE_FILE)
+            save_graph(model, file, limit=ONE_FILE_LIMIT)
             options = onnxruntime.SessionOptions()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.log_severity_level = 4
@@ -118,7 +115,7 @@ def _simplify(graph: ir.Graph, node: ir.Node) -> None:
         sizes = tuple(output.shape.numpy()) if output.shape is not None else ()
         name = f"shape_{'_'.join(map(str, sizes))}"
         node.replace_input_with(1, _constant(graph, name, np.array(sizes, np.int64)))
-    elif node.op_type in _WITH_AXES and len(node.inputs) == 2:
+    elif node.op_type in ("ReduceMean", "ReduceMin", "ReduceMax") and len(node.inputs) == 2:  # attributes in `OPSET`
         axes = node.inputs[1].const_value if node.inputs[1] is not None else None
         if axes is not None:
             node.attributes["axes"] = ir.AttrInt64s("axes", axes.numpy().tolist())

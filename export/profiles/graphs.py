@@ -42,6 +42,10 @@ def _int(name: str, *axes: str) -> Tensor:
     return Tensor(name=name, dtype="int64", axes=axes)
 
 
+def _results(rows: str) -> tuple[Tensor, Tensor]:
+    return _float("log_probs", rows, "time", "vocab_size"), _float("encoder_out", rows, "time", "output_size")
+
+
 _TEXT = Tensor(name="text", dtype="str", axes=("one",))
 
 
@@ -63,20 +67,11 @@ def streaming_contract(config: ModelConfig) -> Graph:
         next_offset: [batch]; it never exceeds `max_position` if the left context is limited.
         caches: the new caches.
     """
+    inputs = _float("samples", "batch", "samples"), _int("offset", "batch")
     return Graph(
         name="streaming",
-        inputs=(
-            _float("samples", "batch", "samples"),
-            _int("offset", "batch"),
-            _int("required_cache_size"),
-            *(cache.tensor() for cache in config.caches),
-        ),
-        outputs=(
-            _float("log_probs", "batch", "time", "vocab_size"),
-            _float("encoder_out", "batch", "time", "output_size"),
-            _int("next_offset", "batch"),
-            *(cache.tensor("r_") for cache in config.caches),
-        ),
+        inputs=(*inputs, _int("required_cache_size"), *(cache.tensor() for cache in config.caches)),
+        outputs=(*_results("batch"), _int("next_offset", "batch"), *(cache.tensor("r_") for cache in config.caches)),
     )
 
 
@@ -90,12 +85,7 @@ def offline_contract() -> Graph:
     return Graph(
         name="offline",
         inputs=(_float("samples", "one", "samples"),),
-        outputs=(
-            _int("tokens", "tokens"),
-            _float("times", "tokens"),
-            _float("log_probs", "one", "time", "vocab_size"),
-            _float("encoder_out", "one", "time", "output_size"),
-        ),
+        outputs=(_int("tokens", "tokens"), _float("times", "tokens"), *_results("one")),
     )
 
 
@@ -115,11 +105,7 @@ def clip_contract() -> Graph:
 
 
 def profile_graph(bundle: Bundle, profile: Profile) -> ir.Model:
-    """Return the graph of a profile that has a single graph.
-
-    Raises:
-        UnsupportedError: the bundle's encoder does not support the profile.
-    """
+    """Return the graph of a profile that has a single graph; UnsupportedError if the encoder does not support it."""
     contract, nodes = {
         "streaming": (streaming_contract(bundle.manifest.model), _streaming),
         "offline": (offline_contract(), lambda g, bundle, inputs: _offline(g, bundle, inputs["samples"])),
@@ -214,10 +200,7 @@ def _padded(g: GraphBuilder, manifest: Manifest, samples: ir.Value) -> tuple[ir.
 
 
 def _decoded(g: GraphBuilder, audio: ir.Value, sample_rate: int) -> ir.Value:
-    """Return the samples [1, samples] of a file.
-
-    If the file is refused, the run fails in a node whose name states the reason.
-    """
+    """Return the samples [1, samples] of a file; for files that it refuses, see `_refused`."""
     with g.scope("decoder"):
         # An ID3 tag hides the format of an MP3 file from AudioDecoder.
         first = g.op("Slice", g.op("Pad", audio, [0, 0, 0, 3]), [0], [3], [1])

@@ -30,10 +30,6 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 CHUNKS = ((16, -1), (16, 4), (5, 2))
 """(chunk size, left chunks) of the compared streams."""
-_DETOKENIZED_ROWS = 3
-"""Number of random orders in which the detokenizer reads the whole vocabulary."""
-
-
 NOT_PORTABLE = ["NchwcTransformer"]
 """Optimizers disabled for graphs in ORT format, because their output runs only on some processors."""
 
@@ -69,20 +65,13 @@ class ProfileParity:
     """Compares the graph of one profile with a bundle. Error messages name `subject`."""
 
     def __init__(self, bundle: Bundle, run: Run, *, subject: Path) -> None:
-        self.bundle = bundle
-        self.config = bundle.manifest.model
+        self.bundle, self.config, self.run, self.subject = bundle, bundle.manifest.model, run, subject
         self.model = bundle.load(SessionSettings(kernels="onnxruntime"))
-        self.run = run
-        self.subject = subject
         self.samples = parity_samples(bundle.manifest, 6.0)
         self.report = ParityReport(sides="the bundle and the graph made from it")
 
     def compare(self, profile: Profile, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Run all comparisons of a profile.
-
-        Raises:
-            ParityError: a difference exceeds its limit; the message names the case, tensor, difference and limit.
-        """
+        """Run all comparisons of a profile. Raises ParityError, which names the case, tensor, difference and limit."""
         if profile == "streaming":
             chunks = [(self.config.whole_chunk(size), left) for size, left in CHUNKS]
             names = [f"stream, chunk {size}, left {left if left >= 0 else 'all'}" for size, left in chunks]
@@ -170,11 +159,11 @@ class ProfileParity:
         return np.concatenate([padding.accept(samples), padding.finish()]), padding.num_before
 
     def _detokenizer(self) -> None:
-        """Compare the detokenizer with the vocabulary on random sequences that together contain all tokens."""
+        """Compare the detokenizer with the vocabulary, which it reads in three random orders."""
         graph = detokenizer_graph(self.bundle)
         run = session_of(ir.to_proto(graph).SerializeToString(), extensions=True)
         random = np.random.default_rng(0)
-        for row in range(_DETOKENIZED_ROWS):
+        for row in range(3):
             for tokens in np.array_split(random.permutation(self.config.vocab_size), 1 + self.config.vocab_size // 20):
                 found, expected = run({"tokens": tokens})["text"].tolist(), self.bundle.vocabulary.text(tokens.tolist())
                 if found != [expected]:

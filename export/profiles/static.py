@@ -153,10 +153,7 @@ def _first_position(model: Model, form: StaticForm) -> int:
 
 
 def _copy(bundle: Bundle, staging: BundleWriter, manifest: Manifest) -> None:
-    """Copy all files except the encoder, and add a graph for features and a decoder with fixed shapes.
-
-    All graphs contain the manifest's metadata.
-    """
+    """Copy all files but the encoder; add graphs of features and a fixed decoder. All have the same metadata."""
     staging.add(TOKENS_FILE, bundle.path / TOKENS_FILE)
     save_graph(features_graph(manifest), staging.path / "features.onnx")  # for programs in other languages
     if (language_model := manifest.decoding.language_model) is not None:
@@ -171,12 +168,7 @@ def _copy(bundle: Bundle, staging: BundleWriter, manifest: Manifest) -> None:
 
 
 def _calibrate(
-    bundle: Bundle,
-    recordings: Sequence[str | os.PathLike[str]],
-    float_nodes: list[str],
-    *,
-    qdq: bool,
-    progress: Callable[[str], None],
+    bundle: Bundle, recordings: Sequence[Any], float_nodes: list[str], *, qdq: bool, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Write the chunks of recordings and optionally a quantized graph; return the fields for `static.json`."""
     graph, quantized = bundle.path / "static.onnx", bundle.path / "static_qdq.onnx"
@@ -201,6 +193,7 @@ def _about(manifest: Manifest, form: StaticForm, graph: ir.Model, folder: Path) 
     for rate in form.rates:
         layouts |= {rate.mask: LAYOUTS["mask"], rate.positions: LAYOUTS["positions"]}
     starts = {history.cache: history.start for history in form.histories}
+    nodes = [(str(node.name), node.op_type) for node in graph.graph]
 
     def listed(each: Tensor) -> dict[str, Any]:
         shape, layout = [config.axis(axis) for axis in each.axes], layouts.get(each.name, LAYOUTS["frames"])
@@ -227,15 +220,11 @@ def _about(manifest: Manifest, form: StaticForm, graph: ir.Model, folder: Path) 
             "then": form.first_position,
         },
         "first_caches": {cache.name: starts.get(cache.name, "zeros") for cache in config.caches},
-        "float": [str(node.name) for node in graph.graph if is_float(node)],
+        # nodes that must not be quantized: routers, whose choice could flip, and the last softmax
+        "float": [name for name, op_type in nodes if "/router/" in name or op_type == "LogSoftmax"],
         "decoder": DECODER_FILE if config.decoder != "none" else None,
         "sha256": {file.name: FileDigest.of(file).sha256 for file in sorted(folder.iterdir()) if file.is_file()},
     }
-
-
-def is_float(node: ir.Node) -> bool:
-    """Return whether a node must not be quantized. Routers, whose choice could flip, and the last softmax must not."""
-    return "/router/" in str(node.name) or node.op_type == "LogSoftmax"
 
 
 class StaticParity:
@@ -250,12 +239,9 @@ class StaticParity:
         self.report = ParityReport(sides="the bundle and its graph of fixed shape")
 
     def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-        """Compare streams that start at several positions and end with chunks of several lengths.
+        """Compare streams from several positions, some of them moved back, with last chunks of several lengths.
 
-        Some streams exceed `max_position`, so their positions are moved back.
-
-        Raises:
-            ParityError: a difference exceeds its limit; the message names the case, tensor, difference and limit.
+        Raises ParityError, which names the case, tensor, difference and limit.
         """
         size, multiple, num_chunks = self.form.chunk_size, self.config.chunk_multiple, self.form.num_left_chunks + 4
         late = self.config.max_position - (num_chunks - 2) * size  # caches are full when positions are moved back
@@ -268,13 +254,7 @@ class StaticParity:
         return self.report
 
     def decoders(self, folder: Path) -> None:
-        """Compare the decoder of fixed shape in `folder` with the original decoder there.
-
-        Hypotheses have up to the maximum length, and the last frames are padding.
-
-        Raises:
-            ParityError: a difference exceeds its limit.
-        """
+        """Compare the decoders in `folder` on hypotheses of up to the maximum length, or raise ParityError."""
         random, (batch, nbest, length, time) = np.random.default_rng(0), DECODER_SIZES.values()
         feeds: dict[str, Array] = {
             "hyps": random.integers(0, self.config.vocab_size, (batch, nbest, length)),

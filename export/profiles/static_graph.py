@@ -31,26 +31,15 @@ _CONVOLUTIONS = {f"Cached{name}Convolution": form for name, form in _FORMS.items
 
 
 class StaticGraph:
-    """Analyses the encoder of a bundle and rebuilds it with fixed shapes.
+    """Analyses the encoder of a bundle and rebuilds it with fixed shapes, or raises UnsupportedError, which states why.
 
     Mixtures of experts, masks, positions, and layers with caches are rebuilt. All other nodes are kept, and constant
-    ones are folded.
-
-    Attributes:
-        form: the shapes of the graph.
-        starts: initial contents of the fixed-size caches, by cache name, in the graph's shapes.
-
-    Args:
-        bundle: the bundle.
-        form: chunks and first position; the other fields are derived.
-
-    Raises:
-        UnsupportedError: the encoder cannot have a fixed shape; the message states why.
+    ones are folded. `form` contains chunks and first position; its other fields are derived. `starts` contains the
+    initial contents of the fixed-size caches, by cache name, in the graph's shapes.
     """
 
     def __init__(self, bundle: Bundle, form: StaticForm) -> None:
-        self.bundle = bundle
-        self.config = bundle.manifest.model
+        self.bundle, self.config = bundle, bundle.manifest.model
         self._encoder = ir.load(bundle.path / "encoder.onnx")
         self._nodes = list(self._encoder.graph)
         if learned := [node.name for node in self._nodes if "learned positions" in str(node.name)]:
