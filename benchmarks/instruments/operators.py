@@ -35,12 +35,10 @@ _SCOPES = (
 _INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
 _FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 _CONVOLUTIONS = {"Conv", "FusedConv"}
-PRODUCTS = frozenset(_INTEGER | _FLOAT | _CONVOLUTIONS)
+PRODUCTS = _INTEGER | _FLOAT | _CONVOLUTIONS
 """Operators whose multiply-adds are counted."""
-UNCOUNTED = frozenset(
-    {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GroupQueryAttention", "MoE", "MultiHeadAttention", "QGemm"}
-    | {"QLinearConv", "QLinearMatMul", "QMoE"}
-)
+UNCOUNTED = {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GroupQueryAttention", "MoE", "MultiHeadAttention"}
+UNCOUNTED |= {"QGemm", "QLinearConv", "QLinearMatMul", "QMoE"}
 """Operators that multiply but cannot be counted. Other operators that read large constants may also multiply."""
 _ELEMENT_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 _INT4_BLOCK = 32
@@ -59,8 +57,7 @@ class Kernel:
         scope: name of the node, or of the function call that contains it, in the main graph.
         op_type: operator.
         part: one of `PARTS`.
-        seconds: time reported by onnxruntime's profiler. It includes the profiler's overhead, so use it only as a
-            share.
+        seconds: time from onnxruntime's profiler, including the profiler's overhead. Use it only as a share.
         multiply_adds: multiply-adds of a matrix product or convolution; otherwise 0.
         num_bytes: bytes of the right-hand matrix (weights or, in attention, keys or values); 0 without multiply-adds.
         integer: whether the factors are integers.
@@ -138,10 +135,7 @@ def profiled_model(
 
 
 def node_events(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the kernel events of a profile.
-
-    The file is read line by line, because it may be too large to parse at once.
-    """
+    """Yield the kernel events of a profile, line by line, because the file may be too large to parse at once."""
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             if '"Node"' in line:
@@ -181,16 +175,9 @@ def read_events(events: Sequence[Mapping[str, Any]], sites: Sequence[Site] = ())
         if part_of(name) is None and index < len(sites) and sites[index][0] == op_type:
             scope = sites[index][1]
         part = graph or part_of(scope) or part
-        product = _product(op_type, inputs, _shapes(arguments.get("output_type_shape", [])))
-        yield Kernel(
-            name=name,
-            scope=scope,
-            op_type=op_type,
-            part=part,
-            seconds=event["dur"] / 1e6,
-            parameter_bytes=int(arguments.get("parameter_size", 0)),
-            **product,
-        )
+        counts = _product(op_type, inputs, _shapes(arguments.get("output_type_shape", [])))
+        counts["parameter_bytes"] = int(arguments.get("parameter_size", 0))
+        yield Kernel(name=name, scope=scope, op_type=op_type, part=part, seconds=event["dur"] / 1e6, **counts)
 
 
 def part_of(name: str) -> str | None:

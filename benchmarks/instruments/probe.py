@@ -120,8 +120,7 @@ class Stopwatch:
     def reset(self) -> None:
         """Set all times to zero."""
         self.seconds: dict[str, float] = defaultdict(float)
-        self.wall_s = 0.0
-        self.cpu_s = 0.0
+        self.wall_s = self.cpu_s = 0.0
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -189,13 +188,8 @@ class Probe:
         return self.bundle.manifest.features.sample_rate
 
     def chunk_s(self, mode: Mode) -> float | None:
-        """Return the seconds from one chunk to the next; None with full context.
-
-        The latency of a chunk should not exceed this time.
-        """
-        if mode.chunk_size is None:
-            return None
-        return mode.chunk_size * self.bundle.manifest.frame_s
+        """Return the seconds from one chunk to the next, the limit for a chunk's latency; None with full context."""
+        return None if mode.chunk_size is None else mode.chunk_size * self.bundle.manifest.frame_s
 
     def recognise(self, samples: Samples, mode: Mode, *, paced: bool = False) -> Observation:
         """Recognise one recording, delivered buffer by buffer.
@@ -225,25 +219,18 @@ class Probe:
                 self.recognizer.decode_streams([stream])
                 result = stream.get_result()
             if was_ready:
-                compute_s, audio_s = time.perf_counter() - arrived, end / self.sample_rate
+                times = {"compute_s": time.perf_counter() - arrived, "audio_s": end / self.sample_rate}
                 tokens, segment, num = tuple(result.tokens), result.segment, result.num_committed
-                events.append(
-                    Event(audio_s=audio_s, compute_s=compute_s, tokens=tokens, segment=segment, num_committed=num)
-                )
+                events.append(Event(**times, tokens=tokens, segment=segment, num_committed=num))
             segments += stream.take_segments()
-        before, done = self.watch.wall_s, begin + len(samples) / self.sample_rate
+        audio_s, before = len(samples) / self.sample_rate, self.watch.wall_s
         with self.watch.call():
             with self.watch("features"):
                 stream.input_finished()
             self.recognizer.decode_streams([stream])
         segments += stream.take_segments()
+        final_s = time.perf_counter() - begin - audio_s if paced else self.watch.wall_s - before
         stages = {stage: self.watch.seconds.get(stage, 0.0) for stage in STAGES[:-1]}
-        return Observation(
-            audio_s=len(samples) / self.sample_rate,
-            wall_s=self.watch.wall_s,
-            cpu_s=self.watch.cpu_s,
-            stages={**stages, "other": self.watch.wall_s - sum(stages.values())},
-            events=events,
-            final_s=time.perf_counter() - done if paced else self.watch.wall_s - before,
-            segments=segments,
-        )
+        stages["other"] = self.watch.wall_s - sum(stages.values())
+        times = {"audio_s": audio_s, "wall_s": self.watch.wall_s, "cpu_s": self.watch.cpu_s, "final_s": final_s}
+        return Observation(**times, stages=stages, events=events, segments=segments)

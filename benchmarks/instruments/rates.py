@@ -29,7 +29,8 @@ PRODUCTS = ((64, 512, 512), (256, 256, 256), (256, 512, 512), (512, 1024, 1024))
 """Sizes [rows, in, out] of products whose weights fit into the cache. The fastest size gives the machine's rate."""
 BEYOND_CACHE = 640_000_000
 """Bytes of weights that no cache can hold."""
-_WIDTH = 1024
+_WIDTH, _MATRIX = 1024, 4 * 1024 * 1024
+"""Rows of a weight matrix, and its bytes."""
 _WEIGHTS_PER_SESSION = 16
 _CALL_S = 0.05
 """Minimum duration of one measurement in seconds."""
@@ -54,14 +55,11 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
     random = np.random.default_rng(0)
     cases: dict[tuple[str, Any], Callable[[], float]] = {}
     for kind, op_type in KERNELS.items():
+        types = ("int8", "uint8") if kind == "integer" else ("float32", "float32")
         for rows, inner, columns in PRODUCTS:
-            sessions = [
-                _session(
-                    op_type, [_drawn(random, "int8" if kind == "integer" else "float32", inner, columns)], num_threads
-                )
-            ]
-            x = _drawn(random, "uint8" if kind == "integer" else "float32", rows, inner)
-            cases[kind, (rows, inner, columns)] = partial(_rate, sessions, x, rows * inner * columns)
+            session = _session(op_type, [_drawn(random, types[0], inner, columns)], num_threads)
+            x = _drawn(random, types[1], rows, inner)
+            cases[kind, (rows, inner, columns)] = partial(_rate, [session], x, rows * inner * columns)
     for size in sorted({readable(footprint) for footprint in footprints}):
         for kernels in ("onnxruntime", *(["native"] if choose_kernels("auto", [CPU]).native else [])):
             sessions = _stream(random, size, num_threads, kernels)
@@ -80,13 +78,9 @@ def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: i
 
 
 def readable(footprint: int) -> int:
-    """Return the number of bytes to read when measuring the read rate for `footprint`.
-
-    It is `footprint`, limited to `BEYOND_CACHE` and to a quarter of free memory, and rounded to whole weight matrices.
-    """
-    one = 4 * _WIDTH * _WIDTH
+    """Return `footprint`, limited to `BEYOND_CACHE` and a quarter of free memory, in whole weight matrices."""
     limit = min(BEYOND_CACHE, (memory_bytes("MemAvailable") or 4 * BEYOND_CACHE) // 4)
-    return max(min(footprint, limit) // one, 1) * one
+    return max(min(footprint, limit) // _MATRIX, 1) * _MATRIX
 
 
 def best_rate(rates: Mapping[str, Any], kind: str) -> float:
@@ -107,12 +101,11 @@ def _stream(
 ) -> list[onnxruntime.InferenceSession]:
     """Return sessions whose weights total `size` bytes. `size` must be a result of `readable`."""
     dtype, op_type, columns = ("int8", NATIVE, 4 * _WIDTH) if kernels == "native" else ("float32", "MatMul", _WIDTH)
-    weight, count = _drawn(random, dtype, _WIDTH, columns), size // (4 * _WIDTH * _WIDTH)
+    weight, numbers = _drawn(random, dtype, _WIDTH, columns), range(size // _MATRIX)
     sessions = []
-    for start in range(0, count, _WEIGHTS_PER_SESSION):
-        end = min(start + _WEIGHTS_PER_SESSION, count)
+    for start in numbers[::_WEIGHTS_PER_SESSION]:
         # Weights must differ, because onnxruntime might share identical ones.
-        weights = [np.roll(weight, index, axis=0) for index in range(start, end)]
+        weights = [np.roll(weight, index, axis=0) for index in numbers[start : start + _WEIGHTS_PER_SESSION]]
         sessions.append(_session(op_type, weights, num_threads))
     return sessions
 
@@ -141,9 +134,7 @@ def _rate(sessions: Sequence[onnxruntime.InferenceSession], x: Array, amount: in
 
 
 def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
-    """Return an ONNX model as bytes. It multiplies "x" [rows, in] by each weight and sums the products.
-
-    The output is "y" [rows, out].
+    """Return an ONNX model as bytes. "y" [rows, out] is the sum of the products of "x" [rows, in] and each weight.
 
     Args:
         op_type: "MatMul" for float32 weights. For int8 weights with a scale per column, as in quantized bundles, either

@@ -20,14 +20,7 @@ NUM_DRAWN = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """The distribution of repeated measurements.
-
-    Attributes:
-        median: second quartile.
-        low: first quartile, interpolated.
-        high: third quartile, interpolated.
-        count: number of measurements.
-    """
+    """The median and the interpolated quartiles of `count` repeated measurements."""
 
     median: float
     low: float
@@ -53,7 +46,7 @@ def show_progress(line: str) -> None:
 def interleaved(
     cases: Mapping[Key, Callable[[], Measured]], repetitions: int, *, warm_up: int = 1, title: str = "measurements"
 ) -> dict[Key, list[Measured]]:
-    """Call all cases in turn: A B A B, not A A B B.
+    """Call all cases in turn: A B A B, not A A B B. Return the results of each case in the order of the rounds.
 
     Other processes and changes in the clock rate then affect all cases alike.
 
@@ -62,9 +55,6 @@ def interleaved(
         repetitions: number of measured rounds.
         warm_up: number of preceding rounds whose results are discarded.
         title: prefix of each round's progress line.
-
-    Returns:
-        Results of the calls by name, in the order of the rounds.
     """
     results: dict[Key, list[Measured]] = {key: [] for key in cases}
     begin = time.monotonic()
@@ -107,9 +97,7 @@ def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
 
 
 def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
-    """Return the ratio of two sums over the same recordings [n]. `low` and `high` bound its 95 % interval.
-
-    The interval comes from a paired bootstrap over recordings.
+    """Return the ratio of two sums over the same recordings [n], with a 95 % interval; see `_bootstrap`.
 
     Raises:
         ValueError: the sum of `others` is 0.
@@ -117,10 +105,7 @@ def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
     above, below = np.asarray(values), np.asarray(others)
     if not below.sum():
         raise ValueError("a ratio needs a divisor other than 0: the values of the reference sum to 0")
-    drawn = np.random.default_rng(0).integers(len(above), size=(NUM_DRAWN, len(above)))
-    of_draws = above[drawn].sum(axis=1) / np.maximum(below[drawn].sum(axis=1), below[below > 0].min())
-    low, high = np.quantile(of_draws, (0.025, 0.975)).tolist()
-    return Spread(median=float(above.sum() / below.sum()), low=low, high=high, count=NUM_DRAWN)
+    return _bootstrap(above, below, least=below[below > 0].min())
 
 
 def ratio_of_spreads(one: Mapping[str, float], other: Mapping[str, float]) -> Spread:
@@ -130,12 +115,16 @@ def ratio_of_spreads(one: Mapping[str, float], other: Mapping[str, float]) -> Sp
 
 
 def difference_of_rates(errors: npt.ArrayLike, others: npt.ArrayLike, sizes: npt.ArrayLike) -> Spread:
-    """Return sum(errors - others) / sum(sizes) over recordings [n], with a 95 % interval from a paired bootstrap."""
-    differences, lengths = np.asarray(errors) - np.asarray(others), np.asarray(sizes)
-    drawn = np.random.default_rng(0).integers(len(lengths), size=(NUM_DRAWN, len(lengths)))
-    of_draws = differences[drawn].sum(axis=1) / np.maximum(lengths[drawn].sum(axis=1), 1)
+    """Return sum(errors - others) / sum(sizes) over recordings [n], with a 95 % interval; see `_bootstrap`."""
+    return _bootstrap(np.asarray(errors) - np.asarray(others), np.asarray(sizes), least=1)
+
+
+def _bootstrap(above: npt.NDArray[Any], below: npt.NDArray[Any], least: float) -> Spread:
+    """Return sum(above) / sum(below) with a 95 % interval from a paired bootstrap. Divisors are at least `least`."""
+    drawn = np.random.default_rng(0).integers(len(above), size=(NUM_DRAWN, len(above)))
+    of_draws = above[drawn].sum(axis=1) / np.maximum(below[drawn].sum(axis=1), least)
     low, high = np.quantile(of_draws, (0.025, 0.975)).tolist()
-    return Spread(median=float(differences.sum() / max(lengths.sum(), 1)), low=low, high=high, count=NUM_DRAWN)
+    return Spread(median=float(above.sum() / max(below.sum(), least)), low=low, high=high, count=NUM_DRAWN)
 
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:

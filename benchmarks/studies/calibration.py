@@ -39,8 +39,7 @@ Words = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
 
 def recognise(recognizer: Recognizer, recordings: Iterable[Recording]) -> Words:
     """Return, for each recognised word with a confidence, the confidence and whether the word is correct."""
-    confidences: list[float] = []
-    right: list[bool] = []
+    confidences, right = list[float](), list[bool]()
     for recording in recordings:
         found = [word for segment in recognizer.transcribe(recording.path).segments for word in segment.words]
         pairs = matches([[word] for word in words(recording.transcript)], [words(word.word) for word in found])
@@ -65,32 +64,23 @@ def reliability(found: Words) -> dict[str, Any]:
     """
     confidences, right = found
     positions = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
-    bins = []
-    for position in range(NUM_BINS):
-        inside = positions == position
-        if inside.any():
-            bins.append(
-                {
-                    "from": position / NUM_BINS, "to": (position + 1) / NUM_BINS, "num_words": int(inside.sum()),
-                    "confidence": round(float(confidences[inside].mean()), 4),
-                    "right": round(float(right[inside].mean()), 4),
-                }
-            )  # fmt: skip
+
+    def means(inside: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        parts = {"right": right[inside], "confidence": confidences[inside]}
+        shares = {name: round(float(part.mean()), 4) if inside.any() else None for name, part in parts.items()}
+        return {"num_words": int(inside.sum()), **shares}
+
+    bins = [{"from": number / NUM_BINS, "to": (number + 1) / NUM_BINS, **means(positions == number)}
+            for number in np.unique(positions).tolist()]  # fmt: skip
     error = sum(item["num_words"] * abs(item["confidence"] - item["right"]) for item in bins) / max(len(right), 1)
-    return {
-        "num_words": len(right),
-        "right": round(float(right.mean()), 4) if len(right) else None,
-        "confidence": round(float(confidences.mean()), 4) if len(right) else None,
-        "expected_error": round(error, 4),
-        "area": area_under_roc(found),
-        "bins": bins,
-    }
+    every = means(np.ones(len(right), bool))
+    return {**every, "expected_error": round(error, 4), "area": area_under_roc(found), "bins": bins}
 
 
 def area_under_roc(found: Words) -> float | None:
-    """Return the probability that a correct word has a higher confidence than a wrong one.
+    """Return the probability that a correct word has a higher confidence than a wrong one. Ties count half.
 
-    Ties count half. None if there are no correct words or no wrong words.
+    None if there are no correct words or no wrong words.
     """
     confidences, right = found
     if right.all() or not right.any():
@@ -135,36 +125,26 @@ def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages: a row for each set, and the bins and statistics of all sets together."""
-    sets = (
-        (
-            name, found["num_words"], f"{found['right'] or 0:.1%}", f"{found['confidence'] or 0:.1%}",
-            f"{found['expected_error']:.1%}", "" if found["area"] is None else f"{found['area']:.2f}",
-        )
-        for name, found in results["sets"].items()
-    )  # fmt: skip
-    bins = (
-        (f"{item['from']:.0%} to {item['to']:.0%}", item["num_words"], f"{item['confidence']:.1%}",
-         f"{item['right']:.1%}")
-        for item in results["sets"][ALL]["bins"]
-    )  # fmt: skip
-    every = results["sets"][ALL]
-    header = ("set", "words", "right", "mean confidence", "expected error", "area")
+    sets, bins, every = [], [], results["sets"][ALL]
+    for name, found in results["sets"].items():
+        shares = [f"{found[key] or 0:.1%}" for key in ("right", "confidence", "expected_error")]
+        sets.append((name, found["num_words"], *shares, "" if found["area"] is None else f"{found['area']:.2f}"))
+    for item in every["bins"]:
+        shares = [f"{item[key]:.1%}" for key in ("confidence", "right")]
+        bins.append((f"{item['from']:.0%} to {item['to']:.0%}", item["num_words"], *shares))
     return {
-        "table": table(header, sets),
+        "table": table(("set", "words", "right", "mean confidence", "expected error", "area"), sets),
         "bins": table(("confidence", "words", "mean confidence", "right"), bins),
-        "error": f"{every['expected_error']:.1%}",
-        "area": f"{every['area'] or 0:.2f}",
-        "words": str(every["num_words"]),
-        "right": f"{every['right'] or 0:.0%}",
-    }
+        "error": f"{every['expected_error']:.1%}", "area": f"{every['area'] or 0:.2f}",
+        "words": str(every["num_words"]), "right": f"{every['right'] or 0:.0%}",
+    }  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("calibration", __doc__)
-    parser.add_argument(
-        "--fit", action="store_true", help="fit a calibration to these recordings, and write it into the bundle"
-    )
+    about = "fit a calibration to these recordings, and write it into the bundle"
+    parser.add_argument("--fit", action="store_true", help=about)
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
     sets = {file.stem: recognise(recognizer, read_recordings(file)) for file in args.lists}

@@ -23,7 +23,7 @@ from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import read_recordings
 
 MODES = (Mode(chunk_size=16, num_left_chunks=4), Mode(chunk_size=8, num_left_chunks=4))
-KEYS = ("p50", "p95")
+WAITS = ("word", "committed")
 QUIET_S = 2.0
 """Seconds of silence after each recording. An endpoint then ends the utterance, as in a conversation."""
 
@@ -34,13 +34,10 @@ def delays(observed: Sequence[Observation], probe: Probe, mode: Mode) -> dict[st
     They are in seconds of audio. Also return the numbers of words and of revised words.
     """
     found = summary(observed, probe.recognizer.vocabulary, probe.chunk_s(mode) or 0.0)
-    waits = {name: found[f"{name}_s"]["algorithmic"] for name in ("word", "committed")}
+    waits = {name: found[f"{name}_s"]["algorithmic"] for name in WAITS}
     segments = [segment for item in observed for segment in item.segments]
-    return {
-        **waits,
-        "revised": sum(each.revised for each in segments),
-        "words": sum(len(each.words) for each in segments),
-    }
+    num_words = sum(len(each.words) for each in segments)
+    return {**waits, "revised": sum(each.revised for each in segments), "words": num_words}
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
@@ -49,13 +46,10 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     The latter are the median wait until a word is committed, and the share of revised words.
     """
     header = ("set", "chunk", "final text shown, p50, p95", "committed, p50, p95", "revised")
-    rows: list[Sequence[object]] = []
-    numbers: dict[str, str] = {}
+    rows, numbers = list[Sequence[object]](), dict[str, str]()
     for name, modes in results["sets"].items():
         for size, found in modes.items():
-            waits = [
-                ", ".join(f"{1000 * found[wait][key]:.0f}" for key in KEYS) + " ms" for wait in ("word", "committed")
-            ]
+            waits = [f"{1000 * found[wait]['p50']:.0f}, {1000 * found[wait]['p95']:.0f} ms" for wait in WAITS]
             share = f"{found['revised'] / found['words']:.1%}"
             rows.append((name, size, *waits, share))
             numbers.setdefault(f"median_{size}", f"{found['committed']['p50']:.2f}")
@@ -67,15 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = recognition_parser("committed", __doc__).parse_args(argv)
     probe = Probe(Bundle.open(args.bundle))
-    sets: dict[str, Any] = {}
+    sets: dict[str, dict[str, Any]] = {}
     for path in args.lists:
         recordings = [read_audio(item.path, probe.sample_rate) for item in read_recordings(path)]
-        quiet = np.zeros(round(QUIET_S * probe.sample_rate), np.float32)
-        spoken = [np.concatenate([samples, quiet]) for samples in recordings]
-        sets[path.stem] = {
-            str(mode.chunk_size): delays([probe.recognise(samples, mode) for samples in spoken], probe, mode)
-            for mode in MODES
-        }
+        spoken = [np.pad(samples, (0, round(QUIET_S * probe.sample_rate))) for samples in recordings]
+        found = {mode: [probe.recognise(samples, mode) for samples in spoken] for mode in MODES}
+        sets[path.stem] = {str(mode.chunk_size): delays(own, probe, mode) for mode, own in found.items()}
     publish(args.results, {"sets": sets}, values, bundle=args.bundle)
 
 

@@ -28,10 +28,7 @@ from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.text.word_errors import edit_distance, words
 
-MODES: Mapping[str, DecodingOptions] = {
-    "full context": DecodingOptions(),
-    "chunk 16, left 4": DecodingOptions(chunk_size=16, num_left_chunks=4),
-}
+MODES = {"full context": DecodingOptions(), "chunk 16, left 4": DecodingOptions(chunk_size=16, num_left_chunks=4)}
 NUM_REFERENCES = 2
 HALF_STEP = 0.5 / 32768
 """Half a quantization step of 16-bit audio."""
@@ -77,8 +74,7 @@ def measure(variants: Mapping[str, Variant], sets: Mapping[str, Sequence[Recordi
     """Measure the word errors of each variant, and the differences from the first two variants.
 
     Returns:
-        num_recordings: number of recordings.
-        num_words: number of words in the transcripts, by set.
+        num_recordings, num_words: number of recordings, and of words in the transcripts, by set.
         variants: each with `bundle`, `bytes`, `kernels` and `modes`. Each mode has `num_errors` by set, and `beside`,
             the comparisons with the first two variants. A comparison has `cost`, the ratio of the total errors with its
             95 % interval; `num_other_texts`, the number of recordings whose text differs; and `num_other_words`, the
@@ -87,8 +83,7 @@ def measure(variants: Mapping[str, Variant], sets: Mapping[str, Sequence[Recordi
     recordings = [recording for own in sets.values() for recording in own]
     names = [name for name, own in sets.items() for _ in own]
     said = [words(recording.transcript) for recording in recordings]
-    texts: dict[str, Texts] = {}
-    found: dict[str, dict[str, Any]] = {}
+    texts, found = dict[str, Texts](), dict[str, dict[str, Any]]()
     for name, variant in variants.items():
         show_progress(name)
         recognizer = Recognizer.from_pretrained(variant.folder, kernels=variant.kernels)
@@ -102,14 +97,11 @@ def measure(variants: Mapping[str, Variant], sets: Mapping[str, Sequence[Recordi
             item["modes"][mode] = {"num_errors": _by_set(names, errors[name]), "beside": {}}
             for reference in [other for other in list(variants)[:NUM_REFERENCES] if other != name]:
                 changes = list(map(edit_distance, texts[reference][mode], texts[name][mode]))
-                item["modes"][mode]["beside"][reference] = {
-                    "cost": ratio_of_sums(errors[name], errors[reference]).data(),
-                    "num_other_texts": sum(map(bool, changes)),
-                    "num_other_words": sum(changes),
-                }
-    return {
-        "num_recordings": len(recordings), "num_words": _by_set(names, list(map(len, said))), "variants": found,
-    }  # fmt: skip
+                counts = {"num_other_texts": sum(map(bool, changes)), "num_other_words": sum(changes)}
+                cost = ratio_of_sums(errors[name], errors[reference]).data()
+                item["modes"][mode]["beside"][reference] = {"cost": cost, **counts}
+    num_words = _by_set(names, list(map(len, said)))
+    return {"num_recordings": len(recordings), "num_words": num_words, "variants": found}
 
 
 def _by_set(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
@@ -133,10 +125,8 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages: a row for each mode and variant, and the results of each variant by name."""
-    num_words = results["num_words"]
-    total = sum(num_words.values())
-    references = list(results["variants"])[:NUM_REFERENCES]
-    rows: list[tuple[object, ...]] = []
+    num_words, references = results["num_words"], list(results["variants"])[:NUM_REFERENCES]
+    total, rows = sum(num_words.values()), []
     shown = {"recordings": str(results["num_recordings"]), "words": str(total)}
     for mode in MODES:
         for name, variant in results["variants"].items():

@@ -34,17 +34,15 @@ import numpy.typing as npt
 from u2moe.benchmarks.results.files import publish, read_json
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.studies.shared.script import peak_memory, recognition_parser, run_script
-from u2moe.runtime import Grammar, Recognizer, Transcript
+from u2moe.runtime import Grammar, Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.decoding.context import DEFAULT_WEIGHT, ContextGraph
 from u2moe.runtime.text.grammar import UNKNOWN
 from u2moe.runtime.text.word_errors import edit_distance, matches, words
 
-SHORTEST = 5
-"""Minimum number of letters of a rare word."""
-MOST_RECORDINGS = 3
-"""Maximum number of recordings in a set that contain a rare word."""
+SHORTEST, MOST_RECORDINGS = 5, 3
+"""Minimum number of letters of a rare word, and maximum number of recordings in a set that contain it."""
 LIST_LENS = (10, 100)
 """Numbers of words in a list for a single recording, such as the names in a meeting or a company."""
 LONG_LISTS = (1000, 10_000)
@@ -53,8 +51,6 @@ ALIKE = 0.5
 """Minimum share of common letter pairs for words that sound alike."""
 BY_SOUND, AT_HALF = (f"{LONG_LISTS[-1]} {how}" for how in ("by sound", "at half weight"))
 """Names of two variants of the longest list: restricted to words that sound alike, and with half the weight."""
-
-
 GROUP = 50
 """Number of commands in a grammar."""
 CONDITIONS = {"without": "none", "hotwords": "hotwords", "grammar": "grammar", "with_rest": "grammar with [unk]"}
@@ -66,13 +62,9 @@ def counted(transcript: str, text: str, rare: set[str], hotwords: Sequence[str])
     """Return the counts of words and errors in one recording. `num_false` counts hotwords recognised but not spoken."""
     said, recognised = words(transcript), words(text)
     false = Counter(word for word in recognised if word in hotwords) - Counter(said)
-    return {
-        "num_words": len(said),
-        "num_errors": edit_distance(said, recognised),
-        "num_rare": sum(word in rare for word in said),
-        "num_rare_found": sum(said[position] in rare for position, _ in matches(said, recognised)),
-        "num_false": false.total(),
-    }
+    num_found = sum(said[position] in rare for position, _ in matches(said, recognised))
+    counts = {"num_words": len(said), "num_errors": edit_distance(said, recognised), "num_false": false.total()}
+    return {**counts, "num_rare": sum(word in rare for word in said), "num_rare_found": num_found}
 
 
 def rare_words(recordings: Sequence[Recording]) -> list[set[str]]:
@@ -162,15 +154,13 @@ def measure(
             count.update(counted(recording.transcript, texts[name], own, named.get(name, named["unrelated"])))
         num_changed += texts["unrelated"] != texts["without"]
         num_listed = max(num_listed, len(named["with"]))
-    return {
-        "num_recordings": len(recordings),
-        "num_listed": num_listed,
-        "num_changed_by_unrelated": num_changed,
-        **({"times": round(seconds["with"] / seconds["without"], 3)} if len(made) > 1 else {}),
-        **{
-            name: {**own, "wer": round(own["num_errors"] / max(own["num_words"], 1), 4)} for name, own in counts.items()
-        },
-    }
+    found: dict[str, Any] = {name: dict(own) for name, own in counts.items()}
+    for part in found.values():
+        part["wer"] = round(part["num_errors"] / max(part["num_words"], 1), 4)
+    if len(made) > 1:
+        found["times"] = round(seconds["with"] / seconds["without"], 3)
+    numbers = {"num_recordings": len(recordings), "num_listed": num_listed, "num_changed_by_unrelated": num_changed}
+    return {**found, **numbers}
 
 
 def measure_memory(bundle: Path, recording: Recording, listed: Sequence[str]) -> dict[str, int]:
@@ -186,10 +176,7 @@ def measure_memory(bundle: Path, recording: Recording, listed: Sequence[str]) ->
 
 
 def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
-    """Return 24 clips of noise and 24 of babble, each 15 seconds long.
-
-    Each clip of babble mixes six excerpts of reversed speech.
-    """
+    """Return 24 clips of noise and 24 of babble (six excerpts of reversed speech), each 15 seconds long."""
     random = np.random.default_rng(0)
     spoken = np.concatenate([read_audio(recording.path, RATE)[::-1] for recording in recordings])
     found: dict[str, list[Samples]] = {"noise": [], "babble": []}
@@ -206,44 +193,34 @@ def noises(recordings: Sequence[Recording]) -> dict[str, list[Samples]]:
 def measure_commands(
     recognizer: Recognizer, recordings: Sequence[Recording], others: Mapping[str, Sequence[tuple[Any, str]]]
 ) -> dict[str, Any]:
-    """Count misrecognised commands, and false alarms in `others`, for each condition.
-
-    Each entry of `others` is a recording with its transcript.
-    """
+    """Count misrecognised commands, and false alarms in `others` (recordings, transcripts), for each condition."""
     named = sorted({recording.transcript for recording in recordings})
     order = np.random.default_rng(0).permutation(len(named))
     groups = [[named[place] for place in part] for part in np.array_split(order, max(round(len(named) / GROUP), 1))]
     seconds = dict.fromkeys(others, 0.0)
     conditions = {name: {"num_errors": 0, **dict.fromkeys(others, 0)} for name in CONDITIONS}
     for number, group in enumerate(groups):
-        chosen: dict[str, dict[str, Any]] = {
-            "without": {},
-            "hotwords": {"hotwords": group},
-            "grammar": {"grammar": Grammar(lines=tuple(group))},
-            "with_rest": {"grammar": Grammar(lines=(*group, UNKNOWN))},
-        }  # built only once per group
+        grammar, with_rest = Grammar(lines=tuple(group)), Grammar(lines=(*group, UNKNOWN))  # built once per group
+        chosen: dict[str, dict[str, Any]] = {"without": {}, "hotwords": {"hotwords": group}}
+        chosen |= {"grammar": {"grammar": grammar}, "with_rest": {"grammar": with_rest}}
         for recording in recordings:
             for name, found in conditions.items() if recording.transcript in group else ():
                 text = recognizer.transcribe(recording.path, **chosen[name]).text
                 found["num_errors"] += text != recording.transcript
         sounds = others.items() if number == 0 else ()
         for kind, audio, said in ((name, *each) for name, own in sounds for each in own):
-            num_said = Counter({command: f" {said} ".count(f" {command} ") for command in group})
             for name, found in conditions.items():
                 transcript = recognizer.transcribe(audio, **chosen[name])
-                found[kind] += (phrases_in(transcript, group) - num_said).total()
+                found[kind] += (phrases_in(transcript.text, group) - phrases_in(said, group)).total()
             seconds[kind] += transcript.duration
-    return {
-        "num_recordings": len(recordings), "num_groups": len(groups), "group": max(map(len, groups)),
-        "hours": {kind: round(num / 3600, 3) for kind, num in seconds.items()},
-        "conditions": conditions,
-    }  # fmt: skip
+    hours = {kind: round(num / 3600, 3) for kind, num in seconds.items()}
+    numbers = {"num_recordings": len(recordings), "num_groups": len(groups), "group": max(map(len, groups))}
+    return {**numbers, "hours": hours, "conditions": conditions}
 
 
-def phrases_in(transcript: Transcript, group: Sequence[str]) -> Counter[str]:
-    """Return how often each command occurs in a transcript."""
-    text = f" {transcript.text} "
-    return Counter({command: text.count(f" {command} ") for command in group})
+def phrases_in(text: str, group: Sequence[str]) -> Counter[str]:
+    """Return how often each command occurs in a text."""
+    return Counter({command: f" {text} ".count(f" {command} ") for command in group})
 
 
 def command_values(found: Mapping[str, Any]) -> dict[str, str]:
@@ -252,11 +229,9 @@ def command_values(found: Mapping[str, Any]) -> dict[str, str]:
     for name, own in found["conditions"].items():
         rates = [f"{own[kind] / hours:.0f}" for kind, hours in found["hours"].items()]
         rows.append((CONDITIONS[name], f"{own['num_errors']} of {found['num_recordings']}", *rates))
-    return {
-        "commands": table(("commands as", "wrong", *found["hours"]), rows),
-        "commands_group": f"{found['group']}",
-        "commands_minutes": ", ".join(f"{60 * hours:.0f} minutes of {kind}" for kind, hours in found["hours"].items()),
-    }
+    minutes = ", ".join(f"{60 * hours:.0f} minutes of {kind}" for kind, hours in found["hours"].items())
+    shown = {"commands_group": f"{found['group']}", "commands_minutes": minutes}
+    return {**shown, "commands": table(("commands as", "wrong", *found["hours"]), rows)}
 
 
 def _graph(recognizer: Recognizer, hotwords: Sequence[str], weight: float) -> ContextGraph | None:
@@ -264,10 +239,7 @@ def _graph(recognizer: Recognizer, hotwords: Sequence[str], weight: float) -> Co
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values for pages: a row for each list of each set, and rates over all sets.
-
-    There are no rates for the shortest lists.
-    """
+    """Return the values for pages: a row for each list of each set, and rates over all sets of all but short lists."""
     parts = command_values(results["commands"]) if "commands" in results else {}
     if "memory" in results:
         rows = [(f"{int(num):,}", f"{most / 1e6:.0f}") for num, most in results["memory"]["peaks"].items()]
@@ -277,15 +249,13 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     lines = []
     for name, list_len, found in ((name, *item) for name, lists in results["sets"].items() for item in lists.items()):
         without, named, unrelated = found["without"], found["with"], found["unrelated"]
-        lines.append(
-            (
-                name, list_len, f"{without['num_rare_found']}, {named['num_rare_found']} of {named['num_rare']}",
-                f"{without['wer']:.1%}, {named['wer']:.1%}",
-                f"{found['num_changed_by_unrelated']} of {found['num_recordings']}", f"{unrelated['wer']:.1%}",
-                f"{unrelated['num_false']} in {unrelated['num_words']} words",
-                f"{found['times']:.2f}" if "times" in found else "",
-            )
-        )  # fmt: skip
+        lines.append((
+            name, list_len, f"{without['num_rare_found']}, {named['num_rare_found']} of {named['num_rare']}",
+            f"{without['wer']:.1%}, {named['wer']:.1%}",
+            f"{found['num_changed_by_unrelated']} of {found['num_recordings']}", f"{unrelated['wer']:.1%}",
+            f"{unrelated['num_false']} in {unrelated['num_words']} words",
+            f"{found['times']:.2f}" if "times" in found else "",
+        ))  # fmt: skip
     header = (
         "set", "list", "rare words found: without, with", "word errors: without, with",
         "texts changed by unrelated list", "word errors with it", "its words recognised", "relative time",
@@ -296,29 +266,21 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         above, below = (sum(int(item[name]) for item in found) for name in (key, of))
         return above / max(below, 1)
 
-    shown: dict[str, str] = {}
+    shown = {"table": table(header, lines), "weight": f"{results['weight']:g}", **parts}
     suffixes: list[tuple[int | str, str]] = [(LIST_LENS[-1], ""), *((num, f"_{num}") for num in LONG_LISTS)]
     for num, name in [*suffixes, (BY_SOUND, "_by_sound"), (AT_HALF, "_at_half")]:
-        shown |= {
-            f"found_with{name}": f"{share(num, 'with', 'num_rare_found', 'num_rare'):.0%}",
-            f"errors_unrelated{name}": f"{share(num, 'unrelated', 'num_errors', 'num_words'):.1%}",
-        }
-    return {
-        "table": table(header, lines),
-        "weight": f"{results['weight']:g}",
-        "found_without": f"{share(LIST_LENS[-1], 'without', 'num_rare_found', 'num_rare'):.0%}",
-        "errors_without": f"{share(LIST_LENS[-1], 'without', 'num_errors', 'num_words'):.1%}",
-        **shown,
-        **parts,
-    }
+        shown[f"found_with{name}"] = f"{share(num, 'with', 'num_rare_found', 'num_rare'):.0%}"
+        shown[f"errors_unrelated{name}"] = f"{share(num, 'unrelated', 'num_errors', 'num_words'):.1%}"
+    shown["found_without"] = f"{share(LIST_LENS[-1], 'without', 'num_rare_found', 'num_rare'):.0%}"
+    shown["errors_without"] = f"{share(LIST_LENS[-1], 'without', 'num_errors', 'num_words'):.1%}"
+    return shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("hotwords", __doc__)
-    parser.add_argument(
-        "--weight", type=float, default=DEFAULT_WEIGHT, help=f"weight of hotwords (default: {DEFAULT_WEIGHT})"
-    )
+    about = f"weight of hotwords (default: {DEFAULT_WEIGHT})"
+    parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=about)
     parser.add_argument("--commands", action="store_true", help="use the transcripts of the first list as commands")
     parser.add_argument("--memory", action="store_true", help="measure only the memory of long hotword lists")
     parser.add_argument("--most", type=int, help="maximum number of recordings per list (default: all)")
@@ -326,10 +288,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     recognizer = Recognizer.from_pretrained(args.bundle)
     if args.commands:
         (_, *names), (named, *others) = args.lists, map(read_recordings, args.lists)
-        sounds: dict[str, list[tuple[Any, str]]] = {
-            path.stem: [(each.path, each.transcript) for each in own[: args.most]]
-            for path, own in zip(names, others, strict=True)
-        }
+        sounds: dict[str, list[tuple[Any, str]]] = {}
+        for path, own in zip(names, others, strict=True):
+            sounds[path.stem] = [(each.path, each.transcript) for each in own[: args.most]]
         sounds |= {kind: [(samples, "") for samples in own] for kind, own in noises(others[0]).items()}
         found = measure_commands(recognizer, named, sounds)
         publish(args.results, found, values, bundle=args.bundle, part="commands")

@@ -72,10 +72,10 @@ Make = Callable[[Path, Path, Feeds], object]
 """Function that quantizes a graph. Arguments: file of the plain graph, file to write, inputs of the graph."""
 
 
-def _static(method: quantization.CalibrationMethod) -> Make:
+def _static(method: str) -> Make:
     return lambda source, target, reader: quantization.quantize_static(
-        source, target, reader, op_types_to_quantize=["MatMul", "Gemm", "Conv"],
-        per_channel=True, weight_type=quantization.QuantType.QInt8, calibrate_method=method,
+        source, target, reader, op_types_to_quantize=["MatMul", "Gemm", "Conv"], per_channel=True,
+        weight_type=quantization.QuantType.QInt8, calibrate_method=quantization.CalibrationMethod[method],
     )  # fmt: skip
 
 
@@ -107,11 +107,8 @@ def _compensated(source: Path, target: Path, reader: Feeds) -> None:
 
 PEERS: Mapping[str, Make] = {
     "quantize_dynamic": lambda source, target, _: quantization.quantize_dynamic(source, target, per_channel=True),
-    "quantize_static, MinMax": _static(quantization.CalibrationMethod.MinMax),
-    "quantize_static, Percentile": _static(quantization.CalibrationMethod.Percentile),
-    "quantize_static, Entropy": _static(quantization.CalibrationMethod.Entropy),
-    "MatMulNBits, 8 bits": _blocks(8),
-    "MatMulNBits, 4 bits": _blocks(4),
+    **{f"quantize_static, {name}": _static(name) for name in ("MinMax", "Percentile", "Entropy")},
+    **{f"MatMulNBits, {bits} bits": _blocks(bits) for bits in (8, 4)},
     "Olive, RTN, 4 bits": _olive("rtn", "OnnxBlockWiseRtnQuantization"),
     "Olive, k-quant, 4 bits": _olive("kquant", "OnnxKQuantQuantization"),
     "Neural Compressor, GPTQ, 4 bits": _compensated,
@@ -200,17 +197,18 @@ def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
 
 def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[str, float]:
     """Return log-probability error, share of changed greedy tokens, and CPU ms to encode the longest recording."""
-    texts = [
-        [ctc_greedy_search(each.ctc(each.encode(frames))).tokens for frames in features] for each in (reference, model)
-    ]
-    longest, seconds = max(features, key=len), []
+
+    def tokens(own: Model) -> list[list[int]]:
+        return [ctc_greedy_search(own.ctc(own.encode(frames))).tokens for frames in features]
+
+    expected, longest, seconds = tokens(reference), max(features, key=len), []
     for _ in range(NUM_TIMINGS + 1):
         start = time.process_time()
         model.encode(longest)
         seconds.append(time.process_time() - start)
     return {
         "log_probs_mean": output_errors(reference, model, features)["log_probs_mean"],
-        "changed_tokens": sum(map(edit_distance, *texts)) / sum(map(len, texts[0])),
+        "changed_tokens": sum(map(edit_distance, expected, tokens(model))) / sum(map(len, expected)),
         "ms": 1000 * statistics.median(seconds[1:]),
     }
 
@@ -232,12 +230,10 @@ def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frame
         try:
             for source, target, session in zip(plain, files, sessions, strict=True):
                 make(source, target, Feeds(session.feeds))
-            seconds, size = time.process_time() - start, sum(file.stat().st_size for file in files)
-            made = judged(reference, plain_model(bundle, files)[0], features)
+            costs = {"seconds": time.process_time() - start, "bytes": sum(file.stat().st_size for file in files)}
+            found[title] = {**judged(reference, plain_model(bundle, files)[0], features), **costs}
         except Exception as error:  # noqa: BLE001 - other projects may raise any error
             found[title] = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-        else:
-            found[title] = {**made, "seconds": seconds, "bytes": size}
         show_progress(f"{title}: {found[title]}")
     return found
 
@@ -268,34 +264,24 @@ def ours(bundle: Bundle, speech: Sequence[Path], features: Sequence[Frames], fol
 def limited(
     bundle: Bundle, name: str, lists: Mapping[str, Sequence[Path]], folder: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For each of a network's limits, yield the limit's title, and the damage and costs of a bundle made to meet it.
+    """For each limit in `LIMITS` of the network `name`, yield its title, and damage and costs of a bundle made for it.
 
-    The damage is measured on two lists of recordings.
-
-    Args:
-        bundle: the network.
-        name: name of the network in `LIMITS`.
-        lists: two lists of recordings. Bundles are made with "chose"; "kept back" is held out.
-        folder: folder for the bundles.
+    Bundles are made with the first of two `lists` of recordings, "chose"; "kept back" is held out.
     """
     reference, limits = bundle.load(SETTINGS), dict(zip(lists, (CHOSEN_FRAMES, KEPT_FRAMES), strict=True))
     for title, (_, kind, goal) in ((title, own) for title, own in LIMITS.items() if own[0] == name):
-        start = time.process_time()
-        groups = {"output_layers": "int4"} if kind == "int4" else {}
+        start, groups = time.process_time(), {"output_layers": "int4"} if kind == "int4" else {}
         chosen = recipe(kind, groups, calibration=next(iter(lists.values())))
         try:
             made, _ = quantize_bundle(bundle.path, folder / title, chosen, goal=goal)
         except (AudioError, QuantizationError) as error:
             yield title, {"failed": str(error)}
             continue
-        seconds, model = time.process_time() - start, made.load(SETTINGS)
-        found = {
-            own: compare(reference, model, features_of(bundle, files, limits[own])).data()
-            for own, files in lists.items()
-        }
-        claimed = made.manifest.quantization["goal"]
-        size = sum(file.stat().st_size for file in made.path.iterdir())
-        yield title, {**found, "claimed": claimed, "bytes": size, "seconds": seconds}
+        found = {"claimed": made.manifest.quantization["goal"], "seconds": time.process_time() - start}
+        found["bytes"], model = sum(file.stat().st_size for file in made.path.iterdir()), made.load(SETTINGS)
+        for own, files in lists.items():
+            found[own] = compare(reference, model, features_of(bundle, files, limits[own])).data()
+        yield title, found
 
 
 def _size(bundle: Bundle) -> int:
@@ -326,41 +312,31 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         for title, own in found[PLAIN].items()
     ]
     header = ("quantizer", "log-prob. error", "changed", "with outliers", "changed", "MB", "encoder, ms", "time, s")
-    others = [
-        (TITLES.get(name, name), *itertools.chain(*(errors(own.get(title)) for title in OURS)), *_kept(own))
-        for name, own in found.items()
-        if name != PLAIN
-    ]
-    return {
-        "limits": table(
-            ("run", "claimed, at most", "two minutes", "held out: greedy", "second pass", "MB", "time, s"),
-            [(f"`{title}`", *_limit(own)) for title, own in results.get("limits", {}).items()],
-        ),
-        "table": table(header, rows),
-        "others": table(
-            ("network", "int8", "changed", "calibrated", "changed", "repaired", "changed", "16-bit layers", "MB"),
-            others,
-        ),
-        **{
-            f"{name}.{title.rpartition(' ')[2]}": " / ".join(errors(found[name].get(title)))
-            for name in (PLAIN, HARD)
-            for title in OURS
-        },
-        "recordings": str(results["recordings"]),
-        "calibrated": str(results["calibrated"]),
-        "static": f"{STATIC_FRAMES / 100:.0f}",
-        "damage": f"{100 * MAX_DAMAGE:g}",
-    }
+    shown = {"table": table(header, rows), "static": f"{STATIC_FRAMES / 100:.0f}", "damage": f"{100 * MAX_DAMAGE:g}"}
+    others = []
+    for name, own in found.items():
+        cells = [errors(own.get(title)) for title in OURS]
+        if name in (PLAIN, HARD):
+            names = (f"{name}.{title.rpartition(' ')[2]}" for title in OURS)
+            shown |= dict(zip(names, map(" / ".join, cells), strict=True))
+        if name != PLAIN:
+            others.append((TITLES.get(name, name), *itertools.chain(*cells), *_kept(own)))
+    columns = ("int8", "changed", "calibrated", "changed", "repaired", "changed", "16-bit layers", "MB")
+    shown["others"] = table(("network", *columns), others)
+    limits = [(f"`{title}`", *_limit(own)) for title, own in results.get("limits", {}).items()]
+    of_limits = ("run", "claimed, at most", "two minutes", "held out: greedy", "second pass", "MB", "time, s")
+    shown |= {key: str(results[key]) for key in ("recordings", "calibrated")}
+    return {**shown, "limits": table(of_limits, limits)}
 
 
 def _limit(own: Mapping[str, Any]) -> list[str]:
     if "failed" in own:
         return [own["failed"], *[""] * 5]
-    chose, kept = ({name: Estimate(**found) for name, found in own[each]["changed_tokens"].items()}
+    chose, kept = ([Estimate(**found) for found in own[each]["changed_tokens"].values()]
                    for each in ("chose", "kept back"))  # fmt: skip
     claimed = f"{own['claimed']['changed_tokens']:.2%}, {own['claimed']['changed_tokens_at_most']:.2%}"
-    shown = " / ".join(f"{found.value:.2%}" for found in chose.values())
-    return [claimed, shown, *map(str, kept.values()), f"{own['bytes'] / 1e6:.1f}", f"{own['seconds']:.0f}"]
+    shown = " / ".join(f"{found.value:.2%}" for found in chose)
+    return [claimed, shown, *map(str, kept), f"{own['bytes'] / 1e6:.1f}", f"{own['seconds']:.0f}"]
 
 
 def _kept(own: Mapping[str, Any]) -> list[str]:

@@ -60,11 +60,10 @@ def programs(bundle: Path, cpp: str | None = None) -> dict[str, Program]:
 
 def segments_of(lines: Sequence[Line], files: Sequence[Path]) -> Found:
     """Return the segments of each file. Several of `lines` may belong to one file."""
-    found = []
-    for file in files:
-        own = [line for line in lines if line["file"] == str(file)]
-        found.append([item for line in own for item in line.get("segments", [line] if "tokens" in line else [])])
-    return found
+    found: dict[str, list[Line]] = {str(file): [] for file in files}
+    for line in lines:
+        found[line["file"]] += line.get("segments", [line] if "tokens" in line else [])
+    return list(found.values())
 
 
 def compared(expected: Found, found: Found) -> dict[str, Any]:
@@ -98,19 +97,15 @@ def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seco
         if not own or len(own) != 2 * num_files:
             raise ValueError(f"a round needs {2 * num_files} lines with times, two per file, got {len(own)}")
     load_ms = statistics.median(own[0]["loadMs" if "loadMs" in own[0] else "load_ms"] for own in timed)
-    took_ms = statistics.median(sum(line["ms"] for line in own[num_files:]) for own in timed)
-    return {
-        "load": round(load_ms / 1000, 3),
-        "rtf": round(took_ms / 1000 / seconds, 5),
-        "mb": round(max(mb for _, mb in rounds)),
-    }
+    factor = statistics.median(sum(line["ms"] for line in own[num_files:]) for own in timed) / 1000 / seconds
+    return {"load": round(load_ms / 1000, 3), "rtf": round(factor, 5), "mb": round(max(mb for _, mb in rounds))}
 
 
 def measure_same(
-    bundles: Mapping[str, Path], manifests: Sequence[Path], first: int | None, cpp: str | None
+    bundles: Mapping[str, Path], lists: Sequence[Path], first: int | None, cpp: str | None
 ) -> dict[str, Any]:
     """Return how each runtime's results differ from Python's, by bundle; see `compared`."""
-    recordings = read_recordings(CLIPS) + [item for path in manifests for item in read_recordings(path)[:first]]
+    recordings = read_recordings(CLIPS) + [item for path in lists for item in read_recordings(path)[:first]]
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         files = [write_wav(Path(folder) / f"{number}.wav", read_audio(item.path, RATE), RATE)
@@ -152,31 +147,25 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
         yield Target(name="demo model: real-time factor of C++ / Python", found=ratio, limit=0.9, at_most=True)
         yield Target(name="demo model in C++: load time", found=speed[CPP]["load"], limit=0.15, at_most=True, unit=" s")
     if WEB in speed:
-        yield Target(
-            name="demo model in WebAssembly: real-time factor", found=speed[WEB]["rtf"], limit=0.04, at_most=True
-        )
+        factor = speed[WEB]["rtf"]
+        yield Target(name="demo model in WebAssembly: real-time factor", found=factor, limit=0.04, at_most=True)
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages, such as a table of differences between runtimes, and one of times and memory."""
     shown: dict[str, str] = {}
     if same := results.get("same"):
-        header = ("bundle", "runtime", "recordings", "other text", "tokens", "times", "words", "n-best", "score")
-        rows = [
-            (bundle, runtime, item["num_recordings"], *(item[aspect] for aspect in ASPECTS), f"{item['score']:.4f}")
-            for bundle, runtimes in same["found"].items()
-            for runtime, item in runtimes.items()
-        ]
-        shown |= {"same.table": table(header, rows, left=2), "same.measured": measured(same)}
+        header, rows = ("bundle", "runtime", "recordings", "other text", *ASPECTS[1:-1], "n-best", "score"), []
         for bundle, runtimes in same["found"].items():
             shown[f"{bundle}.num_recordings"] = str(runtimes[PYTHON]["num_recordings"])
             shown[f"{bundle}.other_texts"] = str(max(item["text"] for item in runtimes.values()))
+            for runtime, item in runtimes.items():
+                counts = [item[aspect] for aspect in ("num_recordings", *ASPECTS)]
+                rows.append((bundle, runtime, *counts, f"{item['score']:.4f}"))
+        shown |= {"same.table": table(header, rows, left=2), "same.measured": measured(same)}
     if speed := results.get("speed"):
-        times = [
-            (name, f"{item['load']:.2f}", f"{item['rtf']:.4f}", f"{item['mb']:.0f}")
-            for name, item in speed["runtimes"].items()
-        ]
-        columns = ("runtime", "load, s", "real-time factor", "peak memory, MB")
+        columns, items = ("runtime", "load, s", "real-time factor", "peak memory, MB"), speed["runtimes"].items()
+        times = [(name, f"{item['load']:.2f}", f"{item['rtf']:.4f}", f"{item['mb']:.0f}") for name, item in items]
         shown |= {"speed.table": table(columns, times), "speed.measured": measured(speed)}
         native = speed["machine"]["kernels"].startswith("u2moe-kernels")
         shown["speed.kernels"] = "native kernels" if native else "onnxruntime alone"

@@ -19,17 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from u2moe.benchmarks.instruments import workload
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, spread_of, timed
-from u2moe.benchmarks.instruments.workload import (
-    CHUNK_SIZE,
-    NUM_CHUNKS,
-    NUM_LEFT_CHUNKS,
-    NUM_WARM_CHUNKS,
-    Frames,
-    streaming_round,
-    utterance,
-    windows,
-)
+from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_CHUNKS, NUM_LEFT_CHUNKS, NUM_WARM_CHUNKS, Frames
 from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.targets import Target
@@ -72,10 +64,7 @@ class LoopedExperts(nn.Module):
 
 
 class TorchEncoder:
-    """A torch encoder of one stream.
-
-    Inputs and outputs are numpy arrays, and mixtures of experts are `LoopedExperts`.
-    """
+    """A torch encoder of one stream, with numpy arrays, and `LoopedExperts` as mixtures of experts."""
 
     def __init__(self, encoder: SpeechEncoder) -> None:
         for module in list(encoder.modules()):
@@ -104,10 +93,7 @@ class TorchEncoder:
 
 
 def encoders(root: Path, model: str) -> tuple[Bundle, dict[str, Encoder | TorchEncoder]]:
-    """Return the float32 bundle of a preset, and an encoder of the preset for each key of `PEERS`.
-
-    Missing bundles are created in `root`.
-    """
+    """Return a preset's float32 bundle, and an encoder for each key of `PEERS`. Missing bundles are made in `root`."""
     bundle, settings = make_bundle(model, FLOAT, root), SessionSettings(num_threads=1, kernels="onnxruntime")
     source = random_source(root / model)
     tensors = {name: torch.from_numpy(tensor.numpy()) for name, tensor in source.tensors.items()}  # draw only once
@@ -126,8 +112,8 @@ def one_round(encoder: Encoder | TorchEncoder, mode: str, frames: Frames, bundle
     if mode == "full":
         return lambda: [encoder.whole(frames)[None]]
     if isinstance(encoder, Encoder):
-        return streaming_round(encoder, frames, 1, NUM_CHUNKS["streaming"])
-    chunks = list(windows(bundle.manifest.model, frames))
+        return workload.streaming_round(encoder, frames, 1, NUM_CHUNKS["streaming"])
+    chunks = list(workload.windows(bundle.manifest.model, frames))
     _, caches, offset = encoder.stream(chunks[:NUM_WARM_CHUNKS])
     following = chunks[NUM_WARM_CHUNKS:][: NUM_CHUNKS["streaming"]]
     return lambda: encoder.stream(following, caches, offset)[0]
@@ -141,20 +127,17 @@ def measure(root: Path, model: str = MIXTURE) -> dict[str, Any]:
         int8; `error`: error relative to float32.
     """
     bundle, own = encoders(root, model)
-    frames, modes = utterance(bundle), {}
+    frames, modes = workload.utterance(bundle), dict[str, dict[str, Any]]()
     for mode in MODES:
         runs = {key: one_round(encoder, mode, frames, bundle) for key, encoder in own.items()}
         # These runs are also the warm-up.
         outputs = {key: np.concatenate([output[0] for output in run()]) for key, run in runs.items()}
         seconds = interleaved({key: timed(run) for key, run in runs.items()}, REPETITIONS, warm_up=0)
-        modes[mode] = {
-            key: {
-                "ms": Spread.of([1e3 * value / NUM_CHUNKS.get(mode, 1) for value in found]).data(),
-                "times": ratios(found, seconds[INT8]).data(),
-                "error": relative_error(outputs[FLOAT32], outputs[key]),
-            }
-            for key, found in seconds.items()
-        }
+        modes[mode] = {}
+        for key, found in seconds.items():
+            times = Spread.of([1e3 * value / NUM_CHUNKS.get(mode, 1) for value in found])
+            error = relative_error(outputs[FLOAT32], outputs[key])
+            modes[mode][key] = {"ms": times.data(), "times": ratios(found, seconds[INT8]).data(), "error": error}
     return {"modes": modes}
 
 
@@ -167,8 +150,7 @@ def targets(content: Mapping[str, Any]) -> Iterator[Target]:
 
 def values(content: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages: a table with a row for each peer, and each peer's time relative to that of int8."""
-    rows = []
-    found: dict[str, str] = {}
+    rows, found = [], dict[str, str]()
     for key, name in PEERS.items():
         cells = {mode: content["modes"][mode][key] for mode in MODES}
         shown = [(quartiles(spread_of(cell["ms"]), 0), quartiles(spread_of(cell["times"]))) for cell in cells.values()]

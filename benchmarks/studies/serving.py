@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -29,21 +30,8 @@ from u2moe.benchmarks.instruments.statistics import percentiles, show_progress
 from u2moe.benchmarks.results.files import record, resumed
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.load import (
-    BUFFER_S,
-    OURS,
-    OURS_NATIVE,
-    THEIRS,
-    Key,
-    Received,
-    RunningServer,
-    cpu_s,
-    our_server,
-    results_alone,
-    sherpa_server,
-    speak_together,
-    speech_buffers,
-)
+from u2moe.benchmarks.studies.shared import load
+from u2moe.benchmarks.studies.shared.load import OURS, OURS_NATIVE, THEIRS, Key, Received, RunningServer
 from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.model.native import CPU, choose_kernels
@@ -70,24 +58,22 @@ def measure(
     server: RunningServer, buffers: Sequence[bytes], count: int, first: dict[Key, int], num_slots: int | None = None
 ) -> dict[str, Any]:
     """Measure `count` simultaneous speakers; see `speak_together`."""
-    before = cpu_s(server.pid)
-    received = asyncio.run(speak_together(server.url, buffers, count, first, num_slots=num_slots))
-    spoken_s = (count - received.num_refused) * len(buffers) * BUFFER_S
-    per_second = (cpu_s(server.pid) - before) / spoken_s if spoken_s else None
+    before = load.cpu_s(server.pid)
+    received = asyncio.run(load.speak_together(server.url, buffers, count, first, num_slots=num_slots))
+    spoken_s = (count - received.num_refused) * len(buffers) * load.BUFFER_S
+    per_second = (load.cpu_s(server.pid) - before) / spoken_s if spoken_s else None
     return {"streams": count, "cpu_per_audio_s": per_second, **summary(received)}
 
 
 def summary(received: Received) -> dict[str, Any]:
     """Summarise results: percentiles of delays in seconds, share of missing results, refusals, and failures."""
     found = {"partial": received.partials, "final": received.finals, "sending_lag": received.lags}
-    num_found = len(received.partials) + len(received.finals)
+    num_found, failures = len(received.partials) + len(received.finals), received.failures
     return {
         **{name: percentiles(values) if values else None for name, values in found.items()},
         "missing": 1 - num_found / received.num_expected if received.num_expected else 0.0,
-        "num_refused": received.num_refused,
-        "failures": received.failures[:5],
-        "num_failed": len(received.failures),
-    }
+        "num_refused": received.num_refused, "failures": failures[:5], "num_failed": len(failures),
+    }  # fmt: skip
 
 
 Server = contextlib.AbstractContextManager[RunningServer]
@@ -95,7 +81,7 @@ Server = contextlib.AbstractContextManager[RunningServer]
 
 def ours(args: argparse.Namespace, name: str, capacity: int | None) -> Server:
     """Run our server with the given capacity. None: the server measures its capacity."""
-    return our_server(args.bundle, capacity=capacity, cores=args.cores, kernels=KERNELS[name])
+    return load.our_server(args.bundle, capacity=capacity, cores=args.cores, kernels=KERNELS[name])
 
 
 def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
@@ -103,7 +89,7 @@ def starts(args: argparse.Namespace) -> dict[str, Callable[[], Server]]:
     names = [OURS, OURS_NATIVE] if choose_kernels("auto", [CPU]).native else [OURS]
     found: dict[str, Callable[[], Server]] = {name: partial(ours, args, name, max(args.streams)) for name in names}
     if not args.alone:
-        found[THEIRS] = partial(sherpa_server, args.bundle, args.folder, cores=args.cores)
+        found[THEIRS] = partial(load.sherpa_server, args.bundle, args.folder, cores=args.cores)
     return found
 
 
@@ -113,7 +99,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Then measure our server with a crowd, unless the results already include this. Each result is written immediately.
     """
     content, model = resumed(args.results, {"cells": {}}), args.name or args.bundle.name
-    cells, buffers = content["cells"], speech_buffers(args.seconds)
+    cells, buffers = content["cells"], load.speech_buffers(args.seconds)
 
     def keep(name: str, cell: dict[str, Any]) -> None:
         cells[name] = {"seconds": args.seconds, **cell}
@@ -123,7 +109,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         counts = {f"{model}/{server}/{count}": count for count in args.streams}
         if todo := [name for name in counts if name not in cells]:
             with start() as running:
-                first = results_alone(running.url, buffers)
+                first = load.results_alone(running.url, buffers)
                 for name in todo:
                     for _ in range(_NUM_TRIES):
                         show_progress(name)
@@ -137,7 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         with ours(args, OURS, None) as running:
             capacity = running.capacity or 1
             show_progress(f"{crowd}: {capacity} and {CROWD * capacity} speakers")
-            first = results_alone(running.url, buffers)
+            first = load.results_alone(running.url, buffers)
             counts = {"alone": capacity, "crowded": CROWD * capacity}
             rounds = [
                 {kind: measure(running, buffers, count, first, num_slots=capacity) for kind, count in counts.items()}
@@ -161,12 +147,8 @@ def slowdown(crowd: Mapping[str, Any]) -> float:
 def held(cells: Mapping[str, Any], model: str, server: str) -> int:
     """Return the largest tested number of speakers such that the server sustained it and all smaller ones."""
     own = [cell for name, cell in cells.items() if name.startswith(f"{model}/{server}/")]
-    most = 0
-    for cell in sorted(own, key=itemgetter("streams")):
-        if not is_held(cell):
-            break
-        most = cell["streams"]
-    return most
+    sustained = itertools.takewhile(is_held, sorted(own, key=itemgetter("streams")))
+    return max((cell["streams"] for cell in sustained), default=0)
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
@@ -184,19 +166,15 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             pairs = {f"capacity {cell['capacity']}": cell["alone"], f"{CROWD} x capacity": cell["crowded"]}
             rows += [_row(f"{model}, {OURS}, {title}", part) for title, part in pairs.items()]
             continue
-        own = [cell for name, cell in cells.items() if name.split("/")[:2] == [model, server]]
-        own.sort(key=lambda cell: int(cell["streams"]))
+        own = {cell["streams"]: cell for name, cell in cells.items() if name.split("/")[:2] == [model, server]}
         most = held(cells, model, server)
-        next_number = [cell for cell in own if cell["streams"] > most][:1]
-        shown = {
-            cell["streams"]: cell for cell in [own[0], *(cell for cell in own if cell["streams"] == most), *next_number]
-        }
-        rows += [_row(f"{model}, {server}", cell) for cell in shown.values()]
-    counts = {}
+        shown = sorted({min(own), most, *sorted(number for number in own if number > most)[:1]} & own.keys())
+        rows += [_row(f"{model}, {server}", own[number]) for number in shown]
+    found = {"table": table(header, rows)}
     for model in dict.fromkeys(name.split("/")[0] for name in cells):
         for key, server in (("ours", OURS), ("native", OURS_NATIVE), ("theirs", THEIRS)):
-            counts[f"{model}.{key}"] = str(held(cells, model, server))
-    return {"table": table(header, rows), **counts}
+            found[f"{model}.{key}"] = str(held(cells, model, server))
+    return found
 
 
 def _row(title: str, cell: Mapping[str, Any]) -> tuple[str, ...]:

@@ -16,14 +16,14 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from u2moe.benchmarks.instruments.statistics import show_progress
-from u2moe.benchmarks.results.files import of_bundle, publish, repository
+from u2moe.benchmarks.results.files import publish, repository
 from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.results.targets import Target
 from u2moe.benchmarks.studies.shared.script import named, recognition_parser, run_script
@@ -40,29 +40,14 @@ PACKAGES |= {"litert": "ai-edge-litert", "intel": "openvino"}
 """Package that runs the graph. Keys are scripts in `examples/npu/`, or "" if no script is needed."""
 PLAIN, FIXED, QDQ = "float32", "fixed positions", "16 and 8 bits"
 VARIANTS: dict[str, tuple[str, ...]] = {
-    PLAIN: ("",),
-    FIXED: ("",),
-    QDQ: ("",),
-    "qualcomm float16": ("qualcomm",),
-    "qualcomm 16 and 8 bits": ("qualcomm", "qdq"),
-    "rockchip float16": ("rockchip", "rk3588"),
-    "rockchip int8": ("rockchip", "rk3588", "int8"),
-    "litert float32": ("litert",),
-    "litert int8": ("litert", "int8"),
-    "intel float32": ("intel",),
-}
+    PLAIN: ("",), FIXED: ("",), QDQ: ("",),
+    "qualcomm float16": ("qualcomm",), "qualcomm 16 and 8 bits": ("qualcomm", "qdq"),
+    "rockchip float16": ("rockchip", "rk3588"), "rockchip int8": ("rockchip", "rk3588", "int8"),
+    "litert float32": ("litert",), "litert int8": ("litert", "int8"), "intel float32": ("intel",),
+}  # fmt: skip
 """For each variant, the script in `examples/npu/` and its options."""
 LIMITS = {"qualcomm float16": 1, "qualcomm 16 and 8 bits": 5, "rockchip float16": 1}
 """Maximum percentage of words that differ from onnxruntime's, by variant."""
-HEADER: tuple[str, ...] = (
-    "toolchain",
-    "numbers",
-    "on the CPU",
-    "cosine, mean (minimum)",
-    "same best tokens",
-    "recordings",
-)
-HEADER = (*HEADER, "words differing from onnxruntime", "word errors")
 
 
 class Beside:
@@ -98,9 +83,8 @@ def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
     """
     example, *options = VARIANTS[name]
     if not example:
-        run, fixed = session_of(folder / ("static_qdq.onnx" if name == QDQ else "static.onnx")), {}
-        if name == FIXED:
-            fixed = positions(folder)
+        run = session_of(folder / ("static_qdq.onnx" if name == QDQ else "static.onnx"))
+        fixed = positions(folder) if name == FIXED else {}
         return lambda inputs: run({**inputs, **fixed}), []
     place, npu = folder.parent / name.replace(" ", "_"), repository().resolve() / "examples" / "npu"
     shutil.copytree(folder, place, dirs_exist_ok=True)
@@ -142,22 +126,16 @@ def summary(lines: Sequence[str], plain: Sequence[str], recordings: Sequence[Rec
     rows = [json.loads(line) for line in lines[1:]]
     if "refused" in about:
         return about
-    pairs = np.array([pair for row in rows for pair in row["alike"]])
+    cosines, same = np.array([pair for row in rows for pair in row["alike"]]).T
     texts = [words(row["text"]) for row in rows]
     expected = [words(json.loads(line)["text"]) for line in plain[1 : len(lines)]]
     transcripts = [words(recording.transcript) for recording in recordings[: len(rows)]]
     return {
-        **about,
-        "recordings": len(rows),
-        "chunks": len(pairs),
-        "cosine": pairs[:, 0].mean(),
-        "least_cosine": pairs[:, 0].min(),
-        "same_best_tokens": pairs[:, 1].mean(),
-        "different": sum(map(edit_distance, expected, texts)),
-        "words": sum(map(len, expected)),
-        "errors": sum(map(edit_distance, transcripts, texts)),
-        "spoken": sum(map(len, transcripts)),
-    }
+        **about, "recordings": len(rows), "chunks": len(cosines),
+        "cosine": cosines.mean(), "least_cosine": cosines.min(), "same_best_tokens": same.mean(),
+        "different": sum(map(edit_distance, expected, texts)), "words": sum(map(len, expected)),
+        "errors": sum(map(edit_distance, transcripts, texts)), "spoken": sum(map(len, transcripts)),
+    }  # fmt: skip
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
@@ -174,8 +152,9 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         row.append(f"{own['different']} of {own['words']} ({own['different'] / own['words']:.1%})")
         rows.append([*row, f"{own['errors'] / own['spoken']:.1%}"])
     fixed, plain = variants[FIXED], variants[PLAIN]
+    header = ("toolchain", "numbers", "on the CPU", "cosine, mean (minimum)", "same best tokens", "recordings")
     return {
-        "table": table(HEADER, rows, left=3),
+        "table": table((*header, "words differing from onnxruntime", "word errors"), rows, left=3),
         "recordings": str(plain["recordings"]),
         "fixed": f"{fixed['different']} of {fixed['words']} words",
         "fixed_errors": f"{fixed['errors'] / fixed['spoken']:.1%}",
@@ -183,19 +162,13 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def targets(results: Mapping[str, Any]) -> list[Target]:
-    """Return the limits on the percentage of words that differ from onnxruntime's."""
-    found = {name: own for name, own in results["variants"].items() if name in LIMITS and "words" in own}
-    return [
-        Target(
-            name=f"{name}: words that differ from onnxruntime's in {own['recordings']} recordings",
-            found=100 * own["different"] / own["words"],
-            limit=LIMITS[name],
-            at_most=True,
-            unit=" %",
-        )
-        for name, own in found.items()
-    ]
+def targets(results: Mapping[str, Any]) -> Iterator[Target]:
+    """Yield the limits on the percentage of words that differ from onnxruntime's."""
+    for name, own in results["variants"].items():
+        if name in LIMITS and "words" in own:
+            title = f"{name}: words that differ from onnxruntime's in {own['recordings']} recordings"
+            share = 100 * own["different"] / own["words"]
+            yield Target(name=title, found=share, limit=LIMITS[name], at_most=True, unit=" %")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -218,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = {n: (args.work_dir / f"{n.replace(' ', '_')}.jsonl").read_text("utf-8").splitlines() for n in chosen}
     found = {name: summary(own, lines[PLAIN], recordings) for name, own in lines.items()}
     versions = {example: _version(python, PACKAGES[example]) for example, python in pythons.items()}
-    publish(args.results, {"versions": versions, "variants": found, **of_bundle(args.bundle)}, values)
+    publish(args.results, {"versions": versions, "variants": found}, values, bundle=args.bundle)
 
 
 def _version(python: str, package: str) -> str:

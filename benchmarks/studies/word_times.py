@@ -35,6 +35,7 @@ RATE = 16_000
 STREAMED = DecodingOptions(chunk_size=16, num_left_chunks=4)
 CONDITIONS = {"full": DecodingOptions(), "chunk 16": STREAMED}
 ALIGNED = "full, words given"
+EDGES, KINDS = ("start", "end"), ("median", "p90")
 HOUR_S = 3600
 WORDS_PER_UTTERANCE = 5
 PAUSES_S = (0.05, 0.6)
@@ -43,7 +44,6 @@ _QUIET = 0.01
 """A word lasts from its first to its last 10 ms above this fraction (-40 dB) of its loudest 10 ms."""
 _NOISE = 1e-4
 """Standard deviation of the noise in pauses. Microphones do not record digital silence."""
-
 
 JoinedWords = tuple[npt.NDArray[np.float32], list[WordResult]]
 """Samples at 16 kHz, and the words that they contain."""
@@ -71,10 +71,7 @@ def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int =
 
 
 def loud_part(samples: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Return the start and end, in seconds, of a recording's loud part.
-
-    This part extends from the first to the last step of 10 ms whose loudness exceeds 1 % of the maximum.
-    """
+    """Return the start and end, in seconds, of a recording's loud part; see `_QUIET`."""
     step = int(_STEP_S * RATE)
     whole = samples[: len(samples) // step * step].reshape(-1, step)
     loudness = np.sqrt((whole.astype(np.float64) ** 2).mean(axis=1))
@@ -86,9 +83,7 @@ def compare(
     recognizer: Recognizer, utterances: Iterable[JoinedWords], options: DecodingOptions | None
 ) -> dict[str, Any]:
     """Return errors in the times of recognised words, or of aligned words if `options` is None."""
-    starts: list[float] = []
-    ends: list[float] = []
-    num_words = 0
+    starts, ends, num_words = list[float](), list[float](), 0
     for samples, spoken in utterances:
         if options is None:
             transcript: Transcript = recognizer.align(samples, " ".join(word.word for word in spoken))
@@ -100,22 +95,16 @@ def compare(
         for expected, position in matches(*spelled):
             starts.append(found[position].start - spoken[expected].start)
             ends.append(found[position].end - spoken[expected].end)
-    return {
-        "num_words": num_words, "num_recognised": len(starts), "start": statistics(starts), "end": statistics(ends),
-    }  # fmt: skip
+    times = {"start": statistics(starts), "end": statistics(ends)}
+    return {"num_words": num_words, "num_recognised": len(starts), **times}
 
 
 def align_hour(bundle: Path, recognizer: Recognizer, recordings: Sequence[Recording], seed: int = 0) -> dict[str, Any]:
-    """Align an hour of joined sentences with `u2moe align`, and each sentence alone.
-
-    Return time errors and peak memory.
-    """
+    """Align an hour of joined sentences with `u2moe align`, and each alone. Return time errors and peak memory."""
     random, time = np.random.default_rng(seed), 0.0
     clips = [read_audio(item.path, RATE) for item in recordings]
     alone = [recognizer.align(clip, item.transcript) for clip, item in zip(clips, recordings, strict=True)]
-    parts: list[npt.NDArray[np.float32]] = []
-    texts: list[str] = []
-    starts: list[float] = []
+    parts, texts, starts = list[npt.NDArray[np.float32]](), list[str](), list[float]()
     while time < HOUR_S:
         place = int(random.integers(len(clips)))
         pause = np.zeros(int(random.uniform(*PAUSES_S) * RATE), np.float32)
@@ -151,14 +140,9 @@ def find_misfits(recognizer: Recognizer, recordings: Sequence[Recording], seed: 
         other = str(random.choice([word for word in known if word not in text]))
         texts = (text, [*text[:place], other, *text[place + 1 :]], text[:place] + text[place + 3 :])
         right, replaced, shorter = (recognizer.align(samples, " ".join(each)) for each in texts)
-        counts.update(
-            sentences=1,
-            words=len(text),
-            misfits=len(right.misfits),
-            unwritten=len(right.unwritten),
-            replaced_found=other in [word.word for word in replaced.misfits],
-            left_out_found=len(shorter.unwritten) > 0,
-        )
+        is_found = other in [word.word for word in replaced.misfits]
+        counts.update(sentences=1, words=len(text), misfits=len(right.misfits), unwritten=len(right.unwritten))
+        counts.update(replaced_found=is_found, left_out_found=len(shorter.unwritten) > 0)
     return dict(counts)
 
 
@@ -168,32 +152,24 @@ def statistics(errors_s: Sequence[float]) -> dict[str, float] | None:
         return None
     errors = 1000 * np.asarray(errors_s)
     sizes = np.abs(errors)
-    figures = {
-        "bias_ms": errors.mean(), "mean_ms": sizes.mean(), "median_ms": np.median(sizes),
-        "p90_ms": np.percentile(sizes, 90),
-    }  # fmt: skip
+    figures = {"bias_ms": errors.mean(), "mean_ms": sizes.mean()}
+    figures |= {"median_ms": np.median(sizes), "p90_ms": np.percentile(sizes, 90)}
     return {name: round(float(value), 1) for name, value in figures.items()}
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages: a row for each set and condition, and single numbers for the text."""
-    measured = [
-        (name, condition, found)
-        for name, conditions in results["sets"].items()
-        for condition, found in conditions.items()
-        if found["start"]
-    ]
-    rows = [
-        (
-            name, condition, f"{found['num_recognised']} of {found['num_words']}",
-            *(f"{found[edge]['median_ms']:.0f}, {found[edge]['p90_ms']:.0f} ms" for edge in ("start", "end")),
-            f"{found['start']['bias_ms']:+.0f}, {found['end']['bias_ms']:+.0f} ms",
-        )
-        for name, condition, found in measured
-    ]  # fmt: skip
+    rows = []
+    numbers: dict[str, str] = {}
+    for name, conditions in results["sets"].items():
+        for condition, found in conditions.items():
+            if found["start"]:
+                times = {f"{edge}_{kind}": f"{found[edge][f'{kind}_ms']:.0f}" for edge in EDGES for kind in KINDS}
+                numbers = numbers or times
+                shown = [f"{times[f'{edge}_median']}, {times[f'{edge}_p90']} ms" for edge in EDGES]
+                bias = ", ".join(f"{found[edge]['bias_ms']:+.0f}" for edge in EDGES) + " ms"
+                rows.append((name, condition, f"{found['num_recognised']} of {found['num_words']}", *shown, bias))
     header = ("speech", "context", "words recognised", "start: median, 90 %", "end: median, 90 %", "bias of start, end")
-    numbers = {f"{edge}_{kind}": f"{measured[0][2][edge][f'{kind}_ms']:.0f}" for edge in ("start", "end")
-               for kind in ("median", "p90")} if measured else {}  # fmt: skip
     if "hour" in results:
         hour, fits = results["hour"], results["misfits"]
         numbers |= {
@@ -213,20 +189,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = recognition_parser("word_times", __doc__)
     parser.add_argument("--utterances", type=int, default=100, help="number of utterances per set (default: 100)")
-    parser.add_argument(
-        "--sentences",
-        type=Path,
-        help="list of sentences to align: joined into an hour of audio, and one by one with correct and wrong texts",
-    )
+    about = "list of sentences to align: joined into an hour of audio, and one by one with correct and wrong texts"
+    parser.add_argument("--sentences", type=Path, help=about)
     args = parser.parse_args(argv)
     recognizer = Recognizer.from_pretrained(args.bundle)
-    sets = {path.stem: join_words(read_recordings(path), args.utterances) for path in args.lists}
     conditions = {**CONDITIONS, **({ALIGNED: None} if args.sentences else {})}
-    found = {
-        name: {condition: compare(recognizer, spoken, options) for condition, options in conditions.items()}
-        for name, spoken in sets.items()
-    }
-    results: dict[str, Any] = {"sets": found}
+    results: dict[str, Any] = {"sets": {}}
+    for path in args.lists:
+        spoken = join_words(read_recordings(path), args.utterances)
+        found = {condition: compare(recognizer, spoken, options) for condition, options in conditions.items()}
+        results["sets"][path.stem] = found
     if args.sentences:
         sentences = read_recordings(args.sentences)
         results["hour"] = align_hour(args.bundle, recognizer, sentences)

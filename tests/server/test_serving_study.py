@@ -66,7 +66,7 @@ def test_a_number_that_was_not_held_is_tried_once_more(tmp_path, monkeypatch):
         return cell(count, 0.1 if num_slots or late[count] < 0 else 0.4)
 
     monkeypatch.setattr(serving, "measure", measured)
-    monkeypatch.setattr(serving, "results_alone", lambda *_: {})
+    monkeypatch.setattr(load, "results_alone", lambda *_: {})
     server = RunningServer(port=0, path="", pid=0, capacity=4)
     monkeypatch.setattr(serving, "starts", lambda _: {"u2moe": lambda: contextlib.nullcontext(server)})
     monkeypatch.setattr(serving, "ours", lambda *_: contextlib.nullcontext(server))

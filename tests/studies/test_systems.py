@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def test_ours_recognises_the_clips_as_a_stream_and_whole(tmp_path, capsys, monkeypatch):
     made = {"python": sys.executable, "installed_bytes": 123_000_000}
     monkeypatch.setattr(systems, "environment", lambda *_: made)
-    monkeypatch.setattr(systems, "measure", lambda *args, measure=systems.measure: measure(*args, repetitions=2))
+    monkeypatch.setattr(systems, "REPETITIONS", 2)
     results = tmp_path / "results.json"
     monkeypatch.setattr(systems, "PEERS", {name: PEERS[name] for name in ("u2moe", "u2moe-whole")})
     systems.main([str(tmp_path), "--results", str(results), "--groups", "clips"])
