@@ -20,7 +20,7 @@ from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.convolution import Around, DepthwiseConvolution, OverTime, TimeConvolution
 
 HALVES = ("linear", "gate")
-"""The halves of the gated linear unit. Each is computed by its own product."""
+"""Names of the halves of the gated linear unit."""
 
 
 class ConvolutionModule(nn.Module):

@@ -19,23 +19,11 @@ from u2moe.export.encoders.squeezeformer import (
     Scaling,
     SqueezeAttention,
     Squeezed,
-    SqueezeFeedForward,
     SqueezeformerBlock,
     SqueezeformerEncoder,
     SqueezeSubsampling,
 )
-from u2moe.export.layers import (
-    Residual,
-    affine,
-    feed_forward,
-    linear,
-    normalization,
-    parameter,
-    product,
-    transposed,
-    vector,
-    weight_and_bias,
-)
+from u2moe.export.layers import Residual, affine, linear, normalization, parameter, product, transposed, vector
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.attention import END, Heads, shifted_attention, shifted_places
 from u2moe.runtime.graph.builder import GraphBuilder
@@ -95,16 +83,13 @@ class SqueezeformerNodes(EncoderNodes):
     def _block(self, residual: Residual, block: SqueezeformerBlock, rate: Rate, index: int) -> None:
         g = self.g
         residual.add(lambda x: rate.attend(x, block.self_attn), block.layer_norm1, "layer_norm1")
-        residual.add(lambda x: self._feed_forward(x, block.ffn1, "ffn1"), block.layer_norm2, "layer_norm2")
+        residual.add(self.feed_forward(folded(block.ffn1, "w_1"), "ffn1"), block.layer_norm2, "layer_norm2")
 
         def convolved(x: ir.Value) -> ir.Value:
             return self.kept(convolution(g, x, folded(block.conv_module, "pointwise_conv1"), rate.seen, index))
 
         residual.add(convolved, block.layer_norm3, "layer_norm3")
-        residual.add(lambda x: self._feed_forward(x, block.ffn2, "ffn2"), block.layer_norm4, "layer_norm4")
-
-    def _feed_forward(self, x: ir.Value, layer: SqueezeFeedForward, name: str) -> ir.Value:
-        return feed_forward(self.g, x, folded(layer, "w_1"), self.config.feed_forward.activation, name)
+        residual.add(self.feed_forward(folded(block.ffn2, "w_1"), "ffn2"), block.layer_norm4, "layer_norm4")
 
     def _reduced(self, x: ir.Value) -> ir.Value:
         """Return `x` at half the frame rate, as [batch, (time + 1) // 2, dim]."""
@@ -185,7 +170,8 @@ def subsampled(g: GraphBuilder, features: ir.Value, layer: SqueezeSubsampling, b
     projection = cast("nn.Linear", layer.input_proj[0])
     with g.scope("embed", group="subsampling"):
         weights = [
-            *weight_and_bias(g, layer.pw_conv, "pw_conv."),
+            vector(g, "pw_conv.weight", layer.pw_conv.weight),
+            vector(g, "pw_conv.bias", cast("Tensor", layer.pw_conv.bias)),
             parameter(g, "dw_conv.weight", (channels, channels, 3, 3), weight),
             vector(g, "dw_conv.bias", cast("Tensor", layer.dw_conv.bias)),
             transposed(g, "input_proj.0.weight", projection.weight, layer.scale),
