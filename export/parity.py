@@ -307,7 +307,7 @@ class Parity:
 
 
 def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:
-    """Return a session for the mixture `layer`, a path in the state dict, of a saved graph, or ParityError."""
+    """Return a session for one mixture of a saved graph; `layer` is its path in the state dict. Raises ParityError."""
     calls = (node for node in model.graph if node.domain == contract.MOE_DOMAIN)
     node = next((node for node in calls if str(node.name).replace("/", ".").startswith(f"{layer}.")), None)
     if node is None:

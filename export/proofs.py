@@ -91,7 +91,7 @@ def proved() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
 
 
 def check_proved(file: str | PathLike[str], architecture: Architecture) -> None:
-    """Check that each pair of settings occurs in a network compared with WeNet; otherwise UnsupportedError."""
+    """Raise UnsupportedError if a pair of settings occurs in no network that was compared with WeNet."""
     for part, found in settings(architecture).items():
         for (key, value), (other, wanted) in combinations(found, 2):
             if wanted not in proved()[part].get(f"{key} {value}", {}).get(other, "").split():

@@ -163,7 +163,7 @@ def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def num_parameters(config: Mapping[str, Any], *, active: bool = False) -> int:
-    """Return the number of weights in a train.yaml's network; if `active`, of those experts that a token activates."""
+    """Return a train.yaml's number of weights. If `active`, count only experts that a mixture activates for a token."""
     shapes = expected_shapes(parse_training_config(dict(config)).architecture)
     total = 0
     for name, shape in shapes.items():

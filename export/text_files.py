@@ -55,7 +55,7 @@ def read_text(path: Path, *, purpose: str, largest: int = LARGEST_TEXT) -> str:
 
 
 def read_yaml(path: Path, *, purpose: str) -> object:
-    """Return the content of a yaml file of plain values. CheckpointErrors are as for `read_text`, or name bad yaml."""
+    """Return the content of a yaml file of plain values. Raises CheckpointError, like `read_text` or for bad yaml."""
     text = read_text(path, purpose=purpose, largest=LARGEST_YAML)
     try:
         return yaml.load(text, PlainLoader)  # noqa: S506 - a SafeLoader

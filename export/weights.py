@@ -140,7 +140,7 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 def select_tensors(
     path: Path, state: Mapping[str, Tensor], architecture: Architecture, *, tied_embedding: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the network's tensors in float32, and the reason to ignore each other tensor, or CheckpointError."""
+    """Return the network's tensors in float32, and why each other tensor is ignored. Raises CheckpointError."""
     expected = expected_shapes(architecture)
     sources = {name: name for name in expected}
     if tied_embedding:

@@ -254,7 +254,7 @@ class StaticParity:
         return self.report
 
     def decoders(self, folder: Path) -> None:
-        """Compare the decoders in `folder` on hypotheses of up to the maximum length, or raise ParityError."""
+        """Compare the decoders in `folder` on hypotheses of up to the maximum length. Raises ParityError."""
         random, (batch, nbest, length, time) = np.random.default_rng(0), DECODER_SIZES.values()
         feeds: dict[str, Array] = {
             "hyps": random.integers(0, self.config.vocab_size, (batch, nbest, length)),

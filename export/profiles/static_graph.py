@@ -31,7 +31,7 @@ _CONVOLUTIONS = {f"Cached{name}Convolution": form for name, form in _FORMS.items
 
 
 class StaticGraph:
-    """Analyses the encoder of a bundle and rebuilds it with fixed shapes, or raises UnsupportedError, which states why.
+    """Rebuilds the encoder of a bundle with fixed shapes. If it cannot, UnsupportedError states why.
 
     Mixtures of experts, masks, positions, and layers with caches are rebuilt. All other nodes are kept, and constant
     ones are folded. `form` contains chunks and first position; its other fields are derived. `starts` contains the
