@@ -14,7 +14,7 @@ from u2moe.export.model import AttentionDecoder, DecoderBlock, SpeechModel
 from u2moe.export.positions import LearnedPositions
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
-from u2moe.runtime.graph.prefixes import Prefixes, shared_prefixes
+from u2moe.runtime.graph.layers import Prefixes, shared_prefixes
 
 
 class DecoderNodes:

@@ -15,8 +15,7 @@ from quantized import IN_TORCH, LOWEST
 from u2moe.runtime.bundle.functions import FUNCTIONS, MOST_NUMBERS, NATIVE, is_replaced
 from u2moe.runtime.graph.activation import ACTIVATIONS, lowest_of
 from u2moe.runtime.graph.builder import build_function
-from u2moe.runtime.graph.layers import activation_layer
-from u2moe.runtime.graph.prefixes import Prefixes, shared_prefixes
+from u2moe.runtime.graph.layers import Prefixes, activation_layer, shared_prefixes
 
 ROOT = Path(__file__).parent.parent
 

@@ -68,8 +68,7 @@ def checked_rate(sample_rate: object) -> float:
 class Resampler:
     """Incremental resampler of one channel. Its output does not depend on how the input is split into buffers.
 
-    Raises:
-        AudioError: `source_rate` is invalid.
+    Raise AudioError if `source_rate` is invalid.
     """
 
     def __init__(self, source_rate: float, target_rate: int) -> None:
@@ -104,8 +103,7 @@ def convert(
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Yield samples of one channel at `sample_rate`, in buffers of about `block_s` seconds.
 
-    Raises:
-        AudioError: the samples or the sample rate are invalid; raised before the first buffer.
+    Raise AudioError if the samples or the sample rate are invalid; raised before the first buffer.
     """
     resampler = Resampler(source_rate, sample_rate)
     accepted = as_samples(samples)

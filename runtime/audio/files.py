@@ -53,8 +53,7 @@ def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Soun
         file: a path, bytes, a binary file object, or raw audio.
         track: index of the audio track of a media file, from 0; None: the default track.
 
-    Raises:
-        AudioError: the file is missing, unreadable or not audio, or has no such track; the message names the file.
+    Raise AudioError if the file is missing, unreadable or not audio, or has no such track; the message names the file.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(file, RawAudio):
@@ -318,8 +317,7 @@ def find_audio(paths: list[Path]) -> list[Path]:
 
     Issues an AudioWarning with the names of unreadable folders and of recordings that need the extra [media].
 
-    Raises:
-        AudioError: a folder contains no audio files.
+    Raise AudioError if a folder contains no audio files.
     """
     found: list[Path] = []
     for path in paths:

@@ -115,8 +115,7 @@ class MediaFile:
     def read(self, size: int, **_: object) -> Samples:
         """Read up to `size` frames [frames, channels], float32 in [-1, 1]. Returns no frames at the end.
 
-        Raises:
-            AudioError: the file is damaged at this position.
+        Raise AudioError if the file is damaged at this position.
         """
         parts = []
         while size > 0 and self._rest is not None:

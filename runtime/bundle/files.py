@@ -25,8 +25,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 class FileDigest:
     """Size and SHA-256 of a bundle file. If it has more than `BLOCK` bytes, also the SHA-256 of each block.
 
-    Raises:
-        ValueError: the number of blocks does not match the size.
+    Raise ValueError if the number of blocks does not match the size.
     """
 
     sha256: str
@@ -147,8 +146,7 @@ class BundleFiles:
 def plain_name(name: str, where: str) -> str:
     """Return `name` if it is a plain file name, without folders, on every operating system.
 
-    Raises:
-        BundleError: the name may refer to another file; the message begins with `where`.
+    Raise BundleError if the name may refer to another file; the message begins with `where`.
     """
     plain = not any(char in '/\\:*?"<>|' or ord(char) < 32 for char in name) and not _DEVICE.match(name)
     if not plain or not name or name[-1] in ". ":  # Windows drops these at the end

@@ -45,8 +45,7 @@ class Function:
     def check(self, inputs: Iterable[str], attributes: Iterable[str]) -> None:
         """Check that a layer has these inputs and attributes.
 
-        Raises:
-            ValueError: the inputs or attributes differ from the declaration.
+        Raise ValueError if the inputs or attributes differ from the declaration.
         """
         if not self.inputs:
             return
@@ -153,10 +152,7 @@ def plain_name(function: str) -> str:
 
 
 def is_replaced(function: str, operators: Collection[str]) -> bool:
-    """Return whether native operators replace a function.
-
-    A number up to `MOST_NUMBERS` at the end of its name is ignored.
-    """
+    """Return whether native operators replace a function. A number up to `MOST_NUMBERS` after its name is ignored."""
     name, _, number = function.rpartition("_")
     is_twin = number.isdecimal() and 2 <= int(number) <= MOST_NUMBERS
     return (name if is_twin else function) in operators

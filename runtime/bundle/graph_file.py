@@ -93,8 +93,7 @@ class GraphFile:
     def check_unchanged(self) -> None:
         """Check that the graph's files did not change between their verification and the creation of the session.
 
-        Raises:
-            IntegrityError: a file was replaced or modified.
+        Raise IntegrityError if a file was replaced or modified.
         """
         for name in (self.path.name, *self._data) if self.has_external else ():
             self._files.look_at(name)

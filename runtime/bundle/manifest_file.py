@@ -40,8 +40,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
         text: the content.
         where: path of the file, for messages.
 
-    Raises:
-        BundleError: the text is not JSON, has another format or version, or has unknown, missing or invalid fields.
+    Raise BundleError if the text is not JSON, has another format or version, or has unknown, missing or invalid fields.
     """
     try:
         content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
@@ -65,8 +64,7 @@ def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path)
 
     Graphs without u2moe metadata are accepted.
 
-    Raises:
-        BundleError: a value differs; the message names it.
+    Raise BundleError if a value differs; the message names it.
     """
     if f"{contract.METADATA_PREFIX}version" not in metadata:
         return

@@ -59,8 +59,7 @@ def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mi
         op_type: operator of the node.
         attributes: attributes of the node, as plain values (strings may be bytes).
 
-    Raises:
-        ValueError: attributes of the mixture of experts are missing or invalid.
+    Raise ValueError if attributes of the mixture of experts are missing or invalid.
     """
     if domain != MOE_DOMAIN or _LAYER not in op_type:
         return None

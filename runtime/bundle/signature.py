@@ -26,8 +26,7 @@ _PEM = re.compile(r"\s*-----BEGIN PUBLIC KEY-----\s*MCowBQYDK2VwAyEA([A-Za-z0-9+
 def public_key(text: str) -> bytes:
     """Return the 32 bytes of a public key given in PEM, the format of `openssl pkey -pubout`.
 
-    Raises:
-        ValueError: the text is not an Ed25519 public key.
+    Raise ValueError if the text is not an Ed25519 public key.
     """
     if isinstance(text, str) and (found := _PEM.fullmatch(text)):
         return base64.b64decode(found[1])
@@ -70,8 +69,7 @@ def signed_text(manifest: bytes, private_keys: Mapping[str, bytes]) -> str:
 def signatures_in(folder: Path) -> dict[str, bytes]:
     """Return the unverified signatures of a bundle by the ids of their keys.
 
-    Raises:
-        SignatureError: the signature file is missing or damaged.
+    Raise SignatureError if the signature file is missing or damaged.
     """
     where = folder / SIGNATURE_FILE
     try:
@@ -107,9 +105,8 @@ def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
         from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - an extra
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise SignatureError(
-            f"{where}: cannot be verified without the package cryptography: {install_command('sign')}"
-        ) from error
+        missing = f"cannot be verified without the package cryptography: {install_command('sign')}"
+        raise SignatureError(f"{where}: {missing}") from error
     signatures = signatures_in(folder)
     signed = [each for each in keys if each in signatures]
     for each in signed:
@@ -117,7 +114,6 @@ def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
             Ed25519PublicKey.from_public_bytes(keys[each]).verify(signatures[each], PREFIX + manifest)
             return each
     if signed:
-        raise SignatureError(
-            f"{where}: does not match this bundle.json, which was changed or belongs to another bundle"
-        )
+        reason = "does not match this bundle.json, which was changed or belongs to another bundle"
+        raise SignatureError(f"{where}: {reason}")
     raise SignatureError(f"{where}: is signed by {', '.join(signatures) or 'nobody'}, expected {' or '.join(keys)}")

@@ -180,18 +180,15 @@ def run_score(args: argparse.Namespace) -> int:
     num_missing = [folder.num_missing() for folder in folders]
     if any(number != 0 for number in num_missing):
         tell("utterances are missing: this is the score of the others")
-    print_result(json.dumps(_as_json(found), ensure_ascii=False) + "\n" if args.json else _as_text(found))
-    return 0
-
-
-def _as_json(found: Score) -> dict[str, Any]:
-    return {
+    content = {
         "total": _group(found.total),
         "groups": {name: _group(group) for name, group in found.groups.items()},
         "worst": [dataclasses.asdict(utterance) for utterance in found.worst],
         **{name: getattr(found, name) for name in ("num_without_transcript", "num_failed")},
         "report": found.report.data(),
     }
+    print_result(json.dumps(content, ensure_ascii=False) + "\n" if args.json else _as_text(found))
+    return 0
 
 
 def _group(group: GroupScore) -> dict[str, Any]:
@@ -211,9 +208,8 @@ def _as_text(found: Score) -> str:
         f"substitutions in {report.num_wrong_texts} of {report.num_texts} utterances"
     )
     if confusions:
-        pairs = (
-            f"{each['expected'] or '(nothing)'} > {each['found'] or '(nothing)'} {each['count']}" for each in confusions
-        )
+        none = "(nothing)"
+        pairs = (f"{each['expected'] or none} > {each['found'] or none} {each['count']}" for each in confusions)
         lines.append(f"most confused: {', '.join(pairs)}")
     if found.num_failed:
         lines.append(f"{found.num_failed} failed, in whole or in part: their missing words count as errors")

@@ -51,12 +51,8 @@ def run_listen(args: argparse.Namespace) -> int:
             raise error
         complain(str(error))
 
-    transcriber = Transcriber(
-        recognizer,
-        on_partial=partial(output.take, source),
-        on_final=partial(output.take, source),
-        on_error=on_error,
-    )
+    take = partial(output.take, source)
+    transcriber = Transcriber(recognizer, on_partial=take, on_final=take, on_error=on_error)
     with transcriber, contextlib.closing(Microphone(transcriber, device=device)) as microphone:
         tell("listening; press Ctrl-C to stop")
         output.begin()

@@ -183,7 +183,15 @@ def decoding_choice(
         ValueError: an option is out of range, or a file that it names (except a language model) cannot be read.
         LanguageModelError: the language model cannot be read.
     """
-    hotwords, chosen = _hotwords_in(args.hotwords), declared_in(args, kind)
+    hotwords: Hotwords | None = None if args.hotwords is None else ()
+    if args.hotwords is not None and str(args.hotwords) != NONE:
+        try:
+            hotwords = tuple(parse_hotwords(args.hotwords.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{args.hotwords}: {error}") from error
+        if not hotwords:
+            raise ValueError(f"{args.hotwords}: contains no hotwords")
+    chosen = declared_in(args, kind)
     if args.grammar is not None:
         with refused_as(ValueError, args.grammar):
             chosen["grammar"] = Grammar.parse(args.grammar.read_text(encoding="utf-8"))
@@ -230,19 +238,6 @@ def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
     if name is None:
         tell(f"demo model; use {option} for another")
     return find_bundle(name)
-
-
-def _hotwords_in(file: Path | None) -> Hotwords | None:
-    """Return the hotwords in the --hotwords file. None: the option is missing, so the bundle's hotwords are used."""
-    if file is None or str(file) == NONE:
-        return None if file is None else ()
-    try:
-        hotwords = tuple(parse_hotwords(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
-    if not hotwords:
-        raise ValueError(f"{file}: contains no hotwords")
-    return hotwords
 
 
 def language_model_options(text: str) -> LanguageModelOptions:

@@ -240,8 +240,7 @@ class _Folder(Output):
 def try_to_write(file: Path | None) -> None:
     """Check that a report can be written to `file`, without changing the file. Call this before long work.
 
-    Raises:
-        OSError: the file cannot be written.
+    Raise OSError if the file cannot be written.
     """
     if file is None:
         return

@@ -58,9 +58,7 @@ def run_push(args: argparse.Namespace) -> int:
 
 
 def push_bundle(folder: Path, name: str, *, private: bool = False) -> str:
-    """Check a bundle and commit its files.
-
-    Also commit a model card if the repository has none. Return the commit's URL.
+    """Check a bundle and commit its files, with a model card if the repository has none. Return the commit's URL.
 
     Raises:
         BundleError: the bundle is incomplete, or the hub refuses it or cannot be reached. In these cases, no file is
@@ -90,10 +88,7 @@ def push_bundle(folder: Path, name: str, *, private: bool = False) -> str:
 
 
 def model_card(manifest: Manifest, name: str) -> bytes:
-    """Return a model card in the hub's format.
-
-    It contains facts from the bundle, and gaps for the author to fill in.
-    """
+    """Return a model card in the hub's format, with facts from the bundle, and gaps for the author to fill in."""
     encoder = manifest.architecture.get("encoder", {})
     experts = encoder.get("feed_forward", {}).get("num_experts")
     kind = str(encoder.get("kind", "an encoder")).replace("_", "-")
@@ -106,7 +101,5 @@ def model_card(manifest: Manifest, name: str) -> bytes:
         use="for streams and whole recordings" if streaming else "for whole recordings",
         mb=sum(file.size for file in manifest.files.values()) / 1e6,
         form=manifest.quantization.get("recipe", "float32"),
-        name=name,
-        install=install_command("cpu,hub"),
-        producer=manifest.producer,
-    ).encode()
+        name=name, install=install_command("cpu,hub"), producer=manifest.producer,
+    ).encode()  # fmt: skip

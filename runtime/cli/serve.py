@@ -68,18 +68,13 @@ def run_serve(args: argparse.Namespace) -> int:
         keys_file=args.api_key,
     )
     log_to_stderr(is_json=options.log_format == "json")
-    models = {name: model_choice(args, bundle, BundledOptions) for name, bundle in _bundles(args).items()}
-    return launch(options, models)
-
-
-def _bundles(args: argparse.Namespace) -> dict[str, Path]:
-    """Return the bundle folder of each model, by the model's name."""
-    if not args.model:
-        bundle = chosen_bundle(args.bundle, "serve BUNDLE")
-        return {bundle.name: bundle}
-    if args.bundle is not None:
+    if args.model and args.bundle is not None:
         raise ValueError("name models as BUNDLE or with --model, not both")
-    return {name: find_bundle(bundle) for name, bundle in _named("--model", "NAME=BUNDLE", args.model).items()}
+    bundles = {name: find_bundle(bundle) for name, bundle in _named("--model", "NAME=BUNDLE", args.model).items()}
+    if not bundles:
+        bundle = chosen_bundle(args.bundle, "serve BUNDLE")
+        bundles = {bundle.name: bundle}
+    return launch(options, {name: model_choice(args, bundle, BundledOptions) for name, bundle in bundles.items()})
 
 
 def _named(option: str, form: str, values: list[str]) -> dict[str, str]:

@@ -57,11 +57,8 @@ def add_transcribe(parser: argparse.ArgumentParser) -> None:
 
 
 def named_path(text: str) -> Path:
-    """Return a path. Refuse URLs and empty names.
-
-    An empty name would mean the current folder, but may come from an unset variable.
-    """
-    if not text:
+    """Return a path. Refuse URLs and empty names."""
+    if not text:  # it would mean the current folder, but may come from an unset variable
         raise argparse.ArgumentTypeError("a file name is empty")
     if re.match(r"[a-z]+://", text):
         raise argparse.ArgumentTypeError(f"{text}: is a URL, not a path: download it, or pipe it into 'transcribe -'")
@@ -128,8 +125,7 @@ def _transcript(
 ) -> tuple[Transcript, bool]:  # fmt: skip
     """Return the transcript, and whether Ctrl-C cut it short. If so, the transcript contains the text so far.
 
-    Raises:
-        AudioError: none of the audio can be read.
+    Raise AudioError if none of the audio can be read.
     """
     segments: list[Result] = []
     seconds, error, is_interrupted = 0.0, None, False

@@ -170,10 +170,7 @@ class Block:
 
     @property
     def file_name(self) -> str:
-        """Path of the block's file, relative to the folder of blocks.
-
-        The name contains `start` and `stop`.
-        """
+        """Path of the block's file, relative to the folder of blocks. The name contains `start` and `stop`."""
         return f"{self.number // _BLOCKS_PER_FOLDER:06}/{self.start:012}-{self.stop:012}.jsonl"
 
 

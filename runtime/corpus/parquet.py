@@ -30,14 +30,10 @@ def to_table(rows: Iterable[Row]) -> pa.Table:
     is_nemo = bool(flat) and "pred_text" in flat[0]
     schema = NEMO_SCHEMA if is_nemo else SCHEMA
     if is_nemo:
-        flat = [_with_fields(row) for row in flat]
+        own = set(schema.names) - {"fields"}
+        flat = [{**row, "fields": {name: row[name] for name in row if name not in own}} for row in flat]
     content = [{name: _flat(name, row.get(name)) for name in schema.names} for row in flat]
     return pa.Table.from_pylist(content, schema=schema)
-
-
-def _with_fields(row: Row) -> Row:
-    own = {name: row[name] for name in NEMO_SCHEMA.names if name in row and name != "fields"}
-    return own | {"fields": {name: value for name, value in row.items() if name not in own}}
 
 
 def _flat(name: str, value: Any) -> Any:

@@ -33,14 +33,10 @@ _TICK_S = 1.0
 
 
 def run_on_ray(
-    list_path: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    model: ModelChoice | None = None,
-    options: CorpusOptions | None = None,
-    *,
-    address: str | None = None,
+    list_path: str | os.PathLike[str], output: str | os.PathLike[str], model: ModelChoice | None = None,
+    options: CorpusOptions | None = None, *, address: str | None = None,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
-) -> RunProgress:
+) -> RunProgress:  # fmt: skip
     """Recognise a corpus as `run_corpus` does, but on a Ray cluster.
 
     Each actor loads the model. An actor takes one CPU per thread and, with a GPU provider, one GPU.

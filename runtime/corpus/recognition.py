@@ -17,7 +17,7 @@ from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.recognition import RecordingReader, recognize, transcript_of
 from u2moe.runtime.recognizer import Recognizer
-from u2moe.runtime.result import Result
+from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.stream import Stream
 
 
@@ -107,19 +107,12 @@ class BlockRecognizer:
     """
 
     def __init__(
-        self,
-        recognizer: Recognizer,
-        rows: RowMaker,
-        *,
-        align: bool = False,
+        self, recognizer: Recognizer, rows: RowMaker, *, align: bool = False,
         on_progress: Callable[[int, float], object] = lambda _num, _seconds: None,
         on_attempt: Callable[[Sequence[int]], object] = lambda _indices: None,
-    ) -> None:
-        self._recognizer = recognizer
-        self._rows = rows
-        self._align = align
-        self._on_progress = on_progress
-        self._on_attempt = on_attempt
+    ) -> None:  # fmt: skip
+        self._recognizer, self._rows, self._align = recognizer, rows, align
+        self._on_progress, self._on_attempt = on_progress, on_attempt
         self._sample_rate = recognizer.bundle.manifest.features.sample_rate
 
     def recognize(self, entries: Sequence[Entry], caution: Caution | None = None) -> list[Row]:
@@ -201,7 +194,8 @@ class BlockRecognizer:
 
     def _failed(self, entry: Entry, error: Exception | str) -> Row:
         self._on_progress(1, 0.0)
-        return self._rows.of_error(entry, error)
+        message = " ".join(str(error).split()) or type(error).__name__
+        return self._rows.of_transcript(entry, Transcript(text="", duration=0.0, segments=[], error=message))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +220,8 @@ class BlockDone:
 def write_block(folder: OutputFolder, block: Block, rows: Sequence[Row]) -> BlockDone:
     """Write the rows of a block. The block is then finished. Raise OSError if the file cannot be written."""
     folder.write_block(block, b"".join(map(as_line, rows)))
+    num_failed, num_warned = sum(row["error"] is not None for row in rows), sum("warnings" in row for row in rows)
     return BlockDone(
-        number=block.number,
-        num_utterances=len(rows),
-        num_failed=sum(row["error"] is not None for row in rows),
-        num_warned=sum("warnings" in row for row in rows),
-        seconds=sum(duration_of(row) for row in rows),
-    )
+        number=block.number, num_utterances=len(rows), num_failed=num_failed, num_warned=num_warned,
+        seconds=sum(map(duration_of, rows)),
+    )  # fmt: skip

@@ -29,8 +29,7 @@ _CONFIDENCE = 0.95
 def rows_by_block(folder: OutputFolder) -> Iterator[list[Row]]:
     """Yield the rows of each block of a run, in the order of the list.
 
-    Raises:
-        CorpusError: the folder contains no run, or a file of results is damaged.
+    Raise CorpusError if the folder contains no run, or a file of results is damaged.
     """
     folder.description()
     for _, file, content in folder.contents():

@@ -49,11 +49,6 @@ class RowMaker:
         known = {name: value for name, value in said.items() if value is not None}
         return {"key": entry.key, "text": text, "duration": duration, **known, **made}
 
-    def of_error(self, entry: Entry, error: Exception | str) -> Row:
-        """Return the row of an entry that cannot be recognised."""
-        message = " ".join(str(error).split()) or type(error).__name__
-        return self.of_transcript(entry, Transcript(text="", duration=0.0, segments=[], error=message))
-
 
 def options_as_json(options: DecodingOptions) -> dict[str, Any]:
     """Return decoding options as JSON, for the description of a run. null means the bundle's default."""

@@ -112,8 +112,7 @@ class OutputFolder:
     def description(self) -> RunDescription:
         """Return the description of the run in this folder. Raise CorpusError if it is missing or invalid."""
         name = join(self.path, "run.json")
-        content = read_bytes(name)
-        if content is None:
+        if (content := read_bytes(name)) is None:
             raise CorpusError(f"{self.path}: contains no run.json: start a run with 'u2moe corpus LIST {self.path}'")
         try:
             record = json.loads(content)
@@ -212,8 +211,7 @@ class Claims:
         content = json.dumps(self._me).encode()
         with contextlib.suppress(OSError):  # if claims cannot be written, work without them
             if not write_first(str(self._path(number)), content):
-                claim = self._read(number)
-                if claim is not None and not claim.is_void:
+                if (claim := self._read(number)) is not None and not claim.is_void:
                     return False
                 write_whole(str(self._path(number)), content)
         self._own.add(number)

@@ -58,8 +58,7 @@ class Sources:
     def open(self, entry: Entry) -> str | SoundBytes:
         """Return the audio file of an entry, as a path or as bytes.
 
-        Raises:
-            AudioError: the audio cannot be read. The message names the source.
+        Raise AudioError if the audio cannot be read. The message names the source.
         """
         source = entry.source
         if isinstance(source, Unreadable):

@@ -67,8 +67,7 @@ def size_of(path: str) -> int:
 def filesystem_of(url: str) -> tuple[Any, str]:
     """Return the fsspec file system for a URL, and the name of the file in it.
 
-    Raises:
-        CorpusError: fsspec or its backend for this kind of URL is not installed, or the kind is unknown.
+    Raise CorpusError if fsspec or its backend for this kind of URL is not installed, or the kind is unknown.
     """
     try:
         import fsspec  # noqa: PLC0415 - not needed for local files
@@ -111,13 +110,8 @@ def list_files(folder: str) -> list[str]:
         except FileNotFoundError:
             return []
         return sorted(file.removeprefix(f"{name.rstrip('/')}/") for file in found)
-    places = ((Path(place), names) for place, _, names in os.walk(folder))
-    return sorted(
-        (place / name).relative_to(folder).as_posix()
-        for place, names in places
-        for name in names
-        if not name.startswith(".")
-    )
+    local = (Path(place, name) for place, _, names in os.walk(folder) for name in names if not name.startswith("."))
+    return sorted(file.relative_to(folder).as_posix() for file in local)
 
 
 def write_whole(path: str, content: bytes) -> None:
@@ -125,8 +119,7 @@ def write_whole(path: str, content: bytes) -> None:
 
     On object stores, every write is atomic.
 
-    Raises:
-        OSError: the file cannot be written.
+    Raise OSError if the file cannot be written.
     """
     if is_url(path):
         filesystem, name = filesystem_of(path)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.runtime.graph.builder import GraphBuilder, build_function
+from u2moe.runtime.graph.builder import Body, GraphBuilder, build_function
 
 END = 2**63 - 1
 """End of a slice that extends to the end of the axis."""
@@ -151,17 +151,15 @@ def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
         both = to_heads(g, key_value, heads.num_kv_heads, 2 * heads.size)
         return heads.context(g, query, both, bias, use, positions)
 
-    names = ["query", "key_value", "bias", *POSITION_INPUTS[use]]
-    return build_function(_name("Attention", use), names, body, _attributes(heads, use))
+    return _built("Attention", heads, use, ["query", "key_value", "bias"], body)
 
 
-def _name(name: str, use: PositionUse) -> str:
-    """Return a function's name. Relative and plain attention share a name, because they differ only in the keys."""
-    return f"{use.capitalize()}{name}" if use in ("rotary", "distance") else name
-
-
-def _attributes(heads: Heads, use: PositionUse) -> dict[str, int]:
-    return {**asdict(heads), **({} if use in ("rotary", "distance") else {"relative": int(use == "relative")})}
+def _built(name: str, heads: Heads, use: PositionUse, inputs: list[str], body: Body) -> ir.Function:
+    """Build a function. Relative and plain attention share a name, because they differ only in the keys."""
+    is_own = use in ("rotary", "distance")
+    attributes = {**asdict(heads), **({} if is_own else {"relative": int(use == "relative")})}
+    name = f"{use.capitalize()}{name}" if is_own else name
+    return build_function(name, [*inputs, *POSITION_INPUTS[use]], body, attributes)
 
 
 def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
@@ -188,8 +186,8 @@ def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
         both = g.op("Concat", g.op("Gather", cache, block, axis=0), own, axis=2)
         return [heads.context(g, query, both, bias, use, positions, cache=cache), kept]
 
-    names = ["query", "key_value", "cache", "block", "first_kept", "bias", *POSITION_INPUTS[use]]
-    return build_function(_name("CachedAttention", use), names, body, _attributes(heads, use))
+    inputs = ["query", "key_value", "cache", "block", "first_kept", "bias"]
+    return _built("CachedAttention", heads, use, inputs, body)
 
 
 def next_cache(num_blocks: int) -> ir.Function:

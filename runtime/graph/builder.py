@@ -92,8 +92,7 @@ class GraphBuilder:
     def constant(self, value: npt.NDArray[Any] | Sequence[int] | float) -> ir.Value:
         """Return a small constant. Equal constants are shared."""
         if not isinstance(value, np.ndarray):
-            is_float = isinstance(value, float)
-            value = np.asarray(value, dtype=np.float32 if is_float else np.int64)
+            value = np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
         flat = "_".join(f"{number:g}" for number in value.ravel()[:8].tolist())
         name = f"const_{value.dtype.name}{list(value.shape) or ''}_{flat}".replace(" ", "")
         if value.size > 8:

@@ -14,6 +14,7 @@ from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
 from u2moe.runtime.graph.layers import layer_normalization
 
+Values = list[ir.Value]
 Around = Literal["cached", "causal", "centred"]
 """Context of a convolution. "cached": earlier frames, including those in a stream's cache. "causal": earlier frames of
 the input. "centred": earlier and later frames of the input."""
@@ -36,10 +37,8 @@ class OverTime(ABC):
         """Return the names of the weights."""
 
     @abstractmethod
-    def convolved(
-        self, g: GraphBuilder, seen: ir.Value, channels: int, parameters: list[ir.Value], padding: int
-    ) -> ir.Value:
-        """Add the convolution and any nodes after it, and return the layer's output."""
+    def convolved(self, g: GraphBuilder, seen: ir.Value, channels: int, taps: Values, padding: int) -> ir.Value:
+        """Add the convolution and any nodes after it. `taps` are the values of `parameters`. Return the output."""
 
     def combined(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:  # noqa: ARG002 - a single input needs no nodes
         """Return the convolution's input [batch, time, channels], made from the layer's `inputs`."""
@@ -116,13 +115,11 @@ class TimeConvolution(OverTime):
         linear, gate = inputs
         return g.op("Mul", linear, g.op("Sigmoid", gate))
 
-    def convolved(
-        self, g: GraphBuilder, seen: ir.Value, channels: int, parameters: list[ir.Value], padding: int
-    ) -> ir.Value:
+    def convolved(self, g: GraphBuilder, seen: ir.Value, channels: int, taps: Values, padding: int) -> ir.Value:
         """See `OverTime`."""
-        y = depthwise(g, seen, channels, self.kernel, parameters[: 1 + self.bias], padding)
+        y = depthwise(g, seen, channels, self.kernel, taps[: 1 + self.bias], padding)
         if self.norm:
-            y = layer_normalization(g, [y, *parameters[1 + self.bias :]], self.epsilon)
+            y = layer_normalization(g, [y, *taps[1 + self.bias :]], self.epsilon)
         return activation(g, y, self.activation) if self.activation else y
 
 
@@ -137,11 +134,9 @@ class DepthwiseConvolution(OverTime):
         """See `OverTime`."""
         return ["weight", "bias"]
 
-    def convolved(
-        self, g: GraphBuilder, seen: ir.Value, channels: int, parameters: list[ir.Value], padding: int
-    ) -> ir.Value:
+    def convolved(self, g: GraphBuilder, seen: ir.Value, channels: int, taps: Values, padding: int) -> ir.Value:
         """See `OverTime`."""
-        return depthwise(g, seen, channels, self.kernel, parameters, padding)
+        return depthwise(g, seen, channels, self.kernel, taps, padding)
 
 
 @dataclass(frozen=True, kw_only=True)

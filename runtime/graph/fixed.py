@@ -52,12 +52,9 @@ class FixedHeads(Heads):
         return self.context(g, query, both, bias, use, positions), kept
 
     def scores_of_distances(
-        self,
-        g: GraphBuilder,
-        queries: ir.Value,
-        keys: ir.Value,  # noqa: ARG002 - only their number matters
+        self, g: GraphBuilder, queries: ir.Value, keys: ir.Value,  # noqa: ARG002 - only the keys' number matters
         vectors: ir.Value,
-    ) -> ir.Value:
+    ) -> ir.Value:  # fmt: skip
         """See `Heads`. All distances are known in advance, so constant indices select the vectors."""
         places = np.arange(self.past + self.time) - (self.past + np.arange(self.time))[:, np.newaxis]
         rows = np.clip(places, -FURTHEST_LEFT, FURTHEST_RIGHT) + FURTHEST_LEFT

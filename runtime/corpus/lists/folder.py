@@ -19,8 +19,7 @@ def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
 
     Only the names in one folder and its parents are in memory at a time. Links to folders are not followed.
 
-    Raises:
-        CorpusError: a folder cannot be read, or contains no audio files.
+    Raise CorpusError if a folder cannot be read, or contains no audio files.
     """
     is_empty = True
     for path in _walk(list_path):

@@ -16,10 +16,7 @@ _BESIDE = ("segments", "text", "utt2spk")
 
 
 class _Table:
-    """A table of "key value" lines that is read in parallel with a list.
-
-    Both must be sorted by `LC_ALL=C sort`, as in Kaldi.
-    """
+    """A table of "key value" lines, read in parallel with a list. Both are sorted by `LC_ALL=C sort`, as in Kaldi."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -30,8 +27,7 @@ class _Table:
     def find(self, key: str) -> str | None:
         """Return the value of a key, or None if the table lacks the key. Keys must be looked up in sorted order.
 
-        Raises:
-            CorpusError: the table or the list is not sorted.
+        Raise CorpusError if the table or the list is not sorted.
         """
         wanted = _bytes(key)
         if wanted < self._wanted:
@@ -54,8 +50,7 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     `list_path` is the folder or its wav.scp. With `segments`, the whole of wav.scp is kept in memory. `text` and
     `utt2spk` are read in step with `segments`, or with wav.scp if there is no `segments`.
 
-    Raises:
-        CorpusError: a table or the list is not sorted, or the first line of the list is invalid.
+    Raise CorpusError if a table or the list is not sorted, or the first line of the list is invalid.
     """
     recordings, *beside = files(list_path)
     tables = {os.path.basename(path): path for path in beside}  # noqa: PTH119
@@ -63,13 +58,20 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     entries = dict(_split(line) for _, line in read_lines(recordings)) if "segments" in tables else {}
 
     def parse(line: str) -> Entry:
+        start = 0.0
+        end: float | None = None
         if "segments" in tables:
-            key, recording, start, end = _segment(line)
+            words = line.split()
+            if len(words) not in (4, 5):
+                raise wrong("", "utterance, recording, start and end", line)
+            (key, recording), start = words[:2], checked_seconds("start", words[2])
+            if not words[3].startswith("-"):  # in Kaldi, -1 means the end of the recording
+                end = checked_seconds("end", words[3])
             if recording not in entries:
                 raise ValueError(f"recording {recording!r} is not in {recordings}")
             entry = entries[recording]
         else:
-            (key, entry), start, end = _split(line), 0.0, None
+            key, entry = _split(line)
         return Entry(
             key=key, source=options.source(entry, recordings), start=start, end=end,
             duration=None if end is None else end - start, text=texts.find(key) if texts else None,
@@ -111,13 +113,3 @@ def _split(line: str) -> tuple[str, str]:
     """Return the key and the value in a line."""
     key, *value = line.split(maxsplit=1)
     return key, value[0] if value else ""
-
-
-def _segment(line: str) -> tuple[str, str, float, float | None]:
-    words = line.split()
-    if len(words) not in (4, 5):
-        raise wrong("", "utterance, recording, start and end", line)
-    start, end = checked_seconds("start", words[2]), None
-    if not words[3].startswith("-"):  # in Kaldi, -1 means the end of the recording
-        end = checked_seconds("end", words[3])
-    return words[0], words[1], start, end

@@ -26,8 +26,7 @@ def read_lines(list_path: str) -> Iterator[tuple[int, str]]:
 
     Bytes that are not valid UTF-8 become surrogates, as in `os.fsdecode`.
 
-    Raises:
-        CorpusError: the file cannot be read.
+    Raise CorpusError if the file cannot be read.
     """
     opened = open_binary(list_path)
     lines = text_lines(list_path, "a list of recordings", CorpusError, opened=opened, errors="surrogateescape")
@@ -55,8 +54,7 @@ def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry
         list_path: the file.
         parse: function that parses a line. It raises ValueError for an invalid line.
 
-    Raises:
-        CorpusError: the first line cannot be parsed, so the list probably has another format.
+    Raise CorpusError if the first line cannot be parsed, so the list probably has another format.
     """
     is_first = True
     for number, line in read_lines(list_path):
@@ -81,10 +79,7 @@ def json_record(line: str) -> Record:
 
 
 def read_paths(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of a list of paths.
-
-    A tab and a transcript may follow a path. The path as written is the key.
-    """
+    """Yield the entries of a list of paths. A tab and a transcript may follow a path. The path is the key."""
 
     def parse(line: str) -> Entry:
         path, tab, transcript = line.partition("\t")

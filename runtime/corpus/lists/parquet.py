@@ -20,8 +20,7 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
     An entry's key is the value in column `key`, `id` or `segment_id`. Without such a value, the key is the row's index.
 
-    Raises:
-        CorpusError: the file is not Parquet, or has no column `audio`.
+    Raise CorpusError if the file is not Parquet, or has no column `audio`.
     """
     import pyarrow as pa  # noqa: PLC0415 - an extra
     import pyarrow.parquet as pq  # noqa: PLC0415

@@ -36,38 +36,33 @@ class ListFormat:
     field: str | None = None
 
 
-FORMATS: Mapping[str, ListFormat] = MappingProxyType(
-    {
-        "nemo": ListFormat(read=lines.read_nemo, field="audio_filepath", description="NeMo's jsonl (audio_filepath)"),
-        "wenet": ListFormat(read=lines.read_wenet, field="wav", description="WeNet's data.list (key, wav, txt)"),
-        "shards": ListFormat(
-            read=shards.read,
-            content=shards.content_of,
-            count=lambda _: None,  # counting requires reading all archives
-            description="a WeNet tar shard, or a list of shards",
-        ),
-        "kaldi": ListFormat(
-            read=kaldi.read,
-            content=kaldi.content_of,
-            count=kaldi.count,
-            description="a Kaldi data folder, or its wav.scp",
-        ),
-        "lhotse": ListFormat(
-            read=lines.read_lhotse, field="recording", description="Lhotse's jsonl of cuts (recording)"
-        ),
-        "parquet": ListFormat(
-            read=parquet.read,
-            count=parquet.count_rows,
-            description="a Parquet file of a Hugging Face data set (audio, text)",
-        ),
-        "folder": ListFormat(
-            read=folder.read, content=folder.content_of, count=folder.count, description="a folder of audio files"
-        ),
-        "paths": ListFormat(
-            read=lines.read_paths, description="a path per line, optionally with a tab and a transcript"
-        ),
-    }
-)
+_FORMATS = {
+    "nemo": ListFormat(read=lines.read_nemo, field="audio_filepath", description="NeMo's jsonl (audio_filepath)"),
+    "wenet": ListFormat(read=lines.read_wenet, field="wav", description="WeNet's data.list (key, wav, txt)"),
+    "shards": ListFormat(
+        read=shards.read,
+        content=shards.content_of,
+        count=lambda _: None,  # counting requires reading all archives
+        description="a WeNet tar shard, or a list of shards",
+    ),
+    "kaldi": ListFormat(
+        read=kaldi.read,
+        content=kaldi.content_of,
+        count=kaldi.count,
+        description="a Kaldi data folder, or its wav.scp",
+    ),
+    "lhotse": ListFormat(read=lines.read_lhotse, field="recording", description="Lhotse's jsonl of cuts (recording)"),
+    "parquet": ListFormat(
+        read=parquet.read,
+        count=parquet.count_rows,
+        description="a Parquet file of a Hugging Face data set (audio, text)",
+    ),
+    "folder": ListFormat(
+        read=folder.read, content=folder.content_of, count=folder.count, description="a folder of audio files"
+    ),
+    "paths": ListFormat(read=lines.read_paths, description="a path per line, optionally with a tab and a transcript"),
+}
+FORMATS: Mapping[str, ListFormat] = MappingProxyType(_FORMATS)
 """The list formats by name. To add a format, write a module with a generator, and add a line here."""
 
 
@@ -95,8 +90,7 @@ def read_utterances(
 def find_format(list_path: str) -> str:
     """Return the name of a list's format, detected from the list's name and first line.
 
-    Raises:
-        CorpusError: the list cannot be read, is empty, or has no known format.
+    Raise CorpusError if the list cannot be read, is empty, or has no known format.
     """
     if os.path.isdir(list_path):  # noqa: PTH112
         return "kaldi" if os.path.isfile(os.path.join(list_path, "wav.scp")) else "folder"  # noqa: PTH113, PTH118
@@ -127,8 +121,7 @@ def find_format(list_path: str) -> str:
 def digest(list_path: str, file_format: str, options: ListOptions) -> str:
     """Return the SHA-256 of the content of a list. For shards, only their names and sizes count.
 
-    Raises:
-        CorpusError: a file of the list cannot be read.
+    Raise CorpusError if a file of the list cannot be read.
     """
     found = hashlib.sha256()
     try:
