@@ -598,6 +598,9 @@ def test_a_file_that_was_cut_off_is_recognised_as_far_as_it_goes_and_a_full_disk
         (without("files", "decoder.onnx"), r"bundle\.json: files: field 'decoder\.onnx' is missing"),
         (edited("model", blank=999), r"bundle\.json: model: blank: found 999, expected an integer from 0 to"),
         (edited("features", sample_rate="16k"), r"bundle\.json: features: sample_rate: found '16k', expected a number"),
+        (edited("features", window="hann"), r"features: window: found 'hann', expected 'povey', 'hamming'"),
+        (edited("features", low_hz=9000), r"bundle\.json: features: low_hz: found 9000, expected 0 or more, and less"),
+        (edited("features", frame_length_ms=2, frame_shift_ms=1), r"features: num_mel_bins: found \d+, expected fewer"),
         (edited("", version=1), r"bundle\.json: version: found 1, expected 4"),
         *(
             (
@@ -607,7 +610,7 @@ def test_a_file_that_was_cut_off_is_recognised_as_far_as_it_goes_and_a_full_disk
             for name in ("../tokens.txt", "/etc/passwd", "a\\b", "CON.txt", "com1", "a.")
         ),
         (of_later_version("model", harmless=False), rf"bundle\.json: model: {LATER_FIELD} .* by {LATER}: use that"),
-        (edited("features", frame_shift_ms=5), r"features\.onnx: u2moe\.frame_shift_ms is 10, which does not match"),
+        (edited("features", frame_shift_ms=5), r"ctc\.onnx: u2moe\.frame_shift_ms is 10, which does not match"),
         (edited("model", blank=5), r"\.onnx: u2moe\.blank is \d+, which does not match bundle\.json"),
     ],
 )

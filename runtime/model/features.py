@@ -1,6 +1,6 @@
 """Log-mel filter banks and MFCC, without normalisation. They equal Kaldi's, which WeNet's training uses.
 
-numpy computes them, or the u2moe-kernels library (`runtime/kernels/source/features.cpp`), which is twice as fast.
+numpy computes them, or the u2moe-kernels library (`runtime/cpp/source/front_end.hpp`), which is twice as fast.
 Each frame is computed separately, in double precision, and rounded to single precision. Features are therefore
 bit-identical for any split of the samples. Between processors, they differ at most in the last bit. `graph.features`
 has the same equations for programs in other languages.
@@ -175,7 +175,7 @@ def constants_of(config: FeatureConfig) -> Constants:
 
 
 class _FrontEnd(ctypes.Structure):
-    """`U2moeFrontEnd` of the library."""
+    """`FrontEndConstants` of the library."""
 
     _fields_ = (
         *[(name, ctypes.c_size_t) for name in ("frame_len", "shift_len", "num_points", "lowest", "num_weights")],

@@ -60,7 +60,7 @@ function readerOf(source, cache, signal) {
 
 /** Return each graph's name and file, usually the smallest file first. Prefer files in ORT format, which load faster. */
 export function graphFiles({ model, files }) {
-  return ['ctc', 'features', ...(model.decoder === 'none' ? [] : ['decoder']), 'encoder'].map((graph) => {
+  return ['ctc', ...(model.decoder === 'none' ? [] : ['decoder']), 'encoder'].map((graph) => {
     const file = [`${graph}.ort`, `${graph}.onnx`].find((name) => files[name]);
     if (!file) throw new BundleError(`${MANIFEST}: files: ${graph}.ort or ${graph}.onnx is not listed`);
     return [graph, file];

@@ -16,7 +16,7 @@ function told(code, message) {
 }
 
 /** Graphs that `Recognition.next` requests. */
-export const FEATURES = 1, ENCODER = 2, CTC = 3, DECODER = 4, VAD = 5;
+export const ENCODER = 1, CTC = 2, DECODER = 3, VAD = 4;
 
 const encoder = new TextEncoder(), decoder = new TextDecoder();
 let compiled;

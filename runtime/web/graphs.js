@@ -105,12 +105,6 @@ export class Graphs {
     if (failed) throw new U2moeError(`onnxruntime failed to release a graph: ${failed.reason?.message}`, { cause: failed.reason });
   }
 
-  /** Compute the features [frames, mel] of samples. */
-  async features(samples) {
-    const { features } = await this.graphs.features.run({ samples: float(samples, [1, samples.length]) }, ['features']);
-    return features.data;
-  }
-
   /** Return the caches of a stream before its first chunk: {offset, tensors}, in the manifest's order. */
   start() {
     const zeros = (dims) => float(new Float32Array(product(dims)), dims);

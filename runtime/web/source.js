@@ -1,6 +1,6 @@
 /** Turns samples into results. The core decides which graph to run next, and this module runs it. */
 
-import { CTC, DECODER, ENCODER, FEATURES, VAD } from './core.js';
+import { CTC, DECODER, ENCODER, VAD } from './core.js';
 import { StreamError } from './errors.js';
 
 /** One source of a stream, recognised in this thread. */
@@ -109,7 +109,6 @@ export class Source {
     const graphs = this.graphs, recognition = this.recognition;
     let output;
     if (graph === DECODER) output = await graphs.score(input, hyps, lens); // an array of arguments for `score`
-    if (graph === FEATURES) output = await graphs.features(input);
     if (graph === CTC) output = await graphs.ctc(input);
     if (graph === VAD) output = Float32Array.of(await this.vad.probability(input, this.#past));
     if (graph === ENCODER) {

@@ -3,6 +3,7 @@
 python tests/conformance/make_cases.py
 """
 
+import dataclasses
 import json
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conformance import COMPUTED, FOLDER
+from fbanks import CONFIGS, WENET
 from language_models import random_arpa
 from searches import HOTWORDS, SYMBOLS, random_frames
 from test_writing import EXAMPLES
@@ -136,6 +138,16 @@ def paddings():
             samples[-400:] += 2000 * ends * (np.arange(len(samples[-400:])) % 2)
             name = f"{num}, {begins}, {ends}"
             cases.append({"name": name, "padding_s": 0.18, "split": num // 3, "samples": samples.tolist()})
+    return {"cases": cases}
+
+
+def front_ends():
+    random = np.random.default_rng(5)
+    cases = []
+    for number, config in enumerate([*CONFIGS, *WENET.values()]):
+        num = config.frame_len + config.shift_len + 1
+        samples = (random.normal(0, 10.0 ** random.uniform(0, 4), num)).round().clip(-32768, 32767).astype(int).tolist()
+        cases.append({"name": str(number), "features": dataclasses.asdict(config), "samples": samples})
     return {"cases": cases}
 
 
@@ -270,7 +282,7 @@ def defaults():
 def write():
     kinds = {
         "search": searches(), "endpoint": endpoints(), "partials": partials(), "pauses": pauses(),
-        "padding": paddings(),
+        "padding": paddings(), "features": front_ends(),
         "resampling": resamplings(), "rescoring": rescorings(), "written": writings(), "recordings": recordings(),
         "defaults": defaults(),
     }  # fmt: skip

@@ -154,6 +154,7 @@ std::string partials(const Json& json, const Json& shared) {
   m.feature_size = m.num_mel_bins;
   m.subsampling_rate = 4;
   m.right_context = 6;
+  m.front_end = std::make_shared<const FrontEnd>(m.sample_rate, m.frame_len(), m.shift_len(), m.num_mel_bins, 0, "povey", 20, 8000);
   StreamOptions options(m);
   options.chunk_size = json["chunk_size"].integer(1, 100);
   options.rules = all_rules(json["endpoint"]);
@@ -165,9 +166,7 @@ std::string partials(const Json& json, const Json& shared) {
   while (const std::optional<Request> request = recognition.next()) {
     const std::size_t num = request->input->size(), bins = static_cast<std::size_t>(m.num_mel_bins);
     Floats output;
-    if (request->graph == Request::Graph::kFeatures) {
-      output.resize(((num - 400) / 160 + 1) * bins);
-    } else if (request->graph == Request::Graph::kEncoder) {
+    if (request->graph == Request::Graph::kEncoder) {
       output.resize((num / bins - 7) / 4 + 1);
       for (float& each : output) each = number++;
     } else if (request->graph == Request::Graph::kCtc) {
@@ -212,6 +211,13 @@ std::string padding(const Json& json, const Json&) {
   }
   const auto num_sounds = static_cast<std::ptrdiff_t>(heard.size()) - std::count(heard.begin(), heard.end(), 0.0F);
   return object({{"num_before", std::to_string(padding.num_before())}, {"num_heard", std::to_string(heard.size())}, {"num_sounds", std::to_string(num_sounds)}});
+}
+
+std::string features(const Json& json, const Json&) {
+  Manifest m;
+  read_numbers<FeatureNumbers>(json["features"], m);
+  const Floats found = m.front_end_of(json["features"])->features(samples_of(json));
+  return object({{"features", json_text(std::vector<double>(found.begin(), found.end()))}});
 }
 
 std::string resampling(const Json& json, const Json&) {
@@ -281,7 +287,7 @@ std::string written_case(const Json& json, const Json&) {
 std::string case_results(const std::string& kind, const Json& content);
 std::string case_results(const std::string& kind, const Json& content) {
   const std::map<std::string, std::string (*)(const Json&, const Json&)> kinds = {
-      {"search", search}, {"endpoint", endpoint}, {"partials", partials}, {"pauses", pauses}, {"padding", padding}, {"resampling", resampling}, {"rescoring", rescoring},
+      {"search", search}, {"endpoint", endpoint}, {"partials", partials}, {"pauses", pauses}, {"padding", padding}, {"features", features}, {"resampling", resampling}, {"rescoring", rescoring},
       {"written", written_case}};
   return json_list(content["cases"].array(), [&](const Json& each) { return kinds.at(kind)(each, content); });
 }

@@ -68,7 +68,7 @@ Floats numbers(std::size_t size, float scale, std::size_t oddity = 1000) {
 // Pass an output of the requested graph, mostly of the right size.
 void give(StreamState* stream, const std::int32_t* asked, const Manifest& m) {
   const auto length = static_cast<std::size_t>(asked[2]), dim = static_cast<std::size_t>(m.output_size), mel = static_cast<std::size_t>(m.feature_size);
-  const auto vocab = static_cast<std::size_t>(m.vocab_size), frame = static_cast<std::size_t>(m.frame_len()), shift = static_cast<std::size_t>(m.shift_len());
+  const auto vocab = static_cast<std::size_t>(m.vocab_size);
   if (asked[0] == static_cast<int>(Request::Graph::kDecoder)) {
     const auto rows = static_cast<std::size_t>(asked[8]), width = static_cast<std::size_t>(asked[6]) / std::max<std::size_t>(rows, 1) + 1;
     const std::size_t decoders = m.bidirectional ? 2 : 1;
@@ -77,7 +77,6 @@ void give(StreamState* stream, const std::int32_t* asked, const Manifest& m) {
     return;
   }
   std::size_t size = 1;
-  if (asked[0] == static_cast<int>(Request::Graph::kFeatures)) size = length < frame || shift == 0 ? 0 : ((length - frame) / shift + 1) * mel;
   if (asked[0] == static_cast<int>(Request::Graph::kEncoder)) {
     const std::size_t frames = length / mel, window = static_cast<std::size_t>(m.right_context) + 1;
     size = frames < window ? 0 : ((frames - window) / static_cast<std::size_t>(m.subsampling_rate) + 1) * dim;

@@ -33,6 +33,7 @@ from u2moe.runtime import (
 )
 from u2moe.runtime.audio.arrays import SincResampler
 from u2moe.runtime.audio.padding import Padding
+from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.decoding.alignment import find_cut
 from u2moe.runtime.decoding.ctc import GreedySearch, Hypothesis, PrefixBeamSearch
@@ -45,6 +46,7 @@ from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.language.model import LanguageModel
 from u2moe.runtime.model.encoder import Encoder
+from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.options import RescoringWeights
 from u2moe.runtime.result import Alternative, Result, WordResult
@@ -223,6 +225,11 @@ def _padding(case, _shared, _folder):
     return {"num_before": padding.num_before, "num_heard": len(heard), "num_sounds": int(np.count_nonzero(heard))}
 
 
+def _features(case, _shared, _folder):
+    samples = np.array(case["samples"], np.float32) / np.float32(32768)
+    return {"features": fbank(samples, FeatureConfig(**case["features"])).ravel().tolist()}
+
+
 def _resampling(case, _shared, _folder):
     samples = np.array(case["samples"], np.float32) / np.float32(32768)
     return {"samples": SincResampler(case["rate"], 16_000).resample_chunk(samples, last=True).tolist()}
@@ -263,13 +270,13 @@ def _written(case, _shared, _folder):
 
 COMPUTED = {
     "search": _search, "endpoint": _endpoint, "partials": _partials, "pauses": _pauses, "padding": _padding,
-    "resampling": _resampling, "rescoring": _rescoring, "written": _written,
+    "features": _features, "resampling": _resampling, "rescoring": _rescoring, "written": _written,
 }  # fmt: skip
 """Python's result for each kind: a function of a case, of its file's shared fields, and of a folder for files."""
 
 
 def assert_same(kind, found, names=None):
-    """Check that results equal the cases: sums in double precision to 1e-9, resampled samples to 2e-7, others exactly.
+    """Check that results equal the cases: doubles to 1e-9, samples and features to 2e-7, others exactly.
 
     Args:
         kind: the file of cases.

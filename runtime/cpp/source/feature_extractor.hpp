@@ -115,28 +115,22 @@ class FeatureExtractor {
 
   bool is_exhausted() const { return is_finished_ && !has_window(); }
 
-  /// Begin the next window. Return the samples of its new frames, if any. The features of these frames are
-  /// bit-identical, however the audio is split across calls of `accept`.
-  Floats take_window() {
+  /// Begin the next window. Its features are bit-identical, however the audio is split across calls of `accept`.
+  void take_window() {
     const std::size_t end = std::min(next_ + length_, num_frames());
     begin_ = next_;
     end_ = end;
     next_ = begin_ + stride_;
     trim();
-    if (end <= num_computed_) return {};
+    if (end <= num_computed_) return;
     const auto shift = static_cast<std::size_t>(m_->shift_len());
     const auto first = samples_.begin() + static_cast<std::ptrdiff_t>(num_computed_ * shift - first_sample_);
     const std::size_t num = (end - 1 - num_computed_) * shift + static_cast<std::size_t>(m_->frame_len());
-    Floats added(first, first + static_cast<std::ptrdiff_t>(num));
+    const Floats added = m_->front_end->features({first, first + static_cast<std::ptrdiff_t>(num)});
     num_computed_ = end;
     const std::size_t used = std::min(end * shift - first_sample_, samples_.size());  // no later frame needs these
     drop(samples_, used);
     first_sample_ += used;
-    return added;
-  }
-
-  /// Add the features of the samples that `take_window` returned.
-  void add_features(const Floats& added) {
     features_.insert(features_.end(), added.begin(), added.end());
     const std::vector<float> measured = loudness(added, *m_);
     levels_.insert(levels_.end(), measured.begin(), measured.end());

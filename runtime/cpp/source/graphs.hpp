@@ -55,22 +55,16 @@ class Graphs {
     // loads the smallest graph, another thread reads and verifies the largest file.
     const auto read = [&bundle](const char* graph) { return bundle.verified(file_of(bundle, graph)); };
     std::future<std::string> largest = std::async([&] { return runner_ ? "" : read(encoder); });
-    features_ = open(bundle, others, "features", read("features"), {"samples"}, {"features"});
+    ctc_ = open(bundle, others, "ctc", read("ctc"), {"encoder_out"}, {"log_probs"});
     if (runner_) encoder_ = {"static", inputs, outputs, {}, {}};
     else encoder_ = open(bundle, settings, encoder, largest.get(), inputs, outputs);
     for (std::size_t i = 0; encoder_.session && static_ && i < inputs.size(); ++i) {
       const std::string found = shown(ort::input_shape(*encoder_.session, i)), expected = shown(static_->shape(inputs[i]));
       if (found != expected) throw BundleError(encoder_.path + ": input " + inputs[i] + ": is " + found + ", expected " + expected);
     }
-    ctc_ = open(bundle, others, "ctc", read("ctc"), {"encoder_out"}, {"log_probs"});
     if (!m_.has_decoder) return;
     const Names scores = m_.bidirectional ? Names{"score", "next_log_probs", "r_score"} : Names{"score", "next_log_probs"};
     decoder_ = open(bundle, others, "decoder", read("decoder"), {"hyps", "hyps_lens", "encoder_out", "encoder_lens"}, scores);
-  }
-
-  /// Compute the features [frames, mel] of all complete frames in the samples.
-  Floats features(Floats samples) const {
-    return ort::numbers_of<float>(*run(features_, ort::values(ort::tensor(samples, {1, length(samples)})))[0]);
   }
 
   /// Initial caches of a stream.
@@ -416,7 +410,7 @@ class Graphs {
   std::optional<StaticEncoder> static_;  // of a bundle with fixed shapes
   Runner runner_;                        // empty: onnxruntime
   ort::Owned<OrtEnv> env_;
-  Graph features_, encoder_, ctc_, decoder_;
+  Graph encoder_, ctc_, decoder_;
 };
 
 }  // namespace u2moe::runtime

@@ -1,7 +1,10 @@
 // The manifest of a bundle: model sizes, features and decoding defaults.
 #pragma once
 
+#include <memory>
+
 #include "endpoint.hpp"
+#include "front_end.hpp"
 #include "fusion.hpp"
 
 namespace u2moe::runtime {
@@ -83,6 +86,7 @@ struct StaticForm {
 /// The fields of bundle.json; see docs/export.md.
 struct Manifest : ModelNumbers, FeatureNumbers, EndpointOptions {
   bool streaming = false, has_decoder = false, bidirectional = false;
+  std::shared_ptr<const FrontEnd> front_end;
   std::vector<CacheLayout> caches;
   std::optional<StaticForm> form;  ///< layout of an encoder with fixed shapes, if there is one
   StreamNumbers numbers;  ///< these members, down to `weights`, are defaults of StreamOptions
@@ -137,6 +141,7 @@ struct Manifest : ModelNumbers, FeatureNumbers, EndpointOptions {
     features["frame_shift_ms"].number(1, m.frame_length_ms);
     const Json& size = features[m.num_ceps > 0 ? "num_ceps" : "num_mel_bins"];
     if (size.number() != m.feature_size) size.fail("feature_size of the model, " + std::to_string(m.feature_size));
+    m.front_end = m.front_end_of(features);
     read_numbers(decoding, m.numbers);
     m.read(decoding["endpoint"]);
     for (const Json& line : decoding["hotwords"].array()) m.hotwords += line.string() + "\n";
@@ -155,6 +160,18 @@ struct Manifest : ModelNumbers, FeatureNumbers, EndpointOptions {
     m.quantized = !quantization.object().empty();
     if (quantization.given("packed")) m.packed = quantization["packed"].integer(1, 1000);
     return m;
+  }
+
+  /// Return the front end of these numbers and of the other fields of a complete FeatureConfig.
+  /// @throws BundleError if it is impossible.
+  std::shared_ptr<const FrontEnd> front_end_of(const Json& features) const {
+    const std::string& window = features["window"].string();
+    if (!FrontEnd::knows(window)) features["window"].fail("'povey', 'hamming', 'hanning', 'blackman' or 'rectangular'");
+    const double low = features["low_hz"].number(), high = features["high_hz"].number(), top = high > 0 ? high : sample_rate / 2.0 + high;
+    if (!(low >= 0 && low < top && top <= sample_rate / 2.0)) features["low_hz"].fail("0 or more, and less than high_hz, which may be half the sample_rate");
+    const auto found = std::make_shared<const FrontEnd>(sample_rate, frame_len(), shift_len(), num_mel_bins, num_ceps, window, low, top);
+    if (!found->is_possible()) features["num_mel_bins"].fail("fewer bands, or longer frames: a mel band contains no FFT bin");
+    return found;
   }
 };
 

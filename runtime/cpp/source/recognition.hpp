@@ -98,10 +98,10 @@ struct Sequences {
 
 /// A graph that the caller must run before recognition continues, and its inputs.
 struct Request {
-  enum class Graph { kFeatures = 1, kEncoder, kCtc, kDecoder, kVad };
+  enum class Graph { kEncoder = 1, kCtc, kDecoder, kVad };
 
   Graph graph;
-  const Floats* input;                   ///< samples, window of features, or encoder output
+  const Floats* input;                   ///< window of features, or encoder output
   const Sequences* sequences = nullptr;  ///< for the decoder
   // For the encoder. `begins`: whether it begins with initial caches. `kept`: encoder frames to keep in growing caches before
   // the run. `required`: encoder frames of left context to keep for the next run. For both numbers, -1 means all.
@@ -131,10 +131,7 @@ class Recognition {
   void give(Floats output) {
     const Request::Graph graph = request_->graph;
     request_.reset();
-    if (graph == Request::Graph::kFeatures) {
-      extractor_.add_features(output);
-      begin_encoder();
-    } else if (graph == Request::Graph::kEncoder) {
+    if (graph == Request::Graph::kEncoder) {
       frames_.output = std::move(output);
       request_ = Request{Request::Graph::kCtc, &frames_.output};
     } else if (alone_) {
@@ -243,16 +240,15 @@ class Recognition {
       is_left_open_ = 2 * num_frames_ > extractor_.num_window_frames();
       is_left_open_ ? begin_end() : repeat();
     } else if (extractor_.has_window()) {
-      samples_ = extractor_.take_window();
-      if (samples_.empty()) begin_encoder();
-      else request_ = Request{Request::Graph::kFeatures, &samples_};
+      begin_window();
     } else {
       return false;
     }
     return true;
   }
 
-  void begin_encoder() {
+  void begin_window() {
+    extractor_.take_window();
     if (has_full_context()) {
       const auto end = pause_rule_.end_of_window(extractor_.window_levels(), start_, extractor_.window_is_full(), extractor_.is_exhausted());
       if (end) extractor_.shorten_window(*end);
@@ -549,7 +545,7 @@ class Recognition {
   Endpointer endpointer_;
   PauseRule pause_rule_;
   std::optional<Request> request_;
-  Floats samples_, window_;                 // of the request
+  Floats window_;                           // of the request
   std::vector<Hypothesis> hypotheses_;
   std::optional<Sequences> sequences_;      // of the request
   std::optional<AttentionSearch> alone_;    // search with only the decoder, at the end of an utterance

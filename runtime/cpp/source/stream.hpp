@@ -273,7 +273,6 @@ class Stream {
 
   void run_alone(const Request& request) {
     const Graphs& graphs = model_->graphs;
-    if (request.graph == Request::Graph::kFeatures) source_.give(graphs.features(*request.input));
     if (request.graph == Request::Graph::kDecoder) source_.give(graphs.score(*request.input, *request.sequences));
     if (request.graph == Request::Graph::kVad) source_.give({vad_->probability(request.input->data(), past_)});
   }

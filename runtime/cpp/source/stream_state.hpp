@@ -169,8 +169,8 @@ class StreamState {
     }
   }
 
-  /// Pass the output of the graph that `next` requested: features [frames, mel], encoder output [time, dim], log-probabilities
-  /// [time, vocab], or the probability of speech.
+  /// Pass the output of the graph that `next` requested: encoder output [time, dim], log-probabilities [time, vocab], or the
+  /// probability of speech.
   void give(Floats output) {
     if (window_.empty()) return recognition_.give(std::move(output));
     window_.clear();
