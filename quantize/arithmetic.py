@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float32]
 WEIGHT_LEVELS = 127
 """Weights in int8 are integers from -WEIGHT_LEVELS to WEIGHT_LEVELS."""
@@ -165,6 +166,11 @@ def from_int4_blocks(weight: Int4, rows: int) -> Float:
     integers = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
     blocks = restored_int4(integers, scale[:, np.newaxis, np.newaxis], steps[..., np.newaxis])
     return np.ascontiguousarray(blocks.reshape(len(packed), -1)[:, :rows].T)
+
+
+def kernel_matrix(weight: Float) -> Float:
+    """Return a kernel [out, in, time, frequency] as [time * frequency * in, out]. Return a matrix unchanged."""
+    return weight if weight.ndim == 2 else weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
 
 
 def relative_error(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from u2moe.quantize.comparison import Array, compare, hear
+from u2moe.quantize.arithmetic import Array
+from u2moe.quantize.comparison import Estimate, compare, hear
 from u2moe.quantize.damage import DamageMeter
-from u2moe.quantize.features import read_features
 from u2moe.quantize.observed import LeanSettings
+from u2moe.quantize.recordings import read_features
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.bundle_folder import Bundle
@@ -46,17 +47,11 @@ def noise(manifest: Manifest) -> list[Array]:
 def what_changes(
     models: tuple[Model, Model], features: Sequence[Array], files: Sequence[Path] = (), noisy: Sequence[Array] = ()
 ) -> dict[str, Any]:
-    """Return as plain data how the results of the second model differ from those of the first.
+    """Return as plain data how the results of the second model, the quantized one, differ from those of the first.
 
-    Args:
-        models: the float32 model and the quantized one.
-        features: features of recordings, then of noise.
-        files: the recordings, in the order of `features`.
-        noisy: features of the same recordings after adding noise of half a 16-bit step.
-
-    Returns:
-        The entries of `Difference.data`, and `heard`: the names of the recordings. If `noisy` is given, also
-        `changed_texts_by_noise`: how many texts of the float32 model this noise changes.
+    `features` are those of the recordings `files`, then of noise; `noisy` are those of the same recordings after adding
+    noise of half a 16-bit step. Returns the entries of `Difference.data`, and `heard`: the names of the recordings. If
+    `noisy` is given, also `changed_texts_by_noise`: how many texts of the float32 model this noise changes.
     """
     changes = {"heard": [file.name for file in files], **compare(*models, features).data()}
     if noisy:
@@ -81,8 +76,7 @@ def finite_numbers(where: str) -> Iterator[None]:
 def check_runs(made: Bundle) -> None:
     """Run each graph of a staged bundle on noise, and on the demo model's clips if they are installed.
 
-    Raises:
-        QuantizationError: a graph returns NaN or infinity.
+    Raises QuantizationError if a graph returns NaN or infinity.
     """
     model = made.load(LeanSettings())
     for file, frames in [*((Path("noise"), frames) for frames in noise(made.manifest)), *_clips(made)]:
@@ -105,8 +99,7 @@ def _clips(bundle: Bundle) -> list[tuple[Path, Array]]:
 def changes_unreported(source: Bundle, made: Bundle, files: Sequence[Path] = ()) -> dict[str, Any]:
     """Measure changes on the files or, if there are none, on noise and the demo model's clips (if installed).
 
-    Returns:
-        The result of `what_changes`, and `layers` (see `worst_layers`) unless the new bundle is packed or calibrated.
+    Returns the result of `what_changes`, and `layers` (see `worst_layers`) unless the bundle is packed or calibrated.
     """
     heard = read_features(source, files, HEARD_FRAMES) or _clips(source)
     features = [*(frames for _, frames in heard), *(() if files else noise(source.manifest))]
@@ -132,16 +125,11 @@ def worst_of(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"layer": item["layer"], "divergence": item["alone"][-1]} for item in ordered]
 
 
-def share_changed(changes: Mapping[str, Any]) -> float:
-    """Return the share of changed tokens in the pass where it is largest."""
-    return float(max(found["value"] for found in changes["changed_tokens"].values()))
-
-
 def is_severe(changes: Mapping[str, Any]) -> bool:
     """Return whether the changes are so large that the bundle is useless."""
     if changes["tokens"] < FEWEST_TOKENS:
         return bool(changes["divergence"]["value"] > MOST_NATS)
-    return share_changed(changes) > MOST
+    return any(found["value"] > MOST for found in changes["changed_tokens"].values())
 
 
 def describe_changes(changes: Mapping[str, Any]) -> list[str]:
@@ -152,16 +140,14 @@ def describe_changes(changes: Mapping[str, Any]) -> list[str]:
     numbers = {f"recordings ({shown})": len(names), "pieces of noise": count - len(names)}
     heard = " and ".join(f"{number} {kind}" for kind, number in numbers.items() if number)
     passes = ", ".join(
-        f"{name.replace('_', ' ')} {found['value']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
-        for name, found in changes["changed_tokens"].items()
+        f"{name.replace('_', ' ')} {Estimate(**each)}" for name, each in changes["changed_tokens"].items()
     )
     tokens = f"changed tokens (of {changes['tokens']}): {passes}" if changes["tokens"] else "no tokens"
     number = changes.get("changed_texts_by_noise")
     by_noise = "" if number is None else f" (noise of half a 16-bit step changes {number})"
-    nats = changes["divergence"]["value"]
     lines = [
         f"on {heard}, {changes['seconds']:.1f} s, {changes['frames']} encoder frames:",
-        f"  {tokens}; divergence {nats:.2g} nats per frame",
+        f"  {tokens}; divergence {changes['divergence']['value']:.2g} nats per frame",
         f"  changed texts (of {count}): {changes['changed_texts']}{by_noise}",
     ]
     if layers := changes.get("layers"):

@@ -33,6 +33,13 @@ _LIMITS = (
 )  # fmt: skip
 """For each limit: the field of `Goal`, the option, its unit, a pair of numbers, and the help text. The pair is a factor
 and a divisor that convert the option's value to the unit of the field."""
+_SWITCHES = {
+    "--resume": "keep damage measurements in OUT.damage.jsonl until OUT is written; reuse those of an interrupted run",
+    "--packed": "write weights in the layout of the native kernels (u2moe-kernels): the bundle loads faster, and "
+    "several processes share its memory, but it cannot run without these kernels",
+    "--accept-damage": "exit with code 0 even if more than 10 %% of the tokens change",
+    "--no-report": "write no report; changed tokens are still counted and printed",
+}
 
 
 def add_quantize(parser: argparse.ArgumentParser) -> None:
@@ -40,81 +47,43 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     parser.description = "Quantize a float32 bundle into a new bundle and report what quantization costs and saves."
     parser.add_argument("bundle", help="folder of a float32 bundle")
     parser.add_argument("out", help="folder to write the quantized bundle to")
-    parser.add_argument(
-        "--recipe",
-        choices=(*RECIPES, NO_RECIPE),
-        help="default: int8, but int4 with --calibrate and a limit such as --max-damage; "
-        f"{NO_RECIPE}: quantize only the groups and layers that other options name",
+    about = (
+        "default: int8, but int4 with --calibrate and a limit such as --max-damage; "
+        f"{NO_RECIPE}: quantize only the groups and layers that other options name"
     )
-    parser.add_argument(
-        "--calibrate",
-        metavar="PATH",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="fit the bundle to these recordings (audio files, folders, or .tsv lists as for --list): move the scale "
-        "of activation channels with large values into the weights, and round the weights of each layer so that its "
+    parser.add_argument("--recipe", choices=(*RECIPES, NO_RECIPE), help=about)
+    about = (
+        "fit the bundle to these recordings (audio files, folders, or .tsv lists as for --list): move the scale of "
+        "activation channels with large values into the weights, and round the weights of each layer so that its "
         f"output changes least; choose a few minutes of typical speech; at most {LONGEST_S // 60} minutes are used "
-        "(default: round each weight to the nearest value)",
+        "(default: round each weight to the nearest value)"
     )
-    parser.add_argument(
-        "--list",
-        metavar="PATH",
-        help="measure errors on these recordings: a file of path<TAB>transcript lines, or a folder (default: the demo "
-        "model's clips)",
+    parser.add_argument("--calibrate", metavar="PATH", type=Path, nargs="+", default=[], help=about)
+    about = (
+        "measure errors on these recordings: a file of path<TAB>transcript lines, or a folder (default: the demo "
+        "model's clips)"
     )
+    parser.add_argument("--list", metavar="PATH", help=about)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the size of each group of weights and write nothing"
-    )
+    about = "print the size of each group of weights and write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=about)
     experts = parser.add_argument_group("for experts")
-    experts.add_argument(
-        "--calibration",
-        metavar="FILE",
-        type=Path,
-        help="with --calibrate: save the features of the recordings to FILE (.npz); without --calibrate: calibrate "
-        "with the features in FILE. FILE can be reused with any recipe for the same float32 bundle",
+    about = (
+        "with --calibrate: save the features of the recordings to FILE (.npz); without --calibrate: calibrate with the "
+        "features in FILE. FILE can be reused with any recipe for the same float32 bundle"
     )
-    experts.add_argument(
-        "--group",
-        metavar="GROUP=FORMAT",
-        action="append",
-        default=[],
-        help="set the format of one group of weights: "
-        + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()),
-    )
-    experts.add_argument(
-        "--layer",
-        metavar="LAYER=FORMAT",
-        action="append",
-        default=[],
-        help=f"set the format ({', '.join(WEIGHT_FORMATS)}) of one layer, named as in the report or in `u2moe inspect`",
-    )
-    experts.add_argument(
-        "--layers",
-        metavar="FILE",
-        type=Path,
-        help="set the formats of the layers listed in a JSON file {layer: format}",
-    )
+    experts.add_argument("--calibration", metavar="FILE", type=Path, help=about)
+    formats = "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items())
+    about = f"set the format of one group of weights: {formats}"
+    experts.add_argument("--group", metavar="GROUP=FORMAT", action="append", default=[], help=about)
+    about = f"set the format ({', '.join(WEIGHT_FORMATS)}) of one layer, named as in the report or in `u2moe inspect`"
+    experts.add_argument("--layer", metavar="LAYER=FORMAT", action="append", default=[], help=about)
+    about = "set the formats of the layers listed in a JSON file {layer: format}"
+    experts.add_argument("--layers", metavar="FILE", type=Path, help=about)
     for name, flag, metavar, _, about in _LIMITS:
         experts.add_argument(flag, dest=name, metavar=metavar, type=float, help=about)
-    experts.add_argument(
-        "--resume",
-        action="store_true",
-        help="keep damage measurements in OUT.damage.jsonl until OUT is written; reuse those of an interrupted run",
-    )
-    experts.add_argument(
-        "--packed",
-        action="store_true",
-        help="write weights in the layout of the native kernels (u2moe-kernels): the bundle loads faster, and several "
-        "processes share its memory, but it cannot run without these kernels",
-    )
-    experts.add_argument(
-        "--accept-damage", action="store_true", help="exit with code 0 even if more than 10 %% of the tokens change"
-    )
-    experts.add_argument(
-        "--no-report", action="store_true", help="write no report; changed tokens are still counted and printed"
-    )
+    for flag, about in _SWITCHES.items():
+        experts.add_argument(flag, action="store_true", help=about)
     parser.set_defaults(run=run_quantize)
 
 
@@ -144,26 +113,18 @@ def run_quantize(args: argparse.Namespace) -> int:
     goal = Goal(resume=args.resume, **limits)
     searches = args.recipe is None and heard and goal.limits
     smallest, groups = ("int4", {"output_layers": "int4"}) if searches else ("int8", {})
-    chosen = recipe(
-        args.recipe or smallest,
-        {**groups, **_pairs("--group", args.group)},
-        packed=args.packed,
-        exceptions={**_formats_in(args.layers), **_pairs("--layer", args.layer)},
-        calibration=heard,
-    )
+    groups |= _pairs("--group", args.group)
+    exceptions = {**_formats_in(args.layers), **_pairs("--layer", args.layer)}
+    name = args.recipe or smallest
+    chosen = recipe(name, groups, packed=args.packed, exceptions=exceptions, calibration=heard)
     if args.dry_run:
         return _dry_run(args, chosen, goal)
     try:
         bundle, report = quantize_bundle(
-            find_bundle(args.bundle),
-            args.out,
-            chosen,
+            find_bundle(args.bundle), args.out, chosen, goal=goal, overwrite=args.overwrite, progress=show_latest,
             audio=[item.path for item in measured if not item.transcript],
             recordings=[item for item in measured if item.transcript],
-            goal=goal,
-            overwrite=args.overwrite,
-            progress=show_latest,
-        )
+        )  # fmt: skip
     except QuantizationError as error:
         if error.report is not None:
             print(describe(error.report))
@@ -247,11 +208,14 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def _calibration(args: argparse.Namespace) -> list[Path]:
-    """Return the recordings for calibration, or the file that stores their features."""
-    from u2moe.quantize.features import KEPT
-    from u2moe.quantize.recordings import keep_calibration
+    """Return the recordings for calibration, including those in folders and lists, or the file with their features."""
+    from u2moe.quantize.recordings import KEPT, keep_calibration
+    from u2moe.runtime.audio.files import find_audio
+    from u2moe.runtime.corpus.lists import read_recordings
 
-    found = _recordings(args.calibrate)
+    found: list[Path] = []
+    for path in args.calibrate:
+        found += [item.path for item in read_recordings(path)] if path.suffix == ".tsv" else find_audio([path])
     if args.calibration is None:
         return found
     if args.calibration.suffix != KEPT:
@@ -259,17 +223,6 @@ def _calibration(args: argparse.Namespace) -> list[Path]:
     if found:
         keep_calibration(find_bundle(args.bundle), found, args.calibration)
     return [args.calibration]
-
-
-def _recordings(paths: list[Path]) -> list[Path]:
-    """Return audio files, including those in folders and lists."""
-    from u2moe.runtime.audio.files import find_audio
-    from u2moe.runtime.corpus.lists import read_recordings
-
-    found: list[Path] = []
-    for path in paths:
-        found += [item.path for item in read_recordings(path)] if path.suffix == ".tsv" else find_audio([path])
-    return found
 
 
 def _pairs(flag: str, pairs: list[str]) -> dict[str, str]:

@@ -10,20 +10,16 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from u2moe.runtime.bundle.manifest import Manifest
+from u2moe.quantize.arithmetic import Array
 from u2moe.runtime.decoding.ctc import Hypothesis, ctc_greedy_search, ctc_prefix_beam_search
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.text.word_errors import edit_distance
 
-Array = npt.NDArray[Any]
 DOUBT = 0.05
 """Probability that the value lies outside an interval: half of this probability on each side."""
 PASSES = ("greedy", "second_pass")
-MOST_LONGER = 1000
-"""A limit is out of reach if judging it would need more than this many times the available audio."""
 MOST_SCORES = 1 << 23
 """Maximum number of log-probabilities that one run of the decoders may compute. It limits the hypotheses per run."""
 
@@ -66,10 +62,7 @@ class Difference:
         return int(self.tokens.sum(axis=0).min())
 
     def passes(self, doubt: float = DOUBT, times: float = 1.0) -> dict[str, Estimate]:
-        """Return the share of changed tokens per pass, with an interval.
-
-        The interval is the one expected if the amount of audio is multiplied by `times`.
-        """
+        """Return the share of changed tokens per pass, with the interval expected for `times` times as much audio."""
         return {
             name: share_of(edits, tokens, doubt, times)
             for name, edits, tokens in zip(PASSES, self.edits.T, self.tokens.T, strict=False)
@@ -80,10 +73,7 @@ class Difference:
         return max(self.passes(doubt, times).values(), key=lambda found: found.high)
 
     def divergence(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
-        """Return the divergence in nats per encoder frame, with an interval.
-
-        The interval is a normal approximation for a ratio of sums.
-        """
+        """Return nats of divergence per encoder frame, with an interval: a normal approximation for a ratio of sums."""
         value = float(self.divergences.sum() / max(self.frames.sum(), 1))
         margin = NormalDist().inv_cdf(1 - doubt / 2) * math.sqrt(_variance(self.divergences, self.frames) / times)
         return Estimate(value, max(value - margin, 0.0), value + margin)
@@ -99,16 +89,14 @@ class Difference:
 
     def data(self) -> dict[str, Any]:
         """Return the difference as plain data; estimates include their intervals."""
-        passes = {name: vars(found) for name, found in self.passes().items()}
-        texts = int((self.edits > 0).any(axis=1).sum())
         return {
             "recordings": len(self.frames),
             "seconds": round(self.seconds, 2),
             "frames": int(self.frames.sum()),
             "tokens": self.num_tokens,
-            "changed_texts": texts,
+            "changed_texts": int((self.edits > 0).any(axis=1).sum()),
             "divergence": vars(self.divergence()),
-            "changed_tokens": passes,
+            "changed_tokens": {name: vars(found) for name, found in self.passes().items()},
         }
 
 
@@ -140,26 +128,12 @@ def _variance(values: Array, sizes: Array) -> float:
     return float(squares * len(values) / (len(values) - 1) / max(sizes.sum(), 1) ** 2)
 
 
-def times_needed(is_enough: Callable[[float], bool]) -> float | None:
-    """Return roughly the factor by which the audio must grow to satisfy `is_enough`; None: more than `MOST_LONGER`."""
-    times = 1.0
-    while not is_enough(times):
-        times *= 1.1
-        if times > MOST_LONGER:
-            return None
-    return times
-
-
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """A model's results for a recording.
+    """A model's results for a recording: output of the encoder [time, dim], log-probabilities [time, vocab], and texts.
 
-    Attributes:
-        output: output of the encoder [time, dim].
-        log_probs: log-probabilities of the CTC head [time, vocab].
-        hypotheses: results of the prefix beam search, best first; empty without a decoder.
-        scores: combined score of both passes for each hypothesis.
-        texts: tokens of the best result, for each of `PASSES` that the model has.
+    `texts` contains the tokens of the best result, for each of `PASSES` that the model has. `hypotheses` are those of
+    the prefix beam search, best first, with a combined score of both passes each; without a decoder, there are none.
     """
 
     output: Array
@@ -229,15 +203,5 @@ def compare(
         rows.append((changes, [len(text) for text in expected.texts], nats, len(expected.log_probs)))
         progress(number)
     edits, tokens, divergences, lengths = (np.array(column) for column in zip(*rows, strict=True))
-    return Difference(
-        edits=edits,
-        tokens=tokens,
-        divergences=divergences,
-        frames=lengths,
-        seconds=seconds_of(reference.manifest, features),
-    )
-
-
-def seconds_of(manifest: Manifest, features: Sequence[Array]) -> float:
-    """Return the duration of features [frames, mel] in seconds."""
-    return sum(map(len, features)) * manifest.features.frame_shift_ms / 1000
+    seconds = sum(map(len, features)) * reference.manifest.features.frame_shift_ms / 1000
+    return Difference(edits=edits, tokens=tokens, divergences=divergences, frames=lengths, seconds=seconds)

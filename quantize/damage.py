@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from u2moe.quantize.arithmetic import NOTHING
-from u2moe.quantize.comparison import Heard, combined_scores, first_divergence, hear, second_divergence
-from u2moe.quantize.observed import Array, Levels, SwitchedGraph, SwitchedSession, Values, observed_model, trim_memory
+from u2moe.quantize.arithmetic import NOTHING, Array
+from u2moe.quantize.comparison import Estimate, Heard, combined_scores, first_divergence, hear, second_divergence
+from u2moe.quantize.observed import Levels, SwitchedGraph, SwitchedSession, Values, observed_model, trim_memory
 from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.picture import bar_picture
 from u2moe.runtime.bundle_folder import Bundle
@@ -62,13 +62,9 @@ class LayerDamage:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """The damage of a quantized bundle, measured on the recordings used to choose formats.
+    """The damage of each layer, in the order of the graphs, on `frames` encoder frames used to choose formats.
 
-    Attributes:
-        divergence: divergence of both passes from float32, in nats per frame, with all layers in their smallest
-            formats.
-        frames: encoder frames.
-        layers: damage of each layer, in the order of the graphs.
+    `divergence` is that of both passes from float32, in nats per frame, with all layers in their smallest formats.
     """
 
     divergence: float
@@ -93,10 +89,8 @@ class DamageMeter:
     """Measures on recordings how much damage any choice of layer formats causes.
 
     Memory contains each layer in one format (the measured layer in all formats), and the values between two layers.
-
-    Attributes:
-        bytes: bytes of each layer's weights at each level, by layer, in the order of the graphs.
-        most: last level of each layer, by layer.
+    For each layer, in the order of the graphs, `bytes` contains the bytes of its weights at each level, and `most` its
+    last level.
     """
 
     def __init__(self, versions: Sequence[Bundle], features: Sequence[Array], journal: Path | None = None) -> None:
@@ -110,7 +104,8 @@ class DamageMeter:
         trim_memory()
         self._manifest, self._features, self._journal = versions[0].manifest, features, journal
         self._known: dict[str, Any] = {}
-        described = [*(repr(version.manifest.files) for version in versions), *(map(_digest, features))]
+        described = [repr(version.manifest.files) for version in versions]
+        described += [hashlib.sha256(frames.tobytes()).hexdigest() for frames in features]
         self._of_these = hashlib.sha256(repr(described).encode()).hexdigest()
         if journal is not None and journal.exists():
             lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -140,12 +135,12 @@ class DamageMeter:
 
     @cached_property
     def _references(self) -> list[_Reference]:
-        return list(map(self._refer, self._features))
-
-    def _refer(self, frames: Array) -> _Reference:
-        sessions = {name: SwitchedSession(graph, {}) for name, graph in self._graphs.items()}
-        heard = hear(observed_model(self._manifest, sessions), frames)
-        return _Reference(frames, heard, {name: session.feeds for name, session in sessions.items()})
+        found = []
+        for frames in self._features:
+            sessions = {name: SwitchedSession(graph, {}) for name, graph in self._graphs.items()}
+            heard = hear(observed_model(self._manifest, sessions), frames)
+            found.append(_Reference(frames, heard, {name: session.feeds for name, session in sessions.items()}))
+        return found
 
     def _each(self, measure: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Yield `measure(item)` for each item, one per recording. As many run in parallel as memory and cores allow."""
@@ -175,17 +170,13 @@ class DamageMeter:
         return found
 
     def _nats(
-        self,
-        reference: _Reference,
-        levels: Levels,
-        changed: str | None = None,
-        begin: int = 0,
+        self, reference: _Reference, levels: Levels, changed: str | None = None, begin: int = 0,
         known: Sequence[Run] = (),
-    ) -> float:
-        """Return the divergence of one pass from float32, in nats, with layers at these levels.
+    ) -> float:  # fmt: skip
+        """Return the divergence from float32, in nats, of the pass to which the graph `changed` belongs.
 
-        This is the pass to which the graph `changed` belongs. If `changed` is None, return the sum over both passes.
-        The changed graph runs from part `begin`; see `SwitchedSession`.
+        If `changed` is None, return the sum over both passes. The changed graph runs from part `begin`, and layers run
+        at these levels; see `SwitchedSession`.
         """
         sessions = {name: SwitchedSession(graph, levels) for name, graph in self._graphs.items()}
         if changed is not None:
@@ -244,40 +235,30 @@ class DamageMeter:
             known: list[list[Run]] = [[] for _ in levels]
             for feeds, values in state:  # one at a time: outputs of the decoders' last layer are large
                 expected = part.run(values, 0)
-                largest.append([_channel_sizes({**values, **expected}[each]) for each in inputs])
+                read = [np.abs({**values, **expected}[each]) for each in inputs]
+                largest.append([sizes.reshape(-1, sizes.shape[-1]).max(axis=0) for sizes in read])
                 for number_of, level in enumerate(levels):
                     found = part.run(values, level)
                     squares[number_of] += [_squares(expected[each], found[each]) for each in graph.outputs[layer]]
                     known[number_of].append((feeds, part.after(values, found)))
-            nats = [
-                self._nats(own, {layer: level}, name, number + 1, runs)
-                for level, runs in zip(levels, known, strict=True)
-            ]
+            changed = zip(levels, known, strict=True)
+            nats = [self._nats(own, {layer: level}, name, number + 1, runs) for level, runs in changed]
             return nats, squares, [np.max(sizes, axis=0) for sizes in zip(*largest, strict=True)]
 
         def measure() -> Any:
             measured = self._each(of_recording, zip(self._references, states, strict=True))
             nats, squares, largest = zip(*measured, strict=True)
-            errors = [_largest_ratio(own) for own in np.sum(squares, axis=0)]
-            outliers = {
-                each: _outliers(np.max(own, axis=0))
-                for each, own in zip(inputs, zip(*largest, strict=True), strict=True)
-            }
+            difference, size = np.moveaxis(np.sum(squares, axis=0), -1, 0)
+            errors = np.sqrt(difference / np.maximum(size, NOTHING)).max(axis=1, initial=0.0).tolist()
+            sizes = [np.max(own, axis=0) for own in zip(*largest, strict=True)]
+            outliers = dict(zip(inputs, map(_outliers, sizes), strict=True))
             return [(np.sum(nats, axis=0) / self._num_frames).tolist(), errors, outliers]
 
         alone, errors, outliers = self._measured(layer, measure)
         return LayerDamage(
-            layer=layer,
-            group=graph.groups[layer],
-            bytes=graph.bytes[layer],
-            alone=[0.0, *alone],
-            errors=[0.0, *errors],
-            outliers={each: channels for each, channels in outliers.items() if channels},
-        )
-
-
-def _digest(frames: Array) -> str:
-    return hashlib.sha256(frames.tobytes()).hexdigest()
+            layer=layer, group=graph.groups[layer], bytes=graph.bytes[layer],
+            alone=[0.0, *alone], errors=[0.0, *errors], outliers={each: own for each, own in outliers.items() if own},
+        )  # fmt: skip
 
 
 def _squares(expected: Array, found: Array) -> list[float]:
@@ -288,17 +269,6 @@ def _squares(expected: Array, found: Array) -> list[float]:
         squares[0] += float(np.square(other - own).sum())
         squares[1] += float(np.square(own).sum())
     return squares
-
-
-def _largest_ratio(squares: Array) -> float:
-    """Return the largest relative error. `squares` [values, 2] contains the result of `_squares` for each value."""
-    return float(np.sqrt(squares[:, 0] / np.maximum(squares[:, 1], NOTHING)).max(initial=0.0))
-
-
-def _channel_sizes(values: Array) -> Array:
-    """Return the largest magnitude of each channel of a value [..., channels]."""
-    sizes: Array = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
-    return sizes
 
 
 def _outliers(sizes: Array) -> list[int]:
@@ -312,10 +282,7 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
     lines = [
         f"damage (divergence on {damage['frames']} encoder frames): {damage['divergence']:.4f} nats per frame",
         f"changed tokens (of {written['tokens']} in {written['seconds']:.0f} s of {written['recordings']} recordings): "
-        + ", ".join(
-            f"{name.replace('_', ' ')} {found['value']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
-            for name, found in written["changed_tokens"].items()
-        ),
+        + ", ".join(f"{name.replace('_', ' ')} {Estimate(**each)}" for name, each in written["changed_tokens"].items()),
         f"{'layer':44} {'alone':>8} {'error':>7} {'MB saved':>9}",
     ]
     sums: Counter[str] = Counter()
@@ -327,19 +294,15 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
     for item in ordered[:SHOWN_LAYERS]:
         alone, saved = item["alone"][-1], (item["bytes"][0] - item["bytes"][-1]) / 1e6
         bar = "#" * round(20 * max(alone, 0) / most)
-        row = f"{item['layer']:44} {alone:8.4f} {item['errors'][-1]:7.2%} {saved:9.2f} {bar}"
-        lines.append(row.rstrip())
-        for value, found in item["outliers"].items():
-            lines.append(f"  outlier channels of {value}: {', '.join(map(str, found))}")
+        lines.append(f"{item['layer']:44} {alone:8.4f} {item['errors'][-1]:7.2%} {saved:9.2f} {bar}".rstrip())
+        lines += [
+            f"  outlier channels of {value}: {', '.join(map(str, found))}" for value, found in item["outliers"].items()
+        ]
     return lines
 
 
 def damage_picture(damage: Mapping[str, Any]) -> str:
-    """Draw the damage of quantizing each layer alone, as a bar for each layer and format. Layers are in network order.
-
-    Args:
-        damage: damage section of the report; its `formats` are the names of the formats.
-    """
+    """Draw the damage section of a report, as a bar for each layer and format. Layers are in network order."""
     rows = []
     for item in damage["layers"]:
         notes = [f"outliers: {', '.join(map(str, found))}" for found in item["outliers"].values()]

@@ -50,14 +50,9 @@ class Goal(Checked):
 
 @dataclass(frozen=True)
 class Step:
-    """A change of one layer to a better format.
+    """A change of one layer to a better format: from the level `after` to the lower level `level`.
 
-    Attributes:
-        layer: name of the layer.
-        after: level from which the step starts.
-        level: level of the layer once the step is taken, lower than `after`.
-        gain: divergence that the step removes, in nats per frame.
-        bytes: number of bytes by which the bundle grows.
+    `gain` is the divergence that the step removes, in nats per frame, and `bytes` what it adds to the bundle.
     """
 
     layer: str
@@ -70,16 +65,21 @@ class Step:
 class Ladder:
     """Steps to better formats, ordered by gain per byte, the largest first.
 
-    Attributes:
-        steps: steps in this order. Before the first step, all layers are at their last levels; after
-            the last step, at level 0.
+    Before the first step, all layers are at their last levels; after the last step, at level 0.
     """
 
     def __init__(self, damage: Damage) -> None:
         self._most = {item.layer: len(item.bytes) - 1 for item in damage.layers}
         self.steps: list[Step] = []
         for item in damage.layers:
-            self.steps += _steps(item.layer, item.bytes, item.alone)
+            level = len(item.bytes) - 1
+            while level > 0:  # by decreasing gain per byte; a step skips levels if it gains more per byte that way
+                options = [
+                    Step(item.layer, level, lower, item.alone[level] - item.alone[lower], size - item.bytes[level])
+                    for lower, size in enumerate(item.bytes[:level])
+                ]
+                self.steps.append(max(options, key=lambda step: (step.gain / max(step.bytes, 1), step.level)))
+                level = self.steps[-1].level
         # a stable sort by rounded gain per byte, because processors differ in the last digits
         self.steps.sort(key=lambda step: -float(f"{step.gain / max(step.bytes, 1):.3g}"))
 
@@ -109,17 +109,3 @@ class Ladder:
                 levels[step.layer], left = step.level, after
                 chosen.append(step)
         return chosen if min(left) >= 0 else None
-
-
-def _steps(layer: str, sizes: Sequence[int], alone: Sequence[float]) -> list[Step]:
-    """Return a layer's steps by decreasing gain per byte. A step skips levels if it gains more per byte that way."""
-    level, steps = len(sizes) - 1, []
-    while level > 0:
-        options = [
-            Step(layer, level, lower, alone[level] - alone[lower], sizes[lower] - sizes[level])
-            for lower in range(level)
-        ]
-        best = max(options, key=lambda step: (step.gain / max(step.bytes, 1), step.level))
-        steps.append(best)
-        level = best.level
-    return steps

@@ -91,7 +91,7 @@ def _graph(model: ir.Model) -> dict[str, Any]:
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
             parameters[group_of(value)] += _num_weights(name, value.const_value.size)
-    layers = [(node, mixture) for node in model.graph if (mixture := mixture_of(node))]
+    mixtures = [(node, mixture) for node in model.graph if (mixture := mixture_of(node))]
     return {
         "name": model.graph.name,
         "opset": model.opset_imports[""],
@@ -101,9 +101,7 @@ def _graph(model: ir.Model) -> dict[str, Any]:
         "outputs": [_tensor(value) for value in model.graph.outputs],
         "parameters": dict(parameters),
         "functions": dict(Counter(node.op_type for node in model.graph if node.domain == MOE_DOMAIN)),
-        "moe_layers": [
-            {"node": node.name, "function": node.op_type, **mixture.attributes()} for node, mixture in layers
-        ],
+        "moe_layers": [{"node": node.name, "function": node.op_type, **each.attributes()} for node, each in mixtures],
         "metadata": dict(model.metadata_props),
     }
 
@@ -142,11 +140,8 @@ def describe(content: dict[str, Any]) -> str:
         f"{counted}: {content['num_parameters']:,}{active}",
     ]
     lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]
-    lines.append("files:")
-    lines += [
-        f"  {name:22} {file['size']:14,} bytes  sha256 {file['sha256'][:16]}…"
-        for name, file in manifest["files"].items()
-    ]
+    files = [(name, file["size"], file["sha256"][:16]) for name, file in manifest["files"].items()]
+    lines += ["files:", *(f"  {name:22} {size:14,} bytes  sha256 {digest}…" for name, size, digest in files)]
     for graph in content["graphs"]:
         shown = "{function} (top {top_k} of {num_experts}, {activation})"
         moe = Counter(shown.format(**layer) for layer in graph["moe_layers"])
@@ -157,18 +152,16 @@ def describe(content: dict[str, Any]) -> str:
         )
         lines += [f"  in  {tensor['name']:20} {tensor['dtype']} {tensor['shape']}" for tensor in graph["inputs"]]
         lines += [f"  out {tensor['name']:20} {tensor['dtype']} {tensor['shape']}" for tensor in graph["outputs"]]
-    lines += _kernels(content)
-    lines.append("metadata:")
-    lines += [f"  {key} = {value}" for key, value in content["graphs"][0]["metadata"].items()]
-    return "\n".join(lines)
+    metadata = content["graphs"][0]["metadata"].items()
+    return "\n".join([*lines, *_kernels(content), "metadata:", *(f"  {key} = {value}" for key, value in metadata)])
 
 
 def _limit(name: str, value: float) -> str:
     """Return a line with a limit or a measured value, in the unit of its option."""
     if name == "max_bytes":
         return f"  max size: {value / 1e6:g} MB"
-    unit = name in {"max_damage", "max_wer_increase", "changed_tokens", "changed_tokens_at_most"}
-    return f"  {name.replace('_', ' ')}: {100 * value:g} %" if unit else f"  {name.replace('_', ' ')}: {value:g}"
+    is_share = name in {"max_damage", "max_wer_increase", "changed_tokens", "changed_tokens_at_most"}
+    return f"  {name.replace('_', ' ')}: " + (f"{100 * value:g} %" if is_share else f"{value:g}")
 
 
 def _kernels(content: dict[str, Any]) -> list[str]:
@@ -177,15 +170,13 @@ def _kernels(content: dict[str, Any]) -> list[str]:
     functions: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for graph in content["graphs"]:
         for name, count in graph["functions"].items():
-            reason = kernels["refused"].get(of_graph(name, graph["name"])) or _reason(name, kernels["operators"])
-            functions[reason][plain_name(name)] += count
-    calls = {
-        reason: ", ".join(f"{count} x {name}" for name, count in found.items()) for reason, found in functions.items()
-    }
+            why = kernels["refused"].get(of_graph(name, graph["name"])) or _reason(name, kernels["operators"])
+            functions[why][plain_name(name)] += count
+    calls = {why: ", ".join(f"{count} x {name}" for name, count in found.items()) for why, found in functions.items()}
     return [
         f"kernels here: {kernels['description']}",
         f"  native       {calls.pop('', 'none')}",
-        *(f"  onnxruntime  {found}: {reason}" for reason, found in calls.items()),
+        *(f"  onnxruntime  {found}: {why}" for why, found in calls.items()),
     ]
 
 

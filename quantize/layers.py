@@ -8,15 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from u2moe.quantize.arithmetic import Array
 from u2moe.quantize.formats.conversion import Parts, WeightConversion
-from u2moe.runtime.bundle import contract
-from u2moe.runtime.bundle.contract import MOE_DOMAIN
+from u2moe.runtime.bundle.contract import GROUP_METADATA, MOE_DOMAIN, WEIGHT_GROUPS
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.errors import BundleError
@@ -26,7 +24,7 @@ from u2moe.runtime.graph.file import array_of, group_of, shape_of
 from u2moe.runtime.graph.layers import PLAIN_LAYERS
 from u2moe.runtime.validation import refused_as
 
-_PART = re.compile(r".*?\.\d+\.[^.]+")
+_PART, _EXPERT_NUMBER = re.compile(r".*?\.\d+\.[^.]+"), re.compile(r"experts\.\d+\.")
 
 
 def scope(node: ir.Node) -> str:
@@ -41,8 +39,7 @@ def layer_of(node: ir.Node) -> str:
     Elsewhere it is the call's scope.
     """
     name = scope(node)
-    found = _PART.match(name)
-    return found[0] if found else name
+    return found[0] if (found := _PART.match(name)) else name
 
 
 def calls(model: ir.Model, *names: str) -> list[ir.Node]:
@@ -51,11 +48,7 @@ def calls(model: ir.Model, *names: str) -> list[ir.Node]:
 
 
 def inputs_of(node: ir.Node) -> list[ir.Value]:
-    """Return the inputs of a call.
-
-    Raises:
-        BundleError: an input is missing.
-    """
+    """Return the inputs of a call. Raises BundleError if an input is missing."""
     values = [value for value in node.inputs if value is not None]
     if len(values) < len(node.inputs):
         raise BundleError(f"node {node.name}: an input is missing")
@@ -64,54 +57,40 @@ def inputs_of(node: ir.Node) -> list[ir.Value]:
 
 def swap(model: ir.Model, node: ir.Node, function: ir.Function, inputs: Sequence[ir.Value]) -> None:
     """Turn a node into a call of another function; the node keeps its outputs."""
-    called = _defined(model, function)
-    node.op_type, node.name = called.name, _name(node, called)
+    called, node.name, attributes = _defined(model, node, function)
+    node.op_type = called.name
     node.resize_inputs(len(inputs))
     for index, value in enumerate(inputs):
         node.replace_input_with(index, value)
     node.attributes.clear()
-    node.attributes.update({attribute.name: attribute for attribute in _attributes(function)})
+    node.attributes.update({attribute.name: attribute for attribute in attributes})
 
 
 def insert(model: ir.Model, before: ir.Node, function: ir.Function, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
     """Insert a call before a node, in the node's scope; return the outputs of the call."""
-    called = _defined(model, function)
-    call = ir.Node(
-        called.domain, called.name, inputs, _attributes(function),
-        num_outputs=len(called.outputs), name=_name(before, called),
-    )  # fmt: skip
+    called, name, attributes = _defined(model, before, function)
+    call = ir.Node(called.domain, called.name, inputs, attributes, num_outputs=len(called.outputs), name=name)
     for output, parameter in zip(call.outputs, called.outputs, strict=True):
         output.name = f"{call.name}/{parameter.name}"
     model.graph.insert_before(before, call)
     return call.outputs
 
 
-def _defined(model: ir.Model, function: ir.Function) -> ir.Function:
+def _defined(model: ir.Model, near: ir.Node, function: ir.Function) -> tuple[ir.Function, str, Sequence[ir.Attr]]:
+    """Define a function in a graph; return it, the name of a call in the scope of `near`, and the call's attributes."""
     called = define(model.functions, function)
     for domain, version in {called.domain: 1, **called.opset_imports}.items():
         model.graph.opset_imports.setdefault(domain, version)
-    return called
-
-
-def _attributes(function: ir.Function) -> Sequence[ir.Attr]:
-    return ir.convenience.convert_attributes(function.meta[ATTRIBUTES])
-
-
-def _name(near: ir.Node, called: ir.Function) -> str:
-    return (near.name or "").rsplit("/", 1)[0] + f"/{called.name}"
+    name = (near.name or "").rsplit("/", 1)[0] + f"/{called.name}"
+    return called, name, ir.convenience.convert_attributes(function.meta[ATTRIBUTES])
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertLayer:
-    """A mixture of experts in a float32 graph.
+    """A call of a mixture of experts in a float32 graph.
 
-    Attributes:
-        node: call of the model-local function.
-        mixture: description of the mixture.
-        x: input of the layer [..., dim].
-        gate: weight of the router [dim, experts].
-        w1, w2: first weight [dim, hidden] and second weight [hidden, dim] of each expert.
-        b1, b2: first bias [hidden] and second bias [dim] of each expert. Both are empty if the layer has no biases.
+    `x` [..., dim] is the layer's input, and `gate` [dim, experts] the weight of its router. Each expert has weights
+    `w1` [dim, hidden] and `w2` [hidden, dim], and biases `b1` [hidden] and `b2` [dim]; without biases, both are empty.
     """
 
     node: ir.Node
@@ -125,11 +104,7 @@ class ExpertLayer:
 
 
 def expert_layers(model: ir.Model) -> list[ExpertLayer]:
-    """Return a graph's float32 mixtures of experts, in order.
-
-    Raises:
-        BundleError: a mixture does not have the form that the exporter writes.
-    """
+    """Return a graph's float32 mixtures, in order. Raises BundleError for one that the exporter does not write."""
     layers = []
     for node in model.graph:
         mixture = _mixture(node)
@@ -150,7 +125,7 @@ def expert_layers(model: ir.Model) -> list[ExpertLayer]:
 
 def check_all_float(model: ir.Model) -> None:
     """Raise a BundleError unless all layers of a graph are float32 and of kinds that the exporter writes."""
-    calls = [(node, _mixture(node)) for node in model.graph if node.domain == contract.MOE_DOMAIN]
+    calls = [(node, _mixture(node)) for node in model.graph if node.domain == MOE_DOMAIN]
     for node, mixture in sorted(calls, key=lambda call: call[1] is None):  # mixtures first, for clearer errors
         if plain_name(node.op_type) not in PLAIN_LAYERS if mixture is None else mixture.weights != "fp32":
             raise BundleError(f"node {node.name}: {node.op_type} is not a float32 layer")
@@ -161,19 +136,12 @@ def _mixture(node: ir.Node) -> Mixture | None:
         return mixture_of(node)
 
 
-Array = npt.NDArray[Any]
-_EXPERT_NUMBER = re.compile(r"experts\.\d+\.")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A weight that was replaced.
+    """A weight that was replaced, and its group in `contract.WEIGHT_GROUPS`.
 
-    Attributes:
-        group: group of the weight; see `contract.WEIGHT_GROUPS`.
-        original: reads the float32 weight, in the layout of the new weight.
-        parts: name suffixes of the initializers that are stored with the integers.
-        restored: computes float32 weights from the stored integers and parts.
+    `original` reads the float32 weight, in the layout of the new weight. `restored` computes float32 weights from the
+    stored integers and `parts`, which are name suffixes of initializers.
     """
 
     group: str
@@ -191,9 +159,7 @@ class Weights:
     """
 
     def __init__(self, model: ir.Model) -> None:
-        self.graph = model.graph
-        self.changes: dict[str, Change] = {}
-        self.kept: set[str] = set()
+        self.graph, self.changes, self.kept = model.graph, dict[str, Change](), set[str]()
 
     def add(
         self, name: str, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], Array], group: str
@@ -207,28 +173,25 @@ class Weights:
 
         tensor = ir.LazyTensor(load, dtype, ir.Shape(shape), name=name)
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=tensor.shape, const_value=tensor)
-        if group in contract.WEIGHT_GROUPS:
-            value.metadata_props[contract.GROUP_METADATA] = group
+        if group in WEIGHT_GROUPS:
+            value.metadata_props[GROUP_METADATA] = group
         self.graph.register_initializer(value)
         return value
 
     def converted(
-        self,
-        weight: ir.Value,
-        conversion: WeightConversion,
-        *,
-        read: Callable[[], Array] | None = None,
-        made: Callable[[], Parts] | None = None,
-    ) -> list[ir.Value]:
+        self, weight: ir.Value, conversion: WeightConversion, *,
+        change: Callable[[Array], Array] | None = None, made: Callable[[], Parts] | None = None,
+    ) -> list[ir.Value]:  # fmt: skip
         """Convert a weight [in, out] to another format; return its integers and the other parts.
 
-        Args:
-            weight: the initializer.
-            conversion: conversion to the format.
-            read: returns the weight to convert, if its order or shape differs from the initializer's; None: `weight`.
-            made: returns parts whose rounding was calibrated; None: compute the parts from the weight.
+        `change` turns the initializer into such a weight; None: it is one. `made` returns parts whose rounding was
+        calibrated; None: compute the parts from the weight.
         """
-        source, shape = read or (lambda: array_of(weight)), read().shape if read else shape_of(weight)
+
+        def source() -> Array:
+            return change(array_of(weight)) if change else array_of(weight)
+
+        shape = source().shape if change else shape_of(weight)
         if len(shape) != 2:
             raise BundleError(f"weight {weight.name}: has shape {shape}, expected [in, out]")
         name, group, names = weight.name, group_of(weight), (conversion.form.name, *conversion.others)
@@ -241,12 +204,8 @@ class Weights:
 
     def stacked(self, values: Sequence[ir.Value]) -> ir.Value:
         """Stack the float32 initializers of all experts into one, whose name omits the expert's index."""
-        name, shape = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1), shape_of(values[0])
-
-        def stack() -> Array:
-            return np.stack([array_of(value) for value in values])
-
-        return self.add(name, ir.DataType.FLOAT, (len(values), *shape), stack, group_of(values[0]))
+        name, shape = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1), (len(values), *shape_of(values[0]))
+        return self.add(name, ir.DataType.FLOAT, shape, lambda: np.stack([*map(array_of, values)]), group_of(values[0]))
 
 
 def _readers(quantize: Callable[[], Sequence[Array]], count: int) -> list[Callable[[], Array]]:

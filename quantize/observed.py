@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from threading import Lock
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
+from u2moe.quantize.arithmetic import Array
 from u2moe.quantize.layers import layer_of, scope
 from u2moe.quantize.recipes import FORMATS
 from u2moe.runtime.bundle.contract import MOE_DOMAIN, PACKED
@@ -31,8 +32,6 @@ from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.native import Kernels, choose_kernels
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-
-Array = npt.NDArray[Any]
 
 
 def trim_memory() -> None:
@@ -53,11 +52,7 @@ class LeanSettings(SessionSettings):
 
 
 class PartGraph:
-    """A session for a graph. The graph is loaded on the first run, when the types of its inputs are known.
-
-    Attributes:
-        reads: names of the graph's inputs.
-    """
+    """A session for a graph with inputs `reads`, loaded on the first run, when the types of the inputs are known."""
 
     def __init__(self, model: ir.Model, kernels: Kernels | None = None) -> None:
         """Prepare a session with these native kernels; None: only onnxruntime."""
@@ -112,28 +107,23 @@ Values = Mapping[str, Array]
 
 
 class SwitchedGraph:
-    """Versions of a graph, cut into parts at the layers in which the versions differ. A part can run in any version.
+    """Versions of a graph, cut into `parts` at the layers in which the versions differ, in the order in which they run.
 
-    A layer's level is the index of a version, 0 for the first.
+    A part can run in any version. A layer's level is the index of a version, 0 for the first.
 
     Attributes:
         bytes: by layer, the bytes of its weights at each level. Equal last versions of a layer share one level.
-        groups: group of each layer's weights, by layer; see `recipes.FORMATS`.
-        inputs: names of the values that each layer's products read, by layer.
-        outputs: names of the values that each layer returns, by layer.
+        groups: by layer, the group of its weights; see `recipes.FORMATS`.
+        inputs, outputs: by layer, the names of the values that its products read, and of those that it returns.
         results: names of the graph's outputs.
-        parts: the parts, in the order in which they run.
         seen: the observed values of the last run, by name.
     """
 
     def __init__(self, *versions: ir.Model, observed: Collection[str] = (), kernels: Kernels | None = None) -> None:
-        """Cut the graphs.
+        """Cut graphs from `read_single`, in which values of the same name differ only by rounding.
 
-        Args:
-            versions: graphs from `read_single`; values of the same name differ between versions only by rounding. A
-                single version is cut at every layer, so that loading never needs memory for two copies of the graph.
-            observed: names of the values that `seen` contains after a run.
-            kernels: native kernels of the sessions; None: only onnxruntime.
+        A single version is cut at every layer, so that loading never needs memory for two copies of the graph. After a
+        run, `seen` contains the values with the names `observed`. Without `kernels`, only onnxruntime runs the parts.
         """
         self._observed, self._kernels, self.seen = frozenset(observed), kernels, dict[str, Array]()
         self._switched: set[str] = set()
@@ -198,12 +188,9 @@ class SwitchedGraph:
         return parts[::-1]
 
     def run(self, values: Values, levels: Levels = MappingProxyType({}), begin: int = 0) -> Values:
-        """Run the graph. Layers that are not in `levels` run at level 0.
+        """Run the graph from part `begin`, given the values before it: for part 0, feeds as for `Session.run`.
 
-        Args:
-            values: feeds as for `Session.run` if `begin` is 0; otherwise, the values before part `begin`.
-            levels: level of each layer.
-            begin: index of the first part to run.
+        Layers that are not in `levels` run at level 0.
         """
         seen = {name: values[name] for name in self._observed & values.keys()}
         for part in self.parts[begin:]:
@@ -221,12 +208,9 @@ class SwitchedGraph:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a graph.
+    """A part of a graph, as one graph for each level. It begins with `layer`, which is "" for none.
 
-    Attributes:
-        layer: layer with which the part begins; "" for none.
-        graphs: graph of the part at each level.
-        later: names of the values that later parts read or that the graph returns.
+    `later` contains the names of the values that later parts read or that the whole graph returns.
     """
 
     layer: str
@@ -250,11 +234,7 @@ class Part:
 
 
 class SwitchedSession:
-    """Runs a switched graph at given levels, for one recording.
-
-    Attributes:
-        feeds: feeds of each run.
-    """
+    """Runs a switched graph at given levels for one recording, and keeps the feeds of each run."""
 
     def __init__(
         self, graph: SwitchedGraph, levels: Levels, begin: int = 0, known: Sequence[tuple[Values, Values]] = ()
@@ -302,10 +282,9 @@ def _weight_names(node: ir.Node) -> list[str | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class RoutedLayer:
-    """A mixture-of-experts layer of an encoder.
+    """A mixture-of-experts layer of an encoder, named after its scope.
 
     Attributes:
-        name: scope of the layer.
         tokens: name of the layer's input.
         gate: weight of the router, float32 [dim, experts].
         top_k: experts per token.
@@ -340,16 +319,14 @@ class RoutedLayer:
 class ExpertInputs:
     """The encoder of a float32 or quantized bundle, with the inputs of its mixtures of experts as extra outputs.
 
-    Attributes:
-        layers: the mixtures by scope, in order; empty for a dense model.
-
-    Raises:
-        BundleError: the router of a mixture of experts is not a weight.
-        KernelsError: weights are packed for native kernels, which cannot run here.
+    `layers` contains the mixtures by scope, in order; it is empty for a dense model.
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        """Read the encoder graph. Packed bundles run with native kernels."""
+        """Read the encoder graph. Packed bundles run with native kernels, and raise KernelsError without them.
+
+        Raises BundleError if the router of a mixture of experts is not a weight.
+        """
         self.config = bundle.manifest.model
         model = ir.load(bundle.path / self.config.graphs()[0].file)
         self.layers = {layer.name: layer for node in model.graph if (layer := routed_layer(node)) is not None}
@@ -391,10 +368,6 @@ def routed_layer(node: ir.Node) -> RoutedLayer | None:
     makers = [weight.producer() if weight is not None else None for weight in weights]
     stored = [maker.inputs[0] if maker else weight for maker, weight in zip(makers, weights, strict=True)]
     num_bytes = sum(weight.const_value.nbytes for weight in stored if weight is not None and weight.const_value)
-    return RoutedLayer(
-        name=scope(node),
-        tokens=str(x.name),
-        gate=gate.const_value.numpy().astype(np.float32),
-        top_k=mixture.top_k,
-        expert_bytes=num_bytes // mixture.num_experts,
-    )
+    router = gate.const_value.numpy().astype(np.float32)
+    size = num_bytes // mixture.num_experts
+    return RoutedLayer(name=scope(node), tokens=str(x.name), gate=router, top_k=mixture.top_k, expert_bytes=size)

@@ -42,14 +42,9 @@ def _library() -> ctypes.CDLL:
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """A weight and its bias.
+    """A weight of `sizes` (rows and columns), as stored parts of a format, and its bias, if any.
 
-    Attributes:
-        conversion: conversion to the weight's format.
-        parts: stored parts of the weight.
-        bias: the bias; None without one.
-        sizes: rows and columns.
-        expert: index of the weight's expert in `bias`, or None if `bias` belongs to this weight only.
+    `expert` is the index of the weight's expert in `bias`, or None if `bias` belongs to this weight only.
     """
 
     conversion: WeightConversion
@@ -60,10 +55,9 @@ class Product:
 
     def packed(self) -> Array:
         """Return the packed weight, uint8 [bytes]."""
-        bias = None if self.bias is None else stored_array(self.bias)
+        bias, to = None if self.bias is None else stored_array(self.bias), np.empty(self.pack(), np.uint8)
         if bias is not None and self.expert is not None:
             bias = np.ascontiguousarray(bias[self.expert])
-        to = np.empty(self.pack(), np.uint8)
         self.pack(*map(stored_array, self.parts), bias, to)
         return to
 
@@ -78,11 +72,9 @@ class Product:
 
 
 def pack_graph(model: ir.Model, layout: int) -> int:
-    """In `model`, pack the weights of all calls that native kernels compute; return the number of calls.
+    """In a quantized graph, pack the weights of all calls that native kernels compute; return the number of calls.
 
-    Args:
-        model: a quantized graph. Its weights are read and packed one at a time when it is saved.
-        layout: version of the layout of packed weights.
+    Weights are read and packed one at a time when the graph is saved. `layout` is the version of their layout.
     """
     calls = [node for node in model.graph if node.domain == contract.MOE_DOMAIN and plain_name(node.op_type) in _PACKED]
     added = Weights(model)
@@ -111,25 +103,18 @@ def _packed(products: Sequence[Product]) -> Array:
     return np.concatenate([product.packed() for product in products])
 
 
-_PACKED = {
-    "Int8MatMul": (INT8.name, "MatMul"),
-    **{
-        WEIGHT_FORMATS[kind].function(layer): (kind, layer)
-        for kind in CONVERSIONS
-        if not WEIGHT_FORMATS[kind].not_native
-        for layer in LAYERS
-        if layer != "Embedding"
-    },
-}
+_PACKED = {"Int8MatMul": (INT8.name, "MatMul")} | {
+    WEIGHT_FORMATS[kind].function(layer): (kind, layer)
+    for kind in CONVERSIONS for layer in LAYERS if not WEIGHT_FORMATS[kind].not_native and layer != "Embedding"
+}  # fmt: skip
 """Format of the weights and kind of layer, by function."""
 
 
 def _read(node: ir.Node, values: Sequence[ir.Value]) -> tuple[int, dict[str, int], list[Product]]:
     """Return, for a call, the number of inputs that are not weights, the attributes to add, and the weights."""
     kind, layer = _PACKED[plain_name(node.op_type)]
-    settings = {
-        name: node.attributes[name].as_int() for name in ("block_size", "in", "bias") if name in node.attributes
-    }
+    stated = node.attributes
+    settings = {name: stated[name].as_int() for name in ("block_size", "in", "bias") if name in stated}
     made, mixture = conversion(kind, settings.get("block_size", 0)), mixture_of(node)
     num_others = 2 if mixture or layer == "MatMul" else 1
     weights, joined = list(values[num_others:]), None
@@ -150,8 +135,7 @@ def _read(node: ir.Node, values: Sequence[ir.Value]) -> tuple[int, dict[str, int
     rest, products = iter(weights), []
     for index, (shape, own) in enumerate(zip(sizes, biases, strict=True)):
         parts, is_joined = list(itertools.islice(rest, size)), joined is not None and index % 2
-        bias = joined if is_joined else next(rest) if own else None
-        expert = index // 2 if is_joined else None
+        bias, expert = (joined, index // 2) if is_joined else (next(rest) if own else None, None)
         products.append(Product(conversion=made, parts=parts, bias=bias, sizes=shape, expert=expert))
     return num_others, attributes, products
 

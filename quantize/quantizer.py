@@ -15,11 +15,10 @@ import onnx_ir as ir
 
 from u2moe.quantize.changes import check_runs, finite_numbers, worst_layers, worst_of
 from u2moe.quantize.damage import damage_picture
-from u2moe.quantize.features import KEPT, read_features
-from u2moe.quantize.front import front_picture
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.recipes import Recipe
-from u2moe.quantize.report import build_report, compare_bytes
+from u2moe.quantize.recordings import KEPT, read_features
+from u2moe.quantize.report import build_report, compare_bytes, front_picture
 from u2moe.quantize.run import opened_run
 from u2moe.quantize.search import FormatSearch
 from u2moe.runtime.bundle_folder import Bundle
@@ -29,8 +28,6 @@ from u2moe.runtime.errors import AudioError, BundleError, QuantizationError
 from u2moe.runtime.graph.file import array_of
 from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.text.word_errors import words
-
-REPORT_FILE, PICTURE_FILE, FRONT_FILE = "report.json", "damage.svg", "front.svg"
 
 
 def quantize_bundle(
@@ -78,8 +75,7 @@ def quantize_bundle(
         raise ValueError("resume needs at least one limit, such as max_damage, and recordings for calibration")
     kept = next((file for file in recipe.calibration if file.suffix == KEPT), None)
     journal = Path(f"{kept or os.fspath(out)}.damage.jsonl") if kept or goal.resume else None
-    layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
-    source = _open_float32(bundle, out)
+    source = _open_float32(bundle, out, recipe)
     with BundleWriter(out, overwrite=overwrite) as staging:  # rejects an invalid target before any work
         measured = [*audio, *(recording.path for recording in recordings)]
         heard = read_features(source, measured)
@@ -87,7 +83,7 @@ def quantize_bundle(
             raise AudioError(
                 f"{measured[0]} and all other recordings are too short for the encoder; nothing can be measured"
             )
-        with opened_run(source, recipe, goal, staging.path.parent, progress, journal=journal, layout=layout) as run:
+        with opened_run(source, recipe, goal, staging.path.parent, progress, journal) as run:
             made, search = run.smallest(recipe, staging, goal.max_bytes), None
             if recipe.calibration and goal.limits:
                 search = FormatSearch(run, made, staging, goal)
@@ -123,10 +119,10 @@ def quantize_bundle(
                     report["bytes"] = compare_bytes(source, staging.seal(manifest))
         if report is not None:
             if damage := report.get("damage"):
-                staging.add(PICTURE_FILE, damage_picture(damage))
+                staging.add("damage.svg", damage_picture(damage))
                 if front := damage.get("front"):
-                    staging.add(FRONT_FILE, front_picture(front, goal.max_damage))
-            staging.add(REPORT_FILE, json.dumps(report, indent=1) + "\n")
+                    staging.add("front.svg", front_picture(front, goal.max_damage))
+            staging.add("report.json", json.dumps(report, indent=1) + "\n")
         written = staging.finish(manifest)
     if journal is not None and not kept:
         journal.unlink(missing_ok=True)
@@ -149,16 +145,17 @@ def sizes_of(
         `groups`: bytes `before` and `after` for each group's weights. `files`: the same for all files together.
         `ratio`: `after` of `files` divided by its `before`.
     """
-    source = _open_float32(bundle, out)
-    layout = choose_kernels("native", [CPU]).layout if recipe.packed else None
+    source = _open_float32(bundle, out, recipe)
     with (
         BundleWriter(out, overwrite=overwrite) as staging,
-        opened_run(source, recipe, Goal(), staging.path.parent, progress, layout=layout) as run,
+        opened_run(source, recipe, Goal(), staging.path.parent, progress) as run,
     ):
         return compare_bytes(source, run.quantize(recipe, staging).written)
 
 
-def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str]) -> Bundle:
+def _open_float32(bundle: str | os.PathLike[str], out: str | os.PathLike[str], recipe: Recipe) -> Bundle:
+    if recipe.packed:
+        choose_kernels("native", [CPU])  # raises an error if they cannot run, before any work
     source = Bundle.open(bundle)
     if source.manifest.quantization:
         found = source.manifest.quantization.get("recipe")

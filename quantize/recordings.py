@@ -1,4 +1,4 @@
-"""Features of recordings for calibration: stored in a file, cut into pieces, and divided by purpose."""
+"""Features of recordings: computed, stored in files, and for calibration cut into pieces and divided by purpose."""
 
 from __future__ import annotations
 
@@ -6,27 +6,95 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from u2moe.quantize.comparison import DOUBT, Array, share_of
-from u2moe.quantize.features import FORMAT, KEPT, features_of, read_features
+from u2moe.quantize.arithmetic import Array
+from u2moe.quantize.comparison import DOUBT, share_of
 from u2moe.quantize.goals import Goal
 from u2moe.quantize.observed import LeanSettings
 from u2moe.quantize.recipes import LONGEST_S, Recipe
+from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import AudioError
+from u2moe.runtime.model.features import FeatureStream
 from u2moe.runtime.whole_file import write_bytes
 
+KEPT, FORMAT = ".npz", "u2moe calibration 1"
+"""Suffix and format name of the files that `keep_calibration` writes."""
 CHOSEN_S, JUDGED_S = 120, 1800
 """Maximum seconds of the recordings for choosing formats, and of those for judging bundles."""
 PIECE_S, SHORT_PIECE_S, NUM_PIECES = 20, 5, 8
 """Recordings longer than `PIECE_S` seconds are cut into equal pieces of at most this length. If that yields fewer than
 `NUM_PIECES` pieces, the pieces are made shorter, down to `SHORT_PIECE_S` seconds."""
+
+
+def features_of(bundle: Bundle, files: Sequence[Path], limit: int = 6000) -> list[Array]:
+    """Return the float32 features [frames, mel] of each audio file. Files too short for the encoder are skipped.
+
+    Reading stops after `limit` frames in total. Raises AudioError if a file cannot be read.
+    """
+    return [frames for _, frames in read_features(bundle, files, limit)]
+
+
+def read_features(
+    bundle: Bundle, files: Sequence[Path], limit: int = 6000, *, is_noisy: bool = False
+) -> list[tuple[Path, Array]]:
+    """Return the files with their features, as in `features_of`. `is_noisy` adds noise of half a 16-bit step to audio.
+
+    For a file written by `keep_calibration`, the recordings that it stores are returned.
+    """
+    random = np.random.default_rng(0)
+    result: list[tuple[Path, Array]] = []
+    for file in files:
+        kept = _kept(bundle, file) if file.suffix == KEPT else [(file, None)]
+        for name, found in kept:
+            if limit <= 0:
+                return result
+            frames = (_heard(bundle, file, limit, random if is_noisy else None) if found is None else found)[:limit]
+            if len(frames) >= bundle.manifest.model.window:
+                result.append((name, frames))
+                limit -= len(frames)
+    return result
+
+
+def _heard(bundle: Bundle, file: Path, limit: int, random: np.random.Generator | None) -> Array:
+    """Return at least the first `limit` frames of a file, or all if it has fewer; add noise if `random` is given."""
+    config = bundle.manifest.features
+    stream = FeatureStream(config)
+    for block in read_blocks(file, config.sample_rate):
+        heard = block if random is None else block + random.uniform(-0.5, 0.5, len(block)) / 2**15
+        stream.accept(heard.astype(np.float32))
+        if stream.num_ready >= limit:
+            break
+    return stream.take(stream.num_ready)
+
+
+def _kept(bundle: Bundle, file: Path) -> Iterator[tuple[Path, Array]]:
+    """Yield each recording's name and features from a calibration file for this bundle."""
+    try:
+        with file.open("rb") as stream, np.load(stream) as arrays:
+            about, *features = (arrays[name] for name in arrays.files)
+        about = json.loads(str(about))
+        is_ours = about["format"] == FORMAT and all(
+            frames.dtype == np.float32 and frames.shape[1:] == (bundle.manifest.model.feature_size,)
+            for frames in features
+        )
+        names, owner = about["recordings"], about["bundle"]
+    except (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise AudioError(f"{file}: cannot be read as a calibration file: {error}") from error
+    if owner != bundle.fingerprint:
+        raise AudioError(
+            f"{file}: was made for bundle {owner[:16]}, expected {bundle.fingerprint[:16]} ({bundle.path})"
+        )
+    if not is_ours or len(names) != len(features):
+        raise AudioError(f"{file}: is incomplete or was written by another version of u2moe")
+    yield from zip(map(Path, names), features, strict=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +150,8 @@ def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
     is used to choose formats. Half of the rest is used to judge bundles, and the other half to calibrate. At most
     `LONGEST_S` seconds are used to calibrate; the surplus is also used to judge.
 
-    Raises:
-        AudioError: a recording cannot be read, all recordings are too short for the encoder, or those for judging have
-            too few tokens to show that a limit on damage is met.
+    Raises AudioError if a recording cannot be read, all recordings are too short for the encoder, or those for judging
+    have too few tokens to show that a limit on damage is met.
     """
     frames_s = 1000 / bundle.manifest.features.frame_shift_ms
     read_s = LONGEST_S + (CHOSEN_S + JUDGED_S if goal.searched else 0)
@@ -94,26 +161,20 @@ def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
     total, first = sum(map(len, features)), round(CHOSEN_S * frames_s)
     longest = round(min(max(total / NUM_PIECES, SHORT_PIECE_S * frames_s), PIECE_S * frames_s))
     pieces = [piece for frames in features for piece in np.array_split(frames, math.ceil(len(frames) / longest))]
-    if not goal.searched:
-        chooses, others = _divided(pieces, first)
-        calibrates = others if sum(map(len, others)) >= first else pieces
-        return Audio(calibrates=calibrates, chooses=chooses, judges=chooses, seconds=_seconds(calibrates, frames_s))
-    chooses, others = _divided(pieces, min(first, total / 4))
+    chooses, others = _divided(pieces, min(first, total / 4) if goal.searched else first)
     rest = sum(map(len, others))
-    judges, calibrates = _divided(others, max(rest / 2, rest - LONGEST_S * frames_s))
-    if goal.max_damage is not None:
-        _check_length(bundle, judges, goal.max_damage, total / frames_s)
-    return Audio(
-        calibrates=calibrates or chooses, chooses=chooses, judges=judges or chooses,
-        seconds=_seconds(calibrates or chooses, frames_s),
-    )  # fmt: skip
+    if goal.searched:
+        judges, calibrates = _divided(others, max(rest / 2, rest - LONGEST_S * frames_s))
+        if goal.max_damage is not None:
+            _check_length(bundle, judges, goal.max_damage, total / frames_s)
+    else:
+        judges, calibrates = chooses, others if rest >= first else pieces
+    used = calibrates or chooses
+    return Audio(calibrates=used, chooses=chooses, judges=judges or chooses, seconds=sum(map(len, used)) / frames_s)
 
 
 def _check_length(bundle: Bundle, judges: Sequence[Array], limit: float, total_s: float) -> None:
-    """Raise AudioError if the recordings have too few tokens to show that a limit is met.
-
-    The check assumes that no token changes.
-    """
+    """Raise AudioError if the recordings have too few tokens to show that a limit is met even if no token changes."""
     model = bundle.load(LeanSettings())
     found = sum(len(ctc_greedy_search(model.ctc(model.encode(frames))).tokens) for frames in judges)
     needed = math.ceil(share_of(np.zeros(1), np.ones(1), DOUBT).high / limit)
@@ -133,7 +194,3 @@ def _divided(pieces: Sequence[Array], limit: float) -> tuple[list[Array], list[A
             break
         first.append(piece)
     return first, list(pieces[len(first) :])
-
-
-def _seconds(pieces: Sequence[Array], frames_s: float) -> float:
-    return sum(map(len, pieces)) / frames_s

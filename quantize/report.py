@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from u2moe.quantize.arithmetic import relative_error
+from u2moe.quantize.arithmetic import Array, relative_error
 from u2moe.quantize.changes import what_changes
 from u2moe.quantize.damage import describe_damage
-from u2moe.quantize.features import read_features
-from u2moe.quantize.front import describe_front
 from u2moe.quantize.layers import Change
 from u2moe.quantize.observed import ExpertInputs, LeanSettings
 from u2moe.quantize.packing import stored_array
 from u2moe.quantize.passes.halves import read_single
+from u2moe.quantize.picture import bar_picture
+from u2moe.quantize.recordings import read_features
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.graph.file import group_of
@@ -35,22 +34,20 @@ from u2moe.runtime.options import DecodingOptions, SearchMethod
 from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.text.word_errors import WordErrors, edit_distance
 
-Array = npt.NDArray[Any]
+Front = Sequence[Mapping[str, Any]]
+"""Choices ordered by size. Each has `bytes`, `divergence` in nats per frame, `at_most`, and `written` (whether a bundle
+was written). `at_most` is the upper limit of the interval for the share of changed tokens. A choice is allowed if
+`--max-damage` is at least `at_most`."""
 NUM_TIMINGS = 9
 NUM_LEFT_CHUNKS = 4
 """Number of left chunks when streams are timed. Chunks have the bundle's default size."""
 
 
 def build_report(
-    reference: Bundle,
-    quantized: Bundle,
-    changes: Mapping[str, Change],
-    audio: Sequence[tuple[Path, Array]],
-    recordings: Sequence[Recording] = (),
-    *,
-    progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Return a comparison of `quantized` with its float32 bundle, as plain data for `report.json`.
+    reference: Bundle, quantized: Bundle, changes: Mapping[str, Change], audio: Sequence[tuple[Path, Array]],
+    recordings: Sequence[Recording] = (), *, progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return a comparison of `quantized` with its float32 bundle, `reference`, as plain data for `report.json`.
 
     Args:
         reference: the float32 bundle.
@@ -121,11 +118,8 @@ def output_errors(reference: Model, quantized: Model, features: Sequence[Array])
 
     Both models encode each recording with full context.
     """
-    outputs, log_probs = [], []
-    for frames in features:
-        pair = reference.encode(frames), quantized.encode(frames)
-        outputs.append(pair)
-        log_probs.append((reference.ctc(pair[0]), quantized.ctc(pair[1])))
+    outputs = [(reference.encode(frames), quantized.encode(frames)) for frames in features]
+    log_probs = [(reference.ctc(pair[0]), quantized.ctc(pair[1])) for pair in outputs]
     expected, found = (np.concatenate(part) for part in zip(*log_probs, strict=True))
     encoder = [np.concatenate(part) for part in zip(*outputs, strict=True)]
     # the best token always counts, because an untrained network with a large vocabulary has no token above 1 %
@@ -150,17 +144,13 @@ def routing_agreement(reference: Bundle, quantized: Bundle, features: Sequence[A
 
 
 def compare_text(
-    reference: Bundle,
-    quantized: Bundle,
-    models: tuple[Model, Model],
-    recordings: Sequence[Recording],
+    reference: Bundle, quantized: Bundle, models: tuple[Model, Model], recordings: Sequence[Recording],
     progress: Callable[[str], None],
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Return word error rates and token agreement for each search, with full context and, if possible, in chunks."""
     recognizers = [Recognizer(bundle, model) for bundle, model in zip((reference, quantized), models, strict=True)]
     searches: tuple[SearchMethod, ...] = ("ctc_greedy", "ctc_prefix_beam", "attention_rescoring")
-    if not models[0].has_decoder:
-        searches = searches[:2]
+    searches = searches if models[0].has_decoder else searches[:2]
     chunk_sizes = (None, 16) if models[0].config.streaming else (None,)
     result: dict[str, Any] = {}
     for chunk_size, search in itertools.product(chunk_sizes, searches):
@@ -176,19 +166,14 @@ def compare_text(
             num_different += edit_distance(*tokens)
             num_tokens += len(tokens[0])
         result[name] = {
-            "num_words": errors[0].num_words,
-            "wer_before": errors[0].rate,
-            "wer_after": errors[1].rate,
+            "num_words": errors[0].num_words, "wer_before": errors[0].rate, "wer_after": errors[1].rate,
             "token_agreement": 1 - num_different / max(num_tokens, 1),
-        }
+        }  # fmt: skip
     return result
 
 
 def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str, Any]:
-    """Return each encoder's median time in seconds, the speedup, and whether the times differ.
-
-    Both encoders run on the same features, with one thread.
-    """
+    """Return both encoders' median times in seconds on one thread, the speedup, and whether the times differ."""
     cases: dict[str, tuple[int | None, int]] = {"full context": (None, -1)}
     if reference.config.streaming:
         size = reference.config.stream_chunk_size
@@ -271,3 +256,24 @@ def describe(report: Mapping[str, Any]) -> str:
             f"{item['speedup']:.2f} x, {verdict} on this machine"
         )
     return "\n".join(lines)
+
+
+def describe_front(front: Front) -> list[str]:
+    """Return a table as lines: each choice with its size, divergence and smallest `--max-damage` that allows it."""
+    lines = ["choices of the search: size, divergence, and the smallest --max-damage that allows them"]
+    for point in front:
+        share = ("" if point["written"] else "about ") + f"{point['at_most']:.2%}"
+        lines.append(f"{point['bytes'] / 1e6:9.2f} MB {point['divergence']:12.5f} nats per frame {share:>15}")
+    return lines if front else []
+
+
+def front_picture(front: Front, limit: float | None) -> str:
+    """Draw a bar for each choice's share of changed tokens, in the order of `front`, and one for the limit."""
+    rows = []
+    for point in front:
+        bar = (0 if point["written"] else 1, 100 * point["at_most"], f"{point['at_most']:.2%}")
+        rows.append((f"{point['bytes'] / 1e6:.2f} MB", [bar]))
+    if limit is not None:
+        rows.append(("limit", [(2, 100 * limit, f"{limit:.2%}")]))
+    title = "changed tokens in %, upper limit of the interval, by total file size"
+    return bar_picture(title, ["written and compared", "estimated from the divergence", "--max-damage"], rows)

@@ -21,10 +21,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from u2moe.quantize.arithmetic import NOTHING, Float
+from u2moe.quantize.arithmetic import NOTHING, Array, Float
 from u2moe.quantize.formats.conversion import Parts, WeightConversion
 from u2moe.quantize.layers import ExpertLayer, Weights, calls, layer_of
-from u2moe.quantize.observed import Array, SwitchedGraph, observed_model, routed_layer, trim_memory
+from u2moe.quantize.observed import SwitchedGraph, observed_model, routed_layer, trim_memory
 from u2moe.quantize.progress import shares
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
@@ -43,13 +43,10 @@ PIECE_ROWS = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows [n, channels] of a value, read from a file on demand.
+    """Rows [n, channels] of a value, read on demand from a file of float32 numbers.
 
-    Attributes:
-        file: file of all rows, in float32.
-        channels: number of channels.
-        exponents: exponents of the powers of two by which channels are divided; None: not divided.
-        chosen: indices of the chosen rows in the file; None: all.
+    `chosen` contains the indices of the chosen rows in the file; None: all. `exponents` contains the exponents of the
+    powers of two by which channels are divided; None: not divided.
     """
 
     file: Path
@@ -82,17 +79,13 @@ class StoredWeight:
 class Activations:
     """Recorded activations (rows [n, channels] by name), and the weights whose rounding was fitted to them.
 
-    Attributes:
-        products: number of products that were fitted to recorded rows (`compensated_products`), and number of products
-            that had too few rows for fitting (`plain_products`).
-        done: called after each layer or expert with the number of its weights that were rounded.
+    `products` counts those fitted to recorded rows (`compensated_products`), and those with too few rows for fitting
+    (`plain_products`). `done` is called after each layer or expert with the number of its weights that were rounded.
     """
 
     def __init__(self, folder: Path) -> None:
         """Keep rows and weights in files in `folder`."""
-        self._folder = folder
-        self._sizes: dict[str, int] = {}
-        self._exponents: dict[str, Array] = {}
+        self._folder, self._sizes, self._exponents = folder, dict[str, int](), dict[str, Array]()
         self._rounded: dict[Any, list[StoredWeight]] = {}
         self.products: Counter[str] = Counter()
         self.done: Callable[[int], None] = lambda _: None
@@ -126,9 +119,8 @@ class Activations:
         return self._rounded[key]
 
     def _file(self, name: str) -> Path:
-        return self._folder / str(
-            list(self._sizes).index(name)
-        )  # not by name: file systems differ in the names they allow
+        # not by name: file systems differ in the names they allow
+        return self._folder / str(list(self._sizes).index(name))
 
 
 def recorded(
@@ -136,14 +128,10 @@ def recorded(
 ) -> Activations:
     """Run a float32 bundle with full context on features [frames, mel], and its decoders on the resulting texts.
 
-    Returns the activations, which are kept in a new subfolder of `folder`.
-
-    Raises:
-        AudioError: the model finds no speech.
-        QuantizationError: a layer receives NaN or infinity.
+    Returns the activations, which are kept in a new subfolder of `folder`. Raises AudioError if the model finds no
+    speech, and QuantizationError if a layer receives NaN or infinity.
     """
-    activations = Activations(Path(tempfile.mkdtemp(prefix="activations-", dir=folder)))
-    names: set[str] = set()
+    activations, names = Activations(Path(tempfile.mkdtemp(prefix="activations-", dir=folder))), set[str]()
     graphs = bundle.manifest.model.graphs()
     recorders = {graph.name: _Recorder(ir.load(bundle.path / graph.file), activations, names) for graph in graphs}
     model = observed_model(bundle.manifest, recorders)
@@ -166,18 +154,16 @@ def recorded(
 
 
 class _Recorder:
-    """A session that adds the inputs of a graph's products to `activations`, except those in `others`.
+    """A session that adds the inputs of a graph's products to `activations`, except those that `others` names.
 
-    `others` contains the names of the inputs that other recorders add. This recorder adds the names of its own inputs
-    to `others`.
+    `others` contains the inputs that other recorders add; this recorder adds its own.
     """
 
     def __init__(self, model: ir.Model, activations: Activations, others: set[str]) -> None:
         self._activations = activations
         read = [(str(x.name), layer_of(node)) for node in calls(model, *PRODUCTS) if (x := node.inputs[0]) is not None]
-        self._layers = {
-            name: layer for name, layer in reversed(read) if name not in others
-        }  # errors name the first layer that reads a value
+        # errors name the first layer that reads a value
+        self._layers = {name: layer for name, layer in reversed(read) if name not in others}
         others.update(self._layers)
         self._graph = SwitchedGraph(model, observed=self._layers)
 
@@ -199,13 +185,7 @@ DAMPING = 0.05
 
 @dataclass(frozen=True)
 class RoundedWeight:
-    """The converted weight of a matrix product, and the product's bias.
-
-    Attributes:
-        parts: stored parts of the weight.
-        weight: the weight [in, out] that the parts represent.
-        bias: float32 [out]; None: no bias.
-    """
+    """The stored parts of a product's weight, the weight [in, out] that they represent, and any bias [out]."""
 
     parts: Parts
     weight: Float
@@ -218,17 +198,14 @@ class RoundedWeight:
 
 
 def fitted_layer(
-    products: Sequence[tuple[Float, Float | None]],
-    activation: Callable[[Float], Float],
-    tokens: Rows | Float,
-    shares: Float,
-    conversion: WeightConversion,
-) -> list[RoundedWeight]:
+    products: Sequence[tuple[Float, Float | None]], activation: Callable[[Float], Float], tokens: Rows | Float,
+    shares: Float, conversion: WeightConversion,
+) -> list[RoundedWeight]:  # fmt: skip
     """Round the weights of all products of an expert or a feed-forward layer, or of a single product.
 
     Args:
-        products: weight [in, out] and bias [out] (None: no bias) of each product. Either a single product, or these in
-            order: the gate (only in gated layers), the first product, the second product.
+        products: weight [in, out] and any bias [out] of each product. Either a single product, or these in order: the
+            gate (only in gated layers), the first product, the second product.
         activation: non-linearity of the hidden units [n, hidden], or of the gate in gated layers.
         tokens: inputs [n, dim], at least one.
         shares: for each token [n], the factor applied to the layer's output, such as the routing weight.
@@ -239,12 +216,9 @@ def fitted_layer(
         active = activation(values[0])
         return active if len(values) == 1 else active * values[1]
 
-    def same(rows: slice) -> tuple[Float, Float]:
-        read = tokens[rows]
-        return read, read
-
     first = products[: max(len(products) - 1, 1)]
-    rounded = [fitted(same, shares, *product, conversion) for product in first]
+    # the same array twice, because the first products receive the inputs of the float32 products
+    rounded = [fitted(lambda rows: (tokens[rows],) * 2, shares, *product, conversion) for product in first]
     if len(products) > 1:
 
         def both(rows: slice) -> tuple[Float, Float]:
@@ -256,18 +230,13 @@ def fitted_layer(
 
 
 def fitted(
-    inputs: Callable[[slice], tuple[Float, Float]],
-    shares: Float,
-    weight: Float,
-    bias: Float | None,
+    inputs: Callable[[slice], tuple[Float, Float]], shares: Float, weight: Float, bias: Float | None,
     conversion: WeightConversion,
-) -> RoundedWeight:
+) -> RoundedWeight:  # fmt: skip
     """Return the rounded product that best reproduces `weight` and `bias`.
 
     `inputs(rows)` returns these rows of two arrays [n, in]: the inputs of the float32 product, and the inputs that the
-    rounded product receives.
-
-    Errors of rows are weighted by `shares` [n]. A bias absorbs the mean error; without a bias, the mean error remains.
+    rounded product receives. Errors of rows are weighted by `shares` [n]. A bias absorbs the mean error.
     """
     pieces = [slice(begin, begin + PIECE_ROWS) for begin in range(0, len(shares), PIECE_ROWS)]
     read = lru_cache(1)(lambda number: inputs(pieces[number]))
@@ -286,9 +255,7 @@ def fitted(
             products += found.T @ (((expected - means[0]) * shares[rows, np.newaxis]) @ weight)
     damping = DAMPING * float(np.trace(moments)) / len(moments) or 1.0
     moments[np.diag_indices_from(moments)] += damping
-    target: npt.NDArray[Any] = weight
-    if differ:
-        target = np.linalg.solve(moments, products + damping * weight)
+    target: Array = np.linalg.solve(moments, products + damping * weight) if differ else weight
     parts = compensated(target, moments, conversion)
     restored = conversion.restored(parts, len(weight))
     if bias is not None:
@@ -296,13 +263,10 @@ def fitted(
     return RoundedWeight(parts, restored, bias)
 
 
-def compensated(weight: npt.NDArray[Any], moments: Double, conversion: WeightConversion) -> Parts:
-    """Round a weight to minimise the error of the outputs instead of the weight's own error.
+def compensated(weight: Array, moments: Double, conversion: WeightConversion) -> Parts:
+    """Round a weight [in, out] to minimise the error of the outputs instead of the weight's own error.
 
-    Args:
-        weight: weight [in, out].
-        moments: sums of products of the inputs [in, in], positive definite.
-        conversion: conversion to the format of the weight.
+    `moments` [in, in] contains the sums of products of the inputs. It is positive definite.
     """
     # row i of `factors` divided by its diagonal element contains the corrections of later rows for an error of 1
     factors = np.linalg.cholesky(np.linalg.inv(moments)).T
@@ -321,13 +285,9 @@ def compensated(weight: npt.NDArray[Any], moments: Double, conversion: WeightCon
 
 
 def rounded_products(
-    weights: Weights,
-    products: Sequence[tuple[ir.Value, ir.Value | None]],
-    conversion: WeightConversion,
-    kind: str,
-    rows: tuple[Rows, Float] | None,
-    activations: Activations | None,
-) -> list[ir.Value]:
+    weights: Weights, products: Sequence[tuple[ir.Value, ir.Value | None]], conversion: WeightConversion, kind: str,
+    rows: tuple[Rows, Float] | None, activations: Activations | None,
+) -> list[ir.Value]:  # fmt: skip
     """Return new inputs for a layer's products: each weight's integers and other parts, and any bias.
 
     See `fitted_layer`. `rows` contains the layer's inputs [n, in] and, for each row, the layer's share of the output
@@ -339,11 +299,10 @@ def rounded_products(
         enough = rows is not None and len(rows[0]) >= shape_of(products[0][0])[0]
         activations.products["compensated_products" if enough else "plain_products"] += len(products)
         if rows is not None and enough:
-            tokens, shares = rows
 
             def fit() -> list[RoundedWeight]:
                 floats = [(array_of(weight), None if bias is None else array_of(bias)) for weight, bias in products]
-                return fitted_layer(floats, _activation(kind), tokens, shares, conversion)
+                return fitted_layer(floats, _activation(kind), *rows, conversion)
 
             made = activations.rounded((conversion, *(weight.name for weight, _ in products)), fit)
         activations.done(sum(math.prod(shape_of(weight)) for weight, _ in products))
@@ -362,15 +321,13 @@ def rounded_experts(
 ) -> list[list[ir.Value]]:
     """Round each expert with `rounded_products`. Calibration uses the tokens that the expert received."""
     tokens, router = None if activations is None else activations.rows(layer.x.name), routed_layer(layer.node)
-    shares = None
-    if tokens is not None and router is not None:
+    if tokens is not None and router is not None:  # a mixture has a router
         begins = range(0, len(tokens), PIECE_ROWS)
         shares = np.concatenate([router.shares(tokens[begin : begin + PIECE_ROWS]) for begin in begins])
     experts = []
     for index, weight in enumerate(zip(layer.w1, layer.w2, strict=True)):
-        biases = (layer.b1[index], layer.b2[index]) if layer.mixture.bias else (None, None)
-        own = None
-        if tokens is not None and shares is not None:
+        biases, own = (layer.b1[index], layer.b2[index]) if layer.mixture.bias else (None, None), None
+        if tokens is not None:
             (chosen,) = np.nonzero(shares[:, index])
             own = replace(tokens, chosen=chosen), shares[chosen, index]
         products = list(zip(weight, biases, strict=True))

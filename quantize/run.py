@@ -30,14 +30,14 @@ from u2moe.quantize.progress import shares
 from u2moe.quantize.recipes import BLOCK_SIZES, Recipe
 from u2moe.quantize.recordings import Audio, read_audio
 from u2moe.quantize.rounding import Activations, recorded
-from u2moe.quantize.smoothing import rewritten_together, smooth
+from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.errors import BundleError, QuantizationError
 from u2moe.runtime.graph.file import group_of, save_graph, shape_of, with_external
-from u2moe.runtime.model.model import Model
+from u2moe.runtime.model.native import CPU, choose_kernels
 from u2moe.runtime.whole_file import locked
 
 Progress = Callable[[str], None]
@@ -53,13 +53,9 @@ UNLOCKED_S = 10
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedBundle:
-    """A quantized bundle, staged in a temporary folder.
+    """A quantized bundle in a temporary folder, and the same bundle packed in another one, if its recipe packs.
 
-    Attributes:
-        recipe: recipe of the bundle.
-        bundle: the bundle in its temporary folder, not packed.
-        changes: the replaced weights, by the names of the new weights.
-        packed: the same bundle, packed, in another temporary folder; None if the recipe does not pack.
+    `changes` contains the replaced weights, by the names of the new weights.
     """
 
     recipe: Recipe
@@ -77,10 +73,6 @@ class QuantizedBundle:
         """Bytes of all files to write, plus room for the manifest's entry `goal`."""
         return sum(file.stat().st_size for file in self.written.path.iterdir()) + GOAL_BYTES
 
-    def load(self) -> Model:
-        """Load `written` as a model."""
-        return self.written.load(LeanSettings(kernels="native" if self.packed else None))
-
 
 @dataclass(frozen=True)
 class QuantizationRun:
@@ -93,7 +85,7 @@ class QuantizationRun:
         audio: the recordings, or None.
         activations: inputs of layers on the calibration recordings, or None.
         journal: file of measurements, or None.
-        layout: version of the native kernels' layout, for recipes that pack.
+        layout: version of the native kernels' layout; 0 for recipes that do not pack.
     """
 
     source: Bundle
@@ -102,19 +94,14 @@ class QuantizationRun:
     audio: Audio | None = None
     activations: Activations | None = None
     journal: Path | None = None
-    layout: int | None = None
+    layout: int = 0
 
     def quantize(self, recipe: Recipe, staging: BundleWriter) -> QuantizedBundle:
-        """Stage the bundle with quantized graphs, replacing what was staged before.
+        """Stage the bundle with quantized graphs, replacing what was staged before. The manifest records the recipe.
 
-        The manifest records the recipe.
-
-        Raises:
-            BundleError: a layer in `exceptions` or a group requested by name is missing, or nothing can be packed.
+        Raises BundleError if a layer in `exceptions` or a group requested by name is missing, or nothing can be packed.
         """
-        changes: dict[str, Change] = {}
-        kept: set[str] = set()
-        layers: set[str] = set()
+        changes, kept, layers = dict[str, Change](), set[str](), set[str]()
         if self.activations:
             self.activations.products.clear()
         graphs = self.source.manifest.model.graphs()
@@ -161,14 +148,13 @@ class QuantizationRun:
     def compare(self, made: QuantizedBundle) -> Difference:
         """Compare the new bundle with the float32 bundle on the recordings in `heard.judges`.
 
-        Raises:
-            QuantizationError: a graph returns NaN or infinity.
+        Raises QuantizationError if a graph returns NaN or infinity.
         """
         judges, show = self.heard.judges, shares(self.progress, "comparing with float32")
         with finite_numbers("on the recordings"):
-            return compare(
-                self.source.load(LeanSettings()), made.load(), judges, lambda number: show(number / len(judges))
-            )
+            reference = self.source.load(LeanSettings())
+            written = made.written.load(LeanSettings(kernels="native" if made.packed else None))
+            return compare(reference, written, judges, lambda number: show(number / len(judges)))
 
     def damage(self, made: QuantizedBundle) -> dict[str, Any]:
         """Return the damage of every layer and of the whole quantized bundle, as plain data."""
@@ -182,19 +168,13 @@ class QuantizationRun:
 
     @property
     def heard(self) -> Audio:
-        """The calibration recordings.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """The calibration recordings. Raises ValueError if there are none."""
         if self.audio is None:
             raise ValueError("damage is measured on the recordings for calibration, but there are none")
         return self.audio
 
     def _packed(self, made: Bundle) -> Bundle:
         """Write and return a copy of the bundle with packed weights."""
-        if self.layout is None:
-            raise ValueError("packing needs a layout version")
         num_packed = 0
         with BundleWriter(self.folder / "packed", overwrite=True) as other:
             for graph in made.manifest.model.graphs():
@@ -209,20 +189,17 @@ class QuantizationRun:
                 if not (other.path / name).exists() and not name.endswith(".onnx.data"):
                     other.add(name, made.path / name)
             quantization = {**made.manifest.quantization, contract.PACKED: self.layout}
-            manifest = dataclasses.replace(made.manifest, quantization=quantization)
-            return other.finish(with_external(manifest, other.path))
+            return other.finish(
+                with_external(dataclasses.replace(made.manifest, quantization=quantization), other.path)
+            )
 
     def _record(self, recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
         """Return the manifest's record of the recipe."""
         record: dict[str, Any] = {
-            "recipe": recipe.name,
-            "groups": dict(recipe.quantized),
-            "whole": recipe.whole,
-            "block_size": recipe.block_size,
-            "num_weights": dict(sorted(changed.items())),
-        }
-        versions = {f"{kind.name}_version": kind.version for kind in quantized(recipe.groups) if kind.version}
-        record |= versions
+            "recipe": recipe.name, "groups": dict(recipe.quantized), "whole": recipe.whole,
+            "block_size": recipe.block_size, "num_weights": dict(sorted(changed.items())),
+        }  # fmt: skip
+        record |= {f"{kind.name}_version": kind.version for kind in quantized(recipe.groups) if kind.version}
         if self.activations:
             products = {name: self.activations.products[name] for name in ("compensated_products", "plain_products")}
             record["calibration"] = {"seconds": round(self.heard.seconds, 2), **products}
@@ -247,27 +224,17 @@ def _rounding(model: ir.Model, recipe: Recipe, file: str, progress: Progress) ->
 
 @contextmanager
 def opened_run(
-    bundle: Bundle,
-    recipe: Recipe,
-    goal: Goal,
-    beside: Path,
-    progress: Progress,
-    *,
-    journal: Path | None = None,
-    layout: int | None = None,
+    bundle: Bundle, recipe: Recipe, goal: Goal, beside: Path, progress: Progress, journal: Path | None = None
 ) -> Iterator[QuantizationRun]:
     """Open a run for a float32 bundle, which is smoothed first if the recipe has recordings for calibration.
 
     Temporary files are kept in a folder in `beside`, because the system's temporary folder is often in memory. They
     include a copy of the bundle and the inputs of its layers. Measurements are kept in the file `journal`, if given.
 
-    `layout` is the version of the native kernels' layout, for recipes that pack weights.
-
-    Raises:
-        AudioError: a recording cannot be read, all recordings are too short for the encoder, or they contain too little
-            speech to calibrate or to show that `goal.max_damage` is met.
-        QuantizationError: even the smallest formats exceed `goal.max_bytes`, or a layer receives NaN or infinity.
+    Raises the errors of `read_audio` and `recorded`, and QuantizationError if even the smallest formats exceed
+    `goal.max_bytes`.
     """
+    layout = choose_kernels("native", [CPU]).layout if recipe.packed else 0
     with temporary_folder(beside) as folder:
         run = QuantizationRun(bundle, folder, progress, journal=journal, layout=layout)
         if not recipe.calibration:
@@ -284,10 +251,8 @@ def opened_run(
         audio = read_audio(bundle, recipe, goal)
         activations = recorded(bundle, audio.calibrates, folder, progress)
         show = shares(progress, "smoothing channels")
-        smoothed = rewritten_together(
-            bundle,
-            folder / "smoothed",
-            lambda models: progress(f"smoothed {smooth(models, activations, show)} channels"),
+        smoothed = rewritten_bundle(
+            bundle, folder / "smooth", lambda models: progress(f"smoothed {smooth(models, activations, show)} channels")
         )
         yield dataclasses.replace(run, source=smoothed, audio=audio, activations=activations)
 

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from u2moe.quantize.arithmetic import NOTHING
-from u2moe.quantize.comparison import DOUBT, Difference, compare, times_needed
+from u2moe.quantize.comparison import DOUBT, Difference, compare
 from u2moe.quantize.damage import Damage
 from u2moe.quantize.goals import Goal, Ladder, Step
 from u2moe.quantize.observed import LeanSettings, Levels
 from u2moe.quantize.progress import shares
-from u2moe.quantize.recordings import Audio
 from u2moe.quantize.report import encoder_times
 from u2moe.quantize.run import QuantizationRun, QuantizedBundle
 from u2moe.runtime.bundle.weight_formats import HALF, INT8, WEIGHT_FORMATS
@@ -27,29 +26,24 @@ from u2moe.runtime.model.settings import SessionSettings
 NUM_TIMINGS, TIMED_FRAMES, CHUNK_SIZE, NUM_LEFT_CHUNKS = 5, 3000, 16, 4
 """Settings for measuring the real-time factor: number of timings (the median counts), maximum feature frames, chunk
 size, left chunks."""
+MOST_LONGER = 1000
+"""A limit is out of reach if judging it would need more than this many times the available audio."""
 LEAST_FALL, LEAST_SHARE = 0.5, 0.01
 """If a bundle exceeds the limits on damage, the target for the next bundle is between about `LEAST_SHARE` and
 `LEAST_FALL` times its divergence."""
 
 
 class FormatSearch:
-    """A search for the layer formats of one bundle.
-
-    Attributes:
-        made: the current bundle, in the staging folder.
-    """
+    """A search for the layer formats of one bundle. `made` is the current bundle, in the staging folder."""
 
     def __init__(self, run: QuantizationRun, made: QuantizedBundle, staging: BundleWriter, goal: Goal) -> None:
-        """Measure the damage of all layers.
+        """Measure the damage of all layers of `made`, the bundle with all layers in the smallest formats.
 
-        Args:
-            run: makes and measures bundles.
-            made: bundle with all layers in the smallest formats. The better formats to choose from are float16 and, for
-                weights with fewer than 8 bits, int8.
-            staging: folder for other bundles.
-            goal: limits for the bundle.
+        The better formats to choose from are float16 and, for weights with fewer than 8 bits, int8. Bundles that have
+        them replace `made` in `staging`.
         """
         self._run, self._staging, self._goal, self._recipe, self.made = run, staging, goal, made.recipe, made
+        self._audio = run.heard
         versions = {HALF.name: run.source}
         groups = made.recipe.groups
         middle = {group: INT8.name for group, kind in groups.items() if WEIGHT_FORMATS[kind].bits < INT8.bits}
@@ -78,8 +72,7 @@ class FormatSearch:
     def choose(self) -> QuantizedBundle:
         """Choose formats that meet the goal of the search, and return the bundle that has them.
 
-        Raises:
-            QuantizationError: no choice of formats meets the goal. The message describes the nearest one.
+        Raises QuantizationError if no choice of formats meets the goal. The message describes the nearest one.
         """
         goal = self._goal
         if goal.max_damage is not None or goal.max_divergence is not None:
@@ -97,9 +90,8 @@ class FormatSearch:
         Each attempt halves the accepted probability of error, so that the intervals of all attempts stay reliable.
         """
         self._meter.unload()
-        models = [bundle.load(LeanSettings()) for bundle in (self._run.source, self._versions[-1])]
-        found, doubt = compare(models[0], models[1], self._audio.chooses), DOUBT
-        del models
+        lean, doubt = LeanSettings(), DOUBT
+        found = compare(self._run.source.load(lean), self._versions[-1].load(lean), self._audio.chooses)
         more = sum(map(len, self._audio.judges)) / sum(map(len, self._audio.chooses))
         target = self._damage.divergence * self._bearable(found, doubt, more)
         while True:
@@ -114,14 +106,10 @@ class FormatSearch:
             target, doubt = now * min(self._bearable(found, doubt / 2), LEAST_FALL), doubt / 2
 
     def _use_budgets(self) -> None:
-        """Build the best bundle within the budgets for size and time.
-
-        If the bundle exceeds a limit, reduce the budget and retry.
-        """
+        """Build the best bundle within the budgets for size and time; reduce them while it exceeds a limit."""
         goal, ladder = self._goal, self._ladder
-        times = (
-            [real_time_factor(version, self._audio.chooses) for version in self._versions] if goal.target_rtf else []
-        )
+        timed = self._versions if goal.target_rtf else []
+        times = [real_time_factor(version, self._audio.chooses) for version in timed]
         budgets = [(goal.max_bytes or math.inf) - self._size, (goal.target_rtf or math.inf) - (times or [0])[-1]]
 
         def costs(step: Step) -> Sequence[float]:
@@ -160,7 +148,7 @@ class FormatSearch:
         return {**damage, **found.summary(), "formats": [*self._formats, self._recipe.name], "steps": steps}
 
     def _front(self, found: Difference, divergence: float) -> list[dict[str, Any]]:
-        """Return evaluated choices as a `front.Front`. `at_most` is estimated for those without a written bundle."""
+        """Return evaluated choices as a `report.Front`. `at_most` is estimated for those without a written bundle."""
 
         def at_most(nats: float) -> float:
             return min(found.scaled(nats / max(divergence, NOTHING)).changed_tokens().high, 1.0)
@@ -174,11 +162,8 @@ class FormatSearch:
     def goal(self) -> dict[str, float]:
         """Return the manifest's entry `goal`: limits, and measurements rounded to be the same on all processors."""
         changed = self._compared().changed_tokens()
-        return {
-            **self._goal.limits,
-            "changed_tokens": round(changed.value, 4),
-            "changed_tokens_at_most": round(changed.high, 4),
-        }
+        found = {"changed_tokens": round(changed.value, 4), "changed_tokens_at_most": round(changed.high, 4)}
+        return {**self._goal.limits, **found}
 
     @property
     def _levels(self) -> Levels:
@@ -258,17 +243,15 @@ class FormatSearch:
         )
 
     def _audio_needed(self, found: Difference, doubt: float) -> str:
-        times = times_needed(lambda times: self._holds(found, doubt, times))
-        if times is None:
-            return "more recordings would not change that"
+        times = 1.0  # roughly the factor by which the audio must grow
+        while not self._holds(found, doubt, times):
+            times *= 1.1
+            if times > MOST_LONGER:
+                return "more recordings would not change that"
         return (
             f"bundles were judged on {found.seconds:.0f} s of recordings; "
             f"about {times * found.seconds:.0f} s would be enough"
         )
-
-    @property
-    def _audio(self) -> Audio:
-        return self._run.heard
 
 
 def real_time_factor(bundle: Bundle, features: Sequence[Any]) -> float:

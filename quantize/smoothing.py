@@ -9,16 +9,17 @@ are then either unchanged or multiplied by such a factor.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, NOTHING, Float, int8_columns
+from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, NOTHING, Float, int8_columns, kernel_matrix
 from u2moe.quantize.layers import ExpertLayer, calls, expert_layers, inputs_of
 from u2moe.quantize.rounding import PIECE_ROWS, Activations, Rows
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
@@ -80,12 +81,9 @@ class ChannelSite:
 def sites_of(*models: ir.Model) -> list[ChannelSite]:
     """Return all sites of float32 graphs. If all graphs of a network are given, its encoder output is also a site.
 
-    Sites are:
-
-    - outputs of normalisations, if they are read only by products, feed-forward layers and mixtures
-    - channels of the front end
-    - values of attention
-    - hidden units of feed-forward layers after relu or a gate, and of experts after relu
+    Sites are outputs of normalisations that are read only by products, feed-forward layers and mixtures; channels of
+    the front end; values of attention; hidden units of feed-forward layers after relu or a gate, and of experts after
+    relu.
     """
     sites = [site for model in models for site in _sites_of(model)] + list(_encoder_output(models))
     return [site for site in sites if all(len(value.uses()) == 1 for value in (*site.made, *site.read))]
@@ -94,7 +92,10 @@ def sites_of(*models: ir.Model) -> list[ChannelSite]:
 def _sites_of(model: ir.Model) -> Iterator[ChannelSite]:
     mixtures = {layer.node: layer for layer in expert_layers(model)}
     for node in calls(model, *NORMALIZATIONS):
-        yield from _normalized(node, mixtures)
+        value = node.outputs[-1]
+        read = [_weights_of(value, use.node, mixtures) for use in value.uses()]
+        if all(read) and not value.is_graph_output():
+            yield _of_norm(node, read, value)
     for node in calls(model, "Subsampling", "SubsamplingConvolutions"):
         yield from _front_end(node)
     for node in calls(model, "Attention", "CachedAttention"):
@@ -133,18 +134,8 @@ def smooth(
     return num_scaled
 
 
-def rewritten_bundle(bundle: Bundle, folder: Path, rewrite: Callable[[ir.Model], None]) -> Bundle:
-    """Write a copy of a bundle with changed weights; `rewrite` changes each graph in place."""
-
-    def rewrite_all(models: Sequence[ir.Model]) -> None:
-        for model in models:
-            rewrite(model)
-
-    return rewritten_together(bundle, folder, rewrite_all)
-
-
-def rewritten_together(bundle: Bundle, folder: Path, rewrite: Callable[[Sequence[ir.Model]], None]) -> Bundle:
-    """Like `rewritten_bundle`, but with a function that changes all graphs together."""
+def rewritten_bundle(bundle: Bundle, folder: Path, rewrite: Callable[[Sequence[ir.Model]], object]) -> Bundle:
+    """Write a copy of a bundle with changed weights; `rewrite` changes all graphs in place."""
     graphs = bundle.manifest.model.graphs()
     models = [ir.load(bundle.path / graph.file) for graph in graphs]
     rewrite(models)
@@ -171,20 +162,13 @@ def _sample(rows: Rows | None) -> Float | None:
     return rows[np.concatenate([evenly, np.take_along_axis(np.array(largest), most, axis=0)[0]])]
 
 
-def _normalized(node: ir.Node, mixtures: Mapping[ir.Node, ExpertLayer]) -> Iterator[ChannelSite]:
-    value = node.outputs[-1]
-    read = [_weights_of(value, use.node, mixtures) for use in value.uses()]
-    if all(read) and not value.is_graph_output():
-        yield _of_norm(node, [weight for each in read for weight in each], value)
+def _of_norm(node: ir.Node, read: Iterable[Sequence[ir.Value]], value: ir.Value) -> ChannelSite:
+    """Return the site of a normalisation's output, `value` (or the input of another graph that receives it).
 
-
-def _of_norm(node: ir.Node, read: Sequence[ir.Value], value: ir.Value) -> ChannelSite:
-    """Return the site of a normalisation's output.
-
-    `value` is this output, or the input of another graph that receives it.
+    `read` contains the weights of each node that reads the value.
     """
     made = inputs_of(node)[2 if plain_name(node.op_type) == "AddNormalization" else 1 :]
-    return _in_order(made, read, lambda: np.sum([np.abs(array_of(parameter)) for parameter in made], axis=0), value)
+    return _in_order(made, [*chain(*read)], lambda: np.sum([np.abs(array_of(each)) for each in made], axis=0), value)
 
 
 def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
@@ -202,8 +186,7 @@ def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
     read = [_weights_of(node.inputs[0], node, {}) if node.inputs[0] is not None else [] for node in readers]
     is_normalized = maker is not None and maker.domain == MOE_DOMAIN and plain_name(maker.op_type) in NORMALIZATIONS
     if maker is not None and is_normalized and all(read) and all(use.node in copies for use in output.uses()):
-        site = _of_norm(maker, [weight for each in read for weight in each], value)
-        yield dataclasses.replace(site, least_gain=LEAST_GAIN_OF_OUTPUT)
+        yield dataclasses.replace(_of_norm(maker, read, value), least_gain=LEAST_GAIN_OF_OUTPUT)
 
 
 def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
@@ -216,9 +199,9 @@ def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
         if not read:  # the projection is a separate layer
             value = node.outputs[0]
             weights = [_weights_of(value, use.node, {}) for use in value.uses()]
-            read = [weight for each in weights for weight in each] if all(weights) else []
+            read = [*chain(*weights)] if all(weights) else []
         if read:
-            order, rows = np.arange(shape_of(made[0])[0]), len(_matrix(array_of(read[0])))
+            order, rows = np.arange(shape_of(made[0])[0]), len(kernel_matrix(array_of(read[0])))
             channels = np.tile(order, rows // len(order)) if number < count else np.repeat(order, rows // len(order))
             size = partial(_kernel_sizes, made)
             found = None if value is not None else partial(_windows, node, str(features.name), number)
@@ -229,13 +212,7 @@ def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
 
 def _kernel_sizes(made: Sequence[ir.Value]) -> Float:
     """Estimate the magnitude of each channel that a kernel [out, in, time, frequency] and a bias produce."""
-    sizes: Float = np.linalg.norm(_matrix(array_of(made[0])), axis=0) + np.abs(array_of(made[1]))
-    return sizes
-
-
-def _matrix(weight: Float) -> Float:
-    """Return a kernel [out, in, time, frequency] as [time * frequency * in, out]. Return a matrix unchanged."""
-    return weight if weight.ndim == 2 else weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
+    return np.asarray(np.linalg.norm(kernel_matrix(array_of(made[0])), axis=0) + np.abs(array_of(made[1])))
 
 
 def _windows(node: ir.Node, features: str, number: int, activations: Activations) -> Float | None:
@@ -251,17 +228,14 @@ def _windows(node: ir.Node, features: str, number: int, activations: Activations
     x = frames[np.minimum(starts[:, np.newaxis] + np.arange(length), len(frames) - 1)][..., np.newaxis]
     for index, (kernel, stride) in enumerate(zip(kernels[:number], strides[:number], strict=True)):
         weight, bias = (array_of(value) for value in parameters[2 * index : 2 * index + 2])
-        x = np.maximum(_patches(x, kernel, stride) @ _matrix(weight) + bias, 0)
+        x = np.maximum(_patches(x, kernel, stride) @ kernel_matrix(weight) + bias, 0)
     if number < len(kernels):
         return _patches(x, kernels[number], strides[number]).reshape(-1, kernels[number] ** 2 * x.shape[-1])
     return x.swapaxes(2, 3).reshape(-1, x.shape[-1] * x.shape[-2])
 
 
 def _patches(x: Float, kernel: int, stride: int) -> Float:
-    """Return the windows of x [n, time, frequency, in] that a convolution multiplies by its weight.
-
-    The shape is [n, time', frequency', time * frequency * in].
-    """
+    """Return the windows of x [n, time, frequency, in] as rows [n, time', frequency', time * frequency * in]."""
     views = np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), axis=(1, 2))[:, ::stride, ::stride]
     return views.transpose(0, 1, 2, 4, 5, 3).reshape(*views.shape[:3], -1)
 
@@ -287,13 +261,10 @@ def _values(node: ir.Node) -> Iterator[ChannelSite]:
     columns = (channel + size * (1 + np.arange(groups)[:, np.newaxis])).ravel()
     made = inputs_of(maker)[1:]
     yield ChannelSite(
-        value=context,
-        made=made,
-        columns=columns,
-        read=inputs_of(readers[0])[1:2],
+        value=context, made=made, columns=columns, read=inputs_of(readers[0])[1:2],
         channels=np.repeat(channel, heads // groups, axis=0).ravel(),
         size=lambda: np.abs(array_of(made[0])[:, columns]).max(axis=0),
-    )
+    )  # fmt: skip
 
 
 def _hidden(made: Sequence[ir.Value], weight: ir.Value) -> ChannelSite:
@@ -314,7 +285,7 @@ def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
     Without `rows`, errors cannot be measured. The strength is then `UNSEEN`, and small exponents become zero.
     """
     # routers stay in float32
-    weights = [_matrix(array_of(weight)) for weight in site.read if group_of(weight) != "routers"]
+    weights = [kernel_matrix(array_of(weight)) for weight in site.read if group_of(weight) != "routers"]
     weight_size = _by_channel(site, np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0))
     if rows is None:
         exponents = _balanced(site.size(), weight_size, UNSEEN)
@@ -357,10 +328,7 @@ def _error(rows: Float, weights: Sequence[Float], exponents: Exponents) -> float
 
 
 def scale(site: ChannelSite, exponents: Exponents) -> None:
-    """Divide each channel of a site by a power of two, in place.
-
-    The weights that read a channel are multiplied by its power. The float32 graph therefore computes the same numbers.
-    """
+    """Divide each channel of a site by a power of two, and multiply the weights that read it, both in place."""
 
     def divided(array: Float) -> Float:
         by_column = np.zeros(array.shape[0 if array.ndim > 2 else -1], np.int64)

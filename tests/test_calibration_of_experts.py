@@ -8,11 +8,11 @@ from noise import write_noise
 
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
-from u2moe.quantize.features import features_of
 from u2moe.quantize.formats import CONVERSIONS, conversion
+from u2moe.quantize.recordings import features_of
 from u2moe.quantize.report import describe
 from u2moe.quantize.rounding import RoundedWeight, compensated, fitted, fitted_layer, recorded
-from u2moe.quantize.smoothing import rewritten_together, smooth
+from u2moe.quantize.smoothing import rewritten_bundle, smooth
 from u2moe.runtime import AudioError, Bundle
 from u2moe.runtime.cli import main
 from u2moe.runtime.decoding.ctc import Hypothesis
@@ -172,7 +172,7 @@ def rounded(bundle, tmp_path):
 
     def make(files):
         activations = recorded(bundle, features_of(bundle, files), tmp_path)
-        smoothed = rewritten_together(bundle, tmp_path / "smoothed", lambda models: smooth(models, activations))
+        smoothed = rewritten_bundle(bundle, tmp_path / "smoothed", lambda models: smooth(models, activations))
         return quantize_bundle(smoothed.path, tmp_path / "rounded", recipe("int4-experts"))[0]
 
     return make

@@ -15,7 +15,7 @@ from u2moe.benchmarks.instruments import host
 from u2moe.quantize import keep_calibration
 from u2moe.quantize.observed import LeanSettings
 from u2moe.quantize.report import compare_bytes
-from u2moe.quantize.smoothing import rewritten_together
+from u2moe.quantize.smoothing import rewritten_bundle
 from u2moe.runtime import Bundle
 from u2moe.runtime.cli import main
 
@@ -37,7 +37,7 @@ def broken(exported, tmp_path_factory):
                 if name == "ctc.ctc_lo.weight" or name.endswith("src_attn.linear_kv.weight"):
                     change([model], name, 5, 1 / 4096)
 
-    return rewritten_together(Bundle.open(exported("moe_tiny")), tmp_path_factory.mktemp("broken") / "it", add_outlier)
+    return rewritten_bundle(Bundle.open(exported("moe_tiny")), tmp_path_factory.mktemp("broken") / "it", add_outlier)
 
 
 def change(models, name, row, factor):

@@ -17,16 +17,15 @@ from u2moe.export.random_checkpoint import random_config, write_random_checkpoin
 from u2moe.quantize import Goal, comparison, damage, inspect_bundle, quantize_bundle, quantizer, recipe
 from u2moe.quantize.comparison import Difference, compare, share_of
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
-from u2moe.quantize.features import features_of
 from u2moe.quantize.goals import Ladder
 from u2moe.quantize.inspection import describe
 from u2moe.quantize.observed import SwitchedGraph, SwitchedSession
 from u2moe.quantize.passes.halves import read_single
-from u2moe.quantize.recordings import read_audio
+from u2moe.quantize.recordings import features_of, read_audio
 from u2moe.quantize.report import describe as describe_report
 from u2moe.quantize.run import TEMPORARY, QuantizationRun, temporary_folder
 from u2moe.quantize.search import FormatSearch
-from u2moe.quantize.smoothing import rewritten_bundle, rewritten_together, scale, sites_of
+from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
 from u2moe.runtime import AudioError, Bundle, QuantizationError, ctc_greedy_search
 from u2moe.runtime.cli import main
 from u2moe.runtime.corpus.lists import Recording
@@ -88,7 +87,7 @@ def hurt(bundle, tmp_path_factory):
             if site.name.startswith("encoder/encoders.1/norm_conv"):
                 scale(site, np.where(np.arange(len(site.columns)) == 5, -9, 0))
 
-    source = rewritten_bundle(bundle, folder / "float32", add_outlier)
+    source = rewritten_bundle(bundle, folder / "float32", lambda models: [*map(add_outlier, models)])
     return source, quantize_bundle(source.path, folder / "int8", recipe("int8"))[0]
 
 
@@ -106,7 +105,9 @@ def beyond_smoothing(bundle, tmp_path_factory):
         if model.graph.name == "ctc":
             model.graph.append(ir.node("Abs", [model.graph.inputs[0]]))
 
-    return rewritten_bundle(bundle, tmp_path_factory.mktemp("beyond") / "bundle", add_outlier)
+    return rewritten_bundle(
+        bundle, tmp_path_factory.mktemp("beyond") / "bundle", lambda models: [*map(add_outlier, models)]
+    )
 
 
 @pytest.mark.parametrize("names", [["int8"], ["int4-experts"], ["int8", "int4-experts"], ["int8", "int4"]])
@@ -406,7 +407,7 @@ def test_decoders_cross_attention_counts(bundle, features, tmp_path):
         (site,) = (site for site in sites_of(*models) if site.name == "encoder_out")
         scale(site, np.where(np.arange(len(site.columns)) == 5, -9, 0))
 
-    source = rewritten_together(bundle, tmp_path / "float32", add_outlier)
+    source = rewritten_bundle(bundle, tmp_path / "float32", add_outlier)
     made, _ = quantize_bundle(source.path, tmp_path / "int8", recipe("int8"))
     layers = sorted(DamageMeter([source, made], features).measure().layers, key=lambda item: -item.alone[-1])
     assert layers[0].layer == "ctc.ctc_lo"
@@ -537,7 +538,7 @@ def test_goals_are_checked(bundle, recordings, tmp_path):
         if value := model.graph.initializers.get("encoder.encoders.1.norm_ff.weight"):
             value.const_value = ir.tensor(np.full(value.shape.numpy(), 3e38, np.float32), name=value.name)
 
-    broken = rewritten_bundle(bundle, tmp_path / "broken", damage)
+    broken = rewritten_bundle(bundle, tmp_path / "broken", lambda models: [*map(damage, models)])
     with pytest.raises(QuantizationError, match=r"encoders.1.feed_forward receives NaN or infinity"):
         quantize_bundle(broken.path, tmp_path / "out", few)
     assert not (tmp_path / "out").exists()

@@ -99,7 +99,7 @@ def test_readme_code_runs(monkeypatch, tmp_path, recordings, capsys):
     soundfile.write(tmp_path / "talk.wav", samples, rate)
     (tmp_path / "bundle").symlink_to(DEMO_FOLDER)
     monkeypatch.chdir(tmp_path)
-    from u2moe.quantize.features import features_of  # noqa: PLC0415
+    from u2moe.quantize.recordings import features_of  # noqa: PLC0415
 
     names = {
         "microphone": lambda: np.array_split(samples, 7),

@@ -12,10 +12,10 @@ import soundfile
 
 from u2moe.quantize import RECIPES, Goal, inspect_bundle, quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
-from u2moe.quantize.features import features_of
 from u2moe.quantize.formats import conversion
 from u2moe.quantize.inspection import count_parameters, describe
 from u2moe.quantize.passes.halves import MASK, WEIGHT_ERROR, fits_half, half_of, read_single
+from u2moe.quantize.recordings import features_of
 from u2moe.quantize.report import output_errors
 from u2moe.quantize.rounding import Activations
 from u2moe.quantize.smoothing import rewritten_bundle
@@ -285,7 +285,7 @@ def scaled(source, folder, **exponents):
                 array = value.const_value.numpy() * np.float32(2.0 ** exponents[key])
                 value.const_value = ir.tensor(array, name=name)
 
-    return rewritten_bundle(source, folder, rewrite)
+    return rewritten_bundle(source, folder, lambda models: [*map(rewrite, models)])
 
 
 @pytest.mark.parametrize("exponent", [-22, 22])
@@ -329,7 +329,10 @@ def test_weights_that_are_not_finite_are_named(layer, number, float32, tmp_path,
             array[0] = number
             value.const_value = ir.tensor(array, name=layer)
 
-    source, out = rewritten_bundle(float32, tmp_path / "source", damage), tmp_path / "out"
+    source, out = (
+        rewritten_bundle(float32, tmp_path / "source", lambda models: [*map(damage, models)]),
+        tmp_path / "out",
+    )
     assert main(["quantize", str(source.path), str(out), "--no-report"]) == 1
     assert f"{layer.partition('.')[0]}.onnx: has weights that are not finite: {layer}" in capsys.readouterr().err
     assert not out.exists()

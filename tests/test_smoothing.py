@@ -10,9 +10,9 @@ from wenet_directories import write_configuration
 
 from u2moe.quantize import quantize_bundle, recipe
 from u2moe.quantize.arithmetic import relative_error
-from u2moe.quantize.features import features_of
+from u2moe.quantize.recordings import features_of
 from u2moe.quantize.rounding import Activations, recorded
-from u2moe.quantize.smoothing import rewritten_together, scale, sites_of, smooth
+from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of, smooth
 from u2moe.runtime import Bundle
 
 HYPOTHESES = [[1, 2, 3], [4], []]
@@ -40,7 +40,7 @@ def hard(plain, tmp_path_factory):
             exponents[random.choice(len(exponents), number, replace=False)] = -random.integers(5, 9, number)
             scale(site, exponents)
 
-    return rewritten_together(plain, tmp_path_factory.mktemp("hard") / "bundle", add_outliers)
+    return rewritten_bundle(plain, tmp_path_factory.mktemp("hard") / "bundle", add_outliers)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def outputs(bundle, frames):
 def test_outliers_and_their_removal_change_no_bit_in_float32(plain, hard, recordings, tmp_path):
     (frames,) = features_of(plain, recordings[:1])
     activations = recorded(hard, features_of(plain, recordings[1:]), tmp_path)
-    smoothed = rewritten_together(hard, tmp_path / "smoothed", lambda models: smooth(models, activations))
+    smoothed = rewritten_bundle(hard, tmp_path / "smoothed", lambda models: smooth(models, activations))
     again = recorded(smoothed, features_of(plain, recordings[1:]), tmp_path)
     for site in sites_of(*(ir.load(smoothed.path / graph.file) for graph in plain.manifest.model.graphs())):
         if site.name:  # recorded rows are scaled with the graph
@@ -96,7 +96,7 @@ def calibrated_plain(plain, recordings, tmp_path_factory):
 def test_rescalings_that_change_nothing_in_float32_cost_nothing(kind, plain, calibrated_plain, recordings, tmp_path):
     """The rescalings do not use `sites_of`: gains of norms, values of heads, channels of the front end, encoder
     output."""
-    rescaled = rewritten_together(plain, tmp_path / "rescaled", lambda models: rescale(models, kind))
+    rescaled = rewritten_bundle(plain, tmp_path / "rescaled", lambda models: rescale(models, kind))
     frames = features_of(plain, recordings[:1])[0]
     expected = outputs(plain, frames)
     for one, other in zip(expected, outputs(rescaled, frames), strict=True):
@@ -204,7 +204,7 @@ def test_every_kind_of_layer_stays_equal(name, export_quickly, tmp_path):
         for site in sites_of(*models):
             scale(site, random.integers(-9, 9, len(site.columns)))
 
-    scaled = rewritten_together(bundle, tmp_path / "scaled", scale_all)
+    scaled = rewritten_bundle(bundle, tmp_path / "scaled", scale_all)
     assert num_sites[0] >= 2
     frames = np.random.default_rng(1).normal(size=(90, bundle.manifest.model.feature_size)).astype(np.float32)
     for expected, found in zip(outputs(bundle, frames), outputs(scaled, frames), strict=True):

@@ -91,7 +91,7 @@ def run_bench(args: argparse.Namespace) -> int:
 def _diverge(args: argparse.Namespace, folders: list[str], reports: list[Path]) -> int:
     """Print how much the results of two bundles differ on recordings."""
     from u2moe.quantize.changes import describe_changes, what_changes
-    from u2moe.quantize.features import read_features
+    from u2moe.quantize.recordings import read_features
 
     if len(folders) != 2 or reports or limits_in(args):
         raise ValueError("--divergence needs two bundles and accepts no reports or limits")

@@ -37,10 +37,10 @@ from u2moe.benchmarks.results.markdown import table
 from u2moe.benchmarks.studies.shared.script import named, run_script, study_parser
 from u2moe.quantize import Goal, quantize_bundle, recipe
 from u2moe.quantize.comparison import Estimate, compare
-from u2moe.quantize.features import features_of
 from u2moe.quantize.layers import expert_layers
+from u2moe.quantize.recordings import features_of
 from u2moe.quantize.report import output_errors
-from u2moe.quantize.smoothing import rewritten_bundle, rewritten_together, scale, sites_of
+from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
 from u2moe.runtime import AudioError, Bundle, QuantizationError, ctc_greedy_search
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.graph.file import array_of
@@ -180,7 +180,7 @@ def with_outliers(bundle: Bundle, folder: Path) -> Bundle:
             exponents[chosen] = -random.integers(LEAST, MOST + 1, number)
             scale(site, exponents)
 
-    return rewritten_together(bundle, folder, add)
+    return rewritten_bundle(bundle, folder, add)
 
 
 def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
@@ -192,7 +192,7 @@ def with_near_ties(bundle: Bundle, folder: Path) -> Bundle:
             first = gate[:, np.arange(gate.shape[1]) // 4 * 4]
             layer.gate.const_value = ir.tensor(first + (gate - first) * np.float32(NEAR), name=layer.gate.name)
 
-    return rewritten_bundle(bundle, folder, tie)
+    return rewritten_bundle(bundle, folder, lambda models: [*map(tie, models)])
 
 
 def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[str, float]:

@@ -7,29 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize.arithmetic import Float
+from u2moe.quantize.arithmetic import Array, Float
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.bundle.weight_formats import WeightFormat
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
 from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
 
-Array = npt.NDArray[Any]
 Parts = Sequence[Array]
 """Stored parts of a weight: the integers and their factors."""
 
 
 class Rounding(ABC):
-    """A weight [in, out] that is rounded row by row. Until a row is rounded, it may still change.
-
-    Attributes:
-        num_rows: maximum number of rows per call of `begin`.
-    """
+    """A weight [in, out] that is rounded row by row. Until a row is rounded, it may still change."""
 
     num_rows: int
+    """Maximum number of rows per call of `begin`."""
 
     @abstractmethod
     def begin(self, rows: Float) -> None:
@@ -100,10 +95,8 @@ class WeightConversion(ABC):
         Products of all sizes share the function, which reads the sizes from attributes.
         """
         attributes = {"in": rows, "out": columns, "block_size": self.block_size}
-        sizes = {
-            name: ir.RefAttr(name, attribute, ir.AttributeType.INT)
-            for name, attribute in zip(("K", "N", "block_size"), attributes, strict=True)
-        }
+        names = zip(("K", "N", "block_size"), attributes, strict=True)
+        sizes = {name: ir.RefAttr(name, attribute, ir.AttributeType.INT) for name, attribute in names}
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             return self.product(g, inputs[0], inputs[1:], (rows, columns), sizes)

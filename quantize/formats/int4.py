@@ -13,17 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize.arithmetic import (
-    Float,
-    Int4,
-    from_int4_blocks,
-    int4_blocks,
-    int4_integers,
-    int4_scale,
-    int4_steps,
-    pack_int4,
-    restored_int4,
-)
+from u2moe.quantize import arithmetic
+from u2moe.quantize.arithmetic import Float, Int4
 from u2moe.quantize.formats.conversion import Parts, Rounding, WeightConversion
 from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
@@ -37,7 +28,7 @@ class Int4Conversion(WeightConversion):
 
     def parts(self, weight: Float) -> Int4:
         """Return the parts of a weight; the last block is padded with zeros."""
-        return int4_blocks(weight, self.block_size)
+        return arithmetic.int4_blocks(weight, self.block_size)
 
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
         """Return the type and shape of each part of a weight, in the order of the fields of `arithmetic.Int4`."""
@@ -47,7 +38,7 @@ class Int4Conversion(WeightConversion):
 
     def restored(self, parts: Parts, rows: int) -> Float:
         """Return the weights as MatMulNBits computes them."""
-        return from_int4_blocks(Int4(*parts), rows)
+        return arithmetic.from_int4_blocks(Int4(*parts), rows)
 
     def rounding(self, weight: Float) -> Rounding:
         """Return an object that rounds row by row, with the column scales of `parts`; its `begin` sets the steps."""
@@ -88,19 +79,20 @@ class Int4Conversion(WeightConversion):
 class _Int4Rounding(Rounding):
     def __init__(self, weight: Float, block_size: int) -> None:
         self.num_rows = block_size
-        self._scale = int4_scale(weight, block_size)
+        self._scale = arithmetic.int4_scale(weight, block_size)
         self._integers = np.zeros(weight.shape, np.uint8)
         self._steps: list[npt.NDArray[np.uint8]] = []
 
     def begin(self, rows: Float) -> None:
-        self._steps.append(int4_steps(rows.T, self._scale))
+        self._steps.append(arithmetic.int4_steps(rows.T, self._scale))
 
     def restored(self, index: int, row: Float) -> Float:
-        self._integers[index] = int4_integers(row, self._scale, self._steps[-1])
-        return restored_int4(self._integers[index], self._scale, self._steps[-1])
+        self._integers[index] = arithmetic.int4_integers(row, self._scale, self._steps[-1])
+        return arithmetic.restored_int4(self._integers[index], self._scale, self._steps[-1])
 
     def parts(self) -> Int4:
-        return Int4(pack_int4(self._integers, self.num_rows), np.stack(self._steps, axis=1), self._scale)
+        packed = arithmetic.pack_int4(self._integers, self.num_rows)
+        return Int4(packed, np.stack(self._steps, axis=1), self._scale)
 
 
 def _scales_and_zeros(g: GraphBuilder, steps: ir.Value, scale: ir.Value, *, is_odd: bool) -> list[ir.Value]:

@@ -17,15 +17,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.quantize.arithmetic import (
-    ACTIVATION_LEVELS,
-    ACTIVATION_ZERO,
-    WEIGHT_LEVELS,
-    Float,
-    Int8,
-    int8_columns,
-    int8_rows,
-)
+from u2moe.quantize import arithmetic
+from u2moe.quantize.arithmetic import ACTIVATION_LEVELS, Float, Int8, int8_columns
 from u2moe.quantize.formats.conversion import Parts, Rounding, WeightConversion
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.bundle.weight_formats import INT8
@@ -33,7 +26,7 @@ from u2moe.runtime.graph.activation import activation, lowest_of
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
 
-ZERO = np.array(ACTIVATION_ZERO, np.uint8)
+ZERO = np.array(arithmetic.ACTIVATION_ZERO, np.uint8)
 Rows = tuple[ir.Value, ir.Value]
 """Rows [..., in] as uint8, and the scale of each row [..., 1]."""
 
@@ -134,7 +127,7 @@ class _Int8Table(Int8Conversion):
     """Conversion of a table [dim, vocab], stored as [vocab, dim]. Scales are those of `int8_rows`."""
 
     def parts(self, weight: Float) -> Int8:
-        return Int8(*int8_rows(weight.T))
+        return Int8(*arithmetic.int8_rows(weight.T))
 
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
         return [(ir.DataType.INT8, (columns, rows)), (ir.DataType.FLOAT, (columns, 1))]
@@ -156,10 +149,10 @@ class _Int8Rounding(Rounding):
     def restored(self, index: int, row: Float) -> Float:
         """Round a row to the nearest integers whose sums with the paired row stay within limits; see `int8_columns`."""
         other = self._integers[index - 1].astype(np.float32) if index % 2 else 0
-        nearest = np.clip(np.rint(row / self._scale), -WEIGHT_LEVELS, WEIGHT_LEVELS)
-        self._integers[index] = np.clip(nearest, -WEIGHT_LEVELS - 1 - other, WEIGHT_LEVELS + 1 - other)
-        restored: Float = self._integers[index] * self._scale
-        return restored
+        largest = arithmetic.WEIGHT_LEVELS
+        nearest = np.clip(np.rint(row / self._scale), -largest, largest)
+        self._integers[index] = np.clip(nearest, -largest - 1 - other, largest + 1 - other)
+        return np.asarray(self._integers[index] * self._scale)
 
     def parts(self) -> Int8:
         return Int8(self._integers, self._scale)

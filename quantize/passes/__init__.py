@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -18,23 +17,13 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPa
 from u2moe.quantize.formats import conversion_for
 from u2moe.quantize.formats.conversion import WeightConversion
 from u2moe.quantize.formats.int8 import Int8Conversion
-from u2moe.quantize.layers import (
-    Array,
-    Weights,
-    calls,
-    check_all_float,
-    expert_layers,
-    inputs_of,
-    insert,
-    layer_of,
-    swap,
-)
+from u2moe.quantize.layers import Weights, calls, check_all_float, expert_layers, inputs_of, insert, layer_of, swap
 from u2moe.quantize.passes.front_end import quantize_front_end
 from u2moe.quantize.passes.halves import in_half_precision, store_halves
 from u2moe.quantize.recipes import Recipe
 from u2moe.quantize.rounding import Activations, rounded_experts, rounded_products
 from u2moe.runtime.bundle.functions import plain_name
-from u2moe.runtime.graph.file import array_of, group_of, shape_of
+from u2moe.runtime.graph.file import group_of, shape_of
 
 
 def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activations: Activations | None = None) -> None:
@@ -57,13 +46,8 @@ def quantize_embeddings(model: ir.Model, weights: Weights, recipe: Recipe) -> No
         table, tokens = inputs_of(node)
         conversion = conversion_for(recipe, layer_of(node), "embeddings")
         if conversion:
-            parts = weights.converted(table, conversion.of_tables(), read=partial(_columns, table))
+            parts = weights.converted(table, conversion.of_tables(), change=np.transpose)  # a column for each token
             swap(model, node, conversion.embedding(shape_of(table)[1]), [*parts, tokens])
-
-
-def _columns(table: ir.Value) -> Array:
-    """Return the embedding table as [dim, vocab], with a column for each token."""
-    return array_of(table).T
 
 
 _FEED_FORWARD = ("FeedForward", "GatedFeedForward")
@@ -124,19 +108,10 @@ def _activation_of(x: ir.Value) -> str | None:
 
 
 def quantize_graph(model: ir.Model, recipe: Recipe, activations: Activations | None = None) -> Weights:
-    """Quantize a graph in place; weights are read and converted when the graph is saved.
+    """Quantize a graph in place; return the new weights, which are read and converted when the graph is saved.
 
-    Args:
-        model: the graph.
-        recipe: weights to quantize and their formats.
-        activations: recorded inputs of layers for calibration. Weights calibrated on them are rounded in this call,
-            not on saving.
-
-    Returns:
-        The new weights.
-
-    Raises:
-        BundleError: a layer is already quantized, or is not one that the exporter writes.
+    Weights that are calibrated on `activations`, the recorded inputs of layers, are rounded in this call.
+    Raises BundleError if a layer is already quantized, or is not one that the exporter writes.
     """
     check_all_float(model)
     weights = Weights(model)

@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.quantize.arithmetic import POSITIVE_LEVELS
+from u2moe.quantize.arithmetic import POSITIVE_LEVELS, Array, kernel_matrix
 from u2moe.quantize.formats import conversion_for
 from u2moe.quantize.formats.int8 import Int8Conversion
-from u2moe.quantize.layers import Array, Weights, calls, inputs_of, insert, layer_of, swap
+from u2moe.quantize.layers import Weights, calls, inputs_of, insert, layer_of, swap
 from u2moe.quantize.recipes import Recipe
 from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
@@ -77,15 +76,6 @@ class FirstConvolutions:
         """Number of frequencies after both convolutions."""
         return self.second.length(self.inner)
 
-    def attributes(self) -> dict[str, Any]:
-        """Return the attributes of the node."""
-        return {
-            "bins": self.bins,
-            "channels": self.channels,
-            "kernels": [self.first.kernel, self.second.kernel],
-            "strides": [self.first.stride, self.second.stride],
-        }
-
     def function(self) -> ir.Function:
         """Build the function, which has four more inputs after x.
 
@@ -93,14 +83,23 @@ class FirstConvolutions:
         `weight` is int8 [kernel * kernel * channels, out] with rows in the order (time, frequency, channels). `scale`
         and `bias` are [out].
         """
+        attributes = {
+            "bins": self.bins, "channels": self.channels, "kernels": [self.first.kernel, self.second.kernel],
+            "strides": [self.first.stride, self.second.stride],
+        }  # fmt: skip
         parameters = ["x", "first_weight", "weight", "scale", "bias"]
-        return build_function("Int8FirstConvolutions", parameters, self._body, self.attributes())
+        return build_function("Int8FirstConvolutions", parameters, self._body, attributes)
 
     def _body(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         x, first_weight, weight, scale, bias = inputs
         patches, num_frames = self._patches(g, x)
         q, row_scale = self._first(g, patches, first_weight)
-        y = self._second(g, q, row_scale, (weight, scale, bias))
+        places = g.op("Reshape", q, [0, self.second.kernel * self.inner, self.channels])
+        seen = g.op("Gather", places, self._seen_by_second(), axis=1)
+        rows = g.op("Reshape", seen, [0, self.outer, self.second.kernel**2 * self.channels])
+        unit = g.op("MatMulIntegerToFloat", rows, weight, 1.0, scale, ZERO, domain=CONTRIB)
+        product = g.op("Mul", unit, g.op("Unsqueeze", row_scale, [1, 2]))
+        y = g.op("Relu", g.op("Add", product, bias))  # [frames, frequencies, out]
         batch, frames = g.op("Shape", x, start=0, end=1), g.op("Unsqueeze", num_frames, [0])
         shape = g.op("Concat", batch, frames, [self.outer], g.op("Shape", bias), axis=0)
         return g.op("Reshape", y, shape, allowzero=1)
@@ -126,10 +125,8 @@ class FirstConvolutions:
         """Compute the output of the first convolution as integers, and the scale of each frame."""
         num_frames = g.op("Shape", patches, start=0, end=1)
         sizes = g.op("Div", g.op("Add", num_frames, np.arange(NUM_PORTIONS)), [NUM_PORTIONS])
-        portions = g.ops("Split", patches, sizes, axis=0, num_outputs=NUM_PORTIONS)
-        integers: list[ir.Value] = []
-        scales: list[ir.Value] = []
-        for portion in portions:
+        integers, scales = list[ir.Value](), list[ir.Value]()
+        for portion in g.ops("Split", patches, sizes, axis=0, num_outputs=NUM_PORTIONS):
             # adding and subtracting this delays a portion until the previous one is rounded and its output freed
             before = g.op("Shape", integers[-1] if integers else patches, start=0, end=1)
             size = g.op("Sub", g.op("Add", g.op("Shape", portion, start=0, end=1), before), before)
@@ -140,18 +137,6 @@ class FirstConvolutions:
             scales.append(g.op("Mul", g.op("Relu", peak), STEP))
             integers.append(g.op("QuantizeLinear", rows, scales[-1], axis=0))
         return g.op("Concat", *integers, axis=0), g.op("Concat", *scales, axis=0)
-
-    def _second(
-        self, g: GraphBuilder, q: ir.Value, row_scale: ir.Value, parameters: tuple[ir.Value, ir.Value, ir.Value]
-    ) -> ir.Value:
-        """Compute the output of the second convolution [frames, frequencies, out]."""
-        weight, scale, bias = parameters
-        places = g.op("Reshape", q, [0, self.second.kernel * self.inner, self.channels])
-        seen = g.op("Gather", places, self._seen_by_second(), axis=1)
-        rows = g.op("Reshape", seen, [0, self.outer, self.second.kernel**2 * self.channels])
-        unit = g.op("MatMulIntegerToFloat", rows, weight, 1.0, scale, ZERO, domain=CONTRIB)
-        product = g.op("Mul", unit, g.op("Unsqueeze", row_scale, [1, 2]))
-        return g.op("Relu", g.op("Add", product, bias))
 
     def _seen_by_first(self) -> npt.NDArray[np.int64]:
         """Return the indices of the first convolution's inputs for each of its outputs.
@@ -216,21 +201,18 @@ def quantize_front_end(model: ir.Model, weights: Weights, recipe: Recipe) -> Non
         features, *convolutions, projection, bias = inputs_of(node)
         sizes = (node.attributes[name].as_ints() for name in ("kernels", "strides"))
         windows = [Window(kernel=kernel, stride=stride) for kernel, stride in zip(*sizes, strict=True)]
-        form = FirstConvolutions(
-            bins=node.attributes["bins"].as_int(),
-            channels=shape_of(convolutions[0])[0],
-            first=windows[0],
-            second=windows[1],
-        )
+        bins, channels = node.attributes["bins"].as_int(), shape_of(convolutions[0])[0]
+        form = FirstConvolutions(bins=bins, channels=channels, first=windows[0], second=windows[1])
         (x,) = insert(model, node, form.function(), [features, *_first_weights(weights, form, convolutions)])
         for window, weight, added in zip(windows[2:], convolutions[4::2], convolutions[5::2], strict=True):
-            (x,) = insert(model, node, int8_convolution(window), [x, *_convolution_weight(weights, weight), added])
+            parts = weights.converted(weight, Int8Conversion(), change=kernel_matrix)
+            (x,) = insert(model, node, int8_convolution(window), [x, *parts, added])
         flat = np.array([0, 0, shape_of(projection)[0]])
         shape = weights.add(f"{node.name}/shape", ir.DataType.INT64, (3,), partial(np.copy, flat), "other")
         flatten = ir.node("Reshape", [x, shape], name=f"{node.name}/Reshape")
         flatten.outputs[0].name = flatten.name
         model.graph.insert_before(node, flatten)
-        parts = weights.converted(projection, conversion, read=partial(_permuted, projection, form.channels))
+        parts = weights.converted(projection, conversion, change=partial(_permuted, form.channels))
         function = conversion.linear(*shape_of(projection), bias=True, after="relu")
         swap(model, node, function, [flatten.outputs[0], *parts, bias])
 
@@ -244,21 +226,9 @@ def _first_weights(weights: Weights, form: FirstConvolutions, convolutions: Sequ
         return np.vstack((array_of(weight).reshape(form.channels, -1).T, array_of(bias)))
 
     first = weights.add(f"{weight.name}.rows", ir.DataType.FLOAT, shape, rows, group_of(weight))
-    return [first, *_convolution_weight(weights, second), second_bias]
+    return [first, *weights.converted(second, Int8Conversion(), change=kernel_matrix), second_bias]
 
 
-def _convolution_weight(weights: Weights, weight: ir.Value) -> list[ir.Value]:
-    """Convert a convolution's weight to int8, after reshaping it to [time * frequency * in, out]."""
-    out, inner, kernel, _ = shape_of(weight)
-
-    def read() -> Array:
-        return array_of(weight).transpose(2, 3, 1, 0).reshape(kernel**2 * inner, out)
-
-    return weights.converted(weight, Int8Conversion(), read=read)
-
-
-def _permuted(weight: ir.Value, channels: int) -> Array:
+def _permuted(channels: int, weight: Array) -> Array:
     """Return the projection's weight with its rows in the order [frequency, channel]."""
-    array = array_of(weight)
-    permuted: Array = array.reshape(channels, -1, array.shape[1]).swapaxes(0, 1).reshape(array.shape)
-    return permuted
+    return np.asarray(weight.reshape(channels, -1, weight.shape[1]).swapaxes(0, 1).reshape(weight.shape))

@@ -41,10 +41,9 @@ def in_half_precision(model: ir.Model, weights: Weights) -> None:
     converter = _Converter(model, weights)
     converter.run()
     for layer in expert_layers(model):
-        if layer.node in converter.kept:
-            continue
-        mixture = dataclasses.replace(layer.mixture, weights=HALF.name)
-        swap(model, layer.node, float_mixture(mixture), inputs_of(layer.node))
+        if layer.node not in converter.kept:
+            mixture = dataclasses.replace(layer.mixture, weights=HALF.name)
+            swap(model, layer.node, float_mixture(mixture), inputs_of(layer.node))
 
 
 def half_of(value: ir.Value) -> Array:
@@ -56,8 +55,7 @@ def half_of(value: ir.Value) -> Array:
     largest = float(np.abs(array_of(value)).max(initial=0))
     if largest > LARGEST and (largest < MASK or GROUP_METADATA in value.metadata_props):
         raise BundleError(f"{value.name}: a weight is {largest:g}, but half precision allows at most {LARGEST:g}")
-    half: Array = np.clip(array_of(value), -LARGEST, LARGEST).astype(np.float16)
-    return half
+    return np.asarray(np.clip(array_of(value), -LARGEST, LARGEST), np.float16)
 
 
 def fits_half(value: ir.Value, tolerance: float) -> bool:
@@ -80,8 +78,7 @@ def fits_half(value: ir.Value, tolerance: float) -> bool:
 
 class _Converter:
     def __init__(self, model: ir.Model, weights: Weights) -> None:
-        self.graph = model.graph
-        self.weights = weights
+        self.graph, self.weights = model.graph, weights
         self.halves: dict[ir.Value, ir.Value] = {}
         """Half-precision copies of float32 inputs, weights and positions."""
         self.single: set[ir.Value] = set()
@@ -105,10 +102,8 @@ class _Converter:
                 self.single.update(node.outputs)
             elif any(value in self.single for value in node.inputs):
                 self.single.update(node.outputs)
-            elif node in self.kept:
-                self._keep(node)
             else:
-                self._convert(node)
+                (self._keep if node in self.kept else self._convert)(node)
         for output in self.graph.outputs:
             producer = output.producer()
             if producer is not None and output.dtype == ir.DataType.FLOAT and producer.inputs[0] not in self.single:
@@ -168,8 +163,7 @@ class _Converter:
         return node.outputs[0]
 
     def _keep_single(self, node: ir.Node) -> None:
-        (value,) = node.inputs
-        if value is not None:
+        if (value := node.inputs[0]) is not None:
             node.replace_input_with(0, self._single(node, value))
 
 
@@ -224,8 +218,8 @@ def stored_value(value: ir.Value) -> ir.Value:
     """Return the float16 initializer from which a Cast makes this value, or the value itself."""
     maker = value.producer()
     half = maker.inputs[0] if maker is not None and maker.op_type == "Cast" else None
-    is_half = half is not None and half.const_value is not None and half.const_value.dtype == ir.DataType.FLOAT16
-    return half if half is not None and is_half else value
+    stored = None if half is None else half.const_value
+    return half if half is not None and stored is not None and stored.dtype == ir.DataType.FLOAT16 else value
 
 
 def read_single(file: Path) -> ir.Model:

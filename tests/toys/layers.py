@@ -132,7 +132,8 @@ def convolutions_model(
         "scale": scale,
         "bias": random.standard_normal(num_outputs).astype(np.float32),
     }
-    return layer_model(both.function(), {"x": np.float32}, weights, {**both.attributes(), **(changed or {})})
+    function = both.function()
+    return layer_model(function, {"x": np.float32}, weights, {**function.meta[ATTRIBUTES], **(changed or {})})
 
 
 def attention_model(heads: Heads, *, relative: bool, changed: Attributes | None = None) -> bytes:
