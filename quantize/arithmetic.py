@@ -123,8 +123,7 @@ def int4_integers(weights: Float, scale: Float, steps: npt.NDArray[np.uint8]) ->
 
 def restored_int4(integers: npt.NDArray[np.uint8], scale: Float, steps: npt.NDArray[np.uint8]) -> Float:
     """Return the weights that these integers (one per byte), scales and steps represent."""
-    weights: Float = (integers.astype(np.float32) - (steps >> 4)) * (scale * (steps & 15))
-    return weights
+    return np.asarray((integers.astype(np.float32) - (steps >> 4)) * (scale * (steps & 15)))
 
 
 def pack_int4(integers: npt.NDArray[np.uint8], block_size: int) -> npt.NDArray[np.uint8]:
@@ -133,12 +132,8 @@ def pack_int4(integers: npt.NDArray[np.uint8], block_size: int) -> npt.NDArray[n
 
 
 def _ranges(blocks: Float, zero: int) -> Float:
-    """Return, for each block [..., block_size], the smallest product of scale and step that clips no value.
-
-    `zero` is the zero point of the blocks.
-    """
-    ranges: Float = np.maximum(blocks.max(axis=-1) / (15 - zero), blocks.min(axis=-1) / -zero)
-    return ranges
+    """Return, for each block [..., block_size] with this zero point, the smallest scale * step that clips no value."""
+    return np.asarray(np.maximum(blocks.max(axis=-1) / (15 - zero), blocks.min(axis=-1) / -zero))
 
 
 def _most(zero: int) -> int:
@@ -156,8 +151,7 @@ def _blocks(values: npt.NDArray[Any], block_size: int) -> npt.NDArray[Any]:
 
 
 def _packed(integers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    packed: npt.NDArray[np.uint8] = np.bitwise_or(integers[..., 0::2], integers[..., 1::2] << 4)
-    return packed
+    return np.asarray(np.bitwise_or(integers[..., 0::2], integers[..., 1::2] << 4))
 
 
 def from_int4_blocks(weight: Int4, rows: int) -> Float:

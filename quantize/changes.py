@@ -104,9 +104,8 @@ def changes_unreported(source: Bundle, made: Bundle, files: Sequence[Path] = ())
     heard = read_features(source, files, HEARD_FRAMES) or _clips(source)
     features = [*(frames for _, frames in heard), *(() if files else noise(source.manifest))]
     quantization = made.manifest.quantization
-    models = source.load(LeanSettings()), made.load(LeanSettings())
-    changes = what_changes(models, features, [file for file, _ in heard])
-    del models
+    lean, names = LeanSettings(), [file for file, _ in heard]
+    changes = what_changes((source.load(lean), made.load(lean)), features, names)
     is_other = contract.PACKED in quantization or "calibration" in quantization  # packed or scaled weights
     return changes if is_other else {**changes, "layers": worst_layers(source, made, features[0])}
 

@@ -235,8 +235,8 @@ class DamageMeter:
             known: list[list[Run]] = [[] for _ in levels]
             for feeds, values in state:  # one at a time: outputs of the decoders' last layer are large
                 expected = part.run(values, 0)
-                read = [np.abs({**values, **expected}[each]) for each in inputs]
-                largest.append([sizes.reshape(-1, sizes.shape[-1]).max(axis=0) for sizes in read])
+                read = [{**values, **expected}[each] for each in inputs]
+                largest.append([np.abs(value).reshape(-1, value.shape[-1]).max(axis=0) for value in read])
                 for number_of, level in enumerate(levels):
                     found = part.run(values, level)
                     squares[number_of] += [_squares(expected[each], found[each]) for each in graph.outputs[layer]]

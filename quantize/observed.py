@@ -115,7 +115,6 @@ class SwitchedGraph:
         bytes: by layer, the bytes of its weights at each level. Equal last versions of a layer share one level.
         groups: by layer, the group of its weights; see `recipes.FORMATS`.
         inputs, outputs: by layer, the names of the values that its products read, and of those that it returns.
-        results: names of the graph's outputs.
         seen: the observed values of the last run, by name.
     """
 
@@ -141,7 +140,6 @@ class SwitchedGraph:
             if len(options) > 1 or (len(versions) == 1 and _weight_bytes(options[0])):
                 self._describe(options)
                 self._switched.add(str(options[0].outputs[0].name))
-        self.results = [str(value.name) for value in versions[0].graph.outputs]
         self.parts = self._cut(versions)
 
     def _describe(self, options: Sequence[ir.Node]) -> None:
@@ -177,7 +175,7 @@ class SwitchedGraph:
         before = [known := known | set(made) for _, made in [("", []), *slices[:-1]]]
         measured = (*self.inputs.values(), *self.outputs.values()) if len(versions) > 1 else ()
         shown = self._observed.union(*measured)
-        later, parts = set(self.results), []
+        later, parts = {str(value.name) for value in versions[0].graph.outputs}, []
         for (layer, made), outside in zip(reversed(slices), reversed(before), strict=True):
             outputs = [name for name in made if name in later or name in shown]
             chosen = versions[: len(self.bytes.get(layer, [0]))]
@@ -308,8 +306,7 @@ class RoutedLayer:
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = np.zeros_like(odds)
         np.put_along_axis(shares, chosen, np.take_along_axis(odds, chosen, axis=1), axis=1)
-        weights: Array = shares / shares.sum(axis=1, keepdims=True)
-        return weights
+        return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
     def counts(self, tokens: Array) -> npt.NDArray[np.int64]:
         """Return the number of tokens [..., dim] routed to each expert [experts]."""

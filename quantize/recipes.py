@@ -84,10 +84,8 @@ RECIPES: Mapping[str, Recipe] = {
     for recipe in (
         Recipe(name="int8", groups=dict.fromkeys(FORMATS, "int8")),
         Recipe(name="int8-experts", groups={"experts": "int8"}),
-        Recipe(
-            name="int4-experts", groups={**dict.fromkeys(FORMATS, "int8"), "experts": "int4"}, required=("experts",)
-        ),
-        Recipe(name="int4", groups={**dict.fromkeys(FORMATS, "int4"), "output_layers": "int8"}),
+        Recipe(name="int4-experts", groups=dict.fromkeys(FORMATS, "int8") | {"experts": "int4"}, required=("experts",)),
+        Recipe(name="int4", groups=dict.fromkeys(FORMATS, "int4") | {"output_layers": "int8"}),
         Recipe(name="fp16", whole="fp16"),
     )
 }

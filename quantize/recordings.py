@@ -110,10 +110,10 @@ class Audio:
         seconds: total duration of the pieces in `calibrates`.
     """
 
-    calibrates: Sequence[Array]
-    chooses: Sequence[Array]
-    judges: Sequence[Array]
-    seconds: float
+    calibrates: Sequence[Array] = ()
+    chooses: Sequence[Array] = ()
+    judges: Sequence[Array] = ()
+    seconds: float = 0.0
 
 
 def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path], file: Path) -> None:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class QuantizationRun:
         source: the bundle, smoothed if there are recordings.
         folder: folder for temporary files.
         progress: called with a line for each step.
-        audio: the recordings, or None.
+        audio: the recordings; empty without any.
         activations: inputs of layers on the calibration recordings, or None.
         journal: file of measurements, or None.
         layout: version of the native kernels' layout; 0 for recipes that do not pack.
@@ -91,7 +91,7 @@ class QuantizationRun:
     source: Bundle
     folder: Path
     progress: Progress
-    audio: Audio | None = None
+    audio: Audio = field(default_factory=Audio)
     activations: Activations | None = None
     journal: Path | None = None
     layout: int = 0
@@ -146,11 +146,11 @@ class QuantizationRun:
         return made if best == made.recipe else self.quantize(best, staging)
 
     def compare(self, made: QuantizedBundle) -> Difference:
-        """Compare the new bundle with the float32 bundle on the recordings in `heard.judges`.
+        """Compare the new bundle with the float32 bundle on the recordings in `audio.judges`.
 
         Raises QuantizationError if a graph returns NaN or infinity.
         """
-        judges, show = self.heard.judges, shares(self.progress, "comparing with float32")
+        judges, show = self.audio.judges, shares(self.progress, "comparing with float32")
         with finite_numbers("on the recordings"):
             reference = self.source.load(LeanSettings())
             written = made.written.load(LeanSettings(kernels="native" if made.packed else None))
@@ -164,14 +164,7 @@ class QuantizationRun:
 
     def meter(self, versions: Sequence[Bundle]) -> DamageMeter:
         """Return a damage meter that compares `versions` on the recordings used to choose formats."""
-        return DamageMeter(versions, self.heard.chooses, self.journal)
-
-    @property
-    def heard(self) -> Audio:
-        """The calibration recordings. Raises ValueError if there are none."""
-        if self.audio is None:
-            raise ValueError("damage is measured on the recordings for calibration, but there are none")
-        return self.audio
+        return DamageMeter(versions, self.audio.chooses, self.journal)
 
     def _packed(self, made: Bundle) -> Bundle:
         """Write and return a copy of the bundle with packed weights."""
@@ -202,7 +195,7 @@ class QuantizationRun:
         record |= {f"{kind.name}_version": kind.version for kind in quantized(recipe.groups) if kind.version}
         if self.activations:
             products = {name: self.activations.products[name] for name in ("compensated_products", "plain_products")}
-            record["calibration"] = {"seconds": round(self.heard.seconds, 2), **products}
+            record["calibration"] = {"seconds": round(self.audio.seconds, 2), **products}
         if recipe.exceptions:
             record["exceptions"] = dict(recipe.exceptions)
         return record

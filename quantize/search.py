@@ -43,7 +43,7 @@ class FormatSearch:
         them replace `made` in `staging`.
         """
         self._run, self._staging, self._goal, self._recipe, self.made = run, staging, goal, made.recipe, made
-        self._audio = run.heard
+        self._audio = run.audio
         versions = {HALF.name: run.source}
         groups = made.recipe.groups
         middle = {group: INT8.name for group, kind in groups.items() if WEIGHT_FORMATS[kind].bits < INT8.bits}
