@@ -17,9 +17,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from u2moe.quantize.arithmetic import Array
 from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.quantize.formats.conversion import WeightConversion
-from u2moe.quantize.layers import Array, Weights
+from u2moe.quantize.layers import Weights
 from u2moe.quantize.passes.halves import stored_value
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.functions import plain_name

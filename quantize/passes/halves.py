@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 
-from u2moe.quantize.arithmetic import relative_error
-from u2moe.quantize.layers import Array, Change, Weights, expert_layers, inputs_of, layer_of, swap
+from u2moe.quantize.arithmetic import Array, relative_error
+from u2moe.quantize.layers import Change, Weights, expert_layers, inputs_of, layer_of, swap
 from u2moe.quantize.recipes import FORMATS, Recipe
 from u2moe.runtime.bundle.contract import GROUP_METADATA, MOE_DOMAIN
 from u2moe.runtime.bundle.functions import plain_name
