@@ -70,9 +70,8 @@ class Bundle:
         if not folder.is_dir():
             raise BundleError(f"{folder}: no such folder, expected the folder of a bundle")
         if (folder / "train.yaml").is_file() and not where.exists():
-            raise BundleError(
-                f"{folder}: is a WeNet checkpoint, not a bundle: run 'u2moe export {folder} BUNDLE' first"
-            )
+            export = f"run 'u2moe export {folder} BUNDLE' first"
+            raise BundleError(f"{folder}: is a WeNet checkpoint, not a bundle: {export}")
         content = described.read(manifest_file, _TEXT_LIMIT)
         signed_by = None if public_keys is None else signer(folder, content, public_keys)
         manifest = parse_manifest(_decoded(where, content), where)

@@ -46,9 +46,7 @@ class Option:
             instance of the class `record`, or one of `choices`.
         default: the library's default. MISSING: the option is required. None: the default depends on the model or the
             call; see `otherwise`.
-        least: smallest value; None: unlimited.
-        above: exclusive lower limit, instead of `least`; None: unlimited.
-        most: largest value; None: unlimited.
+        least, above, most: limits; `above` is an exclusive lower limit, instead of `least`. None: unlimited.
         unit: unit of a number, such as "seconds".
         choices: allowed strings.
         record: class of a record.

@@ -50,22 +50,17 @@ class VadOptions(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.end_threshold <= self.threshold < 1:
-            raise ValueError(
-                f"threshold must be below 1 and at least end_threshold ({self.end_threshold}), got {self.threshold}"
-            )
+            expected = f"below 1 and at least end_threshold ({self.end_threshold})"
+            raise ValueError(f"threshold must be {expected}, got {self.threshold}")
         if self.padding > self.min_silence / 2:
             raise ValueError(f"padding must be at most half of min_silence ({self.min_silence} s), got {self.padding}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """A part of a span of speech.
+    """A part of a span of speech: samples, float32 [n] at 16 kHz, from index `start` of the recording.
 
-    Attributes:
-        start: index of its first sample in the recording.
-        samples: float32 [n] at 16 kHz.
-        begins: whether it is the first part of the span.
-        ends: whether it is the last part of the span.
+    `begins` and `ends` tell whether it is the first and the last part of the span.
     """
 
     start: int

@@ -39,12 +39,8 @@ Counts = npt.NDArray[np.int64]
 class NgramCounts:
     """The counts of the n-grams of one order.
 
-    Attributes:
-        words: words by id, `MARKERS` first.
-        rows: distinct n-grams as word ids [n, order]. Each sentence begins with <s>, repeated
-            `order` - 1 times, and ends with one </s>.
-        counts: number of occurrences of each n-gram [n].
-        num_sentences: number of sentences.
+    `words` are listed by id, `MARKERS` first. `rows` are distinct n-grams as word ids [n, order], and `counts` [n] how
+    often they occur. Each sentence begins with <s>, repeated `order` - 1 times, and ends with one </s>.
     """
 
     words: tuple[str, ...]
@@ -214,8 +210,11 @@ def _levels(counts: NgramCounts) -> list[_Level]:
         if length < order:
             before = np.add.reduceat(differs[:, length].astype(np.int64), starts)
             adjusted = np.where(endings[:, 0] == _BEGIN, seen, before)
-        if length == 1:
-            levels.append(_unigrams(num_words, endings, adjusted, seen))
+        if length == 1:  # also <s>, <unk> and words that do not occur
+            of_word, occurring = np.zeros((2, num_words), np.int64)
+            of_word[endings[:, 0]], occurring[endings[:, 0]] = adjusted, seen
+            ids, none = np.arange(num_words, dtype=np.uint32), np.zeros(num_words, np.int64)
+            levels.append(_Level(ids[:, np.newaxis], of_word, occurring, none, none, ids.astype(np.uint64)))
             continue
         is_real = endings[:, 1] != _BEGIN
         endings, adjusted, seen = endings[is_real], adjusted[is_real], seen[is_real]
@@ -226,15 +225,6 @@ def _levels(counts: NgramCounts) -> list[_Level]:
         suffixes = _places(levels, endings[:, 1:], num_words)
         levels.append(_Level(endings, adjusted[sorting], seen[sorting], parents[sorting], suffixes, keys[sorting]))
     return levels
-
-
-def _unigrams(num_words: int, endings: Rows, adjusted: Counts, seen: Counts) -> _Level:
-    """Return the unigrams of all words, including <s>, <unk> and words that do not occur."""
-    of_word, occurrences = np.zeros(num_words, np.int64), np.zeros(num_words, np.int64)
-    of_word[endings[:, 0]], occurrences[endings[:, 0]] = adjusted, seen
-    ids = np.arange(num_words, dtype=np.uint32)
-    none = np.zeros(num_words, np.int64)
-    return _Level(ids[:, np.newaxis], of_word, occurrences, none, none, ids.astype(np.uint64))
 
 
 def _places(levels: Sequence[_Level], rows: Rows, num_words: int) -> Counts:

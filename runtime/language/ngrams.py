@@ -127,8 +127,7 @@ class Ngrams:
             order = np.argsort(key, kind="stable")
             key = key[order]
             if (key[1:] == key[:-1]).any():
-                row = rows[order[int(np.argmax(key[1:] == key[:-1]))]]
-                found = " ".join(words[number] for number in row)
+                found = " ".join(words[number] for number in rows[order[int(np.argmax(key[1:] == key[:-1]))]])
                 raise LanguageModelError(f"{source}: the {length}-gram {found!r} appears twice")
             children[start:] += np.bincount(parent - start, minlength=len(children) - start)
             start = len(children)
@@ -136,9 +135,8 @@ class Ngrams:
             parts.append((ranks[order, -1], log_prob[order], backoff[order]))
             keys = np.concatenate([keys, key])
         if len(orders[0][0]) != len(words):
-            raise LanguageModelError(
-                f"{source}: has {len(orders[0][0])} unigrams, expected one for each of its {len(words)} words"
-            )
+            expected = f"one for each of its {len(words)} words"
+            raise LanguageModelError(f"{source}: has {len(orders[0][0])} unigrams, expected {expected}")
         nothing = (np.zeros(1, np.uint32), np.zeros(1, np.float32), np.zeros(1, np.float32))
         word, log_probs, backoffs = (np.concatenate(column) for column in zip(nothing, *parts, strict=True))
         return cls([words[place] for place in places], children, word, log_probs, backoffs, source=source)

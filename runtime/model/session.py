@@ -33,15 +33,11 @@ _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
 class Session:
-    """An onnxruntime session of a graph file.
+    """An onnxruntime session of a graph file with the contract `graph`. Its functions are computed by `kernels`.
 
     Files may change after the session is created, because it does not read them again. The exceptions are packed
     weights, and all weights if the caller provides `sess_options`: these cannot be passed to the session in memory.
     Without `files`, the files of the bundle, no digests are compared.
-
-    Attributes:
-        graph: contract of the graph.
-        kernels: kernels that compute the graph's functions.
 
     Raises:
         ProviderError: a provider did not start.
@@ -218,8 +214,6 @@ def _check_tensors(
         if len(node.shape) != len(tensor.axes):
             raise BundleError(f"{where}: shape is {node.shape}, expected {len(tensor.axes)} axes {tensor.axes}")
         for axis, size in zip(tensor.axes, node.shape, strict=True):
-            if isinstance(size, int) and size != config.axis(axis):
-                wanted = config.axis(axis)
-                raise BundleError(
-                    f"{where}: axis {axis} is {size}, expected {'a dynamic size' if wanted is None else wanted}"
-                )
+            if isinstance(size, int) and size != (wanted := config.axis(axis)):
+                size_expected = "a dynamic size" if wanted is None else wanted
+                raise BundleError(f"{where}: axis {axis} is {size}, expected {size_expected}")

@@ -162,11 +162,7 @@ def _checked(name: str, value: object, shape: tuple[int | None, ...]) -> Array:
 
 
 def _read_starts(files: BundleFiles, config: ModelConfig, form: StaticForm) -> dict[str, npt.NDArray[np.float32]]:
-    """Read the initial contents of caches, by name.
-
-    Raises:
-        BundleError: a file is not a numpy array of the expected type and shape.
-    """
+    """Read the initial contents of caches, by name. Raises BundleError for a file of another type or shape."""
     starts, caches = {}, {cache.name: cache for cache in config.caches}
     for history in form.histories:
         shape = form.cache_shape(config, caches[history.cache])

@@ -96,9 +96,8 @@ def _parsed(text: str, what: str) -> Expression:
 def check_nested(num: int, what: str) -> None:
     """Raise GrammarError if brackets and slots are nested too deeply."""
     if num > MOST_NESTED:
-        raise GrammarError(
-            f"{what}: found more than {MOST_NESTED} nested brackets or slots, expected at most {MOST_NESTED}"
-        )
+        found = f"more than {MOST_NESTED} nested brackets or slots"
+        raise GrammarError(f"{what}: found {found}, expected at most {MOST_NESTED}")
 
 
 def _alternatives(parts: Iterator[str], closing: str, what: str, num_around: int = 0) -> Expression:

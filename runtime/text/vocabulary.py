@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -187,12 +188,7 @@ def with_boundaries(symbol: str, is_word: Callable[[str], bool] = stands_alone) 
     if is_special(symbol):
         return UNREADABLE
     spaced = "".join(f" {character} " if is_word(character) else character for character in symbol)
-    result = ""
-    for character in spaced:
-        is_boundary = character.isspace() or character == WORD_BOUNDARY
-        if not (is_boundary and result.endswith(WORD_BOUNDARY)):
-            result += WORD_BOUNDARY if is_boundary else character
-    return result
+    return re.sub(rf"[\s{WORD_BOUNDARY}]+", WORD_BOUNDARY, spaced)
 
 
 def is_syllabic(symbol: str) -> bool:

@@ -89,15 +89,10 @@ def matches(reference: Sequence[object], hypothesis: Sequence[object]) -> list[t
 
 @dataclass(kw_only=True)
 class WordErrors:
-    """Word errors, accumulated over texts.
+    """Word errors, accumulated over texts. `num_words` counts the words of the transcripts.
 
-    Attributes:
-        num_errors: number of errors.
-        num_words: number of words in the transcripts.
-        num_texts: number of texts.
-        num_wrong_texts: number of texts with an error.
-        confusions: how often a word of a transcript (empty for an insertion) was recognised as another (empty for a
-            deletion).
+    `confusions` tells how often a word of a transcript (empty for an insertion) was recognised as another (empty for a
+    deletion).
     """
 
     num_errors: int = 0
