@@ -112,10 +112,8 @@ def golden(request):
 
 
 def write_bundle(directory, target, **model):
-    """Export a checkpoint without the comparison with PyTorch, because tests compare the graphs with WeNet.
-
-    `model` replaces fields of the model in the manifest.
-    """
+    """Export a checkpoint without the comparison with PyTorch, because tests compare the graphs with WeNet. `model`
+    replaces fields of the model in the manifest."""
     # Imported here, because tests of the runtime without a bundle do not need PyTorch.
     from u2moe.export.checkpoint import Checkpoint  # noqa: PLC0415
     from u2moe.export.exporter import build_graphs, bundle_manifest  # noqa: PLC0415
@@ -266,9 +264,7 @@ def fits_16_bits():
 @pytest.fixture(scope="session")
 def session_of():
     """Return a function that builds an onnxruntime session of consecutive calls; the last call also takes the weights.
-
-    Its arguments are the functions, the ranks of the inputs by name, and the weights by name.
-    """
+    Its arguments are the functions, the ranks of the inputs by name, and the weights by name."""
     return _session_of
 
 
@@ -297,10 +293,8 @@ def _session_of(chain, inputs, initial, dtype=np.float32):
 
 
 class FakeSounddevice(types.ModuleType):
-    """Replacement of sounddevice: a loudspeaker, and a microphone that records what a test plays.
-
-    Like PortAudio, it reuses its buffer, and ends the stream when the callback raises CallbackStop.
-    """
+    """Replacement of sounddevice: a loudspeaker, and a microphone that records what a test plays. Like PortAudio, it
+    reuses its buffer, and ends the stream when the callback raises CallbackStop."""
 
     class PortAudioError(Exception):
         pass

@@ -80,16 +80,13 @@ def test_the_greedy_result_aligns_where_it_was_found(seed, num_frames):
         assert token.confidence == pytest.approx(np.exp(log_probs[token.start : token.end, token.token].max()))
 
 
-def test_blank_may_be_any_token():
+def test_blank_may_be_any_token_and_impossible_tokens_have_no_alignment():
     log_probs = random_log_probs(7, 20, 5, scale=3.0)
     order = [1, 2, 3, 4, 0]  # column of each old id
     moved = np.empty_like(log_probs)
     moved[:, order] = log_probs
     expected = align(log_probs, [1, 2, 2])
     assert [(t.start, t.end) for t in align(moved, [2, 3, 3], blank=1)] == [(t.start, t.end) for t in expected]
-
-
-def test_impossible_tokens_have_no_alignment():
     log_probs = random_log_probs(1, 4, 3, scale=3.0)
     assert align(log_probs, [1, 1, 1]) is None
     log_probs[:, 2] = -np.inf

@@ -21,28 +21,28 @@ def test_int8_is_within_half_a_step_and_symmetric(weight):
     np.testing.assert_array_equal(negated, -integers)
 
 
+def test_int8_weights_have_all_levels_and_int4_is_better_than_a_float_for_every_block():
+    integers, _ = int8_columns(np.array([[1, 0.5, 1], [-1, 0.25, 1], [0.5, -0.125, 1]], np.float32))
+    np.testing.assert_array_equal(integers, [[127, 85, 64], [-127, 42, 64], [64, -21, 64]])
+    # Symmetric weights with the best of six float32 scales per block of 32 have an error of 0.0824
+    weight = np.random.default_rng(1).standard_normal((576, 100)).astype(np.float32)
+    made = int4_blocks(weight, 32)
+    assert relative_error(weight, from_int4_blocks(made, 576)) < 0.0815
+    assert np.abs(from_int4_blocks(made._replace(scale=np.ones(100, np.float32)), 576)).max() <= 127
+
+
 @given(MATRICES)
-def test_int8_pairs_of_rows_leave_room_for_any_activations(fits_16_bits, weight):
-    """A column also uses the full range of 8 bits, or of a pair."""
+def test_int8_rows_have_a_scale_each_and_room_in_pairs(weight, fits_16_bits):
+    integers, scale = int8_rows(weight)
+    assert scale.shape == (len(weight), 1)
+    assert (np.abs(integers * scale - weight) <= scale * 0.501).all()
+    assert (np.abs(integers).max(axis=1) == 127 * (np.abs(weight).max(axis=1) > NOTHING)).all()
+    # A column also uses the full range of 8 bits, or of a pair
     integers, _ = int8_columns(weight)
     assert fits_16_bits(integers)
     pairs = [integers[index : index + 2].sum(axis=0, dtype=int) for index in range(0, len(integers), 2)]
     used = np.maximum(np.abs(integers).max(axis=0), np.abs(pairs).max(axis=0))
     assert (used[np.abs(weight).max(axis=0) > NOTHING] >= 126).all()
-
-
-def test_int8_weights_whose_sums_are_small_have_all_levels():
-    weight = np.array([[1, 0.5, 1], [-1, 0.25, 1], [0.5, -0.125, 1]], np.float32)
-    integers, _ = int8_columns(weight)
-    np.testing.assert_array_equal(integers, [[127, 85, 64], [-127, 42, 64], [64, -21, 64]])
-
-
-@given(MATRICES)
-def test_int8_rows_have_a_scale_each_and_all_levels(weight):
-    integers, scale = int8_rows(weight)
-    assert scale.shape == (len(weight), 1)
-    assert (np.abs(integers * scale - weight) <= scale * 0.501).all()
-    assert (np.abs(integers).max(axis=1) == 127 * (np.abs(weight).max(axis=1) > NOTHING)).all()
 
 
 @settings(deadline=None)
@@ -56,12 +56,3 @@ def test_int4_is_at_least_as_good_as_plain_rounding(weight, block_size):
         largest = np.abs(weight[rows]).max(axis=0)
         error = np.square(restored[rows] - weight[rows], dtype=np.float64).sum(axis=0)
         assert (error <= block_size * np.square(0.501 * (largest / 7 + made.scale)) + NOTHING).all()
-
-
-def test_int4_is_better_than_a_float_for_every_block():
-    """Symmetric weights with the best of six float32 scales per block of 32 have an error of 0.0824."""
-    weight = np.random.default_rng(1).standard_normal((576, 100)).astype(np.float32)
-    made = int4_blocks(weight, 32)
-    assert relative_error(weight, from_int4_blocks(made, 576)) < 0.0815
-    whole = from_int4_blocks(made._replace(scale=np.ones(100, np.float32)), 576)
-    assert np.abs(whole).max() <= 127

@@ -89,8 +89,7 @@ def test_a_bundle_has_hotwords_rules_and_weights(toy):
     hotwords = carrying(hotwords=("# of the fair", "A B :2", "C"))
     given = Recognizer(toy.bundle, toy.model, hotwords=[("A B", 2.0), "C"])
     assert feed(hotwords, samples) == feed(given, samples) != feed(toy, samples)
-    stream = hotwords.create_stream(CHUNKED, hotwords=[])
-    assert stream.state.context is None
+    assert hotwords.create_stream(CHUNKED, hotwords=[]).state.context is None
     assert hotwords.create_stream(DecodingOptions(search="ctc_greedy")).state.context is None
     short = EndpointConfig(rule2=EndpointRule(must_contain_nonsilence=True, min_trailing_silence=0.1))
     ruled = carrying(endpoint=short, ctc_weight=0.7, reverse_weight=0.1)
@@ -141,13 +140,23 @@ def test_a_language_model_that_is_damaged_or_does_not_fit(copy, toy, model, tmp_
     Recognizer.from_pretrained(copy, options=DecodingOptions(language_model="none"))  # which reads none
 
 
-def test_a_model_is_replaced_and_removed(copy, bundle, arpa):
+def test_a_model_is_replaced_and_removed_but_not_by_what_cannot_be_attached(copy, bundle, arpa):
     attach(copy, LanguageModelOptions(model=arpa, weight=0.25))
     assert Bundle.open(copy).language_model().weight == 0.25
     assert Bundle.open(copy).manifest.decoding.beam_size == 4
     assert cli.main(["lm", "attach", str(copy), "none"]) == 0
     assert Bundle.open(copy).manifest.files == bundle.manifest.files
     assert {file.name for file in copy.iterdir()} == {"bundle.json", *bundle.manifest.files}
+    before = (copy / "bundle.json").read_bytes()
+    with pytest.raises(ValueError, match="classes: a bundle cannot contain"):
+        attach(copy, LanguageModelOptions(model=arpa, classes={Bundle.open(copy).tokens[5]: ["A"]}))
+    with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
+        attach(copy, LanguageModelOptions(model=arpa), beam_size=0)
+    (copy / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(BundleError, match=r"found 'notes\.txt', which would be deleted with the old bundle"):
+        attach(copy, None)
+    assert (copy / "bundle.json").read_bytes() == before
+    assert (copy / "notes.txt").exists()
 
 
 @pytest.mark.slow
@@ -159,21 +168,7 @@ def test_what_a_bundle_carries_is_shown_and_goes_with_it(attached, tmp_path):
     made, _ = quantize_bundle(attached, tmp_path / "int8", recipe("int8"))
     assert made.manifest.decoding == decoding
     assert made.language_model().model.fingerprint == Bundle.open(attached).language_model().model.fingerprint
-    converted = convert_bundle(attached, tmp_path / "ort", "ort")
-    assert LANGUAGE_MODEL_FILE in converted.files
+    assert LANGUAGE_MODEL_FILE in convert_bundle(attached, tmp_path / "ort", "ort").files
     notes = []
     convert_bundle(attached, tmp_path / "offline", "offline", progress=notes.append)
     assert "settings that the graphs do not include, left to the program: beam_size, language_model" in notes
-
-
-def test_what_cannot_be_attached_leaves_the_bundle_as_it_is(copy, arpa):
-    before = (copy / "bundle.json").read_bytes()
-    with pytest.raises(ValueError, match="classes: a bundle cannot contain"):
-        attach(copy, LanguageModelOptions(model=arpa, classes={Bundle.open(copy).tokens[5]: ["A"]}))
-    with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
-        attach(copy, LanguageModelOptions(model=arpa), beam_size=0)
-    (copy / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(BundleError, match=r"found 'notes\.txt', which would be deleted with the old bundle"):
-        attach(copy, None)
-    assert (copy / "bundle.json").read_bytes() == before
-    assert (copy / "notes.txt").exists()

@@ -77,11 +77,15 @@ def test_any_split_gives_the_same_samples(rate, splits):
     assert len(expected) == round(9000 * RATE / rate)
 
 
-def test_arrays():
+def test_arrays_and_raw_audio_of_a_device_that_has_nothing_yet():
     assert as_samples([0.5, -0.5]).dtype == np.float32
     assert as_samples([]).shape == (0,)
     np.testing.assert_array_equal(as_samples(np.array([-32768, 16384], np.int16)), [-1.0, 0.5])
     assert as_samples(np.array([0.25], np.float16)).dtype == np.float32
+    # As in `io.RawIOBase`, None means "nothing yet", and empty bytes mean the end
+    portions = iter([None, b"\1\0", None, b"\2\0", b""])
+    audio = RawAudio(file=SimpleNamespace(read=lambda _: next(portions)), sample_rate=RATE)
+    assert (read_audio(audio, RATE) * 32768).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(("samples", "message"), [
@@ -129,7 +133,7 @@ def test_files_that_are_refused(tmp_path):
         read_audio(tmp_path / "nan.wav", RATE)
 
 
-def test_folders_are_searched(tmp_path):
+def test_folders_are_searched_and_links_to_folders_followed_once(tmp_path):
     for name in ("b/2.flac", "a.WAV", "notes.txt", "._a.WAV"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -138,6 +142,12 @@ def test_folders_are_searched(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioError, match="no audio files"):
         find_audio([tmp_path / "empty"])
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "recordings").mkdir()
+    soundfile.write(tmp_path / "deep" / "a.wav", tone(RATE), RATE)
+    for name, target in (("one", tmp_path / "deep"), ("two", tmp_path / "deep"), ("circle", tmp_path / "recordings")):
+        (tmp_path / "recordings" / name).symlink_to(target, target_is_directory=True)
+    assert find_audio([tmp_path / "recordings"]) == [tmp_path / "recordings" / "one" / "a.wav"]
 
 
 def header_of(content):
@@ -196,7 +206,7 @@ def test_files_that_were_cut_off(tmp_path, suffix, settings):
             assert np.array_equal(read_audio(file, RATE), samples)
 
 
-def test_one_channel_can_be_chosen(tmp_path):
+def test_one_channel_can_be_chosen_where_channels_cancel_each_other(tmp_path):
     left, right = tone(RATE), tone(RATE, hertz=1000.0)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), RATE, subtype="FLOAT")
     assert np.array_equal(read_audio(tmp_path / "a.wav", RATE, channel=0), left)
@@ -204,9 +214,6 @@ def test_one_channel_can_be_chosen(tmp_path):
     for channel in (2, -1):
         with pytest.raises(AudioError, match=rf"a\.wav: channel {channel} does not exist: channels .* file has 2"):
             read_audio(tmp_path / "a.wav", RATE, channel=channel)
-
-
-def test_channels_that_cancel_each_other_are_noticed(tmp_path):
     voice = tone(RATE, 3.0)
     soundfile.write(tmp_path / "anti.wav", np.stack([voice, -voice], axis=1), RATE, subtype="FLOAT")
     with pytest.warns(AudioWarning, match=r"anti\.wav: its channels cancel each other") as caught:
@@ -296,15 +303,6 @@ def test_all_is_read_up_to_a_sample_that_is_none(tmp_path, channels, value, mess
         next(filter(len, read_blocks(tmp_path / "b.wav", RATE)))
 
 
-def test_links_to_folders_are_followed_once(tmp_path):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "recordings").mkdir()
-    soundfile.write(tmp_path / "deep" / "a.wav", tone(RATE), RATE)
-    for name, target in (("one", tmp_path / "deep"), ("two", tmp_path / "deep"), ("circle", tmp_path / "recordings")):
-        (tmp_path / "recordings" / name).symlink_to(target, target_is_directory=True)
-    assert find_audio([tmp_path / "recordings"]) == [tmp_path / "recordings" / "one" / "a.wav"]
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows pipes always block")
 @pytest.mark.parametrize("buffering", [-1, 0])
 def test_raw_audio_from_a_pipe_that_does_not_block(buffering):
@@ -325,10 +323,3 @@ def test_raw_audio_from_a_pipe_that_does_not_block(buffering):
         audio = RawAudio(file=file, sample_rate=RATE, encoding="f32le")
         assert np.array_equal(read_audio(audio, RATE), samples)
     writer.join()
-
-
-def test_raw_audio_of_a_device_that_has_nothing_yet():
-    """As in `io.RawIOBase`, None means "nothing yet", and empty bytes mean the end."""
-    portions = iter([None, b"\1\0", None, b"\2\0", b""])
-    audio = RawAudio(file=SimpleNamespace(read=lambda _: next(portions)), sample_rate=RATE)
-    assert (read_audio(audio, RATE) * 32768).tolist() == [1, 2]

@@ -124,19 +124,6 @@ def test_costs_of_several_bundles_stand_beside_those_of_the_first(report, export
     assert " -" in costs_table(without)[-1]
 
 
-def test_what_the_bound_leaves_out_and_energy_are_told(report):
-    changed = copy.deepcopy(report)
-    assert "not included in the bound" not in describe(changed)
-    changed["bound"][0] |= {"not_counted": {"QMoE": 0.25}, "unknown": {"encoder/new/MatMul": 0.1}}
-    changed["speed"][0]["energy_wh_per_hour"] = {"median": 2.5, "low": 2.0, "high": 3.0, "count": 2}
-    changed["speed"][0]["energy_missing"] = "nobody counts"
-    text = describe(changed)
-    assert "2.500 (2.000-3.000)" in text
-    assert "\nenergy not measured: nobody counts\n" in text
-    assert "included in the bound: QMoE (25% of the time)" in text
-    assert "products of unknown parts, counted as other: encoder/new/MatMul" in text
-
-
 def test_without_the_extra_the_bound_and_experts_are_left_out_and_all_else_is_measured(bundle):
     code = f"""
 import sys
@@ -183,11 +170,21 @@ def test_a_graph_of_fixed_shape_has_one_mode_which_its_source_shares(
         list(verdicts({"words": 1.0}, report, other))
 
 
-def test_a_report_equals_itself(report, saved):
+def test_a_report_equals_itself_and_tells_energy_and_what_the_bound_leaves_out(report, saved):
     lines = list(compare_reports(read_report(saved), report))
     assert len(lines) == 1 + len(values(report))
     assert all(re.search(r"(1\.000|-) +(within the spread|too few rounds)$", line) for line in lines[1:])
     assert re.search(r"word errors.* within the spread$", "\n".join(lines), re.MULTILINE)  # word errors have no spread
+    changed = copy.deepcopy(report)
+    assert "not included in the bound" not in describe(changed)
+    changed["bound"][0] |= {"not_counted": {"QMoE": 0.25}, "unknown": {"encoder/new/MatMul": 0.1}}
+    changed["speed"][0]["energy_wh_per_hour"] = {"median": 2.5, "low": 2.0, "high": 3.0, "count": 2}
+    changed["speed"][0]["energy_missing"] = "nobody counts"
+    text = describe(changed)
+    assert "2.500 (2.000-3.000)" in text
+    assert "\nenergy not measured: nobody counts\n" in text
+    assert "included in the bound: QMoE (25% of the time)" in text
+    assert "products of unknown parts, counted as other: encoder/new/MatMul" in text
 
 
 def test_a_difference_is_told_from_the_spread(report):
@@ -214,8 +211,7 @@ def test_a_difference_is_told_from_the_spread(report):
     assert any(re.search(r" 0\.500 +less$", line) for line in compare_reports(changed, before))
 
     # bundles are compared by position, whatever their names
-    old = json.loads(json.dumps(report).replace("moe_tiny", "old"))
-    lines = list(compare_reports(old, report))
+    lines = list(compare_reports(json.loads(json.dumps(report).replace("moe_tiny", "old")), report))
     assert lines[0] == "old is compared with moe_tiny, at the same position in the other report"
     assert len(lines) == 2 + len(values(report))
 
@@ -300,7 +296,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_measured(
     assert message in capsys.readouterr().err
 
 
-def test_what_cannot_be_measured_is_named(exported, recordings, tmp_path):
+def test_what_cannot_be_measured_is_named_by_the_end_of_its_path(exported, recordings, tmp_path):
     bundles = {"moe": Bundle.open(exported("moe_tiny"))}
     with pytest.raises(ProviderError, match="NoProvider is not installed"):
         run_suite(bundles, recordings, PLAN, settings=SessionSettings(providers=["NoProvider"]))
@@ -308,9 +304,6 @@ def test_what_cannot_be_measured_is_named(exported, recordings, tmp_path):
     short = [Recording(path=tmp_path / "short.wav", transcript="")]
     with pytest.raises(AudioError, match=r"short\.wav: has 3 feature frames, expected at least 7"):
         run_suite(bundles, short, PLAN)
-
-
-def test_bundles_are_told_apart_by_the_ends_of_their_paths(tmp_path):
     names = name_bundles([tmp_path / "a" / "int8", tmp_path / "b" / "int8"])
     assert names == {"a/int8": tmp_path / "a" / "int8", "b/int8": tmp_path / "b" / "int8"}
     assert list(name_bundles([tmp_path / "x", tmp_path / "y"])) == ["x", "y"]
@@ -365,8 +358,7 @@ def test_words_size_and_memory_are_gates(report, limit, change, fails, monkeypat
     ours["disk"]["files"] *= change.get("files", 1)
     changed["speed"][0]["words"] |= {key: value for key, value in change.items() if key == "errors"}
     monkeypatch.setattr("u2moe.benchmarks.bench.cli.run_suite", lambda *_, **__: changed)
-    bundles = [str(exported(name)) for name in ("moe_tiny", "dense_tiny")]
-    assert cli.main(["bench", *bundles, limit]) == fails
+    assert cli.main(["bench", *[str(exported(name)) for name in ("moe_tiny", "dense_tiny")], limit]) == fails
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"failed: {limit[13:].partition('=')[0]}"[:12] if fails else "passed")
     assert not fails or limit.replace("=", " ") in last

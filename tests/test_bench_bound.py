@@ -125,11 +125,10 @@ def test_kernels_of_functions_belong_where_these_are_called(tmp_path):
     assert parts == ["attention", "subsampling", "convolution", "attention", "attention"] + ["convolution"] * 2 + [
         "attention"] * 2  # fmt: skip
     # an index of another operator is ignored
-    odd = next(read_events([event("n5", "Sub", node_index="5")], sites))
-    assert odd.part == "other"
+    assert next(read_events([event("n5", "Sub", node_index="5")], sites)).part == "other"
 
 
-def test_kernels_without_a_name_belong_where_the_one_before_belongs():
+def test_rates_are_measured_for_what_is_read_and_kernels_belong_where_the_one_before_belongs(monkeypatch):
     names = ["x", "encoder/embed/Conv", "y", "encoder/encoders.3/self_attn/MatMul", "encoder/caches/Concat", "z"]
     found = list(read_events([event(name) for name in names]))
     assert [kernel.part for kernel in found] == ["other", "subsampling", "subsampling", "attention", "other", "other"]
@@ -138,6 +137,16 @@ def test_kernels_without_a_name_belong_where_the_one_before_belongs():
     assert part_of("encoder/something/new") == "other"
     assert part_of("encoder/position_biases/MatMul") == "attention"
     assert part_of("something") is None
+    monkeypatch.setattr(rates, "BEYOND_CACHE", 9_000_000)
+    found = rates.measure_rates([5_000_000, 10**12], 1, repetitions=1)
+    sizes = [int(size) for size in found["read_bytes_per_s"]]
+    assert sizes == [4 * 1024 * 1024, 8 * 1024 * 1024]
+    for kind in ("integer", "float"):
+        every = [value["median"] for value in found["multiply_adds_per_s"][kind]["sizes"].values()]
+        assert rates.best_rate(found, kind) == max(every)
+        assert min(every) > 0
+    assert rates.read_rate(found, 6_000_000) == found["read_bytes_per_s"][str(sizes[0])]["median"]
+    assert rates.read_rate(found, 10**12) == found["read_bytes_per_s"][str(sizes[1])]["median"]
 
 
 @pytest.mark.parametrize(
@@ -217,28 +226,12 @@ def test_nothing_is_left_out_silently():
     assert found["parts"]["other"]["ratio"] == 6.0
 
 
-def test_no_product_of_our_graphs_is_left_out(kernels, bundles):
+def test_no_product_of_our_graphs_is_left_out_and_models_for_rates_multiply(kernels, bundles):
     for name in bundles:
         found = bound.compare(kernels(name, STREAM), {"encoder": [1.0], "ctc": [1.0], "rescoring": [1.0]}, RATES)
         assert found["not_counted"] == {}
         assert found["unknown"] == {}
         assert set(found["parts"]) == set(PARTS)
-
-
-def test_rates_are_measured_for_what_is_read_and_multiplied(monkeypatch):
-    monkeypatch.setattr(rates, "BEYOND_CACHE", 9_000_000)
-    found = rates.measure_rates([5_000_000, 10**12], 1, repetitions=1)
-    sizes = [int(size) for size in found["read_bytes_per_s"]]
-    assert sizes == [4 * 1024 * 1024, 8 * 1024 * 1024]
-    for kind in ("integer", "float"):
-        every = [value["median"] for value in found["multiply_adds_per_s"][kind]["sizes"].values()]
-        assert rates.best_rate(found, kind) == max(every)
-        assert min(every) > 0
-    assert rates.read_rate(found, 6_000_000) == found["read_bytes_per_s"][str(sizes[0])]["median"]
-    assert rates.read_rate(found, 10**12) == found["read_bytes_per_s"][str(sizes[1])]["median"]
-
-
-def test_models_for_rates_multiply():
     random = np.random.default_rng(0)
     x = random.integers(0, 256, (3, 8), np.uint8)
     weights = list(random.integers(-127, 128, (2, 8, 8), np.int8))

@@ -22,7 +22,7 @@ def layer(name="one", expert_bytes=10):
     return RoutedLayer(name=name, tokens="x", gate=gate, top_k=2, expert_bytes=expert_bytes)
 
 
-def test_the_router_takes_the_largest_and_load_is_their_share():
+def test_the_router_takes_the_largest_in_chunks_and_the_whole_alike(bundle, exported, sound):
     tokens = np.array([[[9, 5, 1, 2], [0, 0, 7, 8], [3, 9, 0, 0]]], np.float32)
     np.testing.assert_array_equal(layer().counts(tokens), [2, 2, 1, 1])
     counts = np.array([[[4, 0, 0, 0], [1, 1, 1, 1]], [[2, 2, 0, 0], [1, 1, 1, 1]]])
@@ -34,9 +34,6 @@ def test_the_router_takes_the_largest_and_load_is_their_share():
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(4)
     assert found["load_entropy"]["layers"] == {"a": pytest.approx(entropy), "b": pytest.approx(1.0)}
     assert (found["num_chunks"], found["num_experts"], found["experts_per_token"]) == (2, 4, 2)
-
-
-def test_chunks_and_the_whole_route_alike(bundle, exported, sound):
     assert measure_experts(Bundle.open(exported("dense_tiny")), [sound], [Mode()]) == {}
     found = measure_experts(bundle, [sound, sound[:20_000]], [Mode(), STREAM])
     assert list(found) == ["full context", "chunk 4, left 4"]
@@ -96,16 +93,7 @@ def test_processors_are_told(monkeypatch, tmp_path, text, name, sets):
     assert found["processor_version"] == ("cpu family 26, model 2, stepping 1" if text == X86 else "")
 
 
-def test_what_the_system_does_not_tell_is_left_open(monkeypatch, tmp_path):
-    for name in ("_CPUINFO", "_MEMINFO", "_STATUS", "_CACHES"):
-        monkeypatch.setattr(machine, name, tmp_path / "none")
-    found = machine.describe_machine()
-    assert (found["memory_bytes"], found["caches"], found["instruction_sets"]) == (None, {}, [])
-    assert found["processor"]
-    assert machine.status_bytes("VmHWM") is None
-
-
-def test_caches_of_data(tmp_path):
+def test_caches_of_data_and_what_the_system_does_not_tell(tmp_path, monkeypatch):
     for index, (level, kind, size) in enumerate(
         [(1, "Data", "48K"), (1, "Instruction", "32K"), (3, "Unified", "4096K")]
     ):
@@ -114,6 +102,12 @@ def test_caches_of_data(tmp_path):
         for name, value in (("level", level), ("type", kind), ("size", size)):
             (folder / name).write_text(f"{value}\n", encoding="utf-8")
     assert machine.caches(tmp_path) == {"L1": 48 * 1024, "L3": 4096 * 1024}
+    for name in ("_CPUINFO", "_MEMINFO", "_STATUS", "_CACHES"):
+        monkeypatch.setattr(machine, name, tmp_path / "none")
+    found = machine.describe_machine()
+    assert (found["memory_bytes"], found["caches"], found["instruction_sets"]) == (None, {}, [])
+    assert found["processor"]
+    assert machine.status_bytes("VmHWM") is None
 
 
 def test_commit_is_that_of_the_repository_that_holds_the_file(tmp_path, tmp_path_factory, monkeypatch):

@@ -32,12 +32,9 @@ def event(audio_s, compute_s, tokens=(), segment=0, num_committed=0):
     )
 
 
-def test_spread_and_percentiles():
+def test_spread_and_percentiles_of_cases_that_take_turns(capsys):
     assert Spread.of([4.0, 1.0, 3.0, 2.0, 100.0]).data() == {"median": 3.0, "low": 2.0, "high": 4.0, "count": 5}
     assert percentiles(range(101)) == {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "max": 100.0, "count": 101}
-
-
-def test_cases_take_turns_and_warm_up_does_not_count(capsys):
     calls = []
     cases = {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}
     assert interleaved(cases, 2, title="letters") == {"a": [3, 5], "b": [4, 6]}
@@ -127,7 +124,7 @@ def utterance(tokens, spans, segment=0):
     return Result(text="w", is_final=True, segment=segment, tokens=tokens, words=words)
 
 
-def test_a_word_is_there_when_it_and_all_before_it_stay(vocabulary):
+def test_a_word_is_there_or_committed_when_it_and_all_before_it_stay(vocabulary):
     events = [event(1.0, 0.1, [1]), event(2.0, 0.2, [1, 2, 3]), event(3.0, 0.3, [1, 3]), event(4.0, 0.4, [1, 2, 4])]
     final = event(5.0, 0.5)
     segment = utterance([1, 2, 3], [(0.25, 0.5), (1.0, 1.5)])
@@ -138,9 +135,6 @@ def test_a_word_is_there_when_it_and_all_before_it_stay(vocabulary):
     assert latency.flicker(segment, [event(1.0, 0.1, [1, 2, 3])], vocabulary) == (2, 0)
     assert latency.first_partial(utterance([], []), events, final) == []
     assert latency.first_partial(segment, [event(1.0, 0.1)], final) == [(4.75, 0.5)]
-
-
-def test_a_word_is_committed_by_the_first_result_that_counts_it(vocabulary):
     events = [event(1.0, 0.1, [1], num_committed=0), event(2.0, 0.2, [1, 3], num_committed=1)]
     segment = utterance([1, 3], [(0.25, 0.5), (1.0, 1.5)])
     assert latency.commitments(segment, events, event(5.0, 0.5)) == [(1.5, 0.2), (3.5, 0.5)]
@@ -176,11 +170,10 @@ def probe(bundle):
     return Probe(bundle)
 
 
-def test_hearing_changes_no_result(probe, recognizer, sound):
+def test_hearing_changes_no_result_and_chunks_are_events(probe, recognizer, sound):
     found = probe.recognise(sound, Mode())
     assert found.text == recognizer.transcribe(sound).text
-    changed = with_decoding(probe.bundle.manifest, padding_s=0.3)
-    padded = Bundle(probe.bundle.path, changed, probe.bundle.tokens)
+    padded = Bundle(probe.bundle.path, with_decoding(probe.bundle.manifest, padding_s=0.3), probe.bundle.tokens)
     model, own = padded.load(), Probe(padded)
     assert own.model.search_library == model.search_library
     expected, measured = Recognizer(padded, model).transcribe(sound), own.recognise(sound, Mode())
@@ -189,9 +182,6 @@ def test_hearing_changes_no_result(probe, recognizer, sound):
     assert found.audio_s == 4.0
     assert sum(found.stages.values()) == pytest.approx(found.wall_s)
     assert min(found.stages.values()) > 0
-
-
-def test_chunks_are_events(probe, sound):
     found = probe.recognise(sound, CHUNKS)
     chunk_s = probe.chunk_s(CHUNKS)
     assert chunk_s == pytest.approx(0.16)

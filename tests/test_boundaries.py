@@ -30,10 +30,13 @@ def python(*arguments, cwd=None):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, cwd=cwd).stdout
 
 
-def test_the_runtime_loads_neither_torch_nor_onnx():
+def test_the_runtime_imports_nothing_else_of_ours_and_loads_neither_torch_nor_onnx():
     loaded = python("-c", "import u2moe.runtime, u2moe.runtime.cli, sys; print(*sys.modules)").split()
     assert "onnxruntime" in loaded
     assert not {"torch", "onnx", "onnx_ir", "soundfile", "asyncio", "u2moe.export"} & set(loaded)
+    for file in (ROOT / "runtime").rglob("*.py"):
+        imported = re.findall(r"^\s*(?:from|import) (u2moe\.\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(imported) <= {"u2moe.runtime", "u2moe.commands"}, file
 
 
 def test_an_installation_without_onnxruntime_says_what_is_missing():
@@ -45,12 +48,6 @@ def test_an_installation_without_onnxruntime_says_what_is_missing():
         == "ModuleNotFoundError: u2moe needs onnxruntime: pip install '.[cpu]' (in a clone of u2moe), "
         "or [gpu] instead of [cpu]"
     )
-
-
-def test_the_runtime_imports_nothing_else_of_ours():
-    for file in (ROOT / "runtime").rglob("*.py"):
-        imported = re.findall(r"^\s*(?:from|import) (u2moe\.\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-        assert set(imported) <= {"u2moe.runtime", "u2moe.commands"}, file
 
 
 def test_what_builds_graphs_is_for_export_and_quantize_alone():
@@ -75,9 +72,18 @@ def test_importing_the_runtime_loads_only_what_recognising_needs():
                 "unittest", "urllib"} & packages  # fmt: skip
 
 
-def test_public_names():
+def test_public_names_errors_streams_and_licences():
     assert sorted(u2moe.runtime.__all__) == u2moe.runtime.__all__ == PUBLIC
     assert all(getattr(u2moe.runtime, name).__doc__ for name in PUBLIC)
+    errors = [getattr(u2moe.runtime, name) for name in PUBLIC if name.endswith("Error")]
+    assert all(issubclass(error, u2moe.runtime.U2moeError) for error in errors)
+    # Internals that the recogniser needs are behind `state`
+    assert {name for name in dir(u2moe.runtime.Stream) if not name.startswith("_")} == {
+        "accept_waveform", "duration", "failure", "get_result", "input_finished", "is_endpoint", "is_ready",
+        "missing_s", "options", "reset", "take_segments",
+    }  # fmt: skip
+    # They are a separate distribution
+    assert (ROOT / "runtime" / "kernels" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 @pytest.mark.slow
@@ -101,20 +107,6 @@ def test_the_package_itself_has_the_names_of_the_runtime(place, tmp_path):
     assert version("u2moe") == project["version"]
 
 
-def test_a_stream_shows_what_programs_use():
-    """Internals that the recogniser needs are behind `state`."""
-    shown = {name for name in dir(u2moe.runtime.Stream) if not name.startswith("_")}
-    assert shown == {
-        "accept_waveform", "duration", "failure", "get_result", "input_finished", "is_endpoint", "is_ready",
-        "missing_s", "options", "reset", "take_segments",
-    }  # fmt: skip
-
-
-def test_errors_are_one_tree():
-    errors = [getattr(u2moe.runtime, name) for name in PUBLIC if name.endswith("Error")]
-    assert all(issubclass(error, u2moe.runtime.U2moeError) for error in errors)
-
-
 def test_every_folder_of_a_package_is_packaged():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert sorted(config["packages"]) == sorted(config["package-dir"])
@@ -131,8 +123,3 @@ def test_every_folder_of_a_package_is_packaged():
     others |= {ROOT / "benchmarks" / name for name in ("studies", "results")}  # they only run in a clone
     own = {folder for folder in on_disk & tracked_folders if others.isdisjoint((folder, *folder.parents))}
     assert own == packaged
-
-
-def test_the_kernels_have_the_licence_of_the_project():
-    """They are a separate distribution."""
-    assert (ROOT / "runtime" / "kernels" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

@@ -236,7 +236,11 @@ def test_what_was_recognised_outlives_the_recogniser_and_the_page(page, talk, wa
     expect(words).to_have_count(0)
 
 
-def test_a_message_of_the_worker_that_is_lost_ends_it(page):
+def test_lost_messages_end_the_worker_and_hotwords_are_those_of_the_vocabulary(page, talk):
+    page.fill("#hotwords", "ẞ")
+    page.set_input_files("#file", talk)
+    expect(page.get_by_role("alert")).to_contain_text("the vocabulary has no")
+    wait_until_ready(page)
     failure = page.evaluate("""async () => {
       const { Recognizer } = await import('./u2moe/worker.js');
       const worker = new Worker('worker.js', { type: 'module' }), loading = Recognizer.fromBundle('model/', { worker });
@@ -244,13 +248,6 @@ def test_a_message_of_the_worker_that_is_lost_ends_it(page):
       return loading.catch(({ message }) => message);
     }""")
     assert failure == "the worker failed: it did not start, or a message was lost"
-
-
-def test_hotwords_that_the_vocabulary_cannot_write(page, talk):
-    page.fill("#hotwords", "ẞ")
-    page.set_input_files("#file", talk)
-    expect(page.get_by_role("alert")).to_contain_text("the vocabulary has no")
-    wait_until_ready(page)
 
 
 def damaged_digest(site):

@@ -18,23 +18,12 @@ from u2moe.runtime.errors import BundleError, BundleWarning, IntegrityError
 from u2moe.runtime.text.vocabulary import TextConfig
 
 MODEL = ModelConfig(
-    streaming=True,
-    decoder="bitransformer",
-    feature_size=80,
-    output_size=64,
-    num_blocks=3,
+    streaming=True, decoder="bitransformer", feature_size=80, output_size=64, num_blocks=3,
     caches=(
-        Cache(name="att_cache", num_blocks=3, shape=(4, 0, 32)),
-        Cache(name="cnn_cache", num_blocks=3, shape=(64, 7)),
+        Cache(name="att_cache", num_blocks=3, shape=(4, 0, 32)), Cache(name="cnn_cache", num_blocks=3, shape=(64, 7)),
     ),
-    vocab_size=4,
-    subsampling_rate=4,
-    right_context=6,
-    static_chunk_size=0,
-    blank=0,
-    sos=3,
-    eos=3,
-)
+    vocab_size=4, subsampling_rate=4, right_context=6, static_chunk_size=0, blank=0, sos=3, eos=3,
+)  # fmt: skip
 MANIFEST = Manifest(
     model=MODEL, features=FeatureConfig(), text=TextConfig(), decoding=DecodingConfig(), producer="test", files={}
 )
@@ -58,56 +47,13 @@ def folder(tmp_path):
     return write(tmp_path / "bundle").path
 
 
-def test_what_is_written_is_read(folder):
+def test_bundles_can_be_opened_when_written_and_before(folder, tmp_path):
     bundle = Bundle.open(folder)
     assert bundle.path == folder
     assert bundle.tokens == ["<blank>", "a", "\u2581", "<sos/eos>"]
     assert dataclasses.replace(bundle.manifest, files={}) == MANIFEST
     assert sorted(bundle.manifest.files) == sorted(CONTENT)
     assert sorted(file.name for file in folder.iterdir()) == sorted([*CONTENT, "bundle.json"])
-
-
-def test_failure_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), BundleWriter(tmp_path / "out") as staging:  # noqa: PT012 - the block is the test
-        staging.add("tokens.txt", "x 0\n")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with BundleWriter(tmp_path / "out") as staging:
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_incomplete_bundle_is_not_finished(tmp_path):
-    content = {name: data for name, data in CONTENT.items() if name != "ctc.onnx"}
-    with pytest.raises(BundleError, match=r"'ctc\.onnx' is not listed"):
-        write(tmp_path / "out", content=content)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_existing_target(tmp_path, folder):
-    with pytest.raises(BundleError, match="not empty"):
-        write(folder)
-    changed = write(folder, overwrite=True, content={**CONTENT, "ctc.onnx": b"other"})
-    assert (changed.path / "ctc.onnx").read_bytes() == b"other"
-    assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
-    (tmp_path / "empty").mkdir()
-    write(tmp_path / "empty")
-
-
-def test_only_a_bundle_is_overwritten(tmp_path):
-    (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(BundleError, match="only a folder of the same kind can be overwritten"):
-        write(tmp_path, overwrite=True)
-    assert (tmp_path / "precious.txt").read_text() == "mine"
-
-
-def test_failed_overwrite_keeps_the_old_bundle(folder):
-    with pytest.raises(BundleError):
-        write(folder, overwrite=True, content={"tokens.txt": "broken"})
-    assert Bundle.open(folder).manifest.producer == "test"
-
-
-def test_staged_bundle_can_be_opened_before_it_is_finished(tmp_path):
     with BundleWriter(tmp_path / "out") as staging:
         for name, data in CONTENT.items():
             staging.add(name, data)
@@ -117,7 +63,38 @@ def test_staged_bundle_can_be_opened_before_it_is_finished(tmp_path):
     assert Bundle.open(tmp_path / "out").manifest == finished.manifest
 
 
-def test_damaged_file(folder):
+def test_failure_and_what_is_incomplete_leave_nothing(tmp_path):
+    with pytest.raises(RuntimeError), BundleWriter(tmp_path / "out") as staging:  # noqa: PT012 - the block is the test
+        staging.add("tokens.txt", "x 0\n")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with BundleWriter(tmp_path / "out") as staging:
+        pass
+    assert list(tmp_path.iterdir()) == []
+    content = {name: data for name, data in CONTENT.items() if name != "ctc.onnx"}
+    with pytest.raises(BundleError, match=r"'ctc\.onnx' is not listed"):
+        write(tmp_path / "out", content=content)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_bundles_are_overwritten_and_kept_if_that_fails(tmp_path, folder):
+    with pytest.raises(BundleError, match="not empty"):
+        write(folder)
+    changed = write(folder, overwrite=True, content={**CONTENT, "ctc.onnx": b"other"})
+    assert (changed.path / "ctc.onnx").read_bytes() == b"other"
+    assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(BundleError, match="only a folder of the same kind can be overwritten"):
+        write(tmp_path, overwrite=True)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+    with pytest.raises(BundleError):
+        write(folder, overwrite=True, content={"tokens.txt": "broken"})
+    assert Bundle.open(folder).manifest.producer == "test"
+
+
+def test_damaged_files_and_no_bundle(folder, tmp_path):
     (folder / "encoder.onnx").write_bytes(b"Encoder")
     with pytest.raises(IntegrityError, match=r"encoder\.onnx: sha256 is .* expected"):
         Bundle.open(folder)
@@ -128,6 +105,10 @@ def test_damaged_file(folder):
     (folder / "encoder.onnx").unlink()
     with pytest.raises(BundleError, match=r"encoder\.onnx: missing"):
         Bundle.open(folder)
+    with pytest.raises(BundleError, match="no such folder"):
+        Bundle.open(tmp_path / "nothing")
+    with pytest.raises(BundleError, match=r"bundle\.json: missing"):
+        Bundle.open(tmp_path)
 
 
 def test_a_large_file_has_digests_of_its_blocks(tmp_path, monkeypatch):
@@ -141,13 +122,6 @@ def test_a_large_file_has_digests_of_its_blocks(tmp_path, monkeypatch):
     edit_manifest(folder, lambda content: content["files"]["encoder.onnx"]["blocks"].pop())
     with pytest.raises(BundleError, match=r"encoder\.onnx: blocks must be 3 digests for 7 bytes, got 2"):
         Bundle.open(folder)
-
-
-def test_no_bundle(tmp_path):
-    with pytest.raises(BundleError, match="no such folder"):
-        Bundle.open(tmp_path / "nothing")
-    with pytest.raises(BundleError, match=r"bundle\.json: missing"):
-        Bundle.open(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -64,21 +64,17 @@ def test_without_correlation_only_the_weights_count(weight, made):
         np.testing.assert_array_equal(found, plain)
 
 
-def test_biases_take_the_mean_error(correlated, weight):
+def test_biases_take_the_mean_error_and_a_product_makes_up_for_wrong_inputs(correlated, weight):
     bias = np.linspace(-1, 1, 24).astype(np.float32)
     product = fitted(inputs_of(correlated), np.ones(2000, np.float32), weight, bias, FOUR)
-    difference = product(correlated) - (correlated @ weight + bias)
-    np.testing.assert_allclose(difference.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose((product(correlated) - (correlated @ weight + bias)).mean(axis=0), 0, atol=1e-3)
     assert fitted(inputs_of(correlated), np.ones(2000, np.float32), weight, None, FOUR).bias is None
-
-
-def test_a_product_makes_up_for_wrong_inputs(correlated, weight):
-    """The second product of an expert reads the output of the rounded first: here inputs that are too small."""
+    # The second product of an expert reads the output of the rounded first: here inputs that are too small
     product = fitted(inputs_of(correlated, correlated * 0.8), np.ones(2000, np.float32), weight, None, FINE)
     assert relative_error(correlated @ weight, product(correlated * 0.8)) < 0.08
 
 
-def test_tokens_count_by_the_share_of_the_expert_in_their_output(correlated, weight):
+def test_tokens_count_by_the_share_of_the_expert_and_silence_gives_plain_rounding(correlated, weight):
     """Two halves of the tokens have different directions. The half with large shares has the smaller error."""
     tokens = np.concatenate([correlated, correlated[:, ::-1]])
     errors = []
@@ -86,6 +82,10 @@ def test_tokens_count_by_the_share_of_the_expert_in_their_output(correlated, wei
         product = fitted(inputs_of(tokens), np.repeat(np.float32(shares), 2000), weight, None, FOUR)
         errors.append(relative_error(correlated @ weight, product(correlated)))
     assert errors[0] < 0.8 * errors[1]
+    # Tokens without variance cause no division by zero and no NaN weight
+    silent = np.zeros((100, 80), np.float32)
+    product = fitted(inputs_of(silent), np.ones(100, np.float32), weight, np.zeros(24, np.float32), FINE)
+    np.testing.assert_array_equal(product.parts[0], FINE.parts(weight)[0])
 
 
 def test_rows_in_pieces_give_the_same_layer(correlated, weight, monkeypatch):
@@ -111,8 +111,7 @@ def test_a_layer_is_better_with_all_products_rounded_for_it(correlated, weight, 
 
     def said(products):
         *hidden, last = products
-        y = np.tanh(hidden[0](correlated)) * (hidden[1](correlated) if gated else 1)
-        return last(y)
+        return last(np.tanh(hidden[0](correlated)) * (hidden[1](correlated) if gated else 1))
 
     def plain(own, bias):
         return RoundedWeight((), FINE.restored(FINE.parts(own), len(own)), bias)
@@ -121,13 +120,6 @@ def test_a_layer_is_better_with_all_products_rounded_for_it(correlated, weight, 
     nearest = said([plain(*product) for product in (*first, second)])
     found = said(fitted_layer([*first, second], np.tanh, correlated, np.ones(2000, np.float32), FINE))
     assert relative_error(expected, found) < 0.7 * relative_error(expected, nearest)
-
-
-def test_silence_alone_gives_plain_rounding(weight):
-    """Tokens without variance cause no division by zero and no NaN weight."""
-    silent = np.zeros((100, 80), np.float32)
-    product = fitted(inputs_of(silent), np.ones(100, np.float32), weight, np.zeros(24, np.float32), FINE)
-    np.testing.assert_array_equal(product.parts[0], FINE.parts(weight)[0])
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +147,9 @@ def initializers(bundle, graph):
 
 
 @pytest.mark.slow
-def test_calibrated_experts_are_nearer_to_float32(bundle, calibrated, quantized, recordings):
+def test_calibrated_experts_are_nearer_to_float32_and_only_weights_and_biases_change(
+    bundle, calibrated, quantized, recordings, rounded
+):
     """Errors are smaller than without calibration, on other sounds of that kind; those of the experts are smaller by as
     much."""
     noise = np.random.default_rng(9).standard_normal(64_000) * np.abs(np.sin(np.arange(64_000) / 2500)) * 0.2
@@ -164,6 +158,10 @@ def test_calibrated_experts_are_nearer_to_float32(bundle, calibrated, quantized,
     frames = stream.take(stream.num_ready)
     expected, plain, found = (item.load().encode(frames) for item in (bundle, quantized("int4-experts"), calibrated))
     assert relative_error(expected, found) < 0.9 * relative_error(expected, plain)  # 0.81 with torch 2.15
+    plain = rounded(sorted(recordings.iterdir()))
+    before, after = (initializers(item, "encoder.onnx") for item in (plain, calibrated))
+    changed = {name for name in after if name not in before or not np.array_equal(before[name], after[name])}
+    assert {name.rpartition(".")[2] for name in changed} == {"int4", "int8", "steps", "half", "calibrated"}
 
 
 @pytest.fixture
@@ -176,14 +174,6 @@ def rounded(bundle, tmp_path):
         return quantize_bundle(smoothed.path, tmp_path / "rounded", recipe("int4-experts"))[0]
 
     return make
-
-
-@pytest.mark.slow
-def test_only_weights_and_biases_change(calibrated, rounded, recordings):
-    plain = rounded(sorted(recordings.iterdir()))
-    before, after = (initializers(item, "encoder.onnx") for item in (plain, calibrated))
-    changed = {name for name in after if name not in before or not np.array_equal(before[name], after[name])}
-    assert {name.rpartition(".")[2] for name in changed} == {"int4", "int8", "steps", "half", "calibrated"}
 
 
 @pytest.mark.slow

@@ -95,12 +95,18 @@ def test_every_format_on_stdout(bundle, recognizer, clips, capsys, file_format):
     assert capsys.readouterr() == (format_transcript(transcript, file_format, name=str(clips / "a.wav")), "")
 
 
-def test_outputs_that_would_be_lost_are_refused(bundle, clips, capsys):
+def test_outputs_that_would_be_lost_and_recordings_without_samples_are_errors(bundle, clips, capsys):
     assert transcribe(bundle, "-f", "vtt", clips) == 1
     assert "to write vtt for several recordings, name a folder with --output" in capsys.readouterr().err
+    soundfile.write(clips / "none.wav", np.zeros(0), 16_000)
+    for options in ([], ["--stream"]):
+        assert transcribe(bundle, *options, clips / "none.wav") == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "none.wav: contains no samples" in err
 
 
-def test_hotwords(bundle, recognizer, clips, capsys):
+def test_stream_shows_partial_results_and_hotwords_are_heard(bundle, recognizer, clips, capsys):
     symbol = next(s for s in bundle.tokens[3:] if s not in recognizer.transcribe(clips / "a.wav").text)
     (clips / "names").write_text(f"# one\n{symbol} :100\n", encoding="utf-8")
     assert transcribe(bundle, "--hotwords", clips / "names", clips / "a.wav") == 0
@@ -110,9 +116,6 @@ def test_hotwords(bundle, recognizer, clips, capsys):
     assert "hotword '\u2603': the vocabulary has no" in capsys.readouterr().err
     assert transcribe(bundle, "--hotwords", clips / "none", clips / "a.wav") == 1
     assert "none: " in capsys.readouterr().err
-
-
-def test_stream_shows_partial_results(bundle, clips, capsys):
     assert transcribe(bundle, "--stream", "--chunk-size", 8, "--num-left-chunks", 4, clips / "a.wav") == 0
     out, err = capsys.readouterr()
     partials = err.splitlines()
@@ -182,7 +185,7 @@ def test_what_the_system_refuses_is_one_line(bundle, clips, capsys, monkeypatch)
     assert written(clips / "out") == {}
 
 
-def test_a_bad_file_does_not_stop_the_others(bundle, clips, capsys):
+def test_a_bad_file_does_not_stop_the_others_and_the_library_is_silent(bundle, clips, capsys, caplog):
     (clips / "aa.wav").write_text("no audio")
     assert transcribe(bundle, clips, clips / "missing.wav") == 1
     out, err = capsys.readouterr()
@@ -190,6 +193,14 @@ def test_a_bad_file_does_not_stop_the_others(bundle, clips, capsys):
     assert "aa.wav: cannot be read as audio" in err
     assert "missing.wav: no such file" in err
     assert err.endswith("u2moe: error: 2 of 4 files failed\n")
+    with caplog.at_level(logging.DEBUG, "u2moe"):
+        Recognizer.from_pretrained(bundle.path).transcribe(clips / "a.wav")
+    assert re.search(r"loaded in .* s on CPUExecutionProvider", caplog.text)
+    assert "a.wav: 16000 Hz, channels: 1, read by SoundFile" in caplog.text
+    assert capsys.readouterr() == ("", "")
+    for verbose in ([], ["--verbose"]):
+        assert cli.main([*verbose, "transcribe", "--model", str(bundle.path), str(clips / "a.wav")]) == 0
+        assert ("loaded in" in capsys.readouterr().err) == bool(verbose)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -249,12 +260,20 @@ def test_demo_is_a_bundle_for_every_command(bundle, tmp_path, capsys, monkeypatc
     assert cli.main(["lm", "attach", "demo", "none"]) == 0
 
 
-def test_version_and_help(capsys):
+def test_version_and_helps_with_what_few_need_apart(capsys):
     for arguments, expected in ((["--version"], f"u2moe {version('u2moe')}"), (["--help"], "transcribe")):
         with pytest.raises(SystemExit) as stop:
             cli.main(arguments)
         assert stop.value.code == 0
         assert expected in capsys.readouterr().out
+    for name, (module, function, _) in cli.COMMANDS.items():
+        command = CommandParser()
+        getattr(importlib.import_module(module), function)(command)
+        options = command.format_help().partition("\noptions:\n")[2]
+        basic, _, experts = options.partition("\nfor experts:\n")
+        assert len(re.findall(r"^  -", basic, re.MULTILINE)) <= 9, name
+        assert "--providers" not in basic, name
+        assert "--threads" not in basic + experts, name  # one name for it: --num-threads
 
 
 NOT_RAW = ("s16le", "mp3:16000", "s16le:x", "s16le:8000:2:3")
@@ -314,18 +333,6 @@ def test_a_percent_sign_in_a_docstring_stands_in_the_help():
     assert "at least 1 % of all (default: 2)" in parser.format_help()
 
 
-def test_what_few_need_stands_apart_in_long_helps():
-    for name, (module, function, _) in cli.COMMANDS.items():
-        command = CommandParser()
-        getattr(importlib.import_module(module), function)(command)
-        options = command.format_help().partition("\noptions:\n")[2]
-        basic, _, experts = options.partition("\nfor experts:\n")
-        count = len(re.findall(r"^  -", basic, re.MULTILINE))
-        assert count <= 9, name
-        assert "--providers" not in basic, name
-        assert "--threads" not in basic + experts, name  # one name for it: --num-threads
-
-
 def test_every_hint_names_what_is_there():
     """Until u2moe is on an index, messages must not suggest its names."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
@@ -340,7 +347,9 @@ def test_every_hint_names_what_is_there():
         assert set(",".join(named).split(",")) <= {"", "kernels", "demo", *extras}, file
 
 
-def test_one_file_that_is_named_is_written(bundle, recognizer, clips, capsys):
+def test_a_file_that_is_named_is_written_and_a_table_of_several_has_a_column_for_them(
+    bundle, recognizer, clips, capsys
+):
     out = clips / "texts" / "talk.srt"
     for _ in range(2):  # again: a file given by name is overwritten
         out.parent.mkdir(exist_ok=True)
@@ -349,23 +358,11 @@ def test_one_file_that_is_named_is_written(bundle, recognizer, clips, capsys):
         assert out.read_text(encoding="utf-8") == format_transcript(recognizer.transcribe(clips / "a.wav"), "srt")
     assert transcribe(bundle, "-o", out, clips) == 1
     assert "talk.srt: is a single file, but there are 2 recordings: name a folder" in capsys.readouterr().err
-
-
-def test_a_table_of_several_files_has_a_column_for_them(bundle, clips, capsys):
     assert transcribe(bundle, "-f", "tsv", clips) == 0
     header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert header == ["file", "start", "end", "text"]
     assert [row[0] for row in rows] == [str(clips / "a.wav"), str(clips / "b.flac")]
     assert all(len(row) == 4 for row in rows)
-
-
-def test_a_recording_without_samples_is_an_error(bundle, clips, capsys):
-    soundfile.write(clips / "none.wav", np.zeros(0), 16_000)
-    for options in ([], ["--stream"]):
-        assert transcribe(bundle, *options, clips / "none.wav") == 1
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert "none.wav: contains no samples" in err
 
 
 def test_commands_of_packages_that_are_not_there(capsys, monkeypatch):
@@ -444,14 +441,3 @@ def test_a_reader_that_goes_away_is_no_traceback(bundle, clips, has_command):
     os.close(writer)
     assert b"Traceback" not in done.stderr
     assert done.returncode == has_command
-
-
-def test_the_library_is_silent_and_tells_what_it_does_if_asked(bundle, clips, capsys, caplog):
-    with caplog.at_level(logging.DEBUG, "u2moe"):
-        Recognizer.from_pretrained(bundle.path).transcribe(clips / "a.wav")
-    assert re.search(r"loaded in .* s on CPUExecutionProvider", caplog.text)
-    assert "a.wav: 16000 Hz, channels: 1, read by SoundFile" in caplog.text
-    assert capsys.readouterr() == ("", "")
-    for verbose in ([], ["--verbose"]):
-        assert cli.main([*verbose, "transcribe", "--model", str(bundle.path), str(clips / "a.wav")]) == 0
-        assert ("loaded in" in capsys.readouterr().err) == bool(verbose)

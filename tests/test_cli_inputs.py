@@ -31,7 +31,7 @@ def written(folder):
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*.txt"))
 
 
-def test_folders_are_mirrored_and_equal_stems_allowed(bundle, clips, capsys):
+def test_folders_are_mirrored_and_equal_names_allowed(bundle, clips, capsys):
     (clips / "deep" / "er").mkdir(parents=True)
     for name in ("deep/a.wav", "deep/er/a.wav", "deep/er/a.flac"):
         soundfile.write(clips / name, soundfile.read(clips / "b.wav")[0], 16_000)
@@ -40,9 +40,6 @@ def test_folders_are_mirrored_and_equal_stems_allowed(bundle, clips, capsys):
         assert transcribe(bundle, "-o", out, clips) == 0
         assert capsys.readouterr().err == expected
     assert written(out) == ["a.txt", "b.txt", "deep/a.txt", "deep/er/a.flac.txt", "deep/er/a.wav.txt"]
-
-
-def test_files_of_one_name_in_several_folders(bundle, clips):
     (clips / "c").mkdir()
     (clips / "c" / "a.wav").write_bytes((clips / "b.wav").read_bytes())
     other = clips / "c" / ".." / "c" / "a.wav"
@@ -65,15 +62,10 @@ def test_raw_audio_from_standard_input_as_it_comes(bundle, recognizer, sound, ca
     assert len(err.splitlines()) > 3  # partial results
 
 
-def test_raw_audio_with_channels(bundle, recognizer, sound, capsys, tmp_path):
-    pairs = np.stack([np.zeros_like(sound), sound], axis=1)
-    (tmp_path / "a.pcm").write_bytes(pairs.astype("<f4").tobytes())
-    options = ["--raw", "f32le:16000:2", "--channel", "1"]
-    assert transcribe(bundle, *options, tmp_path / "a.pcm") == 0
+def test_raw_audio_with_channels_and_a_track_of_a_video(bundle, recognizer, sound, capsys, tmp_path):
+    (tmp_path / "a.pcm").write_bytes(np.stack([np.zeros_like(sound), sound], axis=1).astype("<f4").tobytes())
+    assert transcribe(bundle, *["--raw", "f32le:16000:2", "--channel", "1"], tmp_path / "a.pcm") == 0
     assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"
-
-
-def test_a_track_of_a_video(bundle, recognizer, sound, capsys, tmp_path):
     file = write_media(tmp_path / "a.mkv", [np.zeros_like(sound), sound], with_video=True)
     assert transcribe(bundle, "--track", "1", file) == 0
     assert capsys.readouterr().out == recognizer.transcribe(sound).text + "\n"

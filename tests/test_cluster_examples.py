@@ -23,8 +23,7 @@ def understood(command, **variables):
 
 
 def documents(name):
-    yaml = pytest.importorskip("yaml")
-    (document,) = yaml.safe_load_all((CLUSTER / name).read_text(encoding="utf-8"))
+    (document,) = pytest.importorskip("yaml").safe_load_all((CLUSTER / name).read_text(encoding="utf-8"))
     return document
 
 
@@ -39,8 +38,7 @@ def test_slurm():
     assert re.fullmatch(r"0-\d+", directives["array"])
     assert {"cpus-per-task", "time", "requeue", "signal"} <= directives.keys()
     assert text.rindex("#SBATCH") < text.index("\nset ")  # sbatch ignores directives after the first command
-    shard = re.search(r'--shard "(\S+)"', text)[1]
-    assert shard == "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+    assert re.search(r'--shard "(\S+)"', text)[1] == "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
 
 
 def test_kubernetes():
@@ -69,7 +67,7 @@ def test_ray():
     assert understood(comment[1]).ray == "auto"
 
 
-def test_the_pipeline_names_what_is_there():
+def test_the_pipeline_and_the_image_name_what_is_there():
     tree = ast.parse((CLUSTER / "ray_pipeline.py").read_text(encoding="utf-8"))
     imported = {
         node.module: [name.name for name in node.names] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
@@ -77,9 +75,6 @@ def test_the_pipeline_names_what_is_there():
     assert imported["u2moe.runtime.corpus"] == ["ModelChoice"]
     source = (CLUSTER.parent.parent / "runtime" / "corpus" / "ray.py").read_text(encoding="utf-8")
     assert all(f"class {name}" in source for name in imported["u2moe.runtime.corpus.ray"])
-
-
-def test_the_image_is_of_this_project():
     text = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
     assert text.count("FROM ") == 2
     assert 'ENTRYPOINT ["u2moe", "corpus"]' in text

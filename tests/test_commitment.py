@@ -76,12 +76,17 @@ def check_stream(seed, fusions):
     return len(committed), len(best)
 
 
-def test_no_frame_changes_what_is_committed(fusions):
+def test_words_are_complete_when_the_next_begins_and_no_frame_changes_what_is_committed(fusions):
     # In the last seeds, a hypothesis returns that was behind another only in blanks.
     seeds = (*range(60), 764, 1540, 1576, 1834)
-    found = np.array([check_stream(seed, fusions) for seed in seeds])
-    committed, recognised = found.sum(axis=0)
+    committed, recognised = np.array([check_stream(seed, fusions) for seed in seeds]).sum(axis=0)
     assert committed > recognised / 3
+    vocabulary = Vocabulary(["▁TEN", "▁DOG", "S", "▁", "中"], TextConfig(tokenizer="bpe"))
+    for tokens, ends, expected in [
+        ([0, 1, 4], False, ["TEN", "DOG", "中"]), ([0, 1], False, ["TEN"]), ([0, 1], True, ["TEN", "DOG"]),
+        ([1, 2, 3], False, ["DOGS"]), ([3], True, []),
+    ]:  # fmt: skip
+        assert [word.text for word in vocabulary.complete_words(tokens, ends=ends)] == expected
 
 
 @pytest.mark.endurance
@@ -141,9 +146,14 @@ def test_any_split_batch_and_thread_commits_the_same(splits, options, is_alone):
     assert seen.items() <= expected.items()
 
 
-def test_with_full_context_nothing_is_committed_before_the_end(toy):
-    options = dataclasses.replace(CHUNKED, chunk_size=None)
-    stream = toy._stream(options, None, None)
+def test_a_cut_takes_words_to_the_next_segment_and_full_context_commits_at_the_end(toy):
+    """Rule 3 cuts before the last words. They were committed, but the cut does not count as a revision."""
+    samples, _ = say("ABCD" * 8, [0.35] + [0.1] * 31, tone_s=0.5)
+    seen, finals = partials(toy, samples, [1600] * (len(samples) // 1600), CHUNKED)
+    most = {segment: found.num_committed for (segment, _), found in seen.items()}
+    assert any(most.get(number, 0) > len(final.words) for number, final in enumerate(finals))
+    assert [final.revised for final in finals] == [0] * len(finals)
+    stream = toy._stream(dataclasses.replace(CHUNKED, chunk_size=None), None, None)
     stream.accept_waveform(RATE, TONES[:30_000])
     toy.decode_streams([stream])
     assert stream.get_result().num_committed == 0
@@ -151,15 +161,6 @@ def test_with_full_context_nothing_is_committed_before_the_end(toy):
     toy.decode_streams([stream])
     final = stream.take_segments()[0]
     assert final.num_committed == len(final.words) > 0
-
-
-def test_a_cut_takes_words_to_the_next_segment(toy):
-    """Rule 3 cuts before the last words. They were committed, but the cut does not count as a revision."""
-    samples, _ = say("ABCD" * 8, [0.35] + [0.1] * 31, tone_s=0.5)
-    seen, finals = partials(toy, samples, [1600] * (len(samples) // 1600), CHUNKED)
-    most = {segment: found.num_committed for (segment, _), found in seen.items()}
-    assert any(most.get(number, 0) > len(final.words) for number, final in enumerate(finals))
-    assert [final.revised for final in finals] == [0] * len(finals)
 
 
 @pytest.mark.parametrize(
@@ -187,12 +188,3 @@ def test_the_final_result_says_what_the_second_pass_revises(recognizer, sound, s
     words = [word.text for word in recognizer.vocabulary.words(final.tokens)]
     assert final.revised == num_revised([word.text for word in committed], words) > 0
     assert (final.committed, final.num_committed) == (final.text, len(words))
-
-
-def test_words_are_complete_when_the_next_begins():
-    vocabulary = Vocabulary(["▁TEN", "▁DOG", "S", "▁", "中"], TextConfig(tokenizer="bpe"))
-    for tokens, ends, expected in [
-        ([0, 1, 4], False, ["TEN", "DOG", "中"]), ([0, 1], False, ["TEN"]), ([0, 1], True, ["TEN", "DOG"]),
-        ([1, 2, 3], False, ["DOGS"]), ([3], True, []),
-    ]:  # fmt: skip
-        assert [word.text for word in vocabulary.complete_words(tokens, ends=ends)] == expected

@@ -15,11 +15,8 @@ from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.decoding.confidence import word_confidence
 
 
-def test_a_word_is_as_sure_as_its_least_sure_token():
+def test_a_word_is_as_sure_as_its_least_sure_token_scaled_and_shifted():
     assert word_confidence([0.9, 0.2, 0.8], None) == 0.2
-
-
-def test_log_odds_are_scaled_and_shifted():
     assert word_confidence([0.8], None) == 0.8
     assert word_confidence([0.8], Calibration()) == pytest.approx(0.8)
     assert word_confidence([0.5], Calibration(scale=2.0)) == 0.5
@@ -49,7 +46,7 @@ def test_confidences_are_what_the_bundle_says_they_are_worth(bundle, model, soun
         assert (after.text, after.nbest) == (before.text, before.nbest)  # the ranking is unchanged
 
 
-def test_calibration_is_kept_by_quantization_and_not_in_the_graphs(bundle, tmp_path):
+def test_calibration_is_kept_by_quantization_and_part_of_the_model_that_ships(bundle, tmp_path):
     """A calibration is added to existing graphs, and later changed: the graphs must still fit the manifest."""
     calibration = Calibration(scale=1.5, bias=-0.5)
     folder = shutil.copytree(bundle.path, tmp_path / "bundle")
@@ -58,8 +55,5 @@ def test_calibration_is_kept_by_quantization_and_not_in_the_graphs(bundle, tmp_p
     assert Bundle.open(folder).manifest.metadata() == bundle.manifest.metadata()
     quantized, _ = quantize_bundle(folder, tmp_path / "int8", RECIPES["int8"])
     assert quantized.manifest.calibration == calibration
-
-
-def test_the_model_that_ships_is_calibrated():
-    """As described in the embedding guide."""
+    # As described in the embedding guide
     assert Bundle.open(DEMO_FOLDER).manifest.calibration is not None

@@ -87,14 +87,11 @@ def pairs():
     return module
 
 
-def test_the_tables_list_what_is_compared(pairs):
+def test_the_tables_list_what_is_compared_and_proved(pairs):
     proved = pairs.proved_pairs()
     assert proofs.proved() == pairs.table(proved)
     assert pairs.START + pairs.page(proved) + pairs.END in pairs.PAGE.read_text(encoding="utf-8")
-
-
-def test_each_pair_that_is_accepted_is_proved(pairs):
-    """From networks other than the compared ones."""
+    # From networks other than the compared ones
     drawn = pairs.networks(random.Random(2), 60)
     assert {arguments["encoder"] for arguments, _ in drawn} == set(pairs.KINDS)
     for arguments, _ in drawn:

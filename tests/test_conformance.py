@@ -22,10 +22,16 @@ def test_python_gives_the_results_of_the_cases(kind, tmp_path):
     assert_same(kind, [COMPUTED[kind](case, content, tmp_path) for case in content["cases"]])
 
 
-def test_other_languages_have_what_python_declares():
+def test_other_languages_have_what_python_declares_and_every_option_a_case():
     """`python runtime/cpp/declared.py` updates the files."""
     for file, content in runpy.run_path(str(ROOT / "runtime" / "cpp" / "declared.py"))["written"]().items():
         assert file.read_text(encoding="utf-8") == content, file
+    kinds = (EndpointConfig, EndpointRule, LanguageModelOptions, VadOptions)
+    options = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    assert options <= {name for file in FOLDER.glob("*.json") for name in names_in(load(file.stem))}
+    searches = {case["search"] for case in load("search")["cases"]}
+    searches |= {case["options"].get("search", "attention_rescoring") for case in load("recordings")["cases"]}
+    assert searches == set(SEARCHES)
 
 
 def names_in(value):
@@ -47,13 +53,3 @@ def test_a_case_of_recordings_shows_every_option(name, tmp_path):
 
     cases = [case for case in load("recordings")["cases"] if name in case["options"] and "vad" not in case["options"]]
     assert any(recognized(case) != recognized(case, name) for case in cases), "tests/conformance/make_cases.py"
-
-
-def test_every_option_has_a_case():
-    kinds = (EndpointConfig, EndpointRule, LanguageModelOptions, VadOptions)
-    options = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    tried = {name for file in FOLDER.glob("*.json") for name in names_in(load(file.stem))}
-    assert options <= tried
-    searches = {case["search"] for case in load("search")["cases"]}
-    searches |= {case["options"].get("search", "attention_rescoring") for case in load("recordings")["cases"]}
-    assert searches == set(SEARCHES)

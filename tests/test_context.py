@@ -56,7 +56,7 @@ def test_a_word_counts_only_as_a_whole_word(spelling, count):
     assert ContextGraph([("CAT", 3.0)], BPE).score(ids(BPE, *spelling)) == 3.0 * count
 
 
-def test_a_broken_match_is_paid_back_and_a_complete_one_kept():
+def test_a_broken_match_is_paid_back_and_its_suffix_goes_on():
     graph = ContextGraph([("CAB", 2.0)], BPE)  # C A B: 6.0
     bonus = 6.0
     assert growing_score(graph, ids(BPE, "\u2581C", "A", "B", "\u2581A", "\u2581C", "\u2581")) == pytest.approx(
@@ -64,31 +64,27 @@ def test_a_broken_match_is_paid_back_and_a_complete_one_kept():
     )
     assert growing_score(graph, ids(BPE, "\u2581C", "A", "B", "S")) == pytest.approx([2.0, 4.0, 6.0, 0.0])
     assert graph.score(ids(BPE, "\u2581C", "A")) == 0.0
-
-
-def test_a_suffix_of_a_broken_match_goes_on():
     graph = ContextGraph([("A B A C", 1.0), ("B A A", 1.0)], CHAR)
     text = ids(CHAR, "A", "\u2581", "B", "\u2581", "A", "\u2581", "A")
     assert growing_score(graph, text)[-1] == 3.0
     assert graph.score(text) == 3.0
 
 
-def test_scripts_without_spaces_are_found_anywhere():
+def test_weights_and_phrases_without_spaces_or_pieces():
     graph = ContextGraph([("\u4e00\u4e01", 1.0)], CHAR)
     assert graph.score(ids(CHAR, "\u4e02", "\u4e00", "\u4e01", "\u4e02")) == 2.0
     assert graph.score(ids(CHAR, "\u4e00", "\u2581", "\u4e01")) == 2.0
     assert graph.score(ids(CHAR, "A", "\u4e00", "\u4e01", "B")) == 2.0
     assert graph.score(ids(CHAR, "\u4e00", "A", "\u4e01")) == 0.0
     assert ContextGraph([("\u4e00 ab", 1.0)], CHAR).score(ids(CHAR, "\u4e00", "A", "B")) == 3.0
-
-
-def test_weights():
     assert ContextGraph(["CAB"], BPE).score(ids(BPE, "\u2581C", "A", "B")) == 3 * DEFAULT_WEIGHT
-    twice = ContextGraph([("cat", 1.0), ("CAT", 4.0), ("Cat", 2.0)], BPE)
-    assert twice.score(ids(BPE, "\u2581CAT")) == 4.0
+    assert ContextGraph([("cat", 1.0), ("CAT", 4.0), ("Cat", 2.0)], BPE).score(ids(BPE, "\u2581CAT")) == 4.0
     mapping = ContextGraph({"cat": 4.0, "cab": np.float32(0.5)}, BPE)
     assert mapping.score(ids(BPE, "\u2581CAT")) == 4.0
     assert mapping.score(ids(BPE, "\u2581C", "A", "B")) == 3 * 0.5
+    vocabulary = Vocabulary(["<blank>", "\u2581AB", "BA"], TextConfig(tokenizer="bpe"))
+    with pytest.raises(ValueError, match="hotword 'BAB': the vocabulary cannot spell 'BAB'"):
+        ContextGraph(["BAB"], vocabulary)
 
 
 @pytest.mark.parametrize(("hotwords", "message"), [
@@ -107,12 +103,6 @@ def test_weights():
 def test_hotwords_that_cannot_be(hotwords, message):
     with pytest.raises(ValueError, match=message):
         ContextGraph(hotwords, BPE)
-
-
-def test_a_word_that_pieces_cannot_tile():
-    vocabulary = Vocabulary(["<blank>", "\u2581AB", "BA"], TextConfig(tokenizer="bpe"))
-    with pytest.raises(ValueError, match="hotword 'BAB': the vocabulary cannot spell 'BAB'"):
-        ContextGraph(["BAB"], vocabulary)
 
 
 def words_of(vocabulary, tokens):
@@ -145,8 +135,7 @@ def test_the_bonus_is_the_sum_over_all_occurrences(vocabulary, data):
         bonus = shortest.score([token for word in phrase for token in spell(vocabulary, word)])
         expected += bonus / occurrences(list(phrase), list(phrase)) * occurrences(words, list(phrase))
     assert graph.score(tokens) == pytest.approx(expected)
-    growing = growing_score(graph, tokens)
-    assert all(score >= 0 for score in growing)
+    assert all(score >= 0 for score in growing_score(graph, tokens))
 
 
 def words_of_phrase(phrase):
@@ -167,14 +156,11 @@ def test_a_phrase_that_begins_another_leaves_it_open(order):
     assert growing_score(graph, [*text, *ids(CHAR, "\u2581")])[-1] == 5.0
 
 
-def test_parse_hotwords():
+def test_hotwords_are_parsed_and_moves_forgotten_not_hoarded(monkeypatch):
     content = "\ufeff# names\nANNA\n\n  BORIS KARLOFF :3.5\n\u4e00\u4e01 :2\n"
     assert parse_hotwords(content) == ["ANNA", ("BORIS KARLOFF", 3.5), ("\u4e00\u4e01", 2.0)]
     with pytest.raises(ValueError, match="line 2: weight must be a number, got 'x'"):
         parse_hotwords("A\nB :x\n")
-
-
-def test_moves_are_forgotten_not_hoarded(monkeypatch):
     monkeypatch.setattr("u2moe.runtime.decoding.context._MAX_MOVES", 3)
     graph = ContextGraph(["CAT"], BPE)
     tokens = list(range(1, len(BPE))) * 3

@@ -86,29 +86,15 @@ def test_another_run_is_refused(corpus, undisturbed, tmp_path, changed, message)
         run_corpus(list_path, undisturbed, changed.get("model", ToyChoice()), changed.get("options", ONE))
 
 
-def test_folders_of_something_else_are_refused(corpus, tmp_path):
-    (tmp_path / "mine.txt").touch()
-    with pytest.raises(CorpusError, match=r"contains files but no run\.json"):
-        run_corpus(corpus, tmp_path, ToyChoice(), ONE)
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(CorpusError, match=r"run\.json: does not describe a run"):
-        run_corpus(corpus, tmp_path, ToyChoice(), ONE)
-
-
 def test_what_fails_becomes_a_row(corpus, tmp_path):
-    long = np.concatenate([say("ABC", [0.2] * 3)[0]] * 20)
-    soundfile.write(tmp_path / "long.wav", long, RATE)
+    soundfile.write(tmp_path / "long.wav", np.concatenate([say("ABC", [0.2] * 3)[0]] * 20), RATE)
     (tmp_path / "cut.wav").write_bytes((tmp_path / "long.wav").read_bytes()[:-RATE])
     (tmp_path / "text.wav").write_text("no audio")
     lines = [
-        {"key": "missing", "wav": "missing.wav"},
-        {"key": "good", "wav": str(corpus.with_name("0.wav"))},
-        {"key": "text", "wav": "text.wav"},
-        {"key": "long", "wav": "long.wav"},
-        {"key": "cut", "wav": "cut.wav"},
-        {"wav": "no key"},
-        {"key": "empty", "wav": "long.wav", "start": 900},
-    ]
+        {"key": "missing", "wav": "missing.wav"}, {"key": "good", "wav": str(corpus.with_name("0.wav"))},
+        {"key": "text", "wav": "text.wav"}, {"key": "long", "wav": "long.wav"}, {"key": "cut", "wav": "cut.wav"},
+        {"wav": "no key"}, {"key": "empty", "wav": "long.wav", "start": 900},
+    ]  # fmt: skip
     list_path = write_list(tmp_path / "data.list", [lines[1], lines[0], *lines[2:]])
     progress = run_corpus(list_path, tmp_path / "out", ToyChoice(), ONE)
     rows = {row["key"]: row for row in rows_in(tmp_path / "out")}
@@ -160,7 +146,7 @@ def test_parts_of_killed_processes_are_removed(corpus, undisturbed, tmp_path):
     assert [file.name for file in (tmp_path / "out").rglob(".*.part")] == [".fedcba9876543210.part"] * 3
 
 
-def test_warnings_about_audio_are_in_its_row(stereo, tmp_path):
+def test_warnings_about_audio_are_in_its_row_and_others_go_where_they_went(stereo, tmp_path, recwarn):
     progress = run_corpus(stereo, tmp_path / "out", ToyChoice(), ONE)
     two, anti = rows_in(tmp_path / "out")
     assert (progress.num_warned, progress.num_failed) == (1, 0)
@@ -168,10 +154,7 @@ def test_warnings_about_audio_are_in_its_row(stereo, tmp_path):
     (warning,) = anti["warnings"]
     assert warning.endswith("anti.wav: its channels cancel each other when averaged: choose one channel")
 
-
-def test_other_warnings_go_where_they_went(stereo, recwarn):
-    """Only warnings about audio belong to a row, not those of onnxruntime, for example."""
-
+    # Only warnings about audio belong to a row, not those of onnxruntime, for example
     class Warner(RowMaker):
         def of_transcript(self, *arguments):
             warnings.warn("other", UserWarning, stacklevel=1)
@@ -195,12 +178,18 @@ def test_failures_are_tried_again_where_that_is_asked_for(corpus, tmp_path):
     assert [row["text"] for row in rows_in(tmp_path / "out")] == [line["txt"] for line in lines]
 
 
-def test_rows_for_nemo_keep_its_fields(corpus, tmp_path):
+def test_rows_for_nemo_keep_its_fields_and_folders_of_something_else_are_refused(corpus, tmp_path):
     line = {"audio_filepath": str(corpus.with_name("0.wav")), "duration": 1, "text": "b", "lang": "en"}
     run_corpus(write_list(tmp_path / "list.json", [line]), tmp_path / "out", ToyChoice(), ONE)
     (row,) = rows_in(tmp_path / "out")
     assert {name: row[name] for name in line} == line
     assert row["pred_text"] == listed(corpus)[0]["txt"]
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(CorpusError, match=r"contains files but no run\.json"):
+        run_corpus(corpus, tmp_path, ToyChoice(), ONE)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(CorpusError, match=r"run\.json: does not describe a run"):
+        run_corpus(corpus, tmp_path, ToyChoice(), ONE)
 
 
 def test_shards_share_a_folder(corpus, undisturbed, tmp_path):
@@ -227,7 +216,7 @@ def test_shards_that_are_none(text):
         Shard.parse(text)
 
 
-def test_short_utterances_are_decoded_together(corpus):
+def test_short_utterances_are_decoded_together_on_the_cores_there_are(corpus, tmp_path, monkeypatch):
     recognizer = ToyChoice().load()
     utterances = list(read_utterances(corpus))
     rows = BlockRecognizer(recognizer, RowMaker(model="m", options={})).recognize(utterances)
@@ -236,6 +225,12 @@ def test_short_utterances_are_decoded_together(corpus):
     failed = BlockRecognizer(recognizer, RowMaker(model="m", options={})).recognize(utterances)
     assert [row["text"] for row in rows] == [line["txt"] for line in listed(corpus)]
     assert {row["error"] for row in failed} == {"the device is gone"}
+    quota = tmp_path / "cpu.max"
+    quota.write_text("150000 100000\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 1, 7, 5}, raising=False)
+    assert num_cores(quota) == 2
+    quota.write_text("max 100000\n")
+    assert num_cores(quota) == num_cores(tmp_path / "none") == 4
 
 
 def test_a_claim_holds_while_its_owner_lives(tmp_path, monkeypatch):
@@ -263,15 +258,6 @@ def test_a_claim_holds_while_its_owner_lives(tmp_path, monkeypatch):
     assert [claim.number for claim in other.held()] == [3]
     other.close({3})
     assert other.held() == []
-
-
-def test_cores(tmp_path, monkeypatch):
-    quota = tmp_path / "cpu.max"
-    quota.write_text("150000 100000\n")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 1, 7, 5}, raising=False)
-    assert num_cores(quota) == 2
-    quota.write_text("max 100000\n")
-    assert num_cores(quota) == num_cores(tmp_path / "none") == 4
 
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and shells")

@@ -156,8 +156,7 @@ def test_list_audio_and_results_on_s3(corpus, undisturbed, bucket):
     put(bucket, "in/data.list", corpus.read_bytes())
     progress = run_corpus(f"{bucket}/in/data.list", f"{bucket}/out", ToyChoice(), OPTIONS)
     assert (progress.num_done, progress.num_failed) == (10, 0)
-    folder = OutputFolder(f"{bucket}/out")
-    assert [content for _, _, content in folder.contents()] == [
+    assert [content for _, _, content in OutputFolder(f"{bucket}/out").contents()] == [
         content for _, content in sorted(files_in(undisturbed).items())
     ]
     assert run_corpus(f"{bucket}/in/data.list", f"{bucket}/out", ToyChoice(), OPTIONS).num_before == 10

@@ -131,34 +131,21 @@ def as_parquet(file, rows):
 
 
 @pytest.mark.slow
-def test_results_are_merged_into_parquet(results, tmp_path):
+def test_results_and_warnings_are_in_parquet(results, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     assert merge(OutputFolder(str(results)), tmp_path / "all.parquet") == 6
     table = pq.read_table(tmp_path / "all.parquet")
     for name in ("key", "text", "segments", "error"):
         assert table[name].to_pylist() == [row[name] for row in rows_in(results)]
     assert Counter(table["error"].is_null().to_pylist()) == {True: 5, False: 1}
+    found = as_parquet(tmp_path / "all.parquet", [ROW, ROW | {"warnings": ["c", "d"]}])
+    assert [row["warnings"] for row in found] == [None, ["c", "d"]]
 
 
 ROW = {"key": "a", "text": "b", "duration": 1.0, "segments": [], "error": None, "model": "m", "options": {}}
 
 
-@pytest.mark.slow
-def test_warnings_are_in_parquet_too(tmp_path):
-    found = as_parquet(tmp_path / "all.parquet", [ROW, ROW | {"warnings": ["c", "d"]}])
-    assert [row["warnings"] for row in found] == [None, ["c", "d"]]
-
-
-def test_what_json_and_parquet_do_not_have(tmp_path):
-    row = ROW | {"key": "a\ud800", "fields": {"snr": math.nan, "all": [math.inf]}}
-    found = json.loads(as_line(row), parse_constant=pytest.fail)
-    assert found["fields"] == {"snr": None, "all": [None]}
-    (found,) = as_parquet(tmp_path / "all.parquet", [row])
-    assert found["key"] == "a\\ud800"
-    assert json.loads(found["fields"]) == {"snr": None, "all": [None]}
-
-
-def test_parquet_for_nemo_keeps_all_fields(tmp_path):
+def test_parquet_for_nemo_keeps_all_fields_and_json_what_it_does_not_have(tmp_path):
     row = {
         "audio_filepath": "a\udcff.wav", "text": "b", "lang": [1], "key": "a", "pred_text": "c", "read_duration": 1.0,
         "segments": [], "model": "m", "options": {"beam_size": 3}, "error": None,
@@ -166,6 +153,12 @@ def test_parquet_for_nemo_keeps_all_fields(tmp_path):
     for found in as_parquet(tmp_path / "all.parquet", [row, row]):
         assert (found["pred_text"], json.loads(found["options"])) == ("c", {"beam_size": 3})
         assert json.loads(found["fields"]) == {"audio_filepath": "a\udcff.wav", "text": "b", "lang": [1]}
+    row = ROW | {"key": "a\ud800", "fields": {"snr": math.nan, "all": [math.inf]}}
+    found = json.loads(as_line(row), parse_constant=pytest.fail)
+    assert found["fields"] == {"snr": None, "all": [None]}
+    (found,) = as_parquet(tmp_path / "all.parquet", [row])
+    assert found["key"] == "a\\ud800"
+    assert json.loads(found["fields"]) == {"snr": None, "all": [None]}
 
 
 @pytest.mark.slow

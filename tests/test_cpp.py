@@ -145,7 +145,7 @@ def talk(sound, tmp_path_factory):
     return file
 
 
-def test_it_prints_what_python_gives(program, bundle, model, talk):
+def test_it_prints_what_python_gives_with_partial_results_and_times_and_measures_itself(program, bundle, model, talk):
     samples, _ = soundfile.read(talk, dtype="int16")
     expected = recognized(bundle, model, samples)
     assert len(expected) > 1
@@ -156,16 +156,9 @@ def test_it_prints_what_python_gives(program, bundle, model, talk):
     assert found[: len(expected)] == found[len(expected) :]  # files do not affect each other
     assert raw == piped == [{**item, "file": "-"} for item in found[: len(expected)]]
     assert_same_segments(raw, expected)
-
-
-def test_other_networks(program, other_bundle, talk):
-    samples, _ = soundfile.read(talk, dtype="int16")
-    expected = recognized(other_bundle, other_bundle.load(), samples, chunk_size=None)
-    assert len(expected) > 1
-    assert_same_segments(segments(run(program, "--json", "--left-chunks", 4, other_bundle.path, talk)), expected)
-
-
-def test_it_prints_partial_results_and_text_with_times_and_measures_itself(program, bundle, model, talk):
+    for num_samples in (0, 399):
+        done = run(program, "--raw", bundle.path, data=bytes(2 * num_samples))
+        assert (done.returncode, done.stdout) == (0, b""), done.stderr[-2000:]
     done = run(program, bundle.path, talk)
     options = DecodingOptions(chunk_size=16, endpoint=EndpointConfig())
     found = Recognizer(bundle, model, options).transcribe(talk).segments
@@ -177,10 +170,11 @@ def test_it_prints_partial_results_and_text_with_times_and_measures_itself(progr
     assert set(timing) == {"file", "load_ms", "ms"}
 
 
-def test_nothing_and_little(program, bundle):
-    for num_samples in (0, 399):
-        done = run(program, "--raw", bundle.path, data=bytes(2 * num_samples))
-        assert (done.returncode, done.stdout) == (0, b""), done.stderr[-2000:]
+def test_other_networks(program, other_bundle, talk):
+    samples, _ = soundfile.read(talk, dtype="int16")
+    expected = recognized(other_bundle, other_bundle.load(), samples, chunk_size=None)
+    assert len(expected) > 1
+    assert_same_segments(segments(run(program, "--json", "--left-chunks", 4, other_bundle.path, talk)), expected)
 
 
 @pytest.mark.parametrize("kind", conformance.COMPUTED)
@@ -199,8 +193,7 @@ def test_recordings_are_recognised_as_in_python(check, tmp_path, kind):
         write_vad(tmp_path / f"{name}.onnx", sequence=name == "sequences")
     lines = check("recordings", bundle, file, tmp_path / "clips.wav", model, tmp_path).splitlines()
     recognizer = Recognizer.from_pretrained(bundle)
-    cases = conformance.load(kind)["cases"]
-    for case, found in zip(cases, map(json.loads, lines), strict=True):
+    for case, found in zip(conformance.load(kind)["cases"], map(json.loads, lines), strict=True):
         expected = conformance.recognized_case(recognizer, case, samples, model, tmp_path)
         assert expected, case["name"]
         assert_same_segments(found, expected)
@@ -229,7 +222,7 @@ def test_files_of_any_rate_and_kind(program, bundle, model, sound, tmp_path, mon
     )
 
 
-def test_letters_have_the_cases_that_python_knows(check):
+def test_letters_and_digests_are_those_of_python(check, tmp_path):
     """Newer versions of Unicode may add letters to the table, but not change any."""
     for line in check("letters").decode().splitlines():
         code, upper, lower = (chr(int(item, 16)) for item in line.split())
@@ -239,24 +232,18 @@ def test_letters_have_the_cases_that_python_knows(check):
     done = subprocess.run([sys.executable, CHECKS / "make_letter_case.py"], capture_output=True, text=True, check=True)
     version = header.split("Unicode ")[1].split(")")[0]
     assert done.stdout == header or f"Unicode {version})" not in done.stdout
-
-
-def test_digests_are_those_of_python(check, tmp_path):
-    """At lengths around block boundaries, with and without SHA-256 instructions of the processor."""
+    # At lengths around block boundaries, with and without SHA-256 instructions of the processor
     content = np.random.default_rng(32).bytes(200)
     (tmp_path / "content").write_bytes(content)
     expected = [hashlib.sha256(content[:num]).hexdigest() for num in range(201)]
     assert check("digests", tmp_path / "content").decode().splitlines() == [f"{each} {each}" for each in expected]
 
 
-def test_threads_share_a_recognizer(check, bundle, model, talk):
+def test_threads_share_a_recognizer_and_long_audio_takes_no_more_memory(check, bundle, model, talk):
     expected = recognized(bundle, model, soundfile.read(talk, dtype="float32")[0])
     texts = check("threads", bundle.path, talk).decode().splitlines()
     assert texts == ["".join(f"{each.text}|" for each in expected)] * 4
-
-
-def test_long_audio_at_once_takes_no_more_memory_than_a_second(check, bundle, talk):
-    """Otherwise each window would move all later samples, in time that grows with the square of their number."""
+    # Otherwise each window would move all later samples, in time that grows with the square of their number
     found, bytes_in_one_piece, all_bytes = re.fullmatch(
         r"(.*), (\d+) of (\d+)\n", check("at-once", bundle.path, talk).decode()
     ).groups()
@@ -277,8 +264,7 @@ def test_the_shared_library_shows_the_c_interface_and_nothing_else(installed):
     header = (SOURCE / "include" / "u2moe.h").read_text(encoding="utf-8")
     assert listed == sorted(re.findall(r"^U2MOE_API [\w *]*?\b(u2moe_\w+)\(", header, re.MULTILINE))
     done = subprocess.run(["nm", "-D", "--defined-only", installed.library], capture_output=True, text=True, check=True)
-    found = {line.split()[-1] for line in done.stdout.splitlines() if line.split()[1] not in "Aw"}
-    assert found == set(listed)
+    assert {line.split()[-1] for line in done.stdout.splitlines() if line.split()[1] not in "Aw"} == set(listed)
     version = ".".join(u2moe.__version__.split(".")[:2])
     assert installed.library.resolve().name == f"libu2moe.so.{u2moe.__version__}"
     assert (installed.prefix / "lib" / f"libu2moe.so.{version}").is_file()
@@ -315,30 +301,21 @@ def built_program(language, library, folder):
         "C": (["pkg-config"], ["sh", "-c", f"{compile_c} $(pkg-config --cflags --libs u2moe)"], [folder / "a"]),
         "Python": ([], [], [sys.executable, EXAMPLES / "transcribe.py", library]),
         "C#": (
-            ["mcs", "mono"],
-            ["mcs", "-warnaserror", f"-out:{folder}/a.exe", *(EXAMPLES / "dotnet").glob("*.cs")],
+            ["mcs", "mono"], ["mcs", "-warnaserror", f"-out:{folder}/a.exe", *(EXAMPLES / "dotnet").glob("*.cs")],
             ["mono", folder / "a.exe"],
         ),
         "Rust": (
             ["cargo"],
-            [
-                "cargo",
-                "build",
-                "--offline",
-                "--manifest-path",
-                packages / "rust" / "Cargo.toml",
-                "--example",
-                "transcribe",
-            ],
+            ["cargo", "build", "--offline", "--manifest-path", packages / "rust" / "Cargo.toml", "--example",
+             "transcribe"],
             [packages / "rust" / "target" / "debug" / "examples" / "transcribe"],
         ),
         "Go": (
-            ["go", "pkg-config"],
-            ["go", "build", "-C", packages / "go", "-o", folder / "a", "./transcribe"],
+            ["go", "pkg-config"], ["go", "build", "-C", packages / "go", "-o", folder / "a", "./transcribe"],
             [folder / "a"],
         ),
         "Java": (["javac"], ["javac", "--release", "22", "-d", folder, EXAMPLES / "Transcribe.java"], java),
-    }[language]
+    }[language]  # fmt: skip
     if missing := [tool for tool in tools if shutil.which(tool) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
     environment = environment_of(library, folder)
@@ -384,26 +361,18 @@ def test_calls_in_any_order_with_any_arguments_give_error_codes(check, bundle, t
     assert line.count("\n") == 1  # no internal error, and no error without a message
 
 
-def test_a_recognizer_keeps_the_automata_of_its_last_four_grammars(check):
+def test_grammars_are_kept_and_a_stream_is_for_one_thread_at_a_time(check, bundle, talk):
     """The fifth replaces the one used the longest ago. Each finds the phrase of its letter."""
     assert check("grammars", "abcdaeba") == b"0:1 1:1 2:1 3:1 0:1 4:1 5:1 0:1 "
-
-
-def test_a_stream_is_for_one_thread_at_a_time(check, bundle, talk):
     assert check("two-threads", bundle.path, talk) == b"this stream is being decoded by another thread\n"
 
 
-def test_want_of_memory_is_an_error(installed, check, bundle):
+def test_want_of_memory_is_an_error_also_when_a_bundle_does_not_fit(installed, check, bundle):
     if installed.has_sanitizers:
         pytest.skip("sanitizers take terabytes of addresses")
     expected = ["U2MOE_OUT_OF_MEMORY", "U2MOE_OUT_OF_MEMORY", "U2MOE_OK"]
     assert check("out-of-memory", bundle.path).decode().split() == expected
-
-
-def test_a_bundle_that_does_not_fit_into_memory_is_an_error(installed, check):
-    """Each step of loading can run out of memory. The largest limit suffices; the smallest allows nothing."""
-    if installed.has_sanitizers:
-        pytest.skip("sanitizers take terabytes of addresses")
+    # Each step of loading can run out of memory. The largest limit suffices; the smallest allows nothing
     found = check("little-memory", DEMO_FOLDER, 0, 1, 10, 40, 80, 4000).decode().split("\n")
     assert found[0] == "U2MOE_OUT_OF_MEMORY"
     assert set(found[1:-2]) <= {"U2MOE_OUT_OF_MEMORY", "U2MOE_OK"}
@@ -418,13 +387,17 @@ def test_ten_thousand_calls(check, bundle, talk):
         assert f"U2MOE_{kind}_ERROR" in line
 
 
-def test_other_projects_find_the_package(installed, tmp_path):
+def test_other_projects_find_the_package_of_their_version(installed, tmp_path):
     found = [f"-DCMAKE_PREFIX_PATH={installed.prefix}", f"-DVERSION={u2moe.__version__}", ONNXRUNTIME]
     flags = (
         f"-DCMAKE_EXE_LINKER_FLAGS=-fsanitize={SANITIZERS}" if installed.has_sanitizers else "-DCMAKE_EXE_LINKER_FLAGS="
     )
     consumer = build(tmp_path, "consumer", *found, flags, source=CONSUMER)
     assert run(consumer).stdout == b"U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read\n"
+    command = ["cmake", "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={installed.prefix}", "-DVERSION=0.0.9", CONSUMER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"version: {u2moe.__version__}" in done.stderr
 
 
 @pytest.mark.endurance
@@ -432,13 +405,6 @@ def test_other_projects_fetch_the_repository(tmp_path):
     """A static library with kernels, without a unity build, which would hide a missing include."""
     consumer = build(tmp_path, "consumer", f"-DFOLDER={ROOT}", ONNXRUNTIME, source=CONSUMER)
     assert run(consumer).stdout == b"U2MOE_BUNDLE_ERROR: /none/bundle.json: missing, or cannot be read\n"
-
-
-def test_the_package_is_that_of_its_version(installed, tmp_path):
-    command = ["cmake", "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={installed.prefix}", "-DVERSION=0.0.9", CONSUMER]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert f"version: {u2moe.__version__}" in done.stderr
 
 
 def test_numbers_have_a_point_in_any_locale(check, bundle, model, talk, tmp_path, monkeypatch):
@@ -575,9 +541,7 @@ def test_what_is_wrong_is_said(program, bundle, talk, tmp_path):
         assert str(expected.value) in problem(program, "--grammar", tmp_path / "grammar.txt", bundle.path, talk), lines
 
 
-def test_a_file_that_was_cut_off_is_recognised_as_far_as_it_goes_and_a_full_disk_is_an_error(
-    program, bundle, talk, tmp_path
-):
+def test_a_harmless_field_of_a_later_version_and_a_file_that_was_cut_off(program, bundle, talk, tmp_path):
     (tmp_path / "cut.wav").write_bytes(talk.read_bytes()[:-8000])
     done = run(program, bundle.path, tmp_path / "cut.wav")
     assert done.stdout
@@ -585,6 +549,13 @@ def test_a_file_that_was_cut_off_is_recognised_as_far_as_it_goes_and_a_full_disk
     with FULL.open("wb") as full:
         done = subprocess.run([*program, str(bundle.path), str(talk)], stdout=full, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, b"stdout cannot be written" in done.stderr) == (1, True)
+    shutil.copytree(bundle.path, tmp_path / "bundle")
+    of_later_version("decoding", harmless=True)(tmp_path / "bundle")
+    (warning,) = json.loads(run(program, "--describe", tmp_path / "bundle").stdout)["warnings"]
+    assert f"bundle.json: decoding: {LATER_FIELD} is a field that this version of u2moe does not know" in warning
+    assert warning.endswith(f"; the bundle was written by {LATER}. Without the field: {LOST}")
+    found, expected = (segments(run(program, "--json", each, talk)) for each in (tmp_path / "bundle", bundle.path))
+    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -620,16 +591,6 @@ def test_damaged_bundles_are_refused_by_name(program, bundle, talk, tmp_path, da
     assert re.search(message, problem(program, tmp_path / "bundle", talk))
 
 
-def test_a_harmless_field_of_a_later_version_is_passed_over_with_a_warning(program, bundle, talk, tmp_path):
-    shutil.copytree(bundle.path, tmp_path / "bundle")
-    of_later_version("decoding", harmless=True)(tmp_path / "bundle")
-    (warning,) = json.loads(run(program, "--describe", tmp_path / "bundle").stdout)["warnings"]
-    assert f"bundle.json: decoding: {LATER_FIELD} is a field that this version of u2moe does not know" in warning
-    assert warning.endswith(f"; the bundle was written by {LATER}. Without the field: {LOST}")
-    found, expected = (segments(run(program, "--json", each, talk)) for each in (tmp_path / "bundle", bundle.path))
-    assert found == expected
-
-
 def test_a_bundle_in_memory_is_that_of_its_folder(check, bundle, static, talk, tmp_path):
     """The bundle in memory uses session options of the caller, in a bundle of fixed shape only for static.onnx."""
     last = tmp_path / "last.onnx"
@@ -649,8 +610,7 @@ def test_packed_bundles_run_on_native_kernels(program, bundle, talk, tmp_path):
     expected = recognized(
         packed, packed.load(SessionSettings(kernels="native")), soundfile.read(talk, dtype="int16")[0]
     )
-    found = segments(run(program, "--json", "--left-chunks", 4, packed.path, talk))
-    assert_same_segments(found, expected)
+    assert_same_segments(segments(run(program, "--json", "--left-chunks", 4, packed.path, talk)), expected)
     described = json.loads(run(program, "--describe", packed.path).stdout)
     assert (described["native_kernels"], described["reason"]) == (True, "")
     refused = problem(program, "--kernels", "onnxruntime", packed.path, talk)
@@ -699,8 +659,7 @@ def test_graphs_of_fixed_shape(program, static, talk, name):
     samples = soundfile.read(talk, dtype="int16")[0]
     expected = recognized(bundle, bundle.load(), samples, chunk_size=size, num_left_chunks=2)
     assert len(expected) > 1
-    found = segments(run(program, "--json", "--left-chunks", 2, bundle.path, talk))
-    assert_same_segments(found, expected)
+    assert_same_segments(segments(run(program, "--json", "--left-chunks", 2, bundle.path, talk)), expected)
     refused = problem(program, "--left-chunks", 3, bundle.path, talk)
     assert f"this bundle supports only chunk_size {size} and num_left_chunks 2, got" in refused
 
@@ -770,6 +729,5 @@ def test_a_demanded_signature(check, bundle, tmp_path):
     if HAS_OPENSSL:
         expected.append((folders[1], key, [other]))
     for folder, demanded, starts in expected:
-        lines = check("signed", folder, demanded).decode().splitlines()
-        for line, start in zip(lines, starts, strict=False):
+        for line, start in zip(check("signed", folder, demanded).decode().splitlines(), starts, strict=False):
             assert line.startswith(start)

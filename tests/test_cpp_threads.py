@@ -27,8 +27,7 @@ class Programs:
     def __init__(self, factory, flags):
         folder = factory.mktemp("programs")
         settings = [f"-DU2MOE_KERNELS={built_kernels()}", SIGNATURES]
-        compiled = shared_library(factory, *settings, flags=f"-O1 {flags}".strip())
-        self.prefix = prefix = compiled / "prefix"
+        self.prefix = prefix = shared_library(factory, *settings, flags=f"-O1 {flags}".strip()) / "prefix"
         libraries = f"{flags} -g1 -I{prefix}/include -L{prefix}/lib -lu2moe -lpthread -Wl,-rpath,{prefix}/lib".split()
         strict = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
         for command in (
@@ -67,13 +66,10 @@ def clips(tmp_path_factory):
     return file
 
 
-def test_streams_in_a_batch_have_the_results_that_they_have_alone(programs, clips):
+def test_streams_in_a_batch_and_in_several_threads_have_the_results_that_they_have_alone(programs, clips):
     """Exactly equal for several chunk sizes and lengths. One stream is cancelled; the others continue."""
     lines = programs.run(programs.threads, "batch", DEMO_FOLDER, clips).stdout.splitlines()
     assert lines == ["U2MOE_OK", CANCELLED, CANCELLED, CANCELLED, *["the same"] * 8]
-
-
-def test_one_thread_feeds_while_another_decodes_and_a_third_looks(programs, clips):
     assert programs.run(programs.threads, "apart", DEMO_FOLDER, clips).stdout == "the same\n"
 
 
@@ -160,8 +156,7 @@ def test_a_program_for_a_later_header_is_told_so(programs, tmp_path):
     if programs.wrapper:
         pytest.skip("the program has no sanitizer")
     header = (programs.prefix / "include" / "u2moe.h").read_text(encoding="utf-8")
-    structs = ("u2moe_stream_options", "u2moe_result_view")
-    for name in structs:
+    for name in ("u2moe_stream_options", "u2moe_result_view"):
         header = header.replace(f"}} {name};", f"double of_a_later_version; }} {name};")
     (tmp_path / "u2moe.h").write_text(header, encoding="utf-8")
     program = compiled_c(tmp_path, tmp_path, programs, CHECKS / "first" / "later.c")

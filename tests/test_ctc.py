@@ -97,13 +97,9 @@ def spoken_log_probs(seed, time, vocab, blank, height):
 
 
 SPOKEN = {
-    "seed": st.integers(0, 2**32 - 1),
-    "time": st.integers(0, 60),
-    "vocab": st.integers(2, 12),
-    "beam_size": st.integers(1, 10),
-    "height": st.sampled_from([3.0, 6.0, 12.0, 40.0]),
-    "data": st.data(),
-}
+    "seed": st.integers(0, 2**32 - 1), "time": st.integers(0, 60), "vocab": st.integers(2, 12),
+    "beam_size": st.integers(1, 10), "height": st.sampled_from([3.0, 6.0, 12.0, 40.0]), "data": st.data(),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("spoken", [pytest.param(True, marks=pytest.mark.slow), False])
@@ -195,34 +191,29 @@ def test_a_penalty_of_the_blank_is_that_of_wenet(seed, penalty, blank, height):
     assert found.dtype == np.float32
 
 
-def test_a_penalty_brings_back_a_word_that_blank_hides():
+def test_arguments_that_are_refused_and_scores_whose_order_is_kept():
     log_probs = np.log(np.array([[0.6, 0.4], [0.9, 0.1]], np.float32))
     assert ctc_greedy_search(log_probs).tokens == []
     assert ctc_greedy_search(log_probs, blank_penalty=1.0).tokens == [1]
     assert ctc_prefix_beam_search(log_probs, 2, blank_penalty=1.0)[0].tokens == [1]
+    log_probs = np.full((1, 8), math.log(1 / 8), np.float32)
+    assert [h.tokens for h in ctc_prefix_beam_search(log_probs, 4)] == [[], [1], [2], [3]]
+    with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
+        PrefixBeamSearch(0)
+    with pytest.raises(ValueError, match=r"blank \(7\)"):
+        ctc_greedy_search(np.zeros((1, 5), np.float32), blank=7)
 
 
-def test_impossible_tokens_never_appear():
+def test_no_frames_long_utterances_and_impossible_tokens():
     log_probs = np.full((6, 5), -np.inf, np.float32)
     log_probs[:, 0] = 0.0
     assert [h.tokens for h in ctc_prefix_beam_search(log_probs, 5)] == [[]]
-
-
-def test_equal_scores_keep_the_order_of_the_tokens():
-    log_probs = np.full((1, 8), math.log(1 / 8), np.float32)
-    assert [h.tokens for h in ctc_prefix_beam_search(log_probs, 4)] == [[], [1], [2], [3]]
-
-
-def test_long_utterances_do_not_recurse():
     log_probs = np.full((20_000, 3), -10.0, np.float32)
     log_probs[::2, 1] = log_probs[1::2, 2] = -1e-4
     search = PrefixBeamSearch(2)
     search.advance(log_probs)
     assert len(search.hypotheses(1)[0].tokens) == 20_000
     del search
-
-
-def test_no_frames():
     nothing = np.zeros((0, 5), np.float32)
     assert ctc_greedy_search(nothing).tokens == []
     assert [(h.tokens, h.score, h.times) for h in ctc_prefix_beam_search(nothing, 4)] == [([], 0.0, [])]
@@ -232,13 +223,6 @@ def test_no_frames():
 def test_shapes_that_are_refused(shape):
     with pytest.raises(ValueError, match="log_probs must be"):
         ctc_prefix_beam_search(np.zeros(shape, np.float32), 2)
-
-
-def test_arguments_that_are_refused():
-    with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
-        PrefixBeamSearch(0)
-    with pytest.raises(ValueError, match=r"blank \(7\)"):
-        ctc_greedy_search(np.zeros((1, 5), np.float32), blank=7)
 
 
 @pytest.mark.parametrize(("vocab", "token"), [(5, 3), (200, 7), (299, 298), (299, 0)])

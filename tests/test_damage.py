@@ -136,7 +136,7 @@ def test_switches_choose_between_versions(bundle, version, features, names):
     assert sum(array.nbytes for array in values.values()) < 0.1 * sum(sizes[0] for sizes in graph.bytes.values())
 
 
-def test_the_layer_that_hurts_is_found_with_its_channel(hurt, features):
+def test_the_layer_that_hurts_is_found_and_nothing_quantized_is_no_damage(hurt, features):
     damage = DamageMeter(hurt, features).measure()
     worst = max(damage.layers, key=lambda item: item.alone[-1])
     assert worst.layer == HURT
@@ -146,6 +146,7 @@ def test_the_layer_that_hurts_is_found_with_its_channel(hurt, features):
     assert damage.divergence > 0.5 * worst.alone[-1]
     assert worst.group == "pointwise_convolutions"
     assert {item.layer for item in damage.layers} >= {"encoder.embed", "ctc.ctc_lo", "encoder.encoders.0.feed_forward"}
+    assert DamageMeter(hurt, features).divergence({}) == 0
 
 
 def test_recordings_calibrate_choose_or_judge(bundle, monkeypatch):
@@ -170,10 +171,6 @@ def test_recordings_calibrate_choose_or_judge(bundle, monkeypatch):
     lengths[0] = [16_000]
     assert seconds(limited) == ([40, 60, 60], True)
     assert seconds(Goal()) == ([120, 120, 160], False)
-
-
-def test_nothing_quantized_is_no_damage(hurt, features):
-    assert DamageMeter(hurt, features).divergence({}) == 0
 
 
 def test_large_outputs_are_compared_in_pieces(hurt, features, monkeypatch):
@@ -271,8 +268,7 @@ def test_a_limit_on_time_gives_the_layers_that_hurt_as_much_of_it(bundle, record
 
     def time_of(item, features):
         kinds = item.manifest.quantization
-        kept = sum(shares[layer] for layer in kinds.get("exceptions", {})) if kinds else 1
-        return 0.1 + 0.1 * kept
+        return 0.1 + 0.1 * (sum(shares[layer] for layer in kinds.get("exceptions", {})) if kinds else 1)
 
     def share(meter, layer):
         return shares.setdefault(layer, measure(meter, layer))
@@ -393,8 +389,7 @@ def test_intervals_hold_for_edits_that_come_together():
     random, above, naive = np.random.default_rng(0), 0, 0
     for _ in range(400):
         edits = random.binomial(1, 0.1, 80) * (1 + random.poisson(4, 80))
-        found = share_of(*spread(edits, [20] * 80))
-        above += found.high < 0.1 * 5 / 20
+        above += share_of(*spread(edits, [20] * 80)).high < 0.1 * 5 / 20
         naive += share_of(*spread([edits.sum()], [1600])).high < 0.1 * 5 / 20
     assert above <= 0.05 * 400 < naive
     assert share_of(*spread([3, 0], [9, 9]), times=50).high < share_of(*spread([3, 0], [9, 9])).high
@@ -494,10 +489,16 @@ def ladder():
     return Ladder(Damage(frames=1, divergence=0.0, layers=layers))
 
 
-def test_steps_come_in_the_order_of_their_gain_for_each_byte(ladder):
+def test_a_budget_buys_the_best_steps_in_the_order_of_their_gain_for_each_byte(ladder):
     assert [(step.layer, step.level) for step in ladder.steps] == [("c", 1), ("a", 1), ("a", 0), ("b", 0), ("c", 0)]
     assert ladder.levels([]) == {"a": 2, "b": 2, "c": 2}
     assert ladder.levels(ladder.steps) == {"a": 0, "b": 0, "c": 0}
+    # A second step never comes without the first; steps that save time come first
+    found = ladder.most(lambda step: [step.bytes], [250])
+    assert [(step.layer, step.level) for step in found] == [("c", 1), ("a", 1)]
+    assert ladder.most(lambda step: [step.bytes], [-1]) is None
+    found = ladder.most(lambda step: [step.bytes, -1 if step.layer == "b" else 1], [5000, -1])
+    assert [step.layer for step in found] == ["b"]
 
 
 @pytest.mark.parametrize(("enough", "expected"), [
@@ -508,15 +509,6 @@ def test_the_fewest_steps_are_chosen(ladder, enough, expected):
     found = ladder.fewest(lambda levels: all(levels[layer] <= level for layer, level in enough.items()))
     assert sorted(f"{layer}{level}" for layer, level in ladder.levels(found).items() if level < 2) == expected
     assert ladder.fewest(lambda _: False) == ladder.steps
-
-
-def test_a_budget_buys_the_best_steps(ladder):
-    """A second step never comes without the first; steps that save time come first."""
-    found = ladder.most(lambda step: [step.bytes], [250])
-    assert [(step.layer, step.level) for step in found] == [("c", 1), ("a", 1)]
-    assert ladder.most(lambda step: [step.bytes], [-1]) is None
-    found = ladder.most(lambda step: [step.bytes, -1 if step.layer == "b" else 1], [5000, -1])
-    assert [step.layer for step in found] == ["b"]
 
 
 def test_goals_are_checked(bundle, recordings, tmp_path):

@@ -56,14 +56,11 @@ def test_partial_results_grow_into_the_final_one(recordings):
     assert len(set(partial)) > 1
 
 
-def test_the_command_needs_no_arguments(capsys):
+def test_the_demo_is_small_and_needs_no_arguments(capsys):
     assert main(["transcribe", "-f", "json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == len(list(CLIPS.glob("*.flac"))) >= 2
     assert all(line["text"] for line in lines)
-
-
-def test_demo_is_small_and_quantized():
     bundle = Bundle.open(DEMO_FOLDER)
     assert bundle.manifest.quantization["recipe"] == "int8"
     assert sum(file.size for file in bundle.manifest.files.values()) <= 14e6
@@ -72,14 +69,11 @@ def test_demo_is_small_and_quantized():
     assert network["feed_forward"]["num_experts_per_token"] == 2
 
 
-def test_pages_show_what_was_measured():
+def test_pages_and_the_card_show_what_was_measured():
     check = subprocess.run(
         [sys.executable, str(RECIPE / "publish.py"), "--check"], capture_output=True, text=True, check=False
     )
     assert check.returncode == 0, check.stderr
-
-
-def test_the_card_has_each_set_in_the_form_of_the_hub():
     card = pytest.importorskip("huggingface_hub").ModelCard.load(ROOT / "runtime" / "demo" / "README.md")
     results = [result for result in card.data.eval_results if result.dataset_type != "private"]
     measured = json.loads((RECIPE / "results" / "wer.json").read_text(encoding="utf-8"))["int8"]["sets"]

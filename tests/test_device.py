@@ -62,13 +62,10 @@ def test_joining_is_that_of_arrays(lengths, times, is_array, axes, at_front):
     np.testing.assert_array_equal(found, joined(arrays, axis, padded=padded, at_front=at_front))
 
 
-def test_an_index_out_of_range_ends_a_loop():
+def test_an_index_out_of_range_ends_a_loop_and_joining_that_fails_is_a_typed_error():
     with pytest.raises(IndexError, match="a new axis cannot be sliced"):
         on_device(np.eye(2, dtype=np.float32))[np.newaxis][1:]
     assert [np.asarray(row).tolist() for row in on_device(np.eye(2, dtype=np.float32))] == [[1, 0], [0, 1]]
-
-
-def test_joining_that_fails_is_a_typed_error():
     with pytest.raises(ProviderError, match=r"CPUExecutionProvider failed to join values: .*data type"):
         joined([on_device(np.zeros((2, 3), np.int64))] * 2, 0)
 

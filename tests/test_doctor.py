@@ -76,15 +76,12 @@ def test_a_machine_that_computes_correctly_passes(checked, monkeypatch, quantize
     assert str(bundle.path) not in json.dumps(report)
 
 
-def test_a_provider_that_fails_does_not_pass(checked, bundle):
+def test_broken_providers_and_bundles_do_not_pass(checked, bundle, tmp_path):
     code, report, text = checked(bundle.path, "--providers", "RocketExecutionProvider")
     (failure,) = report["failures"]
     assert (code, report["passed"], report["providers"]) == (1, False, ["RocketExecutionProvider"])
     assert failure.startswith("load: RocketExecutionProvider is not installed: no known package on PyPI has it; ")
     assert text.endswith(f"failed: {failure}\nNOT PASSED\n")
-
-
-def test_a_broken_bundle_does_not_pass(checked, bundle, tmp_path):
     shutil.copytree(bundle.path, tmp_path / "broken")
     content = bytearray((tmp_path / "broken" / "decoder.onnx").read_bytes())
     content[len(content) // 2] ^= 1

@@ -58,16 +58,13 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_nothing_is_fetched_from_other_hosts(site):
+def test_nothing_is_fetched_from_other_hosts_and_marks_are_filled_in(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 20
     for page in pages:
         assert not FOREIGN.findall(page.read_text(encoding="utf-8")), page
     for sheet in site.rglob("*.css"):
         assert "//fonts." not in sheet.read_text(encoding="utf-8"), sheet
-
-
-def test_marks_are_filled_in(site):
     for page in site.rglob("*.html"):
         assert not re.search(r"^(<p>)?\{\{ \w+", page.read_text(encoding="utf-8"), re.MULTILINE), page
     files = (site / "how" / "files" / "index.html").read_text(encoding="utf-8")
@@ -75,8 +72,7 @@ def test_marks_are_filled_in(site):
     for folder in project["tool"]["setuptools"]["package-dir"].values():
         for file in (ROOT / folder).glob("*.py"):
             assert file.name == "__init__.py" or f"<code>{file.name}</code>" in files, file
-    help_texts = (site / "export" / "index.html").read_text(encoding="utf-8")
-    assert "--weights FILE" in help_texts
+    assert "--weights FILE" in (site / "export" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("package", [u2moe.runtime, u2moe.export, u2moe.quantize], ids=lambda package: package.__name__)

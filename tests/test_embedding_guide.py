@@ -97,7 +97,7 @@ def test_the_code_runs_in_order_and_says_what_was_said(names, clip, capsys):
     assert "is_final=True" in microphone
 
 
-def test_its_names_are_public():
+def test_its_names_are_public_and_its_numbers_those_of_the_code():
     imported = {
         alias.name
         for block in BLOCKS
@@ -109,9 +109,6 @@ def test_its_names_are_public():
     # Class names in backticks must exist.
     classes = set(re.findall(r"`([A-Z]\w+(?:Error|Options|Config|Rule))`", TEXT))
     assert classes - {"ModuleNotFoundError", "ValueError", "TypeError"} <= set(u2moe.runtime.__all__)
-
-
-def test_numbers_in_the_text_are_those_of_the_code():
     assert f"up to {transcriber_module._MAX_KEPT} final results are queued" in TEXT
     assert f"go through the encoder together, {u2moe.runtime.decoding.pipeline.MAX_BATCH} at a time" in TEXT
     assert f"default weight {u2moe.runtime.decoding.context.DEFAULT_WEIGHT}" in TEXT

@@ -46,7 +46,7 @@ def test_windows_of_any_split_are_upstreams(bundle, num_frames, chunk_size, size
     assert all(np.array_equal(w, np.arange(w[0], w[0] + len(w))) for w in found)
 
 
-def test_whole_utterance_is_one_window(bundle):
+def test_whole_utterances_are_one_window_and_some_chunks_refused(bundle):
     windows = Windows(bundle.manifest.model, None)
     windows.accept(features(500))
     assert windows.take() is None
@@ -57,6 +57,14 @@ def test_whole_utterance_is_one_window(bundle):
     windows.accept(features(6))
     windows.finish()
     assert windows.take() is None
+    config = bundle.manifest.model
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        check_chunks(config, 0, -1)
+    with pytest.raises(ValueError, match="num_left_chunks must be"):
+        check_chunks(config, 16, -2)
+    with pytest.raises(StreamError, match="cannot stream"):
+        check_chunks(dataclasses.replace(config, streaming=False), 16, -1)
+    assert [required_cache_size(16, n) for n in (-1, 0, 4)] == [-1, 0, 64]
 
 
 def test_cache_of_bounded_left_context_may_be_padded_at_the_front(model):
@@ -64,8 +72,7 @@ def test_cache_of_bounded_left_context_may_be_padded_at_the_front(model):
     chunk = features(67)[None]
     _output, caches = model.encoder.step(chunk, model.encoder.start(), required_cache_size=32)
     att = caches.tensors["att_cache"]
-    padding = np.full((*att.shape[:3], 32 - 16, att.shape[4]), 7.0, np.float32)
-    att = np.concatenate((padding, att), axis=3)
+    att = np.concatenate((np.full((*att.shape[:3], 32 - 16, att.shape[4]), 7.0, np.float32), att), axis=3)
     padded = dataclasses.replace(caches, tensors=caches.tensors | {"att_cache": att})
     chunk = features(67, seed=1)[None]
     grown, _ = model.encoder.step(chunk, caches, required_cache_size=32)
@@ -91,13 +98,25 @@ def caches_of(seed, batch, num_cached, offset=100):
     )
 
 
-def test_a_batch_that_stays_the_same_is_not_copied():
+def test_a_batch_that_stays_is_not_copied_and_a_stream_that_begins_anew_forgets():
     caches = caches_of(0, 3, 8)
     joined = join_rows(split_rows(caches, [8, 5, 8]))
     for name, tensor in caches.tensors.items():
         assert np.shares_memory(joined.tensors[name], tensor)
         assert joined.tensors[name].shape == tensor.shape
     assert joined.offset.tolist() == [100, 101, 102]
+    caches = caches_of(0, 2, 8)
+    rows = split_rows(caches, [8, 8])
+    rows[0].begin_anew(3)
+    assert join_rows(rows).offset.tolist() == [3, 101]
+    rows[1].begin_anew(5)
+    joined = join_rows(rows)
+    assert joined.offset.tolist() == [3, 5]
+    # five frames: earlier ones are not needed
+    assert np.array_equal(joined.tensors["att_cache"], caches.tensors["att_cache"][:, :, :, 3:])
+    assert np.array_equal(joined.tensors["half_cache"], caches.tensors["half_cache"][:, :, :, 1:])
+    rows[0].begin_anew(20)
+    assert (rows[0].offset, rows[0].num_cached) == (20, 3)
 
 
 @pytest.mark.parametrize("order", [[0, 1], [2, 1, 0], [1, 2, 3, 0], [0, 1, 2, 4]])
@@ -122,21 +141,6 @@ def test_another_batch_is_copied_with_the_rows_it_leaves_behind(order):
         assert np.array_equal(own["att_cache"], all_rows["att_cache"][:, :, :, 8 - row.num_cached :])
         assert np.array_equal(own["cnn_cache"], all_rows["cnn_cache"])
         assert not any(np.shares_memory(own[name], tensor) for name, tensor in caches.tensors.items())
-
-
-def test_a_stream_that_begins_anew_forgets_what_was_before():
-    caches = caches_of(0, 2, 8)
-    rows = split_rows(caches, [8, 8])
-    rows[0].begin_anew(3)
-    assert join_rows(rows).offset.tolist() == [3, 101]
-    rows[1].begin_anew(5)
-    joined = join_rows(rows)
-    assert joined.offset.tolist() == [3, 5]
-    # five frames: earlier ones are not needed
-    assert np.array_equal(joined.tensors["att_cache"], caches.tensors["att_cache"][:, :, :, 3:])
-    assert np.array_equal(joined.tensors["half_cache"], caches.tensors["half_cache"][:, :, :, 1:])
-    rows[0].begin_anew(20)
-    assert (rows[0].offset, rows[0].num_cached) == (20, 3)
 
 
 @pytest.fixture
@@ -193,16 +197,4 @@ def test_position_is_never_moved_below_what_is_cached(model, limited):
 
 @pytest.mark.slow
 def test_position_goes_on_when_left_context_is_not_bounded(model, limited):
-    output = limited(20).chunked(features(400), 16, -1)
-    assert np.array_equal(output, model.encode(features(400), 16, -1))
-
-
-def test_chunks_that_are_refused(bundle):
-    config = bundle.manifest.model
-    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
-        check_chunks(config, 0, -1)
-    with pytest.raises(ValueError, match="num_left_chunks must be"):
-        check_chunks(config, 16, -2)
-    with pytest.raises(StreamError, match="cannot stream"):
-        check_chunks(dataclasses.replace(config, streaming=False), 16, -1)
-    assert [required_cache_size(16, n) for n in (-1, 0, 4)] == [-1, 0, 64]
+    assert np.array_equal(limited(20).chunked(features(400), 16, -1), model.encode(features(400), 16, -1))

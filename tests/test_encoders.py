@@ -116,7 +116,7 @@ def test_a_changed_weight_is_found(exported, tmp_path, name, weight):
         Parity(checkpoint.network(), tmp_path, bundle.manifest, subject=tmp_path).run()
 
 
-def test_more_positions_than_were_learned_are_refused(exported):
+def test_layers_have_native_kernels_or_a_reason_and_no_more_positions_than_were_learned(exported):
     """A stream with limited left context is moved back before it exceeds them."""
     _, bundle = exported("learned_positions")
     model, most = bundle.load(), bundle.manifest.model.num_features(448)
@@ -125,6 +125,12 @@ def test_more_positions_than_were_learned_are_refused(exported):
         with pytest.raises(ProviderError, match="REFUSED: there are 448 learned positions"):
             model.encode(features(most + 4), *chunks)
     assert len(model.encode(features(most + 4), 16, 4)) == 449
+    content = inspect_bundle(exported("squeezeformer_full")[1].path)
+    content["kernels"] |= {"operators": ["Normalization"], "description": "none but one"}
+    lines = describe(content).splitlines()
+    (native,) = (line for line in lines if line.startswith("  native"))
+    assert re.fullmatch(r"  native       \d+ x Normalization", native)
+    assert any(re.match("  onnxruntime  4 x ShiftedAttention, . x Attention: over whole sequences", x) for x in lines)
 
 
 DAMAGED = {
@@ -250,15 +256,6 @@ def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp
     for chunk in (None, config.whole_chunk(8)) if config.streaming else (None,):
         found, expected = (each.load().encode(frames, chunk) for each in (quantized, bundle))
         assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
-
-
-def test_each_layer_has_a_native_kernel_or_a_reason_for_none(exported):
-    content = inspect_bundle(exported("squeezeformer_full")[1].path)
-    content["kernels"] |= {"operators": ["Normalization"], "description": "none but one"}
-    lines = describe(content).splitlines()
-    (native,) = (line for line in lines if line.startswith("  native"))
-    assert re.fullmatch(r"  native       \d+ x Normalization", native)
-    assert any(re.match("  onnxruntime  4 x ShiftedAttention, . x Attention: over whole sequences", x) for x in lines)
 
 
 @pytest.mark.parametrize(("encoder", "conf", "error", "message"), [

@@ -46,9 +46,14 @@ def errors():
     return sorted(below(U2moeError), key=lambda kind: kind.__name__)
 
 
-def test_the_tree_is_all_there_is():
+def test_the_tree_is_all_there_is_and_comes_out_of_worker_processes():
     names = {kind.__name__ for kind in errors() if kind.__module__ == tree.__name__}
     assert names == {name for name in u2moe.runtime.__all__ if name.endswith("Error")}
+    # A process pool hangs if its worker raises an error that cannot be unpickled
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        for kind, arguments in ARGUMENTS.items():
+            with pytest.raises(kind, match=arguments[0]):
+                pool.apply_async(fail, (kind, arguments)).get(timeout=120)
 
 
 @pytest.mark.parametrize("kind", errors(), ids=lambda kind: kind.__name__)
@@ -61,11 +66,3 @@ def test_errors_are_pickled_with_all_they_carry(kind, protocol):
         assert str(again) == str(error)
         assert again.args == error.args
         assert vars(again) == vars(error)
-
-
-def test_errors_come_out_of_worker_processes():
-    """A process pool hangs if its worker raises an error that cannot be unpickled."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        for kind, arguments in ARGUMENTS.items():
-            with pytest.raises(kind, match=arguments[0]):
-                pool.apply_async(fail, (kind, arguments)).get(timeout=120)

@@ -1,8 +1,6 @@
-"""Integer products are exact on every processor, tested with the largest values through the real functions.
-
-On a processor with exact products, the first tests cannot fail. They therefore run again in an emulator of a processor
-whose sums of pairs saturate, if one is installed (Debian: qemu-user).
-"""
+"""Integer products are exact on every processor, tested with the largest values through the real functions. On a
+processor with exact products, the first tests cannot fail. They therefore run again in an emulator of a processor whose
+sums of pairs saturate, if one is installed (Debian: qemu-user)."""
 
 import os
 import shutil
@@ -29,8 +27,7 @@ INT8 = Int8Conversion()
 def extreme_weights(rows):
     """Return columns of the largest possible weights: all of one sign, in pairs of one sign, alternating, and
     random."""
-    random = np.random.default_rng(0)
-    weight = random.choice([-1.0, 1.0], (rows, DIM))
+    weight = np.random.default_rng(0).choice([-1.0, 1.0], (rows, DIM))
     weight[:, 0], weight[:, 1] = 1, -1
     weight[:, 2] = np.where(np.arange(rows) // 2 % 2, -1, 1)
     weight[:, 3] = np.where(np.arange(rows) % 2, -1, 1)

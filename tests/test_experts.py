@@ -76,13 +76,9 @@ def test_tokens_get_the_weighted_sum_of_their_experts(kind, activation, num_expe
     dtype = np.float16 if kind == "fp16" else np.float32
     made = conversion(kind, 16) if kind in CONVERSIONS else None
     mixture = Mixture(
-        num_experts=num_experts,
-        top_k=top_k,
-        activation=activation,
-        bias=has_bias,
-        weights=kind,
+        num_experts=num_experts, top_k=top_k, activation=activation, bias=has_bias, weights=kind,
         block_size=made.block_size if made else 0,
-    )
+    )  # fmt: skip
     function = made.mixture(mixture, dim, hidden) if made else float_mixture(mixture)
     initial, restored = {"gate": gate, "w2_bias": biases["w2"]}, {}
     for name, weight in floats.items():

@@ -64,28 +64,27 @@ EACH_SETTING = {f"pair_{number}" for number in (1, 3, 4, 5, 9, 12, 15, 17, 28, 3
 
 
 def configurations():
-    """Return all of them; `make test` compares each setting once, and test_configurations all of them with WeNet.
-
-    Those of test_golden_recordings are compared there: graphs with WeNet, on recordings and their chunks.
-    """
+    """Return all of them; `make test` compares each setting once, and test_configurations all of them with WeNet. Those
+    of test_golden_recordings are compared there: graphs with WeNet, on recordings and their chunks."""
     for name in CONFIGURATIONS:
         combined = name.startswith("release_") or name.endswith(("_moe", "_in_the_decoder")) or name in COMBINED
         elsewhere = combined or name in PAIRS.keys() - EACH_SETTING or name in golden_recordings.known()
         yield pytest.param(name, marks=pytest.mark.endurance if elsewhere else [])
 
 
-def test_each_setting_is_compared():
+def test_each_setting_is_compared_and_the_limit_of_trained_networks_is_absolute(moe_bundle):
     def settings_of(names):
         found = (parse_training_config(configured(PAIRS[name])[0]).architecture for name in names)
         return {(part, *setting) for network in found for part, own in settings(network).items() for setting in own}
 
     assert settings_of(EACH_SETTING) == settings_of(PAIRS)
+    _, report = moe_bundle
+    assert {item.limit for item in report.comparisons if item.tensor in LOG_PROBABILITIES} == {LIMIT}
 
 
 @pytest.mark.parametrize("name", list(configurations()))
 def test_every_accepted_configuration_equals_torch(name, tmp_path):
-    checkpoint = write_configuration(name, tmp_path / "checkpoint")
-    bundle, report = export_bundle(checkpoint, tmp_path / "bundle")
+    bundle, report = export_bundle(write_configuration(name, tmp_path / "checkpoint"), tmp_path / "bundle")
     cases = {item.case for item in report.comparisons}
     assert any(case.startswith("full context") for case in cases)
     assert any(case.startswith("stream of") for case in cases) == bundle.manifest.model.streaming
@@ -94,14 +93,7 @@ def test_every_accepted_configuration_equals_torch(name, tmp_path):
         onnx.checker.check_model(bundle.path / graph.file, full_check=True)
 
 
-def test_all_experts_are_reached(moe_bundle):
-    _, report = moe_bundle
-    assert len(report.tokens_per_expert) == 9
-    for layer, counts in report.tokens_per_expert.items():
-        assert min(counts) > 0, layer
-
-
-def test_mixture_of_experts_is_one_node_and_one_function(moe_bundle):
+def test_mixture_of_experts_is_one_node_and_one_function_that_reaches_all_experts(moe_bundle):
     model = ir.load(moe_bundle[0].path / "encoder.onnx")
     calls = [node for node in model.graph if mixture_of(node)]
     assert len(calls) == 6
@@ -113,12 +105,15 @@ def test_mixture_of_experts_is_one_node_and_one_function(moe_bundle):
     assert model.opset_imports[""] == 18
     assert model.ir_version == 8
     assert {node.domain for function in model.functions.values() for node in function} == {""}
+    _, report = moe_bundle
+    assert len(report.tokens_per_expert) == 9
+    for layer, counts in report.tokens_per_expert.items():
+        assert min(counts) > 0, layer
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 2, 65])
 def test_mixture_of_experts_of_any_number_of_tokens(moe_bundle, moe_checkpoint, num_tokens):
-    layer = "encoder.encoders.1.feed_forward"
-    session = moe_session(ir.load(moe_bundle[0].path / "encoder.onnx"), layer)
+    session = moe_session(ir.load(moe_bundle[0].path / "encoder.onnx"), "encoder.encoders.1.feed_forward")
     tokens = torch.randn(num_tokens, 64, generator=torch.Generator().manual_seed(num_tokens))
     block = moe_checkpoint.network().encoder.encoders[1]
     with torch.inference_mode():
@@ -275,11 +270,6 @@ def test_rounding_is_told_from_a_difference(golden_checkpoint, export_quickly, m
         Parity(checkpoint.network(), folder, manifest, subject=folder).run()
 
 
-def test_the_limit_of_trained_networks_is_absolute(moe_bundle):
-    _, report = moe_bundle
-    assert {item.limit for item in report.comparisons if item.tensor in LOG_PROBABILITIES} == {LIMIT}
-
-
 def test_a_failed_export_leaves_nothing(golden_checkpoint, monkeypatch, tmp_path):
     def shifted(network, manifest):
         for model in build_graphs(network, manifest):
@@ -319,7 +309,7 @@ def write_like_moe_tiny(checkpoint, folder):
     return folder
 
 
-def test_inspection_counts_what_the_checkpoint_holds(moe_bundle, moe_checkpoint):
+def test_export_and_inspection_say_what_the_checkpoint_holds(moe_bundle, moe_checkpoint, said):
     content = inspect_bundle(moe_bundle[0].path)
     mixtures = [module for module in moe_checkpoint.network().modules() if isinstance(module, MixtureOfExperts)]
     assert len(mixtures) == 9
@@ -330,6 +320,9 @@ def test_inspection_counts_what_the_checkpoint_holds(moe_bundle, moe_checkpoint)
     metadata = content["graphs"][0]["metadata"]
     assert metadata == bundle_manifest(moe_checkpoint).metadata()
     assert metadata["u2moe.subsampling_rate"] == "4"
+    assert said[0].startswith("reading ")
+    assert "[2/4] writing encoder.onnx" in said
+    assert moe_bundle[0].manifest.producer.startswith("u2moe ")
 
 
 def test_commands(golden_checkpoint, tmp_path, capsys):
@@ -364,12 +357,6 @@ def test_commands_name_files(command, function, moe_bundle, monkeypatch, capsys)
     assert main([*command, "--weights", "avg_30.pt", "--units", "dict/units.txt"]) == 1
     assert capsys.readouterr().err == "u2moe: error: stopped\n"
     assert (given["weights"], given["units"]) == ("avg_30.pt", "dict/units.txt")
-
-
-def test_export_says_what_it_does(moe_bundle, said):
-    assert said[0].startswith("reading ")
-    assert "[2/4] writing encoder.onnx" in said
-    assert moe_bundle[0].manifest.producer.startswith("u2moe ")
 
 
 def test_where_all_frames_are_blank_the_decoders_see_all(export_quickly, tmp_path):

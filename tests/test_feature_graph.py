@@ -103,15 +103,12 @@ def test_a_batch_equals_each_of_it(front_end, sound):
         check_equal(found, fbank(row, CONFIG))
 
 
-def test_every_bundle_has_it(bundle, quantized):
+def test_every_bundle_has_it_and_a_changed_one_is_refused(bundle, quantized, tmp_path, monkeypatch):
     for each in (bundle, quantized("int8"), Bundle.open(DEMO_FOLDER)):
         assert "features.onnx" in each.manifest.files
         found = compare_features(each.path / "features.onnx", each.manifest)
         assert found.num_values > 10_000
         assert found.difference <= LAST_BIT
-
-
-def test_a_changed_graph_is_refused(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr("u2moe.runtime.graph.features.PREEMPHASIS", 0.9)
     save_graph(features_graph(bundle.manifest), tmp_path / "features.onnx")
     with pytest.raises(ParityError, match="features differ from the runtime's by"):

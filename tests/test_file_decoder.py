@@ -70,19 +70,15 @@ def read(own, content, name="a"):
     return np.concatenate([np.zeros(0, np.float32), *own.read(io.BytesIO(content), name, RATE)])
 
 
-def test_samples_are_those_of_reading_here(own):
+def test_samples_are_those_of_reading_here_and_errors_name_the_file(own):
     whole = np.random.default_rng(0).normal(0, 0.1, (25 * 44_100, 2)).astype(np.float32)
     sound = io.BytesIO()
     soundfile.write(sound, whole, 44_100, format="WAV")
     for content in (CLIP.read_bytes(), sound.getvalue()):
         np.testing.assert_array_equal(read(own, content), np.concatenate(list(read_blocks(content, RATE))))
         assert own.stated_s == duration_of(io.BytesIO(content))
-    blocks = own.read(sound, "a", RATE)
-    assert len(next(blocks)) > 9 * RATE  # a buffer of ten seconds; the rest is abandoned
+    assert len(next(own.read(sound, "a", RATE))) > 9 * RATE  # a buffer of ten seconds; the rest is abandoned
     np.testing.assert_array_equal(read(own, CLIP.read_bytes()), soundfile.read(CLIP, dtype="float32")[0])
-
-
-def test_errors_name_the_file(own):
     with pytest.raises(AudioError, match=r"^odd\.mp3: cannot be read as audio"):
         read(own, b"no sound", "odd.mp3")
     sound = encoded(np.zeros(RATE, np.float32), RATE, "WAV", "PCM_16")

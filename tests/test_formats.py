@@ -63,58 +63,41 @@ def test_what_is_written(file_format):
     assert described.header + "".join(lines) == WRITTEN[file_format]
 
 
-def test_the_guide_names_every_format():
+def test_the_guide_names_every_format_and_others_are_refused():
     table = re.findall(r"^\| (`\w+`.*?) \|", Path("docs/recognise.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert {*FORMATS, "events"} <= {name for row in table for name in re.findall(r"\w+", row)}
-
-
-def test_words_whose_confidence_is_not_known():
-    unsure = transcript(segment(("A", 0.0, 1.0), confidence=None))
-    assert format_transcript(unsure, "ctm") == "audio 1 0.000 1.000 A\n"
-
-
-def test_unknown_format():
     with pytest.raises(ValueError, match="format must be one of txt, json, srt"):
         format_transcript(TWO, "doc")
 
 
-def test_lines_are_even_and_the_lower_is_longer():
+def test_lines_are_even_and_cuts_where_speakers_pause():
     cues = make_cues([evenly("THE BOY WAS THERE WHEN THE SUN ROSE OVER THE OLD HARBOUR")])
     assert [cue.lines for cue in cues] == [("THE BOY WAS THERE WHEN THE", "SUN ROSE OVER THE OLD HARBOUR")]
-
-
-def test_cuts_are_where_speakers_pause():
     first = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT"
     rest = "NINE TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN SIXTEEN SEVENTEEN EIGHTEEN"
     words = [(word, i * 0.4, i * 0.4 + 0.4) for i, word in enumerate(first.split())]
     words += [(word, 3.9 + i * 0.4, 4.3 + i * 0.4) for i, word in enumerate(rest.split())]
-    cues = make_cues([segment(*words)])
-    assert " ".join(cues[0].lines) == first
+    assert " ".join(make_cues([segment(*words)])[0].lines) == first
 
 
-def test_a_subtitle_does_not_stand_through_silence():
+def test_a_subtitle_stays_as_long_as_the_next_allows_but_not_through_silence():
     cues = make_cues([segment(("BEFORE", 0.0, 0.5), ("AFTER", 3.0, 3.5), ("ALL", 3.5, 4.0))])
     assert [cue.lines for cue in cues] == [("BEFORE",), ("AFTER ALL",)]
-
-
-def test_short_ones_stay_as_long_as_the_next_allows():
     cues = make_cues([segment(("YES", 1.0, 1.2)), segment(("NO", 1.6, 1.9)), segment(("PERHAPS", 9.0, 9.1))])
     assert [(cue.start_ms, cue.end_ms) for cue in cues] == [(1000, 1517), (1600, 2600), (9000, 10000)]
-    fast = make_cues([segment(("A" * 40, 0.0, 0.5))])
-    assert fast[0].end_ms == 2353  # 40 characters at 17 per second
+    assert make_cues([segment(("A" * 40, 0.0, 0.5))])[0].end_ms == 2353  # 40 characters at 17 per second
 
 
-def test_scripts_without_spaces():
+def test_subtitles_without_spaces_word_times_or_confidence():
     text = "\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d\u5341" * 3
     cues = make_cues([segment(*((char, i * 0.1, i * 0.1 + 0.1) for i, char in enumerate(text)), space="")])
     assert "".join("".join(cue.lines) for cue in cues) == text
     assert all(len(line) <= 21 for cue in cues for line in cue.lines)
-
-
-def test_without_word_times_the_segment_is_shared():
     result = Result(text="A B", is_final=True, start=2.0, end=4.0)
     assert format_transcript(transcript(result), "ctm") == "audio 1 2.000 1.000 A\naudio 1 3.000 1.000 B\n"
     assert make_cues([result])[0].start_ms == 2000
+    unsure = transcript(segment(("A", 0.0, 1.0), confidence=None))
+    assert format_transcript(unsure, "ctm") == "audio 1 0.000 1.000 A\n"
 
 
 @st.composite
@@ -135,8 +118,7 @@ def segments(draw):
 
 @given(segments(), st.integers(2, 50), st.integers(1, 3))
 def test_subtitles_hold_every_word_once_and_keep_the_rules(found, width, num_lines):
-    options = SubtitleOptions(max_line_width=width, max_lines=num_lines)
-    cues = make_cues(found, options)
+    cues = make_cues(found, SubtitleOptions(max_line_width=width, max_lines=num_lines))
     shown = "".join("".join(cue.lines) for cue in cues).replace(" ", "")
     assert shown == "".join(s.text for s in found).replace(" ", "")
     for cue in cues:

@@ -40,8 +40,7 @@ def exported(request, export_quickly, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def features():
-    noise = np.random.default_rng(5).standard_normal((150, 80))
-    return (3 * noise + 11).astype(np.float32)
+    return (3 * np.random.default_rng(5).standard_normal((150, 80)) + 11).astype(np.float32)
 
 
 def expected(network, features):

@@ -31,8 +31,7 @@ def test_silence_around_a_recording_makes_it_no_long_one(toy):
     samples = samples[round((starts[0] + 0.1) * RATE) : round((starts[-1] + 0.6) * RATE)]
     options = DecodingOptions(endpoint=EndpointConfig(), padding_s=1.0)
     assert 3.8 < len(samples) / RATE < 4.0
-    transcript = toy.transcribe(samples, options=options)
-    assert transcript.text == "A B C"
+    assert toy.transcribe(samples, options=options).text == "A B C"
     assert toy.model.session.durations == pytest.approx([len(samples) / RATE + 2], abs=0.08)
 
 
@@ -48,22 +47,17 @@ def test_full_context_ends_amid_pauses(toy, pause):
     assert transcript.text == "A B C D A B"
     check_segments(transcript.segments, transcript.duration)
     ends = [start - long / 2 for start, long in zip(starts, pauses, strict=True) if long > pause and start > 1]
-    edges = [0.0, *ends, len(samples) / RATE]
-    assert toy.model.session.durations == pytest.approx(np.diff(edges), abs=0.08)
+    assert toy.model.session.durations == pytest.approx(np.diff([0.0, *ends, len(samples) / RATE]), abs=0.08)
     assert len(transcript.segments) == len(toy.model.session.durations) == {0.4: 3, 0.9: 2}[pause]
 
 
 @pytest.mark.usefixtures("short_windows")
-def test_without_pause_windows_are_full(toy):
+def test_windows_without_pause_are_full_and_what_they_end_amid_is_encoded_again(toy):
     samples, _ = say("ABCDAB", [0.3, 0.2, 0.6, 0.2, 1.1, 0.3])
     transcript = toy.transcribe(samples, options=DecodingOptions(endpoint=EndpointConfig(pause=None)))
     assert transcript.text == "A B C D A B"
     assert toy.model.session.durations[0] == pytest.approx(4.0, abs=0.1)
-
-
-@pytest.mark.usefixtures("short_windows")
-def test_what_a_window_ends_amid_is_encoded_again(toy):
-    """A word at the end of the window, in an utterance from its second half, is recognised once and in full."""
+    # A word at the end of the window, in an utterance from its second half, is recognised once and in full
     samples, starts = say("ABCD", [0.9, 2.5, 0.2, 0.2], tone_s=0.4)
     assert starts[1] + 0.1 < 4.0 < starts[1] + 0.3
     transcript = toy.transcribe(samples, options=DecodingOptions(endpoint=dataclasses.replace(RULES, pause=None)))

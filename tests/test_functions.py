@@ -20,12 +20,9 @@ from u2moe.runtime.graph.layers import Prefixes, activation_layer, shared_prefix
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_header_of_the_kernels_is_that_of_the_tables():
+def test_header_and_page_of_the_kernels_are_those_of_the_tables_of_known_activations():
     made = runpy.run_path(str(ROOT / "runtime" / "kernels" / "declare.py"))
     assert made["HEADER"].read_text(encoding="utf-8") == made["header"](), "run python runtime/kernels/declare.py"
-
-
-def test_the_page_of_the_kernels_has_a_row_for_each_native_function_with_its_attributes():
     page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.*?) \|", page, re.MULTILINE)
     shown = {name: text for names, text in rows for name in re.findall(r"`(\w+)`", names)}
@@ -33,6 +30,10 @@ def test_the_page_of_the_kernels_has_a_row_for_each_native_function_with_its_att
     for name in NATIVE:
         if "the same" not in shown[name] and "as " not in shown[name] and "those" not in shown[name]:
             assert [each for each in FUNCTIONS[name].attributes if f"`{each}`" not in shown[name]] == [], name
+    assert lowest_of("") is None
+    for use in (lowest_of, activation_layer):
+        with pytest.raises(ValueError, match=r"activation must be one of relu, swish, .*, got 'cube'"):
+            use("cube")
 
 
 @pytest.mark.parametrize(
@@ -65,13 +66,6 @@ def test_no_activation_is_lower_than_what_its_rows_are_quantized_for(kind):
     """The integers of a row reach equally far below and above zero, because lower values would be cut off."""
     lowest = float(IN_TORCH[kind](torch.linspace(-20, 1, 200_001, dtype=torch.float64)).min())
     assert LOWEST[kind] - 1e-3 < -lowest <= LOWEST[kind]
-
-
-def test_an_unknown_activation_is_an_error():
-    assert lowest_of("") is None
-    for use in (lowest_of, activation_layer):
-        with pytest.raises(ValueError, match=r"activation must be one of relu, swish, .*, got 'cube'"):
-            use("cube")
 
 
 @given(st.lists(st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=3, max_size=3), min_size=1, max_size=3))

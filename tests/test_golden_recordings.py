@@ -43,14 +43,11 @@ def found(model, encoded):
     return [tokens, [hypothesis.times for hypothesis in hypotheses], chosen]
 
 
-def test_whole_recordings(heard):
+def test_recordings_whole_and_in_chunks(heard):
     bundle, recordings, known = heard
     model = bundle.load()
     assert recordings
     assert [found(model, model.encode(features)) for features in recordings] == known["whole"]
-
-
-def test_recordings_in_chunks(heard):
     bundle, recordings, known = heard
     model = bundle.load()
     assert ("chunks" in known) == bundle.manifest.model.streaming

@@ -24,13 +24,10 @@ SYMBOLS = ["<blank>", "▁A", "A", "▁B", "B", "▁", "中", "<sos/eos>"]
 VOCABULARY = Vocabulary(SYMBOLS, TextConfig(tokenizer="bpe"))
 REST = len(SYMBOLS)
 GRAMMARS = {
-    ("a",): {"A"},
-    ("a b", "a"): {"A B", "A"},
-    ("ab (a | b)", "[unk]"): {"AB A", "AB B"},
-    ("<x> b", "<x> = a | [b] aa"): {"A B", "AA B", "B AA B"},
-    ("中 [a]", "[unk]"): {"中", "中 A"},
+    ("a",): {"A"}, ("a b", "a"): {"A B", "A"}, ("ab (a | b)", "[unk]"): {"AB A", "AB B"},
+    ("<x> b", "<x> = a | [b] aa"): {"A B", "AA B", "B AA B"}, ("中 [a]", "[unk]"): {"中", "中 A"},
     ("b", "ba b", "[unk]"): {"B", "BA B"},
-}
+}  # fmt: skip
 """Grammars, and the phrases that they allow."""
 
 
@@ -147,8 +144,7 @@ def test_each_phrase_is_one_event(tmp_path, capsys):
     assert [event["phrase"] for event in said] == [
         phrase["phrase"] for event in events if event["type"] == "segment" for phrase in event["phrases"]]  # fmt: skip
     assert cli.main(["transcribe", "--stream", "--grammar", str(file), *clips]) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if "confidence" in line]
-    assert told == [
+    assert [line for line in capsys.readouterr().err.splitlines() if "confidence" in line] == [
         "{phrase} ({start:.2f} to {end:.2f} s, confidence {confidence:.2f})".format(**each) for each in said
     ]
 
@@ -208,16 +204,12 @@ def test_second_passes_score_what_was_heard_for_the_rest(recognizer, sound):
             assert alternative.attention_score < 0
 
 
-def test_other_words_cost_their_beginning_and_each_token():
+def test_other_words_cost_their_beginning_and_thousands_of_phrases_share_theirs():
     utterance = object.__new__(Utterance)
     utterance._grammar = PhraseGraph(Grammar(lines=("a b", "[unk]")), VOCABULARY)
     utterance._loudest = [1, ~1, 3, 3, 2]  # token 1, blank, token 3, and the next token
     heard, begins = utterance.heard(Hypothesis(tokens=[REST, 2], score=-5.0, times=[0, 4]))
     assert (heard.tokens, heard.score, begins) == ([1, 3, 2], -5.0, [0, 2])
     assert heard.context_score == -(2 * REST_PENALTY + REST_COST)
-
-
-def test_thousands_of_phrases_share_their_beginnings():
     lines = tuple(f"a b {'ab ' * (n % 7)}{'ba ' * (n % 11)}{'aab ' * (n % 13)}" for n in range(1001))
-    graph = PhraseGraph(Grammar(lines=lines), VOCABULARY)
-    assert len(graph._arcs) < sum(map(len, lines)) / 5
+    assert len(PhraseGraph(Grammar(lines=lines), VOCABULARY)._arcs) < sum(map(len, lines)) / 5

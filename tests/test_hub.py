@@ -29,9 +29,7 @@ print(Recognizer.from_pretrained(name, revision=revision or None).bundle.path.na
 @pytest.fixture
 def hub(bundle):
     """Serve a repository "org/name" with the files of a bundle. Tests may change `files`; `limit` truncates responses.
-
-    A push replaces the files, unless it `breaks`.
-    """
+    A push replaces the files, unless it `breaks`."""
 
     class Hub(BaseHTTPRequestHandler):
         files = {file.name: file.read_bytes() for file in bundle.path.iterdir() if file.is_file()}  # noqa: RUF012
@@ -116,10 +114,8 @@ def test_a_bundle_comes_from_a_hub_and_is_kept(hub, tmp_path):
     done = run(address, tmp_path, "org/name@v1")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "org--name@v1\n"
-    again = run(address, tmp_path, "org/name@v1", HF_HUB_OFFLINE="1")
-    assert again.stdout == done.stdout
-    tokens = server.files["tokens.txt"]
-    server.files["tokens.txt"] = tokens[:-1] + b" "  # same size
+    assert run(address, tmp_path, "org/name@v1", HF_HUB_OFFLINE="1").stdout == done.stdout
+    server.files["tokens.txt"] = server.files["tokens.txt"][:-1] + b" "  # same size
     done = run(address, tmp_path, "org/name")
     assert done.returncode == 1
     assert "IntegrityError" in done.stderr

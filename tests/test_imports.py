@@ -48,11 +48,8 @@ def room(name):
     return name.split(".")[0]
 
 
-def test_every_room_has_its_place():
+def test_rooms_have_a_place_private_names_and_imports_downhill_without_a_circle():
     assert {room(name) for name in modules()} == set(ORDER)
-
-
-def test_imports_between_rooms_run_downhill():
     known = modules()
     uphill = {
         f"{name} imports {module}"
@@ -61,18 +58,12 @@ def test_imports_between_rooms_run_downhill():
         if ORDER.index(room(module)) > ORDER.index(room(name))
     }
     assert not uphill
-
-
-def test_imports_form_no_circle():
     known = modules()
     graph = {name: {module for module, _ in imports(name, known) if module != name} for name in known}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
-
-
-def test_private_names_stay_in_their_file():
     known = modules()
     private = {
         f"{name} imports {module}.{imported}"

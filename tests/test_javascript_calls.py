@@ -414,12 +414,9 @@ def test_other_errors_keep_their_causes_and_name_the_file(bundle, tmp_path):
         folder=str(tmp_path),
     )
     assert [(name, cause) for name, _, cause in found] == [
-        ("BundleError", None),
-        ("BundleError", "ENOENT"),
-        ("BundleError", "TypeError"),
+        ("BundleError", None), ("BundleError", "ENOENT"), ("BundleError", "TypeError"), ("InferenceError", None),
         ("InferenceError", None),
-        ("InferenceError", None),
-    ]
+    ]  # fmt: skip
     starts = (
         "bundle.json: is not valid JSON: ",
         "tokens.txt: cannot be read: ENOENT",

@@ -120,14 +120,9 @@ def summary(hypotheses):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    order=st.integers(1, 4),
-    beam_size=st.integers(1, 12),
-    scale=st.floats(0.5, 6),
-    blank=st.floats(0, 10),
-    word_bonus=st.floats(-2, 3),
-    cuts=st.lists(st.integers(0, 40), max_size=6),
-)
+    seed=st.integers(0, 2**32 - 1), order=st.integers(1, 4), beam_size=st.integers(1, 12), scale=st.floats(0.5, 6),
+    blank=st.floats(0, 10), word_bonus=st.floats(-2, 3), cuts=st.lists(st.integers(0, 40), max_size=6),
+)  # fmt: skip
 def test_no_split_and_no_short_cut_changes_anything(toys, seed, order, beam_size, scale, blank, word_bonus, cuts):
     model, _ = toys[order]
     options = LanguageModelOptions(model=model, weight=0.8, word_bonus=word_bonus)
@@ -255,7 +250,7 @@ def test_files_give_the_same_probabilities(tmp_path, order, bits):
                 assert log_prob == pytest.approx(expected, abs=2e-5)  # sums of float32
 
 
-def test_a_file_may_lack_what_others_have(tmp_path):
+def test_files_that_lack_or_differ_in_what_does_not_matter(tmp_path):
     """No markers, a pruned lower order, comments before the data, and an empty highest order."""
     arpa = (
         "made by hand\n\\data\\\nngram 1=3\nngram 2=2\nngram 3=1\nngram 4=0\n\n"
@@ -270,6 +265,14 @@ def test_a_file_may_lack_what_others_have(tmp_path):
     assert ngrams.step(ngrams.step(history, b)[1], a)[0] == pytest.approx(-1)
     assert ngrams.step(ngrams.step(0, a)[1], b)[0] == pytest.approx(-2.5)
     assert ngrams.end is None
+    arpa = random_arpa(1, WORDS, 2)
+    plain = opened(tmp_path, arpa).ngrams
+    zero = re.sub(r"(?m)^-99\S*\t", "-inf\t", arpa)
+    empty = arpa.replace("\n\\1-grams", "ngram 3=0\n\n\\1-grams").replace("\\end\\", "\\3-grams:\n\n\\end\\")
+    for text in ("\ufeff" + arpa, zero, empty):
+        ngrams = opened(tmp_path, text).ngrams
+        assert ngrams.num_ngrams == plain.num_ngrams
+        assert ngrams.log_prob == pytest.approx(plain.log_prob)
 
 
 DAMAGE = {
@@ -288,8 +291,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_rounding_keeps_the_extremes_and_makes_nothing_certain(bits):
-    random = np.random.default_rng(0)
-    values = -random.exponential(2, 200_000).astype(np.float32)
+    values = -np.random.default_rng(0).exponential(2, 200_000).astype(np.float32)
     values[:3] = 0, -99, -1e-6
     table, codes = _quantize(values, bits)
     rounded = table[codes]
@@ -299,17 +301,6 @@ def test_rounding_keeps_the_extremes_and_makes_nothing_certain(bits):
     assert (rounded[values < 0] < 0).all()
     assert np.abs(rounded - values).max() < (0.5 if bits == 8 else 0.001)
     assert np.abs(rounded - values)[2:].mean() < (0.02 if bits == 8 else 1e-4)
-
-
-def test_files_that_differ_in_what_does_not_matter(tmp_path):
-    arpa = random_arpa(1, WORDS, 2)
-    plain = opened(tmp_path, arpa).ngrams
-    zero = re.sub(r"(?m)^-99\S*\t", "-inf\t", arpa)
-    empty = arpa.replace("\n\\1-grams", "ngram 3=0\n\n\\1-grams").replace("\\end\\", "\\3-grams:\n\n\\end\\")
-    for text in ("\ufeff" + arpa, zero, empty):
-        ngrams = opened(tmp_path, text).ngrams
-        assert ngrams.num_ngrams == plain.num_ngrams
-        assert ngrams.log_prob == pytest.approx(plain.log_prob)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -324,15 +315,12 @@ def test_a_damaged_file_says_where(tmp_path, damage):
         LanguageModel.open(path)
 
 
-def test_ngrams_that_are_there_twice_or_continue_none_are_named(tmp_path):
+def test_what_is_no_model_is_refused_and_odd_ngrams_are_named(tmp_path):
     for lines, message in (("-1 a b\n-1 a b", "'a b' appears twice"), ("-1 b a\n-1 b b", None)):
         arpa = f"\\data\\\nngram 1=2\nngram 2=2\nngram 3=1\n\n\\1-grams:\n-1 a 0\n-1 b 0\n\n\\2-grams:\n{lines}\n\n"
         arpa += "\\3-grams:\n-1 a b a\n\n\\end\\\n"
         with pytest.raises(LanguageModelError, match=message or "the 3-gram 'a b a' has a prefix that is not listed"):
             opened(tmp_path, arpa)
-
-
-def test_what_is_no_model_is_refused(tmp_path):
     for name, content in {
         "empty": b"",
         "noise": bytes(range(256)),
@@ -346,7 +334,7 @@ def test_what_is_no_model_is_refused(tmp_path):
         LanguageModel.open(tmp_path / "missing")
 
 
-def test_a_compact_file_detects_damage(toys, tmp_path):
+def test_a_compact_file_detects_damage_and_options_are_checked(toys, tmp_path):
     path = tmp_path / "compact.lm"
     write_compact(toys[3][0].ngrams, path)
     content = bytearray(path.read_bytes())
@@ -354,9 +342,6 @@ def test_a_compact_file_detects_damage(toys, tmp_path):
     path.write_bytes(content)
     with pytest.raises(LanguageModelError, match="does not match its digest"):
         LanguageModel.open(path)
-
-
-def test_options_are_checked(toys):
     model = toys[2][0]
     for wrong in (
         {"model": 5}, {"classes": ["a"]}, {"classes": {"zz": ["x"]}}, {"classes": {"a": "xyz"}},

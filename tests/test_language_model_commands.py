@@ -155,8 +155,7 @@ def test_recordings_that_are_encoded_once_give_what_a_recogniser_gives(recording
     model = LanguageModelOptions(model=tmp_path / "toy.arpa", weight=1.0)
     for options, penalty in ((None, 0.0), (model, 0.0), (None, 1.5), (model, 8.0)):
         decoding = dataclasses.replace(recordings.decoding, blank_penalty=penalty)
-        texts = recordings.texts(options, decoding, second_pass=True)
-        for number, text in enumerate(texts):
+        for number, text in enumerate(recordings.texts(options, decoding, second_pass=True)):
             chosen = {"beam_size": 4, "language_model": options, "blank_penalty": penalty}
             stream = recognizer._stream(recognizer.options.__class__(**chosen), None, None)
             stream.accept_waveform(16_000, sound[number * 8000 : 40_000 + number * 8000])

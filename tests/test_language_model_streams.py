@@ -83,12 +83,20 @@ def test_a_search_that_cannot_use_a_model_says_so(options):
         DecodingOptions(language_model="words.arpa")
 
 
-def test_options_reach_worker_processes(toy, tmp_path):
+def test_options_reach_worker_processes_and_wrong_settings_are_named(toy, tmp_path):
     (tmp_path / "toy.arpa").write_text(random_arpa(1, "ABCD", 3), encoding="utf-8")
     options = LanguageModelOptions(model=LanguageModel.open(tmp_path / "toy.arpa"), weight=0.25)
     copied = pickle.loads(pickle.dumps(options))
     tokens = [1, 2, SYMBOLS.index("\u2581D"), 3]
     assert Fusion(copied, toy.vocabulary).score(tokens) == Fusion(options, toy.vocabulary).score(tokens) != 0
+    for text, message in (
+        ("demo,weight=x", "--lm: weight must be a number, got 'x'"),
+        ("demo,wait=0.3", r"--lm: found wait=0.3, expected a setting \(weight, .*\) or WORD=FILE: .*No such file"),
+        ("demo,weight=-1", "weight must be"),
+        ("demo,level=letter", "level must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            language_model_options(text)
 
 
 def test_the_demo_model_has_a_general_model_that_others_may_use():
@@ -99,17 +107,6 @@ def test_the_demo_model_has_a_general_model_that_others_may_use():
     expected = dataclasses.replace(options, weight=0.1)
     assert language_model_options("demo,weight=0.1").digest == expected.digest != options.digest
     assert language_model_options("demo,weight=0.2,weight=0.1,level=word").level == "word"
-
-
-def test_settings_of_a_model_that_are_wrong_are_named():
-    for text, message in (
-        ("demo,weight=x", "--lm: weight must be a number, got 'x'"),
-        ("demo,wait=0.3", r"--lm: found wait=0.3, expected a setting \(weight, .*\) or WORD=FILE: .*No such file"),
-        ("demo,weight=-1", "weight must be"),
-        ("demo,level=letter", "level must be"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            language_model_options(text)
 
 
 def test_a_server_uses_one_model_for_all_streams_and_files(bundle, tmp_path):

@@ -117,7 +117,22 @@ def test_the_numbers_are_those_of_lmplz():
         assert np.abs(found.backoff - expected.backoff).max() < 1e-5
 
 
-def test_blocks_do_not_matter(monkeypatch):
+def test_rare_words_are_unknown_and_markers_left_out():
+    counts = count_ngrams([["a", "b", "a"], ["c", "a", "b"]], 2, min_word_count=2)
+    assert counts.words == ("<unk>", "<s>", "</s>", "a", "b")
+    found = {tuple(counts.words[i] for i in row): n for row, n in zip(counts.rows, counts.counts, strict=True)}
+    assert found[("<s>", "<unk>")] == found[("<unk>", "a")] == 1
+    assert found[("a", "b")] == 2
+    assert count_ngrams([["<s>", "a", "</s>"], [], ["<s>"]], 2).rows.tolist() == [[1, 3], [3, 2]]
+    assert train(count_ngrams(random_text(2, 20), 3), TrainingOptions(order=3, prune=(0, 10**6))).order == 1
+
+
+def test_blocks_do_not_matter_and_options_are_checked(monkeypatch):
+    for prune in ((1,), (0, 2, 1), (), (0,) * 4):
+        with pytest.raises(ValueError):
+            TrainingOptions(prune=prune)
+    with pytest.raises(ValueError, match="no words"):
+        train(count_ngrams([], 3), TrainingOptions())
     text = random_text(1, 200)
     expected = count_ngrams(text, 3)
     monkeypatch.setattr("u2moe.runtime.language.kneser_ney._BLOCK", 50)
@@ -125,29 +140,3 @@ def test_blocks_do_not_matter(monkeypatch):
     assert (counts.rows == expected.rows).all()
     assert (counts.counts == expected.counts).all()
     assert counts.num_sentences == 200
-
-
-def test_rare_words_are_unknown():
-    text = [["a", "b", "a"], ["c", "a", "b"]]
-    counts = count_ngrams(text, 2, min_word_count=2)
-    assert counts.words == ("<unk>", "<s>", "</s>", "a", "b")
-    found = {tuple(counts.words[i] for i in row): n for row, n in zip(counts.rows, counts.counts, strict=True)}
-    assert found[("<s>", "<unk>")] == found[("<unk>", "a")] == 1
-    assert found[("a", "b")] == 2
-
-
-def test_the_markers_of_a_text_are_left_out():
-    assert count_ngrams([["<s>", "a", "</s>"], [], ["<s>"]], 2).rows.tolist() == [[1, 3], [3, 2]]
-
-
-def test_few_probabilities_are_left_when_all_longer_ngrams_are_pruned():
-    ngrams = train(count_ngrams(random_text(2, 20), 3), TrainingOptions(order=3, prune=(0, 10**6)))
-    assert ngrams.order == 1
-
-
-def test_options_are_checked():
-    for prune in ((1,), (0, 2, 1), (), (0,) * 4):
-        with pytest.raises(ValueError):
-            TrainingOptions(prune=prune)
-    with pytest.raises(ValueError, match="no words"):
-        train(count_ngrams([], 3), TrainingOptions())

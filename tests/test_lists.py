@@ -66,7 +66,7 @@ def only(list_path, **options):
     return list(read_utterances(list_path, options=ListOptions(**options)))
 
 
-def test_data_list_of_wenet(clip, tmp_path):
+def test_lists_of_wenet_and_nemo(clip, tmp_path):
     list_path = write(
         tmp_path / "data.list",
         {"key": "k1", "wav": "a.wav", "txt": "ONE", "speaker": "s"},
@@ -76,18 +76,10 @@ def test_data_list_of_wenet(clip, tmp_path):
     assert only(list_path) == [
         Entry(key="k1", source=AudioFile(path=str(clip)), text="ONE", speaker="s"),
         Entry(
-            key="k2",
-            source=AudioFile(path="/b.wav"),
-            text="TWO",
-            start=0.5,
-            end=2.0,
-            duration=1.5,
+            key="k2", source=AudioFile(path="/b.wav"), text="TWO", start=0.5, end=2.0, duration=1.5,
             fields={"set": "dev"},
         ),
-    ]
-
-
-def test_list_of_nemo(clip, tmp_path):
+    ]  # fmt: skip
     lines = [
         {"audio_filepath": "a.wav", "duration": 0.1, "text": "one", "lang": "en"},
         {"audio_filepath": "a.wav", "offset": 0.05, "duration": 0.025},
@@ -121,15 +113,9 @@ def test_cuts_of_lhotse(clip, tmp_path, suffix):
     list_path.write_bytes(gzip.compress(content) if suffix else content)
     first, second, third = only(list_path)
     assert first == Entry(
-        key="c1",
-        source=AudioFile(path=str(clip)),
-        start=0.05,
-        end=0.07,
-        duration=0.02,
-        text="ONE TWO",
-        speaker="s",
+        key="c1", source=AudioFile(path=str(clip)), start=0.05, end=0.07, duration=0.02, text="ONE TWO", speaker="s",
         fields={"set": "dev"},
-    )
+    )  # fmt: skip
     assert (second.end, second.text) == (None, None)
     assert third.key == f"{list_path.name}:3"
     with pytest.raises(AudioError, match="line 3: type must be MonoCut or MultiCut, got 'MixedCut'"):
@@ -142,7 +128,7 @@ def kaldi(folder, **tables):
     return folder
 
 
-def test_data_folder_of_kaldi(clip, tmp_path):
+def test_segments_of_kaldi_and_folders_without(clip, tmp_path):
     folder = kaldi(tmp_path, wav_scp=["r1 a.wav", "r2\tb c.wav"], text=["r1 ONE  TWO", "r2"], utt2spk=["r1 s1"])
     assert find_format(str(folder)) == "kaldi"
     expected = [
@@ -150,9 +136,6 @@ def test_data_folder_of_kaldi(clip, tmp_path):
         Entry(key="r2", source=AudioFile(path=str(tmp_path / "b c.wav")), text=""),
     ]
     assert only(folder) == only(folder / "wav.scp") == expected
-
-
-def test_segments_of_kaldi(clip, tmp_path):
     segments = ["u1 r2 0.5 1.5", "u2 r1 0.02 -1", "u3 r9 0 1", "u4 r1 0"]
     folder = kaldi(tmp_path, wav_scp=["r1 a.wav", "r2 b.wav"], segments=segments, text=["u2 TWO"])
     first, second, third, fourth = only(folder)
@@ -187,7 +170,7 @@ def test_tables_side_by_side_find_what_a_dict_finds(tmp_path_factory, table, key
     assert {utterance.key: utterance.text for utterance in only(folder)} == expected
 
 
-def test_commands_only_run_where_they_are_allowed(clip, tmp_path):
+def test_commands_only_run_where_they_are_allowed_and_end_with_all_they_started(clip, tmp_path, monkeypatch):
     folder = kaldi(tmp_path, wav_scp=[f"k cat {clip} |", "l cat missing |"])
     with pytest.raises(CorpusError, match=r"command 'cat .* needs --allow-pipes"):
         only(folder)
@@ -196,9 +179,6 @@ def test_commands_only_run_where_they_are_allowed(clip, tmp_path):
     assert np.array_equal(samples_of(first), ramp())
     with pytest.raises(AudioError, match="cat missing: exited with status 1 after 0 bytes: cat: missing: No such file"):
         samples_of(second)
-
-
-def test_commands_that_hang_are_ended_with_all_they_started(monkeypatch):
     monkeypatch.setattr(sources_module, "LONGEST_COMMAND_S", 0.2)
     with pytest.raises(AudioError, match=r"sleep 9; echo: timed out after 0 s"):
         samples_of(Entry(key="k", source=Command(command="sleep 9; echo")))
@@ -213,19 +193,10 @@ def test_devices_and_pipes_are_refused(tmp_path):
                 sources.open(Entry(key="k", source=AudioFile(path=path)))
 
 
-def test_copies_are_bounded(clip, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources_module, "_MOST_BYTES", 1000)
-    with Sources() as sources:
-        for source in (Command(command="cat /dev/zero"), AudioFile(path=f"file://{clip}")):
-            with pytest.raises(AudioError, match="cannot be copied: use a local file"):
-                sources.open(Entry(key="k", source=source))
-
-
 def test_parquet_of_hugging_face(clip, tmp_path):
     pa = pytest.importorskip("pyarrow", reason="needs the extra parquet")
     pq = pytest.importorskip("pyarrow.parquet")
-    content = clip.read_bytes()
-    audio = [{"bytes": content, "path": "a.wav"}, {"bytes": None, "path": clip.name}, None]
+    audio = [{"bytes": clip.read_bytes(), "path": "a.wav"}, {"bytes": None, "path": clip.name}, None]
     rows = {"audio": audio, "sentence": ["ONE", "TWO", "THREE"], "speaker_id": [7, 8, 9], "set": ["x", "y", "z"]}
     pq.write_table(pa.table(rows), clip.parent / "train.parquet")
     path = str(clip.parent / "train.parquet")
@@ -246,16 +217,21 @@ def test_parquet_of_hugging_face(clip, tmp_path):
         list(read_utterances(tmp_path / "none.parquet"))
 
 
-def test_a_recording_is_fetched_once_for_all_its_parts(clip, tmp_path):
+def test_recordings_are_fetched_once_for_all_parts_which_are_exactly_their_samples(clip, tmp_path):
     command = Command(command=f"echo >> {tmp_path}/log; cat {clip}")
     parts = [Entry(key="k", source=command, start=i / 100, end=(i + 1) / 100) for i in range(10)]
     with Sources() as sources:
         found = [read_from(sources, part) for part in parts]
     assert np.array_equal(np.concatenate(found), ramp())
     assert (tmp_path / "log").read_text() == "\n"
+    whole = Entry(key="k", source=AudioFile(path=str(clip)))
+    assert np.array_equal(samples_of(dataclasses.replace(whole, start=0.025, end=9.0)), ramp()[400:])
+    for start, end in ((0.1, None), (0.2, 0.3), (0.05, 0.05)):
+        with pytest.raises(AudioError, match=f"a.wav: has no audio from {start:g} s to"):
+            samples_of(dataclasses.replace(whole, start=start, end=end))
 
 
-def test_memory_does_not_grow_with_a_list(tmp_path):
+def test_copies_and_memory_are_bounded(tmp_path, clip, monkeypatch):
     peaks = []
     for num in (500, 5_000):
         list_path = write(tmp_path / "data.list", *[{"key": f"k{i}", "wav": f"{i}.wav"} for i in range(num)])
@@ -264,6 +240,11 @@ def test_memory_does_not_grow_with_a_list(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+    monkeypatch.setattr(sources_module, "_MOST_BYTES", 1000)
+    with Sources() as sources:
+        for source in (Command(command="cat /dev/zero"), AudioFile(path=f"file://{clip}")):
+            with pytest.raises(AudioError, match="cannot be copied: use a local file"):
+                sources.open(Entry(key="k", source=source))
 
 
 def shard(path, members, mode="w"):
@@ -342,8 +323,7 @@ def test_folders_and_lists_of_paths(clip, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes only there")
 def test_names_need_not_be_utf8(tmp_path):
-    name = os.fsdecode(b"\xff.wav")
-    (tmp_path / name).write_bytes(wav(ramp()))
+    (tmp_path / os.fsdecode(b"\xff.wav")).write_bytes(wav(ramp()))
     (tmp_path / "list").write_bytes(b"\xff.wav\n")
     for found in (only(tmp_path / "list"), only(tmp_path)[:1]):
         assert np.array_equal(samples_of(found[0]), ramp())
@@ -418,24 +398,12 @@ def test_a_digest_follows_the_content_not_the_place(tmp_path):
     assert digest(str(archive), "shards", ListOptions()) != before
 
 
-def test_parts_of_files_are_exactly_their_samples(clip):
-    whole = Entry(key="k", source=AudioFile(path=str(clip)))
-    part = dataclasses.replace(whole, start=0.025, end=9.0)
-    assert np.array_equal(samples_of(part), ramp()[400:])
-    for start, end in ((0.1, None), (0.2, 0.3), (0.05, 0.05)):
-        with pytest.raises(AudioError, match=f"a.wav: has no audio from {start:g} s to"):
-            samples_of(dataclasses.replace(whole, start=start, end=end))
-
-
-def test_every_format_is_described():
-    guide = (Path(__file__).parent.parent / "docs" / "corpora.md").read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in guide for name in FORMATS)
-
-
-def test_a_list_has_a_path_and_a_transcript_in_each_line(tmp_path):
+def test_lists_have_a_path_and_a_transcript_in_each_line_and_are_described(tmp_path):
     file = tmp_path / "list.tsv"
     file.write_text("\ufeffa.wav\tA B\n\n b c.wav \t\n", encoding="utf-8")
     assert read_recordings(file) == [
         Recording(path=tmp_path / "a.wav", transcript="A B"),
         Recording(path=tmp_path / "b c.wav", transcript=""),
     ]
+    guide = (Path(__file__).parent.parent / "docs" / "corpora.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in guide for name in FORMATS)

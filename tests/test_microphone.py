@@ -85,19 +85,7 @@ def test_the_callback_never_waits_and_what_is_lost_is_counted_and_told(segmentin
     assert finals == segments_of(segmenting, sound[:16_000], sound[24_000:32_000])
 
 
-def test_what_is_lost_at_the_end_is_told_when_it_is_closed(segmenting, sound, sounddevice):
-    gate = Gate()
-    with Transcriber(segmenting, on_error=gate, max_queue_s=1.0) as transcriber:
-        transcriber.report(AudioError("stop here"))
-        assert gate.reached.wait(LIMIT_S)
-        with Microphone(transcriber):
-            sounddevice.play(sound)
-        gate.open.set()
-    assert [type(error) for error in gate.calls] == [AudioError, AudioOverflowError]
-    assert gate.calls[1].duration == pytest.approx(3.0)
-
-
-def test_what_the_audio_system_loses_is_told(segmenting, sound, sounddevice):
+def test_what_is_lost_is_told_also_at_the_end(segmenting, sound, sounddevice):
     errors = []
     with Transcriber(segmenting, on_error=errors.append) as transcriber, Microphone(transcriber) as microphone:
         sounddevice.play(sound[:8000])
@@ -107,6 +95,15 @@ def test_what_the_audio_system_loses_is_told(segmenting, sound, sounddevice):
     assert [type(error) for error in errors] == [AudioOverflowError]
     assert "the audio system dropped it" in str(errors[0])
     assert transcriber.duration == pytest.approx(4.0)
+    gate = Gate()
+    with Transcriber(segmenting, on_error=gate, max_queue_s=1.0) as transcriber:
+        transcriber.report(AudioError("stop here"))
+        assert gate.reached.wait(LIMIT_S)
+        with Microphone(transcriber):
+            sounddevice.play(sound)
+        gate.open.set()
+    assert [type(error) for error in gate.calls] == [AudioError, AudioOverflowError]
+    assert gate.calls[1].duration == pytest.approx(3.0)
 
 
 def test_numbers_that_are_none_are_told_and_left_out(segmenting, sound, sounddevice):
@@ -162,7 +159,7 @@ def test_what_is_not_installed_is_named(segmenting, monkeypatch, error, message)
         Microphone(transcriber)
 
 
-def test_use_after_the_end(segmenting, sounddevice):
+def test_a_device_that_is_not_there_or_not_in_use(segmenting, sounddevice):
     with Transcriber(segmenting) as transcriber:
         microphone = Microphone(transcriber)
         assert not microphone.is_active
@@ -170,9 +167,6 @@ def test_use_after_the_end(segmenting, sounddevice):
         microphone.close()
         with pytest.raises(MicrophoneError, match="closed"):
             microphone.start()
-
-
-def test_a_device_that_is_not_there(segmenting, sounddevice):
     with Transcriber(segmenting) as transcriber:
         with pytest.raises(MicrophoneError, match="No input device matching 0"):
             Microphone(transcriber, device=0)
@@ -248,17 +242,7 @@ def test_listen_says_each_phrase_when_it_is_certain(bundle, spoken, sounddevice,
     assert events[-1] is ends[-1]
 
 
-def test_listen_ends_with_an_error_when_the_microphone_goes(bundle, sounddevice, sound, capsys):
-    def speak():
-        sounddevice.play(sound)
-        sounddevice.end()
-
-    sounddevice.on_start = lambda: threading.Thread(target=speak).start()
-    assert listen(bundle) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "u2moe: error: the microphone has stopped: is it connected?"
-
-
-def test_listen_says_what_was_lost_and_goes_on(bundle, sounddevice, sound, capsys):
+def test_listen_goes_on_after_loss_and_ends_when_the_microphone_goes(bundle, sounddevice, sound, capsys):
     def speak():
         sounddevice.play(sound, input_overflow=True)
         _thread.interrupt_main()
@@ -269,7 +253,12 @@ def test_listen_says_what_was_lost_and_goes_on(bundle, sounddevice, sound, capsy
     assert out
     assert "u2moe: error: lost audio from the microphone: the audio system dropped it" in err
 
+    def speak_and_go():
+        sounddevice.play(sound)
+        sounddevice.end()
 
-def test_list_devices(bundle, sounddevice, capsys):
+    sounddevice.on_start = lambda: threading.Thread(target=speak_and_go).start()
+    assert listen(bundle) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "u2moe: error: the microphone has stopped: is it connected?"
     assert listen(bundle, "--device", "list") == 0
     assert capsys.readouterr().out == "1\tHeadset\n"

@@ -63,12 +63,9 @@ def test_attention_beam_search_equals_wenet(golden, golden_model, length_penalty
             continue
         encoder_out, _ = encode(golden_model, golden, utterance, mode)
         best = attention_beam_search(
-            lambda tokens, out=encoder_out: golden_model.token_scores(out, tokens).next,
-            len(encoder_out),
-            beam_size=5,
-            eos=golden_model.config.eos,
-            length_penalty=length_penalty,
-        )[0]
+            lambda tokens, out=encoder_out: golden_model.token_scores(out, tokens).next, len(encoder_out), beam_size=5,
+            eos=golden_model.config.eos, length_penalty=length_penalty,
+        )[0]  # fmt: skip
         assert best.tokens == results[f"attention beam=5 length_penalty={length_penalty}"]["tokens"]
 
 
@@ -195,7 +192,7 @@ def test_lengths(model, chunk_size, num_frames, time):
     assert model.ctc(encoder_out).shape == (time, model.config.vocab_size)
 
 
-def test_arguments_that_are_refused(model):
+def test_refused_arguments_also_without_decoder(model):
     with pytest.raises(ValueError, match=r"features must be \[time, 80\], got shape \(3, 40\)"):
         model.encode(np.zeros((3, 40)))
     with pytest.raises(ValueError, match="encoder_out must be"):
@@ -206,9 +203,6 @@ def test_arguments_that_are_refused(model):
         with pytest.raises(ValueError, match=r"token ids outside 0\.\.59"):
             model.rescore(np.zeros((3, 64)), [[1, token]])
     assert [len(scores) for scores in model.rescore(np.zeros((3, 64)), [])] == [0, 0]
-
-
-def test_model_without_decoder(model):
     ctc_only = Model(model.manifest, model.encoder.session, model._ctc, None)
     assert not ctc_only.has_decoder
     with pytest.raises(StreamError, match="no attention decoder"):

@@ -63,7 +63,7 @@ def registered(installed, monkeypatch):
     return files
 
 
-def test_without_the_package_auto_is_onnxruntime_and_native_says_what_to_install(missing):
+def test_without_the_package_auto_is_onnxruntime_unless_a_fault_is_inside_it(missing, monkeypatch, tmp_path):
     found = choose_kernels("auto", CPU)
     assert not found.native
     assert str(found) == (
@@ -73,9 +73,6 @@ def test_without_the_package_auto_is_onnxruntime_and_native_says_what_to_install
         choose_kernels("native", CPU)
     with pytest.raises(KernelsError, match=r"pip install \./runtime/kernels"):
         Recognizer.from_pretrained(kernels="native")
-
-
-def test_a_fault_inside_the_package_is_not_taken_for_its_absence(monkeypatch, tmp_path):
     (tmp_path / "u2moe_kernels.py").write_text("import nothing_of_this_name", encoding="utf-8")
     monkeypatch.delitem(sys.modules, "u2moe_kernels", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
@@ -111,7 +108,12 @@ def test_other_providers_than_the_cpu_have_no_native_kernels(registered):
     assert not choose_kernels("auto", providers).native
 
 
-def test_options_of_sessions_have_the_library_unless_it_is_not_wanted(registered, monkeypatch):
+def test_options_of_the_caller_stay_but_have_the_library_unless_it_is_not_wanted(registered, monkeypatch):
+    options = onnxruntime.SessionOptions()
+    assert SessionSettings(sess_options=options).session_options() is options
+    assert registered == []
+    with pytest.raises(ValueError, match=r"cannot be combined: .*register_custom_ops_library"):
+        SessionSettings(sess_options=options, kernels="native")
     SessionSettings(kernels="onnxruntime").session_options()
     assert registered == []
     for settings in (SessionSettings(), SessionSettings(kernels="native")):
@@ -120,14 +122,6 @@ def test_options_of_sessions_have_the_library_unless_it_is_not_wanted(registered
     assert len(registered) == 2
     monkeypatch.setenv(native.VARIABLE, "onnxruntime")
     assert not SessionSettings().chosen.native
-
-
-def test_options_of_the_caller_stay_as_they_are(registered):
-    options = onnxruntime.SessionOptions()
-    assert SessionSettings(sess_options=options).session_options() is options
-    assert registered == []
-    with pytest.raises(ValueError, match=r"cannot be combined: .*register_custom_ops_library"):
-        SessionSettings(sess_options=options, kernels="native")
 
 
 def test_the_default_comes_from_the_environment(monkeypatch):
@@ -156,7 +150,13 @@ class Refusing:
         return self.real(*arguments, **named)
 
 
-def test_a_graph_that_the_library_refuses_runs_on_onnxruntime(registered, monkeypatch, quantized):
+def test_a_library_with_another_operator_or_a_refused_graph_changes_nothing(registered, quantized, monkeypatch):
+    bundle = quantized("int8")
+    features = np.random.default_rng(0).normal(10, 3, (60, bundle.manifest.model.feature_size)).astype(np.float32)
+    one, other = (
+        bundle.load(SessionSettings(kernels=kernels)).encode(features) for kernels in ("native", "onnxruntime")
+    )
+    np.testing.assert_array_equal(one, other)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Refusing(onnxruntime.InferenceSession, registered))
     bundle = quantized("int8")
     found = bundle.load().kernels
@@ -165,15 +165,6 @@ def test_a_graph_that_the_library_refuses_runs_on_onnxruntime(registered, monkey
     assert "'cube' is unknown" in found.reason
     with pytest.raises(KernelsError, match=r"encoder\.onnx: .*'cube' is unknown"):
         bundle.load(SessionSettings(kernels="native"))
-
-
-def test_a_library_with_another_operator_changes_nothing_here(registered, quantized):
-    bundle = quantized("int8")
-    features = np.random.default_rng(0).normal(10, 3, (60, bundle.manifest.model.feature_size)).astype(np.float32)
-    one, other = (
-        bundle.load(SessionSettings(kernels=kernels)).encode(features) for kernels in ("native", "onnxruntime")
-    )
-    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.slow

@@ -26,8 +26,7 @@ TOKENS = ("▁A", "A", "B", "▁CA", "中", "文")
 
 @pytest.fixture(scope="module")
 def library():
-    package = pytest.importorskip("u2moe_kernels", exc_type=ImportError)
-    return package.library_path()
+    return pytest.importorskip("u2moe_kernels", exc_type=ImportError).library_path()
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +65,10 @@ def assert_same_commitment(native, python, vocabulary=VOCABULARY):
 
 
 @given(
-    seed=st.integers(0, 1 << 16),
-    beam_size=st.integers(1, 20),
-    sizes=st.lists(st.integers(0, 9), max_size=6),
-    penalty=st.sampled_from((0.0, 1.5)),
-    has_hotwords=st.booleans(),
+    seed=st.integers(0, 1 << 16), beam_size=st.integers(1, 20), sizes=st.lists(st.integers(0, 9), max_size=6),
+    penalty=st.sampled_from((0.0, 1.5)), has_hotwords=st.booleans(),
     model=st.sampled_from(("", "word", "token", "classes", *GRAMMARS)),
-)
+)  # fmt: skip
 @example(seed=172, beam_size=14, sizes=[3], penalty=1.5, has_hotwords=False, model="phrases")  # equal, not same, states
 def test_hypotheses_equal_those_of_python(library, fusions, seed, beam_size, sizes, penalty, has_hotwords, model):
     grammar = GRAMMARS.get(model)
@@ -93,7 +89,7 @@ def test_hypotheses_equal_those_of_python(library, fusions, seed, beam_size, siz
     assert searches[0].hypotheses() == searches[1].hypotheses()
 
 
-def test_long_hypotheses_and_many_of_them(library):
+def test_long_hypotheses_and_older_libraries_that_are_left_to_python(library, fusions, monkeypatch):
     """More numbers than the initial capacity, from rows that are not contiguous."""
     frames = np.asfortranarray(random_frames(3, 400))
     native, python = new_search(library, 20), PrefixBeamSearch(20)
@@ -101,6 +97,10 @@ def test_long_hypotheses_and_many_of_them(library):
         search.advance(frames)
     assert native.hypotheses() == python.hypotheses()
     assert len(native.hypotheses()[0].tokens) > 50
+    native_search._library.cache_clear()
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace())
+    assert isinstance(new_search(library, 3, fusion=fusions["word"]), PrefixBeamSearch)
+    native_search._library.cache_clear()
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -117,21 +117,11 @@ def test_what_cannot_be_searched_is_an_error(library, native):
         new_search(library if native else None, 0)
 
 
-def test_older_libraries_are_left_to_python(library, fusions, monkeypatch):
-    native_search._library.cache_clear()
-    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace())
-    assert isinstance(new_search(library, 3, fusion=fusions["word"]), PrefixBeamSearch)
-    native_search._library.cache_clear()
-
-
-def test_a_message_of_the_library_reaches_python(library):
+def test_hotwords_are_freed_with_their_searches_and_messages_reach_python(library):
     context = ContextGraph(["É"], VOCABULARY)
     context.symbols = ("<blank>", "A")
     with pytest.raises(RuntimeError, match="hotword 'É': the vocabulary has no 'É'"):
         new_search(library, 3, 0, context)
-
-
-def test_hotwords_are_freed_with_their_searches(library):
     context = ContextGraph(["A"], VOCABULARY)
     search = new_search(library, 3, 0, context)
     handle = weakref.ref(native_search._handles[context])

@@ -1,7 +1,5 @@
 """Every declared decoding option changes results: in Python, as a default of a bundle, and as a flag.
-
-`tests/server/test_models.py` tests clients of the server, `tests/conformance` the other runtimes.
-"""
+`tests/server/test_models.py` tests clients of the server, `tests/conformance` the other runtimes."""
 
 import copy
 import dataclasses

@@ -100,8 +100,7 @@ def packed(exported, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists mapped files")
 def test_weights_are_used_where_they_lie(packed):
-    model = packed.load()
-    assert model.kernels.native
+    assert packed.load().kernels.native
     assert str(packed.path / "encoder.onnx.data") in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
@@ -146,7 +145,13 @@ def test_another_layout_is_refused_by_name(packed, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_to_pack_is_an_error(exported, tmp_path):
+def test_the_report_counts_packed_files_and_nothing_to_pack_is_an_error(exported, tmp_path, sound):
+    soundfile.write(tmp_path / "noise.wav", sound, 16000)
+    packed = recipe("int8", packed=True)
+    bundle, report = quantize_bundle(exported("moe_tiny"), tmp_path / "out", packed, audio=[tmp_path / "noise.wav"])
+    sizes = {name: file.size for name, file in bundle.manifest.files.items()}
+    assert report["bytes"]["files"]["after"] == sum(sizes.values()) - sizes["report.json"]
+    assert json.loads((bundle.path / "report.json").read_text(encoding="utf-8")) == report
     plain = recipe("fp32", {"embeddings": "int8"}, packed=True)
     with pytest.raises(BundleError, match=r"with recipe fp32\[embeddings=int8\], native kernels use none"):
         quantize_bundle(exported("moe_tiny"), tmp_path / "plain", plain)
@@ -154,17 +159,7 @@ def test_nothing_to_pack_is_an_error(exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_report_counts_the_bytes_of_packed_files(exported, tmp_path, sound):
-    soundfile.write(tmp_path / "noise.wav", sound, 16000)
-    packed = recipe("int8", packed=True)
-    bundle, report = quantize_bundle(exported("moe_tiny"), tmp_path / "out", packed, audio=[tmp_path / "noise.wav"])
-    sizes = {name: file.size for name, file in bundle.manifest.files.items()}
-    assert report["bytes"]["files"]["after"] == sum(sizes.values()) - sizes["report.json"]
-    assert json.loads((bundle.path / "report.json").read_text(encoding="utf-8")) == report
-
-
-@pytest.mark.slow
-def test_packed_bundles_are_measured_without_a_bound(packed, tmp_path, sound):
+def test_inspect_shows_the_layout_and_packed_bundles_are_measured_without_a_bound(packed, tmp_path, sound, capsys):
     soundfile.write(tmp_path / "noise.wav", sound, 16000)
     plan = Plan(threads=(1,), chunk_sizes=(16,), left_chunks=(4,), repetitions=1, paced_s=0)
     report = run_suite({"packed": packed}, [Recording(path=tmp_path / "noise.wav", transcript="")], plan)
@@ -172,10 +167,6 @@ def test_packed_bundles_are_measured_without_a_bound(packed, tmp_path, sound):
     assert report["bound"] == report["rates"] == []
     assert report["experts"]["packed"]
     assert "no bound for packed: products of packed weights cannot be counted" in describe(report)
-
-
-@pytest.mark.slow
-def test_inspect_shows_the_layout(packed, capsys):
     assert main(["inspect", str(packed.path)]) == 0
     assert f"native kernels' layout {installed_kernels().layout}" in capsys.readouterr().out
     assert (packed.path / "encoder.onnx.data").stat().st_size > 100_000

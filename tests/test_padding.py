@@ -80,7 +80,7 @@ def _without_padding(result, end_s):
     )
 
 
-def test_times_stay_within_the_source(recognizer, sound):
+def test_times_stay_within_the_source_and_weights_are_found_with_its_padding(recognizer, sound):
     """Even if random weights find words in the silence around it."""
     for options in (DecodingOptions(), DecodingOptions(chunk_size=4), DecodingOptions(search="attention")):
         transcript = recognizer.transcribe(sound[:24_000], options=with_padding(options, 1.0))
@@ -88,24 +88,6 @@ def test_times_stay_within_the_source(recognizer, sound):
         for segment in transcript.segments:
             assert all(0 <= word.start <= word.end <= transcript.duration for word in segment.words)
             assert all(0 <= time <= transcript.duration for time in segment.times)
-
-
-@pytest.mark.parametrize("padding_s", [0.0, 0.18, 0.6, 2.0])
-@given(st.lists(st.integers(1, 3000), max_size=8), st.booleans())
-def test_what_is_missing_is_never_too_much(padding_s, lengths, is_loud):
-    """No window comes before that much more audio, but possibly later, so nothing waits too long."""
-    toy = toy_recognizer()
-    stream = toy.create_stream(with_padding(CHUNKED, padding_s))
-    for length in [*lengths, *[160] * 150]:
-        missing_s = stream.missing_s
-        stream.accept_waveform(RATE, np.resize(LOUD if is_loud else QUIET, length))
-        assert not stream.is_ready or length / RATE >= missing_s
-        if stream.is_ready:
-            return
-    raise AssertionError("no window was found")
-
-
-def test_weights_of_a_language_model_are_found_with_the_padding_of_the_bundle(recognizer):
     bundle, model = recognizer.bundle, recognizer.model
     manifest = with_decoding(bundle.manifest, padding_s=PADDING_S)
     encoded = EncodedRecordings(Bundle(bundle.path, manifest, bundle.tokens), model)
@@ -113,6 +95,20 @@ def test_weights_of_a_language_model_are_found_with_the_padding_of_the_bundle(re
     encoded.add("A", samples)
     expected = model.encode(fbank(np.pad(samples, NUM), manifest.features))
     assert np.array_equal(encoded.recordings[0].encoder_out, expected)
+
+
+@pytest.mark.parametrize("padding_s", [0.0, 0.18, 0.6, 2.0])
+@given(st.lists(st.integers(1, 3000), max_size=8), st.booleans())
+def test_what_is_missing_is_never_too_much(padding_s, lengths, is_loud):
+    """No window comes before that much more audio, but possibly later, so nothing waits too long."""
+    stream = toy_recognizer().create_stream(with_padding(CHUNKED, padding_s))
+    for length in [*lengths, *[160] * 150]:
+        missing_s = stream.missing_s
+        stream.accept_waveform(RATE, np.resize(LOUD if is_loud else QUIET, length))
+        assert not stream.is_ready or length / RATE >= missing_s
+        if stream.is_ready:
+            return
+    raise AssertionError("no window was found")
 
 
 def test_a_result_has_the_times_of_its_own_source(toy, monkeypatch):

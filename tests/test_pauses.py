@@ -22,19 +22,13 @@ def levels_of(*parts):
     return (flat + 0.3 * np.random.default_rng(0).standard_normal(len(flat))).astype(np.float32)
 
 
-def test_pauses_are_found_and_closures_are_not():
+def test_pauses_are_found_but_not_in_closures_digital_silence_or_nothing():
     levels = levels_of((SOFT, 30), (LOUD, 50), (SOFT, 5), (LOUD, 20), (SOFT, 9), (LOUD, 40), (SOFT, 25))
     assert np.allclose(find_pauses(levels, 0.01), [(0.0, 0.3), (1.05, 1.14), (1.54, 1.79)])
-
-
-def test_noise_is_quiet_beside_speech_and_digital_silence_is_no_measure():
     noisy = levels_of((12.0, 30), (LOUD, 50), (12.0, 30))
     assert np.allclose(find_pauses(noisy, 0.01), [(0.0, 0.3), (0.8, 1.1)])
     edited = levels_of((-15.9, 60), (4.0, 20), (LOUD, 50), (4.0, 20))
     assert np.allclose(find_pauses(edited, 0.01), [(0.0, 0.8), (1.3, 1.5)])
-
-
-def test_nothing_has_no_pauses():
     assert find_pauses(np.zeros(0, np.float32), 0.01) == []
     assert find_pauses(np.full(50, LOUD, np.float32), 0.01) == []
 
@@ -51,8 +45,7 @@ def test_nothing_has_no_pauses():
     ],
 )
 def test_the_first_pause_that_is_long_enough(parts, after_s, expected):
-    found = first_pause(levels_of(*parts), 0.01, 0.5, after_s)
-    assert found == (expected and pytest.approx(expected))
+    assert first_pause(levels_of(*parts), 0.01, 0.5, after_s) == (expected and pytest.approx(expected))
 
 
 @pytest.mark.parametrize(

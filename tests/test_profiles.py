@@ -200,22 +200,19 @@ def test_a_bundle_in_ort_format(bundle, tmp_path):
     names = {"encoder.ort", "ctc.ort", "decoder.ort", "features.ort", "tokens.txt", "required_operators.config"}
     assert set(files) == names
     assert set(found.files) == names | {"bundle.json"}
-    operators = (found.path / "required_operators.config").read_text(encoding="utf-8")
-    assert operators.startswith("ai.onnx;")
-    session = onnxruntime.InferenceSession(found.path / "ctc.ort")
-    assert session.get_inputs()[0].name == "encoder_out"
+    assert (found.path / "required_operators.config").read_text(encoding="utf-8").startswith("ai.onnx;")
+    assert onnxruntime.InferenceSession(found.path / "ctc.ort").get_inputs()[0].name == "encoder_out"
     with pytest.raises(BundleError, match=r"'encoder\.onnx' is not listed"):
         Bundle.open(found.path)
 
 
 @pytest.mark.slow
 def test_quantized_graphs_in_ort_format_need_no_native_kernels(quantized, tmp_path):
-    found = convert_bundle(quantized("int8").path, tmp_path / "ort", "ort")
-    for file in sorted(found.path.glob("*.ort")):
+    for file in sorted(convert_bundle(quantized("int8").path, tmp_path / "ort", "ort").path.glob("*.ort")):
         onnxruntime.InferenceSession(file)  # like programs that do not know the functions
 
 
-def test_targets_and_names(bundle, tmp_path):
+def test_targets_names_and_commands(bundle, tmp_path, capsys):
     with pytest.raises(ValueError, match="profile must be one of streaming, offline, clip, ort, got 'other'"):
         convert_bundle(bundle.path, tmp_path / "out", "other")
     with pytest.raises(UnsupportedError, match="cannot convert a bundle in place"):
@@ -224,9 +221,6 @@ def test_targets_and_names(bundle, tmp_path):
     (tmp_path / "precious" / "file").write_text("")
     with pytest.raises(BundleError, match=r"contains no tokens\.txt"):
         convert_bundle(bundle.path, tmp_path / "precious", "offline", overwrite=True)
-
-
-def test_commands(bundle, tmp_path, capsys):
     assert main(["convert", str(bundle.path), str(tmp_path / "1"), "--profile", "offline"]) == 0
     assert f"wrote {tmp_path / '1'}: offline.onnx, tokens.txt" in capsys.readouterr().out
     again = ["convert", str(bundle.path), str(tmp_path / "2"), "--profile"]

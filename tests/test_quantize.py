@@ -89,14 +89,6 @@ def test_routers_biases_and_norms_stay_as_they_are(name, float32, quantized):
 ENCODER_ERROR = {"int8": 0.06, "int8-experts": 0.04, "int4-experts": 0.2, "fp16": 0.03}
 
 
-def test_int4_is_refused_without_optimisations(quantized):
-    """Without them, MatMulNBits returns zeros, because onnxruntime does not compute scales at load time."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with pytest.raises(ProviderError, match="4-bit weights need onnxruntime's optimisations"):
-        quantized("int4-experts").load(SessionSettings(sess_options=options))
-
-
 @pytest.mark.parametrize("name", sorted(ENCODER_ERROR))
 @pytest.mark.parametrize("utterance", ["u300", "u131", "u15"])
 def test_outputs_are_close_to_float32(name, utterance, float32, quantized, utterances):
@@ -116,8 +108,7 @@ def test_parameters_are_counted_whatever_their_format(name, float32, quantized):
     assert found == {
         kind: pytest.approx(number, rel=0.1 if "int4" in name else 0.001) for kind, number in whole.items()
     }
-    experts = inspect_bundle(float32.path)["parameters"]["experts"]
-    assert whole["total"] - whole["active"] == experts * 3 // 4
+    assert whole["total"] - whole["active"] == inspect_bundle(float32.path)["parameters"]["experts"] * 3 // 4
     assert f"active for a token: {found['active']:,}" in describe(inspect_bundle(quantized(name).path))
 
 
@@ -135,7 +126,7 @@ def test_a_frame_does_not_depend_on_its_chunk_or_batch(name, quantized):
     assert relative_error(alone[0][:16], pair[0]) < 0.02
 
 
-def test_recipe_is_recorded_and_bundle_is_smaller(float32, quantized):
+def test_recipe_is_recorded_and_int4_refused_without_optimisations(float32, quantized):
     bundle = quantized("int8")
     assert bundle.manifest.quantization["recipe"] == "int8"
     assert bundle.manifest.quantization["num_weights"]["experts"] == 144
@@ -146,13 +137,16 @@ def test_recipe_is_recorded_and_bundle_is_smaller(float32, quantized):
         for b in (float32, bundle)
     }
     assert size[bundle] < 0.35 * size[float32]
+    # Without them, MatMulNBits returns zeros, because onnxruntime does not compute scales at load time
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with pytest.raises(ProviderError, match="4-bit weights need onnxruntime's optimisations"):
+        quantized("int4-experts").load(SessionSettings(sess_options=options))
 
 
 def test_what_several_products_read_is_quantized_once(quantized):
-    """Queries and keys of a block, both halves of its GLU, and the projections of positions in all blocks.
-
-    Native kernels recognise the projections by their names (`linear_pos`) and keep their results.
-    """
+    """Queries and keys of a block, both halves of its GLU, and the projections of positions in all blocks. Native
+    kernels recognise the projections by their names (`linear_pos`) and keep their results."""
     graph = ir.load(quantized("int8").path / "encoder.onnx").graph
     read = {node.name: node.inputs[0] for node in graph if node.op_type.startswith("Int8MatMul")}
 
@@ -367,19 +361,16 @@ def test_nodes_of_a_graph_in_half_precision_stay_float32_with_such_weights(float
     assert stored["ctc.ctc_lo.bias.fp16"].dtype == ir.DataType.FLOAT16
 
 
-def test_a_weight_that_would_be_clipped_is_an_error():
+def test_features_end_at_their_limit_and_clipped_weights_are_an_error(float32, clip):
+    whole = features_of(float32, [clip])[0]
+    assert [len(frames) for frames in features_of(float32, [clip, clip], len(whole) + 20)] == [len(whole), 20]
+    assert [len(frames) for frames in features_of(float32, [clip, clip], 30)] == [30]
+    np.testing.assert_array_equal(features_of(float32, [clip], 30)[0], whole[:30])
     value = ir.Value(name="weight", const_value=ir.tensor(np.array([1e6], np.float32)))
     with pytest.raises(BundleError, match=r"weight: a weight is 1e\+06, but half precision allows at most 65504"):
         half_of(value)
     value.const_value = ir.tensor(np.array([-MASK, 1], np.float32))
     np.testing.assert_array_equal(half_of(value), [-65504, 1])
-
-
-def test_features_end_at_their_limit(float32, clip):
-    whole = features_of(float32, [clip])[0]
-    assert [len(frames) for frames in features_of(float32, [clip, clip], len(whole) + 20)] == [len(whole), 20]
-    assert [len(frames) for frames in features_of(float32, [clip, clip], 30)] == [30]
-    np.testing.assert_array_equal(features_of(float32, [clip], 30)[0], whole[:30])
 
 
 def test_outputs_of_an_untrained_network_are_compared():

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 INT8 = Int8Conversion()
 
 
-def test_int8_matmul_is_what_it_says(session_of):
+def test_int8_functions_are_what_they_say_also_for_nothing_positive(session_of):
     random = np.random.default_rng(0)
     x = (random.standard_normal((3, 5, 24)) * random.lognormal(0, 2, (3, 5, 1))).astype(np.float32)
     x[1, 2] = 0
@@ -25,6 +25,14 @@ def test_int8_matmul_is_what_it_says(session_of):
     found = session.run(None, {"x": x})[0]
     np.testing.assert_allclose(found, rounded_rows(x) @ (integers * scale), rtol=2e-3, atol=1e-4)
     np.testing.assert_array_equal(session.run(None, {"x": x[:1]})[0], found[:1])
+    window = Window(kernel=3, stride=2)
+    weights = {"first_weight": -np.ones((10, 4), np.float32), "weight": np.ones((36, 5), np.int8)}
+    weights |= {"scale": np.ones(5, np.float32), "bias": np.arange(-2, 3, dtype=np.float32)}
+    session = session_of(
+        [FirstConvolutions(bins=9, channels=4, first=window, second=window).function()], {"x": 3}, weights
+    )
+    found = session.run(None, {"x": np.ones((1, 7, 9), np.float32)})[0]
+    np.testing.assert_array_equal(found, np.broadcast_to(np.maximum(weights["bias"], 0), (1, 1, 1, 5)))
 
 
 @pytest.mark.parametrize("kind", sorted(LOWEST))
@@ -114,14 +122,3 @@ def test_int8_first_convolutions_are_convolutions(first, second, time, session_o
     frame = first[1] * second[1]  # input frames from one output frame to the next
     np.testing.assert_array_equal(session.run(None, {"x": x[:, :-frame]})[0], found[:, :-1])
     np.testing.assert_array_equal(session.run(None, {"x": x[:, frame:]})[0], found[:, 1:])
-
-
-def test_int8_first_convolutions_that_see_nothing_positive_give_the_bias(session_of):
-    window = Window(kernel=3, stride=2)
-    weights = {"first_weight": -np.ones((10, 4), np.float32), "weight": np.ones((36, 5), np.int8)}
-    weights |= {"scale": np.ones(5, np.float32), "bias": np.arange(-2, 3, dtype=np.float32)}
-    session = session_of(
-        [FirstConvolutions(bins=9, channels=4, first=window, second=window).function()], {"x": 3}, weights
-    )
-    found = session.run(None, {"x": np.ones((1, 7, 9), np.float32)})[0]
-    np.testing.assert_array_equal(found, np.broadcast_to(np.maximum(weights["bias"], 0), (1, 1, 1, 5)))

@@ -55,18 +55,15 @@ def test_a_feed_forward_layer_stays_one_function(kind, bias, gated):
     assert len(node.inputs) == (7 if bias else 5) + 2 * gated
 
 
-def test_rows_that_two_layers_read_are_quantized_once():
+def test_rows_are_quantized_once_and_groups_without_a_name_stay():
     found, _ = quantized_graph(lambda g, x: g.op("Add", linear(g, x, "a"), linear(g, x, "bb", bias=False)))
     assert found == {"Int8Rows": 1, "Int8MatMul": 1, "Int8MatMul_2": 1}
     found, _ = quantized_graph(lambda g, x: linear(g, linear(g, x, "a"), "bb"))
     assert found == {"Int8Linear": 2}
+    assert quantized_graph(lambda g, x: linear(g, x, "a"), group="positions")[0] == {"Linear": 1}
 
 
 @pytest.mark.parametrize(("kind", "known"), [("relu", "relu"), ("swish", "swish"), ("gelu", ""), ("tanh", "")])
 def test_the_lowest_value_of_an_activation_before_a_product_is_used(kind, known):
     _, model = quantized_graph(lambda g, x: linear(g, g.call(layers.activation_layer(kind), x)[0], "a"))
     assert next(node for node in model.graph if node.op_type == "Int8Linear").attributes["activation"].value == known
-
-
-def test_groups_that_the_recipe_does_not_name_stay_as_they_are():
-    assert quantized_graph(lambda g, x: linear(g, x, "a"), group="positions")[0] == {"Linear": 1}

@@ -26,7 +26,13 @@ def test_sizes_of_the_presets(preset, millions, active):
     assert num_parameters(config, active=True) / 1e6 == pytest.approx(active, rel=0.01)
 
 
-def test_moe_1b_is_dense_225m_with_experts():
+def test_a_seed_decides_every_value_and_moe_1b_is_dense_225m_with_experts():
+    architecture = parse_training_config(random_config()).architecture
+    first, again, other = (random_state_dict(architecture, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    name = "encoder.encoders.0.norm_ff.bias"
+    assert not torch.equal(first[name], other[name])
+
     def without_experts(preset):
         config = random_config(**PRESETS[preset])
         for section in ("encoder_conf", "decoder_conf"):
@@ -35,14 +41,6 @@ def test_moe_1b_is_dense_225m_with_experts():
         return config
 
     assert without_experts("moe-1b") == without_experts("dense-225m")
-
-
-def test_a_seed_decides_every_value():
-    architecture = parse_training_config(random_config()).architecture
-    first, again, other = (random_state_dict(architecture, seed=seed) for seed in (1, 1, 2))
-    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
-    name = "encoder.encoders.0.norm_ff.bias"
-    assert not torch.equal(first[name], other[name])
 
 
 def test_activations_and_routers_stay_healthy_through_many_blocks(tmp_path):

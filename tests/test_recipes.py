@@ -32,12 +32,13 @@ def test_what_is_no_recipe_is_refused(name, message):
         recipe(name)
 
 
-def test_a_recipe_may_be_changed_for_a_group():
+def test_recipes_may_be_changed_for_the_groups_of_weights():
     assert recipe("fp32", {"experts": "int4"}).quantized == {"experts": "int4"}
     assert recipe("int8") is RECIPES["int8"]
     changed = recipe("int8", {"attention": "fp32"})
     assert changed.name == "int8[attention=fp32]"
     assert "attention" not in changed.quantized
+    assert FORMATS.keys() <= set(contract.WEIGHT_GROUPS)
 
 
 @pytest.mark.parametrize("group", FORMATS)
@@ -46,7 +47,3 @@ def test_a_group_gets_the_formats_that_name_it(kind, group):
     assert (kind in FORMATS[group]) == (group in WEIGHT_FORMATS[kind].groups)
     layer = Recipe(name="x", groups={"experts": "int8"}, exceptions={"layer": kind})
     assert layer.format_of("layer", group) == (kind if kind in FORMATS[group] else "fp32")
-
-
-def test_groups_are_those_of_weights():
-    assert FORMATS.keys() <= set(contract.WEIGHT_GROUPS)

@@ -42,8 +42,7 @@ def test_full_context_is_the_seam_from_end_to_end(recognizer, sound):
 ])  # fmt: skip
 def test_first_pass_searches(recognizer, sound, options, choose):
     model = recognizer.model
-    log_probs = model.ctc(model.encode(fbank(sound, recognizer.bundle.manifest.features), 16, 1))
-    expected = choose(log_probs)
+    expected = choose(model.ctc(model.encode(fbank(sound, recognizer.bundle.manifest.features), 16, 1)))
     options = dataclasses.replace(options, chunk_size=16, num_left_chunks=1)
     result = recognizer.transcribe(sound, options=options).segments[0]
     assert result.tokens == expected.tokens
@@ -58,7 +57,7 @@ def test_first_pass_searches(recognizer, sound, options, choose):
     assert result.nbest[0].attention_score is None
 
 
-def test_attention_search(recognizer, sound):
+def test_attention_search_with_weights_of_the_options(recognizer, sound):
     result = recognizer.transcribe(sound[:16_000], options=DecodingOptions(search="attention", beam_size=3)).segments[0]
     assert len(result.nbest) == 3
     assert result.nbest[0].ctc_score is None
@@ -66,6 +65,12 @@ def test_attention_search(recognizer, sound):
     assert result.times == sorted(result.times)
     assert len(result.times) in (0, len(result.tokens))
     assert len(result.words) == len(result.times)
+    only_ctc = recognizer.transcribe(sound, options=DecodingOptions(ctc_weight=1e6)).segments[0]
+    first_pass = recognizer.transcribe(sound, options=DecodingOptions(search="ctc_prefix_beam")).segments[0]
+    assert only_ctc.tokens == first_pass.tokens
+    left_only = recognizer.transcribe(sound, options=DecodingOptions(ctc_weight=0, reverse_weight=0)).segments[0]
+    assert left_only.score == left_only.nbest[0].attention_score
+    assert recognizer(sound, 16_000) == recognizer.transcribe(sound)
 
 
 def test_alternatives_have_texts_of_their_own(bundle, model, sound):
@@ -81,14 +86,6 @@ def test_alternatives_have_texts_of_their_own(bundle, model, sound):
         (plain.nbest[index].tokens, plain.nbest[index].score) for index in firsts
     ]
     assert [item.text for item in found.nbest] == [texts[index] for index in firsts]
-
-
-def test_weights_of_the_options_win(recognizer, sound):
-    only_ctc = recognizer.transcribe(sound, options=DecodingOptions(ctc_weight=1e6)).segments[0]
-    first_pass = recognizer.transcribe(sound, options=DecodingOptions(search="ctc_prefix_beam")).segments[0]
-    assert only_ctc.tokens == first_pass.tokens
-    left_only = recognizer.transcribe(sound, options=DecodingOptions(ctc_weight=0, reverse_weight=0)).segments[0]
-    assert left_only.score == left_only.nbest[0].attention_score
 
 
 def test_arrays_are_heard_and_told_piece_by_piece_as_files_are(recognizer, sound, tmp_path):
@@ -109,7 +106,7 @@ def test_little_or_nothing(recognizer, samples):
     assert (transcript.text == "") == (transcript.segments == [])
 
 
-def test_model_that_was_trained_for_one_chunk_size(bundle, model, sound):
+def test_models_of_one_chunk_size_and_without_decoder(bundle, model, sound):
     """WeNet then always applies a chunk mask, so full context is unavailable."""
     config = dataclasses.replace(model.config, static_chunk_size=8)
     manifest = dataclasses.replace(bundle.manifest, model=config)
@@ -119,9 +116,6 @@ def test_model_that_was_trained_for_one_chunk_size(bundle, model, sound):
     assert static.create_stream().options.chunk_size == 8
     features = fbank(sound, manifest.features)
     assert np.array_equal(static.model.encode(features), model.encode(features, 8))
-
-
-def test_model_without_decoder(bundle, model, sound):
     ctc_only = Model(bundle.manifest, model.encoder.session, model._ctc, None)
     recognizer = Recognizer(bundle, ctc_only)
     assert recognizer.transcribe(sound).segments[0].nbest[0].attention_score is None
@@ -130,10 +124,6 @@ def test_model_without_decoder(bundle, model, sound):
             Recognizer(bundle, ctc_only, DecodingOptions(search=search))
         with pytest.raises(StreamError, match="needs a decoder"):
             recognizer.transcribe(sound, options=DecodingOptions(search=search))
-
-
-def test_a_recogniser_is_called_as_pipelines_are(recognizer, sound):
-    assert recognizer(sound, 16_000) == recognizer.transcribe(sound)
 
 
 def test_from_pretrained(bundle, sound, monkeypatch, tmp_path):

@@ -52,16 +52,13 @@ def test_one_channel_is_recognised(recognizer, sound, tmp_path):
         recognizer.transcribe(sound, channel=0)
 
 
-def test_segments_are_those_of_the_transcript(recognizer, file, long):
+def test_segments_come_while_the_recording_is_read_and_are_those_of_the_transcript(recognizer, file, long):
     for audio, options in ((file, None), (str(file), TINY), (long, TINY)):
         transcript = recognizer.transcribe(audio, options=options)
         assert list(recognizer.segments(audio, options=options)) == transcript.segments
         assert transcript.complete
         assert transcript.error is None
-
-
-def test_segments_come_while_the_recording_is_read(recognizer, file):
-    """The first segment comes long before the end, and audio is read only on request."""
+    # The first segment comes long before the end, and audio is read only on request
     read = []
     segments = recognizer.segments(file, options=TINY, on_progress=read.append)
     assert read == []

@@ -84,15 +84,13 @@ def chain(tokens):
     return np.log(np.array([table.get(tuple(row), [0.3, 0.3, 0.4]) for row in tokens], np.float32))
 
 
-def test_attention_beam_search_looks_ahead():
+def test_attention_beam_search_looks_ahead_and_stops_at_the_length_of_the_encoder_output():
     assert attention_beam_search(chain, 5, beam_size=1, eos=2)[0].tokens == [0]
     wide = attention_beam_search(chain, 5, beam_size=3, eos=2)
     assert wide[0].tokens == [1]
     assert wide[0].score == pytest.approx(np.log(0.3 * 0.98), rel=1e-5)
     assert [h.score for h in wide] == sorted((h.score for h in wide), reverse=True)
 
-
-def test_attention_beam_search_stops_at_the_length_of_the_encoder_output():
     def never_ends(tokens):
         return np.log(np.tile(np.array([0.5, 0.4, 1e-9], np.float32), (len(tokens), 1)))
 
@@ -100,15 +98,12 @@ def test_attention_beam_search_stops_at_the_length_of_the_encoder_output():
     assert [h.tokens for h in attention_beam_search(never_ends, 0, beam_size=2, eos=2)] == [[]]
 
 
-def test_a_sequence_without_tokens_has_a_score_that_is_a_number():
-    found = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
-    assert [] in [hypothesis.tokens for hypothesis in found]
-    assert all(np.isfinite(hypothesis.score) for hypothesis in found)
-    assert found[-1].tokens == []
-
-
-def test_length_penalty_prefers_longer_sequences():
+def test_length_penalty_prefers_longer_sequences_and_empty_ones_have_a_score():
     short_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=0.0)
     long_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
     assert len(long_first[0].tokens) > len(short_first[0].tokens)
     assert [] not in [h.tokens for h in long_first[:-1]]  # a length of 0 must be last
+    found = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
+    assert [] in [hypothesis.tokens for hypothesis in found]
+    assert all(np.isfinite(hypothesis.score) for hypothesis in found)
+    assert found[-1].tokens == []

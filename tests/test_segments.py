@@ -70,14 +70,11 @@ def test_every_word_of_a_recording_is_found_once(options, data):
     assert all(start - 0.1 <= peak <= end + 0.1 for peak, (start, end) in zip(peaks, tones, strict=True))
 
 
-def test_segments_end_where_speakers_pause(toy):
+def test_segments_end_where_speakers_pause_and_long_utterances_between_words(toy):
     samples, starts = say("ABCDA", [0.3, 0.3, 1.5, 0.3, 3.0])
     segments = feed(toy, samples)
     assert [segment.text for segment in segments] == ["A B", "C D", "A"]
     assert [segment.times[0] for segment in segments] == pytest.approx([starts[0], starts[2], starts[4]], abs=0.3)
-
-
-def test_a_long_utterance_is_cut_between_words(toy):
     # Only the third rule can fire: after 6 s, within a tone.
     samples, starts = say("ABCD" * 8, [0.35] + [0.1] * 31, tone_s=0.5)
     assert any(start + 0.2 < 6.0 < start + 0.3 for start in starts)

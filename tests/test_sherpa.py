@@ -1,7 +1,5 @@
-"""Graphs for sherpa-onnx: equal to torch and to our streaming, refused by name, and loaded by the real wheel.
-
-The wheel runs in a separate process, because it ends the process if it rejects a file.
-"""
+"""Graphs for sherpa-onnx: equal to torch and to our streaming, refused by name, and loaded by the real wheel. The wheel
+runs in a separate process, because it ends the process if it rejects a file."""
 
 import dataclasses
 import itertools
@@ -98,8 +96,7 @@ def online_frames(client, features):
 @pytest.mark.parametrize("source", ["written", "demo_float32", pytest.param("demo", marks=pytest.mark.endurance)])
 def test_the_wheel_finds_our_text(source, request, exported, sound, tmp_path):
     found = request.getfixturevalue(source)
-    folders = {"written": exported("moe_tiny"), "demo_float32": found, "demo": DEMO_FOLDER}
-    bundle = Bundle.open(folders[source])
+    bundle = Bundle.open({"written": exported("moe_tiny"), "demo_float32": found, "demo": DEMO_FOLDER}[source])
     if source == "demo_float32":
         found = export_sherpa(found, tmp_path / "exported")
     model, tokens = bundle.load(), str(found.path / "tokens.txt")
@@ -189,7 +186,7 @@ def test_any_chunks_may_be_asked_of_the_graph(written, bundle, model):
         np.testing.assert_allclose(found, expected, rtol=0, atol=LIMIT)
 
 
-def test_metadata_is_what_the_client_reads(written):
+def test_metadata_and_usage_are_what_the_client_reads(written):
     read = session(written.path).get_modelmeta().custom_metadata_map
     wanted = {
         "model_type": "wenet_ctc", "version": "1", "head": "4", "num_blocks": "3", "output_size": "64",
@@ -200,9 +197,6 @@ def test_metadata_is_what_the_client_reads(written):
     read = session(written.path, OFFLINE).get_modelmeta().custom_metadata_map
     wanted = {"model_type": "wenet_ctc", "vocab_size": "60", "subsampling_factor": "4"}
     assert wanted.items() <= read.items()
-
-
-def test_usage_tells_what_the_client_takes_for_granted(written):
     assert "stream.accept_waveform(16000, numpy.zeros(16000 * 66 // 100, numpy.float32))" in written.usage()
     assert "multiply" not in written.usage()
     slower = dataclasses.replace(written.manifest.model, subsampling_rate=6)
@@ -213,13 +207,10 @@ def test_usage_tells_what_the_client_takes_for_granted(written):
     assert "search does not use: beam_size, hotwords" in dataclasses.replace(written, manifest=manifest).usage()
 
 
-def test_offline_graph_keeps_no_caches(bundle):
+def test_a_quantized_bundle_gives_its_own_texts_and_offline_graphs_keep_no_caches(bundle, quantized, tmp_path):
     values = {value.name for node in offline_graph(bundle).graph for value in node.outputs}
     assert "log_probs" in values
     assert not {"r_att_cache", "r_cnn_cache"} & values
-
-
-def test_quantized_bundle_gives_its_own_texts(bundle, quantized, tmp_path):
     found = export_sherpa(quantized("int8").path, tmp_path / "out")
     assert [item.difference for item in found.report.comparisons] == [0.0, 0.0, 0.0]
     assert (found.path / ONLINE.file).stat().st_size < (bundle.path / "encoder.onnx").stat().st_size
@@ -332,13 +323,10 @@ def test_command(exported, tmp_path, capsys):
     assert main([*command, "--overwrite"]) == 0
 
 
-def test_a_foreign_folder_is_not_overwritten(bundle, tmp_path):
+def test_foreign_folders_are_not_overwritten_and_weights_lie_beside_the_graph(bundle, tmp_path, monkeypatch):
     (tmp_path / "precious.json").write_text(json.dumps({}))
     with pytest.raises(BundleError, match=r"contains no tokens\.txt"):
         export_sherpa(bundle.path, tmp_path, overwrite=True)
-
-
-def test_weights_beside_the_graph(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(sherpa, "ONE_FILE_LIMIT", 1000)
     found = export_sherpa(bundle.path, tmp_path / "out")
     names = [ONLINE.file, f"{ONLINE.file}.data", OFFLINE.file, f"{OFFLINE.file}.data", "tokens.txt"]

@@ -134,8 +134,7 @@ def rescale(models, kind):
         chosen = drawn(len(weights["encoder.embed.conv.2.bias"].const_value.numpy()))
         multiply(chosen, 0, "encoder.embed.conv.2.weight", "encoder.embed.conv.2.bias")
         (projection,) = (name for name in weights if re.fullmatch(r"encoder\.embed\.(linear|out\.0)\.weight", name))
-        rows = weights[projection].const_value.shape[0]
-        multiply(np.repeat(-chosen, rows // len(chosen)), 0, projection)
+        multiply(np.repeat(-chosen, weights[projection].const_value.shape[0] // len(chosen)), 0, projection)
     for block in range(2):
         prefix = f"encoder.encoders.{block}."
         if kind in ("norms", "all"):
@@ -156,7 +155,7 @@ def rescale(models, kind):
         multiply(-chosen, 0, "ctc.ctc_lo.weight", *readers)
 
 
-def test_sites_are_where_nothing_else_reads_the_channels(plain):
+def test_sites_are_where_nothing_else_reads_channels_of_different_size(plain, tmp_path):
     """Values that leave the graph and weights with other uses are not scaled."""
     model = ir.load(plain.path / "encoder.onnx")
     names = {site.name for site in sites_of(model)}
@@ -168,10 +167,7 @@ def test_sites_are_where_nothing_else_reads_the_channels(plain):
     model.graph.append(ir.node("Abs", [shared.read[0]]))
     model.graph.outputs.append(leaves.value)
     assert not {read_twice.name, shared.name, leaves.name} & {site.name for site in sites_of(model)}
-
-
-def test_channels_of_equal_size_stay(plain, tmp_path):
-    """Rows and weights without differences are not scaled."""
+    # Rows and weights without differences are not scaled
     model = ir.load(plain.path / "encoder.onnx")
     for site in sites_of(model):
         for weight in site.read:
@@ -186,13 +182,9 @@ def test_channels_of_equal_size_stay(plain, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        "gated",
-        "moe_gqa_rms_norm",
-        "post_norm",
-        *(pytest.param(name, marks=pytest.mark.endurance) for name in ("relu", "transformer_moe")),
-    ],
-)
+    ["gated", "moe_gqa_rms_norm", "post_norm",
+     *(pytest.param(name, marks=pytest.mark.endurance) for name in ("relu", "transformer_moe"))],
+)  # fmt: skip
 def test_every_kind_of_layer_stays_equal(name, export_quickly, tmp_path):
     """All sites are scaled at random. In a post-norm network, residuals also read the normalisations."""
     written = export_quickly(write_configuration(name, tmp_path / "checkpoint", vocab_size=31), tmp_path / "bundle")

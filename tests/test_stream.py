@@ -77,7 +77,7 @@ def test_partial_results_grow_and_the_final_one_is_rescored(recognizer, sound):
     assert len(first_pass) == 10
 
 
-def test_use_after_finish(recognizer, sound):
+def test_a_stream_is_not_used_after_its_end_but_after_a_reset(recognizer, sound):
     stream = recognizer.create_stream()
     stream.accept_waveform(16_000, sound)
     stream.input_finished()
@@ -89,9 +89,6 @@ def test_use_after_finish(recognizer, sound):
     recognizer.decode_streams([stream])
     with pytest.raises(StreamError, match="finished"):
         stream.accept_waveform(16_000, sound)
-
-
-def test_reset_begins_anew(recognizer, sound):
     expected = recognise(recognizer, sound[:30_000])
     stream = recognizer.create_stream(CHUNKED)
     recognise(recognizer, sound[10_000:], stream=stream)
@@ -116,13 +113,10 @@ def test_bad_samples_change_nothing(recognizer, sound):
     assert recognise(recognizer, sound[20_000:], stream=stream) == expected
 
 
-def test_int16_is_recognised_as_float(recognizer, sound):
+def test_int16_is_recognised_as_float_and_decoding_again_does_nothing(recognizer, sound):
     as_int16 = (sound * 32767).astype(np.int16)
     as_float = as_int16.astype(np.float32) / 32768
     assert recognise(recognizer, as_int16) == recognise(recognizer, as_float)
-
-
-def test_decoding_again_does_nothing(recognizer, sound):
     stream = recognizer.create_stream(CHUNKED)
     result = recognise(recognizer, sound, stream=stream)
     recognizer.decode_streams([stream, stream])

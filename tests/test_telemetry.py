@@ -21,12 +21,9 @@ def python(code, home, *arguments, **environment):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env={**inherited, "HOME": str(home), "USERPROFILE": str(home), **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+        env={**inherited, "HOME": str(home), "USERPROFILE": str(home), **environment}, capture_output=True, text=True,
+        check=True, timeout=120,
+    )  # fmt: skip
     return done.stdout
 
 
@@ -70,15 +67,12 @@ print("ended")
     assert python(code, tmp_path) == "ended\n"
 
 
-def test_the_variable_is_set_before_anything_of_ours_is_loaded(tmp_path):
+def test_the_variable_is_set_by_the_package_alone_before_anything_is_loaded(tmp_path):
     """Every import of u2moe executes the top-level package first."""
     code = "import os, u2moe; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     assert python(code, tmp_path) == "1\n"
     assert python(code, tmp_path, ORT_DISABLE_TELEMETRY="0") == "0\n"
-
-
-def test_nobody_sets_it_elsewhere():
-    """Only the top-level package sets it, because every import executes it. Other places may be too late."""
+    # Only the top-level package sets it, because every import executes it. Other places may be too late
     found = [
         str(file.relative_to(ROOT))
         for folder in ("runtime", "export", "quantize", "benchmarks")

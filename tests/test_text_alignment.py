@@ -36,8 +36,7 @@ def test_words_begin_where_they_are_said_however_the_recording_is_cut(chunk_size
     )
     found = words_of(alignment)
     assert [word.word.strip(",.").upper() for word in found] == spoken
-    errors = np.array([word.start for word in found]) - starts
-    assert np.abs(errors).max() < 2 * FRAME_S
+    assert np.abs(np.array([word.start for word in found]) - starts).max() < 2 * FRAME_S
     assert all(before.end <= after.start for before, after in itertools.pairwise(found))
     assert [segment.text for segment in alignment.segments][:3] == ["a, b.", "a", "c, d."]
     assert (alignment.misfits, alignment.unwritten, alignment.complete) == ([], [], True)
@@ -152,8 +151,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("u2moe.runtime.cli.transcribe.model_choice", lambda _: ToyChoice())
 
     def run(*arguments):
-        code = cli.main(["align", *map(str, arguments)])
-        return code, *capsys.readouterr()
+        return cli.main(["align", *map(str, arguments)]), *capsys.readouterr()
 
     return run
 
@@ -185,10 +183,7 @@ def test_the_command_names_what_is_wrong(command, tmp_path):
     assert "deep/b.wav: its text texts/b.txt cannot be read: 'utf-8' codec" in err
     assert "1 of 2 files failed" in err
     code, _, err = command("a.wav", "deep/b.wav", "--text", "texts/a.txt")
-    assert (code, err) == (
-        1,
-        "u2moe: error: texts/a.txt: is one text for several recordings: name a folder of texts\n",
-    )
+    assert (code, err) == (1, "u2moe: error: texts/a.txt: is one text for several recordings: name a folder of texts\n")
     (tmp_path / "a.txt").write_text("4", encoding="utf-8")
     assert "a.wav with a.txt: text: line 1, '4': the vocabulary has no '4'" in command("a.wav")[2]
     assert "min_score must be" in command("a.wav", "--min-score", "3")[2]

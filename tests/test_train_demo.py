@@ -211,8 +211,7 @@ def test_every_layer_of_experts_takes_frames_and_tokens_that_are_no_padding(monk
 
 def test_a_mixture_out_of_a_dense_network_computes_the_same():
     torch.manual_seed(1)
-    sizes = {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
-    config = small_config() | sizes
+    config = small_config() | {"input_dim": 80, "output_dim": 30, "vocab_size": 30}
     dense = SpeechModel(parse_training_config(config).architecture)
     mixture = SpeechModel(parse_training_config(upcycle.mixture_config(config)).architecture)
     weights = dict(dense.named_parameters())
@@ -284,15 +283,12 @@ def test_the_rate_rises_stays_and_falls():
     assert Schedule(peak=1.0, warmup_steps=10).end is None
 
 
-def test_sentences_of_the_tests_are_withheld():
+def test_sentences_of_the_tests_are_withheld_from_training(work_dir):
     withheld = Withheld(["GO FORWARD TEN METERS", "ONE TWO"])
     assert not withheld.allows("PLEASE GO FORWARD TEN METERS NOW")
     assert withheld.allows("GO FORWARD TEN FEET")
     assert withheld.allows("ONE TWO THREE")
     assert overlap(["A B C", "C D"], ["X A B", "Y"], 2) == pytest.approx(1 / 3)
-
-
-def test_training_leaves_out_what_the_tests_say(work_dir):
     heard = data.Data(work_dir, progress.Options())
     texts = {clip.text for clips in heard.corpus(progress.Progress()).clips for clip in clips}
     assert texts == {*WORDS} - {"ONE TWO THREE FOUR"}

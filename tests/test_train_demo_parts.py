@@ -29,12 +29,21 @@ PACKED = bytes.fromhex(
 """`abcdef`, then 9 bytes that repeat those 3 before, in the format of RNC's method 1."""
 
 
-def test_packed_clips_are_unpacked():
+def test_packed_clips_of_a_split_are_read_where_the_recording_says(debian):
     assert rnc.unpack(PACKED) == b"abcdefdefdefdef"
     with pytest.raises(ValueError, match="15 bytes instead of 16"):
         rnc.unpack(PACKED[:4] + (16).to_bytes(4, "big") + PACKED[8:])
     with pytest.raises(ValueError, match="must begin with"):
         rnc.unpack(b"ZIP" + PACKED[3:])
+    first, second = games.read_lines("sky", "train", debian)
+    assert (first.text, first.voice) == ("HELLO YOU", "sky-A")
+    assert (second.text, second.voice) == ("AND TWO MORE", "sky-B")
+    assert np.array_equal(first.samples, (np.arange(100) - 128) / 128)
+    assert len(second.samples) == 15
+    assert [line.clip for line in games.read_lines("sky", "train", debian, start=1)] == ["2"]
+    assert [line.clip for line in games.read_lines("sky", "dev", debian)] == ["4"]
+    (blood,) = games.read_lines("drascula", "train", debian)
+    assert blood.samples.tolist() == [0, -1, 127 / 128]
 
 
 @pytest.fixture
@@ -60,18 +69,6 @@ def debian(tmp_path, monkeypatch):
     return tmp_path / "debian"
 
 
-def test_the_clips_of_a_split_are_read_where_the_recording_says_the_script(debian):
-    first, second = games.read_lines("sky", "train", debian)
-    assert (first.text, first.voice) == ("HELLO YOU", "sky-A")
-    assert (second.text, second.voice) == ("AND TWO MORE", "sky-B")
-    assert np.array_equal(first.samples, (np.arange(100) - 128) / 128)
-    assert len(second.samples) == 15
-    assert [line.clip for line in games.read_lines("sky", "train", debian, start=1)] == ["2"]
-    assert [line.clip for line in games.read_lines("sky", "dev", debian)] == ["4"]
-    (blood,) = games.read_lines("drascula", "train", debian)
-    assert blood.samples.tolist() == [0, -1, 127 / 128]
-
-
 def test_muon_moves_all_weights_by_matrices_whose_singular_values_are_near_one():
     torch.manual_seed(1)
     shapes = [(8, 8)] * (optimizers.PIECE + 3) + [(6, 2, 5), (12, 4)]
@@ -92,16 +89,13 @@ def heard(transcript, *texts):
     return {"name": "a", "transcript": transcript, "heard": conditions}
 
 
-def test_scores_count_words_and_time():
+def test_scores_count_words_and_differences_the_same_utterances():
     content = {"audio_s": 10.0, "recordings": [heard("ONE TWO", "ONE TWO", "ONE"), heard("TWO", "TOO", "TWO TWO")]}
     found = evaluate.scores(content)
     assert found["x"]["wer"] == pytest.approx(1 / 3, abs=1e-6)
     assert (found["x"]["num_exact"], found["y"]["num_exact"], found["y"]["num_errors"]) == (1, 0, 2)
     assert found["x"]["interval"][0] < found["x"]["wer"] < found["x"]["interval"][1]
     assert (found["x"]["cpu_s"], found["x"]["audio_s"]) == (0.2, 10.0)
-
-
-def test_a_difference_is_that_of_the_same_utterances():
     worse, better = [(3, 10), (1, 5), (2, 5)] * 20, [(1, 10), (1, 5), (0, 5)] * 20
     found = proof.difference(better, worse)
     assert found["difference"] == pytest.approx(-0.2)

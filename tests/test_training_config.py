@@ -98,21 +98,7 @@ def test_defaults_are_those_of_wenet():
     assert transformer.feed_forward.activation == "relu"
 
 
-def test_statistics_that_are_null_in_quotes_are_none():
-    assert not parse_training_config(changed("cmvn", "null")).architecture.encoder.normalized_input
-
-
-def test_more_mel_bins_than_the_spectrum_has_points_for_are_refused():
-    config = changed("dataset_conf.fbank_conf.num_mel_bins", 128)
-    with pytest.raises(UnsupportedError, match=r"train.yaml: dataset_conf: .*128.* a mel band contains no FFT bin"):
-        parse_training_config({**config, "input_dim": 128})
-
-
-def test_further_special_tokens_are_read():
-    assert parse_training_config(changed("tokenizer_conf.special_tokens.<pad>", 9)).special_tokens["<pad>"] == 9
-
-
-def test_front_ends_before_2021_are_read():
+def test_null_statistics_special_tokens_old_front_ends_and_too_many_mel_bins():
     config = random_config()
     del config["dataset_conf"]
     features = parse_training_config({**config, "collate_conf": OLDEST_FEATURES}).features
@@ -124,6 +110,11 @@ def test_front_ends_before_2021_are_read():
     pitched["feature_extraction_conf"]["using_pitch"] = True
     with pytest.raises(UnsupportedError, match=r"feature_extraction_conf.using_pitch is True"):
         parse_training_config({**config, "collate_conf": pitched})
+    assert not parse_training_config(changed("cmvn", "null")).architecture.encoder.normalized_input
+    assert parse_training_config(changed("tokenizer_conf.special_tokens.<pad>", 9)).special_tokens["<pad>"] == 9
+    config = changed("dataset_conf.fbank_conf.num_mel_bins", 128)
+    with pytest.raises(UnsupportedError, match=r"train.yaml: dataset_conf: .*128.* a mel band contains no FFT bin"):
+        parse_training_config({**config, "input_dim": 128})
 
 
 UNSUPPORTED = {
@@ -212,13 +203,6 @@ def test_what_wenet_cannot_run_is_refused(encoder, conf, message):
         parse_training_config(random_config(encoder=encoder, encoder_conf=conf))
 
 
-def test_keys_of_the_conformer_are_unknown_to_the_transformer():
-    with pytest.raises(UnsupportedError, match="encoder_conf has unknown keys macaron_style"):
-        parse_training_config(changed("encoder_conf.macaron_style", value=True, encoder="transformer"))
-    with pytest.raises(UnsupportedError, match="'rel_selfattn', which is not supported; supported: selfattn"):
-        parse_training_config(changed("encoder_conf.selfattention_layer_type", "rel_selfattn", encoder="transformer"))
-
-
 @pytest.mark.parametrize(("path", "value", "message"), [
     ("input_dim", 83, r"input_dim must be equal to num_mel_bins, which is 80 \(23 if not stated\), got 83"),
     ("vocab_size", 61, "vocab_size must be equal to output_dim 60, got 61"),
@@ -267,17 +251,7 @@ def test_subsampling_needs_frequencies(kind, smallest):
         parse_training_config(random_config(num_mel_bins=smallest - 1, **arguments))
 
 
-def test_fixed_chunks_need_a_causal_convolution():
-    """WeNet masks chunks, but its convolution sees beyond them: no stream can reproduce that."""
-    conf = {"static_chunk_size": 16, "use_dynamic_chunk": False, "causal": False, "cnn_module_kernel": 7}
-    with pytest.raises(UnsupportedError, match="static_chunk_size is 16"):
-        parse_training_config(random_config(encoder_conf=conf))
-    assert parse_training_config(random_config(encoder_conf=conf | {"causal": True})).architecture.encoder.streaming
-    no_convolution = parse_training_config(random_config(encoder_conf=conf | {"use_cnn_module": False}))
-    assert no_convolution.architecture.encoder.streaming
-
-
-def test_chunks_that_were_trained_for_decide_about_streaming():
+def test_chunks_that_were_trained_for_decide_about_streaming_unless_convolutions_see_beyond():
     def streaming(**conf):
         return parse_training_config(random_config(encoder_conf=conf)).architecture.encoder.streaming
 
@@ -285,12 +259,13 @@ def test_chunks_that_were_trained_for_decide_about_streaming():
     assert not streaming(use_dynamic_chunk=False)
     assert not streaming(use_dynamic_chunk=False, static_chunk_size=-1)
     assert not streaming(causal=False, cnn_module_kernel=7)
-
-
-def test_numbers_that_yaml_reads_as_text():
-    """yaml 1.1 reads 1e-5 as text."""
-    config = parse_training_config(random_config(encoder_conf={"norm_eps": "1e-6"}))
-    assert config.architecture.encoder.norm.eps == 1e-6
+    # WeNet masks chunks, but its convolution sees beyond them: no stream can reproduce that
+    conf = {"static_chunk_size": 16, "use_dynamic_chunk": False, "causal": False, "cnn_module_kernel": 7}
+    with pytest.raises(UnsupportedError, match="static_chunk_size is 16"):
+        parse_training_config(random_config(encoder_conf=conf))
+    assert parse_training_config(random_config(encoder_conf=conf | {"causal": True})).architecture.encoder.streaming
+    no_convolution = parse_training_config(random_config(encoder_conf=conf | {"use_cnn_module": False}))
+    assert no_convolution.architecture.encoder.streaming
 
 
 @pytest.mark.parametrize(("changes", "named", "file"), [
@@ -304,11 +279,18 @@ def test_whether_statistics_were_used(changes, named, file):
     assert (config.architecture.encoder.normalized_input, config.cmvn_file) == (named, file)
 
 
-def test_an_old_file_without_statistics():
+def test_old_files_without_statistics_numbers_as_text_and_keys_of_others():
     values = old_layout(random_config())
     assert parse_training_config(values).architecture.encoder.normalized_input
     values["cmvn_file"] = None
     assert not parse_training_config(values).architecture.encoder.normalized_input
+    # yaml 1.1 reads 1e-5 as text
+    config = parse_training_config(random_config(encoder_conf={"norm_eps": "1e-6"}))
+    assert config.architecture.encoder.norm.eps == 1e-6
+    with pytest.raises(UnsupportedError, match="encoder_conf has unknown keys macaron_style"):
+        parse_training_config(changed("encoder_conf.macaron_style", value=True, encoder="transformer"))
+    with pytest.raises(UnsupportedError, match="'rel_selfattn', which is not supported; supported: selfattn"):
+        parse_training_config(changed("encoder_conf.selfattention_layer_type", "rel_selfattn", encoder="transformer"))
 
 
 def test_files_that_are_not_text(tmp_path):
@@ -350,7 +332,7 @@ def test_yaml_that_is_not_plain_is_refused(text, message, tmp_path):
         read_training_config(tmp_path / "train.yaml")
 
 
-def test_merges_are_read_as_yaml_reads_them(tmp_path):
+def test_merges_and_aliases_are_read(tmp_path):
     """Recipes share a section with `<<`; a mapping's own keys take precedence."""
     config = random_config()
     shared = {"dropout_rate": 0.1, "attention_heads": 3, "linear_units": 48}
@@ -364,10 +346,7 @@ def test_merges_are_read_as_yaml_reads_them(tmp_path):
     merged = {**config["encoder_conf"], "linear_units": 48, "normalize_before": False}
     expected = parse_training_config({**config, "encoder_conf": merged})
     assert read_training_config(tmp_path / "train.yaml") == expected
-
-
-def test_aliases_are_read(tmp_path):
-    """yaml.dump writes aliases where two settings were one object."""
+    # yaml.dump writes aliases where two settings were one object
     config = random_config()
     config["optim_conf"] = config["scheduler_conf"] = {"lr": [0.1]}
     text = yaml.dump(config)

@@ -40,7 +40,7 @@ def test_async_iteration_gives_every_segment_once(own, sound, blocks):
     assert all(a.is_final or b.is_final or a.text != b.text for a, b in itertools.pairwise(events))
 
 
-def test_of_partial_results_that_wait_only_the_last_is_kept(own, blocks):
+def test_partial_results_that_wait_and_iterations_that_are_left(own, blocks):
     async def run():
         async with Transcriber(own) as transcriber:
             await feed_all(transcriber, blocks)
@@ -48,6 +48,15 @@ def test_of_partial_results_that_wait_only_the_last_is_kept(own, blocks):
             return [event async for event in transcriber]
 
     assert asyncio.run(run()) == results_of(own, blocks)[1]
+
+    async def run():
+        async with asyncio.timeout(LIMIT_S), Transcriber(own) as transcriber:
+            feed_each(transcriber, blocks)
+            async for _ in transcriber:
+                break
+        return transcriber._thread.thread.is_alive()
+
+    assert not asyncio.run(run())
 
 
 def test_a_callback_takes_its_events_from_the_iteration(own, blocks):
@@ -113,14 +122,3 @@ def test_what_needs_async_with_says_so(own, blocks):
         transcriber.close()
 
     asyncio.run(run())
-
-
-def test_leaving_an_iteration_does_not_hang(own, blocks):
-    async def run():
-        async with asyncio.timeout(LIMIT_S), Transcriber(own) as transcriber:
-            feed_each(transcriber, blocks)
-            async for _ in transcriber:
-                break
-        return transcriber._thread.thread.is_alive()
-
-    assert not asyncio.run(run())

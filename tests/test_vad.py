@@ -46,16 +46,13 @@ def stretches_of(vad, samples, splits=()):
     return [(start, np.concatenate(pieces)) for start, pieces in found]
 
 
-def test_speech_is_found_with_its_padding(vad):
+def test_speech_is_found_with_its_padding_and_at_both_ends(vad):
     samples = recording(1.0, 0.8, 1.5, 0.3, 0.4, 0.5, 0.7)
     found = stretches_of(vad, samples)
     spans = [(start / RATE, (start + len(part)) / RATE) for start, part in found]
     assert np.allclose(spans, [(0.7, 2.1), (3.0, 4.8)], atol=0.04)  # a pause of 0.4 s does not end a stretch
     for start, part in found:
         assert np.array_equal(part, samples[start : start + len(part)])
-
-
-def test_speech_at_both_ends(vad):
     samples = recording(0.0, 0.5, 2.0, 0.5)
     (first, head), (second, tail) = stretches_of(vad, samples)
     assert first == 0
@@ -73,11 +70,14 @@ def test_portions_change_nothing(vad, splits):
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(found, expected, strict=True))
 
 
-def test_stretches_are_apart(vad):
+def test_stretches_are_apart_and_another_rate_is_refused(vad, recognizer, monkeypatch):
     found = stretches_of(vad, recording(0.1, 0.2, 0.65, 0.1, 0.65, 0.1, 0.65, 0.2))
     assert len(found) == 4
     for (start, part), (following, _) in itertools.pairwise(found):
         assert start + len(part) <= following
+    monkeypatch.setattr(vad, "sample_rate", 8000)
+    with pytest.raises(ValueError, match="needs audio at 8000 Hz, but the model needs 16000 Hz"):
+        recognizer.transcribe(np.zeros(16_000, np.float32), vad=vad)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,6 @@ def test_words_are_those_of_each_stretch_at_its_time(vad, recognizer, sound):
     assert [segment.segment for segment in transcript.segments] == list(range(len(transcript.segments)))
     for segment in transcript.segments:
         assert (segment.start, segment.end) == (segment.words[0].start, segment.words[-1].end)
-
-
-def test_another_rate_is_refused(vad, recognizer, monkeypatch):
-    monkeypatch.setattr(vad, "sample_rate", 8000)
-    with pytest.raises(ValueError, match="needs audio at 8000 Hz, but the model needs 16000 Hz"):
-        recognizer.transcribe(np.zeros(16_000, np.float32), vad=vad)
 
 
 @pytest.fixture

@@ -29,12 +29,9 @@ def float32(request, tmp_path_factory, export_quickly):
     encoder, decoder = LAYERS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     config = random_config(
-        decoder="transformer",
-        encoder_conf={**ENCODER, **encoder},
-        decoder_conf={**SIZES, **decoder},
-        vocab_size=20,
+        decoder="transformer", encoder_conf={**ENCODER, **encoder}, decoder_conf={**SIZES, **decoder}, vocab_size=20,
         num_mel_bins=20,
-    )
+    )  # fmt: skip
     write_random_checkpoint(folder / "checkpoint", config, seed=0)
     return request.param, export_quickly(folder / "checkpoint", folder / "bundle")
 
@@ -69,7 +66,7 @@ def test_a_gate_is_no_router(float32, tmp_path):
             assert value.name.endswith("weight") == stays
 
 
-def test_every_weight_says_its_group_and_no_constant_does(float32):
+def test_every_weight_says_its_group_or_is_refused(float32):
     counts = Counter()
     for _, value in weights_of(float32[1]):
         is_constant = value.name.startswith("const_")
@@ -78,6 +75,11 @@ def test_every_weight_says_its_group_and_no_constant_does(float32):
         counts[group_of(value)] += not is_constant
     expected = set(contract.WEIGHT_GROUPS) - ({"experts", "routers"} if float32[0] == "gated" else set())
     assert {group for group, count in counts.items() if count} == expected
+    g = GraphBuilder("test")
+    with g.scope("layer"), pytest.raises(ValueError, match=r"weight layer\.w: no enclosing scope has a group"):
+        g.weight("w", (1,), lambda: np.zeros(1, np.float32))
+    with g.scope("layer", group="attention"), g.scope("inner"):
+        assert group_of(g.weight("w", (1,), lambda: np.zeros(1, np.float32))) == "attention"
 
 
 @pytest.mark.slow
@@ -107,11 +109,3 @@ def test_the_manifest_says_all_of_weights_beside_the_graph(float32, tmp_path):
             assert tensor.group == groups[tensor.name]
             calls = [node for node in model.graph.node if tensor.name in node.input]
             assert set(tensor.read_by) == {node.op_type if node.domain == "u2moe" else "" for node in calls}
-
-
-def test_a_weight_without_a_group_is_refused():
-    g = GraphBuilder("test")
-    with g.scope("layer"), pytest.raises(ValueError, match=r"weight layer\.w: no enclosing scope has a group"):
-        g.weight("w", (1,), lambda: np.zeros(1, np.float32))
-    with g.scope("layer", group="attention"), g.scope("inner"):
-        assert group_of(g.weight("w", (1,), lambda: np.zeros(1, np.float32))) == "attention"

@@ -1,8 +1,6 @@
-"""Our train.yaml files are also valid for WeNet: a published checkpoint runs there unchanged.
-
-The keys are those that wenet/bin/recognize.py of WeNet's main branch (December 2025) reads without a default, and those
-that it passes on as keyword arguments, where any other is a TypeError.
-"""
+"""Our train.yaml files are also valid for WeNet: a published checkpoint runs there unchanged. The keys are those that
+wenet/bin/recognize.py of WeNet's main branch (December 2025) reads without a default, and those that it passes on as
+keyword arguments, where any other is a TypeError."""
 
 from pathlib import Path
 

@@ -30,7 +30,7 @@ def names_in(folder):
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path):
+def test_files_are_replaced_as_a_whole_with_names_as_long_as_the_system_allows(tmp_path):
     file = tmp_path / "a.txt"
     write_text(file, "old")
     with replacing(file) as part:
@@ -41,9 +41,6 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     with pytest.raises(UnicodeEncodeError), replacing(file) as part:
         part.write_text("half\udce9", encoding="utf-8")
     assert (file.read_text(), names_in(tmp_path)) == ("new", ["a.txt"])
-
-
-def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
     write_text(tmp_path / ("n" * 255), "x")
     with pytest.raises(OSError, match="nnn: cannot be written: File name too long") as raised:
         write_text(tmp_path / ("n" * 256), "x")

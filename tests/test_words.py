@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_no_two_public_classes_share_a_name():
+def test_no_two_public_classes_share_a_name_and_words_are_explained_once():
     places = defaultdict(list)
     for top in ("export", "quantize", "runtime", "benchmarks"):
         for file in (ROOT / top).rglob("*.py"):
@@ -17,9 +17,6 @@ def test_no_two_public_classes_share_a_name():
                     places[node.name].append(str(file.relative_to(ROOT)))
     assert len(places) > 100
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
-
-
-def test_each_word_is_explained_once_and_in_one_place():
     page = (ROOT / "docs" / "how" / "words.md").read_text(encoding="utf-8")
     words = re.findall(r"^\| \*\*([a-z ]+)\*\* \| [A-Z`].*\. \|$", page, re.MULTILINE)
     assert len(words) == len(set(words)) == page.count("| **")

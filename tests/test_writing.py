@@ -165,8 +165,7 @@ def test_words_keep_their_times_whatever_is_said(words, numbers, capitals):
         assert word.confidence == min(other.confidence for other in spoken.words[begin:end])
     assert (found.committed, found.num_committed) == (found.text, len(found.words))
     changed = ("text", "words", "nbest", "committed", "num_committed")
-    untouched = dataclasses.replace(found, **{name: getattr(spoken, name) for name in changed})
-    assert untouched == spoken
+    assert dataclasses.replace(found, **{name: getattr(spoken, name) for name in changed}) == spoken
     (best,) = found.nbest
     assert dataclasses.replace(best, text=spoken.text) == spoken.nbest[0]
     assert best.text == found.text
@@ -230,15 +229,11 @@ def test_capitals_are_for_what_has_them(spoken, expected):
     assert TextFormatter(TextFormat(capitalized=("McDonald",))).text(spoken) == expected
 
 
-def test_a_language_model_knows_what_has_capitals():
+def test_a_language_model_knows_what_has_capitals_and_streams_write_when_told(toy):
     text = [
         ["The", "dog", "of", "Anna", "is", "old"], ["Old", "dog", "and", "Anna"], ["so", "the", "Dog"], ["a", "dog"],
     ]  # fmt: skip
-    model = LanguageModel(train(count_ngrams(text, 2), TrainingOptions(order=2)))
-    assert model.capitalized() == ("Anna",)
-
-
-def test_streams_write_when_they_are_told_to(toy):
+    assert LanguageModel(train(count_ngrams(text, 2), TrainingOptions(order=2))).capitalized() == ("Anna",)
     samples, _ = say("ABCD", [0.3, 0.3, 1.2, 0.3])
     plain = feed(toy, samples)
     options = dataclasses.replace(CHUNKED, text_format=TextFormat(capitalized=("B",)))
@@ -253,19 +248,16 @@ def test_streams_write_when_they_are_told_to(toy):
     assert stream.get_result().text == "A b"[: len(stream.get_result().text)]
 
 
-def test_only_one_alternative_is_left_of_those_that_are_written_alike():
-    spoken = result_of(["ZERO", "OH", "ONE"])
-    other = dataclasses.replace(spoken.nbest[0], text="OH OH ONE", score=-2.0)
-    found = TextFormatter().result(dataclasses.replace(spoken, nbest=[*spoken.nbest, other]))
-    assert [(best.text, best.score) for best in found.nbest] == [("001", -1.0)]
-
-
-def test_formats_are_checked():
+def test_formats_are_checked_and_alternatives_written_alike_are_one():
     for wrong in ({"numbers": 1}, {"casing": None}, {"capitalized": "Anna"}, {"capitalized": [1]}):
         with pytest.raises(ValueError):
             TextFormat(**wrong)
     with pytest.raises(ValueError, match="must be TextFormat or None"):
         DecodingOptions(text_format=True)
+    spoken = result_of(["ZERO", "OH", "ONE"])
+    other = dataclasses.replace(spoken.nbest[0], text="OH OH ONE", score=-2.0)
+    found = TextFormatter().result(dataclasses.replace(spoken, nbest=[*spoken.nbest, other]))
+    assert [(best.text, best.score) for best in found.nbest] == [("001", -1.0)]
 
 
 @pytest.mark.slow

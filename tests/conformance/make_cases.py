@@ -1,7 +1,5 @@
-"""Write the cases of this folder with Python's results. Run it after an intended change of results.
-
-python tests/conformance/make_cases.py
-"""
+"""Write the cases of this folder with Python's results. Run it after an intended change of results. python
+tests/conformance/make_cases.py"""
 
 import dataclasses
 import json
@@ -52,12 +50,8 @@ def searches():
 
     def add(name, frames, **options):
         defaults = {
-            "search": "ctc_prefix_beam",
-            "beam_size": 5,
-            "hotwords": None,
-            "language_model": None,
-            "blank_penalty": 0.0,
-        }
+            "search": "ctc_prefix_beam", "beam_size": 5, "hotwords": None, "language_model": None, "blank_penalty": 0.0,
+        }  # fmt: skip
         cases.append({"name": name, **defaults, **options, "frames": listed(frames)})
 
     def weights(model, **changes):
@@ -222,16 +216,13 @@ def recordings():
         "grammar": (1, {"chunk_size": 16, "endpoint": {}, "grammar": COMMANDS}),
         "grammar, full context": (4, {"chunk_size": None, "endpoint": {}, "grammar": COMMANDS}),
         "grammar, first pass": (
-            1,
-            {"chunk_size": 8, "search": "ctc_prefix_beam", "endpoint": {}, "grammar": [*COMMANDS, "[unk]"]},
+            1, {"chunk_size": 8, "search": "ctc_prefix_beam", "endpoint": {}, "grammar": [*COMMANDS, "[unk]"]},
         ),
         "grammar, other words": (
-            1,
-            {"chunk_size": 16, "blank_penalty": 2.0, "endpoint": {}, "grammar": [*COMMANDS, "[unk]"]},
+            1, {"chunk_size": 16, "blank_penalty": 2.0, "endpoint": {}, "grammar": [*COMMANDS, "[unk]"]},
         ),
         "grammar, other words, full context": (
-            4,
-            {"chunk_size": None, "endpoint": {"pause": None}, "grammar": [*COMMANDS, "[unk]"]},
+            4, {"chunk_size": None, "endpoint": {"pause": None}, "grammar": [*COMMANDS, "[unk]"]},
         ),
         "language model": (1, {"chunk_size": 16, "endpoint": {}, "language_model": weights}),
         "written": (1, {"chunk_size": 16, "endpoint": {}, "text_format": {}}),
@@ -250,7 +241,7 @@ def recordings():
                 "vad": {"network": "sequences", **speech, "min_silence": 0.2},
             },
         ),
-    }
+    }  # fmt: skip
     return {"cases": [{"name": name, "repeats": num, "options": options} for name, (num, options) in cases.items()]}
 
 

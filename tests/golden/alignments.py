@@ -1,7 +1,5 @@
-"""Alignments by torchaudio's `forced_align`, which WeNet's `force_align` calls: python alignments.py
-
-Writes `alignments.json`, or compares it if it exists.
-"""
+"""Alignments by torchaudio's `forced_align`, which WeNet's `force_align` calls: python alignments.py Writes
+`alignments.json`, or compares it if it exists."""
 
 import json
 import sys

@@ -1,7 +1,5 @@
 """Writes the table of golden networks with a graph of fixed shape in docs/npu.md. It takes some minutes.
-
-PYTHONPATH=tests:tests/toys python tests/golden/fixed_shapes.py
-"""
+PYTHONPATH=tests:tests/toys python tests/golden/fixed_shapes.py"""
 
 import tempfile
 from collections import defaultdict

@@ -1,8 +1,6 @@
-"""Runs WeNet's recipes and writes the table in docs/export.md: python recipes.py WENET.
-
-Each recipe is completed as in WeNet's training, its layers are narrowed, and a checkpoint of random weights is
-exported. The bundle's output is compared with that of WeNet's own code on the same features.
-"""
+"""Runs WeNet's recipes and writes the table in docs/export.md: python recipes.py WENET. Each recipe is completed as in
+WeNet's training, its layers are narrowed, and a checkpoint of random weights is exported. The bundle's output is
+compared with that of WeNet's own code on the same features."""
 
 import math
 import sys
@@ -79,8 +77,7 @@ def difference(bundle, model):
     streaming = bundle.manifest.model.streaming
     key = next((key for key in expected if key.startswith("stream")), None)
     if streaming and key:
-        chunks = torch.from_numpy(expected[key]).unsqueeze(0)
-        chunked = model.ctc.log_softmax(chunks)[0].detach().numpy()
+        chunked = model.ctc.log_softmax(torch.from_numpy(expected[key]).unsqueeze(0))[0].detach().numpy()
         size = int(key.split("_")[1]) // bundle.manifest.model.frame_reduction
         pairs.append((ours.ctc(ours.encode(features, chunk_size=size, num_left_chunks=1)), chunked))
     if "score" in expected:

@@ -1,9 +1,6 @@
-"""Writes the results of WeNet's own searches for twenty recordings: python recordings.py WENET [NAME...].
-
-The configurations are those of `configurations/`; networks and recordings are those of
-`tests/toys/golden_recordings.py`. Recordings with two nearly equally likely hypotheses are left out, because rounding
-would choose between them.
-"""
+"""Writes the results of WeNet's own searches for twenty recordings: python recordings.py WENET [NAME...]. The
+configurations are those of `configurations/`; networks and recordings are those of `tests/toys/golden_recordings.py`.
+Recordings with two nearly equally likely hypotheses are left out, because rounding would choose between them."""
 
 import itertools
 import json
@@ -32,8 +29,7 @@ def heard(model, encoded):
 
     lengths = torch.tensor([encoded.shape[1]])
     (found,) = search.ctc_prefix_beam_search(model.ctc.log_softmax(encoded), lengths, golden.BEAM_SIZE)
-    scores = sorted(found.nbest_scores, reverse=True)
-    if min(a - b for a, b in itertools.pairwise(scores)) < NEAR:
+    if min(a - b for a, b in itertools.pairwise(sorted(found.nbest_scores, reverse=True))) < NEAR:
         return None
     chosen = None
     if model.decoder is not None:

@@ -1,7 +1,5 @@
 """Computes `reference.npz` and `reference.json.gz` with WeNet's own code: python searches.py WENET, see README.md.
-
-Existing files are compared, not written.
-"""
+Existing files are compared, not written."""
 
 import gzip
 import json

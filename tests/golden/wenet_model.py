@@ -1,7 +1,5 @@
 """WeNet's own code on a checkpoint, for the scripts beside this file; needs a checkout of WeNet and its imports.
-
-Nothing here computes with code of this repository.
-"""
+Nothing here computes with code of this repository."""
 
 import contextlib
 import importlib

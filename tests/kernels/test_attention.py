@@ -67,7 +67,7 @@ def test_what_is_no_number_stays_none(library, name, bad):
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
 
 
-def test_threads_and_neighbours_change_no_bit_of_attention(library):
+def test_threads_neighbours_and_batches_without_frames_change_no_bit_of_attention(library):
     random, heads = np.random.default_rng(1), Heads(num_heads=4, num_kv_heads=2, size=24)
     model = attention_model(heads, relative=True)
     feeds = feeds_of(random, heads, 3, 21, 30, relative=True)
@@ -77,10 +77,7 @@ def test_threads_and_neighbours_change_no_bit_of_attention(library):
     alone = {name: array[1:2] for name, array in feeds.items() if name not in ("block", "first_kept", "cache")}
     alone |= {"cache": feeds["cache"][:, 1:2], "block": feeds["block"], "first_kept": feeds["first_kept"]}
     np.testing.assert_array_equal(session_with(model, library).run(None, alone)[0], context[1:2])
-
-
-def test_a_batch_of_any_size_without_frames_is_empty(library):
-    """It is computed at once, without visiting rows."""
+    # It is computed at once, without visiting rows
     heads, batch = Heads(num_heads=2, num_kv_heads=1, size=8), 2**40
     session = session_with(attention_model(heads, relative=False), library)
     context, kept = session.run(None, feeds_of(np.random.default_rng(0), heads, batch, 0, 0, relative=False))

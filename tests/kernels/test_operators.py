@@ -1,10 +1,8 @@
-"""Native operators compared with the functions that they replace, and products with plain numpy.
-
-Integer sums are exact, so results differ only by the order of float additions. This may round a hidden activation
-halfway between two integers to the other one: a step of 1/127 of the largest in its row. It is rare, depending on the
-processor; a quarter of the rows may have it. test_experts, test_quantized_functions and test_exact_products also
-compare functions with numpy.
-"""
+"""Native operators compared with the functions that they replace, and products with plain numpy. Integer sums are
+exact, so results differ only by the order of float additions. This may round a hidden activation halfway between two
+integers to the other one: a step of 1/127 of the largest in its row. It is rare, depending on the processor; a quarter
+of the rows may have it. test_experts, test_quantized_functions and test_exact_products also compare functions with
+numpy."""
 
 import dataclasses
 
@@ -149,12 +147,11 @@ def test_products_compute_what_numpy_does(library, num_rows, inner, columns, kin
         integers = np.rint(x / row_scale) + 128
     np.testing.assert_array_equal(q, integers)
     (found,) = session_with(product, library).run(None, {"q": q, "row_scale": row_scale})
-    exact = (q.astype(np.int64) - 128) @ weight.astype(np.int64)
-    expected = (exact.astype(np.float32) * scale) * row_scale
+    expected = (((q.astype(np.int64) - 128) @ weight.astype(np.int64)).astype(np.float32) * scale) * row_scale
     np.testing.assert_array_equal(found, expected)
 
 
-def test_pairs_beyond_16_bits_are_exact(library):
+def test_pairs_beyond_16_bits_are_exact_and_longer_rows_an_error(library):
     """All weights and activations have the largest magnitude, which saturates sums of pairs in 16 bits."""
     x = np.ones((5, 128), np.float32)
     weights = {"weight": np.full((128, 40), 127, np.int8), "scale": np.ones(40, np.float32)}
@@ -163,6 +160,10 @@ def test_pairs_beyond_16_bits_are_exact(library):
     q, row_scale = session_with(rows, library).run(None, {"x": x})
     (found,) = session_with(product, library).run(None, {"q": q, "row_scale": row_scale})
     np.testing.assert_allclose(found, np.full((5, 40), 128 * 127.0), rtol=1e-6)
+    weights = {"weight": np.ones((MOST_ROWS + 1, 1), np.int8), "scale": np.ones(1, np.float32)}
+    product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
+    with pytest.raises(ONNXRUNTIME_ERRORS, match="a weight has 65537 rows, expected at most 65536"):
+        session_with(product, library)
 
 
 MOST_ROWS = 65536
@@ -177,14 +178,6 @@ def test_sums_of_the_longest_rows_are_exact(library, weight):
     (found,) = session_with(product, library).run(None, {"q": q, "row_scale": np.ones((2, 1), np.float32)})
     exact = np.array([-128.0, 127.0])[:, np.newaxis] * weight * MOST_ROWS
     np.testing.assert_allclose(found, np.tile(exact, 2), rtol=1e-6)
-
-
-def test_longer_rows_are_an_error(library):
-    shape = (MOST_ROWS + 1, 1)
-    weights = {"weight": np.ones(shape, np.int8), "scale": np.ones(1, np.float32)}
-    product = layer_model(INT8.product_of_rows(), {"q": np.uint8, "row_scale": np.float32}, weights, {})
-    with pytest.raises(ONNXRUNTIME_ERRORS, match="a weight has 65537 rows, expected at most 65536"):
-        session_with(product, library)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

@@ -1,7 +1,5 @@
-"""Products of positions, whose rows repeat: kept rows must equal computed rows to the last bit.
-
-The layer is recognised by the name of its node.
-"""
+"""Products of positions, whose rows repeat: kept rows must equal computed rows to the last bit. The layer is recognised
+by the name of its node."""
 
 import os
 import sys
@@ -76,7 +74,7 @@ def test_streams_in_any_order_change_no_bit(library, models, calls):
         np.testing.assert_array_equal(run(positions, call), run(others, call))
 
 
-def test_rows_that_share_their_places_change_no_bit(library, models):
+def test_rows_that_share_their_places_or_have_no_numbers_change_no_bit(library, models):
     """Rows are equal in what is compared first, and twice as many as places; some occur twice in a call."""
     positions, others = (session_with(model, library) for model in models)
     random = np.random.default_rng(2)
@@ -85,9 +83,6 @@ def test_rows_that_share_their_places_change_no_bit(library, models):
     for _ in range(12):
         feeds = {"q": rows[random.integers(0, len(rows), 24)], "row_scale": np.ones((24, 1), np.float32)}
         np.testing.assert_array_equal(*(session.run(None, feeds)[0] for session in (positions, others)))
-
-
-def test_scales_that_are_no_numbers_change_no_bit(library, models):
     positions, others = (session_with(model, library) for model in models)
     feeds = rows_of([0, 0, 0, 0])
     for scales in ([np.nan, 0, -0.0, 1], [0, np.nan, 1, -0.0]):

@@ -1,8 +1,6 @@
-"""Memory errors and races in the kernels: sanitizers, valgrind, and thousands of malformed layers.
-
-Each check builds the library again. Every array then has separate memory, AMX is emulated, and all instruction sets of
-this processor take part. Needs CMake, g++ and, for the last check, valgrind, which has no AVX-512.
-"""
+"""Memory errors and races in the kernels: sanitizers, valgrind, and thousands of malformed layers. Each check builds
+the library again. Every array then has separate memory, AMX is emulated, and all instruction sets of this processor
+take part. Needs CMake, g++ and, for the last check, valgrind, which has no AVX-512."""
 
 import os
 import shutil
@@ -56,14 +54,9 @@ class Build:
     def _run(self, *command, **own):
         environment = {**os.environ, **OPTIONS, **own}
         done = subprocess.run(
-            list(map(str, command)),
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
+            list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace",
             check=False,
-        )
+        )  # fmt: skip
         assert done.returncode == 0, "\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-60:])
         return done.stdout
 

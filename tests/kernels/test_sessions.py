@@ -136,10 +136,8 @@ def in_child(use):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_process_forks_while_threads_compute(library):
-    """Locks of the library that threads hold during the fork must be free in the child, which lacks these threads.
-
-    The child creates new sessions, because onnxruntime's sessions have locks that it does not free.
-    """
+    """Locks of the library that threads hold during the fork must be free in the child, which lacks these threads. The
+    child creates new sessions, because onnxruntime's sessions have locks that it does not free."""
     expected = outputs(library)
     sessions, others = (sessions_of(library) for _ in range(2))
     is_over = threading.Event()

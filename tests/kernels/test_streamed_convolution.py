@@ -46,7 +46,7 @@ def test_a_convolution_computes_what_its_function_does(library, form, sizes, see
 FORM = TimeConvolution(kernel=5, activation="swish", bias=True, norm=True, epsilon=1e-5)
 
 
-def test_threads_and_neighbours_change_no_bit_of_a_convolution(library):
+def test_branches_of_another_shape_are_an_error_and_neighbours_change_no_bit(library):
     random = np.random.default_rng(1)
     model, feeds = streamed_convolution_model(FORM, 40, random), feeds_of(random, FORM.kernel, 3, 21, 40)
     whole = session_with(model, library).run(None, feeds)
@@ -55,6 +55,11 @@ def test_threads_and_neighbours_change_no_bit_of_a_convolution(library):
     alone = {name: feeds[name][1:2] for name in ("linear", "gate")}
     alone |= {"cache": feeds["cache"][:, 1:2], "block": feeds["block"]}
     np.testing.assert_array_equal(session_with(model, library).run(None, alone)[0], whole[0][1:2])
+    weights = dict.fromkeys(("weight", "bias"), np.ones(4, np.float32))
+    model = layer_model(add_normalization(1e-5), dict.fromkeys(("x", "branch"), np.float32), weights, {"epsilon": 1e-5})
+    x = np.ones((2, 3, 4), np.float32)
+    with pytest.raises(ONNXRUNTIME_ERRORS, match="input 1 does not match the other inputs"):
+        session_with(model, library).run(None, {"x": x, "branch": x[:1]})
 
 
 def test_chunks_give_what_the_whole_gives(library):
@@ -89,11 +94,3 @@ def test_normalisations_compute_what_their_functions_do(library, shape, is_sum, 
     np.testing.assert_array_equal(found[0] if is_sum else 0, expected[0] if is_sum else 0)
     for other, same in zip(session_with(model, library, 3).run(None, feeds), found, strict=True):
         np.testing.assert_array_equal(other, same)
-
-
-def test_a_branch_of_another_shape_is_an_error(library):
-    weights = dict.fromkeys(("weight", "bias"), np.ones(4, np.float32))
-    model = layer_model(add_normalization(1e-5), dict.fromkeys(("x", "branch"), np.float32), weights, {"epsilon": 1e-5})
-    x = np.ones((2, 3, 4), np.float32)
-    with pytest.raises(ONNXRUNTIME_ERRORS, match="input 1 does not match the other inputs"):
-        session_with(model, library).run(None, {"x": x, "branch": x[:1]})

@@ -263,10 +263,8 @@ def held(demo):
 
 @contextlib.contextmanager
 def start_process(*options, before="", command=(sys.executable,), **environment):
-    """Start `u2moe serve` on free ports after code `before`, and yield it when it is ready, with `said` and `urls`.
-
-    It is killed at the end of the context if it still runs.
-    """
+    """Start `u2moe serve` on free ports after code `before`, and yield it when it is ready, with `said` and `urls`. It
+    is killed at the end of the context if it still runs."""
     command = [*command, "-c", f"{before}\nfrom u2moe.runtime.cli import main\nraise SystemExit(main())", "serve"]
     settings = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, **environment}}
     with subprocess.Popen([*command, "--port", "0", *options], **settings) as process:

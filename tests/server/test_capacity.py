@@ -44,16 +44,13 @@ def test_a_language_model_is_measured_with_all_else(demo, monkeypatch):
     assert None not in found
 
 
-def test_each_protocol_says_that_it_is_full(running):
+def test_each_protocol_says_that_it_is_full_and_those_inside_are_recognised(running, speech, expected):
     with running(capacity=1) as small, small.connect() as first:
         first.start()
         for path in START:
             with small.connect(path) as refused:
                 assert refused.close_code() == 1013, path
                 assert FULL in refused.websocket.close_reason
-
-
-def test_those_inside_are_recognised_while_others_are_refused(running, speech, expected):
     texts = [segment.text for segment in expected().segments]
     with running(capacity=1) as small, small.connect() as inside:
         inside.start(partials=False)

@@ -42,9 +42,13 @@ def adapted(server, speech, tmp_path, monkeypatch):
     return lambda code: code.replace(":8000", f":{server.ports['http']}").replace("10300", f"{server.ports['wyoming']}")
 
 
-def test_each_protocol_has_an_example():
-    headings = [heading for heading, _ in blocks_of("python")]
-    assert len(set(headings)) == len(TABLE)
+def test_each_protocol_has_an_example_also_with_curl(adapted, demo):
+    assert len({heading for heading, _ in blocks_of("python")}) == len(TABLE)
+    ((_, command),) = blocks_of("bash")
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    done = subprocess.run(shlex.split(adapted(command)), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == demo.transcribe("talk.wav").text.split()
 
 
 @pytest.mark.parametrize("page", [PROTOCOLS, GUIDE])
@@ -67,14 +71,6 @@ def test_the_examples_in_python(heading, code, adapted, speech, expected, demo, 
         said = " ".join(asyncio.run(names["recognise"](speech())))
     wanted = demo.transcribe("talk.wav") if heading == "OpenAI, files" else expected()
     assert said.split() == wanted.text.split()
-
-
-def test_the_example_with_curl(adapted, demo):
-    ((_, command),) = blocks_of("bash")
-    if shutil.which("curl") is None:
-        pytest.skip("needs curl")
-    done = subprocess.run(shlex.split(adapted(command)), capture_output=True, text=True, check=True)
-    assert done.stdout.split() == demo.transcribe("talk.wav").text.split()
 
 
 def test_the_example_in_javascript(adapted, expected, tmp_path):
@@ -117,8 +113,7 @@ def test_openapi(server):
         for method in operations:
             answer = server.get(path) if method == "get" else None
             assert answer is None or str(answer.status_code) in operations[method]["responses"], path
-    text = json.dumps(document)
-    for name in re.findall(r'"#/components/schemas/(\w+)"', text):
+    for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
         assert name in document["components"]["schemas"]
     form = document["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
     properties = form["schema"]["properties"]
@@ -138,7 +133,7 @@ def instructions(dockerfile):
     return dict(line.split(maxsplit=1) for line in stage.splitlines() if line)
 
 
-def test_the_dockerfile():
+def test_the_image_and_its_healthcheck(server):
     """The server is process 1, not the child of a shell that would swallow SIGTERM, and does not run as root."""
     found = instructions(EXAMPLES / "Dockerfile")
     assert json.loads(found["ENTRYPOINT"]) == ["u2moe"]
@@ -150,9 +145,6 @@ def test_the_dockerfile():
     options, _, check = found["HEALTHCHECK"].partition(" CMD ")
     assert {option.partition("=")[0] for option in options.split()} == {"--start-period", "--interval", "--timeout"}
     assert f"http://127.0.0.1:{args.port}/readyz" in json.loads(check)[-1]
-
-
-def test_the_healthcheck(server):
     check = json.loads(instructions(EXAMPLES / "Dockerfile")["HEALTHCHECK"].partition(" CMD ")[2])
     for url, is_well in ((server.url, True), ("http://127.0.0.1:9", False)):
         command = [sys.executable, check[1], check[2].replace("http://127.0.0.1:8000", url)]

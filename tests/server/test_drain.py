@@ -36,8 +36,7 @@ def test_an_utterance_is_finished_then_the_connection_is_closed(running, speech,
         server.wait_until(lambda: not server.service.is_ready)
         end = round((expected().segments[1].start - 0.05) * 16_000)  # in the pause
         client.play(samples[24_000:end])
-        events = client.receive_until("done")
-        finals = [event["text"] for event in events if event["type"] == "final"]
+        finals = [event["text"] for event in client.receive_until("done") if event["type"] == "final"]
         assert finals == [expected().segments[0].text]
         assert client.close_code() == 1001
         server.join()

@@ -103,13 +103,24 @@ def test_frames_that_never_become_a_message(server, monkeypatch):
     server.wait_until_empty()
 
 
-def test_audio_after_the_end_does_not_prolong_an_utterance(server):
+def test_neither_audio_nor_wyoming_events_after_the_end_move_anything_on(server):
     with server.connect("/wenet") as client:
         client.tell(signal="start")
         assert client.receive()["type"] == "server_ready"
         client.tell(signal="end")
         keep_sending(client, bytes(2))
         assert client.close_code() == 1000
+
+    def drip(name):
+        begin, event = WYOMING[name]
+        with server.open_plain("wyoming") as plain:
+            return dripped(plain, [begin, *repeat(event, 900)])
+
+    for name, answer in at_once(drip, WYOMING).items():
+        assert b'"error"' in answer
+        lacking = b"1 event" if name == "bytes of data" else b"0.005 seconds of audio"
+        assert b"less than %b received in 0.5 seconds" % lacking in answer, name
+    server.wait_until_empty()
 
 
 def dripped(plain, pieces):
@@ -139,19 +150,6 @@ WYOMING = {
     "bytes of a line": (AUDIO_START, b" "),
     "bytes of data": (b'{"type": "ping", "data_length": 1000}\n', b" "),
 }
-
-
-def test_wyoming_events_that_move_nothing_on(server):
-    def drip(name):
-        begin, event = WYOMING[name]
-        with server.open_plain("wyoming") as plain:
-            return dripped(plain, [begin, *repeat(event, 900)])
-
-    for name, answer in at_once(drip, WYOMING).items():
-        assert b'"error"' in answer
-        lacking = b"1 event" if name == "bytes of data" else b"0.005 seconds of audio"
-        assert b"less than %b received in 0.5 seconds" % lacking in answer, name
-    server.wait_until_empty()
 
 
 def test_an_upload_that_stops_or_drips(server, monkeypatch):

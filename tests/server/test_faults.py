@@ -20,10 +20,8 @@ LONG = "x" * 1_000_000
 
 
 def count_files():
-    """Return the number of descriptors of files and connections.
-
-    Memory that a server shares with its workers is ignored: it is freed when the server's object is collected.
-    """
+    """Return the number of descriptors of files and connections. Memory that a server shares with its workers is
+    ignored: it is freed when the server's object is collected."""
     count = 0
     for file in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the descriptor of the folder itself
@@ -148,7 +146,7 @@ def test_an_upload_that_is_too_large_or_too_long(strict, tmp_path):
     strict.wait_until_empty()
 
 
-def test_an_upload_may_be_cut_at_any_point(server):
+def test_damaged_frames_and_uploads_that_are_cut_at_any_point(server):
     form = httpx.Request("POST", "http://x", files={"file": ("a.wav", bytes(2 << 20))})  # too large to stay in memory
     body = form.read()
     head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
@@ -161,6 +159,14 @@ def test_an_upload_may_be_cut_at_any_point(server):
     server.wait_until(lambda: server.metric("connections", "file") == num_received + 3)  # those with complete headers
     server.wait_until_empty()
     server.wait_until(lambda: count_files() <= num_files)
+    for garbage in (b"\xff\xff\xff\xff", b"\x81\x05hello", b"\x83\x80\0\0\0\0", b"\xc1\x80\0\0\0\0"):
+        with server.connect() as client:
+            client.websocket.socket.sendall(garbage)
+            assert client.close_code() == 1002
+    with server.connect() as client:
+        client.websocket.socket.sendall(b"\x81\x81\0\0\0\0\xff")  # text that is not UTF-8
+        assert client.close_code() == 1007
+    server.wait_until_empty()
 
 
 def test_a_client_that_leaves_while_its_file_is_recognised(running, held, speech, tmp_path, capfd):
@@ -205,14 +211,3 @@ def test_recognition_that_fails_ends_those_it_was_for(running, held, speech, exp
             texts = [event["text"] for event in client.finish()[:-1]]
         assert texts == [segment.text for segment in expected().segments]
     assert "recognition failed" in caplog.text
-
-
-def test_damaged_frames(server):
-    for garbage in (b"\xff\xff\xff\xff", b"\x81\x05hello", b"\x83\x80\0\0\0\0", b"\xc1\x80\0\0\0\0"):
-        with server.connect() as client:
-            client.websocket.socket.sendall(garbage)
-            assert client.close_code() == 1002
-    with server.connect() as client:
-        client.websocket.socket.sendall(b"\x81\x81\0\0\0\0\xff")  # text that is not UTF-8
-        assert client.close_code() == 1007
-    server.wait_until_empty()

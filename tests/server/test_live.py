@@ -24,7 +24,7 @@ def test_finals_are_the_segments_of_transcribe(server, speech, expected, sample_
     assert events[-1] == {"type": "done", "duration": round(len(speech(sample_rate)) / sample_rate, 3)}
 
 
-def test_partials_grow_before_each_final(server, speech, expected):
+def test_partials_grow_before_each_final_also_of_small_fragments(server, speech, expected):
     with server.connect() as client:
         client.start()
         client.play(speech(), block_len=1600)
@@ -35,9 +35,6 @@ def test_partials_grow_before_each_final(server, speech, expected):
         assert own[0]["type"] == "partial"
         assert own[-1]["type"] == "final"
         assert not any(event["is_final"] for event in own[:-1])
-
-
-def test_small_fragments_are_put_together_as_they_come(server, speech, expected):
     data = speech().tobytes()
     with server.connect() as client:
         client.start(partials=False)
@@ -45,7 +42,7 @@ def test_small_fragments_are_put_together_as_they_come(server, speech, expected)
         assert [event["text"] for event in client.finish()[:-1]] == [part.text for part in expected().segments]
 
 
-def test_options(server, speech, expected):
+def test_options_and_endpoint_rules_of_the_client(server, speech, expected):
     with server.connect() as client:
         client.start(encoding="pcm_f32le", partials=False, words=False)
         client.play(speech().astype(np.float32) / np.float32(32768))
@@ -53,9 +50,6 @@ def test_options(server, speech, expected):
     assert [event["type"] for event in events] == ["final"] * len(expected().segments) + ["done"]
     assert [event["text"] for event in events[:-1]] == [segment.text for segment in expected().segments]
     assert all("words" not in event and len(event["nbest"]) == 1 for event in events[:-1])
-
-
-def test_endpoint_rules_of_the_client(server, speech):
     rules = {"rule1": None, "rule2": None, "rule3": {"min_utterance_length": 3.0}, "pause": None, "turn": 0.1}
     with server.connect() as client:
         client.start(endpoint=rules)

@@ -25,15 +25,10 @@ from u2moe.runtime.server.options import ServerOptions
 PATIENCE_S = 120
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) u2moe\.server: (.+)")
 LIFE = (
-    ("INFO", "listening at http"),
-    ("INFO", "loaded"),
-    ("INFO", "ready: 1 live streams at a time"),
-    ("WARNING", "all slots are taken"),
-    ("WARNING", "violated the protocol"),
-    ("WARNING", "sent or read too little"),
-    ("INFO", "stopping"),
-    ("INFO", "stopped"),
-)
+    ("INFO", "listening at http"), ("INFO", "loaded"), ("INFO", "ready: 1 live streams at a time"),
+    ("WARNING", "all slots are taken"), ("WARNING", "violated the protocol"), ("WARNING", "sent or read too little"),
+    ("INFO", "stopping"), ("INFO", "stopped"),
+)  # fmt: skip
 
 
 def close_code(client_of, url, *messages):

@@ -53,8 +53,7 @@ def said(client, path):
 
 @pytest.mark.parametrize("path", [protocol.path for protocol in PROTOCOLS.values() if protocol.path])
 def test_a_client_chooses_while_another_has_the_default(both, speech, expected, tones, path):
-    url = path if path in CHOOSE else f"{path}?model=tones"
-    with both.connect(path) as one, both.connect(url) as other:
+    with both.connect(path) as one, both.connect(path if path in CHOOSE else f"{path}?model=tones") as other:
         begin(other, path, tones, CHOOSE.get(path))
         begin(one, path, speech())
         assert "A B C D" in said(other, path)
@@ -67,7 +66,7 @@ def test_a_client_chooses_while_another_has_the_default(both, speech, expected, 
         assert "unknown model 'none': must be one of english, tones" in told
 
 
-def test_a_file_has_the_model_of_its_form(both, tones, tmp_path):
+def test_a_file_has_the_model_of_its_form_even_without_a_beam(both, tones, tmp_path, running):
     soundfile.write(tmp_path / "tones.wav", tones, 16_000)
     file = {"file": (tmp_path / "tones.wav").read_bytes()}
     assert [model["id"] for model in both.get("/v1/models").json()["data"]] == ["english", "tones"]
@@ -75,6 +74,13 @@ def test_a_file_has_the_model_of_its_form(both, tones, tmp_path):
     assert both.post(files=file).json()["text"] != "A B C D"
     answer = both.post(data={"model": "whisper-1"}, files=file)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_not_found")
+    # It refuses hotwords and language models, and ignores prompts
+    with running(Recognizer.from_pretrained(options=DecodingOptions(search="ctc_greedy"))) as server:
+        for name in ("hotwords", "lm_weight", "grammar"):
+            with server.connect() as client:
+                client.tell(**{name: {**ASKED, **GRAMMAR}[name]})
+                assert client.receive()["parameter"] == name
+        assert server.post(data={"prompt": "SEVEN"}, files={"file": b"RIFF"}).json()["error"]["param"] == "file"
 
 
 @pytest.mark.parametrize("asked", [{"name": "tones"}, {"name": "none"}, {"language": "de"}, {"language": "en-GB"}])
@@ -146,16 +152,6 @@ def test_every_option_of_clients_changes_results(with_words, speech, name):
     assert finals(**{name: {**ASKED, **GRAMMAR}[name]}) != finals()
 
 
-def test_a_server_that_searches_without_a_beam(running):
-    """It refuses hotwords and language models, and ignores prompts."""
-    with running(Recognizer.from_pretrained(options=DecodingOptions(search="ctc_greedy"))) as server:
-        for name in ("hotwords", "lm_weight", "grammar"):
-            with server.connect() as client:
-                client.tell(**{name: {**ASKED, **GRAMMAR}[name]})
-                assert client.receive()["parameter"] == name
-        assert server.post(data={"prompt": "SEVEN"}, files={"file": b"RIFF"}).json()["error"]["param"] == "file"
-
-
 def test_few_weights_of_a_language_model_are_kept(with_words):
     """Each takes as much memory as the model: unused ones are dropped, and the number in use is limited."""
     prepared = with_words.service.default._weighted
@@ -166,8 +162,7 @@ def test_few_weights_of_a_language_model_are_kept(with_words):
     gc.collect()
     assert len(prepared) <= 4
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(with_words.connect()) for _ in range(5)]
-        for number, client in enumerate(clients):
+        for number, client in enumerate([stack.enter_context(with_words.connect()) for _ in range(5)]):
             client.tell(lm_weight=1 + number / 10)
             answer = client.receive()
         assert (answer["type"], answer["code"]) == ("error", 1013)

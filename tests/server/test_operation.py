@@ -172,15 +172,12 @@ def test_a_file_of_keys(tmp_path):
             read_keys(file)
 
 
-def test_requests_have_an_id(server):
+def test_requests_have_an_id_that_lines_of_json_and_text_bear(server, monkeypatch):
     assert server.get("/healthz", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
     made = server.get("/no-such", headers={"X-Request-ID": "not one\u00e9".encode("latin-1")}).headers["x-request-id"]
     assert re.fullmatch("[0-9a-f]{32}", made)
     with server.connect() as client:
         assert client.websocket.response.headers["x-request-id"]
-
-
-def test_lines_of_json_and_of_text_bear_the_id(monkeypatch):
     record = logging.LogRecord("u2moe.server", logging.WARNING, "", 0, "two\nlines", (), None)
     token = log.REQUEST_ID.set("r1")
     line = json.loads(log._JsonFormatter("worker 1: %(message)s").format(record))

@@ -181,8 +181,7 @@ def texts_of(page):
 
 def expected_texts(demo, server, blocks):
     options = dataclasses.replace(server.service.default.stream_options, text_format=TextFormat())
-    transcript = demo.transcribe(np.concatenate(blocks), options=options)
-    return [segment.text for segment in transcript.segments]
+    return [segment.text for segment in demo.transcribe(np.concatenate(blocks), options=options).segments]
 
 
 def test_the_microphone(page, demo, server, fed):
@@ -348,8 +347,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(new_page, server, speech, t
     wait_for_segments(page, 3)
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     page.click("summary")
-    small = page.evaluate(SMALL)
-    assert small == []
+    assert page.evaluate(SMALL) == []
     menu, bar = (page.locator(place).bounding_box() for place in (".menu", ".bar"))
     assert menu["y"] + menu["height"] <= bar["y"]  # the menu does not cover the microphone or other buttons
     page.keyboard.press("Escape")

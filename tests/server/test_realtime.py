@@ -203,7 +203,15 @@ def test_settings_may_change_between_turns(client, speech, expected):
     assert rest[-1]["transcript"].endswith(segments[-1].text)
 
 
-def test_a_commit_is_always_answered(client, speech, expected):
+def test_times_count_from_the_first_audio_and_a_commit_is_always_answered(client, speech, expected):
+    samples, segments = speech(24_000), expected(24_000).segments
+    for begin_s in (0, len(samples) / 24_000):
+        play_raw(client, samples)
+        client.tell(type="input_audio_buffer.commit")
+        for segment in segments:
+            events = client.receive_until(f"{TRANSCRIPTION}.completed")
+            (stopped,) = (event for event in events if event["type"] == "input_audio_buffer.speech_stopped")
+            assert stopped["audio_end_ms"] == round((begin_s + segment.end) * 1000)
     samples, segments = speech(24_000), expected(24_000).segments
     for _ in range(2):  # with a pause at the end, so that all turns have ended
         play_raw(client, samples)
@@ -216,17 +224,6 @@ def test_a_commit_is_always_answered(client, speech, expected):
         assert completed["transcript"] == ""
     client.tell(type="input_audio_buffer.commit")
     assert client.receive()["error"]["code"] == "input_audio_buffer_commit_empty"
-
-
-def test_times_count_from_the_first_audio(client, speech, expected):
-    samples, segments = speech(24_000), expected(24_000).segments
-    for begin_s in (0, len(samples) / 24_000):
-        play_raw(client, samples)
-        client.tell(type="input_audio_buffer.commit")
-        for segment in segments:
-            events = client.receive_until(f"{TRANSCRIPTION}.completed")
-            (stopped,) = (event for event in events if event["type"] == "input_audio_buffer.speech_stopped")
-            assert stopped["audio_end_ms"] == round((begin_s + segment.end) * 1000)
 
 
 def play_raw(client, samples):

@@ -32,10 +32,17 @@ def client(server):
         yield client
 
 
-def test_json(client, talk, transcript):
+def test_json_alike_for_several_files_at_once_and_errors_of_other_paths(client, talk, transcript, server):
     answer = client.audio.transcriptions.create(model="whisper-1", file=talk)
     assert answer.text == transcript.text
     assert answer.usage.seconds == pytest.approx(transcript.duration, abs=0.01)
+    with httpx.Client(trust_env=False, timeout=120) as http:
+        for _ in range(3):
+            content = {"file": ("talk.wav", talk.read_bytes())}
+            assert http.post(f"{server.url}/v1/audio/transcriptions", files=content).json()["text"] == transcript.text
+    assert server.get("/v1/chat/completions").json()["error"]["type"] == "invalid_request_error"
+    answer = server.get("/v1/audio/transcriptions")
+    assert (answer.status_code, answer.headers["Allow"], "error" in answer.json()) == (405, "POST", True)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
@@ -50,14 +57,11 @@ def test_formats(client, talk, transcript, form):
     assert answer == (transcript.text + "\n" if form == "text" else format_transcript(transcript, form, name=talk.name))
 
 
-def test_verbose_json(client, talk, transcript):
+def test_segments_of_verbose_json_and_of_events(client, talk, transcript):
     answer = client.audio.transcriptions.create(
-        model="u2moe",
-        file=talk,
-        language="en",
-        response_format="verbose_json",
+        model="u2moe", file=talk, language="en", response_format="verbose_json",
         timestamp_granularities=["word", "segment"],
-    )
+    )  # fmt: skip
     words = [word for segment in transcript.segments for word in segment.words]
     assert [(word.word, word.start, word.end) for word in answer.words] == [(w.word, w.start, w.end) for w in words]
     assert [(each.text, each.start, each.end, each.tokens) for each in answer.segments] == [
@@ -65,9 +69,6 @@ def test_verbose_json(client, talk, transcript):
     ]
     assert all(segment.avg_logprob <= 0 for segment in answer.segments)
     assert (answer.language, answer.text) == ("en", transcript.text)
-
-
-def test_events_as_segments_are_found(client, talk, transcript):
     events = list(client.audio.transcriptions.create(model="u2moe", file=talk, stream=True))
     assert [event.type for event in events] == ["transcript.text.delta"] * len(transcript.segments) + [
         "transcript.text.done"
@@ -98,12 +99,9 @@ def test_fields_without_a_value_or_with_a_plain_name(server, talk):
     assert "segments" not in answer
 
 
-def test_the_prompt_is_hotwords(client, talk, assert_hotwords):
+def test_hotwords_in_the_prompt_and_models(client, talk, assert_hotwords, demo):
     client.audio.transcriptions.create(model="u2moe", file=talk, prompt="Seventy, what do you.\n\u4e2d\u6587")
     assert_hotwords("Seventy", "what do you")
-
-
-def test_models(client, demo):
     models = client.models.list().data
     assert [model.id for model in models] == [demo.bundle.path.name]
     assert client.models.retrieve(models[0].id).object == "model"
@@ -111,14 +109,7 @@ def test_models(client, demo):
         client.models.retrieve("gpt-4o")
 
 
-def test_several_files_at_once(server, talk, transcript):
-    with httpx.Client(trust_env=False, timeout=120) as http:
-        for _ in range(3):
-            content = {"file": ("talk.wav", talk.read_bytes())}
-            assert http.post(f"{server.url}/v1/audio/transcriptions", files=content).json()["text"] == transcript.text
-
-
-def test_what_is_no_audio_is_told_without_names_of_the_server(client, tmp_path):
+def test_what_is_no_audio_is_told_without_names_of_the_server_and_nothing_translated(client, tmp_path, server):
     (tmp_path / "talk.mp3").write_bytes(b"no sound" * 100)
     with pytest.raises(openai.BadRequestError) as caught:
         client.audio.transcriptions.create(model="u2moe", file=tmp_path / "talk.mp3")
@@ -126,9 +117,6 @@ def test_what_is_no_audio_is_told_without_names_of_the_server(client, tmp_path):
     assert caught.value.param == "file"
     assert "talk.mp3: cannot be read as audio" in caught.value.message
     assert "u2moe-" not in caught.value.message
-
-
-def test_nothing_is_translated(server):
     answer = httpx.post(f"{server.url}/v1/audio/translations", trust_env=False)
     assert answer.status_code == 404
     assert "does not translate" in answer.json()["error"]["message"]
@@ -199,9 +187,3 @@ def test_damaged_forms(server, content, complaint):
     answer = server.post(**content)
     assert answer.status_code == 400
     assert complaint in answer.json()["error"]["message"]
-
-
-def test_other_paths_and_methods_have_errors_of_the_same_form(server):
-    assert server.get("/v1/chat/completions").json()["error"]["type"] == "invalid_request_error"
-    answer = server.get("/v1/audio/transcriptions")
-    assert (answer.status_code, answer.headers["Allow"], "error" in answer.json()) == (405, "POST", True)

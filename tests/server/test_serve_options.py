@@ -20,10 +20,13 @@ def test_the_key_may_be_in_a_file_or_in_the_environment(tmp_path, monkeypatch):
     assert chosen("--api-key", str(file)) == (None, file)
 
 
-def test_hotwords_that_cannot_be_read_name_their_file(tmp_path, capsys):
+def test_ports_that_are_taken_and_hotwords_that_cannot_be_read_are_named(tmp_path, capsys, server):
     (tmp_path / "names.txt").write_text("ALICE :much\n", encoding="utf-8")
     assert cli.main(["serve", "--port", "0", "--hotwords", str(tmp_path / "names.txt")]) == 1
     assert str(tmp_path / "names.txt") in capsys.readouterr().err
+    port = server.ports["http"]
+    assert cli.main(["serve", "--port", str(port)]) == 1
+    assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
@@ -46,9 +49,3 @@ def test_options_are_checked_before_the_model_is_loaded(arguments, complaint, tm
     arguments = [str(tmp_path / "key") if argument == "KEYFILE" else argument for argument in arguments]
     assert cli.main(["serve", "no-bundle", *arguments]) == 1
     assert complaint in capsys.readouterr().err
-
-
-def test_a_port_that_is_taken(server, capsys):
-    port = server.ports["http"]
-    assert cli.main(["serve", "--port", str(port)]) == 1
-    assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err

@@ -48,8 +48,7 @@ def test_how_many_are_held():
         "demo/sherpa-onnx/16": cell(16, 0.1, missing=0.02),
         "demo/crowd": {"capacity": 8, "alone": cell(8, 0.1), "crowded": cell(32, 0.11)},
     }
-    targets = serving.targets({"cells": cells})
-    assert [target.found for target in targets] == pytest.approx([2.0, 1.1])
+    assert [target.found for target in serving.targets({"cells": cells})] == pytest.approx([2.0, 1.1])
     shown = serving.values({"cells": cells})
     assert (shown["demo.ours"], shown["demo.native"], shown["demo.theirs"]) == ("16", "0", "8")
     assert shown["table"].count("\n") == 2 + 7 - 1
@@ -101,15 +100,12 @@ input()
 """
 
 
-def test_processor_time_is_that_of_all_processes():
+def test_processor_time_of_all_processes_and_what_speakers_notice_of_attacks():
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WORK!r}])"
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         assert load.cpu_s(process.pid) >= 0.15  # the child's 0.2 s, whose parts the system rounds down to hundredths
         process.communicate(b"\n")
-
-
-def test_what_speakers_notice_of_attacks():
     part = {"partial": {"p95": 0.02}, "health": {"p95": 0.001}, "num_failed": 0, "num_refused": 0, "rss": 2e8}
     rounds = [{**part, "partial": {"p95": p95}} for p95 in (0.03, 0.05, 0.04)]
     found = {"cells": {"slower": {"speakers": 8, "before": part, "rounds": rounds}}}

@@ -37,15 +37,12 @@ def test_segments(server, speech, expected, demo):
     assert any(not answer["is_final"] for answer in found)
 
 
-def test_the_end_of_the_audio_within_a_segment(server, speech):
+def test_the_end_of_the_audio_within_a_segment_and_without_one(server, speech):
     with server.connect("/sherpa") as client:
         play(client, speech()[:24_000])
         client.send("Done")
         found = answers(client)
     assert [answer["is_eof"] for answer in found] == [False] * (len(found) - 1) + [True]
-
-
-def test_nothing_said(server):
     with server.connect("/sherpa") as client:
         play(client, np.zeros(16_000))
         client.send("Done")

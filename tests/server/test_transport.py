@@ -74,13 +74,6 @@ def test_what_is_odd_is_no_error_of_the_server(server, caplog, sent, status, tol
     assert not [each for each in caplog.records if each.levelname == "ERROR" or "internal error" in each.getMessage()]
 
 
-def test_a_mistake_of_ours_is_logged(server, caplog, monkeypatch):
-    monkeypatch.setattr(server.service.incidents, "_rate", log._Rate())
-    monkeypatch.setattr(server.service.metrics, "text", lambda: 1 / 0)
-    assert server.get("/metrics").status_code == 500
-    server.wait_until(lambda: any("internal error in a request" in each.getMessage() for each in caplog.records))
-
-
 class LostTransport(asyncio.Transport):
     """A TLS transport: closed twice, or lost, it has no socket and no reading state."""
 
@@ -137,11 +130,14 @@ def test_who_sends_no_more_still_gets_the_answer(running, held, body, version):
         assert b"HTTP/1.1 200 OK" in answer.result()
 
 
-def test_connections_answer_at_once():
+def test_connections_answer_at_once_and_a_mistake_of_ours_is_logged(server, caplog, monkeypatch):
     """asyncio sends small answers without delay only if the socket names TCP."""
-    sockets = open_sockets(ServerOptions(port=0))
-    with contextlib.closing(sockets["http"]) as listening:
+    with contextlib.closing(open_sockets(ServerOptions(port=0))["http"]) as listening:
         assert listening.proto == socket.IPPROTO_TCP
+    monkeypatch.setattr(server.service.incidents, "_rate", log._Rate())
+    monkeypatch.setattr(server.service.metrics, "text", lambda: 1 / 0)
+    assert server.get("/metrics").status_code == 500
+    server.wait_until(lambda: any("internal error in a request" in each.getMessage() for each in caplog.records))
 
 
 def test_pongs_that_nobody_reads_are_not_kept(server):

@@ -19,7 +19,7 @@ def words(segment):
     ]
 
 
-def test_one_answer_to_each_message(server, speech, expected):
+def test_one_answer_to_each_message_at_8_kilohertz_without_configuration(server, speech, expected):
     with server.connect("/vosk") as client:
         client.send('{ "config" : { "sample_rate" : 16000 } }')
         found = speak(client, speech())
@@ -28,15 +28,16 @@ def test_one_answer_to_each_message(server, speech, expected):
     assert finals == [{"result": words(segment), "text": segment.text} for segment in expected().segments]
     assert any(answer.get("partial") for answer in found)
     assert all(("partial" in answer) != ("text" in answer) for answer in found)
-
-
-def test_without_configuration_it_is_8_kilohertz(server, speech, expected):
     with server.connect("/vosk") as client:
         found = speak(client, speech(8000))
     assert [answer["text"] for answer in found if answer.get("text")] == [each.text for each in expected(8000).segments]
+    with server.connect("/vosk") as client:
+        client.send('{"eof" : 1}')
+        assert client.receive() == {"text": ""}
+        assert client.close_code() == 1000
 
 
-def test_reset_begins_anew(server, speech, expected):
+def test_a_reset_and_a_later_configuration(server, speech, expected):
     samples = speech()
     with server.connect("/vosk") as client:
         client.send('{"config": {"sample_rate": 16000}}')
@@ -46,10 +47,7 @@ def test_reset_begins_anew(server, speech, expected):
         assert "text" in client.receive()
         found = speak(client, samples)
     assert [answer["text"] for answer in found if answer.get("text")] == [each.text for each in expected().segments]
-
-
-def test_a_later_configuration(server, speech, expected):
-    """Settings that can still change apply, as in vosk's server."""
+    # Settings that can still change apply, as in vosk's server
     with server.connect("/vosk") as client:
         client.send('{"config": {"sample_rate": 16000}}')
         client.send(speech()[:8000].tobytes())
@@ -58,9 +56,6 @@ def test_a_later_configuration(server, speech, expected):
         found = speak(client, speech()[8000:])
     finals = [answer for answer in found if answer.get("text")]
     assert finals == [{"text": segment.text} for segment in expected().segments]
-
-
-def test_what_a_later_configuration_does_not_name_stays(server, speech, expected):
     with server.connect("/vosk") as client:
         client.send('{"config": {"sample_rate": "16000", "max_alternatives": "2"}}')  # text, as some clients send
         client.send('{"config": {"words": 0, "phrase_list": null}}')
@@ -97,10 +92,3 @@ def test_only_the_phrases_are_said(server, speech):
     assert {*found[True].split()} <= {"SEVEN", "WHAT", "DO", "YOU", "[unk]"}
     assert "[unk]" in found[True]
     assert "WHAT DO YOU" in found[True]
-
-
-def test_nothing_but_the_end(server):
-    with server.connect("/vosk") as client:
-        client.send('{"eof" : 1}')
-        assert client.receive() == {"text": ""}
-        assert client.close_code() == 1000

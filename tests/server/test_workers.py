@@ -58,8 +58,7 @@ def test_the_one_with_room_gets_the_next(team, client_of, speech, expected):
             for client in (first, second):
                 client.start(partials=False)
             assert (metric(team, "streams"), metric(team, "capacity")) == (2, 2)
-            third = connect(team, client_of, stack)
-            assert third.close_code() == 1013
+            assert connect(team, client_of, stack).close_code() == 1013
             for client in (first, second):
                 client.play(speech())
                 texts = [event["text"] for event in client.finish() if event["type"] == "final"]
@@ -175,14 +174,6 @@ def test_a_second_signal_ends_all_at_once(serving, client_of, speech):
         assert "stopped at once" in process.stderr.read()
 
 
-def test_a_worker_that_cannot_start_ends_it_all(tmp_path):
-    command = [sys.executable, "-m", "u2moe", "serve", str(tmp_path), "--workers", "2", "--port", "0"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    assert ended.returncode == 1
-    assert "before it was ready" in ended.stderr
-    assert "Traceback" not in ended.stderr
-
-
 def test_connections_are_left_to_those_with_clearly_more_room():
     rows = shared_rows(2)
     one, other = (Metrics(rows=rows, worker=number) for number in range(2))
@@ -206,9 +197,14 @@ def test_connections_are_left_to_those_with_clearly_more_room():
     assert not is_left(streams=10, newcomers=2)
 
 
-def test_workers_end_with_the_process_that_started_them(serving):
+def test_workers_end_with_the_process_that_started_them_or_end_it_without_a_start(serving, tmp_path):
     with serving("--workers", "2", "--capacity", "1") as process:
         workers = workers_of(process)
         assert len(workers) == 2
         process.kill()
         wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    command = [sys.executable, "-m", "u2moe", "serve", str(tmp_path), "--workers", "2", "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert ended.returncode == 1
+    assert "before it was ready" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -36,36 +36,38 @@ async def speak(port, audio, rate=16_000, channels=1, transcribe=None):
         return events
 
 
-def test_transcript(server, speech, expected):
+def test_transcript_also_of_two_channels_at_another_rate_and_of_nothing(server, speech, expected):
     events = asyncio.run(speak(server.ports["wyoming"], speech().tobytes()))
     texts = [segment.text for segment in expected().segments]
     assert [event.type for event in events] == [
-        "transcript-start",
-        *["transcript-chunk"] * len(texts),
-        "transcript-stop",
-        "transcript",
-    ]
+        "transcript-start", *["transcript-chunk"] * len(texts), "transcript-stop", "transcript",
+    ]  # fmt: skip
     assert Transcript.from_event(events[-1]).text == expected().text
     chunks = [TranscriptChunk.from_event(event).text for event in events[1:-2]]
     assert [chunk.strip() for chunk in chunks] == texts
     assert "".join(chunks) == expected().text
-
-
-def test_two_channels_at_another_rate(server, speech, expected):
     stereo = np.repeat(speech(44_100), 2).tobytes()
     events = asyncio.run(speak(server.ports["wyoming"], stereo, rate=44_100, channels=2))
     assert Transcript.from_event(events[-1]).text == expected(44_100).text
+    events = asyncio.run(speak(server.ports["wyoming"], bytes(32_000)))
+    assert [(event.type, event.data["text"]) for event in events] == [("transcript", "")]
 
 
-def test_names_are_hotwords(server, assert_hotwords):
+def test_names_are_hotwords_and_the_client_leaves_at_any_point(server, assert_hotwords, speech):
     transcribe = Transcribe(transcript_names=["seventy", "\u4e2d"])
     asyncio.run(speak(server.ports["wyoming"], bytes(16_000), transcribe=transcribe))
     assert_hotwords("seventy")
+    whole = event("transcribe") + event("audio-start", RAW) + event("audio-chunk", RAW, speech()[:20_000].tobytes())
 
+    async def leave(length):
+        _, writer = await asyncio.open_connection("127.0.0.1", server.ports["wyoming"])
+        writer.write(whole[:length])
+        await writer.drain()
+        writer.transport.abort()
 
-def test_nothing_said(server):
-    events = asyncio.run(speak(server.ports["wyoming"], bytes(32_000)))
-    assert [(event.type, event.data["text"]) for event in events] == [("transcript", "")]
+    for length in (0, 5, len(event("transcribe")) + 3, len(whole) - 30_000, len(whole)):
+        asyncio.run(leave(length))
+    server.wait_until_empty()
 
 
 @pytest.mark.parametrize("width", [1, 4])
@@ -133,18 +135,4 @@ def test_what_is_wrong_is_answered(server, sent, complaint):
     head, _, data = server.answer(sent, "wyoming").partition(b"\n")
     assert json.loads(head)["type"] == "error"
     assert complaint in json.loads(data)["text"]
-    server.wait_until_empty()
-
-
-def test_the_client_leaves_at_any_point(server, speech):
-    whole = event("transcribe") + event("audio-start", RAW) + event("audio-chunk", RAW, speech()[:20_000].tobytes())
-
-    async def leave(length):
-        _, writer = await asyncio.open_connection("127.0.0.1", server.ports["wyoming"])
-        writer.write(whole[:length])
-        await writer.drain()
-        writer.transport.abort()
-
-    for length in (0, 5, len(event("transcribe")) + 3, len(whole) - 30_000, len(whole)):
-        asyncio.run(leave(length))
     server.wait_until_empty()

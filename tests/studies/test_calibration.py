@@ -20,7 +20,7 @@ def drawn(shape=lambda confidence: confidence, num=20_000):
     return confidences, random.random(num) < shape(confidences)
 
 
-def test_honest_confidence_lies_on_the_diagonal():
+def test_confidences_that_are_honest_or_equally_sure():
     found = reliability(drawn())
     assert found["num_words"] == 20_000
     assert found["right"] == pytest.approx(0.5, abs=0.02)
@@ -32,9 +32,6 @@ def test_honest_confidence_lies_on_the_diagonal():
         assert item["right"] == pytest.approx(item["confidence"], abs=0.04)
     assert found["area"] == pytest.approx(5 / 6, abs=0.01)  # by integration
     assert reliability(drawn(np.square))["expected_error"] == pytest.approx(1 / 6, abs=0.01)  # mean of x - x²
-
-
-def test_words_that_are_equally_sure_say_nothing():
     assert area_under_roc((np.full(9, 0.5), np.arange(9) % 2 == 0)) == 0.5
     assert area_under_roc((np.full(3, 0.5), np.ones(3, bool))) is None
     assert reliability((np.zeros(0), np.zeros(0, bool)))["bins"] == []
@@ -42,8 +39,7 @@ def test_words_that_are_equally_sure_say_nothing():
 
 def test_the_fit_finds_what_was_done_to_honest_confidences():
     confidences, right = drawn()
-    odds = np.log(confidences / (1 - confidences))
-    scale, bias = fit((1 / (1 + np.exp(-(odds + 1) / 2)), right))
+    scale, bias = fit((1 / (1 + np.exp(-(np.log(confidences / (1 - confidences)) + 1) / 2)), right))
     assert (scale, bias) == (pytest.approx(2, abs=0.1), pytest.approx(-1, abs=0.1))
     scale, _ = fit((np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True])))
     assert 0 < scale < 10  # the search ends when all are separated

@@ -49,8 +49,7 @@ def test_every_second_block_has_experts_and_the_others_a_dense_layer(tmp_path, m
     bundle = random_models.make_bundle(edge.HALF, "int4", tmp_path)
     found = {}
     for graph in bundle.manifest.model.graphs():
-        model = ir.load(bundle.path / graph.file)
-        for node in calls(model, "Int4FeedForward", "Int4MixtureOfExperts"):
+        for node in calls(ir.load(bundle.path / graph.file), "Int4FeedForward", "Int4MixtureOfExperts"):
             found.setdefault(layer_of(node).rsplit(".", 1)[0], set()).add(node.op_type.split("_")[0])
     dense, experts = {"Int4FeedForward"}, {"Int4MixtureOfExperts"}
     assert list(found.values()) == [dense, experts] * 3, found

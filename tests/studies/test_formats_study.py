@@ -36,20 +36,17 @@ def test_noise_is_within_half_a_step_of_16_bits(sound, tmp_path):
     recognizer = SimpleNamespace(
         transcribe=transcribe, bundle=SimpleNamespace(manifest=SimpleNamespace(features=features))
     )
-    variants = [Variant.parse("bundle@native"), Variant.parse("bundle@native+noise")]
-    for variant in variants:
+    for variant in [Variant.parse("bundle@native"), Variant.parse("bundle@native+noise")]:
         assert (variant.folder.name, variant.kernels) == ("bundle", "native")
         recognized(recognizer, [Recording(path=tmp_path / "one.wav", transcript="")], noise=variant.noise)
-    noise = given[-1] - given[0]
-    assert 0.9 * HALF_STEP < np.abs(noise).max() < 1.01 * HALF_STEP
+    assert 0.9 * HALF_STEP < np.abs(given[-1] - given[0]).max() < 1.01 * HALF_STEP
 
 
 @pytest.mark.slow
 def test_variants_are_compared_on_the_same_recordings(exported, sound, tmp_path, capsys):
     soundfile.write(tmp_path / "one.wav", sound, 16000)
     for name, texts in (("words", ("A B", "C")), ("more", ("D",))):
-        lines = "".join(f"one.wav\t{text}\n" for text in texts)
-        (tmp_path / f"{name}.tsv").write_text(lines, encoding="utf-8")
+        (tmp_path / f"{name}.tsv").write_text("".join(f"one.wav\t{text}\n" for text in texts), encoding="utf-8")
     quantize_bundle(exported("moe_tiny"), tmp_path / "int8", recipe("int8"))
     variants = [f"{name}={exported('moe_tiny')}@onnxruntime" for name in ("float32", "again")]
     variants.append(f"int8={tmp_path / 'int8'}@onnxruntime")

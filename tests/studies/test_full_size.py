@@ -36,13 +36,16 @@ def model(tiny):
     return tiny.load()
 
 
-def test_bundles_are_made_once(tiny, root):
+def test_bundles_are_made_once_and_a_chunk_uses_nearly_all_experts(tiny, root):
     made = tiny.path.stat().st_mtime_ns
     assert make_bundle("tiny", "int8", root).manifest.quantization["recipe"] == "int8"
     assert make_bundle("tiny", FLOAT, root).path.stat().st_mtime_ns == made
+    bundle = make_bundle("tiny", "int8", root)
+    num_experts = bundle.manifest.architecture["encoder"]["feed_forward"]["num_experts"]
+    assert num_experts >= touched(bundle) > 0.9 * num_experts
 
 
-def test_a_round_of_streaming_is_what_a_stream_computes_in_steady_state(tiny, model):
+def test_rounds_work_on_as_much_audio_as_they_say_as_a_stream_in_steady_state(tiny, model):
     frames = utterance(tiny)
     expected = model.encode(frames, CHUNK_SIZE, 4)[5 * CHUNK_SIZE : 8 * CHUNK_SIZE]
     alone, again = (streaming_round(model.encoder, frames, 1, 3) for _ in range(2))
@@ -51,9 +54,6 @@ def test_a_round_of_streaming_is_what_a_stream_computes_in_steady_state(tiny, mo
     np.testing.assert_array_equal(np.stack(alone()), np.stack(again()))  # the same chunks, at later positions
     together = streaming_round(model.encoder, frames, 2, 3)()
     np.testing.assert_allclose(np.concatenate([output[0] for output in together]), expected, atol=1e-4)
-
-
-def test_rounds_work_on_as_much_audio_as_they_say(tiny, model):
     frames = utterance(tiny)
     for mode in ("streaming", "streaming-8"):
         log_probs = one_round(mode, model, frames)()
@@ -63,13 +63,7 @@ def test_rounds_work_on_as_much_audio_as_they_say(tiny, model):
     assert left.shape == right.shape == (10,)
 
 
-def test_a_chunk_uses_nearly_all_experts(root):
-    bundle = make_bundle("tiny", "int8", root)
-    num_experts = bundle.manifest.architecture["encoder"]["feed_forward"]["num_experts"]
-    assert num_experts >= touched(bundle) > 0.9 * num_experts
-
-
-def test_ratios_are_of_rounds_and_factors_of_audio():
+def test_ratios_are_of_rounds_and_factors_of_audio_and_bounds_of_what_is_measured():
     case, other = full_size.PLAIN_INT8, full_size.PLAIN_LARGE
     rounds = {case.key: [2.0, 30.0, 4.0], other.key: [1.0, 10.0, 1.0]}
     content = {"seconds": {"full": rounds, "second-pass": rounds}}
@@ -77,15 +71,11 @@ def test_ratios_are_of_rounds_and_factors_of_audio():
     assert full_size.factor(content, "full", case).median == pytest.approx(0.4)
     assert full_size.factor(content, "second-pass", case).median == 4
     assert full_size.factor(content, "streaming", case) is full_size.ratio(content, "streaming", case, other) is None
-
-
-def test_kernels_at_their_bound_would_be_faster_by_what_is_measured_beyond_it():
     seconds = {full_size.PLAIN_DENSE.key: [1.0], full_size.INT8.key: [1.2], full_size.PLAIN_INT8.key: [1.5]}
     bounds = {"full": {full_size.INT8.key: {"ms": {"median": 48.0}, "ratio": {"median": 1.2}}}}  # 40 ms at the bound
     batch = {full_size.PLAIN_DENSE.key: [0.05 * audio_seconds("streaming-8")]}
     content = {"seconds": {"full": seconds, "streaming-8": batch}, "bounds": bounds, "touched": 8.0, "starts": {}}
-    here = {**measured_here(), "kernels": {"isa": "x"}} | content
-    shown = full_size.values({"machines": {"made up": here}})
+    shown = full_size.values({"machines": {"made up": {**measured_here(), "kernels": {"isa": "x"}} | content}})
     assert (shown["int8.full"], shown["bound.int8.full"], shown["bound.gain.full"]) == ("1.20", "1.00", "1.50")
     assert shown["bound.int4.batch"] == "0.80"
 

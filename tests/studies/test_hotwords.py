@@ -36,7 +36,7 @@ class Hearer:
         return Transcript(text=" ".join(["OLD", *named]), duration=1.0, segments=[])
 
 
-def test_names_are_long_and_in_few_recordings_and_found_where_they_are_said():
+def test_names_are_counted_where_they_are_said_and_others_never_are():
     assert hotwords.rare_words(RECORDINGS)[:3] == [{"HARBOUR"}, {"KITCHEN"}, {"GARDEN", "HARBOUR", "KITCHEN"}]
     found = hotwords.measure(
         Hearer(lambda word, said: word in said), RECORDINGS, 1.25, hotwords.lists_of_each(RECORDINGS, 100)
@@ -46,9 +46,6 @@ def test_names_are_long_and_in_few_recordings_and_found_where_they_are_said():
     assert found["with"]["num_false"] == found["unrelated"]["num_false"] == 0
     assert found["num_changed_by_unrelated"] == 0
     assert found["with"]["num_errors"] < found["without"]["num_errors"] == found["unrelated"]["num_errors"]
-
-
-def test_names_that_are_not_said_and_heard_are_counted():
     found = hotwords.measure(
         Hearer(lambda word, said: word not in said), RECORDINGS, 1.25, hotwords.lists_of_each(RECORDINGS, 100)
     )
@@ -56,21 +53,23 @@ def test_names_that_are_not_said_and_heard_are_counted():
     assert found["num_changed_by_unrelated"] == 5  # the third has no others
     assert found["unrelated"]["num_false"] == 2 + 2 + 3 * 3
     assert found["unrelated"]["num_errors"] > found["without"]["num_errors"]
+    random = np.random.default_rng(0)
+    drawn = hotwords.others([f"WORD{number}" for number in range(300)], {"WORD1", "WORD2"}, 100, random)
+    assert len(set(drawn) - {"WORD1", "WORD2"}) == len(drawn) == 100
 
 
-def test_long_lists_are_the_same_for_all_recordings():
+def test_long_lists_are_the_same_for_all_recordings_and_noise_as_loud_as_babble(tmp_path, sound):
     lists = hotwords.lists_of_all(RECORDINGS, 5, ["there", "window", "candle", "it", "<unk>", "ladder"])
     assert lists["with"] == ["GARDEN", "HARBOUR", "KITCHEN", *lists["unrelated"][:2]]
     assert sorted(lists["unrelated"]) == ["CANDLE", "LADDER", "WINDOW"]
     found = hotwords.measure(Hearer(lambda word, said: word in said), RECORDINGS, 1.25, lists)
     assert (found["num_listed"], found["with"]["num_rare_found"], found["with"]["num_false"]) == (5, 5, 0)
     assert found["times"] > 0
-
-
-def test_others_are_never_said():
-    random = np.random.default_rng(0)
-    drawn = hotwords.others([f"WORD{number}" for number in range(300)], {"WORD1", "WORD2"}, 100, random)
-    assert len(set(drawn) - {"WORD1", "WORD2"}) == len(drawn) == 100
+    soundfile.write(tmp_path / "a.wav", np.tile(sound, 5), 16_000)
+    made = hotwords.noises([Recording(path=tmp_path / "a.wav", transcript="")])
+    assert {kind: len(own) for kind, own in made.items()} == {"noise": 24, "babble": 24}
+    assert {round(float(each.std()), 3) for own in made.values() for each in own} == {0.05}
+    assert all(len(each) == 15 * hotwords.RATE for own in made.values() for each in own)
 
 
 def test_the_report_of_the_command(bundle, sound, tmp_path, capsys):
@@ -78,8 +77,7 @@ def test_the_report_of_the_command(bundle, sound, tmp_path, capsys):
     symbol = "".join(bundle.tokens[3:9])
     (tmp_path / "test.tsv").write_text(f"a.wav\t{symbol}\n", encoding="utf-8")
     file = tmp_path / "hotwords.json"
-    arguments = [str(bundle.path), str(tmp_path / "test.tsv"), "--weight", "9", "--results", str(file)]
-    hotwords.main(arguments)
+    hotwords.main([str(bundle.path), str(tmp_path / "test.tsv"), "--weight", "9", "--results", str(file)])
     results = json.loads(file.read_text(encoding="utf-8"))
     assert results["weight"] == 9
     assert {length: found["num_recordings"] for length, found in results["sets"]["test"].items()} == {"10": 1, "100": 1}
@@ -111,11 +109,3 @@ def test_memory_is_measured_for_each_length(monkeypatch, tmp_path):
     found = hotwords.measure_memory(tmp_path, RECORDINGS[0], [f"W{number}" for number in range(20_000)])
     assert found == {"0": 0, "1000": 10**9, "10000": 10**10}
     assert "| 10,000 | 10000 |" in hotwords.values({"memory": {"peaks": found}})["memory"]
-
-
-def test_noise_is_as_loud_as_babble(tmp_path, sound):
-    soundfile.write(tmp_path / "a.wav", np.tile(sound, 5), 16_000)
-    made = hotwords.noises([Recording(path=tmp_path / "a.wav", transcript="")])
-    assert {kind: len(own) for kind, own in made.items()} == {"noise": 24, "babble": 24}
-    assert {round(float(each.std()), 3) for own in made.values() for each in own} == {0.05}
-    assert all(len(each) == 15 * hotwords.RATE for own in made.values() for each in own)

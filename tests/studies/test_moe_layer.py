@@ -66,7 +66,7 @@ def made_up(tokens):
     return {"machines": {"P": content}}
 
 
-def test_targets_compare_int4_with_int8_and_rows_have_milliseconds():
+def test_targets_compare_int4_with_int8_and_rates_are_of_bytes_and_products():
     (target,) = targets(made_up(16))
     assert (target.value, target.where, target.met) == (pytest.approx(0.7), "P", True)
     assert [target.limit for count in (250, 64) for target in targets(made_up(count))] == [1.03]
@@ -75,9 +75,6 @@ def test_targets_compare_int4_with_int8_and_rows_have_milliseconds():
     shown = " | ".join(["3.00 (1.50-6.00)"] * 2)
     assert found["tables"].splitlines()[-2] == f"| int8 | 250 | 7.5 | {shown} | 1.00 | 2.00 | 1.50 | 1.50 |"
     assert FLOAT not in found["tables"]
-
-
-def test_rates_of_narrow_experts_are_of_bytes_and_of_products():
     results = made_up(16)
     (content,) = results["machines"].values()
     wide = content["layers"][0]

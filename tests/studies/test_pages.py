@@ -45,14 +45,11 @@ def test_the_pages_say_what_the_results_say(monkeypatch):
     assert pages.main(["--check"]) == 0
 
 
-def test_every_result_is_of_a_study_and_on_a_page():
+def test_every_result_is_of_a_study_and_on_a_page_between_its_marks():
     results = {file.stem for file in (ROOT / "benchmarks" / "results").glob("*.json")}
     assert results <= set(pages.study_names())
     shown = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
     assert not [name for name in results if f"<!-- begin {name}." not in shown]
-
-
-def test_a_value_replaces_what_stands_between_its_marks_and_nothing_else():
     text = "# A\n\n<!-- begin a -->\nold \\1\n<!-- end a -->\n\nIt is <!-- begin b -->1<!-- end b --> kept.\n"
     once = filled(text, {"a": "| new \\1 |\n", "b": "2"})
     assert once == (
@@ -88,14 +85,11 @@ def test_pages_show_values_of_results_by_their_names(clone, capsys):
         pages.main([])
 
 
-def test_targets_of_all_results_are_gathered(clone):
+def test_targets_of_all_results_are_kept_on_their_own_side_by_the_median(clone):
     found = pages.all_values(clone / "benchmarks" / "results")
     assert (found["targets"]["met"], found["targets"]["total"]) == ("1", "2")
     rows = found["targets"]["table"].splitlines()[2:]
     assert rows == ["| full_size |  | 1 s | ≤ 2 s | met |", "| moe_layer |  | 3 s | ≤ 2 s | **missed** by 50.0% |"]
-
-
-def test_a_target_is_kept_on_its_own_side_by_the_median():
     below = {"name": "x", "found": 1.4, "limit": 1.5}
     assert Target(**below, at_most=True).met
     assert Target(**below, at_most=False).row == ("x", "", "1.4", "≥ 1.5", "**missed** by 6.7%")

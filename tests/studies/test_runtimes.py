@@ -34,15 +34,12 @@ for number, file in enumerate(sys.argv[1:]):
 """
 
 
-def test_lines_have_segments_and_the_times_of_the_second_time_without_loading(tmp_path):
+def test_lines_have_segments_and_the_second_times_and_missing_times_are_no_zeros(tmp_path):
     files = [tmp_path / "a", tmp_path / "b"]
     lines, mb = Program(command=[sys.executable, "-c", PROGRAM]).run([*files, *files])
     assert [[item["tokens"] for item in own] for own in segments_of(lines, files)] == [[[0], [2]], [[1], [3]]]
     assert segments_of([{"file": str(files[0]), "segments": [{"text": "A"}]}], files) == [[{"text": "A"}], []]
     assert summary([(lines, mb), (lines, 2000.4), (lines, mb)], 2, 3.0) == {"load": 0.4, "rtf": 0.01, "mb": 2000}
-
-
-def test_times_that_are_missing_are_no_zeros(tmp_path):
     with pytest.raises(ValueError, match="a round needs 4 lines with times, two per file, got 3"):
         summary([([{"load_ms": 1, "ms": 1}] * 3, 0.0)], 2, 1.0)
     printed = "Elapsed seconds: 0.031, Audio duration (s): 1.5\n" * 2

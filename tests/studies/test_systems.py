@@ -46,7 +46,7 @@ def test_the_recording_for_sherpa_fills_whole_chunks_and_no_more(bundle):
     assert len(samples) <= 10 * manifest.features.sample_rate
 
 
-def test_the_same_weights_are_compared_in_the_same_rounds():
+def test_programs_have_one_core_and_are_compared_in_the_same_rounds():
     def cost(title, *seconds):
         return {"title": title, "audio_s": 2.0, "compute_s": seconds, "peak_mb": 100.4, "load_s": [0.123, 0.1, 0.2]}
 
@@ -58,9 +58,6 @@ def test_the_same_weights_are_compared_in_the_same_rounds():
     row = "| ours, streaming | 1.500 (1.000-5.750) | 1.50 (1.25-1.75) | 100 | 0.12 |"
     assert row in found["same_weights"].splitlines()
     assert [target.met for target in targets(results)] == [False]
-
-
-def test_programs_have_one_core_and_one_thread():
     code = "import json, os; print(json.dumps([os.environ['OMP_NUM_THREADS'], len(os.sched_getaffinity(0))]))"
     ((found,), _) = on_one_core(Program(command=[sys.executable, "-c", code], read=json_lines)).run([])
     assert found == ["1", 1]

@@ -16,7 +16,7 @@ def demo():
     return Recognizer.from_pretrained()
 
 
-def test_a_pause_is_put_between_words_and_ends_by_rule(demo):
+def test_pauses_are_put_between_words_and_utterances_follow_each_other(demo):
     clip = DEMO_FOLDER / "clips" / "question.flac"
     recording = Recording(path=clip, transcript="WHAT DO YOU WANT TO KNOW")
     samples, end = turn.with_pause(demo, recording, np.random.default_rng(0))
@@ -26,9 +26,6 @@ def test_a_pause_is_put_between_words_and_ends_by_rule(demo):
     assert found.keys() == turn.rules().keys()
     assert all(each["num_sentences"] == 1 for each in found.values())
     assert found["silence of 0.6 s"]["p50"] < found["silence of 1.2 s"]["p50"]
-
-
-def test_utterances_follow_each_other(demo):
     silent = np.full((60, len(demo.vocabulary)), -9.0, np.float32)
     silent[:, 0] = -0.01
     fusion = Fusion(demo.language_model, demo.vocabulary)

@@ -56,8 +56,7 @@ def test_errors_are_those_of_the_words_that_were_recognised():
 @pytest.mark.slow
 def test_the_report_of_the_command(bundle, manifest, tmp_path, capsys):
     file = tmp_path / "word_times.json"
-    arguments = [str(bundle.path), str(manifest), "--utterances", "2", "--results", str(file)]
-    word_times.main(arguments)
+    word_times.main([str(bundle.path), str(manifest), "--utterances", "2", "--results", str(file)])
     results = json.loads(file.read_text(encoding="utf-8"))
     assert set(results["sets"]["words"]) == {"full", "chunk 16"}
     assert results["sets"]["words"]["full"]["num_words"] == 10

@@ -41,10 +41,8 @@ def wait_for(page, question):
 
 @contextlib.contextmanager
 def opened_pages(browser):
-    """A function from a URL to its page.
-
-    The test fails on requests to other hosts, script errors and, unless `may_fail`, unanswered requests.
-    """
+    """A function from a URL to its page. The test fails on requests to other hosts, script errors and, unless
+    `may_fail`, unanswered requests."""
     contexts, problems, is_closing = [], [], False
 
     def open_page(url, *, may_fail=False, **settings):

@@ -1,8 +1,6 @@
-"""The cases of tests/conformance, which every runtime runs: Python's results, and their comparison.
-
-A file of cases has `cases`, each with its input and its `result`, and shared fields. Cases of recordings have no
-result, because int8 rounds differently on other processors. Their result is what Python recognises in the same run.
-"""
+"""The cases of tests/conformance, which every runtime runs: Python's results, and their comparison. A file of cases has
+`cases`, each with its input and its `result`, and shared fields. Cases of recordings have no result, because int8
+rounds differently on other processors. Their result is what Python recognises in the same run."""
 
 import dataclasses
 import json
@@ -132,9 +130,7 @@ def clips():
 
 def recognized_case(recognizer, case, samples, model, networks):
     """Return the segments of a case: samples at 16 kHz, a language model file, and a folder of networks by `write_vad`.
-
-    Options that a case lacks are those of the bundle.
-    """
+    Options that a case lacks are those of the bundle."""
     options = dict(case["options"])
     hotwords, speech = (options.pop(name, None) for name in ("hotwords", "vad"))
     if "language_model" in options:  # null: none
@@ -145,8 +141,7 @@ def recognized_case(recognizer, case, samples, model, networks):
     if "text_format" in options:
         options["text_format"] = TextFormat(**options["text_format"])
     rules = options.pop("endpoint", recognizer.default_endpoint)
-    endpoint = rules_of(rules) if isinstance(rules, dict) else rules
-    chosen = DecodingOptions(**options, endpoint=endpoint)
+    chosen = DecodingOptions(**options, endpoint=rules_of(rules) if isinstance(rules, dict) else rules)
     hotwords = hotwords if hotwords is None else parse_hotwords(hotwords)  # "": none
     whole = np.tile(samples, case["repeats"])
     if chosen.chunk_size is None:

@@ -84,10 +84,8 @@ def crashing(corpus, folder, command):
 
 
 def assert_survives_kill(script, corpus, folder):
-    """Kill a run with all its processes while it waits at the third utterance; a second run completes it.
-
-    The script receives a list, whose commands it must allow, and the folder of the results.
-    """
+    """Kill a run with all its processes while it waits at the third utterance; a second run completes it. The script
+    receives a list, whose commands it must allow, and the folder of the results."""
     marker, out = folder / "once", folder / "out"
     command = f"test -e {marker} || {{ touch {marker}; sleep 60; }}; cat {corpus.with_name('2.wav')}"
     arguments = [sys.executable, "-c", script, str(crashing(corpus, folder / "kaldi", command)), str(out)]

@@ -1,8 +1,6 @@
-"""Checks that cutting a long recording loses and duplicates nothing, by recognising each utterance unstreamed.
-
-Each utterance is encoded and decoded again from its samples in the recording. If the stream had dropped, repeated or
-moved frames, or mixed up utterances, the words would differ.
-"""
+"""Checks that cutting a long recording loses and duplicates nothing, by recognising each utterance unstreamed. Each
+utterance is encoded and decoded again from its samples in the recording. If the stream had dropped, repeated or moved
+frames, or mixed up utterances, the words would differ."""
 
 from __future__ import annotations
 

@@ -26,10 +26,8 @@ NUM_INPUTS = int(os.environ.get("U2MOE_TEST_INPUTS", "3000"))
 def tried(
     use: Callable[[np.random.Generator], str], refusals: tuple[type[Exception], ...], count: int, folder: Path
 ) -> Counter[str]:
-    """Count inputs that were "refused" with a documented error, or by the result of `use`.
-
-    The seed of the last input stays in `folder` in case it ends the process. Any other error is raised with its seed.
-    """
+    """Count inputs that were "refused" with a documented error, or by the result of `use`. The seed of the last input
+    stays in `folder` in case it ends the process. Any other error is raised with its seed."""
     outcomes: Counter[str] = Counter()
     early_mb = 0.0
     for seed in range(count):
@@ -64,8 +62,7 @@ def damaged(content: bytes, random: np.random.Generator) -> bytes:
     """Truncate, overwrite, insert, remove or repeat bytes; half of the time among the first hundred."""
     data = bytearray(content)
     for _ in range(int(random.integers(1, 4))):
-        end = len(data) if random.random() < 0.5 else min(100, len(data))
-        place = int(random.integers(0, end + 1))
+        place = int(random.integers(0, (len(data) if random.random() < 0.5 else min(100, len(data))) + 1))
         length = int(2 ** random.uniform(0, 12))
         action = int(random.integers(5))
         if action == 0:

@@ -64,10 +64,8 @@ def use_damaged_media(
 def use_damaged_uploads(
     clips: list[npt.NDArray[np.float32]], rate: int, decoder: FileDecoder
 ) -> Callable[[np.random.Generator], str]:
-    """Return a function that decodes a damaged file, of any format and up to eight channels, in a separate process.
-
-    It reports whether the file was "accepted" or "partly" read, or how the process ended.
-    """
+    """Return a function that decodes a damaged file, of any format and up to eight channels, in a separate process. It
+    reports whether the file was "accepted" or "partly" read, or how the process ended."""
     originals = []
     for clip, num_channels in itertools.product(clips, LAYOUTS):
         samples = np.repeat(clip[:, None], num_channels, axis=1)

@@ -118,8 +118,7 @@ def _with_laughs(text: str, random: np.random.Generator) -> str:
 
 def _repeated(text: str, random: np.random.Generator) -> str:
     """Repeat a line or the whole file many times."""
-    lines = text.split("\n")
-    part = one_of((*lines, text), random)
+    part = one_of((*text.split("\n"), text), random)
     return text + f"\n{part}" * int(2 ** random.uniform(0, 12))
 
 

@@ -49,8 +49,7 @@ def damaged_model(original: bytes, random: np.random.Generator) -> bytes:
         content = damaged(original[len(MAGIC) + DIGEST_SIZE :], random)
         return MAGIC + hashlib.sha256(content).digest() + content
     is_compressed = original.startswith(b"\x1f\x8b")
-    text = gzip.decompress(original) if is_compressed else original
-    lines = text.decode().split("\n")
+    lines = (gzip.decompress(original) if is_compressed else original).decode().split("\n")
     for _ in range(int(random.integers(1, 4))):
         place = int(random.integers(len(lines)))
         fields = lines[place].split("\t")

@@ -1,8 +1,6 @@
-"""Malformed layers for the native kernels: wrong attributes, weights, shapes and inputs, loaded and run.
-
-For every graph, onnxruntime must return a result or an error. A seed makes different layers for each instruction set in
-U2MOE_KERNELS_ISA.
-"""
+"""Malformed layers for the native kernels: wrong attributes, weights, shapes and inputs, loaded and run. For every
+graph, onnxruntime must return a result or an error. A seed makes different layers for each instruction set in
+U2MOE_KERNELS_ISA."""
 
 from __future__ import annotations
 

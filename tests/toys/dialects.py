@@ -16,13 +16,9 @@ START = {
     ],
 }
 END = {
-    "/stream": '{"type": "finish"}',
-    "/wenet": '{"signal": "end"}',
-    "/sherpa": "Done",
-    "/sherpa-offline": "Done",
-    "/vosk": '{"eof": 1}',
-    "/v1/realtime": '{"type": "input_audio_buffer.commit"}',
-}
+    "/stream": '{"type": "finish"}', "/wenet": '{"signal": "end"}', "/sherpa": "Done", "/sherpa-offline": "Done",
+    "/vosk": '{"eof": 1}', "/v1/realtime": '{"type": "input_audio_buffer.commit"}',
+}  # fmt: skip
 UPGRADE = (
     "GET /stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
@@ -48,8 +44,7 @@ def audio_messages(path, samples, block_len=8000):
         case "/sherpa":
             return [float32(block) for block in blocks]
         case "/sherpa-offline":
-            head = np.array([16_000, 4 * len(samples)], "<i4").tobytes()
-            return [head, *map(float32, blocks)]
+            return [np.array([16_000, 4 * len(samples)], "<i4").tobytes(), *map(float32, blocks)]
         case "/v1/realtime":
             return [realtime_audio(block.tobytes()) for block in blocks]
         case _:

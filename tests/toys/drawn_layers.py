@@ -130,12 +130,9 @@ def _convolutions(random: Random) -> Layer:
 def _streamed_convolution(random: Random) -> Layer:
     channels = int(random.integers(1, 40))
     form = TimeConvolution(
-        kernel=int(random.integers(2, 18)),
-        activation=one_of(("", *ACTIVATIONS), random),
-        bias=random.random() < 0.5,
-        norm=random.random() < 0.5,
-        epsilon=1e-5,
-    )
+        kernel=int(random.integers(2, 18)), activation=one_of(("", *ACTIVATIONS), random), bias=random.random() < 0.5,
+        norm=random.random() < 0.5, epsilon=1e-5,
+    )  # fmt: skip
 
     def shapes(random: Random) -> Shapes:
         batch, time = one_of((0, 1, 1, 2, 3), random), one_of((0, 1, 3, 4, 17), random)
@@ -162,13 +159,10 @@ def _mixture(library: Path, operator: str, sizes: tuple[int, int], random: Rando
     num_experts = int(random.integers(1, 6))
     top_k = int(random.integers(1, num_experts + 1))
     mixture = Mixture(
-        num_experts=num_experts,
-        top_k=top_k,
-        activation=one_of((*ACTIVATIONS,), random),
-        bias=random.random() < 0.5,
+        num_experts=num_experts, top_k=top_k, activation=one_of((*ACTIVATIONS,), random), bias=random.random() < 0.5,
         weights="int4" if operator.startswith("Int4") else "int8",
         block_size=one_of((16, 32, 64, 128), random) if operator.startswith("Int4") else 0,
-    )
+    )  # fmt: skip
     attributes = mixture.attributes()
     if random.random() < _PACKED_SHARE:
         size = sum(_packed_bytes(library, *shape, mixture.block_size) for shape in (sizes, sizes[::-1])) * num_experts
@@ -232,5 +226,4 @@ def _any_bytes(size: int, random: Random) -> Array:
     """Return packed weights, scales and biases: random bytes; as floats, some are NaN, infinite or near 0."""
     if random.random() < 0.5:
         return np.frombuffer(random.bytes(size), np.uint8)
-    floats = random.standard_normal(-(-size // 4)).astype(np.float32)
-    return floats.view(np.uint8)[:size].copy()
+    return random.standard_normal(-(-size // 4)).astype(np.float32).view(np.uint8)[:size].copy()

@@ -17,8 +17,7 @@ def plain_banks(config, padded_len):
     points = np.linspace(mel(20.0), mel(config.sample_rate / 2), config.num_mel_bins + 2)
     bins = mel(np.arange(padded_len // 2) * config.sample_rate / padded_len)
     rising = (bins - points[:-2, None]) / (points[1:-1] - points[:-2])[:, None]
-    falling = (points[2:, None] - bins) / (points[2:] - points[1:-1])[:, None]
-    return np.maximum(0, np.minimum(rising, falling))
+    return np.maximum(0, np.minimum(rising, (points[2:, None] - bins) / (points[2:] - points[1:-1])[:, None]))
 
 
 def plain_fbank(samples, config):

@@ -60,10 +60,8 @@ def feed_together(recognizer, sounds, options=None, step=7000):
 
 
 def check_equal(found, expected):
-    """Check for the same tokens at the same times; floats may differ by rounding in products of other heights.
-
-    With real models in batches of another composition, some processors round the last bits differently.
-    """
+    """Check for the same tokens at the same times; floats may differ by rounding in products of other heights. With
+    real models in batches of another composition, some processors round the last bits differently."""
     assert [(each.text, each.tokens, each.times) for each in found] == [
         (each.text, each.tokens, each.times) for each in expected
     ]

@@ -21,11 +21,8 @@ BLANK_BIAS = 3.0
 
 
 def known():
-    """Return the results by name of a configuration, with numbers of `recordings`.
-
-    "whole" and possibly "chunks" contain tokens and times of all hypotheses, and the decoder's choice (null: there is
-    no decoder).
-    """
+    """Return the results by name of a configuration, with numbers of `recordings`. "whole" and possibly "chunks"
+    contain tokens and times of all hypotheses, and the decoder's choice (null: there is no decoder)."""
     return json.loads(lzma.decompress(FILE.read_bytes())) if FILE.exists() else {}
 
 

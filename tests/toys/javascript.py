@@ -17,16 +17,10 @@ needs_node = pytest.mark.skipif(NODE is None, reason="needs Node: apt-get instal
 
 def run_module(code, data=None, *flags):
     """Return the JSON output of a module that reads `input`; `part` imports a file of the package."""
-    script = f"{_PRELUDE}\n{code}"
-    command = [NODE, *flags, "--input-type=module", "-e", script]
+    command = [NODE, *flags, "--input-type=module", "-e", f"{_PRELUDE}\n{code}"]
     done = subprocess.run(
-        command,
-        input=json.dumps(data),
-        cwd=BROWSER,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, input=json.dumps(data), cwd=BROWSER, capture_output=True, text=True, check=False,
         timeout=PATIENCE_MS / 1000,
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -154,10 +154,8 @@ def next_cache_model(num_blocks: int) -> bytes:
 def attention_shapes(
     heads: Heads, batch: int, time: int, past: int, *, relative: bool, wide: Sequence[bool]
 ) -> dict[str, tuple[int, ...]]:
-    """Return shapes of the float32 inputs of an attention, with a cache of three blocks.
-
-    `wide` selects the axes that are not 1: those of the bias (batch, heads, time), and the batch of the positions.
-    """
+    """Return shapes of the float32 inputs of an attention, with a cache of three blocks. `wide` selects the axes that
+    are not 1: those of the bias (batch, heads, time), and the batch of the positions."""
     axes = (size if own else 1 for own, size in zip(wide, (batch, heads.num_heads, time), strict=True))
     width, keys = heads.num_heads * heads.size, past + time
     return {

@@ -14,9 +14,7 @@ from u2moe.runtime.bundle.manifest import Calibration
 
 def adjusted(bundle, folder, target):
     """Return a bundle with settings chosen after its export, and a copy of `folder`, another form of it, with the same.
-
-    The settings are a calibration of confidences, and silence around cut audio.
-    """
+    The settings are a calibration of confidences, and silence around cut audio."""
     scale, bias, padding_s = 0.7, -0.4, 0.3
     shutil.copytree(folder, target)
     edit_manifest(target, lambda manifest: manifest.update(calibration={"scale": scale, "bias": bias}))

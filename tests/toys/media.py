@@ -13,10 +13,8 @@ LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6
 
 
 def write_media(file, tracks, *, with_video=False, rate=16_000, languages=(), gaps=None, **options):
-    """Write a file with an audio track for each array, encoded by PyAV according to its suffix.
-
-    `gaps` maps positions to numbers of silent samples that exist only in the time stamps, not in the file.
-    """
+    """Write a file with an audio track for each array, encoded by PyAV according to its suffix. `gaps` maps positions
+    to numbers of silent samples that exist only in the time stamps, not in the file."""
     av = pytest.importorskip("av")
     container_format = {"m4a": "mp4", "mka": "matroska", "mkv": "matroska", "wma": "asf", "aac": "adts"}
     suffix = file.suffix[1:]

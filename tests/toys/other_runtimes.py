@@ -30,7 +30,6 @@ def assert_same_segments(found, expected):
         assert confidences == pytest.approx([word.confidence for word in ours.words], abs=1e-3)
         assert [item["tokens"] for item in theirs["nbest"]] == [item.tokens for item in ours.nbest]
         assert [item["times"] for item in theirs["nbest"]] == [item.times for item in ours.nbest]
-        scores = [theirs["score"], *(item["score"] for item in theirs["nbest"])]
-        assert scores == pytest.approx(
+        assert [theirs["score"], *(item["score"] for item in theirs["nbest"])] == pytest.approx(
             [ours.score, *(item.score for item in ours.nbest)], abs=0.02
         )  # sums over a hundred tokens

@@ -58,10 +58,7 @@ DAMAGED_SHAPES = [
     (
         "static.onnx",
         with_input("mask", "Concat", (1, 1, 1, 24), axis=3),
-        (
-            "input mask: axis 48 is 24, expected 48",
-            r"static.onnx: input mask: is float32 \[1, 1, 1, 24\], expected",
-        ),
+        ("input mask: axis 48 is 24, expected 48", r"static.onnx: input mask: is float32 \[1, 1, 1, 24\], expected"),
     ),
     (
         "static.onnx",

@@ -1,7 +1,5 @@
-"""Computes golden files of configurations with WeNet's own code: python make.py WENET NAME..., see README.md.
-
-Existing files are compared, not written.
-"""
+"""Computes golden files of configurations with WeNet's own code: python make.py WENET NAME..., see README.md. Existing
+files are compared, not written."""
 
 import json
 import sys
