@@ -149,24 +149,21 @@ def test_rates_are_measured_for_what_is_read_and_kernels_belong_where_the_one_be
     assert rates.read_rate(found, 10**12) == found["read_bytes_per_s"][str(sizes[1])]["median"]
 
 
-@pytest.mark.parametrize(
-    ("op_type", "inputs", "output", "multiply_adds", "num_bytes"),
-    [
-        ("MatMul", [("float", [2, 3, 5]), ("float", [5, 7])], [2, 3, 7], 2 * 3 * 5 * 7, 4 * 5 * 7),
-        ("MatMul", [("float", [3, 5])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # packed earlier
-        ("MatMul", [("float16", [3, 5]), ("float16", [5, 7])], [3, 7], 3 * 5 * 7, 2 * 5 * 7),
-        ("MatMul", [("float", [2, 3, 5]), ("float", [2, 5, 7])], [2, 3, 7], 2 * 3 * 5 * 7, 4 * 2 * 5 * 7),
-        ("FusedMatMul", [("float", [5, 3]), ("float", [5, 7])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # left transposed
-        ("FusedMatMul", [("float", [3, 5]), ("float", [7, 5])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # right transposed
-        ("MatMul", [("float", [0, 5]), ("float", [5, 7])], [0, 7], 0, 0),
-        ("MatMulIntegerToFloat", [("uint8", [3, 5]), ("int8", [5, 7])], [3, 7], 3 * 5 * 7, 5 * 7),
-        ("DynamicQuantizeMatMul", [("float", [3, 5])], [3, 7], 3 * 5 * 7, 5 * 7),
-        ("MatMulNBits", [("float", [3, 64])], [3, 7], 3 * 64 * 7, 64 * 7 // 2 + 4 * 2 * 7),
-        ("MatMulNBits", [("float", [3, 64]), ("uint8", [7, 2, 32])], [3, 7], 3 * 64 * 7, 64 * 7 + 4 * 2 * 7),
-        ("Conv", [("float", [1, 3, 9, 9]), ("float", [4, 3, 3, 3])], [1, 4, 4, 4], 64 * 27, 4 * 4 * 27),
-        ("Add", [("float", [3, 5]), ("float", [3, 5])], [3, 5], 0, 0),
-    ],
-)
+@pytest.mark.parametrize(("op_type", "inputs", "output", "multiply_adds", "num_bytes"), [
+    ("MatMul", [("float", [2, 3, 5]), ("float", [5, 7])], [2, 3, 7], 2 * 3 * 5 * 7, 4 * 5 * 7),
+    ("MatMul", [("float", [3, 5])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # packed earlier
+    ("MatMul", [("float16", [3, 5]), ("float16", [5, 7])], [3, 7], 3 * 5 * 7, 2 * 5 * 7),
+    ("MatMul", [("float", [2, 3, 5]), ("float", [2, 5, 7])], [2, 3, 7], 2 * 3 * 5 * 7, 4 * 2 * 5 * 7),
+    ("FusedMatMul", [("float", [5, 3]), ("float", [5, 7])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # left transposed
+    ("FusedMatMul", [("float", [3, 5]), ("float", [7, 5])], [3, 7], 3 * 5 * 7, 4 * 5 * 7),  # right transposed
+    ("MatMul", [("float", [0, 5]), ("float", [5, 7])], [0, 7], 0, 0),
+    ("MatMulIntegerToFloat", [("uint8", [3, 5]), ("int8", [5, 7])], [3, 7], 3 * 5 * 7, 5 * 7),
+    ("DynamicQuantizeMatMul", [("float", [3, 5])], [3, 7], 3 * 5 * 7, 5 * 7),
+    ("MatMulNBits", [("float", [3, 64])], [3, 7], 3 * 64 * 7, 64 * 7 // 2 + 4 * 2 * 7),
+    ("MatMulNBits", [("float", [3, 64]), ("uint8", [7, 2, 32])], [3, 7], 3 * 64 * 7, 64 * 7 + 4 * 2 * 7),
+    ("Conv", [("float", [1, 3, 9, 9]), ("float", [4, 3, 3, 3])], [1, 4, 4, 4], 64 * 27, 4 * 4 * 27),
+    ("Add", [("float", [3, 5]), ("float", [3, 5])], [3, 5], 0, 0),
+])  # fmt: skip
 def test_products_are_counted_by_their_shapes(op_type, inputs, output, multiply_adds, num_bytes):
     kernel = next(read_events([event("encoder/x", op_type, inputs, [output])]))
     assert (kernel.multiply_adds, kernel.num_bytes) == (multiply_adds, num_bytes)

@@ -107,11 +107,9 @@ def test_energy_of_an_hour_is_reported_where_it_is_counted(probe, sound, monkeyp
     assert entry["words_per_joule"]["median"] == num_words / 8 > 0
     monkeypatch.setattr(speed, "EnergyMeter", lambda: SimpleNamespace(joules=lambda: None, missing="no counter"))
     (entry,) = speed.measure_speed({"one": probe}, [sound[:16_000]], modes, repetitions=1)
-    assert (entry["energy_wh_per_hour"], entry["words_per_joule"], entry["energy_missing"]) == (
-        None,
-        None,
-        "no counter",
-    )
+    assert (
+        entry["energy_wh_per_hour"], entry["words_per_joule"], entry["energy_missing"],
+    ) == (None, None, "no counter")  # fmt: skip
 
 
 @pytest.fixture

@@ -28,11 +28,9 @@ MANIFEST = Manifest(
     model=MODEL, features=FeatureConfig(), text=TextConfig(), decoding=DecodingConfig(), producer="test", files={}
 )
 CONTENT = {
-    "tokens.txt": "<blank> 0\na 1\n\u2581 2\n<sos/eos> 3\n",
-    "encoder.onnx": b"encoder",
-    "ctc.onnx": b"ctc",
+    "tokens.txt": "<blank> 0\na 1\n\u2581 2\n<sos/eos> 3\n", "encoder.onnx": b"encoder", "ctc.onnx": b"ctc",
     "decoder.onnx": b"decoder",
-}
+}  # fmt: skip
 
 
 def write(target, *, overwrite=False, manifest=MANIFEST, content=CONTENT):
@@ -153,45 +151,42 @@ def test_special_files(folder):
 OTHER_VERSION = "version must be 4 (use the u2moe that wrote the bundle, or export it again)"
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: c.update(format="other"), "format must be 'u2moe-bundle', got 'other'"),
-        *(
-            (lambda c, found=found: c.update(version=found), f"{OTHER_VERSION}, got {found}")
-            for found in (5, 2, True, None)
-        ),
-        (lambda c: c["model"].pop("blank"), "model.blank is missing"),
-        (lambda c: c["model"].update(blank="0"), "model.blank must be an integer, got '0'"),
-        (lambda c: c["model"].update(blank=True), "model.blank must be an integer, got True"),
-        (lambda c: c["model"].update(blank=99), "blank must be a token id below 4, got 99"),
-        (lambda c: c["model"].update(right_context=-1), "right_context must be at least 0, got -1"),
-        (
-            lambda c: c["model"].update(feature_size=40),
-            "feature_size of the model must be the size of the features (80), got 40",
-        ),
-        (lambda c: c["features"].update(frame_shift_ms=0), "frame_shift_ms must be a number between 1 and 1000, got 0"),
-        (
-            lambda c: c["decoding"].update(reverse_weight=2),
-            "decoding: reverse_weight must be a number between 0 and 1, got 2",
-        ),
-        (lambda c: c["decoding"].update(ctc_weight=10**400), "decoding.ctc_weight must be a number, got 1000"),
-        (lambda c: c["decoding"].update(ctc_weight=10**5000), "bundle.json: is not valid JSON: Exceeds the limit"),
-        (
-            lambda c: c["model"].update(decoder="lstm"),
-            "model.decoder must be one of bitransformer, transformer, none, got 'lstm'",
-        ),
-        (lambda c: c.update(model=None), "model must be an object, got None"),
-        (lambda c: c.update(files=[]), "files must be an object, got []"),
-        (
-            lambda c: c.update(quantization={"groups": {"experts": "int4"}}),
-            "int4_version of the quantization must be 2",
-        ),
-        (lambda c: c["files"]["ctc.onnx"].pop("size"), "files.ctc.onnx.size is missing"),
-        (lambda c: c["files"].pop("tokens.txt"), "'tokens.txt' is not listed"),
-        (lambda c: c["model"].update(vocab_size=5), "found 4 symbols, expected vocab_size 5"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda c: c.update(format="other"), "format must be 'u2moe-bundle', got 'other'"),
+    *(
+        (lambda c, found=found: c.update(version=found), f"{OTHER_VERSION}, got {found}")
+        for found in (5, 2, True, None)
+    ),
+    (lambda c: c["model"].pop("blank"), "model.blank is missing"),
+    (lambda c: c["model"].update(blank="0"), "model.blank must be an integer, got '0'"),
+    (lambda c: c["model"].update(blank=True), "model.blank must be an integer, got True"),
+    (lambda c: c["model"].update(blank=99), "blank must be a token id below 4, got 99"),
+    (lambda c: c["model"].update(right_context=-1), "right_context must be at least 0, got -1"),
+    (
+        lambda c: c["model"].update(feature_size=40),
+        "feature_size of the model must be the size of the features (80), got 40",
+    ),
+    (lambda c: c["features"].update(frame_shift_ms=0), "frame_shift_ms must be a number between 1 and 1000, got 0"),
+    (
+        lambda c: c["decoding"].update(reverse_weight=2),
+        "decoding: reverse_weight must be a number between 0 and 1, got 2",
+    ),
+    (lambda c: c["decoding"].update(ctc_weight=10**400), "decoding.ctc_weight must be a number, got 1000"),
+    (lambda c: c["decoding"].update(ctc_weight=10**5000), "bundle.json: is not valid JSON: Exceeds the limit"),
+    (
+        lambda c: c["model"].update(decoder="lstm"),
+        "model.decoder must be one of bitransformer, transformer, none, got 'lstm'",
+    ),
+    (lambda c: c.update(model=None), "model must be an object, got None"),
+    (lambda c: c.update(files=[]), "files must be an object, got []"),
+    (
+        lambda c: c.update(quantization={"groups": {"experts": "int4"}}),
+        "int4_version of the quantization must be 2",
+    ),
+    (lambda c: c["files"]["ctc.onnx"].pop("size"), "files.ctc.onnx.size is missing"),
+    (lambda c: c["files"].pop("tokens.txt"), "'tokens.txt' is not listed"),
+    (lambda c: c["model"].update(vocab_size=5), "found 4 symbols, expected vocab_size 5"),
+])  # fmt: skip
 def test_manifests_that_are_refused(folder, change, message):
     edit_manifest(folder, change)
     with pytest.raises(BundleError) as caught:

@@ -397,13 +397,11 @@ def test_an_extra_that_is_missing_is_named(bundle, tmp_path):
     out, commands = (
         tmp_path / "out",
         {
-            "export": f"{tmp_path} OUT",
-            "convert": f"{bundle.path} OUT --profile sherpa-onnx",
-            "validate": f"{bundle.path} --checkpoint {tmp_path}",
-            "inspect": bundle.path,
+            "export": f"{tmp_path} OUT", "convert": f"{bundle.path} OUT --profile sherpa-onnx",
+            "validate": f"{bundle.path} --checkpoint {tmp_path}", "inspect": bundle.path,
             "quantize": f"{bundle.path} OUT",
         },
-    )
+    )  # fmt: skip
     lines = "".join(f"{name} {arguments}\n" for name, arguments in commands.items()).replace("OUT", str(out))
     done = subprocess.run([sys.executable, "-c", program], input=lines, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == str([1] * len(commands)), done.stderr

@@ -23,10 +23,8 @@ def test_nothing_that_a_program_or_a_bundle_gives_does_more_than_fail(exported, 
     """Any manifest, vocabulary, language model, option, audio or graph output returns a result or a u2moe error."""
     core = re.search(r"(?ms)^set\(core(.*?)\)", (CPP / "CMakeLists.txt").read_text(encoding="utf-8"))[1].split()
     sources = [
-        ROOT / "tests" / "cpp" / "core_calls.cpp",
-        ROOT / "tests" / "cpp" / "cases.cpp",
-        *map(CPP.joinpath, core),
-    ]
+        ROOT / "tests" / "cpp" / "core_calls.cpp", ROOT / "tests" / "cpp" / "cases.cpp", *map(CPP.joinpath, core),
+    ]  # fmt: skip
     folders = [f"-I{CPP / 'source'}", f"-I{CPP / 'include'}"]
     command = ["g++", *FLAGS, "-O1", *folders, *sources, "-o", tmp_path / "core_calls"]
     subprocess.run(command, check=True, capture_output=True)

@@ -135,11 +135,9 @@ def test_extensions_that_are_not_tried_would_change_nothing(seed, time, vocab, b
 
 
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    vocab=st.integers(1, 400),
-    num=st.integers(1, 12),
+    seed=st.integers(0, 2**32 - 1), vocab=st.integers(1, 400), num=st.integers(1, 12),
     kind=st.sampled_from(["different", "equal", "impossible"]),
-)
+)  # fmt: skip
 def test_most_probable_tokens_are_the_first_of_a_sort(seed, vocab, num, kind):
     rng = np.random.default_rng(seed)
     num = min(num, vocab)
@@ -154,11 +152,9 @@ def test_most_probable_tokens_are_the_first_of_a_sort(seed, vocab, num, kind):
 
 
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    splits=st.lists(st.integers(0, 9), max_size=12),
-    beam_size=st.integers(1, 6),
+    seed=st.integers(0, 2**32 - 1), splits=st.lists(st.integers(0, 9), max_size=12), beam_size=st.integers(1, 6),
     penalty=st.floats(0, 10),
-)
+)  # fmt: skip
 def test_any_split_gives_the_same_hypotheses(seed, splits, beam_size, penalty):
     log_probs, more = random_log_probs(seed, 40, 12), {"blank_penalty": penalty}
     for search, whole in (
@@ -174,11 +170,9 @@ def test_any_split_gives_the_same_hypotheses(seed, splits, beam_size, penalty):
 
 
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    penalty=st.floats(0, 10),
-    blank=st.integers(0, 11),
+    seed=st.integers(0, 2**32 - 1), penalty=st.floats(0, 10), blank=st.integers(0, 11),
     height=st.sampled_from([1.0, 5.0, 30.0]),
-)
+)  # fmt: skip
 def test_a_penalty_of_the_blank_is_that_of_wenet(seed, penalty, blank, height):
     """WeNet's `ctc_logprobs` subtracts it from the blank's logit."""
     logits = np.random.default_rng(seed).normal(0, height, (30, 12)).astype(np.float32)

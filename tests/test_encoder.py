@@ -23,11 +23,9 @@ def upstream_windows(num_frames, chunk_size, subsampling, right_context):
 
 
 @given(
-    num_frames=st.integers(0, 200),
-    chunk_size=st.integers(1, 20),
-    sizes=st.sampled_from([(4, 6), (6, 10), (8, 14), (1, 0)]),
-    splits=st.lists(st.integers(0, 80), max_size=20),
-)
+    num_frames=st.integers(0, 200), chunk_size=st.integers(1, 20),
+    sizes=st.sampled_from([(4, 6), (6, 10), (8, 14), (1, 0)]), splits=st.lists(st.integers(0, 80), max_size=20),
+)  # fmt: skip
 def test_windows_of_any_split_are_upstreams(bundle, num_frames, chunk_size, sizes, splits):
     config = dataclasses.replace(bundle.manifest.model, subsampling_rate=sizes[0], right_context=sizes[1])
     frames = np.arange(num_frames, dtype=np.float32)[:, None]

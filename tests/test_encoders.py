@@ -220,28 +220,25 @@ def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(exported, na
     assert re.search(f"no model-streaming.onnx: .*{reason}{instead}", said[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "recipe"),
-    [
-        ("e_branchformer_moe", "int8"),
-        ("e_branchformer_moe", "int4-experts"),
-        ("branchformer", "int8"),
-        ("squeezeformer", "int8"),
-        ("efficient_conformer_stream", "int8"),
-        ("efficient_conformer_experts_in_the_decoder", "int4-experts"),
-        ("branchformer", "int4"),
-        *(
-            pytest.param(*case, marks=pytest.mark.endurance)
-            for case in (
-                ("squeezeformer_full", "int8"),
-                ("squeezeformer_experts_in_the_decoder", "int4-experts"),
-                ("branchformer_experts_in_the_decoder", "int4-experts"),
-                ("squeezeformer", "int4"),
-                ("efficient_conformer_stream", "int4"),
-            )
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "recipe"), [
+    ("e_branchformer_moe", "int8"),
+    ("e_branchformer_moe", "int4-experts"),
+    ("branchformer", "int8"),
+    ("squeezeformer", "int8"),
+    ("efficient_conformer_stream", "int8"),
+    ("efficient_conformer_experts_in_the_decoder", "int4-experts"),
+    ("branchformer", "int4"),
+    *(
+        pytest.param(*case, marks=pytest.mark.endurance)
+        for case in (
+            ("squeezeformer_full", "int8"),
+            ("squeezeformer_experts_in_the_decoder", "int4-experts"),
+            ("branchformer_experts_in_the_decoder", "int4-experts"),
+            ("squeezeformer", "int4"),
+            ("efficient_conformer_stream", "int4"),
+        )
+    ),
+])  # fmt: skip
 def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp_path, name, recipe):
     """All large weights are quantized, and the report shows that the output stays close to float32."""
     _, bundle = exported(name)

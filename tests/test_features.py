@@ -114,14 +114,11 @@ def test_a_frame_needs_a_whole_window(num_samples, num_frames):
     assert stream.take(10).shape == (num_frames, 80)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        FeatureConfig(num_mel_bins=500),
-        FeatureConfig(frame_length_ms=1, frame_shift_ms=1),
-        FeatureConfig(sample_rate=1000, frame_length_ms=1, frame_shift_ms=1),  # a frame of one sample
-    ],
-)
+@pytest.mark.parametrize("config", [
+    FeatureConfig(num_mel_bins=500),
+    FeatureConfig(frame_length_ms=1, frame_shift_ms=1),
+    FeatureConfig(sample_rate=1000, frame_length_ms=1, frame_shift_ms=1),  # a frame of one sample
+])  # fmt: skip
 def test_front_ends_that_make_no_sense(config, bundle, model):
     with pytest.raises(BundleError, match="cannot be computed: a mel band contains no FFT bin"):
         FeatureStream(config)

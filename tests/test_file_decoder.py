@@ -93,11 +93,9 @@ def test_samples_are_those_of_reading_here_and_errors_name_the_file(own):
 
 DEATHS = {"crash": "the decoder process died", "exit": r"the decoder process died \(7\)"}
 LIMITED = {
-    "spin": "decoding takes too long",
-    "memory": "decoding takes too much memory",
-    "descriptors": "the decoder process died",
-    "disk": "the decoder process died",
-}
+    "spin": "decoding takes too long", "memory": "decoding takes too much memory",
+    "descriptors": "the decoder process died", "disk": "the decoder process died",
+}  # fmt: skip
 
 
 @pytest.mark.slow

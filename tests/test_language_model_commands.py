@@ -18,25 +18,22 @@ def lm(*arguments):
     return cli.main(["lm", *map(str, arguments)])
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Hello, World! It's 5 o'clock.", [["hello", "world"], ["it's", "<unk>", "o'clock"]]),
-        ("Call <name> now", [["call", "<name>", "now"]]),
-        ("well-known \u201cquoted\u201d don\u2019t", [["well", "known", "quoted", "don't"]]),
-        ("version 3.14 of it", [["version", "<unk>", "<unk>", "of", "it"]]),
-        ("\u4f60\u597d\u3002\u4e16\u754c", [["\u4f60", "\u597d"], ["\u4e16", "\u754c"]]),
-        ("  ... 12 34 !", []),
-        ("the dogs' bone", [["the", "dogs'", "bone"]]),
-        ("a 'big' house, \u2018nice\u2019", [["a", "big", "house", "nice"]]),
-        ("'the dogs' bone'", [["the", "dogs", "bone'"]]),  # either apostrophe could end the quotation
-        (
-            "\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e",
-            [["\u0939\u093f\u0928\u094d\u0926\u0940", "\u092d\u093e\u0937\u093e"]],
-        ),
-        ("nai\u0308ve", [["na\u00efve"]]),
-    ],
-)
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Hello, World! It's 5 o'clock.", [["hello", "world"], ["it's", "<unk>", "o'clock"]]),
+    ("Call <name> now", [["call", "<name>", "now"]]),
+    ("well-known \u201cquoted\u201d don\u2019t", [["well", "known", "quoted", "don't"]]),
+    ("version 3.14 of it", [["version", "<unk>", "<unk>", "of", "it"]]),
+    ("\u4f60\u597d\u3002\u4e16\u754c", [["\u4f60", "\u597d"], ["\u4e16", "\u754c"]]),
+    ("  ... 12 34 !", []),
+    ("the dogs' bone", [["the", "dogs'", "bone"]]),
+    ("a 'big' house, \u2018nice\u2019", [["a", "big", "house", "nice"]]),
+    ("'the dogs' bone'", [["the", "dogs", "bone'"]]),  # either apostrophe could end the quotation
+    (
+        "\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e",
+        [["\u0939\u093f\u0928\u094d\u0926\u0940", "\u092d\u093e\u0937\u093e"]],
+    ),
+    ("nai\u0308ve", [["na\u00efve"]]),
+])  # fmt: skip
 def test_text_as_people_write_it(text, expected):
     assert list(sentences_of(text)) == expected
 

@@ -112,11 +112,9 @@ def qualcomm(folder, device, monkeypatch, tmp_path):
         devices.append(types.SimpleNamespace(ep_name=name))
 
     return types.SimpleNamespace(
-        SessionOptions=SessionOptions,
-        InferenceSession=session,
-        get_ep_devices=lambda: devices,
+        SessionOptions=SessionOptions, InferenceSession=session, get_ep_devices=lambda: devices,
         register_execution_provider_library=register,
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("vendor", ["rockchip", "litert", "qualcomm"])
@@ -206,12 +204,12 @@ def test_centred_features_of_rockchip(folder, sound):
     example = runpy.run_path(str(EXAMPLES / "rockchip.py"))
     session = onnxruntime.InferenceSession(example["centred"](folder))
     assert not any("cmvn/Sub" in node.name for node in onnx.load(folder / "static_centred.onnx").graph.node)
-    board = types.SimpleNamespace(
-        init_runtime=lambda: 0,
-        inference=lambda inputs, data_format: session.run(
-            None, dict(zip([each.name for each in session.get_inputs()], inputs, strict=True))
-        ),
-    )
+    names = [each.name for each in session.get_inputs()]
+
+    def inference(inputs, data_format):
+        return session.run(None, dict(zip(names, inputs, strict=True)))
+
+    board = types.SimpleNamespace(init_runtime=lambda: 0, inference=inference)
     runner = example["RockchipRunner"](str(folder), simulated=board)
     assert np.ptp(runner.mean) > 0
     expected = Recognizer.from_pretrained(folder).transcribe(sound, 16_000).text

@@ -36,10 +36,8 @@ OTHERS = {
 }
 """A value other than the default for each option. A new option without one fails a test."""
 BESIDE = {
-    "length_penalty": {"search": "attention"},
-    "num_left_chunks": {"chunk_size": 4},
-    "endpoint": {"chunk_size": 16},
-}
+    "length_penalty": {"search": "attention"}, "num_left_chunks": {"chunk_size": 4}, "endpoint": {"chunk_size": 16},
+}  # fmt: skip
 """Other options that must be set for an option to take effect."""
 VALUES = {"--lm": ["none"], "--format-text": [], "--grammar": [str(Path(__file__).parent / "toys" / "commands.txt")]}
 OPTIONS = options_of(DecodingOptions)

@@ -70,14 +70,11 @@ def _without_padding(result, end_s):
 
     own = moved(result, -PADDING_S, result.segment)
     return dataclasses.replace(
-        own,
-        start=limit(own.start),
-        end=limit(own.end),
-        committed_end=limit(own.committed_end),
+        own, start=limit(own.start), end=limit(own.end), committed_end=limit(own.committed_end),
         times=list(map(limit, own.times)),
         words=[dataclasses.replace(word, start=limit(word.start), end=limit(word.end)) for word in own.words],
         nbest=[dataclasses.replace(each, times=list(map(limit, each.times))) for each in own.nbest],
-    )
+    )  # fmt: skip
 
 
 def test_times_stay_within_the_source_and_weights_are_found_with_its_padding(recognizer, sound):

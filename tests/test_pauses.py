@@ -33,33 +33,27 @@ def test_pauses_are_found_but_not_in_closures_digital_silence_or_nothing():
     assert find_pauses(np.full(50, LOUD, np.float32), 0.01) == []
 
 
-@pytest.mark.parametrize(
-    ("parts", "after_s", "expected"),
-    [
-        ([(LOUD, 50), (SOFT, 30), (LOUD, 50), (SOFT, 60), (LOUD, 50)], 0.0, (1.3, 1.9)),  # the first is too short
-        ([(SOFT, 60), (LOUD, 50), (SOFT, 50), (LOUD, 50)], 0.0, (1.1, 1.6)),  # the first is at the beginning
-        ([(LOUD, 50), (SOFT, 60), (LOUD, 50), (SOFT, 70)], 0.0, (0.5, 1.1)),
-        ([(LOUD, 50), (SOFT, 60), (LOUD, 50), (SOFT, 70)], 0.85, (1.6, 2.3)),
-        ([(LOUD, 50), (SOFT, 49), (LOUD, 50)], 0.0, None),
-        ([(LOUD, 300)], 0.0, None),
-    ],
-)
+@pytest.mark.parametrize(("parts", "after_s", "expected"), [
+    ([(LOUD, 50), (SOFT, 30), (LOUD, 50), (SOFT, 60), (LOUD, 50)], 0.0, (1.3, 1.9)),  # the first is too short
+    ([(SOFT, 60), (LOUD, 50), (SOFT, 50), (LOUD, 50)], 0.0, (1.1, 1.6)),  # the first is at the beginning
+    ([(LOUD, 50), (SOFT, 60), (LOUD, 50), (SOFT, 70)], 0.0, (0.5, 1.1)),
+    ([(LOUD, 50), (SOFT, 60), (LOUD, 50), (SOFT, 70)], 0.85, (1.6, 2.3)),
+    ([(LOUD, 50), (SOFT, 49), (LOUD, 50)], 0.0, None),
+    ([(LOUD, 300)], 0.0, None),
+])  # fmt: skip
 def test_the_first_pause_that_is_long_enough(parts, after_s, expected):
     assert first_pause(levels_of(*parts), 0.01, 0.5, after_s) == (expected and pytest.approx(expected))
 
 
-@pytest.mark.parametrize(
-    ("pauses", "expected"),
-    [
-        ([], [(0.0, 0.75), (0.75, 1.5)]),
-        ([(0.0, 0.2), (0.6, 1.0), (1.4, 1.6)], [(0.2, 0.6), (1.0, 1.4)]),
-        ([(0.55, 0.64), (0.7, 0.9)], [(0.0, 0.7), (0.9, 1.5)]),  # the longer one
-        ([(0.45, 0.7)], [(0.0, 0.45), (0.7, 1.5)]),  # the first word peaks after its end
-        ([(0.7, 1.1)], [(0.0, 0.7), (1.1, 1.5)]),  # the second one before its start
-        ([(0.1, 0.3)], [(0.3, 0.75), (0.75, 1.5)]),
-        ([(0.0, 1.5)], [(0.0, 0.75), (0.75, 1.5)]),  # silence only
-    ],
-)
+@pytest.mark.parametrize(("pauses", "expected"), [
+    ([], [(0.0, 0.75), (0.75, 1.5)]),
+    ([(0.0, 0.2), (0.6, 1.0), (1.4, 1.6)], [(0.2, 0.6), (1.0, 1.4)]),
+    ([(0.55, 0.64), (0.7, 0.9)], [(0.0, 0.7), (0.9, 1.5)]),  # the longer one
+    ([(0.45, 0.7)], [(0.0, 0.45), (0.7, 1.5)]),  # the first word peaks after its end
+    ([(0.7, 1.1)], [(0.0, 0.7), (1.1, 1.5)]),  # the second one before its start
+    ([(0.1, 0.3)], [(0.3, 0.75), (0.75, 1.5)]),
+    ([(0.0, 1.5)], [(0.0, 0.75), (0.75, 1.5)]),  # silence only
+])  # fmt: skip
 def test_words_end_at_pauses(pauses, expected):
     assert np.allclose(end_at_pauses([(0.0, 0.75), (0.75, 1.5)], [(0.3, 0.5), (1.0, 1.2)], pauses), expected)
 

@@ -61,10 +61,8 @@ def here(export_quickly, tmp_path_factory):
 
 @pytest.mark.parametrize(("num_threads", "environment"), [
     pytest.param(1, {"ATEN_CPU_CAPABILITY": "default"}, id="plain code", marks=pytest.mark.endurance),
-    pytest.param(
-            2, {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, id="AVX2 and two threads",
-            marks=pytest.mark.endurance,
-        ),
+    pytest.param(2, {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, id="AVX2 and two threads",
+                 marks=pytest.mark.endurance),
 ])  # fmt: skip
 def test_bundles_are_equal_to_the_byte(here, tmp_path, num_threads, environment):
     run(sys.executable, "-c", WRITE, tmp_path, str(num_threads), **environment)

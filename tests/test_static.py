@@ -111,18 +111,12 @@ def test_runner_of_somebody_else(folder, sound):
     assert recognizer.model.providers == ("Board",)
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda found: found | {"log_probs": found["log_probs"][:, :3]}, r"output log_probs: found float32 \[1, 3, "),
-        (
-            lambda found: found | {"r_att_cache": found["r_att_cache"].astype(np.float16)},
-            "output r_att_cache: found float16",
-        ),
-        (lambda found: {"output": found["output"]}, "output log_probs: found nothing"),
-        (lambda found: list(found.values()), "static: found list, expected a dict of outputs by name"),
-    ],
-)
+@pytest.mark.parametrize(("change", "told"), [
+    (lambda found: found | {"log_probs": found["log_probs"][:, :3]}, r"output log_probs: found float32 \[1, 3, "),
+    (lambda found: found | {"r_att_cache": found["r_att_cache"].astype(np.float16)}, "r_att_cache: found float16"),
+    (lambda found: {"output": found["output"]}, "output log_probs: found nothing"),
+    (lambda found: list(found.values()), "static: found list, expected a dict of outputs by name"),
+])  # fmt: skip
 def test_outputs_of_a_runner_are_checked(folder, sound, change, told):
     session = onnxruntime.InferenceSession(folder / "static.onnx")
     names = [each.name for each in session.get_outputs()]
@@ -145,14 +139,9 @@ def test_other_chunks_are_refused(folder, bundle):
 
 
 OTHERS = (
-    "efficient_conformer_stream_three_rates",
-    "e_branchformer_moe",
-    "squeezeformer",
-    "rope_gqa_moe",
-    "shaw_moe",
-    "stack_n_frames_whisper_positions",
-    "moe_top_3",
-)
+    "efficient_conformer_stream_three_rates", "e_branchformer_moe", "squeezeformer", "rope_gqa_moe", "shaw_moe",
+    "stack_n_frames_whisper_positions", "moe_top_3",
+)  # fmt: skip
 """Encoders with frame rates, caches, attention, positions and mixtures that the golden networks lack."""
 
 
@@ -240,15 +229,12 @@ def test_mixture_without_choosing(num_experts, top_k, bias, common):
     assert np.abs(found - expected).max() < 2e-5
 
 
-@pytest.mark.parametrize(
-    ("nodes", "told"),
-    [
-        (lambda g, x: g.op("Cast", x, to=ir.DataType.FLOAT16), r"node Cast \(Cast\): NPU compilers do not support"),
-        (lambda g, x: g.op("Add", x, 1e6), r"node Add \(Add\): .* 1e\+06, which exceeds the float16 limit .65504."),
-        (lambda g, x: g.op("Add", x, float("nan")), r"node Add \(Add\): .* has the value nan"),
-        (lambda g, x: g.op("Unsqueeze", x, [0, 1]), r"node Unsqueeze \(Unsqueeze\): .* at most 4 axes, all fixed"),
-    ],
-)
+@pytest.mark.parametrize(("nodes", "told"), [
+    (lambda g, x: g.op("Cast", x, to=ir.DataType.FLOAT16), r"node Cast \(Cast\): NPU compilers do not support"),
+    (lambda g, x: g.op("Add", x, 1e6), r"node Add \(Add\): .* 1e\+06, which exceeds the float16 limit .65504."),
+    (lambda g, x: g.op("Add", x, float("nan")), r"node Add \(Add\): .* has the value nan"),
+    (lambda g, x: g.op("Unsqueeze", x, [0, 1]), r"node Unsqueeze \(Unsqueeze\): .* at most 4 axes, all fixed"),
+])  # fmt: skip
 def test_what_compilers_refuse_is_named(nodes, told):
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=(1, 2, 3))
     g = GraphBuilder("odd")
@@ -350,13 +336,10 @@ def test_quantized_for_qnn(bundle, clips, tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "told"),
-    [
-        ({"qdq": True}, ValueError, "qdq requires recordings"),
-        ({"recordings": ["none.wav"]}, AudioError, "none.wav"),
-    ],
-)
+@pytest.mark.parametrize(("options", "error", "told"), [
+    ({"qdq": True}, ValueError, "qdq requires recordings"),
+    ({"recordings": ["none.wav"]}, AudioError, "none.wav"),
+])  # fmt: skip
 def test_recordings_that_are_not_there(bundle, tmp_path, options, error, told):
     with pytest.raises(error, match=told):
         convert_static(bundle.path, tmp_path / "out", **options)

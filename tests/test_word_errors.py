@@ -32,20 +32,17 @@ def test_an_alignment_has_every_word_once_and_the_fewest_edits(reference, hypoth
     assert sum(edits) == edit_distance(reference, hypothesis)
 
 
-@pytest.mark.parametrize(
-    ("transcript", "text", "num_errors", "num_words"),
-    [
-        ("\u0926\u093f\u0928", "\u0926\u0940\u0928", 1, 1),  # Hindi: two words that differ in a vowel sign
-        ("caf\u00e9 noir", "cafe\u0301 noir", 0, 2),  # one character or two
-        (
-            "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
-            "\u0646\u0645\u06cc",
-            1,
-            1,
-        ),  # Persian, with a joiner
-        ("na\u0308ive, it's \u201cso\u201d", "n\u00e4ive it\u2019s so", 0, 3),
-    ],
-)
+@pytest.mark.parametrize(("transcript", "text", "num_errors", "num_words"), [
+    ("\u0926\u093f\u0928", "\u0926\u0940\u0928", 1, 1),  # Hindi: two words that differ in a vowel sign
+    ("caf\u00e9 noir", "cafe\u0301 noir", 0, 2),  # one character or two
+    (
+        "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\u0646\u0645\u06cc",
+        1,
+        1,
+    ),  # Persian, with a joiner
+    ("na\u0308ive, it's \u201cso\u201d", "n\u00e4ive it\u2019s so", 0, 3),
+])  # fmt: skip
 def test_marks_belong_to_their_letters(transcript, text, num_errors, num_words):
     errors = WordErrors()
     errors.add(transcript, text)

@@ -195,16 +195,13 @@ def test_what_follows_does_not_change_what_is_committed(words, text_format):
         num = found.num_committed
 
 
-@pytest.mark.parametrize(
-    ("symbols", "text", "expected"),
-    [
-        (["▁TEN", "▁DOGS", "<unk>"], "TEN DOGS", "10 dogs"),
-        (["▁TEN", "▁DOGS", "中"], "TEN DOGS", ""),  # if 中 follows, everything stays as spoken
-        (["▁TEN", "▁DOGS", "中"], "TEN DOGS 中", "TEN DOGS 中"),
-        (["▁I", "▁am"], "I", ""),
-        (["▁I", "▁am"], "I am", "I am"),
-    ],
-)
+@pytest.mark.parametrize(("symbols", "text", "expected"), [
+    (["▁TEN", "▁DOGS", "<unk>"], "TEN DOGS", "10 dogs"),
+    (["▁TEN", "▁DOGS", "中"], "TEN DOGS", ""),  # if 中 follows, everything stays as spoken
+    (["▁TEN", "▁DOGS", "中"], "TEN DOGS 中", "TEN DOGS 中"),
+    (["▁I", "▁am"], "I", ""),
+    (["▁I", "▁am"], "I am", "I am"),
+])  # fmt: skip
 def test_vocabularies_of_two_scripts_or_cases(symbols, text, expected):
     vocabulary = Vocabulary(symbols, TextConfig(tokenizer="bpe"))
     num = len(text.split())
@@ -290,23 +287,20 @@ def test_every_word_is_looked_at_once():
     assert len(calls) == 1000
 
 
-@pytest.mark.parametrize(
-    ("language", "spoken", "expected"),
-    [
-        # A space separates date and time, and the time has no zeros or seconds that were not spoken.
-        ("zh", "二零二三年五月三十一日下午三点半", "2023/05/31 3:30p.m."),
-        ("zh", "我有一百二十块五毛钱", "我有120块5毛钱"),
-        ("zh", "百分之六十五点三", "65.3%"),
-        ("zh", "他 HELLO 有一百个", "他 HELLO 有100个"),
-        ("zh", "电话是一三八零零一二三四五六", "电话是13800123456"),
-        ("zh", "十一点十分", "11:10"),
-        # Errors of wetext: approximate numbers, quarters of hours, words that begin with a numeral.
-        ("zh", "十有八九五六个人九点一刻十分好", "十有八九五六个人九点一刻十分好"),
-        ("ja", "二千二十三年五月三十一日午後三時半", "2023年5月31日午後3時半"),
-        ("ja", "八百屋で百二十五円", "八百屋で125円"),
-        ("ja", "千葉で三百円", "千葉で300円"),
-    ],
-)
+@pytest.mark.parametrize(("language", "spoken", "expected"), [
+    # A space separates date and time, and the time has no zeros or seconds that were not spoken.
+    ("zh", "二零二三年五月三十一日下午三点半", "2023/05/31 3:30p.m."),
+    ("zh", "我有一百二十块五毛钱", "我有120块5毛钱"),
+    ("zh", "百分之六十五点三", "65.3%"),
+    ("zh", "他 HELLO 有一百个", "他 HELLO 有100个"),
+    ("zh", "电话是一三八零零一二三四五六", "电话是13800123456"),
+    ("zh", "十一点十分", "11:10"),
+    # Errors of wetext: approximate numbers, quarters of hours, words that begin with a numeral.
+    ("zh", "十有八九五六个人九点一刻十分好", "十有八九五六个人九点一刻十分好"),
+    ("ja", "二千二十三年五月三十一日午後三時半", "2023年5月31日午後3時半"),
+    ("ja", "八百屋で百二十五円", "八百屋で125円"),
+    ("ja", "千葉で三百円", "千葉で300円"),
+])  # fmt: skip
 def test_chinese_and_japanese(language, spoken, expected):
     pytest.importorskip("wetext", reason="needs the extra written")
     formatter = TextFormatter(TextFormat(language=language))

@@ -21,11 +21,9 @@ WORDS = ("A", "B", "CA", "CAB", "AB", "中", "BAC", "D")
 SILENT = {"must_contain_nonsilence": True, "min_trailing_silence": 0.3, "min_utterance_length": 0.0}
 LONG = {"must_contain_nonsilence": False, "min_trailing_silence": 0.0, "min_utterance_length": 2.0}
 GRAMMARS = (
-    ("a b", "cab", "[unk]"),
-    ("a (b | cab) [a]", "<x> = a | ba", "<x> 中文"),
-    ("<x> <x>", "<x> = ab | a b | c [d]", "[unk]"),
-    ("中 文", "é 한d", "a", "a b c", "[unk]"),
-)
+    ("a b", "cab", "[unk]"), ("a (b | cab) [a]", "<x> = a | ba", "<x> 中文"),
+    ("<x> <x>", "<x> = ab | a b | c [d]", "[unk]"), ("中 文", "é 한d", "a", "a b c", "[unk]"),
+)  # fmt: skip
 COMMANDS = [
     "[now | please] get back to work", "what do you want [to (know | see)]", "<digit>", "get",
     "<digit> = one | two | three | five | six | seven", "<digit> <digit>",

@@ -87,11 +87,9 @@ def test_threads_neighbours_and_batches_without_frames_change_no_bit_of_attentio
 
 @pytest.mark.slow
 @given(
-    sizes=st.lists(st.integers(0, 3), min_size=3, max_size=3),
-    times=st.tuples(st.integers(0, 5), st.integers(0, 5)),
-    num_blocks=st.integers(1, 3),
-    first=st.sampled_from([-(2**63), -2, 0, 1, 5, 2**63 - 1]),
-)
+    sizes=st.lists(st.integers(0, 3), min_size=3, max_size=3), times=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    num_blocks=st.integers(1, 3), first=st.sampled_from([-(2**63), -2, 0, 1, 5, 2**63 - 1]),
+)  # fmt: skip
 def test_the_next_cache_is_that_of_its_function(library, sizes, times, num_blocks, first):
     random, (batch, heads, width) = np.random.default_rng(0), sizes
     cache, *kept = (

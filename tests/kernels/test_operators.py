@@ -55,20 +55,14 @@ def in_int8(weights, mixture, sizes):
 
 
 MIXTURES = st.builds(
-    lambda num_experts, top_k, activation, bias, block_size: Mixture(
-        num_experts=num_experts,
-        top_k=min(top_k, num_experts),
-        activation=activation,
-        bias=bias,
-        weights="int4" if block_size else "int8",
-        block_size=block_size,
+    lambda num_experts, top_k, activation, bias,
+    block_size: Mixture(
+        num_experts=num_experts, top_k=min(top_k, num_experts), activation=activation, bias=bias,
+        weights="int4" if block_size else "int8", block_size=block_size,
     ),
-    num_experts=st.one_of(st.integers(1, 9), st.sampled_from([16, 17, 33, 64])),
-    top_k=st.integers(1, 4),
-    activation=st.sampled_from([*ACTIVATIONS]),
-    bias=st.booleans(),
-    block_size=st.sampled_from([0, 0, 16, 32, 64, 128]),
-)
+    num_experts=st.one_of(st.integers(1, 9), st.sampled_from([16, 17, 33, 64])), top_k=st.integers(1, 4),
+    activation=st.sampled_from([*ACTIVATIONS]), bias=st.booleans(), block_size=st.sampled_from([0, 0, 16, 32, 64, 128]),
+)  # fmt: skip
 SIZES = st.tuples(st.integers(1, 70), st.one_of(st.integers(1, 70), st.integers(120, 140)))
 TOKENS = st.one_of(st.integers(0, 40), st.sampled_from([64, 129, 300]))
 

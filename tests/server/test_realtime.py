@@ -59,11 +59,9 @@ def test_items_that_the_server_ends(connect, speech, expected):
     for item, segment in zip(items, segments, strict=True):
         own = [event for event in events if getattr(event, "item_id", None) == item]
         assert [event.type for event in own if not event.type.endswith(".delta")] == [
-            "input_audio_buffer.speech_started",
-            "input_audio_buffer.speech_stopped",
-            "input_audio_buffer.committed",
+            "input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped", "input_audio_buffer.committed",
             f"{TRANSCRIPTION}.completed",
-        ]
+        ]  # fmt: skip
         (stopped,) = [event for event in own if event.type == "input_audio_buffer.speech_stopped"]
         assert stopped.audio_end_ms == round(segment.end * 1000)
         deltas = "".join(event.delta for event in own if event.type == f"{TRANSCRIPTION}.delta")

@@ -72,8 +72,6 @@ def test_times_of_units_are_those_of_wenet(demo):
     pieces = wenet._pieces(alternative, demo)
     frame_ms = round(1000 * frame_s)
     assert [(piece["start"], piece["end"]) for piece in pieces] == [
-        (0, frame_ms),
-        (6 * frame_ms - 100, 6 * frame_ms),
-        (6 * frame_ms, 7 * frame_ms),
+        (0, frame_ms), (6 * frame_ms - 100, 6 * frame_ms), (6 * frame_ms, 7 * frame_ms),
         (30 * frame_ms - 100, 30 * frame_ms),
-    ]
+    ]  # fmt: skip

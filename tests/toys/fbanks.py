@@ -53,11 +53,9 @@ def any_config(draw):
     """Draw a front end that a manifest can contain, with frames that are fast to compute."""
     length = draw(st.integers(4, 240)) / 4  # kaldi-native-fbank stores it in single precision
     return FeatureConfig(
-        sample_rate=draw(st.integers(1000, 48_000)),
-        num_mel_bins=draw(st.integers(3, 128)),
-        frame_length_ms=length,
+        sample_rate=draw(st.integers(1000, 48_000)), num_mel_bins=draw(st.integers(3, 128)), frame_length_ms=length,
         frame_shift_ms=draw(st.integers(4, round(4 * length))) / 4,
-    )
+    )  # fmt: skip
 
 
 WENET = {
