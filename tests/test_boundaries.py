@@ -30,27 +30,13 @@ def python(*arguments, cwd=None):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, cwd=cwd).stdout
 
 
-def test_the_runtime_imports_nothing_else_of_ours_and_loads_neither_torch_nor_onnx():
+def test_imports_of_the_runtime_are_its_own_without_torch_and_onnx():
     loaded = python("-c", "import u2moe.runtime, u2moe.runtime.cli, sys; print(*sys.modules)").split()
     assert "onnxruntime" in loaded
     assert not {"torch", "onnx", "onnx_ir", "soundfile", "asyncio", "u2moe.export"} & set(loaded)
     for file in (ROOT / "runtime").rglob("*.py"):
         imported = re.findall(r"^\s*(?:from|import) (u2moe\.\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(imported) <= {"u2moe.runtime", "u2moe.commands"}, file
-
-
-def test_an_installation_without_onnxruntime_says_what_is_missing():
-    code = "import sys; sys.modules['onnxruntime'] = None; import u2moe; print(u2moe.__version__); import u2moe.runtime"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == version("u2moe")
-    assert (
-        run.stderr.splitlines()[-1]
-        == "ModuleNotFoundError: u2moe needs onnxruntime: pip install '.[cpu]' (in a clone of u2moe), "
-        "or [gpu] instead of [cpu]"
-    )
-
-
-def test_what_builds_graphs_is_for_export_and_quantize_alone():
     for file in (ROOT / "runtime").rglob("*.py"):
         imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
         needs_onnx = any(name.startswith(("onnx_ir", "onnx.", "u2moe.runtime.graph.")) for name in imported)
@@ -60,7 +46,7 @@ def test_what_builds_graphs_is_for_export_and_quantize_alone():
             assert f"u2moe.{other}" not in file.read_text(encoding="utf-8"), file
 
 
-def test_importing_the_runtime_loads_only_what_recognising_needs():
+def test_importing_the_runtime_loads_only_what_recognising_needs_and_names_what_is_missing():
     """Slow or optional modules are imported only where they are used."""
     needed = ("numpy", "onnxruntime", "soxr")
     code = f"import sys, pathlib, {', '.join(needed)}; before = {{*sys.modules}}; import u2moe.runtime;"
@@ -70,6 +56,14 @@ def test_importing_the_runtime_loads_only_what_recognising_needs():
     assert packages - sys.stdlib_module_names <= {"u2moe", *needed}
     assert not {"argparse", "asyncio", "concurrent", "http", "logging", "multiprocessing", "socket", "subprocess",
                 "unittest", "urllib"} & packages  # fmt: skip
+    code = "import sys; sys.modules['onnxruntime'] = None; import u2moe; print(u2moe.__version__); import u2moe.runtime"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == version("u2moe")
+    assert (
+        run.stderr.splitlines()[-1]
+        == "ModuleNotFoundError: u2moe needs onnxruntime: pip install '.[cpu]' (in a clone of u2moe), "
+        "or [gpu] instead of [cpu]"
+    )
 
 
 def test_public_names_errors_streams_and_licences():

@@ -304,7 +304,7 @@ def test_wrong_usage_is_exit_code_2(capsys):
         assert message in err
 
 
-def test_help_needs_nothing_that_computes():
+def test_help_needs_nothing_that_computes_and_shows_percent_signs():
     program = (
         "import sys; sys.argv[1:] = []; from u2moe.__main__ import main; main()\n"
         "print(*(name for name in sys.modules if name.startswith('u2moe')), len(sys.modules), file=sys.stderr)"
@@ -316,8 +316,6 @@ def test_help_needs_nothing_that_computes():
     for name, (_, _, summary) in cli.COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(summary)}$", done.stdout, re.MULTILINE)
 
-
-def test_a_percent_sign_in_a_docstring_stands_in_the_help():
     @dataclasses.dataclass
     class Share:
         """A share.
@@ -333,7 +331,7 @@ def test_a_percent_sign_in_a_docstring_stands_in_the_help():
     assert "at least 1 % of all (default: 2)" in parser.format_help()
 
 
-def test_every_hint_names_what_is_there():
+def test_every_hint_names_what_is_there_and_commands_what_is_not(capsys, monkeypatch):
     """Until u2moe is on an index, messages must not suggest its names."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for part in ("kernels", "demo"):
@@ -345,6 +343,9 @@ def test_every_hint_names_what_is_there():
         assert file.name == "installation.py" or "pip install u2moe" not in text.replace("'", ""), file
         named = re.findall(r"install_command\([\"']([a-z,]+)[\"']\)", text)
         assert set(",".join(named).split(",")) <= {"", "kernels", "demo", *extras}, file
+    monkeypatch.setitem(cli.COMMANDS, "bench", ("u2moe.nothing.cli", "add_bench", "measure"))
+    assert cli.main(["bench"]) == 1
+    assert "'u2moe bench' needs the Python package u2moe.nothing, which is not installed" in capsys.readouterr().err
 
 
 def test_a_file_that_is_named_is_written_and_a_table_of_several_has_a_column_for_them(
@@ -363,12 +364,6 @@ def test_a_file_that_is_named_is_written_and_a_table_of_several_has_a_column_for
     assert header == ["file", "start", "end", "text"]
     assert [row[0] for row in rows] == [str(clips / "a.wav"), str(clips / "b.flac")]
     assert all(len(row) == 4 for row in rows)
-
-
-def test_commands_of_packages_that_are_not_there(capsys, monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "bench", ("u2moe.nothing.cli", "add_bench", "measure"))
-    assert cli.main(["bench"]) == 1
-    assert "'u2moe bench' needs the Python package u2moe.nothing, which is not installed" in capsys.readouterr().err
 
 
 def test_every_package_that_may_be_missing_has_its_extra():

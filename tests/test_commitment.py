@@ -76,7 +76,7 @@ def check_stream(seed, fusions):
     return len(committed), len(best)
 
 
-def test_words_are_complete_when_the_next_begins_and_no_frame_changes_what_is_committed(fusions):
+def test_words_are_complete_when_the_next_begins_and_beaten_hypotheses_hold_nothing_back(fusions):
     # In the last seeds, a hypothesis returns that was behind another only in blanks.
     seeds = (*range(60), 764, 1540, 1576, 1834)
     committed, recognised = np.array([check_stream(seed, fusions) for seed in seeds]).sum(axis=0)
@@ -87,16 +87,7 @@ def test_words_are_complete_when_the_next_begins_and_no_frame_changes_what_is_co
         ([1, 2, 3], False, ["DOGS"]), ([3], True, []),
     ]:  # fmt: skip
         assert [word.text for word in vocabulary.complete_words(tokens, ends=ends)] == expected
-
-
-@pytest.mark.endurance
-def test_no_frame_changes_what_is_committed_in_a_thousand_streams(fusions):
-    for seed in range(100, 2100):
-        check_stream(seed, fusions)
-
-
-def test_beaten_hypotheses_hold_nothing_back():
-    """Variants of the first words stay in the beam, so the hypotheses have no token in common."""
+    # Variants of the first words stay in the beam, so the hypotheses have no token in common
     scores = np.full((60, len(SYMBOLS)), -9.0)
     scores[:, 0] = 0.0
     scores[4::8, 2:5] = np.where(np.arange(7)[:, None] % 2, [4.0, 1.0, 1.0], [1.0, 4.0, 1.0])
@@ -107,6 +98,12 @@ def test_beaten_hypotheses_hold_nothing_back():
     tokens, _ = search.settled(VOCABULARY.word_starts)
     assert hypotheses[0][: len(tokens)] == tokens
     assert len(tokens) >= 4
+
+
+@pytest.mark.endurance
+def test_no_frame_changes_what_is_committed_in_a_thousand_streams(fusions):
+    for seed in range(100, 2100):
+        check_stream(seed, fusions)
 
 
 TONES, _ = say("ABCDABCDABBA", [0.3, 0.3, 1.5, 0.3, 3.0, 0.1, 0.1, 0.1, 0.1, 2.0, 0.3, 0.3])

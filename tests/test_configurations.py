@@ -87,7 +87,7 @@ def pairs():
     return module
 
 
-def test_the_tables_list_what_is_compared_and_proved(pairs):
+def test_the_tables_list_what_is_proved_and_other_pairs_are_refused(pairs, monkeypatch, tmp_path):
     proved = pairs.proved_pairs()
     assert proofs.proved() == pairs.table(proved)
     assert pairs.START + pairs.page(proved) + pairs.END in pairs.PAGE.read_text(encoding="utf-8")
@@ -96,10 +96,7 @@ def test_the_tables_list_what_is_compared_and_proved(pairs):
     assert {arguments["encoder"] for arguments, _ in drawn} == set(pairs.KINDS)
     for arguments, _ in drawn:
         proofs.check_proved("", parse_training_config(configured(arguments)[0]).architecture)
-
-
-def test_a_pair_that_is_not_proved_is_refused_by_name(monkeypatch, tmp_path):
-    """As if no network of that kind had been compared with such frames."""
+    # As if no network of that kind had been compared with such frames
     table = json.loads(json.dumps(proofs.proved()))
     row = table["encoder"]["encoder conformer"]
     row["input_layer"] = row["input_layer"].replace("conv2d8", "")

@@ -38,7 +38,7 @@ def results(tmp_path_factory):
     return corpus.parent / "out"
 
 
-def test_score_by_speaker_and_field(results):
+def test_scores_by_speaker_and_field_and_intervals_of_resampled_utterances(results):
     outcomes = list(read_outcomes(OutputFolder(str(results))))
     found = score(outcomes, by="speaker", num_worst=3)
     num_words = sum(len(outcome.reference.split()) for outcome in outcomes if outcome.reference is not None)
@@ -52,6 +52,16 @@ def test_score_by_speaker_and_field(results):
     assert sum(group.num_utterances for group in score(outcomes, by="length").groups.values()) == 5
     with pytest.raises(CorpusError, match="no utterance has a transcript"):
         score(outcome for outcome in outcomes if outcome.reference is None)
+    # Compare with a plain bootstrap, and with the standard error of a mean
+    rng = np.random.default_rng(1)
+    errors, lengths = rng.binomial(10, 0.2, 400), np.full(400, 10)
+    group = GroupScore()
+    for number in range(400):
+        group.add(int(errors[number]), int(lengths[number]))
+    drawn = rng.integers(0, 400, (1000, 400))
+    expected = np.quantile(errors[drawn].sum(1) / lengths[drawn].sum(1), [0.025, 0.975])
+    assert group.interval() == pytest.approx(tuple(expected), abs=0.003)
+    assert np.subtract(*group.interval()[::-1]) == pytest.approx(2 * 1.96 * np.sqrt(0.2 * 0.8 / 4000), rel=0.15)
 
 
 def outcome(reference, text, number=0):
@@ -69,19 +79,6 @@ def test_scores_add_up(pairs):
     assert [worst.num_errors for worst in found.worst] == sorted(filter(None, errors), reverse=True)[:2]
     low, high = found.total.interval()
     assert low <= high
-
-
-def test_intervals_are_those_of_resampled_utterances():
-    """Compare with a plain bootstrap, and with the standard error of a mean."""
-    rng = np.random.default_rng(1)
-    errors, lengths = rng.binomial(10, 0.2, 400), np.full(400, 10)
-    group = GroupScore()
-    for number in range(400):
-        group.add(int(errors[number]), int(lengths[number]))
-    drawn = rng.integers(0, 400, (1000, 400))
-    expected = np.quantile(errors[drawn].sum(1) / lengths[drawn].sum(1), [0.025, 0.975])
-    assert group.interval() == pytest.approx(tuple(expected), abs=0.003)
-    assert np.subtract(*group.interval()[::-1]) == pytest.approx(2 * 1.96 * np.sqrt(0.2 * 0.8 / 4000), rel=0.15)
 
 
 def test_merge_has_every_row_once_in_order(results, tmp_path):

@@ -66,18 +66,20 @@ def clips(tmp_path_factory):
     return file
 
 
-def test_streams_in_a_batch_and_in_several_threads_have_the_results_that_they_have_alone(programs, clips):
+def test_streams_in_batches_threads_and_callbacks_have_the_results_that_they_have_alone(programs, clips):
     """Exactly equal for several chunk sizes and lengths. One stream is cancelled; the others continue."""
     lines = programs.run(programs.threads, "batch", DEMO_FOLDER, clips).stdout.splitlines()
     assert lines == ["U2MOE_OK", CANCELLED, CANCELLED, CANCELLED, *["the same"] * 8]
     assert programs.run(programs.threads, "apart", DEMO_FOLDER, clips).stdout == "the same\n"
-
-
-def test_decoding_is_cancelled_by_another_thread_and_queues_are_bounded(programs, clips):
     lines = programs.run(programs.threads, "cancel", DEMO_FOLDER, clips).stdout.splitlines()
     waiting = "0.40 s of audio is waiting to be recognised: 0.10 s more would exceed the limit of 0.5 s"
     changed = "U2MOE_AUDIO_ERROR: sample rate changed from 16000 to 8000 Hz in a stream"
     assert lines == [CANCELLED, CANCELLED, "1 0", "the same", f"U2MOE_QUEUE_FULL: {waiting}", "0.4", changed]
+    done = captions(programs, clips, 2.5)
+    *partial, last = done.stderr.splitlines()
+    assert (last, done.stdout) == ("U2MOE_CANCELLED, 0 buffers lost", "")
+    assert len(partial) > 1
+    assert len(partial[-1]) > len(partial[0])
 
 
 def test_transcribers_call_back_in_their_threads(programs, clips, tmp_path):
@@ -111,14 +113,6 @@ def test_tokens_digests_and_messages(programs, clips, tmp_path):
 def captions(programs, clips, *arguments, wrapper=()):
     with clips.open("rb") as samples:
         return programs.run(programs.captions, DEMO_FOLDER, 16000, *arguments, wrapper=wrapper, stdin=samples)
-
-
-def test_a_program_feeds_as_an_audio_callback_does_and_cancels(programs, clips):
-    done = captions(programs, clips, 2.5)
-    *partial, last = done.stderr.splitlines()
-    assert (last, done.stdout) == ("U2MOE_CANCELLED, 0 buffers lost", "")
-    assert len(partial) > 1
-    assert len(partial[-1]) > len(partial[0])
 
 
 @pytest.mark.endurance

@@ -63,14 +63,11 @@ def test_what_is_written(file_format):
     assert described.header + "".join(lines) == WRITTEN[file_format]
 
 
-def test_the_guide_names_every_format_and_others_are_refused():
+def test_the_guide_names_every_format_and_subtitles_are_cut_where_speakers_pause():
     table = re.findall(r"^\| (`\w+`.*?) \|", Path("docs/recognise.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert {*FORMATS, "events"} <= {name for row in table for name in re.findall(r"\w+", row)}
     with pytest.raises(ValueError, match="format must be one of txt, json, srt"):
         format_transcript(TWO, "doc")
-
-
-def test_lines_are_even_and_cuts_where_speakers_pause():
     cues = make_cues([evenly("THE BOY WAS THERE WHEN THE SUN ROSE OVER THE OLD HARBOUR")])
     assert [cue.lines for cue in cues] == [("THE BOY WAS THERE WHEN THE", "SUN ROSE OVER THE OLD HARBOUR")]
     first = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT"
@@ -80,15 +77,12 @@ def test_lines_are_even_and_cuts_where_speakers_pause():
     assert " ".join(make_cues([segment(*words)])[0].lines) == first
 
 
-def test_a_subtitle_stays_as_long_as_the_next_allows_but_not_through_silence():
+def test_subtitles_stay_as_long_as_the_next_allows_also_without_word_times():
     cues = make_cues([segment(("BEFORE", 0.0, 0.5), ("AFTER", 3.0, 3.5), ("ALL", 3.5, 4.0))])
     assert [cue.lines for cue in cues] == [("BEFORE",), ("AFTER ALL",)]
     cues = make_cues([segment(("YES", 1.0, 1.2)), segment(("NO", 1.6, 1.9)), segment(("PERHAPS", 9.0, 9.1))])
     assert [(cue.start_ms, cue.end_ms) for cue in cues] == [(1000, 1517), (1600, 2600), (9000, 10000)]
     assert make_cues([segment(("A" * 40, 0.0, 0.5))])[0].end_ms == 2353  # 40 characters at 17 per second
-
-
-def test_subtitles_without_spaces_word_times_or_confidence():
     text = "\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d\u5341" * 3
     cues = make_cues([segment(*((char, i * 0.1, i * 0.1 + 0.1) for i, char in enumerate(text)), space="")])
     assert "".join("".join(cue.lines) for cue in cues) == text

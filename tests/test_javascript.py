@@ -26,14 +26,11 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.mark.parametrize("kind", conformance.COMPUTED)
 def test_cases_have_the_results_of_python(kind):
     """Tests the core.wasm that ships."""
-    found = run_module(
-        """
+    found = run_module("""
         const { Core } = await part('core.js');
         const core = await Core.load();
         console.log(core.text(core.call('case_results', input.kind, JSON.stringify(input.content))));
-        """,
-        {"kind": kind, "content": conformance.load(kind)},
-    )
+        """, {"kind": kind, "content": conformance.load(kind)})  # fmt: skip
     conformance.assert_same(kind, found)
 
 
@@ -203,17 +200,14 @@ def test_damage_is_refused_by_name(ort_bundle, tmp_path):
     folders = [shutil.copytree(ort_bundle, tmp_path / str(number)) for number in range(len(DAMAGES))]
     for folder, (damage, _) in zip(folders, DAMAGES, strict=True):
         damage(folder)
-    found = run_module(
-        """
+    found = run_module("""
         const { readFile } = await import('node:fs/promises');
         const ort = await import('onnxruntime-web/wasm');
         const { Recognizer } = await part('index.js');
         const refusal = (folder) => Recognizer.fromBundle({ read: (name) => readFile(`${folder}/${name}`) }, { ort })
           .catch(({ name, message }) => `${name}: ${message}`);
         console.log(JSON.stringify(await Promise.all(input.map(refusal))));
-        """,
-        list(map(str, folders)),
-    )
+        """, list(map(str, folders)))  # fmt: skip
     for refusal, (_, expected) in zip(found, DAMAGES, strict=True):
         assert refusal.startswith(expected)
 
@@ -224,15 +218,12 @@ def test_manifests_of_other_versions_are_read(tmp_path):
     brief = format_manifest(parse_manifest(whole, GOLDEN))
     (tmp_path / "bundle.json").write_text(brief, encoding="utf-8")
     of_later_version("decoding", harmless=True)(tmp_path)
-    first, second, later, told = run_module(
-        """
+    first, second, later, told = run_module("""
         const { Core } = await part('core.js');
         const core = await Core.load(), told = [];
         console.warn = (text) => told.push(text);
         console.log(JSON.stringify([...input.map((text) => core.parseManifest(text)), told]));
-        """,
-        [whole, brief, (tmp_path / "bundle.json").read_text(encoding="utf-8")],
-    )
+        """, [whole, brief, (tmp_path / "bundle.json").read_text(encoding="utf-8")])  # fmt: skip
     assert first == second
     assert (first["features"]["sample_rate"], first["model"]["max_position"]) == (16_000, 5000)
     assert later["decoding"][LATER_FIELD] == 0.5

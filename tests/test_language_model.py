@@ -166,7 +166,7 @@ def test_look_ahead_is_the_best_of_all_ways_to_the_words(toys, order):
             assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_hotwords_and_a_model_add_up(toys):
+def test_hotwords_a_model_and_the_second_pass_add_up(toys):
     model, definition = toys[3]
     log_probs = random_log_probs(5, 4, len(BPE), scale=1.0)
     expected = brute_force(log_probs, BPE, definition, SCORES)
@@ -176,6 +176,17 @@ def test_hotwords_and_a_model_add_up(toys):
     for hypothesis in found:
         assert hypothesis.context_score == context.score(hypothesis.tokens)
         assert hypothesis.score == pytest.approx(expected[tuple(hypothesis.tokens)] + hypothesis.context_score)
+    hypotheses = [
+        Hypothesis(tokens=[1], score=-5.0, times=[0], language_score=-3.0, context_score=1.0),
+        Hypothesis(tokens=[2], score=-6.0, times=[0], language_score=-1.0),
+    ]
+    scores = TokenScores(left=np.float32([[-1, -1], [-1, -1]]), right=None, next=np.zeros((2, 3), np.float32))
+    weights = RescoringWeights(ctc_weight=0.5, reverse_weight=0.0, rescoring_weight=0.0)
+    plain = attention_rescoring(hypotheses, scores, weights)
+    assert [item.score for item in plain] == pytest.approx([-2 - 0.5 * 3 + 1, -2 - 0.5 * 5])
+    doubled = attention_rescoring(hypotheses, scores, dataclasses.replace(weights, rescoring_weight=2.0))
+    assert [item.score for item in doubled] == pytest.approx([-2 - 0.5 * 5 - 2, -2 - 0.5 * 3 + 1 - 6])
+    assert doubled[0].hypothesis.tokens == [2]
 
 
 def test_the_words_of_a_class_share_its_probability(tmp_path):
@@ -195,20 +206,6 @@ def test_the_words_of_a_class_share_its_probability(tmp_path):
     # Before the word ends, the score is an upper bound.
     state, _ = fusion.advance(fusion.start, tokens(f"{B}B")[0])
     assert state.open >= 0.7 * LN10 * definition.log10(["<s>"], "<name>") + 0.7 * math.log(1 / 3) + 0.4 - 1e-6
-
-
-def test_the_second_pass_adds_the_score_of_the_model():
-    hypotheses = [
-        Hypothesis(tokens=[1], score=-5.0, times=[0], language_score=-3.0, context_score=1.0),
-        Hypothesis(tokens=[2], score=-6.0, times=[0], language_score=-1.0),
-    ]
-    scores = TokenScores(left=np.float32([[-1, -1], [-1, -1]]), right=None, next=np.zeros((2, 3), np.float32))
-    weights = RescoringWeights(ctc_weight=0.5, reverse_weight=0.0, rescoring_weight=0.0)
-    plain = attention_rescoring(hypotheses, scores, weights)
-    assert [item.score for item in plain] == pytest.approx([-2 - 0.5 * 3 + 1, -2 - 0.5 * 5])
-    doubled = attention_rescoring(hypotheses, scores, dataclasses.replace(weights, rescoring_weight=2.0))
-    assert [item.score for item in doubled] == pytest.approx([-2 - 0.5 * 5 - 2, -2 - 0.5 * 3 + 1 - 6])
-    assert doubled[0].hypothesis.tokens == [2]
 
 
 def test_models_for_letters_in_either_case_and_both(tmp_path):

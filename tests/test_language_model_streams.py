@@ -75,12 +75,19 @@ def test_a_recogniser_shares_its_model_and_forgets_those_of_streams(toy, options
     assert gone() is None
 
 
-def test_a_search_that_cannot_use_a_model_says_so(options):
+def test_a_search_that_cannot_use_a_model_says_so_and_the_demo_has_a_general_one(options):
     for search in ("ctc_greedy", "attention"):
         with pytest.raises(ValueError, match=f"search is '{search}'"):
             DecodingOptions(search=search, language_model=options(A=-1))
     with pytest.raises(ValueError, match="must be LanguageModelOptions"):
         DecodingOptions(language_model="words.arpa")
+    bundle = Bundle.open(DEMO_FOLDER)
+    options = bundle.language_model()
+    assert bundle.manifest.files["language.lm"].size <= 2_000_000
+    assert options.model.ngrams.order == 3
+    expected = dataclasses.replace(options, weight=0.1)
+    assert language_model_options("demo,weight=0.1").digest == expected.digest != options.digest
+    assert language_model_options("demo,weight=0.2,weight=0.1,level=word").level == "word"
 
 
 def test_options_reach_worker_processes_and_wrong_settings_are_named(toy, tmp_path):
@@ -97,16 +104,6 @@ def test_options_reach_worker_processes_and_wrong_settings_are_named(toy, tmp_pa
     ):
         with pytest.raises(ValueError, match=message):
             language_model_options(text)
-
-
-def test_the_demo_model_has_a_general_model_that_others_may_use():
-    bundle = Bundle.open(DEMO_FOLDER)
-    options = bundle.language_model()
-    assert bundle.manifest.files["language.lm"].size <= 2_000_000
-    assert options.model.ngrams.order == 3
-    expected = dataclasses.replace(options, weight=0.1)
-    assert language_model_options("demo,weight=0.1").digest == expected.digest != options.digest
-    assert language_model_options("demo,weight=0.2,weight=0.1,level=word").level == "word"
 
 
 def test_a_server_uses_one_model_for_all_streams_and_files(bundle, tmp_path):

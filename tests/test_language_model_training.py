@@ -104,7 +104,7 @@ def random_text(seed, num_sentences=400):
     return [words[np.minimum(random.zipf(1.4, length), 2000) - 1].tolist() for length in lengths]
 
 
-def test_the_numbers_are_those_of_lmplz():
+def test_the_numbers_are_those_of_lmplz_and_rare_words_unknown():
     """`golden/language_model` contains the results of KenLM's lmplz for this text, with and without pruning."""
     text = random_text(3, 300)
     for name, options in {"all": TrainingOptions(order=3), "pruned": TrainingOptions(order=4, prune=(0, 0, 1))}.items():
@@ -115,9 +115,6 @@ def test_the_numbers_are_those_of_lmplz():
         assert (found.first_child == expected.first_child).all()
         assert np.abs(found.log_prob - expected.log_prob).max() < 1e-5
         assert np.abs(found.backoff - expected.backoff).max() < 1e-5
-
-
-def test_rare_words_are_unknown_and_markers_left_out():
     counts = count_ngrams([["a", "b", "a"], ["c", "a", "b"]], 2, min_word_count=2)
     assert counts.words == ("<unk>", "<s>", "</s>", "a", "b")
     found = {tuple(counts.words[i] for i in row): n for row, n in zip(counts.rows, counts.counts, strict=True)}

@@ -152,7 +152,7 @@ def test_samples_are_those_of_ffmpeg(tmp_path, suffix):
     np.testing.assert_allclose(read[:length], expected[:length], atol=tolerance)
 
 
-def test_a_title_that_is_no_utf8_is_left_aside():
+def test_titles_that_are_no_utf8_are_left_aside_and_raw_audio_comes_as_written():
     samples = np.ones(1600, "<i2").tobytes()
     title = b"LIST" + struct.pack("<I", 16) + b"INFOINAM" + struct.pack("<I", 4) + b"\xff\xfe\x80\0"
     kind = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, RATE, 2 * RATE, 2, 16)
@@ -160,6 +160,17 @@ def test_a_title_that_is_no_utf8_is_left_aside():
     media = MediaFile(io.BytesIO(b"RIFF" + struct.pack("<I", len(body)) + body))
     assert media.read(2000).shape == (1600, 1)
     media.close()
+    reader, writer = os.pipe()
+    content = (SPEECH * 32768).astype("<i2").tobytes()
+    with os.fdopen(reader, "rb") as file:
+        blocks = read_blocks(RawAudio(file=file, sample_rate=RATE), RATE)
+        os.write(writer, content[:2001])
+        assert len(next(blocks)) == 1000  # before the rest has arrived
+        os.write(writer, content[2001:4001])
+        assert len(next(blocks)) == 1000
+        os.close(writer)
+        with pytest.raises(TruncatedAudioError, match="raw audio: ends with 1 bytes of an incomplete sample"):
+            list(blocks)
 
 
 @pytest.mark.skipif("libopencore_amrnb" not in av.codecs_available, reason="this PyAV cannot write AMR")
@@ -283,20 +294,6 @@ def test_raw_audio(tmp_path, encoding, kind, scale):
         np.testing.assert_allclose(samples, SPEECH, atol=2**-15)
     pairs = RawAudio(file=content, sample_rate=RATE, encoding=encoding, num_channels=2)
     np.testing.assert_allclose(read_audio(pairs, RATE, channel=1), SPEECH[1::2], atol=2**-15)
-
-
-def test_raw_audio_comes_as_it_is_written():
-    reader, writer = os.pipe()
-    content = (SPEECH * 32768).astype("<i2").tobytes()
-    with os.fdopen(reader, "rb") as file:
-        blocks = read_blocks(RawAudio(file=file, sample_rate=RATE), RATE)
-        os.write(writer, content[:2001])
-        assert len(next(blocks)) == 1000  # before the rest has arrived
-        os.write(writer, content[2001:4001])
-        assert len(next(blocks)) == 1000
-        os.close(writer)
-        with pytest.raises(TruncatedAudioError, match="raw audio: ends with 1 bytes of an incomplete sample"):
-            list(blocks)
 
 
 @pytest.mark.parametrize(

@@ -168,20 +168,16 @@ def test_a_library_with_another_operator_or_a_refused_graph_changes_nothing(regi
 
 
 @pytest.mark.slow
-def test_the_command_line(missing, capsys, monkeypatch):
-    clip = str(next((DEMO_FOLDER / "clips").glob("*.wav"), next((DEMO_FOLDER / "clips").glob("*.flac"))))
-    monkeypatch.setenv("U2MOE_KERNELS", "native")
-    assert main(["transcribe", clip]) == 1
-    assert "pip install ./runtime/kernels" in capsys.readouterr().err
-    monkeypatch.setenv("U2MOE_KERNELS", "onnxruntime")
-    assert main(["transcribe", clip]) == 0
-
-
-@pytest.mark.slow
-def test_kernels_as_data():
+def test_kernels_as_data_and_on_the_command_line(missing, capsys, monkeypatch):
     data = Kernels(native=False, reason="as requested").data()
     assert data["operators"] == []
     assert data["library"] is None
     assert Bundle.open(DEMO_FOLDER).load(SessionSettings(kernels="onnxruntime")).kernels == Kernels(
         native=False, reason="as requested"
     )
+    clip = str(next((DEMO_FOLDER / "clips").glob("*.wav"), next((DEMO_FOLDER / "clips").glob("*.flac"))))
+    monkeypatch.setenv("U2MOE_KERNELS", "native")
+    assert main(["transcribe", clip]) == 1
+    assert "pip install ./runtime/kernels" in capsys.readouterr().err
+    monkeypatch.setenv("U2MOE_KERNELS", "onnxruntime")
+    assert main(["transcribe", clip]) == 0

@@ -22,7 +22,7 @@ def levels_of(*parts):
     return (flat + 0.3 * np.random.default_rng(0).standard_normal(len(flat))).astype(np.float32)
 
 
-def test_pauses_are_found_but_not_in_closures_digital_silence_or_nothing():
+def test_pauses_are_found_and_far_ones_stretch_no_word():
     levels = levels_of((SOFT, 30), (LOUD, 50), (SOFT, 5), (LOUD, 20), (SOFT, 9), (LOUD, 40), (SOFT, 25))
     assert np.allclose(find_pauses(levels, 0.01), [(0.0, 0.3), (1.05, 1.14), (1.54, 1.79)])
     noisy = levels_of((12.0, 30), (LOUD, 50), (12.0, 30))
@@ -31,6 +31,7 @@ def test_pauses_are_found_but_not_in_closures_digital_silence_or_nothing():
     assert np.allclose(find_pauses(edited, 0.01), [(0.0, 0.8), (1.3, 1.5)])
     assert find_pauses(np.zeros(0, np.float32), 0.01) == []
     assert find_pauses(np.full(50, LOUD, np.float32), 0.01) == []
+    assert end_at_pauses([(1.5, 2.5)], [(2.0, 2.0)], [(0.0, 0.4), (3.5, 4.0)]) == [(1.5, 2.5)]
 
 
 @pytest.mark.parametrize(("parts", "after_s", "expected"), [
@@ -56,10 +57,6 @@ def test_the_first_pause_that_is_long_enough(parts, after_s, expected):
 ])  # fmt: skip
 def test_words_end_at_pauses(pauses, expected):
     assert np.allclose(end_at_pauses([(0.0, 0.75), (0.75, 1.5)], [(0.3, 0.5), (1.0, 1.2)], pauses), expected)
-
-
-def test_a_far_pause_does_not_stretch_a_word():
-    assert end_at_pauses([(1.5, 2.5)], [(2.0, 2.0)], [(0.0, 0.4), (3.5, 4.0)]) == [(1.5, 2.5)]
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=8, unique=True).map(sorted), st.integers(0, 1000))

@@ -57,7 +57,7 @@ def test_first_pass_searches(recognizer, sound, options, choose):
     assert result.nbest[0].attention_score is None
 
 
-def test_attention_search_with_weights_of_the_options(recognizer, sound):
+def test_attention_search_with_weights_of_the_options_and_hotwords_of_its_vocabulary(recognizer, sound):
     result = recognizer.transcribe(sound[:16_000], options=DecodingOptions(search="attention", beam_size=3)).segments[0]
     assert len(result.nbest) == 3
     assert result.nbest[0].ctc_score is None
@@ -71,6 +71,13 @@ def test_attention_search_with_weights_of_the_options(recognizer, sound):
     left_only = recognizer.transcribe(sound, options=DecodingOptions(ctc_weight=0, reverse_weight=0)).segments[0]
     assert left_only.score == left_only.nbest[0].attention_score
     assert recognizer(sound, 16_000) == recognizer.transcribe(sound)
+    vocabulary = recognizer.vocabulary
+    word = next(symbol for symbol in vocabulary.symbols if symbol.isalpha())
+    recognizer.create_stream(hotwords=ContextGraph([word], Vocabulary(vocabulary.symbols, vocabulary.config)))
+    other = ContextGraph([word], Vocabulary((*vocabulary.symbols, "x"), vocabulary.config))
+    for create in (recognizer.create_stream, recognizer.create_recording_stream):
+        with pytest.raises(ValueError, match="vocabulary of another bundle"):
+            create(hotwords=other)
 
 
 def test_alternatives_have_texts_of_their_own(bundle, model, sound):
@@ -166,13 +173,3 @@ def test_what_is_dropped_is_freed_at_once(bundle, sound):
         assert model() is None
     finally:
         gc.enable()
-
-
-def test_hotwords_for_another_vocabulary_are_refused(recognizer):
-    vocabulary = recognizer.vocabulary
-    word = next(symbol for symbol in vocabulary.symbols if symbol.isalpha())
-    recognizer.create_stream(hotwords=ContextGraph([word], Vocabulary(vocabulary.symbols, vocabulary.config)))
-    other = ContextGraph([word], Vocabulary((*vocabulary.symbols, "x"), vocabulary.config))
-    for create in (recognizer.create_stream, recognizer.create_recording_stream):
-        with pytest.raises(ValueError, match="vocabulary of another bundle"):
-            create(hotwords=other)

@@ -35,7 +35,7 @@ def test_rescoring_equals_wenet(golden):
     assert num_compared == 24
 
 
-def test_the_first_of_equals_wins_and_all_are_sorted():
+def test_the_first_of_equals_wins_and_length_penalty_prefers_longer_sequences():
     hypotheses = [Hypothesis(tokens=[i], score=-float(i), times=[0]) for i in range(4)]
     left = np.array([[-1, -1], [-0.5, -0.5], [-0.5, -0.5], [-3, -3]], np.float32)
     scores = TokenScores(left=left, right=None, next=np.zeros((4, 4), np.float32))
@@ -44,6 +44,14 @@ def test_the_first_of_equals_wins_and_all_are_sorted():
     assert (
         ranked[0].score == ranked[0].attention_score == -1.0
     )  # no right-to-left decoder: reverse_weight has no effect
+    short_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=0.0)
+    long_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
+    assert len(long_first[0].tokens) > len(short_first[0].tokens)
+    assert [] not in [h.tokens for h in long_first[:-1]]  # a length of 0 must be last
+    found = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
+    assert [] in [hypothesis.tokens for hypothesis in found]
+    assert all(np.isfinite(hypothesis.score) for hypothesis in found)
+    assert found[-1].tokens == []
 
 
 def test_confidence_is_the_geometric_mean_over_tokens_and_eos():
@@ -96,14 +104,3 @@ def test_attention_beam_search_looks_ahead_and_stops_at_the_length_of_the_encode
 
     assert [len(h.tokens) for h in attention_beam_search(never_ends, 7, beam_size=2, eos=2)] == [7, 7]
     assert [h.tokens for h in attention_beam_search(never_ends, 0, beam_size=2, eos=2)] == [[]]
-
-
-def test_length_penalty_prefers_longer_sequences_and_empty_ones_have_a_score():
-    short_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=0.0)
-    long_first = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
-    assert len(long_first[0].tokens) > len(short_first[0].tokens)
-    assert [] not in [h.tokens for h in long_first[:-1]]  # a length of 0 must be last
-    found = attention_beam_search(chain, 3, beam_size=6, eos=2, length_penalty=3.0)
-    assert [] in [hypothesis.tokens for hypothesis in found]
-    assert all(np.isfinite(hypothesis.score) for hypothesis in found)
-    assert found[-1].tokens == []

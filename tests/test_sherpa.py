@@ -149,13 +149,6 @@ def test_the_wheel_takes_a_network_without_convolution_and_with_absolute_positio
     assert len(ours.tokens) > 3
 
 
-def test_what_the_wheel_dislikes_ends_its_process_and_is_told(written, tmp_path):
-    (tmp_path / "tokens.txt").write_text("<nothing> 0\n")
-    options = {"model": str(written.path / ONLINE.file), "tokens": str(tmp_path / "tokens.txt")}
-    with pytest.raises(RuntimeError, match="failed: "):
-        engine("sherpa-online", options).run([])
-
-
 def test_a_long_stream_goes_on_as_ours_does(export_quickly, golden_checkpoint, tmp_path):
     """Positions wrap around several times, where published exports end."""
     short = Bundle.open(export_quickly(golden_checkpoint("moe_tiny"), tmp_path / "bundle", max_position=60))
@@ -176,7 +169,7 @@ def test_a_long_stream_goes_on_as_ours_does(export_quickly, golden_checkpoint, t
     np.testing.assert_allclose(np.concatenate(client.run(features)), np.concatenate(expected), rtol=0, atol=LIMIT)
 
 
-def test_any_chunks_may_be_asked_of_the_graph(written, bundle, model):
+def test_any_chunks_may_be_asked_of_the_graph_and_what_the_wheel_dislikes_is_told(written, bundle, model, tmp_path):
     """The client receives its chunk size separately; a graph of a fixed size would end its process."""
     features = parity_features(bundle.manifest, 8)
     for chunk_size, left in ((4, 1), (16, 4), (25, 2)):
@@ -184,6 +177,10 @@ def test_any_chunks_may_be_asked_of_the_graph(written, bundle, model):
         found = np.concatenate(client.run(features))
         expected = model.ctc(model.encode(features, chunk_size, left))[: len(found)]
         np.testing.assert_allclose(found, expected, rtol=0, atol=LIMIT)
+    (tmp_path / "tokens.txt").write_text("<nothing> 0\n")
+    options = {"model": str(written.path / ONLINE.file), "tokens": str(tmp_path / "tokens.txt")}
+    with pytest.raises(RuntimeError, match="failed: "):
+        engine("sherpa-online", options).run([])
 
 
 def test_metadata_and_usage_are_what_the_client_reads(written):
@@ -281,7 +278,7 @@ def test_what_only_the_offline_client_can_run_has_no_online_graph(reason, random
     assert "OnlineRecognizer" not in found.usage()
 
 
-def test_symbols_that_the_client_would_take_for_others(bundle):
+def test_symbols_and_chunks_that_the_client_would_take_for_others(bundle):
     def checked(change):
         supported_graphs(bundle.path, bundle.manifest, change(list(bundle.tokens)), SherpaOptions())
 
@@ -292,6 +289,8 @@ def test_symbols_that_the_client_would_take_for_others(bundle):
         checked(lambda tokens: [*tokens[:-1], "<eps>"])
     with pytest.raises(UnsupportedError, match="'a b' contains white space"):
         checked(lambda tokens: [*tokens[:-1], "a b"])
+    with pytest.raises(UnsupportedError, match="chunk plus left context is 5040 frames; the maximum is"):
+        supported_graphs(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(num_left_chunks=314))
 
 
 def test_static_chunks_have_an_online_graph_only(random_bundle, tmp_path):
@@ -300,11 +299,6 @@ def test_static_chunks_have_an_online_graph_only(random_bundle, tmp_path):
     assert lines[0].startswith("no model.onnx: static_chunk_size is 4: the offline client does not use chunks")
     assert sorted(file.name for file in found.path.iterdir()) == ["model-streaming.onnx", "tokens.txt"]
     assert "OfflineRecognizer" not in found.usage()
-
-
-def test_chunks_beyond_the_positions_are_refused(bundle):
-    with pytest.raises(UnsupportedError, match="chunk plus left context is 5040 frames; the maximum is"):
-        supported_graphs(bundle.path, bundle.manifest, bundle.tokens, SherpaOptions(num_left_chunks=314))
 
 
 def test_command(exported, tmp_path, capsys):

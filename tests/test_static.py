@@ -129,15 +129,6 @@ def test_outputs_of_a_runner_are_checked(folder, sound, change, told):
         Recognizer.load(folder, runner=Board()).transcribe(sound, 16_000)
 
 
-def test_other_chunks_are_refused(folder, bundle):
-    recognizer = Recognizer.from_pretrained(folder)
-    for options in (DecodingOptions(chunk_size=8), DecodingOptions(chunk_size=16, num_left_chunks=3)):
-        with pytest.raises(StreamError, match="only chunk_size 16 and num_left_chunks 2, got"):
-            recognizer.create_stream(options)
-    with pytest.raises(ValueError, match="runner needs a bundle of fixed shape"):
-        bundle.load(runner=recognizer.model.encoder.runner)
-
-
 OTHERS = (
     "efficient_conformer_stream_three_rates", "e_branchformer_moe", "squeezeformer", "rope_gqa_moe", "shaw_moe",
     "stack_n_frames_whisper_positions", "moe_top_3",
@@ -244,7 +235,7 @@ def test_what_compilers_refuse_is_named(nodes, told):
         check_fixed(folding.folded(ir.Model(graph, ir_version=8)), "odd")
 
 
-def test_graph_is_plain(folder):
+def test_graph_is_plain_and_other_chunks_refused(folder, bundle):
     """It has only operators of opset 17, no function, and names that show the layer."""
     model = ir.load(folder / "static.onnx")
     assert model.graph.opset_imports == {"": 17}
@@ -255,6 +246,12 @@ def test_graph_is_plain(folder):
     assert {name for name in stated["float"] if "/router/" in name} <= {node.name for node in model.graph}
     assert (stated["window"], stated["hop"], stated["left_frames"], stated["experimental"]) == (67, 64, 32, False)
     assert np.load(folder / stated["first_caches"]["cnn_cache"]).any()
+    recognizer = Recognizer.from_pretrained(folder)
+    for options in (DecodingOptions(chunk_size=8), DecodingOptions(chunk_size=16, num_left_chunks=3)):
+        with pytest.raises(StreamError, match="only chunk_size 16 and num_left_chunks 2, got"):
+            recognizer.create_stream(options)
+    with pytest.raises(ValueError, match="runner needs a bundle of fixed shape"):
+        bundle.load(runner=recognizer.model.encoder.runner)
 
 
 @pytest.mark.parametrize(("file", "change", "told"), DAMAGED_SHAPES)

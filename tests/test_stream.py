@@ -101,7 +101,7 @@ def test_a_stream_is_not_used_after_its_end_but_after_a_reset(recognizer, sound)
     assert recognise(recognizer, sound[:30_000], stream=stream) == expected
 
 
-def test_bad_samples_change_nothing(recognizer, sound):
+def test_bad_samples_change_nothing_and_some_bundles_cannot_stream(recognizer, sound, bundle, model):
     expected = recognise(recognizer, sound)
     stream = recognizer.create_stream(CHUNKED)
     stream.accept_waveform(16_000, sound[:20_000])
@@ -111,6 +111,15 @@ def test_bad_samples_change_nothing(recognizer, sound):
     with pytest.raises(AudioError, match="sample rate changed from 16000 to 8000"):
         stream.accept_waveform(8000, sound)
     assert recognise(recognizer, sound[20_000:], stream=stream) == expected
+    config = dataclasses.replace(model.config, streaming=False)
+    offline = Model(
+        dataclasses.replace(bundle.manifest, model=config), model.encoder.session, model._ctc, model._decoder
+    )
+    recognizer = Recognizer(bundle, offline)
+    with pytest.raises(StreamError, match="cannot stream"):
+        recognizer.create_stream()
+    with pytest.raises(StreamError, match="cannot stream"):
+        recognizer.transcribe(np.zeros(9000, np.float32), options=CHUNKED)
 
 
 def test_int16_is_recognised_as_float_and_decoding_again_does_nothing(recognizer, sound):
@@ -122,18 +131,6 @@ def test_int16_is_recognised_as_float_and_decoding_again_does_nothing(recognizer
     recognizer.decode_streams([stream, stream])
     recognizer.decode_streams([])
     assert stream.get_result() is result
-
-
-def test_bundle_that_cannot_stream(bundle, model):
-    config = dataclasses.replace(model.config, streaming=False)
-    offline = Model(
-        dataclasses.replace(bundle.manifest, model=config), model.encoder.session, model._ctc, model._decoder
-    )
-    recognizer = Recognizer(bundle, offline)
-    with pytest.raises(StreamError, match="cannot stream"):
-        recognizer.create_stream()
-    with pytest.raises(StreamError, match="cannot stream"):
-        recognizer.transcribe(np.zeros(9000, np.float32), options=CHUNKED)
 
 
 @pytest.mark.slow

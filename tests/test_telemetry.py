@@ -27,10 +27,22 @@ def python(code, home, *arguments, **environment):
     return done.stdout
 
 
-def test_nothing_is_written_at_home(bundle, tmp_path):
+def test_nothing_is_written_at_home_and_the_variable_is_set_by_the_package_alone(bundle, tmp_path):
     code = "import sys; from u2moe import Recognizer; Recognizer.from_pretrained(sys.argv[1]).warm_up()"
     python(code, tmp_path, str(bundle.path))
     assert list(tmp_path.iterdir()) == []
+    # Every import of u2moe executes the top-level package first
+    code = "import os, u2moe; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    assert python(code, tmp_path) == "1\n"
+    assert python(code, tmp_path, ORT_DISABLE_TELEMETRY="0") == "0\n"
+    # Only the top-level package sets it, because every import executes it. Other places may be too late
+    found = [
+        str(file.relative_to(ROOT))
+        for folder in ("runtime", "export", "quantize", "benchmarks")
+        for file in (ROOT / folder).rglob("*.py")
+        if re.search(r"ORT_DISABLE_TELEMETRY", file.read_text(encoding="utf-8"))
+    ]
+    assert found == [str(Path("runtime/root/__init__.py"))]
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
@@ -65,18 +77,3 @@ while os.waitpid(child, os.WNOHANG) == (0, 0):
 print("ended")
 """
     assert python(code, tmp_path) == "ended\n"
-
-
-def test_the_variable_is_set_by_the_package_alone_before_anything_is_loaded(tmp_path):
-    """Every import of u2moe executes the top-level package first."""
-    code = "import os, u2moe; print(os.environ['ORT_DISABLE_TELEMETRY'])"
-    assert python(code, tmp_path) == "1\n"
-    assert python(code, tmp_path, ORT_DISABLE_TELEMETRY="0") == "0\n"
-    # Only the top-level package sets it, because every import executes it. Other places may be too late
-    found = [
-        str(file.relative_to(ROOT))
-        for folder in ("runtime", "export", "quantize", "benchmarks")
-        for file in (ROOT / folder).rglob("*.py")
-        if re.search(r"ORT_DISABLE_TELEMETRY", file.read_text(encoding="utf-8"))
-    ]
-    assert found == [str(Path("runtime/root/__init__.py"))]

@@ -43,7 +43,7 @@ def test_words_begin_where_they_are_said_however_the_recording_is_cut(chunk_size
     assert alignment.duration == done[-1] == len(samples) / RATE
 
 
-def test_what_does_not_fit_is_named():
+def test_what_does_not_fit_is_named_also_in_silence():
     samples, _ = say("ABCABC", [0.3] * 6)
     alignment = toy_recognizer().align(samples, wrong := "A B D A D B C")
     assert [place for place, word in enumerate(words_of(alignment)) if word in alignment.misfits] == [2, 4]
@@ -57,6 +57,15 @@ def test_what_does_not_fit_is_named():
     lines = [*alignment.warnings, *missing.warnings]
     assert [line.split(" ")[0] for line in lines] == ["'D'", "'D'", f"{start:.2f}"]
     assert toy_recognizer().align(samples, wrong, min_score=0).misfits == []
+    with pytest.raises(AlignmentError, match=r"no speech was found in 2\.0 s of audio"):
+        toy_recognizer().align(np.zeros(2 * RATE, np.float32), "A")
+    for text, options, named in (
+        ("", {}, "text must be"),
+        (b"A", {}, "text must be"),
+        ("A", {"min_score": 2}, "min_score"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            toy_recognizer().align(np.zeros(RATE, np.float32), text, **options)
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -69,18 +78,6 @@ def test_texts_that_cannot_be_aligned(text, expected):
     samples, _ = say("AB", [0.2, 0.7])
     with pytest.raises(AlignmentError, match=expected):
         toy_recognizer().align(samples, text)
-
-
-def test_silence_and_wrong_arguments():
-    with pytest.raises(AlignmentError, match=r"no speech was found in 2\.0 s of audio"):
-        toy_recognizer().align(np.zeros(2 * RATE, np.float32), "A")
-    for text, options, named in (
-        ("", {}, "text must be"),
-        (b"A", {}, "text must be"),
-        ("A", {"min_score": 2}, "min_score"),
-    ):
-        with pytest.raises(ValueError, match=named):
-            toy_recognizer().align(np.zeros(RATE, np.float32), text, **options)
 
 
 @pytest.mark.parametrize(

@@ -162,13 +162,24 @@ def test_other_models_are_refused_with_what_to_use_instead(model):
         parse_training_config(changed("model", model))
 
 
-def test_features_that_kaldi_wrote_are_refused():
+def test_features_of_kaldi_old_files_without_statistics_and_keys_of_others():
     """Their settings were never in the file. Later releases of WeNet compute features and ignore the key."""
     config = random_config()
     assert parse_training_config({**config, "raw_wav": False}).features.num_mel_bins == 80
     del config["dataset_conf"]
     with pytest.raises(UnsupportedError, match="raw_wav is False"):
         parse_training_config({**config, "raw_wav": False, "collate_conf": OLDEST_FEATURES})
+    values = old_layout(random_config())
+    assert parse_training_config(values).architecture.encoder.normalized_input
+    values["cmvn_file"] = None
+    assert not parse_training_config(values).architecture.encoder.normalized_input
+    # yaml 1.1 reads 1e-5 as text
+    config = parse_training_config(random_config(encoder_conf={"norm_eps": "1e-6"}))
+    assert config.architecture.encoder.norm.eps == 1e-6
+    with pytest.raises(UnsupportedError, match="encoder_conf has unknown keys macaron_style"):
+        parse_training_config(changed("encoder_conf.macaron_style", value=True, encoder="transformer"))
+    with pytest.raises(UnsupportedError, match="'rel_selfattn', which is not supported; supported: selfattn"):
+        parse_training_config(changed("encoder_conf.selfattention_layer_type", "rel_selfattn", encoder="transformer"))
 
 
 @pytest.mark.parametrize(
@@ -277,20 +288,6 @@ def test_chunks_that_were_trained_for_decide_about_streaming_unless_convolutions
 def test_whether_statistics_were_used(changes, named, file):
     config = parse_training_config(random_config(changes=changes))
     assert (config.architecture.encoder.normalized_input, config.cmvn_file) == (named, file)
-
-
-def test_old_files_without_statistics_numbers_as_text_and_keys_of_others():
-    values = old_layout(random_config())
-    assert parse_training_config(values).architecture.encoder.normalized_input
-    values["cmvn_file"] = None
-    assert not parse_training_config(values).architecture.encoder.normalized_input
-    # yaml 1.1 reads 1e-5 as text
-    config = parse_training_config(random_config(encoder_conf={"norm_eps": "1e-6"}))
-    assert config.architecture.encoder.norm.eps == 1e-6
-    with pytest.raises(UnsupportedError, match="encoder_conf has unknown keys macaron_style"):
-        parse_training_config(changed("encoder_conf.macaron_style", value=True, encoder="transformer"))
-    with pytest.raises(UnsupportedError, match="'rel_selfattn', which is not supported; supported: selfattn"):
-        parse_training_config(changed("encoder_conf.selfattention_layer_type", "rel_selfattn", encoder="transformer"))
 
 
 def test_files_that_are_not_text(tmp_path):

@@ -245,7 +245,7 @@ def test_a_language_model_knows_what_has_capitals_and_streams_write_when_told(to
     assert stream.get_result().text == "A b"[: len(stream.get_result().text)]
 
 
-def test_formats_are_checked_and_alternatives_written_alike_are_one():
+def test_every_word_is_looked_at_once_and_alternatives_written_alike_are_one():
     for wrong in ({"numbers": 1}, {"casing": None}, {"capitalized": "Anna"}, {"capitalized": [1]}):
         with pytest.raises(ValueError):
             TextFormat(**wrong)
@@ -255,6 +255,18 @@ def test_formats_are_checked_and_alternatives_written_alike_are_one():
     other = dataclasses.replace(spoken.nbest[0], text="OH OH ONE", score=-2.0)
     found = TextFormatter().result(dataclasses.replace(spoken, nbest=[*spoken.nbest, other]))
     assert [(best.text, best.score) for best in found.nbest] == [("001", -1.0)]
+    # A text may cover hours of speech
+    calls = []
+
+    class Word(str):
+        __slots__ = ()
+
+        def lower(self):
+            calls.append(self)
+            return super().lower()
+
+    Casing().of([Word("ONE")] * 1000)
+    assert len(calls) == 1000
 
 
 @pytest.mark.slow
@@ -270,21 +282,6 @@ def test_the_command_line_writes_on_request(capsys, tmp_path):
     options = ["--format-text", "--hotwords", str(tmp_path / "names.txt")]
     assert cli.main(["transcribe", *options, str(DEMO_FOLDER / "clips" / "command.flac")]) == 0
     assert capsys.readouterr().out == "Now get back to Work\n"
-
-
-def test_every_word_is_looked_at_once():
-    """A text may cover hours of speech."""
-    calls = []
-
-    class Word(str):
-        __slots__ = ()
-
-        def lower(self):
-            calls.append(self)
-            return super().lower()
-
-    Casing().of([Word("ONE")] * 1000)
-    assert len(calls) == 1000
 
 
 @pytest.mark.parametrize(("language", "spoken", "expected"), [

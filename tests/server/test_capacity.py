@@ -76,7 +76,11 @@ def test_files_have_places_of_their_own(running, held, speech, tmp_path):
         assert small.post(files=files).status_code == 200
 
 
-def test_admission_counts():
+def test_capacity_can_be_measured_and_admission_counts(demo, running):
+    assert measure_capacity(ServedModel("demo", demo, ServerOptions())) >= 1
+    with running(capacity=None) as server:
+        assert server.service.admission.num_slots >= 1
+        assert server.metric("capacity") == server.service.admission.num_slots
     metrics = Metrics()
     admission = Admission(1, metrics, Incidents(metrics), "files")
     with admission.slot():
@@ -88,13 +92,6 @@ def test_admission_counts():
     with pytest.raises(StoppingError), admission.slot():
         pass
     assert (metrics.total("refusals", "full"), metrics.total("refusals", "stopping")) == (1, 1)
-
-
-def test_capacity_can_be_measured(demo, running):
-    assert measure_capacity(ServedModel("demo", demo, ServerOptions())) >= 1
-    with running(capacity=None) as server:
-        assert server.service.admission.num_slots >= 1
-        assert server.metric("capacity") == server.service.admission.num_slots
 
 
 def test_nobody_is_admitted_while_results_are_late(monkeypatch):

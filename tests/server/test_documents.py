@@ -101,13 +101,10 @@ def column(title):
     return [name for first in firsts for name in re.findall(r"`(\w+)`", first)]
 
 
-def test_the_guide_names_all_options_fields_and_metrics():
+def test_the_guide_and_openapi_name_all_options_fields_and_metrics(server):
     assert sorted(column("field")) == sorted(Result.__dataclass_fields__)
     metrics = set(re.findall(r"^# TYPE (\w+)", Metrics().text(), re.MULTILINE)) - {"u2moe_ready"}
     assert {f"`{name}`" for name in metrics} <= set(re.findall(r"`u2moe_\w+`", GUIDE))
-
-
-def test_openapi(server):
     document = server.get("/openapi.json").json()
     for path, operations in document["paths"].items():
         for method in operations:
@@ -133,7 +130,7 @@ def instructions(dockerfile):
     return dict(line.split(maxsplit=1) for line in stage.splitlines() if line)
 
 
-def test_the_image_and_its_healthcheck(server):
+def test_the_image_its_healthcheck_and_the_systemd_unit(server, tmp_path):
     """The server is process 1, not the child of a shell that would swallow SIGTERM, and does not run as root."""
     found = instructions(EXAMPLES / "Dockerfile")
     assert json.loads(found["ENTRYPOINT"]) == ["u2moe"]
@@ -149,9 +146,6 @@ def test_the_image_and_its_healthcheck(server):
     for url, is_well in ((server.url, True), ("http://127.0.0.1:9", False)):
         command = [sys.executable, check[1], check[2].replace("http://127.0.0.1:8000", url)]
         assert (subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0) == is_well
-
-
-def test_the_systemd_unit(tmp_path):
     unit = EXAMPLES / "u2moe.service"
     text = unit.read_text(encoding="utf-8")
     command = shlex.split(re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)[1])

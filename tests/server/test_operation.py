@@ -186,16 +186,13 @@ def test_requests_have_an_id_that_lines_of_json_and_text_bear(server, monkeypatc
     log.REQUEST_ID.reset(token)
 
 
-def test_systemd_is_told(tmp_path, monkeypatch):
+def test_an_address_behind_a_proxy_is_believed_from_it_alone_and_systemd_is_told(running, tmp_path, monkeypatch):
+    headers = {"X-Forwarded-Proto": "https", "Origin": "https://speech.example", "Host": "speech.example"}
+    with running(forwarded_allow_ips=("127.0.0.1",)) as server:
+        answer = httpx.post(f"{server.url}/v1/audio/transcriptions", headers=headers, trust_env=False)
+        assert answer.status_code == 400  # not a form
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         notify("READY=1")
         assert channel.recv(100) == b"READY=1"
-
-
-def test_an_address_behind_a_proxy_is_believed_from_the_proxy_alone(running):
-    headers = {"X-Forwarded-Proto": "https", "Origin": "https://speech.example", "Host": "speech.example"}
-    with running(forwarded_allow_ips=("127.0.0.1",)) as server:
-        answer = httpx.post(f"{server.url}/v1/audio/transcriptions", headers=headers, trust_env=False)
-        assert answer.status_code == 400  # not a form

@@ -20,7 +20,7 @@ def drawn(shape=lambda confidence: confidence, num=20_000):
     return confidences, random.random(num) < shape(confidences)
 
 
-def test_confidences_that_are_honest_or_equally_sure():
+def test_confidences_that_are_honest_or_equally_sure_and_their_fit():
     found = reliability(drawn())
     assert found["num_words"] == 20_000
     assert found["right"] == pytest.approx(0.5, abs=0.02)
@@ -35,9 +35,6 @@ def test_confidences_that_are_honest_or_equally_sure():
     assert area_under_roc((np.full(9, 0.5), np.arange(9) % 2 == 0)) == 0.5
     assert area_under_roc((np.full(3, 0.5), np.ones(3, bool))) is None
     assert reliability((np.zeros(0), np.zeros(0, bool)))["bins"] == []
-
-
-def test_the_fit_finds_what_was_done_to_honest_confidences():
     confidences, right = drawn()
     scale, bias = fit((1 / (1 + np.exp(-(np.log(confidences / (1 - confidences)) + 1) / 2)), right))
     assert (scale, bias) == (pytest.approx(2, abs=0.1), pytest.approx(-1, abs=0.1))

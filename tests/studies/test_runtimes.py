@@ -16,7 +16,7 @@ def segment(score=1.0, **changes):
     return {**found, **changes}
 
 
-def test_differences_are_counted_by_aspect():
+def test_differences_are_counted_by_aspect_and_lines_have_segments_and_times(tmp_path):
     expected = [[segment()], [segment()], [segment()], []]
     found = [[segment()], [segment(text="B", tokens=[2])], [segment(score=1.5)], [segment()]]
     assert compared(expected, found) == {
@@ -24,17 +24,6 @@ def test_differences_are_counted_by_aspect():
     }  # fmt: skip
     with pytest.raises(ValueError, match="argument 2"):
         compared(expected, found[:3])
-
-
-PROGRAM = """
-import json, sys
-for number, file in enumerate(sys.argv[1:]):
-    print(json.dumps({"file": file, "text": "A", "tokens": [number]}))
-    print(json.dumps({"file": file, "load_ms": 400, "ms": 90 if number < 2 else 10 * (number - 1)}))
-"""
-
-
-def test_lines_have_segments_and_the_second_times_and_missing_times_are_no_zeros(tmp_path):
     files = [tmp_path / "a", tmp_path / "b"]
     lines, mb = Program(command=[sys.executable, "-c", PROGRAM]).run([*files, *files])
     assert [[item["tokens"] for item in own] for own in segments_of(lines, files)] == [[[0], [2]], [[1], [3]]]
@@ -47,6 +36,14 @@ def test_lines_have_segments_and_the_second_times_and_missing_times_are_no_zeros
     assert found == {"load": 0.25, "rtf": 0.031, "mb": 0}
     with pytest.raises(RuntimeError, match="out of order"):
         Program(command=[sys.executable, "-c", "raise SystemExit('out of order')"]).run([tmp_path])
+
+
+PROGRAM = """
+import json, sys
+for number, file in enumerate(sys.argv[1:]):
+    print(json.dumps({"file": file, "text": "A", "tokens": [number]}))
+    print(json.dumps({"file": file, "load_ms": 400, "ms": 90 if number < 2 else 10 * (number - 1)}))
+"""
 
 
 @pytest.mark.slow

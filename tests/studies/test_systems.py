@@ -33,7 +33,7 @@ def test_ours_recognises_the_clips_as_a_stream_and_whole(tmp_path, capsys, monke
     assert float(found["rtf.u2moe"]) > 0
 
 
-def test_the_recording_for_sherpa_fills_whole_chunks_and_no_more(bundle):
+def test_the_recording_for_sherpa_fills_whole_chunks_and_programs_have_one_core(bundle):
     manifest = bundle.manifest
     samples = whole_chunks(manifest)
 
@@ -45,8 +45,6 @@ def test_the_recording_for_sherpa_fills_whole_chunks_and_no_more(bundle):
     assert num_chunks(samples) == num_chunks(samples[:-1]) + 1
     assert len(samples) <= 10 * manifest.features.sample_rate
 
-
-def test_programs_have_one_core_and_are_compared_in_the_same_rounds():
     def cost(title, *seconds):
         return {"title": title, "audio_s": 2.0, "compute_s": seconds, "peak_mb": 100.4, "load_s": [0.123, 0.1, 0.2]}
 

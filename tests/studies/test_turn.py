@@ -16,7 +16,7 @@ def demo():
     return Recognizer.from_pretrained()
 
 
-def test_pauses_are_put_between_words_and_utterances_follow_each_other(demo):
+def test_utterances_follow_each_other_with_pauses_and_values_are_shares_of_all_sets(demo):
     clip = DEMO_FOLDER / "clips" / "question.flac"
     recording = Recording(path=clip, transcript="WHAT DO YOU WANT TO KNOW")
     samples, end = turn.with_pause(demo, recording, np.random.default_rng(0))
@@ -31,9 +31,6 @@ def test_pauses_are_put_between_words_and_utterances_follow_each_other(demo):
     fusion = Fusion(demo.language_model, demo.vocabulary)
     assert turn.endpoints(demo, silent, EndpointConfig(), fusion) == [2.4]
     assert turn.endpoints(demo, np.tile(silent, (2, 1)), EndpointConfig(), fusion) == pytest.approx([2.4, 4.8, 7.2])
-
-
-def test_values_are_shares_of_all_sets():
     own = {"num_cut": 1, "num_sentences": 4, "p50": 0.6, "p90": 1.8}
     found = turn.values({"sets": {name: dict.fromkeys(turn.rules(), own) for name in ("few", "many")}})
     assert (found["turn_cut"], found["turn_delay"]) == ("25%", "0.60")
