@@ -154,6 +154,17 @@ def bundle(exported):
     return Bundle.open(exported("moe_tiny"))
 
 
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory):
+    """Return a bundle with fewer layers and experts than moe_tiny, for tests that quantize or measure many layers."""
+    from u2moe.export.random_checkpoint import random_config, write_random_checkpoint  # noqa: PLC0415 - as above
+
+    folder, encoder = tmp_path_factory.mktemp("small"), {"mlp_type": "moe", "n_expert": 4}
+    config = random_config(encoder_conf=encoder, decoder_conf={"num_blocks": 1, "r_num_blocks": 1})
+    write_random_checkpoint(folder / "checkpoint", config, seed=2)
+    return Bundle.open(write_bundle(folder / "checkpoint", folder / "bundle"))
+
+
 OTHER_NETWORKS = ("mfcc", "branchformer", "e_branchformer_moe", "squeezeformer", "efficient_conformer_stream")
 """Networks with features, caches, frame rates or chunk sizes that the tests' other networks do not have."""
 

@@ -103,18 +103,18 @@ def test_freed_memory_returns_to_the_system_before_a_session_is_made():
     ("--layer=ctc.nothing=int8", "has no layer ctc.nothing; layers are ctc.ctc_lo, "),
     ("--layers=LIST", "must be a JSON object that maps layer names to formats"),
 ])  # fmt: skip
-def test_mistakes_are_told_in_the_words_of_the_options(option, message, exported, recordings, tmp_path, capsys):
+def test_mistakes_are_told_in_the_words_of_the_options(option, message, small_bundle, recordings, tmp_path, capsys):
     (tmp_path / "list.json").write_text('["ctc.ctc_lo"]', encoding="utf-8")
     option = option.replace("LIST", str(tmp_path / "list.json"))
     calibrate = ["--calibrate", str(recordings[0])] if option.startswith("--max") else []
-    arguments = ["quantize", str(exported("moe_tiny")), str(tmp_path / "out"), *option.split(), *calibrate]
+    arguments = ["quantize", str(small_bundle.path), str(tmp_path / "out"), *option.split(), *calibrate]
     assert main([*arguments, "--no-report"]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_formats_of_layers_are_chosen_by_hand_and_bundles_compared(exported, recordings, tmp_path, capsys):
+def test_formats_of_layers_are_chosen_by_hand_and_bundles_compared(small_bundle, recordings, tmp_path, capsys):
     (tmp_path / "layers.json").write_text('{"ctc.ctc_lo": "int4", "encoder.embed": "fp16"}', encoding="utf-8")
-    source, out, written = str(exported("moe_tiny")), str(tmp_path / "out"), tmp_path / "changes.json"
+    source, out, written = str(small_bundle.path), str(tmp_path / "out"), tmp_path / "changes.json"
     options = ["--layers", str(tmp_path / "layers.json"), "--layer", "ctc.ctc_lo=fp16", "--accept-damage"]
     assert main(["quantize", source, out, *options, "--no-report"]) == 0
     chosen = {"ctc.ctc_lo": "fp16", "encoder.embed": "fp16"}
@@ -135,8 +135,8 @@ def test_formats_of_layers_are_chosen_by_hand_and_bundles_compared(exported, rec
 
 
 @pytest.mark.slow
-def test_a_calibration_is_kept_for_other_recipes(exported, recordings, tmp_path, capsys):
-    source, kept, speech = str(exported("moe_tiny")), tmp_path / "kept.npz", tmp_path / "speech"
+def test_a_calibration_is_kept_for_other_recipes(small_bundle, recordings, tmp_path, capsys):
+    source, kept, speech = str(small_bundle.path), tmp_path / "kept.npz", tmp_path / "speech"
     options = ["--no-report", "--accept-damage"]
     shutil.copytree(recordings[0].parent, speech)
     keeping = ["--calibrate", str(speech), "--calibration", str(kept)]
@@ -195,8 +195,8 @@ def test_what_is_no_calibration_of_this_bundle_is_refused(
 
 
 @pytest.mark.parametrize("options", [[], ["--recipe", "fp16"], ["--recipe", "int4", "--calibrate", "LIST"]])
-def test_a_dry_run_says_the_sizes_that_are_written(options, exported, recordings, tmp_path, capsys):
-    source, out = exported("moe_tiny"), tmp_path / "out"
+def test_a_dry_run_says_the_sizes_that_are_written(options, small_bundle, recordings, tmp_path, capsys):
+    source, out = small_bundle.path, tmp_path / "out"
     arguments = ["quantize", str(source), str(out), *(str(recordings[0]) if it == "LIST" else it for it in options)]
     assert main([*arguments, "--dry-run"]) == 0
     *table, last = capsys.readouterr().out.splitlines()

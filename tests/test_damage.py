@@ -13,7 +13,6 @@ import onnx_ir as ir
 import pytest
 from noise import write_noise
 
-from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.quantize import Goal, comparison, damage, inspect_bundle, quantize_bundle, quantizer, recipe
 from u2moe.quantize.comparison import Difference, compare, share_of
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
@@ -39,12 +38,8 @@ HURT, HURT_VALUE = "encoder.encoders.1.conv_module", "encoder/encoders.1/norm_co
 
 
 @pytest.fixture(scope="module")
-def bundle(export_quickly, tmp_path_factory):
-    """Export a bundle with fewer layers and experts than moe_tiny."""
-    folder, encoder = tmp_path_factory.mktemp("small"), {"mlp_type": "moe", "n_expert": 4}
-    config = random_config(encoder_conf=encoder, decoder_conf={"num_blocks": 1, "r_num_blocks": 1})
-    write_random_checkpoint(folder / "checkpoint", config, seed=2)
-    return Bundle.open(export_quickly(folder / "checkpoint", folder / "bundle"))
+def bundle(small_bundle):
+    return small_bundle
 
 
 @pytest.fixture(scope="module")
