@@ -32,7 +32,7 @@ def test_int8_weights_have_all_levels_and_int4_is_better_than_a_float_for_every_
 
 
 @given(MATRICES)
-def test_int8_rows_have_a_scale_each_and_room_in_pairs(weight, fits_16_bits):
+def test_int8_rows_have_a_scale_each_and_room_in_pairs(fits_16_bits, weight):
     integers, scale = int8_rows(weight)
     assert scale.shape == (len(weight), 1)
     assert (np.abs(integers * scale - weight) <= scale * 0.501).all()

@@ -153,13 +153,16 @@ def test_half_a_character_is_an_error_of_the_client(server, caplog, path, sent, 
         assert "surrogate" not in client.rest()[0]
 
 
-def test_the_log_quotes_no_client_and_frames_are_no_longer_than_a_protocol_needs(small):
+def test_the_log_quotes_no_client():
     record = logging.LogRecord("u2moe.server", logging.ERROR, "", 0, "a connection was ended", (), None)
     with pytest.raises(KeyError) as caught:
         {}["secret\n" * 1000]
     record.exc_info = (caught.type, caught.value, caught.tb)
     line = log._Formatter("%(message)s").format(record)
     assert re.fullmatch(r"a connection was ended KeyError at test_hostile.py:\d+ test_the_log_quotes_no_client", line)
+
+
+def test_a_frame_is_no_longer_than_a_protocol_needs(small):
     for frame in (frame_of(5 * MEGABYTE, 0), b"\x81\xff" + struct.pack("!Q", 2 * MEGABYTE) + bytes(4 + 2 * MEGABYTE)):
         with small.connect() as client:
             client.websocket.socket.sendall(frame)
