@@ -43,8 +43,8 @@ def test_folders_are_mirrored_and_equal_names_allowed(bundle, clips, capsys):
     (clips / "c").mkdir()
     (clips / "c" / "a.wav").write_bytes((clips / "b.wav").read_bytes())
     other = clips / "c" / ".." / "c" / "a.wav"
-    assert transcribe(bundle, "-o", clips / "out", clips / "a.wav", clips / "c" / "a.wav") == 0
-    assert written(clips / "out") == ["c/a.txt", f"{clips.name}/a.txt"]
+    assert transcribe(bundle, "-o", clips / "named", clips / "a.wav", clips / "c" / "a.wav") == 0
+    assert written(clips / "named") == ["c/a.txt", f"{clips.name}/a.txt"]
     assert transcribe(bundle, "-o", clips / "again", clips / "c" / "a.wav", other) == 0  # the same file
     assert len(written(clips / "again")) == 2
 
