@@ -125,29 +125,21 @@ def compare(
     for stage, seconds in stages.items():
         kernels += without_profiler(profiled[stage], seconds)
     work = rounds[0] if counted is None else counted
-    parts = {
-        part: _part(own, [item for item in work if item.part == part], rates)
-        for part in PARTS
-        if (own := [item for item in kernels if item.part == part])
-    }
+    parts = {}
+    for part in PARTS:
+        if own := [item for item in kernels if item.part == part]:
+            parts[part] = _part(own, [item for item in work if item.part == part], rates)
     spread = Spread.of([sum(seconds) for seconds in zip(*stages.values(), strict=True)])
     least_s = sum(part["least_s"] for part in parts.values())
-    return {
-        "rates": dict(rates),
-        "parts": parts,
-        "stages": {stage: Spread.of(seconds).data() for stage, seconds in stages.items()},
-        "whole": {"seconds": spread.data(), "least_s": least_s, "ratio": spread.median / least_s if least_s else None},
-        "operators": _shares(kernels, lambda item: item.op_type),
-        "unknown": _shares(work, _unknown),
-        "not_counted": _shares(work, _not_counted),
-    }
+    whole = {"seconds": spread.data(), "least_s": least_s, "ratio": spread.median / least_s if least_s else None}
+    spreads = {stage: Spread.of(seconds).data() for stage, seconds in stages.items()}
+    shares = {"operators": _shares(kernels, lambda item: item.op_type), "unknown": _shares(work, _unknown)}
+    found = {"rates": dict(rates), "parts": parts, "stages": spreads, "whole": whole}
+    return {**found, **shares, "not_counted": _shares(work, _not_counted)}
 
 
 def without_profiler(kernels: Sequence[Kernel], measured: Sequence[float]) -> list[Kernel]:
-    """Change the durations of all kernels by the same amount, so that their sum is the median of `measured`.
-
-    Durations that would become negative become 0.
-    """
+    """Change all durations by the same amount, but not below 0, so that their sum is the median of `measured`."""
     if not kernels:
         return []
     seconds, total = np.array([kernel.seconds for kernel in kernels]), statistics.median(measured)
@@ -185,9 +177,8 @@ def _unknown(kernel: Kernel) -> str | None:
 
 def _shares(kernels: Sequence[Kernel], key: Callable[[Kernel], str | None]) -> dict[str, float]:
     """Return each key's share of the total time, largest first. Kernels whose key is None count only in the total."""
-    seconds = defaultdict[str, float](float)
+    seconds, total = defaultdict[str, float](float), sum(kernel.seconds for kernel in kernels) or 1.0
     for kernel in kernels:
         if (name := key(kernel)) is not None:
             seconds[name] += kernel.seconds
-    total = sum(kernel.seconds for kernel in kernels) or 1.0
     return {name: seconds[name] / total for name in sorted(seconds, key=lambda name: -seconds[name])}

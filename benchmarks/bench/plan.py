@@ -129,13 +129,10 @@ def run_suite(
         fixed_shapes: the measurements that are missing for bundles of fixed shape, and why, by bundle. Such a bundle
             has one mode, which is measured for all bundles that support it.
         kernels: kernels of each bundle; see `Kernels.data`.
-        speed: entries of `speed.measure_speed`, each with its `threads`.
-        latency: entries of `latency.measure_latency`, in real time, with the first number of threads in `plan`.
-        costs: result of `costs.measure_costs`.
-        footprint: result of `footprint.measure_footprint`, by bundle.
-        experts: result of `expert_usage.measure_experts`, by bundle. Models without experts have no entry.
-        rates: result of `rates.measure_rates`, for each number of threads.
-        bound: entries of `bound.measure_bound`.
+        speed, latency, bound: entries of `measure_speed` with their `threads`; of `measure_latency`, with the first
+            number of threads in `plan`; and of `measure_bound`.
+        costs, footprint, experts: results of `measure_costs`, `measure_footprint` and `measure_experts`, by bundle.
+        rates: result of `measure_rates`, for each number of threads.
 
     Raises:
         ValueError: the bundles have different sample rates.
@@ -173,7 +170,9 @@ def run_suite(
         entries = measure_speed(probes, samples, modes, transcripts=transcripts, repetitions=plan.repetitions)
         if index == 0:
             report["costs"] = measure_costs(probes, samples, plan.repetitions)
-        paced = _first_seconds(samples, int(plan.paced_s * sample_rate)) if index == 0 else []
+        # The first recordings, with at most `paced_s` seconds in total. The last one is cut if necessary.
+        starts, end = itertools.accumulate(map(len, samples), initial=0), int(plan.paced_s * sample_rate)
+        paced = [own[: end - at] for own, at in zip(samples, starts, strict=False) if at < end] if index == 0 else []
         for mode in dict.fromkeys([*plan.live_modes(), *fixed.values()]) if paced else ():
             found = measure_latency({name: probes[name] for name in probes if mode in modes[name]}, paced, mode)
             report["latency"] += [{"threads": num_threads, **entry} for entry in found]
@@ -198,12 +197,6 @@ def _read(path: Path, bundles: Collection[Bundle]) -> Samples:
         if features.num_ready < window:
             raise AudioError(f"{path}: has {features.num_ready} feature frames, expected at least {window}")
     return samples
-
-
-def _first_seconds(recordings: Sequence[Samples], left: int) -> list[Samples]:
-    """Return the first recordings with at most `left` samples in total. The last one is cut if necessary."""
-    starts = itertools.accumulate(map(len, recordings), initial=0)
-    return [samples[: left - start] for samples, start in zip(recordings, starts, strict=False) if start < left]
 
 
 def _add_bound(

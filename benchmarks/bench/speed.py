@@ -31,12 +31,9 @@ def measure_speed(
         repetitions: number of measurements.
 
     Returns:
-        One entry for each mode and bundle. It has the keys of `summary` and these:
+        One entry for each mode and bundle. It has the keys of `summary` and of `energy` and these:
         words: result of `word_errors`; missing without transcripts.
-        energy_wh_per_hour: energy of all processors, in watt-hours per hour of audio.
-        words_per_joule: recognised words per joule.
-        energy_missing: why the system does not measure energy. `energy_wh_per_hour` and `words_per_joule` are then
-            None.
+        energy_missing: why the system does not measure energy. The values of `energy` are then None.
     """
     meter = EnergyMeter()
 
@@ -47,8 +44,7 @@ def measure_speed(
     entries: list[dict[str, Any]] = []
     for mode in dict.fromkeys(mode for own in modes.values() for mode in own):
         cases = {name: partial(measure, item, mode) for name, item in probes.items() if mode in modes[name]}
-        measured = interleaved(cases, repetitions, title=mode.name)
-        for name, results in measured.items():
+        for name, results in interleaved(cases, repetitions, title=mode.name).items():
             rounds = [observed for observed, _ in results]
             entry = {"bundle": name, "mode": mode.name, **summary(rounds, probes[name].chunk_s(mode))}
             entry |= energy(results) if not meter.missing else dict.fromkeys(("energy_wh_per_hour", "words_per_joule"))

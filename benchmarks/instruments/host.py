@@ -170,10 +170,9 @@ class EnergyMeter:
         # The other zones are parts of packages, or count a package twice.
         packages = [zone for zone in sorted(folder.glob("*-rapl:*")) if _read(zone / "name").startswith("package")]
         counters = [zone / name for zone in packages for name in ("energy_uj", "max_energy_range_uj")]
-        unread = next((file for file in counters if not _read(file).strip().isdecimal()), None)
         self.missing = "" if packages else f"{folder} has no processor energy counter (RAPL)"
-        if unread is not None:
-            self.missing = f"{unread} cannot be read: most systems require root"
+        if unread := [file for file in counters if not _read(file).strip().isdecimal()]:
+            self.missing = f"{unread[0]} cannot be read: most systems require root"
         self._zones = {} if self.missing else {zone: int(_read(zone / "max_energy_range_uj")) for zone in packages}
         self._last = self._counted()
 

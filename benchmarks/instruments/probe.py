@@ -40,12 +40,7 @@ WHOLE_BUFFER_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """The encoder context with which a recording is recognised.
-
-    Attributes:
-        chunk_size: encoder frames per chunk; None: full context.
-        num_left_chunks: chunks of left context; -1: all.
-    """
+    """The encoder context of a recognition: frames per chunk (None: full context), and left chunks (-1: all)."""
 
     chunk_size: int | None = None
     num_left_chunks: int = -1
@@ -139,10 +134,9 @@ class Stopwatch:
 
 
 class TimedSession(Session):
-    """A session that times its runs as one stage of a stopwatch."""
+    """A session, made from the other arguments, that times its runs as one stage of a stopwatch."""
 
     def __init__(self, watch: Stopwatch, *session: Any, files: BundleFiles) -> None:
-        """Create a session from `session` and `files`, the arguments of `Session`. `watch` times the runs."""
         super().__init__(*session, files=files)
         self._watch, self._stage = watch, _GRAPHS[self.graph.name]
 
@@ -173,8 +167,7 @@ class Probe:
         Chunks and endpoints in `options` are ignored: a `Mode` sets the chunks, and the bundle sets the endpoints. If
         `hotwords` is None, the bundle's hotwords apply.
         """
-        self.bundle = bundle
-        self.watch = Stopwatch()
+        self.bundle, self.watch = bundle, Stopwatch()
         create = partial(TimedSession, self.watch)
         self.model = Model.load(BundleFiles(bundle.path), bundle.manifest, settings, create=create)
         self.kernels = {session.graph.name: session.kernels for session in self.model.sessions}
@@ -192,13 +185,7 @@ class Probe:
         return None if mode.chunk_size is None else mode.chunk_size * self.bundle.manifest.frame_s
 
     def recognise(self, samples: Samples, mode: Mode, *, paced: bool = False) -> Observation:
-        """Recognise one recording, delivered buffer by buffer.
-
-        Args:
-            samples: float32 [n] at the model's sample rate.
-            mode: the encoder context.
-            paced: deliver buffers in real time.
-        """
+        """Recognise a recording, float32 [n] at the model's sample rate, buffer by buffer. `paced`: in real time."""
         options = replace(self.options, chunk_size=mode.chunk_size, num_left_chunks=mode.num_left_chunks)
         create = self.recognizer.create_recording_stream if mode.chunk_size is None else self.recognizer.create_stream
         stream, segments, events = create(options), list[Result](), list[Event]()

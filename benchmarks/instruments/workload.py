@@ -107,9 +107,7 @@ def nbest(vocab_size: int) -> list[list[int]]:
 
 
 def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chunks: int) -> Callable[[], list[Frames]]:
-    """Return a function that encodes `num_chunks` chunks of every stream.
-
-    The left context is full from the first chunk.
+    """Return a function that encodes `num_chunks` chunks of every stream, all with full left context.
 
     As in a stream, positions advance from call to call. Otherwise, native kernels would reuse results cached by
     position.
@@ -133,10 +131,7 @@ def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chun
 
 
 def windows(config: ModelConfig, frames: Frames, num_streams: int = 1) -> Iterator[Frames]:
-    """Yield the features of all streams, chunk by chunk [streams, time, mel].
-
-    Each stream starts at a different second of `frames`.
-    """
+    """Yield the features of all streams, chunk by chunk [streams, time, mel], from different seconds of `frames`."""
     cutters = [Windows(config, CHUNK_SIZE) for _ in range(num_streams)]
     for stream, cutter in enumerate(cutters):
         cutter.accept(np.roll(frames, -100 * stream, axis=0))

@@ -33,10 +33,7 @@ def results_file(name: str) -> Path:
 
 def read_json(file: Path) -> dict[str, Any]:
     """Return the content of a results file, or {} if the file does not exist."""
-    if not file.exists():
-        return {}
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -98,11 +95,11 @@ def publish(
     part: str = "",
     per_machine: bool = False,
 ) -> None:
-    """Write results, with the machine and the date, to a file. Print the tables of the results.
+    """Write results, with the machine and the date, to a JSON file. Print the tables of the results.
 
     Args:
-        file: JSON file.
-        found: results.
+        file: the file.
+        found: the results.
         values: function of a study that returns the values for pages. It gets only the new results.
         bundle: the measured bundle. None: several bundles, or no bundle.
         part: name of the part of the file to replace. "": replace the whole file.

@@ -11,13 +11,11 @@ from u2moe.benchmarks.results.markdown import short, table
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A limit that was set before the measurement, and the measured value.
+    """A limit that was set before the measurement, and the measured value. The median of a spread is compared.
 
     Attributes:
         name: measured quantity. Unless the name says otherwise, it was measured with int8 on one thread.
         where: machine, if several machines were measured.
-        found: measured value, or a spread of values. The median of a spread is compared with the limit.
-        limit: limit for the value.
         at_most: whether `limit` is an upper limit.
         unit: suffix of the measured value and the limit, such as " ms".
     """

@@ -147,10 +147,7 @@ def run_of(bundle: Bundle, kernels: str, mode: str, num_threads: int = 1) -> Cal
 
 
 def bounds_of(probes: Mapping[str, Probe], mode: str) -> dict[str, Any]:
-    """For each probe, return the encoder's time (`ms` per second of speech) and its `ratio` to the lower bound.
-
-    `ms` and `ratio` are spreads, measured on one thread.
-    """
+    """Return spreads of the encoder's `ms` per second of speech, and of its `ratio` to the bound, on one thread."""
     sizes = sorted({sum(file.size for file in probe.bundle.manifest.files.values()) for probe in probes.values()})
     rates = measure_rates(sizes, 1, repetitions=NUM_BOUNDS)
     context, seconds = BOUNDS[mode]

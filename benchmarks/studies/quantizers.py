@@ -214,10 +214,7 @@ def judged(reference: Model, model: Model, features: Sequence[Frames]) -> dict[s
 
 
 def peers(bundle: Bundle, recordings: Sequence[Frames], features: Sequence[Frames], folder: Path) -> dict[str, Any]:
-    """Return the results of other projects' quantizers, in the format of `ours` but without `kept`.
-
-    If a quantizer fails, its entry contains only `failed`, the error message.
-    """
+    """Return the results of other projects' quantizers, as those of `ours` without `kept`; or `failed`, the message."""
     plain, reference = [folder / f"{name}.onnx" for name in GRAPHS], bundle.load(SETTINGS)
     found: dict[str, Any] = {}
     for file in plain:

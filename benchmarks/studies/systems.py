@@ -144,13 +144,11 @@ def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> d
     again = [lines[num_files:] for lines, _ in rounds]
     every = [line for lines in again for line in lines]
     return {
-        "load_s": [lines[0]["load_ms"] / 1000 for lines in again],
-        "versions": every[0]["versions"],
-        "audio_s": sum(line["audio_s"] for line in again[0]),
+        "load_s": [lines[0]["load_ms"] / 1000 for lines in again], "versions": every[0]["versions"],
+        "audio_s": sum(line["audio_s"] for line in again[0]), "peak_mb": max(mb for _, mb in rounds),
         "compute_s": [sum(line["ms"] for line in lines) / 1000 for lines in again],
         **{key: percentiles([line[key] for line in every]) for key in ("first_partial_s", "final_s")},
-        "peak_mb": max(mb for _, mb in rounds),
-    }
+    }  # fmt: skip
 
 
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:

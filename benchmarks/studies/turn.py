@@ -48,10 +48,7 @@ def rules() -> dict[str, EndpointConfig]:
 def with_pause(
     recognizer: Recognizer, recording: Recording, random: np.random.Generator
 ) -> tuple[npt.NDArray[np.float32], float] | None:
-    """Insert a pause into a sentence, and add silence at the end.
-
-    Returns the samples and the end time of the last word; None if the sentence is too short.
-    """
+    """Return a sentence with a pause and silence at its end, and its last word's end; None if it is too short."""
     samples = read_audio(recording.path, RATE)
     words = [word for segment in recognizer.align(samples, recording.transcript).segments for word in segment.words]
     if len(words) < SHORTEST:

@@ -125,10 +125,7 @@ def align_hour(bundle: Path, recognizer: Recognizer, recordings: Sequence[Record
 
 
 def find_misfits(recognizer: Recognizer, recordings: Sequence[Recording], seed: int = 0) -> dict[str, int]:
-    """Count the places where `align` finds that a text does not match its recording.
-
-    Each text is aligned three times: unchanged, with one word replaced, and with three words left out.
-    """
+    """Count what `align` finds wrong in unchanged texts, with one word replaced, and with three words left out."""
     random = np.random.default_rng(seed)
     known = sorted({word for item in recordings for word in words(item.transcript)})
     counts: Counter[str] = Counter()

@@ -36,20 +36,15 @@ from u2moe.runtime.model.native import VARIABLE
 OURS, OURS_NATIVE, THEIRS = "u2moe", "u2moe with native kernels", "sherpa-onnx"
 REQUIREMENTS = ("sherpa-onnx-bin==2.0.1", "sherpa-onnx-core==2.0.1")
 NO_LIMIT = 100_000
-_START_S = 900.0
-"""Maximum seconds until a server accepts connections. On a busy machine, a large model takes minutes to load."""
-_STOP_S = 30.0
+_START_S, _STOP_S = 900.0, 30.0
+"""Maximum seconds until a server accepts connections, and until it ends. On a busy machine, loading takes minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """A server that accepts connections.
+    """A server that speaks sherpa-onnx's protocol at `path` of a `port` on the loopback address.
 
-    Attributes:
-        port: port on the loopback address.
-        path: URL path of sherpa-onnx's protocol.
-        pid: process id.
-        capacity: maximum number of live streams, as reported by the server; None: not reported.
+    `capacity`: maximum number of live streams, as reported by the server; None: not reported.
     """
 
     port: int
@@ -72,14 +67,10 @@ def our_server(
     kernels: str = "auto",
     arguments: Sequence[str] = (),
 ) -> Iterator[RunningServer]:
-    """Run `u2moe serve`.
+    """Run `u2moe serve`, with more `arguments` if given.
 
-    Args:
-        bundle: folder of a bundle.
-        capacity: maximum number of live streams; None: the server measures it.
-        cores: cores that the server may use, as for taskset(1); None: all.
-        kernels: value of the environment variable U2MOE_KERNELS.
-        arguments: further command-line arguments.
+    `capacity`: maximum number of live streams; None: the server measures it. `cores`: those that the server may use, as
+    for taskset(1); None: all. `kernels`: value of the environment variable U2MOE_KERNELS.
     """
     port = free_port()
     command = ["env", f"{VARIABLE}={kernels}", sys.executable, "-m", "u2moe", "serve", str(bundle)]
@@ -97,12 +88,17 @@ def sherpa_server(bundle: Path, folder: Path, *, cores: str | None = None) -> It
     environment = make_environment(folder / "sherpa-onnx-bin", REQUIREMENTS)
     graphs = sherpa_graphs(bundle, folder / "graphs" / bundle.name)
     port = free_port()
+
+    def listens(_: str) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
     command = [str(Path(environment["python"]).with_name("sherpa-onnx-online-websocket-server")), f"--port={port}"]
     command += [f"--wenet-ctc-model={graphs / ONLINE.file}", f"--tokens={graphs / TOKENS_FILE}"]
     command += [f"--wenet-ctc-chunk-size={CHUNK_SIZE}", f"--wenet-ctc-num-left-chunks={NUM_LEFT_CHUNKS}"]
     command += ["--num-work-threads=1", "--max-batch-size=32"]
     # The server writes log.txt into its working directory.
-    with _process(command, cores, lambda _: _listens(port), folder) as (process, _):
+    with _process(command, cores, listens, folder) as (process, _):
         yield RunningServer(port=port, path="/", pid=process.pid)
 
 
@@ -118,8 +114,7 @@ def free_port() -> int:
     """Return a free TCP port on the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -132,10 +127,7 @@ def _process(
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)  # noqa: S603 - one of two servers
         try:
             deadline = time.monotonic() + _START_S
-            while True:
-                said = Path(log.name).read_text(encoding="utf-8", errors="replace")
-                if is_ready(said):
-                    break
+            while not is_ready(said := Path(log.name).read_text(encoding="utf-8", errors="replace")):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"{command[0]} did not start: {said[-500:]}")
                 time.sleep(0.1)
@@ -147,11 +139,6 @@ def _process(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 SAMPLE_RATE = 16_000
@@ -172,9 +159,8 @@ class Received:
     """Results received by one or several speakers.
 
     Attributes:
-        partials: delays of partial results, in seconds. A delay begins when the buffer that makes a result
-            possible is sent, and ends when the result arrives.
-        finals: delays of final results.
+        partials, finals: delays of partial and final results, in seconds. A delay begins when the buffer that makes a
+            result possible is sent, and ends when the result arrives.
         num_expected: number of expected results. Each accepted speaker should receive as many as when it is alone.
         num_refused: number of speakers that the server refused.
         failures: messages of other errors.
@@ -215,9 +201,7 @@ async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
             await websocket.send(buffer)
             with contextlib.suppress(TimeoutError):
                 while True:
-                    async with asyncio.timeout(_QUIET_S):
-                        message = await websocket.recv()
-                    found.setdefault(key_of(message), number)
+                    found.setdefault(key_of(await asyncio.wait_for(websocket.recv(), _QUIET_S)), number)
         await websocket.send("Done")
         async for message in websocket:
             if message == "Done!":

@@ -94,12 +94,9 @@ def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) ->
 
 
 def make_environment(folder: Path, requirements: Sequence[str], version: str | None = "") -> dict[str, Any]:
-    """Return the environment in `folder`. Create it if it is missing or has other requirements.
+    """Return the environment in `folder`. Create it if it is missing or has other requirements or another `version`.
 
-    Args:
-        folder: folder of the environment.
-        requirements: requirements for pip.
-        version: version of local requirements, such as a commit.
+    Requirements are for pip. `version` is that of local requirements, such as a commit.
 
     Returns:
         python: path of the interpreter.
