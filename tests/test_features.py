@@ -1,4 +1,5 @@
 import _ctypes
+import ctypes
 import dataclasses
 from pathlib import Path
 
@@ -22,9 +23,11 @@ LAST_BIT = 2e-6
 @pytest.fixture(scope="module", params=["numpy", "native"])
 def library(request):
     """Return the library that computes features; None: numpy does."""
-    return (
-        pytest.importorskip("u2moe_kernels", exc_type=ImportError).library_path() if request.param == "native" else None
-    )
+    if request.param == "numpy":
+        return None
+    library = pytest.importorskip("u2moe_kernels", exc_type=ImportError).library_path()
+    assert ctypes.CDLL(str(library)).u2moe_features, "reinstall u2moe-kernels"
+    return library
 
 
 @pytest.mark.parametrize("config", CONFIGS)

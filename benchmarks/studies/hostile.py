@@ -1,12 +1,12 @@
 """How do attacks or a slower machine affect the speakers that `u2moe serve` has accepted?
 
-    python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--seconds 15] [--minutes 0] [--cores 0]
+    python -m u2moe.benchmarks.studies.hostile [--kinds KIND...] [--speakers 8] [--rounds 5] [--minutes 0] [--cores 0]
 
-Speakers talk to a server, first undisturbed and then during each attack. Each pair of measurements is saved
-immediately, and later runs skip it. Attackers run in a separate process. Each attack has its own API key, which allows
-eight streams. --cores are the server's cores: start this script with `taskset` on other cores. In "all together", all
-attacks run for --minutes while the speakers talk in one or more rounds. The server's memory use after the first and
-after the last round shows whether it grows.
+Speakers talk to a server in rounds, first undisturbed and then during each attack. The median round counts, since the
+latencies of single rounds vary. The rounds of an attack are saved immediately, and later runs skip it. Attackers run in
+a separate process. Each attack has its own API key, which allows eight streams. --cores are the server's cores: start
+this script with `taskset` on other cores. In "all together", all attacks run for --minutes. The server's memory use
+after the first and after the last round shows whether it grows.
 
 In "slower", speakers fill the capacity that the server has measured. When all speakers are accepted, a busy process
 starts on the server's cores. "slower, few speakers" has only --speakers speakers. In "slower, lower priority", the busy
@@ -21,7 +21,6 @@ import contextlib
 import functools
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -176,7 +175,8 @@ def attack(has_begun: Event, port: int, names: Sequence[str]) -> None:
 
     async def again(name: str) -> None:
         while True:
-            with contextlib.suppress(OSError, WebSocketException, EOFError, TimeoutError):
+            # AttributeError: websockets fails so if the server closes a connection while it sends a large message.
+            with contextlib.suppress(OSError, WebSocketException, EOFError, TimeoutError, AttributeError):
                 await ATTACKS[name][1](f"ws://127.0.0.1:{port}/stream?api_key={key_of(name)}")
             await asyncio.sleep(0.05)
 
@@ -217,6 +217,8 @@ def meanwhile(work: Callable[..., None], *given: Any) -> Iterator[None]:
         has_begun.wait()
         time.sleep(_AHEAD_S)
         yield
+        if not process.is_alive():
+            raise RuntimeError(f"{work.__name__} ended before the speakers did")
     finally:
         process.kill()
         process.join()
@@ -274,14 +276,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             show_progress(f"{kind}: {count} speakers")
             first = first or results_alone(server.url, buffers)
             listen(server, buffers, count, first)  # warm-up: the first round after the start is the slowest
-            before = listen(server, buffers, count, first)
+            before = _middle([listen(server, buffers, count, first) for _ in range(args.rounds)])
             cores = [int(core) for core in (args.cores or "0").split(",")]
             names = list(ATTACKS) if is_mixture else [kind]
             work = (burn, cores, niceness) if kind in SLOWER else (attack, server.port, names)
             with meanwhile(*work):
                 deadline = time.monotonic() + 60 * args.minutes * is_mixture
                 rounds: list[Any] = []
-                while not rounds or time.monotonic() < deadline:
+                while len(rounds) < args.rounds or time.monotonic() < deadline:
                     received = listen(server, buffers, count, first)
                     # Keep only the numbers for the page, because an hour has hundreds of rounds.
                     figures = {name: {"p95": round(received[name]["p95"], 4)} for name in ("partial", "health")}
@@ -294,20 +296,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratio(cell: Mapping[str, Any]) -> float:
-    """Return the p95 latency of partial results during an attack (median of rounds), divided by the one before."""
-    found = statistics.median_high(each["partial"]["p95"] for each in cell["rounds"])
-    return float(found / cell["before"]["partial"]["p95"])
+    """Return the p95 latency of partial results in the median round during an attack, divided by the one before."""
+    return float(_p95(_middle(cell["rounds"])) / _p95(cell["before"]))
+
+
+def _p95(listened: Mapping[str, Any]) -> float:
+    return float(listened["partial"]["p95"])
+
+
+def _middle(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the round whose p95 is the median."""
+    return sorted(rounds, key=_p95)[len(rounds) // 2]
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for the page: a table with a row for each attack."""
     rows = []
     for kind, cell in results["cells"].items():
-        pair = [cell["before"], cell["rounds"][-1]]
-        worst = max(each["partial"]["p95"] for each in cell["rounds"])
+        pair, worst = [cell["before"], _middle(cell["rounds"])], max(map(_p95, cell["rounds"]))
         failed = sum(each["num_failed"] + each["num_refused"] for each in cell["rounds"])
         columns = [" → ".join(f"{1000 * each[name]['p95']:.0f}" for each in pair) for name in ("partial", "health")]
-        memory = " → ".join(f"{each['rss'] / 1e6:.0f}" for each in (cell["before"], cell["rounds"][0], pair[1]))
+        memory = " → ".join(
+            f"{each['rss'] / 1e6:.0f}" for each in (cell["before"], cell["rounds"][0], cell["rounds"][-1])
+        )
         figures = [columns[0], f"{ratio(cell):.2f}", f"{1000 * worst:.0f}", columns[1], str(failed), memory]
         rows.append((kind, str(cell["speakers"]), str(len(cell["rounds"])), *figures))
     waits = ("partial p95, ms", "ratio", "worst round", "health p95, ms")
@@ -330,8 +341,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
     parser.add_argument("--speakers", type=int, default=8, metavar="N", help="number of speakers (default: 8)")
     parser.add_argument("--seconds", type=float, default=15.0, help="seconds of speech per speaker (default: 15)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds before and during (default: 5)")
     parser.add_argument(
-        "--minutes", type=float, default=0.0, help="minutes for which all attacks run together (default: one round)"
+        "--minutes", type=float, default=0.0, help="minutes of all attacks together (default: --rounds)"
     )
     parser.add_argument("--cores", metavar="LIST", help="cores for the server, in taskset's format (default: all)")
     args = parser.parse_args(arguments)
