@@ -133,8 +133,8 @@ class PacedConnection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Handle the end of the client's data. Return whether the connection stays open for the response."""
         self._has_ended = True
-        can_wait = not self.is_closing and self._transport.can_write_eof() and (self._rest or self._request is not None)
-        return bool(can_wait or cast("asyncio.Protocol", self.inner).eof_received())
+        can_wait = self._transport.can_write_eof() and (self._rest or self._request is not None)
+        return not self.is_closing and bool(can_wait or cast("asyncio.Protocol", self.inner).eof_received())
 
     def hold(self, is_held: bool) -> None:
         """Stop passing data to the inner protocol if `is_held`; otherwise resume."""
@@ -253,7 +253,11 @@ class PacedConnection(asyncio.BufferedProtocol):
             if message["type"] in _ANSWERS:
                 self._is_answered = True
                 self.visit.settle()
-            await send(message)
+            body, start = message.get("body", b""), 0
+            while len(body) - start > _MOST_BYTES:  # in pieces: uvicorn copies what the client has not read
+                await send({**message, "body": body[start : start + _MOST_BYTES], "more_body": True})
+                start += _MOST_BYTES
+            await send({**message, "body": body[start:]} if start else message)
             if message["type"] == "websocket.close":
                 self._num_left, self._deadline = _DEAF_BYTES, self._loop.time() + _CLOSE_S
                 if self._num_open > _DEAF_BYTES:  # within a long message

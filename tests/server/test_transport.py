@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from importlib.metadata import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,6 +129,27 @@ def test_who_sends_no_more_still_gets_the_answer(running, held, body, version):
         held.release()
         assert b'"text"' in answer.result()
         assert b"HTTP/1.1 200 OK" in answer.result()
+
+
+def test_who_sends_no_more_is_not_kept_after_an_error(server, monkeypatch):
+    monkeypatch.setattr("u2moe.runtime.server.transport._CLOSE_S", 1000.0)
+    for _ in range(30):  # whether the end is read before the connection is closed depends on the time
+        with server.open_plain("wyoming") as plain:
+            plain.sendall(wyoming_event("audio-stop"))
+            plain.shutdown(socket.SHUT_WR)
+            assert b"expected audio" in b"".join(iter(lambda: plain.recv(10_000), b""))
+    server.wait_until(lambda: not server.server.connections.num_open)
+
+
+def test_a_response_is_not_copied_for_who_does_not_read(server):
+    with server.open_plain() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.sendall(b"GET /u2moe/core.wasm HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        server.wait_until(lambda: [each for each in server.server.connections.served.values() if each._unread])
+        (connection,) = server.server.connections.served.values()
+        assert connection._transport.get_write_buffer_size() < 128 << 10
+        _, _, content = b"".join(iter(lambda: plain.recv(100_000), b"")).partition(b"\r\n\r\n")
+        assert content == (resources.files("u2moe.runtime.web") / "core.wasm").read_bytes()
 
 
 def test_connections_answer_at_once_and_a_mistake_of_ours_is_logged(server, caplog, monkeypatch):
