@@ -147,17 +147,12 @@ class Access:
         open_paths: frozenset[str],
         own_paths: Mapping[str, str],
     ) -> None:
-        self._app = app
+        self._app, self._incidents, self._keys = app, incidents, keys
+        self._origins, every = options.cors_origins, ["*"]
         # refusals get CORS headers too, so that allowed pages can read the reason
-        self._origins = options.cors_origins
-        self._guarded = CORSMiddleware(
-            self._guard, allow_origins=self._origins, allow_methods=["*"], allow_headers=["*"]
-        )
-        self._incidents = incidents
-        self._keys = keys
+        self._guarded = CORSMiddleware(self._guard, self._origins, allow_methods=every, allow_headers=every)
         self._is_local = options.is_local and not options.is_behind_proxy
-        self._open_paths = open_paths
-        self._own_paths = own_paths
+        self._open_paths, self._own_paths = open_paths, own_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request to the application or refuse it. The response and the log contain the request's id."""
@@ -184,13 +179,15 @@ class Access:
         path = self._own_paths.get(scope.get("state", {}).get(SPEAKS, "")) if scope["path"] == "/" else None
         is_own = path is not None and scope["type"] == "websocket"
         key = self._keys.find(_candidates(headers, scope))
+        is_open = scope["type"] != "websocket" and scope["path"] in self._open_paths
+        needs_key = self._keys.by_name and scope.get("method") != "OPTIONS" and not is_open
         if self._is_local and _parts_of(f"//{headers.get('host', '')}").hostname not in (None, *LOOPBACK):
             told = "this server only answers to the host name localhost; behind a proxy it needs --forwarded-allow-ips"
             await self._refuse("host", 403, told, "host")(scope, receive, send)
         elif scope.get("method") not in _READING and not is_own and not self._may_connect(headers):
             told = "pages of this origin may not use the server"
             await self._refuse("origin", 403, told, "origin")(scope, receive, send)
-        elif key is None and self._needs_key(scope):
+        elif key is None and needs_key:
             told = "the API key is missing or wrong"
             await self._refuse("key", 401, told, "invalid_api_key")(scope, receive, send)
         else:
@@ -203,13 +200,8 @@ class Access:
 
     def _may_connect(self, headers: Headers) -> bool:
         origin = headers.get("origin")
-        known = ("*" in self._origins, origin in self._origins, origin is None)
-        return any(known) or _parts_of(origin or "").netloc == headers.get("host")
-
-    def _needs_key(self, scope: Scope) -> bool:
-        if not self._keys.by_name or scope.get("method") == "OPTIONS":
-            return False
-        return scope["type"] == "websocket" or scope["path"] not in self._open_paths
+        is_known = origin is None or "*" in self._origins or origin in self._origins
+        return is_known or _parts_of(origin).netloc == headers.get("host")
 
 
 def _parts_of(url: str) -> SplitResult:

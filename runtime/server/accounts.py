@@ -9,7 +9,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from u2moe.runtime.server.transport import PacedConnection
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -54,32 +57,20 @@ def allowed_connections() -> int:
     return _MOST if hard == resource.RLIM_INFINITY else max(min(hard - _RESERVED, _MOST), 1)
 
 
-class Served(Protocol):
-    """An open connection that can be checked and aborted."""
-
-    def check(self, now: float) -> None:
-        """Close the connection if its client makes too little progress."""
-
-    def abort(self) -> None:
-        """Close the connection immediately."""
-
-
 class Account:
-    """Account of processor time. Its debt decreases at a constant rate, a share of one core.
+    """Account of processor time. Its debt decreases at a constant rate, `share` of one core.
 
-    Attributes:
-        advance_s: debt in seconds up to which work need not wait.
+    Work need not wait while the debt is at most `advance_s` seconds.
     """
 
     def __init__(self, share: float, advance_s: float) -> None:
-        self._share = share
-        self.advance_s = advance_s
+        self._share, self._advance_s = share, advance_s
         self._paid_time = 0.0  # when the debt reaches 0
 
     def change(self, share: float, advance_s: float, now: float) -> None:
         """Change the share and the advance, but not the debt."""
         self._paid_time = now + self.debt_s(now) / share
-        self._share, self.advance_s = share, advance_s
+        self._share, self._advance_s = share, advance_s
 
     def take(self, seconds: float, now: float) -> None:
         """Add seconds to the debt; a negative number reduces it."""
@@ -91,7 +82,7 @@ class Account:
 
     def wait_s(self, now: float) -> float:
         """Return the seconds until the debt is at most the advance."""
-        return max(self._paid_time - now - self.advance_s / self._share, 0.0)
+        return max(self._paid_time - now - self._advance_s / self._share, 0.0)
 
 
 class Connections:
@@ -120,7 +111,7 @@ class Connections:
         self._most_of_one = max(int(limit * _PART), 1)
         self._is_proxy = is_proxy
         self._tell_new = tell_new
-        self.served: dict[Visit, Served] = {}
+        self.served: dict[Visit, PacedConnection] = {}
         self._accounts: dict[str, Account] = {}
         self._num_lost = 0
         self._looked_s = 0.0  # processor time of the event loop when it was last read
@@ -144,8 +135,12 @@ class Connections:
         is_free = peer is None or self._is_proxy(peer)
         if self.num_open >= self.limit or (self.num_by_address[address] >= self._most_of_one and not is_free):
             return None
-        account = None if is_free else self._account(address, now)
-        if account is not None:
+        account = None
+        if not is_free:
+            if len(self._accounts) > self.limit:
+                self._accounts = {key: each for key, each in self._accounts.items() if each.debt_s(now)}
+            terms = _HERE if address in _THIS_MACHINE else _ADDRESS
+            account = self._accounts.setdefault(address, Account(*terms))
             account.take(_CONNECTION_S, now)
             if account.wait_s(now) > _LONGEST_WAIT_S and address not in _THIS_MACHINE:
                 account.take(-_CONNECTION_S, now)
@@ -178,12 +173,6 @@ class Connections:
         for served in list(self.served.values()):
             served.check(now)
 
-    def _account(self, address: str, now: float) -> Account:
-        if len(self._accounts) > self.limit:
-            self._accounts = {key: each for key, each in self._accounts.items() if each.debt_s(now)}
-        terms = _HERE if address in _THIS_MACHINE else _ADDRESS
-        return self._accounts.setdefault(address, Account(*terms))
-
 
 class Visit:
     """An open connection: its processor time, and its entry in the counts of `Connections`.
@@ -200,9 +189,8 @@ class Visit:
         self._account = account
         self._own = Account(*_OWN)
         self._has_place = False
+        self.connections, self._address = connections, address
         self.since = connections.since
-        self._connections = connections
-        self._address = address
         self._is_new = self._is_here = True
         self._earned_time = 0.0  # time up to which audio has been counted
 
@@ -222,14 +210,14 @@ class Visit:
 
     def charge(self, seconds: float, now: float) -> None:
         """Charge processor time to the connection."""
-        (self._connections.together if self._own.wait_s(now) else self._own).take(seconds, now)
+        (self.connections.together if self._own.wait_s(now) else self._own).take(seconds, now)
         if self._account is not None and not self._has_place:
             self._account.take(seconds, now)
 
     def wait_s(self, now: float) -> float:
         """Return the seconds until more work may be done for this connection."""
         own_s = self._own.wait_s(now)
-        wait_s = self._connections.together.wait_s(now) if own_s else 0.0
+        wait_s = self.connections.together.wait_s(now) if own_s else 0.0
         if self._has_place:  # connections with a slot wait only because of their own debt
             return min(wait_s, own_s)
         return wait_s if self._account is None else max(wait_s, self._account.wait_s(now))
@@ -238,7 +226,7 @@ class Visit:
         """Stop counting the connection as new: it is a stream, or will not become one. Idempotent."""
         if self._is_new:
             self._is_new = False
-            self._connections.count_new(-1)
+            self.connections.count_new(-1)
 
     def leave(self, num_lost: int = 0) -> None:
         """Record that the connection is closed. `num_lost`: bytes of an incomplete message. Idempotent."""
@@ -246,13 +234,9 @@ class Visit:
         if not self._is_here:
             return
         self._is_here, begin = False, time.monotonic()
-        self._connections.forget(self._address, self, num_lost)
+        self.connections.forget(self._address, self, num_lost)
         if self._account is not None:  # the address pays for a garbage collection in `forget`
             self._account.take(time.monotonic() - begin, begin)
-
-    def begin(self, served: Served) -> None:
-        """Register `served` for regular checks until the connection is closed."""
-        self._connections.served[self] = served
 
 
 def address_of(host: str) -> Address | None:

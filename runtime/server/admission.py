@@ -81,7 +81,6 @@ class Admission:
         key: name of the API key that the slots belong to. None: the slots are the server's.
 
     Attributes:
-        num_slots: as above.
         num_taken: number of slots taken. A stream that costs more than a plain one takes several.
         is_stopping: whether the server is stopping and refuses all clients.
     """
@@ -96,14 +95,10 @@ class Admission:
         lateness: Lateness | None = None,
         key: str | None = None,
     ) -> None:
-        self._lateness = lateness
-        self._key = key
-        self.num_slots = num_slots
-        self.num_taken = 0.0
+        self._lateness, self._key, self._gauge = lateness, key, gauge
+        self._metrics, self._incidents = metrics, incidents
+        self.num_slots, self.num_taken = num_slots, 0.0
         self.is_stopping = False
-        self._metrics = metrics
-        self._gauge = gauge
-        self._incidents = incidents
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[Take]:
@@ -122,7 +117,13 @@ class Admission:
             nonlocal own
             number = min(number, self.num_slots)
             if number > own and self.num_taken - own + number > self.num_slots:
-                raise self._refusal(number)
+                self._incidents.refuse("full")
+                cost = f"; this one costs as much as {number:.1f}" if number > 1 else ""
+                if self._key is not None:
+                    told = f"the key {self._key} allows {self.num_slots} {self._gauge} at a time{cost}"
+                    raise UnavailableError(told, code="rate_limit")
+                told = f"the server is full: it recognises {self.num_slots} {self._gauge} at a time{cost}"
+                raise UnavailableError(told)
             self.num_taken = round(self.num_taken - own + number, 3)
             own = number
             if self._key is None:
@@ -136,14 +137,6 @@ class Admission:
             yield take
         finally:
             take(0.0)
-
-    def _refusal(self, number: float) -> UnavailableError:
-        self._incidents.refuse("full")
-        cost = f"; this one costs as much as {number:.1f}" if number > 1 else ""
-        if self._key is not None:
-            told = f"the key {self._key} allows {self.num_slots} {self._gauge} at a time{cost}"
-            return UnavailableError(told, code="rate_limit")
-        return UnavailableError(f"the server is full: it recognises {self.num_slots} {self._gauge} at a time{cost}")
 
 
 def measure_capacity(model: ServedModel) -> int:

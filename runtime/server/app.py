@@ -45,7 +45,15 @@ _PAGE_HEADERS = {
 def make_app(service: Service) -> ASGIApp:
     """Return the application for a running service."""
     page = _page()
-    routes: list[BaseRoute] = [*page, *_operation(service)]
+
+    async def readyz(_request: Request) -> Response:
+        return PlainTextResponse("ready\n" if service.is_ready else "not ready\n", 200 if service.is_ready else 503)
+
+    async def metrics(_request: Request) -> Response:
+        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    alive = Route("/healthz", PlainTextResponse("ok\n"), methods=["GET"])
+    routes: list[BaseRoute] = [*page, alive, Route("/readyz", readyz), Route("/metrics", metrics)]
     for protocol in PROTOCOLS.values():
         if protocol.routes is not None:
             routes += protocol.routes(service)
@@ -73,19 +81,6 @@ def make_app(service: Service) -> ASGIApp:
             raise
 
     return app
-
-
-def _operation(service: Service) -> list[Route]:
-    """Return the routes for monitoring the server."""
-
-    async def readyz(_request: Request) -> Response:
-        return PlainTextResponse("ready\n" if service.is_ready else "not ready\n", 200 if service.is_ready else 503)
-
-    async def metrics(_request: Request) -> Response:
-        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-    alive = Route("/healthz", PlainTextResponse("ok\n"), methods=["GET"])
-    return [alive, Route("/readyz", readyz), Route("/metrics", metrics)]
 
 
 def _page() -> list[Route]:

@@ -42,10 +42,7 @@ class Patience:
     """
 
     def __init__(self, limit_s: float, least: float, unit: str, amount: Callable[[], float]) -> None:
-        self._limit_s = limit_s
-        self._least = least
-        self._unit = unit
-        self._amount = amount
+        self._limit_s, self._least, self._unit, self._amount = limit_s, least, unit, amount
         self._time = asyncio.get_running_loop().time
         self._since, self._amount_then = self._time(), amount()
 
@@ -77,9 +74,7 @@ class Connection:
     """A WebSocket whose client has a slot. Streams are opened with `slot`."""
 
     def __init__(self, websocket: WebSocket, service: Service, slot: Slot) -> None:
-        self.service = service
-        self.slot = slot
-        self._websocket = websocket
+        self.service, self.slot, self._websocket = service, slot, websocket
         self._limits = service.options.limits
         self._patience = patience_for_audio(slot, self._limits.idle_s)
 

@@ -76,7 +76,6 @@ class StorageError(RequestError):
     """An upload cannot be stored: the temporary folder is full (HTTP 507) or not writable (HTTP 503)."""
 
     kind = "storage"
-
     status = 503
 
     @classmethod
@@ -110,21 +109,16 @@ def refusing(parameter: str | None = None) -> Iterator[None]:
         raise RequestError(str(error)[:MAX_QUOTED], parameter or getattr(error, "field", None)) from None
 
 
-def status_of(error: Exception) -> int:
-    """Return the HTTP status for an error."""
-    return int(getattr(error, "status", 400))
-
-
 def error_response(error: Exception, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
     """Return the response that reports an error in OpenAI's form. `status` overrides the error's own status."""
-    return JSONResponse({"error": in_openai_form(error)}, status or status_of(error), headers)
+    return JSONResponse({"error": in_openai_form(error)}, status or getattr(error, "status", 400), headers)
 
 
 def in_openai_form(error: Exception) -> dict[str, Any]:
     """Return an error as OpenAI's REST and realtime APIs represent it."""
     return {
         "message": str(error),
-        "type": "invalid_request_error" if status_of(error) < 500 else "server_error",
+        "type": "invalid_request_error" if getattr(error, "status", 400) < 500 else "server_error",
         "param": getattr(error, "parameter", None),
         "code": getattr(error, "code", None),
     }

@@ -207,7 +207,6 @@ class FileTask:
         of_client: all tasks of the same client.
 
     Attributes:
-        client: as above.
         num_bytes: bytes stored so far.
         arrival: time at which the upload was complete.
         decoder: decoder of the file, set when recognition starts.
@@ -219,11 +218,9 @@ class FileTask:
     decoder: FileDecoder
 
     def __init__(self, queue: FileQueue, client: str, of_client: list[FileTask]) -> None:
-        self.client = client
-        self.num_bytes = 0
+        self.client, self.num_bytes = client, 0
         self.duration = self.whole_s = 0.0
-        self._queue = queue
-        self._of_client = of_client
+        self._queue, self._of_client = queue, of_client
         self._waited_s = 0.0
         self._results: asyncio.Queue[Result | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()

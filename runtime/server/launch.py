@@ -78,21 +78,17 @@ def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
         ValueError: a protocol cannot have its own port, or does not support API keys although keys are set and other
             machines can reach the server.
     """
+    known = [protocol.name for protocol in PROTOCOLS.values() if protocol.may_have_port]
     for name in options.protocol_ports:
-        _check(name, options)
+        if name not in known:
+            raise ValueError(f"a protocol with its own port must be one of {', '.join(known)}, got {name!r}")
+        if PROTOCOLS[name].run_tcp is not None and options.has_keys and not options.is_local:
+            raise ValueError(f"{name} does not support API keys: if keys are set, --host must be a loopback address")
     with contextlib.ExitStack() as opened:
         ports = {HTTP: options.port, **options.protocol_ports}
         sockets = {speaks: _listen(options, port, opened) for speaks, port in ports.items()}
         opened.pop_all()
         return sockets
-
-
-def _check(name: str, options: ServerOptions) -> None:
-    known = [protocol.name for protocol in PROTOCOLS.values() if protocol.may_have_port]
-    if name not in known:
-        raise ValueError(f"a protocol with its own port must be one of {', '.join(known)}, got {name!r}")
-    if PROTOCOLS[name].run_tcp is not None and options.has_keys and not options.is_local:
-        raise ValueError(f"{name} does not support API keys: if keys are set, --host must be a loopback address")
 
 
 def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> socket.socket:
@@ -107,8 +103,10 @@ def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> 
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         for direction in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             listening.setsockopt(socket.SOL_SOCKET, direction, _SYSTEM_BUFFER)
-        if file is not None and file.is_socket() and not _is_listening(address):
-            file.unlink()  # left by a server that was killed
+        if file is not None and file.is_socket():
+            with socket.socket(family, socket.SOCK_STREAM) as client:
+                if client.connect_ex(address):
+                    file.unlink()  # left by a server that was killed
         listening.bind(address)
         if file is not None:
             file.chmod(_FOR_ALL)
@@ -132,11 +130,6 @@ def _remove(file: Path | None, identity: tuple[int, int] | None) -> None:
     """Remove a Unix socket, unless another server has replaced it."""
     if file is not None and _identity(file) == identity:
         file.unlink(missing_ok=True)
-
-
-def _is_listening(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        return client.connect_ex(path) == 0
 
 
 async def _serve(

@@ -136,10 +136,7 @@ class _Rate:
 
 
 class _OnceAMinute(logging.Filter):
-    """Rate limit for warnings and errors.
-
-    Log records of libraries are grouped by code location, because their texts may quote clients and thus differ.
-    """
+    """Rate limit for warnings and errors. Those of libraries are grouped by code location: texts may quote clients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,8 +183,7 @@ class Incidents:
 
 def notify(state: str) -> None:
     """Send a state such as "READY=1" to systemd (sd_notify), if systemd started the server."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
+    if address := os.environ.get("NOTIFY_SOCKET", ""):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
             channel.sendall(state.encode())

@@ -89,7 +89,7 @@ class Metrics:
 
     def observe(self, name: str, seconds: float) -> None:
         """Add a value in seconds to a histogram."""
-        bound: float | str = next((bound for bound in LATENCY_BUCKETS if seconds <= bound), "+Inf")
+        bound = next((str(bound) for bound in LATENCY_BUCKETS if seconds <= bound), "+Inf")
         with self._lock:
             self._row[self._columns[f"{name}:{bound}"]] += 1
             self._row[self._columns[f"{name}:sum"]] += seconds

@@ -63,7 +63,10 @@ class Protocol:
         """Serve a client; return the code and the reason for closing the connection."""
         if self.run is None:
             raise TypeError(f"the protocol {self.name} does not use WebSockets")
-        subprotocol = self._choose(websocket.scope["subprotocols"])
+        offered = websocket.scope["subprotocols"]
+        keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
+        # browsers disconnect if none is chosen, even if they offer only one that contains their key
+        subprotocol = next((name for name in self.subprotocols if name in offered), None) or next(keys, None)
         try:
             with service.slot(self.name, websocket.scope[KEY]) as slot:
                 await websocket.accept(subprotocol)
@@ -84,11 +87,3 @@ class Protocol:
         except Exception as error:  # noqa: BLE001 - a bug ends one connection, not the server
             service.incidents.bug(f"a connection ({self.name})", error)
             return RecognitionError.close_code, "internal server error"
-
-    def _choose(self, offered: list[str]) -> str | None:
-        """Choose a supported subprotocol, or else the one that contains the client's key.
-
-        Browsers disconnect if none is chosen.
-        """
-        keys = (name for name in offered if name.startswith(KEY_SUBPROTOCOLS))
-        return next((name for name in self.subprotocols if name in offered), None) or next(keys, None)

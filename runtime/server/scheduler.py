@@ -34,15 +34,13 @@ class Scheduler:
     """
 
     def __init__(self, metrics: Metrics, limits: Limits) -> None:
-        self._metrics = metrics
-        self._limits = limits
+        self._metrics, self._limits = metrics, limits
         self.lateness = Lateness()
         self._streams: dict[ServedStream, None] = {}  # in the order in which they were opened
         self._changed = threading.Condition()
-        self._has_news = False
         self._stopping = threading.Event()
+        self._has_news = self._may_rest = False
         self._round = 0
-        self._may_rest = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="u2moe-scheduler", daemon=True)
         self._thread.start()

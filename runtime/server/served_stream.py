@@ -68,7 +68,6 @@ class ServedStream:
         wake: called when the scheduler has work.
 
     Attributes:
-        recognizer, stream, sample_rate: as above.
         num_alternatives: number of alternatives in partial results.
         partial_text: partial text of the current segment.
         is_over: whether no more results follow.
@@ -85,9 +84,7 @@ class ServedStream:
     def __init__(
         self, recognizer: Recognizer, stream: Stream, sample_rate: float, limits: Limits, wake: Callable[[], None]
     ) -> None:
-        self.recognizer = recognizer
-        self.stream = stream
-        self.sample_rate = sample_rate
+        self.recognizer, self.stream, self.sample_rate = recognizer, stream, sample_rate
         self.num_alternatives = 0
         self.partial_text = ""
         self.is_over = self.is_closed = False
@@ -95,8 +92,7 @@ class ServedStream:
         self.num_rounds = self.last_round = 0
         self.is_live, self.has_text = True, False
         self.start = time.monotonic()
-        self._limits = limits
-        self._wake = wake
+        self._limits, self._wake = limits, wake
         self._live = LiveRecognition(recognizer.decode_streams, stream)
         self._buffers: deque[tuple[npt.NDArray[np.float32], float]] = deque()  # samples and their time of arrival
         self._finish_time: float | None = None  # when the client finished the input

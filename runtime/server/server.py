@@ -10,7 +10,7 @@ import multiprocessing
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 
@@ -50,12 +50,10 @@ class Server:
 
     def __init__(self, service: Service, ready: Callable[[], object], number: int = 0) -> None:
         options = service.options
-        self._service = service
-        self._ready = ready
-        self._number = number
-        configure = functools.partial(
-            uvicorn.Config,
+        self._service, self._ready, self._number = service, ready, number
+        self._config = uvicorn.Config(
             make_app(service),
+            http="h11",  # unlike uvicorn's other parser, h11 limits the size of headers
             ws="websockets-sansio",
             ws_max_size=options.limits.message_bytes,
             ws_ping_interval=_PING_S,
@@ -74,22 +72,12 @@ class Server:
             ssl_certfile=options.tls_certificate,
             ssl_keyfile=options.tls_key,
         )
-        plain = configure(http="h11")  # unlike uvicorn's other parser, h11 limits the size of headers
-        plain.load()
-        self._plain_http: Callable[..., asyncio.Protocol] = plain.http_protocol_class
-        self._config = configure(http=cast("type[asyncio.Protocol]", self._speak_http))
         self._uvicorn = uvicorn.Server(self._config)
         self._stopping = asyncio.Event()
         self._sockets: Mapping[str, socket.socket] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # tasks of connections that are starting or do not use HTTP
         newcomers = functools.partial(service.metrics.set, "newcomers")
         self.connections = Connections(allowed_connections(), options.is_proxy, newcomers)
-
-    def _speak_http(self, app_state: dict[str, Any], **settings: Any) -> PacedConnection:
-        """Return a `PacedConnection` around uvicorn's HTTP protocol. uvicorn gets this method as its setting `http`."""
-        connection: PacedConnection = app_state[CONNECTION]
-        connection.inner = self._plain_http(app_state=app_state, **settings)
-        return connection
 
     async def run_on(self, sockets: Mapping[str, socket.socket]) -> None:
         """Serve until `stop` is called, then let streams in progress finish.
@@ -192,17 +180,17 @@ class Server:
 
     async def _begin(self, connection: PacedConnection, speaks: str, accepted: socket.socket) -> None:
         """Pass a connection to its protocol."""
-        make, tls = cast("Callable[[], asyncio.BaseProtocol]", lambda: connection), None
-        if connection.is_http:
-            shared = {"config": self._config, "server_state": self._uvicorn.server_state}
-            state, tls = {SPEAKS: speaks, CONNECTION: connection}, self._config.ssl
-            speak_http: Callable[..., asyncio.BaseProtocol] = self._config.http_protocol_class
-            make = functools.partial(speak_http, **shared, app_state=state)
+        tls = self._config.ssl if connection.is_http else None
+        patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
         try:
             if wait_s := connection.visit.wait_s(time.monotonic()):
                 await asyncio.sleep(wait_s)
-            patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
-            await asyncio.get_running_loop().connect_accepted_socket(make, accepted, ssl=tls, **patience)
+            if connection.is_http:
+                speak_http: Callable[..., asyncio.BaseProtocol] = self._config.http_protocol_class
+                state = {SPEAKS: speaks, CONNECTION: connection}
+                connection.inner = speak_http(self._config, self._uvicorn.server_state, app_state=state)
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: connection, accepted, ssl=tls, **patience)
         except OSError:  # the TLS handshake failed
             _drop(connection, accepted)
 

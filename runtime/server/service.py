@@ -37,19 +37,14 @@ class Service:
     Attributes:
         models: all models by name.
         default: the first model, for clients that choose none.
-        options: options of the server.
-        metrics: metrics of the server.
-        incidents: counts and logs refusals and failures.
-        keys: the valid API keys.
+        options, metrics, incidents, keys: those of the server.
     """
 
     def __init__(self, recognizers: Mapping[str, Recognizer], options: ServerOptions, metrics: Metrics) -> None:
         self.models = {name: ServedModel(name, each, options) for name, each in recognizers.items()}
         self.default = next(iter(self.models.values()))
-        self.options = options
-        self.metrics = metrics
-        self.incidents = Incidents(metrics)
-        self.keys = Keys(options)
+        self.options, self.metrics = options, metrics
+        self.incidents, self.keys = Incidents(metrics), Keys(options)
         self.is_ready = False
         self._slots: set[Slot] = set()
         self._num_held = 0
@@ -198,8 +193,7 @@ class Slot:
         self.model = service.default
         self.stream: ServedStream | None = None
         self.is_drained = False
-        self._service = service
-        self._takes = takes
+        self._service, self._takes = service, takes
         self._task = asyncio.current_task()
         self._fed_before_s = 0.0
         self._is_whole = False

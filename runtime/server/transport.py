@@ -75,14 +75,12 @@ class PacedConnection(asyncio.BufferedProtocol):
     lost: Callable[[], object] | None = None
 
     def __init__(self, visit: Visit, fail: Callable[[Exception], object], *, is_http: bool = True) -> None:
-        self.visit = visit
-        self._fail = fail
+        self.visit, self._fail, self.is_http = visit, fail, is_http
         self._loop = asyncio.get_running_loop()
         self._rest = b""  # data that has been read but not passed on
         self._size, self._spent_s = _FIRST_BYTES, 0.0
         self._timer: asyncio.Handle | None = None
         self._deadline = self._loop.time() + _REQUEST_S if is_http else math.inf  # for a request or for closing
-        self.is_http = is_http
         self._request: Scope | None = None  # current HTTP request
         self._is_held = self._has_ended = self.is_closing = False
         self._is_whole = self._is_answered = self._is_served = False  # body read; response begun; application called
@@ -93,7 +91,7 @@ class PacedConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the inner protocol."""
         self._transport = cast("asyncio.Transport", transport)
-        self.visit.begin(self)
+        self.visit.connections.served[self.visit] = self
         self.inner.connection_made(cast("asyncio.Transport", _Wire(self, self._transport)))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -279,8 +277,7 @@ class _Wire:
     """Transport for the inner protocol. Closing and pausing affect the `PacedConnection`, not the real transport."""
 
     def __init__(self, connection: PacedConnection, transport: asyncio.Transport) -> None:
-        self._connection = connection
-        self._transport = transport
+        self._connection, self._transport = connection, transport
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

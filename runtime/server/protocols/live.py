@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from u2moe.runtime.declarations import Checked, option, options_of
 from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule
-from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import (
     Connection,
     converse,
@@ -120,15 +119,11 @@ async def _read(connection: Connection, stream: ServedStream, samples: Callable[
 async def _write(connection: Connection, stream: ServedStream, request: StreamRequest) -> None:
     async for result in stream:
         if result.is_final or request.partials:
-            await connection.send(_event(result, request))
-
-
-def _event(result: Result, request: StreamRequest) -> dict[str, Any]:
-    event = {"type": "final" if result.is_final else "partial", **dataclasses.asdict(result)}
-    event["nbest"] = event["nbest"][: request.nbest]
-    if not request.words:
-        del event["words"]
-    return event
+            event = {"type": "final" if result.is_final else "partial", **dataclasses.asdict(result)}
+            event["nbest"] = event["nbest"][: request.nbest]
+            if not request.words:
+                del event["words"]
+            await connection.send(event)
 
 
 def _parse_endpoint(value: Any) -> EndpointConfig:

@@ -145,7 +145,10 @@ class _Conversation:
             case "input_audio_buffer.append":
                 await self._append(event.get("audio"))
             case "input_audio_buffer.commit":
-                await self._commit()
+                if (source := self._source) is None or source.session.duration == 0:
+                    raise RequestError("the audio buffer is empty: there is nothing to commit", code=_EMPTY)
+                source.num_before_commit = source.num_items
+                await self._end(source)
             case "input_audio_buffer.clear":
                 if self._source is not None:
                     self._source.session.close()
@@ -189,13 +192,6 @@ class _Conversation:
         self._source = None
         source.session.finish()
         await source.session.settle()
-
-    async def _commit(self) -> None:
-        source = self._source
-        if source is None or source.session.duration == 0:
-            raise RequestError("the audio buffer is empty: there is nothing to commit", code=_EMPTY)
-        source.num_before_commit = source.num_items
-        await self._end(source)
 
     async def _update(self, session: Any) -> None:
         """Change the settings for later audio. During an item, a change takes effect only when the item ends."""

@@ -95,7 +95,18 @@ async def _transcribe(service: Service, request: Request) -> Response:
             service.metrics.count("connections", PROTOCOL.name)
             with service.files.wait():
                 form = await _receive_form(request, service.options.limits, task)
-            wanted = await _begin(form, task, service)
+            upload = cast("UploadFile", form["file"])
+            try:
+                model = service.model(_value(form, "model"))
+                wanted = _Wanted(form, upload.filename or "file", model)
+                prompt = _value(form, "prompt")
+                options, hotwords = await model.decoding(model.recognizer.options, wanted.options, prompt=prompt)
+            except BaseException:
+                upload.file.close()
+                raise
+            rate = model.recognizer.bundle.manifest.features.sample_rate
+            segments = partial(model.recognizer.segments, options=options, hotwords=hotwords)
+            task.recognize(upload.file, wanted.name, rate, segments)
             content = _events(service, wanted, task) if wanted.is_stream else _whole(wanted, task)
             await stack.enter_async_context(contextlib.aclosing(content))  # type: ignore[type-var]
             first = await converse(_read(request), anext(content))
@@ -171,24 +182,6 @@ def _value(form: FormData, name: str) -> str:
     return (_values(form, name) or [""])[-1]
 
 
-async def _begin(form: FormData, task: FileTask, service: Service) -> _Wanted:
-    """Add a form's file to the queue; return the request."""
-    upload = cast("UploadFile", form["file"])
-    try:
-        model = service.model(_value(form, "model"))
-        wanted = _Wanted(form, upload.filename or "file", model)
-        prompt = _value(form, "prompt")
-        decoding, hotwords = await model.decoding(model.recognizer.options, wanted.options, prompt=prompt)
-    except BaseException:
-        upload.file.close()
-        raise
-    rate = model.recognizer.bundle.manifest.features.sample_rate
-    task.recognize(
-        upload.file, wanted.name, rate, partial(model.recognizer.segments, options=decoding, hotwords=hotwords)
-    )
-    return wanted
-
-
 class _Streamed(StreamingResponse):
     """Response sent in parts: `first`, then `rest`. `stack` is closed afterwards or when the client disconnects."""
 
@@ -214,10 +207,9 @@ async def _read(request: Request) -> None:
 
 
 async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
-    """Yield the whole transcript.
+    """Yield the whole transcript, after spaces if it is JSON and late, since proxies close idle connections.
 
-    Proxies close idle connections. A late JSON response therefore begins with spaces. After an error, such a response
-    is truncated, because its status has already been sent.
+    After an error, such a response is truncated, because its status has already been sent.
     """
     segments: list[Result] = []
     async for segment in task.segments(_SILENCE_S, _SILENCE_S):
@@ -271,17 +263,10 @@ def _event(value: dict[str, Any]) -> str:
 
 
 class _Wanted:
-    """A client's request for a transcription, read from a form.
+    """A client's request for a transcription, read from a form. A RequestError reports a value that is not supported.
 
-    Attributes:
-        name: the client's name for the file.
-        is_stream: whether the response is a stream of events.
-        is_json: whether the response is JSON. If so, spaces may precede it.
-        media_type: media type of the response.
-        options: options for `ServedModel.decoding`.
-
-    Raises:
-        RequestError: a value is not supported.
+    `name` is the client's name for the file, `options` are those for `ServedModel.decoding`. If `is_json`, spaces may
+    precede the response.
     """
 
     def __init__(self, form: FormData, name: str, model: ServedModel) -> None:
@@ -311,18 +296,15 @@ class _Wanted:
             return transcript.text + "\n"
         if not self.is_json:
             return format_transcript(transcript, self._format, name=self.name)
-        verbose = self._verbose(transcript) if self._format == "verbose_json" else {}
-        answer = {"text": transcript.text, **verbose, "usage": _usage(transcript.duration)}
-        return json.dumps(answer, ensure_ascii=False)
-
-    def _verbose(self, transcript: Transcript) -> dict[str, Any]:
-        duration = round(transcript.duration, 3)
-        content: dict[str, Any] = {"task": "transcribe", "language": self._language, "duration": duration}
-        if "word" in self._granularities:
-            content["words"] = [dataclasses.asdict(word) for segment in transcript.segments for word in segment.words]
-        if "segment" in self._granularities:
-            content["segments"] = [_segment(number, segment) for number, segment in enumerate(transcript.segments)]
-        return content
+        answer: dict[str, Any] = {"text": transcript.text}
+        if self._format == "verbose_json":
+            duration, segments = round(transcript.duration, 3), transcript.segments
+            answer |= {"task": "transcribe", "language": self._language, "duration": duration}
+            if "word" in self._granularities:
+                answer["words"] = [dataclasses.asdict(word) for segment in segments for word in segment.words]
+            if "segment" in self._granularities:
+                answer["segments"] = [_segment(number, segment) for number, segment in enumerate(segments)]
+        return json.dumps({**answer, "usage": _usage(transcript.duration)}, ensure_ascii=False)
 
 
 def _option(name: str, text: str) -> Any:

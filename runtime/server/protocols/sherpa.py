@@ -1,17 +1,27 @@
-"""Protocol of sherpa-onnx's streaming WebSocket server: float32 samples at 16 kHz, then "Done", answered by "Done!"."""
+"""Protocols of sherpa-onnx's WebSocket servers.
+
+Streaming: float32 samples at 16 kHz, then "Done", answered by "Done!".
+
+Non-streaming: whole recordings with one answer each, then "Done". A recording begins with two int32 numbers: the sample
+rate and the size of the samples in bytes. The float32 samples follow. A client may split a recording into messages at
+any byte after the first eight.
+"""
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, converse, float32_samples
-from u2moe.runtime.server.errors import IdleError
+from u2moe.runtime.server.errors import IdleError, RequestError
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.served_stream import ServedStream
-from u2moe.runtime.text.vocabulary import Vocabulary
+from u2moe.runtime.text.vocabulary import Vocabulary, join_texts
 
 _SAMPLE_RATE = 16_000
+_HEAD = struct.Struct("<ii")
+_SAMPLE_BYTES = 4
 
 
 async def run(connection: Connection) -> None:
@@ -63,3 +73,61 @@ def _answer(result: Result, vocabulary: Vocabulary, *, is_eof: bool) -> dict[str
 
 
 PROTOCOL = Protocol(name="sherpa", path="/sherpa", run=run, may_have_port=True)
+
+
+async def run_offline(connection: Connection) -> None:
+    """Serve recordings one after another until the client sends "Done"."""
+    vocabulary = connection.slot.model.recognizer.vocabulary
+    while isinstance(message := await connection.receive(), bytes):
+        if len(message) < _HEAD.size:
+            needed = f"{_HEAD.size} bytes (its sample rate and length)"
+            raise RequestError(f"a recording must begin with {needed}, got {len(message)}")
+        sample_rate, num_bytes = _HEAD.unpack_from(message)
+        if num_bytes < 0 or num_bytes % _SAMPLE_BYTES:
+            raise RequestError(f"the recording's length must be a non-negative multiple of four bytes, got {num_bytes}")
+        stream = await connection.slot.open_stream(sample_rate, is_whole=True)
+        results = await converse(_read_recording(connection, stream, message[_HEAD.size :], num_bytes), _finals(stream))
+        await connection.send(_whole_answer(results, vocabulary))
+        if connection.slot.is_drained:
+            return
+    if message != "Done":
+        raise RequestError('expected a recording or the text "Done"')
+
+
+async def _read_recording(connection: Connection, stream: ServedStream, data: bytes, num_missing: int) -> None:
+    """Feed `stream` a recording of `num_missing` bytes. It begins with `data` and may continue in further messages."""
+    while True:
+        num_missing -= len(data)
+        if num_missing < 0:
+            raise RequestError(f"the recording is {-num_missing} bytes longer than announced")
+        whole = len(data) - len(data) % _SAMPLE_BYTES
+        await stream.feed(float32_samples(data[:whole]))
+        if num_missing == 0:
+            stream.finish()
+            return
+        message = await connection.receive()
+        if isinstance(message, str):
+            raise RequestError(f"{num_missing} bytes of the recording are missing")
+        num_missing += len(data) - whole
+        data = data[whole:] + message
+
+
+async def _finals(stream: ServedStream) -> list[Result]:
+    return [result async for result in stream if result.is_final]
+
+
+def _whole_answer(results: list[Result], vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "lang": "",
+        "emotion": "",
+        "event": "",
+        "text": join_texts([result.text for result in results]),
+        "timestamps": [time for result in results for time in result.times],
+        "durations": [],
+        "tokens": [vocabulary.symbols[token] for result in results for token in result.tokens],
+        "ys_log_probs": [],
+        "words": [],
+    }
+
+
+OFFLINE = Protocol(name="sherpa-offline", path="/sherpa-offline", run=run_offline, may_have_port=True)

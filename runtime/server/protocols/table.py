@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from u2moe.runtime.server.protocols import live, realtime, rest, sherpa, sherpa_offline, vosk, wenet, wyoming
+from u2moe.runtime.server.protocols import live, realtime, rest, sherpa, vosk, wenet, wyoming
 
-PROTOCOLS = {
-    module.PROTOCOL.name: module.PROTOCOL
-    for module in (live, rest, realtime, wenet, sherpa, sherpa_offline, vosk, wyoming)
-}
+_FIRST = (live.PROTOCOL, rest.PROTOCOL, realtime.PROTOCOL, wenet.PROTOCOL)
+PROTOCOLS = {each.name: each for each in (*_FIRST, sherpa.PROTOCOL, sherpa.OFFLINE, vosk.PROTOCOL, wyoming.PROTOCOL)}
 """Protocols by name."""

@@ -8,14 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from u2moe.runtime.result import Result
 from u2moe.runtime.server.connection import Connection, int16_samples, parse_object
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.protocol import Protocol
-from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number, checked_object
 
@@ -52,7 +48,11 @@ async def run(connection: Connection) -> None:
         if stream is None:
             stream = await connection.slot.open_stream(config.sample_rate, restricted)
         if command is None:
-            finals += await _feed(stream, int16_samples(message))  # type: ignore[arg-type]
+            samples = int16_samples(message)  # type: ignore[arg-type]
+            size = max(round(_PART_S * stream.sample_rate), 1)
+            for start in range(0, len(samples), size):
+                await stream.feed(samples[start : start + size])
+                finals += stream.take_finals()
         elif "eof" in command or "reset" in command:
             stream.finish()
         else:
@@ -67,16 +67,6 @@ async def run(connection: Connection) -> None:
             stream = None
         elif finals and connection.slot.is_drained:  # the current utterance is finished
             return
-
-
-async def _feed(stream: ServedStream, samples: npt.NDArray[np.int16]) -> list[Result]:
-    """Feed the audio of a message in parts. Return the final results found meanwhile."""
-    size = max(round(_PART_S * stream.sample_rate), 1)
-    finals: list[Result] = []
-    for start in range(0, len(samples), size):
-        await stream.feed(samples[start : start + size])
-        finals += stream.take_finals()
-    return finals
 
 
 @refusing()

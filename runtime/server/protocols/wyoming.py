@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +21,6 @@ from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.server.connection import Patience, added_text, converse, patience_for_audio, read_object, send_within
 from u2moe.runtime.server.errors import ClientGoneError, RequestError, TooLargeError, refusing
 from u2moe.runtime.server.models import ServedModel
-from u2moe.runtime.server.options import Limits
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.served_stream import ServedStream
 from u2moe.runtime.server.service import Service, Slot
@@ -35,7 +35,6 @@ _EVENTS_PER_TURN = 50
 _SAMPLES = {1: "i1", 2: "<i2", 4: "<i4"}
 """Types of signed samples by their size in bytes."""
 _Value = TypeVar("_Value")
-
 _HOME = "https://github.com/rhasspy/wyoming"
 
 
@@ -70,10 +69,8 @@ class _Client:
     """A connection. It ends after one request with audio."""
 
     def __init__(self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._service = service
-        self._limits: Limits = service.options.limits
-        self._reader = reader
-        self._writer = writer
+        self._service, self._limits = service, service.options.limits
+        self._reader, self._writer = reader, writer
         self._model = service.default
         self._names = ""  # phrases separated by NUL; a list would take three times as much memory
         self._num_events = self._num_unread = 0
@@ -110,7 +107,7 @@ class _Client:
         audio = _Format.of(first.data)
         slot.model = self._model
         # not built earlier: only clients with a slot may use processor time for hotwords
-        hotwords = await self._model.writable_hotwords(filter(None, self._names.split("\0")))
+        hotwords = await self._model.writable_hotwords(self._names.split("\0"))
         stream = await slot.open_stream(audio.rate, hotwords=hotwords, is_whole=True)
         await converse(self._read(stream, audio, first), self._write(stream))
 
@@ -123,7 +120,9 @@ class _Client:
             if event.type == "audio-chunk":
                 if _Format.of(event.data) != audio:
                     raise RequestError("the format of the audio changed")
-                await stream.feed(audio.samples(await self._payload()))
+                length, self._num_unread = self._num_unread, 0
+                payload = await self._wait_for(partial(self._reader.readexactly, length))
+                await stream.feed(audio.samples(payload))
             event = await self._receive()
         raise ClientGoneError
 
@@ -154,11 +153,6 @@ class _Client:
         if self._num_events % _EVENTS_PER_TURN == 0:  # reading buffered data does not yield to other tasks
             await asyncio.sleep(0)
         return event
-
-    async def _payload(self) -> bytes:
-        """Read the payload of the latest event."""
-        length, self._num_unread = self._num_unread, 0
-        return await self._wait_for(lambda: self._reader.readexactly(length))
 
     async def _wait_for(self, read: Callable[[], Awaitable[_Value]]) -> _Value:
         try:
