@@ -200,8 +200,9 @@ class Access:
 
     def _may_connect(self, headers: Headers) -> bool:
         origin = headers.get("origin")
-        is_known = origin is None or "*" in self._origins or origin in self._origins
-        return is_known or _parts_of(origin).netloc == headers.get("host")
+        if origin is None or "*" in self._origins or origin in self._origins:
+            return True
+        return _parts_of(origin).netloc == headers.get("host")
 
 
 def _parts_of(url: str) -> SplitResult:

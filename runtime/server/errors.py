@@ -111,7 +111,7 @@ def refusing(parameter: str | None = None) -> Iterator[None]:
 
 def error_response(error: Exception, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
     """Return the response that reports an error in OpenAI's form. `status` overrides the error's own status."""
-    return JSONResponse({"error": in_openai_form(error)}, status or getattr(error, "status", 400), headers)
+    return JSONResponse({"error": in_openai_form(error)}, status or int(getattr(error, "status", 400)), headers)
 
 
 def in_openai_form(error: Exception) -> dict[str, Any]:
