@@ -130,7 +130,10 @@ class Connections:
         Return None if too many connections are open, in total or from the same address, or if the debt of the address
         is too high.
         """
-        peer = _peer_of(connection)
+        try:
+            peer = address_of(connection.getpeername()[0])
+        except (OSError, IndexError):  # the client disconnected, or it is a Unix socket
+            peer = None
         address, now = site_of(peer), time.monotonic()
         is_free = peer is None or self._is_proxy(peer)
         if self.num_open >= self.limit or (self.num_by_address[address] >= self._most_of_one and not is_free):
@@ -246,13 +249,6 @@ def address_of(host: str) -> Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
-
-
-def _peer_of(connection: socket.socket) -> Address | None:
-    try:
-        return address_of(connection.getpeername()[0])
-    except (OSError, IndexError):  # the client disconnected, or it is a Unix socket
-        return None
 
 
 def site_of(peer: Address | None) -> str:

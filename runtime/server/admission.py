@@ -181,10 +181,12 @@ def _decode_speech(
     beam_size: int | None = None,
     hotwords: ContextGraph | None = None,
 ) -> float:
-    """Decode speech in several streams; return the seconds of work per second of audio."""
+    """Decode the demo's clips, or else noise, in several streams; return the seconds of work per second of audio."""
     recognizer = model.recognizer
     rate = recognizer.bundle.manifest.features.sample_rate
-    samples = _speech(rate)[: round(speech_s * rate)]
+    clips = [read_audio(clip, rate) for clip in sorted((DEMO_FOLDER / "clips").glob("*.flac"))]
+    noise = np.random.default_rng(0).normal(0, 0.1, round(_MEASURED_S * rate)).astype(np.float32)
+    samples = np.resize(np.concatenate(clips) if clips else noise, round(speech_s * rate))
     options = model.stream_options if beam_size is None else replace(model.stream_options, beam_size=beam_size)
     streams = [recognizer.create_stream(options, hotwords=hotwords) for _ in range(num_streams)]
     begin = time.perf_counter()
@@ -196,12 +198,3 @@ def _decode_speech(
         stream.input_finished()
     recognizer.decode_streams(streams)
     return (time.perf_counter() - begin) / (len(streams) * len(samples) / rate)
-
-
-def _speech(rate: int) -> np.ndarray:
-    """Return speech if the demo model's clips are installed, otherwise noise."""
-    clips = sorted((DEMO_FOLDER / "clips").glob("*.flac"))
-    if not clips:
-        return np.random.default_rng(0).normal(0, 0.1, round(_MEASURED_S * rate)).astype(np.float32)
-    speech = np.concatenate([read_audio(clip, rate) for clip in clips])
-    return np.resize(speech, round(_MEASURED_S * rate))

@@ -36,10 +36,6 @@ _LOOK_BYTES = 1 << 20
 """Bytes of an upload between checks of the free disk space."""
 
 
-class _AbandonedError(Exception):
-    """The client no longer waits for the file."""
-
-
 class _Turns:
     """Lock that threads acquire in the order of their requests."""
 
@@ -82,13 +78,12 @@ class FileQueue:
 
     def __init__(self, metrics: Metrics, incidents: Incidents, options: ServerOptions) -> None:
         self.admission = Admission(options.max_files, metrics, incidents, "files")
-        self.metrics = metrics
+        self.metrics, self._incidents = metrics, incidents
         self.max_duration_s = options.limits.duration_s
         self.turns = _Turns()
         self.is_cut = threading.Event()
         self._pool = ThreadPoolExecutor(_AT_ONCE, "u2moe-files", initializer=_be_nice)
         self._decoders = [FileDecoder()]  # idle decoders; at most one is kept
-        self._incidents = incidents
         self._places: defaultdict[str, list[FileTask]] = defaultdict(list)
         self._tasks: list[FileTask] = []  # waiting tasks
         self._running: dict[FileTask, Future[None]] = {}
@@ -321,7 +316,7 @@ class FileTask:
     def _check(self, seconds: float) -> None:
         self.duration, self.whole_s = seconds, self.decoder.stated_s if seconds else 0.0
         if self._is_abandoned.is_set() or self._queue.is_cut.is_set():
-            raise _AbandonedError
+            raise StoppingError  # a client that has left does not get it
         if max(self.duration, self.whole_s) > self._queue.max_duration_s:
             raise TooLargeError(f"a file may have at most {self._queue.max_duration_s:g} seconds of audio", "file")
 

@@ -23,7 +23,6 @@ _MAX_REASON = 120
 _GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)
 
 Conversation = Coroutine[Any, Any, None]
-RunTcp = Callable[["Service", asyncio.StreamReader, asyncio.StreamWriter], Conversation]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Protocol:
     name: str
     path: str | None = None
     run: Callable[[Connection], Conversation] | None = None
-    run_tcp: RunTcp | None = None
+    run_tcp: Callable[[Service, asyncio.StreamReader, asyncio.StreamWriter], Conversation] | None = None
     routes: Callable[[Service], list[Route]] | None = None
     may_have_port: bool = False
     tell_error: Callable[[Exception], Mapping[str, Any]] | None = None

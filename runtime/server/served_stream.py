@@ -87,10 +87,9 @@ class ServedStream:
         self.recognizer, self.stream, self.sample_rate = recognizer, stream, sample_rate
         self.num_alternatives = 0
         self.partial_text = ""
-        self.is_over = self.is_closed = False
-        self.num_fed = self.num_taken = 0
-        self.num_rounds = self.last_round = 0
-        self.is_live, self.has_text = True, False
+        self.is_over = self.is_closed = self.has_text = False
+        self.is_live = True
+        self.num_fed = self.num_taken = self.num_rounds = self.last_round = 0
         self.start = time.monotonic()
         self._limits, self._wake = limits, wake
         self._live = LiveRecognition(recognizer.decode_streams, stream)

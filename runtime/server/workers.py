@@ -103,7 +103,7 @@ class Team:
         Raises:
             U2moeError: a worker exited before all workers were ready for the first time.
         """
-        handle_signals(self._stop, self._reload, self._kill)
+        handle_signals(self._stop, lambda: self._reloading.update(range(len(self._processes))), self._kill)
         self._processes += [self._start(number) for number in range(len(self._start_times))]
         while not self._is_stopping:
             self._kill_silent_ones()
@@ -165,9 +165,6 @@ class Team:
 
     def _stop(self) -> None:
         self._is_stopping = True
-
-    def _reload(self) -> None:
-        self._reloading |= set(range(len(self._processes)))
 
     def _kill(self) -> None:
         for process in self._processes:

@@ -24,12 +24,14 @@ from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.server.launch import open_sockets, run_in_loop
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
+from u2moe.runtime.server.protocols import rest
 from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 
 PATIENCE_S = 120
 """Seconds after which an operation counts as hanging. The machine may be busy."""
+rest._SILENCE_S = PATIENCE_S  # otherwise responses begin early, before an error is known
 STREAMING = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 
 

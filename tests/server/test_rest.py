@@ -76,8 +76,7 @@ def test_segments_of_verbose_json_and_of_events(client, talk, transcript):
     assert "".join(event.delta for event in events[:-1]) == events[-1].text == transcript.text
 
 
-def test_damage_after_the_first_event_is_told_without_names_of_the_server(server, client, talk, tmp_path, monkeypatch):
-    monkeypatch.setattr("u2moe.runtime.server.protocols.rest._SILENCE_S", 120.0)  # otherwise progress may be first
+def test_damage_after_the_first_event_is_told_without_names_of_the_server(server, client, talk, tmp_path):
     file = tmp_path / "cut.wav"
     file.write_bytes(talk.read_bytes()[:-40_000])
     failures = server.metric("failures", "request")

@@ -63,7 +63,6 @@ def test_files_of_many_channels_and_libraries_that_print_nothing(server, speech,
 
 def test_a_file_that_crashes_its_decoder_is_an_error_for_it_alone(running, talk, text, monkeypatch, caplog):
     monkeypatch.setattr(decoder, "_CODE", CRASH)
-    monkeypatch.setattr("u2moe.runtime.server.protocols.rest._SILENCE_S", PATIENCE_S)  # otherwise responses begin early
     with running() as server, ThreadPoolExecutor() as pool:
         names = ["talk.wav", "crash.mp3", "talk.wav", "crash.mp3", "talk.wav"]
         answers = list(pool.map(lambda name: server.post(files={"file": (name, talk)}), names))

@@ -44,9 +44,8 @@ _OLDER_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": 
 _TELEPHONE_RATE = 8000
 _LEAST_SILENCE_MS = 500
 """Minimum silence that ends an item. Shorter silences also occur within words."""
+_TRANSCRIPTION = "conversation.item.input_audio_transcription"
 _EMPTY = "input_audio_buffer_commit_empty"
-_FATAL = (IdleError, TooLargeError, UnavailableError)
-_DETECTIONS = ("server_vad", "semantic_vad")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,7 @@ class _Conversation:
             try:
                 event = parse_object(message)
                 await self._handle(event)
-            except _FATAL:
+            except (IdleError, TooLargeError, UnavailableError):
                 raise
             except (RequestError, AudioError) as error:
                 await self.send("error", error={**in_openai_form(error), "event_id": event.get("event_id")})
@@ -252,8 +251,7 @@ class _Conversation:
         """Send the rest of `text` as a delta if `text` begins with the item's earlier deltas."""
         delta = text.removeprefix(item.sent)
         if delta and text.startswith(item.sent):
-            kind = "conversation.item.input_audio_transcription.delta"
-            await self.send(kind, item_id=item.id, content_index=0, delta=delta)
+            await self.send(f"{_TRANSCRIPTION}.delta", item_id=item.id, content_index=0, delta=delta)
             item.sent = text
 
     async def _complete(self, item: _Item, text: str, seconds: float) -> None:
@@ -264,9 +262,8 @@ class _Conversation:
         await self.send("conversation.item.done", item=added, previous_item_id=self._last_item)
         self._last_item = item.id
         await self._append_to(item, text)
-        kind = "conversation.item.input_audio_transcription.completed"
         usage = {"type": "duration", "seconds": round(seconds, 3)}
-        await self.send(kind, item_id=item.id, content_index=0, transcript=text, usage=usage)
+        await self.send(f"{_TRANSCRIPTION}.completed", item_id=item.id, content_index=0, transcript=text, usage=usage)
 
 
 @refusing()
@@ -311,7 +308,7 @@ def _read_detection(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     detection = checked_object("turn_detection", value)
-    checked_choice("turn_detection.type", detection.get("type"), _DETECTIONS)
+    checked_choice("turn_detection.type", detection.get("type"), ("server_vad", "semantic_vad"))
     silence_ms = detection.get("silence_duration_ms")
     if silence_ms is not None:
         checked = checked_number("turn_detection.silence_duration_ms", silence_ms, least=100, most=10_000)

@@ -35,7 +35,6 @@ _EVENTS_PER_TURN = 50
 _SAMPLES = {1: "i1", 2: "<i2", 4: "<i4"}
 """Types of signed samples by their size in bytes."""
 _Value = TypeVar("_Value")
-_HOME = "https://github.com/rhasspy/wyoming"
 
 
 class WyomingEvent(NamedTuple):
@@ -227,7 +226,7 @@ def _names(data: dict[str, Any]) -> list[str]:
 
 
 def _info(service: Service) -> dict[str, Any]:
-    attribution = {"name": "u2moe", "url": _HOME}
+    attribution = {"name": "u2moe", "url": "https://github.com/rhasspy/wyoming"}
     named = {"attribution": attribution, "installed": True, "version": version("u2moe")}
     models = [
         {"name": name, "description": f"u2moe {name}", "languages": model.languages, **named}
