@@ -19,6 +19,9 @@ MOE_DOMAIN = "u2moe"
 PACKED = "packed"
 """Key in `Manifest.quantization` of bundles with weights packed for native kernels. Its value is the layout version."""
 
+MOST_NUMBERS = 1 << 28
+"""Maximum numbers in a cache at the start of a stream; C++ has the same limit."""
+
 GROUP_METADATA = f"{METADATA_PREFIX}weight_group"
 """Metadata key under which an initializer states its weight group, one of `WEIGHT_GROUPS`."""
 
@@ -58,6 +61,8 @@ class Cache:
     def __post_init__(self) -> None:
         if self.num_blocks < 1 or not self.shape or min(self.shape) < 0 or self.shape.count(0) > 1:
             raise ValueError(f"a cache needs blocks and axes, and at most one axis may grow, got {self}")
+        if (size := math.prod(filter(None, (self.num_blocks, *self.shape)))) > MOST_NUMBERS:
+            raise ValueError(f"a cache may have at most {MOST_NUMBERS} numbers, got {size} in {self.name}")
         if not 0 < self.rate < math.inf:
             raise ValueError(f"rate must be above 0, got {self.rate}")
 

@@ -160,6 +160,15 @@ class ModelConfig(Checked):
         for name in ("blank", "sos", "eos"):
             if getattr(self, name) >= self.vocab_size:
                 raise ValueError(f"{name} must be a token id below {self.vocab_size}, got {getattr(self, name)}")
+        if self.frame_reduction > self.subsampling_rate:
+            reduction, most = self.frame_reduction, self.subsampling_rate
+            raise ValueError(f"frame_reduction must be at most subsampling_rate, {most}, got {reduction}")
+        for cache in self.caches:
+            if cache.rate > self.frame_reduction:
+                raise ValueError(f"rate of {cache.name} must be at most {self.frame_reduction}, got {cache.rate}")
+            if self.static is not None and (len(cache.shape), cache.time_axis) not in ((2, None), (3, 3)):
+                known = "[channels, frames] or [heads, 0, width]"
+                raise ValueError(f"static: shape of {cache.name} must be {known}, got {list(cache.shape)}")
         if self.static is not None:
             found = {each.cache: len(each.steps) for each in self.static.histories}
             expected = {each.name: each.num_blocks for each in self.caches if each.time_axis is None}

@@ -38,15 +38,25 @@ def with_input(name, operator, axes=None, dtype=ir.DataType.FLOAT, **attributes)
     return change
 
 
-def edited_form(**fields):
-    """Return a function that changes fields of the form in the manifest."""
+def edited_model(edit):
+    """Return a function that changes the model in the manifest."""
 
     def change(file):
         content = json.loads(file.read_text(encoding="utf-8"))
-        content["model"]["static"] |= fields
+        edit(content["model"])
         file.write_text(json.dumps(content), encoding="utf-8")
 
     return change
+
+
+def edited_form(**fields):
+    """Return a function that changes fields of the form in the manifest."""
+    return edited_model(lambda model: model["static"].update(fields))
+
+
+def edited_cache(index, **fields):
+    """Return a function that changes fields of a cache in the manifest."""
+    return edited_model(lambda model: model["caches"][index].update(fields))
 
 
 def is_half(name):
@@ -90,5 +100,42 @@ DAMAGED_SHAPES = [
         ("num_left_chunks must be at least 1, got 0", "bundle.json: model: static: num_left_chunks: found 0"),
     ),
     ("cnn_cache0.npy", lambda file: file.write_bytes(b"none"), ("cnn_cache0.npy: is not a numpy array",) * 2),
+    (
+        "bundle.json",
+        edited_cache(1, shape=[64]),
+        (
+            r"static: shape of cnn_cache must be \[channels, frames\] or \[heads, 0, width\], got \[64\]",
+            r"bundle.json: model: caches: 1: shape: found an array, expected \[channels, frames\] or \[h",
+        ),
+    ),
+    (
+        "bundle.json",
+        edited_cache(0, rate=40),
+        (
+            "rate of att_cache must be at most 1, got 40",
+            "bundle.json: model: caches: 0: rate: found 40, expected",
+        ),
+    ),
+    (
+        "bundle.json",
+        edited_cache(1, shape=[1 << 20, 1 << 20]),
+        (
+            "a cache may have at most 268435456 numbers, got .* in cnn_cache",
+            "bundle.json: model: caches: 1: shape: found an array, expected at most 268435456 numbers in a cache",
+        ),
+    ),
+    (
+        "bundle.json",
+        edited_model(lambda model: model.update(frame_reduction=9)),
+        (
+            "frame_reduction must be at most subsampling_rate, 4, got 9",
+            "bundle.json: model: frame_reduction: found 9, expected an integer from 1 to 4",
+        ),
+    ),
+    (
+        "bundle.json",
+        edited_form(num_left_chunks=10000, rates=[{"step": 1, "positions": "p"}], frequencies=[1.0] * 2000),
+        ("expected .*'mask', 'p', 'att_cache", "bundle.json: model: static: input p is float32 .*, which is too large"),
+    ),
 ]
 """The file, its change, and the messages of Python and C++."""

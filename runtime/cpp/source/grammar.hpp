@@ -259,7 +259,7 @@ class PhraseGraph {
 
   std::pair<Arcs::const_iterator, Arcs::const_iterator> arcs(std::size_t place, char32_t character) const {
     const auto first = std::lower_bound(arcs_[place].begin(), arcs_[place].end(), std::pair(character, char32_t{0}));
-    return {first, std::find_if(first, arcs_[place].end(), [&](const auto& arc) { return arc.first != character; })};
+    return {first, std::upper_bound(first, arcs_[place].end(), std::pair(character, std::numeric_limits<char32_t>::max()))};
   }
 
   Places after(const Places& places, char32_t character) const {

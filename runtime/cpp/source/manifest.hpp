@@ -43,6 +43,14 @@ struct EndpointOptions {
   }
 };
 
+/// Maximum numbers in a cache at the start of a stream, and in an input of fixed shape.
+constexpr double kMostNumbers = 1 << 28;
+
+/// Numbers in a tensor of a shape in which growing axes count as 1.
+inline double num_numbers(const std::vector<std::int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), 1.0, [](double num, std::int64_t size) { return num * std::max(static_cast<double>(size), 1.0); });
+}
+
 /// Layout of a state tensor [blocks, 1, ...] that a stream passes from chunk to chunk. The tensor is zero at first.
 struct CacheLayout {
   std::string name;
@@ -128,15 +136,21 @@ struct Manifest : ModelNumbers, FeatureNumbers, EndpointOptions {
     if (!m.has_decoder && decoder != "none") model["decoder"].fail("'bitransformer', 'transformer' or 'none'");
     read_numbers<ModelNumbers>(model, m);
     for (const char* token : {"blank", "sos", "eos"}) model[token].integer(0, m.vocab_size - 1);
+    model["frame_reduction"].integer(1, m.subsampling_rate);
+    if (model.given("static")) m.form.emplace(model["static"]);
     for (const Json& each : model["caches"].array()) {
       CacheLayout& cache = m.caches.emplace_back();
-      cache = {each["name"].string(), {each["num_blocks"].integer(1, 1 << 20), 1}, -1, each["rate"].number(1e-3, 1e3)};
-      for (const Json& size : each["shape"].array()) {
+      cache = {each["name"].string(), {each["num_blocks"].integer(1, 1 << 20), 1}, -1, each["rate"].number(1e-3, m.frame_reduction)};
+      const Json& shape = each["shape"];
+      for (const Json& size : shape.array()) {
+        if (size.integer(0, 1 << 20) == 0 && cache.time_axis >= 0) shape.fail("at most one axis that grows");
         if (size.integer(0, 1 << 20) == 0) cache.time_axis = static_cast<std::ptrdiff_t>(cache.shape.size());
         cache.shape.push_back(size.integer(0, 1 << 20));
       }
+      const bool is_known = cache.time_axis < 0 ? cache.shape.size() == 4 : cache.shape.size() == 5 && cache.time_axis == 3;
+      if (m.form && !is_known) shape.fail("[channels, frames] or [heads, 0, width] in a bundle of fixed shape");
+      if (num_numbers(cache.shape) > kMostNumbers) shape.fail("at most " + shown_number(kMostNumbers) + " numbers in a cache");
     }
-    if (model.given("static")) m.form.emplace(model["static"]);
     read_numbers<FeatureNumbers>(features, m);
     features["frame_shift_ms"].number(1, m.frame_length_ms);
     const Json& size = features[m.num_ceps > 0 ? "num_ceps" : "num_mel_bins"];

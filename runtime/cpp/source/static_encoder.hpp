@@ -18,9 +18,14 @@ class StaticEncoder {
   /// @throws BundleError if a cache's initial values are invalid, or if a cache does not have one step per block.
   explicit StaticEncoder(const Bundle& bundle) : m_(bundle.manifest()), form_(*m_.form) {
     const std::int64_t rate = m_.subsampling_rate / m_.frame_reduction;
-    shapes_["chunk"] = {1, form_.chunk_size * m_.subsampling_rate - rate + m_.right_context + 1, m_.feature_size};
+    const auto add = [&](const std::string& name, const ort::Shape& shape) {
+      const std::string where = bundle.path("bundle.json") + ": model: static: input ";
+      if (num_numbers(shape) > kMostNumbers) throw BundleError(where + name + " is " + shown(shape) + ", which is too large");
+      names_.push_back(name);
+      shapes_[name] = shape;
+    };
     shapes_["output"] = {1, form_.chunk_size, m_.output_size};
-    names_.push_back("chunk");
+    add("chunk", {1, form_.chunk_size * m_.subsampling_rate - rate + m_.right_context + 1, m_.feature_size});
     for (const StaticForm::Rate& each : form_.rates) {
       const std::int64_t num_keys = (form_.num_left_chunks + 1) * frames(each.step);
       add(each.mask, {1, 1, 1, num_keys});
@@ -103,11 +108,6 @@ class StaticEncoder {
 
  private:
   static constexpr float kMasked = -24;
-
-  void add(const std::string& name, const ort::Shape& shape) {
-    names_.push_back(name);
-    shapes_[name] = shape;
-  }
 
   // Number of frames in a chunk or in its left context, counting every `step`-th frame after subsampling.
   std::int64_t frames(std::int64_t step) const { return (form_.chunk_size * m_.frame_reduction - 1) / step + 1; }
