@@ -68,23 +68,14 @@ class _Worker:
 class WorkerPool:
     """A fixed number of worker processes. Close the pool at the end.
 
-    Forked workers share the memory of a model that was loaded once. Spawned workers each load the model.
-
-    Args:
-        folder: folder of the run.
-        run: description of the run.
-        model: the model.
-        recognizer: the loaded model for forked workers. None: workers are spawned.
-        num_workers: number of processes.
-
-    Attributes:
-        num_deaths: number of workers that died and were replaced.
+    Forked workers share the memory of `recognizer`, the model that was loaded once. If it is None, workers are spawned,
+    and each loads the model.
     """
 
     def __init__(
         self, folder: str, run: RunDescription, model: ModelChoice, recognizer: Recognizer | None, num_workers: int
     ) -> None:
-        self.num_deaths = 0
+        self.num_deaths = 0  # workers that died and were replaced
         self._setup = (folder, run, model, recognizer)
         self._context = multiprocessing.get_context("spawn" if recognizer is None else "fork")
         self._cautions: dict[int, Caution] = {}

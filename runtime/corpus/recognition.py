@@ -200,20 +200,12 @@ class BlockRecognizer:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockDone:
-    """Statistics of a block whose results have been written.
-
-    Attributes:
-        number: index of the block.
-        num_utterances: number of entries.
-        num_failed: number of entries with an error.
-        num_warned: number of entries with warnings.
-        seconds: seconds of audio.
-    """
+    """Statistics of the block with index `number`, whose results are written: entries, and seconds of their audio."""
 
     number: int
     num_utterances: int
-    num_failed: int
-    num_warned: int
+    num_failed: int  # with an error
+    num_warned: int  # with warnings
     seconds: float
 
 

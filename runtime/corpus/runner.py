@@ -104,13 +104,10 @@ def run_corpus(
 
 
 class Workers(Protocol):
-    """Workers that process blocks: a `WorkerPool`, or the actors on a cluster.
-
-    Attributes:
-        num_deaths: number of workers that died and were replaced.
-    """
+    """Workers that process blocks: a `WorkerPool`, or the actors on a cluster."""
 
     num_deaths: int
+    """Number of workers that died and were replaced."""
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
         """Process all blocks. Yield each finished block, and None about once a second."""
@@ -123,11 +120,6 @@ class CorpusRun:
     """One call, such as `run_corpus`, that begins or continues a run.
 
     For arguments and errors, see `run_corpus`. `close` releases unfinished blocks.
-
-    Attributes:
-        description: description of the run.
-        folder: folder of the run.
-        progress: progress of the run.
     """
 
     def __init__(
