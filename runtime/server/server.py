@@ -72,6 +72,7 @@ class Server:
             ssl_certfile=options.tls_certificate,
             ssl_keyfile=options.tls_key,
         )
+        self._config.load()  # takes a tenth of a second, so not when the server already says that it is ready
         self._uvicorn = uvicorn.Server(self._config)
         self._stopping = asyncio.Event()
         self._sockets: Mapping[str, socket.socket] = {}
@@ -87,6 +88,7 @@ class Server:
         self._sockets = sockets
         loop = asyncio.get_running_loop()
         await self._service.start()
+        looking = asyncio.create_task(self._look_after())  # without a first heartbeat, a silent worker would live on
         serving = asyncio.create_task(self._uvicorn.serve(sockets=[]))
         try:
             await asyncio.sleep(0)  # lets uvicorn install its signal handlers, which `ready` replaces
@@ -94,7 +96,6 @@ class Server:
             self._listen(is_wanted=True)
             if (parent := multiprocessing.parent_process()) is not None:
                 loop.add_reader(parent.sentinel, self._stop_without_parent, parent.sentinel)
-            looking = asyncio.create_task(self._look_after())
             self._ready()
             await self._stopping.wait()
             await self._service.drain()
