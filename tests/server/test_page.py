@@ -210,7 +210,7 @@ HOLD_ALL = """() => {
       super(context, ...given);
       heard.rate = context.sampleRate;
       this.port.addEventListener('message', ({ data }) => {
-        if (data.last) heard.last += data.last.length;
+        if (data.isLast) heard.last += data.samples.length;
         else heard.blocks += 1;
       });
     }
