@@ -87,7 +87,7 @@ def test_a_file_gives_what_python_gives_and_the_page_works_without_a_host(new_pa
         expect(page.locator("#spoken")).not_to_be_empty()
         page.evaluate("navigator.serviceWorker.ready")
         page.wait_for_function("navigator.serviceWorker.controller !== null")
-        wait_for(page, "async () => (await (await caches.open('u2moe')).keys()).length === 6")  # including the manifest
+        wait_for(page, "async () => (await (await caches.open('u2moe')).keys()).length === 5")  # including the manifest
     page.reload()
     page.wait_for_selector("body.ready")
     assert recognised(page, talk) == wanted
@@ -98,7 +98,7 @@ def test_a_damaged_cache_is_read_again(page, talk, wanted):
       const cache = await caches.open('u2moe');
       const requests = (await cache.keys()).filter(({ url }) => url.includes('sha256'));
       for (const request of requests) await cache.put(request, new Response(new Uint8Array(9)));
-      return requests.length === 5;
+      return requests.length === 4;
     }"""
     wait_for(page, damage)
     page.reload()
