@@ -100,7 +100,8 @@ def packed(exported, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists mapped files")
 def test_weights_are_used_where_they_lie(packed):
-    assert packed.load().kernels.native
+    model = packed.load()  # whose weights are mapped while it lives
+    assert model.kernels.native
     assert str(packed.path / "encoder.onnx.data") in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 

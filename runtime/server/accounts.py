@@ -9,10 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from u2moe.runtime.server.transport import PacedConnection
+from typing import Protocol
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -44,6 +41,16 @@ _MOST_LOST = 16 << 20
 in reference cycles."""
 _IPV6_SITE = 64
 """Number of leading bits of an IPv6 address that the client cannot choose."""
+
+
+class Served(Protocol):
+    """An open connection that can be checked and aborted."""
+
+    def check(self, now: float) -> None:
+        """Close the connection if its client makes too little progress."""
+
+    def abort(self) -> None:
+        """Close the connection immediately."""
 
 
 def allowed_connections() -> int:
@@ -111,7 +118,7 @@ class Connections:
         self._most_of_one = max(int(limit * _PART), 1)
         self._is_proxy = is_proxy
         self._tell_new = tell_new
-        self.served: dict[Visit, PacedConnection] = {}
+        self.served: dict[Visit, Served] = {}
         self._accounts: dict[str, Account] = {}
         self._num_lost = 0
         self._looked_s = 0.0  # processor time of the event loop when it was last read

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from importlib.metadata import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,7 +151,7 @@ def test_a_response_is_not_copied_for_who_does_not_read(server):
         server.wait_until(unread)
         assert all(each._transport.get_write_buffer_size() < 128 << 10 for each in unread())
         _, _, content = b"".join(iter(lambda: plain.recv(100_000), b"")).partition(b"\r\n\r\n")
-        assert content == (resources.files("u2moe.runtime.web") / "core.wasm").read_bytes()
+    assert content == server.get("/u2moe/core.wasm").content
 
 
 def test_connections_answer_at_once_and_a_mistake_of_ours_is_logged(server, caplog, monkeypatch):
