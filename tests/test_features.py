@@ -1,5 +1,4 @@
 import _ctypes
-import ctypes
 import dataclasses
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from u2moe.runtime import Recognizer
 from u2moe.runtime.bundle.manifest import FeatureConfig
 from u2moe.runtime.errors import BundleError
+from u2moe.runtime.model import features
 from u2moe.runtime.model.features import FeatureStream, fbank
 
 ALL_CONFIGS = [*CONFIGS, *WENET.values()]
@@ -26,8 +26,15 @@ def library(request):
     if request.param == "numpy":
         return None
     library = pytest.importorskip("u2moe_kernels", exc_type=ImportError).library_path()
-    assert ctypes.CDLL(str(library)).u2moe_features, "reinstall u2moe-kernels"
+    assert features._native(library, CONFIG) is not None, "reinstall u2moe-kernels"
     return library
+
+
+def test_streams_use_the_library_of_their_model(recognizer, sound, monkeypatch):
+    used = []
+    monkeypatch.setattr(features, "_native", lambda library, _config: used.append(library))
+    recognizer.transcribe(sound)
+    assert set(used) == {pytest.importorskip("u2moe_kernels", exc_type=ImportError).library_path()}
 
 
 @pytest.mark.parametrize("config", CONFIGS)

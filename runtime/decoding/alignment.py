@@ -232,17 +232,13 @@ class TextAligner:
         Raises:
             AlignmentError: no speech is heard, or the recording is too short for the text.
         """
-        frame_s, lead_s, duration = stream.frame_s, stream.extractor.lead_s, stream.extractor.end_s
+        frame_s, duration, clock = stream.frame_s, stream.extractor.end_s, stream.clock()
         num_frames, needed_s = self._aligner.num_frames, self._aligner.num_needed * frame_s
         aligned, heard = self._aligner.finish(), np.concatenate([np.zeros(0, bool), *self._heard])
         if not heard.any():
             raise AlignmentError(f"no speech was found in {duration:.1f} s of audio")
         if aligned is None:
             raise AlignmentError(f"the text needs at least {needed_s:.1f} s of audio, found {duration:.1f} s")
-
-        def clock(seconds: float) -> float:
-            return round(min(max(seconds - lead_s, 0.0), duration), 3)
-
         words = [word for _, words in self._sentences for word in words]
         spans = word_spans(words, [token.peak for token in aligned], frame_s, self._pauses, num_frames=num_frames)
         found = [

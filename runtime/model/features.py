@@ -201,7 +201,7 @@ def _native(library: Path, config: FeatureConfig) -> Callable[[Samples, Samples]
     pointers = (None if array is None else array.ctypes.data for array in arrays)
     front_end = _FrontEnd(*sizes, config.num_mel_bins, config.num_ceps, *pointers)
 
-    def compute(samples: Samples, features: Samples, _kept: object = arrays) -> None:
+    def compute(samples: Samples, features: Samples, _kept: object = arrays) -> None:  # `front_end` points to them
         with NATIVE_CALLS:
             if not function(front_end, samples.ctypes.data, len(features), features.ctypes.data):
                 raise MemoryError
