@@ -1,7 +1,5 @@
 """Exports a WeNet checkpoint to a bundle of ONNX graphs. torch is imported only on first use."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """Low-rank adapters of WeNet's fine-tuning (LoRA, arXiv 2106.09685), merged into the weights that they adapt."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The architecture of a network: validated sizes and kinds, without tensors. `checkpoint` reads it from train.yaml."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

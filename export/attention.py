@@ -1,7 +1,5 @@
 """Attention, normalisations and positional encodings in plain torch, with the tensor names of WeNet's state dict."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Attention layers as calls of ONNX functions. WeNet's position biases are folded into weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

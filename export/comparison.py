@@ -1,7 +1,5 @@
 """Compares tensors with their expected values. Does not need torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Convolutions over time, in plain torch and as layers of the graph."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Builds the attention decoders as ONNX nodes."""
 
-from __future__ import annotations
-
 import math
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Exports a checkpoint directory to a verified bundle: builds and writes the graphs, then compares them with torch."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable, Iterator

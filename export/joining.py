@@ -1,7 +1,5 @@
 """Joins the encoder and the CTC head of a bundle to the graph that provides the encoder's inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

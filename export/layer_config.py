@@ -1,7 +1,5 @@
 """Reads the settings of decoders, and those that several kinds of encoder share, from a train.yaml."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Literal, cast, get_args
 

@@ -1,7 +1,5 @@
 """The layers of the network, with their weights, as calls to the ONNX functions in `runtime.graph.layers`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import cast
 

@@ -1,7 +1,5 @@
 """The U2++ network in plain torch: encoder, CTC head and decoders, with the tensor names of WeNet's state dict."""
 
-from __future__ import annotations
-
 import math
 from typing import cast
 

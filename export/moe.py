@@ -1,7 +1,5 @@
 """Feed-forward layers in plain torch: dense, gated, and the mixture of experts with its router."""
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

@@ -1,7 +1,5 @@
 """Compares torch with onnxruntime for every graph of a bundle: chunk by chunk, batch by batch, expert by expert."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

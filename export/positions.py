@@ -1,7 +1,5 @@
 """Positional encodings: added to the input of the blocks, or read by their attention."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 `proved.json` lists the covered pairs; tests/golden/configurations/pairs.py writes it from the golden outputs of WeNet.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import cache

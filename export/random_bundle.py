@@ -3,8 +3,6 @@
 A tensor's values are drawn again for each use and never kept, so even a billion parameters need little memory.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -9,8 +9,6 @@ The same seed yields the same bytes. Values are uniform, with 24 random bits eac
 every processor. Normal numbers would depend on the processor's logarithm and cosine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -3,8 +3,6 @@
 The release is identified by the tensors of the checkpoint and by the layout of train.yaml.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

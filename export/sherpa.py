@@ -3,8 +3,6 @@
 The comparison calls the graphs as sherpa-onnx's C++ code does.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace

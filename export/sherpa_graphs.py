@@ -5,8 +5,6 @@ network that a client cannot run is refused, and the reason is given. Otherwise 
 when it loads the file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Subsampling reduces the frame rate before the blocks. It is implemented in plain torch and as layers of the graph."""
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar, cast
 

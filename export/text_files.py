@@ -3,8 +3,6 @@
 Feature statistics are in WeNet's global_cmvn, as JSON or Kaldi text. They are needed only if the state dict has none.
 """
 
-from __future__ import annotations
-
 import json
 import stat
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Parses train.yaml, in WeNet's old and new layouts, into architecture, features and vocabulary. Reads no tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Loads a WeNet state dict, and selects and checks the tensors that an architecture needs."""
 
-from __future__ import annotations
-
 import io
 import lzma
 import math

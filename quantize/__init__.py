@@ -1,7 +1,5 @@
 """Quantization of bundles. Needs onnx-ir, but not torch."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

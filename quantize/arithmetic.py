@@ -1,7 +1,5 @@
 """Quantization and dequantization of numpy arrays. Independent of graphs."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A summary of the effects of quantization: how many tokens change, and which layers cause the most changes."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 The damage is shown as text and as a picture.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

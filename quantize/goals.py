@@ -1,7 +1,5 @@
 """A greedy search that uses each layer's damage to find formats that meet a goal. It does not depend on graphs."""
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The content of a bundle as text or JSON: sizes, parameters by group, experts, tensors, metadata."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -3,8 +3,6 @@
 Converted weights are computed lazily, one at a time, when the graph is saved.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A packed graph calls native operators instead of our functions, and contains no functions.
 """
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 from collections.abc import Callable, Sequence

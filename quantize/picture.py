@@ -1,7 +1,5 @@
 """SVG bar charts for reports, with an axis and a legend. Independent of ONNX."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 

@@ -1,7 +1,5 @@
 """Progress of long work as lines of text: the finished share and the remaining time."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

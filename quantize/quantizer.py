@@ -1,7 +1,5 @@
 """Quantizes a float32 bundle: writes a new bundle weight by weight, checks that it runs, and reports on it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

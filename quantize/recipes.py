@@ -1,7 +1,5 @@
 """Recipes: the number format of each group of weights, as validated data. Independent of graphs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Features of recordings: computed, stored in files, and for calibration cut into pieces and divided by purpose."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -3,8 +3,6 @@
 Everything is measured on the written files. A packed bundle is measured before packing, except for its size.
 """
 
-from __future__ import annotations
-
 import itertools
 import statistics
 import time

@@ -1,7 +1,5 @@
 """Make versions of a bundle in other formats: smooth, quantize, pack and measure them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

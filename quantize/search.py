@@ -1,7 +1,5 @@
 """A search for layer formats. It chooses formats by divergence, which is smooth, and judges them by changed tokens."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import statistics

@@ -6,8 +6,6 @@ multiplies the weights that read it. The factors are powers of two, so that noth
 are then either unchanged or multiplied by such a factor.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Find a bundle: the demo model, a folder, or a repository on a model hub."""
 
-from __future__ import annotations
-
 import os
 import re
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """Write a folder atomically: stage it next to its target, seal it, and rename it to the target."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

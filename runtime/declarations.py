@@ -7,8 +7,6 @@
 documentation pages and the tables of the other runtimes all use these declarations.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect

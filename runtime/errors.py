@@ -23,8 +23,6 @@ U2moeError
 AudioWarning and BundleWarning are UserWarnings about audio or a bundle that is usable, but perhaps not as intended.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Commands that install missing packages. Only this module contains the names of the packages."""
 
-from __future__ import annotations
-
 IS_PUBLISHED = False
 """Whether u2moe and the distributions in `_FOLDERS` are on PyPI. If not, the commands install from a clone."""
 _FOLDERS = {"kernels": "runtime/kernels", "demo": "runtime/demo"}

@@ -1,7 +1,5 @@
 """Logger of the package. Nothing is logged unless the program imports `logging`; this module does not import it."""
 
-from __future__ import annotations
-
 import sys
 
 NAME = "u2moe"

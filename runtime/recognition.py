@@ -1,7 +1,5 @@
 """Recognition loops: for a recording, which is read to its end, and a live source, which delivers audio over time."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

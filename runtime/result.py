@@ -1,7 +1,5 @@
 """Results: text, words with times and confidences, and alternatives."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 
 

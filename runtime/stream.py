@@ -1,7 +1,5 @@
 """Public interface for recognising one source. `stream_state` and `pipeline` implement it."""
 
-from __future__ import annotations
-
 import numpy.typing as npt
 
 from u2moe.runtime.audio.arrays import as_samples, checked_rate

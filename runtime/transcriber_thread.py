@@ -1,7 +1,5 @@
 """Thread of a `Transcriber`. It processes a bounded queue of audio in order, and calls a callback for each event."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os

@@ -4,8 +4,6 @@ The temporary file is hidden and next to the target, for example ".0123456789abc
 temporary file remains until a later process removes it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

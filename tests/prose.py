@@ -1,7 +1,5 @@
 """Phrases that the style sheet of CONTRIBUTING rules out: `python tests/prose.py`, in `make lint`."""
 
-from __future__ import annotations
-
 import io
 import re
 import subprocess

@@ -6,8 +6,6 @@ of its products at the machine's best rate, and the time to read these bytes onc
 measured time of a part includes normalisation, activations and copies; the bound does not.
 """
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections import defaultdict

@@ -3,8 +3,6 @@
 The check runs in a separate process. If a driver crashes, the crash is reported as a failure.
 """
 
-from __future__ import annotations
-
 import gc
 import hashlib
 import importlib

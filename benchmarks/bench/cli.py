@@ -1,7 +1,5 @@
 """The subcommand `bench`: parse the arguments, measure, print."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

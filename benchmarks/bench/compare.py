@@ -1,7 +1,5 @@
 """Compare two reports of `u2moe bench`: compute ratios, and mark differences that exceed the spread."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The cost of each bundle relative to the first: parameters, bytes, and time by kind of work."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec

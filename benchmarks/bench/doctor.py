@@ -1,7 +1,5 @@
 """The subcommand `doctor`: print the installation details that a bug report needs."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

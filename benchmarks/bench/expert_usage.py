@@ -1,7 +1,5 @@
 """Usage of experts in each chunk of real speech: which experts get tokens, and how many bytes their weights take."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Load time, memory and disk space of a bundle, measured in fresh processes."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import subprocess

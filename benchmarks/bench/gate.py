@@ -1,7 +1,5 @@
 """Limits on the costs of one bundle relative to another: time, word errors, size and memory."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence

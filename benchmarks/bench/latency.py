@@ -6,8 +6,6 @@ that audio to the result. It includes queueing behind earlier chunks. Start and 
 result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Runs all measurements of `u2moe bench`, and returns their results as a JSON report."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Speed of bundles, end to end and by stage."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial

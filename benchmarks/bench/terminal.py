@@ -1,7 +1,5 @@
 """Tables of a `u2moe bench` report for a terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Description of the measuring machine: processor, memory and software, as reported by the system."""
 
-from __future__ import annotations
-
 import datetime as dt
 import os
 import platform

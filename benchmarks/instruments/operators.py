@@ -4,8 +4,6 @@ Multiply-adds are counted from the shapes in onnxruntime's profile. Experts with
 rewrite removed, therefore count as 0.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import math

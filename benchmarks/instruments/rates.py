@@ -3,8 +3,6 @@
 If native kernels are installed, reading is also measured with them, because they use huge pages and prefetching.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The workload of benchmarks: an utterance, and one round of work in each mode. Imports only the runtime."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """JSON files of results: their paths in a clone of u2moe, and the machine and day of the measurement."""
 
-from __future__ import annotations
-
 import datetime as dt
 import hashlib
 import json

@@ -5,8 +5,6 @@ For example, a page with the mark `ratio` contains this line:
 Streaming takes <!-- begin ratio -->2.35<!-- end ratio --> times as long.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -8,8 +8,6 @@ written instead. Marks without a dot belong to other scripts. The table of targe
 all studies.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import pkgutil

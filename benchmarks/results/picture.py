@@ -3,8 +3,6 @@
 python -m u2moe.benchmarks.results.picture
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

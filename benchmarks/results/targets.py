@@ -1,7 +1,5 @@
 """Targets: limits that were set before the measurement, compared with the measured values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 u2moe bench runtime/demo --output benchmarks/results/bench.json
 """
 
-from __future__ import annotations
-
 from u2moe.benchmarks.bench.terminal import Report, describe
 
 

@@ -5,8 +5,6 @@
 Recordings are recognised in chunks of 16 encoder frames with the bundle's search.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@ Recordings are recognised with full context. A word is correct if the alignment 
 transcript.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -6,8 +6,6 @@ Delays count only the audio that arrives after a word, not the time for computat
 every machine. `u2moe bench` also measures the computation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

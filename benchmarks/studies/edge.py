@@ -6,8 +6,6 @@ FOLDER receives the measurements and any missing bundles, which have random weig
 run continues with the files in FOLDER. --prepare only makes the bundles. The workload is that of `full_size`.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

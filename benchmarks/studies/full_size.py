@@ -7,8 +7,6 @@ Times include the encoder and the CTC head. Features and search are excluded, be
 is not representative. Routers spread tokens evenly, which is the worst case.
 """
 
-from __future__ import annotations
-
 import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -13,8 +13,6 @@ starts on the server's cores. "slower, few speakers" has only --speakers speaker
 process runs at nice 10. If other programs are running, start this script with nice -n -15.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib

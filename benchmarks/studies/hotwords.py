@@ -18,8 +18,6 @@ spoken. White noise, pink noise and babble are recognised in the same way. Babbl
 reversed speech from the second list.
 """
 
-from __future__ import annotations
-
 import itertools
 import tempfile
 import time

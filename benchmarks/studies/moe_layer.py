@@ -9,8 +9,6 @@ network. The lower bound on a layer's time is the larger of two times: the time 
 a token, and the time to compute all products. Both times use the rates that kernels reach in the same run.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial

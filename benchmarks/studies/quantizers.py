@@ -12,8 +12,6 @@ variant of BUNDLE whose routers hardly distinguish experts. For bundles with a l
 both passes is measured twice: on the first two minutes of SPEECH.tsv, and on DEV.tsv, which is held out.
 """
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import statistics

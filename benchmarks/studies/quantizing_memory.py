@@ -7,8 +7,6 @@ report, with a report on the demo model's clips, with calibration on the recordi
 and a divergence limit that is met immediately.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -10,8 +10,6 @@ measured with the demo model on its clips, on one thread. Programs take turns an
 second time counts.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import tempfile

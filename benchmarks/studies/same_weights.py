@@ -8,8 +8,6 @@ WeNet's loop over experts, which selects and adds rows for one expert at a time.
 caches (keys, values and convolution history) are at least as good as WeNet's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

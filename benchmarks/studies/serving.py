@@ -14,8 +14,6 @@ Both servers run the same weights on one thread with the same chunks and left co
 each chunk. sherpa-onnx uses greedy search. u2moe uses prefix beam search and rescores final results with both decoders.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib

@@ -9,8 +9,6 @@ variant. An interrupted run resumes from these results, and several runs with --
 is compared on the recordings processed so far.
 """
 
-from __future__ import annotations
-
 import json
 import runpy
 import shutil

@@ -10,8 +10,6 @@ speech from samples to text, with greedy search and without endpoints. tests/tes
 same tokens.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial

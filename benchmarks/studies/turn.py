@@ -7,8 +7,6 @@ The encoder runs once, in chunks. Each rule is then applied to a search over the
 seconds of audio, so they are the same on every machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any

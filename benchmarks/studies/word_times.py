@@ -10,8 +10,6 @@ Sentences are joined into an hour of audio. `align` should find each word at the
 It should also detect one replaced word, or three missing words, in the text of each sentence.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections import Counter

@@ -5,8 +5,6 @@ python make_site.py site [--model BUNDLE]
 python -m http.server --directory site --bind 127.0.0.1
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The Branchformer encoder (arXiv 2207.02971): attention and a gating MLP side by side, merged by a projection."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 

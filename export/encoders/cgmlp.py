@@ -1,7 +1,5 @@
 """Attention in parallel with a convolutional gating MLP (arXiv 2105.08050), in torch and as layers of a graph."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import cast
 

@@ -1,7 +1,5 @@
 """The transformer encoder, and the conformer, which adds a convolution module and optionally a macaron layer."""
 
-from __future__ import annotations
-
 from typing import ClassVar, cast
 
 import onnx_ir as ir

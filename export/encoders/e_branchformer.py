@@ -1,7 +1,5 @@
 """The E-Branchformer encoder (arXiv 2210.00077): attention and a gating MLP side by side, merged by a convolution."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import cast
 

@@ -5,8 +5,6 @@ encoder. The attention expects each cache as a pair of tensors, but receives one
 output equals the output of this module. So does WeNet's output for the whole utterance with a chunk mask.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The Efficient Conformer encoder as layers of a graph."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import cast

@@ -1,7 +1,5 @@
 """The encoders by WeNet's names. To add one, add a module beside this one and an entry in `KINDS`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Graph layers that all encoders share. Each kind of encoder supplies its blocks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import ClassVar, cast
 

@@ -3,8 +3,6 @@
 `squeezeformer_nodes` builds the same layers for a graph.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast, get_args

@@ -1,7 +1,5 @@
 """Calibration for NPU compilers: chunks of recordings, a graph quantized with them, and its loss of accuracy."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Mapping, Sequence

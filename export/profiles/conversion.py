@@ -3,8 +3,6 @@
 ORT format is onnxruntime's own. It loads faster, and builds of onnxruntime without optimizers can read it.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings

@@ -1,7 +1,5 @@
 """Folds graphs of fixed shape: computes constants, removes nodes without effect, and checks the result."""
 
-from __future__ import annotations
-
 import tempfile
 from collections import Counter
 from pathlib import Path

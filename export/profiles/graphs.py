@@ -4,8 +4,6 @@ The profile `streaming` is for a chunk of samples, `offline` for the samples of 
 audio file.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args

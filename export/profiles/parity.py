@@ -1,7 +1,5 @@
 """Compares the graph of a profile with the bundle's own graphs, which u2moe's runtime runs."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Converts the encoder and the CTC head of a bundle to one graph of fixed shape for NPUs."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence

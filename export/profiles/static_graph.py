@@ -1,7 +1,5 @@
 """Joins the encoder and the CTC head of a bundle into one graph of fixed shape, `static.onnx`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Conversions of weights, and of the layers that read them, to each format."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 

@@ -4,8 +4,6 @@ MatMulNBits rounds each row of activations to int8 separately, in blocks, so tha
 token. Native kernels round each row to int8 with a single scale.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -9,8 +9,6 @@ multiplies it and adds the bias. A feed-forward layer, gated or not, is also one
 """
 
 # ruff: noqa: ARG002 - products need only the sizes of their weights
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

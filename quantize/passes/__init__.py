@@ -3,8 +3,6 @@
 A recipe sets a format for each group of weights. The exporter has assigned every weight to a group.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections import Counter

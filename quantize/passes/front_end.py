@@ -5,8 +5,6 @@ its whole receptive field, so that its values do not depend on its chunk. The fi
 because it reads features. The inputs of the other convolutions and of the projection are never negative.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Convert graphs to half precision, or only store weights in float16."""
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 from pathlib import Path

@@ -4,8 +4,6 @@ For any split of the input into buffers, soxr's stream returns bit-identical sam
 ratio of the rates requires. On systems for which soxr has no wheel, `SincResampler` replaces it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from fractions import Fraction

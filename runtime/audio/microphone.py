@@ -1,7 +1,5 @@
 """Feed a transcriber with live audio from a microphone."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Without padding, the encoder has no context before the first sound of a tightly 
 recording, samples that do not fill a frame are dropped, although they may be the end of a word.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -5,8 +5,6 @@ the same meaning as in WeNet's ONNX export have the same names as there. Axes gi
 checkpoint fixes those that are fields of `ModelConfig`; all others are dynamic.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

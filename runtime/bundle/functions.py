@@ -4,8 +4,6 @@ A graph calls each layer as a model-local function of domain `u2moe`. `runtime.g
 functions declared here. `python runtime/kernels/declare.py` writes the names in `NATIVE` to the kernels' header.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ embeddings from the mapping as long as the session exists. Therefore, this modul
 the session. No file stays mapped after a session is created, so later changes to the files are harmless.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re

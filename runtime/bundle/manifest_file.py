@@ -5,8 +5,6 @@ the field can read the bundle. Older programs may also ignore some fields that h
 object that contains such a field names it under the key `harmless`, with the effect of ignoring the field.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

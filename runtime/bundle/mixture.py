@@ -1,7 +1,5 @@
 """Description of a mixture of experts, stored as attributes of the graph node that calls it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any

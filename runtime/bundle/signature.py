@@ -1,7 +1,5 @@
 """Ed25519 signatures of bundles. They cover the manifest and, through its digests, all files. They contain no date."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import hashlib

@@ -3,8 +3,6 @@
 A format is implemented in the file of the same name in `quantize/formats`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

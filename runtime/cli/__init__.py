@@ -1,7 +1,5 @@
 """The command line `u2moe`."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

@@ -1,7 +1,5 @@
 """`u2moe align`: find the times of words in recordings of known texts, and where text and audio differ."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`u2moe corpus`: recognition on this machine or a Ray cluster, and the actions `status`, `merge` and `score`."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Inputs of commands (files, folders, standard input and raw audio), and the paths of their transcripts."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections import Counter

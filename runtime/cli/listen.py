@@ -1,7 +1,5 @@
 """`u2moe listen`: recognise speech from a microphone."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import time

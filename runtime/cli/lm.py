@@ -1,7 +1,5 @@
 """`u2moe lm`: train, convert, tune and attach language models."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Options shared by several commands: model, decoding, hotwords and language model."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import difflib

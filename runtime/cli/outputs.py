@@ -1,7 +1,5 @@
 """Destinations of transcripts: stdout, or a file for each recording. Programs can instead read events from stdout."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

@@ -1,7 +1,5 @@
 """`u2moe push`: publish a bundle and its model card in a repository of the Hugging Face hub."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`u2moe serve`: run the server."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`u2moe sign` and `u2moe verify`: sign bundles, and check their files and signatures. Graphs may have any format."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Output of the command line to stdout and stderr. Each may be a terminal, a file or a pipe, or may be closed."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

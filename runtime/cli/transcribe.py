@@ -1,7 +1,5 @@
 """`u2moe transcribe`: recognise files, folders and pipes, one by one. The failure of one does not stop the others."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import re

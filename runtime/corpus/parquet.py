@@ -1,7 +1,5 @@
 """Results as Parquet files. All list formats except NeMo's give the same columns. Needs pyarrow (extra `parquet`)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ same batch, the entries of the batch are decoded separately. If workers die repe
 this entry contains an error.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import math

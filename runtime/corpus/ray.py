@@ -5,8 +5,6 @@ The folder of results contains the same files as after a run on one machine. A r
 finish on one machine, or vice versa.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Recognises the entries of a block. Short entries are decoded in batches."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """Results of a run: read them in order, merge them into one file, and score them."""
 
-from __future__ import annotations
-
 import csv
 import heapq
 import itertools

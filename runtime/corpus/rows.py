@@ -1,7 +1,5 @@
 """Makes and reads rows of results, one for each entry. `parquet` writes them as Parquet."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """Recognition of a corpus. Worker processes recognise the blocks that have no results yet."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

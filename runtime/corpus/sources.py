@@ -1,7 +1,5 @@
 """Reading the audio of entries from files, URLs, tar archives and commands."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

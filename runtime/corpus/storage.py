@@ -1,7 +1,5 @@
 """Access to files by path (with the standard library) or by URL (with fsspec, if installed)."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

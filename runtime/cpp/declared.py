@@ -5,8 +5,6 @@ include/u2moe.h. In runtime/web, it writes declared.js and the options in index.
 of their struct. A test checks that the committed files are up to date.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

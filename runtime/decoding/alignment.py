@@ -1,7 +1,5 @@
 """Forced alignment of tokens with the CTC output, cut points between words, and alignment of texts with recordings."""
 
-from __future__ import annotations
-
 import tempfile
 import weakref
 from collections.abc import Sequence

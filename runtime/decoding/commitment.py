@@ -14,8 +14,6 @@ end in the same tokens that the loser adds to that prefix. Without these tokens,
 in the same way. A beaten hypothesis will never be the best, so the tokens shared by all others are settled.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter

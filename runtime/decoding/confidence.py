@@ -1,7 +1,5 @@
 """Confidences of words from the probabilities of their tokens."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

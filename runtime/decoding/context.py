@@ -9,8 +9,6 @@ Text and phrases are words with boundaries on both sides ("▁NEW▁YORK▁"), s
 scripts without spaces, and in Korean, whose words have endings, each character counts as a word.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """CTC searches over log-probabilities: greedy search, and prefix beam search, whose beam is in `beam_search`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

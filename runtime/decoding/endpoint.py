@@ -4,8 +4,6 @@ With full context, pauses in the audio also end utterances. If an utterance ends
 decides where to cut it.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Sequence

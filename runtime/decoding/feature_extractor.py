@@ -1,7 +1,5 @@
 """Compute windows of features, and their loudness, from the samples of a stream."""
 
-from __future__ import annotations
-
 from array import array
 from pathlib import Path
 

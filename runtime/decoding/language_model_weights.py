@@ -1,7 +1,5 @@
 """Tune a bundle's language model weights and blank penalty. The recordings are encoded only once."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Times of tokens and words: spans around the peaks of CTC, and word boundaries moved to pauses in the audio."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Runs many streams through these stages: windows, encoder, CTC head, first pass, cuts, second pass, conclusion."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -13,8 +13,6 @@ a name, but would be too weak to keep that name in the second pass. The score of
 has its own factor instead of ctc_weight.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From first-pass hypotheses to the final result of an utterance: second pass, text, words and times."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from functools import cache

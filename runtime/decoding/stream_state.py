@@ -1,7 +1,5 @@
 """The state of a stream during recognition, behind the public `Stream`. `pipeline` runs the graphs."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import threading

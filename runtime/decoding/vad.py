@@ -1,7 +1,5 @@
 """Voice activity detection with silero VAD, which the user provides."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import os

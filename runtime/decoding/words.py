@@ -1,7 +1,5 @@
 """Prepares hotwords, language models and grammars for the vocabulary of a bundle."""
 
-from __future__ import annotations
-
 import functools
 import weakref
 from collections.abc import Mapping

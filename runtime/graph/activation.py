@@ -3,8 +3,6 @@
 `python runtime/kernels/declare.py` writes their names and bounds to the header of the kernels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Model-local functions for attention, excluding its projections. Some use a cache of keys and values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """Build ONNX graphs and functions node by node, with names that follow the structure of the network."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence

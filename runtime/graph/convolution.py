@@ -1,7 +1,5 @@
 """Convolution modules as model-local functions, with and without a cache. Projections are not included."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

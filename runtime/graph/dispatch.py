@@ -4,8 +4,6 @@ Assignments of tokens to experts are sorted by expert. Each expert then processe
 Gather puts all rows back in the order of tokens. An expert without tokens processes an empty matrix.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import onnx_ir as ir

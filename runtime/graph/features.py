@@ -3,8 +3,6 @@
 The graph and `model.features` compute in double precision, so their features rarely differ, and only in the last bit.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Read the weights of graphs, save graphs with internal or external weights, and list external weights."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

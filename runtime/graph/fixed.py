@@ -3,8 +3,6 @@
 All axis sizes are known in advance, tensors have at most four axes, and all numbers fit into float16.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The weights of a layer are inputs of its call; the attributes describe the layer. See `builder.build_function`.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Write `source/declared.h`, the constants that the kernels share with Python. A test checks that it is up to date."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from u2moe.runtime.bundle import functions

@@ -6,8 +6,6 @@ contains the word of each n-gram except unigrams. Then come each order's tables 
 most 256 or 65536 values per table. The last arrays contain the indices of each n-gram's values in these tables.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Language models, and options for their use in the search."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os

@@ -1,7 +1,5 @@
 """Splits text into sentences, removes punctuation, and normalises the words to look like a recogniser's output."""
 
-from __future__ import annotations
-
 import functools
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Makes calls into onnxruntime safe while the interpreter exits."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import threading

@@ -6,8 +6,6 @@ bit-identical for any split of the samples. Between processors, they differ at m
 has the same equations for programs in other languages.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import math

@@ -1,7 +1,5 @@
 """An onnxruntime session, checked against its contract, with inputs and outputs by name. Stateless and thread-safe."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Settings of onnxruntime sessions: execution providers, threads and kernels."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

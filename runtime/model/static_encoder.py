@@ -1,7 +1,5 @@
 """Encoder for bundles of fixed shape. Runs `static.onnx` with onnxruntime or an external runner."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO

@@ -1,7 +1,5 @@
 """Speech recognition with U2++ mixture-of-experts models on ONNX. `u2moe.runtime` is loaded at its first use."""
 
-from __future__ import annotations
-
 import os
 from typing import TYPE_CHECKING, Any
 

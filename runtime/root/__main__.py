@@ -1,7 +1,5 @@
 """The program `u2moe`, also run by `python -m u2moe`. Its help does not need onnxruntime."""
 
-from __future__ import annotations
-
 import os
 import sys
 

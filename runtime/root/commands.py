@@ -1,7 +1,5 @@
 """The commands of `u2moe` and their help. Imports nothing slow."""
 
-from __future__ import annotations
-
 DOCUMENTATION = "docs/index.md in the repository, or `make docs`"
 
 GROUPS = {

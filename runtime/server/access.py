@@ -1,7 +1,5 @@
 """Access control for all protocols: API keys, host names and origins of web pages."""
 
-from __future__ import annotations
-
 import hmac
 import re
 import uuid

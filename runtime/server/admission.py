@@ -1,7 +1,5 @@
 """Admission of live streams and files, and measurement of how many streams this machine can recognise at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time

@@ -1,7 +1,5 @@
 """The ASGI application: routes for the protocols, for the web page, and for the server's operators."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from importlib import resources

@@ -1,7 +1,5 @@
 """WebSocket connections for the protocols: receiving and sending with timeouts, and parsing of messages."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """Errors that the server reports to clients, in the form of each protocol."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 from collections.abc import Iterator, Mapping

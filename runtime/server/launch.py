@@ -1,7 +1,5 @@
 """Starts a server: opens the ports, logs the addresses, and loads the models."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc

@@ -3,8 +3,6 @@
 Lines never contain clients' audio, text, URLs or addresses.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Metrics of the server for Prometheus. Each worker has one row of a shared array. Totals are sums over the rows."""
 
-from __future__ import annotations
-
 import multiprocessing
 import threading
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Named models of a server, their decoding options, and the options that clients may request."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import re

@@ -1,7 +1,5 @@
 """Options of the server, validated on construction."""
 
-from __future__ import annotations
-
 import ipaddress
 import socket
 import ssl

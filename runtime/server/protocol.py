@@ -1,7 +1,5 @@
 """Class that describes a protocol, admits and closes its WebSockets, and handles their errors."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

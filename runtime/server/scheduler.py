@@ -1,7 +1,5 @@
 """Scheduler: one thread recognises all streams, in rounds of one batch each."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time

@@ -1,7 +1,5 @@
 """The server in one process. It accepts connections, passes HTTP to uvicorn, and lets streams finish when it stops."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """Processes of a server: signal handling, and a team of workers that share sockets."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

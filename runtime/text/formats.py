@@ -1,7 +1,5 @@
 """Writes transcripts as text in the output formats. The module `subtitles` cuts segments into subtitles."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """Reads plain or gzipped text files line by line."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import zlib

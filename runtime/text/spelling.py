@@ -1,7 +1,5 @@
 """Spells words with the symbols of a vocabulary: the reverse of `Vocabulary.text`."""
 
-from __future__ import annotations
-
 import functools
 from itertools import pairwise
 

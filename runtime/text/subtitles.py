@@ -1,7 +1,5 @@
 """Cuts segments into subtitles with lines and times."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import unicodedata

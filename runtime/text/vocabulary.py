@@ -1,7 +1,5 @@
 """The vocabulary: conversion of token ids to text and words. For the reverse, see `spelling`."""
 
-from __future__ import annotations
-
 import functools
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Word errors of recognised text."""
 
-from __future__ import annotations
-
 import functools
 import re
 import unicodedata

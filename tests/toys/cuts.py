@@ -2,8 +2,6 @@
 utterance is encoded and decoded again from its samples in the recording. If the stream had dropped, repeated or moved
 frames, or mixed up utterances, the words would differ."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Damage to bytes, and odd values: the building blocks of fuzz inputs, and a loop that tries them from seeds."""
 
-from __future__ import annotations
-
 import gc
 import os
 import warnings

@@ -1,7 +1,5 @@
 """Clips in many formats with changed bytes, recognised or decoded: sound files, and media files."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools

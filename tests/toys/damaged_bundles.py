@@ -1,7 +1,5 @@
 """Bundles with a changed manifest, or a changed, missing, exchanged or special file; opened, loaded and used."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Training configurations with changed values, odd texts, aliases and nesting that YAML allows, and changed bytes."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable, Sequence

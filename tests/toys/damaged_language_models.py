@@ -1,7 +1,5 @@
 """Language models with changed numbers, words and lines, and changed bytes, some with a recomputed digest."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 from collections.abc import Callable

@@ -2,8 +2,6 @@
 graph, onnxruntime must return a result or an error. A seed makes different layers for each instruction set in
 U2MOE_KERNELS_ISA."""
 
-from __future__ import annotations
-
 import math
 import os
 import zlib

@@ -1,7 +1,5 @@
 """Random layers of the native operators, with matching input shapes; `damaged_layers` damages them."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 from collections.abc import Callable, Mapping, Sequence

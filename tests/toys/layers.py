@@ -1,7 +1,5 @@
 """Single quantized layers as graphs of one call, and random weights for them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Options, hotwords, sample rates and samples, odd or not: constructed, and used if they are accepted."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

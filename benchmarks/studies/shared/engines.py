@@ -7,8 +7,6 @@ the standard library and the recogniser's package. Recordings are WAV files with
 Options are JSON.
 """
 
-from __future__ import annotations
-
 import importlib.resources
 import json
 import os

@@ -1,7 +1,5 @@
 """Runs programs that recognise files, and measures their memory. Makes the programs' environments and graphs."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

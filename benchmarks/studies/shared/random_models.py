@@ -4,8 +4,6 @@ The folder of a model contains `train.yaml`, and a bundle for each format, such 
 `fp32`.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command line of studies: options and errors. Also runs `u2moe` in separate processes, to measure memory."""
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

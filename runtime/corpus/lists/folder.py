@@ -1,7 +1,5 @@
 """A folder as a list: all audio files below it, sorted by name."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Kaldi data folders: wav.scp, and optionally `segments`, `text` and `utt2spk`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 

@@ -3,8 +3,6 @@
 A line that cannot be parsed becomes an unreadable entry.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator

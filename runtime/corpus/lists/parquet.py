@@ -1,7 +1,5 @@
 """Parquet files of Hugging Face data sets: column `audio` (bytes or paths), and optional transcripts. Needs pyarrow."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

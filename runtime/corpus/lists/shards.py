@@ -1,7 +1,5 @@
 """WeNet's shards: tar archives with pairs of KEY.wav (or another suffix) and KEY.txt, and lists of such archives."""
 
-from __future__ import annotations
-
 import tarfile
 import zlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The table of list formats, the detection of a format, and the digest that identifies a list."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import os

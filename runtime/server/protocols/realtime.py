@@ -4,8 +4,6 @@ Words cannot be retracted once they are sent in a delta, so deltas contain only 
 still revise these; only the `completed` event has the final transcript.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import binascii

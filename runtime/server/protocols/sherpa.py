@@ -7,8 +7,6 @@ rate and the size of the samples in bytes. The float32 samples follow. A client 
 any byte after the first eight.
 """
 
-from __future__ import annotations
-
 import struct
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Table of all protocols. Paths, ports, options and metrics are derived from it."""
 
-from __future__ import annotations
-
 from u2moe.runtime.server.protocols import live, realtime, rest, sherpa, vosk, wenet, wyoming
 
 _FIRST = (live.PROTOCOL, rest.PROTOCOL, realtime.PROTOCOL, wenet.PROTOCOL)

@@ -3,8 +3,6 @@
 Each message except a configuration gets one answer.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """WeNet's WebSocket protocol: `{"signal": "start"}`, int16 audio at 16 kHz, then `{"signal": "end"}`."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -4,8 +4,6 @@ As in style guides, numbers below ten stay words unless a unit follows: "two dog
 Three or more digits that are spoken one by one are joined.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Location and description of the library of native operators. onnxruntime loads the library."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import json
