@@ -2,6 +2,7 @@
 
 import hmac
 import re
+import stat
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from u2moe.runtime.server.errors import RequestError, error_response
 from u2moe.runtime.server.log import REQUEST_ID, Incidents
 from u2moe.runtime.server.options import LOOPBACK, ServerOptions
-from u2moe.runtime.validation import checked_integer
+from u2moe.runtime.server.transport import ANSWERS
+from u2moe.runtime.validation import checked_integer, refused_as
 
 KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Prefixes of WebSocket subprotocols that carry a key. Web pages need them because they cannot set headers."""
@@ -25,7 +27,6 @@ KEY = "u2moe.key"
 SPEAKS = "u2moe.speaks"
 """Name of the state entry for the port at which a request arrived: `launch.HTTP` or the name of a protocol."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_BEGINNINGS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 _READING = ("GET", "HEAD", "OPTIONS")
 """HTTP methods that are cheap and have no side effects. For other methods, the origin is checked, since browsers let
 any page post forms to any server."""
@@ -59,24 +60,27 @@ def read_keys(file: Path) -> tuple[Key, ...]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file has no key, an invalid line, or two keys with the same name or secret. Messages contain
-            line numbers or names, but no secrets.
+        ValueError: the file is not a text file in UTF-8, or has no key, an invalid line, or two keys with the same name
+            or secret. The message contains the file and the line number or name, but no secrets.
     """
-    lines = file.read_text(encoding="utf-8").splitlines()
-    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip() and line.lstrip()[0] != "#"]
-    if not rows:
-        raise ValueError(f"{file}: contains no API key")
-    if len(rows) == 1 and len(rows[0][1]) == 1:
-        return (Key(name="default", secret=rows[0][1][0]),)
-    keys = []
-    for number, row in rows:
-        if len(row) not in (2, 3) or not all(part.isdecimal() for part in row[2:]):
-            raise ValueError(f"{file}: line {number} must be a name, a key and optionally a maximum number of streams")
-        keys.append(Key(name=row[0], secret=row[1], num_streams=int(row[2]) if len(row) == 3 else None))
-    for attribute in ("name", "secret"):
-        if len({getattr(key, attribute) for key in keys}) < len(keys):
-            raise ValueError(f"{file}: two keys have the same {attribute}")
-    return tuple(keys)
+    with refused_as(ValueError, file):
+        if not stat.S_ISREG(file.stat().st_mode):  # the server would wait for data of a pipe or a device
+            raise ValueError("must be a regular file")
+        lines = enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        rows = [(number, line.split()) for number, line in lines if line.strip() and line.lstrip()[0] != "#"]
+        if not rows:
+            raise ValueError("contains no API key")
+        if len(rows) == 1 and len(rows[0][1]) == 1:
+            return (Key(name="default", secret=rows[0][1][0]),)
+        keys = []
+        for number, row in rows:
+            if len(row) not in (2, 3) or not all(part.isdecimal() for part in row[2:]):
+                raise ValueError(f"line {number} must be a name, a key and optionally a maximum number of streams")
+            keys.append(Key(name=row[0], secret=row[1], num_streams=int(row[2]) if len(row) == 3 else None))
+        for attribute in ("name", "secret"):
+            if len({getattr(key, attribute) for key in keys}) < len(keys):
+                raise ValueError(f"two keys have the same {attribute}")
+        return tuple(keys)
 
 
 class Keys:
@@ -94,12 +98,7 @@ class Keys:
         self.reload()
 
     def reload(self) -> None:
-        """Read the key file again, if there is one. After an error, the previous keys remain valid.
-
-        Raises:
-            OSError: the file cannot be read.
-            ValueError: its content is invalid.
-        """
+        """Read the key file again, if there is one. After an error of `read_keys`, the previous keys remain valid."""
         if self._file is not None:
             self.by_name = {key.name: key for key in read_keys(self._file)}
 
@@ -161,7 +160,7 @@ class Access:
         REQUEST_ID.set(name)
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] in _BEGINNINGS:
+            if message["type"] in ANSWERS:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", name.encode())]
             await send(message)
 

@@ -16,7 +16,6 @@ from u2moe.runtime.decoding.pipeline import MAX_BATCH
 from u2moe.runtime.options import WITHOUT_BEAM
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
 from u2moe.runtime.server.log import Incidents
-from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.models import MOST_BEAM, ServedModel
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
 
@@ -72,8 +71,7 @@ class Admission:
 
     Args:
         num_slots: number of slots.
-        metrics: metrics that contain the `gauge`.
-        incidents: counts refusals.
+        incidents: counts refusals. Its metrics contain the `gauge`.
         gauge: name of the gauge that shows how many slots are taken: "streams" or "files".
         lateness: average time that live audio waits. Clients are refused while it is too high. None: only slots count.
         key: name of the API key that the slots belong to. None: the slots are the server's.
@@ -84,17 +82,9 @@ class Admission:
     """
 
     def __init__(
-        self,
-        num_slots: int,
-        metrics: Metrics,
-        incidents: Incidents,
-        gauge: str,
-        *,
-        lateness: Lateness | None = None,
-        key: str | None = None,
+        self, num_slots: int, incidents: Incidents, gauge: str, lateness: Lateness | None = None, key: str | None = None
     ) -> None:
-        self._lateness, self._key, self._gauge = lateness, key, gauge
-        self._metrics, self._incidents = metrics, incidents
+        self._incidents, self._gauge, self._lateness, self._key = incidents, gauge, lateness, key
         self.num_slots, self.num_taken = num_slots, 0.0
         self.is_stopping = False
 
@@ -102,9 +92,7 @@ class Admission:
     def slot(self) -> Iterator[Take]:
         """Take a slot for the `with` block, and yield a function that changes how many slots the client holds.
 
-        Raises:
-            UnavailableError: no slot is free, or results are late.
-            StoppingError: the server is stopping.
+        Raises UnavailableError if no slot is free or results are late, and StoppingError if the server is stopping.
         """
         if self.is_stopping:
             self._incidents.refuse("stopping")
@@ -125,7 +113,7 @@ class Admission:
             self.num_taken = round(self.num_taken - own + number, 3)
             own = number
             if self._key is None:
-                self._metrics.set(self._gauge, self.num_taken)
+                self._incidents.metrics.set(self._gauge, self.num_taken)
 
         take(1.0)
         try:

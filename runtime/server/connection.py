@@ -45,11 +45,7 @@ class Patience:
         self._since, self._amount_then = self._time(), amount()
 
     async def wait_for(self, next_one: Callable[[], Awaitable[_Value]]) -> _Value:
-        """Await `next_one()` and return its result.
-
-        Raises:
-            IdleError: the timeout has expired.
-        """
+        """Await `next_one()` and return its result. Raises IdleError when the timeout has expired."""
         if (amount := self._amount()) - self._amount_then >= self._least:
             self._since, self._amount_then = self._time(), amount
         left_s = self._since + self._limit_s - self._time()
@@ -77,13 +73,7 @@ class Connection:
         self._patience = patience_for_audio(slot, self._limits.idle_s)
 
     async def receive(self) -> str | bytes:
-        """Return the next message.
-
-        Raises:
-            ClientGoneError: the client has disconnected.
-            IdleError: the client sent too little audio before the timeout.
-            TooLargeError: the message is a text of more than 1,048,576 characters.
-        """
+        """Return the next message. Raises ClientGoneError, IdleError (too little audio) or TooLargeError (a text)."""
         if self._websocket.client_state == WebSocketState.DISCONNECTED:
             raise ClientGoneError
         message = await self._patience.wait_for(self._websocket.receive)
@@ -113,12 +103,7 @@ class Connection:
 
 
 async def send_within(seconds: float, sending: Awaitable[None]) -> None:
-    """Wait until `sending` has sent a message to a client.
-
-    Raises:
-        ClientGoneError: the client has disconnected.
-        IdleError: the client has read nothing for `seconds`.
-    """
+    """Wait for `sending`. Raises ClientGoneError, or IdleError if the client has read nothing for `seconds`."""
     try:
         async with asyncio.timeout(seconds):
             await sending
@@ -143,22 +128,14 @@ async def converse(read: Awaitable[object], write: Awaitable[_Value]) -> _Value:
 
 
 def parse_object(message: str | bytes) -> dict[str, Any]:
-    """Read the JSON object in a message.
-
-    Raises:
-        RequestError: the message is binary or is not a JSON object.
-    """
+    """Read the JSON object in a message. Raises RequestError if the message is binary or something else."""
     if isinstance(message, bytes):
         raise RequestError("expected text with a JSON object, got binary data")
     return read_object(message)
 
 
 def read_object(text: str | bytes) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        RequestError: the text is not a JSON object, or has too many values.
-    """
+    """Read a JSON object. Raises RequestError if the text is something else, or has too many values."""
     num_commas = text.count(",") if isinstance(text, str) else text.count(b",")
     if num_commas > _MAX_COMMAS:
         raise RequestError(f"JSON may have at most {_MAX_COMMAS} commas, got {num_commas}")
@@ -187,11 +164,7 @@ def added_text(before: Sequence[str], text: str) -> str:
 
 
 def read_samples(kind: str, data: bytes) -> npt.NDArray[Any]:
-    """Read samples of a little-endian type such as "<i2".
-
-    Raises:
-        RequestError: the last sample is incomplete.
-    """
+    """Read samples of a little-endian type such as "<i2". Raises RequestError if the last sample is incomplete."""
     stored = np.dtype(kind)
     if len(data) % stored.itemsize:
         needed = f"{8 * stored.itemsize}-bit samples need a multiple of {stored.itemsize} bytes"

@@ -109,7 +109,9 @@ def refusing(parameter: str | None = None) -> Iterator[None]:
 
 def error_response(error: Exception, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
     """Return the response that reports an error in OpenAI's form. `status` overrides the error's own status."""
-    return JSONResponse({"error": in_openai_form(error)}, status or int(getattr(error, "status", 400)), headers)
+    retry = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
+    status = status or int(getattr(error, "status", 400))
+    return JSONResponse({"error": in_openai_form(error)}, status, {**retry, **(headers or {})})
 
 
 def in_openai_form(error: Exception) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import IO, Any
@@ -24,7 +24,6 @@ from u2moe.runtime.result import Result
 from u2moe.runtime.server.admission import Admission
 from u2moe.runtime.server.errors import StoppingError, StorageError, TooLargeError, UnavailableError
 from u2moe.runtime.server.log import Incidents
-from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.transport import in_place
 
@@ -76,36 +75,36 @@ class FileQueue:
         is_cut: set when the server stops and ends all uploads and files with an error.
     """
 
-    def __init__(self, metrics: Metrics, incidents: Incidents, options: ServerOptions) -> None:
-        self.admission = Admission(options.max_files, metrics, incidents, "files")
-        self.metrics, self._incidents = metrics, incidents
+    def __init__(self, incidents: Incidents, options: ServerOptions) -> None:
+        self.admission = Admission(options.max_files, incidents, "files")
+        self.metrics, self._incidents = incidents.metrics, incidents
         self.max_duration_s = options.limits.duration_s
         self.turns = _Turns()
         self.is_cut = threading.Event()
         self._pool = ThreadPoolExecutor(_AT_ONCE, "u2moe-files", initializer=_be_nice)
         self._decoders = [FileDecoder()]  # idle decoders; at most one is kept
-        self._places: defaultdict[str, list[FileTask]] = defaultdict(list)
+        self._placed: list[FileTask] = []  # tasks with a slot
         self._tasks: list[FileTask] = []  # waiting tasks
         self._running: dict[FileTask, Future[None]] = {}
         self._served = ""  # client whose file started last
-        self._waiting: set[asyncio.Task[Any]] = set()
+        self._limits: set[asyncio.Timeout] = set()  # of clients that send files or await results
+
+    def tasks_of(self, client: str) -> list[FileTask]:
+        """Return the tasks of a client that have a slot. An empty `client` means an unknown client, which has none."""
+        return [task for task in self._placed if client and task.client == client]
 
     @contextlib.contextmanager
     def place(self, client: str) -> Iterator[FileTask]:
-        """Reserve a slot for a file. An empty `client` means an unknown client.
+        """Reserve a slot for a file. Raises UnavailableError if none is free or if the client has used its share.
 
         A client that has slots gets another only if it then holds no more slots than remain free.
-
-        Raises:
-            UnavailableError: no slot is free, or the client has used its share.
-            StoppingError: the server is stopping.
         """
         with self.admission.slot():
-            places = self._places[client] if client else []
-            if places and len(places) >= self.admission.num_slots - self.admission.num_taken:
+            num_own = len(self.tasks_of(client))
+            if num_own and num_own >= self.admission.num_slots - self.admission.num_taken:
                 self._incidents.refuse("full")
-                raise UnavailableError(f"you have {len(places)} files queued, and others need slots", code="rate_limit")
-            places.append(task := FileTask(self, client, places))
+                raise UnavailableError(f"you have {num_own} files queued, and others need slots", code="rate_limit")
+            self._placed.append(task := FileTask(self, client))
             if self._decoders:
                 self._pool.submit(self._decoders[0].start)  # while the file is uploaded
             try:
@@ -113,12 +112,10 @@ class FileQueue:
                     yield task
             finally:
                 task.leave()
+                self._placed.remove(task)
                 if task in self._tasks:
                     self._tasks.remove(task)
                     task.close()
-                places.remove(task)
-                if not places:
-                    self._places.pop(client, None)
 
     def add(self, task: FileTask) -> None:
         """Queue a task, and start it as soon as its turn comes."""
@@ -152,32 +149,26 @@ class FileQueue:
         else:
             self._decoders.append(decoder)
 
-    @contextlib.contextmanager
-    def wait(self) -> Iterator[None]:
-        """Let `cut` cancel the current task while it receives a file or awaits results.
-
-        Raises:
-            StoppingError: `cut` cancelled the task or had already been called.
-        """
-        task = asyncio.current_task()
-        if self.is_cut.is_set() or task is None:
-            raise StoppingError
-        self._waiting.add(task)
+    @contextlib.asynccontextmanager
+    async def wait(self, seconds: float | None = None) -> AsyncIterator[None]:
+        """Limit the time to receive a file or to await results. Raises TimeoutError, or StoppingError after `cut`."""
         try:
-            yield
-        except asyncio.CancelledError:
-            if not self.is_cut.is_set():
-                raise
-            task.uncancel()
-            raise StoppingError from None
+            async with asyncio.timeout(0 if self.is_cut.is_set() else seconds) as limit:
+                self._limits.add(limit)
+                yield
+        except TimeoutError:
+            if self.is_cut.is_set():
+                raise StoppingError from None
+            raise
         finally:
-            self._waiting.discard(task)
+            self._limits.discard(limit)
 
     def cut(self) -> None:
         """Abort all uploads and files, which then fail with StoppingError."""
         self.is_cut.set()
-        for task in self._waiting:
-            task.cancel()
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(0)
 
     def stop(self) -> None:
         """Start no more files. Running files end at their next check."""
@@ -196,12 +187,8 @@ class FileQueue:
 class FileTask:
     """A file that has a slot. Its recognition takes turns with that of other files.
 
-    Args:
-        queue: the queue of files.
-        client: the client that sends the file.
-        of_client: all tasks of the same client.
-
     Attributes:
+        client: the client that sends the file.
         num_bytes: bytes stored so far.
         arrival: time at which the upload was complete.
         decoder: decoder of the file, set when recognition starts.
@@ -212,25 +199,21 @@ class FileTask:
     arrival: float
     decoder: FileDecoder
 
-    def __init__(self, queue: FileQueue, client: str, of_client: list[FileTask]) -> None:
+    def __init__(self, queue: FileQueue, client: str) -> None:
         self.client, self.num_bytes = client, 0
-        self.duration = self.whole_s = 0.0
-        self._queue, self._of_client = queue, of_client
-        self._waited_s = 0.0
+        self.duration = self.whole_s = self._waited_s = 0.0
+        self._queue = queue
         self._results: asyncio.Queue[Result | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._is_abandoned = threading.Event()
 
     def store(self, num_bytes: int) -> None:
-        """Record how many bytes of the file are stored.
-
-        Raises:
-            StorageError: the client has several files, and their total size exceeds the free disk space.
-        """
+        """Record how many bytes are stored. Raises StorageError if several files of a client exceed the free space."""
         before, self.num_bytes = self.num_bytes, num_bytes
-        if len(self._of_client) == 1 or num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
+        own = self._queue.tasks_of(self.client)
+        if len(own) < 2 or num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
             return
-        if sum(each.num_bytes for each in self._of_client) > shutil.disk_usage(tempfile.gettempdir()).free:
+        if sum(each.num_bytes for each in own) > shutil.disk_usage(tempfile.gettempdir()).free:
             raise StorageError.of(OSError(errno.EDQUOT, "the client has used its share of the disk space"))
 
     def recognize(
@@ -252,19 +235,14 @@ class FileTask:
     async def segments(self, first_s: float, later_s: float) -> AsyncIterator[Result | None]:
         """Yield each segment when it is found. Yield None after each period without a segment.
 
-        The first period lasts `first_s` seconds, and later periods last `later_s` seconds.
-
-        Raises:
-            AudioError: the file cannot be read as audio.
-            TooLargeError: the file is too long.
-            StoppingError: the server is stopping and does not finish the file.
+        The first period lasts `first_s` seconds, and later periods last `later_s` seconds. Raises AudioError if the
+        file cannot be read, TooLargeError if it is too long, and StoppingError if the server stops before its end.
         """
         seconds = first_s
         while True:
             try:
-                with self._queue.wait():
-                    async with asyncio.timeout(seconds):
-                        item = await self._results.get()
+                async with self._queue.wait(seconds):
+                    item = await self._results.get()
             except TimeoutError:
                 item = None
             if isinstance(item, StopAsyncIteration):

@@ -24,6 +24,7 @@ from u2moe.runtime.server.protocols.table import PROTOCOLS
 from u2moe.runtime.server.server import Server
 from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.workers import Team, ended_by_sigterm, handle_signals
+from u2moe.runtime.validation import checked_choice
 
 HTTP = "http"
 """Name of the main port, which serves HTTP and all WebSocket protocols."""
@@ -56,7 +57,8 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
         sockets = open_sockets(options)
         for listening in sockets.values():
             opened.enter_context(listening)
-        opened.callback(_remove, options.socket_file, _identity(options.socket_file))
+        if options.socket_file is not None:
+            opened.callback(_remove, options.socket_file, options.socket_file.lstat())
         _log_addresses(options, sockets)
         serve = partial(_serve, options, models, sockets)
         code = 0
@@ -78,8 +80,7 @@ def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
     """
     known = [protocol.name for protocol in PROTOCOLS.values() if protocol.may_have_port]
     for name in options.protocol_ports:
-        if name not in known:
-            raise ValueError(f"a protocol with its own port must be one of {', '.join(known)}, got {name!r}")
+        checked_choice("a protocol with its own port", name, known)
         if PROTOCOLS[name].run_tcp is not None and options.has_keys and not options.is_local:
             raise ValueError(f"{name} does not support API keys: if keys are set, --host must be a loopback address")
     with contextlib.ExitStack() as opened:
@@ -116,18 +117,11 @@ def _listen(options: ServerOptions, port: int, opened: contextlib.ExitStack) -> 
     return listening
 
 
-def _identity(file: Path | None) -> tuple[int, int] | None:
-    """Return the device and inode of a file, or None if it does not exist."""
-    with contextlib.suppress(OSError):
-        if file is not None and (found := file.lstat()):
-            return found.st_dev, found.st_ino
-    return None
-
-
-def _remove(file: Path | None, identity: tuple[int, int] | None) -> None:
+def _remove(file: Path, mine: os.stat_result) -> None:
     """Remove a Unix socket, unless another server has replaced it."""
-    if file is not None and _identity(file) == identity:
-        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        if os.path.samestat(file.lstat(), mine):
+            file.unlink()
 
 
 async def _serve(
@@ -190,11 +184,10 @@ def _log_addresses(options: ServerOptions, sockets: Mapping[str, socket.socket])
     for name, listening in sockets.items():
         if options.socket_file is not None:
             LOGGER.info("listening at %s", options.host)
-        elif name == HTTP:
-            LOGGER.info("listening at http%s://%s:%d/", tls, host, listening.getsockname()[1])
-        else:
-            kind = f"ws{tls}" if PROTOCOLS[name].run_tcp is None else "tcp"
-            LOGGER.info("listening at %s://%s:%d/ (%s)", kind, host, listening.getsockname()[1], name)
+            continue
+        kind = f"http{tls}" if name == HTTP else f"ws{tls}" if PROTOCOLS[name].run_tcp is None else "tcp"
+        place = f"{kind}://{host}:{listening.getsockname()[1]}/"
+        LOGGER.info("listening at %s%s", place, "" if name == HTTP else f" ({name})")
     if (number := allowed_connections()) < _FEW_CONNECTIONS:
         LOGGER.warning("only %d connections at a time: the limit on open files is low (ulimit -Hn)", number)
     if not options.is_local and not options.has_keys:

@@ -154,24 +154,23 @@ class Incidents:
     """Counts refusals and failures, and logs them at a limited rate."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._rate = _Rate()
+        self.metrics, self._rate = metrics, _Rate()
 
     def refuse(self, reason: str) -> None:
         """Count a refused connection or request. `reason` is a label of the metric `refusals`."""
-        self._metrics.count("refusals", reason)
+        self.metrics.count("refusals", reason)
         self._log(reason)
 
     def fail(self, error: Exception) -> None:
         """Count the error that ended a connection or request. Refusals are ignored: `refuse` has counted them."""
         if not isinstance(error, UnavailableError):
             kind = getattr(error, "kind", "request" if isinstance(error, U2moeError) else "recognition")
-            self._metrics.count("failures", kind)
+            self.metrics.count("failures", kind)
             self._log(kind)
 
     def bug(self, what: str, error: Exception) -> None:
         """Count an internal error and log its origin. `what` names the part that failed, such as "a request"."""
-        self._metrics.count("failures", "recognition")
+        self.metrics.count("failures", "recognition")
         self._log("recognition", f"internal error in {what}", error)
 
     def _log(self, label: str, message: str | None = None, error: Exception | None = None) -> None:

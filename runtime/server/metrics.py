@@ -56,20 +56,16 @@ class Metrics:
     def __init__(self, protocols: Sequence[str] = (), rows: Any = None, worker: int = 0) -> None:
         memory = shared_rows(1) if rows is None else rows
         self._labels = {name: values for name, (_, _, values) in _COUNTERS.items()} | {"connections": tuple(protocols)}
-        self._columns = {name: index for index, name in enumerate(self._names())}
+        names = [f"{name}:{label}" for name, labels in self._labels.items() for label in labels]
+        names += [*_GAUGES, *_INTERNAL]
+        names += [f"{name}:{part}" for name in _HISTOGRAMS for part in (*LATENCY_BUCKETS, "+Inf", "sum")]
+        self._columns = {name: index for index, name in enumerate(names)}
         self._rows = np.frombuffer(memory, np.float64).reshape(-1, _NUM_COLUMNS)
         self._row = self._rows[worker]
         self._lock = threading.Lock()
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self.forget(worker)
-
-    def _names(self) -> Iterator[str]:
-        for name, labels in self._labels.items():
-            yield from (f"{name}:{label}" for label in labels)
-        yield from (*_GAUGES, *_INTERNAL)
-        for name in _HISTOGRAMS:
-            yield from (f"{name}:{part}" for part in (*LATENCY_BUCKETS, "+Inf", "sum"))
 
     def forget(self, worker: int) -> None:
         """Reset the gauges of an exited worker to 0. Its successor continues the counters."""
@@ -119,9 +115,7 @@ class Metrics:
             counts = accumulate(self.total(name, bound) for bound in bounds)
             buckets = list(zip(bounds, counts, strict=True))
             yield HistogramMetricFamily(f"u2moe_{name}", summary, buckets, self.total(name, "sum"))
-        audio, compute = (
-            sum(self.total(name, source) for source in self._labels[name])
-            for name in ("audio_seconds", "compute_seconds")
-        )
+        audio = self.total("audio_seconds", "stream") + self.total("audio_seconds", "file")
+        compute = self.total("compute_seconds", "stream") + self.total("compute_seconds", "file")
         summary = "Seconds of recognition for each second of audio, since the start."
         yield GaugeMetricFamily("u2moe_real_time_factor", summary, compute / audio if audio else 0.0)

@@ -72,11 +72,7 @@ class ServedModel:
         self._preparing = asyncio.Lock()
 
     def check_language(self, language: Any) -> None:
-        """Check the language of a request, such as "en" or "en-GB". Accept it if the model's languages are unknown.
-
-        Raises:
-            RequestError: the model does not support the language.
-        """
+        """Raise RequestError if the model is known not to support the language of a request: "en", or "en-GB"."""
         if language and self.languages and str(language).partition("-")[0].lower() not in self.languages:
             told = f"the model supports {' and '.join(self.languages)}, not the language {language!r:.80}"
             raise RequestError(told, "language", "unsupported_language")
@@ -131,12 +127,7 @@ class ServedModel:
         return least + (most - least) * min(wider / max(MOST_BEAM - self.beam_size, 1), 1.0)
 
     async def _language_model(self, weight: float) -> LanguageModelOptions | Literal["none"]:
-        """Return the language model with the given weight, prepared outside the event loop; "none" for weight 0.
-
-        Raises:
-            RequestError: the server has no language model, or the search is greedy.
-            UnavailableError: current streams use too many different weights.
-        """
+        """Return the language model with the given weight, prepared outside the event loop; "none" for weight 0."""
         chosen = self.recognizer.language_model
         if chosen is None or self._is_greedy:
             raise RequestError(f"the model {self.name} has no language model on this server", "lm_weight")
@@ -168,10 +159,7 @@ class ServedModel:
         return grammar
 
     async def restricted(self, phrases: Sequence[str]) -> DecodingOptions | None:
-        """Return options that restrict streams to those of `phrases` that fit the limits and can be spelled.
-
-        None: no phrase is left, or the search is greedy.
-        """
+        """Return options that restrict streams to spellable phrases within the limits. None: greedy, or none left."""
         if self._is_greedy:
             return None
         spoken = [phrase for phrase in self.shortened(phrases) if not _SYNTAX.search(phrase)]
@@ -212,10 +200,7 @@ class ServedModel:
         return kept
 
     async def writable_hotwords(self, phrases: Iterable[str]) -> ContextGraph | None:
-        """Return hotwords for the phrases that fit the limits and can be spelled.
-
-        None: there are no such phrases, or the search is greedy.
-        """
+        """Return hotwords for the spellable phrases within the limits. None: greedy search, or no phrase is left."""
         kept = [] if self._is_greedy else self.shortened(filter(None, phrases))
         return await in_thread(self._writable, kept) if kept else None
 
@@ -225,9 +210,6 @@ class ServedModel:
 
 
 def languages_of(symbols: Sequence[str]) -> list[str]:
-    """Return which languages of WeNet's models ("zh", "en") have characters in a vocabulary.
-
-    Symbols in angle brackets, such as `<blank>`, are ignored.
-    """
+    """Return which languages of WeNet's models ("zh", "en") have characters in symbols other than `<NAME>`."""
     text = "".join(symbol for symbol in symbols if not symbol.startswith("<"))
     return [code for code, letters in (("zh", _HAN), ("en", _LATIN)) if letters.search(text)]

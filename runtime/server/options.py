@@ -129,11 +129,7 @@ class ServerOptions(Checked):
 
 
 def check_tls(options: ServerOptions) -> None:
-    """Check the TLS certificate and its key.
-
-    Raises:
-        ValueError: the files are invalid or do not match.
-    """
+    """Raise ValueError if the TLS certificate and its key are invalid or do not match."""
     if options.tls_certificate is not None:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.tls_certificate, options.tls_key)

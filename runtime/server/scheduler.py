@@ -70,9 +70,9 @@ class Scheduler:
             self._has_news = True
             self._changed.notify()
 
-    def _deliver(self, outcomes: list[tuple[ServedStream, Round]]) -> None:
-        for stream, outcome in outcomes:
-            stream.deliver(outcome)
+    def _deliver(self, outcomes: list[Round]) -> None:
+        for outcome in outcomes:
+            outcome.stream.deliver(outcome)
         self._metrics.set("queue_seconds", sum(stream.queued_s for stream in self.streams if stream.has_work))
 
     # The methods below run in the scheduler's thread.
@@ -81,7 +81,6 @@ class Scheduler:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._has_news or self._stopping.is_set())
-            with self._changed:
                 if self._stopping.is_set():
                     return
                 self._has_news = False
@@ -98,15 +97,11 @@ class Scheduler:
     def _choose(self, ready: Sequence[ServedStream]) -> list[ServedStream]:
         """Choose all live streams, and a few others: those that have waited longest."""
         now = time.monotonic()
-        live: list[ServedStream] = []
-        ahead: list[ServedStream] = []
         for stream in ready:
-            lead_s = stream.num_taken / stream.sample_rate - (now - stream.start)
-            stream.is_live = lead_s <= _LIVE_LEAD_S
-            (live if stream.is_live else ahead).append(stream)
+            stream.is_live = stream.num_taken / stream.sample_rate - (now - stream.start) <= _LIVE_LEAD_S
+        ahead = sorted((stream for stream in ready if not stream.is_live), key=lambda stream: stream.last_round)
         self._may_rest = not ahead
-        ahead.sort(key=lambda stream: stream.last_round)
-        return live + ahead[:_MAX_AHEAD]
+        return [stream for stream in ready if stream.is_live] + ahead[:_MAX_AHEAD]
 
     def _serve(self, streams: list[ServedStream]) -> None:
         """Run a round: take audio, decode it, and deliver the results."""
@@ -118,12 +113,12 @@ class Scheduler:
             own = [each.stream for each in rounds if each.error is None and each.stream.recognizer is recognizer]
             failed |= self._decode(recognizer, [each.stream for each in own])
         now = time.monotonic()
-        for stream, each in zip(streams, rounds, strict=True):
-            stream.tell(each, has_failed=stream.stream in failed)
+        for each in rounds:
+            each.stream.tell(each, has_failed=each.stream.stream in failed)
             self._count(each, now)
             if each.is_over:
                 with self._changed:
-                    del self._streams[stream]
+                    del self._streams[each.stream]
         waits = [now - each.arrival for each in rounds if each.num_samples and each.stream.is_live]
         for seconds in waits:
             self._metrics.observe("lateness_seconds", seconds)
@@ -131,7 +126,7 @@ class Scheduler:
             self.lateness.observe(max(waits))
         self._metrics.count("compute_seconds", "stream", time.perf_counter() - begin)
         try:
-            self._loop.call_soon_threadsafe(self._deliver, list(zip(streams, rounds, strict=True)))
+            self._loop.call_soon_threadsafe(self._deliver, rounds)
         except RuntimeError:  # the loop is closed, so no client waits
             self._stopping.set()
 

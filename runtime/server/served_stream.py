@@ -149,8 +149,7 @@ class ServedStream:
         accepted = self._take_small()
         size = max(round(_BUFFER_S * rate), 1)
         for start in range(0, len(accepted), size):
-            if not self._has_room:
-                await self._until(lambda: self._has_room or self.is_over)
+            await self._until(lambda: self._has_room or self.is_over)
             self._check()
             if self.is_over or self._finish_time is not None:
                 return
@@ -198,11 +197,7 @@ class ServedStream:
         self._wake()
 
     async def settle(self) -> None:
-        """Wait until all complete chunks are recognised. If the input is finished, also wait for the last result.
-
-        Raises:
-            Exception: the error that ended the stream.
-        """
+        """Wait until all complete chunks are recognised or, if the input is finished, the rest too; raise an error."""
         # The order matters. A round that starts between the two checks increases `num_rounds` before it takes the work.
         await self._until(lambda: self.is_over or not (self.has_work or self._num_rounds_done != self.num_rounds))
         self._check()

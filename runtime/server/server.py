@@ -213,8 +213,7 @@ class Server:
     def reload(self) -> None:
         """Reload the keys, then the certificate, for new connections.
 
-        If the keys cannot be loaded, both remain unchanged. If the certificate
-        cannot be loaded, the new keys still apply.
+        If the keys cannot be loaded, both remain unchanged. If the certificate cannot be loaded, the new keys apply.
         """
         options = self._service.options
         try:

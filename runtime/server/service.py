@@ -62,18 +62,14 @@ class Service:
             await asyncio.to_thread(measure_costs, model)
         self.scheduler = Scheduler(self.metrics, self.options.limits)
         lateness = self.scheduler.lateness if self.options.capacity is None else None
-        self.admission = Admission(capacity, self.metrics, self.incidents, "streams", lateness=lateness)
-        self.files = FileQueue(self.metrics, self.incidents, self.options)
+        self.admission = Admission(capacity, self.incidents, "streams", lateness)
+        self.files = FileQueue(self.incidents, self.options)
         self.is_ready = True
         self.metrics.set("capacity", capacity)
         self.metrics.set("ready", 1)
 
     def model(self, name: Any = None) -> ServedModel:
-        """Return the requested model; without a name, the default. A server with one model accepts any name.
-
-        Raises:
-            RequestError: no model has this name.
-        """
+        """Return the requested model, or the default. A server with one model accepts any name. Raises RequestError."""
         if not name or len(self.models) == 1:
             return self.default
         if not isinstance(name, str) or name not in self.models:
@@ -92,15 +88,10 @@ class Service:
         return host if (address := address_of(host)) is None else site_of(address)
 
     def share_of(self, key: Key | None) -> contextlib.AbstractContextManager[Take]:
-        """Return a context manager that takes one of a key's slots for streams and files.
-
-        Raises:
-            UnavailableError: the key has reached its limit.
-        """
+        """Return a context manager that takes one of a key's slots. Raises UnavailableError if its limit is reached."""
         if key is None or key.num_streams is None:
             return contextlib.nullcontext(lambda _: None)
-        new = Admission(key.num_streams, self.metrics, self.incidents, "streams", key=key.name)
-        share = self._shares.setdefault(key.name, new)
+        share = self._shares.setdefault(key.name, Admission(0, self.incidents, "streams", key=key.name))
         share.num_slots = key.num_streams
         return share.slot()
 
@@ -108,9 +99,7 @@ class Service:
     def slot(self, protocol: str, key: Key | None = None) -> Iterator[Slot]:
         """Take a slot for the connection of the current task. A slot allows one live stream at a time.
 
-        Raises:
-            UnavailableError: no slot is free, the key has reached its limit, or results are late.
-            StoppingError: the server is stopping.
+        Raises the errors of `Admission.slot`.
         """
         with self.share_of(key) as take_of_key, self.admission.slot() as take:
             self.metrics.count("connections", protocol)
@@ -129,11 +118,7 @@ class Service:
 
     @contextlib.contextmanager
     def room(self, num_bytes: int) -> Iterator[None]:
-        """Reserve memory for data that a client sends before it has a slot.
-
-        Raises:
-            UnavailableError: the clients without a slot send too much in total.
-        """
+        """Reserve memory for data of a client without a slot. Raises UnavailableError if all such data is too much."""
         if self._num_held + num_bytes > _MOST_HELD:
             self.incidents.refuse("full")
             raise UnavailableError("the server is full: clients are sending too much data before they send audio")
@@ -152,15 +137,12 @@ class Service:
         self.metrics.set("ready", 0)
         self.admission.is_stopping = self.files.admission.is_stopping = True
         for slot in list(self._slots):
-            slot.drain()
+            slot.end(is_now=False)
         if not await self._wait_until_idle(self.options.drain_s):
-            LOGGER.warning(
-                "cut off %.0f streams and %d files: they took longer than --drain-timeout",
-                self.admission.num_taken,
-                self.files.admission.num_taken,
-            )
+            told = "cut off %.0f streams and %d files: they took longer than --drain-timeout"
+            LOGGER.warning(told, self.admission.num_taken, self.files.admission.num_taken)
             for slot in list(self._slots):
-                slot.finish()
+                slot.end(is_now=True)
             self.files.cut()
             await self._wait_until_idle(_AFTER_DRAIN_S)
 
@@ -243,21 +225,15 @@ class Slot:
         if self.stream is not None:
             self.stream.close()
 
-    def drain(self) -> None:
+    def end(self, *, is_now: bool) -> None:
         """End after the current utterance, or after the current stream if it was opened with `is_whole`.
 
-        Without a stream, end at once.
+        Without a stream, end at once. If `is_now`, the utterance ends with the audio so far, and a stream opened with
+        `is_whole` ends with an error.
         """
         self.is_drained = True
-        if self.stream is not None and not self.stream.is_over:
-            if not self._is_whole:
-                self.stream.drain()
-        elif self._task is not None:
-            self._task.cancel()
-
-    def finish(self) -> None:
-        """End now. The audio so far is still recognised, but a stream opened with `is_whole` ends with an error."""
-        if self.stream is not None and not self.stream.is_over and not self._is_whole:
-            self.stream.finish()
-        elif self._task is not None:
-            self._task.cancel()
+        if self.stream is None or self.stream.is_over or (self._is_whole and is_now):
+            if self._task is not None:
+                self._task.cancel()
+        elif not self._is_whole:
+            self.stream.finish() if is_now else self.stream.drain()

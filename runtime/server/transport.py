@@ -48,7 +48,8 @@ _DEAF_BYTES = 64 << 10
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Response that HTTP/1.1 clients ignore. If the client has disconnected, its system answers with a reset."""
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-_ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
+ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
+"""Types of messages that begin a response."""
 _buffer = memoryview(bytearray(_MOST_BYTES))
 _thread = ThreadPoolExecutor(1, "u2moe-clients")
 """One thread for all clients: several threads would keep Python's GIL from the event loop most of the time."""
@@ -248,7 +249,7 @@ class PacedConnection(asyncio.BufferedProtocol):
             if is_http and self.is_closing:  # uvicorn has already answered an invalid request
                 await asyncio.sleep(0)  # lets uvicorn notice that nothing more will be sent
                 return
-            if message["type"] in _ANSWERS:
+            if message["type"] in ANSWERS:
                 self._is_answered = True
                 self.visit.settle()
             body, start = message.get("body", b""), 0

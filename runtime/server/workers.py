@@ -96,11 +96,7 @@ class Team:
         self._look_time = self._awake_time = time.monotonic()
 
     def run(self) -> int:
-        """Run the workers until a signal stops them. Return the exit code.
-
-        Raises:
-            U2moeError: a worker exited before all workers were ready for the first time.
-        """
+        """Run the workers until a signal stops them; return the exit code. Raises U2moeError if the start fails."""
         handle_signals(self._stop, lambda: self._reloading.update(range(len(self._processes))), self._kill)
         self._processes += [self._start(number) for number in range(len(self._start_times))]
         while not self._is_stopping:

@@ -82,7 +82,7 @@ def test_capacity_can_be_measured_and_admission_counts(demo, running):
         assert server.service.admission.num_slots >= 1
         assert server.metric("capacity") == server.service.admission.num_slots
     metrics = Metrics()
-    admission = Admission(1, metrics, Incidents(metrics), "files")
+    admission = Admission(1, Incidents(metrics), "files")
     with admission.slot():
         assert (admission.num_taken, metrics.total("files")) == (1, 1)
         with pytest.raises(UnavailableError, match="1 files"), admission.slot():
@@ -99,7 +99,7 @@ def test_nobody_is_admitted_while_results_are_late(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("u2moe.runtime.server.admission.time", SimpleNamespace(monotonic=lambda: now[0]))
     metrics, lateness = Metrics(), Lateness()
-    admission = Admission(10, metrics, Incidents(metrics), "streams", lateness=lateness)
+    admission = Admission(10, Incidents(metrics), "streams", lateness)
 
     def is_open():
         try:

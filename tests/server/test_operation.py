@@ -1,6 +1,7 @@
 """Operation: signals, full disks, certificates, keys, and the log."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -11,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -168,8 +170,25 @@ def test_a_file_of_keys(tmp_path):
         ("a b 0\n", "at least 1"),
     ):
         file.write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match=complaint):
+        with pytest.raises(ValueError, match=f"{file}: .*{complaint}"):
             read_keys(file)
+    file.write_bytes(b"a \xff\n")
+    with pytest.raises(ValueError, match=f"{file}: 'utf-8' codec can't decode byte 0xff in position 2"):
+        read_keys(file)
+
+
+def test_keys_are_not_awaited_from_a_pipe(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+
+    def end():
+        with contextlib.suppress(OSError):  # nobody reads
+            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+
+    ending = threading.Timer(2.0, end)
+    ending.start()
+    with pytest.raises(ValueError, match=f"{pipe}: must be a regular file"):
+        read_keys(pipe)
+    ending.cancel()
 
 
 def test_requests_have_an_id_that_lines_of_json_and_text_bear(server, monkeypatch):

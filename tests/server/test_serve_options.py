@@ -41,7 +41,7 @@ def test_ports_that_are_taken_and_hotwords_that_cannot_be_read_are_named(tmp_pat
     (["--max-duration", "nan"], "duration_s must be"),
     (["--tls-key", "x"], "both the certificate and its key"),
     (["--host", "0.0.0.0", "--protocol", "wyoming=1", "--api-key", "KEYFILE"], "wyoming does not support API keys"),
-    (["--api-key", "/dev/null"], "contains no API key"),
+    (["--api-key", "/dev/null"], "/dev/null: must be a regular file"),
     (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
 ])  # fmt: skip
 def test_options_are_checked_before_the_model_is_loaded(arguments, complaint, tmp_path, capsys):

@@ -120,7 +120,7 @@ def test_one_client_leaves_places_and_turns_to_others(running, held, talk, text,
         assert {answer.json()["text"] for answer in answers} == {text}
         assert order == ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.1"]  # the first was refused
         server.wait_until_empty()
-        assert not server.service.files._places
+        assert not server.service.files._placed
 
 
 def test_who_a_client_is(running, tmp_path):

@@ -63,11 +63,7 @@ class StreamRequest(Checked):
     @classmethod
     @refusing()
     def parse(cls, message: str | bytes) -> StreamRequest:
-        """Parse the request in a message.
-
-        Raises:
-            RequestError: the request is invalid. The error names the field.
-        """
+        """Parse the request in a message. Raises RequestError with the name of an invalid field."""
         values = parse_object(message)
         if unknown := values.keys() - OPTIONS.keys():
             raise RequestError(f"unknown option {min(unknown)!r}: must be one of {', '.join(OPTIONS)}", min(unknown))
@@ -77,11 +73,7 @@ class StreamRequest(Checked):
         return cls(**values, decoding=decoding)
 
     def options(self, default: DecodingOptions, frame_s: float) -> DecodingOptions:
-        """Return `default` with the changes in the request. `frame_s` is the duration of an encoder frame in seconds.
-
-        Raises:
-            RequestError: the chunk size is too large, or smaller than the server's.
-        """
+        """Return `default` with the request's changes. `frame_s` is the duration of an encoder frame in seconds."""
         chunk_size = self.chunk_size or default.chunk_size
         if chunk_size is not None:
             least = default.chunk_size or 1

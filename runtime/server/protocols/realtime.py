@@ -21,14 +21,7 @@ from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.options import EndpointConfig, EndpointRule
 from u2moe.runtime.server.connection import Connection, converse, int16_samples, parse_object, plain_number
-from u2moe.runtime.server.errors import (
-    IdleError,
-    RequestError,
-    TooLargeError,
-    UnavailableError,
-    in_openai_form,
-    refusing,
-)
+from u2moe.runtime.server.errors import RequestError, in_openai_form, refusing
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.served_stream import ServedStream
@@ -79,8 +72,7 @@ class _Source:
     session: ServedStream
     settings: _Settings  # settings at the start of the audio
     begin_s: float  # seconds of audio in earlier sources
-    num_items: int = 0  # completed items
-    num_before_commit: int | None = None  # items completed before the client's commit; None: no commit yet
+    needs_answer: bool = False  # whether the client has committed, and no item has been completed since
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -132,9 +124,9 @@ class _Conversation:
             try:
                 event = parse_object(message)
                 await self._handle(event)
-            except (IdleError, TooLargeError, UnavailableError):
-                raise
             except (RequestError, AudioError) as error:
+                if getattr(error, "status", 400) != 400:  # the stream is too long, or the server is full, for example
+                    raise
                 await self.send("error", error={**in_openai_form(error), "event_id": event.get("event_id")})
 
     async def _handle(self, event: dict[str, Any]) -> None:
@@ -144,7 +136,7 @@ class _Conversation:
             case "input_audio_buffer.commit":
                 if (source := self._source) is None or source.session.duration == 0:
                     raise RequestError("the audio buffer is empty: there is nothing to commit", code=_EMPTY)
-                source.num_before_commit = source.num_items
+                source.needs_answer = True
                 await self._end(source)
             case "input_audio_buffer.clear":
                 if self._source is not None:
@@ -228,11 +220,11 @@ class _Conversation:
                 stopped, end_s = "input_audio_buffer.speech_stopped", source.begin_s + result.end
                 await self.send(stopped, audio_end_ms=round(end_s * 1000), item_id=item.id)
                 await self._complete(item, result.text, result.end - result.start)
-                source.num_items += 1
+                source.needs_answer = False
                 item = None
             else:
                 await self._append_to(item, result.committed)
-        if source.num_before_commit == source.num_items:  # a commit needs an answer even without words
+        if source.needs_answer:  # even without words
             await self._complete(_Item(), "", 0.0)
 
     async def _write_item(self, session: ServedStream) -> None:

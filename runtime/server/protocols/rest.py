@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from u2moe.runtime.errors import AudioError, U2moeError
 from u2moe.runtime.recognition import transcript_of
@@ -29,7 +29,6 @@ from u2moe.runtime.server.errors import (
     RequestError,
     StorageError,
     TooLargeError,
-    UnavailableError,
     error_response,
     in_openai_form,
     refusing,
@@ -67,35 +66,35 @@ def routes(service: Service) -> list[Route]:
     """Return the routes below `/v1`."""
     told = "this server does not translate; use /v1/audio/transcriptions"
     unsupported = error_response(RequestError(told, code="unsupported"), 404)
-    models = JSONResponse({"object": "list", "data": [_describe(model) for model in service.models.values()]})
+    kind = {"object": "model", "created": 0, "owned_by": "u2moe"}
+    models = {name: {"id": name, **kind, "languages": each.languages} for name, each in service.models.items()}
 
     async def model(request: Request) -> Response:
-        found = service.models.get(name := request.path_params["model"])
-        if found is None:
+        if (name := request.path_params["model"]) not in models:
             return error_response(RequestError(f"unknown model {name!r:.80}", "model", "model_not_found"), 404)
-        return JSONResponse(_describe(found))
+        return JSONResponse(models[name])
+
+    async def transcription(request: Request) -> ASGIApp:
+        return partial(_transcribe, service, request)
 
     return [
-        Route("/v1/audio/transcriptions", partial(_transcribe, service), methods=["POST"]),
+        Route("/v1/audio/transcriptions", transcription, methods=["POST"]),
         Route("/v1/audio/translations", unsupported, methods=["POST"]),
-        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models", JSONResponse({"object": "list", "data": [*models.values()]}), methods=["GET"]),
         Route("/v1/models/{model}", model),
     ]
 
 
-def _describe(model: ServedModel) -> dict[str, Any]:
-    return {"id": model.name, "object": "model", "created": 0, "owned_by": "u2moe", "languages": model.languages}
-
-
-async def _transcribe(service: Service, request: Request) -> Response:
+async def _transcribe(service: Service, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+    """Respond to a request for a transcription. The client keeps its slot until the response is sent."""
     async with contextlib.AsyncExitStack() as stack:
+        response: Response
         try:
-            stack.enter_context(service.share_of(request.scope[KEY]))
-            task = stack.enter_context(service.files.place(service.client_of(request.scope)))
+            stack.enter_context(service.share_of(scope[KEY]))
+            task = stack.enter_context(service.files.place(service.client_of(scope)))
             service.metrics.count("connections", PROTOCOL.name)
-            with service.files.wait():
-                form = await _receive_form(request, service.options.limits, task)
-            upload = cast("UploadFile", form["file"])
+            async with service.files.wait():
+                form, upload = await _receive_form(request, service.options.limits, task)
             try:
                 model = service.model(_value(form, "model"))
                 wanted = _Wanted(form, upload.filename or "file", model)
@@ -107,30 +106,24 @@ async def _transcribe(service: Service, request: Request) -> Response:
             rate = model.recognizer.bundle.manifest.features.sample_rate
             segments = partial(model.recognizer.segments, options=options, hotwords=hotwords)
             task.recognize(upload.file, wanted.name, rate, segments)
-            content = _events(service, wanted, task) if wanted.is_stream else _whole(wanted, task)
+            content = _events(wanted, task) if wanted.is_stream else _whole(wanted, task)
             await stack.enter_async_context(contextlib.aclosing(content))  # type: ignore[type-var]
             first = await converse(_read(request), anext(content))
             if first != _BLANK and not wanted.is_stream:
-                return Response(first, media_type=wanted.media_type)
-            return _Streamed(first, content, wanted.media_type, stack.pop_all())
+                response = Response(first, media_type=wanted.media_type)
+            else:
+                parts = _parts(service, wanted, first, content)
+                response = StreamingResponse(parts, 200, {"Cache-Control": "no-store"}, wanted.media_type)
         except ClientGoneError:
-            return Response(status_code=499)
+            response = Response(status_code=499)
         except U2moeError as error:
             service.incidents.fail(error)
-            retry = {"Retry-After": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
-            return error_response(_told(error), headers={**retry, "Connection": "close"})
+            response = error_response(_told(error), headers={"Connection": "close"})
+        await response(scope, receive, send)
 
 
-async def _receive_form(request: Request, limits: Limits, task: FileTask) -> FormData:
-    """Receive the form in a request, and store its field "file" on disk.
-
-    Raises:
-        RequestError: the body is not a form, is damaged, or has no file.
-        TooLargeError: the body is too large. If its size is declared, nothing is read.
-        IdleError: the client sent too few bytes before the timeout.
-        ClientGoneError: the client has disconnected.
-        StorageError: the file cannot be stored.
-    """
+async def _receive_form(request: Request, limits: Limits, task: FileTask) -> tuple[FormData, UploadFile]:
+    """Receive a form, and store its field "file" on disk. If the declared size is too large, nothing is read."""
     size = 0
     patience = Patience(limits.idle_s, LEAST_BYTES_PER_S * limits.idle_s, "bytes", lambda: size)
 
@@ -166,10 +159,10 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> For
         raise RequestError(f"the form is damaged: {reason}") from error
     except OSError as error:
         raise StorageError.of(error) from error
-    if not isinstance(form.get("file"), UploadFile):
+    if not isinstance(upload := form.get("file"), UploadFile):
         await form.close()
         raise RequestError("expected a form (multipart/form-data) with a file in the field 'file'", "file")
-    return form
+    return form, upload
 
 
 def _values(form: FormData, name: str) -> list[str]:
@@ -182,21 +175,17 @@ def _value(form: FormData, name: str) -> str:
     return (_values(form, name) or [""])[-1]
 
 
-class _Streamed(StreamingResponse):
-    """Response sent in parts: `first`, then `rest`. `stack` is closed afterwards or when the client disconnects."""
-
-    def __init__(self, first: str, rest: AsyncIterator[str], media_type: str, stack: contextlib.AsyncExitStack) -> None:
-        async def parts() -> AsyncIterator[str]:
-            yield first
-            async for part in rest:
-                yield part
-
-        super().__init__(parts(), media_type=media_type, headers={"Cache-Control": "no-store"})
-        self._stack = stack
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._stack:
-            await super().__call__(scope, receive, send)
+async def _parts(service: Service, wanted: _Wanted, first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Yield the parts of a response that has begun. An error is an event, or else truncates the response."""
+    yield first
+    try:
+        async for part in rest:
+            yield part
+    except U2moeError as error:
+        if not wanted.is_stream:
+            raise
+        service.incidents.fail(error)
+        yield _event({"type": "error", "error": in_openai_form(_told(error))})
 
 
 async def _read(request: Request) -> None:
@@ -207,10 +196,7 @@ async def _read(request: Request) -> None:
 
 
 async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
-    """Yield the whole transcript, after spaces if it is JSON and late, since proxies close idle connections.
-
-    After an error, such a response is truncated, because its status has already been sent.
-    """
+    """Yield the whole transcript, after spaces if it is JSON and late, since proxies close idle connections."""
     segments: list[Result] = []
     async for segment in task.segments(_SILENCE_S, _SILENCE_S):
         if segment is not None:
@@ -220,27 +206,15 @@ async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
     yield wanted.answer(transcript_of(segments, task.duration))
 
 
-async def _events(service: Service, wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
-    """Yield server-sent events: each segment when it is found, progress in between, and finally the whole text.
-
-    Raise errors that occur before the first event, so that the client gets an error response. Later errors are events.
-    """
+async def _events(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
+    """Yield server-sent events: each segment when it is found, progress in between, and finally the whole text."""
     texts: list[str] = []
-    has_begun = False
-    try:
-        async for segment in task.segments(_SILENCE_S, _PROGRESS_S):
-            if segment is None:
-                yield _event(_progress(task))
-            else:
-                yield _event({**wanted.delta(segment, added_text(texts, segment.text)), "progress": _progress(task)})
-                texts.append(segment.text)
-            has_begun = True
-    except U2moeError as error:
-        if not has_begun:
-            raise
-        service.incidents.fail(error)
-        yield _event({"type": "error", "error": in_openai_form(_told(error))})
-        return
+    async for segment in task.segments(_SILENCE_S, _PROGRESS_S):
+        if segment is None:
+            yield _event(_progress(task))
+        else:
+            yield _event({**wanted.delta(segment, added_text(texts, segment.text)), "progress": _progress(task)})
+            texts.append(segment.text)
     yield _event({"type": "transcript.text.done", "text": join_texts(texts), "usage": _usage(task.duration)})
     yield "data: [DONE]\n\n"
 
@@ -318,19 +292,11 @@ def _option(name: str, text: str) -> Any:
 
 def _segment(number: int, segment: Result) -> dict[str, Any]:
     """Return a segment in Whisper's form. Fields that only Whisper has are constant."""
-    return {
-        "id": number,
-        "seek": 0,
-        "start": segment.start,
-        "end": segment.end,
-        "text": segment.text,
-        "tokens": segment.tokens,
-        "temperature": 0.0,
-        "avg_logprob": round(math.log(max(segment.confidence or 0.0, _LEAST_CONFIDENCE)), 4),
-        "compression_ratio": 1.0,
-        "no_speech_prob": 0.0,
-        "confidence": segment.confidence,
-    }
+    place = {"id": number, "seek": 0, "start": segment.start, "end": segment.end}
+    said = {"text": segment.text, "tokens": segment.tokens, "temperature": 0.0}
+    score = round(math.log(max(segment.confidence or 0.0, _LEAST_CONFIDENCE)), 4)
+    scores = {"avg_logprob": score, "compression_ratio": 1.0, "no_speech_prob": 0.0, "confidence": segment.confidence}
+    return {**place, **said, **scores}
 
 
 PROTOCOL = Protocol(name="file", routes=routes)

@@ -55,19 +55,11 @@ async def _write(connection: Connection, stream: ServedStream) -> None:
 
 
 def _answer(result: Result, vocabulary: Vocabulary, *, is_eof: bool) -> dict[str, Any]:
-    return {
-        "text": result.text,
-        "tokens": [vocabulary.symbols[token] for token in result.tokens],
-        "timestamps": result.times,
-        "ys_probs": [],
-        "lm_probs": [],
-        "context_scores": [],
-        "segment": result.segment,
-        "words": [],
-        "start_time": 0.0,  # the timestamps are relative to this time
-        "is_final": result.is_final,
-        "is_eof": is_eof,
-    }
+    symbols = [vocabulary.symbols[token] for token in result.tokens]
+    said = {"text": result.text, "tokens": symbols, "timestamps": result.times}
+    scores: dict[str, Any] = {"ys_probs": [], "lm_probs": [], "context_scores": []}
+    place = {"segment": result.segment, "words": [], "start_time": 0.0}  # the timestamps are relative to this time
+    return {**said, **scores, **place, "is_final": result.is_final, "is_eof": is_eof}
 
 
 PROTOCOL = Protocol(name="sherpa", path="/sherpa", run=run, may_have_port=True)
@@ -115,17 +107,11 @@ async def _finals(stream: ServedStream) -> list[Result]:
 
 
 def _whole_answer(results: list[Result], vocabulary: Vocabulary) -> dict[str, Any]:
-    return {
-        "lang": "",
-        "emotion": "",
-        "event": "",
-        "text": join_texts([result.text for result in results]),
-        "timestamps": [time for result in results for time in result.times],
-        "durations": [],
-        "tokens": [vocabulary.symbols[token] for result in results for token in result.tokens],
-        "ys_log_probs": [],
-        "words": [],
-    }
+    text = join_texts([result.text for result in results])
+    times = [time for result in results for time in result.times]
+    symbols = [vocabulary.symbols[token] for result in results for token in result.tokens]
+    said = {"lang": "", "emotion": "", "event": "", "text": text, "timestamps": times, "durations": []}
+    return {**said, "tokens": symbols, "ys_log_probs": [], "words": []}
 
 
 OFFLINE = Protocol(name="sherpa-offline", path="/sherpa-offline", run=run_offline, may_have_port=True)

@@ -2,6 +2,8 @@
 
 from u2moe.runtime.server.protocols import live, realtime, rest, sherpa, vosk, wenet, wyoming
 
-_FIRST = (live.PROTOCOL, rest.PROTOCOL, realtime.PROTOCOL, wenet.PROTOCOL)
-PROTOCOLS = {each.name: each for each in (*_FIRST, sherpa.PROTOCOL, sherpa.OFFLINE, vosk.PROTOCOL, wyoming.PROTOCOL)}
+PROTOCOLS = {each.name: each for each in (
+    live.PROTOCOL, rest.PROTOCOL, realtime.PROTOCOL, wenet.PROTOCOL, sherpa.PROTOCOL, sherpa.OFFLINE, vosk.PROTOCOL,
+    wyoming.PROTOCOL,
+)}  # fmt: skip
 """Protocols by name."""
