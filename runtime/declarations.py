@@ -37,45 +37,25 @@ lack."""
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """Declaration of an option: its type, its limits and who may set it.
+    """Declaration of an option: its type, its limits and who may set it."""
 
-    Attributes:
-        kind: type of the value. "integer" and "number" have limits. A "choice" is one of `choices`. A "record" is an
-            instance of the class `record`, or one of `choices`.
-        default: the library's default. MISSING: the option is required. None: the default depends on the model or the
-            call; see `otherwise`.
-        least, above, most: limits; `above` is an exclusive lower limit, instead of `least`. None: unlimited.
-        unit: unit of a number, such as "seconds".
-        choices: allowed strings.
-        record: class of a record.
-        in_bundle: whether a bundle may set the default. If so, None means the bundle's default.
-        can_be_off: whether None is allowed as a value.
-        client: fields of this declaration that differ for clients of the server, and "name" if clients use another
-            name. None: clients may not set the option.
-        flag: command-line option; None: there is none.
-        metavar: name of the value in the command-line help; by default N for an integer and X for a number.
-        help: first sentence about the option in the docstring of its class.
-        otherwise: meaning of None, from the same docstring.
-        lost: what an older program does differently or lacks because it ignores this option of a bundle. Empty: the
-            program must refuse the bundle.
-    """
-
-    kind: Kind
-    default: Any = None
-    least: float | None = None
-    above: float | None = None
+    kind: Kind  # a "record" is an instance of the class `record`, or one of `choices`
+    default: Any = None  # MISSING: required. None: it depends on the model or the call; see `otherwise`
+    least: float | None = None  # limits; None: unlimited
+    above: float | None = None  # exclusive lower limit, instead of `least`
     most: float | None = None
-    unit: str = ""
+    unit: str = ""  # of a number, such as "seconds"
     choices: tuple[str, ...] = ()
     record: type | None = None
-    in_bundle: bool = False
-    can_be_off: bool = False
+    in_bundle: bool = False  # whether a bundle may set the default; if so, None means the bundle's default
+    can_be_off: bool = False  # whether None is allowed as a value
+    # Fields of this declaration that differ for clients of the server, and "name" if theirs differs. None: not theirs
     client: Mapping[str, Any] | None = None
-    flag: str | None = None
-    metavar: str | None = None
-    help: str = ""
-    otherwise: str = ""
-    lost: str = ""
+    flag: str | None = None  # command-line option; None: there is none
+    metavar: str | None = None  # of the value in the command-line help; by default N for an integer and X for a number
+    help: str = ""  # first sentence about the option in the docstring of its class
+    otherwise: str = ""  # meaning of None, from the same docstring
+    lost: str = ""  # what an older program that ignores this option of a bundle lacks; empty: it must refuse the bundle
 
     @property
     def may_be_none(self) -> bool:
@@ -156,11 +136,15 @@ class Checked:
                 object.__setattr__(self, name, declared.checked(name, value))
 
 
-def take_defaults(options: Any) -> None:
-    """Set each `in_bundle` option that is None to the library's default."""
-    for name, declared in options_of(options.__class__).items():
-        if declared.in_bundle and getattr(options, name) is None:
-            object.__setattr__(options, name, declared.default)
+class Definite(Checked):
+    """`Checked` in which each `in_bundle` option that is None gets the library's default."""
+
+    def __post_init__(self: Any) -> None:
+        """Fill in the defaults, and check all options."""
+        for name, declared in options_of(self.__class__).items():
+            if declared.in_bundle and getattr(self, name) is None:
+                object.__setattr__(self, name, declared.default)
+        super().__post_init__()
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

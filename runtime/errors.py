@@ -1,27 +1,4 @@
-"""Exceptions of u2moe. Invalid arguments raise ValueError or TypeError instead.
-
-U2moeError
-├── AlignmentError           a text that cannot be aligned with its recording
-├── AudioError               audio that cannot be read or used
-│   ├── AudioOverflowError   audio that was rejected because it arrived faster than it was recognised
-│   ├── TruncatedAudioError  a truncated file; raised after its last samples
-│   └── MicrophoneError      a microphone that cannot be opened or has stopped, or a missing sounddevice package
-├── BundleError              an incomplete or damaged bundle, or not a bundle
-│   ├── IntegrityError       a file that does not match its digest in the manifest
-│   └── SignatureError       a bundle not signed with any of the required keys
-├── KernelsError             native kernels that are not installed, or cannot run a bundle here
-├── CheckpointError          a checkpoint directory that cannot be read
-│   └── UnsupportedError     a valid checkpoint or bundle that is not supported
-├── CorpusError              a list of recordings that cannot be read, or a folder of results that cannot be used
-├── GrammarError             a grammar that cannot be read or used; also a ValueError
-├── LanguageModelError       a damaged language model, or a file that is not one
-├── ParityError              a graph that differs from the network it was exported from
-├── QuantizationError        a quantized bundle larger or less accurate than allowed, or numbers that are not finite
-├── ProviderError            an execution provider that is not installed, failed or would compute wrong results
-└── StreamError              a stream used after its end, or in a way that its bundle does not support
-
-AudioWarning and BundleWarning are UserWarnings about audio or a bundle that is usable, but perhaps not as intended.
-"""
+"""Exceptions and warnings of u2moe. Invalid arguments raise ValueError or TypeError instead."""
 
 import contextlib
 import warnings

@@ -1,9 +1,7 @@
 """Commands that install missing packages. Only this module contains the names of the packages."""
 
-IS_PUBLISHED = False
-"""Whether u2moe and the distributions in `_FOLDERS` are on PyPI. If not, the commands install from a clone."""
-_FOLDERS = {"kernels": "runtime/kernels", "demo": "runtime/demo"}
-"""Separate distributions u2moe-NAME, and their folders in a clone."""
+IS_PUBLISHED = False  # Whether u2moe and those in `_FOLDERS` are on PyPI. If not, the commands install from a clone
+_FOLDERS = {"kernels": "runtime/kernels", "demo": "runtime/demo"}  # Distributions u2moe-NAME: folders in a clone
 
 
 def install_command(part: str) -> str:

@@ -2,8 +2,7 @@
 
 import sys
 
-NAME = "u2moe"
-"""Name of the logger. It uses the levels DEBUG and INFO, which `logging` hides by default."""
+NAME = "u2moe"  # Name of the logger. It uses the levels DEBUG and INFO, which `logging` hides by default
 
 
 def log_debug(message: str, *arguments: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Never, TypeVar, get_args
 
-from u2moe.runtime.declarations import Checked, option, options_of, take_defaults
+from u2moe.runtime.declarations import Checked, Definite, option, options_of
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.text.grammar import Grammar
 from u2moe.runtime.text.written.formatter import TextFormat
@@ -13,18 +13,14 @@ from u2moe.runtime.text.written.formatter import TextFormat
 SearchMethod = Literal["attention_rescoring", "ctc_prefix_beam", "ctc_greedy", "attention"]
 SEARCHES: tuple[SearchMethod, ...] = get_args(SearchMethod)
 
-NONE: Literal["none"] = "none"
-"""Value that disables a feature, even if the bundle has a default for it."""
+NONE: Literal["none"] = "none"  # Value that disables a feature, even if the bundle has a default for it
 WITHOUT_BEAM: tuple[SearchMethod, ...] = ("ctc_greedy", "attention")
 """Searches that do not support hotwords, language models or grammars."""
 
-STREAM_CHUNK_SIZE = 16
-"""Default number of encoder frames per chunk of a stream: 640 ms if an encoder frame is 40 ms."""
-SHORTEST_PAUSE_S = 0.4
-"""Shortest allowed value of `pause` in seconds. Shorter silences occur within words."""
+STREAM_CHUNK_SIZE = 16  # Default number of encoder frames per chunk of a stream: 640 ms if an encoder frame is 40 ms
+SHORTEST_PAUSE_S = 0.4  # Shortest allowed value of `pause` in seconds. Shorter silences occur within words
 
-Open = TypeVar("Open")
-"""Type of an unset value in options that a bundle may set: None if they may be unset, otherwise `Never`."""
+Open = TypeVar("Open")  # Type of an unset option that a bundle may set: None if it may be unset, otherwise `Never`
 
 _LM_WEIGHT = {
     "name": "lm_weight", "kind": "number", "least": 0, "most": 2,
@@ -102,7 +98,7 @@ class RescoringOptions(Checked, Generic[Open]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RescoringWeights(RescoringOptions[Never]):
+class RescoringWeights(Definite, RescoringOptions[Never]):
     """All weights of the second pass, as used by `attention_rescoring`.
 
     Attributes:
@@ -112,10 +108,6 @@ class RescoringWeights(RescoringOptions[Never]):
     """
 
     rescoring_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        take_defaults(self)
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,12 +187,8 @@ class DecodingOptions(AnyOptions[None]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefiniteOptions(AnyOptions[Never]):
+class DefiniteOptions(Definite, AnyOptions[Never]):
     """Decoding options in which every default is filled in. If `chunk_size` is None, full context is used."""
-
-    def __post_init__(self) -> None:
-        take_defaults(self)
-        super().__post_init__()
 
     @classmethod
     def of(cls, options: DecodingOptions, defaults: BundledOptions[Never], **chosen: Any) -> DefiniteOptions:

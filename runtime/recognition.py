@@ -17,10 +17,8 @@ from u2moe.runtime.result import Result, Transcript, moved
 from u2moe.runtime.stream import Stream
 from u2moe.runtime.text.vocabulary import join_texts
 
-Buffers = Iterator[npt.NDArray[np.float32]]
-"""Samples of one channel, as one buffer after another."""
-Decode = Callable[[list[Stream]], None]
-"""Function that decodes streams, such as `Recognizer.decode_streams`."""
+Buffers = Iterator[npt.NDArray[np.float32]]  # Samples of one channel, as one buffer after another
+Decode = Callable[[list[Stream]], None]  # Function that decodes streams, such as `Recognizer.decode_streams`
 
 
 def samples_of(
@@ -51,11 +49,6 @@ class RecordingReader:
     samples at `sample_rate`, float32 [n] each. `on_progress` is called with the seconds read so far, each time the next
     buffer is requested.
 
-    Attributes:
-        num_samples: samples read so far.
-        has_ended: whether all buffers have been read.
-        error: why reading stopped early; None if the recording is undamaged.
-
     Raises:
         AudioError: no samples can be read.
     """
@@ -63,11 +56,11 @@ class RecordingReader:
     def __init__(
         self, buffers: Buffers, sample_rate: int, on_progress: Callable[[float], object] | None = None
     ) -> None:
-        self.num_samples = 0
+        self.num_samples = 0  # read so far
         self.has_ended = False
-        self.error: AudioError | None = None
-        self._buffers = filter(len, buffers)
+        self.error: AudioError | None = None  # why reading stopped early; None if the recording is undamaged
         self.sample_rate = sample_rate
+        self._buffers = filter(len, buffers)
         self._on_progress = on_progress
         self._first = next(self._buffers, None)
 
@@ -96,16 +89,16 @@ def recognize(
     """Return an iterator over the final results of a recording. Each is available as soon as its segment ends.
 
     `decode` may postpone work. The caller must then decode the stream after the iteration, and take the remaining
-    results. `stream` must be new or reset. Each stretch of speech
-    that `vad` finds is recognised as a separate source; None: the whole recording is one source.
+    results. `stream` must be new or reset. Each stretch of speech that `vad` finds is recognised as a separate source;
+    None: the whole recording is one source.
     """
     if vad is None:
         return _whole(decode, stream, reader)
     if not hasattr(vad, "speech"):
         raise ValueError(f"vad must be a VoiceActivityDetector or None, got {vad!r}")
     if reader.sample_rate != vad.sample_rate:
-        rates = f"audio at {vad.sample_rate} Hz, but the model needs {reader.sample_rate} Hz"
-        raise ValueError(f"the voice activity detector needs {rates}")
+        needed = f"the voice activity detector needs audio at {vad.sample_rate} Hz"
+        raise ValueError(f"{needed}, but the model needs {reader.sample_rate} Hz")
     return _speech(decode, stream, reader, vad)
 
 
@@ -139,16 +132,12 @@ class LiveRecognition:
 
     New results are the final result of each segment, and a partial result if its text or its number of committed words
     has changed. An empty partial result withdraws the previous one. If decoding fails, finished segments are yielded
-    before the error is raised.
-
-    Attributes:
-        stream: stream of the source; it has endpoint rules.
-        shown: text of the last partial result; empty after a segment.
+    before the error is raised. `stream` must have endpoint rules.
     """
 
     def __init__(self, decode: Decode, stream: Stream) -> None:
         self.stream = stream
-        self.shown = ""
+        self.shown = ""  # text of the last partial result; empty after a segment
         self._num_committed = 0
         self._decode_streams = decode
 

@@ -273,8 +273,10 @@ class Recognizer:
             ValueError: the vocabulary cannot spell a hotword.
         """
         samples = samples_of(audio, self._rate, sample_rate, channel, track)
-        reader, results = self._recognize(samples, options, hotwords, grammar, vad, on_progress)
-        return transcript_of(list(results), reader.duration, reader.error)
+        stream = self.create_recording_stream(options, hotwords=hotwords, grammar=grammar)
+        reader = RecordingReader(samples, self._rate, on_progress)
+        segments = list(recognize(self.decode_streams, stream, reader, vad))
+        return transcript_of(segments, reader.duration, reader.error)
 
     __call__ = transcribe
 
@@ -300,7 +302,9 @@ class Recognizer:
             AudioError: also raised if a file is damaged. The segments before the damage are yielded first.
         """
         samples = samples_of(audio, self._rate, sample_rate, channel, track)
-        return until_damage(*self._recognize(samples, options, hotwords, grammar, vad, on_progress))
+        stream = self.create_recording_stream(options, hotwords=hotwords, grammar=grammar)
+        reader = RecordingReader(samples, self._rate, on_progress)
+        return until_damage(reader, recognize(self.decode_streams, stream, reader, vad))
 
     def align(
         self,
@@ -339,20 +343,6 @@ class Recognizer:
         for _ in until_damage(reader, found):
             pass
         return aligner.finish(stream.state, min_score)
-
-    def _recognize(
-        self,
-        samples: Buffers,
-        options: DecodingOptions | None,
-        hotwords: Hotwords | ContextGraph | None,
-        grammar: Grammar | Iterable[str] | None,
-        vad: VoiceActivityDetector | None,
-        on_progress: Callable[[float], object] | None,
-    ) -> tuple[RecordingReader, Iterator[Result]]:
-        """Return the reader of a recording, and an iterator that reads the recording and yields its results."""
-        stream = self.create_recording_stream(options, hotwords=hotwords, grammar=grammar)
-        reader = RecordingReader(samples, self._rate, on_progress)
-        return reader, recognize(self.decode_streams, stream, reader, vad)
 
     def _chosen(self, options: DecodingOptions | None, grammar: Grammar | Iterable[str] | None) -> DecodingOptions:
         options = checked_options("options", options, self.options)

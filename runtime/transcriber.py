@@ -23,7 +23,6 @@ from u2moe.runtime.validation import checked_number, checked_options
 
 if TYPE_CHECKING:
     import asyncio
-    import threading
 
 _MAX_KEPT = 1000
 """Maximum number of results that wait for `async for`: about an hour of speech. If more wait, the program does not
@@ -178,11 +177,7 @@ class Transcriber:
         with self._thread.changed:
             if self._thread.num_fed:
                 raise StreamError("enter `async with` before feeding: earlier results went to callbacks or were lost")
-            self._kept = _KeptResults(self._thread.changed, asyncio.get_running_loop(), asyncio.Event())
-            thread, kept = self._thread, self._kept
-            thread.on_partial = thread.on_partial or kept.keep
-            thread.on_final = kept.passing(thread.on_final) if thread.on_final else kept.keep
-            thread.on_change = kept.announce
+            self._kept = _KeptResults(self._thread, asyncio.get_running_loop(), asyncio.Event())
         return self
 
     async def __aexit__(
@@ -232,33 +227,28 @@ class Transcriber:
 
 
 class _KeptResults:
-    """Results that `async for` has not taken yet. A lock protects them, and the event `news` wakes waiting tasks."""
+    """Results of a thread that `async for` has not taken yet. The event `news` wakes waiting tasks."""
 
-    def __init__(self, lock: threading.Condition, loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
-        self._lock = lock
+    def __init__(self, thread: TranscriberThread, loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
         self.news = news
         self.results: deque[Result] = deque()
-        self._loop = loop
+        self._lock, self._loop, self._on_final = thread.changed, loop, thread.on_final
+        thread.on_partial = thread.on_partial or self.keep
+        thread.on_final, thread.on_change = self.keep, self.announce
 
     def keep(self, result: Result) -> None:
-        """Store a result. If the last waiting result is partial, the new one replaces it."""
+        """Store a result, or call the program's `on_final`. If the last waiting result is partial, discard it."""
         with self._lock:
             if self.results and not self.results[-1].is_final:
                 self.results.pop()
-            if len(self.results) >= _MAX_KEPT:
+            if result.is_final and self._on_final is not None:
+                callback = self._on_final
+            elif len(self.results) >= _MAX_KEPT:
                 raise StreamError(f"{_MAX_KEPT} results are waiting: iterate over the results while feeding")
-            self.results.append(result)
+            else:
+                callback = self.results.append
+        callback(result)
         self.announce()
-
-    def passing(self, on_final: Callable[[Result], object]) -> Callable[[Result], object]:
-        """Return a callback for final results. It discards the outdated partial result, and then calls `on_final`."""
-
-        def call(result: Result) -> None:
-            with self._lock:
-                self.results.clear()
-            on_final(result)
-
-        return call
 
     def announce(self) -> None:
         """Wake the tasks that wait for space in the queue, for a result, or for the end of the stream."""

@@ -16,37 +16,25 @@ from u2moe.runtime.recognizer import Recognizer
 from u2moe.runtime.result import Result
 from u2moe.runtime.stream import Stream
 
-_MAX_REPORTS = 1000
-"""Maximum number of waiting errors of the source."""
-_LONGEST_EXIT_S = 5.0
-"""Maximum seconds to wait for the chunk in progress, if the interpreter exits without `close`."""
+_MAX_REPORTS = 1000  # Maximum number of waiting errors of the source
+_LONGEST_EXIT_S = 5.0  # Maximum seconds to wait for the chunk in progress, if the interpreter exits without `close`
 
 
 class TranscriberThread:
-    """Thread that recognises audio from a queue.
+    """Thread that recognises audio from a queue. Set its callbacks, which it calls, before audio is fed.
 
     It does not refer to its `Transcriber`, which can therefore be garbage-collected while the thread runs.
-
-    Attributes:
-        on_partial, on_final, on_error: called in the thread with results and errors. Set them before audio is fed.
-        on_change: called after anything is taken from the queue, and once `has_ended` is set.
-        changed: condition whose lock protects all state. It is notified when the thread has work.
-        sample_rate: sample rate of the input in Hz. Before the first input, the model's sample rate.
-        max_queue_s: maximum seconds of audio in the queue.
-        num_queued: number of samples in the queue.
-        num_fed: number of samples fed so far.
-        has_ended: whether the thread has stopped recognising.
     """
 
     def __init__(self, recognizer: Recognizer, stream: Stream, max_queue_s: float) -> None:
         self.on_partial: Callable[[Result], object] | None = None
         self.on_final: Callable[[Result], object] | None = None
         self.on_error: Callable[[Exception], object] | None = None
-        self.on_change: Callable[[], object] = lambda: None
-        self.changed = threading.Condition()
-        self.sample_rate: float = recognizer.bundle.manifest.features.sample_rate
+        self.on_change: Callable[[], object] = lambda: None  # called after a change of the queue and of `has_ended`
+        self.changed = threading.Condition()  # its lock protects all state; it is notified when the thread has work
+        self.sample_rate: float = recognizer.bundle.manifest.features.sample_rate  # until the first input
         self.max_queue_s = max_queue_s
-        self.num_queued = self.num_fed = 0
+        self.num_queued = self.num_fed = 0  # samples
         self.has_ended = False
         self.live = LiveRecognition(recognizer.decode_streams, stream)
         self._items: deque[npt.NDArray[np.float32] | Exception] = deque()
@@ -69,9 +57,8 @@ class TranscriberThread:
                 raise AudioError(f"sample rate changed from {self.sample_rate} to {rate} Hz")
             queued_s, new_s = self.num_queued / rate, len(samples) / rate
             if queued_s + new_s > self.max_queue_s:
-                waiting, limit = f"{queued_s:.2f} s of audio is waiting", f"the limit of {self.max_queue_s:g} s"
-                reason = f"{waiting} to be recognised: {new_s:.2f} s more would exceed {limit}"
-                raise AudioOverflowError(reason, new_s)
+                excess = f"{new_s:.2f} s more would exceed the limit of {self.max_queue_s:g} s"
+                raise AudioOverflowError(f"{queued_s:.2f} s of audio is waiting to be recognised: {excess}", new_s)
             if len(samples) == 0:
                 return
             self.sample_rate = rate

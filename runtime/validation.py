@@ -20,23 +20,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 Choice = TypeVar("Choice", bound=str)
 
-MOST_INTEGER = 1_000_000
-"""Upper limit of counts. It exceeds any sensible count, and the product of two counts is exact in double precision."""
+MOST_INTEGER = 1_000_000  # Upper limit of counts, above any sensible one; doubles hold the product of two exactly
 _LONGEST_QUOTE = 80
-_SHORT = reprlib.Repr()
-"""Printer of values that shortens nested lists, because YAML aliases can make a value too large for memory."""
+_SHORT = reprlib.Repr()  # Shortens nested lists: YAML aliases can make a value too large for memory
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * _LONGEST_QUOTE
 
 
 class FieldError(ValueError):
-    """An invalid value of a field.
-
-    Attributes:
-        field: full name of the field, including the names of the enclosing mappings, such as "model.blank". Empty if
-            the whole content is invalid.
-        expected: description of valid values.
-        found: the invalid value as shortened text.
-    """
+    """An invalid value of a field. `field` is its full name, such as "model.blank"; empty: all content is invalid."""
 
     def __init__(self, field: str, expected: str, found: str) -> None:
         super().__init__(field, expected, found)
@@ -106,14 +97,14 @@ def checked_number(
     except (ValueError, OverflowError):
         found = math.nan
     too_small = (least is not None and found < least) or (above is not None and found <= above)
-    if not math.isfinite(found) or too_small or (most is not None and found > most):
-        expected = f"a number of {unit}" if unit else "a number"
-        if least is not None:
-            expected += f", at least {least:g}" if most is None else f" between {least:g} and {most:g}"
-        if above is not None:
-            expected += f" above {above:g}" if most is None else f" above {above:g} and at most {most:g}"
-        raise wrong(name, expected, value)
-    return found
+    if math.isfinite(found) and not too_small and (most is None or found <= most):
+        return found
+    expected = f"a number of {unit}" if unit else "a number"
+    if least is not None:
+        expected += f", at least {least:g}" if most is None else f" between {least:g} and {most:g}"
+    if above is not None:
+        expected += f" above {above:g}" + ("" if most is None else f" and at most {most:g}")
+    raise wrong(name, expected, value)
 
 
 def checked_flag(name: str, value: object) -> bool:
@@ -157,11 +148,7 @@ def checked_options(name: str, value: T | None, default: T) -> T:
 class Record:
     """A mapping whose fields are checked as they are read. `known` are the fields that have been read.
 
-    Names of fields in errors begin with `name`, which includes the names of the enclosing mappings. It is empty for the
-    outermost mapping.
-
-    Raises:
-        FieldError: `values` is not a mapping.
+    Names of fields in errors begin with `name`: the names of the enclosing mappings, or "" for the outermost one.
     """
 
     def __init__(self, values: object, name: str = "") -> None:
@@ -197,8 +184,7 @@ class Record:
 
     def seconds(self, key: str) -> float | None:
         """Return a number or string field as a time in seconds, or None if the field is missing."""
-        value = self.value(key)
-        return None if value is None else checked_seconds(self.field(key), value)
+        return None if self.value(key) is None else checked_seconds(self.field(key), self.value(key))
 
     def flag(self, key: str, default: bool) -> bool:
         """Return a boolean field."""

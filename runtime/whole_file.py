@@ -24,10 +24,8 @@ def replacing(file: Path) -> Iterator[Path]:
     """Yield a temporary file. After the block, it replaces `file`. After an error, `file` is unchanged.
 
     The content is flushed to disk before the rename. After a power failure, the old content may reappear. If `file` is
-    a symbolic link, its target is replaced. Pipes and other special files are written directly.
-
-    Raises:
-        OSError: the file cannot be written. The message names it.
+    a symbolic link, its target is replaced. Pipes and other special files are written directly. Raises the OSErrors of
+    `failures_named`.
     """
     with failures_named(file):
         if file.exists() and not file.is_file():  # no realpath here: /dev/stdout may link to a pipe without a path
@@ -54,8 +52,7 @@ def write_text(file: Path, content: str) -> None:
 def write_first(file: Path, content: bytes) -> bool:
     """Write a file atomically, unless it exists. Returns whether this call wrote it. Of several processes, one does.
 
-    Raises:
-        OSError: the file cannot be written. The message names it.
+    Raises the OSErrors of `failures_named`.
     """
     with failures_named(file), _part(file.parent) as part:
         part.write_bytes(content)
@@ -78,8 +75,7 @@ def flush(file: Path) -> None:
 def probe(folder: Path) -> float:
     """Return the current time of the file system that contains a folder: the modification time of a temporary file.
 
-    Raises:
-        OSError: the folder is not writable.
+    Raises the OSErrors of `failures_named` if the folder is not writable.
     """
     with failures_named(folder), _part(folder) as part:
         part.touch(exist_ok=False)
@@ -98,10 +94,8 @@ def remove_stale_parts(folder: Path) -> None:
 def locked(file: Path) -> Iterator[None]:
     """Hold a lock on a file during the block, then remove the file. A killed process loses its lock.
 
-    On file systems without locks, nothing is locked. On Windows, the file is not touched at all.
-
-    Raises:
-        BlockingIOError: another process holds the lock.
+    On file systems without locks, nothing is locked. On Windows, the file is not touched at all. Raises BlockingIOError
+    if another process holds the lock.
     """
     if sys.platform == "win32":
         yield
@@ -109,10 +103,9 @@ def locked(file: Path) -> Iterator[None]:
     with file.open("ab") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # the file system does not support locks
-            pass
+        except OSError as error:  # perhaps the file system does not support locks
+            if isinstance(error, BlockingIOError):
+                raise
         if not file.exists() or not os.path.samestat(file.stat(), os.fstat(held.fileno())):
             raise BlockingIOError  # the previous holder has just removed the file
         try:

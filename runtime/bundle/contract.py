@@ -11,17 +11,13 @@ from dataclasses import dataclass
 
 FORMAT_VERSION = 4
 METADATA_PREFIX = "u2moe."
-MOE_DOMAIN = "u2moe"
-"""Domain of the model-local functions. Each MoE layer is one call of a function of this domain."""
+MOE_DOMAIN = "u2moe"  # Domain of the model-local functions. Each MoE layer is one call of a function of this domain
 
-PACKED = "packed"
-"""Key in `Manifest.quantization` of bundles with weights packed for native kernels. Its value is the layout version."""
+PACKED = "packed"  # Key in `Manifest.quantization` of weights packed for native kernels. Its value: the layout version
 
-MOST_NUMBERS = 1 << 28
-"""Maximum numbers in a cache at the start of a stream; C++ has the same limit."""
+MOST_NUMBERS = 1 << 28  # Maximum numbers in a cache at the start of a stream; C++ has the same limit
 
-GROUP_METADATA = f"{METADATA_PREFIX}weight_group"
-"""Metadata key under which an initializer states its weight group, one of `WEIGHT_GROUPS`."""
+GROUP_METADATA = f"{METADATA_PREFIX}weight_group"  # Metadata key of an initializer's group in `WEIGHT_GROUPS`
 
 WEIGHT_GROUPS = (
     "experts", "routers", "feed_forward", "attention", "depthwise_convolutions", "pointwise_convolutions",
@@ -49,12 +45,9 @@ class Cache:
     """
 
     name: str
-    num_blocks: int
-    """Encoder blocks that share the cache."""
-    shape: tuple[int, ...]
-    """Sizes of the last axes at the start of a stream. An axis of size 0 grows with the cached frames."""
-    rate: float = 1.0
-    """Cached frames per encoder frame, if an axis grows."""
+    num_blocks: int  # Encoder blocks that share the cache
+    shape: tuple[int, ...]  # Sizes of the last axes at the start; an axis of size 0 grows with the cached frames
+    rate: float = 1.0  # Cached frames per encoder frame, if an axis grows
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1 or not self.shape or min(self.shape) < 0 or self.shape.count(0) > 1:

@@ -13,20 +13,14 @@ from pathlib import Path
 
 from u2moe.runtime.errors import BundleError, IntegrityError
 
-BLOCK = 16 << 20
-"""Block size in bytes. Larger files have a digest per block, so that all cores can verify them in parallel."""
-_PIECE = 1 << 20
-"""Bytes of a block to read into memory at a time."""
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
-"""Names that mean devices on Windows, with any suffix."""
+BLOCK = 16 << 20  # Bytes. Larger files have a digest per block, so that all cores can verify them in parallel
+_PIECE = 1 << 20  # Bytes of a block to read into memory at a time
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # Names of Windows devices, with any suffix
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileDigest:
-    """Size and SHA-256 of a bundle file. If it has more than `BLOCK` bytes, also the SHA-256 of each block.
-
-    Raise ValueError if the number of blocks does not match the size.
-    """
+    """Size and SHA-256 of a bundle file. If it has more than `BLOCK` bytes, also the SHA-256 of each block."""
 
     sha256: str
     size: int
@@ -47,14 +41,10 @@ class FileDigest:
 
 
 class BundleFiles:
-    """Files of a folder. Each is compared with its digest once, and must not change afterwards.
-
-    Args:
-        folder: the folder.
-        digests: size and SHA-256 of each file by name; None: they are unknown, and any file may be read.
-    """
+    """Files of a folder. Each is compared with its digest once, and must not change afterwards."""
 
     def __init__(self, folder: Path, digests: Mapping[str, FileDigest] | None = None) -> None:
+        """Take the digest of each file by name. Without digests, any file may be read."""
         self.folder = folder
         self._digests = digests
         self._states: dict[str, tuple[int, ...]] = {}
@@ -63,13 +53,10 @@ class BundleFiles:
     def look_at(self, name: str) -> int:
         """Check that a file exists, has the listed size and has not changed. Returns its size.
 
-        Raises:
-            BundleError: the file is missing, unreadable, not listed, or not a regular file of this folder; or the name
-                is not a plain file name.
-            IntegrityError: the size differs from the listed size, or the file was replaced or modified.
+        Raises BundleError if the file is missing, unreadable, not listed or not a regular file of this folder, or if
+        its name is not plain. Raises IntegrityError if its size is another, or if it was replaced or modified.
         """
-        path = self.folder / plain_name(name, str(self.folder))
-        digest = self._digest(name)
+        path, digest = self.folder / plain_name(name, str(self.folder)), self._digest(name)
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a pipe would block until it has a writer
@@ -91,11 +78,9 @@ class BundleFiles:
         return status.st_size
 
     def read(self, name: str, limit: int) -> bytes:
-        """Read a whole file and compare its content with its digest.
+        """Read a whole file of up to `limit` bytes, and compare its content with its digest.
 
-        Raises:
-            BundleError: as for `look_at`; or the file is larger than `limit` bytes.
-            IntegrityError: as for `look_at`; or the file does not match its digest.
+        Raises the errors of `look_at`, BundleError for a larger file, and IntegrityError for another digest.
         """
         if self.look_at(name) > limit:
             raise BundleError(f"{self.folder / name}: is larger than {limit} bytes")
@@ -144,10 +129,7 @@ class BundleFiles:
 
 
 def plain_name(name: str, where: str) -> str:
-    """Return `name` if it is a plain file name, without folders, on every operating system.
-
-    Raise BundleError if the name may refer to another file; the message begins with `where`.
-    """
+    """Return `name` if it is a plain file name on every operating system. Otherwise, raise BundleError at `where`."""
     plain = not any(char in '/\\:*?"<>|' or ord(char) < 32 for char in name) and not _DEVICE.match(name)
     if not plain or not name or name[-1] in ". ":  # Windows drops these at the end
         raise BundleError(f"{where}: found {name!r:.200}, expected a plain file name without folders")

@@ -11,12 +11,9 @@ from types import MappingProxyType
 
 from u2moe.runtime.bundle.weight_formats import LAYERS, WEIGHT_FORMATS
 
-KERNELS_CONTRACT = 3
-"""Version of the native operators' inputs, attributes and results. Graphs that this version of u2moe writes need it."""
-PACKED_LAYOUT = 4
-"""Version of the weight layout that `u2moe quantize --packed` writes and native kernels map into memory."""
-MOST_NUMBERS = 9
-"""Maximum number of functions of the same name that native kernels replace. The first has no number."""
+KERNELS_CONTRACT = 3  # Version of the inputs, attributes and results of native operators that our graphs need
+PACKED_LAYOUT = 4  # Version of the weights that `u2moe quantize --packed` writes and native kernels map into memory
+MOST_NUMBERS = 9  # Maximum number of functions of the same name that native kernels replace. The first has no number
 
 _NUMBER = re.compile(r"_\d+$")
 _DIGITS = re.compile(r"\d+")
@@ -24,27 +21,20 @@ _DIGITS = re.compile(r"\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class Function:
-    """A function that graphs call.
+    """A function that graphs call."""
 
-    Attributes:
-        name: name of the function. If a graph has several of this name, a number is appended to all but the first.
-        inputs: names of all allowed inputs; empty: any. `#` stands for a number: `w1` is `w#`, `e0_w1` is `e#_w#`.
-        attributes: names of the attributes of its calls.
-        exported: whether export writes the function; if not, quantization does.
-        without_kernel: why native kernels do not compute the function; empty: they do.
-    """
+    name: str  # if a graph has several functions of this name, a number is appended to all but the first
+    inputs: tuple[str, ...]  # all allowed; empty: any. `#` stands for a number: `w1` is `w#`, `e0_w1` is `e#_w#`
+    attributes: tuple[str, ...] = ()  # of its calls
+    without_kernel: str = ""  # why native kernels do not compute the function; empty: they do
 
-    name: str
-    inputs: tuple[str, ...]
-    attributes: tuple[str, ...] = ()
-    exported: bool = True
-    without_kernel: str = ""
+    @property
+    def exported(self) -> bool:
+        """Whether export writes the function. Quantization writes those whose names begin with a format's prefix."""
+        return not self.name.startswith(tuple(each.prefix for each in WEIGHT_FORMATS.values() if each.prefix))
 
     def check(self, inputs: Iterable[str], attributes: Iterable[str]) -> None:
-        """Check that a layer has these inputs and attributes.
-
-        Raise ValueError if the inputs or attributes differ from the declaration.
-        """
+        """Raise ValueError if the inputs or attributes of a layer differ from the declaration."""
         if not self.inputs:
             return
         unknown = sorted({_DIGITS.sub("#", name) for name in inputs} - set(self.inputs))
@@ -56,15 +46,10 @@ class Function:
             )
 
 
-def _all(names: str, inputs: str, attributes: str = "", why: str = "", *, exported: bool = True) -> list[Function]:
+def _all(names: str, inputs: str, attributes: str = "", why: str = "") -> list[Function]:
     """Declare functions that differ only in their names."""
-    return [
-        Function(
-            name=name, inputs=tuple(inputs.split()), attributes=tuple(attributes.split()), exported=exported,
-            without_kernel=why,
-        )
-        for name in names.split()
-    ]  # fmt: skip
+    fields = {"inputs": tuple(inputs.split()), "attributes": tuple(attributes.split())}
+    return [Function(name=name, **fields, without_kernel=why) for name in names.split()]
 
 
 _PRODUCTS = "products in float32, left to onnxruntime's kernels"
@@ -108,32 +93,28 @@ _DECLARED = (
     *_all("SharedPrefixes", "tokens lens", "", _NO_PRODUCTS),
     *_all("StackedFrames", "features", "num_frames bins", _NO_PRODUCTS),
     *_all("TimeWindows", "x valid", "stride", _NO_PRODUCTS),
-    *_all("HalfMixtureOfExperts", _EXPERTS, _MIXTURE, _PRODUCTS, exported=False),
-    *_all("Int8MixtureOfExperts", "x gate w#_bias e#_w# e#_w#_scale e#_w#_bias", _MIXTURE, exported=False),
-    *_all("Int4MixtureOfExperts", "x gate e#_w# e#_w#_steps e#_w#_scale e#_w#_bias", _MIXTURE, exported=False),
-    *_all("Int8Rows", "x", "activation", exported=False),
-    *_all("Int8MatMul", "q row_scale weight scale bias", exported=False),
-    *_all("Int8Linear", "x weight scale bias", "activation", exported=False),
-    *_all("Int4Linear", "x weight steps scale bias", "in out block_size", exported=False),
+    *_all("HalfMixtureOfExperts", _EXPERTS, _MIXTURE, _PRODUCTS),
+    *_all("Int8MixtureOfExperts", "x gate w#_bias e#_w# e#_w#_scale e#_w#_bias", _MIXTURE),
+    *_all("Int4MixtureOfExperts", "x gate e#_w# e#_w#_steps e#_w#_scale e#_w#_bias", _MIXTURE),
+    *_all("Int8Rows", "x", "activation"),
+    *_all("Int8MatMul", "q row_scale weight scale bias"),
+    *_all("Int8Linear", "x weight scale bias", "activation"),
+    *_all("Int4Linear", "x weight steps scale bias", "in out block_size"),
+    *_all("Int8FeedForward Int8GatedFeedForward", "x gate gate_scale w# w#_scale w#_bias", "activation bias"),
     *_all(
-        "Int8FeedForward Int8GatedFeedForward", "x gate gate_scale w# w#_scale w#_bias", "activation bias",
-        exported=False,
+        "Int4FeedForward Int4GatedFeedForward", "x gate gate_steps gate_scale w# w#_steps w#_scale w#_bias",
+        "activation bias in block_size",
     ),
-    *_all(
-        "Int4FeedForward Int4GatedFeedForward",
-        "x gate gate_steps gate_scale w# w#_steps w#_scale w#_bias",
-        "activation bias in block_size", exported=False,
-    ),
-    *_all("Int8FirstConvolutions", "x first_weight weight scale bias", "bins channels kernels strides", exported=False),
+    *_all("Int8FirstConvolutions", "x first_weight weight scale bias", "bins channels kernels strides"),
     *_all(
         "Int8Convolution", "x weight scale bias", "kernel stride",
-        "a third convolution of the front end: the kernel is for the first two", exported=False,
+        "a third convolution of the front end: the kernel is for the first two",
     ),
-    *_all("Int8Embedding", "weight scale tokens", "", _NO_PRODUCTS, exported=False),
-    *_all("Int4Embedding", "weight steps scale tokens", "dim block_size", _NO_PRODUCTS, exported=False),
+    *_all("Int8Embedding", "weight scale tokens", "", _NO_PRODUCTS),
+    *_all("Int4Embedding", "weight steps scale tokens", "dim block_size", _NO_PRODUCTS),
 )  # fmt: skip
 _OF_FORMATS = (
-    Function(name=item.function(layer), inputs=(), exported=False, without_kernel=item.not_native)
+    Function(name=item.function(layer), inputs=(), without_kernel=item.not_native)
     for item in WEIGHT_FORMATS.values()
     for layer in LAYERS
 )

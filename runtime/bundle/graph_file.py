@@ -19,31 +19,17 @@ from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.manifest import ExternalTensor
 from u2moe.runtime.errors import BundleError
 
-_GRAPH_LIMIT = (1 << 31) - 1
-"""Largest protobuf message in bytes. A graph with larger weights stores them in a separate file."""
-_SMALL = 1 << 16
-"""Weights up to this size in bytes are always passed to the session, because a second copy in memory costs little."""
+_GRAPH_LIMIT = (1 << 31) - 1  # Bytes of the largest protobuf message. Larger weights are in a file of their own
+_SMALL = 1 << 16  # Bytes of weights that are always passed to the session: a second copy costs little memory
 _MATRIX = re.compile(r"\.weight(\.u?int\d+)?$")
 """Matches the names of matrices, quantized or not. Names of associated weights, such as scales, are longer."""
-_READ_IN_PLACE = ("embeddings", "routers")
-"""Weight groups whose matrices are also read in place."""
+_READ_IN_PLACE = ("embeddings", "routers")  # Weight groups whose matrices are also read in place
 _INTEGERS = (f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
-_TYPES = ("float16", "float32", "float64", "bool", *_INTEGERS)
-"""Element types of weights that numpy supports."""
+_TYPES = ("float16", "float32", "float64", "bool", *_INTEGERS)  # Element types of weights that numpy supports
 
 
 class GraphFile:
-    """A verified graph of a bundle with its weight files.
-
-    Attributes:
-        path: path of the graph.
-        content: content of the graph file.
-        has_external: whether weights are in other files, which onnxruntime finds by the path of the graph.
-
-    Args:
-        path: path of the graph.
-        tensors: weights in other files, as listed in the manifest.
-        files: files of the bundle.
+    """A verified graph of a bundle, its `content`, and the `tensors` in other files, as listed in the manifest.
 
     Raises:
         BundleError: a file is missing or unreadable, or the graph differs from the manifest.
@@ -52,7 +38,7 @@ class GraphFile:
 
     def __init__(self, path: Path, tensors: Sequence[ExternalTensor], files: BundleFiles) -> None:
         self.path = path
-        self.has_external = bool(tensors)
+        self.has_external = bool(tensors)  # onnxruntime finds the other files by the path of the graph
         self._tensors = tensors
         self._files = files
         self.content = files.read(path.name, _GRAPH_LIMIT)
@@ -63,16 +49,14 @@ class GraphFile:
             files.verify(name)
         for tensor in tensors:
             if tensor.offset + tensor.length > sizes[tensor.file]:
-                place = f"{tensor.length} bytes at offset {tensor.offset}"
-                limit = f"the file size {sizes[tensor.file]}"
-                raise BundleError(f"{path}: weight {tensor.name!r:.200}: {place} exceed {limit}")
+                what = f"{tensor.length} bytes at offset {tensor.offset} exceed the file size {sizes[tensor.file]}"
+                raise BundleError(f"{path}: weight {tensor.name!r:.200}: {what}")
 
     def weights(self, is_native: Callable[[str], bool]) -> dict[str, npt.NDArray[Any]]:
         """Read the weights to pass to a session, and return them by name. The arrays must live as long as the session.
 
-        Args:
-            is_native: returns whether a native operator replaces a function. Weights that only native operators read
-                are left out, because the operators copy or map them.
+        Weights that only native operators read are left out, because the operators copy or map them. `is_native` tells
+        whether a native operator replaces a function.
         """
         found = {}
         with contextlib.ExitStack() as opened:
@@ -89,10 +73,7 @@ class GraphFile:
         return found
 
     def check_unchanged(self) -> None:
-        """Check that the graph's files did not change between their verification and the creation of the session.
-
-        Raise IntegrityError if a file was replaced or modified.
-        """
+        """Raise IntegrityError if a file changed between its verification and the creation of the session."""
         for name in (self.path.name, *self._data) if self.has_external else ():
             self._files.look_at(name)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Never, get_args
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.files import FileDigest, plain_name
 from u2moe.runtime.bundle.weight_formats import quantized
-from u2moe.runtime.declarations import HARMLESS, Checked, option, plain, take_defaults
+from u2moe.runtime.declarations import HARMLESS, Checked, Definite, option, plain
 from u2moe.runtime.language.model import FusionWeights
 from u2moe.runtime.options import STREAM_CHUNK_SIZE, BundledOptions, EndpointConfig
 from u2moe.runtime.text.vocabulary import TextConfig
@@ -31,10 +31,8 @@ In float16, -1e6 is infinite."""
 class StaticRate(Checked):
     """The keys that attention reads at one frame rate: those of cached frames, then those of the chunk."""
 
-    step: int = option("integer", 1, least=1)
-    """Distance between consecutive keys, in frames after the subsampling."""
-    mask: str = "mask"
-    """Name of the input [1, 1, 1, keys]: 0 for keys that exist, `MASKED` for others."""
+    step: int = option("integer", 1, least=1)  # Distance between consecutive keys, in frames after the subsampling
+    mask: str = "mask"  # Name of the input [1, 1, 1, keys]: 0 for keys that exist, `MASKED` for others
     positions: str = ""
     """Name of the input with the encodings of the keys' positions [1, keys, dim]; "": the graph has no such input."""
 
@@ -43,32 +41,23 @@ class StaticRate(Checked):
 class StaticHistory:
     """A cache of earlier frames for convolutions."""
 
-    cache: str
-    """Name of the cache."""
-    start: str
-    """File with the cache before the first chunk, a numpy array in the graph's shape."""
-    steps: tuple[int, ...]
-    """Distance between frames in each block, in frames after the subsampling."""
+    cache: str  # Name of the cache
+    start: str  # File with the cache before the first chunk, a numpy array in the graph's shape
+    steps: tuple[int, ...]  # Distance between frames in each block, in frames after the subsampling
 
 
 @dataclass(frozen=True, kw_only=True)
 class StaticForm(Checked):
     """Fixed shape of `static.onnx`, which replaces the dynamic encoder graph in a bundle."""
 
-    chunk_size: int = option("integer", 16, least=1)
-    """Encoder frames per chunk."""
-    num_left_chunks: int = option("integer", 4, least=1)
-    """Chunks of left context. Masks hide chunks that do not exist yet."""
-    first_position: int = option("integer", 0, least=0)
-    """Encoder frame to which positions are moved back after `ModelConfig.max_position`."""
-    rates: tuple[StaticRate, ...] = (StaticRate(),)
-    """Frame rates of attention, highest first."""
-    histories: tuple[StaticHistory, ...] = ()
-    """Caches of earlier frames for convolutions. Their sizes are also fixed in bundles with dynamic shapes."""
+    chunk_size: int = option("integer", 16, least=1)  # Encoder frames per chunk
+    num_left_chunks: int = option("integer", 4, least=1)  # Chunks of left context; masks hide those before the start
+    first_position: int = option("integer", 0, least=0)  # Encoder frame to which `max_position` moves positions back
+    rates: tuple[StaticRate, ...] = (StaticRate(),)  # Frame rates of attention, highest first
+    histories: tuple[StaticHistory, ...] = ()  # Caches of frames for convolutions, of fixed size in every bundle
     frequencies: tuple[float, ...] = ()
     """Frequencies in float32. Position encodings are the sines and cosines of positions times these frequencies."""
-    interleaved: bool = True
-    """Whether sines and cosines alternate; otherwise all sines come first."""
+    interleaved: bool = True  # Whether sines and cosines alternate; otherwise all sines come first
 
     def graph(self, config: ModelConfig) -> contract.Graph:
         """Return the contract of `static.onnx`.
@@ -130,8 +119,7 @@ class ModelConfig(Checked):
     In `contract`, the size of an axis that is named after a field is the field's value.
     """
 
-    streaming: bool
-    """Whether the encoder can stream. If it looks ahead or was not trained on chunks, it needs whole utterances."""
+    streaming: bool  # Whether the encoder can stream; not if it looks ahead or was not trained on chunks
     decoder: Decoder = option("choice", MISSING, choices=get_args(Decoder))
     feature_size: int = option("integer", MISSING, least=1)
     output_size: int = option("integer", MISSING, least=1)
@@ -139,21 +127,16 @@ class ModelConfig(Checked):
     vocab_size: int = option("integer", MISSING, least=1)
     subsampling_rate: int = option("integer", MISSING, least=1)
     right_context: int = option("integer", MISSING, least=0)
-    static_chunk_size: int = option("integer", MISSING, least=0)
-    """Chunk size that the encoder was trained for; 0: any."""
+    static_chunk_size: int = option("integer", MISSING, least=0)  # Chunk size that the encoder was trained for; 0: any
     blank: int = option("integer", MISSING, least=0)
     sos: int = option("integer", MISSING, least=0)
     eos: int = option("integer", MISSING, least=0)
-    caches: tuple[contract.Cache, ...] = ()
-    """Caches that a stream keeps from chunk to chunk; none if the encoder cannot stream."""
-    chunk_multiple: int = option("integer", 1, least=1)
-    """Chunk sizes must be multiples of this, because layers at a lower rate take several encoder frames at a time."""
-    frame_reduction: int = option("integer", 1, least=1)
-    """Frames after the subsampling per encoder frame. Chunks need features for all of them."""
+    caches: tuple[contract.Cache, ...] = ()  # Those that a stream keeps from chunk to chunk; none without streaming
+    chunk_multiple: int = option("integer", 1, least=1)  # Chunk sizes must be multiples: some layers have a lower rate
+    frame_reduction: int = option("integer", 1, least=1)  # Frames after the subsampling per encoder frame
     max_position: int = option("integer", 5000, least=1)
     """Encoder frames after which a stream with limited left context moves its positions back."""
-    static: StaticForm | None = None
-    """Fixed shape of the graph that replaces the encoder; None: the shape is dynamic."""
+    static: StaticForm | None = None  # Fixed shape of the graph that replaces the encoder; None: the shape is dynamic
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,8 +194,7 @@ class ModelConfig(Checked):
         return value if isinstance(value, int) else None
 
 
-WINDOWS = ("povey", "hamming", "hanning", "blackman", "rectangular")
-"""Kaldi's window functions."""
+WINDOWS = ("povey", "hamming", "hanning", "blackman", "rectangular")  # Kaldi's window functions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +208,8 @@ class FeatureConfig(Checked):
     window: str = option("choice", "povey", choices=WINDOWS)
     num_ceps: int = option("integer", 0, least=0, most=1000)
     """Cepstral coefficients per frame (MFCC), C0 first and liftered; 0: log-mel energies instead."""
-    low_hz: float = 20.0
-    """Lower edge of the mel bands."""
-    high_hz: float = 0.0
-    """Upper edge of the mel bands. If it is 0 or negative, it is added to the Nyquist frequency."""
+    low_hz: float = 20.0  # Lower edge of the mel bands
+    high_hz: float = 0.0  # Upper edge of the mel bands. If it is 0 or negative, it is added to the Nyquist frequency
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -268,36 +248,28 @@ class FeatureConfig(Checked):
 class BundledLanguageModel(FusionWeights):
     """Language model in a file of the bundle, with its fusion weights for the search."""
 
-    file: str
-    """Compact language model, written by `u2moe lm attach`."""
+    file: str  # Compact language model, written by `u2moe lm attach`
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingConfig(BundledOptions[Never]):
+class DecodingConfig(Definite, BundledOptions[Never]):
     """Defaults of the decoding options. Missing fields have the library's defaults.
 
     The bundle's defaults are not in the graphs' metadata, because most of them are set after the export.
     """
 
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-    """Rules that end utterances."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # Rules that end utterances
     hotwords: tuple[str, ...] = ()
     """Lines of a hotword file: "phrase" or "phrase :weight"."""
     language_model: BundledLanguageModel | None = None
-
-    def __post_init__(self) -> None:
-        take_defaults(self)
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration(Checked):
     """Calibration of word confidences, fitted by `u2moe.benchmarks.studies.calibration --fit`."""
 
-    scale: float = option("number", 1.0, above=0)
-    """Factor of the log-odds of a confidence."""
-    bias: float = option("number", 0.0)
-    """Added to the scaled log-odds."""
+    scale: float = option("number", 1.0, above=0)  # Factor of the log-odds of a confidence
+    bias: float = option("number", 0.0)  # Added to the scaled log-odds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,8 +279,7 @@ class ExternalTensor:
     name: str
     file: str
     offset: int
-    length: int
-    """Length in bytes."""
+    length: int  # Length in bytes
     type: str
     """Element type, as named by numpy or ml_dtypes: "float32", "int8", "int4"."""
     shape: tuple[int, ...]
@@ -331,19 +302,14 @@ class Manifest:
     features: FeatureConfig
     text: TextConfig
     decoding: DecodingConfig
-    producer: str
-    """Name and version of the program that wrote the bundle."""
-    files: dict[str, FileDigest]
-    """Digest of every file of the bundle except the manifest, by plain name."""
+    producer: str  # Name and version of the program that wrote the bundle
+    files: dict[str, FileDigest]  # Digest of every file of the bundle except the manifest, by plain name
     external: dict[str, tuple[ExternalTensor, ...]] = field(default_factory=dict)
     """External weights of each graph, by the graph's file; see `graph.file`. Graphs without external weights have no
     entry."""
-    architecture: dict[str, Any] = field(default_factory=dict)
-    """Description of the network for readers: blocks, heads, experts. The runtime ignores it."""
-    quantization: dict[str, Any] = field(default_factory=dict)
-    """Recipe of a quantized bundle; empty for fp32."""
-    calibration: Calibration | None = None
-    """Calibration of confidences; None: uncalibrated. It is fitted after export, so it is not in graph metadata."""
+    architecture: dict[str, Any] = field(default_factory=dict)  # For readers: blocks, heads, experts; ignored here
+    quantization: dict[str, Any] = field(default_factory=dict)  # Recipe of a quantized bundle; empty for fp32
+    calibration: Calibration | None = None  # Of confidences. It is fitted after export, so it is not in graph metadata
     random_weights: bool = option("flag", default=False, lost="the warning that its weights are random")
     """Whether the weights are random, which makes the bundle suitable only for measurements."""
     version: int = contract.FORMAT_VERSION

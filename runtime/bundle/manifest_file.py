@@ -34,19 +34,15 @@ def format_manifest(manifest: Manifest) -> str:
 def parse_manifest(text: str, where: Path) -> Manifest:
     """Parse the content of bundle.json. Issues a BundleWarning for each unknown field that is marked as harmless.
 
-    Args:
-        text: the content.
-        where: path of the file, for messages.
-
     Raise BundleError if the text is not JSON, has another format or version, or has unknown, missing or invalid fields.
+    Its message begins with `where`.
     """
     try:
         content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where}: is not valid JSON: {error}") from error
     with refused_as(BundleError, where):
-        content = checked_object("", content)
-        if (found := content.pop("format", None)) != FORMAT:
+        if (found := checked_object("", content).pop("format", None)) != FORMAT:
             raise wrong("format", repr(FORMAT), found)
         # Check the version first, because other versions may have any fields.
         version = content.pop("version", None)
@@ -58,17 +54,15 @@ def parse_manifest(text: str, where: Path) -> Manifest:
 
 
 def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path) -> None:
-    """Compare the metadata of a graph with the manifest, to detect a graph from another bundle.
+    """Raise BundleError if the metadata of a graph differs from the manifest: the graph is from another bundle.
 
     Graphs without u2moe metadata are accepted.
-
-    Raise BundleError if a value differs; the message names it.
     """
     if f"{contract.METADATA_PREFIX}version" not in metadata:
         return
     reader = _Reader(where, manifest.producer)
     for part in (manifest.model, manifest.features, manifest.text):
-        hints = get_type_hints(type(part))
+        hints = _type_hints(type(part))
         for item in dataclasses.fields(part):
             key, own, default = f"{contract.METADATA_PREFIX}{item.name}", getattr(part, item.name), default_of(item)
             text = metadata.get(key, None if default is dataclasses.MISSING else as_text(default))
@@ -77,15 +71,10 @@ def check_metadata(metadata: Mapping[str, str], manifest: Manifest, where: Path)
 
 
 class _Reader:
-    """Builds the manifest's objects from JSON. Its ValueErrors name the invalid field.
-
-    Args:
-        where: path of the file, for warnings.
-        producer: name of the program that wrote the file.
-    """
+    """Builds the manifest's objects from JSON. Its ValueErrors name the invalid field."""
 
     def __init__(self, where: Path, producer: object) -> None:
-        self._where = where
+        self._where = where  # for warnings
         self._by = f"the bundle was written by {producer!s:.80}"
 
     def parsed(self, kind: Any, text: str) -> Any:

@@ -2,34 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
-from u2moe.runtime.validation import checked_choice, checked_integer
+from u2moe.runtime.validation import checked_choice, checked_integer, refused_as
 
 _LAYER = "MixtureOfExperts"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Settings of a mixture of experts, without the sizes of its weights.
-
-    Attributes:
-        num_experts: number of experts.
-        top_k: experts per token.
-        activation: activation between the two products of an expert, such as "swish".
-        bias: whether the products have biases.
-        weights: format of the experts' weights, one of `WEIGHT_FORMATS`.
-        block_size: input rows of a weight that share a scale; 0: one scale per column, or none.
-    """
+    """Settings of a mixture of experts, without the sizes of its weights."""
 
     num_experts: int
-    top_k: int
-    activation: str
-    bias: bool = True
-    weights: str = "fp32"
-    block_size: int = 0
+    top_k: int  # experts per token
+    activation: str  # between the two products of an expert, such as "swish"
+    bias: bool = True  # whether the products have biases
+    weights: str = "fp32"  # format of the experts' weights, one of `WEIGHT_FORMATS`
+    block_size: int = 0  # input rows of a weight that share a scale; 0: one scale per column, or none
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.num_experts:
@@ -52,26 +43,12 @@ class Mixture:
 def read_mixture(domain: str, op_type: str, attributes: Mapping[str, Any]) -> Mixture | None:
     """Return the mixture of experts that a node calls, or None if it calls something else.
 
-    Args:
-        domain: domain of the node.
-        op_type: operator of the node.
-        attributes: attributes of the node, as plain values (strings may be bytes).
-
-    Raise ValueError if attributes of the mixture of experts are missing or invalid.
+    Raises ValueError if one of `attributes` is missing or invalid.
     """
     if domain != MOE_DOMAIN or _LAYER not in op_type:
         return None
-    try:
-        return Mixture(
-            num_experts=int(attributes["num_experts"]), top_k=int(attributes["top_k"]),
-            activation=_text(attributes["activation"]), bias=bool(attributes["bias"]),
-            weights=_text(attributes["weights"]), block_size=int(attributes["block_size"]),
-        )  # fmt: skip
-    except KeyError as error:
-        raise ValueError(f"{op_type}: attribute {error} is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{op_type}: {error}") from error
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    kinds = get_type_hints(Mixture)
+    with refused_as(ValueError, op_type):
+        if missing := [name for name in kinds if name not in attributes]:
+            raise ValueError(f"attribute {missing[0]!r} is missing")
+        return Mixture(**{name: kind(attributes[name]) for name, kind in kinds.items()})

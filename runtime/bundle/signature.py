@@ -14,18 +14,14 @@ from u2moe.runtime.installation import install_command
 from u2moe.runtime.validation import checked_object, checked_text, refused_as, wrong
 
 SIGNATURE_FILE = "bundle.sig"
-PREFIX = b"u2moe bundle signature 1\n"
-"""Prefix of the signed content, so that signatures of other data or versions are not valid for a bundle."""
+PREFIX = b"u2moe bundle signature 1\n"  # Signed first: signatures of other data or versions are not valid
 _FORMAT, _VERSION, _LIMIT = "u2moe-signature", 1, 1 << 20
 _PEM = re.compile(r"\s*-----BEGIN PUBLIC KEY-----\s*MCowBQYDK2VwAyEA([A-Za-z0-9+/]{43}=)\s*-----END PUBLIC KEY-----\s*")
 """A public key: 12 bytes that are the same for all Ed25519 keys (RFC 8410), then the 32 bytes of the key."""
 
 
 def public_key(text: str) -> bytes:
-    """Return the 32 bytes of a public key given in PEM, the format of `openssl pkey -pubout`.
-
-    Raise ValueError if the text is not an Ed25519 public key.
-    """
+    """Return the 32 bytes of an Ed25519 public key given in PEM. Raises ValueError if `text` is anything else."""
     if isinstance(text, str) and (found := _PEM.fullmatch(text)):
         return base64.b64decode(found[1])
     shown = text.strip().partition("\n")[0] if isinstance(text, str) else text  # only one line: it may be a private key
@@ -38,15 +34,10 @@ def key_id(key: bytes) -> str:
 
 
 def signed_text(manifest: bytes, private_keys: Mapping[str, bytes]) -> str:
-    """Return the content of a signature file for a manifest.
+    """Return the content of a signature file for the content of a manifest.
 
-    Args:
-        manifest: content of the manifest.
-        private_keys: private keys in PEM without a password, by the names to use in messages.
-
-    Raises:
-        ValueError: a key is not an Ed25519 key, or has a password.
-        ModuleNotFoundError: cryptography, of the extra [sign], is not installed.
+    `private_keys` are in PEM, by the names to use in messages. Raises ValueError if one is not an Ed25519 key or has a
+    password, and ModuleNotFoundError if cryptography, of the extra [sign], is not installed.
     """
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - an extra
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
@@ -65,10 +56,7 @@ def signed_text(manifest: bytes, private_keys: Mapping[str, bytes]) -> str:
 
 
 def signatures_in(folder: Path) -> dict[str, bytes]:
-    """Return the unverified signatures of a bundle by the ids of their keys.
-
-    Raise SignatureError if the signature file is missing or damaged.
-    """
+    """Return a bundle's unverified signatures by key id. Raises SignatureError if their file is missing or damaged."""
     where = folder / SIGNATURE_FILE
     try:
         content = BundleFiles(folder).read(SIGNATURE_FILE, _LIMIT)
@@ -85,16 +73,10 @@ def signatures_in(folder: Path) -> dict[str, bytes]:
 
 
 def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
-    """Verify the signature of a bundle. Returns the id of the first key in `public_keys` that signed the manifest.
+    """Return the id of the first of `public_keys`, in PEM, that signed the content of a bundle's manifest.
 
-    Args:
-        folder: folder of the bundle.
-        manifest: content of the manifest.
-        public_keys: accepted public keys in PEM.
-
-    Raises:
-        SignatureError: none of the keys signed the manifest, or cryptography is not installed.
-        ValueError: `public_keys` is empty, or one of them is invalid.
+    Raises SignatureError if none did or cryptography is not installed, and ValueError if there are no keys or a key is
+    invalid.
     """
     where, keys = folder / SIGNATURE_FILE, {key_id(key): key for key in map(public_key, public_keys)}
     if not keys:
@@ -106,12 +88,10 @@ def signer(folder: Path, manifest: bytes, public_keys: Iterable[str]) -> str:
         missing = f"cannot be verified without the package cryptography: {install_command('sign')}"
         raise SignatureError(f"{where}: {missing}") from error
     signatures = signatures_in(folder)
-    signed = [each for each in keys if each in signatures]
-    for each in signed:
+    reason = f"is signed by {', '.join(signatures) or 'nobody'}, expected {' or '.join(keys)}"
+    for each in filter(signatures.__contains__, keys):
         with contextlib.suppress(InvalidSignature):
             Ed25519PublicKey.from_public_bytes(keys[each]).verify(signatures[each], PREFIX + manifest)
             return each
-    if signed:
         reason = "does not match this bundle.json, which was changed or belongs to another bundle"
-        raise SignatureError(f"{where}: {reason}")
-    raise SignatureError(f"{where}: is signed by {', '.join(signatures) or 'nobody'}, expected {' or '.join(keys)}")
+    raise SignatureError(f"{where}: {reason}")

@@ -15,52 +15,32 @@ MATRICES = (
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFormat:
-    """A weight format.
+    """A weight format."""
 
-    Attributes:
-        name: name in recipes, manifests and reports, such as "int4".
-        prefix: prefix of the names of functions that read such weights, like "Int4" in "Int4Linear".
-        bits: bits per weight in a file.
-        groups: groups of `MATRICES` that recipes may store in this format.
-        block_sizes: allowed numbers of rows that share a step; empty: rows do not share steps.
-        version: version of the format, recorded in the manifest; None: unchanged since the first release.
-        halves: whether files store the scales and biases of layers in this format as float16.
-        needs_constants: whether graphs run only if onnxruntime folds constants, which is one of its optimisations.
-        not_native: why native kernels do not compute products with such weights; empty: they do.
-    """
-
-    name: str
-    prefix: str
-    bits: int
-    groups: tuple[str, ...] = ()
-    block_sizes: tuple[int, ...] = ()
-    version: int | None = None
-    halves: bool = False
-    needs_constants: bool = False
-    not_native: str = ""
+    name: str  # in recipes, manifests and reports, such as "int4"
+    prefix: str  # of the names of functions that read such weights, like "Int4" in "Int4Linear"
+    bits: int  # per weight in a file
+    groups: tuple[str, ...] = ()  # those of `MATRICES` that recipes may store in this format
+    block_sizes: tuple[int, ...] = ()  # allowed numbers of rows that share a step; empty: rows do not share steps
+    version: int | None = None  # of the format, recorded in the manifest; None: unchanged since the first release
+    halves: bool = False  # whether files store the scales and biases of layers in this format as float16
+    needs_constants: bool = False  # whether graphs run only if onnxruntime folds constants, one of its optimisations
+    not_native: str = ""  # why native kernels do not compute products with such weights; empty: they do
 
     def function(self, layer: str) -> str:
         """Return the name of the function that computes a layer such as "Linear" with weights in this format."""
         return f"{self.prefix}{layer}"
 
 
-WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
-    {
-        item.name: item
-        for item in (
-            WeightFormat(name="fp32", prefix="", bits=32, groups=MATRICES, not_native="left to onnxruntime"),
-            WeightFormat(name="fp16", prefix="Half", bits=16, not_native="left to onnxruntime"),
-            WeightFormat(name="int8", prefix="Int8", bits=8, groups=MATRICES),
-            # Version 1 had a float32 scale per block.
-            WeightFormat(
-                name="int4", prefix="Int4", bits=4, groups=MATRICES, block_sizes=(16, 32, 64, 128), version=2,
-                halves=True, needs_constants=True,
-            ),
-        )
-    }
+FLOAT32 = WeightFormat(name="fp32", prefix="", bits=32, groups=MATRICES, not_native="left to onnxruntime")
+HALF = WeightFormat(name="fp16", prefix="Half", bits=16, not_native="left to onnxruntime")
+INT8 = WeightFormat(name="int8", prefix="Int8", bits=8, groups=MATRICES)
+INT4 = WeightFormat(
+    name="int4", prefix="Int4", bits=4, groups=MATRICES, block_sizes=(16, 32, 64, 128), halves=True,
+    needs_constants=True, version=2,  # version 1 had a float32 scale per block
 )  # fmt: skip
+WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType({item.name: item for item in (FLOAT32, HALF, INT8, INT4)})
 """Formats by name, from the most to the least accurate."""
-FLOAT32, HALF, INT8 = (WEIGHT_FORMATS[name] for name in ("fp32", "fp16", "int8"))
 
 
 LAYERS = ("Linear", "FeedForward", "GatedFeedForward", "MixtureOfExperts", "Embedding")

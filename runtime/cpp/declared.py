@@ -32,8 +32,7 @@ STRUCTS = {
     "VadNumbers": (VadOptions, "u2moe_vad_options"),
 }
 """Python class and C struct for each generated C++ struct. "": without a C struct."""
-BY_HAND = "chunk_size"
-"""Name of an option that is not generated, because other languages declare it as more than a number."""
+BY_HAND = "chunk_size"  # Name of an option that other languages declare by hand, as more than a number
 
 
 def numbers(kind: type) -> dict[str, Option]:
@@ -43,10 +42,9 @@ def numbers(kind: type) -> dict[str, Option]:
 
 
 def class_in(kind: Any) -> tuple[str, type | None]:
-    """Return a prefix, and the dataclass that a type is or contains (as the class of its elements or values).
+    """Return a prefix, and the dataclass that a type is or contains (as the class of its elements or values), or None.
 
-    The prefix is "{}" if the type is a dict that contains a dataclass, otherwise "". If there is no dataclass, the
-    second value is None.
+    The prefix is "{}" if the type is a dict that contains a dataclass, otherwise "".
     """
     if dataclasses.is_dataclass(kind):
         return "", kind

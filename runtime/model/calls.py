@@ -3,10 +3,8 @@
 import atexit
 import os
 import threading
-from types import TracebackType
 
-_LONGEST_S = 60.0
-"""Seconds to wait at exit for running calls."""
+_LONGEST_S = 60.0  # Seconds to wait at exit for running calls
 
 
 class _NativeCalls:
@@ -34,9 +32,7 @@ class _NativeCalls:
                 self._changed.wait()  # blocks until the process has ended
             self._num_running += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._changed:
             self._num_running -= 1
             if self._is_closed:
@@ -49,5 +45,4 @@ class _NativeCalls:
             self._changed.wait_for(lambda: self._num_running == 0, _LONGEST_S)
 
 
-NATIVE_CALLS = _NativeCalls()
-"""Every run of a session is inside `with NATIVE_CALLS:`."""
+NATIVE_CALLS = _NativeCalls()  # Every run of a session is inside `with NATIVE_CALLS:`

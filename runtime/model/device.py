@@ -24,18 +24,16 @@ _MEMORIES = {
 }
 """For each provider with device memory: the memory's name in onnxruntime, and the provider that slices and joins values
 there. All other providers take values in CPU memory."""
-_FAN_IN = 8
-"""Maximum number of values that one call joins."""
+_FAN_IN = 8  # Maximum number of values that one call joins
 
 Index = int | slice | None
 
 
 class DeviceArray:
-    """An immutable float32 tensor on a device, or a part of one.
+    """An immutable float32 tensor on a device, or a part of one. `np.asarray` copies the values to the host.
 
     It can be indexed like an array, with integers, slices without steps, and None; at least one axis must remain.
-    Indexing returns a part without copying; the part is copied only when a graph reads it. `np.asarray` copies the
-    values to the host.
+    Indexing returns a part without copying; the part is copied only when a graph reads it.
     """
 
     def __init__(
@@ -94,8 +92,7 @@ class DeviceArray:
         return starts, ends, pads.ravel()
 
 
-Value = npt.NDArray[np.float32] | DeviceArray
-"""Float input or output of a graph, on the host or on the device."""
+Value = npt.NDArray[np.float32] | DeviceArray  # Float input or output of a graph, on the host or on the device
 
 
 class DeviceMemory:
@@ -128,10 +125,7 @@ class DeviceMemory:
     def join(self, parts: Sequence[Value], axis: int, shape: Sequence[int], *, at_front: bool = False) -> DeviceArray:
         """Concatenate parts along an axis, after padding each with zeros to `shape` along all other axes.
 
-        The zeros are at the end of an axis, or at its start if `at_front` is true.
-
-        Raises:
-            ProviderError: the provider failed.
+        The zeros are at the end of an axis, or at its start if `at_front` is true. Raises ProviderError.
         """
         place = onnxruntime.OrtValue.ortvalue_from_numpy
         left = [
@@ -171,18 +165,16 @@ def joined(parts: Sequence[Value], axis: int, *, padded: int | None = None, at_f
     memory = next((part.memory for part in filled if isinstance(part, DeviceArray)), None)
     if memory is not None:
         return filled[0] if len(filled) == 1 else memory.join(filled, axis, shape, at_front=at_front)
-    arrays = [np.asarray(part) for part in filled]
-    if padded is None:
-        return np.concatenate(arrays, axis)
-    return np.concatenate([_padded(array, padded, shape[padded], at_front=at_front) for array in arrays], axis)
-
-
-def _padded(array: npt.NDArray[np.float32], axis: int, length: int, *, at_front: bool) -> npt.NDArray[np.float32]:
-    missing = length - array.shape[axis]
-    if not missing:
-        return array
-    zeros = np.zeros((*array.shape[:axis], missing, *array.shape[axis + 1 :]), np.float32)
-    return np.concatenate([zeros, array] if at_front else [array, zeros], axis)
+    shape[axis] = sum(part.shape[axis] for part in filled)
+    result, end = np.zeros(shape, np.float32), 0
+    for array in map(np.asarray, filled):
+        begin, end = end, end + array.shape[axis]
+        place = [slice(None)] * len(shape)
+        place[axis] = slice(begin, end)
+        if padded is not None:
+            place[padded] = slice(shape[padded] - array.shape[padded], None) if at_front else slice(array.shape[padded])
+        result[tuple(place)] = array
+    return result
 
 
 _OPERANDS = ("tensor", "starts", "ends", "pads", "flat")

@@ -38,11 +38,9 @@ class Encoder:
 
     def start(self, batch: int = 1) -> Caches:
         """Return the caches of `batch` streams before their first chunk."""
-        layout = self.config.caches
-        tensors: dict[str, Value] = {
-            cache.name: np.zeros((cache.num_blocks, batch, *cache.shape), np.float32) for cache in layout
-        }
-        return Caches(offset=np.zeros(batch, np.int64), tensors=tensors, layout=layout)
+        shapes = {cache.name: (cache.num_blocks, batch, *cache.shape) for cache in self.config.caches}
+        tensors: dict[str, Value] = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        return Caches(offset=np.zeros(batch, np.int64), tensors=tensors, layout=self.config.caches)
 
     def step(
         self,
@@ -52,24 +50,21 @@ class Encoder:
         required_cache_size: int,
         chunk_lens: npt.NDArray[np.int64] | None = None,
     ) -> tuple[Value, Caches]:
-        """Encode one chunk of every stream in a batch.
+        """Encode one chunk of every stream in a batch. Returns output [batch, time, dim] and the next caches.
+
+        Both are on the host, or both are on the device.
 
         Args:
             chunk: features [batch, frames, mel], at least `config.window` frames.
             caches: from `start` or the previous step.
             required_cache_size: number of encoder frames of left context to keep for the next step; negative: all.
             chunk_lens: number of valid frames in each row [batch]; None: all frames are valid.
-
-        Returns:
-            Encoder output [batch, time, dim] and the caches for the next step, both on the host or both on the device.
         """
-        config = self.config
         lens = np.full(len(chunk), chunk.shape[1], np.int64) if chunk_lens is None else chunk_lens
         feeds: dict[str, Value | npt.NDArray[np.int64]] = {"chunk": chunk, "chunk_lens": lens}
-        if not config.streaming:
+        if not self.config.streaming:
             return self.session.run(feeds)["output"], caches
-        feeds["offset"] = caches.offset
-        feeds["required_cache_size"] = np.array(required_cache_size, np.int64)
+        feeds |= {"offset": caches.offset, "required_cache_size": np.array(required_cache_size, np.int64)}
         result = self.session.run(feeds | caches.tensors)
         tensors = {name: result[f"r_{name}"] for name in caches.tensors}
         return result["output"], Caches(offset=result["next_offset"], tensors=tensors, layout=caches.layout)
@@ -175,19 +170,12 @@ class Windows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Caches:
-    """The encoder's memory of the audio before a chunk, for a batch of streams. Never modified in place.
+    """The encoder's memory of the audio before a chunk, for a batch of streams. Never modified in place."""
 
-    Attributes:
-        offset: position of the next chunk in encoder frames, int64 [batch].
-        tensors: caches listed in the manifest, by name, float32 [blocks, batch, ...].
-        layout: descriptions of these caches in the manifest.
-        log_probs: log-probabilities of the previous chunk [batch, time, vocab], if the graph also computes them.
-    """
-
-    offset: npt.NDArray[np.int64]
-    tensors: dict[str, Value]
-    layout: tuple[Cache, ...]
-    log_probs: npt.NDArray[np.float32] | None = None
+    offset: npt.NDArray[np.int64]  # position of the next chunk in encoder frames [batch]
+    tensors: dict[str, Value]  # caches listed in the manifest, by name, float32 [blocks, batch, ...]
+    layout: tuple[Cache, ...]  # their descriptions in the manifest
+    log_probs: npt.NDArray[np.float32] | None = None  # of the previous chunk [batch, time, vocab], if any
 
     def last(self, num_cached: int, rows: slice = slice(None)) -> dict[str, Value]:
         """Return views of the caches in `rows`, with growing axes cut to the last `num_cached` encoder frames."""
@@ -207,17 +195,13 @@ class CacheRow:
     An unchanged batch is neither split nor joined between chunks. With eight streams, splitting and joining took 10 %
     of the total time. When the batch changes, `join_rows` copies all rows, including those of streams that have left
     the batch. A single row that was not copied would keep the memory of the whole batch alive.
-
-    Attributes:
-        offset: encoder frames before the next chunk.
-        num_cached: cached frames of keys and values. The batch may have padding before them, at negative positions.
     """
 
     def __init__(self, caches: Caches, index: int, num_cached: int, mates: Sequence[weakref.ref[CacheRow]]) -> None:
         """Create row `index` of `caches`; `mates` are references to all rows of these caches."""
         self.place = (caches, index, mates)  # a single attribute, because another thread may move the row during a read
-        self.offset = int(caches.offset[index])
-        self.num_cached = num_cached
+        self.offset = int(caches.offset[index])  # encoder frames before the next chunk
+        self.num_cached = num_cached  # frames of keys and values; padding before them is at negative positions
 
     def begin_anew(self, num_frames: int) -> None:
         """Continue as if the stream had begun with its last `num_frames` frames. Positions start at 0 again."""

@@ -22,24 +22,19 @@ from u2moe.runtime.errors import BundleError
 from u2moe.runtime.model.calls import NATIVE_CALLS
 
 PREEMPHASIS = 0.97
-FLOOR = float(np.finfo(np.float32).eps)
-"""Minimum energy of a band."""
+FLOOR = float(np.finfo(np.float32).eps)  # Minimum energy of a band
 _LIFTER = 22.0
 _SCALE = 32768.0
-_BLOCK = 32
-"""Frames computed at a time. With more, malloc returns memory to the system, which costs a page fault per 4 KB."""
+_BLOCK = 32  # Frames computed at a time. With more, malloc returns memory, which costs a page fault per 4 KB
 
 Floats = npt.NDArray[np.float64]
 
 
 def fbank(samples: Samples, config: FeatureConfig, library: Path | None = None) -> npt.NDArray[np.float32]:
-    """Compute features [frames, `config.size`] of samples [n] in [-1, 1].
+    """Compute features [frames, `config.size`] of samples [n] in [-1, 1]. Raises the BundleError of `constants_of`.
 
     A frame needs a full window of samples, as with Kaldi's snip_edges. An incomplete window at the end is dropped.
     `library` is the u2moe-kernels library that computes them; None: numpy does.
-
-    Raises:
-        BundleError: the configuration is impossible, for example because a mel band contains no FFT bin.
     """
     constants = constants_of(config)
     length, shift = config.frame_len, config.shift_len
@@ -57,14 +52,10 @@ def fbank(samples: Samples, config: FeatureConfig, library: Path | None = None) 
 
 
 class FeatureStream:
-    """Computes the features of a source incrementally. Each call of `take` computes all its frames together.
-
-    Raises:
-        BundleError: the configuration is impossible.
-    """
+    """Computes the features of a source incrementally. Each call of `take` computes all its frames together."""
 
     def __init__(self, config: FeatureConfig, library: Path | None = None) -> None:
-        """Start a source; `library` as in `fbank`."""
+        """Start a source; `library` and errors as in `fbank`."""
         constants_of(config)  # fail here, not at the first frame
         self._config, self._library = config, library
         self._parts: list[Samples] = []  # starting with the first sample of the next frame
@@ -88,10 +79,9 @@ class FeatureStream:
 
     def take(self, num_frames: int) -> npt.NDArray[np.float32]:
         """Compute at most `num_frames` further frames [frames, `size`]."""
-        num_frames = min(num_frames, self.num_ready)
+        num_frames, shift = min(num_frames, self.num_ready), self._config.shift_len
         if num_frames == 0:
             return np.empty((0, self._config.size), np.float32)
-        shift = self._config.shift_len
         samples = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
         features = fbank(samples[: (num_frames - 1) * shift + self._config.frame_len], self._config, self._library)
         self._parts = [samples[num_frames * shift :]]
@@ -105,26 +95,17 @@ class Constants:
     """Constants derived from a configuration.
 
     The centres of the mel bands divide the spectrum into intervals. Band b rises in interval b and falls in interval
-    b + 1. At each point, the weights of the rising and the falling band sum to 1.
-
-    Attributes:
-        num_points: length of the Fourier transform, a power of two. Frames are padded with zeros to this length.
-        window: window function for samples on the scale of 16-bit integers [frame_len].
-        lowest: lowest point of the spectrum that lies in a band.
-        weights: weights of the rising and the falling band [2, points], for points from `lowest` to the first point
-            above the bands. The last point is at most the Nyquist frequency; its weights are 0, as in Kaldi.
-        starts: first point of each interval, relative to `lowest` [mel + 1].
-        is_filled: 1 for an interval with points in it, otherwise 0 [mel + 1].
-        cepstra: liftered cosine transform of MFCC [mel, num_ceps]; None for log-mel energies.
+    b + 1. At each point, the weights of the rising and the falling band sum to 1. `weights` are for points from
+    `lowest` to the first point above the bands. It is at most the Nyquist frequency; its weights are 0, as in Kaldi.
     """
 
-    num_points: int
-    window: Floats
-    lowest: int
-    weights: Floats
-    starts: npt.NDArray[np.int64]
-    is_filled: Floats
-    cepstra: Floats | None
+    num_points: int  # length of the Fourier transform, a power of two; frames are padded with zeros to it
+    window: Floats  # window function for samples on the scale of 16-bit integers [frame_len]
+    lowest: int  # lowest point of the spectrum that lies in a band
+    weights: Floats  # of the rising and the falling band [2, points]
+    starts: npt.NDArray[np.int64]  # first point of each interval, relative to `lowest` [mel + 1]
+    is_filled: Floats  # 1 for an interval with points in it, otherwise 0 [mel + 1]
+    cepstra: Floats | None  # liftered cosine transform of MFCC [mel, num_ceps]; None for log-mel energies
 
     def banks(self) -> Floats:
         """Return the weights [num_points / 2, mel] of each band at all points below the Nyquist frequency."""
@@ -138,11 +119,7 @@ class Constants:
 
 @functools.lru_cache(maxsize=16)
 def constants_of(config: FeatureConfig) -> Constants:
-    """Return the constants of a configuration.
-
-    Raises:
-        BundleError: the configuration is impossible, because a mel band contains no FFT bin.
-    """
+    """Return the constants of a configuration. Raises BundleError if a mel band contains no FFT bin."""
     length, num_intervals = config.frame_len, config.num_mel_bins + 1
     num_points = 1 << (length - 1).bit_length()
     lowest, highest = _mel(config.low_hz), _mel(config.top_hz)
@@ -162,14 +139,10 @@ def constants_of(config: FeatureConfig) -> Constants:
     weights = np.stack([rising, 1 - rising])
     weights[:, -1] = 0
     return Constants(
-        num_points=num_points,
-        window=_window(config.window, length),
-        lowest=first,
-        weights=weights,
-        starts=starts,
+        num_points=num_points, window=_window(config.window, length), lowest=first, weights=weights, starts=starts,
         is_filled=is_filled.astype(np.float64),
         cepstra=_cepstra(config.num_mel_bins, config.num_ceps) if config.num_ceps else None,
-    )
+    )  # fmt: skip
 
 
 class _FrontEnd(ctypes.Structure):
@@ -225,17 +198,12 @@ def _window(kind: str, length: int) -> Floats:
 
 def _cepstra(num_mel_bins: int, num_ceps: int) -> Floats:
     """Return the orthonormal cosine transform [mel, num_ceps], with each coefficient multiplied by its lifter."""
-    scales = [math.sqrt((2 if index else 1) / num_mel_bins) for index in range(num_ceps)]
-    lifters = [1 + 0.5 * _LIFTER * math.sin(math.pi * index / _LIFTER) for index in range(num_ceps)]
-    return np.array(
-        [
-            [
-                scales[index] * lifters[index] * math.cos(math.pi / num_mel_bins * (band + 0.5) * index)
-                for index in range(num_ceps)
-            ]
-            for band in range(num_mel_bins)
-        ]
-    )
+    factors = []
+    for index in range(num_ceps):
+        scale = math.sqrt((2 if index else 1) / num_mel_bins)
+        factors.append(scale * (1 + 0.5 * _LIFTER * math.sin(math.pi * index / _LIFTER)))
+    turns = [[math.pi / num_mel_bins * (band + 0.5) * each for each in range(num_ceps)] for band in range(num_mel_bins)]
+    return np.array([[factor * math.cos(turn) for factor, turn in zip(factors, row, strict=True)] for row in turns])
 
 
 def _mel(frequency: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,29 +24,19 @@ from u2moe.runtime.model.static_encoder import Runner, StaticEncoder
 Utterance = tuple["npt.ArrayLike | DeviceArray", "Sequence[Sequence[int]]"]
 """Encoder output [time, dim] of an utterance, and hypotheses to score."""
 
-_MOST_TOKENS = 512
-"""Limit on the tokens of all hypotheses in a decoder call, including padding. Larger calls are not faster per token."""
-_MOST_PAIRS = 1 << 22
-"""Limit on the pairs of token and frame, or of two tokens, in a decoder call. Attention needs memory for each pair."""
-_MOST_LOG_PROB = 1e-2
-"""Largest accepted log-probability. Low precision may round log-probabilities to more than 0."""
-_LEAST_ALIKE = 0.85
-"""Utterances share a decoder call if none is shorter than this fraction of the longest. This limits padding."""
+_MOST_TOKENS = 512  # Limit on the tokens of a decoder call, including padding. Larger calls are not faster per token
+_MOST_PAIRS = 1 << 22  # Limit on pairs of token and frame, or of two tokens, in a decoder call: attention stores them
+_MOST_LOG_PROB = 1e-2  # Largest accepted log-probability. Low precision may round log-probabilities to more than 0
+_LEAST_ALIKE = 0.85  # Utterances share a decoder call if each has this fraction of the longest. This limits padding
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScores:
-    """Scores of the decoders for n hypotheses, padded to the longest.
+    """Log-probabilities from the decoders for n hypotheses, padded to the longest."""
 
-    Attributes:
-        left: left-to-right log-probabilities of each token and then of eos, padded with zeros [n, length+1].
-        right: the same from the right-to-left decoder, in reading order; None without that decoder.
-        next: left-to-right log-probabilities of the token after each hypothesis [n, vocab].
-    """
-
-    left: npt.NDArray[np.float32]
-    right: npt.NDArray[np.float32] | None
-    next: npt.NDArray[np.float32]
+    left: npt.NDArray[np.float32]  # of each token and then of eos, left to right, padded with zeros [n, length+1]
+    right: npt.NDArray[np.float32] | None  # the same from right to left, in reading order; None without that decoder
+    next: npt.NDArray[np.float32]  # of the token after each hypothesis, left to right [n, vocab]
 
 
 class Model:
@@ -181,10 +171,9 @@ class Model:
             ProviderError: running the graph failed, or its output is not log-probabilities.
         """
         scores = self.token_scores(encoder_out, hypotheses)
-        left = scores.left.sum(axis=1, dtype=np.float64).astype(np.float32)
-        if scores.right is None:
-            return left, np.zeros_like(left)
-        return left, scores.right.sum(axis=1, dtype=np.float64).astype(np.float32)
+        right = np.zeros_like(scores.left) if scores.right is None else scores.right
+        left, right = (each.sum(axis=1, dtype=np.float64).astype(np.float32) for each in (scores.left, right))
+        return left, right
 
     def token_scores(
         self, encoder_out: npt.ArrayLike | DeviceArray, hypotheses: Sequence[Sequence[int]]
@@ -203,7 +192,10 @@ class Model:
         right = empty if self.config.bidirectional else None
         nothing = TokenScores(left=empty, right=right, next=np.zeros((0, self.config.vocab_size), np.float32))
         results = [nothing] * len(utterances)
-        sizes = [_Size.of(output, hypotheses) for output, (_, hypotheses) in zip(outputs, utterances, strict=True)]
+        sizes = [
+            _Size(len(hypotheses), max(map(len, hypotheses), default=0) or 1, len(output))
+            for output, (_, hypotheses) in zip(outputs, utterances, strict=True)
+        ]
         for group in _batches(sizes):
             found = self._decode(self._decoder, [(outputs[i], utterances[i][1]) for i in group])
             for row, index in enumerate(group):
@@ -217,17 +209,16 @@ class Model:
         self, decoder: Session, utterances: Sequence[tuple[Value, Sequence[Sequence[int]]]]
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Run the decoder for utterances with the same number of hypotheses. Shorter hypotheses are padded."""
-        sizes = [_Size.of(output, hypotheses) for output, hypotheses in utterances]
-        num_frames, length = max(size.num_frames for size in sizes), max(size.length for size in sizes)
-        hyps = np.full((len(utterances), sizes[0].num_hypotheses, length), self.config.eos, np.int64)
+        encoder_lens = np.array([len(output) for output, _ in utterances], np.int64)
+        hyps_lens = np.array([[len(tokens) for tokens in part] for _, part in utterances], np.int64)
+        num_frames, length = int(encoder_lens.max()), int(hyps_lens.max()) or 1  # Reshape treats 0 specially
+        hyps = np.full((*hyps_lens.shape, length), self.config.eos, np.int64)
         encoder_out = joined([output[np.newaxis] for output, _ in utterances], 0, padded=1)
         for row, (_, hypotheses) in enumerate(utterances):
             for column, tokens in enumerate(hypotheses):
                 hyps[row, column, : len(tokens)] = tokens
         if not 0 <= hyps.min() <= hyps.max() < self.config.vocab_size:
             raise ValueError(f"hypotheses contain token ids outside 0..{self.config.vocab_size - 1}")
-        hyps_lens = np.array([[len(tokens) for tokens in part] for _, part in utterances], np.int64)
-        encoder_lens = np.array([size.num_frames for size in sizes], np.int64)
         at_once = max(_MOST_PAIRS // (len(utterances) * length * max(num_frames, length)), 1)
         shared: dict[str, Value | npt.NDArray[np.int64]] = {"encoder_out": encoder_out, "encoder_lens": encoder_lens}
         parts = [
@@ -257,34 +248,28 @@ def _check_log_probs(graph: str, values: npt.NDArray[np.float32]) -> None:
         )
 
 
-@dataclass(frozen=True, order=True)
-class _Size:
+class _Size(NamedTuple):
     """Size of an utterance in the decoder: numbers of hypotheses, tokens in the longest one, and encoder frames."""
 
     num_hypotheses: int
     length: int
     num_frames: int
 
-    @classmethod
-    def of(cls, output: Value, hypotheses: Sequence[Sequence[int]]) -> _Size:
-        """Return the size of an utterance. The length is at least 1, because Reshape treats 0 specially."""
-        return cls(len(hypotheses), max((len(tokens) for tokens in hypotheses), default=0) or 1, len(output))
-
-    def joins(self, others: Sequence[_Size]) -> bool:
-        """Return whether the utterance may share a call with `others`, whose hypotheses are not longer."""
-        frames = [size.num_frames for size in (*others, self)]
-        return (
-            self.num_hypotheses == others[0].num_hypotheses
-            and (len(others) + 1) * self.num_hypotheses * (self.length + 1) <= _MOST_TOKENS
-            and others[0].length >= _LEAST_ALIKE * self.length
-            and min(frames) >= _LEAST_ALIKE * max(frames)
-        )
-
 
 def _batches(sizes: Sequence[_Size]) -> list[list[int]]:
     """Return for each call the indices of the utterances that share it. Utterances without hypotheses are left out."""
-    indices = [index for index in sorted(range(len(sizes)), key=sizes.__getitem__) if sizes[index].num_hypotheses]
-    return batches_of(indices, lambda batch, index: sizes[index].joins([sizes[other] for other in batch]))
+
+    def joins(batch: list[int], index: int) -> bool:
+        first, last = sizes[batch[0]], sizes[index]  # from the shortest to the longest hypothesis
+        frames = [sizes[each].num_frames for each in (*batch, index)]
+        return (
+            first.num_hypotheses == last.num_hypotheses
+            and (len(batch) + 1) * last.num_hypotheses * (last.length + 1) <= _MOST_TOKENS
+            and first.length >= _LEAST_ALIKE * last.length
+            and min(frames) >= _LEAST_ALIKE * max(frames)
+        )
+
+    return batches_of((i for i in sorted(range(len(sizes)), key=sizes.__getitem__) if sizes[i].num_hypotheses), joins)
 
 
 T = TypeVar("T")

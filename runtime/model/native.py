@@ -25,15 +25,13 @@ from u2moe.runtime.installation import install_command
 KERNELS = ("auto", "native", "onnxruntime")
 """Kernels for the functions of a graph. `native`: the installed library, or an error. `onnxruntime`: onnxruntime only.
 `auto`: the library if it is installed and can run the graph."""
-VARIABLE = "U2MOE_KERNELS"
-"""Environment variable with the default choice, one of `KERNELS`."""
+VARIABLE = "U2MOE_KERNELS"  # Environment variable with the default choice, one of `KERNELS`
 CPU = "CPUExecutionProvider"
 _DEFINED = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
 # Exceptions from onnxruntime's C++ code have no public base class.
 _FROM_CPP = [kind for kind in _DEFINED if isinstance(kind, type) and issubclass(kind, Exception)]
 ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_FROM_CPP)
-_WITHOUT = "u2moe.without"
-"""Session configuration entry that lists the operators that the library does not replace."""
+_WITHOUT = "u2moe.without"  # Session configuration entry that lists the operators that the library does not replace
 _REFUSAL = re.compile(r"\b([A-Z]\w+): (.*)")
 _LONGEST_ENTRY = 2000
 
@@ -105,10 +103,9 @@ def of_graph(function: str, graph: str) -> str:
 
 
 def checked_kernels(kernels: str | None) -> str:
-    """Check and return a choice of kernels. None means the default, which the environment may set.
+    """Return a choice of kernels if it is one of `KERNELS`; otherwise, raise ValueError.
 
-    Raises:
-        ValueError: the choice is not one of `KERNELS`.
+    None means the default, which the environment may set.
     """
     name, value = ("kernels", kernels) if kernels is not None else (VARIABLE, os.environ.get(VARIABLE, KERNELS[0]))
     if value not in KERNELS:
@@ -119,9 +116,8 @@ def checked_kernels(kernels: str | None) -> str:
 def choose_kernels(kernels: str, providers: Sequence[str]) -> Kernels:
     """Return the kernels to use with these execution providers. `kernels` is one of `KERNELS`.
 
-    Raises:
-        KernelsError: "native" was requested, but the library is not installed, cannot run here, or does not support
-            the providers. It supports only the CPU.
+    Raises KernelsError if `kernels` is "native", but the library is not installed, cannot run here, or does not support
+    the providers.
     """
     if kernels == "onnxruntime":
         return Kernels(native=False, reason="as requested")
@@ -137,11 +133,7 @@ def choose_kernels(kernels: str, providers: Sequence[str]) -> Kernels:
 
 @cache
 def installed_kernels() -> Kernels:
-    """Return the installed native kernels, after checking that the installed onnxruntime can load them.
-
-    Raises:
-        KernelsError: u2moe-kernels is not installed, has an incompatible version, or cannot be loaded.
-    """
+    """Return the installed native kernels. Raises KernelsError if the installed onnxruntime cannot load them."""
     try:
         package = importlib.import_module("u2moe_kernels")
     except (ImportError, OSError) as error:
@@ -149,13 +141,17 @@ def installed_kernels() -> Kernels:
             raise KernelsError(f"native kernels are not installed: {install_command('kernels')}") from None
         raise KernelsError(f"u2moe-kernels cannot be loaded: {error}") from error
     version = str(package.__version__)
-    failures: tuple[type[Exception], ...] = (OSError, *ONNXRUNTIME_ERRORS)
     try:
-        description = package.description()
-        library = Path(package.library_path())
-        _check_contract(version, description.get("contract"))
+        description, library = package.description(), Path(package.library_path())
+        if (contract := description.get("contract")) != KERNELS_CONTRACT:
+            is_older = not isinstance(contract, int) or contract < KERNELS_CONTRACT
+            raise KernelsError(
+                f"u2moe-kernels {version} is too {'old' if is_older else 'new'}: its operators have contract "
+                f"{contract}, but this version of u2moe needs {KERNELS_CONTRACT}: "
+                + install_command("kernels" if is_older else "cpu")
+            )
         onnxruntime.SessionOptions().register_custom_ops_library(str(library))
-    except failures as error:
+    except (OSError, *ONNXRUNTIME_ERRORS) as error:
         message = str(error).strip().splitlines()[0][:300]
         raise KernelsError(
             f"u2moe-kernels {version} cannot run with onnxruntime {onnxruntime.__version__}: {message}"
@@ -163,14 +159,3 @@ def installed_kernels() -> Kernels:
     isa, layout = str(description["isa"]), int(description["layout"])
     operators = frozenset(map(str, description["operators"]))
     return Kernels(native=True, version=version, isa=isa, layout=layout, operators=operators, library=library)
-
-
-def _check_contract(version: str, contract: Any) -> None:
-    if contract == KERNELS_CONTRACT:
-        return
-    is_older = not isinstance(contract, int) or contract < KERNELS_CONTRACT
-    remedy = install_command("kernels" if is_older else "cpu")
-    raise KernelsError(
-        f"u2moe-kernels {version} is too {'old' if is_older else 'new'}: its operators have contract {contract}, "
-        f"but this version of u2moe needs {KERNELS_CONTRACT}: {remedy}"
-    )

@@ -45,13 +45,7 @@ class Session:
     """
 
     def __init__(
-        self,
-        file: Path,
-        graph: Graph,
-        manifest: Manifest,
-        settings: SessionSettings,
-        *,
-        files: BundleFiles | None = None,
+        self, file: Path, graph: Graph, manifest: Manifest, settings: SessionSettings, files: BundleFiles | None = None
     ) -> None:
         self.graph = graph
         self._output_names = [tensor.name for tensor in graph.outputs]
@@ -68,10 +62,9 @@ class Session:
         opened.check_unchanged()
         self._session.disable_fallback()  # for runs; older versions of onnxruntime offer no other way
         self._memory = settings.memory(self._session)
-        active = self._session.get_providers()
         for provider in settings.providers:
-            if provider not in active:
-                others = ", ".join(active)
+            if provider not in self.providers:
+                others = ", ".join(self.providers)
                 raise ProviderError(f"{file}: {provider} did not start; onnxruntime would use {others} instead")
         try:
             _check_tensors(file, "input", graph.inputs, self._session.get_inputs(), manifest.model)
@@ -86,13 +79,10 @@ class Session:
         return tuple(self._session.get_providers())
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, Any]:
-        """Run the graph, and return its outputs. Inputs and outputs have the names in the contract.
+        """Run the graph, and return its outputs. Raises ProviderError. Names are those in the contract.
 
         With `SessionSettings.io_binding`, float outputs of the encoder stay in the device's memory as `DeviceArray`.
         All other outputs are arrays.
-
-        Raises:
-            ProviderError: the provider failed.
         """
         try:
             if self._memory is not None:
@@ -108,9 +98,9 @@ class Session:
 
 def _refuse_what_crashes(file: Path, manifest: Manifest, settings: SessionSettings) -> None:
     formats, own = quantized(manifest.quantization.get("groups")), settings.sess_options
-    level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    is_plain = own is not None and own.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     for kind in formats:
-        if own is not None and own.graph_optimization_level == level and kind.needs_constants:
+        if is_plain and kind.needs_constants:
             raise ProviderError(
                 f"{file}: {kind.bits}-bit weights need onnxruntime's optimisations, but sess_options disables them"
             )
@@ -161,17 +151,16 @@ def _inference_session(
     """Create a session, and return it with the weights. It uses their memory, so the caller must keep them."""
     file, options = opened.path, settings.session_options(kernels)
     weights = {} if options is settings.sess_options else opened.weights(kernels.replaces)
+    own = [dict(each) for each in settings.provider_options] or None
+    # With `enable_fallback`, onnxruntime would print a message and retry.
+    make = partial(
+        onnxruntime.InferenceSession, sess_options=options, providers=list(settings.providers), provider_options=own,
+        enable_fallback=False,
+    )  # fmt: skip
     try:
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
-        make = partial(
-            onnxruntime.InferenceSession,
-            sess_options=options,
-            providers=list(settings.providers),
-            provider_options=[dict(options) for options in settings.provider_options] or None,
-            enable_fallback=False,  # otherwise it prints a message and retries
-        )
         try:
             session = make(str(file) if opened.has_external else opened.content)
         except ONNXRUNTIME_ERRORS:
@@ -202,9 +191,9 @@ def _check_tensors(
     file: Path, role: str, expected: Sequence[Tensor], found: Sequence[onnxruntime.NodeArg], config: ModelConfig
 ) -> None:
     """Check names, element types and ranks, and compare fixed axis sizes with the manifest."""
-    names = [node.name for node in found]
-    if names != [tensor.name for tensor in expected]:
-        raise BundleError(f"{file}: {role}s are {names}, expected {[tensor.name for tensor in expected]}")
+    names, wanted_names = [node.name for node in found], [tensor.name for tensor in expected]
+    if names != wanted_names:
+        raise BundleError(f"{file}: {role}s are {names}, expected {wanted_names}")
     for tensor, node in zip(expected, found, strict=True):
         where = f"{file}: {role} {tensor.name}"
         if node.type != _ELEMENT_TYPES[tensor.dtype]:

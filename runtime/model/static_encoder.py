@@ -69,16 +69,15 @@ class StaticEncoder(Encoder):
 
     def _one(self, features: Array, offset: int, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
         """Encode a window [frames, mel] of a stream. Return outputs (with caches [blocks, ...]) and the next offset."""
-        config = self.config
-        frames = (len(features) - config.window) // self._rate + 1
+        reduction = self.config.frame_reduction
+        frames = (len(features) - self.config.window) // self._rate + 1
         position = self.position(offset, frames)
         given: object = self.runner.run(self.feeds(features, position, tensors))
         if not isinstance(given, Mapping):
             raise ProviderError(f"static: found {type(given).__name__}, expected a dict of outputs by name")
-        found = {name: _checked(name, given.get(name), shape) for name, shape in self._outputs.items()}
-        outputs = {name: found[name] for name in ("log_probs", "output")}
-        outputs |= {f"r_{name}": self._taken(found[f"r_{name}"], tensor) for name, tensor in tensors.items()}
-        return outputs, position // config.frame_reduction + -(-frames // config.frame_reduction)
+        outputs = {name: _checked(name, given.get(name), shape) for name, shape in self._outputs.items()}
+        outputs |= {f"r_{name}": self._taken(outputs[f"r_{name}"], tensor) for name, tensor in tensors.items()}
+        return outputs, position // reduction + -(-frames // reduction)
 
     def position(self, offset: int, frames: int) -> int:
         """Return the position of a chunk of `frames` frames; see `contract.encoder`.
@@ -99,8 +98,7 @@ class StaticEncoder(Encoder):
         Args:
             features: window [frames, mel]; may be shorter at the end of a stream.
             position: position of the chunk, in frames after the subsampling.
-            tensors: caches [blocks, ...], in the layout of bundles with dynamic shapes. Caches of keys and values may
-                be shorter than in the graph.
+            tensors: caches [blocks, ...] as in bundles with dynamic shapes; those of keys and values may be shorter.
         """
         config, form = self.config, self.form
         chunk = np.zeros((1, config.num_features(form.chunk_size), config.feature_size), np.float32)
@@ -113,12 +111,11 @@ class StaticEncoder(Encoder):
         for history in form.histories:
             feeds[history.cache] = self._history(history, tensors[history.cache], position)
         for cache in config.caches:
-            shape, tensor = form.cache_shape(config, cache), tensors[cache.name]
-            if cache.time_axis is None:
-                continue
-            feeds[cache.name] = np.zeros(shape, np.float32)
-            kept = tensor[..., max(tensor.shape[-2] - shape[2], 0) :, :]
-            feeds[cache.name][:, :, shape[2] - kept.shape[-2] :] = kept.reshape(1, shape[1], *kept.shape[-2:])
+            if cache.time_axis is not None:
+                shape = form.cache_shape(config, cache)
+                kept = tensors[cache.name][..., -shape[2] :, :]
+                feeds[cache.name] = np.zeros(shape, np.float32)
+                feeds[cache.name][:, :, shape[2] - kept.shape[-2] :] = kept.reshape(1, shape[1], *kept.shape[-2:])
         return {tensor.name: feeds[tensor.name] for tensor in form.graph(config).inputs}
 
     def _of_rate(self, rate: StaticRate, position: int, num_frames: int, num_cached: int) -> dict[str, Array]:
@@ -127,7 +124,7 @@ class StaticEncoder(Encoder):
         places = np.arange(-left, own)
         positions = position + places * rate.step
         exists = (positions >= 0) & (places >= -num_cached) & (places < -(-num_frames // rate.step))
-        feeds = {rate.mask: np.where(exists, 0, MASKED).astype(np.float32)[np.newaxis, np.newaxis, np.newaxis]}
+        feeds = {rate.mask: np.where(exists, 0, MASKED).astype(np.float32).reshape(1, 1, 1, -1)}
         if rate.positions:
             angles = positions.astype(np.float32)[:, np.newaxis] * np.array(self.form.frequencies, np.float32)
             waves = np.stack([np.sin(angles), np.cos(angles)], axis=2 if self.form.interleaved else 1)
