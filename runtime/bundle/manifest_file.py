@@ -11,7 +11,7 @@ import functools
 import json
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -140,4 +140,4 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-_type_hints = functools.cache(get_type_hints)
+_type_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)

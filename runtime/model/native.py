@@ -141,6 +141,7 @@ def installed_kernels() -> Kernels:
             raise KernelsError(f"native kernels are not installed: {install_command('kernels')}") from None
         raise KernelsError(f"u2moe-kernels cannot be loaded: {error}") from error
     version = str(package.__version__)
+    failures: tuple[type[Exception], ...] = (OSError, *ONNXRUNTIME_ERRORS)
     try:
         description, library = package.description(), Path(package.library_path())
         if (contract := description.get("contract")) != KERNELS_CONTRACT:
@@ -151,7 +152,7 @@ def installed_kernels() -> Kernels:
                 + install_command("kernels" if is_older else "cpu")
             )
         onnxruntime.SessionOptions().register_custom_ops_library(str(library))
-    except (OSError, *ONNXRUNTIME_ERRORS) as error:
+    except failures as error:
         message = str(error).strip().splitlines()[0][:300]
         raise KernelsError(
             f"u2moe-kernels {version} cannot run with onnxruntime {onnxruntime.__version__}: {message}"

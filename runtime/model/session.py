@@ -45,7 +45,13 @@ class Session:
     """
 
     def __init__(
-        self, file: Path, graph: Graph, manifest: Manifest, settings: SessionSettings, files: BundleFiles | None = None
+        self,
+        file: Path,
+        graph: Graph,
+        manifest: Manifest,
+        settings: SessionSettings,
+        *,
+        files: BundleFiles | None = None,
     ) -> None:
         self.graph = graph
         self._output_names = [tensor.name for tensor in graph.outputs]

@@ -124,7 +124,7 @@ class StaticEncoder(Encoder):
         places = np.arange(-left, own)
         positions = position + places * rate.step
         exists = (positions >= 0) & (places >= -num_cached) & (places < -(-num_frames // rate.step))
-        feeds = {rate.mask: np.where(exists, 0, MASKED).astype(np.float32).reshape(1, 1, 1, -1)}
+        feeds: dict[str, Array] = {rate.mask: np.where(exists, 0, MASKED).astype(np.float32).reshape(1, 1, 1, -1)}
         if rate.positions:
             angles = positions.astype(np.float32)[:, np.newaxis] * np.array(self.form.frequencies, np.float32)
             waves = np.stack([np.sin(angles), np.cos(angles)], axis=2 if self.form.interleaved else 1)
