@@ -292,7 +292,7 @@ void recognize_with_runner(char** argv) {
     for (const u2moe_tensor& each : outputs) wanted.emplace_back(each.name);
     const core::ort::Values found = core::ort::run(*session, names, values, wanted);
     for (std::size_t i = 0; i < outputs.size(); ++i) {
-      if (core::ort::shape_of(*found[i]) != shape(outputs[i])) return 9;
+      if (core::ort::shape_of<float>(*found[i]) != shape(outputs[i])) return 9;
       const auto numbers = core::ort::numbers_of<float>(*found[i]);
       if (wanted[i] != left_out) std::copy(numbers.begin(), numbers.end(), outputs[i].data);
     }

@@ -105,16 +105,23 @@ class Graphs {
     for (std::size_t i = 0; i < m_.caches.size(); ++i) {
       inputs.push_back(num > 1 ? join(chunks, i, joined[i]) : std::move(chunks[0].caches->tensors[i].value));
     }
-    ort::Values found = run(encoder_, inputs);
-    const ort::Shape shape = ort::shape_of(*found[0]);
+    const std::int64_t most = (longest - m_.right_context - 1) / m_.subsampling_rate + 1;
+    std::vector<ort::Shape> shapes = {{num, most, m_.output_size}};
+    if (m_.streaming) shapes.push_back({num});
+    for (const CacheLayout& cache : m_.caches) {
+      ort::Shape& shape = shapes.emplace_back(cache.shape);
+      shape[1] = num;
+      if (cache.time_axis >= 0) shape[static_cast<std::size_t>(cache.time_axis)] = -1;
+    }
+    ort::Values found = run(encoder_, inputs, shapes);
     const Floats output = ort::numbers_of<float>(*found[0]);
     const auto next = m_.streaming ? ort::numbers_of<std::int64_t>(*found[1]) : std::vector<std::int64_t>();
     for (std::int64_t row = 0; row < num; ++row) {
       const auto index = static_cast<std::size_t>(row);
       Caches& caches = *chunks[index].caches;
       const std::int64_t num_frames = (frames[index] - m_.right_context - 1) / m_.subsampling_rate + 1;
-      const auto begin = output.begin() + row * shape[1] * shape[2];
-      outputs.emplace_back(begin, num > 1 ? begin + num_frames * shape[2] : output.end());
+      const auto begin = output.begin() + row * most * m_.output_size;
+      outputs.emplace_back(begin, begin + num_frames * m_.output_size);
       if (m_.streaming) caches.offset = next[index];
       caches.num_cached = required < 0 ? caches.num_cached + num_frames : std::min(caches.num_cached + num_frames, required);
       for (std::size_t i = 0; i < m_.caches.size(); ++i) {
@@ -139,13 +146,8 @@ class Graphs {
   Floats ctc(Floats output) const {
     const std::int64_t num_frames = length(output) / m_.output_size;
     if (num_frames == 0) return {};
-    const ort::Values given = run(ctc_, ort::values(ort::tensor(output, {1, num_frames, m_.output_size})));
-    Floats found = checked(ctc_.path, ort::numbers_of<float>(*given[0]));
-    if (length(found) != num_frames * m_.vocab_size) {
-      throw ProviderError(ctc_.path + ": returned " + std::to_string(found.size()) + " log-probabilities for " +
-                          std::to_string(num_frames) + " frames and " + std::to_string(m_.vocab_size) + " tokens");
-    }
-    return found;
+    const ort::Values found = run(ctc_, ort::values(ort::tensor(output, {1, num_frames, m_.output_size})), {{1, num_frames, m_.vocab_size}});
+    return checked(ctc_.path, ort::numbers_of<float>(*found[0]));
   }
 
   /// Score token sequences with the decoders.
@@ -162,8 +164,10 @@ class Graphs {
       const std::int64_t end = std::min(begin + num_rows, num_sequences);
       std::vector<std::int64_t> hyps(sequences.tokens.begin() + begin * longest, sequences.tokens.begin() + end * longest);
       std::vector<std::int64_t> lens(sequences.lengths.begin() + begin, sequences.lengths.begin() + end), num = {num_frames};
+      const ort::Shape each = {1, end - begin, longest + 1};
       const ort::Values found = run(decoder_, ort::values(ort::tensor(hyps, {1, end - begin, longest}), ort::tensor(lens, {1, end - begin}),
-                                                          ort::tensor(frames, {1, num_frames, m_.output_size}), ort::tensor(num, {1})));
+                                                          ort::tensor(frames, {1, num_frames, m_.output_size}), ort::tensor(num, {1})),
+                                    {each, {1, end - begin, m_.vocab_size}, each});
       const auto append = [&](Floats& all, std::size_t index) {
         const Floats values = checked(decoder_.path, ort::numbers_of<float>(*found[index]));
         all.insert(all.end(), values.begin(), values.end());
@@ -201,7 +205,9 @@ class Graphs {
       static_->begin_history(m_.caches[i], position, ort::data_of<float>(*caches.tensors[i].value));
       inputs.push_back(std::move(caches.tensors[i].value));
     }
-    ort::Values found = runner_ ? run_own(inputs) : run(encoder_, inputs);
+    std::vector<ort::Shape> shapes;
+    for (const std::string& name : encoder_.outputs) shapes.push_back(static_->shape(name));
+    ort::Values found = runner_ ? run_own(inputs) : run(encoder_, inputs, shapes);
     for (std::size_t i = 0; i < m_.caches.size(); ++i) caches.tensors[i] = {{}, std::move(found[1 + i])};
     caches.offset = position / m_.frame_reduction + num;
     caches.num_cached = std::min(caches.num_cached + num, static_->num_left());
@@ -257,7 +263,7 @@ class Graphs {
     std::size_t longest = 0;
     for (const Chunk& chunk : chunks) {
       const OrtValue& value = *chunk.caches->tensors[index].value;
-      ort::Shape own = ort::shape_of(value);
+      ort::Shape own = ort::shape_of<float>(value);
       if (time >= 0) shape[static_cast<std::size_t>(time)] = std::max(shape[static_cast<std::size_t>(time)], own[static_cast<std::size_t>(time)]);
       rows.push_back(ort::count(own) / static_cast<std::size_t>(own[0]));
       data.push_back(ort::data_of<float>(value));
@@ -279,7 +285,7 @@ class Graphs {
   // Extract one stream's cache from the joined cache. Keep only the last `num_frames` encoder frames if it grows with time.
   Caches::Tensor split(const OrtValue& value, std::size_t index, std::int64_t row, std::int64_t num_frames) const {
     const std::ptrdiff_t time = m_.caches[index].time_axis;
-    ort::Shape shape = ort::shape_of(value);
+    ort::Shape shape = ort::shape_of<float>(value);
     const std::size_t num_rows = static_cast<std::size_t>(std::exchange(shape[1], 1)), size = ort::count({shape.begin() + 1, shape.end()});
     std::size_t outer = 1, part = size, kept = size;
     if (time >= 0) {
@@ -398,9 +404,19 @@ class Graphs {
     compare(static_cast<const FeatureNumbers&>(m_), FeatureNumbers());
   }
 
-  ort::Values run(const Graph& graph, const ort::Values& inputs) const {
+  // Run a graph, and check the shapes of its outputs, since what follows reads that many numbers. A negative size stands for any.
+  ort::Values run(const Graph& graph, const ort::Values& inputs, const std::vector<ort::Shape>& shapes) const {
     try {
-      return ort::run(*graph.session, graph.inputs, inputs, graph.outputs);
+      ort::Values found = ort::run(*graph.session, graph.inputs, inputs, graph.outputs);
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        const bool is_count = graph.outputs[i] == "next_offset";
+        const ort::Shape own = is_count ? ort::shape_of<std::int64_t>(*found[i]) : ort::shape_of<float>(*found[i]), &wanted = shapes[i];
+        const auto fits = [](std::int64_t size, std::int64_t expected) { return expected < 0 || size == expected; };
+        if (std::equal(own.begin(), own.end(), wanted.begin(), wanted.end(), fits)) continue;
+        const char* const type = is_count ? "int64" : "float32";
+        throw ProviderError(graph.path + ": output " + graph.outputs[i] + " is " + shown(own, type) + ", expected " + shown(wanted, type));
+      }
+      return found;
     } catch (const ort::Failure& error) {
       throw ProviderError(graph.path + ": onnxruntime failed: " + error.what());
     }

@@ -119,12 +119,15 @@ inline std::size_t count(const Shape& shape) {
   return static_cast<std::size_t>(std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
 }
 
+/// onnxruntime's name for float or std::int64_t.
+template <class T>
+constexpr auto kType = std::is_same_v<T, float> ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+
 /// Create a tensor that is a view of `data` (float or std::int64_t). `data` must outlive the tensor.
 template <class T>
 Owned<OrtValue> tensor(std::vector<T>& data, const Shape& shape) {
-  constexpr auto type = std::is_same_v<T, float> ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
   static const Owned<OrtMemoryInfo> memory = made<OrtMemoryInfo>(api().CreateCpuMemoryInfo, OrtArenaAllocator, OrtMemTypeDefault);
-  return made<OrtValue>(api().CreateTensorWithDataAsOrtValue, memory.get(), data.data(), data.size() * sizeof(T), shape.data(), shape.size(), type);
+  return made<OrtValue>(api().CreateTensorWithDataAsOrtValue, memory.get(), data.data(), data.size() * sizeof(T), shape.data(), shape.size(), kType<T>);
 }
 
 /// Create a float tensor that owns its data.
@@ -141,15 +144,22 @@ Values values(Tensors... tensors) {
   return all;
 }
 
-inline Shape sizes(const OrtTensorTypeAndShapeInfo* info) {
+/// Sizes of a tensor of T. Empty if the elements have another type.
+template <class T>
+Shape sizes(const OrtTensorTypeAndShapeInfo* info) {
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  check(api().GetTensorElementType(info, &type));
   std::size_t num = 0;
   check(api().GetDimensionsCount(info, &num));
-  Shape shape(num);
-  check(api().GetDimensions(info, shape.data(), num));
+  Shape shape(type == kType<T> ? num : 0);
+  check(api().GetDimensions(info, shape.data(), shape.size()));
   return shape;
 }
 
-inline Shape shape_of(const OrtValue& value) { return sizes(made<OrtTensorTypeAndShapeInfo>(api().GetTensorTypeAndShape, &value).get()); }
+template <class T>
+Shape shape_of(const OrtValue& value) {
+  return sizes<T>(made<OrtTensorTypeAndShapeInfo>(api().GetTensorTypeAndShape, &value).get());
+}
 
 template <class T>
 T* data_of(OrtValue& value) {
@@ -165,7 +175,7 @@ const T* data_of(const OrtValue& value) {
 template <class T>
 std::vector<T> numbers_of(const OrtValue& value) {
   const T* first = data_of<T>(value);
-  return {first, first + count(shape_of(value))};
+  return {first, first + count(shape_of<T>(value))};
 }
 
 /// Run a session. `values` are in the order of `inputs`, and the results in the order of `outputs`.
@@ -185,9 +195,7 @@ inline Shape input_shape(const OrtSession& session, std::size_t index) {
   const auto type = made<OrtTypeInfo>(api().SessionGetInputTypeInfo, &session, index);
   const OrtTensorTypeAndShapeInfo* info = nullptr;
   check(api().CastTypeInfoToTensorInfo(type.get(), &info));
-  ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  if (info) check(api().GetTensorElementType(info, &element));
-  Shape shape = element == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? sizes(info) : Shape();
+  Shape shape = info ? sizes<float>(info) : Shape();
   for (std::int64_t& size : shape) size = std::max<std::int64_t>(size, 1);
   return shape;
 }

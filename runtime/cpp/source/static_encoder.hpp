@@ -6,10 +6,10 @@
 
 namespace u2moe::runtime {
 
-/// Shape of an input as text for messages. An empty shape stands for an input that is not a float tensor.
-inline std::string shown(const ort::Shape& shape) {
-  if (shape.empty()) return "not of floats";
-  return "float32 [" + joined(shape, ", ", [](std::int64_t size) { return std::to_string(size); }) + "]";
+/// Shape of a tensor as text for messages. An empty shape stands for a tensor of another type; a negative size, for any size.
+inline std::string shown(const ort::Shape& shape, const char* type = "float32") {
+  if (shape.empty()) return std::string("not ") + type;
+  return std::string(type) + " [" + joined(shape, ", ", [](std::int64_t size) { return size < 0 ? "any" : std::to_string(size); }) + "]";
 }
 
 /// Prepares the inputs of an encoder with fixed shapes. Caches that grow in other bundles keep only the last frames here.
