@@ -10,7 +10,6 @@ import contextlib
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 from u2moe.runtime.errors import LanguageModelError
@@ -288,9 +287,10 @@ def _remember(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:
 
 def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, list[str]]:
     """Return the model with its words sorted by their spelling in the vocabulary, and these spellings."""
-    num_spelled = sum(not is_special(word) for word in ngrams.words)
+    are_special = list(map(is_special, ngrams.words))
+    num_spelled = are_special.count(False)
     spelled = [spell(word) for word in ngrams.words[:num_spelled]]
-    if any(before > after for before, after in pairwise(spelled)) or any(map(is_special, ngrams.words[:num_spelled])):
+    if spelled != sorted(spelled) or any(are_special[:num_spelled]):
         ngrams = Ngrams.of(ngrams.words, [ngrams.rows(length + 1) for length in range(ngrams.order)], spell=spell)
         spelled = [spell(word) for word in ngrams.words[:num_spelled]]
     return ngrams, spelled

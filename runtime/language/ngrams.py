@@ -230,8 +230,10 @@ class Ngrams:
         for number, count in enumerate(self.num_ngrams):
             nodes = np.arange(begin, begin + count)
             if number:
+                suffix[nodes] = 1 + self.word[nodes]  # the last word alone, unless a longer suffix exists
                 shorter, todo = suffix[parent[nodes - 1]], nodes
-                while len(todo):
+                while (is_longer := shorter > 0).any():
+                    todo, shorter = todo[is_longer], shorter[is_longer]
                     found = find_nodes(keys, shorter, self.word[todo], len(self.words))
                     suffix[todo[found >= 0]] = found[found >= 0]
                     todo, shorter = todo[found < 0], suffix[shorter[found < 0]]
