@@ -14,6 +14,7 @@ from javascript import NODE, needs_node, run_module
 from manifests import LATER, LATER_FIELD, LOST, edited, flipped, of_later_version, without
 from other_runtimes import assert_same_segments, recognized
 from silero import write_vad
+from static_damage import SHORTER, damaged, shorter
 
 from u2moe.runtime import DecodingOptions, EndpointConfig, EndpointRule, Recognizer, parse_hotwords
 from u2moe.runtime.bundle.manifest_file import format_manifest, parse_manifest
@@ -210,6 +211,30 @@ def test_damage_is_refused_by_name(ort_bundle, tmp_path):
         """, list(map(str, folders)))  # fmt: skip
     for refusal, (_, expected) in zip(found, DAMAGES, strict=True):
         assert refusal.startswith(expected)
+
+
+@needs_onnxruntime_web
+def test_outputs_of_unexpected_shapes_are_refused_by_name(bundle, tmp_path):
+    """The core would otherwise read memory beyond them."""
+    folders = [
+        damaged(bundle.path, tmp_path / f"{number}", f"{graph}.onnx", shorter(output, axis)).as_posix()
+        for number, (graph, output, axis) in enumerate(SHORTER)
+    ]
+    found = run_module("""
+        const { readFile } = await import('node:fs/promises');
+        const ort = await import('onnxruntime-web/wasm');
+        const { Recognizer } = await part('index.js'), refusals = [];
+        ort.env.wasm.numThreads = 1;
+        const noise = Float32Array.from({ length: 32000 }, (_, place) => Math.sin(place ** 1.5) / 2);
+        for (const folder of input) {
+          const recognizer = await Recognizer.fromBundle({ read: (name) => readFile(`${folder}/${name}`) }, { ort });
+          const done = recognizer.transcribe(noise).then(() => 'none', ({ name, message }) => `${name}: ${message}`);
+          refusals.push(await done);
+        }
+        console.log(JSON.stringify(refusals));
+        """, folders)  # fmt: skip
+    for refusal, (graph, output, _) in zip(found, SHORTER, strict=True):
+        assert re.match(rf"InferenceError: {graph}.onnx: output {output} is \[.*\], expected \[", refusal)
 
 
 def test_manifests_of_other_versions_are_read(tmp_path):

@@ -18,7 +18,8 @@ export class Graph {
     Object.assign(this, { ort, file, session });
   }
 
-  /** Run the graph on inputs {type, data, dims}. Return its output tensors by name, among them `outputs`. */
+  /** Run the graph on inputs {type, data, dims}. Return its output tensors by name, among them `outputs`. They have the dims of
+   * `outputs`, since the core reads that many numbers; -1 stands for any size. */
   async run(inputs, outputs) {
     if (!this.session) throw new StreamError('the recogniser of this stream has been released');
     let running, found;
@@ -33,8 +34,11 @@ export class Graph {
     } finally {
       this.#running.delete(running);
     }
-    const missing = outputs.find((name) => !found[name]);
-    if (missing) throw this.error(`returned ${Object.keys(found).join(', ')}, expected ${missing}`);
+    for (const [name, dims] of Object.entries(outputs)) {
+      const own = found[name]?.dims ?? [];
+      if (own.length === dims.length && dims.every((size, axis) => size < 0 || size === own[axis])) continue;
+      throw this.error(`output ${name} is [${own.join(', ')}], expected [${dims.join(', ')}]`);
+    }
     return found;
   }
 
@@ -117,9 +121,11 @@ export class Graphs {
     const feeds = { chunk: float(window, [1, numFrames, width]), chunk_lens: int([numFrames], [1]) };
     if (streaming) Object.assign(feeds, { offset: int([caches.offset], [1]), required_cache_size: int([required], []) });
     layout.forEach(({ name }, index) => { feeds[name] = caches.tensors[index]; });
-    const results = layout.map(({ name }) => `r_${name}`);
-    const found = await this.graphs.encoder.run(feeds, ['output', ...(streaming ? ['next_offset'] : []), ...results]);
-    const tensors = results.map((name) => float(found[name].data, found[name].dims));
+    const { right_context: context, subsampling_rate: rate, output_size: dim } = this.model;
+    const outputs = { output: [1, Math.floor((numFrames - context - 1) / rate) + 1, dim], ...(streaming && { next_offset: [1] }) };
+    layout.forEach(({ name, num_blocks: blocks, shape }) => { outputs[`r_${name}`] = [blocks, 1, ...shape.map((size) => size || -1)]; });
+    const found = await this.graphs.encoder.run(feeds, outputs);
+    const tensors = layout.map(({ name }) => found[`r_${name}`]).map(({ data, dims }) => float(data, dims));
     return { output: found.output.data, caches: { offset: Number(found.next_offset?.data[0] ?? 0), tensors } };
   }
 
@@ -141,8 +147,8 @@ export class Graphs {
 
   /** Compute the log-probabilities [time, vocab] for encoder output [time, dim]. */
   async ctc(encoderOut) {
-    const dim = this.model.output_size;
-    const found = await this.graphs.ctc.run({ encoder_out: float(encoderOut, [1, encoderOut.length / dim, dim]) }, ['log_probs']);
+    const { output_size: dim, vocab_size: vocab } = this.model, numFrames = encoderOut.length / dim;
+    const found = await this.graphs.ctc.run({ encoder_out: float(encoderOut, [1, numFrames, dim]) }, { log_probs: [1, numFrames, vocab] });
     return withNumbers(this.graphs.ctc, found.log_probs.data);
   }
 
@@ -153,21 +159,22 @@ export class Graphs {
    *   log-probabilities [rows, vocab] of next tokens.
    */
   async score(encoderOut, hyps, lens) {
-    const { output_size: dim } = this.model, numFrames = encoderOut.length / dim, longest = hyps.length / lens.length;
+    const { output_size: dim, vocab_size: vocab, decoder } = this.model;
+    const numFrames = encoderOut.length / dim, longest = hyps.length / lens.length, isBidirectional = decoder === 'bitransformer';
     const encoded = float(encoderOut, [1, numFrames, dim]), given = { score: [], r_score: [], next_log_probs: [] };
     const numRows = Math.max(1, Math.floor(MOST_PAIRS / (longest * Math.max(numFrames, longest))));
     for (let begin = 0; begin < lens.length; begin += numRows) {
-      const part = lens.subarray(begin, begin + numRows), num = part.length;
+      const part = lens.subarray(begin, begin + numRows), num = part.length, score = [1, num, longest + 1];
       const found = await this.graphs.decoder.run({
         hyps: { type: 'int64', data: hyps.subarray(begin * longest, (begin + num) * longest), dims: [1, num, longest] },
         hyps_lens: { type: 'int64', data: part, dims: [1, num] },
         encoder_out: encoded,
         encoder_lens: int([numFrames], [1]),
-      }, ['score']);
+      }, { score, ...(isBidirectional && { r_score: score }), next_log_probs: [1, num, vocab] });
       for (const [name, parts] of Object.entries(given)) if (found[name]) parts.push(withNumbers(this.graphs.decoder, found[name].data));
     }
     const scores = Float32Array.from(Object.values(given).flat().flatMap((part) => [...part]));
-    return [scores, lens.length, longest + 1, given.r_score.length ? 2 : 1];
+    return [scores, lens.length, longest + 1, isBidirectional ? 2 : 1];
   }
 }
 

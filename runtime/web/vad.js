@@ -55,7 +55,7 @@ export class Vad {
     const feeds = { input: float(row, [1, row.length]) };
     if (this.#inputs.includes('sr')) feeds.sr = int([RATE], []);
     this.#states.forEach(({ name, dims }, index) => { feeds[name] = float(past.states[index], dims); });
-    const found = await this.#graph.run(feeds, this.#outputs), [probability, ...states] = this.#outputs.map((name) => found[name].data);
+    const found = await this.#graph.run(feeds, {}), [probability, ...states] = this.#outputs.map((name) => found[name].data);
     if (probability.length !== 1) throw this.#graph.error(`returned ${probability.length} probabilities for a window`);
     past.states = states;
     past.context = row.slice(-CONTEXT_LEN);

@@ -55,6 +55,13 @@ def shorter(name, axis):
     return change
 
 
+SHORTER = [
+    ("encoder", "output", 1), ("encoder", "output", 2), ("encoder", "r_att_cache", 4), ("encoder", "r_cnn_cache", 0),
+    ("ctc", "log_probs", 2), ("decoder", "score", 2), ("decoder", "r_score", 1), ("decoder", "next_log_probs", 2),
+]  # fmt: skip
+"""Graphs, and outputs and axes to shorten."""
+
+
 def edited_model(edit):
     """Return a function that changes the model in the manifest."""
 
