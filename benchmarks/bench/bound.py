@@ -25,11 +25,9 @@ from u2moe.runtime.model.features import fbank
 
 _BEAM_SIZE = 10
 _LARGE = 1 << 16
-_STAGES = {"ctc": "ctc", "decoder": "rescoring"}
-"""The stage of each graph except the encoder."""
+_STAGES = {"ctc": "ctc", "decoder": "rescoring"}  # of each graph except the encoder
 _LOOKUPS = {"Gather", "GatherElements", "GatherND"}
-_PROFILES = 3
-"""Maximum number of profiled runs. A profile grows by one line per kernel and run."""
+_PROFILES = 3  # Maximum number of profiled runs. A profile grows by one line per kernel and run.
 
 
 def measure_bound(
@@ -37,14 +35,9 @@ def measure_bound(
 ) -> list[dict[str, Any]]:
     """For one utterance, measure the time that each part of each bundle takes, and compute its lower bound.
 
-    The bundles are measured in turn. Each entry of the result is for one bundle and has the keys of `compare`.
-
-    Args:
-        probes: loaded bundles by name; they use the number of threads in `rates`.
-        samples: one utterance, at the models' sample rate.
-        mode: the encoder's context.
-        rates: rates of the machine, from `rates.measure_rates`.
-        repetitions: number of measurements.
+    `probes` are loaded bundles by name, which use the number of threads in `rates`, a result of `measure_rates`. They
+    take turns. `samples` are at the models' sample rate. Each entry of the result is for one bundle and has the keys of
+    `compare`.
     """
     runs = {name: utterance(probe, samples, mode) for name, probe in probes.items()}
 
@@ -92,7 +85,7 @@ def compare(
     rates: Mapping[str, float],
     counted: Sequence[Kernel] | None = None,
 ) -> dict[str, Any]:
-    """Compute the time and the bound of each part.
+    """Compute the time and the bound of each part. docs/bench.md explains the entries of the result.
 
     The profiler adds about the same time to each kernel. `stages`, measured without the profiler, are the real times of
     the graphs. The times of all kernels of a stage are therefore reduced by the same amount, so that they add up to the
@@ -104,17 +97,6 @@ def compare(
         rates: multiply-adds per second of "integer" and "float" products, and bytes per second of "read".
         counted: kernels whose work is counted. They come from a run without native kernels, because products inside
             native kernels cannot be counted. None: use `rounds`.
-
-    Returns:
-        rates: the argument.
-        parts: an entry for each part. `seconds` is its time. `least_s` is its bound, the larger of `arithmetic_s` and
-            `read_s`. `ratio` is `seconds` divided by `least_s`. The counts behind these numbers are included.
-        stages: seconds of each stage, as spreads. The seconds of the parts of a stage add up to the stage's median.
-        whole: `seconds` of all parts together, as a spread; `least_s`, the sum of the bounds; and their `ratio`.
-        operators: share of the time by operator, largest first.
-        unknown: share of the time by name, for products whose part is unknown. These products count as "other".
-        not_counted: share of the time by operator, for operators that multiply or read large constants but cannot be
-            counted. The bounds of their parts are too low. `unknown` and `not_counted` are computed from `counted`.
     """
     profiled, kernels = defaultdict[str, list[Kernel]](list), list[Kernel]()
     for same in zip(*rounds, strict=True):

@@ -3,7 +3,6 @@
 The check runs in a separate process. If a driver crashes, the crash is reported as a failure.
 """
 
-import gc
 import hashlib
 import importlib
 import itertools
@@ -25,22 +24,19 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.benchmarks.instruments.host import report_head, status_bytes
-from u2moe.benchmarks.instruments.operators import node_events, profiled_model
+from u2moe.benchmarks.instruments.operators import profiled_events
 from u2moe.benchmarks.instruments.statistics import mean_seconds, show_progress
-from u2moe.benchmarks.instruments.workload import UTTERANCE_S, clips, random_frames, utterance
-from u2moe.runtime import Bundle, KernelsError, Model, SessionSettings, ctc_prefix_beam_search
+from u2moe.benchmarks.instruments.workload import UTTERANCE_S, clips, complete_windows, random_frames, utterance
+from u2moe.runtime import Bundle, KernelsError, Model, SessionSettings, U2moeError, ctc_prefix_beam_search
 from u2moe.runtime.bundle.contract import PACKED
 from u2moe.runtime.bundle_location import DEMO_FOLDER, find_bundle
-from u2moe.runtime.errors import U2moeError
-from u2moe.runtime.model.encoder import Caches, Windows, join_rows, required_cache_size, split_rows
+from u2moe.runtime.model.encoder import Caches, join_rows, required_cache_size, split_rows
 from u2moe.runtime.model.native import installed_kernels
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 FORMAT, VERSION = "u2moe-check", 1
-CHUNKS = ((16, 4), (8, -1), (4, 0))
-"""Pairs of chunk size and number of left chunks."""
-OFFSETS = (0, 1, 17, 250, 1023)
-"""Numbers of frames by which a chunk is moved to a later position."""
+CHUNKS = ((16, 4), (8, -1), (4, 0))  # pairs of chunk size and number of left chunks
+OFFSETS = (0, 1, 17, 250, 1023)  # numbers of frames by which a chunk is moved to a later position
 NUM_CHUNKS, NUM_WARM = 1000, 200
 """The growth of memory is measured from chunk `NUM_WARM` to chunk `NUM_CHUNKS`; slow machines stop earlier."""
 MOST_GROWTH = 32 << 20
@@ -58,8 +54,7 @@ _DIGEST = "import sys; from u2moe.benchmarks.bench.check import print_digest; pr
 
 Array = npt.NDArray[Any]
 Found = dict[str, Any]
-Limit = tuple[float, str]
-"""Largest allowed difference, and its reason."""
+Limit = tuple[float, str]  # largest allowed difference, and its reason
 
 
 def run_check(name: str | None, providers: Sequence[str]) -> Found:
@@ -87,10 +82,8 @@ def run_check(name: str | None, providers: Sequence[str]) -> Found:
 
 def describe_check(report: Found) -> Iterator[str]:
     """Yield the lines of a report."""
-    steps: dict[str, list[Found]] = {}
-    for item in report["comparisons"]:
-        steps.setdefault(item["step"], []).append(item)
-    for step, items in steps.items():
+    for step, group in itertools.groupby(report["comparisons"], lambda item: item["step"]):
+        items = list(group)
         most = max(items, key=lambda item: item["difference"] / (item["limit"] or 1e-9))
         yield f"{step}: {sum(item['holds'] for item in items)} of {len(items)} pass"
         yield f"  {most['of']} differs by {most['difference']:.2g} (limit {most['limit']:g}: {most['reason']})"
@@ -139,10 +132,7 @@ def print_digest(path: str) -> None:
 
 
 class Check:
-    """A bundle loaded twice: `model` on a provider, with tensors on its device, and `reference` on the CPU.
-
-    `reference` uses native kernels only if the weights are packed.
-    """
+    """A bundle loaded twice: `model` on a provider, with tensors on its device, and `reference` on the CPU."""
 
     def __init__(self, bundle: Bundle, providers: Sequence[str], kernels: str | None = None) -> None:
         self.bundle, self.config, quantization = bundle, bundle.manifest.model, bundle.manifest.quantization
@@ -196,10 +186,7 @@ class Check:
                     yield compared(f"{cache} after {name}", tensor, expected[1].tensors[cache], self.limit)
 
     def batches(self) -> Iterator[Found]:
-        """Compare `model` on a batch of streams of different ages with `reference` on single streams.
-
-        The last stream gets a short chunk.
-        """
+        """Compare a batch of streams of different ages (the last: a short chunk) with `reference` on single streams."""
         for chunks, required, windows in self._windows():
             short = windows[2][:, : self.config.num_features(self.config.whole_chunk(1))]
             rows, last = [], [windows[0], windows[1], windows[3], short]
@@ -243,35 +230,28 @@ class Check:
     def nodes(self) -> Iterator[Found]:
         """Count the nodes per provider and the CPU fallbacks per operator in onnxruntime's profile."""
         found = {}
-        with tempfile.TemporaryDirectory() as folder:
-            model = profiled_model(self.bundle, Path(folder), self.settings)
-            self.outputs(model)
-            del model
-            gc.collect()  # a session writes its profile when it is destroyed
-            for file in sorted(Path(folder).iterdir()):
-                events = {str(event["name"]): event["args"] for event in node_events(file)}.values()
-                on_cpu = [] if self.is_cpu else [node for node in events if node["provider"] == DEFAULT_PROVIDER]
-                providers, fell = (
-                    Counter(node["provider"] for node in events),
-                    Counter(node["op_name"] for node in on_cpu),
-                )
-                found[file.name.split("_")[1]] = {"providers": providers, "fell_to_cpu": fell}
+        for graph, events in profiled_events(self.bundle, self.settings, self.outputs, {}).items():
+            nodes = {str(event["name"]): event["args"] for event in events}.values()
+            on_cpu = [] if self.is_cpu else [node for node in nodes if node["provider"] == DEFAULT_PROVIDER]
+            providers = Counter(node["provider"] for node in nodes)
+            found[graph] = {"providers": providers, "fell_to_cpu": Counter(node["op_name"] for node in on_cpu)}
         yield {"nodes": found}
 
     def speed(self) -> Iterator[Found]:
         """Measure the real-time factor of the graphs, without features and search, on the provider and on the CPU."""
+
+        def run(model: Model, size: int | None, left: int) -> None:
+            output = model.encode(self.frames, size, left)
+            model.ctc(output)
+            if model.has_decoder:
+                model.token_scores(output, self.hypotheses)
+
         factors: Found = {}
         for chunks in [(None, -1), *self.chunks[:1]]:
             for side, model in (("checked", self.model), ("cpu", self.reference)):
-                seconds = mean_seconds(partial(self._run, model, *chunks), _TIMED_S)
+                seconds = mean_seconds(partial(run, model, *chunks), _TIMED_S)
                 factors.setdefault(_mode(*chunks), {})[side] = round(seconds / UTTERANCE_S, 5)
         yield {"real_time_factor": factors}
-
-    def _run(self, model: Model, size: int | None, left: int) -> None:
-        output = model.encode(self.frames, size, left)
-        model.ctc(output)
-        if model.has_decoder:
-            model.token_scores(output, self.hypotheses)
 
     def memory(self) -> Iterator[Found]:
         """Run up to `NUM_CHUNKS` chunks. Check that memory grows by at most `MOST_GROWTH` after chunk `NUM_WARM`."""
@@ -292,12 +272,8 @@ class Check:
     def _windows(self) -> Iterator[tuple[tuple[int, int], int, list[Array]]]:
         """Yield each (chunk size, left chunks) in `chunks`, with cache size and complete windows [1, frames, mel]."""
         for chunks in self.chunks:
-            cutter = Windows(self.config, chunks[0])
-            cutter.accept(self.frames)
-            windows: list[Array] = []
-            while (window := cutter.take()) is not None:
-                windows.append(window[np.newaxis])
-            yield chunks, required_cache_size(*chunks), windows
+            found = list(complete_windows(self.config, self.frames, chunk_size=chunks[0]))
+            yield chunks, required_cache_size(*chunks), found
 
     @staticmethod
     def _after(model: Model, windows: Sequence[Array], required: int) -> Caches:
@@ -327,10 +303,7 @@ def digest_of(path: Path, isa: str) -> str:
 
 
 def compared(of: str, found: Any, expected: Any, limit: Limit) -> Found:
-    """Judge the largest difference between two arrays, relative to the largest expected magnitude if that exceeds 1.
-
-    A difference that is not finite counts as 1e30.
-    """
+    """Judge the largest difference (1e30 if not finite), relative to the largest expected magnitude if above 1."""
     array, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if array.shape != other.shape:
         raise ValueError(f"{of} has shape {array.shape}, expected {other.shape}")

@@ -10,17 +10,15 @@ from typing import Any
 
 from u2moe.benchmarks.bench.compare import compare_reports, read_report, time_ratio
 from u2moe.benchmarks.bench.costs import costs_picture, costs_table
-from u2moe.benchmarks.bench.gate import LIMITS, add_limits, check_measurable, limits_in, verdicts
+from u2moe.benchmarks.bench.gate import LIMITS, add_limits, check_measurable, verdicts
 from u2moe.benchmarks.bench.plan import PLANS, name_bundles, run_suite
 from u2moe.benchmarks.bench.terminal import describe
-from u2moe.runtime import AudioError, Bundle
+from u2moe.runtime import AudioError, Bundle, DecodingOptions, SessionSettings
 from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.cli.options import add_declared, add_words, chosen_bundle, decoding_choice, providers_in
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.declarations import options_of
-from u2moe.runtime.model.settings import SessionSettings
-from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.whole_file import write_text
 
 _ABOUT = """Compare bundles on this machine: speed end to end and by stage, latency, load time, memory, experts, and the
@@ -57,10 +55,12 @@ def run_bench(args: argparse.Namespace) -> int:
     folders = [name for name in args.bundles if not name.endswith(".json")]
     if len(reports) > (1 if folders else 2):
         raise ValueError("compare at most two reports, or bundles with one report")
+    limits = {name: value for name in LIMITS if (value := getattr(args, f"most_{name}")) is not None}
     if args.divergence:
-        return _diverge(args, folders, reports)
+        if len(folders) != 2 or reports or limits:
+            raise ValueError("--divergence needs two bundles and accepts no reports or limits")
+        return _diverge(args, *map(Bundle.open, map(find_bundle, folders)))
     read = [read_report(file) for file in reports]
-    limits = limits_in(args)
     if limits and len(folders) + len(reports) < 2:
         raise ValueError(f"{LIMITS[next(iter(limits))].flag} needs two bundles or reports")
     if args.output:  # fail before the long measurement
@@ -86,14 +86,11 @@ def run_bench(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _diverge(args: argparse.Namespace, folders: list[str], reports: list[Path]) -> int:
+def _diverge(args: argparse.Namespace, one: Bundle, two: Bundle) -> int:
     """Print how much the results of two bundles differ on recordings."""
     from u2moe.quantize.changes import describe_changes, what_changes
     from u2moe.quantize.recordings import read_features
 
-    if len(folders) != 2 or reports or limits_in(args):
-        raise ValueError("--divergence needs two bundles and accepts no reports or limits")
-    one, two = (Bundle.open(find_bundle(name)) for name in folders)
     if one.manifest.features != two.manifest.features or one.manifest.text != two.manifest.text:
         raise ValueError(f"{two.path}: features or vocabulary differ from those of {one.path}")
     files = [item.path for item in read_recordings(args.list or find_bundle(None) / "clips" / "transcripts.txt")]

@@ -17,17 +17,12 @@ _SECTIONS = (
     *("machine", "plan", "providers", "audio", "bundles", "kernels"),
     *("speed", "latency", "footprint", "experts", "rates", "bound"),
 )
-_FACTORS = ("real-time factor", "core-hours / hour", "word errors")
-"""Measurements that have no unit."""
+_FACTORS = ("real-time factor", "core-hours / hour", "word errors")  # measurements that have no unit
 _WITHIN, _UNKNOWN = "within the spread", "too few rounds"
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """Read a saved report.
-
-    Raises:
-        ValueError: the file is not a report of this version.
-    """
+    """Read a saved report. Raise ValueError if the file is not a report of this version."""
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -66,8 +61,7 @@ def time_ratio(report: Report, other: Report | None = None) -> tuple[str, Spread
 def compared(report: Report, other: Report | None = None) -> list[tuple[Report, str]]:
     """Return two bundles, each with its report: the first of `report`, and its second or the first of `other`.
 
-    Raises:
-        ValueError: `report` has only one bundle, and `other` is None.
+    Raise ValueError if `report` has only one bundle and `other` is None.
     """
     pair = [(report, 0), (report, 1) if other is None else (other, 0)]
     if any(place >= len(source["bundles"]) for source, place in pair):
@@ -118,10 +112,7 @@ def _cells(key: tuple[str, ...], before: Mapping[str, float], after: Mapping[str
 
 
 def values(report: Report) -> Values:
-    """Return every comparable measurement of a report. A key begins with the measurement's name and the bundle.
-
-    A value without spread, such as a size, is stored as its own median and quartiles, without a count.
-    """
+    """Return every comparable measurement by name, bundle and conditions. Sizes are their own median and quartiles."""
     found: Values = {}
     for entry in in_order(report):
         key = (entry["bundle"], entry["mode"], count_threads(entry["threads"]))

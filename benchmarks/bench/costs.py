@@ -23,16 +23,13 @@ WORK |= {"full": "full context", "second-pass": "second pass"}
 def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], repetitions: int) -> dict[str, Any]:
     """Measure the speed of the encoder with the CTC head, and of the second pass. The bundles take turns.
 
-    Features and search are excluded.
-
-    Returns:
-        For each bundle, `work` and `parameters`. `work` maps each kind of work that the bundle supports to its
-        real-time factor. `parameters` contains the `total` number of parameters and the number `active` for one token.
-        `parameters` is None if weights are packed, the shape is fixed or the extra [tools] is not installed.
+    Features and search are excluded. Return, by bundle, `work`, the real-time factor of each kind of work that the
+    bundle supports, and `parameters`, their `total` number and the number `active` for one token. The latter is None if
+    weights are packed, the shape is fixed or the extra [tools] is not installed.
     """
     found: dict[str, Any] = {name: {"parameters": _parameters(probe), "work": {}} for name, probe in probes.items()}
     for kind, title in WORK.items():
-        able = {name: _round(probe, recordings, kind) for name, probe in probes.items() if _does(probe, kind)}
+        able = {name: own for name, probe in probes.items() if (own := _round(probe, recordings, kind))}
         seconds = interleaved({name: timed(run) for name, (run, _) in able.items()}, repetitions, title=title)
         for name, own in seconds.items():
             found[name]["work"][kind] = Spread.of([value / able[name][1] for value in own]).data()
@@ -47,18 +44,14 @@ def _parameters(probe: Probe) -> dict[str, int] | None:
     return count_parameters(probe.bundle)
 
 
-def _does(probe: Probe, kind: str) -> bool:
-    config = probe.model.config
+def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[workload.Run, float] | None:
+    """Return a function that runs a round of a kind of work, and a round's seconds of audio; None if unsupported."""
+    config, manifest, fixed = probe.model.config, probe.bundle.manifest, Mode.fixed(probe.model.config)
     is_able = config.streaming and config.whole_chunk(CHUNK_SIZE) == CHUNK_SIZE
-    if (fixed := Mode.fixed(config)) is not None:
-        mode = Mode(chunk_size=CHUNK_SIZE, num_left_chunks=workload.NUM_LEFT_CHUNKS)
-        is_able = kind == "streaming" and fixed == mode
-    return {"full": fixed is None, "second-pass": probe.model.has_decoder}.get(kind, is_able)
-
-
-def _round(probe: Probe, recordings: Sequence[Samples], kind: str) -> tuple[workload.Run, float]:
-    """Return two values: a function that runs one round of a kind of work, and the seconds of audio in a round."""
-    manifest = probe.bundle.manifest
+    if fixed is not None:
+        is_able = kind == "streaming" and fixed == Mode(chunk_size=CHUNK_SIZE, num_left_chunks=workload.NUM_LEFT_CHUNKS)
+    if not {"full": fixed is None, "second-pass": probe.model.has_decoder}.get(kind, is_able):
+        return None
     chunk_s, num_chunks = CHUNK_SIZE * manifest.frame_s, NUM_CHUNKS.get(kind, 0)
     least_s = (workload.NUM_WARM_CHUNKS + num_chunks + 2) * chunk_s if num_chunks else 0
     audio_s = max(workload.UTTERANCE_S, least_s)

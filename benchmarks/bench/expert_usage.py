@@ -14,15 +14,9 @@ from u2moe.runtime.model.features import fbank
 
 
 def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequence[Mode]) -> dict[str, Any]:
-    """Return statistics on which experts the chunks of recordings use.
+    """Return a `summary` of the experts that chunks of recordings use, by mode name; {} for a model without experts.
 
-    Args:
-        bundle: bundle whose encoder is examined.
-        recordings: samples at the model's sample rate.
-        modes: modes to measure. With full context, a recording counts as one chunk.
-
-    Returns:
-        Results of `summary` by mode name. Empty for a model without experts.
+    `recordings` are samples at the model's sample rate. With full context, a recording counts as one chunk.
     """
     inputs = ExpertInputs(bundle)
     if not inputs.layers:
@@ -41,14 +35,7 @@ def measure_experts(bundle: Bundle, recordings: Sequence[Samples], modes: Sequen
 def summary(layers: Sequence[RoutedLayer], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
     """Return statistics of `counts` [chunks, layers, experts], the number of tokens that each expert gets.
 
-    Returns:
-        num_chunks, num_experts, experts_per_token: numbers of chunks, of experts per layer, and of those for a token.
-        touched: mean number of experts that get tokens in a chunk, for each layer and averaged over layers.
-        bytes_touched: bytes of the experts that get tokens in a chunk, summed over layers, as percentiles over chunks.
-        bytes: the bytes of all experts of all layers.
-        load: for each layer, each expert's share of the choices. Each token makes `experts_per_token` choices.
-        load_entropy: entropy of the load, for each layer and averaged over layers. It is 0 if all choices
-            fall on one expert, and 1 if they are spread evenly.
+    docs/bench.md explains them. Each token makes `experts_per_token` choices. The load is a share of these choices.
     """
     touched = counts > 0
     sizes = np.array([layer.expert_bytes for layer in layers])

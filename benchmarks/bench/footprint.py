@@ -30,15 +30,9 @@ def measure_footprint(
 ) -> dict[str, dict[str, Any]]:
     """Measure load time and memory in fresh processes. The bundles take turns.
 
-    Args:
-        bundles: bundles by name.
-        audio: a recording. Each process recognises it as a whole and, if the bundle can stream, as a stream.
-        settings: session settings, without `sess_options`.
-        repetitions: measured processes per bundle. An extra process first loads the files into the system's cache.
-
-    Returns:
-        For each bundle, the spread of each value that `report` prints, and an entry `disk`. This entry contains
-        `files`: the total size of the bundle's files in bytes.
+    Each process recognises the recording `audio` as a whole and, if the bundle can stream, as a stream. `settings` have
+    no `sess_options`. For each bundle, an extra process first loads the files into the system's cache. Return, for each
+    bundle, the spread of each value that `report` prints, and `disk`, with the size in bytes of its `files`.
     """
     chosen = json.dumps(dataclasses.asdict(settings or SessionSettings()))
 
@@ -56,16 +50,9 @@ def measure_footprint(
 
 
 def report(import_s: float, path: str, audio: str, settings: str) -> None:
-    """Measure times and memory, and print them as JSON. Must run in a fresh process.
+    """Measure times and memory, and print them as JSON. Must run in a fresh process. docs/bench.md explains the values.
 
-    Outputs:
-        import_s: time to import the runtime with onnxruntime and numpy.
-        verify_s: time to check the digests of the bundle's files.
-        load_s: time to create the sessions, with the files in the system's cache.
-        start_s: verify_s + load_s.
-        first_s: time to recognise the whole recording for the first time.
-        imported_bytes, loaded_bytes, peak_bytes: peak resident memory up to the end of the import, of loading, and of
-            the measurement. Memory is measured only on Linux.
+    `import_s` is the time to import the runtime with onnxruntime and numpy, which the process has measured before.
     """
     from u2moe.runtime import DecodingOptions, Recognizer  # noqa: PLC0415 - its import was timed before
     from u2moe.runtime.audio.reading import read_audio  # noqa: PLC0415

@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from u2moe.benchmarks.bench.compare import compared, time_ratio
 from u2moe.benchmarks.bench.plan import FEWEST_ROUNDS
@@ -36,11 +36,6 @@ def add_limits(parser: Options, experts: Options) -> None:
         place.add_argument(limit.flag, dest=f"most_{name}", type=_number, metavar=limit.unit, help=about)
 
 
-def limits_in(args: argparse.Namespace) -> dict[str, float]:
-    """Return the limits given on the command line, by name."""
-    return {name: value for name in LIMITS if (value := getattr(args, f"most_{name}")) is not None}
-
-
 def check_measurable(limits: Mapping[str, float], repetitions: int, transcripts: Sequence[str]) -> None:
     """Raise ValueError if a limit needs more than `repetitions` rounds, or needs transcripts but there are none."""
     if limits.keys() & {"time", "memory"} and repetitions < FEWEST_ROUNDS:
@@ -63,14 +58,12 @@ def verdicts(limits: Mapping[str, float], report: Report, other: Report | None =
     """Yield a pair for each limit (for word errors, one for each mode): whether it passes, and a description.
 
     A limit also passes if the two bundles may have equal costs, according to the interval of their ratio or difference.
-    It therefore rarely fails by chance. `report` and `other` have the two bundles; see `compared`.
-
-    Raises:
-        ValueError: a report lacks data that a limit needs, or has too few rounds.
+    It therefore rarely fails by chance. `report` and `other` have the two bundles; see `compared`. Raise ValueError if
+    a report lacks data that a limit needs, or has too few rounds.
     """
     for name, most in limits.items():
-        for what, found, is_points in _COSTS[name](report, other):
-            least, scale, unit = (0.0, 100.0, " points") if is_points else (1.0, 1.0, "")
+        least, scale, unit = (0.0, 100.0, " points") if name == "words" else (1.0, 1.0, "")
+        for what, found in _costs(name, report, other):
             value, fails = found.median * scale, found.median * scale > most and found.low > least
             kind = "quartiles" if name == "memory" or (name == "time" and other is not None) else "95 %"
             interval = f" ({kind}: {found.low * scale:.3f} to {found.high * scale:.3f})" if found.count > 1 else ""
@@ -78,19 +71,29 @@ def verdicts(limits: Mapping[str, float], report: Report, other: Report | None =
             yield not fails, f"{what}: {value:.3f}{unit}{interval}, {relation} {LIMITS[name].flag} {most:g}"
 
 
-Costs = Iterator[tuple[str, Spread, bool]]
-"""Name of a cost, its ratio or difference, and whether it is a difference in points."""
-
-
-def _time(report: Report, other: Report | None) -> Costs:
-    for source, name in compared(report, other):
-        entry = next(entry for entry in source["speed"] if entry["bundle"] == name)
-        _check_rounds(entry["real_time_factor"]["count"], name)
-    yield "time", time_ratio(report, other)[1], False
-
-
-def _words(report: Report, other: Report | None) -> Costs:
+def _costs(name: str, report: Report, other: Report | None) -> Iterator[tuple[str, Spread]]:
+    """Yield the name of a cost and the ratio of the bundles' costs or, for words, the difference in each mode."""
     pair = compared(report, other)
+    if name == "words":
+        yield from _word_errors(report, pair)
+        return
+    footprints = [source["footprint"][bundle] for source, bundle in pair]
+    if name == "size":
+        one, two = (each["disk"]["files"] for each in footprints)
+        yield name, Spread(median=one / two, low=one / two, high=one / two, count=1)
+        return
+    for (source, bundle), footprint in zip(pair, footprints, strict=True):
+        if name == "memory" and "peak_bytes" not in footprint:
+            raise ValueError(f"{bundle}: memory is unknown on this system")
+        time = next(entry["real_time_factor"] for entry in source["speed"] if entry["bundle"] == bundle)
+        count = (time if name == "time" else footprint["peak_bytes"])["count"]
+        if count < FEWEST_ROUNDS:
+            raise ValueError(f"{bundle}: measured in {count} rounds; a limit needs at least {FEWEST_ROUNDS}")
+    memory = [each["peak_bytes"] for each in footprints] if name == "memory" else []
+    yield name, ratio_of_spreads(*memory) if memory else time_ratio(report, other)[1]
+
+
+def _word_errors(report: Report, pair: Sequence[tuple[Report, str]]) -> Iterator[tuple[str, Spread]]:
     if report["audio"] != pair[1][0]["audio"]:
         raise ValueError("word errors can only be compared on the same recordings")
     modes = []
@@ -104,28 +107,4 @@ def _words(report: Report, other: Report | None) -> Costs:
         one, two = (each[mode] for each in modes)
         if not {"errors", "lengths"} <= one.keys() & two.keys():
             raise ValueError("a report has no word errors per recording: measure again with transcripts")
-        yield f"word errors, {mode}", difference_of_rates(one["errors"], two["errors"], one["lengths"]), True
-
-
-def _size(report: Report, other: Report | None) -> Costs:
-    one, two = (source["footprint"][name]["disk"]["files"] for source, name in compared(report, other))
-    yield "size", Spread(median=one / two, low=one / two, high=one / two, count=1), False
-
-
-def _memory(report: Report, other: Report | None) -> Costs:
-    found: list[Mapping[str, Any]] = []
-    for source, name in compared(report, other):
-        entry = source["footprint"][name]
-        if "peak_bytes" not in entry:
-            raise ValueError(f"{name}: memory is unknown on this system")
-        _check_rounds(entry["peak_bytes"]["count"], name)
-        found.append(entry["peak_bytes"])
-    yield "memory", ratio_of_spreads(*found), False
-
-
-_COSTS = {"time": _time, "words": _words, "size": _size, "memory": _memory}
-
-
-def _check_rounds(count: int, name: str) -> None:
-    if count < FEWEST_ROUNDS:
-        raise ValueError(f"{name}: measured in {count} rounds; a limit needs at least {FEWEST_ROUNDS}")
+        yield f"word errors, {mode}", difference_of_rates(one["errors"], two["errors"], one["lengths"])

@@ -16,8 +16,7 @@ from u2moe.benchmarks.instruments.statistics import percentiles, show_progress
 from u2moe.runtime import Result
 from u2moe.runtime.text.vocabulary import Vocabulary
 
-Wait = tuple[float, float]
-"""Seconds of the algorithmic part and of the compute part."""
+Wait = tuple[float, float]  # seconds of the algorithmic part and of the compute part
 
 
 def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], mode: Mode) -> list[dict[str, Any]]:
@@ -43,23 +42,11 @@ def measure_latency(probes: Mapping[str, Probe], recordings: Sequence[Samples], 
 
 
 def summary(observed: Sequence[Observation], vocabulary: Vocabulary, chunk_s: float) -> dict[str, Any]:
-    """Return latencies over all observed utterances.
+    """Return latencies over all observed utterances. docs/bench.md explains them.
 
-    The waits, first_partial_s to finalisation_s, are given as percentiles of their "algorithmic" part, their "compute"
-    part and the "total". Without speech, they are missing.
-
-    Returns:
-        chunk_latency_s: compute time of a chunk; see `speed.latencies`.
-        chunk_budget_s: the seconds from one chunk to the next.
-        first_partial_s: from the start of the first word of an utterance to its first partial result.
-        word_s: from the end of each word to the result after which the word no longer changes.
-        first_word_s, last_word_s: like word_s, but only for the first or the last word of each utterance.
-        committed_s: from the end of each word to the result that commits it.
-        finalisation_s: from the end of the last word of an utterance to its final result. The audio after that word is
-            the algorithmic part: the silence that an endpoint waits for, or the rest of the recording. The last chunk
-            and the second pass are the compute part.
-        flicker: share of word positions in partial results at which the word later changed or vanished.
-        revised: number of committed words that the second pass changed, divided by the number of final words.
+    The waits are given as percentiles of their "algorithmic" part, their "compute" part and the "total". Without
+    speech, they are missing. `revised` is the number of committed words that the second pass changed, divided by the
+    number of final words.
     """
     result: dict[str, Any] = {}
     if chunks := [event.compute_s for item in observed for event in item.events]:

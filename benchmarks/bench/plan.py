@@ -15,31 +15,26 @@ from u2moe.benchmarks.bench.footprint import measure_footprint
 from u2moe.benchmarks.bench.latency import measure_latency
 from u2moe.benchmarks.bench.speed import measure_speed
 from u2moe.benchmarks.bench.terminal import count_threads
-from u2moe.benchmarks.instruments.host import OtherLoad, report_head, usable_cores
+from u2moe.benchmarks.instruments.host import cpu_times, other_cores, report_head, usable_cores
 from u2moe.benchmarks.instruments.probe import Mode, Probe, Samples
 from u2moe.benchmarks.instruments.rates import measure_rates
 from u2moe.benchmarks.instruments.statistics import show_progress
-from u2moe.runtime import Bundle
+from u2moe.runtime import AudioError, Bundle, DecodingOptions
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.contract import PACKED
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.corpus.lists import Recording
 from u2moe.runtime.corpus.rows import changed_options, options_as_json
 from u2moe.runtime.decoding.context import Hotwords
-from u2moe.runtime.errors import AudioError
 from u2moe.runtime.model.features import FeatureStream
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
-from u2moe.runtime.options import DecodingOptions
 
 FORMAT, VERSION = "u2moe-bench", 1
-FEWEST_ROUNDS = 4
-"""Minimum number of rounds. With fewer, quartiles mean little."""
+FEWEST_ROUNDS = 4  # Minimum number of rounds. With fewer, quartiles mean little.
 _ROUTED_S = 30.0
 """Maximum seconds of each recording for the expert statistics. With full context, memory grows quadratically."""
-_PROCESSES = 5
-"""Maximum number of fresh processes per bundle."""
-_PROFILED_S = 10.0
-"""Seconds after which the longest recording is cut for profiling."""
+_PROCESSES = 5  # maximum number of fresh processes per bundle
+_PROFILED_S = 10.0  # seconds after which the longest recording is cut for profiling
 _FIXED = (
     "the graph has a fixed shape for one stream, {}; not measured: full context, other chunks, batches (other shapes), "
     "bound (nodes belong to no part), experts (all are computed), numbers of parameters (two graphs have the CTC head)"
@@ -48,23 +43,13 @@ _FIXED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The extent of the measurements.
+    """The extent of the measurements. Full context is always measured as well."""
 
-    Attributes:
-        threads: numbers of threads within one operator.
-        chunk_sizes: encoder frames per chunk; each is combined with every number in `left_chunks`. Full context is
-            always measured as well.
-        left_chunks: chunks of left context; -1: all.
-        repetitions: rounds of each measurement, after a warm-up.
-        paced_s: seconds of audio to recognise in real time, with each chunk size and the first number in `left_chunks`.
-            0: skip this measurement.
-    """
-
-    threads: tuple[int, ...] = (1, 2)
-    chunk_sizes: tuple[int, ...] = (16, 8, 4)
-    left_chunks: tuple[int, ...] = (4, -1)
-    repetitions: int = 5
-    paced_s: float = 10.0
+    threads: tuple[int, ...] = (1, 2)  # numbers of threads within one operator
+    chunk_sizes: tuple[int, ...] = (16, 8, 4)  # encoder frames; each is combined with every number in `left_chunks`
+    left_chunks: tuple[int, ...] = (4, -1)  # chunks of left context; -1: all
+    repetitions: int = 5  # rounds of each measurement, after a warm-up
+    paced_s: float = 10.0  # seconds to recognise in real time, with the first number in `left_chunks`; 0: none
 
     def __post_init__(self) -> None:
         if not self.threads or min(self.threads) < 1:
@@ -97,7 +82,6 @@ PLANS = {
     "quick": Plan(threads=(1,), chunk_sizes=(16,), left_chunks=(4,), repetitions=FEWEST_ROUNDS, paced_s=0),
     "default": Plan(threads=(1, 2)[: usable_cores()]),
 }
-"""The plans with and without `--quick`."""
 
 
 def run_suite(
@@ -109,7 +93,7 @@ def run_suite(
     options: DecodingOptions | None = None,
     hotwords: Hotwords | None = None,
 ) -> dict[str, Any]:
-    """Measure everything. The bundles take turns.
+    """Measure everything. The bundles take turns. docs/bench.md explains the report.
 
     Args:
         bundles: bundles by their names in the report.
@@ -118,19 +102,6 @@ def run_suite(
         settings: session settings; the plan sets the number of threads. Bounds are measured only on the CPU.
         options: decoding options. Each mode sets the context; see `Probe`.
         hotwords: phrases to prefer. None: use the hotwords of each bundle.
-
-    Returns:
-        machine, plan, decoding, audio, bundles: conditions of the measurements.
-        other_cores: mean number of cores that other processes used during the measurements.
-        left_out: measurements that were skipped because the extra [tools] is not installed.
-        without_bound: bundles whose products cannot be counted, because the weights are packed for native kernels.
-        fixed_shapes: the measurements that are missing for bundles of fixed shape, and why, by bundle. Such a bundle
-            has one mode, which is measured for all bundles that support it.
-        kernels: kernels of each bundle; see `Kernels.data`.
-        speed, latency, bound: entries of `measure_speed` with their `threads`; of `measure_latency`, with the first
-            number of threads in `plan`; and of `measure_bound`.
-        costs, footprint, experts: results of `measure_costs`, `measure_footprint` and `measure_experts`, by bundle.
-        rates: result of `measure_rates`, for each number of threads.
 
     Raises:
         ValueError: the bundles have different sample rates.
@@ -144,7 +115,7 @@ def run_suite(
     samples = [_read(recording.path, bundles.values()) for recording in recordings]
     fixed = {name: mode for name, bundle in bundles.items() if (mode := Mode.fixed(bundle.manifest.model))}
     modes = {name: plan.modes(bundle, fixed.values()) for name, bundle in bundles.items()}
-    others = OtherLoad()
+    begin = cpu_times()
     files = [recording.path.name for recording in recordings]
     changed = changed_options(options_as_json(options or DecodingOptions()))
     report: dict[str, Any] = {
@@ -182,7 +153,7 @@ def run_suite(
     report["footprint"] = measure_footprint(bundles, recordings[0].path, settings=own, repetitions=processes)
     routed = {name: bundle for name, bundle in bundles.items() if name not in fixed}
     report["experts"] = {} if report["left_out"] else _experts(routed, samples, plan)
-    report["other_cores"] = others.cores()
+    report["other_cores"] = other_cores(begin)
     return dict(json.loads(json.dumps(report)))  # the same types as in a report read from a file
 
 

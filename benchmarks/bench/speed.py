@@ -21,17 +21,10 @@ def measure_speed(
 ) -> list[dict[str, Any]]:
     """Recognise all recordings in every mode. The bundles take turns.
 
-    Args:
-        probes: loaded bundles by name.
-        recordings: samples at the models' sample rate.
-        modes: the modes to measure for each bundle.
-        transcripts: transcripts of the recordings, "" if unknown.
-        repetitions: number of measurements.
-
-    Returns:
-        One entry for each mode and bundle. It has the keys of `summary` and of `energy` and these:
-        words: result of `word_errors`; missing without transcripts.
-        energy_missing: why the system does not measure energy. The values of `energy` are then None.
+    `probes` are loaded bundles by name, `modes` the modes to measure for each, and `transcripts` those of the
+    recordings, "" if unknown. Return an entry for each mode and bundle. It has the keys of `summary` and of `energy`,
+    and `words`, the result of `word_errors`, unless no transcript is known. `energy_missing` says why the system does
+    not measure energy. The values of `energy` are then None.
     """
     meter = EnergyMeter()
 
@@ -65,19 +58,9 @@ def energy(rounds: Sequence[tuple[Sequence[Observation], float | None]]) -> dict
 
 
 def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> dict[str, Any]:
-    """Summarise the rounds of one mode.
+    """Summarise the rounds of one mode. docs/bench.md explains the entries; those of chunks may be missing.
 
-    Returns:
-        real_time_factor: seconds spent in calls to the runtime, per second of audio. Each round gives one value.
-        seconds: seconds spent in calls to the runtime, for each recording of each round; used to compare bundles
-            pairwise.
-        core_hours_per_hour: CPU seconds of all threads, per second of audio.
-        stages: the real-time factor of each stage.
-        shares: the median factor of each stage, divided by the sum of these medians.
-        finalisation_s: percentiles of the time from the end of the input to the final result; see `latencies`.
-        chunk_latency_s: percentiles of the compute time of chunks at full speed, and `late`; see `latencies`.
-        chunk_budget_s: the seconds from one chunk to the next. Without chunks, `chunk_latency_s` and `chunk_budget_s`
-            are missing.
+    `seconds` are used to compare bundles pairwise. `shares` divides the median of each stage by the sum of the medians.
     """
     audio_s = sum(observed.audio_s for observed in rounds[0])
     costs = [[{**vars(observed), **observed.stages} for observed in recordings] for recordings in rounds]
@@ -102,23 +85,14 @@ def summary(rounds: Sequence[Sequence[Observation]], chunk_s: float | None) -> d
 
 
 def latencies(rounds: Sequence[Sequence[float]], budget_s: float | None = None) -> dict[str, Any]:
-    """Return percentiles of all values, pooled over the rounds.
-
-    The entry `rounds` is the spread of the rounds' medians. If `budget_s` is given, `late` is the share of values that
-    exceed it.
-    """
+    """Return percentiles of all, `rounds`, the spread of their medians, and `late`, the share above `budget_s`."""
     every = [seconds for found in rounds for seconds in found]
     late = {} if budget_s is None else {"late": sum(seconds > budget_s for seconds in every) / len(every)}
     return {**percentiles(every), **late, "rounds": Spread.of(list(map(statistics.median, rounds))).data()}
 
 
 def word_errors(observed: Sequence[Observation], transcripts: Sequence[str]) -> dict[str, Any]:
-    """Return word errors of the recordings that have a transcript.
-
-    Returns:
-        errors, lengths: number of word errors and number of words in the transcript, for each recording.
-        num_words, rate: number of words and word error rate of all recordings together.
-    """
+    """Return `errors` and `lengths` in words of each recording with a transcript, and their `num_words` and `rate`."""
     pairs = [(words(text), words(item.text)) for item, text in zip(observed, transcripts, strict=True) if text]
     errors, lengths = [edit_distance(*pair) for pair in pairs], [len(expected) for expected, _ in pairs]
     rate = sum(errors) / sum(lengths) if sum(lengths) else 0.0

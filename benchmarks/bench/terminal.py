@@ -100,14 +100,12 @@ def _speed(report: Report) -> Iterator[str]:
 
 
 def _chunks(report: Report) -> Iterator[str]:
-    """Yield a table of the latencies measured at full speed."""
     rows = [[*_of_chunks(entry), *_milliseconds(entry["finalisation_s"], "p50", "p90")] for entry in in_order(report)]
     title = "Latency at full speed, ms: chunk, its budget and share of late chunks; end of input to final result"
     yield from ("", title, *table([*_CHUNKS, "final p50", "p90"], rows))
 
 
 def _latency(report: Report) -> Iterator[str]:
-    """Yield a table of chunk latencies and the user's waits, measured with audio that arrives in real time."""
     rows = []
     for entry in report["latency"]:
         shares = [f"{entry[name]:.0%}" if name in entry else "-" for name in ("flicker", "revised")]

@@ -15,8 +15,7 @@ import onnxruntime
 
 from u2moe.runtime.model.native import CPU, checked_kernels, choose_kernels
 
-_VERSION_FIELDS = ("cpu family", "model", "stepping")
-"""Fields that distinguish processors if a virtual machine hides the processor's name."""
+_VERSION_FIELDS = ("cpu family", "model", "stepping")  # of processors whose name a virtual machine may hide
 
 INSTRUCTION_SETS = (
     *("sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
@@ -76,28 +75,21 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class OtherLoad:
-    """Measures how many processor cores other processes have used, on average, since it was created."""
+def cpu_times() -> tuple[float, float, float] | None:
+    """Return the time, and the CPU seconds of all processes and of this one with its children; None if unknown."""
+    fields = _read(_STAT).partition("\n")[0].split()[1:]
+    if len(fields) < 8:
+        return None
+    user, nice, system, _, _, irq, softirq, _ = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields[:8])
+    return time.monotonic(), user + nice + system + irq + softirq, sum(os.times()[:4])
 
-    def __init__(self) -> None:
-        self._begin = self._times()
 
-    def cores(self) -> float | None:
-        """Return the mean number of cores that other processes used; None if the system does not report it."""
-        now = self._times()
-        if now is None or self._begin is None:
-            return None
-        elapsed, busy, own = (after - before for before, after in zip(self._begin, now, strict=True))
-        return max(busy - own, 0.0) / max(elapsed, 1e-9)
-
-    @staticmethod
-    def _times() -> tuple[float, float, float] | None:
-        """Return the time, and the CPU seconds of all processes and of this one with its children; None if unknown."""
-        fields = _read(_STAT).partition("\n")[0].split()[1:]
-        if len(fields) < 8:
-            return None
-        user, nice, system, _, _, irq, softirq, _ = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields[:8])
-        return time.monotonic(), user + nice + system + irq + softirq, sum(os.times()[:4])
+def other_cores(begin: tuple[float, float, float] | None) -> float | None:
+    """Return how many cores other processes have used on average since `begin`, from `cpu_times`; None if unknown."""
+    if begin is None or (now := cpu_times()) is None:
+        return None
+    elapsed, busy, own = (after - before for before, after in zip(begin, now, strict=True))
+    return max(busy - own, 0.0) / max(elapsed, 1e-9)
 
 
 def caches(folder: Path) -> dict[str, int]:
@@ -155,13 +147,10 @@ def _read(file: Path) -> str:
 
 
 class EnergyMeter:
-    """Meter of the energy that all processor packages use. On most Linux systems, only root can read it.
+    """Meter of the energy that all processor packages use. `missing` says why it cannot be read; "" if it can.
 
-    Attributes:
-        missing: why the energy cannot be read; "" if it can.
-
-    Args:
-        folder: folder of the powercap zones. Each has files `name`, `energy_uj` and `max_energy_range_uj`.
+    On most Linux systems, only root can read it. `folder` has the powercap zones. Each has the files `name`,
+    `energy_uj` and `max_energy_range_uj`.
     """
 
     def __init__(self, folder: Path = Path("/sys/class/powercap")) -> None:

@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from u2moe.runtime import Bundle, Model
-from u2moe.runtime.model.native import Kernels
+from u2moe.runtime import Bundle, Kernels, Model, SessionSettings
 from u2moe.runtime.model.session import Session
-from u2moe.runtime.model.settings import SessionSettings
 
 PARTS = ("subsampling", "feed_forward", "attention", "convolution", "ctc", "decoder", "other")
 """Parts of a model. `feed_forward` includes experts and routers. `other` includes the caches, and the operators between
@@ -33,8 +31,7 @@ _SCOPES = (
 _INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits"}
 _FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 _CONVOLUTIONS = {"Conv", "FusedConv"}
-PRODUCTS = _INTEGER | _FLOAT | _CONVOLUTIONS
-"""Operators whose multiply-adds are counted."""
+PRODUCTS = _INTEGER | _FLOAT | _CONVOLUTIONS  # operators whose multiply-adds are counted
 UNCOUNTED = {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GroupQueryAttention", "MoE", "MultiHeadAttention"}
 UNCOUNTED |= {"QGemm", "QLinearConv", "QLinearMatMul", "QMoE"}
 """Operators that multiply but cannot be counted. Other operators that read large constants may also multiply."""
@@ -48,29 +45,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One run of one node.
+    """One run of one node."""
 
-    Attributes:
-        name: name of the node in onnxruntime.
-        scope: name of the node, or of the function call that contains it, in the main graph.
-        op_type: operator.
-        part: one of `PARTS`.
-        seconds: time from onnxruntime's profiler, including the profiler's overhead. Use it only as a share.
-        multiply_adds: multiply-adds of a matrix product or convolution; otherwise 0.
-        num_bytes: bytes of the right-hand matrix (weights or, in attention, keys or values); 0 without multiply-adds.
-        integer: whether the factors are integers.
-        parameter_bytes: bytes of the constants that the node reads, except those that onnxruntime packed earlier.
-    """
-
-    name: str
-    scope: str
+    name: str  # of the node in onnxruntime
+    scope: str  # name of the node, or of the function call that contains it, in the main graph
     op_type: str
-    part: str
-    seconds: float
-    multiply_adds: int = 0
-    num_bytes: int = 0
-    integer: bool = False
-    parameter_bytes: int = 0
+    part: str  # one of `PARTS`
+    seconds: float  # from onnxruntime's profiler, including the profiler's overhead. Use it only as a share.
+    multiply_adds: int = 0  # of a matrix product or convolution; otherwise 0
+    num_bytes: int = 0  # of the right-hand matrix (weights, or keys or values in attention); 0 without multiply-adds
+    integer: bool = False  # whether the factors are integers
+    parameter_bytes: int = 0  # of the constants that the node reads, except those that onnxruntime packed earlier
 
 
 Site = tuple[str, str]
@@ -87,57 +72,47 @@ def profile(
 ) -> list[list[Kernel]]:
     """Profile several runs after a warm-up run. Return the `Kernel` records, one list per run.
 
-    Args:
-        bundle: bundle to load.
-        run: function that runs the model. It must do the same work every time.
-        kernels: native kernels by graph name. Other graphs use only onnxruntime. Multiply-adds inside native
-            kernels cannot be counted.
-        num_threads: threads within one operator.
-        repetitions: number of runs after the warm-up.
+    `run` runs the model. It must do the same work every time. `kernels` are native kernels by graph name; other graphs
+    use only onnxruntime. Multiply-adds inside native kernels cannot be counted. `num_threads` are threads within one
+    operator.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        settings = SessionSettings(num_threads=num_threads, kernels="onnxruntime")
-        model = profiled_model(bundle, Path(folder), settings, kernels)
-        for _ in range(repetitions + 1):
-            run(model)
-        del model
-        gc.collect()  # a session writes its profile when it is destroyed
-        rounds: list[list[Kernel]] = [[] for _ in range(repetitions)]
-        encoder = bundle.manifest.model.graphs()[0]
-        native = kernels.get(encoder.name)
-        sites = call_sites(bundle.path / encoder.file, native.replaces if native else lambda _: False)
-        for file in sorted(Path(folder).iterdir()):
-            found = list(read_events(list(node_events(file)), sites))
-            size = len(found) // (repetitions + 1)
-            for number, own in enumerate(rounds, start=1):
-                own.extend(found[number * size : (number + 1) * size])
+    settings = SessionSettings(num_threads=num_threads, kernels="onnxruntime")
+    found = profiled_events(bundle, settings, lambda model: [run(model) for _ in range(repetitions + 1)], kernels)
+    rounds: list[list[Kernel]] = [[] for _ in range(repetitions)]
+    encoder = bundle.manifest.model.graphs()[0]
+    native = kernels.get(encoder.name)
+    sites = call_sites(bundle.path / encoder.file, native.replaces if native else lambda _: False)
+    for events in found.values():
+        every = list(read_events(events, sites))
+        size = len(every) // (repetitions + 1)
+        for number, own in enumerate(rounds, start=1):
+            own.extend(every[number * size : (number + 1) * size])
     return rounds
 
 
-def profiled_model(
-    bundle: Bundle, folder: Path, settings: SessionSettings, kernels: Mapping[str, Kernels] | None = None
-) -> Model:
-    """Load a model that, when destroyed, writes the profile of each graph to `folder` as NUMBER_GRAPH_TIME.json.
-
-    NUMBER makes names distinct. TIME is not enough: it counts milliseconds, and small graphs load in less than one
-    millisecond.
-    """
-    sessions = []
-    for number, graph in enumerate(bundle.manifest.model.graphs()):
-        options = settings.session_options((kernels or {}).get(graph.name))
-        options.enable_profiling = True
-        options.profile_file_prefix = str(folder / f"{number}_{graph.name}")
-        own = replace(settings, sess_options=options, num_threads=None, kernels=None)
-        sessions.append(Session(bundle.path / graph.file, graph, bundle.manifest, own))
-    return Model(bundle.manifest, sessions[0], sessions[1], sessions[2] if len(sessions) > 2 else None)
-
-
-def node_events(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the kernel events of a profile, line by line, because the file may be too large to parse at once."""
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            if '"Node"' in line:
-                yield json.loads(line.strip().strip(",[]"))
+def profiled_events(
+    bundle: Bundle, settings: SessionSettings, run: Callable[[Model], object], kernels: Mapping[str, Kernels]
+) -> dict[str, list[dict[str, Any]]]:
+    """Call `run` with a model whose sessions are profiled. Return the events of each graph's kernels, by its name."""
+    with tempfile.TemporaryDirectory() as folder:
+        sessions, found = [], {}
+        for number, graph in enumerate(bundle.manifest.model.graphs()):
+            options = settings.session_options(kernels.get(graph.name))
+            options.enable_profiling = True
+            # onnxruntime adds the time in milliseconds, which may be the same for several small graphs.
+            options.profile_file_prefix = f"{folder}/{number}_{graph.name}"
+            own = replace(settings, sess_options=options, num_threads=None, kernels=None)
+            sessions.append(Session(bundle.path / graph.file, graph, bundle.manifest, own))
+        run(Model(bundle.manifest, sessions[0], sessions[1], sessions[2] if len(sessions) > 2 else None))
+        del sessions
+        gc.collect()  # a session writes its profile when it is destroyed
+        for file in sorted(Path(folder).iterdir()):
+            with file.open(
+                encoding="utf-8"
+            ) as lines:  # one by one, because a profile may be too large to parse at once
+                events = [json.loads(line.strip().strip(",[]")) for line in lines if '"Node"' in line]
+            found[file.name.split("_")[1]] = events
+    return found
 
 
 def call_sites(file: Path, replaces: Callable[[str], bool]) -> list[Site]:

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer, Result
+from u2moe.runtime import Bundle, DecodingOptions, Model, Recognizer, Result, SessionSettings
 from u2moe.runtime.bundle.files import BundleFiles
 from u2moe.runtime.bundle.manifest import ModelConfig
 from u2moe.runtime.decoding.context import Hotwords
 from u2moe.runtime.decoding.pipeline import Observer
 from u2moe.runtime.model.device import DeviceArray
 from u2moe.runtime.model.session import Session
-from u2moe.runtime.model.settings import SessionSettings
 from u2moe.runtime.text.vocabulary import join_texts
 
 Samples = npt.NDArray[np.float32]
@@ -32,10 +31,8 @@ Samples = npt.NDArray[np.float32]
 STAGES = ("features", "encoder", "ctc", "search", "rescoring", "other")
 _GRAPHS = {"encoder": "encoder", "static": "encoder", "ctc": "ctc", "decoder": "rescoring"}
 """The stage of each graph. A graph of fixed shape also contains the CTC head."""
-BUFFER_S = 0.1
-"""Seconds of audio that a live source delivers at once, as in `u2moe transcribe --stream`."""
-WHOLE_BUFFER_S = 10.0
-"""Seconds of audio that are delivered at once with full context, as in `u2moe transcribe`."""
+BUFFER_S = 0.1  # seconds of audio that a live source delivers at once, as in `u2moe transcribe --stream`
+WHOLE_BUFFER_S = 10.0  # the same with full context, as in `u2moe transcribe`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,43 +59,28 @@ class Mode:
 class Event:
     """A call to the runtime that had work to do, usually because a chunk was complete.
 
-    Attributes:
-        audio_s: seconds of audio delivered so far.
-        compute_s: seconds from the arrival of the last sample to the result. If audio is paced in real time, a sample
-            counts as arrived when it is due, so that the seconds include any backlog.
-        tokens: tokens of the current utterance after the call.
-        segment: index of the current utterance.
-        num_committed: number of committed words of the current utterance.
+    `compute_s` are the seconds from the arrival of the last sample to the result. If audio is paced in real time, a
+    sample counts as arrived when it is due, so that the seconds include any backlog.
     """
 
-    audio_s: float
+    audio_s: float  # seconds of audio delivered so far
     compute_s: float
-    tokens: tuple[int, ...]
-    segment: int
-    num_committed: int = 0
+    tokens: tuple[int, ...]  # of the current utterance after the call
+    segment: int  # index of the current utterance
+    num_committed: int = 0  # number of its committed words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """Times and results of recognising one recording.
+    """Times and results of recognising one recording."""
 
-    Attributes:
-        audio_s: seconds of audio.
-        wall_s: seconds spent in calls to the runtime. Waiting for a paced source is excluded.
-        cpu_s: CPU seconds of all threads during these calls.
-        stages: seconds by stage, for each of `STAGES`. Their sum is `wall_s`.
-        events: calls that had work to do, in order.
-        final_s: seconds from the end of the input to the final result.
-        segments: final results.
-    """
-
-    audio_s: float
-    wall_s: float
-    cpu_s: float
-    stages: dict[str, float]
-    events: list[Event]
-    final_s: float
-    segments: list[Result]
+    audio_s: float  # seconds of audio
+    wall_s: float  # seconds spent in calls to the runtime, without waiting for a paced source
+    cpu_s: float  # CPU seconds of all threads during these calls
+    stages: dict[str, float]  # seconds for each of `STAGES`; their sum is `wall_s`
+    events: list[Event]  # calls that had work to do, in order
+    final_s: float  # seconds from the end of the input to the final result
+    segments: list[Result]  # final results
 
     @property
     def text(self) -> str:
@@ -149,10 +131,9 @@ class TimedSession(Session):
 class Probe:
     """A loaded bundle with a stopwatch. Not thread-safe.
 
-    Raises:
-        BundleError: the bundle is damaged.
-        ProviderError: a provider is not installed or did not start.
-        StreamError: the bundle does not support `options`.
+    Chunks and endpoints in `options` are ignored: a `Mode` sets the chunks, and the bundle sets the endpoints. If
+    `hotwords` is None, the bundle's hotwords apply. Raise BundleError if the bundle is damaged, ProviderError if a
+    provider is not installed or did not start, and StreamError if the bundle does not support `options`.
     """
 
     def __init__(
@@ -162,11 +143,6 @@ class Probe:
         options: DecodingOptions | None = None,
         hotwords: Hotwords | None = None,
     ) -> None:
-        """Load the graphs of a bundle.
-
-        Chunks and endpoints in `options` are ignored: a `Mode` sets the chunks, and the bundle sets the endpoints. If
-        `hotwords` is None, the bundle's hotwords apply.
-        """
         self.bundle, self.watch = bundle, Stopwatch()
         create = partial(TimedSession, self.watch)
         self.model = Model.load(BundleFiles(bundle.path), bundle.manifest, settings, create=create)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
+from onnxruntime import InferenceSession
 
 from u2moe.benchmarks.instruments.host import memory_bytes
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds
@@ -25,37 +25,28 @@ bundles. "float" multiplies float32 tokens by float32 weights."""
 NATIVE = "Int8Linear"
 PRODUCTS = ((64, 512, 512), (256, 256, 256), (256, 512, 512), (512, 1024, 1024))
 """Sizes [rows, in, out] of products whose weights fit into the cache. The fastest size gives the machine's rate."""
-BEYOND_CACHE = 640_000_000
-"""Bytes of weights that no cache can hold."""
-_WIDTH, _MATRIX = 1024, 4 * 1024 * 1024
-"""Rows of a weight matrix, and its bytes."""
+BEYOND_CACHE = 640_000_000  # bytes of weights that no cache can hold
+_WIDTH, _MATRIX = 1024, 4 * 1024 * 1024  # rows of a weight matrix, and its bytes
 _WEIGHTS_PER_SESSION = 16
-_CALL_S = 0.05
-"""Minimum duration of one measurement in seconds."""
+_CALL_S = 0.05  # minimum duration of one measurement in seconds
 
 
 def measure_rates(footprints: Sequence[int], num_threads: int, *, repetitions: int = 5) -> dict[str, Any]:
     """Measure the rates of the machine. Every round measures all cases in turn.
 
-    Args:
-        footprints: bytes of weights that each bundle reads repeatedly. `readable` limits these numbers.
-        num_threads: threads within one operator.
-        repetitions: number of measurements.
-
-    Returns:
-        threads: the argument `num_threads`.
-        multiply_adds_per_s: the operator, the spread of the rate for each size, and the size with the highest rate, for
-            "integer" and for "float" products.
-        read_bytes_per_s: the spread of the rate, by the size of the weights in bytes. The weights are multiplied by a
-            single row (a token), so that reading limits the speed. The result is the higher of two rates: that of
-            float32 weights with onnxruntime, and that of int8 weights with native kernels.
+    `footprints` are the bytes of weights that each bundle reads repeatedly, limited by `readable`. `num_threads` are
+    those within one operator. `multiply_adds_per_s` has, for "integer" and for "float" products, the operator, the
+    spread of the rate for each size, and the size with the highest rate. `read_bytes_per_s` has the spread of the rate
+    by the bytes of the weights. They are multiplied by a single row (a token), so that reading limits the speed. The
+    higher of two rates counts: float32 weights with onnxruntime, and int8 weights with native kernels.
     """
     random = np.random.default_rng(0)
     cases: dict[tuple[str, Any], Callable[[], float]] = {}
     for kind, op_type in KERNELS.items():
         types = ("int8", "uint8") if kind == "integer" else ("float32", "float32")
         for rows, inner, columns in PRODUCTS:
-            session = _session(op_type, [_drawn(random, types[0], inner, columns)], num_threads)
+            model = product_model(op_type, [_drawn(random, types[0], inner, columns)])
+            session = session_of(model, "onnxruntime", num_threads)
             x = _drawn(random, types[1], rows, inner)
             cases[kind, (rows, inner, columns)] = partial(_rate, [session], x, rows * inner * columns)
     for size in sorted({readable(footprint) for footprint in footprints}):
@@ -94,9 +85,7 @@ def read_rate(rates: Mapping[str, Any], footprint: int) -> float:
     return float(found[nearest]["median"])
 
 
-def _stream(
-    random: np.random.Generator, size: int, num_threads: int, kernels: str
-) -> list[onnxruntime.InferenceSession]:
+def _stream(random: np.random.Generator, size: int, num_threads: int, kernels: str) -> list[InferenceSession]:
     """Return sessions whose weights total `size` bytes. `size` must be a result of `readable`."""
     dtype, op_type, columns = ("int8", NATIVE, 4 * _WIDTH) if kernels == "native" else ("float32", "MatMul", _WIDTH)
     weight, numbers = _drawn(random, dtype, _WIDTH, columns), range(size // _MATRIX)
@@ -104,7 +93,7 @@ def _stream(
     for start in numbers[::_WEIGHTS_PER_SESSION]:
         # Weights must differ, because onnxruntime might share identical ones.
         weights = [np.roll(weight, index, axis=0) for index in numbers[start : start + _WEIGHTS_PER_SESSION]]
-        sessions.append(_session(op_type, weights, num_threads))
+        sessions.append(session_of(product_model(op_type, weights), kernels, num_threads))
     return sessions
 
 
@@ -116,17 +105,13 @@ def _drawn(random: np.random.Generator, dtype: str, rows: int, columns: int) -> 
     return random.integers(least, limit, (rows, columns), dtype)
 
 
-def _session(op_type: str, weights: Sequence[Array], num_threads: int) -> onnxruntime.InferenceSession:
-    return session_of(product_model(op_type, weights), "native" if op_type == NATIVE else "onnxruntime", num_threads)
-
-
-def session_of(content: bytes, kernels: str, num_threads: int = 1) -> onnxruntime.InferenceSession:
+def session_of(content: bytes, kernels: str, num_threads: int = 1) -> InferenceSession:
     """Return a session for the content of an ONNX file."""
     options = SessionSettings(num_threads=num_threads, kernels=kernels).session_options()
-    return onnxruntime.InferenceSession(content, options, providers=[CPU])
+    return InferenceSession(content, options, providers=[CPU])
 
 
-def _rate(sessions: Sequence[onnxruntime.InferenceSession], x: Array, amount: int) -> float:
+def _rate(sessions: Sequence[InferenceSession], x: Array, amount: int) -> float:
     """Return the work per second. `amount` is the work of one round, which runs every session once."""
     return amount / mean_seconds(lambda: [session.run(None, {"x": x}) for session in sessions], _CALL_S)
 
@@ -134,10 +119,8 @@ def _rate(sessions: Sequence[onnxruntime.InferenceSession], x: Array, amount: in
 def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
     """Return an ONNX model as bytes. "y" [rows, out] is the sum of the products of "x" [rows, in] and each weight.
 
-    Args:
-        op_type: "MatMul" for float32 weights. For int8 weights with a scale per column, as in quantized bundles, either
-            "MatMulIntegerToFloat" or the native operator `NATIVE`. The former takes uint8 x with zero point 128.
-        weights: float32 or int8, each [in, out].
+    `op_type` is "MatMul" for float32 weights [in, out]. For int8 weights with a scale per column, as in quantized
+    bundles, it is "MatMulIntegerToFloat", which takes uint8 x with zero point 128, or the native operator `NATIVE`.
     """
     import onnx_ir as ir  # noqa: PLC0415 - needs the extra tools
 
@@ -161,9 +144,5 @@ def product_model(op_type: str, weights: Sequence[Array]) -> bytes:
     def total(g: GraphBuilder, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
         return {"y": g.op("Sum", *(product(g, inputs["x"], weight) for weight in weights))}
 
-    content: bytes = ir.to_proto(build_model(graph, _size, {}, total)).SerializeToString()
-    return content
-
-
-def _size(axis: str | int) -> int | None:
-    return axis if isinstance(axis, int) else None
+    content = build_model(graph, lambda axis: axis if isinstance(axis, int) else None, {}, total)
+    return bytes(ir.to_proto(content).SerializeToString())

@@ -48,13 +48,8 @@ def interleaved(
 ) -> dict[Key, list[Measured]]:
     """Call all cases in turn: A B A B, not A A B B. Return the results of each case in the order of the rounds.
 
-    Other processes and changes in the clock rate then affect all cases alike.
-
-    Args:
-        cases: functions by name.
-        repetitions: number of measured rounds.
-        warm_up: number of preceding rounds whose results are discarded.
-        title: prefix of each round's progress line.
+    Other processes and changes in the clock rate then affect all cases alike. `warm_up` preceding rounds are discarded.
+    `title` begins each round's progress line.
     """
     results: dict[Key, list[Measured]] = {key: [] for key in cases}
     begin = time.monotonic()
@@ -99,8 +94,7 @@ def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
 def ratio_of_sums(values: npt.ArrayLike, others: npt.ArrayLike) -> Spread:
     """Return the ratio of two sums over the same recordings [n], with a 95 % interval; see `_bootstrap`.
 
-    Raises:
-        ValueError: the sum of `others` is 0.
+    Raise ValueError if the sum of `others` is 0.
     """
     above, below = np.asarray(values), np.asarray(others)
     if not below.sum():

@@ -9,23 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime import Bundle, Model
 from u2moe.runtime.audio.files import find_audio
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import ModelConfig
-from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.model.encoder import Encoder, Windows, required_cache_size
 from u2moe.runtime.model.features import fbank
-from u2moe.runtime.model.model import Model
 
 Frames = npt.NDArray[np.float32]
 Run = Callable[[], Any]
 
 CHUNK_SIZE, NUM_LEFT_CHUNKS = 16, 4
-NUM_WARM_CHUNKS = NUM_LEFT_CHUNKS + 1
-"""Chunks before the measurement. They fill the left context."""
-FRAME_S = 0.04
-"""Seconds per encoder frame in all presets."""
+NUM_WARM_CHUNKS = NUM_LEFT_CHUNKS + 1  # Chunks before the measurement. They fill the left context.
+FRAME_S = 0.04  # seconds per encoder frame in all presets
 CHUNK_S = CHUNK_SIZE * FRAME_S
 NUM_STREAMS = 8
 UTTERANCE_S = 10.0
@@ -37,8 +34,7 @@ those of the demo model for ten seconds of speech. After shared prefixes are mer
 a quarter of the tokens, and the right-to-left decoder three quarters."""
 LOUDNESS, LOUDNESS_DEVIATION = 11.0, 3.0
 """Mean and standard deviation of the log-mel energies. Random checkpoints are normalised for these values."""
-NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}
-"""Measured chunks per round, after the warm-up chunks."""
+NUM_CHUNKS = {"streaming": 8, "streaming-8": 3}  # measured per round, after the warm-up chunks
 
 
 def clips() -> list[Path]:
@@ -73,13 +69,10 @@ def audio_seconds(mode: str) -> float:
 
 
 def one_round(mode: str, model: Model, frames: Frames) -> Run:
-    """Return a function that runs one round of a mode. Feature extraction and search are excluded.
+    """Return a function that runs one round of a mode on features [frames, mel], without feature extraction and search.
 
-    Args:
-        mode: "streaming" or "streaming-8": chunks of one or eight streams whose left context is full; "full": full
-            context; "second-pass": decoders on ten hypotheses.
-        model: sessions of a bundle.
-        frames: features of an utterance [frames, mel].
+    Modes are "streaming" and "streaming-8", chunks of one or eight streams whose left context is full; "full", full
+    context; and "second-pass", the decoders on ten hypotheses.
     """
     if mode == "full":
         return lambda: model.ctc(model.encode(frames))
@@ -110,7 +103,7 @@ def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chun
     As in a stream, positions advance from call to call. Otherwise, native kernels would reuse results cached by
     position.
     """
-    chunks = list(windows(encoder.config, frames, num_streams))
+    chunks = list(complete_windows(encoder.config, frames, num_streams))
     caches = encoder.start(num_streams)
     required = required_cache_size(CHUNK_SIZE, NUM_LEFT_CHUNKS)
     for chunk in chunks[:NUM_WARM_CHUNKS]:
@@ -128,9 +121,11 @@ def streaming_round(encoder: Encoder, frames: Frames, num_streams: int, num_chun
     return run
 
 
-def windows(config: ModelConfig, frames: Frames, num_streams: int = 1) -> Iterator[Frames]:
+def complete_windows(
+    config: ModelConfig, frames: Frames, num_streams: int = 1, chunk_size: int = CHUNK_SIZE
+) -> Iterator[Frames]:
     """Yield the features of all streams, chunk by chunk [streams, time, mel], from different seconds of `frames`."""
-    cutters = [Windows(config, CHUNK_SIZE) for _ in range(num_streams)]
+    cutters = [Windows(config, chunk_size) for _ in range(num_streams)]
     for stream, cutter in enumerate(cutters):
         cutter.accept(np.roll(frames, -100 * stream, axis=0))
     while all(cutter.ready() for cutter in cutters):

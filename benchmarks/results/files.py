@@ -15,8 +15,7 @@ from u2moe.runtime.whole_file import write_text
 def repository() -> Path:
     """Return the root of the clone: the current folder, because an installed package does not know where the clone is.
 
-    Raises:
-        FileNotFoundError: the current folder is not a clone.
+    Raise FileNotFoundError if the current folder is not a clone.
     """
     here = Path.cwd()
     if not (here / "benchmarks" / "results").is_dir():
@@ -63,8 +62,7 @@ def machine_key(content: Mapping[str, Any]) -> str:
 def resumed(file: Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
     """Return the results in `file`, so that a study can continue. Entries that are missing come from `fresh`.
 
-    Raises:
-        ValueError: the results come from another kind of machine, so times cannot be compared.
+    Raise ValueError if the results come from another kind of machine, so that times cannot be compared.
     """
     content, here = read_json(file), kind_of(describe_machine())
     if "machine" in content and (before := kind_of(content["machine"])) != here:
@@ -93,15 +91,11 @@ def publish(
     part: str = "",
     per_machine: bool = False,
 ) -> None:
-    """Write results, with the machine and the date, to a JSON file. Print the tables of the results.
+    """Write results `found`, with the machine and the date, to a JSON file. Print the tables of the results.
 
-    Args:
-        file: the file.
-        found: the results.
-        values: function of a study that returns the values for pages. It gets only the new results.
-        bundle: the measured bundle. None: several bundles, or no bundle.
-        part: name of the part of the file to replace. "": replace the whole file.
-        per_machine: keep the file's results from other kinds of machines; see `machine_key`.
+    `values` is the study's function that returns the values for pages. It gets only the new results. `bundle` is the
+    measured bundle, if there is exactly one. If `part` is given, only this part of the file is replaced. `per_machine`:
+    keep the file's results from other kinds of machines; see `machine_key`.
     """
     content = {**measured_here(), **(of_bundle(bundle) if bundle else {}), **found}
     if per_machine:
@@ -123,10 +117,7 @@ def tables_by_machine(results: Mapping[str, Any], tables: Callable[[Mapping[str,
 
 
 def measured(content: Mapping[str, Any]) -> str:
-    """Return a sentence with the processor, cores, onnxruntime, commit and date of results; see `measured_here`.
-
-    A "+" after a commit means that the clone had uncommitted changes.
-    """
+    """Return a sentence with processor, cores, onnxruntime, commit ("+": the clone was changed) and date of results."""
     machine, date = content["machine"], content.get("date", content.get("time", ""))[:10]
     cores = f"{machine['usable_cores']} core{'s' if machine['usable_cores'] > 1 else ''}"
     *more, commit = content.get("commits", [machine["commit"]])

@@ -1,4 +1,4 @@
-"""Format tables and numbers, and insert them between marks in pages.
+"""Format tables, numbers and targets, and insert them between marks in pages.
 
 For example, a page with the mark `ratio` contains this line:
 
@@ -7,6 +7,7 @@ Streaming takes <!-- begin ratio -->2.35<!-- end ratio --> times as long.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from u2moe.benchmarks.instruments.statistics import Spread
 
@@ -17,14 +18,40 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, left: int 
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (header, marks, *rows))
 
 
-def quartiles(spread: Spread, digits: int = 2) -> str:
-    """Return a median with its quartiles, for example "1.20 (1.15-1.31)"."""
-    return f"{spread.median:.{digits}f} ({spread.low:.{digits}f}-{spread.high:.{digits}f})"
-
-
 def short(value: float) -> str:
     """Return a number with three significant digits. Numbers of 100 or more are rounded to an integer."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A limit that was set before the measurement, and the measured value. The median of a spread is compared."""
+
+    name: str  # measured quantity; unless it says otherwise, measured with int8 on one thread
+    found: float | Spread
+    limit: float
+    at_most: bool  # whether `limit` is an upper limit
+    where: str = ""  # machine, if several machines were measured
+    unit: str = ""  # suffix of the measured value and the limit, such as " ms"
+
+    @property
+    def value(self) -> float:
+        """Value that is compared with the limit."""
+        return self.found.median if isinstance(self.found, Spread) else self.found
+
+    @property
+    def met(self) -> bool:
+        """Whether the limit was met."""
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+    @property
+    def row(self) -> tuple[str, str, str, str, str]:
+        """Row of the table: name, machine, measured value, limit, and verdict (met, or how far it was missed)."""
+        value, limit = (f"{short(value)}{self.unit}" for value in (self.value, self.limit))
+        if isinstance(self.found, Spread):
+            value += f" ({short(self.found.low)}-{short(self.found.high)})"
+        verdict = "met" if self.met else f"**missed** by {abs(self.value / self.limit - 1):.1%}"
+        return self.name, self.where, value, f"{'≤' if self.at_most else '≥'} {limit}", verdict
 
 
 _BEGIN = re.compile(r"<!-- begin ([\w.-]+) -->")
@@ -32,11 +59,7 @@ _MARKED = re.compile(r"<!-- begin (?P<name>[\w.-]+) -->(?P<old>.*?)<!-- end (?P=
 
 
 def names(text: str, page: str) -> list[str]:
-    """Return the names of the marks in a page.
-
-    Raises:
-        ValueError: a mark has no end.
-    """
+    """Return the names of the marks in a page. Raise ValueError if a mark has no end."""
     begun, whole = _BEGIN.findall(text), [match["name"] for match in _MARKED.finditer(text)]
     if begun != whole:
         name = next(name for name in begun if begun.count(name) != whole.count(name))

@@ -11,17 +11,15 @@ all studies.
 import argparse
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from u2moe.benchmarks import studies
-from u2moe.benchmarks.results import targets as target_page
 from u2moe.benchmarks.results.files import measured, read_json, repository
-from u2moe.benchmarks.results.markdown import filled, names
-from u2moe.benchmarks.studies.shared.script import run_script
+from u2moe.benchmarks.results.markdown import Target, filled, names, table
+from u2moe.benchmarks.studies.shared.script import script
 
-TARGETS = "targets"
 NOT_MEASURED = "(not measured)"
 
 Values = dict[str, dict[str, str]]
@@ -30,7 +28,7 @@ Values = dict[str, dict[str, str]]
 def all_values(folder: Path) -> Values:
     """Return the values of each results file in `folder`, and those of the targets."""
     found: Values = {}
-    targets: list[target_page.Target] = []
+    targets: list[Target] = []
     for name in study_names():
         found[name] = {}
         if results := read_json(folder / f"{name}.json"):
@@ -38,7 +36,9 @@ def all_values(folder: Path) -> Values:
             found[name] = {"measured": measured(results)} if "machine" in results else {}
             found[name] |= module.values(results)
             targets += module.targets(results) if hasattr(module, "targets") else []
-    return {**found, TARGETS: target_page.values(targets)}
+    rows = table(("target", "machine", "measured", "limit", "met"), (target.row for target in targets), left=5)
+    met, total = str(sum(target.met for target in targets)), str(len(targets))
+    return {**found, "targets": {"table": rows, "met": met, "total": total}}
 
 
 def study_names() -> list[str]:
@@ -50,37 +50,25 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"u2moe.benchmarks.studies.{name}")
 
 
-def updated(root: Path, values: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[Path, str]]:
-    """Yield the outdated pages of a clone with their updated content.
-
-    Raises:
-        ValueError: a mark has no end, or its name is unknown.
-    """
+@script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status. Raise ValueError for a mark of unknown name or without an end."""
+    parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.results.pages", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is outdated")
+    args, root, changed = parser.parse_args(arguments), repository(), dict[Path, str]()
+    values = all_values(root / "benchmarks" / "results")
     everywhere = {f"{name}.{key}": value for name, own in values.items() for key, value in own.items()}
     missing = tuple(f"{name}." for name, own in values.items() if not own)
     for page in sorted((root / "docs").rglob("*.md")):
         text = page.read_text(encoding="utf-8")
-        found = {name: NOT_MEASURED for name in names(text, str(page)) if name.startswith(missing)} if missing else {}
-        known = {**everywhere, **found}
-        if unknown := {name for name in names(text, str(page)) if "." in name} - known.keys():
+        marks = {name for name in names(text, str(page)) if "." in name}
+        known = {**everywhere, **{name: NOT_MEASURED for name in marks if name.startswith(missing)}}
+        if unknown := marks - known.keys():
             raise ValueError(f"{page}: unknown marks: {', '.join(sorted(unknown))}")
         if (shown := filled(text, known)) != text:
-            yield page, shown
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m u2moe.benchmarks.results.pages", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is outdated")
-    args = parser.parse_args(arguments)
-    root = repository()
-    changed = dict(updated(root, all_values(root / "benchmarks" / "results")))
+            changed[page] = shown
     for page, text in changed.items():
         print(f"{page.relative_to(root)}: {'outdated' if args.check else 'written'}")
         if not args.check:
             page.write_text(text, encoding="utf-8")
     return int(args.check and bool(changed))
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -4,18 +4,16 @@ python -m u2moe.benchmarks.results.picture
 """
 
 from pathlib import Path
-from typing import Any
 
 from u2moe.benchmarks.instruments.statistics import Spread, spread_of
 from u2moe.benchmarks.instruments.workload import CHUNK_S, UTTERANCE_S
 from u2moe.benchmarks.results.files import kind_of, read_json, repository, results_file
 from u2moe.benchmarks.studies import full_size
 from u2moe.benchmarks.studies.shared.random_models import NAMES
-from u2moe.benchmarks.studies.shared.script import run_script
+from u2moe.benchmarks.studies.shared.script import script
 from u2moe.benchmarks.studies.systems import SHERPA
 
-PICTURE = Path("docs/images/speed.png")
-"""Path relative to the root of a clone."""
+PICTURE = Path("docs/images/speed.png")  # relative to the root of a clone
 PANELS = {"streaming": "chunks of 16 frames (0.64 s)", "full": "whole utterances of 10 s"}
 NATIVE, ALONE, OTHERS = "u2moe with native kernels", "u2moe on onnxruntime", "others"
 COLOURS = {NATIVE: "#0b5394", ALONE: "#8fb3d9", OTHERS: "#b7b7b7"}
@@ -25,9 +23,7 @@ ROWS = {
 }
 CASES = {case: by for by, own in ROWS.items() for case in own} | {full_size.INT4: NATIVE}
 
-Axes = Any  # matplotlib does not export types
-Bar = tuple[str, Spread, str]
-"""One row: its label, its real-time factor, and its engine, which is a key of `COLOURS`."""
+Bar = tuple[str, Spread, str]  # one row: its label, its real-time factor, and its engine, which is a key of `COLOURS`
 
 
 def machine() -> str:
@@ -59,11 +55,7 @@ def bars(mode: str) -> list[Bar]:
 
 
 def draw(file: Path) -> None:
-    """Write the picture.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Write the picture. Raise ModuleNotFoundError if matplotlib is not installed."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - optional
     from matplotlib.patches import Patch  # noqa: PLC0415
     from PIL import Image  # noqa: PLC0415 - comes with matplotlib
@@ -71,7 +63,15 @@ def draw(file: Path) -> None:
     figure = Figure(figsize=(9, 1.8 + 0.4 * len(bars("full"))), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (mode, title) in zip(panels, PANELS.items(), strict=True):
-        _panel(axes, title, bars(mode))
+        rows = [(label, factor.median, COLOURS[by]) for label, factor, by in bars(mode)]
+        labels, factors, colours = zip(*rows, strict=True)
+        drawn = axes.barh(range(len(rows)), factors, color=colours, height=0.7)
+        axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
+        axes.set_yticks(range(len(rows)), labels, fontsize=9)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlim(0, max(factors) * 1.15)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
     sizes = ", ".join(f"{NAMES[case.model]} {case.size}" for case in ROWS[ALONE])
     figure.suptitle(
@@ -84,26 +84,11 @@ def draw(file: Path) -> None:
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=9, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
-    with Image.open(file) as drawn:  # with a palette, the file is a third as large
-        drawn.convert("RGB").quantize(64).save(file, optimize=True)
+    with Image.open(file) as image:  # with a palette, the file is a third as large
+        image.convert("RGB").quantize(64).save(file, optimize=True)
 
 
-def _panel(axes: Axes, title: str, rows: list[Bar]) -> None:
-    labels, factors, colours = zip(*((label, factor.median, COLOURS[by]) for label, factor, by in rows), strict=True)
-    drawn = axes.barh(range(len(rows)), factors, color=colours, height=0.7)
-    axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
-    axes.set_yticks(range(len(rows)), labels, fontsize=9)
-    axes.set_title(title, fontsize=10)
-    axes.set_xlim(0, max(factors) * 1.15)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
+@script
 def main() -> None:
-    """Run the command line."""
     draw(repository() / PICTURE)
     print(f"wrote {PICTURE}")
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -12,28 +12,12 @@ from typing import Any
 from u2moe.benchmarks.instruments.statistics import show_progress
 from u2moe.benchmarks.results.files import of_bundle, publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.shared.script import named, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import named, script, study_parser
 from u2moe.runtime import DecodingOptions, Recognizer
-from u2moe.runtime.corpus.lists import Recording, read_recordings
+from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.text.word_errors import WordErrors
 
 PENALTIES = (0.0, 0.5, 1.0, 2.0, 4.0)
-
-
-def measure(bundles: Mapping[str, Path], recordings: Sequence[Recording]) -> dict[str, Any]:
-    """Return the numbers of words, errors, deletions and insertions, by bundle and penalty."""
-    found: dict[str, Any] = {}
-    for name, folder in bundles.items():
-        recognizer, counts = Recognizer.from_pretrained(folder), {}
-        for penalty in PENALTIES:
-            show_progress(f"{name}, {penalty:g}")
-            options = DecodingOptions(chunk_size=16, num_left_chunks=4, blank_penalty=penalty)
-            errors = WordErrors()
-            for recording in recordings:
-                errors.add(recording.transcript, recognizer.transcribe(recording.path, options=options).text)
-            counts[f"{penalty:g}"] = errors.data(0)
-        found[name] = {**of_bundle(folder), "penalties": counts}
-    return {"num_recordings": len(recordings), "bundles": found}
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
@@ -48,16 +32,22 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     return {"table": table(header, rows), "words": words.pop(), "recordings": str(results["num_recordings"])}
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("blank_penalty", __doc__)
     parser.add_argument("bundles", nargs="+", type=named, metavar="NAME=FOLDER")
     parser.add_argument("--list", nargs="+", type=Path, required=True, help="lists of recordings: path<TAB>transcript")
     args = parser.parse_args(arguments)
     recordings = [recording for path in args.list for recording in read_recordings(path)]
-    bundles = {name: Path(folder) for name, folder in args.bundles}
-    publish(args.results, measure(bundles, recordings), values)
-
-
-if __name__ == "__main__":
-    run_script(main)
+    found: dict[str, Any] = {}
+    for name, folder in args.bundles:
+        recognizer, counts = Recognizer.from_pretrained(folder), {}
+        for penalty in PENALTIES:
+            show_progress(f"{name}, {penalty:g}")
+            options = DecodingOptions(chunk_size=16, num_left_chunks=4, blank_penalty=penalty)
+            errors = WordErrors()
+            for recording in recordings:
+                errors.add(recording.transcript, recognizer.transcribe(recording.path, options=options).text)
+            counts[f"{penalty:g}"] = errors.data(0)
+        found[name] = {**of_bundle(Path(folder)), "penalties": counts}
+    publish(args.results, {"num_recordings": len(recordings), "bundles": found}, values)

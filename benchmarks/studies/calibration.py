@@ -20,7 +20,7 @@ from scipy.stats import mannwhitneyu
 
 from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
+from u2moe.benchmarks.studies.shared.script import recognition_parser, script
 from u2moe.runtime import Bundle, Recognizer
 from u2moe.runtime.bundle.manifest import MANIFEST_FILE, Calibration
 from u2moe.runtime.corpus.lists import Recording, read_recordings
@@ -76,10 +76,7 @@ def reliability(found: Words) -> dict[str, Any]:
 
 
 def area_under_roc(found: Words) -> float | None:
-    """Return the probability that a correct word has a higher confidence than a wrong one. Ties count half.
-
-    None if there are no correct words or no wrong words.
-    """
+    """Return the chance that a right word has more confidence than a wrong one; ties count half. None without both."""
     confidences, right = found
     if right.all() or not right.any():
         return None
@@ -110,8 +107,7 @@ def fit(found: Words) -> tuple[float, float]:
 def write_calibration(bundle: Path, scale: float, bias: float) -> Calibration:
     """Combine the calibration in a bundle's manifest with a further scale and bias. Write and return the result.
 
-    Raises:
-        ValueError: the scale is not positive, so it would reverse the order of confidences.
+    Raise ValueError if the scale is not positive, so that it would reverse the order of confidences.
     """
     before = Bundle.open(bundle, verify=False).manifest.calibration or Calibration()
     found = Calibration(scale=round(scale * before.scale, 3), bias=round(bias + scale * before.bias, 3))
@@ -138,8 +134,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     }  # fmt: skip
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = recognition_parser("calibration", __doc__)
     about = "fit a calibration to these recordings, and write it into the bundle"
     parser.add_argument("--fit", action="store_true", help=about)
@@ -154,7 +150,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         found = {name: reliability(own) for name, own in sets.items()}
         publish(args.results, {"sets": found}, values, bundle=args.bundle)
-
-
-if __name__ == "__main__":
-    run_script(main)

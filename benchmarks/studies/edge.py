@@ -18,15 +18,14 @@ from u2moe.benchmarks.studies import full_size
 from u2moe.benchmarks.studies.full_size import MODES, NATIVE, PLAIN, Case, factor, ratio
 from u2moe.benchmarks.studies.shared import random_models
 from u2moe.benchmarks.studies.shared.random_models import HALF, LARGE, MIXTURE, SMALL, make_bundle
-from u2moe.benchmarks.studies.shared.script import run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import script, study_parser
 from u2moe.runtime import Bundle
 from u2moe.runtime.model.native import CPU, choose_kernels
 
 TITLES = {SMALL: "Dense-225M", MIXTURE: "8x2x1920", **{name: name for name in random_models.OTHERS}}
 TITLES |= {HALF: "8x2x1920 in every second block", LARGE: "Dense-1B"}
 """Titles of networks; for mixtures, number of experts x experts per token x hidden units of an expert."""
-FORMATS = ("int8", "int4")
-"""Formats of `make_bundle`."""
+FORMATS = ("int8", "int4")  # of `make_bundle`
 KERNELS = {NATIVE: "native kernels", PLAIN: "onnxruntime alone"}
 ROUNDS = 5
 AS_FAST = 1.05
@@ -53,10 +52,7 @@ def measure(root: Path, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the page's values: tables by machine, ratios to Dense-225M, and networks that are as fast as Dense-225M.
-
-    The ratios and the list of networks are from the last machine.
-    """
+    """Return tables by machine, and from the last one ratios to Dense-225M and the networks that are as fast as it."""
     found = {"tables": tables_by_machine(results, _page)}
     small, *cases = next(groups())
     for content in results["machines"].values():
@@ -92,8 +88,8 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
             yield table((title, *sizes, *full_size.COLUMNS, "both passes: chunks/full"), rows)
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("edge", __doc__)
     parser.add_argument("folder", type=Path, help="folder of bundles and measurements, created if missing")
     parser.add_argument("--prepare", action="store_true", help="only create missing bundles; do not measure")
@@ -118,7 +114,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
             record(state, content)
     if not args.prepare:
         publish(args.results, content, values, per_machine=True)
-
-
-if __name__ == "__main__":
-    run_script(main)

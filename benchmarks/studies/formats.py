@@ -20,9 +20,8 @@ import numpy as np
 
 from u2moe.benchmarks.instruments.statistics import ratio_of_sums, show_progress, spread_of
 from u2moe.benchmarks.results.files import of_bundle, publish
-from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.script import named, run_script, study_parser
+from u2moe.benchmarks.results.markdown import Target, table
+from u2moe.benchmarks.studies.shared.script import named, script, study_parser
 from u2moe.runtime import DecodingOptions, Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
@@ -30,15 +29,12 @@ from u2moe.runtime.text.word_errors import edit_distance, words
 
 MODES = {"full context": DecodingOptions(), "chunk 16, left 4": DecodingOptions(chunk_size=16, num_left_chunks=4)}
 NUM_REFERENCES = 2
-HALF_STEP = 0.5 / 32768
-"""Half a quantization step of 16-bit audio."""
+HALF_STEP = 0.5 / 32768  # half a quantization step of 16-bit audio
 LIMITS = {("int8", "float32"): 0.3, ("int4-experts, calibrated", "int8"): 0.5, ("int4, calibrated", "int8"): 1.5}
 """Maximum increase in word errors, in percent, with full context, by (variant, reference)."""
-LIMIT_OF_TEXTS = 7.5
-"""Maximum percentage of recordings whose text differs between int8 and float32."""
+LIMIT_OF_TEXTS = 7.5  # maximum percentage of recordings whose text differs between int8 and float32
 
-Texts = dict[str, list[list[str]]]
-"""Words of each recording, by mode."""
+Texts = dict[str, list[list[str]]]  # words of each recording, by mode
 
 
 class Variant(NamedTuple):
@@ -152,8 +148,8 @@ def _cost(beside: Mapping[str, Any]) -> str:
     return f"{cost.median - 1:+.1%} ({cost.low - 1:+.1%} to {cost.high - 1:+.1%})"
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("formats", __doc__)
     parser.add_argument("variants", nargs="+", type=named, metavar="NAME=FOLDER[@KERNELS][+noise]")
     parser.add_argument("--list", nargs="+", type=Path, required=True, help="lists of recordings: path<TAB>transcript")
@@ -161,7 +157,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sets = {manifest.stem: read_recordings(manifest) for manifest in args.list}
     variants = {name: Variant.parse(text) for name, text in args.variants}
     publish(args.results, measure(variants, sets), values)
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -18,28 +18,26 @@ import numpy as np
 
 from u2moe.benchmarks.bench.bound import measure_bound
 from u2moe.benchmarks.bench.footprint import measure_footprint
+from u2moe.benchmarks.bench.terminal import spread
 from u2moe.benchmarks.instruments import workload
 from u2moe.benchmarks.instruments.probe import Mode, Probe
 from u2moe.benchmarks.instruments.rates import BEYOND_CACHE, best_rate, measure_rates, read_rate
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, spread_of, timed
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, random_frames
 from u2moe.benchmarks.results.files import measured, publish, tables_by_machine
-from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.results.markdown import Target, table
 from u2moe.benchmarks.studies.shared import random_models
 from u2moe.benchmarks.studies.shared.programs import write_wav
 from u2moe.benchmarks.studies.shared.random_models import HALF, LARGE, MIXTURE, NAMES, SMALL, make_bundle
-from u2moe.benchmarks.studies.shared.script import run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import script, study_parser
 from u2moe.export.random_checkpoint import num_parameters, random_config
-from u2moe.runtime import Bundle
+from u2moe.runtime import Bundle, SessionSettings
 from u2moe.runtime.model.native import CPU, KERNELS, choose_kernels
-from u2moe.runtime.model.settings import SessionSettings
 
 NATIVE, PLAIN = KERNELS[1:]
 STREAMING, BATCH, FULL, SECOND_PASS = "streaming", "streaming-8", "full", "second-pass"
 MODES = {STREAMING: "chunks of 16", BATCH: "batch of 8", FULL: "full context", SECOND_PASS: "second pass"}
-COLUMNS = [*list(MODES.values())[:-1], "second pass, s"]
-"""Titles of the columns of `MODES` in tables."""
+COLUMNS = [*list(MODES.values())[:-1], "second pass, s"]  # titles of the columns of `MODES` in tables
 ROUNDS = {STREAMING: 7, BATCH: 5, FULL: 5, SECOND_PASS: 5}
 NUM_BOUNDS, NUM_STARTS, NUM_THREADS = 3, 2, (1, 2)
 BOUNDS = {STREAMING: (Mode(chunk_size=CHUNK_SIZE, num_left_chunks=NUM_LEFT_CHUNKS), 4.0), FULL: (Mode(), 10.0)}
@@ -49,10 +47,10 @@ START = ("verify_s", "load_s", "loaded_bytes", "peak_bytes")
 
 
 @functools.cache
-def _parameters(model: str) -> tuple[float, float]:
+def parameters(model: str) -> tuple[float, float]:
     """Return a model's parameters in millions: the total, and those active for one token. This builds the network."""
     if model == HALF:
-        (total, active), (more, more_active) = _parameters(SMALL), _parameters(MIXTURE)
+        (total, active), (more, more_active) = parameters(SMALL), parameters(MIXTURE)
         return (total + more) / 2, (active + more_active) / 2
     config = random_config(**random_models.SIZES[model])
     return num_parameters(config) / 1e6, num_parameters(config, active=True) / 1e6
@@ -72,14 +70,9 @@ class Case:
         return f"{self.model}/{self.format}/{self.kernels}"
 
     @property
-    def parameters(self) -> tuple[float, float]:
-        """Parameters in millions: the total, and those active for one token."""
-        return _parameters(self.model)
-
-    @property
     def size(self) -> str:
         """Both numbers of `parameters` as text for tables."""
-        return "{:.0f} / {:.0f}".format(*self.parameters)
+        return "{:.0f} / {:.0f}".format(*parameters(self.model))
 
     @property
     def title(self) -> str:
@@ -102,25 +95,19 @@ STARTED = {case.key: case for case in (*CASES, PACKED)}
 def measure(root: Path) -> dict[str, Any]:
     """Take all measurements of this study on this machine.
 
-    Returns:
-        kernels: see `Kernels.data`.
-        touched: mean number of experts that a chunk uses.
-        seconds: seconds of each round, by mode and case.
-        bounds, starts: results of `bounds_of` by mode and case, and of `starts_of` by case.
-        threads: bytes read (`read`) and multiply-adds (`multiply`) per second, for each number of threads. `found`
-            contains the results of `two_threads`, by case.
+    `touched` is the mean number of experts that a chunk uses, and `seconds` has those of each round, by mode and case.
+    `bounds` and `starts` are results of `bounds_of` by mode and case, and of `starts_of` by case. `threads` has the
+    bytes read (`read`) and multiply-adds (`multiply`) per second by number of threads, and `found`, the results of
+    `two_threads` by case.
     """
     chosen = choose_kernels("auto", [CPU])
     cases = [case for case in CASES if chosen.native or case.kernels == PLAIN]
     bundles = {case: make_bundle(case.model, case.format, root) for case in cases}
 
-    def runs_of(case: Case, mode: str, num_threads: int = 1) -> Callable[[], Any]:
-        return run_of(bundles[case], case.kernels, mode, num_threads)
-
     content: dict[str, Any] = {"kernels": chosen.data(), "touched": random_models.touched(bundles[PLAIN_INT8])}
     content |= {"seconds": {}, "starts": {}}
     for mode, rounds in ROUNDS.items():
-        runs = {case.key: timed(runs_of(case, mode)) for case in cases}
+        runs = {case.key: timed(run_of(bundles[case], case.kernels, mode)) for case in cases}
         content["seconds"][mode] = interleaved(runs, rounds, title=mode)
     bounded = [case for case in (INT8, PLAIN_INT8, PLAIN_DENSE) if case in cases]
     probes = {case.key: Probe(bundles[case], SessionSettings(kernels=case.kernels)) for case in bounded}
@@ -133,7 +120,7 @@ def measure(root: Path) -> dict[str, Any]:
     content["threads"] = {
         "read": [read_rate(own, BEYOND_CACHE) for own in rates],
         "multiply": [best_rate(own, "integer") for own in rates],
-        "found": {case.key: two_threads(case, runs_of) for case in (INT8, INT4, DENSE) if case in cases},
+        "found": {case.key: two_threads(bundles[case], case.kernels) for case in (INT8, INT4, DENSE) if case in cases},
     }
     return content
 
@@ -168,11 +155,11 @@ def starts_of(bundles: Mapping[str, Bundle], kernels: str) -> dict[str, Any]:
     return {name: {**{key: item[key] for key in START}, "files": item["disk"]["files"]} for name, item in found.items()}
 
 
-def two_threads(case: Case, runs_of: Callable[[Case, str, int], Callable[[], Any]]) -> dict[str, Any]:
+def two_threads(bundle: Bundle, kernels: str) -> dict[str, Any]:
     """Return `seconds` by mode and number of threads, and `equal`: whether the outputs are bit-identical."""
     found: dict[str, Any] = {"seconds": {}, "equal": True}
     for mode in (STREAMING, FULL):
-        runs = {str(number): runs_of(case, mode, number) for number in NUM_THREADS}
+        runs = {str(number): run_of(bundle, kernels, mode, number) for number in NUM_THREADS}
         one, two = (np.concatenate([np.atleast_2d(part) for part in run()]) for run in runs.values())
         found["equal"] &= np.array_equal(one, two)
         cases = {number: timed(run) for number, run in runs.items()}
@@ -207,9 +194,9 @@ def ratio(content: Mapping[str, Any], mode: str, case: Case, other: Case) -> Spr
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages: tables for all machines, and each number from the last machine that provides it."""
-    found = {case.model: f"{case.parameters[0]:.0f}" for case in CASES}
-    found[f"{MIXTURE}.active"] = f"{INT8.parameters[1]:.0f}"
-    found["active"] = f"{INT8.parameters[1] / DENSE.parameters[1]:.2f}"
+    found = {case.model: f"{parameters(case.model)[0]:.0f}" for case in CASES}
+    active, of_dense = (parameters(case.model)[1] for case in (INT8, DENSE))
+    found |= {f"{MIXTURE}.active": f"{active:.0f}", "active": f"{active / of_dense:.2f}"}
     found["tables"] = tables_by_machine(results, _page)
     pairs = {
         **EQUALS, "gain": (PLAIN_INT8, INT8), "int4": (INT4, PLAIN_DENSE), "int8": (INT8, PLAIN_DENSE),
@@ -245,7 +232,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
     for case in CASES:
         cells = [factor(content, mode, case) for mode in MODES]
         if any(cells):
-            shown = [quartiles(cell, 3) if cell else "" for cell in cells]
+            shown = [spread(cell.data(), 1, 3) if cell else "" for cell in cells]
             rows.append([case.title, case.size, *shown, both_times(content, case, "", " / ")])
     parameters = "million parameters / active"
     yield table(("real-time factor", parameters, *COLUMNS, "both passes: chunks / full"), rows)
@@ -300,8 +287,8 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
                 yield Target(name=name, where=where, found=found, limit=limit, at_most=False)
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("full_size", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
     parser.add_argument("--prepare", action="store_true", help="only create missing bundles; do not measure")
@@ -311,7 +298,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_bundle(model, form, args.folder)
     if not args.prepare:
         publish(args.results, measure(args.folder), values, per_machine=True)
-
-
-if __name__ == "__main__":
-    run_script(main)

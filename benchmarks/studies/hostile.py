@@ -33,27 +33,21 @@ from websockets.exceptions import WebSocketException
 from u2moe.benchmarks.instruments.host import status_bytes
 from u2moe.benchmarks.instruments.statistics import percentiles, show_progress
 from u2moe.benchmarks.results.files import record, resumed
-from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.results.markdown import Target, table
 from u2moe.benchmarks.studies.serving import summary
-from u2moe.benchmarks.studies.shared.load import (
-    Key,
-    Received,
-    RunningServer,
-    our_server,
-    results_alone,
-    speak_together,
-    speech_buffers,
-)
-from u2moe.benchmarks.studies.shared.script import run_script, study_parser
+from u2moe.benchmarks.studies.shared import load
+from u2moe.benchmarks.studies.shared.load import RunningServer
+from u2moe.benchmarks.studies.shared.script import script, study_parser
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 
-NUM_STREAMS = 8
-"""Maximum number of streams of each attack's key."""
+NUM_STREAMS = 8  # maximum number of streams of each attack's key
 MEGABYTE = 1 << 20
-ELSEWHERE = ("127.0.0.2", 0)
-"""Address from which attackers connect. Speakers and the health check use another address."""
+ELSEWHERE = ("127.0.0.2", 0)  # Address from which attackers connect. Speakers and the health check use another address.
+_POST = "POST /v1/audio/transcriptions?{} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x"
 _PART = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+_REQUEST = f"GET /healthz?{'a=b&' * 1000} HTTP/1.1\r\nHost: localhost\r\n" + "X: y, z\r\n" * 1000 + "\r\n"
+_UPGRADE = "GET /stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+_UPGRADE += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nContent-Length: 5\r\n\r\nhello"
 Attack = Callable[[str], Coroutine[Any, Any, None]]
 """Behaviour of a client. The argument is a URL of the server that includes an API key."""
 
@@ -70,10 +64,9 @@ async def _one_sample(address: str) -> None:
 async def _one_byte_chunks(address: str) -> None:
     parts = urlsplit(address)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, local_addr=ELSEWHERE)
-    head = f"POST /v1/audio/transcriptions?{parts.query} HTTP/1.1\r\nHost: localhost\r\n"
-    kind = "Content-Type: multipart/form-data; boundary=x\r\nTransfer-Encoding: chunked\r\n\r\n"
     with contextlib.closing(writer):
-        writer.write((head + kind).encode() + f"{len(_PART):x}\r\n{_PART}\r\n".encode())
+        head = f"{_POST.format(parts.query)}\r\nTransfer-Encoding: chunked\r\n\r\n{len(_PART):x}\r\n{_PART}\r\n"
+        writer.write(head.encode())
         while not reader.at_eof():
             writer.write(b"1\r\nx\r\n" * 1000)
             await writer.drain()
@@ -91,40 +84,23 @@ async def _sent(address: str, message: str | list[bytes]) -> None:
         await websocket.recv()
 
 
-async def _silent(address: str) -> None:
-    await _plain(address, b"", 5.0)
-
-
-async def _plain(address: str, data: bytes, seconds: float = 0.0, times: int = 1) -> None:
+async def _plain(address: str, data: str, seconds: float = 0.0, times: int = 1) -> None:
     """Send `data` over TCP `times` times, `seconds` apart, and read only a part of each response."""
     parts = urlsplit(address)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, local_addr=ELSEWHERE)
     with contextlib.closing(writer):
         for _ in range(times):
-            writer.write(data)
+            writer.write(data.encode())
             await writer.drain()
             await asyncio.sleep(seconds)
             if data and not await reader.read(1 << 16):
                 return
 
 
-async def _requests(address: str) -> None:
-    head = f"GET /healthz?{'a=b&' * 1000} HTTP/1.1\r\nHost: localhost\r\n" + "X: y, z\r\n" * 1000
-    head += "\r\n"
-    await _plain(address, head.encode(), 0.02, 500)
-
-
-async def _bad_upgrade(address: str) -> None:
-    head = "GET /stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    keys = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-    await _plain(address, f"{head}{keys}Content-Length: 5\r\n\r\nhello".encode())
-
-
 async def _punycode(address: str) -> None:
     body = f'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\n{"a" * 60_000}-b\r\n--x--\r\n'
-    head = f"POST /v1/audio/transcriptions?{urlsplit(address).query} HTTP/1.1\r\nHost: localhost\r\n"
-    kind = f"Content-Type: multipart/form-data; boundary=x; charset=punycode\r\nContent-Length: {len(body)}\r\n\r\n"
-    await _plain(address, (head + kind + body).encode())
+    head = f"{_POST.format(urlsplit(address).query)}; charset=punycode\r\nContent-Length: {len(body)}\r\n\r\n"
+    await _plain(address, head + body)
 
 
 async def _unread_pongs(address: str) -> None:
@@ -151,9 +127,9 @@ ATTACKS: dict[str, tuple[int, Attack]] = {
     "options of 15 MB": (NUM_STREAMS, lambda address: _sent(address, _many_hotwords(15 * MEGABYTE))),
     "options of 1 MB": (NUM_STREAMS, lambda address: _sent(address, _many_hotwords(MEGABYTE - 100))),
     "frames of 16 MB, refused": (40, lambda address: _sent(address, [bytes(MEGABYTE)] * 16)),
-    "silent connections": (200, _silent),
-    "requests of 15 kB": (200, _requests),
-    "invalid upgrades": (200, _bad_upgrade),
+    "silent connections": (200, lambda address: _plain(address, "", 5.0)),
+    "requests of 15 kB": (200, lambda address: _plain(address, _REQUEST, 0.02, 500)),
+    "invalid upgrades": (200, lambda address: _plain(address, _UPGRADE)),
     "forms in punycode": (NUM_STREAMS, _punycode),
     "unread pongs": (NUM_STREAMS, _unread_pongs),
     "hotwords with a wide beam": (20, _dear_stream),
@@ -188,8 +164,7 @@ KEY = "key-of-speakers"
 SLOWER = {"slower": (0, True), "slower, few speakers": (0, False), "slower, lower priority": (10, True)}
 """Niceness of the busy process, and whether the speakers fill the server's capacity."""
 MIXTURE = "all together"
-MOST_SLOWER, MOST_SLOWER_BY_ONE = 1.2, 1.2
-"""Maximum ratio of latencies during and before attacks: for all attacks together, and for a single attack."""
+MOST_SLOWER = 1.2  # maximum ratio of latencies during and before attacks
 HEALTH_S = 0.05
 _AHEAD_S = 2.0
 
@@ -233,14 +208,14 @@ async def _health(port: int, found: list[float]) -> None:
         await asyncio.sleep(HEALTH_S)
 
 
-def listen(server: RunningServer, buffers: Sequence[bytes], count: int, first: Mapping[Key, int]) -> dict[str, Any]:
+def listen(server: RunningServer, buffers: Sequence[bytes], count: int, first: dict[load.Key, int]) -> dict[str, Any]:
     """Measure the latencies of the speakers' results and of repeated health checks, and the server's memory."""
     health: list[float] = []
 
-    async def speak() -> Received:
+    async def speak() -> load.Received:
         checks = asyncio.create_task(_health(server.port, health))
         try:
-            return await speak_together(server.url, buffers, count, dict(first))
+            return await load.speak_together(server.url, buffers, count, first)
         finally:
             checks.cancel()
 
@@ -256,7 +231,7 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
         lines = (f"{key_of(name)} {key_of(name)} {NUM_STREAMS}\n" for name in ATTACKS)
         keys.write_text("".join([f"speakers {KEY}\n", *lines]), encoding="utf-8")
         options = ["--api-key", str(keys)]
-        with our_server(DEMO_FOLDER, capacity=capacity, cores=cores, arguments=options) as server:
+        with load.our_server(DEMO_FOLDER, capacity=capacity, cores=cores, arguments=options) as server:
             path = f"/sherpa?api_key={KEY}"
             yield RunningServer(port=server.port, path=path, pid=server.pid, capacity=server.capacity)
 
@@ -264,7 +239,7 @@ def guarded(cores: str | None, capacity: int | None) -> Iterator[RunningServer]:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure each kind of attack that is not yet in the results' `cells`. Save each measurement immediately."""
     content = resumed(args.results, {"cells": {}})
-    buffers, first = speech_buffers(args.seconds), dict[Key, int]()
+    buffers, first = load.speech_buffers(args.seconds), dict[load.Key, int]()
     for kind in args.kinds:
         is_mixture, (niceness, is_full) = kind == MIXTURE, SLOWER.get(kind, (0, False))
         if (cell := f"{kind}, {args.minutes:g} minutes" if is_mixture else kind) in content["cells"]:
@@ -272,7 +247,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         with guarded(args.cores, None if is_full else args.speakers + NUM_STREAMS * len(ATTACKS)) as server:
             count = (server.capacity or 1) if is_full else args.speakers
             show_progress(f"{kind}: {count} speakers")
-            first = first or results_alone(server.url, buffers)
+            first = first or load.results_alone(server.url, buffers)
             listen(server, buffers, count, first)  # warm-up: the first round after the start is the slowest
             before = _middle([listen(server, buffers, count, first) for _ in range(args.rounds)])
             cores = [int(core) for core in (args.cores or "0").split(",")]
@@ -284,10 +259,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 while len(rounds) < args.rounds or time.monotonic() < deadline:
                     received = listen(server, buffers, count, first)
                     # Keep only the numbers for the page, because an hour has hundreds of rounds.
-                    figures = {name: {"p95": round(received[name]["p95"], 4)} for name in ("partial", "health")}
-                    rounds.append(
-                        {**figures, **{name: received[name] for name in ("rss", "num_failed", "num_refused")}}
-                    )
+                    rounds.append({name: {"p95": round(received[name]["p95"], 4)} for name in ("partial", "health")})
+                    rounds[-1] |= {name: received[name] for name in ("rss", "num_failed", "num_refused")}
         content["cells"][cell] = {"speakers": count, "before": before, "rounds": rounds}
         record(args.results, content)
     return content
@@ -314,9 +287,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
         pair, worst = [cell["before"], _middle(cell["rounds"])], max(map(_p95, cell["rounds"]))
         failed = sum(each["num_failed"] + each["num_refused"] for each in cell["rounds"])
         columns = [" → ".join(f"{1000 * each[name]['p95']:.0f}" for each in pair) for name in ("partial", "health")]
-        memory = " → ".join(
-            f"{each['rss'] / 1e6:.0f}" for each in (cell["before"], cell["rounds"][0], cell["rounds"][-1])
-        )
+        stages = (cell["before"], cell["rounds"][0], cell["rounds"][-1])
+        memory = " → ".join(f"{each['rss'] / 1e6:.0f}" for each in stages)
         figures = [columns[0], f"{ratio(cell):.2f}", f"{1000 * worst:.0f}", columns[1], str(failed), memory]
         rows.append((kind, str(cell["speakers"]), str(len(cell["rounds"])), *figures))
     waits = ("partial p95, ms", "ratio", "worst round", "health p95, ms")
@@ -326,14 +298,12 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 def targets(results: Mapping[str, Any]) -> Iterator[Target]:
     """Yield a limit on `ratio` for each kind of attack or slowdown."""
     for kind, cell in results["cells"].items():
-        limit = MOST_SLOWER_BY_ONE if kind in ATTACKS else MOST_SLOWER
-        yield Target(
-            name=f"p95 of partial results during / before: {kind}", found=ratio(cell), limit=limit, at_most=True
-        )
+        name = f"p95 of partial results during / before: {kind}"
+        yield Target(name=name, found=ratio(cell), limit=MOST_SLOWER, at_most=True)
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("hostile", __doc__)
     kinds = [*ATTACKS, *SLOWER, MIXTURE]
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help=", ".join(kinds))
@@ -346,7 +316,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cores", metavar="LIST", help="cores for the server, in taskset's format (default: all)")
     args = parser.parse_args(arguments)
     print(values(run(args))["table"])
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from u2moe.benchmarks.results.files import publish, read_json
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.shared.script import peak_memory, recognition_parser, run_script
+from u2moe.benchmarks.studies.shared.script import peak_memory, recognition_parser, script
 from u2moe.runtime import Grammar, Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
@@ -41,16 +41,12 @@ from u2moe.runtime.text.word_errors import edit_distance, matches, words
 
 SHORTEST, MOST_RECORDINGS = 5, 3
 """Minimum number of letters of a rare word, and maximum number of recordings in a set that contain it."""
-LIST_LENS = (10, 100)
-"""Numbers of words in a list for a single recording, such as the names in a meeting or a company."""
-LONG_LISTS = (1000, 10_000)
-"""Numbers of words in a list for all recordings, such as the names in a directory."""
-ALIKE = 0.5
-"""Minimum share of common letter pairs for words that sound alike."""
+LIST_LENS = (10, 100)  # numbers of words in a list for a single recording, such as the names in a meeting or a company
+LONG_LISTS = (1000, 10_000)  # numbers of words in a list for all recordings, such as the names in a directory
+ALIKE = 0.5  # minimum share of common letter pairs for words that sound alike
 BY_SOUND, AT_HALF = (f"{LONG_LISTS[-1]} {how}" for how in ("by sound", "at half weight"))
 """Names of two variants of the longest list: restricted to words that sound alike, and with half the weight."""
-GROUP = 50
-"""Number of commands in a grammar."""
+GROUP = 50  # number of commands in a grammar
 CONDITIONS = {"without": "none", "hotwords": "hotwords", "grammar": "grammar", "with_rest": "grammar with [unk]"}
 RATE = 16_000
 Samples = npt.NDArray[np.float32]
@@ -78,8 +74,7 @@ def others(everywhere: Sequence[str], said: set[str], num: int, random: np.rando
     return [word for word in drawn if word not in said][:num]
 
 
-Lists = dict[str, Sequence[str]]
-"""Hotwords by condition. The condition "without" has none."""
+Lists = dict[str, Sequence[str]]  # Hotwords by condition. The condition "without" has none.
 
 
 def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Lists]:
@@ -93,10 +88,7 @@ def lists_of_each(recordings: Sequence[Recording], list_len: int) -> Iterator[Li
 
 
 def lists_of_all(recordings: Sequence[Recording], list_len: int, vocabulary: Iterable[str]) -> Lists:
-    """Return two lists shared by all recordings: one with their rare words, the other with unrelated words.
-
-    No transcript contains the unrelated words. They also fill up the first list.
-    """
+    """Return two shared lists: all rare words, filled up with words that no transcript contains; and only such."""
     said = {word for recording in recordings for word in words(recording.transcript)}
     unsaid = sorted({word.upper() for word in vocabulary if word.isalpha() and len(word) >= SHORTEST} - said)
     fillers = [unsaid[place] for place in np.random.default_rng(0).permutation(len(unsaid)).tolist()]
@@ -274,8 +266,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     return shown
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = recognition_parser("hotwords", __doc__)
     about = f"weight of hotwords (default: {DEFAULT_WEIGHT})"
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help=about)
@@ -315,7 +307,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
     kept = {name: part for name, part in read_json(args.results).items() if name in ("commands", "memory")}
     publish(args.results, {"weight": args.weight, "sets": sets, **kept}, values, bundle=args.bundle)
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -20,12 +20,12 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
+from u2moe.benchmarks.bench.terminal import spread
 from u2moe.benchmarks.instruments.rates import best_rate, measure_rates, read_rate, session_of
-from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds, spread_of
+from u2moe.benchmarks.instruments.statistics import Spread, interleaved, mean_seconds
 from u2moe.benchmarks.results.files import machine_key, measured, measured_here, publish, read_json, tables_by_machine
-from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.script import run_script, study_parser
+from u2moe.benchmarks.results.markdown import Target, table
+from u2moe.benchmarks.studies.shared.script import script, study_parser
 from u2moe.export.architecture import FeedForward
 from u2moe.export.layers import feed_forward
 from u2moe.export.moe import MixtureOfExperts
@@ -40,8 +40,7 @@ Array = npt.NDArray[Any]
 FLOAT, INT8, INT4 = "fp32", "int8", "int4-experts"
 BITS = {FLOAT: 32, INT8: 8, INT4: 4}  # bits per expert weight, by recipe
 DIM = 576
-TOKENS = (1, 4, 16, 64, 250)
-"""Numbers of tokens: 16 are a chunk of the encoder, and 250 are ten seconds of audio."""
+TOKENS = (1, 4, 16, 64, 250)  # 16 are a chunk of the encoder, and 250 are ten seconds of audio
 NUM_BYTES = 160_000_000  # of all weights together; exceeds most last-level caches
 CALL_S = 0.03  # minimum seconds of a measurement
 CHUNK = 16
@@ -201,7 +200,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
     rows = []
     for item in content["layers"]:
         keys = ("seconds", "native_s")
-        shown = [quartiles(spread_of(item[key], 1e3)) if key in item else "" for key in keys]
+        shown = [spread(item[key], 1e3, 2) if key in item else "" for key in keys]
         shown += [f"{1e3 * item[key]:.2f}" for key in ("read_s", "arithmetic_s")]
         shown += [f"{item[key]['median'] / item['least_s']:.2f}" if key in item else "" for key in keys]
         rows.append([item["recipe"], item["tokens"], f"{item['experts']:.1f}", *shown])
@@ -221,8 +220,8 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
     yield table((*header, *of_rates), rows)
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("moe_layer", __doc__)
     about = "compare with layers of more but narrower experts, for one chunk per call"
     parser.add_argument("--narrow", action="store_true", help=about)
@@ -232,7 +231,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kept = read_json(args.results).get("machines", {}).get(machine_key(own), {})
     found = {**own, "layers": [], **kept, "narrow": own} if args.narrow else {**kept, **own}
     publish(args.results, found, values, per_machine=True)
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,17 +33,16 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from u2moe.benchmarks.instruments.statistics import show_progress
 from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.shared.script import named, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import named, script, study_parser
 from u2moe.quantize import Goal, quantize_bundle, recipe
 from u2moe.quantize.comparison import Estimate, compare
 from u2moe.quantize.layers import expert_layers
 from u2moe.quantize.recordings import features_of
 from u2moe.quantize.report import output_errors
 from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
-from u2moe.runtime import AudioError, Bundle, QuantizationError, ctc_greedy_search
+from u2moe.runtime import AudioError, Bundle, Model, QuantizationError, ctc_greedy_search
 from u2moe.runtime.corpus.lists import read_recordings
 from u2moe.runtime.graph.file import array_of
-from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.text.word_errors import edit_distance
@@ -77,24 +77,18 @@ def _static(method: str) -> Make:
     )  # fmt: skip
 
 
-def _blocks(bits: int) -> Make:
-    def make(source: Path, target: Path, _: Feeds) -> None:
-        tool = MatMulNBitsQuantizer(onnx.load(source), bits=bits, block_size=32, is_symmetric=True, accuracy_level=4)
-        tool.process()
-        tool.model.save_model_to_file(str(target), use_external_data_format=False)
-
-    return make
+def _blocks(source: Path, target: Path, _: Feeds, bits: int) -> None:
+    tool = MatMulNBitsQuantizer(onnx.load(source), bits=bits, block_size=32, is_symmetric=True, accuracy_level=4)
+    tool.process()
+    tool.model.save_model_to_file(str(target), use_external_data_format=False)
 
 
-def _olive(module: str, kind: str) -> Make:
-    def make(source: Path, target: Path, _: Feeds) -> None:
-        own = getattr(importlib.import_module(f"olive.passes.onnx.{module}_quantization"), kind)
-        passes, models = map(importlib.import_module, ("olive.passes.olive_pass", "olive.model"))
-        chosen = passes.create_pass_from_dict(own, {"block_size": 32}, disable_search=True)
-        made = chosen.run(models.ONNXModelHandler(str(source)), str(target.with_suffix("")))
-        Path(made.model_path).replace(target)
-
-    return make
+def _olive(source: Path, target: Path, _: Feeds, module: str, kind: str) -> None:
+    own = getattr(importlib.import_module(f"olive.passes.onnx.{module}_quantization"), kind)
+    passes, models = map(importlib.import_module, ("olive.passes.olive_pass", "olive.model"))
+    chosen = passes.create_pass_from_dict(own, {"block_size": 32}, disable_search=True)
+    made = chosen.run(models.ONNXModelHandler(str(source)), str(target.with_suffix("")))
+    Path(made.model_path).replace(target)
 
 
 def _compensated(source: Path, target: Path, reader: Feeds) -> None:
@@ -106,9 +100,9 @@ def _compensated(source: Path, target: Path, reader: Feeds) -> None:
 PEERS: Mapping[str, Make] = {
     "quantize_dynamic": lambda source, target, _: quantization.quantize_dynamic(source, target, per_channel=True),
     **{f"quantize_static, {name}": _static(name) for name in ("MinMax", "Percentile", "Entropy")},
-    **{f"MatMulNBits, {bits} bits": _blocks(bits) for bits in (8, 4)},
-    "Olive, RTN, 4 bits": _olive("rtn", "OnnxBlockWiseRtnQuantization"),
-    "Olive, k-quant, 4 bits": _olive("kquant", "OnnxKQuantQuantization"),
+    **{f"MatMulNBits, {bits} bits": partial(_blocks, bits=bits) for bits in (8, 4)},
+    "Olive, RTN, 4 bits": partial(_olive, module="rtn", kind="OnnxBlockWiseRtnQuantization"),
+    "Olive, k-quant, 4 bits": partial(_olive, module="kquant", kind="OnnxKQuantQuantization"),
     "Neural Compressor, GPTQ, 4 bits": _compensated,
 }
 
@@ -142,8 +136,7 @@ NUM_TIMINGS, STATIC_FRAMES, NUM_FRAMES = 3, 3000, 6000
 Static calibration receives one joined recording, because onnxruntime's histograms fail on activations of different
 lengths.
 """
-LEAST, MOST = 5, 8
-"""Exponents of the outlier factors, which are 32 to 256."""
+LEAST, MOST = 5, 8  # exponents of the outlier factors, which are 32 to 256
 NEAR = 1 / 64
 """Factor that shrinks the differences between the router weights of a group of four experts, to make near ties."""
 PLAIN, HARD = "plain", "hard"
@@ -341,8 +334,8 @@ def _kept(own: Mapping[str, Any]) -> list[str]:
     return [str(repaired["kept"]), f"{repaired['bytes'] / 1e6:.1f} of {own['float32']['bytes'] / 1e6:.1f}"]
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("quantizers", __doc__)
     for name, kind in (("bundle", "folder"), ("speech", "list of recordings"), ("dev", "list of recordings")):
         parser.add_argument(name, type=Path, help=kind)
@@ -365,7 +358,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recordings = len(features_of(bundle, dev, NUM_FRAMES))
     results = {"networks": found, "limits": limits, "recordings": recordings, "calibrated": len(speech)}
     publish(args.results, results, values, bundle=args.bundle)
-
-
-if __name__ == "__main__":
-    run_script(main)

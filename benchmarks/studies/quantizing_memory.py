@@ -15,7 +15,7 @@ from typing import Any
 from u2moe.benchmarks.instruments.statistics import show_progress
 from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.shared.script import peak_memory, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import peak_memory, script, study_parser
 from u2moe.runtime import Bundle
 
 MODES: Mapping[str, Sequence[str]] = {
@@ -27,12 +27,6 @@ MODES: Mapping[str, Sequence[str]] = {
 """Options of `u2moe quantize --recipe int8`, by title."""
 
 
-def peak(bundle: Path, options: Sequence[str]) -> int:
-    """Return the peak resident memory of `u2moe quantize`, in bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        return peak_memory("quantize", bundle, f"{folder}/out", "--recipe", "int8", "--accept-damage", *options)
-
-
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the values for pages: the bundle's size, and a table with a row for each command."""
     rows = [(f"`u2moe quantize {title}`".replace(" `", "`"), f"{most / 1e6:,.0f}")
@@ -40,19 +34,18 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     return {"float32": f"{results['bytes'] / 1e6:.0f}", "table": table(("command", "peak memory, MB"), rows)}
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("quantizing_memory", __doc__)
     parser.add_argument("bundle", type=Path, help="folder of a float32 bundle")
     parser.add_argument("speech", type=Path, help="list of recordings for --calibrate")
     args = parser.parse_args(arguments)
     peaks: dict[str, int] = {}
     for title, options in MODES.items():
-        peaks[title] = peak(args.bundle, [option.format(speech=args.speech) for option in options])
+        chosen = [option.format(speech=args.speech) for option in options]
+        with tempfile.TemporaryDirectory() as folder:
+            command = ("quantize", args.bundle, f"{folder}/out", "--recipe", "int8", "--accept-damage", *chosen)
+            peaks[title] = peak_memory(*command)
         show_progress(f"{title}: {peaks[title] / 1e6:.0f} MB")
     size = sum(file.size for file in Bundle.open(args.bundle).manifest.files.values())
     publish(args.results, {"bytes": size, "peaks": peaks}, values, bundle=args.bundle)
-
-
-if __name__ == "__main__":
-    run_script(main)

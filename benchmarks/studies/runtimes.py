@@ -21,10 +21,9 @@ from typing import Any
 from u2moe.benchmarks.instruments.statistics import interleaved, show_progress
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
 from u2moe.benchmarks.results.files import measured, of_bundle, publish, repository
-from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.results.markdown import Target, table
 from u2moe.benchmarks.studies.shared.programs import Line, Program, engine, sherpa_graphs, sherpa_lines, write_wav
-from u2moe.benchmarks.studies.shared.script import named, run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import named, script, study_parser
 from u2moe.export.profiles.conversion import convert_bundle
 from u2moe.export.sherpa_graphs import ONLINE
 from u2moe.runtime.audio.reading import read_audio
@@ -87,8 +86,7 @@ def _aspect(segment: Line, aspect: str) -> Any:
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int, seconds: float) -> dict[str, float]:
     """Return the median `load` (seconds), the median `rtf`, and the peak memory `mb`. Each round runs all files twice.
 
-    Raises:
-        ValueError: a round does not have two lines with times for each file.
+    Raise ValueError if a round does not have two lines with times for each file.
     """
     timed = [[line for line in lines if "ms" in line] for lines, _ in rounds]
     for own in timed:
@@ -170,8 +168,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     return shown
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("runtimes", __doc__)
     parser.add_argument("--bundle", type=named, action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--list", type=Path, action="append", default=[], help="list of recordings: path<TAB>text")
@@ -185,7 +183,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         publish(args.results, measure_same(bundles, args.list, args.first, args.cpp), values, part="same")
     if args.speed:
         publish(args.results, measure_speed(args.cpp, args.sherpa), values, bundle=DEMO_FOLDER, part="speed")
-
-
-if __name__ == "__main__":
-    run_script(main)

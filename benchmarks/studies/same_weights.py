@@ -17,21 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from u2moe.benchmarks.bench.terminal import spread
 from u2moe.benchmarks.instruments import workload
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, ratios, spread_of, timed
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_CHUNKS, NUM_LEFT_CHUNKS, NUM_WARM_CHUNKS, Frames
 from u2moe.benchmarks.results.files import publish
-from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.results.markdown import Target, table
 from u2moe.benchmarks.studies.shared.random_models import FLOAT, MIXTURE, make_bundle
-from u2moe.benchmarks.studies.shared.script import run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import script, study_parser
 from u2moe.export.encoders.network import BlockCaches, SpeechEncoder
 from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.random_bundle import random_source, spread_routers
 from u2moe.quantize.arithmetic import relative_error
-from u2moe.runtime import Bundle
+from u2moe.runtime import Bundle, SessionSettings
 from u2moe.runtime.model.encoder import Encoder, required_cache_size
-from u2moe.runtime.model.settings import SessionSettings
 
 Run = Callable[[], list[Frames]]
 MODES = {"streaming": "streaming", "full": "full context"}
@@ -111,19 +110,14 @@ def one_round(encoder: Encoder | TorchEncoder, mode: str, frames: Frames, bundle
         return lambda: [encoder.whole(frames)[None]]
     if isinstance(encoder, Encoder):
         return workload.streaming_round(encoder, frames, 1, NUM_CHUNKS["streaming"])
-    chunks = list(workload.windows(bundle.manifest.model, frames))
+    chunks = list(workload.complete_windows(bundle.manifest.model, frames))
     _, caches, offset = encoder.stream(chunks[:NUM_WARM_CHUNKS])
     following = chunks[NUM_WARM_CHUNKS:][: NUM_CHUNKS["streaming"]]
     return lambda: encoder.stream(following, caches, offset)[0]
 
 
 def measure(root: Path, model: str = MIXTURE) -> dict[str, Any]:
-    """Return results by mode and peer.
-
-    Returns:
-        `ms`: time for a chunk or, with full context, for ten seconds of audio; `times`: ratio of this time to that of
-        int8; `error`: error relative to float32.
-    """
+    """Return, by mode and peer, the `ms` of a chunk or an utterance, its ratio to int8, and the `error` to float32."""
     bundle, own = encoders(root, model)
     frames, modes = workload.utterance(bundle), dict[str, dict[str, Any]]()
     for mode in MODES:
@@ -151,15 +145,15 @@ def values(content: Mapping[str, Any]) -> dict[str, str]:
     rows, found = [], dict[str, str]()
     for key, name in PEERS.items():
         cells = {mode: content["modes"][mode][key] for mode in MODES}
-        shown = [(quartiles(spread_of(cell["ms"]), 0), quartiles(spread_of(cell["times"]))) for cell in cells.values()]
+        shown = [(spread(cell["ms"], 1, 0), spread(cell["times"], 1, 2)) for cell in cells.values()]
         rows.append([name, *(text for pair in shown for text in pair), f"{cells['full']['error']:.1e}"])
         found |= {f"{key}.{mode}": f"{cell['times']['median']:.2f}" for mode, cell in cells.items()}
     header = ("", "chunk, ms", "ratio", "ten seconds, ms", "ratio", "error")
     return {"table": table(header, rows), **found}
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("same_weights", __doc__)
     parser.add_argument("folder", type=Path, help="folder of the bundles, created if missing")
     parser.add_argument("--prepare", action="store_true", help="only create missing bundles; do not measure")
@@ -168,7 +162,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_bundle(MIXTURE, "int8", args.folder)
     else:
         publish(args.results, measure(args.folder), values)
-
-
-if __name__ == "__main__":
-    run_script(main)

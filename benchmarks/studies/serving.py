@@ -26,30 +26,24 @@ from typing import Any
 
 from u2moe.benchmarks.instruments.statistics import percentiles, show_progress
 from u2moe.benchmarks.results.files import record, resumed
-from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.results.markdown import Target, table
 from u2moe.benchmarks.studies.shared import load
 from u2moe.benchmarks.studies.shared.load import OURS, OURS_NATIVE, THEIRS, Key, Received, RunningServer
-from u2moe.benchmarks.studies.shared.script import run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import script, study_parser
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.model.native import CPU, choose_kernels
 
 STREAMS = (64, 96, 128, 160, *range(192, 321, 16))
 KERNELS = {OURS: "onnxruntime", OURS_NATIVE: "native"}
-LIMIT_S = 0.3
-"""Maximum p95 of the delays of partial and final results, in seconds."""
-MOST_MISSING = 0.01
-"""Maximum share of missing results. A late result is missing if a newer one replaces it."""
-RATIOS = {OURS: 1.5, OURS_NATIVE: 2.0}
-"""Minimum ratio of the speakers that our server sustains to those that sherpa-onnx's server sustains."""
+LIMIT_S = 0.3  # maximum p95 of the delays of partial and final results, in seconds
+MOST_MISSING = 0.01  # Maximum share of missing results. A late result is missing if a newer one replaces it.
+RATIOS = {OURS: 1.5, OURS_NATIVE: 2.0}  # minimum ratio of sustained speakers, our server / sherpa-onnx's
 CROWD = 4
-_NUM_TRIES = 2
-"""Maximum number of tries for each number of speakers. The last try is kept."""
+_NUM_TRIES = 2  # Maximum number of tries for each number of speakers. The last try is kept.
 _NUM_ROUNDS = 3
 """Number of rounds. Each measures speakers at capacity, then a crowd of `CROWD` times as many. The round with the
 median ratio is kept."""
-MOST_SLOWER = 1.2
-"""Maximum latency of accepted speakers with a crowd, divided by their latency without one."""
+MOST_SLOWER = 1.2  # maximum latency of accepted speakers with a crowd, divided by their latency without one
 
 
 def measure(
@@ -199,8 +193,8 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
             yield Target(name=title, found=slowdown(crowd), limit=MOST_SLOWER, at_most=True)
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("serving", __doc__)
     parser.add_argument("folder", type=Path, help="folder for sherpa-onnx's server and graphs")
     parser.add_argument("--bundle", type=Path, default=DEMO_FOLDER, help="folder of a bundle (default: the demo model)")
@@ -211,7 +205,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cores", metavar="LIST", help="cores for the servers, in taskset's format (default: all)")
     args = parser.parse_args(arguments)
     print(values(run(args))["table"])
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -16,15 +16,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from u2moe.benchmarks.instruments.statistics import show_progress
 from u2moe.benchmarks.results.files import publish, repository
-from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.script import named, recognition_parser, run_script
+from u2moe.benchmarks.results.markdown import Target, table
+from u2moe.benchmarks.studies.shared.script import named, recognition_parser, script
 from u2moe.export import convert_static
 from u2moe.export.profiles.calibration import alike
 from u2moe.export.profiles.parity import Array, Run, session_of
@@ -48,20 +48,6 @@ LIMITS = {"qualcomm float16": 1, "qualcomm 16 and 8 bits": 5, "rockchip float16"
 """Maximum percentage of words that differ from onnxruntime's, by variant."""
 
 
-class Beside:
-    """A runner that compares a simulator's log-probabilities with those of the float graph for the same inputs."""
-
-    def __init__(self, run: Run, folder: Path) -> None:
-        self._run, self._float = run, session_of(folder / "static.onnx")
-        self.alike: list[tuple[float, float]] = []
-
-    def run(self, inputs: dict[str, Array], /) -> dict[str, Array]:
-        """Return the simulator's outputs; see `Runner`."""
-        found = self._run(inputs)
-        self.alike.append(alike(self._float(inputs)["log_probs"], found["log_probs"]))
-        return found
-
-
 def positions(folder: Path) -> dict[str, Array]:
     """Return the position encodings of the first chunk that has its full left context."""
     encoder = Recognizer.load(folder).model.encoder
@@ -76,8 +62,7 @@ def positions(folder: Path) -> dict[str, Array]:
 def opened(name: str, folder: Path, python: str) -> tuple[Run, list[str]]:
     """Return the function that runs a variant, and the operators that the NPU leaves to the CPU.
 
-    Raises:
-        OSError: the toolchain cannot compile the graph.
+    Raise OSError if the toolchain cannot compile the graph.
     """
     example, *options = VARIANTS[name]
     if not example:
@@ -108,13 +93,20 @@ def recognise(name: str, folder: Path, python: str, recordings: Sequence[Recordi
             return
         if not done:
             file.write(json.dumps({"on_cpu": on_cpu}) + "\n")
-        beside = Beside(run, folder)
-        recognizer = Recognizer.load(folder, runner=beside)
+        plain, cosines = session_of(folder / "static.onnx"), list[tuple[float, float]]()
+
+        def beside(inputs: dict[str, Array]) -> dict[str, Array]:
+            """Run the simulator. Compare its log-probabilities with those of the float graph for the same inputs."""
+            found = run(inputs)
+            cosines.append(alike(plain(inputs)["log_probs"], found["log_probs"]))
+            return found
+
+        recognizer = Recognizer.load(folder, runner=SimpleNamespace(run=beside))
         for number, recording in list(enumerate(recordings))[max(len(done) - 1, 0) :]:
             show_progress(f"{name}: {number} of {len(recordings)}")
-            beside.alike = []
+            cosines.clear()
             text = recognizer.transcribe(recording.path).text
-            file.write(json.dumps({"text": text, "alike": beside.alike}) + "\n")
+            file.write(json.dumps({"text": text, "alike": cosines}) + "\n")
             file.flush()
 
 
@@ -169,8 +161,13 @@ def targets(results: Mapping[str, Any]) -> Iterator[Target]:
             yield Target(name=title, found=share, limit=LIMITS[name], at_most=True, unit=" %")
 
 
+def _version(python: str, package: str) -> str:
+    command = [python, "-c", f"import importlib.metadata as m; print(m.version({package!r}))"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+
+
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = recognition_parser("simulators", __doc__)
     parser.add_argument("--calibration", type=Path, nargs="+", required=True, help="recordings for calibration")
     parser.add_argument("--work-dir", type=Path, required=True, help="folder for graphs and results")
@@ -190,12 +187,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {name: summary(own, lines[PLAIN], recordings) for name, own in lines.items()}
     versions = {example: _version(python, PACKAGES[example]) for example, python in pythons.items()}
     publish(args.results, {"versions": versions, "variants": found}, values, bundle=args.bundle)
-
-
-def _version(python: str, package: str) -> str:
-    command = [python, "-c", f"import importlib.metadata as m; print(m.version({package!r}))"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-
-
-if __name__ == "__main__":
-    run_script(main)

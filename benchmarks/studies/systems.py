@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.benchmarks.bench.terminal import spread
 from u2moe.benchmarks.instruments.host import commit
 from u2moe.benchmarks.instruments.statistics import Spread, interleaved, percentiles, ratios
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS, UTTERANCE_S, clips, speech
 from u2moe.benchmarks.results.files import measured, publish, repository
-from u2moe.benchmarks.results.markdown import quartiles, table
-from u2moe.benchmarks.results.targets import Target
+from u2moe.benchmarks.results.markdown import Target, table
 from u2moe.benchmarks.studies.shared import programs
 from u2moe.benchmarks.studies.shared.programs import Line, make_environment, sherpa_graphs
 from u2moe.benchmarks.studies.shared.random_models import SMALL, make_bundle
-from u2moe.benchmarks.studies.shared.script import run_script, study_parser
+from u2moe.benchmarks.studies.shared.script import script, study_parser
 from u2moe.export.sherpa_graphs import OFFLINE, ONLINE
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
@@ -38,14 +38,13 @@ SAMPLE_RATE = 16000
 REPETITIONS = 7
 CLIPS, STREAMING, FULL = GROUPS = ("clips", "streaming", "full")
 NATIVE, PLAIN, SHERPA = "native", "onnxruntime", "sherpa-onnx"
-LIMITS = {STREAMING: 0.5, FULL: 0.6}
-"""Maximum ratio of our time with native kernels to the time of sherpa-onnx."""
+LIMITS = {STREAMING: 0.5, FULL: 0.6}  # maximum ratio of our time with native kernels to the time of sherpa-onnx
 
 Samples = npt.NDArray[np.float32]
 
 
 class Peer(NamedTuple):
-    """A recogniser: its title in tables, its name and options in `engines`, and its requirements for pip.
+    """A recogniser: its title, its name and options in `engines`, and its requirements for pip.
 
     In requirements, `{clone}` is this repository. Without any, the recogniser runs in the current environment.
     """
@@ -70,10 +69,7 @@ PEERS = {
 
 
 def same_weights(mode: str, root: Path) -> tuple[dict[str, Peer], Manifest]:
-    """Return peers for u2moe and sherpa-onnx, both with Dense-225M, and the manifest of Dense-225M's bundle.
-
-    Missing files are created in `root`.
-    """
+    """Return peers for u2moe and sherpa-onnx, both with Dense-225M, and its manifest. Make missing files in `root`."""
     bundle = make_bundle(SMALL, "int8", root)
     graphs = sherpa_graphs(bundle.path, root / SMALL / "sherpa")
     chunks, graph, client = {"chunk_size": CHUNK_SIZE, "num_left_chunks": NUM_LEFT_CHUNKS}, ONLINE, "sherpa-online"
@@ -130,14 +126,9 @@ def measure(
 def summary(rounds: Sequence[tuple[Sequence[Line], float]], num_files: int) -> dict[str, Any]:
     """Summarise one recogniser from the output lines and memory of each round. A round processes all files twice.
 
-    Returns:
-        load_s: seconds to load, for each round.
-        versions: versions of the packages.
-        peak_mb: peak memory over all rounds.
-        audio_s: duration of all files together.
-        compute_s: seconds to process all files the second time, for each round.
-        first_partial_s: percentiles of the seconds from the start of a recording to the first text.
-        final_s: percentiles of the seconds from the end of a recording to the final text.
+    `load_s` and `compute_s` are the seconds to load, and to process all files the second time, for each round.
+    `first_partial_s` and `final_s` are percentiles of the seconds from the start of a recording to the first text, and
+    from its end to the final text. `audio_s` is the duration of all files, and `peak_mb` the peak memory of all rounds.
     """
     again = [lines[num_files:] for lines, _ in rounds]
     every = [line for lines in again for line in lines]
@@ -172,12 +163,12 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
             if group == CLIPS:
                 waits = [f"{item[key]['p50']:.{digits}f}" for key, digits in (("first_partial_s", 2), ("final_s", 3))]
                 size = f"{item['installed_bytes'] / 1e6:.0f}"
-                rows[CLIPS].append([item["title"], quartiles(factor, 3), *waits, memory, load, size])
+                rows[CLIPS].append([item["title"], spread(factor.data(), 1, 3), *waits, memory, load, size])
                 found[f"rtf.{name}"] = f"{factor.median:.3f}"
                 found[f"final_ms.{name}"] = f"{1e3 * item['final_s']['p50']:.0f}"
             else:
                 ratio = ratios(item["compute_s"], items[SHERPA]["compute_s"])
-                shown = [quartiles(factor, 3), quartiles(ratio) if name != SHERPA else ""]
+                shown = [spread(factor.data(), 1, 3), spread(ratio.data(), 1, 2) if name != SHERPA else ""]
                 rows[SHERPA].append([f"{item['title']}, {group}", *shown, memory, load])
                 found[f"{name}.{group}"] = f"{ratio.median:.2f}"
     header = ("", "real-time factor", "first text, s", "final text, s", "peak memory, MB", "load, s", "installed, MB")
@@ -185,8 +176,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     return {"table": table(header, rows[CLIPS]), "same_weights": table(same, rows[SHERPA]), **found}
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = study_parser("systems", __doc__)
     parser.add_argument("work", type=Path, help="folder for environments, bundles and recordings")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
@@ -202,7 +193,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not args.prepare:
             found = measure(peers, environments, sounds, args.work / "recordings")
             publish(args.results, {"peers": found}, values, part=group)
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -16,22 +16,19 @@ import numpy.typing as npt
 
 from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.shared.script import recognition_parser, run_script
-from u2moe.runtime import EndpointConfig, EndpointRule, Recognizer
+from u2moe.benchmarks.studies.shared.script import recognition_parser, script
+from u2moe.runtime import EndpointConfig, EndpointRule, Fusion, Recognizer
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.decoding.endpoint import Endpointer
-from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.native_search import new_search
 from u2moe.runtime.decoding.utterance import Frames, Utterance
 from u2moe.runtime.model.features import fbank
 
 RATE = 16_000
-SHORTEST = 4
-"""Minimum number of words in a sentence."""
+SHORTEST = 4  # minimum number of words in a sentence
 PAUSES_S, SILENCE_S = (0.3, 2.0), 3.0
-_NOISE = 1e-4
-"""Standard deviation of the noise in pauses. Microphones do not record digital silence."""
+_NOISE = 1e-4  # Standard deviation of the noise in pauses. Microphones do not record digital silence.
 SILENCES, TURNS = (0.6, 0.9, 1.2), (0.02, 0.05, 0.07, 0.1)
 """Seconds of silence for rule 2, and values of `turn`. Values of `turn` are combined with the default rule 2."""
 
@@ -113,8 +110,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     return {"table": table(header, rows), **numbers}
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = recognition_parser("turn", __doc__)
     parser.add_argument("--most", type=int, help="maximum number of recordings per list (default: all)")
     args = parser.parse_args(argv)
@@ -124,7 +121,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     fusion = Fusion(recognizer.language_model, recognizer.vocabulary)
     sets = {path.stem: measure(recognizer, read_recordings(path)[: args.most], fusion) for path in args.lists}
     publish(args.results, {"sets": sets}, values, bundle=args.bundle)
-
-
-if __name__ == "__main__":
-    run_script(main)

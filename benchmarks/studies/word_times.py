@@ -23,8 +23,8 @@ import soundfile
 
 from u2moe.benchmarks.results.files import publish
 from u2moe.benchmarks.results.markdown import table
-from u2moe.benchmarks.studies.shared.script import peak_memory, recognition_parser, run_script
-from u2moe.runtime import DecodingOptions, Recognizer, Transcript, WordResult
+from u2moe.benchmarks.studies.shared.script import peak_memory, recognition_parser, script
+from u2moe.runtime import DecodingOptions, Recognizer, WordResult
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.text.word_errors import matches, words
@@ -38,13 +38,10 @@ HOUR_S = 3600
 WORDS_PER_UTTERANCE = 5
 PAUSES_S = (0.05, 0.6)
 _STEP_S = 0.01
-_QUIET = 0.01
-"""A word lasts from its first to its last 10 ms above this fraction (-40 dB) of its loudest 10 ms."""
-_NOISE = 1e-4
-"""Standard deviation of the noise in pauses. Microphones do not record digital silence."""
+_QUIET = 0.01  # A word lasts from its first to its last 10 ms above this fraction (-40 dB) of its loudest 10 ms.
+_NOISE = 1e-4  # Standard deviation of the noise in pauses. Microphones do not record digital silence.
 
-JoinedWords = tuple[npt.NDArray[np.float32], list[WordResult]]
-"""Samples at 16 kHz, and the words that they contain."""
+JoinedWords = tuple[npt.NDArray[np.float32], list[WordResult]]  # samples at 16 kHz, and the words that they contain
 
 
 def join_words(recordings: Sequence[Recording], num_utterances: int, seed: int = 0) -> list[JoinedWords]:
@@ -83,10 +80,8 @@ def compare(
     """Return errors in the times of recognised words, or of aligned words if `options` is None."""
     starts, ends, num_words = list[float](), list[float](), 0
     for samples, spoken in utterances:
-        if options is None:
-            transcript: Transcript = recognizer.align(samples, " ".join(word.word for word in spoken))
-        else:
-            transcript = recognizer.transcribe(samples, options=options)
+        text = " ".join(word.word for word in spoken)
+        transcript = recognizer.transcribe(samples, options=options) if options else recognizer.align(samples, text)
         found = [word for segment in transcript.segments for word in segment.words]
         num_words += len(spoken)
         spelled = [[words(word.word) for word in side] for side in (spoken, found)]
@@ -180,8 +175,8 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
     return {"table": table(header, rows), **numbers}
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
     parser = recognition_parser("word_times", __doc__)
     parser.add_argument("--utterances", type=int, default=100, help="number of utterances per set (default: 100)")
     about = "list of sentences to align: joined into an hour of audio, and one by one with correct and wrong texts"
@@ -199,7 +194,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["hour"] = align_hour(args.bundle, recognizer, sentences)
         results["misfits"] = find_misfits(recognizer, sentences)
     publish(args.results, results, values, bundle=args.bundle)
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -7,9 +8,8 @@ from u2moe.benchmarks.instruments.statistics import Spread
 from u2moe.benchmarks.results import files as provenance
 from u2moe.benchmarks.results import pages
 from u2moe.benchmarks.results.files import repository
-from u2moe.benchmarks.results.markdown import filled, names
-from u2moe.benchmarks.results.targets import Target
-from u2moe.benchmarks.studies.shared.script import run_script
+from u2moe.benchmarks.results.markdown import Target, filled, names
+from u2moe.benchmarks.studies.shared.script import script
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {"processor": "P", "usable_cores": 2, "onnxruntime": "1.2"}
@@ -136,5 +136,7 @@ def test_scripts_say_in_one_line_that_they_need_a_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError):
         repository()
+    main = FunctionType(repository.__code__, {**vars(provenance), "__name__": "__main__"})
     with pytest.raises(SystemExit, match=r"^error: run this in the root of a u2moe clone, not in .*, or name"):
-        run_script(lambda: repository() and 0)
+        script(main)
+    assert script(repository) is repository  # imported, not run

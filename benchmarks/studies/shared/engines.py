@@ -20,8 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-Samples = Any
-"""Samples of a recording or a buffer, as an array of int16 from the standard library."""
+Samples = Any  # samples of a recording or a buffer, as an array of int16 from the standard library
 Recognise = Callable[[int, Iterable[Samples]], Generator[str, None, dict[str, Any]]]
 """A recogniser, called with the sample rate and the buffers of a recording. After each buffer, it yields the text so
 far, or "" if it has no text before the end. It returns the final `text` and other results."""
@@ -201,10 +200,9 @@ def recognised(recognise: Recognise, wav: str, buffer_s: float) -> dict[str, Any
     finished, and takes the measured time. Delays are therefore as a live user would see them, although the program does
     not wait for the audio.
 
-    Returns:
-        The results of the recogniser, and: `audio_s`, duration of the recording; `ms`, total processing time;
-        `first_partial_s`, seconds from the start of the recording to the first text; `final_s`, seconds from the end of
-        the recording to the final text.
+    To the results of the recogniser, add `audio_s`, the duration of the recording; `ms`, the total processing time;
+    `first_partial_s`, the seconds from the start of the recording to the first text; and `final_s`, those from the end
+    of the recording to the final text.
     """
     with wave.open(wav, "rb") as file:
         if (file.getnchannels(), file.getsampwidth()) != (1, 2):

@@ -42,15 +42,12 @@ _START_S, _STOP_S = 900.0, 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """A server that speaks sherpa-onnx's protocol at `path` of a `port` on the loopback address.
-
-    `capacity`: maximum number of live streams, as reported by the server; None: not reported.
-    """
+    """A server that speaks sherpa-onnx's protocol at `path` of a `port` on the loopback address."""
 
     port: int
     path: str
     pid: int
-    capacity: int | None = None
+    capacity: int | None = None  # maximum number of live streams, as reported by the server; None: not reported
 
     @property
     def url(self) -> str:
@@ -144,35 +141,28 @@ def _process(
 SAMPLE_RATE = 16_000
 BUFFER_S = 0.1
 _QUIET_S, _LAST_WAIT_S = 0.15, 60.0
-_SPREAD_S = 2.0
-"""Seconds within which all speakers start."""
+_SPREAD_S = 2.0  # seconds within which all speakers start
 _END_BUFFERS = 10
 """Number of buffers at the end whose results do not count. These results depend on how much is decoded before the end
 is announced."""
 
-Key = tuple[int, bool, str]
-"""A result: the number of its segment, whether it is final, and its text."""
+Key = tuple[int, bool, str]  # a result: the number of its segment, whether it is final, and its text
 
 
 @dataclass(kw_only=True)
 class Received:
     """Results received by one or several speakers.
 
-    Attributes:
-        partials, finals: delays of partial and final results, in seconds. A delay begins when the buffer that makes a
-            result possible is sent, and ends when the result arrives.
-        num_expected: number of expected results. Each accepted speaker should receive as many as when it is alone.
-        num_refused: number of speakers that the server refused.
-        failures: messages of other errors.
-        lags: seconds by which buffers were sent too late. If they are large, the clients limit the measurement.
+    The delay of a result begins when the buffer that makes it possible is sent, and ends when the result arrives. If
+    `lags` are large, the clients limit the measurement.
     """
 
-    partials: list[float] = field(default_factory=list)
-    finals: list[float] = field(default_factory=list)
-    num_expected: int = 0
-    num_refused: int = 0
-    failures: list[str] = field(default_factory=list)
-    lags: list[float] = field(default_factory=list)
+    partials: list[float] = field(default_factory=list)  # delays of partial results in seconds
+    finals: list[float] = field(default_factory=list)  # those of final results
+    num_expected: int = 0  # each accepted speaker should receive as many results as when it is alone
+    num_refused: int = 0  # number of speakers that the server refused
+    failures: list[str] = field(default_factory=list)  # messages of other errors
+    lags: list[float] = field(default_factory=list)  # seconds by which buffers were sent too late
 
     def add(self, other: Received) -> None:
         """Add the results of another speaker."""
@@ -191,10 +181,7 @@ def speech_buffers(seconds: float) -> list[bytes]:
 
 
 async def first_buffers(url: str, buffers: Sequence[bytes]) -> dict[Key, int]:
-    """Return, for each result of one speaker, the index of the buffer after which it arrives.
-
-    The index is `len(buffers)` for results that arrive after the end.
-    """
+    """Return, for each result of one speaker, the index of the last buffer sent; `len(buffers)` after "Done"."""
     found: dict[Key, int] = {}
     async with connect(url, proxy=None) as websocket:
         for number, buffer in enumerate(buffers):

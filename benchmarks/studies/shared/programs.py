@@ -26,8 +26,7 @@ from u2moe.export.sherpa import export_sherpa
 from u2moe.export.sherpa_graphs import SherpaOptions
 
 ENGINES = Path(__file__).with_name("engines.py")
-BUFFER_S = 0.1
-"""Seconds of audio that a live source delivers at once."""
+BUFFER_S = 0.1  # seconds of audio that a live source delivers at once
 _LOOK_S = 0.01
 Line = Mapping[str, Any]
 
@@ -55,8 +54,7 @@ class Program:
     def run(self, files: Sequence[Path]) -> tuple[list[Line], float]:
         """Run the program; return the parsed lines of its output and its peak resident memory in MB.
 
-        Raises:
-            RuntimeError: the program failed. The message ends with its stderr.
+        Raise RuntimeError, whose message ends with the program's stderr, if it fails.
         """
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             command = [*self.command, *map(str, files)]
@@ -94,14 +92,9 @@ def write_wav(file: Path, samples: npt.NDArray[np.float32], sample_rate: int) ->
 def make_environment(folder: Path, requirements: Sequence[str], version: str | None = "") -> dict[str, Any]:
     """Return the environment in `folder`. Create it if it is missing or has other requirements or another `version`.
 
-    Requirements are for pip. `version` is that of local requirements, such as a commit.
-
-    Returns:
-        python: path of the interpreter.
-        installed_bytes: size of the packages, with their dependencies and models.
-
-    Raises:
-        RuntimeError: the requirements cannot be installed. The message ends with pip's stderr.
+    Requirements are for pip. `version` is that of local requirements, such as a commit. The result has the path of the
+    interpreter, `python`, and `installed_bytes`, the size of the packages with their dependencies and models. Raise
+    RuntimeError, whose message ends with pip's stderr, if the requirements cannot be installed.
     """
     folder = folder.resolve()
     record, wanted = read_json(folder / "installed.json"), {"requirements": list(requirements), "version": version}

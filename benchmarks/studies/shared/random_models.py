@@ -28,14 +28,11 @@ from u2moe.runtime.model.encoder import Windows
 MODELS = ("dense-225m", "moe-1b", "dense-1b")
 SMALL, MIXTURE, LARGE = MODELS
 NAMES = {SMALL: "Dense-225M", MIXTURE: "MoE-1B", LARGE: "Dense-1B"}
-HALF = f"{MIXTURE}-half"
-"""`MIXTURE` with experts in every second block; see `thin_out`."""
-FLOAT = FLOAT32.name
-"""Name of the folder of the float32 bundle."""
+HALF = f"{MIXTURE}-half"  # `MIXTURE` with experts in every second block; see `thin_out`
+FLOAT = FLOAT32.name  # name of the folder of the float32 bundle
 OTHERS = ("8x1x1920", "16x2x960", "32x4x480")
 """Mixtures with about as many parameters as `MIXTURE`, named experts x top-k x hidden units."""
-SIZES = {**PRESETS, HALF: PRESETS[MIXTURE]}
-"""Arguments of `random_config`."""
+SIZES = {**PRESETS, HALF: PRESETS[MIXTURE]}  # arguments of `random_config`
 for name in OTHERS:
     changes = dict(zip(("n_expert", "n_expert_activated", "linear_units"), map(int, name.split("x")), strict=True))
     SIZES[name] = {key: part | changes if isinstance(part, dict) else part for key, part in PRESETS[MIXTURE].items()}
@@ -57,13 +54,10 @@ def thin_out(network: SpeechModel) -> None:
 
 
 def make_bundle(name: str, kind: str, root: Path) -> Bundle:
-    """Return the bundle of a model in the folder `root`/`name`/`kind`. Create it if it is missing.
+    """Return the bundle of a model (a key of `SIZES`) in the folder `root`/`name`/`kind`. Create it if it is missing.
 
-    Args:
-        name: name of the model, a key of `SIZES`.
-        kind: `FLOAT`, "int8", "packed" (int8, packed in advance) or "int4". The last is int8 with 4-bit experts, with
-            4-bit feed-forward layers (dense networks), or with both (`HALF`).
-        root: folder of all models.
+    Kinds are `FLOAT`, "int8", "packed" (int8, packed in advance) and "int4". The last is int8 with 4-bit experts, with
+    4-bit feed-forward layers (dense networks), or with both (`HALF`).
     """
     folder = root / name
     is_missing = not (folder / kind).is_dir()

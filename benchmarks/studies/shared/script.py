@@ -5,10 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from u2moe.benchmarks.results.files import results_file
 from u2moe.runtime import U2moeError
 
+Main = TypeVar("Main", bound=Callable[[], int | None])
 _PROGRAM = """import sys, u2moe.runtime.cli as cli, u2moe.benchmarks.instruments.host as host
 code = cli.main(sys.argv[1:]); print(host.status_bytes("VmHWM")); sys.exit(code)"""
 
@@ -24,9 +26,8 @@ def study_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Return the parser of a study, with the option --results. The first line of `doc` describes the study."""
     prog, file = f"python -m u2moe.benchmarks.studies.{name}", results_file(name)
     parser = argparse.ArgumentParser(prog=prog, description=(doc or "").split("\n")[0])
-    parser.add_argument(
-        "--results", type=Path, default=file, metavar="JSON", help=f"file for the results (default: {file})"
-    )
+    about = f"file for the results (default: {file})"
+    parser.add_argument("--results", type=Path, default=file, metavar="JSON", help=about)
     return parser
 
 
@@ -46,9 +47,14 @@ def named(text: str) -> tuple[str, str]:
     return name, value
 
 
-def run_script(main: Callable[[], int | None]) -> None:
-    """Call `main`, and exit with the code that it returns. After an error, print one line to stderr and exit with 1."""
-    try:
-        sys.exit(main())
-    except (U2moeError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+def script(main: Main) -> Main:
+    """Decorate the last function of a module: if the module is run as a program, call it and exit with its code.
+
+    After an error, print one line to stderr and exit with 1.
+    """
+    if main.__module__ == "__main__":
+        try:
+            sys.exit(main())
+        except (U2moeError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
+            sys.exit(f"error: {' '.join(str(error).split())}")
+    return main
