@@ -29,7 +29,7 @@ def measure_costs(probes: Mapping[str, Probe], recordings: Sequence[Samples], re
     """
     found: dict[str, Any] = {name: {"parameters": _parameters(probe), "work": {}} for name, probe in probes.items()}
     for kind, title in WORK.items():
-        able = {name: own for name, probe in probes.items() if (own := _round(probe, recordings, kind))}
+        able = {name: made for name, probe in probes.items() if (made := _round(probe, recordings, kind))}
         seconds = interleaved({name: timed(run) for name, (run, _) in able.items()}, repetitions, title=title)
         for name, own in seconds.items():
             found[name]["work"][kind] = Spread.of([value / able[name][1] for value in own]).data()
