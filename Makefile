@@ -63,8 +63,7 @@ lint: .venv/ready
 	.venv/bin/python tests/prose.py
 
 types: .venv/ready
-	cd .venv && bin/mypy --config-file ../pyproject.toml -p u2moe
-	cd .venv && MYPYPATH=../$(RECIPE) bin/mypy --config-file ../pyproject.toml ../$(RECIPE)/*.py
+	cd .venv && MYPYPATH=../$(RECIPE) bin/mypy --config-file ../pyproject.toml -p u2moe $(patsubst $(RECIPE)/%.py,-m %,$(wildcard $(RECIPE)/*.py))
 
 # NO_MKDOCS_2_WARNING: without it, mkdocs-material prints a banner about its successor on every build.
 docs: .venv/ready

@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, settings
 from tones import toy_recognizer
 from transcribing import OPTIONS
 
-from u2moe.runtime import Bundle, BundleWriter, Recognizer
+from u2moe.runtime import Bundle, BundleWriter, Recognizer, SessionSettings
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 
 # No deadline, because it would measure the load of the machine. Few examples: long searches belong to the benchmarks.
@@ -209,6 +209,18 @@ def model(bundle):
 @pytest.fixture(scope="session")
 def recognizer(bundle, model):
     return Recognizer(bundle, model)
+
+
+@pytest.fixture
+def loaded_once(bundle, model, monkeypatch):
+    """Let commands use the loaded model of the tiny bundle, unless they ask for other settings."""
+    load = Recognizer.load
+
+    def loaded(folder, settings=None, **chosen):
+        is_plain = str(folder) == str(bundle.path) and settings == SessionSettings()
+        return Recognizer(bundle, model, **chosen) if is_plain else load(folder, settings, **chosen)
+
+    monkeypatch.setattr(Recognizer, "load", loaded)
 
 
 @pytest.fixture

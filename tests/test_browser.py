@@ -22,9 +22,15 @@ from browsing import (
 from manifests import edit_manifest
 from playwright.sync_api import expect
 
-from u2moe.runtime import DecodingOptions, EndpointConfig, Recognizer, TextFormat
+from u2moe.runtime import Bundle, DecodingOptions, EndpointConfig, Recognizer, TextFormat
 
 pytestmark = [pytest.mark.slow, needs_chromium, needs_onnxruntime_web]
+
+
+@pytest.fixture(scope="module")
+def bundle(exported):
+    """A bundle without experts, which pages load faster."""
+    return Bundle.open(exported("dense_tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +77,10 @@ def talk(sound, tmp_path):
 
 
 @pytest.fixture
-def wanted(bundle, model, talk):
+def wanted(bundle, talk):
     """Words that Python recognises in `talk` with the options of the page."""
     options = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig(), text_format=TextFormat())
-    segments = Recognizer(bundle, model, options).transcribe(talk).segments
+    segments = Recognizer(bundle, bundle.load(), options).transcribe(talk).segments
     return [word.word for segment in segments for word in segment.words]
 
 

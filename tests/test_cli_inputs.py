@@ -11,7 +11,7 @@ import soundfile
 from commands import transcribe
 from media import write_media
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_once")]
 
 
 @pytest.fixture

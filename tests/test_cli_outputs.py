@@ -14,7 +14,7 @@ import soundfile
 
 from u2moe.runtime import cli
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_once")]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Mixtures of experts in every number format, compared with plain numpy token by token."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -54,19 +55,22 @@ LIMITS = {"fp32": 1e-5, "fp16": 3e-3, "int8": 3e-3, "int4": 1.5e-2}
 MatMulNBits rounds blocks of a row, which is finer."""
 ROUND_ROWS = ("int8", "int4")
 """Formats whose products round activations."""
-CASES = [*((kind, "swish") for kind in WEIGHT_FORMATS), *(("int8", kind) for kind in IN_TORCH if kind != "swish")]
+SIZES = [(8, 2), (4, 1), (3, 3), (1, 1)]
+"""Numbers of experts, and of experts per token."""
+CASES = [
+    *itertools.product(WEIGHT_FORMATS, ["swish"], SIZES, [True, False]),
+    *(("int8", kind, SIZES[0], True) for kind in IN_TORCH if kind != "swish"),
+]
 
 
 def test_every_format_has_a_limit():
     assert LIMITS.keys() == WEIGHT_FORMATS.keys() == CONVERSIONS.keys() | {"fp32", "fp16"}
 
 
-@pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (4, 1), (3, 3), (1, 1)])
-@pytest.mark.parametrize(("kind", "activation"), CASES)
-def test_tokens_get_the_weighted_sum_of_their_experts(kind, activation, num_experts, top_k, has_bias, session_of):
+@pytest.mark.parametrize(("kind", "activation", "size", "has_bias"), CASES)
+def test_tokens_get_the_weighted_sum_of_their_experts(kind, activation, size, has_bias, session_of):
     """Experts differ so much that a wrong expert, a missing one or a wrong weight would show."""
-    random, (dim, hidden) = np.random.default_rng(2), (32, 64)
+    random, (dim, hidden), (num_experts, top_k) = np.random.default_rng(2), (32, 64), size
     gate = random.standard_normal((dim, num_experts)).astype(np.float32) * 0.3
     shapes = {"w1": (dim, hidden), "w2": (hidden, dim)}
     floats = {f"e{expert}_{part}": (random.standard_normal(shape) * (1 + expert)).astype(np.float32)

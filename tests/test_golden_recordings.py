@@ -48,8 +48,6 @@ def test_recordings_whole_and_in_chunks(heard):
     model = bundle.load()
     assert recordings
     assert [found(model, model.encode(features)) for features in recordings] == known["whole"]
-    bundle, recordings, known = heard
-    model = bundle.load()
     assert ("chunks" in known) == bundle.manifest.model.streaming
     if "chunks" in known:
         encoded = [model.encode(features, golden.CHUNK_SIZE, golden.NUM_LEFT_CHUNKS) for features in recordings]

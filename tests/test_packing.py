@@ -146,16 +146,16 @@ def test_another_layout_is_refused_by_name(packed, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_report_counts_packed_files_and_nothing_to_pack_is_an_error(exported, tmp_path, sound):
+def test_the_report_counts_packed_files_and_nothing_to_pack_is_an_error(small_bundle, tmp_path, sound):
     soundfile.write(tmp_path / "noise.wav", sound, 16000)
     packed = recipe("int8", packed=True)
-    bundle, report = quantize_bundle(exported("moe_tiny"), tmp_path / "out", packed, audio=[tmp_path / "noise.wav"])
+    bundle, report = quantize_bundle(small_bundle.path, tmp_path / "out", packed, audio=[tmp_path / "noise.wav"])
     sizes = {name: file.size for name, file in bundle.manifest.files.items()}
     assert report["bytes"]["files"]["after"] == sum(sizes.values()) - sizes["report.json"]
     assert json.loads((bundle.path / "report.json").read_text(encoding="utf-8")) == report
     plain = recipe("fp32", {"embeddings": "int8"}, packed=True)
     with pytest.raises(BundleError, match=r"with recipe fp32\[embeddings=int8\], native kernels use none"):
-        quantize_bundle(exported("moe_tiny"), tmp_path / "plain", plain)
+        quantize_bundle(small_bundle.path, tmp_path / "plain", plain)
     assert not (tmp_path / "plain").exists()
 
 

@@ -31,18 +31,10 @@ def demo():
     return Bundle.open(DEMO_FOLDER)
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """A function from a profile to the folder converted from the demo bundle, made once."""
-    folders = {}
-
-    def convert(profile):
-        if profile not in folders:
-            folder = tmp_path_factory.mktemp(profile) / "out"
-            folders[profile] = convert_bundle(DEMO_FOLDER, folder, profile, ort=True).path
-        return folders[profile]
-
-    return convert
+def converted(profile, folder, **settings):
+    """Convert the demo bundle, and return the functions that run its two graphs, in ONNX and ORT format."""
+    path = convert_bundle(DEMO_FOLDER, folder, profile, ort=True).path
+    return [session_of(path / f"{profile}.{suffix}", **settings) for suffix in ("onnx", "ort")]
 
 
 def streamed(run, manifest, samples, chunk_size=16, left=4):
@@ -60,32 +52,34 @@ def streamed(run, manifest, samples, chunk_size=16, left=4):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["onnx", "ort"])
-def test_clips_as_streams_of_samples(converted, demo, suffix):
-    run = session_of(converted("streaming") / f"streaming.{suffix}")
+def test_clips_as_streams_of_samples(demo, tmp_path):
+    runs = converted("streaming", tmp_path / "out")
     options = DecodingOptions(
         chunk_size=16, num_left_chunks=4, search="ctc_prefix_beam", beam_size=10, language_model="none"
     )
     recognizer = Recognizer.from_pretrained(options=options)
     for clip in CLIPS:
         samples, _ = soundfile.read(clip, dtype="float32")
-        best = ctc_prefix_beam_search(streamed(run, demo.manifest, samples), 10)[0]
-        assert demo.vocabulary.text(best.tokens) == recognizer.transcribe(clip).text
+        expected = recognizer.transcribe(clip).text
+        for run in runs:
+            best = ctc_prefix_beam_search(streamed(run, demo.manifest, samples), 10)[0]
+            assert demo.vocabulary.text(best.tokens) == expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["onnx", "ort"])
-def test_clips_as_recordings(converted, demo, suffix):
-    run = session_of(converted("offline") / f"offline.{suffix}")
+def test_clips_as_recordings(demo, tmp_path):
+    runs = converted("offline", tmp_path / "out")
     recognizer = Recognizer.from_pretrained(options=DecodingOptions(search="ctc_greedy"))
     for clip in CLIPS:
         samples, _ = soundfile.read(clip, dtype="float32")
-        found, expected = run({"samples": samples[None]}), recognizer.transcribe(clip)
-        assert demo.vocabulary.text(found["tokens"]) == expected.text
-        moved = np.abs(found["times"] - expected.segments[0].times)
-        # a token begins one frame earlier or later if it and the blank are equally likely: roundings of int8 decide
-        assert moved.max() < samples_per_frame(demo.manifest) / demo.manifest.features.sample_rate + 1e-3
-        assert np.count_nonzero(moved > 1e-3) <= 1
+        expected = recognizer.transcribe(clip)
+        for run in runs:
+            found = run({"samples": samples[None]})
+            assert demo.vocabulary.text(found["tokens"]) == expected.text
+            moved = np.abs(found["times"] - expected.segments[0].times)
+            # a token begins one frame earlier or later if it and the blank are equally likely: roundings of int8 decide
+            assert moved.max() < samples_per_frame(demo.manifest) / demo.manifest.features.sample_rate + 1e-3
+            assert np.count_nonzero(moved > 1e-3) <= 1
 
 
 @pytest.mark.slow
@@ -109,23 +103,24 @@ def test_recordings_have_the_padding_of_the_bundle(bundle, model, sound, tmp_pat
 
 @pytest.mark.slow
 @needs_extensions
-@pytest.mark.parametrize("suffix", ["onnx", "ort"])
-def test_clips_as_files(converted, suffix, tmp_path):
-    run = session_of(converted("clip") / f"clip.{suffix}", extensions=True)
+def test_clips_as_files(tmp_path):
+    runs = converted("clip", tmp_path / "out", extensions=True)
     recognizer = Recognizer.from_pretrained(options=DecodingOptions(search="ctc_greedy"))
     for clip in CLIPS:
         samples, rate = soundfile.read(clip, dtype="float32")
         stereo = np.stack([samples, samples], axis=1)
         for name in ("a.wav", "b.flac"):
             soundfile.write(tmp_path / name, stereo, rate)
-            found = run({"audio": np.frombuffer((tmp_path / name).read_bytes(), np.uint8)[None]})
-            assert found["text"].tolist() == [recognizer.transcribe(tmp_path / name).text]
+            content, expected = (tmp_path / name).read_bytes(), recognizer.transcribe(tmp_path / name).text
+            for run in runs:
+                assert run({"audio": np.frombuffer(content, np.uint8)[None]})["text"].tolist() == [expected]
         # AudioDecoder keeps the silence that MP3 encoders add in front, which libsndfile removes: words may differ.
         soundfile.write(tmp_path / "c.mp3", stereo, rate)
         content = (tmp_path / "c.mp3").read_bytes()
         tagged = b"ID3\x03\x00\x00\x00\x00\x00\x0a" + bytes(10) + content
-        texts = [run({"audio": np.frombuffer(each, np.uint8)[None]})["text"].tolist() for each in (content, tagged)]
-        assert texts[0] == texts[1] != [""]
+        for run in runs:
+            texts = [run({"audio": np.frombuffer(each, np.uint8)[None]})["text"].tolist() for each in (content, tagged)]
+            assert texts[0] == texts[1] != [""]
 
 
 @needs_extensions
@@ -155,7 +150,9 @@ def test_the_detokenizer_gives_the_text_of_the_vocabulary(bundle):
     ("clip", "ArgMax", "ArgMin", "tokens: "),
     ("clip", "GreaterOrEqual", "Less", "REFUSED: the clip must be shorter"),
 ])  # fmt: skip
-def test_a_wrong_graph_of_each_profile_is_not_written(bundle, tmp_path, monkeypatch, profile, operator, other, message):
+def test_a_wrong_graph_of_each_profile_is_not_written(
+    small_bundle, tmp_path, monkeypatch, profile, operator, other, message
+):
     original = conversion.profile_graph
 
     def changed(opened, name):
@@ -167,15 +164,15 @@ def test_a_wrong_graph_of_each_profile_is_not_written(bundle, tmp_path, monkeypa
 
     monkeypatch.setattr(conversion, "profile_graph", changed)
     with pytest.raises(Exception, match=message):  # of ours or of onnxruntime
-        convert_bundle(bundle.path, tmp_path / "out", profile)
+        convert_bundle(small_bundle.path, tmp_path / "out", profile)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_graphs_of_networks_of_any_kind(bundle, export_quickly, tmp_path):
+def test_graphs_of_networks_of_any_kind(small_bundle, export_quickly, tmp_path):
     """From a float32 bundle; without convolution; without streams. Each conversion compares."""
-    assert convert_bundle(bundle.path, tmp_path / "1", "streaming", ort=True).report.worst.difference < 1e-4
-    assert convert_bundle(bundle.path, tmp_path / "2", "offline").report.worst.difference < 1e-4
+    assert convert_bundle(small_bundle.path, tmp_path / "1", "streaming", ort=True).report.worst.difference < 1e-4
+    assert convert_bundle(small_bundle.path, tmp_path / "2", "offline").report.worst.difference < 1e-4
     write_random_checkpoint(tmp_path / "plain", random_config(encoder="transformer"), seed=1)
     plain = export_quickly(tmp_path / "plain", tmp_path / "plain-bundle")
     assert convert_bundle(plain, tmp_path / "3", "streaming").files == ("decoder.onnx", "streaming.onnx", "tokens.txt")

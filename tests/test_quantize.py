@@ -90,15 +90,13 @@ ENCODER_ERROR = {"int8": 0.06, "int8-experts": 0.04, "int4-experts": 0.2, "fp16"
 
 
 @pytest.mark.parametrize("name", sorted(ENCODER_ERROR))
-@pytest.mark.parametrize("utterance", ["u300", "u131", "u15"])
-def test_outputs_are_close_to_float32(name, utterance, float32, quantized, utterances):
-    features = utterances[utterance]
-    reference, model = float32.load(), quantized(name).load()
-    expected, found = reference.encode(features), model.encode(features)
-    assert relative_error(expected, found) < ENCODER_ERROR[name]
-    hypotheses = [[3, 4, 5], [], list(range(7, 20))]
-    for left, right in zip(reference.rescore(expected, hypotheses), model.rescore(expected, hypotheses), strict=True):
-        np.testing.assert_allclose(left, right, atol=1.5)
+def test_outputs_are_close_to_float32(name, model, quantized, utterances):
+    made, hypotheses = quantized(name).load(), [[3, 4, 5], [], list(range(7, 20))]
+    for utterance in ("u300", "u131", "u15"):
+        expected, found = (each.encode(utterances[utterance]) for each in (model, made))
+        assert relative_error(expected, found) < ENCODER_ERROR[name], utterance
+        for left, right in zip(model.rescore(expected, hypotheses), made.rescore(expected, hypotheses), strict=True):
+            np.testing.assert_allclose(left, right, atol=1.5)
 
 
 @pytest.mark.parametrize("name", sorted(ENCODER_ERROR))
@@ -112,10 +110,10 @@ def test_parameters_are_counted_whatever_their_format(name, float32, quantized):
     assert f"active for a token: {found['active']:,}" in describe(inspect_bundle(quantized(name).path))
 
 
-@pytest.mark.parametrize("name", ["int8", "int8-experts", "int4-experts"])
-def test_a_frame_does_not_depend_on_its_chunk_or_batch(name, quantized):
-    """Activations have one scale per token: batched streams agree, as does a first chunk with or without later ones."""
-    model = quantized(name).load()
+def test_a_frame_does_not_depend_on_its_chunk_or_batch(quantized):
+    """Activations have one scale per token: batched streams agree, as does a first chunk with or without later ones.
+    test_batches compares int8."""
+    model = quantized("int4-experts").load()
     features = np.random.default_rng(3).normal(8, 2, (2, 131, 80)).astype(np.float32)
     alone = [model.encode(row, 16, 4) for row in features]
     np.testing.assert_array_equal(model.encode(features[0, :67], 16, 4), alone[0][:16])
@@ -183,15 +181,15 @@ def test_what_cannot_be_quantized_is_refused_and_leaves_nothing(float32, quantiz
 
 
 @pytest.fixture
-def separate(float32, tmp_path):
-    """Return the tiny bundle with weights in files next to its graphs."""
+def separate(small_bundle, tmp_path):
+    """Return the small bundle with weights in files next to its graphs."""
     source = tmp_path / "source"
     with BundleWriter(source) as staging:
-        for graph in float32.manifest.model.graphs():
-            file = float32.path / graph.file
+        for graph in small_bundle.manifest.model.graphs():
+            file = small_bundle.path / graph.file
             ir.save(ir.load(file), staging.path / graph.file, external_data=f"{graph.file}.data")
-        staging.add("tokens.txt", float32.path / "tokens.txt")
-        staging.finish(float32.manifest)
+        staging.add("tokens.txt", small_bundle.path / "tokens.txt")
+        staging.finish(small_bundle.manifest)
     return source
 
 
@@ -205,57 +203,58 @@ def test_weights_with_a_second_name_are_refused(separate, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "limit"), [("int8", 10_000), ("fp16", 10**9)])
-def test_weights_beside_the_graph(name, limit, separate, quantized, monkeypatch, tmp_path):
+def test_weights_beside_the_graph(name, limit, separate, small_bundle, monkeypatch, tmp_path):
     """Large graphs keep their weights in a separate file, before and after, with the same outputs."""
+    plain, _ = quantize_bundle(small_bundle.path, tmp_path / "plain", recipe(name))
     monkeypatch.setattr("u2moe.runtime.graph.file.EXTERNAL_DATA_LIMIT", limit)
     bundle, _ = quantize_bundle(separate, tmp_path / "out", recipe(name))
     assert ("encoder.onnx.data" in bundle.manifest.files) == (limit == 10_000)
     features = np.random.default_rng(4).normal(8, 2, (100, 80)).astype(np.float32)
-    np.testing.assert_array_equal(bundle.load().encode(features), quantized(name).load().encode(features))
+    np.testing.assert_array_equal(bundle.load().encode(features), plain.load().encode(features))
 
 
 @pytest.mark.parametrize(("owner", "name"), [(ir, "save"), (Activations, "add")])
-def test_a_full_disk_is_an_error_that_names_the_bundle(float32, monkeypatch, tmp_path_factory, clip, owner, name):
+def test_a_full_disk_is_an_error_that_names_the_bundle(small_bundle, monkeypatch, tmp_path_factory, clip, owner, name):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     folder = tmp_path_factory.mktemp("full")
     monkeypatch.setattr(owner, name, full)
     with pytest.raises(BundleError, match="out: cannot be written: No space left on device"):
-        quantize_bundle(float32.path, folder / "out", recipe("int8", calibration=[clip] * (owner is Activations)))
+        quantize_bundle(small_bundle.path, folder / "out", recipe("int8", calibration=[clip] * (owner is Activations)))
     assert list(folder.iterdir()) == []
 
 
-def test_command_writes_report_and_gate_fails(float32, clip, tmp_path, capsys):
+def test_command_writes_report_and_gate_fails(small_bundle, clip, tmp_path, capsys):
     manifest = tmp_path / "list.tsv"
     manifest.write_text(f"{clip}\tone two three\n", encoding="utf-8")
     out = tmp_path / "out"
-    assert main(["quantize", str(float32.path), str(out), "--list", str(manifest), "--accept-damage"]) == 0
+    assert main(["quantize", str(small_bundle.path), str(out), "--list", str(manifest), "--accept-damage"]) == 0
     table, told = capsys.readouterr()
     assert "tokens with unchanged experts" in table
     assert "[1/3] quantizing encoder.onnx" in told
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert 0 < report["weight_error"]["experts"]["relative"] < 0.01
     assert set(report["routing_agreement"]) == {
-        f"encoder.encoders.{block}.{layer}" for block in range(3) for layer in ("feed_forward_macaron", "feed_forward")
+        f"encoder.encoders.{block}.{layer}" for block in range(2) for layer in ("feed_forward_macaron", "feed_forward")
     }
     assert 0.9 < min(report["routing_agreement"].values()) <= 1
     assert report["text"]["ctc_greedy, full context"]["num_words"] == 3
 
-    failing = ["quantize", str(float32.path), str(tmp_path / "gated"), "--list", str(manifest)]
+    failing = ["quantize", str(small_bundle.path), str(tmp_path / "gated"), "--list", str(manifest)]
     assert main([*failing, "--recipe", "int4-experts", "--max-wer-increase", "-1000"]) == 1
     assert "word error rate rose" in capsys.readouterr().err
     assert not (tmp_path / "gated").exists()
 
 
-def test_what_is_not_measured_does_not_pass(float32, clip, tmp_path):
+def test_what_is_not_measured_does_not_pass(small_bundle, clip, tmp_path):
     soundfile.write(tmp_path / "short.wav", np.zeros(160), 16_000)
     out, short = tmp_path / "out", Recording(path=tmp_path / "short.wav", transcript="one")
     with pytest.raises(AudioError, match=r"short\.wav and all other recordings are too short for the encoder"):
-        quantize_bundle(float32.path, out, RECIPES["int8"], recordings=[short], goal=Goal(max_wer_increase=0))
+        quantize_bundle(small_bundle.path, out, RECIPES["int8"], recordings=[short], goal=Goal(max_wer_increase=0))
     silent = Recording(path=clip, transcript=" - ")
     with pytest.raises(ValueError, match="transcripts that contain words"):
-        quantize_bundle(float32.path, out, RECIPES["int8"], recordings=[silent], goal=Goal(max_wer_increase=0))
+        quantize_bundle(small_bundle.path, out, RECIPES["int8"], recordings=[silent], goal=Goal(max_wer_increase=0))
     assert not out.exists()
 
 
@@ -264,8 +263,8 @@ def test_what_is_not_measured_does_not_pass(float32, clip, tmp_path):
     (["--group", "experts=int4", "--group", "experts=int8"], "must name each group at most once, got experts twice"),
     (["--packed", "--recipe", "fp16"], "packed applies only to weights in int8 and int4, but this recipe uses fp16"),
 ])  # fmt: skip
-def test_options_without_use_are_refused(float32, tmp_path, capsys, options, message):
-    assert main(["quantize", str(float32.path), str(tmp_path / "out"), *options]) == 1
+def test_options_without_use_are_refused(small_bundle, tmp_path, capsys, options, message):
+    assert main(["quantize", str(small_bundle.path), str(tmp_path / "out"), *options]) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -284,16 +283,16 @@ def scaled(source, folder, **exponents):
 
 @pytest.mark.parametrize("exponent", [-22, 22])
 @pytest.mark.parametrize("kind", ["fp16", "int4"])
-def test_what_half_precision_does_not_hold_stays_float32(kind, exponent, float32, clip, tmp_path):
+def test_what_half_precision_does_not_hold_stays_float32(kind, exponent, small_bundle, clip, tmp_path):
     """The network computes the same with scaled encoder output and CTC head: layers kept in fp16, scales in 4 bits."""
     source = scaled(
-        float32, tmp_path / "scaled", after_norm_weight=exponent, after_norm_bias=exponent, ctc_lo_weight=-exponent
+        small_bundle, tmp_path / "scaled", after_norm_weight=exponent, after_norm_bias=exponent, ctc_lo_weight=-exponent
     )
     changed = recipe("fp32", {"output_layers": "int8" if kind == "fp16" else kind})
     other = "encoder.encoders.1.feed_forward"
     changed = replace(changed, exceptions={other: "fp16", "ctc.ctc_lo": kind})
     made, _ = quantize_bundle(source.path, tmp_path / "out", changed)
-    models, (frames,) = [bundle.load() for bundle in (source, made)], features_of(float32, [clip])
+    models, (frames,) = [bundle.load() for bundle in (source, made)], features_of(small_bundle, [clip])
     expected, found = (model.ctc(model.encode(frames)) for model in models)
     assert np.abs(expected - found).mean() < (0.01 if kind == "fp16" else 0.5)
     is_lost = kind == "fp16" or exponent > 0  # scales are smaller than weights
@@ -316,7 +315,7 @@ def test_rescaled_channels_do_not_hide_what_is_lost(rows, columns, expected):
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 @pytest.mark.parametrize("layer", ["ctc.ctc_lo.weight", "encoder.after_norm.weight"])
-def test_weights_that_are_not_finite_are_named(layer, number, float32, tmp_path, capsys):
+def test_weights_that_are_not_finite_are_named(layer, number, small_bundle, tmp_path, capsys):
     def damage(model):
         if value := model.graph.initializers.get(layer):
             array = value.const_value.numpy().copy()
@@ -324,7 +323,7 @@ def test_weights_that_are_not_finite_are_named(layer, number, float32, tmp_path,
             value.const_value = ir.tensor(array, name=layer)
 
     source, out = (
-        rewritten_bundle(float32, tmp_path / "source", lambda models: [*map(damage, models)]),
+        rewritten_bundle(small_bundle, tmp_path / "source", lambda models: [*map(damage, models)]),
         tmp_path / "out",
     )
     assert main(["quantize", str(source.path), str(out), "--no-report"]) == 1
@@ -338,9 +337,11 @@ def test_weights_that_are_not_finite_are_named(layer, number, float32, tmp_path,
     ("ctc", "int8", {"after_norm_weight": 10, "ctc_lo_weight": 124}, "noise"),
     ("decoder", "int4", {"after_norm_weight": 10, "output_layer_weight": 124}, "noise"),
 ])  # fmt: skip
-def test_graphs_that_overflow_are_not_written(graph, name, exponents, sound, float32, tmp_path, capsys, monkeypatch):
+def test_graphs_that_overflow_are_not_written(
+    graph, name, exponents, sound, small_bundle, tmp_path, capsys, monkeypatch
+):
     """Also if they overflow only for speech."""
-    source, out = scaled(float32, tmp_path / "source", **exponents), tmp_path / "out"
+    source, out = scaled(small_bundle, tmp_path / "source", **exponents), tmp_path / "out"
     if sound != "noise":
         monkeypatch.setattr("u2moe.quantize.changes.noise", lambda _: [])
     assert main(["quantize", str(source.path), str(out), "--recipe", name, "--no-report"]) == 1
@@ -348,11 +349,11 @@ def test_graphs_that_overflow_are_not_written(graph, name, exponents, sound, flo
     assert not out.exists()
 
 
-def test_nodes_of_a_graph_in_half_precision_stay_float32_with_such_weights(float32, clip, tmp_path):
+def test_nodes_of_a_graph_in_half_precision_stay_float32_with_such_weights(small_bundle, clip, tmp_path):
     """So do values between two such nodes. Neither weights nor the encoder's output are lost."""
-    source = scaled(float32, tmp_path / "scaled", after_norm_weight=-22, after_norm_bias=-22, ctc_lo_weight=22)
+    source = scaled(small_bundle, tmp_path / "scaled", after_norm_weight=-22, after_norm_bias=-22, ctc_lo_weight=22)
     made, _ = quantize_bundle(source.path, tmp_path / "out", RECIPES["fp16"])
-    (frames,) = features_of(float32, [clip])
+    (frames,) = features_of(small_bundle, [clip])
     expected, found = (model.ctc(model.encode(frames)) for model in (source.load(), made.load()))
     assert np.abs(expected - found).mean() < 0.02  # as without scaling
     assert {"ctc.ctc_lo", "encoder.after_norm"} <= set(made.manifest.quantization["beyond_half_precision"])
@@ -361,11 +362,11 @@ def test_nodes_of_a_graph_in_half_precision_stay_float32_with_such_weights(float
     assert stored["ctc.ctc_lo.bias.fp16"].dtype == ir.DataType.FLOAT16
 
 
-def test_features_end_at_their_limit_and_clipped_weights_are_an_error(float32, clip):
-    whole = features_of(float32, [clip])[0]
-    assert [len(frames) for frames in features_of(float32, [clip, clip], len(whole) + 20)] == [len(whole), 20]
-    assert [len(frames) for frames in features_of(float32, [clip, clip], 30)] == [30]
-    np.testing.assert_array_equal(features_of(float32, [clip], 30)[0], whole[:30])
+def test_features_end_at_their_limit_and_clipped_weights_are_an_error(small_bundle, clip):
+    whole = features_of(small_bundle, [clip])[0]
+    assert [len(frames) for frames in features_of(small_bundle, [clip, clip], len(whole) + 20)] == [len(whole), 20]
+    assert [len(frames) for frames in features_of(small_bundle, [clip, clip], 30)] == [30]
+    np.testing.assert_array_equal(features_of(small_bundle, [clip], 30)[0], whole[:30])
     value = ir.Value(name="weight", const_value=ir.tensor(np.array([1e6], np.float32)))
     with pytest.raises(BundleError, match=r"weight: a weight is 1e\+06, but half precision allows at most 65504"):
         half_of(value)

@@ -23,9 +23,12 @@ KINDS = ("norms", "heads", "front", "projection", "output")
 """Rescalings combined by "all"."""
 
 
-@pytest.fixture(scope="module", params=["moe_tiny", pytest.param("dense_tiny", marks=pytest.mark.endurance)])
-def plain(request, exported):
-    return Bundle.open(exported(request.param))
+GOLDEN = [pytest.param(name, marks=pytest.mark.endurance) for name in ("moe_tiny", "dense_tiny")]
+
+
+@pytest.fixture(scope="module", params=["small", *GOLDEN])
+def plain(request, exported, small_bundle):
+    return small_bundle if request.param == "small" else Bundle.open(exported(request.param))
 
 
 @pytest.fixture(scope="module")

@@ -75,8 +75,9 @@ def recognised(recognizer, sound, sizes, options):
     return [[(each.tokens, each.text, each.times) for each in own] for own in segments]
 
 
-@pytest.mark.parametrize("network", ["moe_tiny", "dense_tiny"])
-@pytest.mark.parametrize("search", ["attention_rescoring", "ctc_prefix_beam", "attention"])
+@pytest.mark.parametrize(("network", "search"), [
+    ("moe_tiny", "attention_rescoring"), ("moe_tiny", "attention"), ("dense_tiny", "ctc_prefix_beam"),
+])  # fmt: skip
 def test_texts_are_those_of_the_bundle(static, exported, sound, network, search):
     """In all splits, alone and together with other streams, and if utterances end within a chunk."""
     options = dataclasses.replace(DYNAMIC, search=search)
@@ -148,7 +149,7 @@ def test_other_encoders(name, multiple, left, export_quickly, tmp_path):
     assert all(isinstance(axis, int) for value in graph.get_inputs() + graph.get_outputs() for axis in value.shape)
 
 
-def test_a_wrong_weight_is_found(bundle, tmp_path, monkeypatch):
+def test_a_wrong_weight_is_found(small_bundle, tmp_path, monkeypatch):
     """Nothing is written."""
     folded = folding.folded
 
@@ -161,7 +162,7 @@ def test_a_wrong_weight_is_found(bundle, tmp_path, monkeypatch):
 
     monkeypatch.setattr("u2moe.export.profiles.static_graph.folded", damaged)
     with pytest.raises(ParityError, match="stream from position 0, last chunk of 1: output: largest difference"):
-        convert_static(bundle.path, tmp_path / "static")
+        convert_static(small_bundle.path, tmp_path / "static")
     assert not any(tmp_path.iterdir())
 
 
@@ -194,11 +195,13 @@ def mixture_session(build, num_experts, weights):
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(
-    ("num_experts", "top_k"), [(1, 1), (2, 1), (3, 2), (4, 4), (5, 3), (6, 4), (7, 1), (8, 2), (9, 7), (33, 4)]
-)
-@pytest.mark.parametrize("common", [0.0, 1e6])
+SIZES = ((1, 1), (2, 1), (3, 2), (4, 4), (5, 3), (6, 4), (7, 1), (9, 7), (33, 4))
+"""Numbers of experts, and of experts per token."""
+
+
+@pytest.mark.parametrize(("num_experts", "top_k", "bias", "common"), [
+    *((*size, True, 1e6) for size in SIZES), (8, 2, True, 0.0), (8, 2, False, 0.0), (8, 2, False, 1e6),
+])  # fmt: skip
 def test_mixture_without_choosing(num_experts, top_k, bias, common):
     """All experts as one layer yield the output of the chosen ones; a common part of the logits causes no rounding."""
     random = np.random.default_rng(num_experts * 10 + top_k)
@@ -260,15 +263,14 @@ def test_damaged_folders(folder, file, change, told, tmp_path):
         Bundle.open(damaged(folder, tmp_path / "damaged", file, change)).load()
 
 
-def test_command(bundle, tmp_path, capsys):
-    assert (
-        main(["convert", str(bundle.path), str(tmp_path / "out"), "--profile", "static", "--num-left-chunks", "2"]) == 0
-    )
+def test_command(small_bundle, tmp_path, capsys):
+    source, out, no = map(str, (small_bundle.path, tmp_path / "out", tmp_path / "no"))
+    assert main(["convert", source, out, "--profile", "static", "--num-left-chunks", "2"]) == 0
     assert "static.onnx" in capsys.readouterr().out
     assert Bundle.open(tmp_path / "out").manifest.model.static.num_left_chunks == 2
-    assert main(["convert", str(bundle.path), str(tmp_path / "no"), "--profile", "offline", "--qdq", "a.wav"]) != 0
+    assert main(["convert", source, no, "--profile", "offline", "--qdq", "a.wav"]) != 0
     assert "--calibration and --qdq require --profile static" in capsys.readouterr().err
-    assert main(["convert", str(bundle.path), str(tmp_path / "no"), "--profile", "static", "--ort"]) != 0
+    assert main(["convert", source, no, "--profile", "static", "--ort"]) != 0
     assert "--ort does not apply to --profile static" in capsys.readouterr().err
 
 
@@ -290,11 +292,11 @@ def test_even_columns_give_the_same_product():
     assert found == pytest.approx(rows @ columns, abs=1e-4)
 
 
-def test_quantized_for_qnn(bundle, clips, tmp_path, monkeypatch):
+def test_quantized_for_qnn(small_bundle, clips, tmp_path, monkeypatch):
     """From recordings: chunks in both layouts, a 16-bit graph except for the router, and its damage."""
     files = sorted(clips.glob("*.wav"))
     monkeypatch.setattr("u2moe.export.profiles.static.EXPERIMENTAL", 1000)
-    written = convert_static(bundle.path, tmp_path / "out", **CHUNKS, recordings=files, qdq=True)
+    written = convert_static(small_bundle.path, tmp_path / "out", **CHUNKS, recordings=files, qdq=True)
     stated = json.loads((written.path / "static.json").read_text())
     assert stated["experimental"]
     folder, inputs = written.path / "calibration", {each["name"]: each["shape"] for each in stated["inputs"]}

@@ -83,10 +83,9 @@ def test_every_weight_says_its_group_or_is_refused(float32):
 
 
 @pytest.mark.slow
-def test_groups_survive_quantization(exported, tmp_path):
-    bundle, _ = quantize_bundle(exported("moe_tiny"), tmp_path / "out", recipe("int4-experts"))
+def test_groups_survive_quantization(exported, quantized):
     before = {value.name: group_of(value) for _, value in weights_of(exported("moe_tiny"))}
-    for _, value in weights_of(bundle.path):
+    for _, value in weights_of(quantized("int4-experts").path):
         stem = re.sub(r"(\.(int8|int4|steps|scale|rows|half))+$", "", value.name)
         assert group_of(value) == before.get(stem, "other"), value.name
 

@@ -21,6 +21,7 @@ from u2moe.runtime import ContextGraph, DecodingOptions, EndpointConfig, Recogni
 from u2moe.runtime.audio.arrays import convert
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
+from u2moe.runtime.server import admission
 from u2moe.runtime.server.launch import open_sockets, run_in_loop
 from u2moe.runtime.server.metrics import Metrics
 from u2moe.runtime.server.options import ServerOptions
@@ -32,6 +33,7 @@ from u2moe.runtime.server.service import Service
 PATIENCE_S = 120
 """Seconds after which an operation counts as hanging. The machine may be busy."""
 rest._SILENCE_S = PATIENCE_S  # otherwise responses begin early, before an error is known
+admission._MEASURED_S = 0.5  # the start of a server would take longest
 STREAMING = DecodingOptions(chunk_size=16, num_left_chunks=4, endpoint=EndpointConfig())
 
 
@@ -267,6 +269,7 @@ def held(demo):
 def start_process(*options, before="", command=(sys.executable,), **environment):
     """Start `u2moe serve` on free ports after code `before`, and yield it when it is ready, with `said` and `urls`. It
     is killed at the end of the context if it still runs."""
+    before += f"\nfrom u2moe.runtime.server import admission\nadmission._MEASURED_S = {admission._MEASURED_S}"
     command = [*command, "-c", f"{before}\nfrom u2moe.runtime.cli import main\nraise SystemExit(main())", "serve"]
     settings = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, **environment}}
     with subprocess.Popen([*command, "--port", "0", *options], **settings) as process:
