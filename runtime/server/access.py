@@ -34,23 +34,16 @@ any page post forms to any server."""
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """An API key.
+    """An API key."""
 
-    Attributes:
-        name: name in logs and errors.
-        secret: value that clients send.
-        num_streams: maximum number of simultaneous streams and files in each worker. None: no limit.
-    """
-
-    name: str
-    secret: str
-    num_streams: int | None = None
+    name: str  # in logs and errors
+    secret: str  # what clients send
+    num_streams: int | None = None  # maximum number of simultaneous streams and files in each worker; None: no limit
 
     def __post_init__(self) -> None:
         if not (self.secret and self.secret.isascii() and self.secret.isprintable()) or " " in self.secret:
-            raise ValueError(
-                f"the value of the API key {self.name!r} must be printable ASCII without spaces: it is sent in headers"
-            )
+            told = "must be printable ASCII without spaces: it is sent in headers"
+            raise ValueError(f"the value of the API key {self.name!r} {told}")
         if self.num_streams is not None:
             checked_integer(f"the number of streams of the key {self.name}", self.num_streams, least=1)
 
@@ -84,11 +77,7 @@ def read_keys(file: Path) -> tuple[Key, ...]:
 
 
 class Keys:
-    """The valid API keys.
-
-    Attributes:
-        by_name: keys by name. Empty: clients need no key.
-    """
+    """The valid API keys, `by_name`. If there are none, clients need no key."""
 
     def __init__(self, options: ServerOptions) -> None:
         self._file = options.keys_file
@@ -105,12 +94,9 @@ class Keys:
     def find(self, candidates: Iterable[str]) -> Key | None:
         """Return the key that matches one of the candidates. Comparisons take constant time."""
         given = [candidate.encode() for candidate in candidates]
-        equal = [
-            key
-            for key in self.by_name.values()
-            if sum(hmac.compare_digest(candidate, key.secret.encode()) for candidate in given)
-        ]
-        return equal[0] if equal else None
+        secrets = {key.secret.encode(): key for key in self.by_name.values()}
+        same = [key for secret, key in secrets.items() if sum(hmac.compare_digest(each, secret) for each in given)]
+        return same[0] if same else None
 
 
 class Access:
@@ -128,8 +114,6 @@ class Access:
     Args:
         app: the application.
         options: options of the server, with the allowed origins.
-        incidents: counts refusals.
-        keys: the valid keys.
         open_paths: paths that need no key.
         own_paths: WebSocket paths by protocol name. On a protocol's own port, `/` stands for its WebSocket path.
     """

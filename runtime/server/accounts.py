@@ -9,17 +9,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_RESERVED = 128
-"""File descriptors reserved for the model, uploaded files and libraries."""
+_RESERVED = 128  # file descriptors reserved for the model, uploaded files and libraries
 _MOST = 16_384
-_PART = 0.5
-"""Share of the maximum number of connections that one address may have."""
-_CONNECTION_S = 0.002
-"""Seconds of processor time charged for a new connection."""
+_PART = 0.5  # share of the maximum number of connections that one address may have
+_CONNECTION_S = 0.002  # seconds of processor time charged for a new connection
 _OWN, _OWN_WITH_PLACE = (0.02, 0.02), (0.001, 0.1)
 _TOGETHER = (0.05, 0.02)
 _ADDRESS, _HERE = (0.05, 0.5), (0.25, 1.0)
@@ -39,18 +35,7 @@ other processes and threads. For most work, measuring it would cost more than th
 _MOST_LOST = 16 << 20
 """Bytes of incomplete messages that closed connections may leave before garbage is collected. Parsers hold these bytes
 in reference cycles."""
-_IPV6_SITE = 64
-"""Number of leading bits of an IPv6 address that the client cannot choose."""
-
-
-class Served(Protocol):
-    """An open connection that can be checked and aborted."""
-
-    def check(self, now: float) -> None:
-        """Close the connection if its client makes too little progress."""
-
-    def abort(self) -> None:
-        """Close the connection immediately."""
+_IPV6_SITE = 64  # number of leading bits of an IPv6 address that the client cannot choose
 
 
 def allowed_connections() -> int:
@@ -99,10 +84,6 @@ class Connections:
         limit: maximum number of connections. One address may have half of this number.
         is_proxy: returns whether an address belongs to a proxy. Proxies and Unix sockets have no limit per address.
         tell_new: called with the number of new connections, which may still become streams.
-
-    Attributes:
-        together: account shared by all connections, for the time that each uses beyond its share.
-        served: open connections.
     """
 
     def __init__(
@@ -114,11 +95,10 @@ class Connections:
         self.limit = limit
         self.num_open = self._num_new = 0
         self.num_by_address: Counter[str] = Counter()
-        self.together = Account(*_TOGETHER)
+        self.together = Account(*_TOGETHER)  # of all connections, for the time that each uses beyond its share
         self._most_of_one = max(int(limit * _PART), 1)
         self._is_proxy = is_proxy
         self._tell_new = tell_new
-        self.served: dict[Visit, Served] = {}
         self._accounts: dict[str, Account] = {}
         self._num_lost = 0
         self._looked_s = 0.0  # processor time of the event loop when it was last read
@@ -132,11 +112,7 @@ class Connections:
         return took_s
 
     def enter(self, connection: socket.socket) -> Visit | None:
-        """Count a new connection.
-
-        Return None if too many connections are open, in total or from the same address, or if the debt of the address
-        is too high.
-        """
+        """Count a new connection. None: too many are open, in all or from its address, or the address owes too much."""
         try:
             peer = address_of(connection.getpeername()[0])
         except (OSError, IndexError):  # the client disconnected, or it is a Unix socket
@@ -165,9 +141,8 @@ class Connections:
         self._num_new += number
         self._tell_new(self._num_new)
 
-    def forget(self, address: str, visit: Visit, num_lost: int) -> None:
+    def forget(self, address: str, num_lost: int) -> None:
         """Remove a closed connection. `num_lost`: bytes of its last, incomplete message."""
-        self.served.pop(visit, None)
         self.num_open -= 1
         self.num_by_address[address] -= 1
         if not self.num_by_address[address]:
@@ -177,11 +152,9 @@ class Connections:
             self._num_lost = 0
             gc.collect()
 
-    def check(self) -> None:
-        """Close connections whose clients make too little progress. Called once a second."""
-        now, self._looked_s = time.monotonic(), time.thread_time()
-        for served in list(self.served.values()):
-            served.check(now)
+    def look(self) -> None:
+        """Read the event loop's processor time. Called once a second, so that `since` is not too high."""
+        self._looked_s = time.thread_time()
 
 
 class Visit:
@@ -244,7 +217,7 @@ class Visit:
         if not self._is_here:
             return
         self._is_here, begin = False, time.monotonic()
-        self.connections.forget(self._address, self, num_lost)
+        self.connections.forget(self._address, num_lost)
         if self._account is not None:  # the address pays for a garbage collection in `forget`
             self._account.take(time.monotonic() - begin, begin)
 

@@ -27,8 +27,7 @@ _TOO_LATE_S, _IN_TIME_S = 0.6, 0.3
 _AVERAGED_S = 1.0
 """Time constant in seconds of the average lateness. The average is over time, not over rounds, because rounds become
 longer when results are late."""
-_FORGOTTEN_S = 2.0
-"""Seconds without live audio after which lateness counts as 0."""
+_FORGOTTEN_S = 2.0  # seconds without live audio after which lateness counts as 0
 _MEASURED_STREAMS = 8
 _MEASURED_S = 4.0
 _MEASURED_HOTWORDS = 1000
@@ -57,8 +56,7 @@ class Lateness:
         """Whether no more streams should be admitted."""
         if time.monotonic() - self._then > _FORGOTTEN_S:
             self._late_s = 0.0
-        limit = _IN_TIME_S if self._is_too_late else _TOO_LATE_S
-        self._is_too_late = self._late_s > limit
+        self._is_too_late = self._late_s > (_IN_TIME_S if self._is_too_late else _TOO_LATE_S)
         return self._is_too_late
 
 
@@ -70,23 +68,18 @@ class Admission:
     """Slots for live streams or for files. If none is free, clients are refused immediately.
 
     Args:
-        num_slots: number of slots.
         incidents: counts refusals. Its metrics contain the `gauge`.
         gauge: name of the gauge that shows how many slots are taken: "streams" or "files".
         lateness: average time that live audio waits. Clients are refused while it is too high. None: only slots count.
         key: name of the API key that the slots belong to. None: the slots are the server's.
-
-    Attributes:
-        num_taken: number of slots taken. A stream that costs more than a plain one takes several.
-        is_stopping: whether the server is stopping and refuses all clients.
     """
 
     def __init__(
         self, num_slots: int, incidents: Incidents, gauge: str, lateness: Lateness | None = None, key: str | None = None
     ) -> None:
         self._incidents, self._gauge, self._lateness, self._key = incidents, gauge, lateness, key
-        self.num_slots, self.num_taken = num_slots, 0.0
-        self.is_stopping = False
+        self.num_slots, self.num_taken = num_slots, 0.0  # a stream that costs more than a plain one takes several
+        self.is_stopping = False  # whether all clients are refused
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[Take]:
@@ -126,19 +119,13 @@ class Admission:
 
 
 def measure_capacity(model: ServedModel) -> int:
-    """Measure how many live streams one thread of this machine can recognise with time to spare.
-
-    Eight streams of speech are decoded at full speed, including the second pass. The faster of two runs is used.
-    """
+    """Measure how many live streams one thread can recognise with time to spare, by the faster of two runs of eight."""
     seconds = min(_decode_speech(model, _MEASURED_STREAMS, _MEASURED_S) for _ in range(2))
     return max(int(_SHARE / seconds), 1)
 
 
 def measure_costs(model: ServedModel) -> None:
-    """Measure the costs of streams with a wider beam, with hotwords, and with both, and set `model.costs`.
-
-    For each cost, the faster of two runs is used.
-    """
+    """Measure `model.costs`: of streams with a wider beam, with hotwords, with both. The faster of two runs counts."""
     if model.stream_options.search in WITHOUT_BEAM:
         return
     vocabulary = model.recognizer.vocabulary

@@ -30,13 +30,9 @@ _Value = TypeVar("_Value")
 
 
 class Patience:
-    """Timeout that restarts when the client makes progress. A message without progress does not restart it.
+    """Timeout of `limit_s` seconds that restarts when the client makes progress, not with every message.
 
-    Args:
-        limit_s: timeout in seconds.
-        least: minimum amount that counts as progress.
-        unit: unit of the amounts, for error messages.
-        amount: returns the amount received since the start.
+    Progress means that the `amount` received since the start has grown by at least `least`, in the given unit.
     """
 
     def __init__(self, limit_s: float, least: float, unit: str, amount: Callable[[], float]) -> None:

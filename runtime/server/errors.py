@@ -14,24 +14,16 @@ MAX_QUOTED = 300
 
 
 class RequestError(U2moeError):
-    """The request cannot be served, or the client violated the protocol.
+    """The request cannot be served, or the client violated the protocol."""
 
-    Attributes:
-        kind: label of the error in the metric `failures`.
-        close_code: WebSocket close code.
-        status: HTTP status.
-        parameter: name of the invalid field, if any.
-        code: OpenAI's error code, if any.
-    """
-
-    kind = "request"
-    close_code = 1008
-    status = 400
+    kind = "request"  # label in the metric `failures`
+    close_code = 1008  # of a WebSocket
+    status = 400  # of HTTP
 
     def __init__(self, message: str, parameter: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        self.parameter = parameter
-        self.code = code
+        self.parameter = parameter  # name of the invalid field
+        self.code = code  # OpenAI's error code
 
 
 class IdleError(RequestError):
@@ -50,11 +42,7 @@ class TooLargeError(RequestError):
 
 
 class UnavailableError(RequestError):
-    """The server is full or stopping. It counts as a refusal, not as a failure.
-
-    Attributes:
-        retry_after_s: seconds after which the client should try again.
-    """
+    """The server is full or stopping. The client should try again later. It counts as a refusal, not as a failure."""
 
     close_code = 1013
     status = 503

@@ -29,10 +29,8 @@ from u2moe.runtime.server.transport import in_place
 
 _AT_ONCE = 4
 """Maximum number of files that take turns. Each file has a decoder process of about 50 MB."""
-_NICENESS = 5
-"""Niceness of the threads that recognise files, since live streams have priority."""
-_LOOK_BYTES = 1 << 20
-"""Bytes of an upload between checks of the free disk space."""
+_NICENESS = 5  # niceness of the threads that recognise files, since live streams have priority
+_LOOK_BYTES = 1 << 20  # bytes of an upload between checks of the free disk space
 
 
 class _Turns:
@@ -65,14 +63,7 @@ class FileQueue:
     The next file to start belongs to the client with the fewest running files. If several clients have the
     fewest, the client whose file started most recently comes last. The files of one client start in order of
     arrival. A client with running files may start another only if it has fewer running files than
-    there are free threads.
-
-    Attributes:
-        admission: slots in the queue. A file holds its slot from the first byte of the upload to the last byte of the
-            response.
-        max_duration_s: maximum seconds of audio in a file.
-        turns: turns of the threads that recognise files.
-        is_cut: set when the server stops and ends all uploads and files with an error.
+    there are free threads. A file holds its slot from the first byte of the upload to the last byte of the response.
     """
 
     def __init__(self, incidents: Incidents, options: ServerOptions) -> None:
@@ -80,7 +71,7 @@ class FileQueue:
         self.metrics, self._incidents = incidents.metrics, incidents
         self.max_duration_s = options.limits.duration_s
         self.turns = _Turns()
-        self.is_cut = threading.Event()
+        self.is_cut = threading.Event()  # set when the server stops and ends all uploads and files with an error
         self._pool = ThreadPoolExecutor(_AT_ONCE, "u2moe-files", initializer=_be_nice)
         self._decoders = [FileDecoder()]  # idle decoders; at most one is kept
         self._placed: list[FileTask] = []  # tasks with a slot
@@ -111,7 +102,7 @@ class FileQueue:
                 with in_place(lambda: None):  # no callback: the request itself notices that the client disconnected
                     yield task
             finally:
-                task.leave()
+                task.is_abandoned.set()
                 self._placed.remove(task)
                 if task in self._tasks:
                     self._tasks.remove(task)
@@ -140,10 +131,7 @@ class FileQueue:
         self._begin()
 
     def give_back(self, decoder: FileDecoder) -> None:
-        """Keep an idle decoder, or stop it if another one is kept or `is_cut` is set.
-
-        Called in the thread that decodes a file.
-        """
+        """Keep an idle decoder, or stop it if another is kept or `is_cut` is set. Called in a thread of the pool."""
         if self._decoders or self.is_cut.is_set():
             decoder.stop()
         else:
@@ -185,27 +173,19 @@ class FileQueue:
 
 
 class FileTask:
-    """A file that has a slot. Its recognition takes turns with that of other files.
+    """A file that has a slot. Its recognition takes turns with that of other files."""
 
-    Attributes:
-        client: the client that sends the file.
-        num_bytes: bytes stored so far.
-        arrival: time at which the upload was complete.
-        decoder: decoder of the file, set when recognition starts.
-        duration: seconds recognised so far; in the end, the duration of the whole file.
-        whole_s: duration in seconds according to the file's header; 0: unknown.
-    """
-
-    arrival: float
-    decoder: FileDecoder
+    arrival: float  # time at which the upload was complete
+    decoder: FileDecoder  # set when recognition starts
 
     def __init__(self, queue: FileQueue, client: str) -> None:
-        self.client, self.num_bytes = client, 0
-        self.duration = self.whole_s = self._waited_s = 0.0
-        self._queue = queue
+        self._queue, self.client, self.num_bytes = queue, client, 0
+        self.duration = 0.0  # seconds recognised so far; in the end, the duration of the whole file
+        self.whole_s = 0.0  # duration according to the file's header; 0: unknown
+        self._waited_s = 0.0
         self._results: asyncio.Queue[Result | Exception] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self._is_abandoned = threading.Event()
+        self.is_abandoned = threading.Event()  # set when nobody waits for more results
 
     def store(self, num_bytes: int) -> None:
         """Record how many bytes are stored. Raises StorageError if several files of a client exceed the free space."""
@@ -219,13 +199,9 @@ class FileTask:
     def recognize(
         self, file: IO[bytes], name: str, sample_rate: int, segments: Callable[..., Iterator[Result]]
     ) -> None:
-        """Add the file to the queue.
+        """Add an open file to the queue, and close it in the end. `name` is its name in messages.
 
-        Args:
-            file: the open file. The task closes it.
-            name: name of the file in messages.
-            sample_rate: sample rate of the model in Hz.
-            segments: function that takes an iterator of buffers and the keyword `on_progress`, and yields segments.
+        `segments` takes buffers of samples at `sample_rate` (Hz) and the keyword `on_progress`, and yields segments.
         """
         self.arrival = time.perf_counter()
         self.close = file.close
@@ -251,10 +227,6 @@ class FileTask:
                 raise item
             yield item
             seconds = later_s
-
-    def leave(self) -> None:
-        """Abandon the file, unless it is done."""
-        self._is_abandoned.set()
 
     # The methods below run in a thread of the pool.
 
@@ -293,7 +265,7 @@ class FileTask:
 
     def _check(self, seconds: float) -> None:
         self.duration, self.whole_s = seconds, self.decoder.stated_s if seconds else 0.0
-        if self._is_abandoned.is_set() or self._queue.is_cut.is_set():
+        if self.is_abandoned.is_set() or self._queue.is_cut.is_set():
             raise StoppingError  # a client that has left does not get it
         if max(self.duration, self.whole_s) > self._queue.max_duration_s:
             raise TooLargeError(f"a file may have at most {self._queue.max_duration_s:g} seconds of audio", "file")

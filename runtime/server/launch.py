@@ -35,8 +35,7 @@ so that the server soon reads a ping that follows audio; otherwise the client co
 _FEW_CONNECTIONS = 1024
 _FOR_ALL = 0o666
 """File mode of a Unix socket. The permissions of its folder decide who may use it."""
-_AFTER_STOP_S = 2.0
-"""Maximum seconds to wait for running files when the server stops."""
+_AFTER_STOP_S = 2.0  # maximum seconds to wait for running files when the server stops
 
 
 def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:

@@ -30,12 +30,9 @@ LOGGER = logging.getLogger("u2moe.server")
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PERIOD_S = 60.0
 """Seconds after a line during which other lines of its kind are only counted, so that clients cannot fill the disk."""
-_MOST_KINDS = 100
-"""Maximum number of kinds of lines logged within `_PERIOD_S`."""
-_STDERR = "stderr"
-"""Name of the logger for lines that other code writes to stderr."""
-_COUNTED = "is_counted"
-"""Name of the attribute that marks records already rate-limited by `Incidents`."""
+_MOST_KINDS = 100  # maximum number of kinds of lines logged within `_PERIOD_S`
+_STDERR = "stderr"  # name of the logger for lines that other code writes to stderr
+_COUNTED = "is_counted"  # name of the attribute that marks records already rate-limited by `Incidents`
 _MAX_FRAMES = 8
 """Maximum number of traceback frames in a line. The innermost frames are kept."""
 _INCIDENTS = {

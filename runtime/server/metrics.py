@@ -41,8 +41,7 @@ _HISTOGRAMS = {
     "partial_latency_seconds": "Seconds from the arrival of audio to the partial result that it caused.",
     "final_latency_seconds": "Seconds from the arrival of an utterance's last audio, or its end, to its final result.",
 }
-_NUM_COLUMNS = 160
-"""Number of columns of the array: enough for all values above and about thirty protocols."""
+_NUM_COLUMNS = 160  # number of columns of the array: enough for all values above and about thirty protocols
 
 
 def shared_rows(workers: int) -> Any:

@@ -45,11 +45,9 @@ class ServedModel:
     """A model that clients may choose.
 
     Attributes:
-        name: name that clients use.
         recognizer: recogniser of streams and files. Files are decoded with its options.
         stream_options: default options of live streams.
         languages: codes of its languages, from the options or the vocabulary.
-        beam_size: default beam size of streams.
         costs: costs, relative to a plain stream, of four kinds of stream: default beam, widest beam, and the same two
             with hotwords. A plain stream has the default beam and no hotwords.
     """

@@ -25,29 +25,18 @@ Conversation = Coroutine[Any, Any, None]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """A protocol over a WebSocket (`path` and `run`), over TCP (`run_tcp`), or over HTTP (`routes`).
+    """A protocol over a WebSocket (`path` and `run`), over TCP (`run_tcp`), or over HTTP (`routes`)."""
 
-    Attributes:
-        name: name in options, metrics and logs.
-        path: path of its WebSocket.
-        run: serves one client over a WebSocket. Exceptions are reported to the client.
-        run_tcp: serves one client over TCP, and reports errors itself.
-        routes: its HTTP routes.
-        may_have_port: whether `--protocol` can assign a separate port, for clients that cannot set a path.
-        tell_error: returns the JSON object that reports an error to the client. None: no object is sent.
-        close_code: WebSocket close code for client errors that have no close code of their own.
-        subprotocols: supported WebSocket subprotocols, in order of preference.
-    """
-
-    name: str
-    path: str | None = None
-    run: Callable[[Connection], Conversation] | None = None
+    name: str  # in options, metrics and logs
+    path: str | None = None  # of its WebSocket
+    run: Callable[[Connection], Conversation] | None = None  # serves one client; errors are reported to it
+    # serves one client over TCP, and reports errors itself
     run_tcp: Callable[[Service, asyncio.StreamReader, asyncio.StreamWriter], Conversation] | None = None
     routes: Callable[[Service], list[Route]] | None = None
-    may_have_port: bool = False
-    tell_error: Callable[[Exception], Mapping[str, Any]] | None = None
-    close_code: int = RequestError.close_code
-    subprotocols: tuple[str, ...] = ()
+    may_have_port: bool = False  # whether `--protocol` can assign a port, for clients that cannot set a path
+    tell_error: Callable[[Exception], Mapping[str, Any]] | None = None  # returns JSON for the client; None: not sent
+    close_code: int = RequestError.close_code  # for client errors that have no close code of their own
+    subprotocols: tuple[str, ...] = ()  # in order of preference
 
     async def serve(self, service: Service, websocket: WebSocket) -> None:
         """Serve a client if a slot is free. Errors are reported to the client and end the connection."""

@@ -16,8 +16,7 @@ from u2moe.runtime.stream import Stream
 
 _LIVE_LEAD_S = 1.0
 """Seconds by which a live stream's audio may be ahead of the clock. A stream further ahead is not live."""
-_MAX_AHEAD = 4
-"""Maximum number of non-live streams in a round."""
+_MAX_AHEAD = 4  # maximum number of non-live streams in a round
 _REST = 0.5
 """Rest after a round of live streams, relative to the duration of the round. `_LONGEST_PERIOD_S` limits the rest."""
 _LONGEST_PERIOD_S = 0.1
@@ -140,7 +139,7 @@ class Scheduler:
         return set()
 
     def _count(self, taken: Round, now: float) -> None:
-        self._metrics.count("audio_seconds", "stream", taken.duration)
+        self._metrics.count("audio_seconds", "stream", taken.num_samples / taken.stream.sample_rate)
         if taken.finals:
             self._metrics.observe("final_latency_seconds", now - taken.arrival)
             self._metrics.count("results", "final", len(taken.finals))
@@ -153,10 +152,9 @@ class Scheduler:
 
 
 def rest_s(round_s: float) -> float:
-    """Return how many seconds to rest after a round of live streams. The round took `round_s` seconds.
+    """Return how many seconds to rest after a round of live streams that took `round_s` seconds.
 
     During the rest, more chunks arrive. Decoding them together can take a third of the time of separate decoding.
-    With few streams, rounds are short and follow each other closely, so results arrive soon. Under load, rounds have
-    more chunks.
+    With few streams, rounds are short and follow each other closely, so results arrive soon.
     """
     return min(_REST * round_s, max(_LONGEST_PERIOD_S - round_s, 0.0))

@@ -28,10 +28,8 @@ _BUFFER_S = 0.16
 """Maximum seconds of audio per buffer. Longer audio is split, so no client takes more than its share of a round."""
 _LEAST_S = 0.005
 """Minimum seconds of audio in a buffer. Shorter audio waits for more audio, since each buffer has a fixed cost."""
-_ROUND_S = 2.0
-"""Seconds of waiting audio that suffice for a round, even without a complete chunk."""
-_MAX_UNREAD = 100
-"""Number of unread final results at which the server stops reading the client's audio."""
+_ROUND_S = 2.0  # seconds of waiting audio that suffice for a round, even without a complete chunk
+_MAX_UNREAD = 100  # number of unread final results at which the server stops reading the client's audio
 
 
 @dataclass(kw_only=True)
@@ -47,49 +45,25 @@ class Round:
     is_over: bool = False  # whether no more results follow
     error: Exception | None = None  # error that ended the stream
 
-    @property
-    def duration(self) -> float:
-        """Seconds of audio."""
-        return self.num_samples / self.stream.sample_rate
-
 
 class ServedStream:
     """Source of audio that is recognised with endpoint rules. It ends with `finish` or `close`.
 
     Feed samples with `feed`, and iterate over the stream for results. Iteration yields the final result of each segment
     exactly once and in order. It yields a partial result when the text has changed; only the latest one is kept.
-    Iteration ends after `finish`.
-
-    Args:
-        recognizer: decodes the stream.
-        stream: stream of the recogniser. It gets the samples.
-        sample_rate: sample rate of the samples in Hz.
-        limits: limits of the client.
-        wake: called when the scheduler has work.
-
-    Attributes:
-        num_alternatives: number of alternatives in partial results.
-        partial_text: partial text of the current segment.
-        is_over: whether no more results follow.
-        is_closed: whether the stream was abandoned.
-        num_fed, num_taken: numbers of samples put into the queue, and taken out by the scheduler.
-        wanted_s: seconds of waiting audio that are enough for a round.
-        num_rounds: how many rounds have included this stream.
-        last_round: number that the scheduler gave to the last of these rounds; 0 before the first.
-        is_live: whether the audio arrives no faster than real time.
-        has_text: whether there has been any text.
-        start: time at which the stream was opened.
+    Iteration ends after `finish`. The sample rate is in Hz. `wake` is called when the scheduler has work.
     """
 
     def __init__(
         self, recognizer: Recognizer, stream: Stream, sample_rate: float, limits: Limits, wake: Callable[[], None]
     ) -> None:
         self.recognizer, self.stream, self.sample_rate = recognizer, stream, sample_rate
-        self.num_alternatives = 0
-        self.partial_text = ""
-        self.is_over = self.is_closed = self.has_text = False
-        self.is_live = True
-        self.num_fed = self.num_taken = self.num_rounds = self.last_round = 0
+        self.num_alternatives = 0  # in partial results
+        self.partial_text = ""  # of the current segment
+        self.is_over = self.is_closed = self.has_text = False  # closed: the stream was abandoned
+        self.is_live = True  # whether the audio arrives no faster than real time
+        self.num_fed = self.num_taken = 0  # samples put into the queue, and taken out by the scheduler
+        self.num_rounds = self.last_round = 0  # rounds with this stream, and the scheduler's number of the last one
         self.start = time.monotonic()
         self._limits, self._wake = limits, wake
         self._live = LiveRecognition(recognizer.decode_streams, stream)
@@ -126,17 +100,14 @@ class ServedStream:
         return self._finish_time is not None or (self._is_draining and not self._live.shown)
 
     def _want(self) -> None:
+        """Set how many seconds of waiting audio are enough for a round."""
         self.wanted_s = min(self.stream.missing_s, _ROUND_S, self._limits.queue_s)
 
     async def feed(self, samples: npt.ArrayLike) -> None:
         """Append samples [n] of one channel, float32 in [-1, 1] or int16. Wait while the queue is full.
 
-        Audio is dropped if the input is finished, or if the stream is over because the server is stopping.
-
-        Raises:
-            AudioError: the samples are invalid. None were appended.
-            TooLargeError: the stream would become too long.
-            Exception: the error that ended the stream.
+        Audio is dropped if the input is finished, or if the stream is over because the server is stopping. Raises
+        AudioError for invalid samples, none of which are appended, TooLargeError, or the error that ended the stream.
         """
         accepted, rate = as_samples(samples), self.sample_rate
         if self.duration + len(accepted) / rate > self._limits.duration_s:
@@ -149,7 +120,7 @@ class ServedStream:
         accepted = self._take_small()
         size = max(round(_BUFFER_S * rate), 1)
         for start in range(0, len(accepted), size):
-            await self._until(lambda: self._has_room or self.is_over)
+            await self._until(self._has_room)
             self._check()
             if self.is_over or self._finish_time is not None:
                 return
@@ -172,10 +143,8 @@ class ServedStream:
             self._buffers.append((buffer, time.monotonic()))
             self.num_fed += len(buffer)
 
-    @property
     def _has_room(self) -> bool:
-        """Whether more audio may be queued."""
-        return self.queued_s < self._limits.queue_s and len(self._finals) < _MAX_UNREAD
+        return self.is_over or (self.queued_s < self._limits.queue_s and len(self._finals) < _MAX_UNREAD)
 
     def finish(self) -> None:
         """Finish the input. All audio fed so far is still recognised. Idempotent."""
@@ -265,15 +234,12 @@ class ServedStream:
     # The methods below run in the scheduler's thread.
 
     def take(self, number: int) -> Round:
-        """Pass up to about one chunk of waiting audio to the recogniser.
-
-        `number` is the index of the round in the scheduler, from 1.
-        """
+        """Pass up to about one chunk of waiting audio to the recogniser, in round `number` of the scheduler, from 1."""
         self.last_round = number
         self.num_rounds += 1
         taken = Round(stream=self, number=self.num_rounds, arrival=self._finish_time or time.monotonic())
         buffers = []
-        while self._buffers and (taken.num_samples == 0 or taken.duration < self.wanted_s):
+        while self._buffers and (taken.num_samples == 0 or taken.num_samples / self.sample_rate < self.wanted_s):
             samples, taken.arrival = self._buffers.popleft()
             taken.num_samples += len(samples)
             buffers.append(samples)

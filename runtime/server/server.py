@@ -26,25 +26,17 @@ from u2moe.runtime.server.transport import CONNECTION, PacedConnection
 _PING_S = 5.0
 """Seconds between pings. A ping detects a disconnected client even while much of the client's data is unread."""
 _HANDSHAKE_S = 20.0
-_GRACE_S = 5
-"""Seconds for connections to close when the server stops."""
+_GRACE_S = 5  # seconds for connections to close when the server stops
 _ACCEPTED_AT_ONCE = 16
 _NO_DESCRIPTORS_S = 0.5
-_LEFT_TO_OTHERS_S = 0.005
-"""Seconds for which new connections are left to workers with more free slots."""
+_LEFT_TO_OTHERS_S = 0.005  # seconds for which new connections are left to workers with more free slots
 _DOUBT_S = 2.0
 """Seconds for which a worker's event loop can be blocked before other workers stop leaving connections to it."""
 _TICK_S = 0.1
 
 
 class Server:
-    """The server in one process. Workers share the same sockets.
-
-    Args:
-        service: service that the server starts and stops.
-        ready: called when the server accepts connections.
-        number: index of the worker.
-    """
+    """The server in one process, worker `number` of those that share sockets. It calls `ready` when it is."""
 
     def __init__(self, service: Service, ready: Callable[[], object], number: int = 0) -> None:
         options = service.options
@@ -74,15 +66,13 @@ class Server:
         self._uvicorn = uvicorn.Server(self._config)
         self._stopping = asyncio.Event()
         self._sockets: Mapping[str, socket.socket] = {}
+        self.served: set[PacedConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()  # tasks of connections that are starting or do not use HTTP
         newcomers = functools.partial(service.metrics.set, "newcomers")
         self.connections = Connections(allowed_connections(), options.is_proxy, newcomers)
 
     async def run_on(self, sockets: Mapping[str, socket.socket]) -> None:
-        """Serve until `stop` is called, then let streams in progress finish.
-
-        `sockets` maps the name of each protocol to its listening socket.
-        """
+        """Serve on listening sockets by protocol until `stop` is called, then let streams in progress finish."""
         self._sockets = sockets
         loop = asyncio.get_running_loop()
         await self._service.start()
@@ -91,7 +81,7 @@ class Server:
         try:
             await asyncio.sleep(0)  # lets uvicorn install its signal handlers, which `ready` replaces
             loop.set_exception_handler(self._log_error)
-            self._listen(is_wanted=True)
+            self._listen()
             if (parent := multiprocessing.parent_process()) is not None:
                 loop.add_reader(parent.sentinel, self._stop_without_parent, parent.sentinel)
             self._ready()
@@ -103,8 +93,8 @@ class Server:
             self._uvicorn.should_exit = True
             await serving
             looking.cancel()
-            for served in list(self.connections.served.values()):
-                served.abort()
+            for connection in list(self.served):
+                connection.abort()
             await asyncio.sleep(0.01)  # lets the callbacks of aborted connections run
         finally:
             self._service.stop()
@@ -133,21 +123,18 @@ class Server:
 
     def _pause(self, seconds: float) -> None:
         """Stop accepting connections for this many seconds."""
-        self._listen(is_wanted=False)
-        asyncio.get_running_loop().call_later(seconds, functools.partial(self._listen, is_wanted=True))
-
-    def _listen(self, *, is_wanted: bool) -> None:
-        """Start or stop accepting connections."""
         loop = asyncio.get_running_loop()
+        for listening in self._sockets.values():
+            loop.remove_reader(listening)
+        loop.call_later(seconds, self._listen)
+
+    def _listen(self) -> None:
         for speaks, listening in self._sockets.items():
-            if is_wanted:
-                loop.add_reader(listening, self._accept, speaks, listening)
-            else:
-                loop.remove_reader(listening)
+            asyncio.get_running_loop().add_reader(listening, self._accept, speaks, listening)
 
     def close_sockets(self) -> None:
         """Close the listening sockets."""
-        self._listen(is_wanted=False)
+        self._pause(0.0)
         for listening in self._sockets.values():
             listening.close()
         self._sockets = {}
@@ -160,7 +147,7 @@ class Server:
             accepted.close()
             return
         run_tcp = PROTOCOLS[speaks].run_tcp if speaks in PROTOCOLS else None
-        connection = PacedConnection(visit, self._service.incidents.fail, is_http=run_tcp is None)
+        connection = PacedConnection(visit, self.served, self._service.incidents.fail, is_http=run_tcp is None)
         if run_tcp is not None:
             visit.settle()  # not counted as new: it may not become a stream for a long time
             reader = asyncio.StreamReader(LINE_BYTES)
@@ -180,7 +167,7 @@ class Server:
     async def _begin(self, connection: PacedConnection, speaks: str, accepted: socket.socket) -> None:
         """Pass a connection to its protocol."""
         tls = self._config.ssl if connection.is_http else None
-        patience = {} if tls is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
+        limit_s = None if tls is None else _HANDSHAKE_S
         try:
             if wait_s := connection.visit.wait_s(time.monotonic()):
                 await asyncio.sleep(wait_s)
@@ -189,7 +176,7 @@ class Server:
                 state = {SPEAKS: speaks, CONNECTION: connection}
                 connection.inner = speak_http(self._config, self._uvicorn.server_state, app_state=state)
             loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(lambda: connection, accepted, ssl=tls, **patience)
+            await loop.connect_accepted_socket(lambda: connection, accepted, ssl=tls, ssl_handshake_timeout=limit_s)
         except OSError:  # the TLS handshake failed
             _drop(connection, accepted)
 
@@ -202,7 +189,9 @@ class Server:
         for tick in itertools.count():
             self._service.metrics.set("heartbeats", time.monotonic())
             if tick % round(1 / _TICK_S) == 0:
-                self.connections.check()
+                self.connections.look()
+                for connection in list(self.served):
+                    connection.check(time.monotonic())
             await asyncio.sleep(_TICK_S)
 
     def stop(self) -> None:

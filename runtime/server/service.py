@@ -27,22 +27,15 @@ from u2moe.runtime.server.transport import in_place
 _MOST_HELD = 16 << 20
 """Maximum bytes held for all clients without a slot together, not counting the buffers of their connections."""
 _POLL_S = 0.05
-_AFTER_DRAIN_S = 5.0
-"""Maximum seconds to wait for the last results of streams that were cut off."""
+_AFTER_DRAIN_S = 5.0  # maximum seconds to wait for the last results of streams that were cut off
 
 
 class Service:
-    """A server without sockets. Call `start` in an event loop before use, and `stop` at the end.
-
-    Attributes:
-        models: all models by name.
-        default: the first model, for clients that choose none.
-        options, metrics, incidents, keys: those of the server.
-    """
+    """A server without sockets. Call `start` in an event loop before use, and `stop` at the end."""
 
     def __init__(self, recognizers: Mapping[str, Recognizer], options: ServerOptions, metrics: Metrics) -> None:
         self.models = {name: ServedModel(name, each, options) for name, each in recognizers.items()}
-        self.default = next(iter(self.models.values()))
+        self.default = next(iter(self.models.values()))  # for clients that choose no model
         self.options, self.metrics = options, metrics
         self.incidents, self.keys = Incidents(metrics), Keys(options)
         self.is_ready = False
@@ -78,10 +71,7 @@ class Service:
         return self.models[name]
 
     def client_of(self, scope: Mapping[str, Any]) -> str:
-        """Return the name of a request's client: its key's name if the server has several keys, else its address.
-
-        For IPv6, the address is that of the client's network. The name is empty if the client is unknown.
-        """
+        """Return the name of a client's key if there are several keys, else its address or IPv6 network, or ""."""
         if (key := scope[KEY]) is not None and len(self.keys.by_name) > 1:
             return f"key {key.name}"
         host = str((scope.get("client") or ("",))[0])
@@ -97,10 +87,7 @@ class Service:
 
     @contextlib.contextmanager
     def slot(self, protocol: str, key: Key | None = None) -> Iterator[Slot]:
-        """Take a slot for the connection of the current task. A slot allows one live stream at a time.
-
-        Raises the errors of `Admission.slot`.
-        """
+        """Take a slot for one live stream at a time, for the current task. See `Admission.slot` for errors."""
         with self.share_of(key) as take_of_key, self.admission.slot() as take:
             self.metrics.count("connections", protocol)
             slot = Slot(self, (take_of_key, take))
@@ -163,18 +150,12 @@ class Service:
 
 
 class Slot:
-    """A connection's right to use one stream at a time.
-
-    Attributes:
-        model: model of the next stream.
-        stream: the latest stream.
-        is_drained: whether the connection must end because the server is stopping.
-    """
+    """A connection's right to use one stream at a time."""
 
     def __init__(self, service: Service, takes: Sequence[Take]) -> None:
-        self.model = service.default
-        self.stream: ServedStream | None = None
-        self.is_drained = False
+        self.model = service.default  # of the next stream
+        self.stream: ServedStream | None = None  # the latest
+        self.is_drained = False  # whether the connection must end because the server is stopping
         self._service, self._takes = service, takes
         self._task = asyncio.current_task()
         self._fed_before_s = 0.0
@@ -198,11 +179,8 @@ class Slot:
         If `is_whole`, the stream is useful only if all its audio is recognised. A stopping server does not end such a
         stream after an utterance. The stream continues to its end or, after `drain_s` seconds, ends with an error.
 
-        Raises:
-            AudioError: the sample rate is invalid.
-            StreamError: the bundle does not support `decoding`.
-            StoppingError: the server is stopping.
-            UnavailableError: the stream costs more than a plain stream, and too few slots are free.
+        Raises AudioError for an invalid sample rate, StreamError if the bundle does not support `decoding`,
+        UnavailableError if too few slots are free for a costly stream, and StoppingError.
         """
         service = self._service
         if service.admission.is_stopping:

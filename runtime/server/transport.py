@@ -29,12 +29,9 @@ LEAST_BYTES_PER_S = 500
 """Minimum rate of HTTP bodies, in either direction."""
 _FIRST_BYTES, _LEAST_BYTES, _MOST_BYTES = 4096, 256, 16 << 10
 """Initial, minimum and maximum number of bytes read at once."""
-_TURN_S = 0.001
-"""Seconds that processing the bytes of one read should take."""
-_READ_S, _BYTE_S = 20e-6, 0.5e-9
-"""Seconds that asyncio takes per read and per byte."""
-_REQUEST_S = 20.0
-"""Seconds in which a client must send a request, not counting its body."""
+_TURN_S = 0.001  # seconds that processing the bytes of one read should take
+_READ_S, _BYTE_S = 20e-6, 0.5e-9  # seconds that asyncio takes per read and per byte
+_REQUEST_S = 20.0  # seconds in which a client must send a request, not counting its body
 _UNREAD_S = 20.0
 """Seconds between checks of a client that reads slowly. Meanwhile, it must read `LEAST_BYTES_PER_S` on average."""
 _CLOSE_S = 10.0
@@ -64,19 +61,18 @@ class PacedConnection(asyncio.BufferedProtocol):
 
     Args:
         visit: account of the connection's processor time.
+        served: open connections.
         fail: counts an error that ends the connection.
         is_http: whether the client must send HTTP requests.
-
-    Attributes:
-        inner: protocol that serves the client. HTTP may replace itself with a WebSocket protocol.
-        lost: called when the client has disconnected, because the task that serves it may notice this late.
     """
 
-    inner: asyncio.BaseProtocol
-    lost: Callable[[], object] | None = None
+    inner: asyncio.BaseProtocol  # serves the client; HTTP may replace itself with a WebSocket protocol
+    lost: Callable[[], object] | None = None  # called at a disconnection, which a client's task may notice late
 
-    def __init__(self, visit: Visit, fail: Callable[[Exception], object], *, is_http: bool = True) -> None:
-        self.visit, self._fail, self.is_http = visit, fail, is_http
+    def __init__(
+        self, visit: Visit, served: set[PacedConnection], fail: Callable[[Exception], object], *, is_http: bool = True
+    ) -> None:
+        self.visit, self._served, self._fail, self.is_http = visit, served, fail, is_http
         self._loop = asyncio.get_running_loop()
         self._rest = b""  # data that has been read but not passed on
         self._size, self._spent_s = _FIRST_BYTES, 0.0
@@ -92,7 +88,7 @@ class PacedConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the inner protocol."""
         self._transport = cast("asyncio.Transport", transport)
-        self.visit.connections.served[self.visit] = self
+        self._served.add(self)
         self.inner.connection_made(cast("asyncio.Transport", _Wire(self, self._transport)))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -103,6 +99,7 @@ class PacedConnection(asyncio.BufferedProtocol):
         self._detach(exc)
         if self.lost is not None:
             self.lost()
+        self._served.discard(self)
         self.visit.leave(self._num_open)
 
     def _detach(self, error: Exception | None) -> None:

@@ -18,8 +18,7 @@ from u2moe.runtime.server.protocols.table import PROTOCOLS
 _SAME_S = 0.5
 """Seconds in which repeated signals count as one: timeout(1), for example, signals the process and its group."""
 _HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-_early: list[bool] = []
-"""One item for each SIGHUP received before `handle_signals` was called."""
+_early: list[bool] = []  # one item for each SIGHUP received before `handle_signals` was called
 _POLL_S = 0.1
 _RESTART_S, _LONGEST_RESTART_S = 1.0, 60.0
 """Initial and largest value of the minimum time, in seconds, from the start of a worker to the start of its successor.
@@ -77,12 +76,8 @@ def handle_signals(
 class Team:
     """Worker processes. A worker that exits unexpectedly is restarted.
 
-    After the first stop signal, the workers finish the streams in progress. A second signal kills the workers.
-
-    Args:
-        count: number of workers.
-        work: function that runs in each process. It is called with the index of the worker and the shared memory for
-            metrics. It must be importable.
+    After the first stop signal, the workers finish the streams in progress. A second signal kills the workers. Each
+    of `count` processes calls `work`, an importable function, with its index and the shared memory for metrics.
     """
 
     def __init__(self, count: int, work: Callable[[int, Any], None]) -> None:

@@ -163,7 +163,7 @@ class RunningServer:
 
         def cut_all():
             self.server.close_sockets()
-            for served in list(self.server.connections.served.values()):
+            for served in list(self.server.served):
                 served.abort()
             cut.set()
 

@@ -247,7 +247,7 @@ def test_nobody_pays_for_time_in_which_others_had_the_processor(monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: 10.0, thread_time=lambda: 3.0)
     monkeypatch.setattr(accounts, "time", clock)
     connections = Connections(1000)
-    connections.check()
+    connections.look()
     assert connections.since(9.9995) == pytest.approx(0.0005)
     clock.thread_time = lambda: 3.004
     assert connections.since(9.9) == pytest.approx(0.004)  # out of 0.1 s

@@ -98,9 +98,8 @@ class LostTransport(asyncio.Transport):
 def test_a_connection_of_tls_that_is_lost_is_left_alone():
     async def lose():
         for is_lost in (False, True):
-            connection = PacedConnection(
-                accounts.Connections(10).enter(SimpleNamespace(getpeername=lambda: ("10.0.0.1", 0))), lambda _: None
-            )
+            visit = accounts.Connections(10).enter(SimpleNamespace(getpeername=lambda: ("10.0.0.1", 0)))
+            connection = PacedConnection(visit, set(), lambda _: None)
             connection.inner, transport = asyncio.Protocol(), LostTransport()
             connection.connection_made(transport)
             connection.hold(is_held=True)
@@ -138,12 +137,12 @@ def test_who_sends_no_more_is_not_kept_after_an_error(server, monkeypatch):
         connection._loop.call_later(0.1, close, connection)
 
     monkeypatch.setattr(PacedConnection, "close", close_later)
-    before = set(server.server.connections.served)  # of other tests
+    before = set(server.server.served)  # of other tests
     with server.open_plain("wyoming") as plain:
         plain.sendall(wyoming_event("audio-stop"))
         plain.shutdown(socket.SHUT_WR)
         assert b"expected audio" in b"".join(iter(lambda: plain.recv(10_000), b""))
-    server.wait_until(lambda: set(server.server.connections.served) <= before)
+    server.wait_until(lambda: set(server.server.served) <= before)
 
 
 def test_a_response_is_not_copied_for_who_does_not_read(server):
@@ -152,7 +151,7 @@ def test_a_response_is_not_copied_for_who_does_not_read(server):
         plain.sendall(b"GET /u2moe/core.wasm HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 
         def unread():
-            return [each for each in server.server.connections.served.values() if each._unread]
+            return [each for each in server.server.served if each._unread]
 
         server.wait_until(unread)
         assert all(each._transport.get_write_buffer_size() < 128 << 10 for each in unread())
@@ -182,7 +181,7 @@ def test_pongs_that_nobody_reads_are_not_kept(server):
             while num_sent < 500:
                 plain.sendall(pings)
                 num_sent += 1
-        (connection,) = server.server.connections.served.values()
+        (connection,) = server.server.served
         assert connection._transport.get_write_buffer_size() < 256 << 10
     assert num_sent < 50
     server.wait_until_empty()
@@ -344,10 +343,10 @@ def test_reading_requests_is_charged(server):
     """Headers are expensive to parse, on one persistent connection."""
     with server.open_plain() as plain:
         request = b"GET /healthz?%b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (b"a=b&" * 1000, b"X: y\r\n" * 1500)
-        server.wait_until(lambda: len(server.server.connections.served) == 1)
-        ((visit, _),) = server.server.connections.served.items()
+        server.wait_until(lambda: len(server.server.served) == 1)
+        (connection,) = server.server.served
         taken = []
-        for account in (visit._own, visit._account):
+        for account in (connection.visit._own, connection.visit._account):
             take = account.take
             account.take = lambda seconds, now, take=take: (taken.append(seconds), take(seconds, now))[1]
         for _ in range(20):

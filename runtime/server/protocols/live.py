@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
-
-import numpy.typing as npt
 
 from u2moe.runtime.declarations import Checked, option, options_of
 from u2moe.runtime.options import DecodingOptions, EndpointConfig, EndpointRule
-from u2moe.runtime.server.connection import (
-    Connection,
-    converse,
-    float32_samples,
-    int16_samples,
-    parse_object,
-    plain_number,
-)
+from u2moe.runtime.server.connection import Connection, converse, parse_object, plain_number, read_samples
 from u2moe.runtime.server.errors import RequestError, refusing
 from u2moe.runtime.server.models import REQUEST_OPTIONS
 from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.server.served_stream import ServedStream
 
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
-_READ: dict[str, Callable[[bytes], npt.NDArray[Any]]] = {"pcm_s16le": int16_samples, "pcm_f32le": float32_samples}
+_KINDS = {"pcm_s16le": "<i2", "pcm_f32le": "<f4"}
 _LONGEST_CHUNK_S = 5.0
 """Maximum seconds of audio in a chunk, unless the server's chunks are longer. Other clients wait while a chunk is
 encoded."""
@@ -51,7 +43,7 @@ class StreamRequest(Checked):
     """
 
     sample_rate: float = option("number", 16_000.0)
-    encoding: Encoding = option("choice", "pcm_s16le", choices=tuple(_READ))
+    encoding: Encoding = option("choice", "pcm_s16le", choices=tuple(_KINDS))
     model: str | None = option("text")
     chunk_size: int | None = option("integer", least=1)
     endpoint: EndpointConfig | None = option("record", record=EndpointConfig)
@@ -97,12 +89,12 @@ async def run(connection: Connection) -> None:
     decoding = request.options(default, model.recognizer.bundle.manifest.frame_s)
     stream = await connection.slot.open_stream(request.sample_rate, decoding, hotwords)
     await connection.send({"type": "ready", "sample_rate": plain_number(request.sample_rate)})
-    await converse(_read(connection, stream, _READ[request.encoding]), _write(connection, stream, request))
+    await converse(_read(connection, stream, _KINDS[request.encoding]), _write(connection, stream, request))
     await connection.send({"type": "done", "duration": round(stream.duration, 3)})
 
 
-async def _read(connection: Connection, stream: ServedStream, samples: Callable[[bytes], npt.NDArray[Any]]) -> None:
-    kind = parse_object(await connection.feed(stream, samples)).get("type")
+async def _read(connection: Connection, stream: ServedStream, samples: str) -> None:
+    kind = parse_object(await connection.feed(stream, partial(read_samples, samples))).get("type")
     if kind != "finish":
         raise RequestError(f"expected audio or a message of type 'finish', got type {kind!r}")
     stream.finish()

@@ -39,30 +39,10 @@ _TRANSCRIPTION = "conversation.item.input_audio_transcription"
 _EMPTY = "input_audio_buffer_commit_empty"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """Settings of the client, named as in the protocol. The client can change them between items."""
-
-    format: Mapping[str, Any]  # type and, for PCM, rate
-    noise_reduction: None = None
-    transcription: Mapping[str, Any]  # model and its options, as in `ServedModel.decoding`
-    turn_detection: Mapping[str, Any] | None  # silence that ends an item; None: the client's commits end items
-
-    @property
-    def sample_rate(self) -> float:
-        """Sample rate in Hz."""
-        return float(self.format.get("rate", _TELEPHONE_RATE))
-
-    def samples(self, data: bytes) -> npt.NDArray[np.int16]:
-        """Decode the samples in `data`."""
-        subtype = _FORMATS[self.format["type"]]
-        if not subtype:
-            return int16_samples(data)
-        samples: npt.NDArray[np.int16]
-        samples, _ = soundfile.read(
-            io.BytesIO(data), dtype="int16", format="RAW", subtype=subtype, channels=1, samplerate=_TELEPHONE_RATE
-        )
-        return samples
+_Settings = dict[str, Any]
+"""Settings of the client as in the protocol, which can change between items: `format` (type and, for PCM, rate),
+`noise_reduction` (None), `transcription` (model and its options, as in `ServedModel.decoding`) and `turn_detection`
+(silence that ends an item; None: the client's commits end items)."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -96,11 +76,12 @@ class _Conversation:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._id = _new_id("sess")
-        self._settings = _Settings(
-            format=_read_format({"type": "audio/pcm"}),
-            transcription={"model": connection.slot.model.name, "prompt": ""},
-            turn_detection=_read_detection({"type": "server_vad"}),
-        )
+        self._settings: _Settings = {
+            "format": _read_format({"type": "audio/pcm"}),
+            "noise_reduction": None,
+            "transcription": {"model": connection.slot.model.name, "prompt": ""},
+            "turn_detection": _read_detection({"type": "server_vad"}),
+        }
         self._decoding = connection.slot.model.stream_options
         self._hotwords: ContextGraph | None = None
         self._source: _Source | None = None
@@ -114,7 +95,7 @@ class _Conversation:
     def description(self) -> dict[str, Any]:
         """Return the description of the session for the client."""
         kind = {"object": "realtime.transcription_session", "type": "transcription"}
-        return {"id": self._id, **kind, "audio": {"input": dataclasses.asdict(self._settings)}}
+        return {"id": self._id, **kind, "audio": {"input": self._settings}}
 
     async def read(self) -> None:
         """Handle the client's events. The answer to an invalid event is an error; the connection stays open."""
@@ -157,21 +138,21 @@ class _Conversation:
         except (binascii.Error, ValueError) as error:
             raise RequestError(f"audio is not valid base64: {error}", "audio") from error
         if (source := self._source) is not None and source.settings != self._settings:
-            is_within_turn = source.settings.turn_detection is None or source.session.partial_text
+            is_within_turn = source.settings["turn_detection"] is None or source.session.partial_text
             if not is_within_turn:
                 await self._end(source)
         source = self._source or await self._open()
-        await source.session.feed(source.settings.samples(data))
+        await source.session.feed(_read_audio(data, source.settings["format"]))
 
     async def _open(self) -> _Source:
         slot, decoding, settings = self._connection.slot, self._decoding, self._settings
-        begin_s = slot.fed_s
-        if settings.turn_detection is not None and (silence_ms := settings.turn_detection["silence_duration_ms"]):
+        begin_s, detection = slot.fed_s, settings["turn_detection"]
+        if detection is not None and (silence_ms := detection["silence_duration_ms"]):
             rule = EndpointRule(must_contain_nonsilence=True, min_trailing_silence=silence_ms / 1000)
             endpoint = dataclasses.replace(decoding.endpoint or EndpointConfig(), rule2=rule)
             decoding = dataclasses.replace(decoding, endpoint=endpoint)
-        whole = settings.turn_detection is None
-        session = await slot.open_stream(settings.sample_rate, decoding, self._hotwords, is_whole=whole)
+        rate = float(settings["format"].get("rate", _TELEPHONE_RATE))
+        session = await slot.open_stream(rate, decoding, self._hotwords, is_whole=detection is None)
         self._source = _Source(session=session, settings=settings, begin_s=begin_s)
         self._sources.put_nowait(self._source)
         return self._source
@@ -185,13 +166,13 @@ class _Conversation:
     async def _update(self, session: Any) -> None:
         """Change the settings for later audio. During an item, a change takes effect only when the item ends."""
         settings = _read_settings(session, self._settings)
-        if self._source is not None and settings.format != self._settings.format:
+        if self._source is not None and settings["format"] != self._settings["format"]:
             raise RequestError("the format cannot change while audio is in the buffer: commit or clear it first")
-        asked = settings.transcription
+        asked = settings["transcription"]
         model = self._connection.service.model(asked["model"])
         model.check_language(asked.get("language"))
         decoding, hotwords = await model.decoding(model.stream_options, asked, prompt=asked["prompt"])
-        self._settings = dataclasses.replace(settings, transcription={**asked, "model": model.name})
+        self._settings = {**settings, "transcription": {**asked, "model": model.name}}
         self._decoding, self._hotwords = decoding, hotwords
         self._connection.slot.model = model
 
@@ -199,7 +180,7 @@ class _Conversation:
         """Send the results of each source until the server stops."""
         while True:
             source = await self._sources.get()
-            if source.settings.turn_detection is not None:
+            if source.settings["turn_detection"] is not None:
                 await self._write_turns(source)
             else:
                 await self._write_item(source.session)
@@ -272,12 +253,20 @@ def _read_settings(value: Any, before: _Settings) -> _Settings:
     if transcription is not None:
         given_here = checked_object("transcription", transcription)
         names = {"model", "language", "prompt", *REQUEST_OPTIONS} & given_here.keys()
-        changes["transcription"] = {**before.transcription, **{name: given_here[name] for name in names}}
+        changes["transcription"] = {**before["transcription"], **{name: given_here[name] for name in names}}
         changes["transcription"]["prompt"] = str(changes["transcription"]["prompt"] or "")
     for place in (session, given):
         if "turn_detection" in place:
             changes["turn_detection"] = _read_detection(place["turn_detection"])
-    return dataclasses.replace(before, **changes)
+    return {**before, **changes}
+
+
+def _read_audio(data: bytes, audio_format: Mapping[str, Any]) -> npt.NDArray[np.int16]:
+    if not (subtype := _FORMATS[audio_format["type"]]):
+        return int16_samples(data)
+    settings = {"dtype": "int16", "format": "RAW", "subtype": subtype, "channels": 1, "samplerate": _TELEPHONE_RATE}
+    samples: npt.NDArray[np.int16] = soundfile.read(io.BytesIO(data), **settings)[0]
+    return samples
 
 
 def _read_format(value: Any) -> dict[str, Any]:

@@ -58,8 +58,7 @@ _PROGRESS_S = 1.0
 _BLANK = " "
 _MAX_FIELD_BYTES = 64 << 10
 _MAX_FIELDS = 50
-_BYTES_PER_AUDIO_S = 1e6
-"""Bytes of an upload that earn as much processor time as a second of audio."""
+_BYTES_PER_AUDIO_S = 1e6  # bytes of an upload that earn as much processor time as a second of audio
 
 
 def routes(service: Service) -> list[Route]:

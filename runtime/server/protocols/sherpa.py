@@ -77,7 +77,11 @@ async def run_offline(connection: Connection) -> None:
             raise RequestError(f"the recording's length must be a non-negative multiple of four bytes, got {num_bytes}")
         stream = await connection.slot.open_stream(sample_rate, is_whole=True)
         results = await converse(_read_recording(connection, stream, message[_HEAD.size :], num_bytes), _finals(stream))
-        await connection.send(_whole_answer(results, vocabulary))
+        text = join_texts([result.text for result in results])
+        times = [time for result in results for time in result.times]
+        symbols = [vocabulary.symbols[token] for result in results for token in result.tokens]
+        said = {"lang": "", "emotion": "", "event": "", "text": text, "timestamps": times, "durations": []}
+        await connection.send({**said, "tokens": symbols, "ys_log_probs": [], "words": []})
         if connection.slot.is_drained:
             return
     if message != "Done":
@@ -104,14 +108,6 @@ async def _read_recording(connection: Connection, stream: ServedStream, data: by
 
 async def _finals(stream: ServedStream) -> list[Result]:
     return [result async for result in stream if result.is_final]
-
-
-def _whole_answer(results: list[Result], vocabulary: Vocabulary) -> dict[str, Any]:
-    text = join_texts([result.text for result in results])
-    times = [time for result in results for time in result.times]
-    symbols = [vocabulary.symbols[token] for result in results for token in result.tokens]
-    said = {"lang": "", "emotion": "", "event": "", "text": text, "timestamps": times, "durations": []}
-    return {**said, "tokens": symbols, "ys_log_probs": [], "words": []}
 
 
 OFFLINE = Protocol(name="sherpa-offline", path="/sherpa-offline", run=run_offline, may_have_port=True)

@@ -3,7 +3,6 @@
 Each message except a configuration gets one answer.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from u2moe.runtime.result import Result
@@ -15,15 +14,7 @@ from u2moe.runtime.validation import checked_number, checked_object
 
 _PART_S = 2.0
 """Seconds of audio per part of a long message. Final results are taken after each part."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Config:
-    sample_rate: float = 8000.0
-    words: bool = True
-    max_alternatives: int = 0
-    phrases: tuple[str, ...] = ()
-    model: Any = None
+_DEFAULT: dict[str, Any] = {"sample_rate": 8000, "words": True, "max_alternatives": 0, "phrase_list": [], "model": None}
 
 
 async def run(connection: Connection) -> None:
@@ -31,7 +22,7 @@ async def run(connection: Connection) -> None:
 
     The sample rate, model and phrases of a configuration apply to the next stream. Other settings apply immediately.
     """
-    config, restricted = _Config(), None
+    config, restricted = _DEFAULT, None
     stream = None
     while True:
         finals: list[Result] = []
@@ -39,12 +30,12 @@ async def run(connection: Connection) -> None:
         command = None if isinstance(message, bytes) else parse_object(message)
         if command is not None and "config" in command:
             config = _read_config(command["config"], config)
-            if config.model:
-                connection.slot.model = connection.service.model(config.model)
-            restricted = await connection.slot.model.restricted(config.phrases)
+            if config["model"]:
+                connection.slot.model = connection.service.model(config["model"])
+            restricted = await connection.slot.model.restricted(config["phrase_list"])
             continue
         if stream is None:
-            stream = await connection.slot.open_stream(config.sample_rate, restricted)
+            stream = await connection.slot.open_stream(config["sample_rate"], restricted)
         if command is None:
             samples = int16_samples(message)  # type: ignore[arg-type]
             size = max(round(_PART_S * stream.sample_rate), 1)
@@ -68,36 +59,29 @@ async def run(connection: Connection) -> None:
 
 
 @refusing()
-def _read_config(value: Any, before: _Config) -> _Config:
+def _read_config(value: Any, before: dict[str, Any]) -> dict[str, Any]:
     """Read a configuration. Omitted settings keep their values from `before`. Numbers may be strings, as in vosk."""
     given = checked_object("config", value)
-    phrases = given.get("phrase_list", before.phrases) or []
-    if not isinstance(phrases, list | tuple) or not all(isinstance(phrase, str) for phrase in phrases):
+    config = before | {name: given[name] for name in before if name in given}
+    phrases = config["phrase_list"] = config["phrase_list"] or []
+    if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
         raise RequestError("phrase_list must be a list of phrases", "phrase_list")
-    return _Config(
-        sample_rate=_number(given, "sample_rate", before.sample_rate),
-        words=bool(given.get("words", before.words)),
-        max_alternatives=int(_number(given, "max_alternatives", before.max_alternatives)),
-        phrases=tuple(phrases),
-        model=given.get("model", before.model),
-    )
+    for name in ("sample_rate", "max_alternatives"):
+        config[name] = checked_number(name, config[name], least=0, from_text=True)
+    return config
 
 
-def _number(values: dict[str, Any], name: str, default: float) -> float:
-    return checked_number(name, values.get(name, default), least=0, from_text=True)
-
-
-def _final(finals: list[Result], config: _Config) -> dict[str, Any]:
+def _final(finals: list[Result], config: dict[str, Any]) -> dict[str, Any]:
     text = join_texts([final.text for final in finals])
     words = [
         {"conf": word.confidence, "end": word.end, "start": word.start, "word": word.word}
         for final in finals
         for word in final.words
     ]
-    result = {"result": words} if config.words and words else {}
-    if not config.max_alternatives:
+    result = {"result": words} if config["words"] and words else {}
+    if not (num_alternatives := int(config["max_alternatives"])):
         return {**result, "text": text}
-    others = finals[0].nbest[1 : config.max_alternatives] if len(finals) == 1 else []
+    others = finals[0].nbest[1:num_alternatives] if len(finals) == 1 else []
     best = {"confidence": finals[0].score if finals else 0.0, **result, "text": text}
     return {"alternatives": [best, *({"confidence": other.score, "text": other.text} for other in others)]}
 

@@ -16,8 +16,7 @@ from u2moe.runtime.validation import checked_flag, checked_integer
 
 _SAMPLE_RATE = 16_000
 _MAX_NBEST = 100
-_UNIT_MS = 100
-"""Milliseconds from the start of a unit to its peak: `time_stamp_gap_` of WeNet's decoder."""
+_UNIT_MS = 100  # milliseconds from the start of a unit to its peak: `time_stamp_gap_` of WeNet's decoder
 _LATE_AUDIO_S = 0.1
 """Seconds after "end" in which audio is still accepted, because WeNet's web page sends one more buffer."""
 
@@ -96,8 +95,7 @@ def _pieces(alternative: Alternative, recognizer: Recognizer) -> list[dict[str, 
     return [{"word": unit, "start": start, "end": end} for unit, start, end in zip(units, starts, ends, strict=False)]
 
 
-def _tell_error(error: Exception) -> dict[str, str]:
-    return {"status": "failed", "message": str(error)}
-
-
-PROTOCOL = Protocol(name="wenet", path="/wenet", run=run, may_have_port=True, tell_error=_tell_error, close_code=1000)
+PROTOCOL = Protocol(
+    name="wenet", path="/wenet", run=run, may_have_port=True, close_code=1000,
+    tell_error=lambda error: {"status": "failed", "message": str(error)},
+)  # fmt: skip

@@ -29,11 +29,9 @@ from u2moe.runtime.validation import checked_integer
 
 LINE_BYTES = 16 << 10
 """Maximum bytes of the line at the start of an event. `asyncio.StreamReader` buffers twice this number."""
-_DATA_BYTES = 256 << 10
-"""Maximum bytes of an event's data."""
+_DATA_BYTES = 256 << 10  # maximum bytes of an event's data
 _EVENTS_PER_TURN = 50
-_SAMPLES = {1: "i1", 2: "<i2", 4: "<i4"}
-"""Types of signed samples by their size in bytes."""
+_SAMPLES = {1: "i1", 2: "<i2", 4: "<i4"}  # types of signed samples by their size in bytes
 _Value = TypeVar("_Value")
 
 
@@ -45,10 +43,7 @@ class WyomingEvent(NamedTuple):
 
 
 async def serve_wyoming(service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Serve one client until it disconnects or has its transcript.
-
-    A U2moeError is sent as an event and ends the connection.
-    """
+    """Serve one client until it disconnects, has its transcript, or is sent an error."""
     client = _Client(service, reader, writer)
     with contextlib.suppress(ClientGoneError, OSError):
         try:
