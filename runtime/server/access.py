@@ -24,8 +24,8 @@ KEY_SUBPROTOCOLS = ("openai-insecure-api-key.", "u2moe-api-key.")
 """Prefixes of WebSocket subprotocols that carry a key. Web pages need them because they cannot set headers."""
 KEY = "u2moe.key"
 """Name of the scope entry with the API key of a request. The entry is None if the request has no valid key."""
-SPEAKS = "u2moe.speaks"
-"""Name of the state entry for the port at which a request arrived: `launch.HTTP` or the name of a protocol."""
+OWN_PATH = "u2moe.path"
+"""Name of the state entry with the WebSocket path for which `/` stands, on a protocol's own port."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _READING = ("GET", "HEAD", "OPTIONS")
 """HTTP methods that are cheap and have no side effects. For other methods, the origin is checked, since browsers let
@@ -115,25 +115,17 @@ class Access:
         app: the application.
         options: options of the server, with the allowed origins.
         open_paths: paths that need no key.
-        own_paths: WebSocket paths by protocol name. On a protocol's own port, `/` stands for its WebSocket path.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        options: ServerOptions,
-        incidents: Incidents,
-        keys: Keys,
-        *,
-        open_paths: frozenset[str],
-        own_paths: Mapping[str, str],
+        self, app: ASGIApp, options: ServerOptions, incidents: Incidents, keys: Keys, open_paths: frozenset[str]
     ) -> None:
         self._app, self._incidents, self._keys = app, incidents, keys
         self._origins, every = options.cors_origins, ["*"]
         # refusals get CORS headers too, so that allowed pages can read the reason
         self._guarded = CORSMiddleware(self._guard, self._origins, allow_methods=every, allow_headers=every)
         self._is_local = options.is_local and not options.is_behind_proxy
-        self._open_paths, self._own_paths = open_paths, own_paths
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request to the application or refuse it. The response and the log contain the request's id."""
@@ -157,7 +149,7 @@ class Access:
             refusal = error_response(RequestError(told, code="length"), 400, {"Connection": "close"})
             await refusal(scope, receive, send)
             return
-        path = self._own_paths.get(scope.get("state", {}).get(SPEAKS, "")) if scope["path"] == "/" else None
+        path = scope["state"][OWN_PATH] if scope["path"] == "/" else None
         is_own = path is not None and scope["type"] == "websocket"
         key = self._keys.find(_candidates(headers, scope))
         is_open = scope["type"] != "websocket" and scope["path"] in self._open_paths

@@ -57,14 +57,9 @@ def make_app(service: Service) -> ASGIApp:
             routes += protocol.routes(service)
         if protocol.path is not None:
             routes.append(WebSocketRoute(protocol.path, partial(protocol.serve, service)))
-    access = Access(
-        Starlette(routes=routes, exception_handlers={HTTPException: _http_error}),
-        service.options,
-        service.incidents,
-        service.keys,
-        open_paths=frozenset({*(route.path for route in page), "/healthz", "/readyz"}),
-        own_paths={protocol.name: protocol.path for protocol in PROTOCOLS.values() if protocol.path is not None},
-    )
+    open_paths = frozenset({*(route.path for route in page), "/healthz", "/readyz"})
+    inner = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    access = Access(inner, service.options, service.incidents, service.keys, open_paths)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -9,8 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from u2moe.runtime.errors import U2moeError
 
-MAX_QUOTED = 300
-"""Maximum characters of an error message that may quote the client."""
+MAX_QUOTED = 300  # maximum characters of an error message that may quote the client
 
 
 class RequestError(U2moeError):

@@ -27,8 +27,7 @@ from u2moe.runtime.server.log import Incidents
 from u2moe.runtime.server.options import ServerOptions
 from u2moe.runtime.server.transport import in_place
 
-_AT_ONCE = 4
-"""Maximum number of files that take turns. Each file has a decoder process of about 50 MB."""
+_AT_ONCE = 4  # maximum number of files that take turns; each file has a decoder process of about 50 MB
 _NICENESS = 5  # niceness of the threads that recognise files, since live streams have priority
 _LOOK_BYTES = 1 << 20  # bytes of an upload between checks of the free disk space
 
@@ -72,7 +71,7 @@ class FileQueue:
         self.max_duration_s = options.limits.duration_s
         self.turns = _Turns()
         self.is_cut = threading.Event()  # set when the server stops and ends all uploads and files with an error
-        self._pool = ThreadPoolExecutor(_AT_ONCE, "u2moe-files", initializer=_be_nice)
+        self._pool = ThreadPoolExecutor(_AT_ONCE, "u2moe-files", _be_nice)
         self._decoders = [FileDecoder()]  # idle decoders; at most one is kept
         self._placed: list[FileTask] = []  # tasks with a slot
         self._tasks: list[FileTask] = []  # waiting tasks

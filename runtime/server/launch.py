@@ -26,15 +26,13 @@ from u2moe.runtime.server.service import Service
 from u2moe.runtime.server.workers import Team, ended_by_sigterm, handle_signals
 from u2moe.runtime.validation import checked_choice
 
-HTTP = "http"
-"""Name of the main port, which serves HTTP and all WebSocket protocols."""
+HTTP = "http"  # name of the main port, which serves HTTP and all WebSocket protocols
 _BACKLOG = 512
 _SYSTEM_BUFFER = 128 << 10
 """Bytes that the system buffers in each direction. Clients that send faster than real time fill the buffer. It is small
 so that the server soon reads a ping that follows audio; otherwise the client could consider the server dead."""
 _FEW_CONNECTIONS = 1024
-_FOR_ALL = 0o666
-"""File mode of a Unix socket. The permissions of its folder decide who may use it."""
+_FOR_ALL = 0o666  # file mode of a Unix socket; the permissions of its folder decide who may use it
 _AFTER_STOP_S = 2.0  # maximum seconds to wait for running files when the server stops
 
 
@@ -72,10 +70,8 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
 def open_sockets(options: ServerOptions) -> dict[str, socket.socket]:
     """Open listening sockets for all ports. The keys are `HTTP` and the names of protocols.
 
-    Raises:
-        OSError: a port is in use or may not be opened. The message names it.
-        ValueError: a protocol cannot have its own port, or does not support API keys although keys are set and other
-            machines can reach the server.
+    Raises OSError for a port that is in use or may not be opened, and ValueError for a protocol that cannot have a
+    port, or does not support API keys although keys are set and other machines can reach the server.
     """
     known = [protocol.name for protocol in PROTOCOLS.values() if protocol.may_have_port]
     for name in options.protocol_ports:

@@ -33,8 +33,7 @@ _PERIOD_S = 60.0
 _MOST_KINDS = 100  # maximum number of kinds of lines logged within `_PERIOD_S`
 _STDERR = "stderr"  # name of the logger for lines that other code writes to stderr
 _COUNTED = "is_counted"  # name of the attribute that marks records already rate-limited by `Incidents`
-_MAX_FRAMES = 8
-"""Maximum number of traceback frames in a line. The innermost frames are kept."""
+_MAX_FRAMES = 8  # maximum number of traceback frames in a line; the innermost frames are kept
 _INCIDENTS = {
     "full": "refused a client: all slots are taken",
     "late": "refused a client: the machine is slower than usual, and results would be late",

@@ -24,8 +24,7 @@ from u2moe.runtime.text.written.formatter import TextFormat
 _MOST_WEIGHTS = 4
 """Maximum number of language model weights in use at once, besides the default. Each weight takes as much memory as the
 language model itself."""
-_LEFT_CHUNKS = 4
-"""Left context of live streams in chunks. It limits the memory and time of a stream."""
+_LEFT_CHUNKS = 4  # left context of live streams in chunks; it limits the memory and time of a stream
 _SEPARATORS = re.compile(r"[,;\n\r\u3001\uff0c\uff1b]+")
 _HAN = re.compile("[\u4e00-\u9fff]")
 _LATIN = re.compile("[A-Za-z]")
@@ -78,16 +77,13 @@ class ServedModel:
     async def decoding(
         self, default: DecodingOptions, given: Mapping[str, Any], *, prompt: str = ""
     ) -> tuple[DecodingOptions, ContextGraph | None]:
-        """Return the decoding options and hotwords of a request.
+        """Return the decoding options and hotwords of a request. Raises RequestError with the name of a wrong value.
 
         Args:
             default: default options of streams or of files.
             given: values of `REQUEST_OPTIONS` in the request. A value of None stands for the default.
             prompt: phrases between commas, semicolons or line ends. They are used as hotwords if `given` has neither
                 hotwords nor a grammar. Phrases that the vocabulary cannot spell are ignored.
-
-        Raises:
-            RequestError: a value is invalid or exceeds the limits. The message names it.
         """
         changes: dict[str, Any] = {}
         for name, (field, declared) in client_options_of(DecodingOptions).items():

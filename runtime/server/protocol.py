@@ -16,8 +16,7 @@ from u2moe.runtime.server.connection import Connection
 from u2moe.runtime.server.errors import ClientGoneError, RecognitionError, RequestError, StoppingError
 from u2moe.runtime.server.service import Service
 
-_MAX_REASON = 120
-"""Maximum bytes of the reason for closing a WebSocket. RFC 6455 allows 123."""
+_MAX_REASON = 120  # maximum bytes of the reason for closing a WebSocket; RFC 6455 allows 123
 _GONE = (ClientGoneError, WebSocketDisconnect, WebSocketDisconnected)
 
 Conversation = Coroutine[Any, Any, None]

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from u2moe.runtime.server.access import SPEAKS
+from u2moe.runtime.server.access import OWN_PATH
 from u2moe.runtime.server.accounts import Connections, allowed_connections
 from u2moe.runtime.server.app import make_app
 from u2moe.runtime.server.log import LOGGER
@@ -173,7 +173,7 @@ class Server:
                 await asyncio.sleep(wait_s)
             if connection.is_http:
                 speak_http: Callable[..., asyncio.BaseProtocol] = self._config.http_protocol_class
-                state = {SPEAKS: speaks, CONNECTION: connection}
+                state = {OWN_PATH: PROTOCOLS[speaks].path if speaks in PROTOCOLS else None, CONNECTION: connection}
                 connection.inner = speak_http(self._config, self._uvicorn.server_state, app_state=state)
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(lambda: connection, accepted, ssl=tls, ssl_handshake_timeout=limit_s)

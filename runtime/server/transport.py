@@ -23,10 +23,8 @@ from u2moe.runtime.server.accounts import Visit
 from u2moe.runtime.server.errors import IdleError, RequestError
 
 _Value = TypeVar("_Value")
-CONNECTION = "u2moe.connection"
-"""Name of the state entry that holds a request's connection."""
-LEAST_BYTES_PER_S = 500
-"""Minimum rate of HTTP bodies, in either direction."""
+CONNECTION = "u2moe.connection"  # name of the state entry that holds a request's connection
+LEAST_BYTES_PER_S = 500  # minimum rate of HTTP bodies, in either direction
 _FIRST_BYTES, _LEAST_BYTES, _MOST_BYTES = 4096, 256, 16 << 10
 """Initial, minimum and maximum number of bytes read at once."""
 _TURN_S = 0.001  # seconds that processing the bytes of one read should take

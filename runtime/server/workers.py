@@ -23,8 +23,7 @@ _POLL_S = 0.1
 _RESTART_S, _LONGEST_RESTART_S = 1.0, 60.0
 """Initial and largest value of the minimum time, in seconds, from the start of a worker to the start of its successor.
 This minimum doubles with each successor until one becomes ready."""
-SILENT_S = 20.0
-"""Seconds for which a worker's event loop can be blocked before the worker is replaced."""
+SILENT_S = 20.0  # seconds for which a worker's event loop can be blocked before the worker is replaced
 
 
 @contextlib.contextmanager

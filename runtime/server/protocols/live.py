@@ -75,8 +75,7 @@ class StreamRequest(Checked):
         return dataclasses.replace(default, chunk_size=chunk_size, endpoint=self.endpoint or default.endpoint)
 
 
-OPTIONS = {**options_of(StreamRequest), **REQUEST_OPTIONS}
-"""Options of a request, by name."""
+OPTIONS = {**options_of(StreamRequest), **REQUEST_OPTIONS}  # options of a request, by name
 
 
 async def run(connection: Connection) -> None:

@@ -33,8 +33,7 @@ _FORMATS = {"audio/pcm": "", "audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
 """Audio formats of the protocol, and soundfile's names for their encodings. G.711 has a sample rate of 8 kHz."""
 _OLDER_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 _TELEPHONE_RATE = 8000
-_LEAST_SILENCE_MS = 500
-"""Minimum silence that ends an item. Shorter silences also occur within words."""
+_LEAST_SILENCE_MS = 500  # minimum silence that ends an item; shorter silences also occur within words
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
 _EMPTY = "input_audio_buffer_commit_empty"
 

@@ -12,8 +12,7 @@ from u2moe.runtime.server.protocol import Protocol
 from u2moe.runtime.text.vocabulary import join_texts
 from u2moe.runtime.validation import checked_number, checked_object
 
-_PART_S = 2.0
-"""Seconds of audio per part of a long message. Final results are taken after each part."""
+_PART_S = 2.0  # seconds of audio per part of a long message; final results are taken after each part
 _DEFAULT: dict[str, Any] = {"sample_rate": 8000, "words": True, "max_alternatives": 0, "phrase_list": [], "model": None}
 
 
