@@ -51,7 +51,7 @@ EXAMPLES = {
     "Add a recipe": Example(words="int8-experts", uses=("tests/*",)),
     "Add a format for experts": Example(words="Int4Conversion|'int4'", name="int4", most=8),
     "Quantize another layer": Example(words="quantize_front_end", name="front_end"),
-    "Add an output format": Example(words="ctm", most=4, uses=("runtime/cli/align.py",)),
+    "Add an output format": Example(words="ctm", most=4, uses=("runtime/cli/transcribe.py",)),
     "Add a list format": Example(words="[Ll]hotse", name="kaldi"),
     "Add a protocol of the server": Example(
         words="vosk|Vosk", name="vosk",

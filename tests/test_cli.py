@@ -250,7 +250,7 @@ def test_bundled_model_and_clips_are_the_default(bundle, clips, capsys, monkeypa
 def test_demo_is_a_bundle_for_every_command(bundle, tmp_path, capsys, monkeypatch):
     """Of all commands that accept a bundle."""
     monkeypatch.setattr(bundle_location, "DEMO_FOLDER", bundle.path)
-    monkeypatch.setattr("u2moe.runtime.cli.push.push_bundle", lambda folder, *_, **__: str(folder))
+    monkeypatch.setattr("u2moe.runtime.cli.bundle.push_bundle", lambda folder, *_, **__: str(folder))
     for arguments in (["inspect", "demo"], ["validate", "demo"], ["push", "demo", "org/name"]):
         assert cli.main(arguments) == 0
         assert str(bundle.path) in "".join(capsys.readouterr())

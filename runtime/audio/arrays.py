@@ -5,9 +5,8 @@ ratio of the rates requires. On systems for which soxr has no wheel, `SincResamp
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ _LOWEST_RATE = 1000
 _HIGHEST_RATE = 384_000
 
 
-def as_samples(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
+def as_samples(samples: npt.ArrayLike) -> Samples:
     """Return samples of one channel as float32 [n] in [-1, 1]; int16 is scaled.
 
     Raises:
@@ -72,40 +71,33 @@ class Resampler:
     def __init__(self, source_rate: float, target_rate: int) -> None:
         self.source_rate = checked_rate(source_rate)
         self.target_rate = target_rate
-        self._stream: Any = None
+        self._resample: Callable[..., Samples] | None = None
         if source_rate != target_rate:
             try:
                 import soxr  # noqa: PLC0415
             except ModuleNotFoundError:
-                self._stream = SincResampler(source_rate, target_rate)
+                self._resample = SincResampler(source_rate, target_rate).resample_chunk
             else:
-                self._stream = soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
+                stream = soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
+                self._resample = stream.resample_chunk
 
-    def accept(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def accept(self, samples: Samples) -> Samples:
         """Append samples, and return the resampled ones. The filter holds back some until more arrive."""
-        if self._stream is None:
-            return samples
-        resampled: npt.NDArray[np.float32] = self._stream.resample_chunk(samples)
-        return resampled
+        return samples if self._resample is None else self._resample(samples)
 
-    def finish(self) -> npt.NDArray[np.float32]:
+    def finish(self) -> Samples:
         """Return the samples that were held back."""
-        if self._stream is None:
-            return np.zeros(0, np.float32)
-        resampled: npt.NDArray[np.float32] = self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
-        return resampled
+        none = np.zeros(0, np.float32)
+        return none if self._resample is None else self._resample(none, last=True)
 
 
-def convert(
-    samples: npt.ArrayLike, source_rate: float, sample_rate: int, block_s: float = 10.0
-) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield samples of one channel at `sample_rate`, in buffers of about `block_s` seconds.
+def convert(samples: npt.ArrayLike, source_rate: float, sample_rate: int) -> Iterator[Samples]:
+    """Yield samples of one channel at `sample_rate`, in buffers of about ten seconds.
 
     Raise AudioError if the samples or the sample rate are invalid; raised before the first buffer.
     """
     resampler = Resampler(source_rate, sample_rate)
-    accepted = as_samples(samples)
-    size = max(int(block_s * source_rate), 1)
+    accepted, size = as_samples(samples), int(10 * source_rate)
     for start in range(0, len(accepted), size):
         yield resampler.accept(accepted[start : start + size])
     yield resampler.finish()
@@ -125,11 +117,7 @@ class SincResampler:
 
     Each output sample is a sum of input samples weighted by a windowed sinc. The terms are always added in the same
     order, so the output is bit-identical for any split of the input. n samples become
-    round(n * target_rate / source_rate).
-
-    Args:
-        source_rate: sample rate of the input in Hz, rounded to an integer.
-        target_rate: sample rate of the output in Hz.
+    round(n * target_rate / source_rate). The rates are in Hz; `source_rate` is rounded to an integer.
     """
 
     def __init__(self, source_rate: float, target_rate: int) -> None:

@@ -4,8 +4,6 @@
 stdout. The child does not open files: it requests the bytes that it needs. The program requests each buffer of samples.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -19,17 +17,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO
 
 import numpy as np
 
 from u2moe.runtime.audio.arrays import Samples
-from u2moe.runtime.audio.files import has_media
+from u2moe.runtime.audio.files import FileView, Sound, has_media
 from u2moe.runtime.audio.reading import read_blocks, stated_s
 from u2moe.runtime.errors import AudioError, TruncatedAudioError
-
-if TYPE_CHECKING:
-    from u2moe.runtime.audio.files import Sound
 
 _OPEN, _NEXT, _DATA = b"o", b"n", b"d"
 """Messages of the program: open a file, request its next buffer of samples, send some of its bytes."""
@@ -136,15 +131,12 @@ class FileDecoder:
             self._release()
 
     def read(self, file: IO[bytes], name: str, sample_rate: int) -> Iterator[Samples]:
-        """Yield the samples of a file as one channel at `sample_rate`, in buffers of ten seconds; see `read_blocks`.
+        """Yield the samples of a file as one channel at `sample_rate` Hz, in buffers of ten seconds; see `read_blocks`.
 
-        Args:
-            file: seekable file, open for reading.
-            name: name of the file in messages.
-            sample_rate: sample rate of the buffers in Hz.
+        The file must be seekable. `name` is its name in messages.
 
         Raises:
-            AudioError: the file is not audio, is damaged, or has too many channels; the message names it.
+            AudioError: the file is not audio, is damaged, or has too many channels.
             TruncatedAudioError: the file is truncated; raised after its last samples.
             DecoderError: the child crashed, or decoding needed too much time or memory.
         """
@@ -251,7 +243,18 @@ def main() -> None:
     for name, most in (("NOFILE", _DESCRIPTORS), ("FSIZE", 0), ("CORE", 0)):
         _limit(name, most)
     try:
-        _answer(channel)
+        buffers: Iterator[Samples] = iter(())
+        while True:
+            kind, content = channel.receive()
+            if kind == _OPEN:
+                buffers = _buffers(channel, **json.loads(content))
+            try:
+                buffer = next(buffers, np.zeros(0, np.float32))
+            except AudioError as error:
+                told = str(error).encode(errors="replace")
+                channel.send(_TRUNCATED if isinstance(error, TruncatedAudioError) else _ERROR, told)
+            else:
+                channel.send(_BUFFER, buffer.astype(np.float32, copy=False).tobytes())
     except MemoryError:
         os._exit(_NO_MEMORY)
     except _EndedError:
@@ -268,21 +271,6 @@ def _limit(name: str, most: int) -> None:
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def _answer(channel: _Channel) -> None:
-    buffers: Iterator[Samples] = iter(())
-    while True:
-        kind, content = channel.receive()
-        if kind == _OPEN:
-            buffers = _buffers(channel, **json.loads(content))
-        try:
-            buffer = next(buffers, np.zeros(0, np.float32))
-        except AudioError as error:
-            told = str(error).encode(errors="replace")
-            channel.send(_TRUNCATED if isinstance(error, TruncatedAudioError) else _ERROR, told)
-        else:
-            channel.send(_BUFFER, buffer.astype(np.float32, copy=False).tobytes())
-
-
 def _buffers(channel: _Channel, name: str, size: int, sample_rate: int) -> Iterator[Samples]:
     """Yield the non-empty buffers of a file. The limit on CPU time grows with the audio decoded."""
     begin_s, num_samples = time.process_time(), 0
@@ -295,43 +283,15 @@ def _buffers(channel: _Channel, name: str, size: int, sample_rate: int) -> Itera
             raise AudioError(f"has {sound.channels} channels, expected at most {_MOST_CHANNELS}")
         channel.send(_LENGTH, _SECONDS.pack(stated_s(sound)))
 
+    def fetch(position: int, length: int) -> bytes:
+        channel.send(_READ, _PLACE.pack(position, length))
+        return channel.receive()[1]
+
     allow()
-    file = io.BufferedReader(_RemoteFile(channel, name, size), _READ_BYTES)
-    for buffer in read_blocks(file, sample_rate, _BUFFER_S, on_open=tell):
+    view = FileView(fetch, size)
+    view.name = name
+    for buffer in read_blocks(io.BufferedReader(view, _READ_BYTES), sample_rate, _BUFFER_S, on_open=tell):
         num_samples += len(buffer)
         allow()
         if len(buffer):
             yield buffer
-
-
-class _RemoteFile(io.RawIOBase):
-    """A file that requests its bytes from the parent process."""
-
-    def __init__(self, channel: _Channel, name: str, size: int) -> None:
-        self.name = name
-        self._channel = channel
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        if begin + offset < 0:
-            raise ValueError(f"cannot seek to {begin + offset}")
-        self._position = begin + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), max(self._size - self._position, 0))
-        if not length:
-            return 0
-        self._channel.send(_READ, _PLACE.pack(self._position, length))
-        _, data = self._channel.receive()
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)

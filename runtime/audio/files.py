@@ -4,8 +4,6 @@ libsndfile reads all files that it can, and PyAV reads the rest. This module det
 files, which libsndfile does not report.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import io
@@ -16,7 +14,7 @@ import stat
 import struct
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
@@ -27,7 +25,7 @@ from u2moe.runtime.errors import AudioError, AudioWarning
 if TYPE_CHECKING:
     import soundfile
 
-    Sound: TypeAlias = soundfile.SoundFile | MediaFile | RawFile
+Sound: TypeAlias = "soundfile.SoundFile | MediaFile | RawFile"
 
 MEDIA_SUFFIXES = (
     ".3gp", ".aac", ".ac3", ".amr", ".ape", ".avi", ".flv", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp4",
@@ -61,7 +59,7 @@ def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Soun
                 raise AudioError(f"{file}: audio track {track} does not exist: raw audio has only track 0")
             yield stack.enter_context(file.open())
         else:
-            yield stack.enter_context(_open(name_of(file), _readable(file, stack), track))
+            yield _open(name_of(file), _readable(file, stack), track, stack)
 
 
 def name_of(file: File | RawAudio) -> str:
@@ -90,47 +88,41 @@ def damage(sound: Sound, num_read: int) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _open(name: str, source: Path | BinaryIO, track: int | None) -> Iterator[Sound]:
-    """Open a file with libsndfile if possible, otherwise with PyAV."""
+def _open(name: str, source: Path | BinaryIO, track: int | None, stack: contextlib.ExitStack) -> Sound:
+    """Open a file with libsndfile if possible, otherwise with PyAV. `stack` closes it."""
     import soundfile  # noqa: PLC0415 - programs that feed arrays do not need libsndfile
 
     refused: Exception | None = None
+    stream = stack.enter_context(_open_binary(source))
     if not track:
         try:
-            sound = soundfile.SoundFile(source)
+            sound = stack.enter_context(soundfile.SoundFile(source))
         except (soundfile.SoundFileError, TypeError, RuntimeError, OSError) as error:
             refused = error
         else:
-            with _open_binary(source) as stream:
-                position = stream.tell()
-                is_chain = sound.format in ("OGG", "MP3") and _is_chain(stream)
-                stream.seek(position)
+            position = stream.tell()
+            is_chain = sound.format in ("OGG", "MP3") and _is_chain(stream)
+            stream.seek(position)
             # If the file is seekable, soundfile seeks after each read. For MP3, libsndfile then decodes some frames
             # again, which takes nearly twice the time and prints errors to stderr.
             sound.seekable = lambda: False
-            with sound:
-                if not is_chain:
-                    yield sound
-                    return
-    with _open_binary(source) as stream:
-        stream.seek(0)
-        head = stream.read(16)
-        stream.seek(0)
-        if not head:
-            raise AudioError(f"{name}: cannot be read as audio: it is empty")
-        is_media = Path(name).suffix.lower() in MEDIA_SUFFIXES or _MEDIA.match(head) is not None
-        try:
-            media = MediaFile(stream, track)
-        except ModuleNotFoundError as error:
-            if is_media or refused is None:
-                raise AudioError(f"{name}: needs the Python package av: {EXTRA}") from error
-            raise AudioError(f"{name}: cannot be read as audio: {_reason(refused)}") from refused
-        except AudioError as error:
-            reason = error if is_media or refused is None else _reason(refused)
-            raise AudioError(f"{name}: cannot be read as audio: {reason}") from error
-        with contextlib.closing(media):
-            yield media
+            if not is_chain:
+                return sound
+    stream.seek(0)
+    head = stream.read(16)
+    stream.seek(0)
+    if not head:
+        raise AudioError(f"{name}: cannot be read as audio: it is empty")
+    is_media = Path(name).suffix.lower() in MEDIA_SUFFIXES or _MEDIA.match(head) is not None
+    try:
+        return stack.enter_context(contextlib.closing(MediaFile(stream, track)))
+    except ModuleNotFoundError as error:
+        if is_media or refused is None:
+            raise AudioError(f"{name}: needs the Python package av: {EXTRA}") from error
+        raise AudioError(f"{name}: cannot be read as audio: {_reason(refused)}") from refused
+    except AudioError as error:
+        reason = error if is_media or refused is None else _reason(refused)
+        raise AudioError(f"{name}: cannot be read as audio: {reason}") from error
 
 
 def _is_chain(stream: BinaryIO) -> bool:
@@ -233,20 +225,61 @@ class SoundBytes(io.BytesIO):
         return self._name
 
 
+class FileView(io.RawIOBase):
+    """A seekable file of `size` bytes. `read_at` returns bytes, given a position and a number of bytes to its end."""
+
+    name: str
+
+    def __init__(self, read_at: Callable[[int, int], bytes], size: int) -> None:
+        self._read_at, self._size, self._position = read_at, size, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position, and return it. Raise ValueError if it is negative."""
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if begin + offset < 0:
+            raise ValueError(f"cannot seek to {begin + offset}")
+        self._position = begin + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer, and return the number of bytes; 0 at the end."""
+        length = min(len(buffer), self._size - self._position)
+        if length <= 0:
+            return 0
+        content = self._read_at(self._position, length)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+
 def repaired(stream: BinaryIO, name: str) -> BinaryIO:
     """Return the stream. If its header states 0 bytes but audio follows, warn and return a repaired view instead."""
-    try:
-        position = _unfinished(stream)
-    except AudioError as error:
-        raise AudioError(f"{name}: {error}") from None
+    position = _unfinished(stream, name)
     if position is None:
         return stream
     message = "its header states no audio, perhaps because the recorder crashed: the file is read to its end"
     warnings.warn(f"{name}: {message}", AudioWarning, stacklevel=2)
-    return cast("BinaryIO", _Repaired(stream, position))
+    size = stream.seek(0, os.SEEK_END)
+
+    def read_at(begin: int, length: int) -> bytes:
+        stream.seek(begin)
+        content = bytearray(stream.read(length))
+        for index in range(max(position, begin), min(position + 4, begin + len(content))):
+            content[index - begin] = 0xFF  # the largest length means "until the end"
+        return bytes(content)
+
+    return cast("BinaryIO", FileView(read_at, size))
 
 
-def _unfinished(stream: BinaryIO) -> int | None:
+def _unfinished(stream: BinaryIO, name: str) -> int | None:
     """Return the position of the audio length in a WAV file if this length is 0 although audio follows, else None."""
     head = stream.read(_LONGEST_HEADER)
     stream.seek(0)
@@ -256,41 +289,13 @@ def _unfinished(stream: BinaryIO) -> int | None:
     for _ in range(_MOST_CHUNKS):
         if position + 8 > len(head):
             return None
-        name, size = head[position : position + 4], int(struct.unpack_from("<I", head, position + 4)[0])
-        if name == b"data":
+        chunk, size = struct.unpack_from("<4sI", head, position)
+        if chunk == b"data":
             following = head[position + 8 : position + 12]
             is_chunk = following.isalnum() or following in (b"id3 ", b"cue ")
             return position + 4 if size == 0 and len(following) == 4 and not is_chunk else None
         position += 8 + size + size % 2
-    raise AudioError(f"has more than {_MOST_CHUNKS} chunks before its audio")
-
-
-class _Repaired(io.RawIOBase):
-    """View of a WAV file with a repaired header, which states that the audio continues to the end of the file."""
-
-    def __init__(self, stream: BinaryIO, position: int) -> None:
-        self._stream = stream
-        self._position = position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        begin = self._stream.tell()
-        content = bytearray(self._stream.read(len(buffer)))
-        for index in range(max(self._position, begin), min(self._position + 4, begin + len(content))):
-            content[index - begin] = 0xFF
-        buffer[: len(content)] = content
-        return len(content)
+    raise AudioError(f"{name}: has more than {_MOST_CHUNKS} chunks before its audio")
 
 
 def _ends_with_last_ogg_page(file: str | os.PathLike[str] | BinaryIO) -> bool:

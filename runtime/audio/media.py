@@ -40,37 +40,15 @@ _LONGEST_GAP_S = 3600.0
 """Longest gap that silence fills if the file does not state its length. A damaged time stamp may have any value."""
 
 
-class _Packer:
-    """Interleaves channels with ffmpeg, because PyAV reads invalid memory for frames with eight planes."""
-
-    def __init__(self) -> None:
-        self._form: tuple[str, str, int] | None = None
-
-    def __call__(self, frame: av.AudioFrame) -> Samples:
-        """Return the samples [frames, channels] of a PyAV frame, float32 in [-1, 1]."""
-        num_channels = frame.layout.nb_channels
-        if num_channels > _MOST_CHANNELS:
-            raise AudioError(f"has {num_channels} channels, expected at most {_MOST_CHANNELS}")
-        form = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if form != self._form:
-            import av  # noqa: PLC0415 - an extra
-
-            self._form, self._resampler = form, av.AudioResampler(format="flt")
-        parts = [part.to_ndarray().reshape(-1, num_channels) for part in self._resampler.resample(frame)]
-        return np.concatenate(parts) if parts else np.zeros((0, num_channels), np.float32)
-
-
 class MediaFile:
-    """An audio track of an open media file. Silence fills gaps and a late start, so times are those of the file.
+    """An audio track of an open, seekable media file. Silence fills gaps and a late start, so times are the file's.
+
+    `track` is the index of the audio track; None: the track marked as default, or else the first.
 
     Attributes:
         samplerate: sample rate in Hz.
         channels: number of channels.
         frames: length stated in the header, in samples per channel; `sys.maxsize` if not stated.
-
-    Args:
-        stream: seekable file, open for reading.
-        track: index of the audio track; None: the track marked as default, or else the first.
 
     Raises:
         ModuleNotFoundError: PyAV is not installed.
@@ -89,8 +67,8 @@ class MediaFile:
             self._container = av.open(stream, "r", options=allowed, **metadata)
         except self._errors as error:
             raise AudioError(_reason(error)) from error
-        self.num_damaged = 0
-        self.lost_s = 0.0
+        self._form: tuple[str, str, int] | None = None
+        self.num_damaged, self.lost_s = 0, 0.0
         try:
             self._stream = self._track(track)
             self._begin_s = 0.0 if self._container.start_time is None else self._container.start_time / 1e6
@@ -160,7 +138,6 @@ class MediaFile:
         """Yield buffers [frames, channels]. Silence replaces undecodable packets, so times stay correct."""
         packets = self._container.demux(self._stream)
         self.samplerate = num_channels = num_frames = 0
-        samples_of = _Packer()
         while True:
             try:
                 packet = next(packets, None)
@@ -184,7 +161,7 @@ class MediaFile:
                     yield np.zeros((round(lost_s * self.samplerate), num_channels), np.float32)
                 continue
             for frame in frames:
-                samples = samples_of(frame)
+                samples = self._packed(frame)
                 self.samplerate = self.samplerate or frame.sample_rate
                 num_channels = num_channels or samples.shape[1]
                 if (frame.sample_rate, samples.shape[1]) != (self.samplerate, num_channels):
@@ -196,6 +173,20 @@ class MediaFile:
                 num_frames += len(samples)
                 if len(samples):
                     yield samples
+
+    def _packed(self, frame: av.AudioFrame) -> Samples:
+        """Return the samples [frames, channels] of a PyAV frame, float32 in [-1, 1].
+
+        ffmpeg interleaves the channels, because PyAV reads invalid memory for frames with eight planes.
+        """
+        num_channels = frame.layout.nb_channels
+        if num_channels > _MOST_CHANNELS:
+            raise AudioError(f"has {num_channels} channels, expected at most {_MOST_CHANNELS}")
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if form != self._form:
+            self._form, self._packer = form, self._av.AudioResampler(format="flt")
+        parts = [part.to_ndarray().reshape(-1, num_channels) for part in self._packer.resample(frame)]
+        return np.concatenate(parts) if parts else np.zeros((0, num_channels), np.float32)
 
     def _gap(self, frame: av.AudioFrame, num_before: int, num_channels: int) -> Iterator[Samples]:
         """Yield silence [frames, channels] that fills the gap before a frame, if there clearly is one."""

@@ -5,25 +5,20 @@ soundfile (libsndfile) reads WAV, FLAC, MP3, Ogg, AIFF and more, at any sample r
 cannot upsample, and decodes only whole files.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 
 from u2moe.runtime.audio.arrays import LOUDEST, Resampler, Samples, as_samples
-from u2moe.runtime.audio.files import damage, name_of, open_audio
+from u2moe.runtime.audio.files import Sound, damage, name_of, open_audio
 from u2moe.runtime.audio.raw import File, RawAudio
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
 from u2moe.runtime.log import log_debug
-
-if TYPE_CHECKING:
-    from u2moe.runtime.audio.files import Sound
 
 _READ_S = 0.25
 """Seconds read at once. If a file is damaged, at most this much intact audio is lost."""
@@ -130,8 +125,7 @@ class _Mixer:
         self._name = name
         self._channel = channel
         self._unit = max(int(_READ_S * sample_rate), 1)
-        self._energies = np.zeros(2)
-        """Energy of the average, and average of the channels' energies."""
+        self._energies = np.zeros(2)  # of the average, and the average of the channels' energies
 
     def mix(self, buffer: Samples) -> tuple[Samples, AudioError | None]:
         """Mix frames [n, channels] to one channel. Return the samples before any invalid one, and the error or None."""

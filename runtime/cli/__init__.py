@@ -13,15 +13,8 @@ from importlib.metadata import version
 from types import FrameType
 
 from u2moe.commands import COMMANDS
+from u2moe.runtime.cli import terminal
 from u2moe.runtime.cli.options import CommandParser, meant
-from u2moe.runtime.cli.terminal import (
-    complain,
-    logging_to_stderr,
-    show_progress,
-    silence_stdout,
-    standard_streams,
-    warn,
-)
 from u2moe.runtime.errors import U2moeError, handing_warnings_to
 from u2moe.runtime.installation import install_command
 
@@ -37,7 +30,7 @@ EXTRAS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit status: 0 for success, 1 for a failure, 2 for wrong usage."""
-    with standard_streams(), handing_warnings_to(warn):  # AudioWarning, BundleWarning
+    with terminal.standard_streams(), handing_warnings_to(terminal.warn):  # AudioWarning, BundleWarning
         return _run(sys.argv[1:] if argv is None else list(argv))
 
 
@@ -67,21 +60,21 @@ def _run(arguments: list[str]) -> int:
     try:
         args = _parsed(command, arguments)
         failed = getattr(args, "failed", failed)
-        with logging_to_stderr(is_verbose=args.verbose), _sigterm_as_interrupt() as received:
+        with terminal.logging_to_stderr(is_verbose=args.verbose), _sigterm_as_interrupt() as received:
             code: int = args.run(args)
     except KeyboardInterrupt:
-        show_progress("")
+        terminal.show_progress("")
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has ended
-        silence_stdout()
+        terminal.silence_stdout()
         return failed
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         remedy = f": {install_command(extra)}" if extra else ", which is not installed"
-        complain(f"'u2moe {command}' needs the Python package {error.name}{remedy}")
+        terminal.complain(f"'u2moe {command}' needs the Python package {error.name}{remedy}")
         return failed
     except (U2moeError, ValueError, OSError) as error:  # OSError: for example a full disk
-        complain(str(error))
+        terminal.complain(str(error))
         return failed
     except Exception:
         if failed == 1:  # Python prints the traceback and exits with status 1

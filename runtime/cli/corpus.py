@@ -35,9 +35,7 @@ def add_corpus(parser: CommandParser) -> None:
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "formats of lists:\n" + "".join(f"  {name:8} {FORMATS[name].description}\n" for name in FORMATS)
-    _add_status(parser.add_action("status", "Show progress, active processes, errors and warnings."))
-    _add_merge(parser.add_action("merge", "Write all results to one file."))
-    _add_score(parser.add_action("score", "Count word errors."))
+    _add_actions(parser)
     parser.add_argument("list", metavar="LIST", help="list, folder or URL")
     parser.add_argument("output", metavar="OUT", help="folder for the results, or a URL such as s3://bucket/name")
     add_declared(parser, CorpusOptions, _BASIC)
@@ -49,6 +47,25 @@ def add_corpus(parser: CommandParser) -> None:
     about = 'run on this Ray cluster; "auto": an existing one, "local": this machine'
     experts.add_argument("--ray", metavar="ADDRESS", help=about)
     parser.set_defaults(run=run_corpus_command)
+
+
+def _add_actions(parser: CommandParser) -> None:
+    status = parser.add_action("status", "Show progress, active processes, errors and warnings.")
+    status.add_argument("output", metavar="OUT", help="folder of results")
+    status.set_defaults(run=run_status)
+    merging = parser.add_action("merge", "Write all results to one file.")
+    merging.add_argument("output", metavar="OUT", help="folder of results")
+    about = "file (.jsonl, .csv or .parquet) for all rows, in the order of the list"
+    merging.add_argument("file", metavar="FILE", help=about)
+    merging.set_defaults(run=run_merge)
+    scoring = parser.add_action("score", "Count word errors.")
+    about = "folders of results; the lists must have transcripts"
+    scoring.add_argument("outputs", nargs="+", metavar="OUT", help=about)
+    about = "also show errors by this field: speaker, length, or another field of the list, such as 'set'"
+    scoring.add_argument("--by", metavar="FIELD", help=about)
+    scoring.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances with the most errors")
+    scoring.add_argument("--json", action="store_true", help="print JSON")
+    scoring.set_defaults(run=run_score)
 
 
 def _shard(text: str) -> Shard:
@@ -68,11 +85,7 @@ def run_corpus_command(args: argparse.Namespace) -> int:
     options = CorpusOptions(
         list_options=ListOptions(**declared_in(args, ListOptions)), shard=args.shard, **declared_in(args, CorpusOptions)
     )
-    return report(run(args.list, args.output, model_choice(args), options, on_progress=_Display().show))
-
-
-def report(progress: RunProgress) -> int:
-    """Report the result of a run. Return the exit status."""
+    progress = run(args.list, args.output, model_choice(args), options, on_progress=_progress_display())
     hours, speed = progress.seconds / 3600, progress.seconds / max(progress.elapsed_s, 1e-9)
     tell(
         f"{progress.num_done} utterances, {hours:.2f} hours of audio in {progress.elapsed_s:.1f} s "
@@ -90,7 +103,22 @@ def report(progress: RunProgress) -> int:
     return 1 if progress.num_failed else 0
 
 
-def describe_progress(progress: RunProgress) -> str:
+def _progress_display() -> Callable[[RunProgress], None]:
+    """Return a function that shows progress: always on a terminal, every few minutes elsewhere, as in a job's log."""
+    shown = time.monotonic()
+
+    def show(progress: RunProgress) -> None:
+        nonlocal shown
+        if sys.stderr.isatty():
+            show_progress(_described(progress))
+        elif time.monotonic() - shown > _LINE_S:
+            shown = time.monotonic()
+            tell(_described(progress))
+
+    return show
+
+
+def _described(progress: RunProgress) -> str:
     """Return the progress of a run as text, such as "1200 of 20000, 43 times real time, 1:10:05 left"."""
     done = progress.num_before + progress.num_recognized
     parts = [f"{done}" if progress.total is None else f"{done} of {progress.total}"]
@@ -102,42 +130,6 @@ def describe_progress(progress: RunProgress) -> str:
     if progress.num_failed:
         parts.append(f"{progress.num_failed} failed")
     return ", ".join(parts)
-
-
-class _Display:
-    """Displays progress continuously on a terminal, and every few minutes elsewhere, such as in a job's log."""
-
-    def __init__(self) -> None:
-        self._kept = time.monotonic()
-
-    def show(self, progress: RunProgress) -> None:
-        is_due = time.monotonic() - self._kept > _LINE_S
-        if is_due:
-            self._kept = time.monotonic()
-        if is_due and not sys.stderr.isatty():
-            tell(describe_progress(progress))
-        show_progress(describe_progress(progress))
-
-
-def _add_status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="folder of results")
-    parser.set_defaults(run=run_status)
-
-
-def _add_merge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="folder of results")
-    about = "file (.jsonl, .csv or .parquet) for all rows, in the order of the list"
-    parser.add_argument("file", metavar="FILE", help=about)
-    parser.set_defaults(run=run_merge)
-
-
-def _add_score(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("outputs", nargs="+", metavar="OUT", help="folders of results; the lists must have transcripts")
-    about = "also show errors by this field: speaker, length, or another field of the list, such as 'set'"
-    parser.add_argument("--by", metavar="FIELD", help=about)
-    parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances with the most errors")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=run_score)
 
 
 def run_status(args: argparse.Namespace) -> int:

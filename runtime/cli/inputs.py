@@ -26,15 +26,13 @@ class Input:
         name: name in messages and results.
         file: path of the recording; `STDIN` for standard input.
         place: path of the transcript relative to the output folder, without the suffix of the format.
-        audio, channel, track: the audio to recognise; see `Recognizer.transcribe`.
+        audio: the audio to recognise; see `Recognizer.transcribe`.
     """
 
     name: str
     file: Path
     place: PurePath
     audio: File | RawAudio
-    channel: int | None
-    track: int | None
 
 
 def add_channel(parser: Options) -> None:
@@ -48,8 +46,7 @@ def add_channel(parser: Options) -> None:
 def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
     """Return the recordings, and the number of folders that contain none. Each such folder is reported on stderr.
 
-    Args:
-        args: arguments `files`, `channel`, `track` and `raw`: None, or a function that makes `RawAudio` of a file.
+    `args` contains `files`, and `raw`: None, or a function that makes `RawAudio` of a file.
     """
     found: list[tuple[Path, Path]] = []
     num_failed = 0
@@ -68,11 +65,10 @@ def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
     if path == STDIN and sys.stdin is None:  # some services have no standard input
         raise ValueError("-: standard input is closed")
     file: File = cast("File", sys.stdin.buffer) if path == STDIN else path
-    audio = args.raw(file=file) if args.raw else file
     name = str(path) if args.files else path.name  # omit the folder of the demo recordings: it is long and irrelevant
     if path == STDIN:
         name, place = "stdin", PurePath("stdin")
-    return Input(name=name, file=path, place=place, audio=audio, channel=args.channel, track=args.track)
+    return Input(name=name, file=path, place=place, audio=args.raw(file=file) if args.raw else file)
 
 
 def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
@@ -81,16 +77,15 @@ def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
     If two transcripts, such as those of a.wav and a.flac, would have the same path, each keeps the suffix of its audio
     file. If that is not enough, the names of the searched folder and of folders above it are added in front.
 
-    Args:
-        found: pairs of a folder and a file in it. The folder was searched, or is the parent of a given file.
+    `found` are pairs of a folder and a file in it. The folder was searched, or is the parent of a given file.
     """
     roots = {file: root for root, file in found}
+    most = max((len(root.absolute().parts) for root in roots.values()), default=0)
     places: dict[Path, PurePath] = {}
     level = 0
     while pending := [file for file in roots if file not in places]:
         proposed = {file: _proposed(roots[file], file, level) for file in pending}
         counts = Counter((*places.values(), *proposed.values()))
-        most = max(len(root.absolute().parts) for root in roots.values())
         places |= {file: place for file, place in proposed.items() if counts[place] == 1 or level > 2 * most}
         level += 1
     return {file: places[file] for file in roots}

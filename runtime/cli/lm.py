@@ -14,15 +14,7 @@ from u2moe.runtime.cli.terminal import complain, print_result, show_progress, te
 from u2moe.runtime.corpus.entry import Entry
 from u2moe.runtime.corpus.lists import read_utterances
 from u2moe.runtime.corpus.sources import Sources
-from u2moe.runtime.decoding.language_model_weights import (
-    FIRST_GRID,
-    LONGEST_S,
-    SECOND_GRID,
-    EncodedRecordings,
-    Trial,
-    attach,
-    tune,
-)
+from u2moe.runtime.decoding import language_model_weights as fusion
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.language.files import write_arpa, write_compact
 from u2moe.runtime.language.kneser_ney import TrainingOptions, count_ngrams, train
@@ -37,59 +29,47 @@ def add_lm(parser: argparse.ArgumentParser) -> None:
     """Add `u2moe lm train|build|tune|attach`."""
     parser.description = "N-gram language models for 'u2moe transcribe --lm FILE', 'u2moe listen' and 'u2moe serve'."
     commands = parser.add_subparsers(dest="lm_command", required=True, metavar="COMMAND")
-    _add_train(commands.add_parser("train", help="train a model on text"))
-    _add_build(commands.add_parser("build", help="convert a model"))
-    _add_tune(commands.add_parser("tune", help="find the best weights for a model"))
-    _add_attach(commands.add_parser("attach", help="put a model into a bundle"))
+    written = "file to write: ARPA if its name ends in .arpa or .arpa.gz, otherwise compact"
 
-
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
+    training = commands.add_parser("train", help="train a model on text")
+    training.description = (
         "Estimate an n-gram model from text (modified Kneser-Ney). Punctuation is removed, and sentences "
         "end at '.', '!', '?' and line ends."
     )
-    parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text files in UTF-8, plain or .gz")
-    _add_output(parser)
-    add_declared(parser, TrainingOptions)
+    training.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text files in UTF-8, plain or .gz")
+    training.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=written)
+    add_declared(training, TrainingOptions)
     about = "remove n-grams that occur at most N times; one N per order, such as 0 0 1 (default: 0, for none)"
-    parser.add_argument("--prune", type=int, nargs="+", default=[0], metavar="N", help=about)
-    add_declared(parser, TextOptions)
-    parser.set_defaults(run=run_train)
+    training.add_argument("--prune", type=int, nargs="+", default=[0], metavar="N", help=about)
+    add_declared(training, TextOptions)
+    training.set_defaults(run=run_train)
 
+    building = commands.add_parser("build", help="convert a model")
+    building.description = "Convert an ARPA file to a compact file, or the other way round."
+    building.add_argument("file", type=Path, metavar="FILE", help="ARPA file (also .gz) or compact file")
+    building.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=written)
+    building.set_defaults(run=run_build)
 
-def _add_build(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Convert an ARPA file to a compact file, or the other way round."
-    parser.add_argument("file", type=Path, metavar="FILE", help="ARPA file (also .gz) or compact file")
-    _add_output(parser)
-    parser.set_defaults(run=run_build)
-
-
-def _add_tune(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
+    tuning = commands.add_parser("tune", help="find the best weights for a model")
+    tuning.description = (
         "Find the language model's weights and the blank penalty that give the fewest word errors on "
         "recordings with transcripts. Do not use test data."
     )
-    parser.add_argument("list", type=Path, metavar="LIST", help="list with transcripts, as for u2moe corpus")
-    parser.add_argument("--lm", required=True, metavar="FILE", help="language model; none: tune only the blank penalty")
-    add_model(parser)
-    add_declared(parser, DecodingOptions, BUNDLED)
-    parser.set_defaults(run=run_tune)
+    tuning.add_argument("list", type=Path, metavar="LIST", help="list with transcripts, as for u2moe corpus")
+    tuning.add_argument("--lm", required=True, metavar="FILE", help="language model; none: tune only the blank penalty")
+    add_model(tuning)
+    add_declared(tuning, DecodingOptions, BUNDLED)
+    tuning.set_defaults(run=run_tune)
 
-
-def _add_attach(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
+    attaching = commands.add_parser("attach", help="put a model into a bundle")
+    attaching.description = (
         "Write a language model and its weights into a bundle. All runtimes then use the model by default."
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle")
+    attaching.add_argument("bundle", metavar="BUNDLE", help="folder of a bundle")
     about = "file and weights, as printed by 'u2moe lm tune'; none: remove the model"
-    parser.add_argument("lm", metavar="MODEL", help=about)
-    add_declared(parser, DecodingOptions, BUNDLED, **dict.fromkeys(BUNDLED, "unchanged"))
-    parser.set_defaults(run=run_attach)
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    about = "file to write: ARPA if its name ends in .arpa or .arpa.gz, otherwise compact"
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=about)
+    attaching.add_argument("lm", metavar="MODEL", help=about)
+    add_declared(attaching, DecodingOptions, BUNDLED, **dict.fromkeys(BUNDLED, "unchanged"))
+    attaching.set_defaults(run=run_attach)
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -117,17 +97,17 @@ def run_tune(args: argparse.Namespace) -> int:
     decoding: BundledOptions[Never] = dataclasses.replace(
         recognizer.bundle.manifest.decoding, **declared_in(args, BundledOptions)
     )
-    encoded = EncodedRecordings(recognizer.bundle, recognizer.model, decoding)
+    encoded = fusion.EncodedRecordings(recognizer.bundle, recognizer.model, decoding)
     _encode(encoded, read_utterances(args.list), recognizer.bundle.manifest.features.sample_rate)
     if not encoded.num_words:
         raise ValueError(f"{args.list}: contains no usable recording with words in its transcript")
     tell("first pass")
-    best, decoding, _ = tune(encoded, best, second_pass=False, on_trial=_tell_trial)
-    tuned = list(FIRST_GRID)
+    best, decoding, _ = fusion.tune(encoded, best, second_pass=False, on_trial=_tell_trial)
+    tuned = list(fusion.FIRST_GRID)
     if recognizer.model.has_decoder and best is not None:
         tell("second pass")
-        best, decoding, _ = tune(encoded, best, decoding, second_pass=True, on_trial=_tell_trial)
-        tuned += SECOND_GRID
+        best, decoding, _ = fusion.tune(encoded, best, decoding, second_pass=True, on_trial=_tell_trial)
+        tuned += fusion.SECOND_GRID
     weights = [f"{name}={getattr(best, name):g}" for name in tuned if hasattr(best, name)]
     penalty = f" --blank-penalty {decoding.blank_penalty:g}" if decoding.blank_penalty else ""
     print_result(f"--lm {','.join([args.lm, *weights])}{penalty}\n")
@@ -137,14 +117,14 @@ def run_tune(args: argparse.Namespace) -> int:
 def run_attach(args: argparse.Namespace) -> int:
     """Put a language model into a bundle, or remove the one in it."""
     chosen = None if args.lm == NONE else language_model_options(args.lm)
-    bundle = attach(chosen_bundle(args.bundle), chosen, **declared_in(args, BundledOptions))
+    bundle = fusion.attach(chosen_bundle(args.bundle), chosen, **declared_in(args, BundledOptions))
     decoding = bundle.manifest.decoding
     size = bundle.manifest.files[decoding.language_model.file].size if decoding.language_model else 0
     tell(f"{bundle.path}: beam size {decoding.beam_size}, language model of {size / 1e6:.1f} MB")
     return 0
 
 
-def _encode(encoded: EncodedRecordings, utterances: Iterable[Entry], sample_rate: int) -> None:
+def _encode(encoded: fusion.EncodedRecordings, utterances: Iterable[Entry], sample_rate: int) -> None:
     with Sources() as sources:
         for number, utterance in enumerate(utterances, start=1):
             show_progress(f"encoding {number}")
@@ -155,14 +135,15 @@ def _encode(encoded: EncodedRecordings, utterances: Iterable[Entry], sample_rate
                 continue
             if utterance.text is None:
                 complain(f"{utterance.key}: has no transcript")
-            elif len(samples) > LONGEST_S * sample_rate:
-                complain(f"{utterance.key}: lasts {len(samples) / sample_rate:.0f} s, expected at most {LONGEST_S} s")
+            elif len(samples) > fusion.LONGEST_S * sample_rate:
+                seconds = len(samples) / sample_rate
+                complain(f"{utterance.key}: lasts {seconds:.0f} s, expected at most {fusion.LONGEST_S} s")
             else:
                 encoded.add(utterance.text, samples)
     show_progress("")
 
 
-def _tell_trial(trial: Trial) -> None:
+def _tell_trial(trial: fusion.Trial) -> None:
     weights = ", ".join(f"{name} {value:g}" for name, value in trial.weights.items()) or "no language model"
     tell(f"{trial.num_errors / max(trial.num_words, 1):7.2%}  {weights}")
 

@@ -73,21 +73,15 @@ def add_model(parser: Options) -> None:
     parser.add_argument("--model", metavar="BUNDLE", help=about)
 
 
-def add_decoding(parser: Options, kind: Any = DecodingOptions, **otherwise: str) -> Options:
-    """Add options for the model and for decoding.
+def add_decoding(parser: Options, chunk_size: str) -> Options:
+    """Add options for the model and for decoding. Return the option group "for experts", to which commands may add.
 
-    Args:
-        parser: parser of the command.
-        kind: class of the decoding options that the command supports.
-        otherwise: by field name, the default to show in the help, for options whose default this command changes.
-
-    Returns:
-        The option group "for experts". The command may add its own options to it.
+    `chunk_size` is the default chunk size to show in the help.
     """
     add_model(parser)
     add_words(parser)
     experts = parser.add_argument_group("for experts")
-    add_declared(experts, kind, **otherwise)
+    add_declared(experts, DecodingOptions, chunk_size=chunk_size)
     add_session(experts)
     return experts
 
@@ -208,13 +202,7 @@ def decoding_choice(
 def model_choice(args: argparse.Namespace, directory: Path | None = None, kind: Any = DecodingOptions) -> ModelChoice:
     """Return the model and the decoding options that the command-line options added by `add_decoding` select.
 
-    Args:
-        args: parsed arguments.
-        directory: folder of the bundle. None: the bundle of --model.
-        kind: class of the decoding options that the command supports.
-
-    Raises:
-        ValueError, LanguageModelError: see `decoding_choice`.
+    `directory` is the folder of the bundle; None: the bundle of --model. For the errors, see `decoding_choice`.
     """
     directory = directory or chosen_bundle(args.model)
     options, hotwords = decoding_choice(args, directory, kind)
@@ -252,17 +240,17 @@ def language_model_options(text: str) -> LanguageModelOptions:
     for setting in settings.split(",")[1:]:
         name, _, value = setting.partition("=")
         declared = options_of(FusionWeights).get(name)
-        if declared is None:
+        if declared is not None:
             try:
-                lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
-            except (OSError, ValueError) as error:
-                expected = f"a setting ({', '.join(options_of(FusionWeights))}) or WORD=FILE"
-                raise ValueError(f"--lm: found {setting}, expected {expected}: {error}") from error
-            classes.setdefault(name, []).extend(line.strip() for line in lines if line.strip())
+                chosen[name] = _TYPES[declared.kind](value)
+            except ValueError as error:
+                raise ValueError(f"--lm: {name} must be a number, got {value!r}") from error
             continue
         try:
-            chosen[name] = _TYPES[declared.kind](value)
-        except ValueError as error:
-            raise ValueError(f"--lm: {name} must be a number, got {value!r}") from error
+            lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            expected = f"a setting ({', '.join(options_of(FusionWeights))}) or WORD=FILE"
+            raise ValueError(f"--lm: found {setting}, expected {expected}: {error}") from error
+        classes.setdefault(name, []).extend(line.strip() for line in lines if line.strip())
     of_demo = Bundle.open(find_bundle(DEMO), verify=False).language_model() if file == DEMO else None
     return dataclasses.replace(of_demo, **chosen) if of_demo else LanguageModelOptions(model=file, **chosen)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from u2moe.runtime.cli.inputs import STDIN, Input
 from u2moe.runtime.cli.options import Options
-from u2moe.runtime.cli.terminal import escaped, print_json, print_result, show_latest, show_progress, tell
+from u2moe.runtime.cli.terminal import encodable, print_json, print_result, show_latest, show_progress, tell
 from u2moe.runtime.errors import U2moeError
 from u2moe.runtime.result import PhraseResult, Result, Transcript
 from u2moe.runtime.text.formats import FORMATS, format_transcript
@@ -77,11 +78,8 @@ class Output:
 def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Input], default: str = TEXT) -> Output:
     """Return the output for recordings.
 
-    Args:
-        path: a folder, or a file whose suffix is the name of a format. None: stdout.
-        file_format: one of `FORMATS`, or `EVENTS`. None: the format that the suffix of `path` names, or else `default`.
-        inputs: the recordings.
-        default: the default format.
+    `path` is a folder, or a file whose suffix is the name of a format; None: stdout. `file_format` is one of `FORMATS`,
+    or `EVENTS`. None: the format that the suffix of `path` names, or else `default`.
 
     Raises:
         ValueError: the format cannot contain several recordings, or several recordings have the same output file.
@@ -109,10 +107,8 @@ class _Stdout(Output):
     """
 
     def __init__(self, file_format: str, *, is_single: bool) -> None:
-        self._name = file_format
-        self._format = FORMATS[file_format]
-        self._is_single = is_single
-        self._is_live = is_single and self._format.header is not None
+        self._name, self._format = file_format, FORMATS[file_format]
+        self._is_single, self._is_live = is_single, is_single and self._format.header is not None
         self._header = self._format.header or ""  # emptied when it has been printed
 
     def begin(self) -> None:
@@ -149,36 +145,35 @@ class _Events(Output):
     """Output of events to stdout, each as a line of JSON."""
 
     def phrase(self, item: Input, result: Result, phrase: PhraseResult) -> None:
-        _print_event("phrase", item, {"segment": result.segment, **dataclasses.asdict(phrase)})
+        self._print("phrase", item, segment=result.segment, **dataclasses.asdict(phrase))
 
     def partial(self, item: Input, result: Result) -> None:
         names = ("segment", "text", "words", "committed", "num_committed", "committed_end")
-        _print_event("partial", item, {name: getattr(result, name) for name in names})
+        self._print("partial", item, **{name: getattr(result, name) for name in names})
 
     def segment(self, item: Input, segment: Result) -> None:
-        _print_event("segment", item, dataclasses.asdict(segment))
+        self._print("segment", item, **dataclasses.asdict(segment))
 
     def transcript(self, item: Input, transcript: Transcript) -> None:
-        end = {"text": transcript.text, "duration": transcript.duration, "complete": transcript.complete}
-        _print_event("end", item, {**end, "error": transcript.error})
+        names = ("text", "duration", "complete", "error")
+        self._print("end", item, **{name: getattr(transcript, name) for name in names})
 
     def failure(self, item: Input, message: str) -> None:
-        _print_event("error", item, {"error": message})
+        self._print("error", item, error=message)
 
-
-def _print_event(kind: str, item: Input, content: dict[str, Any]) -> None:
-    event = {"type": kind, "file": item.name, **content}
-    print_json(json.dumps(event, ensure_ascii=False, default=dataclasses.asdict) + "\n")
+    def _print(self, kind: str, item: Input, **content: Any) -> None:
+        event = {"type": kind, "file": item.name, **content}
+        print_json(json.dumps(event, ensure_ascii=False, default=dataclasses.asdict) + "\n")
 
 
 class _Folder(Output):
-    """Output with one file for each recording. Several processes may write to the folder at the same time."""
+    """Output with one file for each recording. Several processes may write to the folder at the same time.
+
+    If `file` is given, the transcript of the single recording is written to it.
+    """
 
     def __init__(self, folder: Path, file_format: str, inputs: Sequence[Input], file: Path | None = None) -> None:
-        """Prepare the output. If `file` is given, the transcript of the single recording is written to it."""
-        self._folder = folder
-        self._format = file_format
-        self._file = file
+        self._folder, self._format, self._file = folder, file_format, file
         for target, count in Counter(map(self._file_of, inputs)).items():
             if count > 1:
                 remedy = "rename the recordings, or recognise them separately"
@@ -192,21 +187,24 @@ class _Folder(Output):
         """Return stdin and the inputs without an output file. If `file` was given, return all: the file is replaced."""
         if self._file is not None:
             return inputs
-        missing = [item for item in inputs if item.file == STDIN or not self._is_there(item)]
+        is_there = os.path.exists  # never raises: if a path is unusable, writing reports the error later
+        missing = [item for item in inputs if item.file == STDIN or not is_there(self._file_of(item))]
         if len(missing) < len(inputs):
             count = f"{len(inputs) - len(missing)} of {len(inputs)}"
             tell(f"{count} are already in {self._folder}: kept (remove them to recognise them again)")
         return missing
 
     def transcript(self, item: Input, transcript: Transcript) -> None:
-        content = self._encoded(format_transcript(transcript, self._format, name=item.name))
+        content = format_transcript(transcript, self._format, name=item.name)
+        if FORMATS[self._format].is_json:
+            content = encodable(content)
         file = self._file_of(item)
         partial = file.with_name(f"{file.name}.partial")  # never replaces a complete transcript
         target = file if transcript.complete else partial
         try:
             with failures_named(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(target, content)
+            write_bytes(target, content.encode("utf-8", "surrogateescape"))  # file names may not be valid text
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk affects all recordings
                 raise
@@ -219,20 +217,6 @@ class _Folder(Output):
 
     def _file_of(self, item: Input) -> Path:
         return self._file or self._folder / f"{item.place}.{self._format}"
-
-    def _is_there(self, item: Input) -> bool:
-        try:
-            return self._file_of(item).exists()
-        except (OSError, ValueError):  # writing reports the error later
-            return False
-
-    def _encoded(self, content: str) -> bytes:
-        """Encode a file's content, including any file names in it that are not valid text."""
-        if FORMATS[self._format].is_json:
-            with contextlib.suppress(UnicodeEncodeError):
-                return content.encode()
-            return escaped(content).encode()
-        return content.encode("utf-8", "surrogateescape")
 
 
 def try_to_write(file: Path | None) -> None:

@@ -84,17 +84,17 @@ def print_result(text: str) -> None:
 
 
 def print_json(line: str) -> None:
-    """Write a line of JSON as `print_result` does. If stdout cannot encode it, escape all non-ASCII characters."""
+    """Write a line of JSON as `print_result` does, with escapes if stdout needs them."""
+    print_result(encodable(line, sys.stdout.encoding or "utf-8"))
+
+
+def encodable(line: str, encoding: str = "utf-8") -> str:
+    """Return a line of JSON. If the encoding lacks a character, escape all non-ASCII characters."""
     try:
-        line.encode(sys.stdout.encoding or "utf-8")
+        line.encode(encoding)
     except UnicodeEncodeError:
-        line = escaped(line)
-    print_result(line)
-
-
-def escaped(line: str) -> str:
-    """Return a line of JSON with all non-ASCII characters escaped."""
-    return json.dumps(json.loads(line)) + "\n"
+        return json.dumps(json.loads(line)) + "\n"
+    return line
 
 
 def silence_stdout() -> None:
@@ -149,21 +149,17 @@ class ProgressBar:
     def __init__(self, files: list[Path]) -> None:
         self._files = files
         self._durations = [duration_of(file) for file in files] if sys.stderr.isatty() else [0.0] * len(files)
-        self._total = sum(self._durations)
-        self._before = 0.0
-        self._number = 0
         self._begin = time.monotonic()
 
     def begin(self, number: int) -> None:
         """Start the bar for the file at index `number`."""
-        self._number = number
-        self._before = sum(self._durations[:number])
+        self._number, self._before = number, sum(self._durations[:number])
         self.show(0.0)
 
     def show(self, seconds: float) -> None:
         """Draw the bar, with `seconds` of the current file done."""
         done = self._before + min(seconds, self._durations[self._number])
-        share = done / max(self._total, 1e-9)
+        share = done / max(sum(self._durations), 1e-9)
         drawn = round(share * _BAR_WIDTH)
         text = f"[{self._number + 1}/{len(self._files)}] {'#' * drawn}{'.' * (_BAR_WIDTH - drawn)} {share:4.0%}, "
         if done:

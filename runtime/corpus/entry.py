@@ -29,19 +29,12 @@ class AudioFile:
 
 @dataclass(frozen=True, kw_only=True)
 class TarMember:
-    """A file in a tar archive. It is read without unpacking the archive.
-
-    Attributes:
-        archive: path or URL of the archive.
-        name: name of the member.
-        offset: position of the member's first byte in the decompressed archive.
-        size: size in bytes.
-    """
+    """A file in a tar archive, which is a path or URL. It is read without unpacking the archive."""
 
     archive: str
     name: str
-    offset: int
-    size: int
+    offset: int  # position of the first byte in the decompressed archive
+    size: int  # in bytes
 
     def __str__(self) -> str:
         return f"{self.archive}: {self.name}"
@@ -73,9 +66,6 @@ class Unreadable:
     """Placeholder for a line that cannot be parsed. Reading it raises AudioError."""
 
     error: str
-
-    def __str__(self) -> str:
-        return self.error
 
 
 AudioSource = AudioFile | AudioBytes | TarMember | Command | Unreadable
@@ -151,16 +141,10 @@ _NAME = re.compile(r"(?:.*/)?(\d{12})-(\d{12})\.jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Consecutive entries of a list.
+    """Consecutive entries of a list, at least one."""
 
-    Attributes:
-        number: index of the block.
-        start: position of the block's first entry in the list.
-        entries: the entries, at least one.
-    """
-
-    number: int
-    start: int
+    number: int  # index of the block
+    start: int  # position of the first entry in the list
     entries: Sequence[Entry]
 
     @property

@@ -19,7 +19,7 @@ from u2moe.runtime.corpus.entry import AudioBytes, AudioFile, AudioSource, Block
 from u2moe.runtime.corpus.recognition import BlockDone, BlockRecognizer, ModelChoice, write_block
 from u2moe.runtime.corpus.rows import RowMaker, changed_options, options_as_json
 from u2moe.runtime.corpus.run_folder import OutputFolder, RunDescription
-from u2moe.runtime.corpus.runner import CorpusOptions, CorpusRun, RunProgress
+from u2moe.runtime.corpus.runner import CorpusOptions, CorpusRun, RunProgress, Workers
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_options
 
@@ -66,11 +66,10 @@ def run_on_ray(
     return run.progress
 
 
-class _Actors:
-    """The workers of a run on a cluster: `wanted` actors or, if that is None, as many as fit into the cluster."""
+class _Actors(Workers):
+    """`wanted` actors or, if that is None, as many as fit into the cluster. Ray does not report restarts."""
 
     def __init__(self, run: CorpusRun, model: ModelChoice, wanted: int | None) -> None:
-        self.num_deaths = 0  # Ray does not report restarts
         self.num_left_out = 0  # entries in blocks whose actors died repeatedly
         is_for_gpus = any(provider in _GPU_PROVIDERS for provider in model.settings.providers)
         resources: dict[str, Any] = {"num_cpus": model.num_threads, **({"num_gpus": 1} if is_for_gpus else {})}
@@ -83,10 +82,6 @@ class _Actors:
             )
         remote: Any = ray.remote(max_restarts=-1, max_task_retries=_MOST_RETRIES, **resources)(_Actor)
         self._actors = [remote.remote(run.folder.path, run.description, model) for _ in range(wanted or room)]
-
-    def in_progress(self) -> tuple[int, float]:
-        """Return zeros, because only finished blocks are counted."""
-        return 0, 0.0
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
         """Process all blocks; see `Workers.run`. Exceptions raised in actors are re-raised here."""

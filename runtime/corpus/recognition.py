@@ -67,20 +67,14 @@ entries of a batch by length."""
 
 @dataclass(kw_only=True)
 class Caution:
-    """How to repeat a block after worker processes died; see `pool`.
+    """How to repeat a block after worker processes died; see `pool`. Entries are indices in the block."""
 
-    Attributes:
-        left_out: indices of entries to skip, and why.
-        alone: indices of entries to decode separately.
-        deaths: number of processes that died, by the indices of the entries that they were working on.
-    """
-
-    left_out: dict[int, str] = field(default_factory=dict)
-    alone: set[int] = field(default_factory=set)
-    deaths: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    left_out: dict[int, str] = field(default_factory=dict)  # entries to skip, and why
+    alone: set[int] = field(default_factory=set)  # entries to decode separately
+    deaths: Counter[tuple[int, ...]] = field(default_factory=Counter)  # of processes, by the entries they worked on
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Read:
     """An entry after its audio was read. `stream` contains the audio that is not decoded yet."""
 
@@ -148,10 +142,7 @@ class BlockRecognizer:
                     self._recognizer.decode_streams(streams)
 
             segments = list(recognize(decode, stream, reader))
-        return _Read(
-            index=index, entry=entry, stream=stream, segments=segments, duration=reader.duration, error=reader.error,
-            warnings=list(warnings),
-        )  # fmt: skip
+        return _Read(index, entry, stream, segments, reader.duration, reader.error, list(warnings))
 
     def _decode(self, reads: Sequence[_Read], sources: Sources) -> dict[int, Row]:
         """Decode entries together. If that fails, decode each separately."""

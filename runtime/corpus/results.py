@@ -1,12 +1,13 @@
 """Results of a run: read them in order, merge them into one file, and score them."""
 
+import bisect
 import csv
 import heapq
 import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -192,7 +193,6 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
     groups: dict[str, GroupScore] = {}
     worst: list[tuple[int, float, int, ScoredEntry]] = []
     num_without = num_failed = 0
-    group_of = _grouping(by)
     for number, outcome in enumerate(outcomes):
         if outcome.reference is None:
             num_without += 1
@@ -202,7 +202,8 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
         errors, num_words = report.num_errors - before[0], report.num_words - before[1]
         num_failed += outcome.error is not None
         total.add(errors, num_words)
-        groups.setdefault(group_of(outcome), GroupScore()).add(errors, num_words)
+        if by is not None:
+            groups.setdefault(_group_of(outcome, by), GroupScore()).add(errors, num_words)
         if num_worst and errors:
             scored = ScoredEntry(
                 key=outcome.key, num_errors=errors, num_words=num_words, reference=outcome.reference, text=outcome.text
@@ -211,29 +212,22 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
             (heapq.heappush if len(worst) < num_worst else heapq.heappushpop)(worst, item)
     if not total.num_utterances:
         raise CorpusError("no utterance has a transcript: the list must contain transcripts (see docs/corpora.md)")
-    in_order = {name: groups[name] for name in sorted(groups, key=_natural)} if by is not None else {}
-    most_wrong = [item[-1] for item in sorted(worst, reverse=True)]
     return Score(
-        total=total, groups=in_order, worst=most_wrong, num_without_transcript=num_without, num_failed=num_failed,
-        report=report,
+        total=total, groups={name: groups[name] for name in sorted(groups, key=_natural)},
+        worst=[item[-1] for item in sorted(worst, reverse=True)], num_without_transcript=num_without,
+        num_failed=num_failed, report=report,
     )  # fmt: skip
 
 
-def _grouping(by: str | None) -> Callable[[Outcome], str]:
-    if by is None:
-        return lambda _: ""
-    if by == "length":
-        return lambda outcome: _length(outcome.duration)
+def _group_of(outcome: Outcome, by: str) -> str:
     if by == "speaker":
-        return lambda outcome: outcome.speaker or "unknown"
-    return lambda outcome: str(outcome.fields.get(by, "unknown"))
-
-
-def _length(duration: float) -> str:
-    for low, high in zip((0, *_LENGTHS_S), _LENGTHS_S, strict=False):
-        if duration < high:
-            return f"{low} to {high} s"
-    return f"{_LENGTHS_S[-1]} s and more"
+        return outcome.speaker or "unknown"
+    if by != "length":
+        return str(outcome.fields.get(by, "unknown"))
+    place = bisect.bisect_right(_LENGTHS_S, outcome.duration)
+    if place == len(_LENGTHS_S):
+        return f"{_LENGTHS_S[-1]} s and more"
+    return f"{(0, *_LENGTHS_S)[place]} to {_LENGTHS_S[place]} s"
 
 
 def _natural(name: str) -> tuple[float, str]:

@@ -19,15 +19,11 @@ Row = Mapping[str, Any]
 class RowMaker:
     """Makes result rows from entries and their transcripts or errors.
 
-    Attributes:
-        model: fingerprint of the bundle.
-        options: decoding options that differ from the defaults, as JSON.
-        is_nemo: whether rows are for NeMo's tools. Such rows contain all fields of the list. The transcript is in
-            `text`, and the recognised text in `pred_text`.
+    Rows for NeMo's tools contain all fields of the list. Its transcript is `text`, and the recognised text `pred_text`.
     """
 
-    model: str
-    options: Mapping[str, Any]
+    model: str  # fingerprint of the bundle
+    options: Mapping[str, Any]  # decoding options that differ from the defaults, as JSON
     is_nemo: bool = False
 
     @classmethod

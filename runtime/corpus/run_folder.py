@@ -11,8 +11,6 @@ Claims are not locks; they only avoid double work. If two processes recognise th
 atomically. Where claims do not work (no hard links, delayed directory listings), only time is lost.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -25,62 +23,34 @@ from typing import Any
 
 from u2moe.runtime.corpus import storage
 from u2moe.runtime.corpus.entry import Block, range_of
-from u2moe.runtime.corpus.storage import exists, is_url, join, list_files, read_bytes, write_first, write_whole
+from u2moe.runtime.corpus.storage import is_url, join, list_files, read_bytes, write_first, write_whole
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import first_difference
 from u2moe.runtime.whole_file import probe
 
-_INFORMATION = ("u2moe", "list_path")
-"""Fields that may differ when a run is continued."""
 _LONGEST_VALUE = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """Everything that affects the results of a run. When a run is continued, only `u2moe` and `list_path` may differ.
+    """All that affects the results of a run. When a run is continued, only `u2moe` and `list_path` may differ."""
 
-    Attributes:
-        u2moe: version of u2moe at the start of the run.
-        list_path: path of the list at the start of the run.
-        list_format: name of the list's format.
-        list_digest: SHA-256 of the content of the list.
-        channel: channel that is used for every recording. None: the channel that the list states for each recording, or
-            the average of all channels.
-        model: fingerprint of the bundle.
-        providers: execution providers.
-        kernels: "native" for u2moe-kernels, otherwise "onnxruntime".
-        options: decoding options, as JSON.
-        hotwords: SHA-256 of the hotwords. None: the hotwords of the bundle are used.
-        block_size: number of entries in a block.
-        align: whether transcripts are aligned with the audio. The audio is then not recognised.
-    """
-
-    u2moe: str
+    u2moe: str  # version at the start of the run
     list_path: str
     list_format: str
-    list_digest: str
-    channel: int | None
-    model: str
+    list_digest: str  # SHA-256
+    channel: int | None  # used for every recording; None: the one in the list, or the average of all channels
+    model: str  # fingerprint of the bundle
     providers: tuple[str, ...]
-    kernels: str
-    options: Mapping[str, Any]
-    hotwords: str | None
+    kernels: str  # "native" for u2moe-kernels, otherwise "onnxruntime"
+    options: Mapping[str, Any]  # decoding options, as JSON
+    hotwords: str | None  # SHA-256; None: those of the bundle
     block_size: int
     align: bool = False
 
     def to_json(self) -> bytes:
         """Return the content of run.json."""
         return json.dumps(dataclasses.asdict(self), indent=1).encode() + b"\n"
-
-    def check(self, other: RunDescription, folder: str) -> None:
-        """Raise CorpusError if `other` differs from this description of `folder`'s run, except in `_INFORMATION`."""
-        ours, theirs = (json.loads(run.to_json()) for run in (self, other))
-        for name, value in ours.items():
-            if name not in _INFORMATION and value != theirs[name]:
-                where, before, after = first_difference(value, theirs[name], name.replace("_", " "))
-                was, now = (json.dumps(each)[:_LONGEST_VALUE] for each in (before, after))
-                changed = f"the run began with {where} {was}, but it is now {now}"
-                raise CorpusError(f"{folder}: {changed}: change it back, or choose another folder")
 
 
 class OutputFolder:
@@ -102,11 +72,17 @@ class OutputFolder:
             CorpusError: the folder belongs to another run, or contains other files.
             OSError: the description cannot be written.
         """
-        name = join(self.path, "run.json")
-        if read_bytes(name) is None and "run.json" not in (files := list_files(self.path)) and files:
+        file, content = join(self.path, "run.json"), run.to_json()
+        if read_bytes(file) is None and "run.json" not in (files := list_files(self.path)) and files:
             raise CorpusError(f"{self.path}: contains files but no run.json: choose an empty folder")
-        if not write_first(name, run.to_json()):
-            self.description().check(run, self.path)
+        if not write_first(file, content):
+            found, wanted = json.loads(self.description().to_json()), json.loads(content)
+            for name, value in found.items():
+                if name not in ("u2moe", "list_path") and value != wanted[name]:
+                    where, before, after = first_difference(value, wanted[name], name.replace("_", " "))
+                    was, now = (json.dumps(each)[:_LONGEST_VALUE] for each in (before, after))
+                    changed = f"the run began with {where} {was}, but it is now {now}"
+                    raise CorpusError(f"{self.path}: {changed}: change it back, or choose another folder")
         storage.remove_stale_parts(self.path)
 
     def description(self) -> RunDescription:
@@ -130,7 +106,7 @@ class OutputFolder:
 
     def is_finished(self, block: Block) -> bool:
         """Return whether a block is finished now. Another machine may have finished it after `finished_blocks` ran."""
-        return exists(join(self._blocks, block.file_name))
+        return read_bytes(join(self._blocks, block.file_name)) is not None
 
     def contents(self) -> Iterator[tuple[int, str, bytes]]:
         """For each finished block in list order, yield the first entry's position, the file, and its content."""
@@ -165,22 +141,13 @@ LEASE_S = 600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A process's claim on a block.
-
-    Attributes:
-        number: index of the block.
-        host: name of the machine.
-        process: id of the process.
-        started: start of the process, in clock ticks since boot. It shows whether the process id was reused. None:
-            unknown.
-        age_s: seconds since the last renewal, by the clock of the file system.
-    """
+    """A process's claim on a block."""
 
     number: int
     host: str
     process: int
-    started: int | None
-    age_s: float
+    started: int | None  # in clock ticks since boot, because process ids are reused; None: unknown
+    age_s: float  # since the last renewal, by the clock of the file system
 
     @property
     def is_void(self) -> bool:

@@ -104,14 +104,15 @@ def run_corpus(
 class Workers(Protocol):
     """Workers that process blocks: a `WorkerPool`, or the actors on a cluster."""
 
-    num_deaths: int
+    num_deaths: int = 0
     """Number of workers that died and were replaced."""
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
         """Process all blocks. Yield each finished block, and None about once a second."""
 
     def in_progress(self) -> tuple[int, float]:
-        """Return the number of entries, and the seconds of audio, already recognised in unfinished blocks."""
+        """Return the number of entries, and the seconds of audio, already recognised in unfinished blocks, if known."""
+        return 0, 0.0
 
 
 class CorpusRun:
@@ -144,13 +145,12 @@ class CorpusRun:
         if options.retry_failed:
             self._finished = {start for start, _, content in self.folder.contents() if is_faultless(content)}
         self._own: set[int] = set()
-        self._begin = self._renewed = time.monotonic()
-        self._seconds = 0.0
         self._num_taken = 0
 
     def work(self, workers: Workers, on_progress: Callable[[RunProgress], object]) -> None:
         """Process blocks until all are finished or in progress in other processes."""
-        progress = self.progress
+        progress, done_s = self.progress, 0.0
+        begin = renewed = time.monotonic()
         while True:
             self._num_taken = progress.num_before = progress.num_elsewhere = 0
             for done in workers.run(self._missing()):
@@ -159,17 +159,15 @@ class CorpusRun:
                     progress.num_done += done.num_utterances
                     progress.num_failed += done.num_failed
                     progress.num_warned += done.num_warned
-                    self._seconds += done.seconds
+                    done_s += done.seconds
                     if self._claims is not None:
                         self._claims.release(done.number)
                 num_utterances, seconds = workers.in_progress()
-                progress.num_recognized = progress.num_done + num_utterances
-                progress.seconds = self._seconds + seconds
-                progress.num_deaths = workers.num_deaths
-                progress.elapsed_s = time.monotonic() - self._begin
-                if self._claims is not None and time.monotonic() - self._renewed > LEASE_S / 10:
+                progress.num_recognized, progress.seconds = progress.num_done + num_utterances, done_s + seconds
+                progress.num_deaths, progress.elapsed_s = workers.num_deaths, time.monotonic() - begin
+                if self._claims is not None and time.monotonic() - renewed > LEASE_S / 10:
                     self._claims.renew()
-                    self._renewed = time.monotonic()
+                    renewed = time.monotonic()
                 on_progress(progress)
             if not (progress.num_elsewhere and self._num_taken):
                 return

@@ -34,9 +34,9 @@ class Sources:
 
     def __init__(self) -> None:
         self._fetched: tuple[AudioSource, bytes] | None = None
-        self._archive = ""
+        self._archive: str | None = None
         self._opened = contextlib.ExitStack()
-        self._stream: IO[bytes] | None = None
+        self._stream: IO[bytes]
 
     def __enter__(self) -> Self:
         return self
@@ -82,8 +82,8 @@ class Sources:
         if isinstance(source, AudioFile):
             with open_binary(source.path) as stream:
                 return _bounded(stream.read(_MOST_BYTES + 1), source)
-        if self._archive != source.archive or self._stream is None:
-            self._stream = None  # stays None if the next archive cannot be opened
+        if self._archive != source.archive:
+            self._archive = None  # stays None if the next archive cannot be opened
             self._opened.close()
             self._stream = decompressed(self._opened.enter_context(open_binary(source.archive)))
             self._archive = source.archive
@@ -102,26 +102,20 @@ def _bounded(content: bytes, source: object) -> bytes:
 
 def _output_of(command: str) -> bytes:
     """Run a shell command, and return its standard output."""
-    with (
-        tempfile.TemporaryFile() as complaints,
-        subprocess.Popen(  # noqa: S602 - the caller allowed the commands of this list
-            command,
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
+    with tempfile.TemporaryFile() as complaints:
+        with subprocess.Popen(  # noqa: S602 - the caller allowed the commands of this list
+            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints,
             start_new_session=True,
-        ) as run,
-    ):
-        begin, timer = time.monotonic(), threading.Timer(LONGEST_COMMAND_S, _kill_all, (run,))
-        timer.start()
-        try:
-            output = run.stdout.read(_MOST_BYTES + 1) if run.stdout else b""
-            if len(output) > _MOST_BYTES:
-                _kill_all(run)
-            run.wait()
-        finally:
-            timer.cancel()
+        ) as run:  # fmt: skip
+            begin, timer = time.monotonic(), threading.Timer(LONGEST_COMMAND_S, _kill_all, (run,))
+            timer.start()
+            try:
+                output = run.stdout.read(_MOST_BYTES + 1) if run.stdout else b""
+                if len(output) > _MOST_BYTES:
+                    _kill_all(run)
+                run.wait()
+            finally:
+                timer.cancel()
         complaints.seek(0)
         complaint = complaints.read().decode(errors="replace").strip()[-_LONGEST_COMPLAINT:]
     if time.monotonic() - begin >= LONGEST_COMMAND_S:

@@ -41,9 +41,7 @@ def base_name(path: str) -> str:
 def open_binary(path: str) -> Iterator[IO[bytes]]:
     """Open a file for reading.
 
-    Raises:
-        OSError: the file cannot be opened.
-        CorpusError: the path is a URL, but fsspec or its backend for this kind of URL is not installed.
+    Raise OSError if that is impossible, and CorpusError if fsspec or its backend for this URL is not installed.
     """
     if is_url(path):
         filesystem, name = filesystem_of(path)
@@ -87,14 +85,6 @@ def read_bytes(path: str) -> bytes | None:
         return None
 
 
-def exists(path: str) -> bool:
-    """Return whether a file exists."""
-    if is_url(path):
-        filesystem, name = filesystem_of(path)
-        return bool(filesystem.exists(name))
-    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for overlong names
-
-
 def list_files(folder: str) -> list[str]:
     """Return the relative paths of all files below a folder.
 
@@ -115,17 +105,15 @@ def list_files(folder: str) -> list[str]:
 def write_whole(path: str, content: bytes) -> None:
     """Write a file atomically, and replace an existing file. Missing folders are created.
 
-    On object stores, every write is atomic.
-
-    Raise OSError if the file cannot be written.
+    On object stores, every write is atomic. Raise OSError if the file cannot be written.
     """
     if is_url(path):
         filesystem, name = filesystem_of(path)
         filesystem.makedirs(parent(name), exist_ok=True)
         filesystem.pipe_file(name, content)
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    whole_file.write_bytes(Path(path), content)
+    else:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        whole_file.write_bytes(Path(path), content)
 
 
 def write_first(path: str, content: bytes) -> bool:
@@ -133,13 +121,13 @@ def write_first(path: str, content: bytes) -> bool:
 
     If several processes try at the same time, only one succeeds. On object stores, however, several may succeed.
     """
-    if is_url(path):
-        if exists(path):
-            return False
+    if not is_url(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return whole_file.write_first(Path(path), content)
+    is_new = read_bytes(path) is None
+    if is_new:
         write_whole(path, content)
-        return True
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return whole_file.write_first(Path(path), content)
+    return is_new
 
 
 def remove_stale_parts(folder: str) -> None:

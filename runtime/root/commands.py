@@ -5,8 +5,8 @@ DOCUMENTATION = "docs/index.md in the repository, or `make docs`"
 GROUPS = {
     "Recognise": {
         "transcribe": ("u2moe.runtime.cli.transcribe", "add_transcribe", "recognise audio files"),
-        "listen": ("u2moe.runtime.cli.listen", "add_listen", "recognise speech from a microphone"),
-        "align": ("u2moe.runtime.cli.align", "add_align", "find when each word of a text is spoken"),
+        "listen": ("u2moe.runtime.cli.transcribe", "add_listen", "recognise speech from a microphone"),
+        "align": ("u2moe.runtime.cli.transcribe", "add_align", "find when each word of a text is spoken"),
         "corpus": ("u2moe.runtime.cli.corpus", "add_corpus", "recognise a corpus, each utterance exactly once"),
     },
     "Your own model": {
@@ -15,9 +15,9 @@ GROUPS = {
         "inspect": ("u2moe.quantize.cli", "add_inspect", "show the content of a bundle"),
         "validate": ("u2moe.export.cli", "add_validate", "check a bundle, and its parity with a checkpoint"),
         "convert": ("u2moe.export.cli", "add_convert", "convert a bundle to fewer graphs or another format"),
-        "sign": ("u2moe.runtime.cli.sign", "add_sign", "sign a bundle, so that programs can check its origin"),
-        "verify": ("u2moe.runtime.cli.sign", "add_verify", "compare a bundle with its digests, and show its signers"),
-        "push": ("u2moe.runtime.cli.push", "add_push", "publish a bundle on the Hugging Face hub"),
+        "sign": ("u2moe.runtime.cli.bundle", "add_sign", "sign a bundle, so that programs can check its origin"),
+        "verify": ("u2moe.runtime.cli.bundle", "add_verify", "compare a bundle with its digests, and show its signers"),
+        "push": ("u2moe.runtime.cli.bundle", "add_push", "publish a bundle on the Hugging Face hub"),
         "lm": ("u2moe.runtime.cli.lm", "add_lm", "make language models for a domain"),
     },
     "Measure": {

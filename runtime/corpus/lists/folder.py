@@ -29,13 +29,7 @@ def read(list_path: str, _options: ListOptions) -> Iterator[Entry]:
 
 def content_of(list_path: str, options: ListOptions) -> Iterator[bytes]:
     """Yield the keys of all entries. Together, the keys identify the list."""
-    for entry in read(list_path, options):
-        yield f"{entry.key}\n".encode("utf-8", "surrogateescape")
-
-
-def count(list_path: str) -> int:
-    """Return the number of audio files."""
-    return sum(1 for _ in read(list_path, ListOptions()))
+    return (f"{entry.key}\n".encode("utf-8", "surrogateescape") for entry in read(list_path, options))
 
 
 def _walk(folder: str) -> Iterator[str]:

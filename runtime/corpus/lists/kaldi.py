@@ -1,45 +1,41 @@
 """Kaldi data folders: wav.scp, and optionally `segments`, `text` and `utt2spk`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from u2moe.runtime.corpus.entry import Entry, ListOptions
 from u2moe.runtime.corpus.lists import lines
-from u2moe.runtime.corpus.lists.lines import parse_lines, read_lines
+from u2moe.runtime.corpus.lists.lines import by_line, read_lines
 from u2moe.runtime.corpus.storage import base_name, join, parent
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import checked_seconds, wrong
 
-_BESIDE = ("segments", "text", "utt2spk")
 
+def _lookup(path: str) -> Callable[[str], str | None]:
+    """Return a function that finds the value of a key in a table of "key value" lines, or None if it lacks the key.
 
-class _Table:
-    """A table of "key value" lines, read in parallel with a list. Both are sorted by `LC_ALL=C sort`, as in Kaldi."""
+    The table is read in parallel with a list, so keys must be looked up in order. Both are sorted by `LC_ALL=C sort`
+    as in Kaldi. The function raises CorpusError if the table or the list is not sorted.
+    """
+    table = read_lines(path)
+    found, value, wanted = "", "", b""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._lines = read_lines(path)
-        self._key, self._value = "", ""
-        self._wanted = b""
-
-    def find(self, key: str) -> str | None:
-        """Return the value of a key, or None if the table lacks the key. Keys must be looked up in sorted order.
-
-        Raise CorpusError if the table or the list is not sorted.
-        """
-        wanted = _bytes(key)
-        if wanted < self._wanted:
-            where = f"{self._path}: the list in the same folder"
+    def find(key: str) -> str | None:
+        nonlocal found, value, wanted
+        before, wanted = wanted, _bytes(key)
+        if wanted < before:
+            where = f"{path}: the list in the same folder"
             raise CorpusError(f"{where} is not sorted by LC_ALL=C sort: {key!r} is out of order")
-        self._wanted = wanted
-        while _bytes(self._key) < wanted:
-            _, line = next(self._lines, (0, ""))
+        while _bytes(found) < wanted:
+            _, line = next(table, (0, ""))
             if not line:
                 return None
-            before, (self._key, self._value) = self._key, _split(line)
-            if _bytes(self._key) < _bytes(before):
-                raise CorpusError(f"{self._path}: not sorted by LC_ALL=C sort: {self._key!r} is out of order")
-        return self._value if self._key == key else None
+            previous, (found, value) = found, _split(line)
+            if _bytes(found) < _bytes(previous):
+                raise CorpusError(f"{path}: not sorted by LC_ALL=C sort: {found!r} is out of order")
+        return value if found == key else None
+
+    return find
 
 
 def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
@@ -52,10 +48,13 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     """
     recordings, *beside = files(list_path)
     tables = {os.path.basename(path): path for path in beside}  # noqa: PTH119
-    texts, speakers = (_Table(tables[name]) if name in tables else None for name in ("text", "utt2spk"))
+    text_of, speaker_of = (
+        _lookup(tables[name]) if name in tables else (lambda _: None) for name in ("text", "utt2spk")
+    )
     entries = dict(_split(line) for _, line in read_lines(recordings)) if "segments" in tables else {}
 
-    def parse(line: str) -> Entry:
+    @by_line
+    def read_table(line: str, _path: str, options: ListOptions) -> Entry:
         start = 0.0
         end: float | None = None
         if "segments" in tables:
@@ -72,18 +71,17 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
             key, entry = _split(line)
         return Entry(
             key=key, source=options.source(entry, recordings), start=start, end=end,
-            duration=None if end is None else end - start, text=texts.find(key) if texts else None,
-            speaker=speakers.find(key) if speakers else None,
+            duration=None if end is None else end - start, text=text_of(key), speaker=speaker_of(key),
         )  # fmt: skip
 
-    return parse_lines(tables.get("segments", recordings), parse)
+    return read_table(tables.get("segments", recordings), options)
 
 
 def files(list_path: str) -> list[str]:
     """Return the files of a data folder: wav.scp, and then each optional file that exists."""
     recordings = join(list_path, "wav.scp") if os.path.isdir(list_path) else list_path  # noqa: PTH112
-    beside = [join(parent(recordings), name) for name in _BESIDE]
-    return [recordings, *(path for path in beside if os.path.isfile(path))]  # noqa: PTH113
+    beside = (join(parent(recordings), name) for name in ("segments", "text", "utt2spk"))
+    return [recordings, *filter(os.path.isfile, beside)]
 
 
 def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
@@ -98,9 +96,8 @@ def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
 
 def count(list_path: str) -> int:
     """Return the number of segments, or of recordings if there is no file `segments`."""
-    found = files(list_path)
-    segments = [file for file in found if base_name(file) == "segments"]
-    return lines.count_lines((segments or found)[0])
+    recordings, *beside = files(list_path)
+    return lines.count_lines(next((file for file in beside if base_name(file) == "segments"), recordings))
 
 
 def _bytes(key: str) -> bytes:

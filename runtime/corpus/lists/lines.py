@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from u2moe.runtime.audio.files import find_audio
-from u2moe.runtime.corpus.entry import AudioFile, AudioSource, Entry, ListOptions, Unreadable
+from u2moe.runtime.corpus.entry import AudioFile, Entry, ListOptions, Unreadable
 from u2moe.runtime.corpus.storage import base_name, open_binary
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.text.lines import read_lines as text_lines
@@ -43,28 +43,27 @@ def content_of(list_path: str, _options: object = None) -> Iterator[bytes]:
             yield piece
 
 
-def parse_lines(list_path: str, parse: Callable[[str], Entry]) -> Iterator[Entry]:
-    """Yield the entry of each line.
+def by_line(parse: Callable[[str, str, ListOptions], Entry]) -> Callable[[str, ListOptions], Iterator[Entry]]:
+    """Turn a function that parses a line, given the path of the list and options, into a reader of lists.
 
-    A line that cannot be parsed becomes an `Unreadable` entry with the line number as key.
-
-    Args:
-        list_path: the file.
-        parse: function that parses a line. It raises ValueError for an invalid line.
-
-    Raise CorpusError if the first line cannot be parsed, so the list probably has another format.
+    `parse` raises ValueError for an invalid line. It becomes an `Unreadable` entry with the line number as key. If the
+    first line is invalid, the list probably has another format, and the reader raises CorpusError.
     """
-    is_first = True
-    for number, line in read_lines(list_path):
-        try:
-            entry = parse(line)
-        except (ValueError, RecursionError) as error:
-            message = f"{list_path}: line {number}: {error}"
-            if is_first:
-                raise CorpusError(message) from error
-            entry = Entry(key=f"{base_name(list_path)}:{number}", source=Unreadable(error=message))
-        is_first = False
-        yield entry
+
+    def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
+        is_first = True
+        for number, line in read_lines(list_path):
+            try:
+                entry = parse(line, list_path, options)
+            except (ValueError, RecursionError) as error:
+                message = f"{list_path}: line {number}: {error}"
+                if is_first:
+                    raise CorpusError(message) from error
+                entry = Entry(key=f"{base_name(list_path)}:{number}", source=Unreadable(error=message))
+            is_first = False
+            yield entry
+
+    return read
 
 
 def json_record(line: str) -> Record:
@@ -76,95 +75,76 @@ def json_record(line: str) -> Record:
     return Record(values)
 
 
-def read_paths(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of a list of paths. A tab and a transcript may follow a path. The path is the key."""
-
-    def parse(line: str) -> Entry:
-        path, tab, transcript = line.partition("\t")
-        path = path.strip()
-        return Entry(key=path, source=options.source(path, list_path), text=transcript.strip() if tab else None)
-
-    return parse_lines(list_path, parse)
+@by_line
+def read_paths(line: str, list_path: str, options: ListOptions) -> Entry:
+    """Return the entry of a path. A tab and a transcript may follow it. The path is the key."""
+    path, tab, transcript = line.partition("\t")
+    path = path.strip()
+    return Entry(key=path, source=options.source(path, list_path), text=transcript.strip() if tab else None)
 
 
-def read_wenet(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of a WeNet data.list of type "raw": `key`, `wav`, `txt`, and optionally `start` and `end`."""
-
-    def parse(line: str) -> Entry:
-        record = json_record(line)
-        start, end, duration = record.seconds("start") or 0.0, record.seconds("end"), record.seconds("duration")
-        return Entry(
-            key=record.text("key"), source=options.source(record.text("wav").strip(), list_path), start=start, end=end,
-            duration=duration if end is None else end - start, text=record.label("txt"),
-            speaker=record.label("speaker"), fields=record.unread(),
-        )  # fmt: skip
-
-    return parse_lines(list_path, parse)
+@by_line
+def read_wenet(line: str, list_path: str, options: ListOptions) -> Entry:
+    """Return the entry of a line of WeNet's data.list ("raw"): `key`, `wav`, `txt`, optionally `start`, `end`."""
+    record = json_record(line)
+    start, end, duration = record.seconds("start") or 0.0, record.seconds("end"), record.seconds("duration")
+    return Entry(
+        key=record.text("key"), source=options.source(record.text("wav").strip(), list_path), start=start, end=end,
+        duration=duration if end is None else end - start, text=record.label("txt"), speaker=record.label("speaker"),
+        fields=record.unread(),
+    )  # fmt: skip
 
 
-def read_nemo(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of a NeMo list. Each keeps all fields, because NeMo's tools expect them in the output.
+@by_line
+def read_nemo(line: str, list_path: str, options: ListOptions) -> Entry:
+    """Return the entry of a line of a NeMo list. It keeps all fields, because NeMo's tools expect them in the output.
 
     NeMo's lists have no keys, so an entry's key is the path as written, followed by "#" and the offset if there is one.
     """
-
-    def parse(line: str) -> Entry:
-        record = json_record(line)
-        path = record.text("audio_filepath")
-        offset, duration = record.seconds("offset"), record.seconds("duration")
-        key = path if offset is None else f"{path}#{record.value('offset')}"
+    record = json_record(line)
+    path = record.text("audio_filepath")
+    offset, duration = record.seconds("offset"), record.seconds("duration")
+    return Entry(
+        key=path if offset is None else f"{path}#{record.value('offset')}", source=options.source(path, list_path),
         # Without an offset, the duration is the rounded length of the file. A cut there could lose audio.
-        end = None if duration is None or offset is None else offset + duration
-        return Entry(
-            key=key, source=options.source(path, list_path), start=offset or 0.0, end=end, duration=duration,
-            text=record.label("text"), speaker=record.label("speaker"), fields=record.values,
-        )  # fmt: skip
-
-    return parse_lines(list_path, parse)
+        start=offset or 0.0, end=None if duration is None or offset is None else offset + duration, duration=duration,
+        text=record.label("text"), speaker=record.label("speaker"), fields=record.values,
+    )  # fmt: skip
 
 
-def read_lhotse(list_path: str, options: ListOptions) -> Iterator[Entry]:
-    """Yield the entries of a list of Lhotse cuts. Mixed or transformed cuts are not supported.
+@by_line
+def read_lhotse(line: str, list_path: str, options: ListOptions) -> Entry:
+    """Return the entry of a Lhotse cut. The package lhotse is not needed. Mixed or transformed cuts are not supported.
 
-    The package lhotse is not needed. If a cut has several supervisions, their texts are joined in order.
+    If a cut has several supervisions, their texts are joined in order.
     """
-
-    def parse(line: str) -> Entry:
-        record = json_record(line)
-        if "tracks" in record:
-            raise record.wrong("type", record.value("type"), "MonoCut or MultiCut")
-        recording = record.record("recording")
-        if recording.value("transforms"):
-            raise recording.wrong("transforms", recording.value("transforms"), "empty (only lhotse can apply them)")
-        if len(sources := recording.records("sources")) != 1:
-            raise recording.wrong("sources", recording.value("sources"), "a list with one element")
-        (source,) = sources
-        channel = record.value("channel")
-        start, duration = record.seconds("start") or 0.0, record.seconds("duration")
-        is_whole = start == 0 and duration is not None and duration == recording.seconds("duration")
-        supervisions = record.records("supervisions")
-        texts = [supervision.label("text") for supervision in supervisions]
-        speakers = {supervision.label("speaker") for supervision in supervisions}
-        return Entry(
-            key=record.text("id"),
-            source=_source_of_lhotse(source, list_path, options),
-            start=start,
-            end=None if duration is None or is_whole else start + duration,
-            channel=channel if isinstance(channel, int) and source.value("channels", [0]) != [0] else None,
-            duration=duration,
-            text=" ".join(filter(None, texts)) if any(text is not None for text in texts) else None,
-            speaker=speakers.pop() if len(speakers) == 1 else None,
-            fields=checked_object("custom", record.value("custom") or {}),
-        )
-
-    return parse_lines(list_path, parse)
-
-
-def _source_of_lhotse(source: Record, list_path: str, options: ListOptions) -> AudioSource:
-    entry = source.text("source")
-    if checked_choice(source.field("type"), source.value("type"), ("command", "file", "url")) == "command":
-        return options.command(entry, list_path)
-    return AudioFile(path=options.path(entry, list_path))
+    record = json_record(line)
+    if "tracks" in record:
+        raise record.wrong("type", record.value("type"), "MonoCut or MultiCut")
+    recording = record.record("recording")
+    if recording.value("transforms"):
+        raise recording.wrong("transforms", recording.value("transforms"), "empty (only lhotse can apply them)")
+    if len(sources := recording.records("sources")) != 1:
+        raise recording.wrong("sources", recording.value("sources"), "a list with one element")
+    (source,) = sources
+    channel = record.value("channel")
+    start, duration = record.seconds("start") or 0.0, record.seconds("duration")
+    is_whole = start == 0 and duration is not None and duration == recording.seconds("duration")
+    supervisions = record.records("supervisions")
+    texts = [supervision.label("text") for supervision in supervisions]
+    speakers = {supervision.label("speaker") for supervision in supervisions}
+    key, place = record.text("id"), source.text("source")
+    kind = checked_choice(source.field("type"), source.value("type"), ("command", "file", "url"))
+    is_command = kind == "command"
+    return Entry(
+        key=key,
+        source=options.command(place, list_path) if is_command else AudioFile(path=options.path(place, list_path)),
+        start=start, end=None if duration is None or is_whole else start + duration, duration=duration,
+        channel=channel if isinstance(channel, int) and source.value("channels", [0]) != [0] else None,
+        text=" ".join(filter(None, texts)) if any(text is not None for text in texts) else None,
+        speaker=speakers.pop() if len(speakers) == 1 else None,
+        fields=checked_object("custom", record.value("custom") or {}),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,12 +159,8 @@ def read_recordings(file: str | os.PathLike[str]) -> list[Recording]:
     """Return the recordings in a text file with lines of "path<TAB>transcript", for measurements.
 
     Paths are relative to the folder of the file. If `file` is a folder, all recordings in it are returned, with empty
-    transcripts.
-
-    Raises:
-        AudioError: the folder contains no recordings.
-        CorpusError: the file cannot be read, lists no recordings, or has a malformed line. The message names the file
-            and the malformed line.
+    transcripts. Raise AudioError if it contains no recordings, and CorpusError if the file cannot be read, lists
+    no recordings, or has a malformed line. The message names the file and the malformed line.
     """
     path = Path(file)
     if path.is_dir():

@@ -1,9 +1,9 @@
 """WeNet's shards: tar archives with pairs of KEY.wav (or another suffix) and KEY.txt, and lists of such archives."""
 
+import itertools
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import IO
 
 from u2moe.runtime.corpus.entry import Entry, ListOptions, TarMember, Unreadable
 from u2moe.runtime.corpus.lists.folder import SUFFIXES
@@ -55,25 +55,21 @@ def is_archive(path: str) -> bool:
 
 def _pairs(archive: str, tar: tarfile.TarFile) -> Iterator[Entry]:
     """Yield the entries of an archive. Each combines consecutive members whose names differ only in the suffix."""
-    stem, source, text = "", None, None
+    for stem, members in itertools.groupby(_files(tar), key=lambda member: member.name.rpartition(".")[0]):
+        source, text = None, None
+        for member in members:
+            suffix = member.name.rpartition(".")[2]
+            if suffix == "txt" and member.size <= _LONGEST_TEXT and (content := tar.extractfile(member)):
+                text = content.read().decode("utf-8", "replace").strip()
+            elif f".{suffix.lower()}" in SUFFIXES:
+                source = TarMember(archive=archive, name=member.name, offset=member.offset_data, size=member.size)
+        if stem:
+            missing = Unreadable(error=f"{archive}: {stem}: has no audio file")
+            yield Entry(key=stem, source=source or missing, text=text)
+
+
+def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for member in tar:
         tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all members in memory
-        if not member.isreg():
-            continue
-        name, _, suffix = member.name.rpartition(".")
-        if name != stem and stem:
-            yield _entry(archive, stem, source, text)
-        if name != stem:
-            stem, source, text = name, None, None
-        content: IO[bytes] | None
-        if suffix == "txt" and member.size <= _LONGEST_TEXT and (content := tar.extractfile(member)):
-            text = content.read().decode("utf-8", "replace").strip()
-        elif f".{suffix.lower()}" in SUFFIXES:
-            source = TarMember(archive=archive, name=member.name, offset=member.offset_data, size=member.size)
-    if stem:
-        yield _entry(archive, stem, source, text)
-
-
-def _entry(archive: str, stem: str, source: TarMember | None, text: str | None) -> Entry:
-    missing = Unreadable(error=f"{archive}: {stem}: has no audio file")
-    return Entry(key=stem, source=source or missing, text=text)
+        if member.isreg():
+            yield member

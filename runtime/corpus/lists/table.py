@@ -17,50 +17,36 @@ from u2moe.runtime.validation import checked_options, refused_as
 
 @dataclass(frozen=True, kw_only=True)
 class ListFormat:
-    """A format for lists of recordings.
-
-    Attributes:
-        read: yields the entries for a path and options. Memory use does not grow with the number of entries.
-        description: description of the format for help texts.
-        content: yields bytes that identify the list.
-        count: returns the number of entries; None if the whole list must be read to count them.
-        field: name of a field that identifies the format, if its lines are JSON objects.
-    """
+    """A format for lists of recordings. Memory use of `read` does not grow with the number of entries."""
 
     read: Callable[[str, ListOptions], Iterator[Entry]]
-    description: str
-    content: Callable[[str, ListOptions], Iterator[bytes]] = content_of
-    count: Callable[[str], int | None] = count_lines
-    field: str | None = None
+    description: str  # for help texts
+    content: Callable[[str, ListOptions], Iterator[bytes]] = content_of  # bytes that identify the list
+    count: Callable[[str], int | None] = count_lines  # number of entries; None: the whole list must be read
+    field: str | None = None  # name of a field that identifies the format, if its lines are JSON objects
 
 
-_FORMATS = {
+FORMATS: Mapping[str, ListFormat] = MappingProxyType({
     "nemo": ListFormat(read=lines.read_nemo, field="audio_filepath", description="NeMo's jsonl (audio_filepath)"),
     "wenet": ListFormat(read=lines.read_wenet, field="wav", description="WeNet's data.list (key, wav, txt)"),
-    "shards": ListFormat(
-        read=shards.read,
-        content=shards.content_of,
-        count=lambda _: None,  # counting requires reading all archives
+    "shards": ListFormat(  # counting requires reading all archives
+        read=shards.read, content=shards.content_of, count=lambda _: None,
         description="a WeNet tar shard, or a list of shards",
     ),
     "kaldi": ListFormat(
-        read=kaldi.read,
-        content=kaldi.content_of,
-        count=kaldi.count,
-        description="a Kaldi data folder, or its wav.scp",
+        read=kaldi.read, content=kaldi.content_of, count=kaldi.count, description="a Kaldi data folder, or its wav.scp"
     ),
     "lhotse": ListFormat(read=lines.read_lhotse, field="recording", description="Lhotse's jsonl of cuts (recording)"),
     "parquet": ListFormat(
-        read=parquet.read,
-        count=parquet.count_rows,
+        read=parquet.read, count=parquet.count_rows,
         description="a Parquet file of a Hugging Face data set (audio, text)",
     ),
     "folder": ListFormat(
-        read=folder.read, content=folder.content_of, count=folder.count, description="a folder of audio files"
+        read=folder.read, content=folder.content_of,
+        count=lambda path: sum(1 for _ in folder.read(path, ListOptions())), description="a folder of audio files",
     ),
     "paths": ListFormat(read=lines.read_paths, description="a path per line, optionally with a tab and a transcript"),
-}
-FORMATS: Mapping[str, ListFormat] = MappingProxyType(_FORMATS)
+})  # fmt: skip
 """The list formats by name. To add a format, write a module with a generator, and add a line here."""
 
 
