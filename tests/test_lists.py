@@ -15,8 +15,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from u2moe.runtime.corpus import sources as sources_module
-from u2moe.runtime.corpus.entry import AudioFile, Command, Entry, Unreadable, cut_into_blocks
+from u2moe.runtime.corpus import entry as entry_module
+from u2moe.runtime.corpus.entry import AudioFile, Command, Entry, Sources, Unreadable, cut_into_blocks
 from u2moe.runtime.corpus.lists import (
     FORMATS,
     ListOptions,
@@ -26,7 +26,6 @@ from u2moe.runtime.corpus.lists import (
     read_recordings,
     read_utterances,
 )
-from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.errors import AudioError, CorpusError
 
 RATE = 16000
@@ -179,7 +178,7 @@ def test_commands_only_run_where_they_are_allowed_and_end_with_all_they_started(
     assert np.array_equal(samples_of(first), ramp())
     with pytest.raises(AudioError, match="cat missing: exited with status 1 after 0 bytes: cat: missing: No such file"):
         samples_of(second)
-    monkeypatch.setattr(sources_module, "LONGEST_COMMAND_S", 0.2)
+    monkeypatch.setattr(entry_module, "LONGEST_COMMAND_S", 0.2)
     with pytest.raises(AudioError, match=r"sleep 9; echo: timed out after 0 s"):
         samples_of(Entry(key="k", source=Command(command="sleep 9; echo")))
 
@@ -240,7 +239,7 @@ def test_copies_and_memory_are_bounded(tmp_path, clip, monkeypatch):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
-    monkeypatch.setattr(sources_module, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(entry_module, "_MOST_BYTES", 1000)
     with Sources() as sources:
         for source in (Command(command="cat /dev/zero"), AudioFile(path=f"file://{clip}")):
             with pytest.raises(AudioError, match="cannot be copied: use a local file"):

@@ -103,13 +103,10 @@ def convert(samples: npt.ArrayLike, source_rate: float, sample_rate: int) -> Ite
     yield resampler.finish()
 
 
-_NUM_CROSSINGS = 32
-"""Zero crossings of the sinc on each side."""
-_ROLL_OFF = 0.945
-"""Fraction of the band that passes. The rest is the transition band, which prevents aliasing."""
+_NUM_CROSSINGS = 32  # zero crossings of the sinc on each side
+_ROLL_OFF = 0.945  # Fraction of the band that passes. The rest is the transition band, which prevents aliasing.
 _KAISER_BETA = 9.0
-_MOST_AT_ONCE = 2048
-"""Maximum number of output samples computed at once, which limits memory."""
+_MOST_AT_ONCE = 2048  # maximum number of output samples computed at once, which limits memory
 
 
 class SincResampler:
@@ -142,23 +139,20 @@ class SincResampler:
         self._kept = np.concatenate([self._kept, samples])
         parts = [np.zeros(0, np.float32)]
         while self._num_returned < total:
-            parts.append(self._resampled(min(_MOST_AT_ONCE, total - self._num_returned)))
+            end = min(total, self._num_returned + _MOST_AT_ONCE)
+            places = np.arange(self._num_returned, end, dtype=np.int64) * self._numerator
+            whole, phases = np.divmod(places, self._denominator)
+            firsts = whole - self._reach + 1 - self._first
+            windows = self._kept[firsts[:, np.newaxis] + np.arange(2 * self._reach)]
+            filters = np.stack([self._filter(phase) for phase in phases.tolist()])
+            parts.append((windows * filters).sum(axis=1))
+            self._num_returned = end
+            # Drop input samples that are no longer needed.
+            following = end * self._numerator // self._denominator - self._reach + 1
+            forgotten = max(min(following - self._first, len(self._kept)), 0)
+            self._kept = self._kept[forgotten:]
+            self._first += forgotten
         return np.concatenate(parts)
-
-    def _resampled(self, num: int) -> Samples:
-        """Return the next `num` output samples, and drop input samples that are no longer needed."""
-        places = np.arange(self._num_returned, self._num_returned + num, dtype=np.int64) * self._numerator
-        whole, phases = np.divmod(places, self._denominator)
-        firsts = whole - self._reach + 1 - self._first
-        windows = self._kept[firsts[:, np.newaxis] + np.arange(2 * self._reach)]
-        filters = np.stack([self._filter(phase) for phase in phases.tolist()])
-        taken: Samples = (windows * filters).sum(axis=1)
-        self._num_returned += num
-        following = self._num_returned * self._numerator // self._denominator - self._reach + 1
-        forgotten = max(min(following - self._first, len(self._kept)), 0)
-        self._kept = self._kept[forgotten:]
-        self._first += forgotten
-        return taken
 
     def _filter(self, phase: int) -> Samples:
         """Return filter taps for an output sample between two input samples, phase / denominator after the first."""

@@ -29,27 +29,22 @@ from u2moe.runtime.errors import AudioError, TruncatedAudioError
 _OPEN, _NEXT, _DATA = b"o", b"n", b"d"
 """Messages of the program: open a file, request its next buffer of samples, send some of its bytes."""
 _READ, _LENGTH, _BUFFER, _ERROR, _TRUNCATED = b"r", b"l", b"b", b"e", b"t"
-"""Messages of the child: a request for bytes, the length stated in the header, samples (none at the end), an error, and
-the error of a truncated file."""
+"""Messages of the child: request for bytes, length stated in the header, samples (none: the end), error, truncation."""
 _HEAD, _PLACE, _SECONDS = struct.Struct("<cI"), struct.Struct("<QI"), struct.Struct("<d")
 """Binary formats: head of a message (kind and length), requested bytes (position and number), length in seconds."""
 _MOST_MESSAGE = 1 << 26
-_READ_BYTES = 256 << 10
-"""Bytes read from a file at once."""
+_READ_BYTES = 256 << 10  # bytes read from a file at once
 _PATIENCE_S = 120.0
 """Maximum seconds to wait for a buffer. This limit also stops a child that hangs or has no CPU time limit."""
 
 _CPU_S, _CPU_SHARE = 5.0, 0.25
 """Limit on the CPU time for decoding a file: a constant in seconds, plus a number of seconds per second of audio."""
 _BUFFER_S = 10.0
-_MEMORY = 512 << 20
-"""Maximum address space for decoding a file, in bytes."""
+_MEMORY = 512 << 20  # maximum address space for decoding a file, in bytes
 _DESCRIPTORS = 32
-_NICENESS = 10
-"""Added to the niceness of the starting thread, because decoding is less urgent than other work."""
+_NICENESS = 10  # added to the niceness of the starting thread, because decoding is less urgent than other work
 _MOST_CHANNELS = 64
-_NO_MEMORY = 3
-"""Exit status of a child that is out of memory."""
+_NO_MEMORY = 3  # exit status of a child that is out of memory
 _CODE = f"import {__name__} as decoder; decoder.main()"
 _KEPT = ("PYTHON", "PATH", "LD_", "DYLD_", "LANG", "LC_", "SYSTEM", "TEMP", "TMP")
 """Prefixes of environment variables that the child receives. Others may contain secrets."""
@@ -98,8 +93,7 @@ class FileDecoder:
     files until it dies; the next file then starts a new child.
 
     Attributes:
-        stated_s: duration in seconds stated in the header of the latest file, known after its first buffer; 0: not
-            stated.
+        stated_s: seconds stated in the header of the latest file, known after its first buffer; 0: not stated.
     """
 
     def __init__(self) -> None:
@@ -133,12 +127,9 @@ class FileDecoder:
     def read(self, file: IO[bytes], name: str, sample_rate: int) -> Iterator[Samples]:
         """Yield the samples of a file as one channel at `sample_rate` Hz, in buffers of ten seconds; see `read_blocks`.
 
-        The file must be seekable. `name` is its name in messages.
-
-        Raises:
-            AudioError: the file is not audio, is damaged, or has too many channels.
-            TruncatedAudioError: the file is truncated; raised after its last samples.
-            DecoderError: the child crashed, or decoding needed too much time or memory.
+        The file must be seekable. `name` is its name in messages. Raise AudioError if it is not audio, is damaged,
+        or has too many channels; TruncatedAudioError, after the last samples, if it is truncated; and DecoderError if
+        the child crashed, or decoding needed too much time or memory.
         """
         size = file.seek(0, os.SEEK_END)
         message = _OPEN, json.dumps({"name": name, "size": size, "sample_rate": sample_rate}).encode()

@@ -1,7 +1,6 @@
 """Open audio files, and find them in folders.
 
-libsndfile reads all files that it can, and PyAV reads the rest. This module detects truncated and unfinished sound
-files, which libsndfile does not report.
+libsndfile reads all files that it can, and PyAV the rest. This module detects truncated and unfinished sound files.
 """
 
 import contextlib
@@ -32,9 +31,7 @@ MEDIA_SUFFIXES = (
     ".mpg", ".webm", ".wma", ".wmv",
 )  # fmt: skip
 """Suffixes of recordings that PyAV reads and libsndfile does not."""
-_MEDIA = re.compile(
-    rb"....ftyp|\x1aE\xdf\xa3|0&\xb2u\x8ef\xcf\x11|#!AMR|\xff[\xf1\xf9]|FLV\x01|RIFF....AVI ", re.DOTALL
-)
+_MEDIA = re.compile(rb"(?s)....ftyp|\x1aE\xdf\xa3|0&\xb2u\x8ef\xcf\x11|#!AMR|\xff[\xf1\xf9]|FLV\x01|RIFF....AVI ")
 """First bytes of media files that PyAV reads and libsndfile does not."""
 
 
@@ -47,11 +44,8 @@ def has_media() -> bool:
 def open_audio(file: File | RawAudio, track: int | None = None) -> Iterator[Sound]:
     """Open an audio file for reading. A pipe is first read to its end, unless it is raw audio.
 
-    Args:
-        file: a path, bytes, a binary file object, or raw audio.
-        track: index of the audio track of a media file, from 0; None: the default track.
-
-    Raise AudioError if the file is missing, unreadable or not audio, or has no such track; the message names the file.
+    `track` is the index of the audio track of a media file, from 0; None: the default track. Raise AudioError if the
+    file is missing, unreadable or not audio, or has no such track; the message names the file.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(file, RawAudio):
@@ -157,33 +151,30 @@ def _readable(file: File, stack: contextlib.ExitStack) -> Path | BinaryIO:
     name = name_of(file)
     if isinstance(file, bytes | bytearray | memoryview):
         return repaired(io.BytesIO(file), name)
-    if isinstance(file, str | os.PathLike):
-        return _readable_path(Path(file), stack)
+    if not isinstance(file, str | os.PathLike):
+        try:
+            memoryview(file.read(0))  # raises TypeError for a text file
+            stream = cast("BinaryIO", file)
+            can_seek = stream.seekable() and stream.tell() == 0
+            return repaired(stream if can_seek else _copied(stream, stack), name)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise AudioError(f"{name}: cannot be read as a binary file: {error}") from error
+    path = Path(file)
     try:
-        memoryview(file.read(0))  # raises TypeError for a text file
-        stream = cast("BinaryIO", file)
-        can_seek = stream.seekable() and stream.tell() == 0
-        return repaired(stream if can_seek else _copied(stream, stack), name)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise AudioError(f"{name}: cannot be read as a binary file: {error}") from error
-
-
-def _readable_path(file: Path, stack: contextlib.ExitStack) -> Path | BinaryIO:
-    try:
-        mode = file.stat().st_mode
+        mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise AudioError(f"{file}: is a folder, expected a file")
-        stream = stack.enter_context(file.open("rb"))
-        source = repaired(stream if stat.S_ISREG(mode) else _copied(stream, stack), str(file))
+            raise AudioError(f"{path}: is a folder, expected a file")
+        stream = stack.enter_context(path.open("rb"))
+        source = repaired(stream if stat.S_ISREG(mode) else _copied(stream, stack), str(path))
     except FileNotFoundError:
-        raise AudioError(f"{file}: no such file") from None
+        raise AudioError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise AudioError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise AudioError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
-        os.fspath(file).encode()
+        os.fspath(path).encode()
     except UnicodeEncodeError:  # soundfile refuses names that are not UTF-8
         return source
-    return file if source is stream else source
+    return path if source is stream else source
 
 
 def _copied(stream: BinaryIO, stack: contextlib.ExitStack) -> BinaryIO:
@@ -205,8 +196,7 @@ _UNKNOWN_SIZE = 0x7FFF0000
 _LONGEST_HEADER = 1 << 20
 _MOST_CHUNKS = 1000
 """Maximum number of chunks of a WAV file before its audio. libsndfile takes 30 s for 20 MB of empty chunks."""
-_OGG_TAIL = 1 << 17
-"""Bytes at the end of an Ogg file that contain its last page. A page has at most 65307 bytes."""
+_OGG_TAIL = 1 << 17  # Bytes at the end of an Ogg file that contain its last page. A page has at most 65307 bytes.
 _OGG_HEADER = 27
 """Bytes of a page header before the segment lengths. The last byte is the number of segments; the sixth has flags."""
 _OGG_FIRST_PAGE, _OGG_LAST_PAGE = b"OggS\0\2", 4
@@ -312,8 +302,7 @@ def _ends_with_last_ogg_page(file: str | os.PathLike[str] | BinaryIO) -> bool:
 
 FILE_SUFFIXES = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 """Suffixes of the files that a folder search takes for audio."""
-APPLE_DOUBLE = "._"
-"""Prefix of the metadata files of macOS, which have the suffix of an audio file but contain no audio."""
+APPLE_DOUBLE = "._"  # prefix of metadata files of macOS, which have the suffix of an audio file but contain no audio
 _MOST_NAMED = 5
 
 

@@ -26,16 +26,12 @@ _CONTAINERS = (
     "mpegts,mxf,nut,ogg,oma,rm,tak,tta,voc,w64,wav,webm,wtv,wv"
 )
 """Allowed formats. Other formats of ffmpeg refer to further files and addresses (hls, concat) or accept anything."""
-_STATES_LENGTH = re.compile("mov|matroska|asf")
-"""Containers whose header states the length. For others, ffmpeg estimates it."""
+_STATES_LENGTH = re.compile("mov|matroska|asf")  # Their headers state the length. For others, ffmpeg estimates it.
 _TAGGED_LENGTH = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
-_MOST_CHANNELS = 64
-"""Maximum number of channels that ffmpeg converts."""
+_MOST_CHANNELS = 64  # maximum number of channels that ffmpeg converts
 _CUT_OFF_S = 0.5
-_LONGEST_PACKET_S = 2.0
-"""Longest duration accepted from a damaged packet, which may state any value."""
-_LEAST_GAP_S = 0.25
-"""Shortest gap between time stamps that silence fills. Shorter gaps are artefacts of encoders and rounding."""
+_LONGEST_PACKET_S = 2.0  # longest duration accepted from a damaged packet, which may state any value
+_LEAST_GAP_S = 0.25  # Shortest gap between time stamps that silence fills. Shorter gaps are artefacts of encoders.
 _LONGEST_GAP_S = 3600.0
 """Longest gap that silence fills if the file does not state its length. A damaged time stamp may have any value."""
 
@@ -50,9 +46,8 @@ class MediaFile:
         channels: number of channels.
         frames: length stated in the header, in samples per channel; `sys.maxsize` if not stated.
 
-    Raises:
-        ModuleNotFoundError: PyAV is not installed.
-        AudioError: the file is not a media file, is damaged, or has no such track.
+    Raise ModuleNotFoundError if PyAV is not installed, and AudioError if the file is not a media file, is damaged, or
+    has no such track.
     """
 
     def __init__(self, stream: BinaryIO, track: int | None = None) -> None:
@@ -102,11 +97,6 @@ class MediaFile:
             left = self._rest[len(parts[-1]) :]
             self._rest = left if len(left) else next(self._buffers, None)
         return np.concatenate(parts) if parts else np.zeros((0, self.channels), np.float32)
-
-    def seek(self, frame: int) -> None:
-        """Skip the next `frame` frames by decoding them."""
-        while frame > 0 and (buffer := self.read(min(frame, self.samplerate))).size:
-            frame -= len(buffer)
 
     def damage(self, num_read: int) -> str | None:
         """Describe missing or damaged audio of a track that ended after `num_read` frames; None if there is none."""

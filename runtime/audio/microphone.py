@@ -11,18 +11,15 @@ from u2moe.runtime.installation import install_command
 from u2moe.runtime.validation import checked_number
 
 
-class Recipient(Protocol):
+class _Recipient(Protocol):
     """The part of `Transcriber` that a microphone uses."""
 
     @property
-    def sample_rate(self) -> float:
-        """Preferred sample rate in Hz."""
+    def sample_rate(self) -> float: ...  # preferred, in Hz
 
-    def feed(self, sample_rate: float, samples: Samples) -> None:
-        """Accept samples [n] without waiting."""
+    def feed(self, sample_rate: float, samples: Samples) -> None: ...  # accepts samples [n] without waiting
 
-    def report(self, error: Exception) -> None:
-        """Accept an error from the device."""
+    def report(self, error: Exception) -> None: ...
 
 
 class Microphone:
@@ -47,7 +44,7 @@ class Microphone:
         MicrophoneError: sounddevice or its PortAudio library is not installed, or the device does not exist.
     """
 
-    def __init__(self, transcriber: Recipient, *, device: int | str | None = None, block_s: float = 0.05) -> None:
+    def __init__(self, transcriber: _Recipient, *, device: int | str | None = None, block_s: float = 0.05) -> None:
         block_s = checked_number("block_s", block_s, above=0, most=1, unit="seconds")
         self._transcriber = transcriber
         self._sounddevice = _import_sounddevice()

@@ -18,17 +18,11 @@ SOUND = 2.0**-8
 class Padding:
     """Incremental padding of one source with silence. Its output does not depend on the split into buffers.
 
-    Attributes:
-        num_before: number of samples of silence added before the source.
-
-    Args:
-        padding_s: see `DecodingOptions`.
-        sample_rate: sample rate in Hz.
-        frame_len: samples per feature frame.
+    For `padding_s`, see `DecodingOptions`. The sample rate is in Hz. `frame_len` is in samples per feature frame.
     """
 
     def __init__(self, padding_s: float, sample_rate: int, frame_len: int) -> None:
-        self.num_before = 0
+        self.num_before = 0  # number of samples of silence added before the source
         self._silence = np.zeros(math.floor(padding_s * sample_rate + 0.5), np.float32)
         self._frame_len = frame_len
         self._has_begun = False

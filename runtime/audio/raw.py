@@ -23,8 +23,7 @@ File = str | os.PathLike[str] | bytes | IO[bytes]
 ENCODINGS = {"s16le": ("<i2", 2.0**-15), "s32le": ("<i4", 2.0**-31), "f32le": ("<f4", 1.0)}
 """Element type and scale of each encoding, by the name that ffmpeg uses."""
 _MOST_CHANNELS = 1024
-_POLL_S = 0.01
-"""Seconds between reads of an empty non-blocking pipe."""
+_POLL_S = 0.01  # seconds between reads of an empty non-blocking pipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +109,6 @@ class RawFile:
                 time.sleep(_POLL_S)
         return more or b""
 
-    def seek(self, frame: int) -> None:
-        """Skip the next `frame` frames."""
-        while frame > 0 and (buffer := self.read(frame)).size:
-            frame -= len(buffer)
-
     def damage(self, _num_read: int) -> str | None:
         """Describe an incomplete sample at the end. Returns None if there is none."""
         return f"ends with {len(self._rest)} bytes of an incomplete sample: it is truncated" if self._rest else None
@@ -122,7 +116,6 @@ class RawFile:
 
 def _is_non_blocking(stream: Any) -> bool:
     """Return whether the stream is non-blocking, such as a pipe that a parent process has made non-blocking."""
-    try:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not a system file, closed, or Windows before 3.12
         return not os.get_blocking(stream.fileno())
-    except (AttributeError, OSError, ValueError):  # not a system file, closed, or Windows before Python 3.12
-        return False
+    return False

@@ -5,6 +5,7 @@ soundfile (libsndfile) reads WAV, FLAC, MP3, Ogg, AIFF and more, at any sample r
 cannot upsample, and decodes only whole files.
 """
 
+import math
 import os
 import sys
 import warnings
@@ -16,16 +17,14 @@ import numpy as np
 
 from u2moe.runtime.audio.arrays import LOUDEST, Resampler, Samples, as_samples
 from u2moe.runtime.audio.files import Sound, damage, name_of, open_audio
-from u2moe.runtime.audio.raw import File, RawAudio
+from u2moe.runtime.audio.media import MediaFile
+from u2moe.runtime.audio.raw import File, RawAudio, RawFile
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
 from u2moe.runtime.log import log_debug
 
-_READ_S = 0.25
-"""Seconds read at once. If a file is damaged, at most this much intact audio is lost."""
-_MOST_BYTES = 1 << 24
-"""Largest size of a buffer in bytes, for all channels together."""
-_CANCELLED = 0.01
-"""If averaging leaves less than this share of the energy, the channels cancel each other."""
+_READ_S = 0.25  # Seconds read at once. If a file is damaged, at most this much intact audio is lost.
+_MOST_BYTES = 1 << 24  # largest size of a buffer in bytes, for all channels together
+_CANCELLED = 0.01  # if averaging leaves less than this share of the energy, the channels cancel each other
 
 
 def read_blocks(
@@ -108,8 +107,12 @@ def _span(source: Sound, start: float, end: float | None) -> tuple[int, int]:
     if first >= stop or (first > 0 and first >= source.frames):
         until, stated_s = "its end" if end is None else f"{end:g} s", source.frames / source.samplerate
         raise AudioError(f"has no audio from {start:g} s to {until}: it lasts {stated_s:g} s")
-    if first:
+    if first and not isinstance(source, MediaFile | RawFile):
         source.seek(first)
+        return first, stop
+    left = first
+    while left > 0 and (skipped := source.read(min(left, math.ceil(source.samplerate)))).size:
+        left -= len(skipped)
     return first, stop
 
 

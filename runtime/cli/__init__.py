@@ -99,8 +99,7 @@ def _parsed(command: str, arguments: Sequence[str]) -> argparse.Namespace:
 def parser(commands: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """Return the parser of the command line, with the options of `commands`. Other commands have only their summaries.
 
-    For shell completion, shtab uses the parser with all commands: `shtab --shell=bash u2moe.runtime.cli.parser` (pip
-    install shtab).
+    For shell completion, shtab uses the parser with all commands: `shtab --shell=bash u2moe.runtime.cli.parser`.
     """
     found = argparse.ArgumentParser(prog="u2moe", description="Recognise speech with U2++ models on onnxruntime.")
     found.add_argument("--version", action="version", version=f"u2moe {version('u2moe')}")

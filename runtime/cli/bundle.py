@@ -115,9 +115,7 @@ def run_push(args: argparse.Namespace) -> int:
 def push_bundle(folder: Path, name: str, *, private: bool = False) -> str:
     """Check a bundle and commit its files, with a model card if the repository has none. Return the commit's URL.
 
-    Raises:
-        BundleError: the bundle is incomplete, or the hub refuses it or cannot be reached. In these cases, no file is
-            committed.
+    Raise BundleError, and commit no file, if the bundle is incomplete, or the hub refuses it or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi  # noqa: PLC0415 - an extra
 

@@ -20,18 +20,11 @@ STDIN = Path("-")
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """A recording to recognise.
+    """A recording to recognise."""
 
-    Attributes:
-        name: name in messages and results.
-        file: path of the recording; `STDIN` for standard input.
-        place: path of the transcript relative to the output folder, without the suffix of the format.
-        audio: the audio to recognise; see `Recognizer.transcribe`.
-    """
-
-    name: str
-    file: Path
-    place: PurePath
+    name: str  # in messages and results
+    file: Path  # `STDIN` for standard input
+    place: PurePath  # path of the transcript relative to the output folder, without the suffix of the format
     audio: File | RawAudio
 
 
@@ -58,17 +51,16 @@ def find_inputs(args: argparse.Namespace) -> tuple[Sequence[Input], int]:
             num_failed += 1
             continue
         found += [(path if file != path else file.parent, file) for file in files]
-    return [_input(args, file, place) for file, place in _places(found).items()], num_failed
-
-
-def _input(args: argparse.Namespace, path: Path, place: PurePath) -> Input:
-    if path == STDIN and sys.stdin is None:  # some services have no standard input
-        raise ValueError("-: standard input is closed")
-    file: File = cast("File", sys.stdin.buffer) if path == STDIN else path
-    name = str(path) if args.files else path.name  # omit the folder of the demo recordings: it is long and irrelevant
-    if path == STDIN:
-        name, place = "stdin", PurePath("stdin")
-    return Input(name=name, file=path, place=place, audio=args.raw(file=file) if args.raw else file)
+    inputs = []
+    for path, place in _places(found).items():
+        file: File = path
+        name = str(path) if args.files else path.name  # omit the folder of the demo recordings: it is irrelevant
+        if path == STDIN:
+            if sys.stdin is None:  # some services have no standard input
+                raise ValueError("-: standard input is closed")
+            file, name, place = cast("File", sys.stdin.buffer), "stdin", PurePath("stdin")  # noqa: PLW2901
+        inputs.append(Input(name=name, file=path, place=place, audio=args.raw(file=file) if args.raw else file))
+    return inputs, num_failed
 
 
 def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
@@ -82,20 +74,15 @@ def _places(found: Sequence[tuple[Path, Path]]) -> dict[Path, PurePath]:
     roots = {file: root for root, file in found}
     most = max((len(root.absolute().parts) for root in roots.values()), default=0)
     places: dict[Path, PurePath] = {}
-    level = 0
+    level = 0  # odd levels keep the suffix; every second level adds a folder above
     while pending := [file for file in roots if file not in places]:
-        proposed = {file: _proposed(roots[file], file, level) for file in pending}
+        proposed: dict[Path, PurePath] = {}
+        for file in pending:
+            inside = str(file.relative_to(roots[file]))
+            inside = inside if level % 2 else inside[: len(inside) - len(file.suffix)]
+            above = [part for part in roots[file].absolute().parts[1:] if part != ".."]
+            proposed[file] = PurePath(*above[max(len(above) - level // 2, 0) :]) / inside
         counts = Counter((*places.values(), *proposed.values()))
         places |= {file: place for file, place in proposed.items() if counts[place] == 1 or level > 2 * most}
         level += 1
     return {file: places[file] for file in roots}
-
-
-def _proposed(root: Path, file: Path, level: int) -> PurePath:
-    """Return a candidate for the relative path of a file's transcript.
-
-    If `level` is odd, keep the file's suffix. Prepend the last `level // 2` components of the path of `root`.
-    """
-    inside = str(file.relative_to(root))
-    above = [part for part in root.absolute().parts[1:] if part != ".."][-(level // 2) :] if level >= 2 else []
-    return PurePath(*above) / (inside if level % 2 else inside[: len(inside) - len(file.suffix)])

@@ -11,9 +11,8 @@ import numpy as np
 from u2moe.runtime.cli.options import add_declared, add_model, chosen_bundle, declared_in, language_model_options
 from u2moe.runtime.cli.outputs import try_to_write
 from u2moe.runtime.cli.terminal import complain, print_result, show_progress, tell
-from u2moe.runtime.corpus.entry import Entry
+from u2moe.runtime.corpus.entry import Entry, Sources
 from u2moe.runtime.corpus.lists import read_utterances
-from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.decoding import language_model_weights as fusion
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.language.files import write_arpa, write_compact

@@ -169,11 +169,8 @@ def decoding_choice(
 ) -> tuple[DecodingOptions, Hotwords | None]:
     """Return decoding options and hotwords from the parsed command line, for the bundle in `directory`.
 
-    With --format-text, capitals in hotwords and in the language model also appear in the text.
-
-    Raises:
-        ValueError: an option is out of range, or a file that it names (except a language model) cannot be read.
-        LanguageModelError: the language model cannot be read.
+    With --format-text, capitals in hotwords and in the language model also appear in the text. Raise LanguageModelError
+    if the model cannot be read, and ValueError if another file cannot be read or an option is out of range.
     """
     hotwords: Hotwords | None = None if args.hotwords is None else ()
     if args.hotwords is not None and str(args.hotwords) != NONE:
@@ -229,9 +226,7 @@ def chosen_bundle(name: str | None, option: str = "--model BUNDLE") -> Path:
 def language_model_options(text: str) -> LanguageModelOptions:
     """Parse the value of --lm, such as "FILE,weight=0.4,<name>=names.txt".
 
-    Raises:
-        LanguageModelError: the model cannot be read.
-        ValueError: a number is invalid or out of range, or a file of words cannot be read.
+    Raise LanguageModelError if the model cannot be read, and ValueError for an invalid number or file of words.
     """
     found = re.fullmatch(r"(.*?)((?:,[^,=]+=[^,]*)*)", text, re.DOTALL)
     file, settings = found.groups() if found else (text, "")

@@ -18,11 +18,9 @@ from u2moe.runtime.result import PhraseResult, Result, Transcript
 from u2moe.runtime.text.formats import FORMATS, format_transcript
 from u2moe.runtime.whole_file import failures_named, probe, remove_stale_parts, write_bytes
 
-TEXT = "txt"
-"""The default format. If several recordings go to stdout, each line is a recording and begins with its name."""
+TEXT = "txt"  # The default format. If several recordings go to stdout, each line begins with its name.
 EVENTS = "events"
-"""A format for stdout only. It has a line of JSON for each new segment, for each partial result, and for the end of
-each recording."""
+"""A format for stdout only: a line of JSON for each new segment, partial result, and end of a recording."""
 
 
 def add_output(parser: Options, formats: Iterable[str], default: str, about: str = "") -> None:
@@ -79,11 +77,8 @@ def make_output(path: Path | None, file_format: str | None, inputs: Sequence[Inp
     """Return the output for recordings.
 
     `path` is a folder, or a file whose suffix is the name of a format; None: stdout. `file_format` is one of `FORMATS`,
-    or `EVENTS`. None: the format that the suffix of `path` names, or else `default`.
-
-    Raises:
-        ValueError: the format cannot contain several recordings, or several recordings have the same output file.
-        OSError: the folder cannot be written.
+    or `EVENTS`. None: the format that the suffix of `path` names, or else `default`. Raise ValueError if the format
+    cannot contain several recordings, or several have one output file, and OSError if the folder cannot be written.
     """
     suffix = "" if path is None or path.is_dir() else path.suffix.removeprefix(".")
     if path is not None and suffix in FORMATS:
@@ -108,7 +103,7 @@ class _Stdout(Output):
 
     def __init__(self, file_format: str, *, is_single: bool) -> None:
         self._name, self._format = file_format, FORMATS[file_format]
-        self._is_single, self._is_live = is_single, is_single and self._format.header is not None
+        self._is_live = is_single and self._format.header is not None
         self._header = self._format.header or ""  # emptied when it has been printed
 
     def begin(self) -> None:
@@ -124,7 +119,7 @@ class _Stdout(Output):
             self._print(self._format.segment(segment, item.name))
 
     def transcript(self, item: Input, transcript: Transcript) -> None:
-        if self._is_single and self._format.header is not None:
+        if self._is_live:
             if not transcript.segments:
                 self._print("\n" if self._name == TEXT else "")
         elif self._name == TEXT:
@@ -220,10 +215,7 @@ class _Folder(Output):
 
 
 def try_to_write(file: Path | None) -> None:
-    """Check that a report can be written to `file`, without changing the file. Call this before long work.
-
-    Raise OSError if the file cannot be written.
-    """
+    """Raise OSError if a report cannot be written to `file`. Does not change the file. Call this before long work."""
     if file is None:
         return
     existed = file.exists()

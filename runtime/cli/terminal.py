@@ -63,9 +63,7 @@ def logging_to_stderr(*, is_verbose: bool) -> Iterator[None]:
 def print_result(text: str) -> None:
     """Write a result to stdout immediately. `text` includes the line feed.
 
-    Raises:
-        BrokenPipeError: the reader has closed the pipe.
-        U2moeError: stdout cannot be written, or its encoding lacks a character.
+    Raise BrokenPipeError if the reader has closed the pipe, and U2moeError if stdout or its encoding refuses the text.
     """
     try:
         sys.stdout.write(text)

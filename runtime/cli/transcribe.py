@@ -31,8 +31,7 @@ from u2moe.runtime.result import Alignment, Result, Transcript
 from u2moe.runtime.text.formats import FORMATS
 from u2moe.runtime.transcriber import Transcriber
 
-WORDS = "ctm"
-"""The default format of `u2moe align`: one line for each word."""
+WORDS = "ctm"  # the default format of `u2moe align`: one line for each word
 _MOST_WARNINGS = 10
 _STREAM_BUFFER_S = 0.1
 Work = Callable[[Recognizer, Input, Output, Callable[[float], None]], tuple[Transcript, bool]]
@@ -97,8 +96,7 @@ def run_transcribe(args: argparse.Namespace) -> int:
 def run_each(args: argparse.Namespace, default: str, transcribe: Work) -> int:
     """Make and write the transcript of every recording. If one fails, report it and continue with the next.
 
-    `default` is the default format. `transcribe` passes segments to the output. It returns the transcript, and whether
-    Ctrl-C interrupted the work.
+    `transcribe` passes segments to the output. It returns the transcript, and whether Ctrl-C interrupted the work.
     """
     inputs, num_failed = find_inputs(args)
     num_asked = len(inputs) + num_failed

@@ -1,8 +1,7 @@
 """Worker processes that recognise blocks of a list. A worker that dies is replaced, and its block is repeated.
 
 Before a worker reads or decodes entries, it writes their indices to shared memory. If workers die repeatedly on the
-same batch, the entries of the batch are decoded separately. If workers die repeatedly on the same entry, the row of
-this entry contains an error.
+same batch, its entries are decoded separately. If they die repeatedly on the same entry, its row contains an error.
 """
 
 import contextlib
@@ -66,8 +65,7 @@ class _Worker:
 class WorkerPool:
     """A fixed number of worker processes. Close the pool at the end.
 
-    Forked workers share the memory of `recognizer`, the model that was loaded once. If it is None, workers are spawned,
-    and each loads the model.
+    Forked workers share the memory of `recognizer`. If it is None, workers are spawned, and each loads the model.
     """
 
     def __init__(
@@ -85,13 +83,9 @@ class WorkerPool:
         return sum(report.num_utterances for report in busy), sum(report.seconds for report in busy)
 
     def run(self, blocks: Iterator[Block]) -> Iterator[BlockDone | None]:
-        """Process all blocks.
+        """Process all blocks. Yield each finished block, and None about once a second. Request blocks when needed.
 
-        Yield each finished block, and None about once a second. Request new blocks only when needed.
-
-        Raises:
-            CorpusError: workers die before they are ready.
-            Exception: an error in a worker that cannot continue, such as OSError for a full disk.
+        Raise CorpusError if workers die before they are ready, and the error of a worker that cannot continue.
         """
         while True:
             for worker in self._workers:

@@ -1,8 +1,7 @@
 """Recognises lists on a Ray cluster (extra `ray`), and offers the recogniser as a step of Ray Data pipelines.
 
 The calling program reads the list and assigns blocks to actors. Ray starts the actors and restarts them after a crash.
-The folder of results contains the same files as after a run on one machine. A run may therefore begin on a cluster and
-finish on one machine, or vice versa.
+The files are those of a run on one machine. A run may begin on a cluster and finish on one machine, or vice versa.
 """
 
 import contextlib
@@ -25,8 +24,7 @@ from u2moe.runtime.validation import checked_options
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider")
 _MOST_RETRIES = 3
-"""Maximum number of retries of a block after its actor died. The block is then left out. A run on one machine can find
-the entry at which processes die."""
+"""Maximum number of retries of a block after its actor died. A run on one machine can find the entry that causes it."""
 _TICK_S = 1.0
 
 
@@ -76,10 +74,8 @@ class _Actors(Workers):
         cluster, names = ray.cluster_resources(), {"num_cpus": "CPU", "num_gpus": "GPU"}
         room = min(int(cluster.get(names[name], 0) // amount) for name, amount in resources.items())
         if not 0 < (wanted or 1) <= room:  # Ray would wait forever
-            found = {name: cluster.get(name, 0) for name in names.values()}
-            raise CorpusError(
-                f"the cluster ({found}) has room for {room} of {wanted or 1} actors with {resources} each"
-            )
+            size = {name: cluster.get(name, 0) for name in names.values()}
+            raise CorpusError(f"the cluster ({size}) has room for {room} of {wanted or 1} actors with {resources} each")
         remote: Any = ray.remote(max_restarts=-1, max_task_retries=_MOST_RETRIES, **resources)(_Actor)
         self._actors = [remote.remote(run.folder.path, run.description, model) for _ in range(wanted or room)]
 

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from u2moe.runtime.corpus.entry import Block, Entry
+from u2moe.runtime.corpus.entry import Block, Entry, Sources
 from u2moe.runtime.corpus.rows import Row, RowMaker, as_line, duration_of
 from u2moe.runtime.corpus.run_folder import OutputFolder
-from u2moe.runtime.corpus.sources import Sources
 from u2moe.runtime.errors import AlignmentError, AudioError, handing_warnings_to
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
 from u2moe.runtime.options import DecodingOptions
@@ -57,8 +56,7 @@ class ModelChoice:
 
 
 LONGEST_BATCHED_S = 30.0
-"""Longest entry in seconds that is decoded in a batch. Longer entries are decoded while they are read, to limit
-memory."""
+"""Longest entry in seconds that is decoded in a batch. To limit memory, others are decoded while they are read."""
 BATCH_LEN = 64
 _BATCH_S = 300.0
 """A batch is decoded when it has `BATCH_LEN` entries, or more than this many seconds of audio. The pipeline sorts the
@@ -158,7 +156,13 @@ class BlockRecognizer:
     def _alone(self, index: int, entry: Entry, sources: Sources) -> Row:
         try:
             if self._align:
-                row = self._aligned(index, entry, sources)
+                if not entry.text:
+                    raise AlignmentError("the list contains no transcript for this utterance")  # noqa: TRY301
+                self._on_attempt([index])
+                warnings: dict[str, None] = {}
+                with handing_warnings_to(warnings.setdefault):
+                    alignment = self._recognizer.align(sources.read_blocks(entry, self._sample_rate), entry.text)
+                row = self._rows.of_transcript(entry, alignment, [*warnings, *alignment.warnings])
             else:
                 read = self._read(index, entry, sources)
                 self._recognizer.decode_streams([read.stream])
@@ -167,15 +171,6 @@ class BlockRecognizer:
             return self._failed(entry, error)
         self._on_progress(1, duration_of(row))
         return row
-
-    def _aligned(self, index: int, entry: Entry, sources: Sources) -> Row:
-        if not entry.text:
-            raise AlignmentError("the list contains no transcript for this utterance")
-        self._on_attempt([index])
-        warnings: dict[str, None] = {}
-        with handing_warnings_to(warnings.setdefault):
-            alignment = self._recognizer.align(sources.read_blocks(entry, self._sample_rate), entry.text)
-        return self._rows.of_transcript(entry, alignment, [*warnings, *alignment.warnings])
 
     def _row(self, read: _Read) -> Row:
         transcript = transcript_of(read.segments + read.stream.take_segments(), read.duration, read.error)

@@ -1,6 +1,7 @@
 """Results of a run: read them in order, merge them into one file, and score them."""
 
 import bisect
+import contextlib
 import csv
 import heapq
 import itertools
@@ -19,8 +20,7 @@ from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.text.word_errors import WordErrors
 from u2moe.runtime.whole_file import replacing
 
-_LENGTHS_S = (2, 5, 10, 20, 30)
-"""Boundaries in seconds of the groups, if entries are grouped by length."""
+_LENGTHS_S = (2, 5, 10, 20, 30)  # boundaries in seconds of the groups, if entries are grouped by length
 _NUM_SAMPLES = 1000
 _CONFIDENCE = 0.95
 
@@ -50,10 +50,9 @@ def read_outcomes(folder: OutputFolder) -> Iterator[Outcome]:
 
 def is_faultless(content: bytes) -> bool:
     """Return whether the file of a block is undamaged and its rows have no errors."""
-    try:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
         return all(json.loads(line)["error"] is None for line in content.splitlines())
-    except (ValueError, TypeError, KeyError):
-        return False
+    return False
 
 
 def merge(folder: OutputFolder, target: str | os.PathLike[str]) -> int:
@@ -182,8 +181,7 @@ def score(outcomes: Iterable[Outcome], *, by: str | None = None, num_worst: int 
 
     Args:
         outcomes: rows of results. Only counts and the worst entries stay in memory.
-        by: how to group entries: "speaker", "length", or the name of a field of the list, such as "set". None: no
-            groups.
+        by: how to group entries: "speaker", "length", or a field of the list, such as "set". None: no groups.
         num_worst: number of worst entries to return.
 
     Raises:

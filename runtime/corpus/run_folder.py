@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from u2moe.runtime.corpus import storage
 from u2moe.runtime.corpus.entry import Block, range_of
 from u2moe.runtime.corpus.storage import is_url, join, list_files, read_bytes, write_first, write_whole
 from u2moe.runtime.errors import CorpusError
 from u2moe.runtime.validation import first_difference
-from u2moe.runtime.whole_file import probe
+from u2moe.runtime.whole_file import probe, remove_stale_parts
 
 _LONGEST_VALUE = 300
 
@@ -48,10 +47,6 @@ class RunDescription:
     block_size: int
     align: bool = False
 
-    def to_json(self) -> bytes:
-        """Return the content of run.json."""
-        return json.dumps(dataclasses.asdict(self), indent=1).encode() + b"\n"
-
 
 class OutputFolder:
     """The folder of a run. Any number of processes and machines may use it at the same time.
@@ -68,22 +63,21 @@ class OutputFolder:
     def begin(self, run: RunDescription) -> None:
         """Write the description of a run, or compare it with the existing one.
 
-        Raises:
-            CorpusError: the folder belongs to another run, or contains other files.
-            OSError: the description cannot be written.
+        Raise CorpusError if the folder belongs to another run, or contains other files, and OSError if writing fails.
         """
-        file, content = join(self.path, "run.json"), run.to_json()
+        file, content = join(self.path, "run.json"), json.dumps(dataclasses.asdict(run), indent=1)
         if read_bytes(file) is None and "run.json" not in (files := list_files(self.path)) and files:
             raise CorpusError(f"{self.path}: contains files but no run.json: choose an empty folder")
-        if not write_first(file, content):
-            found, wanted = json.loads(self.description().to_json()), json.loads(content)
+        if not write_first(file, content.encode() + b"\n"):
+            found, wanted = json.loads(json.dumps(dataclasses.asdict(self.description()))), json.loads(content)
             for name, value in found.items():
                 if name not in ("u2moe", "list_path") and value != wanted[name]:
                     where, before, after = first_difference(value, wanted[name], name.replace("_", " "))
                     was, now = (json.dumps(each)[:_LONGEST_VALUE] for each in (before, after))
                     changed = f"the run began with {where} {was}, but it is now {now}"
                     raise CorpusError(f"{self.path}: {changed}: change it back, or choose another folder")
-        storage.remove_stale_parts(self.path)
+        for place, _, _ in os.walk(self.path) if self.claims is not None else ():
+            remove_stale_parts(Path(place))
 
     def description(self) -> RunDescription:
         """Return the description of the run in this folder. Raise CorpusError if it is missing or invalid."""
@@ -135,8 +129,7 @@ class OutputFolder:
         return sorted((found, file) for found, file in ranged if found is not None)
 
 
-LEASE_S = 600.0
-"""Seconds after which a claim is void, unless it is renewed."""
+LEASE_S = 600.0  # seconds after which a claim is void, unless it is renewed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,10 +197,9 @@ class Claims:
 
     def held(self) -> list[Claim]:
         """Return all claims on blocks of the run, including void claims."""
-        try:
+        numbers: list[int] = []
+        with contextlib.suppress(OSError):
             numbers = sorted(int(file.name) for file in self._folder.iterdir() if file.name.isdigit())
-        except OSError:
-            return []
         return [claim for claim in map(self._read, numbers) if claim is not None]
 
     def _path(self, number: int) -> Path:
@@ -215,17 +207,14 @@ class Claims:
 
     def _read(self, number: int) -> Claim | None:
         """Return the claim on a block; None if the claim was released meanwhile or cannot be read."""
-        try:
+        with contextlib.suppress(OSError, ValueError, TypeError):
             owner = json.loads(self._path(number).read_bytes())
             age_s = probe(self._folder) - self._path(number).stat().st_mtime
             return Claim(number=number, age_s=age_s, **owner)
-        except (OSError, ValueError, TypeError):
-            return None
+        return None
 
 
 def _started(process: int) -> int | None:
-    try:
-        content = Path(f"/proc/{process}/stat").read_bytes()
-    except OSError:
-        return None
-    return int(content.rpartition(b")")[2].split()[19])
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    return None

@@ -50,8 +50,7 @@ class RunProgress:
         num_done: number of entries in the blocks that this call has finished.
         num_failed: number of entries among `num_done` that have an error.
         num_warned: number of entries among `num_done` that have warnings about their audio.
-        num_elsewhere: number of entries in blocks of other processes, counted when this process had no more blocks to
-            claim.
+        num_elsewhere: number of entries in blocks of other processes, counted when no more blocks could be claimed.
         num_deaths: number of workers that died and were replaced.
         num_recognized: number of entries that this call has recognised, including those in unfinished blocks.
         seconds: seconds of audio in the recognised entries.
@@ -76,8 +75,7 @@ def run_corpus(
 ) -> RunProgress:  # fmt: skip
     """Recognise the entries of a corpus that have no results yet.
 
-    Each entry gets exactly one row, even if a run is interrupted. Entries that cannot be recognised get a row with an
-    `error`, and the run continues.
+    Each entry gets exactly one row, even if a run is interrupted. If it cannot be recognised, the row has an `error`.
 
     Args:
         list_path: a folder or URL, or a list in any supported format.

@@ -17,11 +17,6 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def resolve(path: str, folder: str) -> str:
-    """Resolve a path against `folder`. An absolute path or a URL is returned unchanged."""
-    return path if is_url(path) or os.path.isabs(path) else join(folder, path)  # noqa: PTH117 - a URL is not a Path
-
-
 def join(folder: str, name: str) -> str:
     """Join a relative path to a folder or URL."""
     return posixpath.join(folder, name) if is_url(folder) else os.path.join(folder, name)  # noqa: PTH118
@@ -78,11 +73,9 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 
 def read_bytes(path: str) -> bytes | None:
     """Return the content of a file; None if the file does not exist."""
-    try:
-        with open_binary(path) as stream:
-            return stream.read()
-    except FileNotFoundError:
-        return None
+    with contextlib.suppress(FileNotFoundError), open_binary(path) as stream:
+        return stream.read()
+    return None
 
 
 def list_files(folder: str) -> list[str]:
@@ -128,9 +121,3 @@ def write_first(path: str, content: bytes) -> bool:
     if is_new:
         write_whole(path, content)
     return is_new
-
-
-def remove_stale_parts(folder: str) -> None:
-    """Remove temporary files that killed processes left anywhere below a folder; see `whole_file`."""
-    for place, _, _ in os.walk(folder) if not is_url(folder) else ():
-        whole_file.remove_stale_parts(Path(place))

@@ -48,9 +48,7 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
     """
     recordings, *beside = files(list_path)
     tables = {os.path.basename(path): path for path in beside}  # noqa: PTH119
-    text_of, speaker_of = (
-        _lookup(tables[name]) if name in tables else (lambda _: None) for name in ("text", "utt2spk")
-    )
+    texts, speakers = (_lookup(tables[name]) if name in tables else (lambda _: None) for name in ("text", "utt2spk"))
     entries = dict(_split(line) for _, line in read_lines(recordings)) if "segments" in tables else {}
 
     @by_line
@@ -71,7 +69,7 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
             key, entry = _split(line)
         return Entry(
             key=key, source=options.source(entry, recordings), start=start, end=end,
-            duration=None if end is None else end - start, text=text_of(key), speaker=speaker_of(key),
+            duration=None if end is None else end - start, text=texts(key), speaker=speakers(key),
         )  # fmt: skip
 
     return read_table(tables.get("segments", recordings), options)

@@ -7,8 +7,7 @@ from u2moe.runtime.corpus.entry import AudioBytes, AudioSource, Entry, ListOptio
 from u2moe.runtime.corpus.storage import open_binary
 from u2moe.runtime.errors import CorpusError
 
-_ROWS = 16
-"""Number of rows, including their audio, in memory at once."""
+_ROWS = 16  # number of rows, including their audio, in memory at once
 _TEXTS = ("text", "sentence", "transcription", "transcript", "normalized_text")
 _KEYS = ("key", "id", "segment_id")
 
