@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 import torch
-from torch import nn
 
 from u2moe.export.attention import MultiHeadAttention
-from u2moe.export.layers import Values, linear, parameter, product, vector
+from u2moe.export.layers import Values, linear, parameter, product, transposed, vector
 from u2moe.runtime.graph.attention import Heads, PositionUse, attention, cached_attention
 from u2moe.runtime.graph.builder import GraphBuilder
 
@@ -23,8 +22,7 @@ class AttentionNodes:
     """
 
     def __init__(self, g: GraphBuilder, layer: MultiHeadAttention) -> None:
-        self.g, self.layer, self.config = g, layer, layer.config
-        config = layer.config
+        self.g, self.layer, self.config = g, layer, (config := layer.config)
         self.heads = Heads(num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, size=config.head_dim)
 
     def attend(
@@ -36,9 +34,17 @@ class AttentionNodes:
         contains the inputs `cache`, `block` and `first_kept` of `cached_attention`; if it is empty, nothing is cached.
         """
         key_value = self.key_value(memory)
-        use, tensors = self._positions(positions)
+        use: PositionUse = ""
+        if self.config.relative and positions:
+            use, positions = "relative", [linear(self.g, positions[0], self.layer.linear_pos, "linear_pos")]
+        elif self.config.rotary:
+            use = "rotary"
+        elif self.config.by_distance:
+            use, positions = "distance", [vector(self.g, "rel_k_embed.weight", self.layer.rel_k_embed.weight)]
+        else:
+            positions = []
         function = (cached_attention if cache else attention)(self.heads, use)
-        context, *kept = self.g.call(function, self._query(x), key_value, *cache, bias, *tensors)
+        context, *kept = self.g.call(function, self._query(x), key_value, *cache, bias, *positions)
         return linear(self.g, context, self.layer.linear_out, "linear_out"), *kept
 
     def gathered(
@@ -58,32 +64,18 @@ class AttentionNodes:
         flat = g.op("Reshape", context, [-1, self.heads.num_heads * self.heads.size])
         return linear(g, g.op("Gather", flat, places, axis=0), self.layer.linear_out, "linear_out")
 
-    def _positions(self, positions: Values) -> tuple[PositionUse, Values]:
-        """Return the `PositionUse` of the scores, and the attention function's inputs for positions."""
-        if self.config.relative and positions:
-            return "relative", [linear(self.g, positions[0], self.layer.linear_pos, "linear_pos")]
-        if self.config.rotary:
-            return "rotary", positions
-        if self.config.by_distance:
-            return "distance", [vector(self.g, "rel_k_embed.weight", self.layer.rel_k_embed.weight)]
-        return "", []
-
     def _query(self, x: ir.Value) -> ir.Value:
-        g, layer, config = self.g, self.layer, self.config
-        size = config.num_heads * config.head_dim
-        scale = 1 / math.sqrt(config.head_dim)
+        g, layer, scale = self.g, self.layer, 1 / math.sqrt(self.config.head_dim)
+        parts = [] if layer.linear_q.bias is None else [layer.linear_q.bias]
+        parts += [layer.pos_bias_u] if self.config.relative else []
 
         def bias() -> torch.Tensor:
-            parts = [] if layer.linear_q.bias is None else [layer.linear_q.bias.float()]
-            parts += [layer.pos_bias_u.float().flatten()] if config.relative else []
-            return torch.stack(parts).sum(dim=0) * scale
+            return torch.stack([part.flatten() for part in parts]).sum(dim=0) * scale
 
         with g.scope("linear_q"):
-            shape = (layer.linear_q.in_features, size)
-            weights = [parameter(g, "weight", shape, lambda: layer.linear_q.weight.float().T * scale)]
-            if config.relative or _any_bias(layer.linear_q):
-                weights.append(parameter(g, "bias", (size,), bias))
-            return product(g, x, *weights)
+            weight = transposed(g, "weight", layer.linear_q.weight, scale)
+            biases = [parameter(g, "bias", (layer.linear_q.out_features,), bias)] if parts else []
+            return product(g, x, weight, *biases)
 
     def key_value(self, x: ir.Value) -> ir.Value:
         """Return keys and values [batch, time, kv_heads * 2 * head_dim], head by head, in the layout of the cache."""
@@ -103,13 +95,9 @@ class AttentionNodes:
         with g.scope("linear_kv"):
             shape = (layer.linear_k.in_features, width)
             weights = [parameter(g, "weight", shape, lambda: joined(layer.linear_k.weight, layer.linear_v.weight).T)]
-            if _any_bias(layer.linear_k, layer.linear_v):
+            if any(part.bias is not None for part in (layer.linear_k, layer.linear_v)):
                 weights.append(parameter(g, "bias", (width,), bias))
             return product(g, x, *weights)
-
-
-def _any_bias(*layers: nn.Linear) -> bool:
-    return any(layer.bias is not None for layer in layers)
 
 
 def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[MultiHeadAttention]) -> ir.Value:
@@ -118,13 +106,10 @@ def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[Multi
     This is the last term of the sum in `AttentionNodes`. One product with the sinusoids [batch, keys, dim] yields it
     for all layers.
     """
-
-    def weight() -> torch.Tensor:
-        return torch.cat([_position_bias(layer) for layer in layers]).T
-
     shape = (layers[0].linear_pos.in_features, len(layers) * layers[0].config.num_heads)
     with g.scope("position_biases", group="positions"):
-        biases = product(g, positions, parameter(g, "weight", shape, weight))
+        weight = parameter(g, "weight", shape, lambda: torch.cat(list(map(_position_bias, layers))).T)
+        biases = product(g, positions, weight)
         return g.op("Unsqueeze", g.op("Transpose", biases, perm=[0, 2, 1]), [2])
 
 

@@ -13,15 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from u2moe.export.adapters import AdapterUse, with_adapters
 from u2moe.export.architecture import Architecture
 from u2moe.export.encoders.kinds import KINDS
 from u2moe.export.model import SpeechModel
 from u2moe.export.positions import NUM_LEARNED
-from u2moe.export.releases import as_trained
 from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN, read_cmvn, read_text
 from u2moe.export.training_config import CONFIG_FILE, TrainingConfig, read_training_config
-from u2moe.export.weights import linked_weights, load_state_dict, select_tensors
+from u2moe.export.weights import CONCATENATION, AdapterUse, linked_weights, load_weights, select_tensors
 from u2moe.runtime.bundle.manifest import DecodingConfig, FeatureConfig, ModelConfig
 from u2moe.runtime.errors import CheckpointError
 from u2moe.runtime.text.vocabulary import TextConfig, parse_tokens
@@ -33,6 +31,11 @@ WORD_START = "\u2581"
 BLANK, BOTH_ENDS = "<blank>", "<sos/eos>"
 NOT_NORMALIZED = "train.yaml has cmvn: null, so WeNet ignores statistics"
 UNTRAINED = "the decoder was not trained: model_conf.ctc_weight is 1"
+OLD_EPS = 1e-12
+"""Epsilon of all layer normalisations except in convolution modules, until WeNet's commit 6d574b39 (January 2022)."""
+OLD_KINDS = ("conformer", "transformer")
+"""The encoders of the old releases; Squeezeformers and others came later."""
+POSITION_WEIGHT = "encoder.encoders.0.self_attn.linear_pos.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class Checkpoint:
             config_path = next(filter(Path.is_file, named), config_path)
         config = read_training_config(config_path)
         tokens = read_vocabulary(_chosen(path, units) if units else _vocabulary_path(path, config), config)
-        state, contained = with_adapters(weights_path, load_state_dict(weights_path), config.adapters, lora)
+        state, contained = load_weights(weights_path, config.adapters, lora)
         if config.without_cmvn:
             contained |= {name: NOT_NORMALIZED for name in (CMVN_MEAN, CMVN_ISTD) if state.pop(name, None) is not None}
         # if the state dict uses other names, `select_tensors` reports a clearer error than "has no statistics"
@@ -97,29 +100,22 @@ class Checkpoint:
         untrained = {} if config.trained_decoder else {name: UNTRAINED for name in state if name.startswith("decoder.")}
         trained = {name: tensor for name, tensor in state.items() if name not in untrained}
         tensors, ignored = select_tensors(weights_path, trained, architecture, tied_embedding=config.tied_embedding)
-        silent = {architecture.blank, architecture.sos, architecture.eos}
-        words = [token if index in silent else WORD_START + token for index, token in enumerate(tokens)]
+        text = _text_config(path, config, tokens)
+        if config.separate:
+            silent = {architecture.blank, architecture.sos, architecture.eos}
+            tokens = [token if index in silent else WORD_START + token for index, token in enumerate(tokens)]
         return cls(
-            path=path,
-            weights=weights_path,
-            architecture=architecture,
-            features=config.features,
-            text=_text_config(path, config, tokens),
-            tokens=words if config.separate else tokens,
-            decoding=config.decoding,
-            tensors=tensors,
-            ignored={**ignored, **untrained, **contained},
-        )
+            path=path, weights=weights_path, architecture=architecture, features=config.features, text=text,
+            tokens=tokens, decoding=config.decoding, tensors=tensors, ignored={**ignored, **untrained, **contained},
+        )  # fmt: skip
 
     def network(self) -> SpeechModel:
         """Return the network in evaluation mode; it shares the memory of `tensors`."""
         with torch.device("meta"):
             network = SpeechModel(self.architecture)
-        state = dict(self.tensors)
-        for name, buffer in network.named_buffers():
-            if name not in state:  # counters of batch normalisation
-                state[name] = torch.zeros_like(buffer, device="cpu")
-        network.load_state_dict(state, assign=True)
+        # `tensors` lacks the counters of batch normalisation
+        buffers = {name: torch.zeros_like(buffer, device="cpu") for name, buffer in network.named_buffers()}
+        network.load_state_dict(buffers | self.tensors, assign=True)
         return network.requires_grad_(requires_grad=False).eval()
 
     def model_config(self) -> ModelConfig:
@@ -128,23 +124,16 @@ class Checkpoint:
         kind, reduction = KINDS[encoder.kind].network, encoder.frame_reduction
         left, right = self.architecture.left_decoder, self.architecture.right_decoder
         return ModelConfig(
-            streaming=encoder.streaming,
+            streaming=encoder.streaming, feature_size=encoder.input_size, output_size=encoder.dim,
             decoder="none" if left is None else "transformer" if right is None else "bitransformer",
-            feature_size=encoder.input_size,
-            output_size=encoder.dim,
-            num_blocks=encoder.num_blocks,
-            vocab_size=self.architecture.vocab_size,
-            subsampling_rate=encoder.subsampling_rate,
-            right_context=encoder.right_context,
-            caches=kind.caches(encoder) if encoder.streaming else (),
-            chunk_multiple=encoder.chunk_multiple,
+            num_blocks=encoder.num_blocks, vocab_size=self.architecture.vocab_size,
+            subsampling_rate=encoder.subsampling_rate, right_context=encoder.right_context,
+            caches=kind.caches(encoder) if encoder.streaming else (), chunk_multiple=encoder.chunk_multiple,
             max_position=(NUM_LEARNED if encoder.learned_positions else ModelConfig.max_position) // reduction,
             static_chunk_size=0 if encoder.dynamic_chunk else encoder.static_chunk_size // reduction,
-            frame_reduction=reduction,
-            blank=self.architecture.blank,
-            sos=self.architecture.sos,
+            frame_reduction=reduction, blank=self.architecture.blank, sos=self.architecture.sos,
             eos=self.architecture.eos,
-        )
+        )  # fmt: skip
 
 
 def _chosen(directory: Path, name: str | PathLike[str]) -> Path:
@@ -156,7 +145,7 @@ def _chosen(directory: Path, name: str | PathLike[str]) -> Path:
 
 def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
     """Return the vocabulary file in `directory`: the one that train.yaml names, or one of `VOCABULARY_FILES`."""
-    named = [_plain_name(config.symbol_table)] if config.symbol_table else []
+    named = [re.split(r"[\\/]", config.symbol_table)[-1]] if config.symbol_table else []
     candidates = list(dict.fromkeys([*named, *VOCABULARY_FILES]))
     for name in candidates:
         if os.path.isfile(directory / name):  # noqa: PTH113 - Path.is_file() raises for names that are too long
@@ -166,11 +155,6 @@ def _vocabulary_path(directory: Path, config: TrainingConfig) -> Path:
         f"{directory}: has no vocabulary; expected one of {', '.join(candidates)}: copy it to this directory, "
         f"or name it with --units{kept}"
     )
-
-
-def _plain_name(path: str) -> str:
-    """Return the last component of a Windows or POSIX path."""
-    return re.split(r"[\\/]", path)[-1]
 
 
 def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
@@ -220,5 +204,38 @@ def _statistics(
         raise CheckpointError(f"{weights}: {told}")
     if found or not encoder.normalized_input:
         return {}
-    name = _plain_name(config.cmvn_file) if config.cmvn_file else "global_cmvn"
+    name = re.split(r"[\\/]", config.cmvn_file)[-1] if config.cmvn_file else "global_cmvn"
     return dict(zip((CMVN_MEAN, CMVN_ISTD), read_cmvn(directory / name, encoder.input_size), strict=True))
+
+
+def as_trained(path: Path, config: TrainingConfig, state: Mapping[str, Tensor]) -> Architecture:
+    """Return the architecture as built by the WeNet release that wrote this train.yaml and state dict.
+
+    Until 2023 a conformer's `selfattention_layer_type` had no effect. Attention was relative with `rel_pos` (until
+    2022, also with `abs_pos`); otherwise it was plain.
+
+    Raises:
+        CheckpointError: two releases with different epsilons could have written these files.
+    """
+    architecture, encoder = config.architecture, config.architecture.encoder
+    if config.layout == "present" or encoder.kind not in OLD_KINDS:
+        return architecture
+    if encoder.kind == "conformer" and (POSITION_WEIGHT in state or encoder.positions != "rel_pos"):
+        encoder = replace(encoder, attention=replace(encoder.attention, relative=POSITION_WEIGHT in state))
+    decoders = [architecture.left_decoder, architecture.right_decoder]
+    unstated = {"encoder_conf", *(["decoder_conf"] if any(decoders) else [])} - config.stated_eps
+    if config.layout == "dataset_conf":
+        if unstated and any(CONCATENATION.fullmatch(name) for name in state):
+            raise CheckpointError(
+                f"{path}: the eps of its layer normalisations is unknown: the file was written between September "
+                f"2021 and May 2022. WeNet used {OLD_EPS:g} until January 2022 (commit 6d574b39) and 1e-05 since. Add "
+                f"norm_eps: 1.0e-12 or norm_eps: 1.0e-5 to {' and '.join(sorted(unstated))} of train.yaml"
+            )
+        unstated = set()
+    if "encoder_conf" in unstated:
+        encoder = replace(encoder, norm=replace(encoder.norm, eps=OLD_EPS))
+    if "decoder_conf" in unstated:
+        decoders = [own and replace(own, norm=replace(own.norm, eps=OLD_EPS)) for own in decoders]
+    left, right = decoders
+    encoder = replace(encoder, embed_eps=encoder.norm.eps)
+    return replace(architecture, encoder=encoder, left_decoder=left, right_decoder=right)

@@ -123,39 +123,32 @@ def _given(**options: int | None) -> dict[str, Any]:
 def run_convert(args: argparse.Namespace) -> int:
     """Convert a bundle, and print how closely the new graphs match it."""
     options = _given(chunk_size=args.chunk_size, num_left_chunks=args.num_left_chunks)
-    if args.profile == "sherpa-onnx":
-        return _run_sherpa(args, options)
-    if options and args.profile != "static":
+    is_static, is_sherpa = args.profile == "static", args.profile == "sherpa-onnx"
+    if args.ort and is_sherpa:
+        raise ValueError("--ort does not apply to --profile sherpa-onnx: sherpa-onnx does not read ORT format")
+    if options and not (is_static or is_sherpa):
         raise ValueError("--chunk-size and --num-left-chunks require --profile sherpa-onnx or static")
-    from u2moe.export.profiles.conversion import convert_bundle
-    from u2moe.export.profiles.static import convert_static
-
     bundle, common = find_bundle(args.bundle), {"overwrite": args.overwrite, "progress": tell}
-    if args.profile != "static" and (args.qdq or args.calibration):
+    if is_sherpa:
+        from u2moe.export import SherpaOptions, export_sherpa
+
+        exported = export_sherpa(bundle, args.out, SherpaOptions(**options), **common)
+        _print_report(exported.report)
+        print(f"wrote {exported.path}; to load it:\n{exported.usage()}")
+        return 0
+    if not is_static and (args.qdq or args.calibration):
         raise ValueError("--calibration and --qdq require --profile static")
-    if args.profile == "static":
-        if args.ort:
-            raise ValueError("--ort does not apply to --profile static, whose graph is for NPU compilers")
+    if args.ort and is_static:
+        raise ValueError("--ort does not apply to --profile static, whose graph is for NPU compilers")
+    from u2moe.export import convert_bundle, convert_static
+
+    if is_static:
         options |= {"recordings": args.qdq or args.calibration or (), "qdq": args.qdq is not None}
         written = convert_static(bundle, args.out, **options, **common)
     else:
         written = convert_bundle(bundle, args.out, args.profile, ort=args.ort, **common)
     _print_report(written.report)
     print(f"wrote {written.path}: {', '.join(written.files)}")
-    return 0
-
-
-def _run_sherpa(args: argparse.Namespace, options: dict[str, Any]) -> int:
-    """Write the graphs for sherpa-onnx, and print how to load them."""
-    from u2moe.export.sherpa import export_sherpa
-    from u2moe.export.sherpa_graphs import SherpaOptions
-
-    if args.ort:
-        raise ValueError("--ort does not apply to --profile sherpa-onnx: sherpa-onnx does not read ORT format")
-    bundle, chunks = find_bundle(args.bundle), SherpaOptions(**options)
-    written = export_sherpa(bundle, args.out, chunks, overwrite=args.overwrite, progress=tell)
-    _print_report(written.report)
-    print(f"wrote {written.path}; to load it:\n{written.usage()}")
     return 0
 
 

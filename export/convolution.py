@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import onnx_ir as ir
@@ -24,40 +24,32 @@ HALVES = ("linear", "gate")
 class ConvolutionModule(nn.Module):
     """Pointwise convolution, gated linear unit, depthwise convolution, pointwise convolution (arXiv 2005.08100)."""
 
-    def __init__(self, dim: int, config: Convolution) -> None:
+    def __init__(self, dim: int, config: Convolution, stride: int = 1) -> None:
         super().__init__()
-        self.config = config
-        size, kernel = config.channels, config.kernel
+        self.config, self.stride = config, stride
+        size, kernel, bias = config.channels, config.kernel, config.bias
         padding = 0 if config.causal else (kernel - 1) // 2
-        self.pointwise_conv1 = nn.Conv1d(dim, 2 * size, 1, bias=config.bias)
-        self.depthwise_conv = nn.Conv1d(size, size, kernel, padding=padding, groups=size, bias=config.bias)
-        self.stride = 1
-        """Every `stride`th output frame is computed."""
+        self.pointwise_conv1 = nn.Conv1d(dim, 2 * size, 1, bias=bias)
+        self.depthwise_conv = nn.Conv1d(size, size, kernel, stride, padding, groups=size, bias=bias)
         self.norm = norm(size, config.norm)
-        self.pointwise_conv2 = nn.Conv1d(size, dim, 1, bias=config.bias)
+        self.pointwise_conv2 = nn.Conv1d(size, dim, 1, bias=bias)
         self.activation = activation(config.activation)
-
-    def gated(self, x: Tensor) -> Tensor:
-        """Apply the first projection and the gated linear unit: [batch, time, dim] to [batch, channels, time]."""
-        return nn.functional.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
-
-    def initial_cache(self, batch: int) -> Tensor:
-        """Return the history [batch, channels, kernel-1] at the start: the gated linear unit's output for zeros."""
-        bias = self.pointwise_conv1.bias
-        frame = torch.zeros(2 * self.config.channels) if bias is None else bias
-        start = nn.functional.glu(frame.to(self.pointwise_conv1.weight), dim=0)
-        return start.view(1, -1, 1).expand(batch, -1, self.config.kernel - 1)
 
     def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Convolve `x` [batch, time, dim]; if causal, also return the cache for the next call.
 
         `valid` [batch, time] is true for frames that exist. `cache` [batch, channels, kernel-1] contains the frames
-        before `x`. It is None at the start of an utterance, or if the convolution is not causal.
+        before `x`. It is None at the start of an utterance, or if the convolution is not causal. The output has one
+        frame for every `stride` frames of `x`.
         """
-        gated = self.gated(x.masked_fill(~valid.unsqueeze(-1), 0.0))
+        gated = nn.functional.glu(self.pointwise_conv1(x.masked_fill(~valid.unsqueeze(-1), 0.0).transpose(1, 2)), dim=1)
         if self.config.causal:
-            history = self.initial_cache(len(x)) if cache is None else cache
-            gated = torch.cat((history.to(gated.dtype), gated), dim=2)
+            if cache is None:  # the gated linear unit's output for zeros
+                bias, channels = self.pointwise_conv1.bias, self.config.channels
+                zeros = torch.zeros(2 * channels) if bias is None else bias
+                start = nn.functional.glu(zeros.to(self.pointwise_conv1.weight), dim=0)
+                cache = start.view(1, -1, 1).expand(len(x), -1, self.config.kernel - 1)
+            gated = torch.cat((cache.to(gated.dtype), gated), dim=2)
             cache = gated[:, :, gated.shape[2] - self.config.kernel + 1 :]
         y = self.depthwise_conv(gated)
         over_channels = self.config.norm.kind != "batch_norm"
@@ -83,26 +75,27 @@ class Surroundings:
         histories: frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that
             stands for all frames before the first [blocks, 1, 1, channels]. None: convolutions do not see earlier
             frames.
-        valid: 1 for frames that exist, 0 for padding [batch, time, 1]; only for whole utterances.
-        streaming: whether this call processes a chunk.
+        valid: 1 for frames that exist, 0 for padding [batch, time, 1]; None if this call processes a chunk.
+        kept: frames to cache for the next call, one entry for each block built so far.
     """
 
     histories: ir.Value | None
     valid: ir.Value | None
-    streaming: bool
+    kept: list[ir.Value] = field(default_factory=list)
 
     def convolved(
         self, g: GraphBuilder, form: OverTime, inputs: Values, weights: Values, row: int, *, channels: int, causal: bool
-    ) -> tuple[ir.Value, ir.Value | None]:
-        """Convolve `inputs`, with block `row` of `histories`; return the output and the frames to cache, if any."""
+    ) -> ir.Value:
+        """Convolve `inputs`, with block `row` of `histories`; return the output."""
         if not causal:
             beside, kind = [self.valid], "centred"
         else:
             beside = [] if self.histories is None else [self.histories, g.constant(row)]
-            kind = "cached" if self.streaming and beside else "causal"
+            kind = "cached" if self.valid is None and beside else "causal"
         function = form.function(cast("Around", kind), channels)
         y, *kept = g.call(function, *inputs, *cast("list[ir.Value]", beside), *weights)
-        return y, (kept[0] if kept else None)
+        self.kept.extend(kept)
+        return y
 
 
 class TimeDepthwise(nn.Conv1d):
@@ -124,24 +117,17 @@ class TimeDepthwise(nn.Conv1d):
         seen = torch.cat((history.expand(len(x), -1, -1).to(x.dtype), x.transpose(1, 2)), dim=2)
         return self(seen).transpose(1, 2), seen[:, :, seen.shape[2] - past :]
 
-    def nodes(
-        self, g: GraphBuilder, x: ir.Value, around: Surroundings, row: int, name: str
-    ) -> tuple[ir.Value, ir.Value | None]:
-        """Add a layer to the graph that computes `over`. For `row` and the results, see `Surroundings.convolved`."""
+    def nodes(self, g: GraphBuilder, x: ir.Value, around: Surroundings, row: int, name: str) -> ir.Value:
+        """Add a layer to the graph that computes `over` with block `row` of the histories; return its output."""
         channels, kernel = self.in_channels, self.kernel_size[0]
         with g.scope(name, group="depthwise_convolutions"):
-            weights = [
-                parameter(g, "weight", (channels, 1, 1, kernel), lambda: self.weight.unsqueeze(2)),
-                vector(g, "bias", cast("Tensor", self.bias)),
-            ]
-            form = DepthwiseConvolution(kernel=kernel)
+            weight = parameter(g, "weight", (channels, 1, 1, kernel), lambda: self.weight.unsqueeze(2))
+            weights, form = [weight, vector(g, "bias", cast("Tensor", self.bias))], DepthwiseConvolution(kernel=kernel)
             return around.convolved(g, form, [x], weights, row, channels=channels, causal=self.causal)
 
 
-def convolution(
-    g: GraphBuilder, x: ir.Value, module: ConvolutionModule, frames: Surroundings, row: int
-) -> tuple[ir.Value, ir.Value | None]:
-    """Return the module's output for x [batch, time, dim], and the frames to cache; see `Surroundings.convolved`."""
+def convolution(g: GraphBuilder, x: ir.Value, module: ConvolutionModule, frames: Surroundings, row: int) -> ir.Value:
+    """Return the module's output for x [batch, time, dim]; `row` is the block's row in the histories of `frames`."""
     config = module.config
     with g.scope("conv_module", group="pointwise_convolutions"):
         inputs = [half(g, x, module.pointwise_conv1, "pointwise_conv1", name) for name in HALVES]
@@ -155,12 +141,12 @@ def convolution(
             norm=has_norm,
             epsilon=config.norm.eps if has_norm else 0.0,
         )
-        y, kept = frames.convolved(g, form, inputs, weights, row, channels=config.channels, causal=config.causal)
+        y = frames.convolved(g, form, inputs, weights, row, channels=config.channels, causal=config.causal)
         if is_rms:
             y = normalization(g, y, module.norm, "norm")
             y = g.call(layers.activation_layer(config.activation), y)[0]
         # padded frames may contain anything from here on: no valid frame depends on them
-        return linear(g, y, module.pointwise_conv2, "pointwise_conv2"), kept
+        return linear(g, y, module.pointwise_conv2, "pointwise_conv2")
 
 
 def convolution_parts(
@@ -187,12 +173,17 @@ def convolution_parts(
 def _weights(g: GraphBuilder, module: ConvolutionModule) -> list[ir.Value]:
     """Return the depthwise convolution's weights, with any batch norm folded in, and the weights of any layer norm."""
     config, layer, norm = module.config, module.depthwise_conv, module.norm
-    scale, shift = scale_and_shift(norm) if isinstance(norm, nn.BatchNorm1d) else (1.0, 0.0)
+    scale: Tensor | float = 1.0
+    shift: Tensor | float = 0.0
+    if isinstance(norm, nn.BatchNorm1d):
+        variance, mean = cast("Tensor", norm.running_var), cast("Tensor", norm.running_mean)
+        scale = norm.weight.double() / (variance.double() + norm.eps).sqrt()
+        shift = norm.bias.double() - mean.double() * scale
 
-    def weight() -> torch.Tensor:
+    def weight() -> Tensor:
         return (layer.weight.double().permute(1, 2, 0) * scale).permute(2, 0, 1).unsqueeze(2)
 
-    def bias() -> torch.Tensor:
+    def bias() -> Tensor:
         own = torch.zeros(config.channels) if layer.bias is None else layer.bias
         return own.double() * scale + shift
 
@@ -206,14 +197,7 @@ def _weights(g: GraphBuilder, module: ConvolutionModule) -> list[ir.Value]:
     return weights
 
 
-def scale_and_shift(layer: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scale and shift that batch normalisation applies to each channel at inference."""
-    variance, mean = cast("torch.Tensor", layer.running_var), cast("torch.Tensor", layer.running_mean)
-    scale = layer.weight.double() / (variance.double() + layer.eps).sqrt()
-    return scale, layer.bias.double() - mean.double() * scale
-
-
-def _before_first_frame(module: ConvolutionModule) -> torch.Tensor:
+def _before_first_frame(module: ConvolutionModule) -> Tensor:
     """Return the frame [1, 1, channels] that one convolution sees before the first frame."""
     # float64, then rounded, because the last bit of torch's sigmoid depends on the processor
     bias, channels = module.pointwise_conv1.bias, module.config.channels

@@ -7,16 +7,15 @@ from importlib.metadata import version
 
 import onnx_ir as ir
 
-from u2moe.export.adapters import AdapterUse
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.comparison import ParityReport
-from u2moe.export.decoder_nodes import DecoderNodes
 from u2moe.export.encoders.kinds import KINDS
 from u2moe.export.layers import linear
-from u2moe.export.model import SpeechModel
+from u2moe.export.model import DecoderNodes, SpeechModel
 from u2moe.export.parity import Parity
 from u2moe.export.proofs import check_proved
-from u2moe.export.random_bundle import random_source, spread_routers
+from u2moe.export.random_checkpoint import random_source, spread_routers
+from u2moe.export.weights import AdapterUse
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter

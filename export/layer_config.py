@@ -1,7 +1,7 @@
 """Reads the settings of decoders, and those that several kinds of encoder share, from a train.yaml."""
 
 from dataclasses import replace
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from u2moe.export.architecture import (
     Attention,
@@ -71,27 +71,23 @@ def encoder_architecture(  # noqa: PLR0913 - the differences between kinds of en
     num_blocks = conf.integer("num_blocks", num_blocks, most=MOST_BLOCKS)
     macaron = has_macaron and conf.flag("macaron_style", default=True)
     convolution = read_convolution(conf, dim, chosen) if has_convolution else None
-    encoder = EncoderArchitecture(
-        kind=cast("str", top.value("encoder") or "conformer"),
-        input_size=top.integer("input_dim"),
-        dim=dim,
-        num_blocks=num_blocks,
-        subsampling=conf.choice("input_layer", "conv2d", SUBSAMPLING_KINDS),
-        positions=chosen_positions,
-        attention=read_self_attention(conf, dim, attention),
+    return checked_encoder(conf, top, EncoderArchitecture(
+        kind=cast("str", top.value("encoder") or "conformer"), input_size=top.integer("input_dim"), dim=dim,
+        num_blocks=num_blocks, subsampling=conf.choice("input_layer", "conv2d", SUBSAMPLING_KINDS),
+        positions=chosen_positions, attention=read_self_attention(conf, dim, attention),
         feed_forward=feed_forward or read_feed_forward(conf, chosen, num_layers=num_blocks * (2 if macaron else 1)),
-        macaron=macaron,
-        convolution=convolution,
-        norm=read_norm(conf),
+        macaron=macaron, convolution=convolution, norm=read_norm(conf),
         pre_norm=not has_order or conf.flag("normalize_before", default=True),
-        final_norm=not has_convolution or conf.flag("final_norm", default=True),
-        # as in WeNet, a negative size means that training used no static chunks
-        static_chunk_size=max(conf.integer("static_chunk_size", 0, least=-LARGEST_SIZE), 0),
-        dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
+        final_norm=not has_convolution or conf.flag("final_norm", default=True), **read_chunks(conf),
         causal=causal and (convolution is None or convolution.causal) and conf.value("input_layer") != "conv1d2",
-    )
-    check_encoder(conf, top, encoder)
-    return encoder
+    ))  # fmt: skip
+
+
+def read_chunks(conf: Section) -> dict[str, Any]:
+    """Return the fields `static_chunk_size` and `dynamic_chunk` of an encoder."""
+    # as in WeNet, a negative size means that training used no static chunks
+    static = max(conf.integer("static_chunk_size", 0, least=-LARGEST_SIZE), 0)
+    return {"static_chunk_size": static, "dynamic_chunk": conf.flag("use_dynamic_chunk", default=False)}
 
 
 def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
@@ -105,8 +101,8 @@ def read_self_attention(conf: Section, dim: int, kind: str) -> Attention:
     return replace(attention, rotary=kind == "rope_abs_selfattn", by_distance=kind == "shaw_rel_selfattn")
 
 
-def check_encoder(conf: Section, top: Section, encoder: EncoderArchitecture) -> None:
-    """Refuse sizes that do not fit each other."""
+def checked_encoder(conf: Section, top: Section, encoder: EncoderArchitecture) -> EncoderArchitecture:
+    """Return the encoder. Refuse sizes that do not fit each other."""
     if encoder.input_size <= encoder.right_context:  # 2-D convolutions span as many bins as frames
         expected = f"at least {encoder.right_context + 1} with input_layer {encoder.subsampling}"
         raise top.wrong("input_dim", encoder.input_size, expected)
@@ -120,6 +116,7 @@ def check_encoder(conf: Section, top: Section, encoder: EncoderArchitecture) -> 
     if encoder.static_chunk_size and not encoder.dynamic_chunk and not encoder.streaming:
         found = encoder.static_chunk_size
         raise conf.unsupported("static_chunk_size", found, ("0 if causal is false", "any size if causal is true"))
+    return encoder
 
 
 def read_norm(conf: Section) -> Norm:
@@ -152,29 +149,35 @@ def read_feed_forward(conf: Section, activation: str, *, num_layers: int) -> Fee
     kind = FEED_FORWARDS[conf.choice("mlp_type", DENSE, tuple(FEED_FORWARDS))]
     hidden, bias = conf.integer("linear_units", 2048), conf.flag("mlp_bias", default=True)
     num_experts, chosen = conf.integer("n_expert", 8), conf.integer("n_expert_activated", 2)
-    dense = FeedForward(kind=kind, hidden=hidden, activation=activation, bias=bias)
     if kind != "moe":
-        return dense
+        num_experts = chosen = 0
     if num_layers * num_experts > MOST_EXPERTS:
         expected = f"at most {MOST_EXPERTS // num_layers} in each of {num_layers} layers"
         raise conf.wrong("n_expert", num_experts, expected)
     if chosen > num_experts:
         raise conf.wrong("n_expert_activated", chosen, f"at most n_expert {num_experts}")
-    return replace(dense, num_experts=num_experts, num_experts_per_token=chosen)
+    experts = {"num_experts": num_experts, "num_experts_per_token": chosen}
+    return FeedForward(kind=kind, hidden=hidden, activation=activation, bias=bias, **experts)
+
+
+def read_kernel(conf: Section, key: str, default: int, *, causal: bool) -> int:
+    """Read the kernel size of a convolution over time; it must be odd unless the convolution is causal."""
+    kernel = conf.integer(key, default)
+    if not causal and kernel % 2 == 0:
+        raise conf.wrong(key, kernel, "odd for a convolution that is not causal")
+    return kernel
 
 
 def read_convolution(conf: Section, dim: int, activation: str) -> Convolution | None:
     """Return the convolution module of conformer blocks; None if they have none."""
     used = conf.flag("use_cnn_module", default=True)
-    kernel, causal = conf.integer("cnn_module_kernel", 15), conf.flag("causal", default=False)
-    factor = conf.integer("conv_inner_factor", 2)
-    kind, bias = conf.choice("cnn_module_norm", "batch_norm", get_args(NormKind)), conf.flag("conv_bias", default=True)
+    causal, bias = conf.flag("causal", default=False), conf.flag("conv_bias", default=True)
+    kernel = read_kernel(conf, "cnn_module_kernel", 15, causal=causal or not used)
+    channels = conf.integer("conv_inner_factor", 2) * dim // 2
+    kind = conf.choice("cnn_module_norm", "batch_norm", get_args(NormKind))
     norm = Norm(kind=kind, eps=conf.number("conv_norm_eps", 1e-5, least=0.0, most=1.0))
-    channels = factor * dim // 2
     if not used:
         return None
-    if not causal and kernel % 2 == 0:
-        raise conf.wrong("cnn_module_kernel", kernel, "odd for a convolution that is not causal")
     return Convolution(kernel=kernel, causal=causal, channels=channels, bias=bias, norm=norm, activation=activation)
 
 
@@ -198,15 +201,9 @@ def read_decoders(top: Section, vocab_size: int, dim: int) -> tuple[Decoder | No
     num_right_blocks = 0 if uni else conf.integer("r_num_blocks", 0, least=0, most=MOST_BLOCKS)
     feed_forward = read_feed_forward(conf, activation, num_layers=max(num_blocks, num_right_blocks))
     left = Decoder(
-        vocab_size=vocab_size,
-        dim=dim,
-        num_blocks=num_blocks,
-        self_attention=self_attention,
-        cross_attention=cross_attention,
-        feed_forward=feed_forward,
-        norm=read_norm(conf),
-        pre_norm=conf.flag("normalize_before", default=True),
-        learned_positions=positions == "embed_learnable_pe",
-    )
+        vocab_size=vocab_size, dim=dim, num_blocks=num_blocks, self_attention=self_attention,
+        cross_attention=cross_attention, feed_forward=feed_forward, norm=read_norm(conf),
+        pre_norm=conf.flag("normalize_before", default=True), learned_positions=positions == "embed_learnable_pe",
+    )  # fmt: skip
     tied = conf.flag("tie_word_embedding", default=False)
     return left, None if uni else replace(left, num_blocks=num_right_blocks), tied

@@ -27,16 +27,12 @@ def parameter(g: GraphBuilder, name: str, shape: Sequence[int], read: Callable[[
 
 def transposed(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 1.0) -> ir.Value:
     """Add a torch weight [out, in], times `scale`, as the right operand [in, out] of a MatMul."""
-    return parameter(g, name, (weight.shape[1], weight.shape[0]), lambda: _scaled(weight, scale).T)
+    return parameter(g, name, (weight.shape[1], weight.shape[0]), lambda: (weight * scale).T)
 
 
 def vector(g: GraphBuilder, name: str, weight: torch.Tensor, scale: float = 1.0) -> ir.Value:
     """Add a weight, multiplied by `scale`, in its original shape."""
-    return parameter(g, name, tuple(weight.shape), lambda: _scaled(weight, scale))
-
-
-def _scaled(weight: torch.Tensor, scale: float) -> torch.Tensor:
-    return weight if scale == 1 else weight * scale
+    return parameter(g, name, tuple(weight.shape), lambda: weight * scale)
 
 
 def linear(g: GraphBuilder, x: ir.Value, layer: nn.Linear | nn.Conv1d, name: str) -> ir.Value:
@@ -77,18 +73,13 @@ class Residual:
 
     def add(self, layer: Callable[[ir.Value], ir.Value], norm: nn.Module, name: str) -> None:
         """Add a layer's output to the sum. Normalise the layer's input if `pre_norm`, otherwise the new sum."""
-        branch = layer(self.normalized(norm, name) if self.pre_norm else self._x)
-        self._branch = branch
+        self._branch = layer(self.normalized(norm, name) if self.pre_norm else self._x)
         if not self.pre_norm:
             self.normalize(norm, name)
 
-    def add_branch(self, branch: ir.Value) -> None:
-        """Add a branch that the caller computed, for example from several normalisations of the residual sum."""
-        self._x, self._branch = self.total, branch
-
-    def replace(self, x: ir.Value, branch: ir.Value) -> None:
-        """Replace the residual sum with `x` plus `branch`."""
-        self._x, self._branch = x, branch
+    def add_branch(self, branch: ir.Value, x: ir.Value | None = None) -> None:
+        """Add a branch that the caller computed from the sum; if `x` is given, it replaces the sum."""
+        self._x, self._branch = self.total if x is None else x, branch
 
     def normalize(self, norm: nn.Module, name: str) -> None:
         """Replace the residual sum with its normalised value."""
@@ -96,9 +87,7 @@ class Residual:
 
     def normalized(self, norm: nn.Module, name: str) -> ir.Value:
         """Return the residual sum after layer or RMS normalisation over the last axis."""
-        if self._branch is None:
-            return normalization(self.g, self._x, norm, name)
-        if isinstance(norm, RMSNorm):
+        if self._branch is None or isinstance(norm, RMSNorm):
             return normalization(self.g, self.total, norm, name)
         with self.g.scope(name, group="normalization"):
             function = layers.add_normalization(cast("nn.LayerNorm", norm).eps)
@@ -118,8 +107,7 @@ def normalization(g: GraphBuilder, x: ir.Value, layer: nn.Module, name: str) -> 
     """Apply layer or RMS normalisation over the last axis."""
     with g.scope(name, group="normalization"):
         if isinstance(layer, RMSNorm):
-            weight = parameter(g, "weight", tuple(layer.weight.shape), lambda: 1 + layer.weight)
-            return g.call(layers.rms_normalization(layer.eps), x, weight)[0]
+            return g.call(layers.rms_normalization(layer.eps), x, vector(g, "weight", 1 + layer.weight))[0]
         return g.call(layers.normalization(cast("nn.LayerNorm", layer).eps), x, *weight_and_bias(g, layer))[0]
 
 

@@ -180,33 +180,29 @@ class Parity:
         features = self._features(1, frames)
         return self._encoded([(self._torch_full(features), self._whole(features))])
 
-    def _torch_full(self, features: Array) -> Array:
-        lengths = torch.full((len(features),), features.shape[1])
-        output: Tensor = self.network.encoder(self._torch(features), lengths)[0]
-        return output.numpy()
+    def _torch_full(self, features: Array) -> Any:
+        return self.network.encoder(self._torch(features), torch.tensor([features.shape[1]]))[0].numpy()
 
     def _whole(self, features: Array) -> Array:
         """Encode a whole utterance as the runtime does: in one call, or in static chunks."""
-        static = self.config.static_chunk_size
-        if static and self.config.streaming:
-            return self.encoder.chunked(features[0], static, -1)[np.newaxis]
-        return self.encoder.whole(features[0])[np.newaxis]
+        static = self.config.static_chunk_size if self.config.streaming else 0
+        whole = self.encoder.chunked(features[0], static, -1) if static else self.encoder.whole(features[0])
+        return whole[np.newaxis]
 
     def _padded_batch(self) -> Pairs:
-        lengths = [230, 131, self.config.window]
-        features = self._features(3, max(lengths))
+        lengths = np.array([230, 131, self.config.window])
+        features = self._features(3, lengths.max())
         if self.config.static_chunk_size and self.config.streaming:
             return self._encoded([(self._torch_full(features[:1]), self._whole(features[:1]))])
-        feeds = {"chunk": features, "chunk_lens": np.array(lengths)}
         if self.config.streaming:
             start = self.encoder.start(3)
-            output, caches = self.encoder.step(features, start, required_cache_size=0, chunk_lens=np.array(lengths))
+            output, caches = self.encoder.step(features, start, required_cache_size=0, chunk_lens=lengths)
             times = caches.offset
         else:
-            result = self.sessions["encoder"].run(feeds)
+            result = self.sessions["encoder"].run({"chunk": features, "chunk_lens": lengths})
             output, times = result["output"], result["output_lens"]
         pairs = []
-        for row, (length, time) in enumerate(zip(lengths, times.tolist(), strict=True)):
+        for row, (length, time) in enumerate(zip(lengths.tolist(), times.tolist(), strict=True)):
             expected = self._torch_full(features[row : row + 1, :length])
             if expected.shape[1] != time:
                 raise ParityError(f"{self.subject}: padded batch: output_lens is {time}, expected {expected.shape[1]}")
@@ -255,11 +251,9 @@ class Parity:
         chunk = np.full((len(past), lengths.max(), self.config.feature_size), 7.0, np.float32)
         for row, parts in enumerate(windows):
             chunk[row, : lengths[row]] = parts[-1][0]
-        rows = [split_rows(state, [min(int(state.offset[0]), required)])[0] for state in states]
-        batch = join_rows(rows)
-        found, _ = self.encoder.step(chunk, batch, required_cache_size=required, chunk_lens=lengths)
-        rows_found = np.asarray(found)
-        return self._encoded([(each, rows_found[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
+        batch = join_rows([split_rows(state, [min(int(state.offset[0]), required)])[0] for state in states])
+        found = np.asarray(self.encoder.step(chunk, batch, required_cache_size=required, chunk_lens=lengths)[0])
+        return self._encoded([(each, found[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
 
     def _decoder(self) -> Pairs:
         """Compare scores of hypotheses for two utterances of different lengths. torch scores one utterance at a time.
@@ -296,12 +290,9 @@ class Parity:
         spread = torch.from_numpy(self.random.standard_normal((64, gate.shape[1])).astype(np.float32))
         inputs = [spread, spread[:1]]
         inputs += [toward[:, expert] * 3 + 0.2 * spread[: 1 + expert] for expert in range(len(gate))]
-        pairs = []
-        for tokens in inputs:
-            expected = scale * layer(self._torch(tokens.numpy()))
-            output = session.run(None, {"x": tokens.numpy()})[0]
-            pairs.append((expected.numpy(), output))
-        return {"moe": pairs}
+        expected = [(scale * layer(self._torch(tokens.numpy()))).numpy() for tokens in inputs]
+        found = [session.run(None, {"x": tokens.numpy()})[0] for tokens in inputs]
+        return {"moe": list(zip(expected, found, strict=True))}
 
 
 def moe_session(model: ir.Model, layer: str) -> onnxruntime.InferenceSession:

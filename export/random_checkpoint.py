@@ -1,4 +1,4 @@
-"""Writes checkpoints of any size and kind in WeNet's layout, with seeded random weights, for tests and benchmarks.
+"""Makes networks of any size and kind with seeded random weights, as checkpoints in WeNet's layout or as bundles.
 
 The published U2++ MoE models (arXiv 2404.16407) have 225 million parameters without experts and a billion with them,
 but their layer sizes are not public. The presets use sizes of our own. dense-225m has 223 million parameters. moe-1b is
@@ -7,29 +7,40 @@ experts, but as many parameters as moe-1b.
 
 The same seed yields the same bytes. Values are uniform, with 24 random bits each, because uniform numbers are exact on
 every processor. Normal numbers would depend on the processor's logarithm and cosine.
+
+Checkpoints are for tests and benchmarks. Bundles need just a train.yaml, and measure a network's cost before training.
+Their tensors are drawn again for each use and never kept, so even a billion parameters need little memory.
 """
 
 import hashlib
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from u2moe.export.architecture import Architecture
 from u2moe.export.attention import RMSNorm, positional_encoding
+from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.model import SpeechModel
+from u2moe.export.moe import MixtureOfExperts
 from u2moe.export.positions import TABLE_LENGTHS, position_table
 from u2moe.export.subsampling import KINDS as SUBSAMPLINGS
-from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN, read_cmvn
-from u2moe.export.training_config import parse_training_config
+from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN, read_cmvn, read_yaml
+from u2moe.export.training_config import CONFIG_FILE, parse_training_config, read_features
 from u2moe.export.weights import expected_shapes
+from u2moe.export.yaml_section import Section
+from u2moe.runtime.errors import CheckpointError
+from u2moe.runtime.text.vocabulary import TextConfig
+from u2moe.runtime.validation import refused_as
 
 GAINS = {
     # wide logits: two implementations must choose the same experts, and the best token must vary
@@ -46,17 +57,18 @@ GAINS = {
 """Standard deviation of an output relative to its input, by the end of the weight's name; 1 for all other weights."""
 
 
+VOCAB_SIZE = 5000
+"""Vocabulary size if train.yaml does not state one, as in a recipe before training."""
+_NUM_FRAMES, _NUM_TOKENS = 600, 40
+"""Numbers of feature frames and of tokens with which routers are adjusted."""
+
+
 def _sizes(dim: int, hidden: int, heads: int, *, blocks: int, decoder_blocks: tuple[int, int]) -> dict[str, Any]:
+    shared = {"linear_units": hidden, "attention_heads": heads}
     return {
-        "encoder_conf": {
-            "output_size": dim, "linear_units": hidden, "attention_heads": heads, "num_blocks": blocks,
-            "cnn_module_kernel": 15,
-        },
-        "decoder_conf": {
-            "linear_units": hidden, "attention_heads": heads, "num_blocks": decoder_blocks[0],
-            "r_num_blocks": decoder_blocks[1],
-        },
-    }  # fmt: skip
+        "encoder_conf": {"output_size": dim, **shared, "num_blocks": blocks, "cnn_module_kernel": 15},
+        "decoder_conf": {**shared, "num_blocks": decoder_blocks[0], "r_num_blocks": decoder_blocks[1]},
+    }
 
 
 def _with_experts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,20 +128,15 @@ def random_config(
     decoder_defaults: dict[str, Any] = {
         "attention_heads": 4, "linear_units": 48, "num_blocks": 2, "dropout_rate": 0.1,
         "positional_dropout_rate": 0.1, "self_attention_dropout_rate": 0.1, "src_attention_dropout_rate": 0.1,
+        **({"r_num_blocks": 1} if decoder == "bitransformer" else {}),
     }  # fmt: skip
-    if decoder == "bitransformer":
-        decoder_defaults["r_num_blocks"] = 1
     return {
         "model": "asr_model",
         "model_conf": {"ctc_weight": 0.3, "lsm_weight": 0.1, "length_normalized_loss": False, "reverse_weight": 0.3},
-        "encoder": encoder,
-        "encoder_conf": {**encoder_defaults, **(encoder_conf or {})},
-        "decoder": decoder,
-        "decoder_conf": {**decoder_defaults, **(decoder_conf or {})},
-        "ctc": "ctc",
-        "ctc_conf": {"ctc_blank_id": 0},
-        "cmvn": "global_cmvn",
-        "cmvn_conf": {"cmvn_file": "data/train/global_cmvn", "is_json_cmvn": True},
+        "encoder": encoder, "encoder_conf": {**encoder_defaults, **(encoder_conf or {})},
+        "decoder": decoder, "decoder_conf": {**decoder_defaults, **(decoder_conf or {})},
+        "ctc": "ctc", "ctc_conf": {"ctc_blank_id": 0},
+        "cmvn": "global_cmvn", "cmvn_conf": {"cmvn_file": "data/train/global_cmvn", "is_json_cmvn": True},
         "tokenizer": "char",
         "tokenizer_conf": {
             "symbol_table_path": "data/dict/units.txt", "bpe_path": None, "non_lang_syms_path": None,
@@ -143,20 +150,15 @@ def random_config(
             "filter_conf": {"max_length": 40960, "min_length": 0, "token_max_length": 200, "token_min_length": 1},
             "batch_conf": {"batch_type": "static", "batch_size": 16},
         },
-        "input_dim": num_mel_bins,
-        "output_dim": vocab_size,
-        "vocab_size": vocab_size,
-        "dtype": "fp32",
-        "model_dir": "exp/random",
-        **(changes or {}),
+        "input_dim": num_mel_bins, "output_dim": vocab_size, "vocab_size": vocab_size, "dtype": "fp32",
+        "model_dir": "exp/random", **(changes or {}),
     }  # fmt: skip
 
 
 def old_layout(config: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a train.yaml to the layout that WeNet wrote until the end of 2023; sos and eos become the last token."""
     newer = {"tokenizer", "tokenizer_conf", "ctc", "ctc_conf", "cmvn", "cmvn_conf", "model", "dataset"}
-    newer |= {"vocab_size", "dtype"}
-    kept = {key: value for key, value in config.items() if key not in newer}
+    kept = {key: value for key, value in config.items() if key not in newer | {"vocab_size", "dtype"}}
     return {**kept, "cmvn_file": "data/train/global_cmvn", "is_json_cmvn": True, "lfmmi_dir": "", "raw_wav": True}
 
 
@@ -181,9 +183,7 @@ def write_random_checkpoint(directory: Path, config: Mapping[str, Any], *, seed:
     (directory / "units.txt").write_text("".join(lines), encoding="utf-8")
     state = random_state_dict(architecture, seed=seed)
     if architecture.encoder.normalized_input:
-        size = architecture.encoder.input_size
-        (directory / "global_cmvn").write_text(json.dumps(_statistics(size, seed)), encoding="utf-8")
-        state[CMVN_MEAN], state[CMVN_ISTD] = read_cmvn(directory / "global_cmvn", size)
+        state |= _write_statistics(directory, architecture.encoder.input_size, seed)
     torch.save(state, directory / "final.pt")
 
 
@@ -232,14 +232,6 @@ def drawn_tensors(architecture: Architecture, seed: int) -> dict[str, tuple[torc
     }
 
 
-def random_statistics(size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a random mean and a random inverse standard deviation for each of `size` features."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "global_cmvn"
-        file.write_text(json.dumps(_statistics(size, seed)), encoding="utf-8")
-        return read_cmvn(file, size)
-
-
 def _uniform(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """Return numbers from -1 to 1 that depend only on the seed and the name."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
@@ -268,11 +260,111 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, *, around_zero: bool) 
     return values.mul_(0.5 if "pos_bias" in name else 0.1)
 
 
-def _statistics(size: int, seed: int) -> dict[str, Any]:
-    """Return random sums and sums of squares of 100,000 frames: means 8 to 14, standard deviations 2 to 4."""
-    frames = 100_000
+def _write_statistics(folder: Path, size: int, seed: int) -> dict[str, Tensor]:
+    """Write a global_cmvn of 100,000 frames: means 8 to 14, standard deviations 2 to 4. Return its tensors by name."""
+    file, frames = folder / "global_cmvn", 100_000
     means = (_uniform("mean", (size,), seed) * 3 + 11).tolist()
     deviations = (_uniform("deviation", (size,), seed) + 3).tolist()
     squares = [deviation**2 + mean**2 for mean, deviation in zip(means, deviations, strict=True)]
     sums = {"mean_stat": [mean * frames for mean in means], "var_stat": [square * frames for square in squares]}
-    return {**sums, "frame_num": frames}
+    file.write_text(json.dumps({**sums, "frame_num": frames}), encoding="utf-8")
+    return dict(zip((CMVN_MEAN, CMVN_ISTD), read_cmvn(file, size), strict=True))
+
+
+class DrawnTensor(Tensor):
+    """A float32 tensor that stores no values: each operation that uses it draws the same random values again."""
+
+    draw: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, draw: Callable[[], Tensor], shape: torch.Size) -> Self:
+        """Return a tensor with the values that `draw` returns. `draw` must return the same values each time."""
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)  # noqa: SLF001 - as torch documents it
+        made.draw = draw
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stubs describe a method of an instance
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Draw the values, and run the operation on them. Detaching draws no values."""
+        if func is torch.ops.aten.detach.default:
+            return cls.of(args[0].draw, args[0].shape)
+        drawn_args, drawn_kwargs = tree_map_only(cls, lambda each: each.draw(), (args, dict(kwargs or {})))
+        return func(*drawn_args, **drawn_kwargs)
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        """Return another reference to the same values, which never change."""
+        return self.of(self.draw, self.shape)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """Return the values."""
+        return self.draw().numpy(force=force)
+
+
+def random_source(config_file: str | os.PathLike[str], *, vocab_size: int | None = None, seed: int = 0) -> Checkpoint:
+    """Return a `Checkpoint` with random weights for the network that a train.yaml describes.
+
+    Args:
+        config_file: a train.yaml (from a recipe or from training), or its folder.
+        vocab_size: number of tokens; None: as in the file, or 5000 if it states none.
+        seed: the same seed yields the same weights.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or contradicts itself or `vocab_size`.
+        UnsupportedError: this kind of network is not supported.
+    """
+    path = Path(config_file)
+    path = path / CONFIG_FILE if path.is_dir() else path
+    values = read_yaml(path, purpose="it describes the network")
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: is not a mapping, expected the keys of a train.yaml")
+    stated = values.get("output_dim", values.get("vocab_size"))
+    if None not in (stated, vocab_size) and stated != vocab_size:
+        raise CheckpointError(f"{path}: output_dim is {stated!r}, which contradicts --vocab-size {vocab_size}")
+    size = vocab_size or stated or VOCAB_SIZE
+    with refused_as(CheckpointError, path.name):
+        features = read_features(Section(path.name, values))
+    values = {"input_dim": features.size, **values, "output_dim": size, "vocab_size": size}  # as training would add
+    config = parse_training_config(values, path.name)
+    architecture, kind = config.architecture, config.tokenizer or "char"
+    drawn = drawn_tensors(architecture, seed).items()
+    tensors: dict[str, Tensor] = {name: DrawnTensor.of(draw, shape) for name, (shape, draw) in drawn}
+    if architecture.encoder.normalized_input:
+        with tempfile.TemporaryDirectory() as folder:
+            tensors |= _write_statistics(Path(folder), architecture.encoder.input_size, seed)
+    tokens = random_vocabulary(architecture, bpe=kind == "bpe")
+    text = TextConfig(tokenizer=kind, unk=tokens.index("<unk>"))
+    return Checkpoint(
+        path=path.parent, weights=path, architecture=architecture, features=config.features, text=text, tokens=tokens,
+        decoding=config.decoding, tensors=tensors, ignored={},
+    )  # fmt: skip
+
+
+def spread_routers(network: SpeechModel, seed: int = 0) -> None:
+    """Adjust random routers so that they spread tokens evenly over their experts.
+
+    An even spread is the worst case, because the weights of as many experts as possible are read. Random routers favour
+    some experts because the mean of all tokens is not zero. Removing the direction of that mean from a router's weights
+    spreads the tokens.
+    """
+
+    def turn(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        gate = cast("MixtureOfExperts", layer).gate
+        mean = inputs[0].reshape(-1, inputs[0].shape[-1]).mean(dim=0)
+        weight = gate.weight - torch.outer(gate.weight @ mean, mean) / (mean @ mean)
+        gate.weight = nn.Parameter(weight, requires_grad=False)
+
+    layers = [layer for layer in network.modules() if isinstance(layer, MixtureOfExperts)]
+    if not layers:
+        return
+    handles = [layer.register_forward_pre_hook(turn) for layer in layers]
+    config, generator = network.config, torch.Generator().manual_seed(seed)
+    features = torch.randn(1, _NUM_FRAMES, config.encoder.input_size, generator=generator).mul_(3).add_(11)
+    with torch.no_grad():
+        output, _ = network.encoder(features, torch.tensor([_NUM_FRAMES]))
+        if network.decoder is not None:
+            tokens = torch.randint(config.vocab_size, (1, _NUM_TOKENS), generator=generator)
+            network.score(tokens, torch.tensor([_NUM_TOKENS]), output, torch.tensor([output.shape[1]]))
+    for handle in handles:
+        handle.remove()

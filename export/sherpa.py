@@ -23,7 +23,7 @@ from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.declarations import plain
 from u2moe.runtime.errors import ParityError
 from u2moe.runtime.graph.file import save_graph
-from u2moe.runtime.model.encoder import Caches, required_cache_size
+from u2moe.runtime.model.encoder import required_cache_size
 from u2moe.runtime.model.settings import SessionSettings
 
 ONE_FILE_LIMIT = 256_000_000
@@ -129,11 +129,10 @@ class OnlineClient:
         self.stride = options.chunk_size * rate
         self.start()
 
-    def start(self) -> None:
-        """Begin a stream."""
-        self.offset = np.full(1, self.required, np.int64)
-        self.att = np.zeros(self._att_shape, np.float32)
-        self.cnn = np.zeros(self._cnn_shape, np.float32)
+    def start(self, offset: int = 0) -> None:
+        """Begin a stream at position `offset`."""
+        self.offset = np.full(1, self.required + offset, np.int64)
+        self.att, self.cnn = (np.zeros(shape, np.float32) for shape in (self._att_shape, self._cnn_shape))
 
     def step(self, window: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return log-probabilities [time, vocab] for one window [length, mel]."""
@@ -166,48 +165,40 @@ class SherpaParity:
 
     def run(self, graphs: Collection[Graph], progress: Callable[[str], None] = lambda _: None) -> ParityReport:
         """Compare the written graphs with the bundle. ParityError names the case, tensor, difference and limit."""
+        cases: dict[str, Callable[[], Pairs]] = {}
         if ONLINE in graphs:
-            client = OnlineClient(self._session(ONLINE), self.options)
-            self._case("online, from the start", lambda: self._stream(client, self._start()), progress)
-            self._case("online, where positions wrap around", lambda: self._round(client), progress)
+            client, chunk = OnlineClient(self._session(ONLINE), self.options), self.options.chunk_size
+            late = (self.config.max_position // chunk - 3) * chunk  # positions are moved back after three chunks
+            cases["online, from the start"] = lambda: self._stream(client, 0)
+            cases["online, where positions wrap around"] = lambda: self._stream(client, late)
         if OFFLINE in graphs:
-            self._case("offline, padded batch", self._offline, progress)
+            cases["offline, padded batch"] = self._offline
+        for case, pairs in cases.items():
+            progress(case)
+            sides = "the graph for sherpa-onnx and the bundle"
+            self.report.add(compared(case, "log_probs", pairs()), self.subject, sides)
         return self.report
-
-    def _case(self, case: str, pairs: Callable[[], Pairs], progress: Callable[[str], None]) -> None:
-        progress(case)
-        sides = "the graph for sherpa-onnx and the bundle"
-        self.report.add(compared(case, "log_probs", pairs()), self.subject, sides)
 
     def _session(self, graph: Graph) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(self.folder / graph.file, self.settings.session_options())
 
-    def _start(self) -> Caches:
-        """Return a new stream's caches, as long as the client's. Frames before the start are masked.
+    def _stream(self, client: OnlineClient, offset: int) -> Pairs:
+        """Compare the client with the bundle on a stream that begins at position `offset`.
 
-        The lengths must match because sums over other shapes round differently. In a quantized graph, such a difference
-        can change a value by a whole step.
+        The bundle's caches start as long as the client's, with masked frames, because sums over other shapes round
+        differently. In a quantized graph, such a difference can change a value by a whole step.
         """
-        start = self.model.encoder.start()
-        required = required_cache_size(self.options.chunk_size, self.options.num_left_chunks)
-        *axes, _, width = start.tensors[ATT_CACHE].shape
-        return replace(start, tensors=start.tensors | {ATT_CACHE: np.zeros((*axes, required, width), np.float32)})
-
-    def _stream(self, client: OnlineClient, caches: Caches) -> Pairs:
+        client.start(offset)
         pairs: Pairs = []
+        caches = self.model.encoder.start()
+        *axes, _, width = caches.tensors[ATT_CACHE].shape
+        tensors = caches.tensors | {ATT_CACHE: np.zeros((*axes, client.required, width), np.float32)}
+        caches = replace(caches, offset=np.array([offset]), tensors=tensors)
         for start in range(0, len(self.features) - client.length + 1, client.stride):
             window = self.features[start : start + client.length]
             output, caches = self.model.encoder.step(window[np.newaxis], caches, required_cache_size=client.required)
             pairs.append((self.model.ctc(output[0]), client.step(window)))
         return pairs
-
-    def _round(self, client: OnlineClient) -> Pairs:
-        """Compare the graph and the bundle on a stream whose positions are moved back after three chunks."""
-        start, chunk = self._start(), self.options.chunk_size
-        offset = np.array([(self.config.max_position // chunk - 3) * chunk])
-        client.start()
-        client.offset = client.offset + offset
-        return self._stream(client, replace(start, offset=offset))
 
     def _offline(self) -> Pairs:
         config = self.config

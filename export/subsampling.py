@@ -1,7 +1,7 @@
 """Subsampling reduces the frame rate before the blocks. It is implemented in plain torch and as layers of the graph."""
 
 import math
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import onnx_ir as ir
 import torch
@@ -34,12 +34,8 @@ class Subsampling(nn.Module):
         """The learned positional encodings, or None if there are none."""
         return cast("LearnedPositions | None", getattr(self, self.POSITIONS, None))
 
-    def output_length(self, length: int) -> int:
-        """Return the number of encoder frames for `length` feature frames; 0 if these do not fill a window."""
-        return max(length - self.window + self.rate, 0) // self.rate
-
     def output_lengths(self, lengths: Tensor) -> Tensor:
-        """Return `output_length` for each element of `lengths`."""
+        """Return the numbers of encoder frames for numbers of feature frames; 0 if these do not fill a window."""
         return (lengths - self.window + self.rate).clamp(min=0) // self.rate
 
     def output_lengths_nodes(self, g: GraphBuilder, lengths: ir.Value) -> ir.Value:
@@ -49,15 +45,21 @@ class Subsampling(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Map [batch, frames, bins] to [batch, time, dim]; `lengths` [batch] are the numbers of valid frames."""
-        raise NotImplementedError
+        return cast("Tensor", self.reduced(x, lengths)) * self.scale
 
     def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
         """Add the layers that compute `forward` to the graph, and return their output."""
+        with g.scope("embed", group="subsampling"):
+            x = self.reduced_nodes(g, features, lens)
+            return x if self.scale == 1 else g.op("Mul", x, self.scale)
+
+    def reduced(self, x: Tensor, lengths: Tensor) -> Any:
+        """Return the output of `forward` before it is scaled."""
         raise NotImplementedError
 
-    def scaled(self, g: GraphBuilder, x: ir.Value) -> ir.Value:
-        """Return `x` times `scale`."""
-        return x if self.scale == 1 else g.op("Mul", x, self.scale)
+    def reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
+        """Return `reduced` as nodes."""
+        raise NotImplementedError
 
 
 class Convolutions(Subsampling):
@@ -79,16 +81,15 @@ class Convolutions(Subsampling):
             modules += [nn.Conv2d(config.dim if modules else 1, config.dim, kernel, stride), nn.ReLU()]
         self.conv = nn.Sequential(*modules)
         # the convolutions reduce the number of bins in the same way as the number of frames
-        projection = nn.Linear(config.dim * self.output_length(config.input_size), config.dim)
+        bins = (config.input_size - self.window + self.rate) // self.rate
+        projection = nn.Linear(config.dim * bins, config.dim)
         old_name = config.subsampling in ("conv2d", "conv2d2")
         self.out = nn.Sequential(projection) if old_name else None
         self.linear = None if old_name else projection
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002 - no frame depends on padding
+    def reduced(self, x: Tensor, lengths: Tensor) -> Any:  # noqa: ARG002 - no frame depends on padding
         """See `Subsampling`."""
-        x = self.conv(x.unsqueeze(1)).transpose(1, 2).flatten(2)
-        layer, _ = self.projection
-        return cast("Tensor", layer(x)) * self.scale
+        return self.projection[0](self.conv(x.unsqueeze(1)).transpose(1, 2).flatten(2))
 
     @property
     def projection(self) -> tuple[nn.Linear, str]:
@@ -104,21 +105,18 @@ class Convolutions(Subsampling):
                 lengths = g.op("Div", g.op("Max", g.op("Sub", lengths, kernel - stride), 0), stride)
         return lengths
 
-    def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
+    def reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
         """See `Subsampling`."""
         projection, name = self.projection
         kernels, strides = zip(*self.layers, strict=True)
         form = layers.SubsamplingLayer(kernels=kernels, strides=strides, bins=self.input_size)
-        with g.scope("embed", group="subsampling"):
-            weights = []
-            for index in range(0, 2 * len(kernels), 2):
-                weights += weight_and_bias(g, self.conv[index], f"conv.{index}.")
-            if len(kernels) == 1:  # the projection is as large as other linear layers, so it is quantized like them
-                (x,) = g.call(form.convolutions(projection.in_features), features, *weights)
-                return self.scaled(g, linear(g, x, projection, name))
-            weights += affine(g, projection, f"{name}.")
-            (x,) = g.call(form.function(projection.in_features), features, *weights)
-            return self.scaled(g, x)
+        weights = []
+        for index in range(0, 2 * len(kernels), 2):
+            weights += weight_and_bias(g, self.conv[index], f"conv.{index}.")
+        if len(kernels) == 1:  # the projection is as large as other linear layers, so it is quantized like them
+            (x,) = g.call(form.convolutions(projection.in_features), features, *weights)
+            return linear(g, x, projection, name)
+        return g.call(form.function(projection.in_features), features, *weights, *affine(g, projection, f"{name}."))[0]
 
 
 class Projection(Subsampling):
@@ -129,15 +127,13 @@ class Projection(Subsampling):
         norm = nn.LayerNorm(config.dim, eps=config.embed_eps)
         self.out = nn.Sequential(nn.Linear(config.input_size, config.dim), norm)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002 - frames are independent
+    def reduced(self, x: Tensor, lengths: Tensor) -> Any:  # noqa: ARG002 - frames are independent
         """See `Subsampling`."""
-        return cast("Tensor", self.out(x)) * self.scale
+        return self.out(x)
 
-    def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
+    def reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
         """See `Subsampling`."""
-        with g.scope("embed", group="subsampling"):
-            x = linear(g, features, cast("nn.Linear", self.out[0]), "out.0")
-            return self.scaled(g, normalization(g, x, self.out[1], "out.1"))
+        return normalization(g, linear(g, features, cast("nn.Linear", self.out[0]), "out.0"), self.out[1], "out.1")
 
 
 class StackedFrames(Subsampling):
@@ -147,20 +143,19 @@ class StackedFrames(Subsampling):
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__(config)
-        size = self.rate * config.input_size
+        size, self.scale = self.rate * config.input_size, 1.0
         self.norm = nn.LayerNorm(size, eps=config.embed_eps)
         self.out = nn.Linear(size, config.dim)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG002 - no frame depends on padding
+    def reduced(self, x: Tensor, lengths: Tensor) -> Any:  # noqa: ARG002 - no frame depends on padding
         """See `Subsampling`."""
         time = x.shape[1] // self.rate
-        return cast("Tensor", self.out(self.norm(x[:, : time * self.rate].reshape(len(x), time, -1))))
+        return self.out(self.norm(x[:, : time * self.rate].reshape(len(x), time, -1)))
 
-    def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
+    def reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
         """See `Subsampling`."""
-        with g.scope("embed", group="subsampling"):
-            (x,) = g.call(layers.stacked_frames(self.rate, self.input_size), features)
-            return linear(g, normalization(g, x, self.norm, "norm"), self.out, "out")
+        (x,) = g.call(layers.stacked_frames(self.rate, self.input_size), features)
+        return linear(g, normalization(g, x, self.norm, "norm"), self.out, "out")
 
 
 class TimeConvolutions(Subsampling):
@@ -172,25 +167,23 @@ class TimeConvolutions(Subsampling):
         second = nn.Conv1d(config.dim, config.dim, 3, stride=2, padding=1)
         self.conv = nn.Sequential(first, nn.GELU(), second, nn.GELU())
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def reduced(self, x: Tensor, lengths: Tensor) -> Any:
         """See `Subsampling`."""
         valid = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)).unsqueeze(1)
-        x = self.conv[:2](x.transpose(1, 2) * valid)
-        return cast("Tensor", self.conv[2:](x * valid)).transpose(1, 2) * self.scale
+        return self.conv[2:](self.conv[:2](x.transpose(1, 2) * valid) * valid).transpose(1, 2)
 
-    def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
+    def reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
         """See `Subsampling`."""
-        with g.scope("embed", group="subsampling"):
-            frames = g.op("Range", 0, g.op("Squeeze", g.op("Shape", features, start=1, end=2), [0]), 1)
-            valid = g.op("Cast", g.op("Less", frames, g.op("Unsqueeze", lens, [1])), to=ir.DataType.FLOAT)
-            x, valid = features, g.op("Unsqueeze", valid, [2])
-            for index, stride in ((0, 1), (2, 2)):
-                x = self._convolved(g, x, valid, index, stride)
-            return self.scaled(g, x)
+        frames = g.op("Range", 0, g.op("Squeeze", g.op("Shape", features, start=1, end=2), [0]), 1)
+        valid = g.op("Cast", g.op("Less", frames, g.op("Unsqueeze", lens, [1])), to=ir.DataType.FLOAT)
+        x, valid = features, g.op("Unsqueeze", valid, [2])
+        for index in (0, 2):
+            x = self._convolved(g, x, valid, index)
+        return x
 
-    def _convolved(self, g: GraphBuilder, x: ir.Value, valid: ir.Value, index: int, stride: int) -> ir.Value:
+    def _convolved(self, g: GraphBuilder, x: ir.Value, valid: ir.Value, index: int) -> ir.Value:
         layer = cast("nn.Conv1d", self.conv[index])
-        (windows,) = g.call(layers.time_windows(stride), x, valid)
+        (windows,) = g.call(layers.time_windows(layer.stride[0]), x, valid)
         shape = (3 * layer.in_channels, layer.out_channels)
         with g.scope("conv", str(index)):
             weight = parameter(g, "weight", shape, lambda: layer.weight.permute(2, 1, 0).flatten(0, 1))

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from u2moe.export.adapters import Adapters
 from u2moe.export.architecture import Architecture
 from u2moe.export.encoders.kinds import KINDS
 from u2moe.export.layer_config import read_decoders
 from u2moe.export.text_files import read_yaml
+from u2moe.export.weights import Adapters
 from u2moe.export.yaml_section import Section
 from u2moe.runtime.bundle.manifest import WINDOWS, DecodingConfig, FeatureConfig
 from u2moe.runtime.errors import BundleError, CheckpointError, UnsupportedError
@@ -62,8 +62,9 @@ FRAMES = {"frame_length": 25.0, "frame_shift": 10.0}
 MODELS = ("asr_model", "ctl_model")
 """`ctl_model` has a different loss but the same network."""
 _FUNASR = "use FunASR to export it, and sherpa-onnx to run it"
-_FINE_TUNE = "fine-tune it as asr_model with --enc_init, then export the result"
-_PRETRAINED = f"is a pre-trained encoder without a recognizer: {_FINE_TUNE}"
+_PRETRAINED = (
+    "is a pre-trained encoder without a recognizer: fine-tune it as asr_model with --enc_init, then export the result"
+)
 OTHER_MODELS = {
     "transducer": "is not supported: train its encoder as asr_model, or use icefall and sherpa-onnx",
     "paraformer": f"is not a CTC network: {_FUNASR}",
@@ -158,32 +159,19 @@ def _parsed(top: Section) -> TrainingConfig:
     confs = ("encoder_conf", "decoder_conf")
     stated_eps = frozenset(name for name in confs if "norm_eps" in top.section(name, is_whole=False))
     top.finish(WITHOUT_EFFECT, ONE_VALUE)
+    if not trained_decoder:
+        left = right = None
+    sos, eos = (special_tokens.get(symbol, vocab_size - 1) for symbol in ("<sos>", "<eos>"))
+    architecture = Architecture(
+        encoder=encoder, left_decoder=left, right_decoder=right, vocab_size=vocab_size, sos=sos, eos=eos,
+        blank=blank or 0, non_blank_memory=non_blank_memory,
+    )  # fmt: skip
     return TrainingConfig(
-        architecture=Architecture(
-            encoder=encoder,
-            left_decoder=left if trained_decoder else None,
-            right_decoder=right if trained_decoder else None,
-            vocab_size=vocab_size,
-            sos=special_tokens.get("<sos>", vocab_size - 1),
-            eos=special_tokens.get("<eos>", vocab_size - 1),
-            blank=blank or 0,
-            non_blank_memory=non_blank_memory,
-        ),
-        features=features,
-        decoding=decoding,
-        blank=blank,
-        layout=layout,
-        stated_eps=stated_eps,
-        trained_decoder=trained_decoder,
-        tokenizer=tokenizer,
-        separate=separate,
-        special_tokens=special_tokens,
-        symbol_table=symbol_table,
-        cmvn_file=cmvn_file,
-        without_cmvn="cmvn" in top and not normalized,
-        adapters=adapters,
-        tied_embedding=tied,
-    )
+        architecture=architecture, features=features, decoding=decoding, blank=blank, layout=layout,
+        stated_eps=stated_eps, trained_decoder=trained_decoder, tokenizer=tokenizer, separate=separate,
+        special_tokens=special_tokens, symbol_table=symbol_table, cmvn_file=cmvn_file,
+        without_cmvn="cmvn" in top and not normalized, adapters=adapters, tied_embedding=tied,
+    )  # fmt: skip
 
 
 def read_features(top: Section) -> FeatureConfig:

@@ -31,8 +31,8 @@ class Section(Record):
 
     def unsupported(self, key: str, found: object, supported: Iterable[str]) -> UnsupportedError:
         """Return the error for a value that WeNet supports and this project does not."""
-        told = f"{self.field(key)} is {quoted(found)}, which is not supported; supported: {', '.join(supported)}"
-        return UnsupportedError(f"{self.file}: {told}")
+        told = f"{self.file}: {self.field(key)} is {quoted(found)}, which is not supported; supported: "
+        return UnsupportedError(told + ", ".join(supported))
 
     def refuse(self, keys: Iterable[str], reason: str) -> None:
         """Refuse each of `keys` that is present and not null."""

@@ -9,9 +9,8 @@ import soundfile
 from manifests import adjusted
 
 from u2moe.export.profiles import conversion
-from u2moe.export.profiles.conversion import convert_bundle
+from u2moe.export.profiles.conversion import convert_bundle, session_of
 from u2moe.export.profiles.graphs import detokenizer_graph, samples_per_frame, window_samples
-from u2moe.export.profiles.parity import session_of
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
 from u2moe.runtime import Bundle, DecodingOptions, ctc_prefix_beam_search
 from u2moe.runtime.bundle_location import DEMO_FOLDER

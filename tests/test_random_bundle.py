@@ -12,8 +12,7 @@ from noise import write_noise
 
 from u2moe.export import export_bundle, export_random, parity
 from u2moe.export.moe import MixtureOfExperts
-from u2moe.export.random_bundle import random_source, spread_routers
-from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
+from u2moe.export.random_checkpoint import random_config, random_source, spread_routers, write_random_checkpoint
 from u2moe.quantize import inspect_bundle, quantize_bundle, recipe
 from u2moe.quantize.inspection import describe
 from u2moe.runtime import Bundle, BundleWarning, CheckpointError, Recognizer, UnsupportedError, cli

@@ -13,8 +13,8 @@ from wenet_directories import write_configuration
 from u2moe.export import convert_static
 from u2moe.export.profiles import folding
 from u2moe.export.profiles.calibration import _even_columns, damage
+from u2moe.export.profiles.conversion import session_of
 from u2moe.export.profiles.folding import OPERATORS, check_fixed
-from u2moe.export.profiles.parity import session_of
 from u2moe.runtime import (
     AudioError,
     Bundle,

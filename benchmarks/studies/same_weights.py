@@ -27,7 +27,7 @@ from u2moe.benchmarks.studies.shared.random_models import FLOAT, MIXTURE, make_b
 from u2moe.benchmarks.studies.shared.script import script, study_parser
 from u2moe.export.encoders.network import BlockCaches, SpeechEncoder
 from u2moe.export.moe import MixtureOfExperts
-from u2moe.export.random_bundle import random_source, spread_routers
+from u2moe.export.random_checkpoint import random_source, spread_routers
 from u2moe.quantize.arithmetic import relative_error
 from u2moe.runtime import Bundle, SessionSettings
 from u2moe.runtime.model.encoder import Encoder, required_cache_size

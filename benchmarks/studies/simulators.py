@@ -26,8 +26,9 @@ from u2moe.benchmarks.results.files import publish, repository
 from u2moe.benchmarks.results.markdown import Target, table
 from u2moe.benchmarks.studies.shared.script import named, recognition_parser, script
 from u2moe.export import convert_static
+from u2moe.export.comparison import Array
 from u2moe.export.profiles.calibration import alike
-from u2moe.export.profiles.parity import Array, Run, session_of
+from u2moe.export.profiles.conversion import Run, session_of
 from u2moe.runtime import Recognizer
 from u2moe.runtime.corpus.lists import Recording, read_recordings
 from u2moe.runtime.model.static_encoder import StaticEncoder

@@ -35,13 +35,11 @@ def read(top: Section) -> EncoderArchitecture:
     for branch in ("use_attn", "use_cgmlp"):
         if not conf.flag(branch, default=True):
             raise conf.unsupported(branch, conf.value(branch), ("true",))
-    for unused in ("stochastic_depth_rate", "attn_branch_drop_rate"):  # training only
-        conf.value(unused)
+    conf.known |= {"stochastic_depth_rate", "attn_branch_drop_rate"}  # training only
     merge = conf.choice("merge_method", "concat", MERGE_METHODS)
     # blocks have the gating MLP in place of a feed-forward layer
     feed_forward = FeedForward(hidden=gates.hidden, activation="gelu")
-    causal = gates.causal and merge != "learned_ave"
-    shared = two_branches(conf, top, causal=causal, feed_forward=feed_forward)
+    shared = two_branches(conf, top, causal=gates.causal and merge != "learned_ave", feed_forward=feed_forward)
     weights = _weights(conf, shared.num_blocks, needed=merge == "fixed_ave")
     return replace(shared, own=Branches(gating=gates, merge=merge, gating_weights=weights))
 
@@ -65,7 +63,7 @@ class BranchformerBlock(TwoBranchBlock):
     def __init__(self, config: EncoderArchitecture, index: int) -> None:
         own, dim = cast("Branches", config.own), config.dim
         super().__init__(config, own.gating)
-        self.dim, self.merge, self.gating_weight = dim, own.merge, own.gating_weights[index]
+        self.merge, self.gating_weight = own.merge, own.gating_weights[index]
         # WeNet creates these four projections for every merge method
         self.pooling_proj1, self.pooling_proj2 = nn.Linear(dim, 1), nn.Linear(dim, 1)
         self.weight_proj1, self.weight_proj2 = nn.Linear(dim, 1), nn.Linear(dim, 1)
@@ -81,10 +79,10 @@ class BranchformerBlock(TwoBranchBlock):
             return torch.cat((attended, gated), dim=-1)
         if self.merge == "fixed_ave":
             return (1 - self.gating_weight) * attended + self.gating_weight * gated
-        pairs = (attended, self.pooling_proj1, self.weight_proj1), (gated, self.pooling_proj2, self.weight_proj2)
+        parts = (attended, self.pooling_proj1, self.weight_proj1), (gated, self.pooling_proj2, self.weight_proj2)
         logits = []
-        for branch, pooling, weight in pairs:
-            scores = pooling(branch) / self.dim**0.5
+        for branch, pooling, weight in parts:
+            scores = pooling(branch) / branch.shape[-1] ** 0.5
             shares = torch.softmax(scores.masked_fill(~valid.unsqueeze(-1), -torch.inf), dim=1)
             logits.append(weight((shares * branch).sum(dim=1)))
         weights = torch.softmax(torch.cat(logits, dim=-1), dim=-1)
@@ -111,8 +109,7 @@ class BranchformerNodes(TwoBranchNodes):
         own = cast("BranchformerBlock", block)
         branches = self.branches(residual, own, index)
         with self.g.scope(group="feed_forward"):
-            merged = self._merged(*branches, own)
-            residual.add_branch(linear(self.g, merged, own.merge_proj, "merge_proj"))
+            residual.add_branch(linear(self.g, self._merged(*branches, own), own.merge_proj, "merge_proj"))
         residual.normalize(own.norm_final, "norm_final")
 
     def _merged(self, attended: ir.Value, gated: ir.Value, block: BranchformerBlock) -> ir.Value:
@@ -121,11 +118,9 @@ class BranchformerNodes(TwoBranchNodes):
             return g.op("Concat", attended, gated, axis=-1)
         if block.merge == "fixed_ave":
             return g.op("Add", g.op("Mul", attended, 1 - weight), g.op("Mul", gated, weight))
-        logits = [
-            self._logit(attended, block.pooling_proj1, block.weight_proj1, "1"),
-            self._logit(gated, block.pooling_proj2, block.weight_proj2, "2"),
-        ]
-        shares = g.op("Softmax", g.op("Concat", *logits, axis=-1), axis=-1)  # [batch, 1, 2]
+        first = self._logit(attended, block.pooling_proj1, block.weight_proj1, "1")
+        second = self._logit(gated, block.pooling_proj2, block.weight_proj2, "2")
+        shares = g.op("Softmax", g.op("Concat", first, second, axis=-1), axis=-1)  # [batch, 1, 2]
         first, second = g.ops("Split", shares, [1, 1], num_outputs=2, axis=-1)
         return g.op("Add", g.op("Mul", first, attended), g.op("Mul", second, gated))
 

@@ -12,7 +12,7 @@ from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.convolution import Surroundings, TimeDepthwise
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context
 from u2moe.export.encoders.nodes import EncoderNodes
-from u2moe.export.layer_config import encoder_architecture
+from u2moe.export.layer_config import encoder_architecture, read_kernel
 from u2moe.export.layers import Residual, half, linear, normalization, parameter
 from u2moe.export.moe import activation
 from u2moe.export.yaml_section import Section
@@ -59,25 +59,11 @@ def two_branches(
 ) -> EncoderArchitecture:
     """Return the settings common to branchformers; for the arguments, see `encoder_architecture`."""
     old = "attention_layer_type"  # the key until WeNet 3.0.1
+    key, attentions = old if old in conf else "selfattention_layer_type", ("rel_selfattn", "selfattn")
     return encoder_architecture(
-        conf,
-        top,
-        attentions=("rel_selfattn", "selfattn"),
-        attention_key=old if old in conf else "selfattention_layer_type",
-        num_blocks=12,
-        has_macaron=feed_forward is None,
-        has_order=False,
-        causal=causal,
-        feed_forward=feed_forward,
-    )
-
-
-def read_kernel(conf: Section, key: str, default: int, *, causal: bool) -> int:
-    """Read the kernel size of a convolution over time; it must be odd unless the convolution is causal."""
-    kernel = conf.integer(key, default)
-    if not causal and kernel % 2 == 0:
-        raise conf.wrong(key, kernel, "odd for a convolution that is not causal")
-    return kernel
+        conf, top, attentions=attentions, attention_key=key, num_blocks=12, has_macaron=feed_forward is None,
+        has_order=False, causal=causal, feed_forward=feed_forward,
+    )  # fmt: skip
 
 
 class SpatialGatingUnit(nn.Module):
@@ -116,23 +102,21 @@ class ConvolutionalGatingMLP(nn.Module):
         return self.channel_proj2(y), kept
 
 
-def gating(
-    g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around: Surroundings, row: int
-) -> tuple[ir.Value, ir.Value | None]:
-    """Return the output for `x` [batch, time, dim], and the frames to cache. `row` is the block's row in `around`."""
+def gating(g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around: Surroundings, row: int) -> ir.Value:
+    """Return the output for `x` [batch, time, dim]. `row` is the block's row in the histories of `around`."""
     unit, kind = module.csgu, module.config.activation
     with g.scope("cgmlp", group="feed_forward"):
         projections = (half(g, x, module.channel_proj1[0], "channel_proj1", name) for name in ("value", "gate"))
         value, gate = (g.call(layers.activation_layer("gelu"), y)[0] for y in projections)
         with g.scope("csgu"):
             gate = normalization(g, gate, unit.norm, "norm")
-            gate, kept = unit.conv.nodes(g, gate, around, row, "conv")
+            gate = unit.conv.nodes(g, gate, around, row, "conv")
             if unit.linear is not None:
                 gate = linear(g, gate, unit.linear, "linear")
             if kind != "identity":
                 (gate,) = g.call(layers.activation_layer(kind), gate)
             y = g.op("Mul", value, gate)
-        return linear(g, y, module.channel_proj2, "channel_proj2"), kept
+        return linear(g, y, module.channel_proj2, "channel_proj2")
 
 
 class TwoBranchBlock(nn.Module):
@@ -169,10 +153,10 @@ class TwoBranchNodes(EncoderNodes):
                 # the normalisation turns the zeros before the first frame into its bias
                 biases: list[Tensor] = [module.csgu.norm.bias for module in modules]
                 gates = parameter(self.g, "initial_gates", shape, lambda: torch.stack(biases)[:, None, None])
-        self.gates = self.around(gates)
+        self.seen = self.around(gates)
 
     def branches(self, residual: Residual, block: TwoBranchBlock, index: int) -> tuple[ir.Value, ir.Value]:
         """Return the outputs of attention and of the gating MLP."""
         attended = self.self_attention(residual.normalized(block.norm_mha, "norm_mha"), block, index)
         y = residual.normalized(block.norm_mlp, "norm_mlp")
-        return attended, self.kept(gating(self.g, y, block.cgmlp, self.gates, index))
+        return attended, gating(self.g, y, block.cgmlp, self.seen, index)

@@ -59,39 +59,28 @@ class ConformerBlock(nn.Module):
         self.scale = 0.5 if config.macaron else 1.0  # of both feed-forward layers
         self.attention_cache, self.convolution_cache = ATT_CACHE, CNN_CACHE
 
-    def norms(self) -> tuple[nn.Module, nn.Module]:
-        """Return the normalisations named by `NORMS`."""
-        attention, last = (self.get_submodule(name) for name in self.NORMS)
-        return attention, last
-
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
         """Apply the block to `x` [batch, time, dim]. Also return the caches, updated with this call's frames."""
         following: BlockCaches = {}
-        norm_attention, norm_last = self.norms()
+        norm_attention, norm_last = map(self.get_submodule, self.NORMS)
+
+        def attended(y: Tensor) -> Tensor:
+            name = self.attention_cache
+            seen = following[name] = self.self_attn.keys_values(y, caches.get(name))
+            return cast("Tensor", self.self_attn(y, seen, context.mask, context.positions))
+
         if self.feed_forward_macaron is not None:
             layer = self.feed_forward_macaron
             x = added(x, lambda y: self.scale * layer(y), self.norm_ff_macaron, self.pre_norm)
-        x = added(x, lambda y: self.attended(y, context, caches, following), norm_attention, self.pre_norm)
+        x = added(x, attended, norm_attention, self.pre_norm)
         if self.conv_module is not None:
-            x = self.convolved(x, self.conv_module, context, caches, following)
+            branch = self.norm_conv(x) if self.pre_norm else x
+            branch, history = self.conv_module(branch, context.valid, caches.get(self.convolution_cache))
+            following.update({} if history is None else {self.convolution_cache: history})
+            x = self.beside(x, context) + branch
+            x = x if self.pre_norm else self.norm_conv(x)
         x = added(x, lambda y: self.scale * self.feed_forward(y), norm_last, self.pre_norm)
         return self.norm_final(x) if self.conv_module is not None else x, following
-
-    def attended(self, x: Tensor, context: Context, caches: BlockCaches, following: BlockCaches) -> Tensor:
-        """Return the output of attention, and put its keys and values into `following`."""
-        name = self.attention_cache
-        seen = following[name] = self.self_attn.keys_values(x, caches.get(name))
-        return cast("Tensor", self.self_attn(x, seen, context.mask, context.positions))
-
-    def convolved(
-        self, x: Tensor, module: ConvolutionModule, context: Context, caches: BlockCaches, following: BlockCaches
-    ) -> Tensor:
-        """Return `x` plus the convolution's output, and put the frames that the next call needs into `following`."""
-        branch = self.norm_conv(x) if self.pre_norm else x
-        branch, history = module(branch, context.valid, caches.get(self.convolution_cache))
-        following.update({} if history is None else {self.convolution_cache: history})
-        x = self.beside(x, context) + branch
-        return x if self.pre_norm else cast("Tensor", self.norm_conv(x))
 
     def beside(self, x: Tensor, context: Context) -> Tensor:  # noqa: ARG002 - see `EfficientBlock`
         """Return the residual, to which the output of the convolution is added."""
@@ -128,7 +117,8 @@ class ConformerNodes(EncoderNodes):
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
         """See `EncoderNodes`."""
         own = cast("ConformerBlock", block)
-        macaron, module, norms = own.feed_forward_macaron, own.conv_module, zip(own.norms(), own.NORMS, strict=True)
+        macaron, module = own.feed_forward_macaron, own.conv_module
+        norms = ((own.get_submodule(name), name) for name in own.NORMS)
         if macaron is not None:
             layer = self.feed_forward(macaron, "feed_forward_macaron", own.scale)
             residual.add(layer, own.norm_ff_macaron, "norm_ff_macaron")
@@ -141,6 +131,4 @@ class ConformerNodes(EncoderNodes):
 
     def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
         """Add the convolution of block `index` to the residual."""
-        residual.add(
-            lambda x: self.kept(convolution(self.g, x, module, self.seen, index)), block.norm_conv, "norm_conv"
-        )
+        residual.add(lambda x: convolution(self.g, x, module, self.seen, index), block.norm_conv, "norm_conv")

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.convolution import TimeDepthwise
-from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, read_gating, read_kernel, two_branches
+from u2moe.export.encoders.cgmlp import Gating, TwoBranchBlock, TwoBranchNodes, read_gating, two_branches
 from u2moe.export.encoders.network import CNN_CACHE, BlockCaches, Context, SpeechEncoder
 from u2moe.export.encoders.nodes import next_history
+from u2moe.export.layer_config import read_kernel
 from u2moe.export.layers import Residual, linear
 from u2moe.export.moe import feed_forward
 from u2moe.export.yaml_section import Section
@@ -37,8 +38,7 @@ def read(top: Section) -> EncoderArchitecture:
     gates = read_gating(conf)
     kernel = read_kernel(conf, "merge_conv_kernel", 3, causal=gates.causal)
     own = Merged(gating=gates, merge_kernel=kernel, feed_forward=conf.flag("use_ffn", default=True))
-    for unused in ("stochastic_depth_rate", "conv_bias", "merge_method"):  # training only, or for other layers
-        conf.value(unused)
+    conf.known |= {"stochastic_depth_rate", "conv_bias", "merge_method"}  # training only, or for other layers
     shared = two_branches(conf, top, causal=gates.causal)
     return replace(shared, macaron=shared.macaron and own.feed_forward, own=own)
 
@@ -87,9 +87,9 @@ class EBranchformerEncoder(SpeechEncoder):
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
         """See `SpeechEncoder`."""
-        own, gates = cast("Merged", config.own), cast("Merged", config.own).gating
-        both = [(CNN_CACHE, gates.channels, gates.kernel), (MERGE_CACHE, 2 * config.dim, own.merge_kernel)]
-        return both if gates.causal else []
+        own = cast("Merged", config.own)
+        caches = [(CNN_CACHE, own.gating.channels, own.gating.kernel), (MERGE_CACHE, 2 * config.dim, own.merge_kernel)]
+        return caches if own.gating.causal else []
 
 
 class EBranchformerNodes(TwoBranchNodes):
@@ -102,7 +102,6 @@ class EBranchformerNodes(TwoBranchNodes):
         if own.gating.causal and own.merge_kernel > 1:
             initial = self.g.constant(np.zeros((self.config.num_blocks, 1, 1, 2 * self.config.dim), np.float32))
         self.merges = self.around(initial, MERGE_CACHE)
-        self.next_merges: list[ir.Value] = []
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
         """See `EncoderNodes`."""
@@ -111,8 +110,7 @@ class EBranchformerNodes(TwoBranchNodes):
             layer = self.feed_forward(own.feed_forward_macaron, "feed_forward_macaron", own.scale)
             residual.add(layer, own.norm_ff_macaron, "norm_ff_macaron")
         both = g.op("Concat", *self.branches(residual, own, index), axis=-1)
-        merged, kept = own.depthwise_conv_fusion.nodes(g, both, self.merges, index, "depthwise_conv_fusion")
-        self.next_merges += [] if kept is None else [kept]
+        merged = own.depthwise_conv_fusion.nodes(g, both, self.merges, index, "depthwise_conv_fusion")
         with g.scope(group="feed_forward"):
             residual.add_branch(linear(g, g.op("Add", both, merged), own.merge_proj, "merge_proj"))
         if own.feed_forward is not None:
@@ -121,5 +119,6 @@ class EBranchformerNodes(TwoBranchNodes):
 
     def next_caches(self) -> dict[str, ir.Value]:
         """See `EncoderNodes`."""
-        merges = {f"r_{MERGE_CACHE}": next_history(self.g, self.next_merges)} if self.next_merges else {}
+        kept = self.merges.kept
+        merges = {f"r_{MERGE_CACHE}": next_history(self.g, kept)} if kept else {}
         return super().next_caches() | merges

@@ -1,8 +1,8 @@
-"""The Efficient Conformer encoder (arXiv 2109.01163) in plain torch: strided convolutions and attention over groups.
+"""The Efficient Conformer encoder (arXiv 2109.01163): strided convolutions and attention over groups of frames.
 
-`efficient_conformer_nodes` builds the same layers for a graph. At commit 0154699, WeNet's forward_chunk fails for this
-encoder. The attention expects each cache as a pair of tensors, but receives one tensor. With corrected caches, WeNet's
-output equals the output of this module. So does WeNet's output for the whole utterance with a chunk mask.
+At commit 0154699, WeNet's forward_chunk fails for this encoder. The attention expects each cache as a pair of tensors,
+but receives one tensor. With corrected caches, WeNet's output equals the output of this module. So does WeNet's output
+for the whole utterance with a chunk mask.
 """
 
 import math
@@ -10,17 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from u2moe.export.architecture import Attention, Convolution, EncoderArchitecture
 from u2moe.export.attention import MultiHeadAttention, attended
-from u2moe.export.convolution import ConvolutionModule
-from u2moe.export.encoders.conformer import ConformerBlock
+from u2moe.export.attention_nodes import AttentionNodes
+from u2moe.export.convolution import ConvolutionModule, convolution_parts, initial_cache
+from u2moe.export.encoders.conformer import ConformerBlock, ConformerNodes
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder, attention_cache
+from u2moe.export.encoders.nodes import FrameNodes, next_history
 from u2moe.export.layer_config import encoder_architecture
+from u2moe.export.layers import Residual, linear, parameter, product
 from u2moe.export.yaml_section import Section
 from u2moe.runtime.bundle.contract import Cache
+from u2moe.runtime.graph.attention import END, Heads, attention, to_heads
+from u2moe.runtime.graph.convolution import ReducingConvolution
 
 IGNORED = (
     "mlp_type", "mlp_bias", "n_expert", "n_expert_activated", "n_kv_head", "head_dim", "query_bias", "key_bias",
@@ -132,15 +138,6 @@ class GroupedAttention(MultiHeadAttention):
         return cast("Tensor", self.linear_out(context[:, : x.shape[1]]))
 
 
-class StridedConvolution(ConvolutionModule):
-    """A convolution module that outputs one frame for every `stride` frames."""
-
-    def __init__(self, dim: int, config: Convolution, stride: int) -> None:
-        super().__init__(dim, config)
-        self.stride = stride
-        self.depthwise_conv.stride = (stride,)
-
-
 class EfficientBlock(ConformerBlock):
     """A conformer block with optional grouped attention and an optionally strided convolution."""
 
@@ -154,26 +151,20 @@ class EfficientBlock(ConformerBlock):
         if self.is_grouped:
             self.self_attn = GroupedAttention(dim, config.attention, group_size)
         if self.stride > 1:
-            self.conv_module = StridedConvolution(dim, convolution, self.stride)
+            self.conv_module = ConvolutionModule(dim, convolution, self.stride)
             self.concat_linear = nn.Linear(2 * dim, dim)  # in WeNet's state dict, but never used
 
     def beside(self, x: Tensor, context: Context) -> Tensor:
         """See `ConformerBlock`. Returns the average of each group of frames that the convolution combines into one."""
-        return averaged(x, context.valid, self.stride)
+        if self.stride == 1:
+            return x
+        exists = context.valid.unsqueeze(-1).to(x.dtype)  # only existing frames count
 
+        def total(values: Tensor) -> Tensor:
+            padded = nn.functional.pad(values, (0, 0, 0, -x.shape[1] % self.stride))
+            return padded.reshape(len(x), -1, self.stride, values.shape[2]).sum(dim=2)
 
-def averaged(x: Tensor, valid: Tensor, stride: int) -> Tensor:
-    """Return the average of every `stride` adjacent frames of [batch, time, dim], counting only existing frames."""
-    if stride == 1:
-        return x
-    exists = valid.unsqueeze(-1).to(x.dtype)
-    missing = (0, 0, 0, -x.shape[1] % stride)
-
-    def total(values: Tensor) -> Tensor:
-        padded = nn.functional.pad(values, missing)
-        return padded.reshape(len(x), -1, stride, values.shape[2]).sum(dim=2)
-
-    return total(x * exists) / total(exists).clamp(min=1)
+        return total(x * exists) / total(exists).clamp(min=1)
 
 
 def cache_name(name: str, step: int) -> str:
@@ -189,14 +180,12 @@ class EfficientConformerEncoder(SpeechEncoder):
     @classmethod
     def caches(cls, config: EncoderArchitecture) -> tuple[Cache, ...]:
         """See `SpeechEncoder`."""
-        own, channels = cast("Strided", config.own), cast("Convolution", config.convolution).channels
-        found = []
+        own, found = cast("Strided", config.own), []
         for step, blocks in own.rates().items():
-            kernel, rate = own.kernels[blocks[0]], config.frame_reduction / step
-            found.append(attention_cache(config, len(blocks), cache_name(ATT_CACHE, step), rate))
-            if kernel > 1:
-                shape = (channels, kernel - 1)
-                found.append(Cache(name=cache_name(CNN_CACHE, step), num_blocks=len(blocks), shape=shape))
+            attention, history = (cache_name(each, step) for each in CACHES)
+            found.append(attention_cache(config, len(blocks), attention, config.frame_reduction / step))
+            shape = (cast("Convolution", config.convolution).channels, own.kernels[blocks[0]] - 1)
+            found += [Cache(name=history, num_blocks=len(blocks), shape=shape)] if shape[1] else []
         return tuple(found)
 
     def run_blocks(
@@ -209,3 +198,155 @@ class EfficientConformerEncoder(SpeechEncoder):
             following.append(cache)
             context = context.strided(cast("EfficientBlock", block).stride)
         return x, following
+
+
+class EfficientConformerNodes(ConformerNodes):
+    """Builds the encoder as layers of a graph."""
+
+    @property
+    def own(self) -> Strided:
+        """Settings that only this encoder has."""
+        return cast("Strided", self.config.own)
+
+    @property
+    def longest_history(self) -> int:
+        """See `EncoderNodes`."""
+        longest = max((kernel - 1) * self.own.step(index) for index, kernel in enumerate(self.own.kernels))
+        return longest + -longest % self.config.frame_reduction
+
+    def share(self, x: ir.Value) -> None:
+        """See `EncoderNodes`."""
+        modules = [cast("ConvolutionModule", block.conv_module) for block in self.encoder.encoders]
+        self.start = initial_cache(self.g, modules)
+        self.following: dict[str, ir.Value] = {}
+        time = self.g.op("Shape", x, start=1, end=2)
+        with self.g.scope("frames"):
+            self.offset = self._position(time) if self.streaming else [0]
+            required = self.inputs.get("required_cache_size")
+            self.required = None if required is None else self.g.op("Mul", required, self.config.frame_reduction)
+        self._enter(time, 1)
+
+    def _enter(self, time: ir.Value, step: int) -> None:
+        """Start building the blocks that share a frame rate."""
+        g, blocks, start = self.g, self.own.rates().get(step, range(0)), self.start
+        self.time, self.step, self.blocks = time, step, blocks
+        attention, history = (self.inputs.get(cache_name(each, step)) for each in CACHES)
+        with g.scope(f"frames_{step}"):
+            required = None if attention is None else self.required
+            self.frames = FrameNodes(g, time, self.output_lens, self.offset, step, attention, required)
+            self.exists = g.op("Unsqueeze", g.op("Cast", self.frames.visible, to=ir.DataType.FLOAT), [2])
+            self.valid = g.op("Slice", self.exists, self.frames.cache_time, [END], [1])
+            self.encodings = self.frames.sinusoids(self.config.dim)
+            if not blocks or self.own.kernels[blocks.start] == 1:
+                start = None
+            if start is not None:
+                start = g.op("Slice", start, [blocks.start], [blocks.stop], [0])
+            self.seen = self.frames.surroundings(start, history)
+
+    def _leave(self) -> None:
+        """Store the new caches of the blocks at the current frame rate."""
+        attention, history = (f"r_{cache_name(each, self.step)}" for each in CACHES)
+        if self.frames.kept:
+            self.following[attention] = self.frames.next_attention_cache()
+        if self.seen.kept:
+            self.following[history] = next_history(self.g, self.seen.kept)
+
+    def next_caches(self) -> dict[str, ir.Value]:
+        """See `EncoderNodes`."""
+        self._leave()
+        return self.following
+
+    def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
+        """See `ConformerNodes`. For a strided convolution, residual frames are averaged before its output is added."""
+        g, row, stride, pre_norm = self.g, index - self.blocks.start, module.stride, self.config.pre_norm
+        if stride == 1:
+            super().add_convolution(residual, block, module, row)
+            return
+        branch = residual.normalized(block.norm_conv, "norm_conv") if pre_norm else residual.total
+        branch = self._reduced(branch, module, row)
+        average = self._averaged(residual.total, stride)
+        self.output_lens = g.op("Div", g.op("Add", self.output_lens, stride - 1), stride)
+        self._leave()
+        self._enter(g.op("Div", g.op("Add", self.time, stride - 1), stride), self.step * stride)
+        residual.add_branch(branch, average)
+        if not pre_norm:
+            residual.normalize(block.norm_conv, "norm_conv")
+
+    def _reduced(self, x: ir.Value, module: ConvolutionModule, row: int) -> ir.Value:
+        g, config, valid = self.g, module.config, self.valid
+        padding = 0 if config.causal else (config.kernel - 1) // 2
+        form = ReducingConvolution(kernel=config.kernel, stride=module.stride, before=padding, after=padding)
+        seen, taps, finish = convolution_parts(g, x, module)
+        if config.causal:
+            valid = g.constant(torch.ones(1, 1, 1).numpy())
+            if self.seen.histories is not None:
+                past = g.op("Gather", self.seen.histories, g.constant(row), axis=0)
+                shape = g.op("Concat", g.op("Shape", seen, end=1), [config.kernel - 1, config.channels], axis=0)
+                seen = g.op("Concat", g.op("Expand", past, shape), seen, axis=1)
+                kept = g.op("Unsqueeze", g.op("Slice", seen, [1 - config.kernel], [END], [1]), [0])
+                self.seen.kept.extend([kept] if self.streaming else [])
+        return finish(g.call(form.function(config.channels), seen, valid, *taps)[0])
+
+    def _averaged(self, x: ir.Value, stride: int) -> ir.Value:
+        """Return averages [batch, ceil(time / stride), dim] of `stride` frames each; only existing frames count."""
+        g, valid = self.g, self.valid
+
+        def total(values: ir.Value, width: int) -> ir.Value:
+            padded = self._padded(values, stride)
+            return g.op("ReduceSum", g.op("Reshape", padded, [0, -1, stride, width]), [2], keepdims=0)
+
+        number = g.op("Max", total(valid, 1), 1.0)
+        return g.op("Div", total(g.op("Mul", x, valid), self.config.dim), number)
+
+    def _padded(self, x: ir.Value, size: int) -> ir.Value:
+        """Pad [batch, time, ...] with zeros at the end, until the number of frames is a multiple of `size`."""
+        g = self.g
+        missing = g.op("Mod", g.op("Sub", [0], self.time), [size])
+        return g.op("Pad", x, g.op("Concat", [0, 0, 0, 0], missing, [0], axis=0))
+
+    def self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
+        """See `EncoderNodes`."""
+        layer, row = self.attention_of(block), index - self.blocks.start
+        with self.g.scope(self.ATTENTION, group="attention"):
+            if isinstance(layer, GroupedAttention):
+                return self._grouped(x, layer, row)
+            (bias,) = self.frames.biases([layer], [self.encodings])
+            return self.frames.attend(AttentionNodes(self.g, layer), x, bias, [self.encodings], row)
+
+    def _grouped(self, x: ir.Value, layer: GroupedAttention, row: int) -> ir.Value:
+        """Attend between groups of frames: adjacent frames form one vector, which is then split into heads."""
+        g, size = self.g, layer.group_size
+        num_heads, head_dim = layer.pos_bias_u.shape
+        heads = Heads(num_heads=num_heads, num_kv_heads=num_heads, size=head_dim)
+        width, scale = num_heads * head_dim, 1 / math.sqrt(head_dim)
+
+        def grouped(y: ir.Value, exists: ir.Value, *shape: int) -> ir.Value:
+            return g.op("Reshape", self._padded(g.op("Mul", y, exists), size), [0, -1, *shape])
+
+        query = g.op("Mul", grouped(linear(g, x, layer.linear_q, "linear_q"), self.valid, width), scale)
+        query = g.op("Add", query, parameter(g, "pos_bias_u", (width,), lambda: layer.pos_bias_u.flatten() * scale))
+        own = layer.config.head_dim
+        both = to_heads(g, AttentionNodes(g, layer).key_value(x), num_heads, 2 * own)
+        if self.streaming:
+            kept = g.op("Slice", both, self.frames.first_kept_new, [END], [2])
+            self.frames.kept.append(g.op("Unsqueeze", kept, [0]))
+            both = g.op("Concat", g.op("Gather", self.frames.cache, g.constant(row), axis=0), both, axis=2)
+        parts = []
+        for part in g.ops("Split", both, [own, own], axis=-1, num_outputs=2):
+            frames = g.op("Reshape", g.op("Transpose", part, perm=[0, 2, 1, 3]), [0, 0, num_heads * own])
+            parts.append(grouped(frames, self.exists, num_heads, head_dim))
+        key_value = g.op("Reshape", g.op("Concat", *parts, axis=-1), [0, -1, 2 * width])
+        positions = grouped(linear(g, self.encodings, layer.linear_pos, "linear_pos"), self.exists, width)
+        weight = parameter(g, "position_bias", (width, num_heads), lambda: _position_bias(layer))
+        located = g.op("Unsqueeze", g.op("Transpose", product(g, positions, weight), perm=[0, 2, 1]), [2])
+        bias = g.op("Add", located, g.op("Slice", self.frames.bias, [0], [END], [3], [size]))
+        (context,) = g.call(attention(heads, "relative"), query, key_value, bias, positions)
+        frames = g.op("Slice", g.op("Reshape", context, [0, -1, self.config.dim]), [0], self.time, [1])
+        return linear(g, frames, layer.linear_out, "linear_out")
+
+
+def _position_bias(layer: GroupedAttention) -> torch.Tensor:
+    """Return (v - u) / sqrt(size) as [heads * size, heads]. The column of a head is zero outside that head's rows."""
+    difference = (layer.pos_bias_v - layer.pos_bias_u) / math.sqrt(layer.pos_bias_u.shape[1])
+    num_heads, size = difference.shape
+    return (torch.eye(num_heads).unsqueeze(1) * difference.unsqueeze(2)).reshape(num_heads * size, num_heads)

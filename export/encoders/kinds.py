@@ -4,17 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from u2moe.export.architecture import EncoderArchitecture
-from u2moe.export.encoders import (
-    branchformer,
-    conformer,
-    e_branchformer,
-    efficient_conformer,
-    efficient_conformer_nodes,
-    squeezeformer,
-    squeezeformer_nodes,
-)
+from u2moe.export.encoders import branchformer, conformer, e_branchformer, efficient_conformer, squeezeformer
 from u2moe.export.encoders.network import SpeechEncoder
 from u2moe.export.encoders.nodes import EncoderNodes
+from u2moe.export.encoders.squeezeformer_nodes import SqueezeformerNodes
 from u2moe.export.yaml_section import Section
 
 
@@ -31,11 +24,9 @@ KINDS = {
     "efficientConformer": Kind(
         efficient_conformer.read,
         efficient_conformer.EfficientConformerEncoder,
-        efficient_conformer_nodes.EfficientConformerNodes,
+        efficient_conformer.EfficientConformerNodes,
     ),
-    "squeezeformer": Kind(
-        squeezeformer.read, squeezeformer.SqueezeformerEncoder, squeezeformer_nodes.SqueezeformerNodes
-    ),
+    "squeezeformer": Kind(squeezeformer.read, squeezeformer.SqueezeformerEncoder, SqueezeformerNodes),
     "branchformer": Kind(branchformer.read, branchformer.BranchformerEncoder, branchformer.BranchformerNodes),
     "e_branchformer": Kind(e_branchformer.read, e_branchformer.EBranchformerEncoder, e_branchformer.EBranchformerNodes),
     "conformer": Kind(conformer.read, conformer.ConformerEncoder, conformer.ConformerNodes),

@@ -77,18 +77,16 @@ class SpeechEncoder(nn.Module):
     A block is called with [batch, time, dim], the `Context` and its caches, which are empty at the start. It returns
     [batch, time, dim] and its caches with the frames of this call appended.
     """
+    SUBSAMPLING: ClassVar[type[Subsampling] | None] = None
+    """Class of the layers before the blocks; None: as in the configuration."""
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__()
         self.config = config
         self.global_cmvn = GlobalCMVN(config.input_size) if config.normalized_input else None
-        self.embed = self.subsampling()
+        self.embed = (self.SUBSAMPLING or KINDS[config.subsampling])(config)
         self.encoders = nn.ModuleList(self.BLOCK(config, index) for index in range(config.num_blocks))
         self.after_norm = norm(config.dim, config.norm)
-
-    def subsampling(self) -> Subsampling:
-        """Return the layers before the blocks."""
-        return KINDS[self.config.subsampling](self.config)
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
@@ -128,10 +126,6 @@ class SpeechEncoder(nn.Module):
     def _finish(self, x: Tensor) -> Tensor:
         return cast("Tensor", self.after_norm(x)) if self.config.pre_norm and self.config.final_norm else x
 
-    def start(self) -> list[BlockCaches]:
-        """Return the blocks' initial caches, for the first chunk."""
-        return [{} for _ in self.encoders]
-
     def forward(
         self, features: Tensor, lengths: Tensor, chunk_size: int | None = None, num_left_chunks: int = -1
     ) -> tuple[Tensor, Tensor]:
@@ -152,7 +146,7 @@ class SpeechEncoder(nn.Module):
             mask = mask & chunk_mask(time, size, num_left_chunks).to(x.device)
         positions = self._encodings(torch.arange(time, device=x.device))
         x = x + positions if self.config.absolute_positions else x
-        x, _ = self.run_blocks(x, Context(mask, valid, positions.to(x.dtype)), self.start())
+        x, _ = self.run_blocks(x, Context(mask, valid, positions.to(x.dtype)), [{} for _ in self.encoders])
         return self._finish(x), (lengths + self.config.frame_reduction - 1) // self.config.frame_reduction
 
     def forward_chunk(
@@ -163,7 +157,7 @@ class SpeechEncoder(nn.Module):
         `offset` is the number of encoder frames before this chunk. `required_cache_size` is the number of cached frames
         to keep; if it is negative, all are kept.
         """
-        caches, offset = self.start() if caches is None else caches, offset * self.config.frame_reduction
+        caches, offset = caches or [{} for _ in self.encoders], offset * self.config.frame_reduction
         x = self._embed(chunk, torch.tensor([chunk.shape[1]]))
         time = x.shape[1]
         cached = caches[0][ATT_CACHE].shape[2] if ATT_CACHE in caches[0] else 0
@@ -178,10 +172,9 @@ class SpeechEncoder(nn.Module):
         kept = dict(caches)
         for cache in self.caches(self.config):
             if cache.time_axis is not None and cache.name in kept and required >= 0:
-                axis = cache.time_axis - 1
-                size = kept[cache.name].shape[axis]
+                size = kept[cache.name].shape[cache.time_axis - 1]
                 num = min(cache.num_frames(required), size)
-                kept[cache.name] = kept[cache.name].narrow(axis, size - num, num)
+                kept[cache.name] = kept[cache.name].narrow(cache.time_axis - 1, size - num, num)
         return kept
 
 

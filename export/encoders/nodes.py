@@ -37,16 +37,9 @@ class FrameNodes:
     """
 
     def __init__(
-        self,
-        g: GraphBuilder,
-        *,
-        time: ir.Value,
-        lens: ir.Value,
-        offset: Operand,
-        step: int = 1,
-        cache: ir.Value | None = None,
-        required: ir.Value | None = None,
-    ) -> None:
+        self, g: GraphBuilder, time: ir.Value, lens: ir.Value, offset: Operand, step: int = 1,
+        cache: ir.Value | None = None, required: ir.Value | None = None,
+    ) -> None:  # fmt: skip
         self.g, self.lens, self.offset, self.step, self.cache = g, lens, offset, step, cache
         self.kept: list[ir.Value] = []
         self.cache_time: Operand = [0] if cache is None else g.op("Shape", cache, start=3, end=4)
@@ -61,8 +54,7 @@ class FrameNodes:
         self.valid: ir.Value | None = None
         if cache is None:
             self.valid = g.op("Unsqueeze", g.op("Cast", visible, to=ir.DataType.FLOAT), [2])
-        else:
-            # positions before the start are padding of a cache that is not full yet
+        else:  # positions before the start are padding of a cache that is not full yet
             visible = g.op("And", visible, g.op("GreaterOrEqual", self.positions, 0))
         self.visible = visible
         self.bias = mask_bias(g, g.op("Unsqueeze", visible, [1, 2]))
@@ -84,15 +76,20 @@ class FrameNodes:
         biases = self.g.op("Add", position_biases(self.g, encodings[0], layers), self.bias)
         return self.g.ops("Split", biases, [config.num_heads] * len(layers), axis=1, num_outputs=len(layers))
 
-    def history(self, cache: ir.Value, start: ir.Value) -> ir.Value:
-        """Return `cache` [..., channels, past] as [..., past, channels], with `start` in place of missing frames."""
+    def surroundings(self, initial: ir.Value | None, cache: ir.Value | None) -> Surroundings:
+        """Return the frames around convolutions, which see `initial` [blocks, 1, 1, channels] before the first frame.
+
+        `cache` [blocks, batch, channels, past] contains the frames before a chunk; None for whole utterances.
+        """
         g = self.g
-        length = g.op("Shape", cache, start=3, end=4)
-        past = g.op("Range", g.op("Squeeze", g.op("Neg", length), [0]), 0, 1)
-        past = past if self.step == 1 else g.op("Mul", past, self.step)
-        index = g.op("Add", g.op("Unsqueeze", self.offset, [1]), past)
-        exists = g.op("Unsqueeze", g.op("GreaterOrEqual", index, 0), [2])
-        return g.op("Where", exists, g.op("Transpose", cache, perm=[0, 1, 3, 2]), start)
+        if initial is not None and cache is not None:
+            length = g.op("Shape", cache, start=3, end=4)
+            past = g.op("Range", g.op("Squeeze", g.op("Neg", length), [0]), 0, 1)
+            past = past if self.step == 1 else g.op("Mul", past, self.step)
+            index = g.op("Add", g.op("Unsqueeze", self.offset, [1]), past)
+            exists = g.op("Unsqueeze", g.op("GreaterOrEqual", index, 0), [2])
+            initial = g.op("Where", exists, g.op("Transpose", cache, perm=[0, 1, 3, 2]), initial)
+        return Surroundings(initial, self.valid)
 
     def attend(
         self, nodes: AttentionNodes, x: ir.Value, bias: ir.Value, positions: Sequence[ir.Value], row: int
@@ -105,9 +102,8 @@ class FrameNodes:
 
     def next_attention_cache(self) -> ir.Value:
         """Return the next call's cache: past keys and values, followed by the new ones in `kept`."""
-        if self.cache is None:
-            raise ValueError("there is no next cache, because no cache was given")
-        return self.g.call(next_cache(len(self.kept)), self.cache, self.first_kept_past, *self.kept)[0]
+        past = cast("ir.Value", self.cache)
+        return self.g.call(next_cache(len(self.kept)), past, self.first_kept_past, *self.kept)[0]
 
 
 def next_history(g: GraphBuilder, new: Sequence[ir.Value]) -> ir.Value:
@@ -120,16 +116,13 @@ class EncoderNodes:
 
     ATTENTION: ClassVar[str] = "self_attn"
     """WeNet's name for a block's attention."""
+    seen: Surroundings
+    """The frames around the convolutions with the cache `CNN_CACHE`."""
 
     def __init__(self, g: GraphBuilder, encoder: SpeechEncoder, inputs: dict[str, ir.Value], max_position: int) -> None:
         self.g, self.inputs, self.max_position = g, inputs, max_position
         self.encoder, self.config = encoder, encoder.config
-        self.next_cnn: list[ir.Value] = []
-
-    @property
-    def streaming(self) -> bool:
-        """Whether the graph has caches."""
-        return "offset" in self.inputs
+        self.streaming = "offset" in inputs
 
     @property
     def longest_history(self) -> int:
@@ -146,21 +139,19 @@ class EncoderNodes:
 
     def around(self, initial: ir.Value | None, cache: str = CNN_CACHE) -> Surroundings:
         """Return the `Surroundings` of this call's frames. Convolutions see `initial` before the first frame."""
-        if initial is not None and cache in self.inputs:
-            with self.g.scope("frames"):
-                initial = self.frames.history(self.inputs[cache], initial)
-        return Surroundings(initial, self.frames.valid, self.streaming)
+        with self.g.scope("frames"):
+            return self.frames.surroundings(initial, self.inputs.get(cache))
 
     def build(self) -> dict[str, ir.Value]:
         """Build all nodes and return the outputs by name."""
         g = self.g
         with g.scope("encoder"):
-            x, cmvn = self.inputs["chunk"], self.encoder.global_cmvn
+            x, lens, cmvn = self.inputs["chunk"], self.inputs["chunk_lens"], self.encoder.global_cmvn
             if cmvn is not None:
                 with g.scope("global_cmvn", group="normalization"):
                     x = g.op("Mul", g.op("Sub", x, vector(g, "mean", cmvn.mean)), vector(g, "istd", cmvn.istd))
-            x = self.embed(x)
-            self.output_lens = self.encoder.embed.output_lengths_nodes(g, self.inputs["chunk_lens"])
+            x = self.encoder.embed.nodes(g, x, lens)
+            self.output_lens = self.encoder.embed.output_lengths_nodes(g, lens)
             self.share(x)
             x = self.run_blocks(x)
             outputs = {"output": x, "output_lens": self.output_lens}
@@ -172,19 +163,13 @@ class EncoderNodes:
                     outputs |= self.next_caches()
             return outputs
 
-    def embed(self, x: ir.Value) -> ir.Value:
-        """Subsample normalised features to [batch, time, dim]."""
-        return self.encoder.embed.nodes(self.g, x, self.inputs["chunk_lens"])
-
     def share(self, x: ir.Value) -> None:
-        """Build the positions and masks that every block uses."""
-        g, cache = self.g, self.inputs.get(ATT_CACHE)
+        """Build the positions and masks that every block uses, for subsampled features [batch, time, dim]."""
+        g, cache, required = self.g, self.inputs.get(ATT_CACHE), self.inputs.get("required_cache_size")
         with g.scope("frames"):
             time = g.op("Shape", x, start=1, end=2)
             self.offset: Operand = self._position(time) if self.streaming else [0]
-            required = self.inputs.get("required_cache_size")
-            lens, offset = self.output_lens, self.offset
-            self.frames = FrameNodes(g, time=time, lens=lens, offset=offset, cache=cache, required=required)
+            self.frames = FrameNodes(g, time, self.output_lens, self.offset, cache=cache, required=required)
         learned = self.encoder.embed.learned
         if learned is None:
             self.positions = encoding_nodes(g, self.config, self.frames.positions)
@@ -225,10 +210,8 @@ class EncoderNodes:
 
     def next_caches(self) -> dict[str, ir.Value]:
         """Return the caches for the next call, by the names of their outputs."""
-        caches = {f"r_{ATT_CACHE}": self.frames.next_attention_cache()}
-        if self.next_cnn:
-            caches[f"r_{CNN_CACHE}"] = next_history(self.g, self.next_cnn)
-        return caches
+        caches, kept = {f"r_{ATT_CACHE}": self.frames.next_attention_cache()}, self.seen.kept
+        return caches | ({f"r_{CNN_CACHE}": next_history(self.g, kept)} if kept else {})
 
     def feed_forward(self, layer: nn.Module, name: str, scale: float = 1.0) -> Callable[[ir.Value], ir.Value]:
         """Return a function that applies a feed-forward layer and multiplies its output by `scale`."""
@@ -239,8 +222,3 @@ class EncoderNodes:
         with self.g.scope(self.ATTENTION, group="attention"):
             nodes = AttentionNodes(self.g, self.attention_of(block))
             return self.frames.attend(nodes, x, self.biases[index], self.positions, index)
-
-    def kept(self, found: tuple[ir.Value, ir.Value | None]) -> ir.Value:
-        """Record the frames that a convolution must cache, and return the convolution's output."""
-        self.next_cnn += [] if found[1] is None else [found[1]]
-        return found[0]

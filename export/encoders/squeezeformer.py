@@ -5,8 +5,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +15,15 @@ from u2moe.export.architecture import Attention, Convolution, EncoderArchitectur
 from u2moe.export.attention import MultiHeadAttention, added, attended
 from u2moe.export.convolution import ConvolutionModule
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder, attention_cache
-from u2moe.export.layer_config import MOST_BLOCKS, check_encoder
+from u2moe.export.layer_config import MOST_BLOCKS, checked_encoder, read_chunks, read_kernel
+from u2moe.export.layers import parameter, transposed, vector, weight_and_bias
 from u2moe.export.moe import DenseFeedForward
-from u2moe.export.subsampling import Convolutions, Subsampling
-from u2moe.export.yaml_section import LARGEST_SIZE, Section
+from u2moe.export.subsampling import Convolutions
+from u2moe.export.yaml_section import Section
 from u2moe.runtime.bundle.contract import Cache
+from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.activation import ACTIVATIONS
+from u2moe.runtime.graph.builder import GraphBuilder
 
 HALF_ATT_CACHE = "half_att_cache"
 """Keys and values of the blocks at half the frame rate."""
@@ -59,8 +63,7 @@ def read(top: Section) -> EncoderArchitecture:
         raise conf.unsupported("output_size", conf.value("output_size"), (f"{dim}, the value of encoder_dim",))
     if dim % num_heads:
         raise conf.wrong("attention_heads", num_heads, f"a divisor of encoder_dim {dim}")
-    for unused in ("input_dropout_rate", "feed_forward_dropout_rate", "dropout", "init_weights"):  # training only
-        conf.value(unused)
+    conf.known |= {"input_dropout_rate", "feed_forward_dropout_rate", "dropout", "init_weights"}  # training only
     conf.choice("pos_enc_layer_type", "rel_pos", ("rel_pos",))
     activation = conf.choice("activation_type", "swish", tuple(ACTIVATIONS))
     num_blocks = conf.integer("num_blocks", 12, most=MOST_BLOCKS)
@@ -74,36 +77,23 @@ def read(top: Section) -> EncoderArchitecture:
     )
     if own.recover <= own.reduce:
         raise conf.wrong("recover_idx", own.recover, f"above reduce_idx {own.reduce}")
-    kernel, causal = conf.integer("cnn_module_kernel", 31), conf.flag("causal", default=False)
-    if not causal and kernel % 2 == 0:
-        raise conf.wrong("cnn_module_kernel", kernel, "odd for a convolution that is not causal")
+    causal = conf.flag("causal", default=False)
+    kernel = read_kernel(conf, "cnn_module_kernel", 31, causal=causal)
     norm = Norm(kind=conf.choice("cnn_norm_type", "batch_norm", NORMS))
-    convolution = Convolution(kernel=kernel, causal=causal, channels=dim, bias=True, norm=norm, activation=activation)
-    head_dim = dim // num_heads
+    head_dim, hidden = dim // num_heads, dim * conf.integer("feed_forward_expansion_factor", 4)
     encoder = EncoderArchitecture(
-        kind="squeezeformer",
-        input_size=top.integer("input_dim"),
-        dim=dim,
-        num_blocks=num_blocks,
-        subsampling="conv2d",
-        positions="rel_pos",
+        kind="squeezeformer", input_size=top.integer("input_dim"), dim=dim, num_blocks=num_blocks, subsampling="conv2d",
+        positions="rel_pos", feed_forward=FeedForward(hidden=hidden, activation=activation), macaron=False,
         attention=Attention(num_heads=num_heads, num_kv_heads=num_heads, head_dim=head_dim, relative=True),
-        feed_forward=FeedForward(hidden=dim * conf.integer("feed_forward_expansion_factor", 4), activation=activation),
-        macaron=False,
-        convolution=convolution,
-        norm=Norm(),
-        pre_norm=conf.flag("normalize_before", default=False),
-        final_norm=False,
-        static_chunk_size=max(conf.integer("static_chunk_size", 0, least=-LARGEST_SIZE), 0),
-        dynamic_chunk=conf.flag("use_dynamic_chunk", default=False),
-        causal=causal and own.reduction == "stream" and not own.shifted,
-        chunk_multiple=2,
-        own=own,
-    )
+        convolution=Convolution(
+            kernel=kernel, causal=causal, channels=dim, bias=True, norm=norm, activation=activation
+        ),
+        norm=Norm(), pre_norm=conf.flag("normalize_before", default=False), final_norm=False, **read_chunks(conf),
+        causal=causal and own.reduction == "stream" and not own.shifted, chunk_multiple=2, own=own,
+    )  # fmt: skip
     if encoder.static_chunk_size % 2 and not encoder.dynamic_chunk:
         raise conf.unsupported("static_chunk_size", encoder.static_chunk_size, ("even numbers",))
-    check_encoder(conf, top, encoder)
-    return encoder
+    return checked_encoder(conf, top, encoder)
 
 
 def _block(conf: Section, key: str, default: int, *, least: int, most: int) -> int:
@@ -134,39 +124,55 @@ class SqueezeSubsampling(Convolutions):
         x = self.dw_conv(self.pw_conv(x.unsqueeze(1)).relu()).relu()
         return cast("Tensor", self.input_proj(x.transpose(1, 2).flatten(2) * self.scale))
 
+    def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as in the base
+        """See `Subsampling`. A depthwise convolution becomes a full one with many zeros."""
+        layer, projection, channels = self.dw_conv, cast("nn.Linear", self.input_proj[0]), self.dw_conv.out_channels
+
+        def weight() -> Tensor:
+            return layer.weight if layer.groups == 1 else torch.eye(channels)[:, :, None, None] * layer.weight
+
+        form = layers.SubsamplingLayer(kernels=(3, 3), strides=(2, 2), bins=self.input_size)
+        with g.scope("embed", group="subsampling"):
+            weights = [
+                *weight_and_bias(g, self.pw_conv, "pw_conv."),
+                parameter(g, "dw_conv.weight", (channels, channels, 3, 3), weight),
+                vector(g, "dw_conv.bias", cast("Tensor", layer.bias)),
+                transposed(g, "input_proj.0.weight", projection.weight, self.scale),
+                vector(g, "input_proj.0.bias", projection.bias),
+            ]
+            return g.call(form.function(projection.in_features), features, *weights)[0]
+
 
 class Scaling(nn.Module):
-    """The scale and shift of a layer's input. WeNet creates both tensors even if they are not used."""
+    """A layer that scales and shifts its input. WeNet creates both tensors even if they are not used."""
 
-    ada_scale: nn.Parameter
-    ada_bias: nn.Parameter
-    adaptive: bool
-
-    def add_scaling(self, dim: int, *, adaptive: bool) -> None:
-        """Create the tensors."""
-        self.adaptive = adaptive
-        self.ada_scale = nn.Parameter(torch.ones(1, 1, dim))
-        self.ada_bias = nn.Parameter(torch.zeros(1, 1, dim))
+    def __init__(self, dim: int, config: Attention | FeedForward | Convolution, own: Squeezed) -> None:
+        super().__init__(dim, config)
+        self.adaptive = own.adaptive
+        self.ada_scale, self.ada_bias = nn.Parameter(torch.ones(1, 1, dim)), nn.Parameter(torch.zeros(1, 1, dim))
 
     def scaled(self, x: Tensor) -> Tensor:
         """Scale and shift [batch, time, dim] if `adaptive` is true."""
         return self.ada_scale * x + self.ada_bias if self.adaptive else x
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Scale the input, and apply the layer."""
+        return super().forward(self.scaled(x), *args, **kwargs)
 
-class SqueezeAttention(MultiHeadAttention, Scaling):
+
+class SqueezeAttention(Scaling, MultiHeadAttention):
     """Relative attention on a scaled input; its position scores may be shifted."""
 
     def __init__(self, dim: int, config: Attention, own: Squeezed) -> None:
-        super().__init__(dim, config)
-        self.add_scaling(dim, adaptive=own.adaptive)
+        super().__init__(dim, config, own)
         self.shifted = own.shifted
 
     def attend(self, x: Tensor, past: BlockCaches, name: str, context: Context) -> tuple[Tensor, Tensor]:
         """Apply attention to `x` [batch, time, dim]; also return the cache `name` with new keys and values appended."""
-        x = self.scaled(x)
-        keys_values = self.keys_values(x, past.get(name))
+        keys_values = self.keys_values(self.scaled(x), past.get(name))
         if not self.shifted:
             return self(x, keys_values, context.mask, context.positions), keys_values
+        x = self.scaled(x)
         keys, values = keys_values.chunk(2, dim=-1)
         query, located = self._heads(self.linear_q(x)), self._heads(self.linear_pos(context.positions))
         content, position = self.relative_scores(query, keys, located)
@@ -181,28 +187,12 @@ def shift(scores: Tensor) -> Tensor:
     return padded.view(batch, heads, width, time)[:, :, 1:].reshape(scores.shape)
 
 
-class SqueezeFeedForward(DenseFeedForward, Scaling):
+class SqueezeFeedForward(Scaling, DenseFeedForward):
     """A feed-forward layer on a scaled input."""
 
-    def __init__(self, dim: int, config: FeedForward, own: Squeezed) -> None:
-        super().__init__(dim, config)
-        self.add_scaling(dim, adaptive=own.adaptive)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., dim] to [..., dim]."""
-        return super().forward(self.scaled(x))
-
-
-class SqueezeConvolution(ConvolutionModule, Scaling):
+class SqueezeConvolution(Scaling, ConvolutionModule):
     """A convolution module on a scaled input."""
-
-    def __init__(self, dim: int, config: Convolution, own: Squeezed) -> None:
-        super().__init__(dim, config)
-        self.add_scaling(dim, adaptive=own.adaptive)
-
-    def forward(self, x: Tensor, valid: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `ConvolutionModule`."""
-        return super().forward(self.scaled(x), valid, cache)
 
 
 class SqueezeformerBlock(nn.Module):
@@ -262,6 +252,7 @@ class SqueezeformerEncoder(SpeechEncoder):
     """Squeezeformer blocks; the middle ones run at half the frame rate."""
 
     BLOCK = SqueezeformerBlock
+    SUBSAMPLING = SqueezeSubsampling
 
     def __init__(self, config: EncoderArchitecture) -> None:
         super().__init__(config)
@@ -270,10 +261,6 @@ class SqueezeformerEncoder(SpeechEncoder):
         self.preln = nn.LayerNorm(config.dim)
         self.time_reduction_layer = TimeReduction(config.dim, self.own.reduction)
         self.time_recover_layer = nn.Linear(config.dim, config.dim)
-
-    def subsampling(self) -> Subsampling:
-        """See `SpeechEncoder`."""
-        return SqueezeSubsampling(self.config)
 
     def run_blocks(
         self, x: Tensor, context: Context, caches: Sequence[BlockCaches]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import TypeVar, cast
 
 import onnx_ir as ir
-import torch
 from torch import Tensor, nn
 
 from u2moe.export.attention_nodes import AttentionNodes
-from u2moe.export.convolution import Surroundings, convolution, initial_cache
+from u2moe.export.convolution import convolution, initial_cache
 from u2moe.export.encoders.network import CNN_CACHE
 from u2moe.export.encoders.nodes import EncoderNodes, FrameNodes
 from u2moe.export.encoders.squeezeformer import (
@@ -21,12 +21,9 @@ from u2moe.export.encoders.squeezeformer import (
     Squeezed,
     SqueezeformerBlock,
     SqueezeformerEncoder,
-    SqueezeSubsampling,
 )
-from u2moe.export.layers import Residual, affine, linear, normalization, parameter, product, transposed, vector
-from u2moe.runtime.graph import layers
-from u2moe.runtime.graph.attention import END, Heads, shifted_attention, shifted_places
-from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.export.layers import Residual, affine, linear, normalization, parameter, product, vector
+from u2moe.runtime.graph.attention import END, shifted_attention, shifted_places
 from u2moe.runtime.graph.convolution import ReducingConvolution
 
 Product = TypeVar("Product", nn.Linear, nn.Conv1d)
@@ -46,10 +43,6 @@ class SqueezeformerNodes(EncoderNodes):
         """See `EncoderNodes`. The blocks at half the frame rate have the longest history."""
         return 2 * super().longest_history
 
-    def embed(self, x: ir.Value) -> ir.Value:
-        """See `EncoderNodes`."""
-        return subsampled(self.g, x, cast("SqueezeSubsampling", self.encoder.embed), self.config.input_size)
-
     def share(self, x: ir.Value) -> None:
         """See `EncoderNodes`."""
         g = self.g
@@ -59,8 +52,10 @@ class SqueezeformerNodes(EncoderNodes):
             self.time = g.op("Shape", x, start=1, end=2)
             time, lens = (g.op("Div", g.op("Add", length, 1), 2) for length in (self.time, self.output_lens))
             cache, required = (self.inputs.get(name) for name in (HALF_ATT_CACHE, "required_cache_size"))
-            half = FrameNodes(g, time=time, lens=lens, offset=self.offset, step=2, cache=cache, required=required)
+            half = FrameNodes(g, time, lens, self.offset, 2, cache, required)
         self.rates = [Rate(self, self.frames, start, half=False), Rate(self, half, start, half=True)]
+        self.seen, reduced = (rate.seen for rate in self.rates)
+        self.rates[1].seen = replace(reduced, kept=self.seen.kept)  # one cache for the blocks of both rates
 
     def run_blocks(self, x: ir.Value) -> ir.Value:
         """See `EncoderNodes`."""
@@ -84,11 +79,8 @@ class SqueezeformerNodes(EncoderNodes):
         g = self.g
         residual.add(lambda x: rate.attend(x, block.self_attn), block.layer_norm1, "layer_norm1")
         residual.add(self.feed_forward(folded(block.ffn1, "w_1"), "ffn1"), block.layer_norm2, "layer_norm2")
-
-        def convolved(x: ir.Value) -> ir.Value:
-            return self.kept(convolution(g, x, folded(block.conv_module, "pointwise_conv1"), rate.seen, index))
-
-        residual.add(convolved, block.layer_norm3, "layer_norm3")
+        module = folded(block.conv_module, "pointwise_conv1")
+        residual.add(lambda x: convolution(g, x, module, rate.seen, index), block.layer_norm3, "layer_norm3")
         residual.add(self.feed_forward(folded(block.ffn2, "w_1"), "ffn2"), block.layer_norm4, "layer_norm4")
 
     def _reduced(self, x: ir.Value) -> ir.Value:
@@ -116,21 +108,17 @@ class Rate:
     """State shared by the blocks of one frame rate."""
 
     def __init__(self, nodes: SqueezeformerNodes, frames: FrameNodes, start: ir.Value | None, *, half: bool) -> None:
-        g = nodes.g
-        self.g, self.frames = g, frames
-        self.row = 0
-        every = [cast("SqueezeformerBlock", block) for block in nodes.encoder.encoders]
-        blocks = [block for index, block in enumerate(every) if nodes.own.is_half(index) == half]
-        with g.scope("half" if half else "full", group="positions"):
+        self.g, self.frames, self.row = nodes.g, frames, 0
+        blocks = [cast("SqueezeformerBlock", block) for block in nodes.encoder.encoders]
+        layers = [block.self_attn for index, block in enumerate(blocks) if nodes.own.is_half(index) == half]
+        with self.g.scope("half" if half else "full", group="positions"):
             self.encodings = frames.sinusoids(nodes.config.dim)
-            if blocks[0].self_attn.shifted:
-                time = g.op("Shape", frames.positions, start=1, end=2)
-                self.places = shifted_places(g, time, frames.lens)
+            if nodes.own.shifted:
+                time = self.g.op("Shape", frames.positions, start=1, end=2)
+                self.places = shifted_places(self.g, time, frames.lens)
             else:
-                self.biases = frames.biases([block.self_attn for block in blocks], [self.encodings])
-            if start is not None and CNN_CACHE in nodes.inputs:
-                start = frames.history(nodes.inputs[CNN_CACHE], start)
-        self.seen = Surroundings(start, frames.valid, nodes.streaming)
+                self.biases = frames.biases(layers, [self.encodings])
+            self.seen = frames.surroundings(start, nodes.inputs.get(CNN_CACHE))
 
     def attend(self, x: ir.Value, layer: SqueezeAttention) -> ir.Value:
         """Apply the attention of the next block at this frame rate."""
@@ -143,41 +131,13 @@ class Rate:
             return self.frames.attend(nodes, x, self.biases[row], [self.encodings], row)
 
     def _shifted(self, x: ir.Value, layer: SqueezeAttention, nodes: AttentionNodes) -> ir.Value:
-        g, config = self.g, layer.config
-        scale = 1 / math.sqrt(config.head_dim)
-        size = config.num_heads * config.head_dim
+        g, scale = self.g, 1 / math.sqrt(layer.config.head_dim)
         query = product(g, x, *affine(g, layer.linear_q, "linear_q.", scale))
-        biases = [
-            parameter(g, "pos_bias_u", (size,), lambda: layer.pos_bias_u.flatten() * scale),
-            parameter(g, "pos_bias_v", (size,), lambda: layer.pos_bias_v.flatten() * scale),
-        ]
+        pairs = (("pos_bias_u", layer.pos_bias_u), ("pos_bias_v", layer.pos_bias_v))
+        biases = [vector(g, name, weight.flatten(), scale) for name, weight in pairs]
         positions = linear(g, self.encodings, layer.linear_pos, "linear_pos")
-        form = shifted_attention(Heads(num_heads=config.num_heads, num_kv_heads=config.num_heads, size=config.head_dim))
         inputs = [query, nodes.key_value(x), self.frames.bias, positions, *biases, self.places]
-        return linear(g, g.call(form, *inputs)[0], layer.linear_out, "linear_out")
-
-
-def subsampled(g: GraphBuilder, features: ir.Value, layer: SqueezeSubsampling, bins: int) -> ir.Value:
-    """Apply the convolutions and the projection. A depthwise convolution becomes a full one with many zeros."""
-    channels = layer.pw_conv.out_channels
-
-    def weight() -> Tensor:
-        if layer.dw_conv.groups == 1:
-            return layer.dw_conv.weight
-        return torch.eye(channels)[:, :, None, None] * layer.dw_conv.weight
-
-    form = layers.SubsamplingLayer(kernels=(3, 3), strides=(2, 2), bins=bins)
-    projection = cast("nn.Linear", layer.input_proj[0])
-    with g.scope("embed", group="subsampling"):
-        weights = [
-            vector(g, "pw_conv.weight", layer.pw_conv.weight),
-            vector(g, "pw_conv.bias", cast("Tensor", layer.pw_conv.bias)),
-            parameter(g, "dw_conv.weight", (channels, channels, 3, 3), weight),
-            vector(g, "dw_conv.bias", cast("Tensor", layer.dw_conv.bias)),
-            transposed(g, "input_proj.0.weight", projection.weight, layer.scale),
-            vector(g, "input_proj.0.bias", projection.bias),
-        ]
-        return g.call(form.function(projection.in_features), features, *weights)[0]
+        return linear(g, g.call(shifted_attention(nodes.heads), *inputs)[0], layer.linear_out, "linear_out")
 
 
 def folded(layer: Scaled, *names: str) -> Scaled:

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.export.profiles.conversion import ONE_FILE_LIMIT
-from u2moe.export.profiles.parity import Run, session_of
+from u2moe.export.profiles.conversion import ONE_FILE_LIMIT, Run, session_of
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import AudioError
 from u2moe.runtime.graph.file import array_of, save_graph

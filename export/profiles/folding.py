@@ -3,20 +3,17 @@
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodesPass
 
+from u2moe.export.comparison import Array
 from u2moe.export.joining import inlined
 from u2moe.export.profiles.conversion import ONE_FILE_LIMIT
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.file import save_graph
-
-Array = npt.NDArray[Any]
 
 OPSET = 17
 """The newest opset that all NPU compilers read."""

@@ -5,17 +5,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from u2moe.export.comparison import ParityReport, compared, parity_features
+from u2moe.export.comparison import Array, ParityReport, compared, parity_features
 from u2moe.export.profiles.calibration import damage, recognised, write_qdq, write_samples
-from u2moe.export.profiles.conversion import ONE_FILE_LIMIT, Conversion
+from u2moe.export.profiles.conversion import ONE_FILE_LIMIT, Conversion, session_of
 from u2moe.export.profiles.folding import OPSET, check_fixed
-from u2moe.export.profiles.parity import session_of
 from u2moe.export.profiles.static_graph import StaticGraph, decoder_graph
 from u2moe.runtime.bundle.contract import Tensor
 from u2moe.runtime.bundle.files import FileDigest
@@ -29,7 +27,6 @@ from u2moe.runtime.model.encoder import Windows, check_chunks, required_cache_si
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.settings import SessionSettings
 
-Array = npt.NDArray[Any]
 STATIC_FILE = "static.json"
 """The file that describes the graph in more detail than the manifest does, for people and other programs."""
 DECODER_FILE = "decoder_fixed.onnx"
@@ -229,11 +226,8 @@ class StaticParity:
     """Compares a bundle of fixed shape with its source, over whole streams. Error messages name `subject`."""
 
     def __init__(self, dynamic: Model, static: Model, *, subject: Path) -> None:
-        self.dynamic, self.static, self.subject = dynamic, static, subject
-        self.config = static.config
-        if self.config.static is None:
-            raise ValueError("the graph of this model has no fixed shape")
-        self.form = self.config.static
+        self.dynamic, self.static, self.subject, self.config = dynamic, static, subject, static.config
+        self.form = cast("StaticForm", static.config.static)
         self.report = ParityReport(sides="the bundle and its graph of fixed shape")
 
     def run(self, progress: Callable[[str], None] = lambda _: None) -> ParityReport:

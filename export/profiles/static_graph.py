@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from u2moe.export.comparison import Array
 from u2moe.export.joining import Joined, joined, joined_model
 from u2moe.export.profiles.folding import folded
 from u2moe.runtime.bundle.contract import MOE_DOMAIN, Cache
@@ -21,7 +21,6 @@ from u2moe.runtime.graph.convolution import DepthwiseConvolution, OverTime, Time
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.fixed import FixedHeads, fixed_convolution, fixed_mixture
 
-Array = npt.NDArray[Any]
 _USES: Mapping[str, PositionUse] = {"": "", "Rotary": "rotary", "Distance": "distance"}
 _ATTENTIONS = {f"{name}CachedAttention": use for name, use in _USES.items()}
 _FORMS: Mapping[str, type[OverTime]] = {"": TimeConvolution, "Depthwise": DepthwiseConvolution}
