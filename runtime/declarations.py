@@ -126,10 +126,9 @@ def client_options_of(kind: Any) -> dict[str, tuple[str, Option]]:
 
 
 class Checked:
-    """Base of dataclasses of options. A new instance has plain values, all valid."""
+    """Base of dataclasses of options. A new instance has plain values, all valid; else FieldError names the option."""
 
     def __post_init__(self: Any) -> None:  # mypy: a class is hashable only as Any
-        """Check all options, and store their plain values. Raises FieldError with the option's name."""
         for name, declared in options_of(self.__class__).items():
             value = getattr(self, name)
             if value is not None or not declared.may_be_none:
@@ -140,7 +139,6 @@ class Definite(Checked):
     """`Checked` in which each `in_bundle` option that is None gets the library's default."""
 
     def __post_init__(self: Any) -> None:
-        """Fill in the defaults, and check all options."""
         for name, declared in options_of(self.__class__).items():
             if declared.in_bundle and getattr(self, name) is None:
                 object.__setattr__(self, name, declared.default)

@@ -11,12 +11,7 @@ class U2moeError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default, pickle calls the class with only the message. This fails if `__init__` takes more arguments.
-        return _restored, (type(self), self.args), self.__dict__
-
-
-def _restored(kind: type[U2moeError], args: tuple[Any, ...]) -> U2moeError:
-    """Create an error without calling `__init__`. pickle then sets its attributes."""
-    return kind.__new__(kind, *args)
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class AlignmentError(U2moeError):

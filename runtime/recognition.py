@@ -45,12 +45,9 @@ def samples_of(
 class RecordingReader:
     """Iterator over the buffers of a recording. It stops at the end or at damaged data, and can be used only once.
 
-    The first buffer is read immediately, so that an unreadable recording fails before any other work. `buffers` contain
-    samples at `sample_rate`, float32 [n] each. `on_progress` is called with the seconds read so far, each time the next
-    buffer is requested.
-
-    Raises:
-        AudioError: no samples can be read.
+    The first buffer is read immediately, so that an unreadable recording fails (AudioError) before any other work.
+    `buffers` contain samples at `sample_rate`, float32 [n] each. `on_progress` is called with the seconds read so far,
+    each time the next buffer is requested.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from u2moe.runtime.decoding.vad import VoiceActivityDetector
 from u2moe.runtime.decoding.words import SearchWords
 from u2moe.runtime.errors import BundleWarning, StreamError
 from u2moe.runtime.language.model import LanguageModelOptions
-from u2moe.runtime.log import log_info
+from u2moe.runtime.log import log
 from u2moe.runtime.model.encoder import check_chunks
 from u2moe.runtime.model.features import constants_of
 from u2moe.runtime.model.model import Model
@@ -153,7 +153,7 @@ class Recognizer:
         bundle = Bundle.open(find_bundle(directory), verify=False, public_keys=keys)
         model = bundle.load(settings, runner=runner)
         duration, providers = time.perf_counter() - begin, ", ".join(model.providers)
-        log_info("%s: loaded in %.2f s on %s, kernels: %s", bundle.path, duration, providers, model.kernels)
+        log("info", "%s: loaded in %.2f s on %s, kernels: %s", bundle.path, duration, providers, model.kernels)
         return cls(bundle, model, options, hotwords)
 
     @property

@@ -159,14 +159,11 @@ def moved(result: Result, seconds: float, segment: int) -> Result:
     def later(time: float) -> float:
         return round(time + seconds, 3)
 
+    start, end = (later(time) if result.text else 0.0 for time in (result.start, result.end))
+    words = [replace(word, start=later(word.start), end=later(word.end)) for word in result.words]
+    phrases = [replace(each, start=later(each.start), end=later(each.end)) for each in result.phrases]
+    nbest = [replace(each, times=list(map(later, each.times))) for each in result.nbest]
     return replace(
-        result,
-        segment=segment,
-        start=later(result.start) if result.text else 0.0,
-        end=later(result.end) if result.text else 0.0,
-        committed_end=later(result.committed_end),
-        times=list(map(later, result.times)),
-        words=[replace(word, start=later(word.start), end=later(word.end)) for word in result.words],
-        phrases=[replace(each, start=later(each.start), end=later(each.end)) for each in result.phrases],
-        nbest=[replace(each, times=list(map(later, each.times))) for each in result.nbest],
-    )
+        result, segment=segment, start=start, end=end, committed_end=later(result.committed_end),
+        times=list(map(later, result.times)), words=words, phrases=phrases, nbest=nbest,
+    )  # fmt: skip

@@ -7,7 +7,6 @@ import dataclasses
 import warnings
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy.typing as npt
@@ -155,9 +154,7 @@ class Transcriber:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
         except Exception:
@@ -180,9 +177,7 @@ class Transcriber:
             self._kept = _KeptResults(self._thread, asyncio.get_running_loop(), asyncio.Event())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         import asyncio  # noqa: PLC0415
 
         await asyncio.to_thread(self.__exit__, kind, error, trace)

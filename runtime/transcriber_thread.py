@@ -38,7 +38,6 @@ class TranscriberThread:
         self.has_ended = False
         self.live = LiveRecognition(recognizer.decode_streams, stream)
         self._items: deque[npt.NDArray[np.float32] | Exception] = deque()
-        self._num_reports = 0
         self._input_finished = False
         self._is_abandoned = False
         self._process = os.getpid()
@@ -70,9 +69,8 @@ class TranscriberThread:
     def report(self, error: Exception) -> None:
         """Append an error of the source to the queue; see `Transcriber.report`."""
         with self.open():
-            if self._num_reports < _MAX_REPORTS:
+            if sum(isinstance(item, Exception) for item in self._items) < _MAX_REPORTS:
                 self._items.append(error)
-                self._num_reports += 1
                 self.changed.notify()
 
     def finish(self) -> None:
@@ -97,10 +95,9 @@ class TranscriberThread:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Check that the input is open, and hold the lock during the block.
+        """Check that the input is open, and hold the lock during the block. Raises StreamError.
 
-        Raises:
-            StreamError: the input is finished, or this process was forked and therefore does not have the thread.
+        A forked process does not have the thread.
         """
         if os.getpid() != self._process:  # before locking, because the fork may have copied a held lock
             raise StreamError("this transcriber was created before the process forked: create a new one")
@@ -141,9 +138,7 @@ class TranscriberThread:
             if not self._items:
                 return None
             item = self._items.popleft()
-            if isinstance(item, Exception):
-                self._num_reports -= 1
-            else:
+            if not isinstance(item, Exception):
                 self.num_queued -= len(item)
         self.on_change()
         return item

@@ -20,7 +20,7 @@ from u2moe.runtime.audio.files import Sound, damage, name_of, open_audio
 from u2moe.runtime.audio.media import MediaFile
 from u2moe.runtime.audio.raw import File, RawAudio, RawFile
 from u2moe.runtime.errors import AudioError, AudioWarning, TruncatedAudioError
-from u2moe.runtime.log import log_debug
+from u2moe.runtime.log import log
 
 _READ_S = 0.25  # Seconds read at once. If a file is damaged, at most this much intact audio is lost.
 _MOST_BYTES = 1 << 24  # largest size of a buffer in bytes, for all channels together
@@ -56,7 +56,7 @@ def read_blocks(
     name = name_of(file)
     with open_audio(file, track) as source:
         reader = type(source).__name__
-        log_debug("%s: %g Hz, channels: %d, read by %s", name, source.samplerate, source.channels, reader)
+        log("debug", "%s: %g Hz, channels: %d, read by %s", name, source.samplerate, source.channels, reader)
         try:
             on_open(source)
             resampler = Resampler(source.samplerate, sample_rate)

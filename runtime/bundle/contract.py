@@ -98,16 +98,10 @@ _ENCODED = _float("encoder_out", "batch", "time", "output_size")
 
 
 def features() -> Graph:
-    """Return the contract of the front-end graph. The graph is for programs in other languages.
+    """Return the contract of the front-end graph, which is for programs in other languages.
 
-    Its features equal those of `model.features`.
-
-    Inputs:
-        samples: one channel at the model's sample rate, from -1 to 1 [batch, samples]. An incomplete last window is
-            dropped.
-
-    Outputs:
-        features: features of the front end, not normalised [batch, frames, size]. May be empty for short audio.
+    It maps samples of one channel at the model's rate, from -1 to 1 [batch, samples], to features as in
+    `model.features`, not normalised [batch, frames, size]. An incomplete last window is dropped.
     """
     inputs, outputs = _float("samples", "batch", "samples"), _float("features", "batch", "frames", "feature_size")
     return Graph(name="features", inputs=(inputs,), outputs=(outputs,))
@@ -125,8 +119,8 @@ def encoder(*, streaming: bool, caches: Iterable[Cache]) -> Graph:
         required_cache_size: encoder frames of left context to keep for the next call; negative: all. Scalar.
         one float32 input for each of `caches`. Most encoders have these two:
         att_cache: keys and values before the repetition of grouped heads [blocks, batch, kv_heads, cache, 2*head_dim].
-        cnn_cache: last input frames of the depthwise convolution, after the gated linear unit
-            [blocks, batch, conv_dim, kernel-1]. The graph fills in frames before the start of the stream.
+        cnn_cache: last input frames of the depthwise convolution, after the gated linear unit [blocks, batch, conv_dim,
+            kernel-1]. The graph fills in frames before the start of the stream.
 
     Outputs:
         output: encoder output [batch, time, dim].

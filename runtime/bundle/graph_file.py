@@ -62,7 +62,11 @@ class GraphFile:
         with contextlib.ExitStack() as opened:
             streams = {name: opened.enter_context(self._files.opened(name)) for name in self._data}
             for tensor in self._tensors:
-                if _is_read_in_place(tensor) and not (tensor.read_by and all(map(is_native, tensor.read_by))):
+                # Kernels copy only large weights of matrix products.
+                is_factor = len(tensor.shape) > 1 and _MATRIX.search(tensor.name) is not None
+                is_copied = is_factor and tensor.length > _SMALL and tensor.group not in _READ_IN_PLACE
+                only_native = tensor.read_by and all(map(is_native, tensor.read_by))
+                if tensor.type in _TYPES and not is_copied and not only_native:
                     expected = np.dtype(tensor.type).itemsize * math.prod(tensor.shape)
                     if tensor.length != expected:
                         where = f"{self.path}: weight {tensor.name!r:.200}"
@@ -89,11 +93,3 @@ def _check_locations(path: Path, content: bytes, files: Collection[str]) -> None
     count = content.count(b"location")
     if count != len(files) or count != sum(content.count(entry) for entry in allowed):
         raise BundleError(f"{path}: its external weights differ from those that the manifest lists")
-
-
-def _is_read_in_place(tensor: ExternalTensor) -> bool:
-    """Return whether kernels may use a weight in place. Kernels copy only large weights of matrix products."""
-    if tensor.type not in _TYPES:
-        return False
-    is_factor = len(tensor.shape) > 1 and _MATRIX.search(tensor.name) is not None
-    return tensor.length <= _SMALL or not is_factor or tensor.group in _READ_IN_PLACE

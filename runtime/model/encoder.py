@@ -118,9 +118,9 @@ def check_chunks(config: ModelConfig, chunk_size: int, num_left_chunks: int) -> 
 class Windows:
     """Divides features into overlapping windows, one for each chunk of `chunk_size` encoder frames.
 
-    Windows start every `stride` = `chunk_size * subsampling_rate` frames. They are `length` =
-    `config.num_features(chunk_size)` frames long. The last window may be shorter, but not shorter than `config.window`
-    frames. If `chunk_size` is None, there is one window with all features, available when the input is finished.
+    Windows start every `stride` frames, and are `length` frames long. The last one may be shorter, down to
+    `config.window` frames. If `chunk_size` is None, there is one window with all features, available when the input is
+    finished.
 
     With `knows_last`, `take` withholds a full window until it is known whether the window is the last. This is known
     once the next window is certain to follow, or once the input is finished.

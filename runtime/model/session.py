@@ -33,9 +33,8 @@ _ELEMENT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 class Session:
     """An onnxruntime session of a graph file with the contract `graph`. Its functions are computed by `kernels`.
 
-    Files may change after the session is created, because it does not read them again. The exceptions are packed
-    weights, and all weights if the caller provides `sess_options`: these cannot be passed to the session in memory.
-    Without `files`, the files of the bundle, no digests are compared.
+    Files may change after the session is created, except for packed weights, and for all weights if the caller provides
+    `sess_options`: these cannot be passed to the session in memory. Without `files`, no digests are compared.
 
     Raises:
         ProviderError: a provider did not start.
