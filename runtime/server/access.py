@@ -111,10 +111,7 @@ class Access:
     A server that only this machine can reach accepts only loopback names in the Host header. Without this check, a
     page could make its own host name resolve to this machine, and then send same-origin requests (DNS rebinding).
 
-    Args:
-        app: the application.
-        options: options of the server, with the allowed origins.
-        open_paths: paths that need no key.
+    The `open_paths` need no key.
     """
 
     def __init__(
@@ -144,17 +141,16 @@ class Access:
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy might use the other length
-            told = "a request may have Transfer-Encoding or Content-Length, not both"
-            refusal = error_response(RequestError(told, code="length"), 400, {"Connection": "close"})
-            await refusal(scope, receive, send)
-            return
         path = scope["state"][OWN_PATH] if scope["path"] == "/" else None
         is_own = path is not None and scope["type"] == "websocket"
         key = self._keys.find(_candidates(headers, scope))
         is_open = scope["type"] != "websocket" and scope["path"] in self._open_paths
         needs_key = self._keys.by_name and scope.get("method") != "OPTIONS" and not is_open
-        if self._is_local and _parts_of(f"//{headers.get('host', '')}").hostname not in (None, *LOOPBACK):
+        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy might use the other length
+            told = "a request may have Transfer-Encoding or Content-Length, not both"
+            refusal = error_response(RequestError(told, code="length"), 400, {"Connection": "close"})
+            await refusal(scope, receive, send)
+        elif self._is_local and _parts_of(f"//{headers.get('host', '')}").hostname not in (None, *LOOPBACK):
             told = "this server only answers to the host name localhost; behind a proxy it needs --forwarded-allow-ips"
             await self._refuse("host", 403, told, "host")(scope, receive, send)
         elif scope.get("method") not in _READING and not is_own and not self._may_connect(headers):

@@ -50,10 +50,7 @@ def allowed_connections() -> int:
 
 
 class Account:
-    """Account of processor time. Its debt decreases at a constant rate, `share` of one core.
-
-    Work need not wait while the debt is at most `advance_s` seconds.
-    """
+    """Account of processor time. Its debt falls by `share` of a core. While it is at most `advance_s`, nobody waits."""
 
     def __init__(self, share: float, advance_s: float) -> None:
         self._share, self._advance_s = share, advance_s
@@ -83,22 +80,16 @@ class Connections:
     Args:
         limit: maximum number of connections. One address may have half of this number.
         is_proxy: returns whether an address belongs to a proxy. Proxies and Unix sockets have no limit per address.
-        tell_new: called with the number of new connections, which may still become streams.
     """
 
-    def __init__(
-        self,
-        limit: int,
-        is_proxy: Callable[[Address], bool] = lambda _: False,
-        tell_new: Callable[[int], object] = lambda _: None,
-    ) -> None:
+    def __init__(self, limit: int, is_proxy: Callable[[Address], bool] = lambda _: False) -> None:
         self.limit = limit
         self.num_open = self._num_new = 0
         self.num_by_address: Counter[str] = Counter()
         self.together = Account(*_TOGETHER)  # of all connections, for the time that each uses beyond its share
         self._most_of_one = max(int(limit * _PART), 1)
         self._is_proxy = is_proxy
-        self._tell_new = tell_new
+        self.tell_new: Callable[[int], object] = lambda _: None  # told how many connections may become streams
         self._accounts: dict[str, Account] = {}
         self._num_lost = 0
         self._looked_s = 0.0  # processor time of the event loop when it was last read
@@ -139,7 +130,7 @@ class Connections:
     def count_new(self, number: int) -> None:
         """Add `number` (1 or -1) to the count of new connections, which may still become streams."""
         self._num_new += number
-        self._tell_new(self._num_new)
+        self.tell_new(self._num_new)
 
     def forget(self, address: str, num_lost: int) -> None:
         """Remove a closed connection. `num_lost`: bytes of its last, incomplete message."""
@@ -163,17 +154,13 @@ class Visit:
     Each connection has a small share of one core. A connection with a slot has only a minimal share, but sending
     audio reduces its debt. Even many such connections therefore use little processor time unless they send audio. Time
     beyond a connection's own share is charged to the common account of all connections.
-
     The time of a connection without a slot is also charged to its address. When a connection releases its slot, its
     debt is charged to its address.
     """
 
     def __init__(self, connections: Connections, address: str, account: Account | None) -> None:
-        self._account = account
-        self._own = Account(*_OWN)
-        self._has_place = False
-        self.connections, self._address = connections, address
-        self.since = connections.since
+        self.connections, self._address, self._account = connections, address, account
+        self.since, self._own, self._has_place = connections.since, Account(*_OWN), False
         self._is_new = self._is_here = True
         self._earned_time = 0.0  # time up to which audio has been counted
 

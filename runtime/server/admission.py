@@ -60,8 +60,7 @@ class Lateness:
         return self._is_too_late
 
 
-Take = Callable[[float], None]
-"""Function that sets how many slots a client takes: the cost of its stream relative to a plain stream."""
+Take = Callable[[float], None]  # sets how many slots a client takes: the cost of its stream relative to a plain one
 
 
 class Admission:
@@ -83,10 +82,7 @@ class Admission:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[Take]:
-        """Take a slot for the `with` block, and yield a function that changes how many slots the client holds.
-
-        Raises UnavailableError if no slot is free or results are late, and StoppingError if the server is stopping.
-        """
+        """Take a slot for the `with` block; yield a function that changes their number. Raises UnavailableError."""
         if self.is_stopping:
             self._incidents.refuse("stopping")
             raise StoppingError

@@ -75,13 +75,11 @@ class Connection:
         message = await self._patience.wait_for(self._websocket.receive)
         if message["type"] == "websocket.disconnect":
             raise ClientGoneError
-        text: str | None = message.get("text")
-        if text is None:
-            data: bytes = message.get("bytes") or b""
-            return data
-        if len(text) > _MAX_TEXT:
+        text = message.get("text")
+        received: str | bytes = text if text is not None else message.get("bytes") or b""
+        if isinstance(received, str) and len(received) > _MAX_TEXT:
             raise TooLargeError(f"a text message may have at most {_MAX_TEXT} characters")
-        return text
+        return received
 
     async def feed(self, stream: ServedStream, samples: Callable[[bytes], npt.NDArray[Any]]) -> str:
         """Feed a stream until a text message arrives, and return this message. `samples` decodes binary messages."""

@@ -55,9 +55,7 @@ class _Turns:
 
 
 class FileQueue:
-    """Queue of files of any length.
-
-    A few files are recognised at a time, in turns of about ten seconds of audio, so short files finish soon.
+    """Queue of files of any length. A few at a time are recognised, in turns of ten seconds, so short ones end soon.
 
     The next file to start belongs to the client with the fewest running files. If several clients have the
     fewest, the client whose file started most recently comes last. The files of one client start in order of
@@ -68,7 +66,7 @@ class FileQueue:
     def __init__(self, incidents: Incidents, options: ServerOptions) -> None:
         self.admission = Admission(options.max_files, incidents, "files")
         self.metrics, self._incidents = incidents.metrics, incidents
-        self.max_duration_s = options.limits.duration_s
+        self.limits = options.limits
         self.turns = _Turns()
         self.is_cut = threading.Event()  # set when the server stops and ends all uploads and files with an error
         self._pool = ThreadPoolExecutor(_AT_ONCE, "u2moe-files", _be_nice)
@@ -77,7 +75,7 @@ class FileQueue:
         self._tasks: list[FileTask] = []  # waiting tasks
         self._running: dict[FileTask, Future[None]] = {}
         self._served = ""  # client whose file started last
-        self._limits: set[asyncio.Timeout] = set()  # of clients that send files or await results
+        self._timeouts: set[asyncio.Timeout] = set()  # of clients that send files or await results
 
     def tasks_of(self, client: str) -> list[FileTask]:
         """Return the tasks of a client that have a slot. An empty `client` means an unknown client, which has none."""
@@ -140,22 +138,22 @@ class FileQueue:
     async def wait(self, seconds: float | None = None) -> AsyncIterator[None]:
         """Limit the time to receive a file or to await results. Raises TimeoutError, or StoppingError after `cut`."""
         try:
-            async with asyncio.timeout(0 if self.is_cut.is_set() else seconds) as limit:
-                self._limits.add(limit)
+            async with asyncio.timeout(0 if self.is_cut.is_set() else seconds) as timeout:
+                self._timeouts.add(timeout)
                 yield
         except TimeoutError:
             if self.is_cut.is_set():
                 raise StoppingError from None
             raise
         finally:
-            self._limits.discard(limit)
+            self._timeouts.discard(timeout)
 
     def cut(self) -> None:
         """Abort all uploads and files, which then fail with StoppingError."""
         self.is_cut.set()
-        for limit in self._limits:
-            if not limit.expired():
-                limit.reschedule(0)
+        for timeout in self._timeouts:
+            if not timeout.expired():
+                timeout.reschedule(0)
 
     def stop(self) -> None:
         """Start no more files. Running files end at their next check."""
@@ -186,8 +184,14 @@ class FileTask:
         self._loop = asyncio.get_running_loop()
         self.is_abandoned = threading.Event()  # set when nobody waits for more results
 
+    def check_size(self, num_bytes: int) -> None:
+        """Raise TooLargeError if an upload may not have so many bytes."""
+        if num_bytes > (most := self._queue.limits.upload_bytes):
+            raise TooLargeError(f"an upload may have at most {most} bytes", "file")
+
     def store(self, num_bytes: int) -> None:
         """Record how many bytes are stored. Raises StorageError if several files of a client exceed the free space."""
+        self.check_size(num_bytes)
         before, self.num_bytes = self.num_bytes, num_bytes
         own = self._queue.tasks_of(self.client)
         if len(own) < 2 or num_bytes // _LOOK_BYTES == before // _LOOK_BYTES:
@@ -266,8 +270,8 @@ class FileTask:
         self.duration, self.whole_s = seconds, self.decoder.stated_s if seconds else 0.0
         if self.is_abandoned.is_set() or self._queue.is_cut.is_set():
             raise StoppingError  # a client that has left does not get it
-        if max(self.duration, self.whole_s) > self._queue.max_duration_s:
-            raise TooLargeError(f"a file may have at most {self._queue.max_duration_s:g} seconds of audio", "file")
+        if max(self.duration, self.whole_s) > (most_s := self._queue.limits.duration_s):
+            raise TooLargeError(f"a file may have at most {most_s:g} seconds of audio", "file")
 
     def _tell(self, item: Result | Exception) -> None:
         self._post(self._results.put_nowait, item)

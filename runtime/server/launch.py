@@ -41,8 +41,7 @@ def launch(options: ServerOptions, models: Mapping[str, ModelChoice]) -> int:
 
     Args:
         options: options of the server.
-        models: models that each worker loads, by the names clients use. The first is the default. Files are decoded
-            with the options of their model.
+        models: models that each worker loads, by the names clients use. The first is the default.
 
     Raises:
         OSError: a port cannot be opened.
@@ -128,9 +127,8 @@ async def _serve(
 ) -> None:
     """Serve in this process. `rows` are the metrics shared with other workers. None: this is the only process.
 
-    Objects created at startup are frozen (`gc.freeze`), so full garbage collections become more frequent. Python starts
-    one when the number of new objects exceeds a quarter of the number that survived the last one. Frozen objects do not
-    count as survivors.
+    Objects created at startup are frozen (`gc.freeze`), so full garbage collections become more frequent: Python starts
+    one when new objects are more than a quarter of those that survived the last one, not counting frozen ones.
     """
     recognizers = {}
     for name, model in models.items():

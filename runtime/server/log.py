@@ -55,16 +55,14 @@ def log_to_stderr(worker: int | None = None, *, is_json: bool = False) -> None:
     """Log the server's messages and the warnings of libraries to stderr. Messages of a worker include its number.
 
     A line is text or, with `is_json`, a JSON object with time, level, logger and message. If it concerns a request, it
-    also has the request's id.
-
-    Warnings about clients' malformed forms are not logged. Other warnings are limited to one of each kind per minute.
-    With `is_json`, text that other code writes to Python's stderr is also logged.
+    also has the request's id. Warnings about clients' malformed forms are not logged. Other warnings are limited to one
+    of each kind per minute. With `is_json`, text that other code writes to Python's stderr is also logged.
     """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", AudioWarning)
     name = "" if worker is None else f"worker {worker}: "
     handler = logging.StreamHandler(sys.__stderr__)
-    handler.addFilter(_OnceAMinute())
+    handler.addFilter(_Rate().is_due)
     if is_json:
         sys.stderr = _LoggedLines()
     line = _FORMAT.replace("%(message)s", f"{name}%(message)s")
@@ -108,7 +106,7 @@ class _LoggedLines(io.TextIOBase):
 
 
 class _Rate:
-    """Rate limit: one line per minute for each kind of line."""
+    """Rate limit: one warning or error per minute of each kind."""
 
     def __init__(self) -> None:
         self._next_times: dict[Hashable, float] = {}
@@ -128,20 +126,13 @@ class _Rate:
         num_silent = self._num_silent.pop(kind, 0)
         return f" ({num_silent} more since the last such line)" if num_silent else ""
 
-
-class _OnceAMinute(logging.Filter):
-    """Rate limit for warnings and errors. Those of libraries are grouped by code location: texts may quote clients."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._rate = _Rate()
-
-    def filter(self, record: logging.LogRecord) -> bool:
+    def is_due(self, record: logging.LogRecord) -> bool:
+        """Filter records. Those of libraries are grouped by code location, because their texts may quote clients."""
         if record.levelno < logging.WARNING or hasattr(record, _COUNTED):
             return True
         is_ours = record.name in (LOGGER.name, _STDERR)
         place = record.getMessage() if is_ours else f"{record.pathname}:{record.lineno}"
-        more = self._rate.more((record.name, place, record.exc_info[0] if record.exc_info else None))
+        more = self.more((record.name, place, record.exc_info[0] if record.exc_info else None))
         record.msg, record.args = record.getMessage() + (more or ""), ()
         return more is not None
 

@@ -93,8 +93,7 @@ class Metrics:
 
     def each(self, name: str) -> list[float]:
         """Return the values of a gauge, one for each worker."""
-        values: list[float] = self._rows[:, self._columns[name]].tolist()
-        return values
+        return [float(value) for value in self._rows[:, self._columns[name]]]
 
     def text(self) -> str:
         """Return all metrics in Prometheus' text format."""

@@ -36,8 +36,7 @@ REQUEST_OPTIONS = {"hotwords": _HOTWORDS} | {
     for name, (_, declared) in client_options_of(DecodingOptions).items()
 }
 """Decoding options that a request may set, by the names that clients use."""
-MOST_BEAM = int(client_options_of(DecodingOptions)["beam_size"][1].most or 1)
-"""Maximum beam size that a request may set."""
+MOST_BEAM = int(REQUEST_OPTIONS["beam_size"].most or 1)  # maximum beam size that a request may set
 
 
 class ServedModel:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from u2moe.runtime.declarations import Checked, option, options_of
 from u2moe.runtime.server.accounts import Address
+from u2moe.runtime.validation import refused_as
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -97,11 +98,9 @@ class ServerOptions(Checked):
                 raise ValueError(f"{file}: no such file; TLS needs a PEM file")
         if self.socket_file and (self.protocol_ports or not hasattr(socket, "AF_UNIX")):
             raise ValueError("a Unix socket serves only HTTP and WebSocket, and is not supported on Windows")
-        for proxy in self.forwarded_allow_ips:
-            try:
+        with refused_as(ValueError, "--forwarded-allow-ips must be an address, a network or *"):
+            for proxy in self.forwarded_allow_ips:
                 proxy == "*" or ipaddress.ip_network(proxy)
-            except ValueError as error:
-                raise ValueError(f"--forwarded-allow-ips must be an address, a network or *: {error}") from None
 
     @property
     def socket_file(self) -> Path | None:

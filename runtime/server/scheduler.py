@@ -107,10 +107,14 @@ class Scheduler:
         begin = time.perf_counter()
         self._round += 1
         rounds = [stream.take(self._round) for stream in streams]
-        failed: set[Stream] = set()
+        failed: set[Stream] = set()  # streams that have lost audio
         for recognizer in dict.fromkeys(stream.recognizer for stream in streams):
-            own = [each.stream for each in rounds if each.error is None and each.stream.recognizer is recognizer]
-            failed |= self._decode(recognizer, [each.stream for each in own])
+            own = [each.stream.stream for each in rounds if each.error is None and each.stream.recognizer is recognizer]
+            try:
+                recognizer.decode_streams(own)
+            except Exception as error:  # noqa: BLE001 - other streams continue
+                LOGGER.error("recognition failed: %s", type(error).__name__, exc_info=not isinstance(error, U2moeError))
+                failed |= {stream for stream in own if stream.failure is not None} or set(own)
         now = time.monotonic()
         for each in rounds:
             each.stream.tell(each, has_failed=each.stream.stream in failed)
@@ -128,15 +132,6 @@ class Scheduler:
             self._loop.call_soon_threadsafe(self._deliver, rounds)
         except RuntimeError:  # the loop is closed, so no client waits
             self._stopping.set()
-
-    def _decode(self, recognizer: Recognizer, streams: list[Stream]) -> set[Stream]:
-        """Decode streams. Return the streams that have failed and lost audio."""
-        try:
-            recognizer.decode_streams(streams)
-        except Exception as error:  # noqa: BLE001 - other streams continue
-            LOGGER.error("recognition failed: %s", type(error).__name__, exc_info=not isinstance(error, U2moeError))
-            return {stream for stream in streams if stream.failure is not None} or set(streams)
-        return set()
 
     def _count(self, taken: Round, now: float) -> None:
         self._metrics.count("audio_seconds", "stream", taken.num_samples / taken.stream.sample_rate)

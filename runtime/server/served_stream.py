@@ -173,8 +173,7 @@ class ServedStream:
 
     def take_finals(self) -> list[Result]:
         """Return and remove the final results that have not been taken yet."""
-        finals = list(self._finals)
-        self._finals.clear()
+        finals, self._finals = list(self._finals), deque()
         self._changed.set()
         return finals
 

@@ -68,8 +68,8 @@ class Server:
         self._sockets: Mapping[str, socket.socket] = {}
         self.served: set[PacedConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()  # tasks of connections that are starting or do not use HTTP
-        newcomers = functools.partial(service.metrics.set, "newcomers")
-        self.connections = Connections(allowed_connections(), options.is_proxy, newcomers)
+        self.connections = Connections(allowed_connections(), options.is_proxy)
+        self.connections.tell_new = functools.partial(service.metrics.set, "newcomers")
 
     async def run_on(self, sockets: Mapping[str, socket.socket]) -> None:
         """Serve on listening sockets by protocol until `stop` is called, then let streams in progress finish."""
@@ -200,10 +200,7 @@ class Server:
         self._stopping.set()
 
     def reload(self) -> None:
-        """Reload the keys, then the certificate, for new connections.
-
-        If the keys cannot be loaded, both remain unchanged. If the certificate cannot be loaded, the new keys apply.
-        """
+        """Reload the keys, then the certificate, for new connections. After an error, nothing further changes."""
         options = self._service.options
         try:
             self._service.keys.reload()

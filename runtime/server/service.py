@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -116,10 +117,7 @@ class Service:
             self._num_held -= num_bytes
 
     async def drain(self) -> None:
-        """Refuse new clients, and wait until the utterances and files in progress have finished.
-
-        Streams and files that take longer than `drain_s` seconds are cut off.
-        """
+        """Refuse new clients, and wait for utterances and files in progress. After `drain_s` seconds, cut them off."""
         self.is_ready = False
         self.metrics.set("ready", 0)
         self.admission.is_stopping = self.files.admission.is_stopping = True
@@ -140,12 +138,11 @@ class Service:
         self.files.stop()
 
     async def _wait_until_idle(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                while self.admission.num_taken or self.files.admission.num_taken:  # noqa: ASYNC110 - once, at the end
-                    await asyncio.sleep(_POLL_S)
-        except TimeoutError:
-            return False
+        end = time.monotonic() + seconds
+        while self.admission.num_taken or self.files.admission.num_taken:
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(_POLL_S)
         return True
 
 
@@ -158,8 +155,7 @@ class Slot:
         self.is_drained = False  # whether the connection must end because the server is stopping
         self._service, self._takes = service, takes
         self._task = asyncio.current_task()
-        self._fed_before_s = 0.0
-        self._is_whole = False
+        self._fed_before_s, self._is_whole = 0.0, False
 
     @property
     def fed_s(self) -> float:

@@ -47,10 +47,7 @@ def ended_by_sigterm() -> Iterator[None]:
 def handle_signals(
     stop: Callable[[], object], reload: Callable[[], object], kill: Callable[[], object] = lambda: None
 ) -> None:
-    """Handle SIGTERM and SIGINT. The first signal calls `stop`; a second one calls `kill` and ends the process.
-
-    SIGHUP calls `reload` on systems that have it.
-    """
+    """Call `stop` at the first SIGTERM or SIGINT, `kill` before a second one ends the process, `reload` at SIGHUP."""
     stop_time: float | None = None
 
     def end(number: int, _frame: Any) -> None:

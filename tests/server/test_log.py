@@ -142,7 +142,7 @@ def test_libraries_leave_a_line_of_each_kind_in_a_minute(monkeypatch):
     library.propagate = False
     handler = logging.Handler()
     handler.emit = lambda record: seen.append(record.getMessage())
-    handler.addFilter(log._OnceAMinute())
+    handler.addFilter(log._Rate().is_due)
     library.addHandler(handler)
     for now[0] in (0.0, 1.0, 59.0, 61.0):
         library.error("of a client: %s", now[0])

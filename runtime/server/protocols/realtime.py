@@ -6,7 +6,6 @@ still revise these; only the `completed` event has the final transcript.
 
 import asyncio
 import base64
-import binascii
 import dataclasses
 import io
 import uuid
@@ -134,7 +133,7 @@ class _Conversation:
             raise RequestError("audio must be a base64 string", "audio")
         try:
             data = base64.b64decode(audio, validate=True)
-        except (binascii.Error, ValueError) as error:
+        except ValueError as error:
             raise RequestError(f"audio is not valid base64: {error}", "audio") from error
         if (source := self._source) is not None and source.settings != self._settings:
             is_within_turn = source.settings["turn_detection"] is None or source.session.partial_text
@@ -179,10 +178,8 @@ class _Conversation:
         """Send the results of each source until the server stops."""
         while True:
             source = await self._sources.get()
-            if source.settings["turn_detection"] is not None:
-                await self._write_turns(source)
-            else:
-                await self._write_item(source.session)
+            write = self._write_item if source.settings["turn_detection"] is None else self._write_turns
+            await write(source)
             if self._connection.slot.is_drained:
                 return
 
@@ -207,8 +204,8 @@ class _Conversation:
         if source.needs_answer:  # even without words
             await self._complete(_Item(), "", 0.0)
 
-    async def _write_item(self, session: ServedStream) -> None:
-        item, texts = _Item(), [""]
+    async def _write_item(self, source: _Source) -> None:
+        item, texts, session = _Item(), [""], source.session
         async for result in session:
             texts[-1] = result.committed
             await self._append_to(item, join_texts([text for text in texts if text]))

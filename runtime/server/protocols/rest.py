@@ -24,15 +24,7 @@ from u2moe.runtime.recognition import transcript_of
 from u2moe.runtime.result import Result, Transcript
 from u2moe.runtime.server.access import KEY
 from u2moe.runtime.server.connection import Patience, added_text, converse, read_object
-from u2moe.runtime.server.errors import (
-    ClientGoneError,
-    RequestError,
-    StorageError,
-    TooLargeError,
-    error_response,
-    in_openai_form,
-    refusing,
-)
+from u2moe.runtime.server.errors import RequestError, StorageError, error_response, in_openai_form, refusing
 from u2moe.runtime.server.files import FileTask
 from u2moe.runtime.server.models import REQUEST_OPTIONS, ServedModel
 from u2moe.runtime.server.options import Limits
@@ -113,7 +105,7 @@ async def _transcribe(service: Service, request: Request, scope: Scope, receive:
             else:
                 parts = _parts(service, wanted, first, content)
                 response = StreamingResponse(parts, 200, {"Cache-Control": "no-store"}, wanted.media_type)
-        except ClientGoneError:
+        except ClientDisconnect:
             response = Response(status_code=499)
         except U2moeError as error:
             service.incidents.fail(error)
@@ -126,33 +118,25 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> tup
     size = 0
     patience = Patience(limits.idle_s, LEAST_BYTES_PER_S * limits.idle_s, "bytes", lambda: size)
 
-    def check(size: int) -> None:
-        if size > limits.upload_bytes:
-            raise TooLargeError(f"an upload may have at most {limits.upload_bytes} bytes", "file")
-
     async def receive() -> Message:
         nonlocal size
         message = await patience.wait_for(request.receive)
         num_bytes = len(message.get("body", b""))
         size += num_bytes
-        check(size)
         task.store(size)
         earn(num_bytes / _BYTES_PER_AUDIO_S)
         return message
 
     declared = request.headers.get("content-length", "")
-    check(int(declared) if declared.isdecimal() else 0)
+    task.check_size(int(declared) if declared.isdecimal() else 0)
     _, settings = parse_options_header(request.headers.get("content-type"))
     if request.headers.get("content-encoding", "identity") != "identity":
         raise RequestError("a form must not be compressed (Content-Encoding)")
     if settings.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # other charsets can take quadratic time
         raise RequestError("a form must be UTF-8")
+    limited = {"max_files": 1, "max_fields": _MAX_FIELDS, "max_part_size": _MAX_FIELD_BYTES}
     try:
-        form = await Request(request.scope, receive).form(
-            max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
-        )
-    except ClientDisconnect as error:
-        raise ClientGoneError from error
+        form = await Request(request.scope, receive).form(**limited)
     except (HTTPException, FormParserError) as error:
         reason = error.detail if isinstance(error, HTTPException) else error
         raise RequestError(f"the form is damaged: {reason}") from error
@@ -164,14 +148,9 @@ async def _receive_form(request: Request, limits: Limits, task: FileTask) -> tup
     return form, upload
 
 
-def _values(form: FormData, name: str) -> list[str]:
-    """Return all text values of a form field, in order."""
-    return [value for value in form.getlist(name) if isinstance(value, str)]
-
-
 def _value(form: FormData, name: str) -> str:
-    """Return the last value of a field, or ""."""
-    return (_values(form, name) or [""])[-1]
+    """Return the last value of a field, or "". Only the field "file" is a file."""
+    return str(form.get(name, ""))
 
 
 async def _parts(service: Service, wanted: _Wanted, first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -188,10 +167,10 @@ async def _parts(service: Service, wanted: _Wanted, first: str, rest: AsyncItera
 
 
 async def _read(request: Request) -> None:
-    """Wait until the client disconnects, then raise ClientGoneError."""
+    """Wait until the client disconnects, then raise ClientDisconnect."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    raise ClientGoneError
+    raise ClientDisconnect
 
 
 async def _whole(wanted: _Wanted, task: FileTask) -> AsyncIterator[str]:
@@ -245,7 +224,7 @@ class _Wanted:
     def __init__(self, form: FormData, name: str, model: ServedModel) -> None:
         self.name = name
         self._format = _value(form, "response_format") or "json"
-        self._granularities = _values(form, f"{_GRANULARITY}[]") or _values(form, _GRANULARITY) or ["segment"]
+        self._granularities = form.getlist(f"{_GRANULARITY}[]") or form.getlist(_GRANULARITY) or ["segment"]
         self._language = _value(form, "language") or (model.languages[0] if len(model.languages) == 1 else "")
         with refusing():
             checked_choice("response_format", self._format, RESPONSE_FORMATS)

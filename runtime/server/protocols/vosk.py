@@ -1,7 +1,4 @@
-"""Protocol of vosk-server: a configuration, then int16 audio, then `{"eof": 1}`.
-
-Each message except a configuration gets one answer.
-"""
+"""Protocol of vosk-server: a configuration, then int16 audio, each message with an answer, then `{"eof": 1}`."""
 
 from typing import Any
 

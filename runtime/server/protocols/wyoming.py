@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple, TypeVar
@@ -32,6 +31,7 @@ LINE_BYTES = 16 << 10
 _DATA_BYTES = 256 << 10  # maximum bytes of an event's data
 _EVENTS_PER_TURN = 50
 _SAMPLES = {1: "i1", 2: "<i2", 4: "<i4"}  # types of signed samples by their size in bytes
+_FORMAT = ("rate", "width", "channels")
 _Value = TypeVar("_Value")
 
 
@@ -98,25 +98,25 @@ class _Client:
     async def _transcribe(self, slot: Slot, first: WyomingEvent) -> None:
         """Serve one request, from the first audio event to the transcript."""
         self._patience = patience_for_audio(slot, self._limits.idle_s)
-        audio = _Format.of(first.data)
+        audio = _format_of(first.data)
         slot.model = self._model
         # not built earlier: only clients with a slot may use processor time for hotwords
         hotwords = await self._model.writable_hotwords(self._names.split("\0"))
-        stream = await slot.open_stream(audio.rate, hotwords=hotwords, is_whole=True)
+        stream = await slot.open_stream(audio[0], hotwords=hotwords, is_whole=True)
         await converse(self._read(stream, audio, first), self._write(stream))
 
-    async def _read(self, stream: ServedStream, audio: _Format, first: WyomingEvent) -> None:
+    async def _read(self, stream: ServedStream, audio: tuple[int, int, int], first: WyomingEvent) -> None:
         event: WyomingEvent | None = first
         while event is not None:
             if event.type == "audio-stop":
                 stream.finish()
                 return
             if event.type == "audio-chunk":
-                if _Format.of(event.data) != audio:
+                if _format_of(event.data) != audio:
                     raise RequestError("the format of the audio changed")
                 length, self._num_unread = self._num_unread, 0
                 payload = await self._wait_for(partial(self._reader.readexactly, length))
-                await stream.feed(audio.samples(payload))
+                await stream.feed(_read_samples(payload, *audio[1:]))
             event = await self._receive()
         raise ClientGoneError
 
@@ -185,31 +185,24 @@ def _length(head: dict[str, Any], name: str, most: int) -> int:
     return length
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Format:
-    rate: int
-    width: int
-    channels: int
+def _format_of(data: dict[str, Any]) -> tuple[int, int, int]:
+    """Return the sample rate in Hz, the bytes of a sample, and the number of channels."""
+    with refusing():
+        rate, width, channels = (checked_integer(name, data.get(name), least=1) for name in _FORMAT)
+    if width not in _SAMPLES:
+        raise RequestError(f"samples must have 1, 2 or 4 bytes, got {width}", "width")
+    return rate, width, channels
 
-    @classmethod
-    def of(cls, data: dict[str, Any]) -> _Format:
-        with refusing():
-            names = ("rate", "width", "channels")
-            audio = cls(**{name: checked_integer(name, data.get(name), least=1) for name in names})
-        if audio.width not in _SAMPLES:
-            raise RequestError(f"samples must have 1, 2 or 4 bytes, got {audio.width}", "width")
-        return audio
 
-    def samples(self, payload: bytes) -> npt.NDArray[Any]:
-        """Return the samples of a payload, with all channels mixed down to one."""
-        if len(payload) % (self.width * self.channels):
-            size = self.width * self.channels
-            raise RequestError(f"the length of the audio must be a multiple of {size} bytes, got {len(payload)}")
-        samples = np.frombuffer(payload, _SAMPLES[self.width])
-        if (self.width, self.channels) == (2, 1):
-            return samples.astype(np.int16, copy=False)
-        mixed: npt.NDArray[np.float32] = samples.reshape(-1, self.channels).mean(axis=1, dtype=np.float32)
-        return mixed / np.float32(1 << (8 * self.width - 1))
+def _read_samples(payload: bytes, width: int, channels: int) -> npt.NDArray[Any]:
+    """Return the samples of a payload, with all channels mixed down to one."""
+    if len(payload) % (size := width * channels):
+        raise RequestError(f"the length of the audio must be a multiple of {size} bytes, got {len(payload)}")
+    samples = np.frombuffer(payload, _SAMPLES[width])
+    if (width, channels) == (2, 1):
+        return samples.astype(np.int16, copy=False)
+    mixed: npt.NDArray[np.float32] = samples.reshape(-1, channels).mean(axis=1, dtype=np.float32)
+    return mixed / np.float32(1 << (8 * width - 1))
 
 
 def _names(data: dict[str, Any]) -> list[str]:
