@@ -15,7 +15,7 @@ from u2moe.export.layers import Values, half, linear, normalization, parameter, 
 from u2moe.export.moe import activation
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
-from u2moe.runtime.graph.convolution import Around, DepthwiseConvolution, OverTime, TimeConvolution
+from u2moe.runtime.graph.convolution import Around, DepthwiseConvolution, TimeConvolution
 
 HALVES = ("linear", "gate")
 """Names of the halves of the gated linear unit."""
@@ -84,8 +84,9 @@ class Surroundings:
     kept: list[ir.Value] = field(default_factory=list)
 
     def convolved(
-        self, g: GraphBuilder, form: OverTime, inputs: Values, weights: Values, row: int, *, channels: int, causal: bool
-    ) -> ir.Value:
+        self, g: GraphBuilder, form: DepthwiseConvolution, inputs: Values, weights: Values, row: int, *,
+        channels: int, causal: bool,
+    ) -> ir.Value:  # fmt: skip
         """Convolve `inputs`, with block `row` of `histories`; return the output."""
         if not causal:
             beside, kind = [self.valid], "centred"

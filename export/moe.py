@@ -11,8 +11,7 @@ from u2moe.runtime.graph.activation import ACTIVATIONS
 
 def activation(kind: str) -> nn.Module:
     """Return the torch module for one of `ACTIVATIONS`."""
-    declared = ACTIVATIONS[kind]
-    return cast("nn.Module", getattr(nn, declared.module)(**declared.arguments))
+    return cast("nn.Module", getattr(nn, ACTIVATIONS[kind].module)())
 
 
 class DenseFeedForward(nn.Module):

@@ -3,19 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from u2moe.quantize.recipes import FORMATS, RECIPES, Recipe, recipe
+from u2moe.quantize.recipes import FORMATS, RECIPES, Goal, Recipe, recipe
 
 if TYPE_CHECKING:
-    from u2moe.quantize.goals import Goal
     from u2moe.quantize.inspection import inspect_bundle
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.recordings import keep_calibration
 
 __all__ = ["FORMATS", "RECIPES", "Goal", "Recipe", "inspect_bundle", "keep_calibration", "quantize_bundle", "recipe"]
 
-_HOMES = {
-    "Goal": "goals", "inspect_bundle": "inspection", "keep_calibration": "recordings", "quantize_bundle": "quantizer",
-}  # fmt: skip
+_HOMES = {"inspect_bundle": "inspection", "keep_calibration": "recordings", "quantize_bundle": "quantizer"}
 
 
 def __getattr__(name: str) -> Any:

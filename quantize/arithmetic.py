@@ -22,15 +22,10 @@ INT4_ZEROS = (6, 7, 8, 9)
 
 
 class Int8(NamedTuple):
-    """A weight [in, out]: integers from -127 to 127, times a scale per column.
+    """A weight [in, out]: integers from -127 to 127, times a scale per column."""
 
-    Attributes:
-        integers: int8 [in, out].
-        scale: float32 [out].
-    """
-
-    integers: npt.NDArray[np.int8]
-    scale: Float
+    integers: npt.NDArray[np.int8]  # [in, out]
+    scale: Float  # [out]
 
 
 class Int4(NamedTuple):
@@ -38,16 +33,11 @@ class Int4(NamedTuple):
 
     Each value is (integer - zero) * step * scale. The product (integer - zero) * step fits in int8, and native kernels
     multiply these int8 numbers.
-
-    Attributes:
-        integers: uint8 [out, blocks, block_size / 2] in the layout of MatMulNBits: even rows in the low 4 bits.
-        steps: uint8 [out, blocks], the step in the low 4 bits and the zero point in the high 4 bits.
-        scale: float32 [out].
     """
 
-    integers: npt.NDArray[np.uint8]
-    steps: npt.NDArray[np.uint8]
-    scale: Float
+    integers: npt.NDArray[np.uint8]  # [out, blocks, block_size / 2] as in MatMulNBits: even rows in the low 4 bits
+    steps: npt.NDArray[np.uint8]  # [out, blocks], the step in the low 4 bits and the zero point in the high 4 bits
+    scale: Float  # [out]
 
 
 def int8_columns(weight: Float) -> Int8:
@@ -66,10 +56,7 @@ def int8_columns(weight: Float) -> Int8:
 
 
 def int8_rows(weight: Float) -> tuple[npt.NDArray[np.int8], Float]:
-    """Quantize embeddings [rows, dim] to symmetric int8; return integers and scales [rows, 1].
-
-    Embeddings are only multiplied by their scale, so there are no sums that could overflow.
-    """
+    """Quantize embeddings [rows, dim], which are never summed, to int8; return integers and scales [rows, 1]."""
     integers, scale = _integers(weight.T, np.abs(weight).max(axis=1))
     return np.ascontiguousarray(integers.T), scale[:, np.newaxis]
 
@@ -82,30 +69,26 @@ def _integers(weight: Float, largest: Float) -> tuple[npt.NDArray[np.int8], Floa
 
 def int4_blocks(weight: Float, block_size: int) -> Int4:
     """Quantize a weight [in, out] to 4 bits. The last block is padded with zeros."""
-    blocks = _blocks(weight, block_size)
-    scale = int4_scale(weight, block_size)
+    blocks, scale = blocks_of(weight, block_size), int4_scale(weight, block_size)
     steps = int4_steps(blocks, scale[:, np.newaxis])
-    return Int4(_packed(int4_integers(blocks, scale[:, np.newaxis, np.newaxis], steps[..., np.newaxis])), steps, scale)
+    integers = int4_integers(blocks, scale[:, np.newaxis, np.newaxis], steps[..., np.newaxis])
+    return Int4(packed_int4(integers), steps, scale)
 
 
 def int4_scale(weight: Float, block_size: int) -> Float:
     """Return the smallest scale per column [out] that clips no block of a weight [in, out]; 1 for columns of zeros."""
-    ranges = np.min([_ranges(_blocks(weight, block_size), zero) for zero in INT4_ZEROS], axis=0)
+    ranges = np.min([_ranges(blocks_of(weight, block_size), zero) for zero in INT4_ZEROS], axis=0)
     largest = ranges.max(axis=1)
     return np.where(largest > NOTHING, largest / _most(INT4_ZEROS[0]), 1).astype(np.float32)
 
 
 def int4_steps(blocks: Float, scale: Float) -> npt.NDArray[np.uint8]:
-    """Return the steps and zero points with the smallest squared error for blocks [..., block_size] and scales [...].
-
-    Steps too small for a block's range are also tried, because slightly clipping the largest weights often reduces the
-    error.
-    """
+    """Return steps and zero points with the smallest squared error for blocks [..., block_size] and scales [...]."""
     best = np.zeros(blocks.shape[:-1], np.uint8)
     least = np.full(best.shape, np.inf, np.float32)
     for zero in INT4_ZEROS:
         whole = np.ceil(_ranges(blocks, zero) / scale)
-        for less in range(3):
+        for less in range(3):  # clipping the largest weights slightly often reduces the error
             steps = (np.clip(whole - less, 1, _most(zero)) + 16 * zero).astype(np.uint8)
             spread = scale[..., np.newaxis], steps[..., np.newaxis]
             error = np.square(restored_int4(int4_integers(blocks, *spread), *spread) - blocks).sum(axis=-1)
@@ -124,11 +107,6 @@ def restored_int4(integers: npt.NDArray[np.uint8], scale: Float, steps: npt.NDAr
     return np.asarray((integers.astype(np.float32) - (steps >> 4)) * (scale * (steps & 15)))
 
 
-def pack_int4(integers: npt.NDArray[np.uint8], block_size: int) -> npt.NDArray[np.uint8]:
-    """Pack integers [in, out] from 0 to 15 into the layout of `Int4`."""
-    return _packed(_blocks(integers, block_size))
-
-
 def _ranges(blocks: Float, zero: int) -> Float:
     """Return, for each block [..., block_size] with this zero point, the smallest scale * step that clips no value."""
     return np.asarray(np.maximum(blocks.max(axis=-1) / (15 - zero), blocks.min(axis=-1) / -zero))
@@ -139,7 +117,7 @@ def _most(zero: int) -> int:
     return min(15, 127 // max(zero, 15 - zero))
 
 
-def _blocks(values: npt.NDArray[Any], block_size: int) -> npt.NDArray[Any]:
+def blocks_of(values: npt.NDArray[Any], block_size: int) -> npt.NDArray[Any]:
     """Split [in, out] into blocks [out, blocks, block_size]; the last block is padded with zeros."""
     rows, columns = values.shape
     num_blocks = -(-rows // block_size)
@@ -148,7 +126,8 @@ def _blocks(values: npt.NDArray[Any], block_size: int) -> npt.NDArray[Any]:
     return padded.reshape(columns, num_blocks, block_size)
 
 
-def _packed(integers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def packed_int4(integers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Pack integers [..., block_size] from 0 to 15 into the layout of `Int4`."""
     return np.asarray(np.bitwise_or(integers[..., 0::2], integers[..., 1::2] << 4))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from u2moe.quantize.arithmetic import Array
-from u2moe.quantize.comparison import Estimate, compare, hear
+from u2moe.quantize.comparison import changed_tokens_as_text, compare, hear
 from u2moe.quantize.damage import DamageMeter
 from u2moe.quantize.observed import LeanSettings
 from u2moe.quantize.recordings import read_features
@@ -61,21 +61,15 @@ def what_changes(
 
 @contextmanager
 def finite_numbers(where: str) -> Iterator[None]:
-    """Turn a ProviderError about invalid numbers into a QuantizationError whose message starts with `where`.
-
-    The weights were checked before, so invalid numbers come from an overflow while a graph runs.
-    """
+    """Turn a ProviderError about invalid numbers into a QuantizationError whose message starts with `where`."""
     try:
         yield
-    except ProviderError as error:
+    except ProviderError as error:  # the weights were checked before, so a graph overflowed
         raise QuantizationError(f"{where}: {error}, although all weights of the float32 bundle are finite") from error
 
 
 def check_runs(made: Bundle) -> None:
-    """Run each graph of a staged bundle on noise, and on the demo model's clips if they are installed.
-
-    Raises QuantizationError if a graph returns NaN or infinity.
-    """
+    """Run each graph on noise and the demo's clips (if installed); raise QuantizationError for NaN or infinity."""
     model = made.load(LeanSettings())
     for file, frames in [*((Path("noise"), frames) for frames in noise(made.manifest)), *_clips(made)]:
         output = model.encode(frames)
@@ -95,17 +89,14 @@ def _clips(bundle: Bundle) -> list[tuple[Path, Array]]:
 
 
 def changes_unreported(source: Bundle, made: Bundle, files: Sequence[Path] = ()) -> dict[str, Any]:
-    """Measure changes on the files or, if there are none, on noise and the demo model's clips (if installed).
-
-    Returns the result of `what_changes`, and `layers` (see `worst_layers`) unless the bundle is packed or calibrated.
-    """
+    """Return `what_changes` on the files or, if there are none, on noise and the demo model's clips (if installed)."""
     heard = read_features(source, files, HEARD_FRAMES) or _clips(source)
     features = [*(frames for _, frames in heard), *(() if files else noise(source.manifest))]
-    quantization = made.manifest.quantization
-    lean, names = LeanSettings(), [file for file, _ in heard]
-    changes = what_changes((source.load(lean), made.load(lean)), features, names)
-    is_other = contract.PACKED in quantization or "calibration" in quantization  # packed or scaled weights
-    return changes if is_other else {**changes, "layers": worst_layers(source, made, features[0])}
+    models = source.load(LeanSettings()), made.load(LeanSettings())
+    changes = what_changes(models, features, [file for file, _ in heard])
+    if not {contract.PACKED, "calibration"} & made.manifest.quantization.keys():  # weights are packed or scaled
+        changes["layers"] = worst_layers(source, made, features[0])
+    return changes
 
 
 def worst_layers(source: Bundle, made: Bundle, frames: Array) -> list[dict[str, Any]]:
@@ -131,17 +122,14 @@ def is_severe(changes: Mapping[str, Any]) -> bool:
 
 def describe_changes(changes: Mapping[str, Any]) -> list[str]:
     """Return lines that state what was measured, what changes, and which layers cause the most changes."""
-    count = changes["recordings"]
-    names = changes["heard"]
+    count, names, by_noise = changes["recordings"], changes["heard"], ""
     shown = ", ".join(names[:NUM_NAMED]) + f" and {len(names) - NUM_NAMED} more" * (len(names) > NUM_NAMED)
     numbers = {f"recordings ({shown})": len(names), "pieces of noise": count - len(names)}
     heard = " and ".join(f"{number} {kind}" for kind, number in numbers.items() if number)
-    passes = ", ".join(
-        f"{name.replace('_', ' ')} {Estimate(**each)}" for name, each in changes["changed_tokens"].items()
-    )
+    passes = changed_tokens_as_text(changes["changed_tokens"])
     tokens = f"changed tokens (of {changes['tokens']}): {passes}" if changes["tokens"] else "no tokens"
-    number = changes.get("changed_texts_by_noise")
-    by_noise = "" if number is None else f" (noise of half a 16-bit step changes {number})"
+    if "changed_texts_by_noise" in changes:
+        by_noise = f" (noise of half a 16-bit step changes {changes['changed_texts_by_noise']})"
     lines = [
         f"on {heard}, {changes['seconds']:.1f} s, {changes['frames']} encoder frames:",
         f"  {tokens}; divergence {changes['divergence']['value']:.2g} nats per frame",

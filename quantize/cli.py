@@ -6,40 +6,69 @@ import argparse
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from u2moe.quantize.recipes import FORMATS, LONGEST_S, NO_RECIPE, RECIPES, recipe
+from u2moe.quantize.recipes import FORMATS, LONGEST_S, NO_RECIPE, RECIPES, Goal, Recipe, recipe
 from u2moe.runtime.bundle.weight_formats import WEIGHT_FORMATS
 from u2moe.runtime.bundle_location import DEMO_FOLDER, find_bundle
+from u2moe.runtime.declarations import options_of
+from u2moe.runtime.validation import checked_number
 
 if TYPE_CHECKING:
-    from u2moe.quantize.goals import Goal
-    from u2moe.quantize.recipes import Recipe
     from u2moe.runtime.corpus.lists import Recording
 
-_LIMITS = (
-    ("max_damage", "--max-damage", "PERCENT", (1, 100), (
+_SWITCH = {"action": "store_true"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--recipe": {"choices": (*RECIPES, NO_RECIPE), "help": (
+        "default: int8, but int4 with --calibrate and a limit such as --max-damage; "
+        f"{NO_RECIPE}: quantize only the groups and layers that other options name")},
+    "--calibrate": {"metavar": "PATH", "type": Path, "nargs": "+", "default": [], "help": (
+        "fit the bundle to these recordings (audio files, folders, or .tsv lists as for --list): move the scale of "
+        "activation channels with large values into the weights, and round the weights of each layer so that its "
+        f"output changes least; choose a few minutes of typical speech; at most {LONGEST_S // 60} minutes are used "
+        "(default: round each weight to the nearest value)")},
+    "--list": {"metavar": "PATH", "help": (
+        "measure errors on these recordings: a file of path<TAB>transcript lines, or a folder (default: the demo "
+        "model's clips)")},
+    "--overwrite": {**_SWITCH, "help": "replace an existing bundle"},
+    "--dry-run": {**_SWITCH, "help": "print the size of each group of weights and write nothing"},
+}  # fmt: skip
+_LIMITS = {
+    "max_damage": ("--max-damage", "PERCENT", 1 / 100, (
         "with --calibrate: write the smallest bundle that changes at most this percentage of tokens, measured on "
         "recordings that were not used to choose formats; damaging layers get a better format than the recipe's")),
-    ("max_divergence", "--max-divergence", "NATS", (1, 1), (
+    "max_divergence": ("--max-divergence", "NATS", 1, (
         "like --max-damage, for the divergence of both passes from float32, in nats per encoder frame")),
-    ("max_bytes", "--max-size", "MB", (1e6, 1), (
+    "max_bytes": ("--max-size", "MB", 1e6, (
         "with --calibrate: write at most this many megabytes; the most damaging layers get better formats")),
-    ("target_rtf", "--target-rtf", "X", (1, 1), (
+    "target_rtf": ("--target-rtf", "X", 1, (
         "like --max-size, for the encoder's time per second of audio, with one thread on this machine")),
-    ("max_wer_increase", "--max-wer-increase", "POINTS", (1, 100), (
+    "max_wer_increase": ("--max-wer-increase", "POINTS", 1 / 100, (
         "fail if the word error rate rises by more percentage points than this (needs --list); with --calibrate: "
         "use better formats until the limit is met")),
-)  # fmt: skip
-"""For each limit: the field of `Goal`, the option, its unit, a pair of numbers, and the help text. The pair is a factor
-and a divisor that convert the option's value to the unit of the field."""
-_SWITCHES = {
-    "--resume": "keep damage measurements in OUT.damage.jsonl until OUT is written; reuse those of an interrupted run",
-    "--packed": "write weights in the layout of the native kernels (u2moe-kernels): the bundle loads faster, and "
-    "several processes share its memory, but it cannot run without these kernels",
-    "--accept-damage": "exit with code 0 even if more than 10 %% of the tokens change",
-    "--no-report": "write no report; changed tokens are still counted and printed",
-}
+}  # fmt: skip
+"""For each limit, a field of `Goal`: the option, its unit, the factor to the unit of the field, and the help text."""
+_FOR_EXPERTS: dict[str, dict[str, Any]] = {
+    "--calibration": {"metavar": "FILE", "type": Path, "help": (
+        "with --calibrate: save the features of the recordings to FILE (.npz); without --calibrate: calibrate with the "
+        "features in FILE. FILE can be reused with any recipe for the same float32 bundle")},
+    "--group": {"metavar": "GROUP=FORMAT", "action": "append", "default": [], "help": (
+        "set the format of one group of weights: "
+        + "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items()))},
+    "--layer": {"metavar": "LAYER=FORMAT", "action": "append", "default": [], "help": (
+        f"set the format ({', '.join(WEIGHT_FORMATS)}) of one layer, named as in the report or in `u2moe inspect`")},
+    "--layers": {"metavar": "FILE", "type": Path, "help": (
+        "set the formats of the layers listed in a JSON file {layer: format}")},
+    **{flag: {"dest": name, "metavar": unit, "type": float, "help": about}
+       for name, (flag, unit, _, about) in _LIMITS.items()},
+    "--resume": {**_SWITCH, "help": (
+        "keep damage measurements in OUT.damage.jsonl until OUT is written; reuse those of an interrupted run")},
+    "--packed": {**_SWITCH, "help": (
+        "write weights in the layout of the native kernels (u2moe-kernels): the bundle loads faster, and "
+        "several processes share its memory, but it cannot run without these kernels")},
+    "--accept-damage": {**_SWITCH, "help": "exit with code 0 even if more than 10 %% of the tokens change"},
+    "--no-report": {**_SWITCH, "help": "write no report; changed tokens are still counted and printed"},
+}  # fmt: skip
 
 
 def add_quantize(parser: argparse.ArgumentParser) -> None:
@@ -47,43 +76,9 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     parser.description = "Quantize a float32 bundle into a new bundle and report what quantization costs and saves."
     parser.add_argument("bundle", help="folder of a float32 bundle")
     parser.add_argument("out", help="folder to write the quantized bundle to")
-    about = (
-        "default: int8, but int4 with --calibrate and a limit such as --max-damage; "
-        f"{NO_RECIPE}: quantize only the groups and layers that other options name"
-    )
-    parser.add_argument("--recipe", choices=(*RECIPES, NO_RECIPE), help=about)
-    about = (
-        "fit the bundle to these recordings (audio files, folders, or .tsv lists as for --list): move the scale of "
-        "activation channels with large values into the weights, and round the weights of each layer so that its "
-        f"output changes least; choose a few minutes of typical speech; at most {LONGEST_S // 60} minutes are used "
-        "(default: round each weight to the nearest value)"
-    )
-    parser.add_argument("--calibrate", metavar="PATH", type=Path, nargs="+", default=[], help=about)
-    about = (
-        "measure errors on these recordings: a file of path<TAB>transcript lines, or a folder (default: the demo "
-        "model's clips)"
-    )
-    parser.add_argument("--list", metavar="PATH", help=about)
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
-    about = "print the size of each group of weights and write nothing"
-    parser.add_argument("--dry-run", action="store_true", help=about)
-    experts = parser.add_argument_group("for experts")
-    about = (
-        "with --calibrate: save the features of the recordings to FILE (.npz); without --calibrate: calibrate with the "
-        "features in FILE. FILE can be reused with any recipe for the same float32 bundle"
-    )
-    experts.add_argument("--calibration", metavar="FILE", type=Path, help=about)
-    formats = "; ".join(f"{group} ({', '.join(kinds)})" for group, kinds in FORMATS.items())
-    about = f"set the format of one group of weights: {formats}"
-    experts.add_argument("--group", metavar="GROUP=FORMAT", action="append", default=[], help=about)
-    about = f"set the format ({', '.join(WEIGHT_FORMATS)}) of one layer, named as in the report or in `u2moe inspect`"
-    experts.add_argument("--layer", metavar="LAYER=FORMAT", action="append", default=[], help=about)
-    about = "set the formats of the layers listed in a JSON file {layer: format}"
-    experts.add_argument("--layers", metavar="FILE", type=Path, help=about)
-    for name, flag, metavar, _, about in _LIMITS:
-        experts.add_argument(flag, dest=name, metavar=metavar, type=float, help=about)
-    for flag, about in _SWITCHES.items():
-        experts.add_argument(flag, action="store_true", help=about)
+    for group, options in ((parser, _OPTIONS), (parser.add_argument_group("for experts"), _FOR_EXPERTS)):
+        for flag, settings in options.items():
+            group.add_argument(flag, **settings)
     parser.set_defaults(run=run_quantize)
 
 
@@ -97,20 +92,14 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 def run_quantize(args: argparse.Namespace) -> int:
     """Quantize a bundle; print the report and the changes. Return exit code 3 if severe changes are not accepted."""
     from u2moe.quantize.changes import MOST, changes_unreported, describe_changes, is_severe
-    from u2moe.quantize.goals import Goal
     from u2moe.quantize.quantizer import quantize_bundle
     from u2moe.quantize.report import describe
     from u2moe.runtime.bundle_folder import Bundle
     from u2moe.runtime.cli.terminal import show_latest, show_progress, warn
     from u2moe.runtime.errors import QuantizationError
 
-    measured, heard, given = _measured(args), _calibration(args), vars(args)
-    limits = {
-        name: _limit(name, flag, given[name], factor / divisor)
-        for name, flag, _, (factor, divisor), _ in _LIMITS
-        if given[name] is not None
-    }
-    goal = Goal(resume=args.resume, **limits)
+    measured, heard = _measured(args), _calibration(args)
+    goal = Goal(resume=args.resume, **_limits(args))
     searches = args.recipe is None and heard and goal.limits
     smallest, groups = ("int4", {"output_layers": "int4"}) if searches else ("int8", {})
     groups |= _pairs("--group", args.group)
@@ -161,15 +150,15 @@ def _dry_run(args: argparse.Namespace, chosen: Recipe, goal: Goal) -> int:
     return 0
 
 
-def _limit(name: str, flag: str, value: float, factor: float) -> float:
-    """Check an option's value. Return it times `factor`, to convert it to the unit of `Goal`'s field `name`."""
-    from u2moe.quantize.goals import Goal
-    from u2moe.runtime.declarations import options_of
-    from u2moe.runtime.validation import checked_number
-
-    declared = options_of(Goal)[name]
-    above, most = (None if limit is None else limit / factor for limit in (declared.above, declared.most))
-    return checked_number(flag, value, above=above, most=most) * factor
+def _limits(args: argparse.Namespace) -> dict[str, float]:
+    """Return the given limits in the units of `Goal`, by field. Errors name the option and its unit."""
+    limits = {}
+    for name, (flag, _, factor, _) in _LIMITS.items():
+        if (value := getattr(args, name)) is not None:
+            declared = options_of(Goal)[name]
+            above, most = (None if limit is None else limit / factor for limit in (declared.above, declared.most))
+            limits[name] = checked_number(flag, value, above=above, most=most) * factor
+    return limits
 
 
 def _repair(args: argparse.Namespace) -> str:
@@ -239,9 +228,7 @@ def _pairs(flag: str, pairs: list[str]) -> dict[str, str]:
 
 def _formats_in(file: Path | None) -> dict[str, str]:
     """Read a JSON file that maps layers to formats."""
-    if file is None:
-        return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not all(isinstance(kind, str) for kind in content.values()):
         raise ValueError(f"{file}: must be a JSON object that maps layer names to formats")
     return content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -36,25 +36,25 @@ class Estimate:
         return f"{self.value:.2%} ({self.low:.2%} to {self.high:.2%})"
 
 
+def changed_tokens_as_text(passes: Mapping[str, Mapping[str, float]]) -> str:
+    """Describe the share of changed tokens in each pass, given as the fields of an `Estimate`."""
+    return ", ".join(f"{name.replace('_', ' ')} {Estimate(**found)}" for name, found in passes.items())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """The difference between two models on recordings.
 
-    Attributes:
-        edits: number of edits between the models' texts [recordings, passes], for each of `PASSES` that they have.
-        tokens: number of tokens in the first model's texts [recordings, passes].
-        divergences: Kullback-Leibler divergence of the second model from the first, in nats [recordings]. It is the
-            divergence of the CTC log-probabilities, summed over frames, plus that of the second pass. For the second
-            pass, each model's combined scores of the first model's hypotheses are treated as a distribution.
-        frames: number of encoder frames [recordings].
-        seconds: total duration of the recordings.
+    The divergence is that of Kullback and Leibler of the second model from the first, in nats: that of the CTC
+    log-probabilities, summed over frames, plus that of the second pass. For the second pass, each model's combined
+    scores of the first model's hypotheses are treated as a distribution.
     """
 
-    edits: Array
-    tokens: Array
-    divergences: Array
-    frames: Array
-    seconds: float
+    edits: Array  # between the models' texts [recordings, passes], for each of `PASSES` that they have
+    tokens: Array  # number of tokens in the first model's texts [recordings, passes]
+    divergences: Array  # [recordings]
+    frames: Array  # number of encoder frames [recordings]
+    seconds: float  # total duration of the recordings
 
     @property
     def num_tokens(self) -> int:
@@ -63,10 +63,8 @@ class Difference:
 
     def passes(self, doubt: float = DOUBT, times: float = 1.0) -> dict[str, Estimate]:
         """Return the share of changed tokens per pass, with the interval expected for `times` times as much audio."""
-        return {
-            name: share_of(edits, tokens, doubt, times)
-            for name, edits, tokens in zip(PASSES, self.edits.T, self.tokens.T, strict=False)
-        }
+        columns = zip(PASSES, self.edits.T, self.tokens.T, strict=False)
+        return {name: share_of(edits, tokens, doubt, times) for name, edits, tokens in columns}
 
     def changed_tokens(self, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
         """Return the share of changed tokens, in the pass whose interval has the higher upper end."""
@@ -90,14 +88,11 @@ class Difference:
     def data(self) -> dict[str, Any]:
         """Return the difference as plain data; estimates include their intervals."""
         return {
-            "recordings": len(self.frames),
-            "seconds": round(self.seconds, 2),
-            "frames": int(self.frames.sum()),
-            "tokens": self.num_tokens,
-            "changed_texts": int((self.edits > 0).any(axis=1).sum()),
+            "recordings": len(self.frames), "seconds": round(self.seconds, 2), "frames": int(self.frames.sum()),
+            "tokens": self.num_tokens, "changed_texts": int((self.edits > 0).any(axis=1).sum()),
             "divergence": vars(self.divergence()),
             "changed_tokens": {name: vars(found) for name, found in self.passes().items()},
-        }
+        }  # fmt: skip
 
 
 def share_of(edits: Array, tokens: Array, doubt: float = DOUBT, times: float = 1.0) -> Estimate:
@@ -147,13 +142,12 @@ def hear(model: Model, frames: Array) -> Heard:
     """Recognise features [frames, mel] with full context, using the bundle's beam size and score weights."""
     output = model.encode(frames)
     log_probs = model.ctc(output)
-    greedy = ctc_greedy_search(log_probs).tokens
-    if not model.has_decoder:
-        return Heard(output=output, log_probs=log_probs, hypotheses=[], scores=np.zeros(0), texts=[greedy])
-    hypotheses = ctc_prefix_beam_search(log_probs, model.manifest.decoding.beam_size)
-    scores = combined_scores(model, output, hypotheses)
-    best = hypotheses[int(np.argmax(scores))].tokens
-    return Heard(output=output, log_probs=log_probs, hypotheses=hypotheses, scores=scores, texts=[greedy, best])
+    texts, hypotheses, scores = [ctc_greedy_search(log_probs).tokens], list[Hypothesis](), np.zeros(0)
+    if model.has_decoder:
+        hypotheses = ctc_prefix_beam_search(log_probs, model.manifest.decoding.beam_size)
+        scores = combined_scores(model, output, hypotheses)
+        texts.append(hypotheses[int(np.argmax(scores))].tokens)
+    return Heard(output=output, log_probs=log_probs, hypotheses=hypotheses, scores=scores, texts=texts)
 
 
 def combined_scores(model: Model, output: Array, hypotheses: Sequence[Hypothesis]) -> Array:
@@ -177,11 +171,12 @@ def first_divergence(expected: Heard, log_probs: Array) -> float:
     return float(products.sum())
 
 
-def second_divergence(expected: Heard, scores: Array) -> float:
-    """Return the divergence, in nats, of the second pass's scores from the expected ones; softmax normalises both."""
-    if not len(scores):
+def second_divergence(model: Model, output: Array, expected: Heard) -> float:
+    """Return the divergence, in nats, of a model's scores of the expected hypotheses; softmax normalises both."""
+    if not expected.hypotheses:  # there is no decoder
         return 0.0
-    logs, others = (each - each.max() - np.log(np.exp(each - each.max()).sum()) for each in (expected.scores, scores))
+    both = expected.scores, combined_scores(model, output, expected.hypotheses)
+    logs, others = (each - each.max() - np.log(np.exp(each - each.max()).sum()) for each in both)
     return float((np.exp(logs) * (logs - others)).sum())
 
 
@@ -196,9 +191,7 @@ def compare(
     rows = []
     for number, frames in enumerate(features, 1):
         expected, found = hear(reference, frames), hear(made, frames)
-        nats = first_divergence(expected, found.log_probs)
-        if expected.hypotheses:
-            nats += second_divergence(expected, combined_scores(made, found.output, expected.hypotheses))
+        nats = first_divergence(expected, found.log_probs) + second_divergence(made, found.output, expected)
         changes = [edit_distance(*texts) for texts in zip(expected.texts, found.texts, strict=True)]
         rows.append((changes, [len(text) for text in expected.texts], nats, len(expected.log_probs)))
         progress(number)

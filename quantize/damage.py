@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from u2moe.quantize.arithmetic import NOTHING, Array
-from u2moe.quantize.comparison import Estimate, Heard, combined_scores, first_divergence, hear, second_divergence
+from u2moe.quantize.comparison import Heard, changed_tokens_as_text, first_divergence, hear, second_divergence
 from u2moe.quantize.observed import Levels, SwitchedGraph, SwitchedSession, Values, observed_model, trim_memory
 from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.picture import bar_picture
@@ -36,26 +37,16 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDamage:
-    """The damage of one layer. Lists have an element for each level: first float32, then ever smaller formats.
-
-    Attributes:
-        layer: name of the layer in the graph.
-        group: group of its weights; see `recipes.FORMATS`.
-        bytes: size of its weights in bytes.
-        alone: divergence from float32 if only this layer is quantized, in nats per frame; see `Difference`. For layers
-            of the encoder and CTC head, it is the divergence of the log-probabilities; for layers of decoders, that of
-            the second pass.
-        errors: relative error of the layer's output when the layer reads the values of the float32 network. If it has
-            several outputs, the largest error counts.
-        outliers: for each value that the layer reads, the channels much larger than the others, the largest first.
-    """
+    """The damage of one layer. Lists have an element for each level: first float32, then ever smaller formats."""
 
     layer: str
-    group: str
-    bytes: Sequence[int]
+    group: str  # of its weights; see `recipes.FORMATS`
+    bytes: Sequence[int]  # of its weights
+    # divergence from float32, in nats per frame, if only this layer is quantized; see `Difference`. For layers of the
+    # encoder and CTC head, it is that of the log-probabilities; for layers of decoders, that of the second pass
     alone: Sequence[float]
-    errors: Sequence[float]
-    outliers: Mapping[str, Sequence[int]]
+    errors: Sequence[float]  # largest relative error of its outputs when it reads the values of the float32 network
+    outliers: Mapping[str, Sequence[int]]  # by value that it reads: channels much larger than others, the largest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,21 +75,15 @@ Run = tuple[Values, Values]
 
 
 class DamageMeter:
-    """Measures on recordings how much damage any choice of layer formats causes.
+    """Measures on features of recordings [frames, mel] how much damage any choice of layer formats causes.
 
-    Memory contains each layer in one format (the measured layer in all formats), and the values between two layers.
-    For each layer, in the order of the graphs, `bytes` contains the bytes of its weights at each level, and `most` its
-    last level.
+    Its versions are the float32 bundle, then unpacked bundles made from it, each quantized more than the one before. If
+    there is a `journal`, earlier measurements in this file are reused, and new ones are appended. Memory contains each
+    layer in one format (the measured layer in all formats), and the values between two layers.
+    `most` contains the last level of each layer.
     """
 
     def __init__(self, versions: Sequence[Bundle], features: Sequence[Array], journal: Path | None = None) -> None:
-        """Read the graphs.
-
-        Args:
-            versions: the float32 bundle, then unpacked bundles made from it, each quantized more than the one before.
-            features: features of recordings [frames, mel], each long enough for the encoder.
-            journal: file of earlier measurements, which are reused; new ones are appended. None: no journal.
-        """
         trim_memory()
         self._manifest, self._features, self._journal = versions[0].manifest, features, journal
         self._known: dict[str, Any] = {}
@@ -112,8 +97,7 @@ class DamageMeter:
             graph.name: SwitchedGraph(*(read_single(version.path / graph.file) for version in versions))
             for graph in self._manifest.model.graphs()
         }
-        self.bytes = {layer: sizes for graph in self._graphs.values() for layer, sizes in graph.bytes.items()}
-        self.most = {layer: len(sizes) - 1 for layer, sizes in self.bytes.items()}
+        self.most = {layer: len(own) - 1 for graph in self._graphs.values() for layer, own in graph.bytes.items()}
 
     def unload(self) -> None:
         """Free memory that the next measurement will allocate again."""
@@ -164,8 +148,7 @@ class DamageMeter:
                 progress(number / len(references))
             return nats / self._num_frames
 
-        found: float = self._measured(sorted((layer, level) for layer, level in levels.items() if level), measure)
-        return found
+        return float(self._measured(sorted((layer, level) for layer, level in levels.items() if level), measure))
 
     def _nats(
         self, reference: _Reference, levels: Levels, changed: str | None = None, begin: int = 0,
@@ -183,8 +166,8 @@ class DamageMeter:
         output = model.encode(reference.frames) if changed in {None, "encoder"} else heard.output
         if changed != "decoder":
             nats += first_divergence(heard, model.ctc(output))
-        if changed in {None, "decoder"} and heard.hypotheses:
-            nats += second_divergence(heard, combined_scores(model, output, heard.hypotheses))
+        if changed in {None, "decoder"}:
+            nats += second_divergence(model, output, heard)
         return nats
 
     def share(self, layer: str) -> float:
@@ -198,16 +181,13 @@ class DamageMeter:
         return Damage(divergence=self.divergence(self.most), frames=self._num_frames, layers=layers)
 
     def layers(self, progress: Callable[[float], None] = lambda _: None) -> list[LayerDamage]:
-        """Measure the damage of every layer at each level, without running earlier layers again.
-
-        `progress` is called with the finished share of the work.
-        """
+        """Measure the damage of every layer at each level, without running earlier layers again."""
         found: dict[str, LayerDamage] = {}
-        work = [(len(part.graphs) - 1) * (len(graph.parts) - number) for graph in self._graphs.values()
+        work = [(part.num_levels - 1) * (len(graph.parts) - number) for graph in self._graphs.values()
                 for number, part in enumerate(graph.parts)]  # fmt: skip
+        done = accumulate(work)
         for graph in self._graphs.values():
             graph.keep()  # each part is loaded when it runs; encoder layers need no decoder
-        done = 0
         for name, graph in self._graphs.items():
             states = [[(feeds, feeds) for feeds in own.feeds[name]] for own in self._references]
             for number, part in enumerate(graph.parts):
@@ -216,8 +196,7 @@ class DamageMeter:
                 for state in states:
                     state[:] = [(feeds, part.after(values, part.run(values, 0))) for feeds, values in state]
                 part.keep()
-                done += (len(part.graphs) - 1) * (len(graph.parts) - number)
-                progress(done / max(sum(work), 1))
+                progress(next(done) / max(sum(work), 1))
             trim_memory()
         return list(found.values())
 
@@ -280,7 +259,7 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
     lines = [
         f"damage (divergence on {damage['frames']} encoder frames): {damage['divergence']:.4f} nats per frame",
         f"changed tokens (of {written['tokens']} in {written['seconds']:.0f} s of {written['recordings']} recordings): "
-        + ", ".join(f"{name.replace('_', ' ')} {Estimate(**each)}" for name, each in written["changed_tokens"].items()),
+        + changed_tokens_as_text(written["changed_tokens"]),
         f"{'layer':44} {'alone':>8} {'error':>7} {'MB saved':>9}",
     ]
     sums: Counter[str] = Counter()
@@ -293,9 +272,8 @@ def describe_damage(damage: Mapping[str, Any]) -> list[str]:
         alone, saved = item["alone"][-1], (item["bytes"][0] - item["bytes"][-1]) / 1e6
         bar = "#" * round(20 * max(alone, 0) / most)
         lines.append(f"{item['layer']:44} {alone:8.4f} {item['errors'][-1]:7.2%} {saved:9.2f} {bar}".rstrip())
-        lines += [
-            f"  outlier channels of {value}: {', '.join(map(str, found))}" for value, found in item["outliers"].items()
-        ]
+        outliers = item["outliers"].items()
+        lines += [f"  outlier channels of {value}: {', '.join(map(str, found))}" for value, found in outliers]
     return lines
 
 

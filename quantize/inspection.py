@@ -32,7 +32,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
         BundleError: the folder is not a bundle, or is damaged.
     """
     bundle = Bundle.open(path)
-    graphs = [_graph(ir.load(bundle.path / graph.file)) for graph in bundle.manifest.model.graphs()]
+    graphs = _graphs(bundle)
     groups: Counter[str] = Counter()
     for graph in graphs:
         groups.update(graph["parameters"])
@@ -51,10 +51,8 @@ def inspect_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def count_parameters(bundle: Bundle) -> dict[str, int] | None:
     """Count all parameters (`total`) and those used for a token (`active`). Return None if weights are packed."""
-    if PACKED in bundle.manifest.quantization:
-        return None
-    graphs = [_graph(ir.load(bundle.path / graph.file)) for graph in bundle.manifest.model.graphs()]
-    return dict(zip(("total", "active"), _numbers(graphs), strict=True))
+    is_packed = PACKED in bundle.manifest.quantization
+    return None if is_packed else dict(zip(("total", "active"), _numbers(_graphs(bundle)), strict=True))
 
 
 def _numbers(graphs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
@@ -67,14 +65,6 @@ def _numbers(graphs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return total, active
 
 
-def _num_weights(name: str, size: int) -> int:
-    """Return the number of weights in an initializer: two per byte for 4-bit weights, 0 for scales and constants."""
-    kind = name.removesuffix(".half").rpartition(".")[2]
-    if kind in _SCALES or name.startswith("const_"):
-        return 0
-    return 2 * size if kind in WEIGHT_FORMATS and WEIGHT_FORMATS[kind].bits == 4 else size
-
-
 def _kernels_here(bundle: Bundle) -> Kernels:
     """Return the kernels that run the graphs on this machine. Only loading shows which functions they refuse."""
     kernels = choose_kernels(checked_kernels(None), [DEFAULT_PROVIDER])
@@ -84,24 +74,28 @@ def _kernels_here(bundle: Bundle) -> Kernels:
         return kernels.without(str(error))
 
 
+def _graphs(bundle: Bundle) -> list[dict[str, Any]]:
+    return [_graph(ir.load(bundle.path / graph.file)) for graph in bundle.manifest.model.graphs()]
+
+
 def _graph(model: ir.Model) -> dict[str, Any]:
     parameters: Counter[str] = Counter()
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
-            parameters[group_of(value)] += _num_weights(name, value.const_value.size)
+            kind = name.removesuffix(".half").rpartition(".")[2]
+            is_packed = kind in WEIGHT_FORMATS and WEIGHT_FORMATS[kind].bits == 4  # two weights in a byte
+            count = 0 if kind in _SCALES or name.startswith("const_") else 1 + is_packed
+            parameters[group_of(value)] += count * value.const_value.size
     mixtures = [(node, mixture) for node in model.graph if (mixture := mixture_of(node))]
     return {
-        "name": model.graph.name,
-        "opset": model.opset_imports[""],
-        "ir_version": model.ir_version,
+        "name": model.graph.name, "opset": model.opset_imports[""], "ir_version": model.ir_version,
         "num_nodes": len(list(model.graph)),
-        "inputs": [_tensor(value) for value in model.graph.inputs],
-        "outputs": [_tensor(value) for value in model.graph.outputs],
+        "inputs": list(map(_tensor, model.graph.inputs)), "outputs": list(map(_tensor, model.graph.outputs)),
         "parameters": dict(parameters),
         "functions": dict(Counter(node.op_type for node in model.graph if node.domain == MOE_DOMAIN)),
         "moe_layers": [{"node": node.name, "function": node.op_type, **each.attributes()} for node, each in mixtures],
         "metadata": dict(model.metadata_props),
-    }
+    }  # fmt: skip
 
 
 def _tensor(value: ir.Value) -> dict[str, Any]:
@@ -112,15 +106,14 @@ def _tensor(value: ir.Value) -> dict[str, Any]:
 def describe(content: dict[str, Any]) -> str:
     """Return the result of `inspect_bundle` as text."""
     manifest = content["manifest"]
-    model = manifest["model"]
+    model, quantization, files = manifest["model"], manifest["quantization"], manifest["files"]
     streaming = "streaming and full context" if model["streaming"] else "full context only"
-    packed = manifest["quantization"].get(PACKED)
+    packed = quantization.get(PACKED)
     by_format: dict[str, list[str]] = {}
-    for layer, kind in manifest["quantization"].get("exceptions", {}).items():
+    for layer, kind in quantization.get("exceptions", {}).items():
         by_format.setdefault(kind, []).append(layer)
-    if beyond := manifest["quantization"].get("beyond_half_precision"):
+    if beyond := quantization.get("beyond_half_precision"):
         by_format["float32 (exceeds half precision)"] = beyond
-    goal = manifest["quantization"].get("goal", {})
     chosen = [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in content["decoding"].items()]
     counted = "stored numbers" if packed else "parameters"
     active = "" if packed else f", active for a token: {content['num_active_parameters']:,}"
@@ -131,15 +124,15 @@ def describe(content: dict[str, Any]) -> str:
         f"one encoder frame per {model['subsampling_rate']} feature frames; decoder: {model['decoder']}",
         f"vocabulary: {model['vocab_size']} ({manifest['text']['tokenizer']})",
         f"decoding defaults of the bundle: {', '.join(chosen) or 'none'}",
-        f"quantization: {manifest['quantization'].get('recipe', 'none')}"
+        f"quantization: {quantization.get('recipe', 'none')}"
         + (f", weights packed in native kernels' layout {packed}" if packed else ""),
         *(f"  {kind}: {', '.join(layers)}" for kind, layers in by_format.items()),
-        *(_limit(name, value) for name, value in goal.items()),
+        *(_limit(name, value) for name, value in quantization.get("goal", {}).items()),
         f"{counted}: {content['num_parameters']:,}{active}",
+        *(f"  {group:22} {count:14,}" for group, count in content["parameters"].items()),
+        "files:",
+        *(f"  {name:22} {item['size']:14,} bytes  sha256 {item['sha256'][:16]}…" for name, item in files.items()),
     ]
-    lines += [f"  {group:22} {count:14,}" for group, count in content["parameters"].items()]
-    files = [(name, file["size"], file["sha256"][:16]) for name, file in manifest["files"].items()]
-    lines += ["files:", *(f"  {name:22} {size:14,} bytes  sha256 {digest}…" for name, size, digest in files)]
     for graph in content["graphs"]:
         shown = "{function} (top {top_k} of {num_experts}, {activation})"
         moe = Counter(shown.format(**layer) for layer in graph["moe_layers"])
@@ -148,8 +141,8 @@ def describe(content: dict[str, Any]) -> str:
             f"{graph['name']}: opset {graph['opset']}, IR {graph['ir_version']}, {graph['num_nodes']} nodes, "
             f"mixture-of-experts layers: {experts}"
         )
-        lines += [f"  in  {tensor['name']:20} {tensor['dtype']} {tensor['shape']}" for tensor in graph["inputs"]]
-        lines += [f"  out {tensor['name']:20} {tensor['dtype']} {tensor['shape']}" for tensor in graph["outputs"]]
+        for kind, tensors in (("in ", graph["inputs"]), ("out", graph["outputs"])):
+            lines += [f"  {kind} {tensor['name']:20} {tensor['dtype']} {tensor['shape']}" for tensor in tensors]
     metadata = content["graphs"][0]["metadata"].items()
     return "\n".join([*lines, *_kernels(content), "metadata:", *(f"  {key} = {value}" for key, value in metadata)])
 

@@ -6,6 +6,7 @@ Converted weights are computed lazily, one at a time, when the graph is saved.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from u2moe.runtime.bundle.contract import GROUP_METADATA, MOE_DOMAIN, WEIGHT_GRO
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.errors import BundleError
-from u2moe.runtime.graph.builder import ATTRIBUTES, define
+from u2moe.runtime.graph.builder import ATTRIBUTES, define, lazy_tensor
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
 from u2moe.runtime.graph.layers import PLAIN_LAYERS
@@ -31,12 +32,8 @@ def scope(node: ir.Node) -> str:
 
 
 def layer_of(node: ir.Node) -> str:
-    """Return the layer that a call belongs to, as recipes and reports name it.
-
-    Within a block, the layer is a part of the block such as `encoder.encoders.3.self_attn`, with all its projections.
-    Elsewhere it is the call's scope.
-    """
-    name = scope(node)
+    """Return the layer that a call belongs to, as recipes and reports name it."""
+    name = scope(node)  # in a block, its part is the layer, such as `encoder.encoders.3.self_attn` with all projections
     return found[0] if (found := _PART.match(name)) else name
 
 
@@ -51,6 +48,14 @@ def inputs_of(node: ir.Node) -> list[ir.Value]:
     if len(values) < len(node.inputs):
         raise BundleError(f"node {node.name}: an input is missing")
     return values
+
+
+def stored_value(value: ir.Value) -> ir.Value:
+    """Return the float16 initializer from which a Cast makes this value, or the value itself."""
+    maker = value.producer()
+    half = maker.inputs[0] if maker is not None and maker.op_type == "Cast" else None
+    stored = None if half is None else half.const_value
+    return half if half is not None and stored is not None and stored.dtype == ir.DataType.FLOAT16 else value
 
 
 def swap(model: ir.Model, node: ir.Node, function: ir.Function, inputs: Sequence[ir.Value]) -> None:
@@ -87,18 +92,15 @@ def _defined(model: ir.Model, near: ir.Node, function: ir.Function) -> tuple[ir.
 class ExpertLayer:
     """A call of a mixture of experts in a float32 graph.
 
-    `x` [..., dim] is the layer's input, and `gate` [dim, experts] the weight of its router. Each expert has weights
-    `w1` [dim, hidden] and `w2` [hidden, dim], and biases `b1` [hidden] and `b2` [dim]; without biases, both are empty.
+    `x` [..., dim] is the layer's input, and `gate` [dim, experts] the weight of its router. Each of `experts` consists
+    of the weights [dim, hidden] and [hidden, dim] of its two products, each with a bias after it if there are biases.
     """
 
     node: ir.Node
     mixture: Mixture
     x: ir.Value
     gate: ir.Value
-    w1: Sequence[ir.Value]
-    b1: Sequence[ir.Value]
-    w2: Sequence[ir.Value]
-    b2: Sequence[ir.Value]
+    experts: Sequence[Sequence[ir.Value]]
 
 
 def expert_layers(model: ir.Model) -> list[ExpertLayer]:
@@ -108,16 +110,14 @@ def expert_layers(model: ir.Model) -> list[ExpertLayer]:
         mixture = _mixture(node)
         if mixture is None or mixture.weights != "fp32":
             continue
-        values = [value for value in node.inputs if value is not None]
-        parts = 4 if mixture.bias else 2
-        if len(values) != len(node.inputs) or len(values) != 2 + parts * mixture.num_experts:
+        values, size = [value for value in node.inputs if value is not None], 4 if mixture.bias else 2
+        if len(values) != len(node.inputs) or len(values) != 2 + size * mixture.num_experts:
             raise BundleError(
                 f"node {node.name}: {node.op_type} has {len(values)} inputs, which do not match its number of experts"
             )
         x, gate, *weights = values
-        w1, w2 = weights[::parts], weights[parts // 2 :: parts]
-        b1, b2 = (weights[1::parts], weights[3::parts]) if mixture.bias else ([], [])
-        layers.append(ExpertLayer(node=node, mixture=mixture, x=x, gate=gate, w1=w1, b1=b1, w2=w2, b2=b2))
+        experts = [weights[begin : begin + size] for begin in range(0, len(weights), size)]
+        layers.append(ExpertLayer(node=node, mixture=mixture, x=x, gate=gate, experts=experts))
     return layers
 
 
@@ -163,18 +163,13 @@ class Weights:
         self, name: str, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], Array], group: str
     ) -> ir.Value:
         """Return the initializer called `name`; add it first if there is none."""
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-
-        def load() -> ir.TensorProtocol:
-            return ir.tensor(np.ascontiguousarray(read()), name=name)
-
-        tensor = ir.LazyTensor(load, dtype, ir.Shape(shape), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=tensor.shape, const_value=tensor)
-        if group in WEIGHT_GROUPS:
-            value.metadata_props[GROUP_METADATA] = group
-        self.graph.register_initializer(value)
-        return value
+        if name not in self.graph.initializers:
+            tensor = lazy_tensor(name, dtype, shape, read)
+            value = ir.Value(name=name, type=ir.TensorType(dtype), shape=tensor.shape, const_value=tensor)
+            if group in WEIGHT_GROUPS:
+                value.metadata_props[GROUP_METADATA] = group
+            self.graph.register_initializer(value)
+        return self.graph.initializers[name]
 
     def converted(
         self, weight: ir.Value, conversion: WeightConversion, *,
@@ -192,30 +187,24 @@ class Weights:
         shape = source().shape if change else shape_of(weight)
         if len(shape) != 2:
             raise BundleError(f"weight {weight.name}: has shape {shape}, expected [in, out]")
-        name, group, names = weight.name, group_of(weight), (conversion.form.name, *conversion.others)
-        self.changes[f"{name}.{names[0]}"] = Change(
+        group, names = group_of(weight), (conversion.form.name, *conversion.others)
+        self.changes[f"{weight.name}.{names[0]}"] = Change(
             group=group, original=source, parts=names[1:], restored=lambda *parts: conversion.restored(parts, shape[0])
         )
-        readers = _readers(made or (lambda: conversion.parts(source())), len(names))
-        parts = zip(names, conversion.stored(*shape), readers, strict=True)
-        return [self.add(f"{name}.{part}", dtype, sizes, reader, group) for part, (dtype, sizes), reader in parts]
+        waiting: dict[str, Array] = {}
+
+        def read(part: str) -> Array:  # the first read converts the weight
+            if part not in waiting:
+                waiting.update(zip(names, made() if made else conversion.parts(source()), strict=True))
+            return waiting.pop(part) if part == names[0] else waiting[part]  # only the other parts are small
+
+        stored = zip(names, conversion.stored(*shape), strict=True)
+        return [
+            self.add(f"{weight.name}.{part}", dtype, sizes, partial(read, part), group)
+            for part, (dtype, sizes) in stored
+        ]
 
     def stacked(self, values: Sequence[ir.Value]) -> ir.Value:
         """Stack the float32 initializers of all experts into one, whose name omits the expert's index."""
         name, shape = _EXPERT_NUMBER.sub("experts.", values[0].name or "", count=1), (len(values), *shape_of(values[0]))
         return self.add(name, ir.DataType.FLOAT, shape, lambda: np.stack([*map(array_of, values)]), group_of(values[0]))
-
-
-def _readers(quantize: Callable[[], Sequence[Array]], count: int) -> list[Callable[[], Array]]:
-    """Return functions that read the parts of a quantized weight, integers first. The first call quantizes the weight.
-
-    The integers are released when they are read. The other parts are small and stay in memory.
-    """
-    waiting: dict[int, Array] = {}
-
-    def read(index: int) -> Array:
-        if index not in waiting:
-            waiting.update(enumerate(quantize()))
-        return waiting[index] if index else waiting.pop(index)
-
-    return [lambda index=index: read(index) for index in range(count)]  # type: ignore[misc]

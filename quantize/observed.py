@@ -1,11 +1,10 @@
 """Graphs whose layers can switch between formats, and encoders that also return the inputs of their experts."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import mmap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from threading import Lock
@@ -19,7 +18,7 @@ import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
 from u2moe.quantize.arithmetic import Array
-from u2moe.quantize.layers import layer_of, scope
+from u2moe.quantize.layers import layer_of, scope, stored_value
 from u2moe.quantize.recipes import FORMATS
 from u2moe.runtime.bundle.contract import MOE_DOMAIN, PACKED
 from u2moe.runtime.bundle.manifest import Manifest
@@ -32,6 +31,10 @@ from u2moe.runtime.model.model import Model
 from u2moe.runtime.model.native import Kernels, choose_kernels
 from u2moe.runtime.model.session import Session
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER, SessionSettings
+
+Levels = Mapping[str, int]
+"""For each layer, by name, the number of the version that computes it."""
+Values = Mapping[str, Array]
 
 
 def trim_memory() -> None:
@@ -51,59 +54,68 @@ class LeanSettings(SessionSettings):
         return options
 
 
-class PartGraph:
-    """A session for a graph with inputs `reads`, loaded on the first run, when the types of the inputs are known."""
+def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
+    """Return a model of `graphs`, which maps names in the contract to graphs. The model only calls `run` on them."""
+    return Model(manifest, *(cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder")))
 
-    def __init__(self, model: ir.Model, kernels: Kernels | None = None) -> None:
-        """Prepare a session with these native kernels; None: only onnxruntime."""
-        self._model, self._kernels, self._lock = model, kernels, Lock()
-        self._session: onnxruntime.InferenceSession | None = None
-        self._outputs = [str(value.name) for value in model.graph.outputs]
-        self.reads = [str(value.name) for value in model.graph.inputs]
 
-    def _load(self, feeds: Mapping[str, Array]) -> onnxruntime.InferenceSession:
+class Part:
+    """A part of a graph that begins with `layer` ("" for none), in a version for each level.
+
+    `later` contains the names of the values that later parts read or that the whole graph returns. A version is loaded
+    on its first run, when the types of its inputs are known. Without `kernels`, only onnxruntime runs it.
+    """
+
+    def __init__(
+        self, layer: str, versions: Sequence[ir.Model], later: AbstractSet[str], kernels: Kernels | None
+    ) -> None:
+        self.layer, self.later, self.num_levels = layer, later, len(versions)
+        self._versions, self._kernels, self._lock = versions, kernels, Lock()
+        self._sessions: dict[int, onnxruntime.InferenceSession] = {}
+
+    def run(self, values: Values, level: int, wanted: AbstractSet[str] | None = None) -> dict[str, Array]:
+        """Run the part on the `values` computed before it. Return the `wanted` outputs; None: all outputs."""
+        level = min(level, self.num_levels - 1)
+        graph = self._versions[level].graph
+        feeds = {name: values[name] for name in _names(graph.inputs)}
+        with self._lock:
+            if level not in self._sessions:
+                self._sessions[level] = self._load(self._versions[level], feeds)
+            session = self._sessions[level]
+        names = [name for name in _names(graph.outputs) if wanted is None or name in wanted]
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+    def _load(self, model: ir.Model, feeds: Values) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         options.enable_cpu_mem_arena = False  # the arena never returns memory
         if self._kernels is not None:
             self._kernels.register(options)
-        for value in self._model.graph.inputs:
+        for value in model.graph.inputs:
             value.type = ir.TensorType(ir.DataType.from_numpy(feeds[str(value.name)].dtype))
         # weights are passed as values, not in a file next to the changed graph: that file would be a hard link, and
         # onnx-ir in other processes would then refuse the original, because it has several names
         weights = {
             name: (value.const_value, onnxruntime.OrtValue.ortvalue_from_numpy(value.const_value.numpy()))
-            for name, value in self._model.graph.initializers.items()
+            for name, value in model.graph.initializers.items()
             if isinstance(value.const_value, ir.ExternalTensor)
         }
         options.add_external_initializers(list(weights), [value for _, value in weights.values()])
-        content = ir.to_proto(self._model).SerializeToString()
+        content = ir.to_proto(model).SerializeToString()
         session = onnxruntime.InferenceSession(content, options, providers=[DEFAULT_PROVIDER])
         for tensor, _ in weights.values():  # most weights were copied; pages of the others are read again on use
             if tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
                 tensor.raw.madvise(mmap.MADV_DONTNEED)
         return session
 
-    def run(self, feeds: Mapping[str, Array], wanted: AbstractSet[str] | None = None) -> dict[str, Array]:
-        """Run as `Session.run` does; return the wanted outputs, or all."""
-        with self._lock:
-            session = self._session = self._session or self._load(feeds)
-        names = [name for name in self._outputs if wanted is None or name in wanted]
-        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    def after(self, values: Values, found: Values) -> Values:
+        """Return what later parts need of `values` (known before the part) and `found` (the part's outputs)."""
+        return {name: value for name, value in {**values, **found}.items() if name in self.later}
 
-    def unload(self) -> None:
-        """Free the session's memory. The next run loads the session again."""
-        self._session = None
-
-
-def observed_model(manifest: Manifest, graphs: Mapping[str, object]) -> Model:
-    """Return a model of `graphs`, which maps names in the contract to graphs. The model only calls `run` on them."""
-    return Model(manifest, *(cast("Session", graphs.get(name)) for name in ("encoder", "ctc", "decoder")))
-
-
-Levels = Mapping[str, int]
-"""For each layer, by name, the number of the version that computes it."""
-Values = Mapping[str, Array]
+    def keep(self, level: int | None = None) -> None:
+        """Free the memory of all levels except `level`, or of all levels if it is None. A run loads a level again."""
+        kept = None if level is None else min(level, self.num_levels - 1)
+        self._sessions = {level: session for level, session in self._sessions.items() if level == kept}
 
 
 class SwitchedGraph:
@@ -124,72 +136,67 @@ class SwitchedGraph:
         A single version is cut at every layer, so that loading never needs memory for two copies of the graph. After a
         run, `seen` contains the values with the names `observed`. Without `kernels`, only onnxruntime runs the parts.
         """
-        self._observed, self._kernels, self.seen = frozenset(observed), kernels, dict[str, Array]()
-        self._switched: set[str] = set()
-        self.bytes: dict[str, list[int]] = {}
-        self.groups: dict[str, str] = {}
-        self.inputs: dict[str, list[str]] = {}
-        self.outputs: dict[str, list[str]] = {}
+        self._observed, self.seen = frozenset(observed), dict[str, Array]()
+        self.bytes, self.groups = dict[str, list[int]](), dict[str, str]()
+        self.inputs, self.outputs = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+        switched = set[str]()
         found = [
-            {node.outputs[0].name: node for node in version.graph if node.domain == MOE_DOMAIN} for version in versions
+            {str(node.outputs[0].name): node for node in each.graph if node.domain == MOE_DOMAIN} for each in versions
         ]
-        calls = {name: [own[name] for own in found] for name in found[0] if all(name in own for own in found[1:])}
-        for options in calls.values():
+        for name in found[0]:
+            options = [own[name] for own in found if name in own]
+            if len(options) < len(versions):
+                continue
             while len(options) > 1 and _weight_names(options[-1]) == _weight_names(options[-2]):
                 options.pop()
-            if len(options) > 1 or (len(versions) == 1 and _weight_bytes(options[0])):
+            if len(options) > 1 or (len(versions) == 1 and _num_bytes(options[0].inputs)):
                 self._describe(options)
-                self._switched.add(str(options[0].outputs[0].name))
-        self.parts = self._cut(versions)
+                switched.add(name)
+        self.parts = self._cut(versions, switched, kernels)
 
     def _describe(self, options: Sequence[ir.Node]) -> None:
-        layer, sizes = layer_of(options[0]), [_weight_bytes(node) for node in options]
+        layer, sizes = layer_of(options[0]), [_num_bytes(node.inputs) for node in options]
         known = self.bytes.setdefault(layer, [])
         num_levels = max(len(known), len(sizes))
         padded = [[*own, *own[-1:] * num_levels][:num_levels] if own else [0] * num_levels for own in (known, sizes)]
         self.bytes[layer] = [sum(pair) for pair in zip(*padded, strict=True)]
         weights = [value for value in options[0].inputs if value is not None and value.const_value is not None]
         self.groups.setdefault(layer, next(filter(FORMATS.__contains__, map(group_of, weights)), "other"))
-        read = self.inputs.setdefault(layer, [])
-        read += [str(x.name) for x in options[0].inputs[:1] if x is not None and x.const_value is None]
-        self.outputs.setdefault(layer, []).extend(str(value.name) for value in options[0].outputs)
+        self.inputs[layer] += _names(x for x in options[0].inputs[:1] if x is not None and x.const_value is None)
+        self.outputs[layer] += _names(options[0].outputs)
 
-    def _cut(self, versions: Sequence[ir.Model]) -> list[Part]:
+    def _cut(self, versions: Sequence[ir.Model], switched: AbstractSet[str], kernels: Kernels | None) -> list[Part]:
         """Cut the graph into parts, and return them in the order in which they run.
 
         A layer begins a part. Any other node joins the first part in which all its inputs are available. The output of
         the left decoder is thus reduced to scores before the right decoder runs.
         """
+        graph = versions[0].graph
         slices: list[tuple[str, list[str]]] = [("", [])]
         places: dict[str, int] = {}
-        for node in versions[0].graph:
-            layer, made = layer_of(node), [str(value.name) for value in node.outputs]
-            place = max((places.get(str(value.name), 0) for value in node.inputs if value is not None), default=0)
-            if made[0] in self._switched:
+        for node in graph:
+            layer, made = layer_of(node), _names(node.outputs)
+            place = max((places.get(name, 0) for name in _names(node.inputs)), default=0)
+            if made[0] in switched:
                 if layer != slices[-1][0]:
                     slices.append((layer, []))
                 place = len(slices) - 1
             slices[place][1].extend(made)
             places |= dict.fromkeys(made, place)
-        known = {str(value.name) for value in versions[0].graph.inputs}
+        known = set(_names(graph.inputs))
         before = [known := known | set(made) for _, made in [("", []), *slices[:-1]]]
         measured = (*self.inputs.values(), *self.outputs.values()) if len(versions) > 1 else ()
         shown = self._observed.union(*measured)
-        later, parts = {str(value.name) for value in versions[0].graph.outputs}, []
+        later, parts = set(_names(graph.outputs)), []
         for (layer, made), outside in zip(reversed(slices), reversed(before), strict=True):
-            outputs = [name for name in made if name in later or name in shown]
-            chosen = versions[: len(self.bytes.get(layer, [0]))]
-            graphs = [PartGraph(_extracted(each, outputs, outside), self._kernels) for each in chosen if outputs]
-            if graphs:
-                parts.append(Part(layer, graphs, frozenset(later)))
-            later |= {name for graph in graphs for name in graph.reads}
+            if outputs := [name for name in made if name in later or name in shown]:
+                chosen = [_extracted(each, outputs, outside) for each in versions[: len(self.bytes.get(layer, [0]))]]
+                parts.append(Part(layer, chosen, frozenset(later), kernels))
+                later = later.union(*(_names(each.graph.inputs) for each in chosen))
         return parts[::-1]
 
     def run(self, values: Values, levels: Levels = MappingProxyType({}), begin: int = 0) -> Values:
-        """Run the graph from part `begin`, given the values before it: for part 0, feeds as for `Session.run`.
-
-        Layers that are not in `levels` run at level 0.
-        """
+        """Run the graph from part `begin` on the values before it. Layers that are not in `levels` run at level 0."""
         seen = {name: values[name] for name in self._observed & values.keys()}
         for part in self.parts[begin:]:
             found = part.run(values, levels.get(part.layer, 0), part.later | self._observed)
@@ -204,62 +211,35 @@ class SwitchedGraph:
             part.keep(None if levels is None else levels.get(part.layer, 0))
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a graph, as one graph for each level. It begins with `layer`, which is "" for none.
-
-    `later` contains the names of the values that later parts read or that the whole graph returns.
-    """
-
-    layer: str
-    graphs: Sequence[PartGraph]
-    later: AbstractSet[str]
-
-    def run(self, values: Values, level: int, wanted: AbstractSet[str] | None = None) -> dict[str, Array]:
-        """Run the part on the `values` computed before it. Return the `wanted` outputs; None: all outputs."""
-        graph = self.graphs[min(level, len(self.graphs) - 1)]
-        return graph.run({name: values[name] for name in graph.reads}, wanted)
-
-    def after(self, values: Values, found: Values) -> Values:
-        """Return what later parts need of `values` (known before the part) and `found` (the part's outputs)."""
-        return {name: value for name, value in {**values, **found}.items() if name in self.later}
-
-    def keep(self, level: int | None = None) -> None:
-        """Free the memory of all levels except `level`, or of all levels if it is None."""
-        for number, graph in enumerate(self.graphs):
-            if level is None or number != min(level, len(self.graphs) - 1):
-                graph.unload()
-
-
 class SwitchedSession:
-    """Runs a switched graph at given levels for one recording, and keeps the feeds of each run."""
+    """Runs a switched graph at given levels for one recording, and keeps the feeds of each run.
+
+    `known` contains, for each run, the expected feeds and the values before part `begin`. Such a run computes only the
+    parts from `begin` on; a run with other feeds computes the whole graph.
+    """
 
     def __init__(
         self, graph: SwitchedGraph, levels: Levels, begin: int = 0, known: Sequence[tuple[Values, Values]] = ()
     ) -> None:
-        """Prepare a session that runs the whole graph or, where possible, only the parts from `begin` on.
-
-        `known` contains, for each run, the expected feeds and the values before part `begin`. A run with other feeds
-        runs the whole graph.
-        """
         self._graph, self._levels, self._begin, self._known = graph, levels, begin, known
         self.feeds: list[Values] = []
 
     def run(self, feeds: Values) -> Values:
         """Run as `Session.run` does."""
-        number, values, begin = len(self.feeds), feeds, 0
+        same, before = self._known[len(self.feeds)] if len(self.feeds) < len(self._known) else ({}, {})
         self.feeds.append(feeds)
-        if number < len(self._known):
-            same, before = self._known[number]
-            if all(np.array_equal(value, same[name]) for name, value in feeds.items()):
-                values, begin = before, self._begin
-        return self._graph.run(values, self._levels, begin)
+        if same and all(np.array_equal(value, same[name]) for name, value in feeds.items()):
+            return self._graph.run(before, self._levels, self._begin)
+        return self._graph.run(feeds, self._levels)
+
+
+def _names(values: Iterable[ir.Value | None]) -> list[str]:
+    return [str(value.name) for value in values if value is not None]
 
 
 def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str]) -> ir.Model:
     """Extract the part of a graph, with its weights, that computes `outputs` from the values in `outside`."""
-    known = {str(value.name) for value in model.graph.inputs}
-    known.update(str(value.name) for node in model.graph for value in node.outputs)
+    known = {*_names(model.graph.inputs), *(name for node in model.graph for name in _names(node.outputs))}
     graph = ir.convenience.extract(model.graph, sorted(outside & known), outputs)
     read = [value for value in graph.inputs if value.uses()]
     graph.inputs.clear()
@@ -269,31 +249,24 @@ def _extracted(model: ir.Model, outputs: Sequence[str], outside: AbstractSet[str
     return part
 
 
-def _weight_bytes(node: ir.Node) -> int:
-    weights = [value.const_value for value in node.inputs if value is not None]
+def _num_bytes(values: Iterable[ir.Value | None]) -> int:
+    weights = [value.const_value for value in values if value is not None]
     return sum(weight.nbytes for weight in weights if weight is not None)
 
 
-def _weight_names(node: ir.Node) -> list[str | None]:
-    return [value.name for value in node.inputs if value is not None and value.const_value is not None]
+def _weight_names(node: ir.Node) -> list[str]:
+    return _names(value for value in node.inputs if value is not None and value.const_value is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoutedLayer:
-    """A mixture-of-experts layer of an encoder, named after its scope.
-
-    Attributes:
-        tokens: name of the layer's input.
-        gate: weight of the router, float32 [dim, experts].
-        top_k: experts per token.
-        expert_bytes: bytes of one expert's stored weights.
-    """
+    """A mixture-of-experts layer of an encoder, named after its scope."""
 
     name: str
-    tokens: str
-    gate: Array
-    top_k: int
-    expert_bytes: int
+    tokens: str  # name of the layer's input
+    gate: Array  # weight of the router, float32 [dim, experts]
+    top_k: int  # experts per token
+    expert_bytes: int  # bytes of one expert's stored weights
 
     def choices(self, tokens: Array) -> Array:
         """Return the experts [n, k] of tokens [..., dim], the most likely first."""
@@ -316,14 +289,11 @@ class RoutedLayer:
 class ExpertInputs:
     """The encoder of a float32 or quantized bundle, with the inputs of its mixtures of experts as extra outputs.
 
-    `layers` contains the mixtures by scope, in order; it is empty for a dense model.
+    `layers` contains the mixtures by scope, in order; it is empty for a dense model. Packed bundles run with native
+    kernels, and raise KernelsError without them. Raises BundleError if the router of a mixture is not a weight.
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        """Read the encoder graph. Packed bundles run with native kernels, and raise KernelsError without them.
-
-        Raises BundleError if the router of a mixture of experts is not a weight.
-        """
         self.config = bundle.manifest.model
         model = ir.load(bundle.path / self.config.graphs()[0].file)
         self.layers = {layer.name: layer for node in model.graph if (layer := routed_layer(node)) is not None}
@@ -334,10 +304,7 @@ class ExpertInputs:
     def chunks(
         self, frames: Array, chunk_size: int | None = None, num_left_chunks: int = -1
     ) -> Iterator[dict[str, Array]]:
-        """Yield, for every chunk, the tokens [time, dim] that each mixture of experts reads, by the mixture's scope.
-
-        With full context, the whole recording is one chunk.
-        """
+        """Yield, for every chunk or the whole recording, the tokens [time, dim] of each mixture, by its scope."""
         windows = Windows(self.config, chunk_size)
         windows.accept(frames)
         windows.finish()
@@ -362,9 +329,6 @@ def routed_layer(node: ir.Node) -> RoutedLayer | None:
     x, gate, *weights = node.inputs
     if x is None or gate is None or gate.const_value is None:
         raise BundleError(f"{node.name} has no weight for its router")
-    makers = [weight.producer() if weight is not None else None for weight in weights]
-    stored = [maker.inputs[0] if maker else weight for maker, weight in zip(makers, weights, strict=True)]
-    num_bytes = sum(weight.const_value.nbytes for weight in stored if weight is not None and weight.const_value)
-    router = gate.const_value.numpy().astype(np.float32)
-    size = num_bytes // mixture.num_experts
+    num_bytes = _num_bytes(stored_value(weight) for weight in weights if weight is not None)
+    router, size = gate.const_value.numpy().astype(np.float32), num_bytes // mixture.num_experts
     return RoutedLayer(name=scope(node), tokens=str(x.name), gate=router, top_k=mixture.top_k, expert_bytes=size)

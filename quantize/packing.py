@@ -18,8 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from u2moe.quantize.arithmetic import Array
 from u2moe.quantize.formats import CONVERSIONS, conversion
 from u2moe.quantize.formats.conversion import WeightConversion
-from u2moe.quantize.layers import Weights
-from u2moe.quantize.passes.halves import stored_value
+from u2moe.quantize.layers import Weights, stored_value
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle.weight_formats import INT8, LAYERS, WEIGHT_FORMATS

@@ -13,8 +13,7 @@ import onnx_ir as ir
 
 from u2moe.quantize.changes import check_runs, finite_numbers, worst_layers, worst_of
 from u2moe.quantize.damage import damage_picture
-from u2moe.quantize.goals import Goal
-from u2moe.quantize.recipes import Recipe
+from u2moe.quantize.recipes import Goal, Recipe
 from u2moe.quantize.recordings import KEPT, read_features
 from u2moe.quantize.report import build_report, compare_bytes, front_picture
 from u2moe.quantize.run import opened_run
@@ -29,16 +28,10 @@ from u2moe.runtime.text.word_errors import words
 
 
 def quantize_bundle(
-    bundle: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    recipe: Recipe,
-    *,
-    audio: Sequence[Path] = (),
-    recordings: Sequence[Recording] = (),
-    goal: Goal | None = None,
-    overwrite: bool = False,
+    bundle: str | os.PathLike[str], out: str | os.PathLike[str], recipe: Recipe, *, audio: Sequence[Path] = (),
+    recordings: Sequence[Recording] = (), goal: Goal | None = None, overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[Bundle, dict[str, Any] | None]:
+) -> tuple[Bundle, dict[str, Any] | None]:  # fmt: skip
     """Quantize the bundle in folder `bundle` into a new one in folder `out`.
 
     Args:
@@ -87,7 +80,7 @@ def quantize_bundle(
                 search = FormatSearch(run, made, staging, goal)
                 made = search.choose()
             check_runs(made.bundle)
-            report = None
+            report: dict[str, Any] | None = None
             while heard:
                 with finite_numbers("on the recordings"):
                     report = build_report(run.source, made.bundle, made.changes, heard, recordings, progress=progress)
@@ -97,11 +90,11 @@ def quantize_bundle(
                 if search is None or not search.improve():
                     raise QuantizationError(risen, report)
                 made = search.made
-            if report is not None and recipe.calibration:
-                report["damage"] = search.report() if search else run.damage(made)
             if report is not None:
+                damage = None
+                if recipe.calibration:
+                    damage = report["damage"] = search.report() if search else run.damage(made)
                 progress("most damaging layers")
-                damage = report.get("damage")
                 layers = worst_of(damage["layers"]) if damage else worst_layers(run.source, made.bundle, heard[0][1])
                 report["changes"]["layers"] = layers
             manifest = made.written.manifest
@@ -116,7 +109,7 @@ def quantize_bundle(
                 if report is not None:
                     report["bytes"] = compare_bytes(source, staging.seal(manifest))
         if report is not None:
-            if damage := report.get("damage"):
+            if damage:
                 staging.add("damage.svg", damage_picture(damage))
                 if front := damage.get("front"):
                     staging.add("front.svg", front_picture(front, goal.max_damage))
@@ -128,21 +121,10 @@ def quantize_bundle(
 
 
 def sizes_of(
-    bundle: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    recipe: Recipe,
-    *,
-    overwrite: bool = False,
+    bundle: str | os.PathLike[str], out: str | os.PathLike[str], recipe: Recipe, *, overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Return the sizes of the files that `quantize_bundle` would write with the same arguments but no goal or report.
-
-    Weights are converted in a temporary folder next to `out`; nothing is measured.
-
-    Returns:
-        `groups`: bytes `before` and `after` for each group's weights. `files`: the same for all files together.
-        `ratio`: `after` of `files` divided by its `before`.
-    """
+) -> dict[str, Any]:  # fmt: skip
+    """Return `compare_bytes` of what `quantize_bundle` would write without a goal or report. Nothing is measured."""
     source = _open_float32(bundle, out, recipe)
     with (
         BundleWriter(out, overwrite=overwrite) as staging,

@@ -1,4 +1,4 @@
-"""Recipes: the number format of each group of weights, as validated data. Independent of graphs."""
+"""Recipes, the number format of each group of weights, and goals, as validated data. Independent of graphs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from u2moe.runtime.bundle.contract import WEIGHT_GROUPS
 from u2moe.runtime.bundle.weight_formats import FLOAT32, HALF, MATRICES, WEIGHT_FORMATS
+from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.validation import checked_choice
 
 FORMATS: Mapping[str, tuple[str, ...]] = {
@@ -92,13 +93,9 @@ NO_RECIPE = FLOAT32.name
 
 
 def recipe(
-    name: str,
-    groups: Mapping[str, str] | None = None,
-    *,
-    packed: bool = False,
-    calibration: Sequence[Path] = (),
+    name: str, groups: Mapping[str, str] | None = None, *, packed: bool = False, calibration: Sequence[Path] = (),
     exceptions: Mapping[str, str] | None = None,
-) -> Recipe:
+) -> Recipe:  # fmt: skip
     """Return the recipe of that name. `groups` changes its formats; the other arguments are fields of `Recipe`.
 
     Raises:
@@ -111,11 +108,45 @@ def recipe(
     changes = dict(groups or {})
     suffix = ",".join(f"{group}={kind}" for group, kind in sorted(changes.items()))
     return Recipe(
-        name=f"{name}[{suffix}]" if suffix else name,
-        groups={**(base.groups if base else {}), **changes},
-        whole=base.whole if base else None,
-        required=(*(base.required if base else ()), *(group for group, kind in changes.items() if kind != NO_RECIPE)),
-        packed=packed,
-        calibration=tuple(calibration),
+        name=f"{name}[{suffix}]" if suffix else name, groups={**(base.groups if base else {}), **changes},
+        whole=base.whole if base else None, packed=packed, calibration=tuple(calibration),
         exceptions=dict(exceptions or {}),
-    )
+        required=(*(base.required if base else ()), *(group for group, kind in changes.items() if kind != NO_RECIPE)),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal(Checked):
+    """Limits for a quantized bundle.
+
+    With a limit on damage, the smallest bundle within all limits is chosen; otherwise the one with the least damage.
+
+    Attributes:
+        max_damage: limit on `Difference.changed_tokens`, measured on recordings that are not used to choose
+            formats (0.005: 0.5 %). The upper end of its confidence interval must not exceed the limit.
+        max_divergence: limit on `Difference.divergence` on the same recordings, in nats per encoder frame. The upper
+            end of its confidence interval must not exceed the limit.
+        max_wer_increase: limit on the increase of the word error rate on recordings with transcripts (0.005: half a
+            percentage point).
+        max_bytes: limit on the size of the bundle.
+        target_rtf: limit on the encoder's time per second of audio, with one thread on this machine.
+        resume: until the new bundle is complete, keep measurements in a file next to it, and reuse those of an
+            interrupted run.
+    """
+
+    max_damage: float | None = option("number", None, above=0, most=1)
+    max_divergence: float | None = option("number", None, above=0)
+    max_wer_increase: float | None = option("number", None)
+    max_bytes: float | None = option("number", None, above=0)
+    target_rtf: float | None = option("number", None, above=0)
+    resume: bool = False
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """All limits."""
+        return {name: value for name, value in vars(self).items() if name != "resume" and value is not None}
+
+    @property
+    def searched(self) -> dict[str, float]:
+        """Limits that are met by choosing each layer's format according to the damage that the formats cause."""
+        return {name: value for name, value in self.limits.items() if name != "max_wer_increase"}

@@ -13,9 +13,8 @@ import numpy as np
 
 from u2moe.quantize.arithmetic import Array
 from u2moe.quantize.comparison import DOUBT, share_of
-from u2moe.quantize.goals import Goal
 from u2moe.quantize.observed import LeanSettings
-from u2moe.quantize.recipes import LONGEST_S, Recipe
+from u2moe.quantize.recipes import LONGEST_S, Goal, Recipe
 from u2moe.runtime.audio.reading import read_blocks
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
@@ -47,14 +46,13 @@ def read_features(
 
     For a file written by `keep_calibration`, the recordings that it stores are returned.
     """
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(0) if is_noisy else None
     result: list[tuple[Path, Array]] = []
     for file in files:
-        kept = _kept(bundle, file) if file.suffix == KEPT else [(file, None)]
-        for name, found in kept:
+        for name, found in _kept(bundle, file) if file.suffix == KEPT else [(file, None)]:
             if limit <= 0:
                 return result
-            frames = (_heard(bundle, file, limit, random if is_noisy else None) if found is None else found)[:limit]
+            frames = (_heard(bundle, file, limit, random) if found is None else found)[:limit]
             if len(frames) >= bundle.manifest.model.window:
                 result.append((name, frames))
                 limit -= len(frames)
@@ -78,12 +76,9 @@ def _kept(bundle: Bundle, file: Path) -> Iterator[tuple[Path, Array]]:
     try:
         with file.open("rb") as stream, np.load(stream) as arrays:
             about, *features = (arrays[name] for name in arrays.files)
-        about = json.loads(str(about))
-        is_ours = about["format"] == FORMAT and all(
-            frames.dtype == np.float32 and frames.shape[1:] == (bundle.manifest.model.feature_size,)
-            for frames in features
-        )
-        names, owner = about["recordings"], about["bundle"]
+        about, shape = json.loads(str(about)), (bundle.manifest.model.feature_size,)
+        are_features = [frames.dtype == np.float32 and frames.shape[1:] == shape for frames in features]
+        names, owner, is_ours = about["recordings"], about["bundle"], about["format"] == FORMAT and all(are_features)
     except (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise AudioError(f"{file}: cannot be read as a calibration file: {error}") from error
     if owner != bundle.fingerprint:
@@ -93,25 +88,6 @@ def _kept(bundle: Bundle, file: Path) -> Iterator[tuple[Path, Array]]:
     if not is_ours or len(names) != len(features):
         raise AudioError(f"{file}: is incomplete or was written by another version of u2moe")
     yield from zip(map(Path, names), features, strict=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Audio:
-    """Features [frames, mel] of recordings or their pieces.
-
-    Attributes:
-        calibrates: pieces that determine how layers are scaled and rounded.
-        chooses: pieces on which the damage of each layer is measured, in order to choose formats.
-        judges: pieces on which written bundles are compared with the float32 bundle. If the `Goal` limits damage, size
-            or time, these pieces differ from `chooses`. Otherwise, they equal `chooses`, and `calibrates` contains them
-            if the audio is shorter than four minutes in total.
-        seconds: total duration of the pieces in `calibrates`.
-    """
-
-    calibrates: Sequence[Array] = ()
-    chooses: Sequence[Array] = ()
-    judges: Sequence[Array] = ()
-    seconds: float = 0.0
 
 
 def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path], file: Path) -> None:
@@ -139,6 +115,20 @@ def keep_calibration(bundle: str | os.PathLike[str], recordings: Sequence[Path],
     content = io.BytesIO()
     np.savez(content, np.array(json.dumps(about)), *(frames for _, frames in found))
     write_bytes(file, content.getvalue())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audio:
+    """Features [frames, mel] of recordings or their pieces, and their total duration in `calibrates` in seconds.
+
+    If the `Goal` limits damage, size or time, `judges` differs from `chooses`. Otherwise, both are equal, and
+    `calibrates` contains them if the audio is shorter than four minutes in total.
+    """
+
+    calibrates: Sequence[Array] = ()  # pieces that determine how layers are scaled and rounded
+    chooses: Sequence[Array] = ()  # pieces on which the damage of each layer is measured, in order to choose formats
+    judges: Sequence[Array] = ()  # pieces on which written bundles are compared with the float32 bundle
+    seconds: float = 0.0
 
 
 def read_audio(bundle: Bundle, recipe: Recipe, goal: Goal) -> Audio:
@@ -184,11 +174,8 @@ def _check_length(bundle: Bundle, judges: Sequence[Array], limit: float, total_s
         )
 
 
-def _divided(pieces: Sequence[Array], limit: float) -> tuple[list[Array], list[Array]]:
+def _divided(pieces: Sequence[Array], limit: float) -> tuple[Sequence[Array], Sequence[Array]]:
     """Split `pieces` after the first ones that together have at least `limit` frames. Return both parts."""
-    first: list[Array] = []
-    for piece in pieces:
-        if sum(map(len, first)) >= limit:
-            break
-        first.append(piece)
-    return first, list(pieces[len(first) :])
+    ends = np.cumsum([0, *map(len, pieces)])
+    number = int(np.searchsorted(ends, limit))
+    return pieces[:number], pieces[number:]

@@ -47,13 +47,9 @@ def build_report(
 ) -> dict[str, Any]:  # fmt: skip
     """Return a comparison of `quantized` with its float32 bundle, `reference`, as plain data for `report.json`.
 
-    Args:
-        reference: the float32 bundle.
-        quantized: the bundle made from it.
-        changes: the replaced weights, by the name of the new weight.
-        audio: files of real speech with their features, float32 [frames, mel], to compare outputs, routing and speed.
-        recordings: recordings with transcripts. Without them, the report has no section on word errors.
-        progress: called with a line for each section.
+    `changes` are the replaced weights, by the name of the new weight. Outputs, routing and speed are compared on
+    `audio`: files of real speech with their features, float32 [frames, mel]. Without `recordings`, which have
+    transcripts, the report has no section on word errors. `progress` is called with a line for each section.
     """
     progress("weights")
     report: dict[str, Any] = {
@@ -78,7 +74,10 @@ def build_report(
 
 
 def compare_bytes(reference: Bundle, quantized: Bundle) -> dict[str, Any]:
-    """Return the size of each group of weights, and of all files, in bytes before and after quantization."""
+    """Return the bytes `before` and `after` for the weights of each of the `groups` and for all `files`, and `ratio`.
+
+    The ratio is that of all files: `after` divided by `before`.
+    """
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for index, bundle in enumerate((reference, quantized)):
         for graph in bundle.manifest.model.graphs():
@@ -112,19 +111,15 @@ def weight_errors(quantized: Bundle, changes: Mapping[str, Change]) -> dict[str,
 
 
 def output_errors(reference: Model, quantized: Model, features: Sequence[Array]) -> dict[str, float]:
-    """Return errors of encoder output and log-probabilities, and the share of frames with the same best token.
-
-    Both models encode each recording with full context.
-    """
+    """Return errors of encoder output and log-probabilities in full context, and the share of equal best tokens."""
     outputs = [(reference.encode(frames), quantized.encode(frames)) for frames in features]
     log_probs = [(reference.ctc(pair[0]), quantized.ctc(pair[1])) for pair in outputs]
     expected, found = (np.concatenate(part) for part in zip(*log_probs, strict=True))
-    encoder = [np.concatenate(part) for part in zip(*outputs, strict=True)]
     # the best token always counts, because an untrained network with a large vocabulary has no token above 1 %
     likely = (expected > np.log(0.01)) | (expected == expected.max(axis=1, keepdims=True))
     return {
         "frames": len(expected),
-        "encoder_relative": relative_error(encoder[0], encoder[1]),
+        "encoder_relative": relative_error(*(np.concatenate(part) for part in zip(*outputs, strict=True))),
         "log_probs_mean": float(np.abs(expected - found)[likely].mean()),
         "log_probs_max": float(np.abs(expected - found)[likely].max()),
         "same_best_token": float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
@@ -149,9 +144,8 @@ def compare_text(
     recognizers = [Recognizer(bundle, model) for bundle, model in zip((reference, quantized), models, strict=True)]
     searches: tuple[SearchMethod, ...] = ("ctc_greedy", "ctc_prefix_beam", "attention_rescoring")
     searches = searches if models[0].has_decoder else searches[:2]
-    chunk_sizes = (None, 16) if models[0].config.streaming else (None,)
     result: dict[str, Any] = {}
-    for chunk_size, search in itertools.product(chunk_sizes, searches):
+    for chunk_size, search in itertools.product((None, 16) if models[0].config.streaming else (None,), searches):
         name = f"{search}, {'full context' if chunk_size is None else f'chunk {chunk_size}'}"
         progress(f"text: {name}")
         options = DecodingOptions(search=search, chunk_size=chunk_size)
@@ -189,12 +183,9 @@ def compare_speed(reference: Model, quantized: Model, frames: Array) -> dict[str
 def encoder_times(
     models: Sequence[Model], frames: Array, chunks: tuple[int | None, int], repetitions: int
 ) -> list[list[float]]:
-    """Return each model's encoder times in seconds. The models take turns.
-
-    `chunks`: chunk size and number of left chunks, as in `Model.encode`.
-    """
+    """Return each model's encoder times in seconds. `chunks`: chunk size and number of left chunks."""
     times: list[list[float]] = [[] for _ in models]
-    for _ in range(repetitions + 1):
+    for _ in range(repetitions + 1):  # the models take turns
         for series, model in zip(times, models, strict=True):
             start = time.perf_counter()
             model.encode(frames, *chunks)
@@ -206,13 +197,11 @@ def describe_bytes(sizes: Mapping[str, Any], errors: Mapping[str, Any]) -> list[
     """Return the results of `compare_bytes` and `weight_errors` as the lines of a table."""
     head = f" {'error':>8} {'worst':>8}" if errors else ""
     lines = [f"{'weights':24} {'before':>14} {'after':>14} {'ratio':>7}{head}"]
-    for group, size in sizes["groups"].items():
+    for group, size in {**sizes["groups"], "all files": sizes["files"]}.items():
         error = errors.get(group)
         shown = f" {error['relative']:8.2%} {error['worst']:8.2%}" if error else ""
         ratio = size["after"] / size["before"] if size["before"] else 1.0
         lines.append(f"{group:24} {size['before']:14,} {size['after']:14,} {ratio:7.1%}{shown}")
-    files = sizes["files"]
-    lines.append(f"{'all files':24} {files['before']:14,} {files['after']:14,} {sizes['ratio']:7.1%}")
     return lines
 
 
@@ -226,10 +215,10 @@ def describe(report: Mapping[str, Any]) -> str:
         )
     if damage := report.get("damage"):
         lines += [*describe_damage(damage), *describe_front(damage.get("front", []))]
-        for step in damage.get("steps", []):
-            lines.append(
-                f"{step['format']} for {step['layer']}: {step['gain']:.4f} nats less, {step['bytes'] / 1e6:.2f} MB more"
-            )
+        lines += [
+            f"{step['format']} for {step['layer']}: {step['gain']:.4f} nats less, {step['bytes'] / 1e6:.2f} MB more"
+            for step in damage.get("steps", [])
+        ]
     outputs = report["outputs"]
     lines.append(
         f"on {outputs['frames']} encoder frames: encoder output differs by {outputs['encoder_relative']:.2%}, "
@@ -237,16 +226,14 @@ def describe(report: Mapping[str, Any]) -> str:
         f"{outputs['log_probs_mean']:.3f} (at most {outputs['log_probs_max']:.2f}), "
         f"best token unchanged in {outputs['same_best_token']:.2%}"
     )
-    agreement = report["routing_agreement"]
-    if agreement:
-        worst = min(agreement, key=lambda layer: agreement[layer])
-        mean = statistics.fmean(agreement.values())
+    if agreement := report["routing_agreement"]:
+        worst, mean = min(agreement, key=agreement.__getitem__), statistics.fmean(agreement.values())
         lines.append(f"tokens with unchanged experts: {mean:.2%}, fewest in {worst}: {agreement[worst]:.2%}")
-    for name, item in report.get("text", {}).items():
-        lines.append(
-            f"{name:38} WER {item['wer_before']:7.2%} -> {item['wer_after']:7.2%} of {item['num_words']} words, "
-            f"token agreement {item['token_agreement']:.2%}"
-        )
+    lines += [
+        f"{name:38} WER {item['wer_before']:7.2%} -> {item['wer_after']:7.2%} of {item['num_words']} words, "
+        f"token agreement {item['token_agreement']:.2%}"
+        for name, item in report.get("text", {}).items()
+    ]
     for name, item in report["speed"]["encoder"].items():
         verdict = "about equally fast" if not item["differs"] else "faster" if item["speedup"] > 1 else "SLOWER"
         lines.append(
@@ -258,20 +245,17 @@ def describe(report: Mapping[str, Any]) -> str:
 
 def describe_front(front: Front) -> list[str]:
     """Return a table as lines: each choice with its size, divergence and smallest `--max-damage` that allows it."""
-    lines = ["choices of the search: size, divergence, and the smallest --max-damage that allows them"]
+    lines = ["choices of the search: size, divergence, and the smallest --max-damage that allows them"] * bool(front)
     for point in front:
         share = ("" if point["written"] else "about ") + f"{point['at_most']:.2%}"
         lines.append(f"{point['bytes'] / 1e6:9.2f} MB {point['divergence']:12.5f} nats per frame {share:>15}")
-    return lines if front else []
+    return lines
 
 
 def front_picture(front: Front, limit: float | None) -> str:
     """Draw a bar for each choice's share of changed tokens, in the order of `front`, and one for the limit."""
-    rows = []
-    for point in front:
-        bar = (0 if point["written"] else 1, 100 * point["at_most"], f"{point['at_most']:.2%}")
-        rows.append((f"{point['bytes'] / 1e6:.2f} MB", [bar]))
-    if limit is not None:
-        rows.append(("limit", [(2, 100 * limit, f"{limit:.2%}")]))
+    shares = [(f"{point['bytes'] / 1e6:.2f} MB", 0 if point["written"] else 1, point["at_most"]) for point in front]
+    shares += [] if limit is None else [("limit", 2, limit)]
+    rows = [(name, [(number, 100 * share, f"{share:.2%}")]) for name, number, share in shares]
     title = "changed tokens in %, upper limit of the interval, by total file size"
     return bar_picture(title, ["written and compared", "estimated from the divergence", "--max-damage"], rows)

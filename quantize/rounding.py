@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -24,14 +24,14 @@ import onnxruntime
 from u2moe.quantize.arithmetic import NOTHING, Array, Float
 from u2moe.quantize.formats.conversion import Parts, WeightConversion
 from u2moe.quantize.layers import ExpertLayer, Weights, calls, layer_of
-from u2moe.quantize.observed import SwitchedGraph, observed_model, routed_layer, trim_memory
+from u2moe.quantize.observed import SwitchedGraph, Values, observed_model, routed_layer, trim_memory
 from u2moe.quantize.progress import shares
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.ctc import ctc_greedy_search
 from u2moe.runtime.errors import AudioError, QuantizationError
-from u2moe.runtime.graph.builder import ATTRIBUTES, IR_VERSION
+from u2moe.runtime.graph.activation import activation
+from u2moe.runtime.graph.builder import IR_VERSION, GraphBuilder
 from u2moe.runtime.graph.file import array_of, group_of, shape_of
-from u2moe.runtime.graph.layers import activation_layer
 from u2moe.runtime.model.settings import DEFAULT_PROVIDER
 
 PRODUCTS = ("Linear", "FeedForward", "GatedFeedForward", "MixtureOfExperts", "Subsampling")
@@ -39,6 +39,9 @@ PIECE_FRAMES = 3000
 """Maximum feature frames per encoder call, because attention over a long recording needs too much memory."""
 PIECE_ROWS = 8192
 """Maximum rows in memory at a time."""
+DAMPING = 0.05
+"""Regularisation: this fraction of the inputs' mean second moment is added to the second moment of each input."""
+Double = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,30 +66,17 @@ class Rows:
         return rows if self.exponents is None else np.ldexp(rows, -self.exponents)
 
 
-@dataclass(frozen=True)
-class StoredWeight:
-    """A rounded weight: the file that stores its parts, and its bias, if any."""
-
-    file: Path
-    bias: Float | None
-
-    def parts(self) -> Parts:
-        """Read the parts of the weight from `file`."""
-        with np.load(self.file) as arrays:
-            return [arrays[name] for name in arrays.files]
-
-
 class Activations:
     """Recorded activations (rows [n, channels] by name), and the weights whose rounding was fitted to them.
 
-    `products` counts those fitted to recorded rows (`compensated_products`), and those with too few rows for fitting
-    (`plain_products`). `done` is called after each layer or expert with the number of its weights that were rounded.
+    Both are kept in files in a folder. `products` counts the weights fitted to recorded rows (`compensated_products`),
+    and those with too few rows for fitting (`plain_products`). `done` is called after each layer or expert with the
+    number of its weights that were rounded.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Keep rows and weights in files in `folder`."""
         self._folder, self._sizes, self._exponents = folder, dict[str, int](), dict[str, Array]()
-        self._rounded: dict[Any, list[StoredWeight]] = {}
+        self._rounded: dict[Any, list[tuple[Path, Float | None]]] = {}
         self.products: Counter[str] = Counter()
         self.done: Callable[[int], None] = lambda _: None
 
@@ -107,14 +97,14 @@ class Activations:
         found = Rows(file=self._file(name), channels=self._sizes[name], exponents=self._exponents.get(name))
         return found if len(found) else None
 
-    def rounded(self, key: Any, fit: Callable[[], Iterable[RoundedWeight]]) -> Sequence[StoredWeight]:
-        """Return the result of `fit`, stored in files. `fit` is called only once for each key."""
+    def rounded(self, key: Any, fit: Callable[[], Iterable[RoundedWeight]]) -> Sequence[tuple[Path, Float | None]]:
+        """Return a file with the parts, and any bias, of each result of `fit`, which is called only once for a key."""
         if key not in self._rounded:
             stored = []
             for number, product in enumerate(fit()):
                 file = self._folder / f"rounded-{len(self._rounded)}-{number}.npz"
                 np.savez(file, *product.parts)
-                stored.append(StoredWeight(file, product.bias))
+                stored.append((file, product.bias))
             self._rounded[key] = stored
         return self._rounded[key]
 
@@ -154,10 +144,7 @@ def recorded(
 
 
 class _Recorder:
-    """A session that adds the inputs of a graph's products to `activations`, except those that `others` names.
-
-    `others` contains the inputs that other recorders add; this recorder adds its own.
-    """
+    """A session that adds the inputs of a graph's products to `activations`, except the `others` of other recorders."""
 
     def __init__(self, model: ir.Model, activations: Activations, others: set[str]) -> None:
         self._activations = activations
@@ -167,7 +154,7 @@ class _Recorder:
         others.update(self._layers)
         self._graph = SwitchedGraph(model, observed=self._layers)
 
-    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+    def run(self, feeds: Values) -> Values:
         """Run as `Session.run` does."""
         found = self._graph.run(feeds)
         for name, rows in self._graph.seen.items():
@@ -176,11 +163,6 @@ class _Recorder:
                 raise QuantizationError(f"calibration: on the recordings, {layer} receives NaN or infinity")
             self._activations.add(name, rows)
         return found
-
-
-Double = npt.NDArray[np.float64]
-DAMPING = 0.05
-"""Regularisation: this fraction of the inputs' mean second moment is added to the second moment of each input."""
 
 
 @dataclass(frozen=True)
@@ -216,16 +198,14 @@ def fitted_layer(
         active = activation(values[0])
         return active if len(values) == 1 else active * values[1]
 
+    def both(rows: slice) -> tuple[Float, Float]:
+        expected = hidden([RoundedWeight((), *product)(tokens[rows]) for product in first])
+        return expected, hidden([product(tokens[rows]) for product in rounded])
+
     first = products[: max(len(products) - 1, 1)]
     # the same array twice, because the first products receive the inputs of the float32 products
     rounded = [fitted(lambda rows: (tokens[rows],) * 2, shares, *product, conversion) for product in first]
-    if len(products) > 1:
-
-        def both(rows: slice) -> tuple[Float, Float]:
-            expected = hidden([RoundedWeight((), *product)(tokens[rows]) for product in first])
-            return expected, hidden([product(tokens[rows]) for product in rounded])
-
-        rounded.append(fitted(both, shares, *products[-1], conversion))
+    rounded += [fitted(both, shares, *product, conversion) for product in products[len(first) :]]
     return rounded
 
 
@@ -264,10 +244,7 @@ def fitted(
 
 
 def compensated(weight: Array, moments: Double, conversion: WeightConversion) -> Parts:
-    """Round a weight [in, out] to minimise the error of the outputs instead of the weight's own error.
-
-    `moments` [in, in] contains the sums of products of the inputs. It is positive definite.
-    """
+    """Round a weight [in, out] so that outputs have the least error; `moments` [in, in]: sums of inputs' products."""
     # row i of `factors` divided by its diagonal element contains the corrections of later rows for an error of 1
     factors = np.linalg.cholesky(np.linalg.inv(moments)).T
     sizes = factors.diagonal()
@@ -290,30 +267,35 @@ def rounded_products(
 ) -> list[ir.Value]:  # fmt: skip
     """Return new inputs for a layer's products: each weight's integers and other parts, and any bias.
 
-    See `fitted_layer`. `rows` contains the layer's inputs [n, in] and, for each row, the layer's share of the output
-    [n]. If there are fewer rows than channels, each weight is simply rounded to the nearest value. `activations` counts
-    the products that are rounded in this way and those that are fitted.
+    `rows` contains the layer's inputs [n, in] and, for each row, its share of the output [n]; see `fitted_layer`. If
+    there are fewer rows than channels, each weight is simply rounded to the nearest value.
     """
-    made: Sequence[StoredWeight | None] = [None] * len(products)
+
+    def fit() -> list[RoundedWeight]:
+        floats = [(array_of(weight), None if bias is None else array_of(bias)) for weight, bias in products]
+        return fitted_layer(floats, _activation(kind), *rows, conversion) if rows else []
+
+    made: Sequence[tuple[Path | None, Float | None]] = [(None, None)] * len(products)
     if activations is not None:
         enough = rows is not None and len(rows[0]) >= shape_of(products[0][0])[0]
         activations.products["compensated_products" if enough else "plain_products"] += len(products)
-        if rows is not None and enough:
-
-            def fit() -> list[RoundedWeight]:
-                floats = [(array_of(weight), None if bias is None else array_of(bias)) for weight, bias in products]
-                return fitted_layer(floats, _activation(kind), *rows, conversion)
-
+        if enough:
             made = activations.rounded((conversion, *(weight.name for weight, _ in products)), fit)
         activations.done(sum(math.prod(shape_of(weight)) for weight, _ in products))
     inputs: list[ir.Value] = []
-    for (weight, bias), product in zip(products, made, strict=True):
-        inputs += weights.converted(weight, conversion, made=product.parts if product else None)
-        if bias is not None and product is not None and product.bias is not None:
-            name, read = f"{bias.name}.calibrated", partial(np.asarray, product.bias)
-            bias = weights.add(name, ir.DataType.FLOAT, product.bias.shape, read, group_of(bias))  # noqa: PLW2901
-        inputs += [] if bias is None else [bias]
+    for (weight, bias), (file, fitted_bias) in zip(products, made, strict=True):
+        inputs += weights.converted(weight, conversion, made=None if file is None else partial(_parts_in, file))
+        if bias is not None and fitted_bias is not None:
+            name, read = f"{bias.name}.calibrated", partial(np.asarray, fitted_bias)
+            inputs.append(weights.add(name, ir.DataType.FLOAT, fitted_bias.shape, read, group_of(bias)))
+        elif bias is not None:
+            inputs.append(bias)
     return inputs
+
+
+def _parts_in(file: Path) -> Parts:
+    with np.load(file) as arrays:
+        return [arrays[name] for name in arrays.files]
 
 
 def rounded_experts(
@@ -325,13 +307,14 @@ def rounded_experts(
         begins = range(0, len(tokens), PIECE_ROWS)
         shares = np.concatenate([router.shares(tokens[begin : begin + PIECE_ROWS]) for begin in begins])
     experts = []
-    for index, weight in enumerate(zip(layer.w1, layer.w2, strict=True)):
-        biases, own = (layer.b1[index], layer.b2[index]) if layer.mixture.bias else (None, None), None
+    for index, own in enumerate(layer.experts):
+        biases: Sequence[ir.Value | None] = own[1::2] if layer.mixture.bias else [None, None]
+        products = list(zip(own[:: len(own) // 2], biases, strict=True))
+        rows = None
         if tokens is not None:
             (chosen,) = np.nonzero(shares[:, index])
-            own = replace(tokens, chosen=chosen), shares[chosen, index]
-        products = list(zip(weight, biases, strict=True))
-        experts.append(rounded_products(weights, products, conversion, layer.mixture.activation, own, activations))
+            rows = replace(tokens, chosen=chosen), shares[chosen, index]
+        experts.append(rounded_products(weights, products, conversion, layer.mixture.activation, rows, activations))
     return experts
 
 
@@ -340,12 +323,11 @@ def _activation(kind: str) -> Callable[[Float], Float]:
     """Return an activation as a function of arrays, computed as in graphs; for "", return the identity."""
     if not kind:
         return lambda values: values
-    function = activation_layer(kind)
-    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", "columns"))
-    call = ir.node(function.name, [x], function.meta[ATTRIBUTES], domain=function.domain)
-    call.outputs[0].name, call.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
-    opsets = {**function.opset_imports, function.domain: 1}
-    graph = ir.Graph([x], call.outputs, nodes=[call], opset_imports=opsets, name="activation")
-    content = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION, functions=[function])).SerializeToString()
+    g, x = GraphBuilder("activation"), ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", "columns"))
+    y = activation(g, x, kind)
+    y.type = x.type
+    nodes, constants = g.tape.nodes, g.tape.initializers
+    graph = ir.Graph([x], [y], nodes=nodes, initializers=constants, opset_imports=g.opset_imports, name=g.name)
+    content = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=[DEFAULT_PROVIDER])
     return lambda values: np.asarray(session.run(None, {"x": values})[0])

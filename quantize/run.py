@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,15 @@ import onnx_ir as ir
 from u2moe.quantize.changes import finite_numbers
 from u2moe.quantize.comparison import Difference, compare
 from u2moe.quantize.damage import DamageMeter
-from u2moe.quantize.goals import Goal
 from u2moe.quantize.layers import Change, layer_of
 from u2moe.quantize.observed import LeanSettings
 from u2moe.quantize.packing import pack_graph, save_mapped
 from u2moe.quantize.passes import quantize_graph
 from u2moe.quantize.progress import shares
-from u2moe.quantize.recipes import BLOCK_SIZES, Recipe
+from u2moe.quantize.recipes import BLOCK_SIZES, Goal, Recipe
 from u2moe.quantize.recordings import Audio, read_audio
 from u2moe.quantize.rounding import Activations, recorded
-from u2moe.quantize.smoothing import rewritten_bundle, smooth
+from u2moe.quantize.smoothing import add_others, rewritten_bundle, smooth
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.weight_formats import quantized
 from u2moe.runtime.bundle_folder import Bundle
@@ -40,9 +38,8 @@ from u2moe.runtime.whole_file import locked
 
 Progress = Callable[[str], None]
 GOAL_BYTES = 400
-TEMPORARY = "quantizing-"
-"""Prefix of the names of temporary folders."""
-LOCK_FILE = "lock"
+TEMPORARY, LOCK_FILE = "quantizing-", "lock"
+"""Prefix of the names of temporary folders, and the file in them that is locked while they are used."""
 UNROUNDED = {"embeddings", "subsampling"}
 """Groups of weights that are rounded without recordings."""
 UNLOCKED_S = 10
@@ -74,25 +71,15 @@ class QuantizedBundle:
 
 @dataclass(frozen=True)
 class QuantizationRun:
-    """Makes quantized versions of one float32 bundle and measures their damage; see `opened_run`.
+    """Makes quantized versions of one float32 bundle and measures their damage; see `opened_run`."""
 
-    Attributes:
-        source: the bundle, smoothed if there are recordings.
-        folder: folder for temporary files.
-        progress: called with a line for each step.
-        audio: the recordings; empty without any.
-        activations: inputs of layers on the calibration recordings, or None.
-        journal: file of measurements, or None.
-        layout: version of the native kernels' layout; 0 for recipes that do not pack.
-    """
-
-    source: Bundle
-    folder: Path
+    source: Bundle  # smoothed if there are recordings
+    folder: Path  # for temporary files
     progress: Progress
     audio: Audio = field(default_factory=Audio)
-    activations: Activations | None = None
-    journal: Path | None = None
-    layout: int = 0
+    activations: Activations | None = None  # inputs of layers on the calibration recordings
+    journal: Path | None = None  # file of measurements
+    layout: int = 0  # version of the native kernels' layout; 0 for recipes that do not pack
 
     def quantize(self, recipe: Recipe, staging: BundleWriter) -> QuantizedBundle:
         """Stage the bundle with quantized graphs, replacing what was staged before. The manifest records the recipe.
@@ -120,10 +107,7 @@ class QuantizationRun:
         counts = Counter(change.group for change in changes.values())
         if not recipe.exceptions:
             _check_found(self.source, recipe, counts)
-        staged = tuple(graph.file for graph in graphs)
-        for name in self.source.manifest.files:
-            if not name.startswith(staged):  # neither graphs nor their weights
-                staging.add(name, self.source.path / name)
+        add_others(staging, self.source)
         record = self._record(recipe, counts)
         if kept:
             record["beyond_half_precision"] = sorted(kept)
@@ -144,10 +128,7 @@ class QuantizationRun:
         return made if best == made.recipe else self.quantize(best, staging)
 
     def compare(self, made: QuantizedBundle) -> Difference:
-        """Compare the new bundle with the float32 bundle on the recordings in `audio.judges`.
-
-        Raises QuantizationError if a graph returns NaN or infinity.
-        """
+        """Compare with float32 on `audio.judges`. Raises QuantizationError if a graph returns NaN or infinity."""
         judges, show = self.audio.judges, shares(self.progress, "comparing with float32")
         with finite_numbers("on the recordings"):
             reference = self.source.load(LeanSettings())
@@ -176,13 +157,10 @@ class QuantizationRun:
             if not num_packed:
                 found = made.manifest.quantization["recipe"]
                 raise BundleError(f"with recipe {found}, native kernels use none of the weights; nothing can be packed")
-            for name in made.manifest.files:
-                if not (other.path / name).exists() and not name.endswith(".onnx.data"):
-                    other.add(name, made.path / name)
+            add_others(other, made)
             quantization = {**made.manifest.quantization, contract.PACKED: self.layout}
-            return other.finish(
-                with_external(dataclasses.replace(made.manifest, quantization=quantization), other.path)
-            )
+            manifest = dataclasses.replace(made.manifest, quantization=quantization)
+            return other.finish(with_external(manifest, other.path))
 
     def _record(self, recipe: Recipe, changed: Counter[str]) -> dict[str, Any]:
         """Return the manifest's record of the recipe."""
@@ -201,19 +179,20 @@ class QuantizationRun:
 
 def _rounding(model: ir.Model, recipe: Recipe, file: str, progress: Progress) -> Callable[[int], None]:
     """Return a callback for `Activations.done` that reports the progress of rounding a graph's weights."""
-    sizes = [math.prod(shape_of(value)) for value in model.graph.initializers.values()
-             if group_of(value) in recipe.quantized.keys() - UNROUNDED and len(shape_of(value)) == 2]  # fmt: skip
-    show, done = shares(progress, f"rounding {file}"), 0
+    groups = recipe.quantized.keys() - UNROUNDED
+    shapes = [shape_of(value) for value in model.graph.initializers.values() if group_of(value) in groups]
+    total, done = sum(math.prod(shape) for shape in shapes if len(shape) == 2), 0
+    show = shares(progress, f"rounding {file}")
 
     def report(size: int) -> None:
         nonlocal done
         done += size
-        show(min(done / max(sum(sizes), 1), 1.0))
+        show(min(done / max(total, 1), 1.0))
 
     return report
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened_run(
     bundle: Bundle, recipe: Recipe, goal: Goal, beside: Path, progress: Progress, journal: Path | None = None
 ) -> Iterator[QuantizationRun]:
@@ -248,7 +227,7 @@ def opened_run(
         yield dataclasses.replace(run, source=smoothed, audio=audio, activations=activations)
 
 
-@contextmanager
+@contextlib.contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """Create a folder for temporary files, and remove the folders that killed processes left behind."""
     for other in beside.glob(f"{TEMPORARY}*"):

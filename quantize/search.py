@@ -1,18 +1,20 @@
 """A search for layer formats. It chooses formats by divergence, which is smooth, and judges them by changed tokens."""
 
+import bisect
 import dataclasses
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from u2moe.quantize.arithmetic import NOTHING
 from u2moe.quantize.comparison import DOUBT, Difference, compare
 from u2moe.quantize.damage import Damage
-from u2moe.quantize.goals import Goal, Ladder, Step
 from u2moe.quantize.observed import LeanSettings, Levels
 from u2moe.quantize.progress import shares
+from u2moe.quantize.recipes import Goal
 from u2moe.quantize.report import encoder_times
 from u2moe.quantize.run import QuantizationRun, QuantizedBundle
 from u2moe.runtime.bundle.weight_formats import HALF, INT8, WEIGHT_FORMATS
@@ -31,6 +33,66 @@ LEAST_FALL, LEAST_SHARE = 0.5, 0.01
 `LEAST_FALL` times its divergence."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """A change of one layer to a better format: from the level `after` to the lower level `level`.
+
+    `gain` is the divergence that the step removes, in nats per frame, and `bytes` what it adds to the bundle.
+    """
+
+    layer: str
+    after: int
+    level: int
+    gain: float
+    bytes: int
+
+
+class Ladder:
+    """Steps to better formats, ordered by gain per byte, the largest first; a greedy search takes them in this order.
+
+    Before the first step, all layers are at their last levels; after the last step, at level 0.
+    """
+
+    def __init__(self, damage: Damage) -> None:
+        self._most = {item.layer: len(item.bytes) - 1 for item in damage.layers}
+        self.steps: list[Step] = []
+        for item in damage.layers:
+            level = self._most[item.layer]
+            while level > 0:  # by decreasing gain per byte; a step skips levels if it gains more per byte that way
+                options = [
+                    Step(item.layer, level, lower, item.alone[level] - item.alone[lower], size - item.bytes[level])
+                    for lower, size in enumerate(item.bytes[:level])
+                ]
+                self.steps.append(max(options, key=lambda step: (step.gain / max(step.bytes, 1), step.level)))
+                level = self.steps[-1].level
+        # a stable sort by rounded gain per byte, because processors differ in the last digits
+        self.steps.sort(key=lambda step: -float(f"{step.gain / max(step.bytes, 1):.3g}"))
+
+    def levels(self, steps: Sequence[Step]) -> Levels:
+        """Return the level of each layer after these steps."""
+        levels = dict(self._most)
+        for step in steps:
+            levels[step.layer] = min(levels[step.layer], step.level)
+        return levels
+
+    def fewest(self, is_enough: Callable[[Levels], bool]) -> list[Step]:
+        """Find, by bisection, the shortest prefix of steps that is enough. If no prefix is enough, return all steps."""
+        numbers = range(len(self.steps))
+        number = bisect.bisect_left(numbers, 1, key=lambda number: is_enough(self.levels(self.steps[:number])))
+        return self.steps[:number]
+
+    def most(self, costs: Callable[[Step], Sequence[float]], budgets: Sequence[float]) -> list[Step] | None:
+        """Return the steps that fit the budgets, or None if a budget is below zero and no steps compensate for it."""
+        levels, chosen, left = dict(self._most), [], list(budgets)
+        for step in sorted(self.steps, key=lambda step: min(costs(step)) >= 0):  # first those that reduce a cost
+            after = [budget - cost for budget, cost in zip(left, costs(step), strict=True)]
+            gets_better = all(new >= min(old, 0) for new, old in zip(after, left, strict=True))
+            if step.after == levels[step.layer] and gets_better:
+                levels[step.layer], left = step.level, after
+                chosen.append(step)
+        return chosen if min(left) >= 0 else None
+
+
 class FormatSearch:
     """A search for the layer formats of one bundle. `made` is the current bundle, in the staging folder."""
 
@@ -40,10 +102,9 @@ class FormatSearch:
         The better formats to choose from are float16 and, for weights with fewer than 8 bits, int8. Bundles that have
         them replace `made` in `staging`.
         """
-        self._run, self._staging, self._goal, self._recipe, self.made = run, staging, goal, made.recipe, made
-        self._audio = run.audio
-        versions = {HALF.name: run.source}
-        groups = made.recipe.groups
+        self._run, self._staging, self._goal, self._smallest, self.made = run, staging, goal, made, made
+        self._limits = goal.max_bytes or math.inf, goal.target_rtf or math.inf
+        versions, groups = {HALF.name: run.source}, made.recipe.groups
         middle = {group: INT8.name for group, kind in groups.items() if WEIGHT_FORMATS[kind].bits < INT8.bits}
         if middle:
             with BundleWriter(run.folder / INT8.name) as other:
@@ -54,7 +115,7 @@ class FormatSearch:
             for name in made.bundle.manifest.files:
                 other.add(name, made.bundle.path / name)
             self._versions = [*versions.values(), other.finish(made.bundle.manifest)]
-        self._smallest, self._size = made, made.num_bytes
+        self._size = made.num_bytes
         self._meter = run.meter(self._versions)
         self._damage: Damage = self._meter.measure(shares(run.progress, "damage of each layer"))
         layers = [
@@ -68,17 +129,12 @@ class FormatSearch:
         self._difference: Difference | None = None
 
     def choose(self) -> QuantizedBundle:
-        """Choose formats that meet the goal of the search, and return the bundle that has them.
-
-        Raises QuantizationError if no choice of formats meets the goal. The message describes the nearest one.
-        """
-        goal = self._goal
-        if goal.max_damage is not None or goal.max_divergence is not None:
+        """Return the bundle with formats that meet the goal. Raises QuantizationError, which names the nearest."""
+        if self._goal.max_damage is not None or self._goal.max_divergence is not None:
             self._keep_limits_on_damage()
-            size, factor = self._costs()
-            if size > (goal.max_bytes or math.inf) or factor > (goal.target_rtf or math.inf):
+            if any(self._excesses()):
                 raise QuantizationError(self._nearest())
-        elif goal.searched:
+        elif self._goal.searched:
             self._use_budgets()
         return self.made
 
@@ -88,9 +144,9 @@ class FormatSearch:
         Each attempt halves the accepted probability of error, so that the intervals of all attempts stay reliable.
         """
         self._meter.unload()
-        lean, doubt = LeanSettings(), DOUBT
-        found = compare(self._run.source.load(lean), self._versions[-1].load(lean), self._audio.chooses)
-        more = sum(map(len, self._audio.judges)) / sum(map(len, self._audio.chooses))
+        lean, doubt, audio = LeanSettings(), DOUBT, self._run.audio
+        found = compare(self._run.source.load(lean), self._versions[-1].load(lean), audio.chooses)
+        more = sum(map(len, audio.judges)) / sum(map(len, audio.chooses))
         target = self._damage.divergence * self._bearable(found, doubt, more)
         while True:
             steps = self._ladder.fewest(lambda levels: self._divergence(levels) <= target)  # noqa: B023 - called at once
@@ -105,27 +161,26 @@ class FormatSearch:
 
     def _use_budgets(self) -> None:
         """Build the best bundle within the budgets for size and time; reduce them while it exceeds a limit."""
-        goal, ladder = self._goal, self._ladder
-        timed = self._versions if goal.target_rtf else []
-        times = [real_time_factor(version, self._audio.chooses) for version in timed]
-        budgets = [(goal.max_bytes or math.inf) - self._size, (goal.target_rtf or math.inf) - (times or [0])[-1]]
+        times = [0.0] * len(self._versions)
+        if self._goal.target_rtf:
+            times = [real_time_factor(version, self._run.audio.chooses) for version in self._versions]
+        budgets = [limit - cost for limit, cost in zip(self._limits, (self._size, times[-1]), strict=True)]
 
         def costs(step: Step) -> Sequence[float]:
-            seconds = self._meter.share(step.layer) * (times[step.level] - times[step.after]) if times else 0.0
-            return step.bytes, seconds
+            return step.bytes, self._meter.share(step.layer) * (times[step.level] - times[step.after])
 
         while True:
-            found = ladder.most(costs, budgets)
+            found = self._ladder.most(costs, budgets)
             self._build(found or [])
-            limits, sizes = [goal.max_bytes or math.inf, goal.target_rtf or math.inf], self._costs()
-            if found is not None and all(size <= limit for size, limit in zip(sizes, limits, strict=True)):
+            excesses = self._excesses()
+            if found is not None and not any(excesses):
                 return
             if not found:
                 raise QuantizationError(self._nearest())
-            for index, (size, limit) in enumerate(zip(sizes, limits, strict=True)):
-                if size > limit:  # the budget may reach zero, which forces the smallest formats
+            for index, excess in enumerate(excesses):
+                if excess:  # the budget may reach zero, which forces the smallest formats
                     least = 0.0 if budgets[index] > 0 else -math.inf
-                    budgets[index] = max(budgets[index] - max(1.1 * (size - limit), 0.02 * limit), least)
+                    budgets[index] = max(budgets[index] - max(1.1 * excess, 0.02 * self._limits[index]), least)
 
     def improve(self) -> bool:
         """Double the number of steps taken. If no steps are left or the goal limits size or time, only return False."""
@@ -141,9 +196,11 @@ class FormatSearch:
             {"layer": step.layer, "format": self._formats[step.level], "gain": step.gain, "bytes": step.bytes}
             for step in self._steps
         ]
-        found, divergence = self._compared(), self._divergence(self._levels)
+        found, divergence = self._compared(), self._divergence(self._ladder.levels(self._steps))
         damage = {**dataclasses.asdict(self._damage), "divergence": divergence, "front": self._front(found, divergence)}
-        return {**damage, **found.summary(), "formats": [*self._formats, self._recipe.name], "steps": steps}
+        return {
+            **damage, **found.summary(), "formats": [*self._formats, self._smallest.recipe.name], "steps": steps,
+        }  # fmt: skip
 
     def _front(self, found: Difference, divergence: float) -> list[dict[str, Any]]:
         """Return evaluated choices as a `report.Front`. `at_most` is estimated for those without a written bundle."""
@@ -163,13 +220,12 @@ class FormatSearch:
         found = {"changed_tokens": round(changed.value, 4), "changed_tokens_at_most": round(changed.high, 4)}
         return {**self._goal.limits, **found}
 
-    @property
-    def _levels(self) -> Levels:
-        return self._ladder.levels(self._steps)
+    def _better(self, levels: Levels) -> dict[str, str]:
+        """Return the formats of the layers that are above their last levels."""
+        return {layer: self._formats[level] for layer, level in levels.items() if level < self._meter.most[layer]}
 
     def _divergence(self, levels: Levels) -> float:
-        better = sum(level < self._meter.most[layer] for layer, level in levels.items())
-        show = shares(self._run.progress, f"divergence with {better} layers in better formats")
+        show = shares(self._run.progress, f"divergence with {len(self._better(levels))} layers in better formats")
         nats = self._meter.divergence(levels, show)
         size = self._size + sum(self._bytes[layer][level] - self._bytes[layer][-1] for layer, level in levels.items())
         self._met.setdefault(frozenset(levels.items()), {"bytes": size}).update(divergence=nats)
@@ -179,9 +235,10 @@ class FormatSearch:
         """Compare the current bundle with float32 on the recordings that are reserved for judging."""
         if self._difference is None:
             self._difference = self._run.compare(self.made)
-            self._divergence(self._levels)
+            levels = self._ladder.levels(self._steps)
+            self._divergence(levels)
             written = {"bytes": self.made.num_bytes, "at_most": self._difference.changed_tokens().high}
-            self._met[frozenset(self._levels.items())].update(written)
+            self._met[frozenset(levels.items())].update(written)
             self._run.progress(
                 f"changed tokens (of {self._difference.num_tokens} in other recordings): {self._described()}"
             )
@@ -208,24 +265,24 @@ class FormatSearch:
     def _build(self, steps: Sequence[Step]) -> None:
         self._steps, self._difference = list(steps), None
         self._meter.unload()
-        levels = self._levels
-        better = {layer: self._formats[level] for layer, level in levels.items() if level < self._meter.most[layer]}
-        if not better and self.made is self._smallest:
-            return
-        recipe = dataclasses.replace(self._recipe, exceptions={**self._recipe.exceptions, **better})
-        self.made = self._run.quantize(recipe, self._staging)
+        better, recipe = self._better(self._ladder.levels(steps)), self._smallest.recipe
+        if better or self.made is not self._smallest:
+            recipe = dataclasses.replace(recipe, exceptions={**recipe.exceptions, **better})
+            self.made = self._run.quantize(recipe, self._staging)
 
     def _costs(self) -> tuple[float, float]:
         """Return the size in bytes and the real-time factor, which is measured only if it has a limit (otherwise 0)."""
-        factor = real_time_factor(self.made.bundle, self._audio.chooses) if self._goal.target_rtf else 0.0
+        factor = real_time_factor(self.made.bundle, self._run.audio.chooses) if self._goal.target_rtf else 0.0
         return self.made.num_bytes, factor
+
+    def _excesses(self) -> list[float]:
+        return [max(cost - limit, 0.0) for cost, limit in zip(self._costs(), self._limits, strict=True)]
 
     def _nearest(self) -> str:
         size, factor = self._costs()
         layers = defaultdict(list)
-        for layer, level in self._levels.items():
-            if level < self._meter.most[layer]:
-                layers[self._formats[level]].append(layer)
+        for layer, kind in self._better(self._ladder.levels(self._steps)).items():
+            layers[kind].append(layer)
         limits = {
             f"at most {self._goal.max_damage or 0:.2%} of the tokens change": self._goal.max_damage,
             f"at most {self._goal.max_divergence or 0:g} nats of divergence": self._goal.max_divergence,
@@ -237,7 +294,7 @@ class FormatSearch:
         speed = f", a real-time factor of {factor:.3f}" if factor else ""
         return (
             f"no choice of formats meets the goal ({wanted}); the nearest has {size / 1e6:.1f} MB{speed} and changes "
-            f"{self._described()} of the tokens: {self._recipe.name}{', ' + chosen if chosen else ''}"
+            f"{self._described()} of the tokens: {self._smallest.recipe.name}{', ' + chosen if chosen else ''}"
         )
 
     def _audio_needed(self, found: Difference, doubt: float) -> str:

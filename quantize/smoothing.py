@@ -24,7 +24,9 @@ from u2moe.runtime.bundle.contract import MOE_DOMAIN
 from u2moe.runtime.bundle.functions import plain_name
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
+from u2moe.runtime.graph.builder import lazy_tensor
 from u2moe.runtime.graph.file import array_of, group_of, save_graph, shape_of, with_external
+from u2moe.runtime.graph.layers import halves
 
 Exponents = npt.NDArray[np.int64]
 NORMALIZATIONS = ("Normalization", "RmsNormalization", "AddNormalization")
@@ -48,25 +50,17 @@ LARGEST_EXPONENT = 32
 class ChannelSite:
     """Channels between the parameters that produce them and the weights that read them.
 
-    Attributes:
-        value: value [..., rows] that the weights read; None inside a function.
-        made: parameters [..., columns] that produce the channels, or kernels [columns, in, time, frequency].
-        columns: index of the column in `made` that produces each channel.
-        read: weights [rows, out], or kernels [out, in, time, frequency], whose rows are in the order (time, frequency,
-            in).
-        channels: index of the channel that each row of `read` reads.
-        size: a function that estimates the size of each channel without recordings.
-        rows: in the front end, a function that returns some inputs [n, rows] of the weights; None: the inputs are
-            recorded under the name of `value`.
-        least_gain: minimum share of the products' int8 error that smoothing must remove.
+    The products' int8 error must fall by the share `least_gain`.
     """
 
-    value: ir.Value | None = None
-    made: Sequence[ir.Value]
-    columns: npt.NDArray[np.int64]
+    value: ir.Value | None = None  # value [..., rows] that the weights read; None inside a function
+    made: Sequence[ir.Value]  # parameters [..., columns], or kernels [columns, in, time, frequency]
+    columns: npt.NDArray[np.int64]  # index of the column in `made` that produces each channel
+    # weights [rows, out], or kernels [out, in, time, frequency], whose rows are in the order (time, frequency, in)
     read: Sequence[ir.Value]
-    channels: npt.NDArray[np.int64]
-    size: Callable[[], Float]
+    channels: npt.NDArray[np.int64]  # index of the channel that each row of `read` reads
+
+    # in the front end, returns some inputs [n, rows] of the weights; otherwise, inputs are recorded as those of `value`
     rows: Callable[[Activations], Float | None] | None = None
     least_gain: float = LEAST_GAIN
 
@@ -74,6 +68,15 @@ class ChannelSite:
     def name(self) -> str:
         """The name of the value; "" if it has none or there is no value."""
         return (self.value.name or "") if self.value is not None else ""
+
+    def sizes(self) -> Float:
+        """Estimate the magnitude of each channel without recordings."""
+        first, *others = map(array_of, self.made)
+        if first.ndim > 2:  # a kernel and a bias
+            return np.asarray(np.linalg.norm(kernel_matrix(first), axis=0) + np.abs(others[0]))
+        if first.ndim > 1:  # a weight and perhaps a bias
+            return np.asarray(np.abs(first[:, self.columns]).max(axis=0))
+        return np.asarray(np.sum([np.abs(first), *map(np.abs, others)], axis=0))
 
 
 def sites_of(*models: ir.Model) -> list[ChannelSite]:
@@ -101,13 +104,10 @@ def _sites_of(model: ir.Model) -> Iterator[ChannelSite]:
     for node in calls(model, "FeedForward", "GatedFeedForward"):
         gated = plain_name(node.op_type) == "GatedFeedForward"
         if gated or node.attributes["activation"].as_string() == "relu":
-            parameters = inputs_of(node)[1 + gated :]
-            half = len(parameters) // 2
-            yield _hidden(parameters[:half], parameters[half])
+            yield _hidden(inputs_of(node)[1 + gated :])
     for layer in mixtures.values():
         if layer.mixture.activation == "relu":
-            first = zip(layer.w1, layer.b1, strict=True) if layer.mixture.bias else zip(layer.w1, strict=True)
-            yield from (_hidden(made, weight) for made, weight in zip(first, layer.w2, strict=True))
+            yield from map(_hidden, layer.experts)
 
 
 def smooth(
@@ -140,10 +140,16 @@ def rewritten_bundle(bundle: Bundle, folder: Path, rewrite: Callable[[Sequence[i
     with BundleWriter(folder) as staging:
         for graph, model in zip(graphs, models, strict=True):
             save_graph(model, staging.path / graph.file)
-        for name in bundle.manifest.files:
-            if not (staging.path / name).exists() and not name.endswith(".onnx.data"):
-                staging.add(name, bundle.path / name)
+        add_others(staging, bundle)
         return staging.finish(with_external(bundle.manifest, staging.path))
+
+
+def add_others(staging: BundleWriter, bundle: Bundle) -> None:
+    """Stage the files of a bundle that are neither graphs of the network nor their weights."""
+    graphs = tuple(graph.file for graph in bundle.manifest.model.graphs())
+    for name in bundle.manifest.files:
+        if not name.startswith(graphs):
+            staging.add(name, bundle.path / name)
 
 
 def _sample(rows: Rows | None) -> Float | None:
@@ -161,12 +167,9 @@ def _sample(rows: Rows | None) -> Float | None:
 
 
 def _of_norm(node: ir.Node, read: Iterable[Sequence[ir.Value]], value: ir.Value) -> ChannelSite:
-    """Return the site of a normalisation's output, `value` (or the input of another graph that receives it).
-
-    `read` contains the weights of each node that reads the value.
-    """
+    """Return the site of a normalisation's output: `value`, or another graph's input; `read`: weights by reader."""
     made = inputs_of(node)[2 if plain_name(node.op_type) == "AddNormalization" else 1 :]
-    return _in_order(made, [*chain(*read)], lambda: np.sum([np.abs(array_of(each)) for each in made], axis=0), value)
+    return _in_order(made, [*chain(*read)], value)
 
 
 def _encoder_output(models: Sequence[ir.Model]) -> Iterator[ChannelSite]:
@@ -192,25 +195,18 @@ def _front_end(node: ir.Node) -> Iterator[ChannelSite]:
     features, *parameters = inputs_of(node)
     count = len(node.attributes["kernels"].as_ints())
     for number in range(1, count + 1):
-        made, value = parameters[2 * number - 2 : 2 * number], None
-        read = parameters[2 * number : 2 * number + 1]
+        made, read, value = parameters[2 * number - 2 : 2 * number], parameters[2 * number : 2 * number + 1], None
         if not read:  # the projection is a separate layer
             value = node.outputs[0]
             weights = [_weights_of(value, use.node, {}) for use in value.uses()]
             read = [*chain(*weights)] if all(weights) else []
         if read:
             order, rows = np.arange(shape_of(made[0])[0]), len(kernel_matrix(array_of(read[0])))
-            channels = np.tile(order, rows // len(order)) if number < count else np.repeat(order, rows // len(order))
-            size = partial(_kernel_sizes, made)
-            found = None if value is not None else partial(_windows, node, str(features.name), number)
             yield ChannelSite(
-                value=value, made=made, columns=order, read=read, channels=channels, size=size, rows=found
-            )
-
-
-def _kernel_sizes(made: Sequence[ir.Value]) -> Float:
-    """Estimate the magnitude of each channel that a kernel [out, in, time, frequency] and a bias produce."""
-    return np.asarray(np.linalg.norm(kernel_matrix(array_of(made[0])), axis=0) + np.abs(array_of(made[1])))
+                value=value, made=made, columns=order, read=read,
+                channels=(np.tile if number < count else np.repeat)(order, rows // len(order)),
+                rows=None if value is not None else partial(_windows, node, str(features.name), number),
+            )  # fmt: skip
 
 
 def _windows(node: ir.Node, features: str, number: int, activations: Activations) -> Float | None:
@@ -243,7 +239,7 @@ def _weights_of(value: ir.Value, reader: ir.Node, mixtures: Mapping[ir.Node, Exp
     if list(reader.inputs).count(value) > 1 or reader.inputs[0] is not value:
         return []
     if reader in mixtures:
-        return [mixtures[reader].gate, *mixtures[reader].w1]
+        return [mixtures[reader].gate, *(expert[0] for expert in mixtures[reader].experts)]
     num_weights = {"Linear": 1, "FeedForward": 1, "GatedFeedForward": 2}
     return inputs_of(reader)[1 : 1 + num_weights.get(plain_name(reader.op_type) if reader.domain else "", 0)]
 
@@ -257,24 +253,21 @@ def _values(node: ir.Node) -> Iterator[ChannelSite]:
     heads, groups, size = (node.attributes[name].as_int() for name in ("num_heads", "num_kv_heads", "size"))
     channel = np.arange(groups * size).reshape(groups, size)
     columns = (channel + size * (1 + np.arange(groups)[:, np.newaxis])).ravel()
-    made = inputs_of(maker)[1:]
     yield ChannelSite(
-        value=context, made=made, columns=columns, read=inputs_of(readers[0])[1:2],
+        value=context, made=inputs_of(maker)[1:], columns=columns, read=inputs_of(readers[0])[1:2],
         channels=np.repeat(channel, heads // groups, axis=0).ravel(),
-        size=lambda: np.abs(array_of(made[0])[:, columns]).max(axis=0),
     )  # fmt: skip
 
 
-def _hidden(made: Sequence[ir.Value], weight: ir.Value) -> ChannelSite:
-    """Return the site of hidden units: one product computes them, and the next multiplies them by its weight."""
-    return _in_order(made, [weight], lambda: np.abs(array_of(made[0])).max(axis=0))
+def _hidden(parameters: Sequence[ir.Value]) -> ChannelSite:
+    """Return the site of the hidden units between two products, given the weights and biases of both."""
+    made, (weight, *_) = halves(list(parameters))
+    return _in_order(made, [weight])
 
 
-def _in_order(
-    made: Sequence[ir.Value], read: Sequence[ir.Value], size: Callable[[], Float], value: ir.Value | None = None
-) -> ChannelSite:
+def _in_order(made: Sequence[ir.Value], read: Sequence[ir.Value], value: ir.Value | None = None) -> ChannelSite:
     order = np.arange(shape_of(read[0])[0])
-    return ChannelSite(value=value, made=made, columns=order, read=read, channels=order, size=size)
+    return ChannelSite(value=value, made=made, columns=order, read=read, channels=order)
 
 
 def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
@@ -282,24 +275,23 @@ def _exponents(site: ChannelSite, rows: Float | None) -> Exponents:
 
     Without `rows`, errors cannot be measured. The strength is then `UNSEEN`, and small exponents become zero.
     """
+
+    def by_channel(sizes: Float) -> Float:  # the largest of `sizes` among the rows that read each channel
+        result = np.zeros(len(site.columns), np.float32)
+        np.maximum.at(result, site.channels, sizes)
+        return result
+
     # routers stay in float32
     weights = [kernel_matrix(array_of(weight)) for weight in site.read if group_of(weight) != "routers"]
-    weight_size = _by_channel(site, np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0))
+    weight_size = by_channel(np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0))
     if rows is None:
-        exponents = _balanced(site.size(), weight_size, UNSEEN)
+        exponents = _balanced(site.sizes(), weight_size, UNSEEN)
         return np.where(np.abs(exponents) >= LEAST_EXPONENT, exponents, 0)
-    size = _by_channel(site, np.abs(rows).max(axis=0))
+    size = by_channel(np.abs(rows).max(axis=0))
     candidates = [np.zeros(len(size), np.int64), *(_balanced(size, weight_size, strength) for strength in STRENGTHS)]
     errors = [_error(rows, weights, exponents[site.channels]) for exponents in candidates]
     best = int(np.argmin(errors))
     return candidates[best] if errors[best] <= (1 - site.least_gain) * errors[0] else candidates[0]
-
-
-def _by_channel(site: ChannelSite, sizes: Float) -> Float:
-    """Return, for each channel, the largest of `sizes` among the rows that read the channel."""
-    result = np.zeros(len(site.columns), np.float32)
-    np.maximum.at(result, site.channels, sizes)
-    return result
 
 
 def _balanced(size: Float, weight_size: Float, strength: float) -> Exponents:
@@ -326,28 +318,25 @@ def _error(rows: Float, weights: Sequence[Float], exponents: Exponents) -> float
 
 
 def scale(site: ChannelSite, exponents: Exponents) -> None:
-    """Divide each channel of a site by a power of two, and multiply the weights that read it, both in place."""
+    """Divide each channel of a site by a power of two, and multiply the weights that read it, both in place.
 
-    def divided(array: Float) -> Float:
+    The initializers become lazy: they are read and scaled when the graph is saved.
+    """
+
+    def divided(made: ir.Value) -> Float:
+        array: Float = array_of(made)
         by_column = np.zeros(array.shape[0 if array.ndim > 2 else -1], np.int64)
         by_column[site.columns] = exponents
         return np.ldexp(array, -(by_column[:, np.newaxis, np.newaxis, np.newaxis] if array.ndim > 2 else by_column))
 
-    def multiplied(array: Float) -> Float:
+    def multiplied(read: ir.Value) -> Float:
+        array: Float = array_of(read)
         if array.ndim > 2:
             return np.ldexp(array, exponents[:, np.newaxis, np.newaxis])
         return np.ldexp(array, exponents[site.channels][:, np.newaxis])
 
     for values, change in ((site.made, divided), (site.read, multiplied)):
         for value in values:
-            _replace(value, change)
-
-
-def _replace(value: ir.Value, change: Callable[[Float], Float]) -> None:
-    """Make an initializer lazy: when the graph is saved, its value is read and `change` is applied."""
-    before = ir.Value(name=value.name, const_value=value.const_value)
-
-    def load() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(change(array_of(before)), np.float32), name=value.name)
-
-    value.const_value = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape_of(value)), name=value.name)
+            before = ir.Value(name=value.name, const_value=value.const_value)
+            name, shape = str(value.name), shape_of(value)
+            value.const_value = lazy_tensor(name, ir.DataType.FLOAT, shape, partial(change, before))

@@ -16,14 +16,13 @@ from noise import write_noise
 from u2moe.quantize import Goal, comparison, damage, inspect_bundle, quantize_bundle, quantizer, recipe
 from u2moe.quantize.comparison import Difference, compare, share_of
 from u2moe.quantize.damage import Damage, DamageMeter, LayerDamage, describe_damage
-from u2moe.quantize.goals import Ladder
 from u2moe.quantize.inspection import describe
 from u2moe.quantize.observed import SwitchedGraph, SwitchedSession
 from u2moe.quantize.passes.halves import read_single
 from u2moe.quantize.recordings import features_of, read_audio
 from u2moe.quantize.report import describe as describe_report
 from u2moe.quantize.run import TEMPORARY, QuantizationRun, temporary_folder
-from u2moe.quantize.search import FormatSearch
+from u2moe.quantize.search import FormatSearch, Ladder
 from u2moe.quantize.smoothing import rewritten_bundle, scale, sites_of
 from u2moe.runtime import AudioError, Bundle, QuantizationError, ctc_greedy_search
 from u2moe.runtime.cli import main

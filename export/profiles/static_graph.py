@@ -17,13 +17,13 @@ from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.attention import END, PositionUse
 from u2moe.runtime.graph.builder import GraphBuilder
-from u2moe.runtime.graph.convolution import DepthwiseConvolution, OverTime, TimeConvolution
+from u2moe.runtime.graph.convolution import DepthwiseConvolution, TimeConvolution
 from u2moe.runtime.graph.dispatch import mixture_of
 from u2moe.runtime.graph.fixed import FixedHeads, fixed_convolution, fixed_mixture
 
 _USES: Mapping[str, PositionUse] = {"": "", "Rotary": "rotary", "Distance": "distance"}
 _ATTENTIONS = {f"{name}CachedAttention": use for name, use in _USES.items()}
-_FORMS: Mapping[str, type[OverTime]] = {"": TimeConvolution, "Depthwise": DepthwiseConvolution}
+_FORMS: Mapping[str, type[DepthwiseConvolution]] = {"": TimeConvolution, "Depthwise": DepthwiseConvolution}
 _CONVOLUTIONS = {f"Cached{name}Convolution": form for name, form in _FORMS.items()}
 
 

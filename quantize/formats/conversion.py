@@ -13,8 +13,9 @@ from u2moe.quantize.arithmetic import Array, Float
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.bundle.weight_formats import WeightFormat
 from u2moe.runtime.graph.activation import activation
-from u2moe.runtime.graph.builder import GraphBuilder, build_function
-from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
+from u2moe.runtime.graph.builder import Body, GraphBuilder, build_function
+from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function, one_by_one
+from u2moe.runtime.graph.layers import halves
 
 Parts = Sequence[Array]
 """Stored parts of a weight: the integers and their factors."""
@@ -41,19 +42,12 @@ class Rounding(ABC):
 
 @dataclass(frozen=True)
 class WeightConversion(ABC):
-    """Conversion of weights and layers to one format.
-
-    Attributes:
-        form: description of the format in bundles.
-        others: name suffixes of the parts that are stored with the integers.
-        joins_biases: whether a mixture has one input for the second biases of all its experts.
-        block_size: number of rows that share a step; 0: rows share no steps.
-    """
+    """Conversion of weights and layers to one format."""
 
     form: ClassVar[WeightFormat]
-    others: ClassVar[tuple[str, ...]] = ("scale",)
-    joins_biases: ClassVar[bool] = False
-    block_size: int = 0
+    others: ClassVar[tuple[str, ...]] = ("scale",)  # name suffixes of the parts that are stored with the integers
+    joins_biases: ClassVar[bool] = False  # whether a mixture has one input for the second biases of all its experts
+    block_size: int = 0  # number of rows that share a step; 0: rows share no steps
 
     @abstractmethod
     def parts(self, weight: Float) -> Parts:
@@ -69,7 +63,7 @@ class WeightConversion(ABC):
 
     @abstractmethod
     def rounding(self, weight: Float) -> Rounding:
-        """Return an object that rounds a weight [in, out] row by row."""
+        """Return an object that rounds a weight [in, out] row by row, with the column scales of `parts`."""
 
     @abstractmethod
     def product(
@@ -82,10 +76,7 @@ class WeightConversion(ABC):
         """
 
     def names(self, weight: str, *, bias: bool, prefix: str | None = None) -> list[str]:
-        """Return the names of a function's inputs for one weight: its integers, the other parts, and any bias.
-
-        The integers have the name `weight`. The others begin with `prefix` or, if it is None, with `weight` and "_".
-        """
+        """Return the names of a weight's integers (`weight`), other parts and any bias, which begin with `prefix`."""
         own = f"{weight}_" if prefix is None else prefix
         return [weight, *(f"{own}{part}" for part in self.others), *[f"{own}bias"] * bias]
 
@@ -111,44 +102,35 @@ class WeightConversion(ABC):
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             x, *weights = inputs
-            size = 1 + len(self.others)
-            gate, weights = weights[: size * gated], weights[size * gated :]
-            half = len(weights) // 2
-            y = self.product(g, x, weights[:half], (dim, hidden))
+            size = (1 + len(self.others)) * gated
+            gate, (first, second) = weights[:size], halves(weights[size:])
+            y = self.product(g, x, first, (dim, hidden))
             if gated:
                 y = g.op("Mul", activation(g, self.product(g, x, gate, (dim, hidden)), kind), y)
             else:
                 y = activation(g, y, kind)
-            return self.product(g, y, weights[half:], (hidden, dim))
+            return self.product(g, y, second, (hidden, dim))
 
         attributes = {"activation": kind, "bias": int(bias), "in": dim, "block_size": self.block_size}
         return self._feed_forward(body, attributes, bias=bias, gated=gated)
 
-    def _feed_forward(self, body: Any, attributes: Mapping[str, Any], *, bias: bool, gated: bool) -> ir.Function:
+    def _feed_forward(self, body: Body, attributes: Mapping[str, Any], *, bias: bool, gated: bool) -> ir.Function:
         gate = self.names("gate", bias=False) * gated
         names = [*gate, *self.names("w1", bias=bias), *self.names("w2", bias=bias)]
         return self._function("GatedFeedForward" if gated else "FeedForward", names, body, attributes)
 
-    def _function(self, layer: str, names: Sequence[str], body: Any, attributes: Mapping[str, Any]) -> ir.Function:
+    def _function(self, layer: str, names: Sequence[str], body: Body, attributes: Mapping[str, Any]) -> ir.Function:
         return build_function(self.form.function(layer), ["x", *names], body, attributes)
 
     def mixture(self, mixture: Mixture, dim: int, hidden: int) -> ir.Function:
-        """Build the function of a mixture whose experts have input size `dim` and `hidden` hidden units.
+        """Build the function of a mixture with these sizes. Its inputs after the router are the experts' weights."""
 
-        The function's inputs after the router are the experts' weights.
-        """
+        def expert(dispatch: SparseDispatch, rows: ir.Value, own: list[ir.Value]) -> ir.Value:
+            g, (first, second) = dispatch.g, halves(own)
+            y = activation(g, self.product(g, rows, first, (dim, hidden)), mixture.activation)
+            return self.product(g, y, second, (hidden, dim))
 
-        def experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
-            g, size = dispatch.g, len(weights) // mixture.num_experts
-            outputs = []
-            for index, rows in enumerate(dispatch.split(dispatch.gather(dispatch.tokens))):
-                with g.scope(str(index)):
-                    own = weights[index * size : (index + 1) * size]
-                    y = activation(g, self.product(g, rows, own[: size // 2], (dim, hidden)), mixture.activation)
-                    outputs.append(self.product(g, y, own[size // 2 :], (hidden, dim)))
-            return dispatch.weigh(dispatch.merge(outputs))
-
-        return mixture_function(mixture, self.names_of_experts(mixture), experts)
+        return mixture_function(mixture, self.names_of_experts(mixture), one_by_one(expert))
 
     def names_of_experts(self, mixture: Mixture) -> list[str]:
         """Return the names of the inputs that follow the router in a mixture function."""

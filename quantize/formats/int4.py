@@ -29,7 +29,7 @@ class Int4Conversion(WeightConversion):
         return arithmetic.int4_blocks(weight, self.block_size)
 
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
-        """Return the type and shape of each part of a weight, in the order of the fields of `arithmetic.Int4`."""
+        """See `WeightConversion`."""
         blocks = -(-rows // self.block_size)
         integers = ir.DataType.UINT8, (columns, blocks, self.block_size // 2)
         return [integers, (ir.DataType.UINT8, (columns, blocks)), (ir.DataType.FLOAT, (columns,))]
@@ -89,7 +89,7 @@ class _Int4Rounding(Rounding):
         return arithmetic.restored_int4(self._integers[index], self._scale, self._steps[-1])
 
     def parts(self) -> Int4:
-        packed = arithmetic.pack_int4(self._integers, self.num_rows)
+        packed = arithmetic.packed_int4(arithmetic.blocks_of(self._integers, self.num_rows))
         return Int4(packed, np.stack(self._steps, axis=1), self._scale)
 
 

@@ -23,6 +23,7 @@ from u2moe.runtime.bundle.weight_formats import INT8
 from u2moe.runtime.graph.activation import activation, lowest_of
 from u2moe.runtime.graph.builder import CONTRIB, GraphBuilder, build_function
 from u2moe.runtime.graph.dispatch import SparseDispatch, mixture_function
+from u2moe.runtime.graph.layers import halves
 
 ZERO = np.array(arithmetic.ACTIVATION_ZERO, np.uint8)
 Rows = tuple[ir.Value, ir.Value]
@@ -40,7 +41,7 @@ class Int8Conversion(WeightConversion):
         return int8_columns(weight)
 
     def stored(self, rows: int, columns: int) -> Sequence[tuple[ir.DataType, Sequence[int]]]:
-        """Return the type and shape of each part of a weight, in the order of the fields of `arithmetic.Int8`."""
+        """See `WeightConversion`."""
         return [(ir.DataType.INT8, (rows, columns)), (ir.DataType.FLOAT, (columns,))]
 
     def restored(self, parts: Parts, rows: int) -> Float:
@@ -49,28 +50,18 @@ class Int8Conversion(WeightConversion):
         return integers[:rows].astype(np.float32) * scale
 
     def rounding(self, weight: Float) -> Rounding:
-        """Return an object that rounds a weight [in, out] row by row, with the column scales of `parts`."""
+        """See `WeightConversion`."""
         return _Int8Rounding(weight)
 
     def rows(self, after: str | None = None) -> ir.Function:
-        """Build the function that quantizes x [..., in] once for several products: x = scale * (q - zero).
-
-        Args:
-            after: activation that x comes from, one of `ACTIVATIONS`. If its `Activation.lowest` is set, each row's
-                scale follows from the larger of `lowest` and the row's largest value.
-        """
-        return build_function(
-            "Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), {"activation": after or ""}
-        )
+        """Build the function that quantizes x [..., in] once for several products; x may come `after` an activation."""
+        attributes = {"activation": after or ""}
+        return build_function("Int8Rows", ["x"], lambda g, inputs: _rows(g, inputs[0], after), attributes)
 
     def product_of_rows(self, *, bias: bool = False) -> ir.Function:
         """Build the function y = x @ weight + bias, for x quantized by the function that `rows` builds."""
-
-        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-            q, row_scale, *others = inputs
-            return _product(g, (q, row_scale), others)
-
-        return build_function("Int8MatMul", ["q", "row_scale", *self.names("weight", bias=bias, prefix="")], body)
+        names = ["q", "row_scale", *self.names("weight", bias=bias, prefix="")]
+        return build_function("Int8MatMul", names, lambda g, inputs: _product(g, (inputs[0], inputs[1]), inputs[2:]))
 
     def product(
         self, g: GraphBuilder, x: ir.Value, inputs: Sequence[ir.Value], shape: tuple[int, int],
@@ -83,8 +74,7 @@ class Int8Conversion(WeightConversion):
         """Build the function y = x @ weight + bias, computed as in `product`."""
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-            x, *others = inputs
-            return _product(g, _rows(g, x, after), others)
+            return _product(g, _rows(g, inputs[0], after), inputs[1:])
 
         return self._function("Linear", self.names("weight", bias=bias, prefix=""), body, {"activation": after or ""})
 
@@ -93,12 +83,12 @@ class Int8Conversion(WeightConversion):
 
         def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
             x, *weights = inputs
-            gate, weights = weights[: 2 * gated], weights[2 * gated :]
-            half, rows = len(weights) // 2, _rows(g, x, None)
-            y = activation(g, _product(g, rows, gate or weights[:half]), kind)
+            gate, (first, second) = weights[: 2 * gated], halves(weights[2 * gated :])
+            rows = _rows(g, x, None)
+            y = activation(g, _product(g, rows, gate or first), kind)
             if gated:
-                y = g.op("Mul", y, _product(g, rows, weights[:half]))
-            return _product(g, _rows(g, y, None if gated else kind), weights[half:])
+                y = g.op("Mul", y, _product(g, rows, first))
+            return _product(g, _rows(g, y, None if gated else kind), second)
 
         return self._feed_forward(body, {"activation": kind, "bias": int(bias)}, bias=bias, gated=gated)
 
@@ -157,6 +147,7 @@ class _Int8Rounding(Rounding):
 
 
 def _rows(g: GraphBuilder, x: ir.Value, after: str | None) -> Rows:
+    """Quantize rows with the scales in `Activation`: x = scale * (q - zero)."""
     lowest = lowest_of(after or "")
     peak = g.op("ReduceMax", g.op("Abs", x) if lowest is None else x, [-1], keepdims=1)
     if lowest:
@@ -197,9 +188,11 @@ def _experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
         for both, part in zip(zip(rows, columns, strict=True), own, strict=True)
     ]
     scale, zero = _scales(g, _peaks(dispatch, hidden))
-    outputs = []
-    for y, y_scale, y_zero, part in zip(hidden, dispatch.split(scale), dispatch.split(zero), own, strict=True):
-        outputs.append(_integer_product(g, g.op("QuantizeLinear", y, y_scale, y_zero, axis=0), *part[-2:]))
+    parts = zip(hidden, dispatch.split(scale), dispatch.split(zero), own, strict=True)
+    outputs = [
+        _integer_product(g, g.op("QuantizeLinear", y, y_scale, y_zero, axis=0), *part[-2:])
+        for y, y_scale, y_zero, part in parts
+    ]
     factors = g.op("Mul", dispatch.probabilities, dispatch.of_tokens(scale))
     summed = dispatch.weigh(dispatch.merge(outputs), factors)
     if not second_biases:

@@ -34,7 +34,10 @@ def quantize_experts(model: ir.Model, weights: Weights, recipe: Recipe, activati
             second = [weights.stacked([own.pop() for own in experts])] if joined else []
             kind, size = conversion.form.name, conversion.block_size
             mixture = dataclasses.replace(layer.mixture, weights=kind, block_size=size)
-            inputs, (dim, hidden) = [layer.x, layer.gate, *second, *itertools.chain(*experts)], shape_of(layer.w1[0])
+            inputs, (dim, hidden) = (
+                [layer.x, layer.gate, *second, *itertools.chain(*experts)],
+                shape_of(layer.experts[0][0]),
+            )
             swap(model, layer.node, conversion.mixture(mixture, dim, hidden), inputs)
 
 

@@ -41,6 +41,10 @@ class Window:
         """Return the number of output positions for `size` input positions."""
         return (size - self.kernel) // self.stride + 1
 
+    def places(self, width: int) -> npt.NDArray[np.int64]:
+        """Return the indices [kernel ** 2] of the first inputs in a flattened matrix of this width."""
+        return (np.arange(self.kernel)[:, np.newaxis] * width + np.arange(self.kernel)).ravel()
+
 
 @dataclass(frozen=True, kw_only=True)
 class FirstConvolutions:
@@ -51,16 +55,10 @@ class FirstConvolutions:
     each of these frames, the first convolution is one matrix product, small enough for the cache. The rounding maps
     negative values to zero, and thus replaces the first relu. Frames pass through the first convolution in portions, so
     that little of its output exists at a time.
-
-    Attributes:
-        bins: mel bins of a feature frame.
-        channels: channels between the two convolutions.
-        first: window of the first convolution.
-        second: window of the second convolution.
     """
 
-    bins: int
-    channels: int
+    bins: int  # mel bins of a feature frame
+    channels: int  # between the two convolutions
     first: Window
     second: Window
 
@@ -70,9 +68,9 @@ class FirstConvolutions:
         return self.first.length(self.bins)
 
     @property
-    def outer(self) -> int:
-        """Number of frequencies after both convolutions."""
-        return self.second.length(self.inner)
+    def length(self) -> int:
+        """Number of feature frames from which both convolutions compute a frame."""
+        return self.first.stride * (self.second.kernel - 1) + self.first.kernel
 
     def function(self) -> ir.Function:
         """Build the function, which has four more inputs after x.
@@ -91,15 +89,16 @@ class FirstConvolutions:
     def _body(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
         x, first_weight, weight, scale, bias = inputs
         patches, num_frames = self._patches(g, x)
-        q, row_scale = self._first(g, patches, first_weight)
-        places = g.op("Reshape", q, [0, self.second.kernel * self.inner, self.channels])
-        seen = g.op("Gather", places, self._seen_by_second(), axis=1)
-        rows = g.op("Reshape", seen, [0, self.outer, self.second.kernel**2 * self.channels])
+        q, row_scale = _first(g, patches, first_weight)
+        values = g.op("Reshape", q, [0, self.second.kernel * self.inner, self.channels])
+        outer = self.second.length(self.inner)  # number of frequencies after both convolutions
+        seen = np.arange(outer)[:, np.newaxis] * self.second.stride + self.second.places(self.inner)
+        rows = g.op("Reshape", g.op("Gather", values, seen, axis=1), [0, outer, seen.shape[1] * self.channels])
         unit = g.op("MatMulIntegerToFloat", rows, weight, 1.0, scale, ZERO, domain=CONTRIB)
         product = g.op("Mul", unit, g.op("Unsqueeze", row_scale, [1, 2]))
         y = g.op("Relu", g.op("Add", product, bias))  # [frames, frequencies, out]
         batch, frames = g.op("Shape", x, start=0, end=1), g.op("Unsqueeze", num_frames, [0])
-        shape = g.op("Concat", batch, frames, [self.outer], g.op("Shape", bias), axis=0)
+        shape = g.op("Concat", batch, frames, [outer], g.op("Shape", bias), axis=0)
         return g.op("Reshape", y, shape, allowzero=1)
 
     def _patches(self, g: GraphBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -107,56 +106,37 @@ class FirstConvolutions:
 
         The patches have the shape [batch * frames, second.kernel * inner, first.kernel ** 2 + 1].
         """
-        length = self.first.stride * (self.second.kernel - 1) + self.first.kernel
         stride = self.first.stride * self.second.stride
         time = g.op("Squeeze", g.op("Shape", x, start=1, end=2))
-        num_frames = g.op("Div", g.op("Max", g.op("Sub", time, length - stride), 0), stride)
+        num_frames = g.op("Div", g.op("Max", g.op("Sub", time, self.length - stride), 0), stride)
         starts = g.op("Range", 0, g.op("Mul", num_frames, stride), stride)
-        times = g.op("Add", g.op("Unsqueeze", starts, [-1]), np.arange(length))
-        windows = g.op("Reshape", g.op("Gather", x, times, axis=1), [0, 0, length * self.bins])
+        times = g.op("Add", g.op("Unsqueeze", starts, [-1]), np.arange(self.length))
+        windows = g.op("Reshape", g.op("Gather", x, times, axis=1), [0, 0, self.length * self.bins])
         with_one = g.op("Pad", windows, [0, 0, 0, 0, 0, 1], 1.0)
-        patches = g.op("Flatten", g.op("Gather", with_one, self._seen_by_first(), axis=2), axis=2)
-        shape = [0, self.second.kernel * self.inner, self.first.kernel**2 + 1]
-        return g.op("Reshape", patches, shape), num_frames
+        # indices into windows, to which the 1 for the bias has been appended
+        corner = np.arange(self.second.kernel)[:, np.newaxis] * self.bins + np.arange(self.inner)
+        inside = corner.reshape(-1, 1) * self.first.stride + self.first.places(self.bins)
+        seen = np.column_stack((inside, np.full(len(inside), self.length * self.bins)))
+        patches = g.op("Flatten", g.op("Gather", with_one, seen, axis=2), axis=2)
+        return g.op("Reshape", patches, [0, *seen.shape]), num_frames
 
-    def _first(self, g: GraphBuilder, patches: ir.Value, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Compute the output of the first convolution as integers, and the scale of each frame."""
-        num_frames = g.op("Shape", patches, start=0, end=1)
-        sizes = g.op("Div", g.op("Add", num_frames, np.arange(NUM_PORTIONS)), [NUM_PORTIONS])
-        integers, scales = list[ir.Value](), list[ir.Value]()
-        for portion in g.ops("Split", patches, sizes, axis=0, num_outputs=NUM_PORTIONS):
-            # adding and subtracting this delays a portion until the previous one is rounded and its output freed
-            before = g.op("Shape", integers[-1] if integers else patches, start=0, end=1)
-            size = g.op("Sub", g.op("Add", g.op("Shape", portion, start=0, end=1), before), before)
-            weights = g.op("Expand", weight, g.op("Concat", size, g.op("Shape", weight), axis=0))
-            rows = g.op("Flatten", g.op("MatMul", portion, weights), axis=1)
-            # before version 1.32, onnxruntime gives the row maximum of an empty matrix the shape of that matrix
-            peak = g.op("Reshape", g.op("ReduceMax", rows, [-1], keepdims=0), size, allowzero=1)
-            scales.append(g.op("Mul", g.op("Relu", peak), STEP))
-            integers.append(g.op("QuantizeLinear", rows, scales[-1], axis=0))
-        return g.op("Concat", *integers, axis=0), g.op("Concat", *scales, axis=0)
 
-    def _seen_by_first(self) -> npt.NDArray[np.int64]:
-        """Return the indices of the first convolution's inputs for each of its outputs.
-
-        They are indices into a flattened window [time * bins] to which a 1 (for the bias) has been appended. Their
-        shape is [second.kernel * inner, first.kernel ** 2 + 1].
-        """
-        first, second = self.first, self.second
-        time, frequency = np.meshgrid(np.arange(second.kernel), np.arange(self.inner), indexing="ij")
-        corner = (time * self.bins + frequency).ravel() * first.stride
-        inside = (np.arange(first.kernel)[:, np.newaxis] * self.bins + np.arange(first.kernel)).ravel()
-        end = (first.stride * (second.kernel - 1) + first.kernel) * self.bins
-        return np.column_stack((corner[:, np.newaxis] + inside, np.full(len(corner), end)))
-
-    def _seen_by_second(self) -> npt.NDArray[np.int64]:
-        """Return the indices [outer, second.kernel ** 2] of the second convolution's inputs for each output frequency.
-
-        They are indices into the flattened output [second.kernel * inner] of the first convolution.
-        """
-        kernel = self.second.kernel
-        inside = (np.arange(kernel)[:, np.newaxis] * self.inner + np.arange(kernel)).ravel()
-        return np.arange(self.outer)[:, np.newaxis] * self.second.stride + inside
+def _first(g: GraphBuilder, patches: ir.Value, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Compute the output of the first convolution as integers, and the scale of each frame."""
+    num_frames = g.op("Shape", patches, start=0, end=1)
+    sizes = g.op("Div", g.op("Add", num_frames, np.arange(NUM_PORTIONS)), [NUM_PORTIONS])
+    integers, scales = list[ir.Value](), list[ir.Value]()
+    for portion in g.ops("Split", patches, sizes, axis=0, num_outputs=NUM_PORTIONS):
+        # adding and subtracting this delays a portion until the previous one is rounded and its output freed
+        before = g.op("Shape", integers[-1] if integers else patches, start=0, end=1)
+        size = g.op("Sub", g.op("Add", g.op("Shape", portion, start=0, end=1), before), before)
+        weights = g.op("Expand", weight, g.op("Concat", size, g.op("Shape", weight), axis=0))
+        rows = g.op("Flatten", g.op("MatMul", portion, weights), axis=1)
+        # before version 1.32, onnxruntime gives the row maximum of an empty matrix the shape of that matrix
+        peak = g.op("Reshape", g.op("ReduceMax", rows, [-1], keepdims=0), size, allowzero=1)
+        scales.append(g.op("Mul", g.op("Relu", peak), STEP))
+        integers.append(g.op("QuantizeLinear", rows, scales[-1], axis=0))
+    return g.op("Concat", *integers, axis=0), g.op("Concat", *scales, axis=0)
 
 
 def int8_convolution(window: Window) -> ir.Function:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
 
 from u2moe.quantize.arithmetic import Array, relative_error
-from u2moe.quantize.layers import Change, Weights, expert_layers, inputs_of, layer_of, swap
+from u2moe.quantize.layers import Change, Weights, expert_layers, inputs_of, layer_of, stored_value, swap
 from u2moe.quantize.recipes import FORMATS, Recipe
 from u2moe.runtime.bundle.contract import GROUP_METADATA, MOE_DOMAIN
 from u2moe.runtime.bundle.functions import plain_name
@@ -45,11 +45,7 @@ def in_half_precision(model: ir.Model, weights: Weights) -> None:
 
 
 def half_of(value: ir.Value) -> Array:
-    """Return the values of an initializer in half precision. Only masks may exceed its range.
-
-    Raises:
-        BundleError: a weight would be clipped.
-    """
+    """Return the values of an initializer in half precision. Raises BundleError if a weight is clipped."""
     largest = float(np.abs(array_of(value)).max(initial=0))
     if largest > LARGEST and (largest < MASK or GROUP_METADATA in value.metadata_props):
         raise BundleError(f"{value.name}: a weight is {largest:g}, but half precision allows at most {LARGEST:g}")
@@ -77,14 +73,11 @@ def fits_half(value: ir.Value, tolerance: float) -> bool:
 class _Converter:
     def __init__(self, model: ir.Model, weights: Weights) -> None:
         self.graph, self.weights = model.graph, weights
-        self.halves: dict[ir.Value, ir.Value] = {}
-        """Half-precision copies of float32 inputs, weights and positions."""
-        self.single: set[ir.Value] = set()
-        """Values that stay float32 because they are computed from log-probabilities."""
+        self.halves = dict[ir.Value, ir.Value]()  # half-precision copies of float32 inputs, weights and positions
+        self.single = set[ir.Value]()  # values that stay float32 because they are computed from log-probabilities
+        # nodes that compute in float32 because half precision cannot represent their weights
         self.kept = {node for node in model.graph if any(map(_is_lost, node.inputs))}
-        """Nodes that compute in float32 because half precision cannot represent their weights."""
-        self.floats: dict[ir.Value, ir.Value] = {}
-        """Float32 outputs of the nodes in `kept`, by their copies in half precision."""
+        self.floats = dict[ir.Value, ir.Value]()  # float32 outputs of these nodes, by their half-precision copies
         if self.kept:
             ShapeInferencePass()(model)  # infers types
             lost = [value for node in self.kept for value in node.inputs if value is not None and _is_lost(value)]
@@ -139,11 +132,11 @@ class _Converter:
 
     def _single(self, node: ir.Node, value: ir.Value) -> ir.Value:
         """Return a value as float32; insert a cast before the node unless the value was computed in float32."""
-        if value not in self.floats:
-            cast = _cast(value, ir.DataType.FLOAT, f"{node.name}/{value.name}/single")
-            self.graph.insert_before(node, cast)
-            return cast.outputs[0]
-        return self.floats[value]
+        if value in self.floats:
+            return self.floats[value]
+        cast = _cast(value, ir.DataType.FLOAT, f"{node.name}/{value.name}/single")
+        self.graph.insert_before(node, cast)
+        return cast.outputs[0]
 
     def _weight(self, value: ir.Value) -> ir.Value:
         name, group = f"{value.name}.fp16", group_of(value)
@@ -177,7 +170,7 @@ def _is_lost(value: ir.Value | None) -> bool:
     return not np.abs(array).max(initial=0) <= LARGEST or relative_error(array, array.astype(np.float16)) > BIAS_ERROR
 
 
-def _cast(value: ir.Value | None, to: ir.DataType, name: str) -> ir.Node:
+def _cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
     node = ir.node("Cast", [value], {"to": to}, name=name)
     node.outputs[0].name = name
     return node
@@ -210,14 +203,6 @@ def store_halves(model: ir.Model, weights: Weights, recipe: Recipe) -> None:
                 cast.outputs[0].name = name
                 value.replace_all_uses_with(cast.outputs[0])
                 model.graph.insert_before(node, cast)
-
-
-def stored_value(value: ir.Value) -> ir.Value:
-    """Return the float16 initializer from which a Cast makes this value, or the value itself."""
-    maker = value.producer()
-    half = maker.inputs[0] if maker is not None and maker.op_type == "Cast" else None
-    stored = None if half is None else half.const_value
-    return half if half is not None and stored is not None and stored.dtype == ir.DataType.FLOAT16 else value
 
 
 def read_single(file: Path) -> ir.Model:

@@ -5,31 +5,26 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import onnx_ir as ir
 
 from u2moe.runtime.graph.builder import GraphBuilder
+from u2moe.runtime.validation import checked_choice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activation:
     """An element-wise non-linearity.
 
-    Attributes:
-        module: name of the activation's class in `torch.nn`.
-        arguments: arguments of that class.
-        nodes: adds the nodes of the activation, in float32.
-        lowest: absolute value of the activation's minimum; None if negative outputs are not small compared with
-            positive ones. Quantization scales each row of outputs by the larger of `lowest` and the row's largest
-            value. If `lowest` is None, it scales each row by the row's largest magnitude.
+    Quantization scales each row of outputs by the larger of `lowest` and the row's largest value. If `lowest` is None,
+    it scales each row by the row's largest magnitude.
     """
 
-    module: str
-    nodes: Callable[[GraphBuilder, ir.Value], ir.Value]
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    module: str  # name of the activation's class in `torch.nn`
+    nodes: Callable[[GraphBuilder, ir.Value], ir.Value]  # adds the nodes of the activation, in float32
+    # absolute value of the minimum; None if negative outputs are not small compared with positive ones
     lowest: float | None = None
 
 
@@ -53,15 +48,9 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 
 def activation(g: GraphBuilder, x: ir.Value, kind: str) -> ir.Value:
     """Add nodes that compute kind(x) for a float32 x. `kind` is one of `ACTIVATIONS`."""
-    return _named(kind).nodes(g, x)
+    return ACTIVATIONS[checked_choice("activation", kind, ACTIVATIONS)].nodes(g, x)
 
 
 def lowest_of(kind: str) -> float | None:
     """Return `Activation.lowest` of the activation `kind`, or None if `kind` is ""."""
-    return _named(kind).lowest if kind else None
-
-
-def _named(kind: str) -> Activation:
-    if kind not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {kind!r}")
-    return ACTIVATIONS[kind]
+    return ACTIVATIONS[checked_choice("activation", kind, ACTIVATIONS)].lowest if kind else None

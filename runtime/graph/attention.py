@@ -33,17 +33,11 @@ vector of the largest distance on their side."""
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """The heads of an attention layer.
-
-    Attributes:
-        num_heads: number of query heads.
-        num_kv_heads: number of key/value heads. Each is shared by a group of query heads.
-        size: channels per head.
-    """
+    """The heads of an attention layer: query heads, and key/value heads, each shared by a group of query heads."""
 
     num_heads: int
     num_kv_heads: int
-    size: int
+    size: int  # channels per head
 
     def context(
         self, g: GraphBuilder, query: ir.Value, key_value: ir.Value, bias: ir.Value, use: PositionUse,
@@ -51,14 +45,9 @@ class Heads:
     ) -> ir.Value:  # fmt: skip
         """Add nodes for the context [batch, time, num_heads * size].
 
-        Args:
-            g: builder of the graph.
-            query: queries [batch, time, num_heads * size].
-            key_value: keys and values [batch, num_kv_heads, keys, 2 * size].
-            bias: added to the scores.
-            use: how scores depend on positions.
-            positions: the inputs named in `POSITION_INPUTS[use]`.
-            cache: cache from which the first keys and values come. It may begin with padding.
+        `query` is [batch, time, num_heads * size], and `key_value` [batch, num_kv_heads, keys, 2 * size]. `bias` is
+        added to the scores. `positions` are the inputs named in `POSITION_INPUTS[use]`. The first keys and values come
+        from `cache`, if given. It may begin with padding.
         """
         if self.num_heads > self.num_kv_heads:
             key_value = self.repeated(g, key_value)
@@ -81,8 +70,11 @@ class Heads:
         if use == "distance":
             scores = g.op("Add", scores, self.scores_of_distances(g, queries, keys, positions[0]))
         weights = g.op("Softmax", g.op("Add", scores, bias), axis=-1)
-        joined = g.op("Transpose", g.op("MatMul", weights, values), perm=[0, 2, 1, 3])
-        return g.op("Reshape", joined, [0, 0, self.num_heads * self.size])
+        return self.joined(g, g.op("MatMul", weights, values))
+
+    def joined(self, g: GraphBuilder, context: ir.Value) -> ir.Value:
+        """Reshape [batch, heads, time, size] to [batch, time, heads * size]."""
+        return g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), [0, 0, self.num_heads * self.size])
 
     def _alignment(self, g: GraphBuilder, cache: ir.Value, bias: ir.Value) -> ir.Value:
         """Return how many frames [1] to insert before the keys, so that padding in the cache does not affect results.
@@ -133,15 +125,10 @@ def to_heads(g: GraphBuilder, x: ir.Value, num_heads: int, size: int) -> ir.Valu
 
 
 def attention(heads: Heads, use: PositionUse = "") -> ir.Function:
-    """Build the function that computes attention without a cache.
+    """Build the function that computes attention without a cache: `context` [batch, time, heads * size].
 
-    Inputs:
-        query: [batch, time, heads * size].
-        key_value: [batch, keys, kv_heads * 2 * size].
-        bias: [batch, heads, time, keys]; each of the first three axes may be 1.
-        the inputs named in `POSITION_INPUTS[use]`.
-
-    Output: `context` [batch, time, heads * size].
+    Inputs: `query` [batch, time, heads * size]; `key_value` [batch, keys, kv_heads * 2 * size]; `bias` [batch, heads,
+    time, keys], of which each of the first three axes may be 1; and the inputs named in `POSITION_INPUTS[use]`.
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -163,18 +150,10 @@ def _built(name: str, heads: Heads, use: PositionUse, inputs: list[str], body: B
 def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
     """Build the function with which a chunk attends to a cache and to itself.
 
-    Inputs:
-        query: [batch, time, heads * size].
-        key_value: [batch, time, kv_heads * 2 * size].
-        cache: [blocks, batch, kv_heads, past, 2 * size].
-        block: index of the block ().
-        first_kept: index of the chunk's first frame that is cached [1].
-        bias: [batch, heads, time, past + time]; each of the first three axes may be 1.
-        the inputs named in `POSITION_INPUTS[use]`, for past + time keys.
-
-    Outputs:
-        context: [batch, time, heads * size].
-        kept: [1, batch, kv_heads, kept, 2 * size], keys and values of this chunk from `first_kept` on, for the cache.
+    Its inputs are those of `attention`, for past + time keys, and after `key_value`: `cache` [blocks, batch, kv_heads,
+    past, 2 * size], `block`, the index of the block (), and `first_kept`, the index of the chunk's first frame that is
+    cached [1]. Outputs: `context` [batch, time, heads * size], and `kept` [1, batch, kv_heads, kept, 2 * size]: the
+    keys and values of this chunk from `first_kept` on, for the cache.
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
@@ -191,12 +170,8 @@ def cached_attention(heads: Heads, use: PositionUse = "") -> ir.Function:
 def next_cache(num_blocks: int) -> ir.Function:
     """Build the function that joins the old cache and the new frames of `num_blocks` layers into the next cache.
 
-    Inputs:
-        cache: [num_blocks, batch, kv_heads, past, 2 * size].
-        first: index of the first cached frame to keep [1].
-        kept.N: output `kept` of `cached_attention` in layer N.
-
-    Output: [num_blocks, batch, kv_heads, frames, 2 * size].
+    Inputs: `cache` [num_blocks, batch, kv_heads, past, 2 * size]; `first`, the index of the first cached frame to keep
+    [1]; and for each layer N `kept.N`, the output `kept` of `cached_attention`. The output is shaped like `cache`.
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -210,16 +185,9 @@ def next_cache(num_blocks: int) -> ir.Function:
 def shifted_attention(heads: Heads) -> ir.Function:
     """Build attention with position scores shifted as in Transformer-XL (arXiv 1901.02860), for whole utterances.
 
-    Inputs:
-        query: [batch, time, heads * size].
-        key_value: [batch, time, heads * 2 * size].
-        bias: [batch, heads, time, time]; each of the first three axes may be 1.
-        positions: [1, time, heads * size].
-        content_bias: [heads * size], added to the query that is multiplied by the keys.
-        position_bias: [heads * size], added to the query that is multiplied by the positions.
-        places: [batch, time * time], see `shifted_places`.
-
-    Output: `context` [batch, time, heads * size].
+    Its inputs are those of `attention`, but with as many keys as queries and one head for each key/value head;
+    `positions` [1, time, heads * size]; `content_bias` and `position_bias` [heads * size], added to the queries that
+    are multiplied by the keys and by the positions; and `places` [batch, time * time], see `shifted_places`.
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
@@ -237,8 +205,7 @@ def shifted_attention(heads: Heads) -> ir.Function:
         shifted = g.op("GatherElements", flat, g.op("Expand", g.op("Unsqueeze", places, [1]), index), axis=2)
         content = g.op("MatMul", by_content, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
         total = g.op("Add", g.op("Add", content, g.op("Reshape", shifted, shape)), bias)
-        context = g.op("MatMul", g.op("Softmax", total, axis=-1), values)
-        return g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), [0, 0, heads.num_heads * heads.size])
+        return heads.joined(g, g.op("MatMul", g.op("Softmax", total, axis=-1), values))
 
     names = ["query", "key_value", "bias", "positions", "content_bias", "position_bias", "places"]
     return build_function("ShiftedAttention", names, body, asdict(heads))

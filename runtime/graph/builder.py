@@ -33,16 +33,10 @@ class GraphBuilder:
     """
 
     def __init__(self, name: str, *, constants_as_nodes: bool = False) -> None:
-        self.name = name
-        self.functions: dict[ir.OperatorIdentifier, ir.Function] = {}
-        self._constants_as_nodes = constants_as_nodes
-        self.tape = ir.tape.Tape()
-        self._scopes: list[str] = []
-        self._groups: list[str] = []
-        self._domains = {""}
-        self._counts: Counter[str] = Counter()
-        self._initializers: dict[str, ir.Value] = {}
-        self._constants: dict[str, ir.Value] = {}
+        self.name, self.tape, self._constants_as_nodes = name, ir.tape.Tape(), constants_as_nodes
+        self.functions = dict[ir.OperatorIdentifier, ir.Function]()
+        self._scopes, self._groups, self._domains, self._counts = list[str](), list[str](), {""}, Counter[str]()
+        self._initializers, self._constants = dict[str, ir.Value](), dict[str, ir.Value]()
 
     @contextmanager
     def scope(self, *names: str, group: str | None = None) -> Iterator[None]:
@@ -83,9 +77,9 @@ class GraphBuilder:
 
     def call(self, function: ir.Function, *inputs: ir.Value) -> tuple[ir.Value, ...]:
         """Add a call to a function built by `build_function`. Returns the outputs of the call."""
-        called, attributes = define(self.functions, function), function.meta[ATTRIBUTES]
-        num_outputs = len(called.outputs)
-        return self.ops(called.name, *inputs, num_outputs=num_outputs, domain=called.domain, **attributes)
+        called = define(self.functions, function)
+        settings = {"num_outputs": len(called.outputs), "domain": called.domain, **function.meta[ATTRIBUTES]}
+        return self.ops(called.name, *inputs, **settings)
 
     def constant(self, value: npt.NDArray[Any] | Sequence[int] | float) -> ir.Value:
         """Return a small constant. Equal constants are shared."""
@@ -118,12 +112,7 @@ class GraphBuilder:
         if path not in self._initializers:
             if not self._groups:
                 raise ValueError(f"weight {path}: no enclosing scope has a group")
-
-            def load() -> ir.TensorProtocol:
-                return ir.tensor(np.ascontiguousarray(read(), np.float32), name=path)
-
-            tensor = ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape), name=path)
-            value = self.tape.initializer(tensor)
+            value = self.tape.initializer(lazy_tensor(path, ir.DataType.FLOAT, shape, read))
             value.metadata_props[contract.GROUP_METADATA] = self._groups[-1]
             self._initializers[path] = value
         return self._initializers[path]
@@ -132,6 +121,15 @@ class GraphBuilder:
     def opset_imports(self) -> dict[str, int]:
         """Version of each operator set used so far, by domain."""
         return {domain: 1 if domain else OPSET for domain in sorted(self._domains)}
+
+
+def lazy_tensor(name: str, dtype: ir.DataType, shape: Sequence[int], read: Callable[[], Array]) -> ir.LazyTensor:
+    """Return a tensor whose values `read` returns when the graph is saved."""
+
+    def load() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(read(), dtype.numpy()), name=name)
+
+    return ir.LazyTensor(load, dtype, ir.Shape(shape), name=name)
 
 
 def build_model(
@@ -144,7 +142,8 @@ def build_model(
     """
 
     def typed(tensor: contract.Tensor, value: ir.Value) -> ir.Value:
-        value.name, value.type = tensor.name, ir.TensorType(ir.DataType[_TYPES[tensor.dtype]])
+        dtype = ir.DataType.STRING if tensor.dtype == "str" else ir.DataType.from_numpy(np.dtype(tensor.dtype))
+        value.name, value.type = tensor.name, ir.TensorType(dtype)
         value.shape = ir.Shape([axes(axis) or axis for axis in tensor.axes])
         return value
 
@@ -171,15 +170,11 @@ Body = Callable[[GraphBuilder, list[ir.Value]], ir.Value | Sequence[ir.Value]]
 def build_function(
     name: str, parameters: Sequence[str], body: Body, attributes: Mapping[str, Any] | None = None
 ) -> ir.Function:
-    """Build a model-local function in the domain `u2moe`, not yet part of a model.
+    """Build a model-local function in the domain `u2moe`, not yet part of a model. Its name is one of `FUNCTIONS`.
 
-    Args:
-        name: name of the operator that nodes call, one of `FUNCTIONS`.
-        parameters: names of the inputs.
-        body: adds the nodes.
-        attributes: attributes of calls, for readers of the graph and for native operators that replace the function.
-            The body is built for these values and does not read them. The function keeps them as `meta[ATTRIBUTES]`
-            for its calls.
+    `parameters` are the names of its inputs. `attributes` are for readers of the graph and for native operators that
+    replace the function. The body is built for these values and does not read them. The function keeps them as
+    `meta[ATTRIBUTES]` for its calls.
     """
     FUNCTIONS[name].check(parameters, attributes or {})
     g = GraphBuilder(name, constants_as_nodes=True)
@@ -210,6 +205,3 @@ def define(functions: MutableMapping[ir.OperatorIdentifier, ir.Function], functi
 def _content(function: ir.Function) -> bytes:
     content: bytes = ir.to_proto(function).SerializeToString(deterministic=True)
     return content
-
-
-_TYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8", "str": "STRING"}

@@ -1,9 +1,7 @@
 """Convolution modules as model-local functions, with and without a cache. Projections are not included."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -19,26 +17,22 @@ the input. "centred": earlier and later frames of the input."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverTime(ABC):
-    """Base of layers with a depthwise convolution over time.
+class DepthwiseConvolution:
+    """A depthwise convolution over time, with `weight` [channels, 1, 1, kernel] and `bias` [channels]."""
 
-    Attributes:
-        kernel: kernel size in frames.
-    """
+    NAME: ClassVar[str] = "DepthwiseConvolution"
+    INPUTS: ClassVar[tuple[str, ...]] = ("x",)
+    kernel: int  # in frames
 
-    NAME: ClassVar[str]
-    INPUTS: ClassVar[tuple[str, ...]]
-    kernel: int
-
-    @abstractmethod
     def parameters(self) -> list[str]:
         """Return the names of the weights."""
+        return ["weight", "bias"]
 
-    @abstractmethod
     def convolved(self, g: GraphBuilder, seen: ir.Value, channels: int, taps: Values, padding: int) -> ir.Value:
         """Add the convolution and any nodes after it. `taps` are the values of `parameters`. Return the output."""
+        return _over_time(g, seen, channels, self.kernel, taps, [0, padding, 0, padding])
 
-    def combined(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:  # noqa: ARG002 - a single input needs no nodes
+    def combined(self, g: GraphBuilder, inputs: Values) -> ir.Value:  # noqa: ARG002 - a single input needs no nodes
         """Return the convolution's input [batch, time, channels], made from the layer's `inputs`."""
         return inputs[0]
 
@@ -61,21 +55,18 @@ class OverTime(ABC):
         past, own = self.kernel - 1, len(self.INPUTS)
         others = ["valid"] if around == "centred" else ["cache", "block"] if past or around == "cached" else []
 
-        def body(g: GraphBuilder, inputs: list[ir.Value]) -> list[ir.Value]:
+        def body(g: GraphBuilder, inputs: Values) -> Values:
             beside, parameters = inputs[own : own + len(others)], inputs[own + len(others) :]
             before = [g.op("Gather", *beside, axis=0)] if around == "cached" else []
             seen = self.combined(g, inputs[:own])
             if around == "centred":
-                seen = g.op("Mul", seen, *beside)
-                return [self.convolved(g, seen, channels, parameters, past // 2)]
+                return [self.convolved(g, g.op("Mul", seen, *beside), channels, parameters, past // 2)]
             if around == "causal" and past:
                 start = g.op("Gather", *beside, axis=0)
                 shape = g.op("Concat", g.op("Shape", seen, start=0, end=1), [past, channels], axis=0)
                 before = [g.op("Expand", start, shape)]
             seen = g.op("Concat", *before, seen, axis=1) if before else seen
-            kept = []
-            if around == "cached":
-                kept = [g.op("Unsqueeze", g.op("Slice", seen, [-past], [END], [1]), [0])]
+            kept = [g.op("Unsqueeze", g.op("Slice", seen, [-past], [END], [1]), [0])] if around == "cached" else []
             return [self.convolved(g, seen, channels, parameters, 0), *kept]
 
         attributes = self.attributes() | ({} if around == "cached" else {"causal": int(around == "causal")})
@@ -84,74 +75,45 @@ class OverTime(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeConvolution(OverTime):
+class TimeConvolution(DepthwiseConvolution):
     """A gated linear unit, a depthwise convolution over time, and optionally a normalisation and an activation.
 
-    The weights are `weight` [channels, 1, 1, kernel], `bias` [channels] if the convolution has a bias, and
-    `norm_weight` and `norm_bias` [channels] if a normalisation follows.
-
-    Attributes:
-        activation: one of `ACTIVATIONS`; "": none.
-        bias: whether the convolution has a bias.
-        norm: whether a layer normalisation follows.
-        epsilon: epsilon of the normalisation.
+    The weights are those of `DepthwiseConvolution`, of which the bias is optional, and `norm_weight` and `norm_bias`
+    [channels] if a layer normalisation follows.
     """
 
     NAME: ClassVar[str] = "Convolution"
     INPUTS: ClassVar[tuple[str, ...]] = ("linear", "gate")
-    activation: str
+    activation: str  # one of `ACTIVATIONS`; "": none
     bias: bool
     norm: bool
-    epsilon: float
+    epsilon: float  # of the normalisation
 
     def parameters(self) -> list[str]:
-        """See `OverTime`."""
-        return ["weight", *(["bias"] if self.bias else []), *(["norm_weight", "norm_bias"] if self.norm else [])]
+        """Return the names of the weights."""
+        return ["weight", *["bias"] * self.bias, *["norm_weight", "norm_bias"] * self.norm]
 
-    def combined(self, g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-        """See `OverTime`."""
+    def combined(self, g: GraphBuilder, inputs: Values) -> ir.Value:
+        """Return the gated linear unit."""
         linear, gate = inputs
         return g.op("Mul", linear, g.op("Sigmoid", gate))
 
     def convolved(self, g: GraphBuilder, seen: ir.Value, channels: int, taps: Values, padding: int) -> ir.Value:
-        """See `OverTime`."""
-        y = depthwise(g, seen, channels, self.kernel, taps[: 1 + self.bias], padding)
+        """See `DepthwiseConvolution`."""
+        y = super().convolved(g, seen, channels, taps[: 1 + self.bias], padding)
         if self.norm:
             y = layer_normalization(g, [y, *taps[1 + self.bias :]], self.epsilon)
         return activation(g, y, self.activation) if self.activation else y
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthwiseConvolution(OverTime):
-    """A standalone depthwise convolution over time, with `weight` [channels, 1, 1, kernel] and `bias` [channels]."""
-
-    NAME: ClassVar[str] = "DepthwiseConvolution"
-    INPUTS: ClassVar[tuple[str, ...]] = ("x",)
-
-    def parameters(self) -> list[str]:
-        """See `OverTime`."""
-        return ["weight", "bias"]
-
-    def convolved(self, g: GraphBuilder, seen: ir.Value, channels: int, taps: Values, padding: int) -> ir.Value:
-        """See `OverTime`."""
-        return depthwise(g, seen, channels, self.kernel, taps, padding)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReducingConvolution:
-    """A strided depthwise convolution over time with a bias, which reduces the frame rate.
+    """A strided depthwise convolution over time with a bias, which reduces the frame rate."""
 
-    Attributes:
-        kernel: kernel size in frames.
-        stride: stride in frames.
-        before: zeros before the first frame.
-        after: zeros after the last frame.
-    """
-
-    kernel: int
-    stride: int
-    before: int
-    after: int
+    kernel: int  # in frames
+    stride: int  # in frames
+    before: int  # number of zeros before the first frame
+    after: int  # number of zeros after the last frame
 
     def function(self, channels: int) -> ir.Function:
         """Build the convolution of `x` [batch, time, channels], with the further inputs `valid`, `weight` and `bias`.
@@ -159,24 +121,21 @@ class ReducingConvolution:
         `valid` [batch, time, 1] is 0 for frames of padding, which count as zeros. `weight` is [channels, 1, 1, kernel].
         """
 
-        def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
+        def body(g: GraphBuilder, inputs: Values) -> ir.Value:
             x, valid, *taps = inputs
-            image = g.op("Transpose", g.op("Unsqueeze", g.op("Mul", x, valid), [1]), perm=[0, 3, 1, 2])
-            pads, kernel = [0, self.before, 0, self.after], [1, self.kernel]
-            y = g.op("Conv", image, *taps, group=channels, kernel_shape=kernel, pads=pads, strides=[1, self.stride])
-            return g.op("Squeeze", g.op("Transpose", y, perm=[0, 2, 3, 1]), [1])
+            pads = [0, self.before, 0, self.after]
+            return _over_time(g, g.op("Mul", x, valid), channels, self.kernel, taps, pads, strides=[1, self.stride])
 
         return build_function("ReducingConvolution", ["x", "valid", "weight", "bias"], body, asdict(self))
 
 
-def depthwise(
-    g: GraphBuilder, seen: ir.Value, channels: int, kernel: int, taps: Sequence[ir.Value], padding: int = 0
+def _over_time(
+    g: GraphBuilder, x: ir.Value, channels: int, kernel: int, taps: Values, pads: list[int], **strides: Any
 ) -> ir.Value:
-    """Add nodes for a depthwise convolution over [batch, time, channels]. `taps` are a weight and optionally a bias.
+    """Convolve x [batch, time, channels] as an image; `taps` are a weight and optionally a bias.
 
-    It is built as a 2-D convolution between two transpositions of four axes. onnxruntime has no fast 1-D convolution,
-    but it merges the transpositions into its own layout changes.
+    onnxruntime has no fast 1-D convolution, but it merges the two transpositions of four axes into its layout changes.
     """
-    image, pads = g.op("Transpose", g.op("Unsqueeze", seen, [1]), perm=[0, 3, 1, 2]), [0, padding, 0, padding]
-    y = g.op("Conv", image, *taps, group=channels, kernel_shape=[1, kernel], pads=pads)
+    image = g.op("Transpose", g.op("Unsqueeze", x, [1]), perm=[0, 3, 1, 2])
+    y = g.op("Conv", image, *taps, group=channels, kernel_shape=[1, kernel], pads=pads, **strides)
     return g.op("Squeeze", g.op("Transpose", y, perm=[0, 2, 3, 1]), [1])

@@ -11,29 +11,22 @@ import onnx_ir as ir
 from u2moe.runtime.bundle.mixture import Mixture, read_mixture
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
-from u2moe.runtime.graph.layers import affine
+from u2moe.runtime.graph.layers import affine, halves
 
 
 class SparseDispatch:
     """Nodes that send tokens to their experts and combine the results.
 
-    Attributes:
-        tokens: inputs of the layer [tokens, dim].
-        logits: router logits [tokens, experts], in float32 even if the tokens are in float16.
-        experts: experts of each token [tokens, k], most likely first.
-        probabilities: shares of these experts in the outputs [tokens, k]. The shares of each token sum to 1.
-        counts: number of rows of each expert [experts]. A row is the assignment of a token to an expert.
-        token: index of the token of each row [rows]. Rows are sorted by expert.
+    A row is the assignment of a token to an expert. Rows are sorted by expert.
     """
 
     def __init__(self, g: GraphBuilder, x: ir.Value, gate: ir.Value, mixture: Mixture) -> None:
-        self.g = g
-        self.mixture = mixture
-        self.half = mixture.weights == "fp16"
-        self.tokens = g.op("Flatten", x, axis=-1)
-        with g.scope("router"):
+        self.g, self.mixture, self.half = g, mixture, mixture.weights == "fp16"
+        self.tokens = g.op("Flatten", x, axis=-1)  # inputs of the layer [tokens, dim]
+        with g.scope("router"):  # in float32, even if the tokens are in float16
             single = g.op("Cast", self.tokens, to=ir.DataType.FLOAT) if self.half else self.tokens
-            self.logits = g.op("MatMul", single, gate)
+            self.logits = g.op("MatMul", single, gate)  # [tokens, experts]
+            # experts of each token [tokens, k], the most likely first, and their shares in the outputs, which sum to 1
             values, self.experts = g.ops("TopK", self.logits, [mixture.top_k], axis=-1, num_outputs=2)
             shares = g.op("Softmax", values, axis=-1)
             self.probabilities = g.op("Cast", shares, to=ir.DataType.FLOAT16) if self.half else shares
@@ -42,10 +35,10 @@ class SparseDispatch:
             num_assignments = g.op("Shape", assignments)
             order = g.ops("TopK", assignments, num_assignments, axis=0, largest=0, num_outputs=2)[1]
             one_hot = g.op("OneHot", assignments, mixture.num_experts, [0, 1], axis=0)
-            self.counts = g.op("ReduceSum", one_hot, [1], keepdims=0)
+            self.counts = g.op("ReduceSum", one_hot, [1], keepdims=0)  # number of rows of each expert [experts]
             position = g.ops("TopK", order, num_assignments, axis=0, largest=0, num_outputs=2)[1]
             self._places = g.op("Reshape", position, [-1, mixture.top_k])
-            self.token = g.op("Div", order, mixture.top_k)
+            self.token = g.op("Div", order, mixture.top_k)  # index of the token of each row [rows]
 
     def gather(self, values: ir.Value) -> ir.Value:
         """Expand values of tokens [tokens, ...] to rows: each row gets the values of its token."""
@@ -77,6 +70,19 @@ Experts = Callable[[SparseDispatch, Sequence[ir.Value]], ir.Value]
 """Computes the weighted sum of the experts for each token [tokens, dim], given a dispatch and all experts' weights."""
 
 
+def one_by_one(expert: Callable[[SparseDispatch, ir.Value, list[ir.Value]], ir.Value]) -> Experts:
+    """Return a function that calls `expert` with a dispatch, the rows of each expert and its weights."""
+
+    def experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
+        size, outputs = len(weights) // dispatch.mixture.num_experts, []
+        for index, rows in enumerate(dispatch.split(dispatch.gather(dispatch.tokens))):
+            with dispatch.g.scope(str(index)):
+                outputs.append(expert(dispatch, rows, list(weights[index * size : (index + 1) * size])))
+        return dispatch.weigh(dispatch.merge(outputs))
+
+    return experts
+
+
 def mixture_function(mixture: Mixture, parameters: Sequence[str], experts: Experts) -> ir.Function:
     """Build the function of a mixture of experts. Its inputs are x [..., dim], gate [dim, experts] and `parameters`."""
 
@@ -92,24 +98,18 @@ def mixture_function(mixture: Mixture, parameters: Sequence[str], experts: Exper
 
 def float_mixture(mixture: Mixture) -> ir.Function:
     """Build the function of a mixture with float32 or float16 experts. Router and activations stay in float32."""
+
+    def expert(dispatch: SparseDispatch, rows: ir.Value, own: list[ir.Value]) -> ir.Value:
+        g, (first, second) = dispatch.g, halves(own)
+        y = affine(g, rows, first)
+        y = g.op("Cast", y, to=ir.DataType.FLOAT) if dispatch.half else y
+        y = activation(g, y, mixture.activation)
+        y = g.op("Cast", y, to=ir.DataType.FLOAT16) if dispatch.half else y
+        return affine(g, y, second)
+
     parts = ("w1", "w1_bias", "w2", "w2_bias") if mixture.bias else ("w1", "w2")
-    names = [f"e{expert}_{part}" for expert in range(mixture.num_experts) for part in parts]
-    return mixture_function(mixture, names, _float_experts)
-
-
-def _float_experts(dispatch: SparseDispatch, weights: Sequence[ir.Value]) -> ir.Value:
-    g, stride = dispatch.g, len(weights) // dispatch.mixture.num_experts
-    outputs = []
-    for index, rows in enumerate(dispatch.split(dispatch.gather(dispatch.tokens))):
-        with g.scope(str(index)):
-            own = weights[index * stride : (index + 1) * stride]
-            first, second = own[: stride // 2], own[stride // 2 :]
-            y = affine(g, rows, first)
-            y = g.op("Cast", y, to=ir.DataType.FLOAT) if dispatch.half else y
-            y = activation(g, y, dispatch.mixture.activation)
-            y = g.op("Cast", y, to=ir.DataType.FLOAT16) if dispatch.half else y
-            outputs.append(affine(g, y, second))
-    return dispatch.weigh(dispatch.merge(outputs))
+    names = [f"e{number}_{part}" for number in range(mixture.num_experts) for part in parts]
+    return mixture_function(mixture, names, one_by_one(expert))
 
 
 def mixture_of(node: ir.Node) -> Mixture | None:

@@ -6,7 +6,6 @@ The graph and `model.features` compute in double precision, so their features ra
 import math
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from u2moe.runtime.bundle import contract
@@ -33,9 +32,8 @@ def fbank(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> ir.Value
     constants = constants_of(config)
     banks = constants.banks()
     with g.scope("fbank"):
-        is_first_used = bool(constants.window[0])
-        frames = g.op("Mul", _emphasised(g, samples, config, is_first_used=is_first_used), constants.window)
-        waves = g.op("Unsqueeze", frames, [3])
+        emphasised = _emphasised(g, samples, config, is_first_used=bool(constants.window[0]))
+        waves = g.op("Unsqueeze", g.op("Mul", emphasised, constants.window), [3])
         parts = g.op("DFT", waves, np.array(constants.num_points), axis=2, onesided=1)
         power = g.op("ReduceSum", g.op("Mul", parts, parts), [3], keepdims=0)
         energies = g.op("MatMul", g.op("Slice", power, [0], [len(banks)], [2]), banks)
@@ -61,7 +59,7 @@ def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig, *, is
     # One frame, plus one for each complete shift that fits after it; no frame if there are too few samples.
     room = g.op("Max", g.op("Add", num_samples, [shift - length]), [0])
     num_frames = g.op("Div", room, [shift])
-    starts = g.op("Mul", g.op("Range", _scalar(0), g.op("Squeeze", num_frames, [0]), _scalar(1)), [shift // block])
+    starts = g.op("Mul", g.op("Range", 0, g.op("Squeeze", num_frames, [0]), 1), [shift // block])
     places = g.op("Add", g.op("Unsqueeze", starts, [1]), np.arange(length // block)[np.newaxis])
     sums = g.op("ReduceSum", g.op("Reshape", signal, [0, -1, block]), [2], keepdims=0)
     totals = g.op("ReduceSum", g.op("Gather", sums, places, axis=1), [2])
@@ -73,7 +71,3 @@ def _emphasised(g: GraphBuilder, samples: ir.Value, config: FeatureConfig, *, is
         first = g.op("Unsqueeze", g.op("Mul", first, np.array(1 - PREEMPHASIS)), [2])
         frames = g.op("Concat", first, g.op("Slice", frames, [1], [END], [2]), axis=2)
     return g.op("Sub", frames, g.op("Mul", totals, np.array((1 - PREEMPHASIS) / length)))
-
-
-def _scalar(value: int) -> npt.NDArray[np.int64]:
-    return np.array(value, np.int64)

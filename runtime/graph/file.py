@@ -24,11 +24,8 @@ def save_graph(
 ) -> None:
     """Write a graph one weight at a time.
 
-    Args:
-        model: the graph.
-        file: file to write. If the weights exceed `limit`, they go into a second file, `file` with ".data" appended.
-        limit: maximum total size in bytes of weights inside `file`; None: `EXTERNAL_DATA_LIMIT`.
-        progress: called with a line for every hundredth weight written to the separate file.
+    If the weights exceed `limit` bytes (None: `EXTERNAL_DATA_LIMIT`), they go into a second file, `file` with ".data"
+    appended. `progress` is called with a line for every hundredth weight written there.
     """
 
     def report(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
@@ -55,11 +52,11 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
 def array_of(value: ir.Value) -> npt.NDArray[Any]:
     """Return the values of an initializer as float32. If they are in a memory-mapped file, unmap it."""
     tensor = _tensor(value)
-    if isinstance(tensor, ir.ExternalTensor):
-        array = np.array(tensor.numpy(), np.float32)
-        tensor.release()
-        return array
-    return np.asarray(tensor.numpy(), np.float32)
+    if not isinstance(tensor, ir.ExternalTensor):
+        return np.asarray(tensor.numpy(), np.float32)
+    array = np.array(tensor.numpy(), np.float32)
+    tensor.release()
+    return array
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:
@@ -76,19 +73,13 @@ def with_external(manifest: Manifest, folder: Path) -> Manifest:
 
 def external_of(model: ir.Model) -> tuple[ExternalTensor, ...]:
     """List the external weights of a graph that was read from a file."""
-    return tuple(
-        ExternalTensor(
-            name=name,
-            file=str(tensor.location),
-            offset=tensor.offset or 0,
-            length=tensor.length or tensor.nbytes,
-            type=tensor.dtype.numpy().name,
-            shape=tuple(tensor.shape.numpy()),
-            group=group_of(value),
-            read_by=tuple(
-                sorted({node.op_type if node.domain == contract.MOE_DOMAIN else "" for node in value.consumers()})
-            ),
-        )
-        for name, value in model.graph.initializers.items()
-        if isinstance(tensor := value.const_value, ir.ExternalTensor)
-    )
+    found = []
+    for name, value in model.graph.initializers.items():
+        if isinstance(tensor := value.const_value, ir.ExternalTensor):
+            readers = {node.op_type if node.domain == contract.MOE_DOMAIN else "" for node in value.consumers()}
+            found.append(ExternalTensor(
+                name=name, file=str(tensor.location), offset=tensor.offset or 0, length=tensor.length or tensor.nbytes,
+                type=tensor.dtype.numpy().name, shape=tuple(tensor.shape.numpy()), group=group_of(value),
+                read_by=tuple(sorted(readers)),
+            ))  # fmt: skip
+    return tuple(found)

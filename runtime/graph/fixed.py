@@ -13,8 +13,8 @@ from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.attention import END, FURTHEST_LEFT, FURTHEST_RIGHT, Heads, PositionUse, to_heads
 from u2moe.runtime.graph.builder import GraphBuilder
-from u2moe.runtime.graph.convolution import OverTime
-from u2moe.runtime.graph.layers import affine
+from u2moe.runtime.graph.convolution import DepthwiseConvolution
+from u2moe.runtime.graph.layers import affine, halves
 
 SHARPNESS = 256.0
 """Factor by which each of `STEPS` steps multiplies a difference of logits. The steps turn a difference of at least 1e-6
@@ -26,15 +26,10 @@ PENALTY = 16.0
 
 @dataclass(frozen=True, kw_only=True)
 class FixedHeads(Heads):
-    """Heads that attend to a cache of fixed size and to the chunk after it.
+    """Heads that attend to a cache of fixed size and to the chunk after it."""
 
-    Attributes:
-        past: number of frames in the cache.
-        time: number of frames in the chunk.
-    """
-
-    past: int
-    time: int
+    past: int  # number of frames in the cache
+    time: int  # number of frames in the chunk
 
     def attend(
         self, g: GraphBuilder, query: ir.Value, key_value: ir.Value, past: ir.Value, bias: ir.Value, use: PositionUse,
@@ -62,24 +57,21 @@ class FixedHeads(Heads):
 
     def repeated(self, g: GraphBuilder, key_value: ir.Value) -> ir.Value:
         """See `Heads`."""
-        heads = [key_value]
-        if self.num_kv_heads > 1:
-            heads = list(g.ops("Split", key_value, [1] * self.num_kv_heads, axis=1, num_outputs=self.num_kv_heads))
-        group = self.num_heads // self.num_kv_heads
-        return g.op("Concat", *(head for head in heads for _ in range(group)), axis=1)
+        number = self.num_kv_heads
+        heads = g.ops("Split", key_value, [1] * number, axis=1, num_outputs=number) if number > 1 else [key_value]
+        return g.op("Concat", *(head for head in heads for _ in range(self.num_heads // number)), axis=1)
 
 
 def fixed_convolution(
-    g: GraphBuilder, form: OverTime, inputs: Sequence[ir.Value], past: ir.Value
+    g: GraphBuilder, form: DepthwiseConvolution, inputs: Sequence[ir.Value], past: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """Add nodes equivalent to the `cached` function of the layer `form`.
 
     `inputs` are the inputs of that function, but `past` [1, kernel - 1, channels] replaces `cache` and `block`. Returns
     the output of that function and the last input frames [1, kernel - 1, channels].
     """
-    own = len(form.INPUTS)
-    parameters = list(inputs[own + 2 :])
-    seen = g.op("Concat", past, form.combined(g, list(inputs[:own])), axis=1)
+    own, parameters = list(inputs[: len(form.INPUTS)]), list(inputs[len(form.INPUTS) + 2 :])
+    seen = g.op("Concat", past, form.combined(g, own), axis=1)
     kept = g.op("Slice", seen, [1 - form.kernel], [END], [1])
     return form.convolved(g, seen, _shape(parameters[0])[0], parameters, 0), kept
 
@@ -93,8 +85,7 @@ def fixed_mixture(
     `float_mixture`.
     """
     parts = 4 if mixture.bias else 2
-    joined = [weights[part::parts] for part in range(parts)]
-    first, second = joined[: parts // 2], joined[parts // 2 :]
+    first, second = halves([weights[part::parts] for part in range(parts)])
     with g.scope("router"):
         share = _shares(g, mixture, x, gate)
     with g.scope("experts"):
@@ -110,9 +101,7 @@ def fixed_mixture(
 
 
 def _shape(weight: ir.Value) -> tuple[int, ...]:
-    if weight.shape is None:
-        raise ValueError(f"weight {weight.name} has no shape")
-    return tuple(weight.shape.numpy())
+    return tuple(ir.Shape(weight.shape or ()).numpy())
 
 
 def _shares(g: GraphBuilder, mixture: Mixture, x: ir.Value, gate: ir.Value) -> ir.Value:

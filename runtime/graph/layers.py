@@ -6,7 +6,7 @@ The weights of a layer are inputs of its call; the attributes describe the layer
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +16,7 @@ from u2moe.runtime.graph.activation import activation
 from u2moe.runtime.graph.attention import END
 from u2moe.runtime.graph.builder import GraphBuilder, build_function
 
+T = TypeVar("T")
 PLAIN_LAYERS = frozenset(name for name, function in FUNCTIONS.items() if function.exported) - {"MixtureOfExperts"}
 """Names of the float32 layers except for `dispatch.float_mixture`."""
 
@@ -27,14 +28,14 @@ def affine(g: GraphBuilder, x: ir.Value, parameters: Sequence[ir.Value]) -> ir.V
     return g.op("Add", y, biases[0]) if biases else y
 
 
-def halves(parameters: list[ir.Value]) -> tuple[list[ir.Value], list[ir.Value]]:
+def halves(parameters: list[T]) -> tuple[list[T], list[T]]:
     """Split the weights and biases of two products: return those of the first product, then those of the second."""
     return parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
 
 
 def linear(*, bias: bool) -> ir.Function:
     """Build the function y = x @ weight + bias for x [..., in]."""
-    names = ["x", *_parameters("", bias=bias)]
+    names = ["x", "weight", *["bias"] * bias]
     return build_function("Linear", names, lambda g, inputs: affine(g, inputs[0], inputs[1:]))
 
 
@@ -50,14 +51,9 @@ def feed_forward(kind: str, *, bias: bool, gated: bool = False) -> ir.Function:
         hidden = activation(g, affine(g, x, inputs[1:2] if gated else first), kind)
         return affine(g, g.op("Mul", hidden, affine(g, x, first)) if gated else hidden, second)
 
-    names = [*["gate"] * gated, *_parameters("w1", bias=bias), *_parameters("w2", bias=bias)]
+    names = ["x", *["gate"] * gated, "w1", *["w1_bias"] * bias, "w2", *["w2_bias"] * bias]
     function = "GatedFeedForward" if gated else "FeedForward"
-    return build_function(function, ["x", *names], body, {"activation": kind, "bias": int(bias)})
-
-
-def _parameters(prefix: str, *, bias: bool) -> list[str]:
-    names = (prefix, f"{prefix}_bias") if prefix else ("weight", "bias")
-    return list(names if bias else names[:1])
+    return build_function(function, names, body, {"activation": kind, "bias": int(bias)})
 
 
 def activation_layer(kind: str) -> ir.Function:
@@ -83,7 +79,7 @@ def add_normalization(epsilon: float) -> ir.Function:
 
 
 def layer_normalization(g: GraphBuilder, inputs: Sequence[ir.Value], epsilon: float) -> ir.Value:
-    """Add a node for layer normalisation over the last axis. `inputs` are x, weight and bias."""
+    """Add a layer normalisation over the last axis. `inputs` are x, weight and bias."""
     return g.op("LayerNormalization", *inputs, axis=-1, epsilon=epsilon)
 
 
@@ -110,14 +106,17 @@ def sinusoids(frequencies: Sequence[float]) -> ir.Function:
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-        (positions,) = inputs
-        single = g.op("Cast", positions, to=ir.DataType.FLOAT)
-        angles = g.op("Mul", g.op("Unsqueeze", single, [-1]), np.array(frequencies, np.float32))
+        angles = _angles(g, inputs[0], frequencies)
         sine, cosine = g.op("Unsqueeze", g.op("Sin", angles), [-1]), g.op("Unsqueeze", g.op("Cos", angles), [-1])
-        shape = g.op("Concat", g.op("Shape", positions), [2 * len(frequencies)], axis=0)
+        shape = g.op("Concat", g.op("Shape", inputs[0]), [2 * len(frequencies)], axis=0)
         return g.op("Reshape", g.op("Concat", sine, cosine, axis=-1), shape)
 
     return build_function("Sinusoids", ["positions"], body, {"dim": 2 * len(frequencies)})
+
+
+def _angles(g: GraphBuilder, positions: ir.Value, frequencies: Sequence[float]) -> ir.Value:
+    single = g.op("Cast", positions, to=ir.DataType.FLOAT)
+    return g.op("Mul", g.op("Unsqueeze", single, [-1]), np.array(frequencies, np.float32))
 
 
 def sines_and_cosines(frequencies: Sequence[float]) -> ir.Function:
@@ -127,8 +126,7 @@ def sines_and_cosines(frequencies: Sequence[float]) -> ir.Function:
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-        single = g.op("Cast", inputs[0], to=ir.DataType.FLOAT)
-        angles = g.op("Mul", g.op("Unsqueeze", single, [-1]), np.array(frequencies, np.float32))
+        angles = _angles(g, inputs[0], frequencies)
         return g.op("Concat", g.op("Sin", angles), g.op("Cos", angles), axis=-1)
 
     return build_function("SinesAndCosines", ["positions"], body, {"dim": 2 * len(frequencies)})
@@ -141,10 +139,9 @@ def stacked_frames(num_frames: int, bins: int) -> ir.Function:
     """
 
     def body(g: GraphBuilder, inputs: list[ir.Value]) -> ir.Value:
-        (x,) = inputs
-        frames = g.op("Shape", x, start=1, end=2)
+        frames = g.op("Shape", inputs[0], start=1, end=2)
         whole = g.op("Mul", g.op("Div", frames, [num_frames]), [num_frames])
-        return g.op("Reshape", g.op("Slice", x, [0], whole, [1]), [0, -1, num_frames * bins])
+        return g.op("Reshape", g.op("Slice", inputs[0], [0], whole, [1]), [0, -1, num_frames * bins])
 
     return build_function("StackedFrames", ["features"], body, {"num_frames": num_frames, "bins": bins})
 
@@ -167,17 +164,11 @@ def time_windows(stride: int) -> ir.Function:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsamplingLayer:
-    """Convolutions over time and frequency, each followed by ReLU; then a projection.
+    """Convolutions over time and frequency without padding, each followed by ReLU; then a projection."""
 
-    Attributes:
-        kernels: kernel size of each convolution. Kernels are square. There is no padding.
-        strides: stride of each convolution.
-        bins: frequency bins of the features.
-    """
-
-    kernels: Sequence[int]
+    kernels: Sequence[int]  # size of each convolution's square kernel
     strides: Sequence[int]
-    bins: int
+    bins: int  # frequency bins of the features
 
     def function(self, flat_size: int) -> ir.Function:
         """Build the function that maps features [batch, frames, bins] to [batch, time, dim].
@@ -212,20 +203,15 @@ class SubsamplingLayer:
 
 
 class Prefixes(NamedTuple):
-    """Unique prefixes of the hypotheses [batch, nbest, length], ordered by utterance.
+    """Unique prefixes of the hypotheses [batch, nbest, length], ordered by utterance, of which one has `most` prefixes.
 
-    Attributes:
-        ends: index, among all tokens, of each prefix's last token [prefixes].
-        of_tokens: index of the prefix that ends with each token [batch, nbest, length]; any value for padding.
-        of_utterances: indices of the prefixes of each utterance, padded with any value [batch, most]. `most` is the
-            largest number of prefixes of an utterance.
-        places: index of each prefix in the flattened `of_utterances` [prefixes].
+    Padding of `of_tokens` and `of_utterances` may have any value.
     """
 
-    ends: ir.Value
-    of_tokens: ir.Value
-    of_utterances: ir.Value
-    places: ir.Value
+    ends: ir.Value  # index, among all tokens, of each prefix's last token [prefixes]
+    of_tokens: ir.Value  # index of the prefix that ends with each token [batch, nbest, length]
+    of_utterances: ir.Value  # indices of the prefixes of each utterance [batch, most]
+    places: ir.Value  # index of each prefix in the flattened `of_utterances` [prefixes]
 
 
 def shared_prefixes() -> ir.Function:
