@@ -50,6 +50,8 @@ def test_scores_by_speaker_and_field_and_intervals_of_resampled_utterances(resul
     assert found.report.confusions["A", ""] == 2
     assert list(score(outcomes, by="set").groups) == ["dev", "unknown"]
     assert sum(group.num_utterances for group in score(outcomes, by="length").groups.values()) == 5
+    lasting = [dataclasses.replace(outcomes[0], duration=duration) for duration in (30.0, 2.0, 29.9, 1.9)]
+    assert list(score(lasting, by="length").groups) == ["0 to 2 s", "2 to 5 s", "20 to 30 s", "30 s and more"]
     with pytest.raises(CorpusError, match="no utterance has a transcript"):
         score(outcome for outcome in outcomes if outcome.reference is None)
     # Compare with a plain bootstrap, and with the standard error of a mean

@@ -292,6 +292,10 @@ def test_raw_audio(tmp_path, encoding, kind, scale):
     for file in (content, io.BytesIO(content), tmp_path / "a.raw"):
         samples = read_audio(RawAudio(file=file, sample_rate=RATE, encoding=encoding), RATE)
         np.testing.assert_allclose(samples, SPEECH, atol=2**-15)
+        part = np.concatenate(
+            list(read_blocks(RawAudio(file=content, sample_rate=RATE, encoding=encoding), RATE, start=1))
+        )
+        assert np.array_equal(part, samples[RATE:])
     pairs = RawAudio(file=content, sample_rate=RATE, encoding=encoding, num_channels=2)
     np.testing.assert_allclose(read_audio(pairs, RATE, channel=1), SPEECH[1::2], atol=2**-15)
 

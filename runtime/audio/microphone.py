@@ -59,8 +59,7 @@ class Microphone:
             try:
                 self._sounddevice.check_input_settings(samplerate=self.sample_rate, **settings)
             except self._sounddevice.PortAudioError:  # the device does not support the rate, or does not exist
-                known = self._sounddevice.query_devices(device, "input")
-                self.sample_rate = float(known["default_samplerate"])
+                self.sample_rate = float(self._sounddevice.query_devices(device, "input")["default_samplerate"])
             settings |= {"callback": self._on_audio, "finished_callback": self._finish}
             settings |= {"samplerate": self.sample_rate, "blocksize": round(self.sample_rate * block_s)}
             self._stream = self._sounddevice.InputStream(**settings)

@@ -43,9 +43,9 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 def run_sign(args: argparse.Namespace) -> int:
     """Sign a complete bundle, and report the key ids."""
     content = _whole(args.bundle)
-    keys = {str(file): file.read_bytes() for file in args.key}
-    write_text(args.bundle / SIGNATURE_FILE, signed_text(content, keys))
-    tell(f"{args.bundle / SIGNATURE_FILE}: signed by {', '.join(signatures_in(args.bundle))}")
+    file = args.bundle / SIGNATURE_FILE
+    write_text(file, signed_text(content, {str(key): key.read_bytes() for key in args.key}))
+    tell(f"{file}: signed by {', '.join(signatures_in(args.bundle))}")
     return 0
 
 

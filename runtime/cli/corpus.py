@@ -167,8 +167,7 @@ def run_score(args: argparse.Namespace) -> int:
     """Show word errors of runs."""
     folders = [OutputFolder(output) for output in args.outputs]
     found = score(itertools.chain.from_iterable(map(read_outcomes, folders)), by=args.by, num_worst=max(args.worst, 0))
-    num_missing = [folder.num_missing() for folder in folders]
-    if any(number != 0 for number in num_missing):
+    if any(folder.num_missing() != 0 for folder in folders):
         tell("utterances are missing: this is the score of the others")
     content = {
         "total": _group(found.total),

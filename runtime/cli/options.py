@@ -101,8 +101,7 @@ def add_declared(parser: Options, kind: Any, only: Container[str] | None = None,
         is_list = declared.kind == "texts"
         more: dict[str, Any] = {"action": "append"} if is_list else {"choices": declared.choices or None}
         more["help"] = f"{about}{'; may be repeated' * is_list} (default: {shown})"
-        kind_of_value = _TYPES[declared.kind]
-        parser.add_argument(declared.flag, dest=name, type=kind_of_value, metavar=declared.metavar, **more)
+        parser.add_argument(declared.flag, dest=name, type=_TYPES[declared.kind], metavar=declared.metavar, **more)
 
 
 def declared_in(args: argparse.Namespace, kind: Any) -> dict[str, Any]:

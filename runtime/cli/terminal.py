@@ -46,18 +46,15 @@ class _Closed(io.TextIOBase):
 @contextlib.contextmanager
 def logging_to_stderr(*, is_verbose: bool) -> Iterator[None]:
     """Log to stderr if `is_verbose`."""
-    logger = logging.getLogger("u2moe")
-    level = logger.level
-    handler = logging.StreamHandler()
+    logger, handler = logging.getLogger("u2moe"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("u2moe: %(message)s"))
-    if is_verbose:
-        logger.addHandler(handler)
-        logger.setLevel(logging.DEBUG)
-    try:
+    with contextlib.ExitStack() as stack:
+        if is_verbose:
+            stack.callback(logger.setLevel, logger.level)
+            stack.callback(logger.removeHandler, handler)
+            logger.addHandler(handler)
+            logger.setLevel(logging.DEBUG)
         yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def print_result(text: str) -> None:

@@ -33,22 +33,14 @@ def run_on_ray(
     options: CorpusOptions | None = None, *, address: str | None = None,
     on_progress: Callable[[RunProgress], object] = lambda _: None,
 ) -> RunProgress:  # fmt: skip
-    """Recognise a corpus as `run_corpus` does, but on a Ray cluster.
+    """Recognise a corpus as `run_corpus` does, but on a Ray cluster. For other arguments and errors, see there.
 
-    Each actor loads the model. An actor takes one CPU per thread and, with a GPU provider, one GPU.
-
-    Args:
-        list_path: a list, folder or URL. All nodes must be able to read its audio.
-        output: folder or URL to which all nodes can write.
-        model: the model, in the same folder on all nodes. None: the demo model.
-        options: how to read, divide and recognise the corpus. With `num_workers=None`, as many actors run as fit.
-        address: address for `ray.init`. None: the cluster that Ray finds, or else only this machine.
-        on_progress: called about once a second.
+    Each actor loads the model. An actor takes one CPU per thread and, with a GPU provider, one GPU. All nodes must be
+    able to read the model in the same folder, and the audio, and to write to `output`. With `num_workers=None`, as many
+    actors run as fit. `address` is for `ray.init`; None: the cluster that Ray finds, or else only this machine.
 
     Raises:
-        CorpusError: the list cannot be read, the folder belongs to another run, the cluster is too small, or entries
-            are left out because actors died repeatedly.
-        OSError: results cannot be written.
+        CorpusError: also if the cluster is too small, or entries are left out because actors died repeatedly.
     """
     model, options = model or ModelChoice(), checked_options("options", options, CorpusOptions())
     with contextlib.closing(CorpusRun(list_path, output, model.load(), model, options)) as run:

@@ -209,8 +209,7 @@ class Claims:
         """Return the claim on a block; None if the claim was released meanwhile or cannot be read."""
         with contextlib.suppress(OSError, ValueError, TypeError):
             owner = json.loads(self._path(number).read_bytes())
-            age_s = probe(self._folder) - self._path(number).stat().st_mtime
-            return Claim(number=number, age_s=age_s, **owner)
+            return Claim(number=number, age_s=probe(self._folder) - self._path(number).stat().st_mtime, **owner)
         return None
 
 

@@ -134,8 +134,7 @@ def read_lhotse(line: str, list_path: str, options: ListOptions) -> Entry:
     texts = [supervision.label("text") for supervision in supervisions]
     speakers = {supervision.label("speaker") for supervision in supervisions}
     key, place = record.text("id"), source.text("source")
-    kind = checked_choice(source.field("type"), source.value("type"), ("command", "file", "url"))
-    is_command = kind == "command"
+    is_command = checked_choice(source.field("type"), source.value("type"), ("command", "file", "url")) == "command"
     return Entry(
         key=key,
         source=options.command(place, list_path) if is_command else AudioFile(path=options.path(place, list_path)),

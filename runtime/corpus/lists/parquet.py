@@ -47,11 +47,8 @@ def _entry(number: int, record: Mapping[str, Any], list_path: str, options: List
     key = next((str(found[name]) for name in _KEYS if name in found), str(number))
     text = next((str(found[name]) for name in _TEXTS if name in found), None)
     speaker = record.get("speaker_id", record.get("speaker"))
-    fields = {
-        name: value
-        for name, value in record.items()
-        if name not in ("audio", "speaker", "speaker_id", *_KEYS, *_TEXTS) and isinstance(value, str | int | float)
-    }
+    other = record.keys() - {"audio", "speaker", "speaker_id", *_KEYS, *_TEXTS}
+    fields = {name: value for name, value in record.items() if name in other and isinstance(value, str | int | float)}
     source, speaker = _source(record["audio"], key, list_path, options), None if speaker is None else str(speaker)
     return Entry(key=key, source=source, text=text, speaker=speaker, fields=fields)
 

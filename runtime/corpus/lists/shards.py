@@ -34,12 +34,10 @@ def read(list_path: str, options: ListOptions) -> Iterator[Entry]:
 
 
 def archives(list_path: str, options: ListOptions) -> Iterator[str]:
-    """Yield the paths of the archives: `list_path` itself if it is an archive, or else the paths in the list."""
+    """Return the paths of the archives: `list_path` itself if it is an archive, or else the paths in the list."""
     if is_archive(list_path):
-        yield list_path
-        return
-    for _, line in read_lines(list_path):
-        yield options.path(line, list_path)
+        return iter([list_path])
+    return (options.path(line, list_path) for _, line in read_lines(list_path))
 
 
 def content_of(list_path: str, options: ListOptions) -> Iterator[bytes]:
