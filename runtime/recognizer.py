@@ -19,9 +19,8 @@ from u2moe.runtime.bundle_location import find_bundle
 from u2moe.runtime.decoding.alignment import MIN_SCORE, TextAligner
 from u2moe.runtime.decoding.context import ContextGraph, Hotwords
 from u2moe.runtime.decoding.pipeline import Observer, Pipeline
-from u2moe.runtime.decoding.stream_state import StreamState
+from u2moe.runtime.decoding.stream_state import SearchWords, StreamState
 from u2moe.runtime.decoding.vad import VoiceActivityDetector
-from u2moe.runtime.decoding.words import SearchWords
 from u2moe.runtime.errors import BundleWarning, StreamError
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.log import log
@@ -80,7 +79,7 @@ class Recognizer:
         definite = self._definite(self.options, None)
         self._words.graph(definite, hotwords)
         self._words.fusion(definite)
-        self._pipeline = Pipeline(bundle, model, observer)
+        self._pipeline = Pipeline(model, observer)
         constants_of(bundle.manifest.features)  # raises an error here instead of at the first sample
 
     @classmethod
@@ -338,7 +337,7 @@ class Recognizer:
         options = dataclasses.replace(options, search="ctc_greedy", language_model=None, grammar=None, text_format=None)
         stream = self.create_recording_stream(options, hotwords=())
         reader = RecordingReader(samples_of(audio, self._rate, sample_rate, channel, track), self._rate, on_progress)
-        pipeline = Pipeline(self.bundle, self.model, Observer(concluded=lambda _: aligner.advance(stream.state)))
+        pipeline = Pipeline(self.model, Observer(concluded=lambda _: aligner.advance(stream.state)))
         found = recognize(lambda streams: pipeline.decode([each.state for each in streams]), stream, reader)
         for _ in until_damage(reader, found):
             pass

@@ -4,7 +4,6 @@ import numpy.typing as npt
 
 from u2moe.runtime.audio.arrays import as_samples, checked_rate
 from u2moe.runtime.decoding.stream_state import StreamState
-from u2moe.runtime.decoding.utterance import Phase
 from u2moe.runtime.options import DecodingOptions
 from u2moe.runtime.result import Result
 
@@ -88,7 +87,8 @@ class Stream:
     @property
     def is_ready(self) -> bool:
         """Whether `decode_streams` has work for this stream."""
-        return self.state.phase in (Phase.WINDOWS, Phase.SEARCHED)
+        with self.state.lock:
+            return self.state.extractor.has_window or self.state.is_searched
 
     @property
     def missing_s(self) -> float:

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import itertools
 import math
@@ -12,7 +13,7 @@ from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.runtime import Bundle, DecodingOptions, Recognizer
 from u2moe.runtime.bundle.manifest import Calibration
 from u2moe.runtime.bundle_location import DEMO_FOLDER
-from u2moe.runtime.decoding.confidence import word_confidence
+from u2moe.runtime.decoding.rescoring import word_confidence
 
 
 def test_words_are_as_sure_as_their_tokens_and_calibration_is_kept_by_quantization(bundle, tmp_path):
@@ -44,9 +45,10 @@ def test_calibration_keeps_the_order_and_is_a_probability(confidences, scale, bi
 @pytest.mark.parametrize("search", ["ctc_prefix_beam", "attention_rescoring"])
 def test_confidences_are_what_the_bundle_says_they_are_worth(bundle, model, sound, search):
     calibration = Calibration(scale=1.5, bias=-0.5)
-    other = Bundle(bundle.path, dataclasses.replace(bundle.manifest, calibration=calibration), bundle.tokens)
+    other = copy.copy(model)
+    other.manifest = dataclasses.replace(model.manifest, calibration=calibration)
     plain, scaled = (
-        Recognizer(which, model, DecodingOptions(search=search)).transcribe(sound).segments for which in (bundle, other)
+        Recognizer(bundle, which, DecodingOptions(search=search)).transcribe(sound).segments for which in (model, other)
     )
     expected = [word_confidence([word.confidence], calibration) for segment in plain for word in segment.words]
     assert [word.confidence for segment in scaled for word in segment.words] == pytest.approx(expected)

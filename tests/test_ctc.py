@@ -12,9 +12,9 @@ from u2moe.runtime.decoding.ctc import (
     PrefixBeamSearch,
     ctc_greedy_search,
     ctc_prefix_beam_search,
+    most_probable,
     penalize_blank,
 )
-from u2moe.runtime.decoding.likely_tokens import most_probable
 
 
 def log_add(*values):

@@ -206,7 +206,7 @@ def test_second_passes_score_what_was_heard_for_the_rest(recognizer, sound):
 
 def test_other_words_cost_their_beginning_and_thousands_of_phrases_share_theirs():
     utterance = object.__new__(Utterance)
-    utterance._grammar = PhraseGraph(Grammar(lines=("a b", "[unk]")), VOCABULARY)
+    utterance.grammar = PhraseGraph(Grammar(lines=("a b", "[unk]")), VOCABULARY)
     utterance._loudest = [1, ~1, 3, 3, 2]  # token 1, blank, token 3, and the next token
     heard, begins = utterance.heard(Hypothesis(tokens=[REST, 2], score=-5.0, times=[0, 4]))
     assert (heard.tokens, heard.score, begins) == ([1, 3, 2], -5.0, [0, 2])

@@ -150,4 +150,4 @@ def test_other_threads_run_during_a_search(library):
 
 @pytest.mark.parametrize(("kernels", "kind"), [("onnxruntime", PrefixBeamSearch), ("auto", NativeSearch)])
 def test_recognisers_choose_by_their_kernels(library, kernels, kind):
-    assert isinstance(Recognizer.from_pretrained(kernels=kernels).create_stream().state.utterance._search, kind)
+    assert isinstance(Recognizer.from_pretrained(kernels=kernels).create_stream().state.utterance.search, kind)

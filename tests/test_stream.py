@@ -65,7 +65,7 @@ def test_partial_results_grow_and_the_final_one_is_rescored(recognizer, sound):
         lengths.append(len(result.tokens))
     assert lengths[0] == 0
     assert lengths[-1] > 3
-    first_pass = stream.state.utterance.hypotheses()
+    first_pass = stream.state.utterance.search.hypotheses()
     stream.input_finished()
     recognizer.decode_streams([stream])
     final = stream.get_result()

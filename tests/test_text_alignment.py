@@ -14,8 +14,7 @@ from u2moe.runtime import AlignmentError, CorpusError, DecodingOptions, cli
 from u2moe.runtime.corpus.runner import CorpusOptions, run_corpus
 from u2moe.runtime.language.sentences import written_sentences
 from u2moe.runtime.text.formats import FORMATS, format_transcript
-from u2moe.runtime.text.spelling import Spelling
-from u2moe.runtime.text.vocabulary import TextConfig, Vocabulary
+from u2moe.runtime.text.vocabulary import Spelling, TextConfig, Vocabulary
 
 FRAME_S = 0.04
 

@@ -4,7 +4,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,15 @@ from u2moe.runtime.decoding.stream_state import StreamState
 from u2moe.runtime.errors import AlignmentError
 from u2moe.runtime.language.sentences import written_sentences
 from u2moe.runtime.result import Alignment, Result, WordResult
-from u2moe.runtime.text.spelling import Spelling
-from u2moe.runtime.text.vocabulary import Vocabulary, Word, join_texts
+from u2moe.runtime.text.vocabulary import Spelling, Vocabulary, Word, join_texts
 
 _BLOCK_LEN = 2048
 """Encoder frames per block. Scores are stored once per block; tracing a path recomputes the scores in between."""
-_MOST_IN_MEMORY = 1 << 26
-"""Bytes of scores and log-probabilities kept in memory. The rest goes to a temporary file."""
+_MOST_IN_MEMORY = 1 << 26  # bytes of scores and log-probabilities kept in memory. The rest goes to a temporary file
 MIN_SCORE = 0.01
 """Default limit: words with a lower score are misfits."""
 _MOST_SHOWN = 5
-_LEAST_UNWRITTEN_S = 0.5
-"""Minimum seconds of speech to report as missing from the text."""
+_LEAST_UNWRITTEN_S = 0.5  # minimum seconds of speech to report as missing from the text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +47,7 @@ class Aligner:
     64 MB goes to a temporary file.
 
     `num_frames` is the number of frames so far, and `num_needed` the minimum: one for each token, and one for the blank
-    between two equal tokens.
-
-    Raises:
-        ValueError: a token is blank or outside the vocabulary.
+    between two equal tokens. Raises ValueError if a token is blank or outside the vocabulary.
     """
 
     def __init__(self, tokens: Sequence[int], vocab_size: int, blank: int = 0) -> None:
@@ -73,24 +67,21 @@ class Aligner:
         self._blanks = np.full(len(self._tokens) + 1, -np.inf)
         self._blanks[0] = 0.0
         self._ends = np.full(len(self._tokens), -np.inf)
-        self._waiting = [np.zeros((0, len(self._kept)), np.float32)]
+        self._waiting = np.zeros((0, len(self._kept)), np.float32)  # less than a block
         self._blocks = tempfile.SpooledTemporaryFile(max_size=_MOST_IN_MEMORY)  # noqa: SIM115 - closed by the finalizer
         weakref.finalize(self, self._blocks.close)
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Add frames, given their log-probabilities [time, vocab]."""
         self.num_frames += len(log_probs)
-        self._waiting.append(log_probs[:, self._kept])
-        if self.num_frames // _BLOCK_LEN > (self.num_frames - len(log_probs)) // _BLOCK_LEN:
-            frames = np.concatenate(self._waiting)
-            while len(frames) >= _BLOCK_LEN:
-                self._search(frames[:_BLOCK_LEN])
-                frames = frames[_BLOCK_LEN:]
-            self._waiting = [frames]
+        self._waiting = np.concatenate([self._waiting, log_probs[:, self._kept]])
+        while len(self._waiting) >= _BLOCK_LEN:
+            self._search(self._waiting[:_BLOCK_LEN])
+            self._waiting = self._waiting[_BLOCK_LEN:]
 
     def finish(self) -> list[AlignedToken] | None:
         """Return the tokens in order, with spans that do not overlap; None if no alignment is possible."""
-        self._search(np.concatenate(self._waiting))
+        self._search(self._waiting)
         if not len(self._tokens):
             return []
         if not max(self._ends[-1], self._blanks[-1]) > -np.inf:
@@ -155,32 +146,24 @@ def find_cut(
     [time, vocab] those of the utterance. Returns the number of frames before the cut; None if there are fewer than two
     words, or if no alignment is possible.
     """
-    words = vocabulary.words(tokens)
-    aligned = align(log_probs, tokens, blank)
-    if aligned is None:
+    words, aligned = vocabulary.words(tokens), align(log_probs, tokens, blank)
+    if aligned is None or len(words) < 2:
         return None
     pauses = [(aligned[word.end - 1].end, aligned[following.begin].start) for word, following in pairwise(words)]
     late = [pause for pause in pauses if sum(pause) >= len(log_probs)] or pauses[-1:]
-    if not late:
-        return None
     end, start = max(late, key=lambda pause: (pause[1] - pause[0], pause))
     return (end + start + 1) // 2
 
 
 def _viterbi(
-    blanks: npt.NDArray[np.float64],
-    ends: npt.NDArray[np.float64],
-    frames: npt.NDArray[np.float64],
-    columns: npt.NDArray[np.int64],
-    skip: npt.NDArray[np.float64],
-    steps: npt.NDArray[np.int8] | None = None,
-) -> None:
-    """Advance the scores `blanks` and `ends` over `frames` [time, kept], in place.
+    blanks: npt.NDArray[np.float64], ends: npt.NDArray[np.float64], frames: npt.NDArray[np.float64],
+    columns: npt.NDArray[np.int64], skip: npt.NDArray[np.float64], steps: npt.NDArray[np.int8] | None = None,
+) -> None:  # fmt: skip
+    """Advance scores over `frames` [time, kept], in place: of paths that end in a blank or in a token; see `Aligner`.
 
-    `blanks` are scores of paths that end in the blank before each token or after the last one. `ends` are scores of
-    paths that end in a token. `columns` are the columns of the tokens in `frames`. `skip` is 0 for a token that may
-    follow the previous token without a blank, else -inf. States alternate between blank and token.
-    `steps` [time, 2 * tokens + 1] receives, for each frame, by how many states the best path to each state advances.
+    `columns` are the columns of the tokens in `frames`. `skip` is 0 for a token that may follow the previous token
+    without a blank, else -inf. States alternate between blank and token. `steps` [time, 2 * tokens + 1] receives, for
+    each frame, by how many states the best path to each state advances.
     """
     before = np.full(len(ends), -np.inf)
     for number, frame in enumerate(frames):
@@ -200,10 +183,8 @@ def _viterbi(
 class TextAligner:
     """Aligns a text with a recording whose utterances arrive in order.
 
-    The text has sentences in any letter case. A sentence ends at ".", "!", "?" or a line end.
-
-    Raises:
-        AlignmentError: the text has no words, or has words that cannot be written with the vocabulary.
+    The text has sentences in any letter case. A sentence ends at ".", "!", "?" or a line end. Raises AlignmentError if
+    the text has no words, or words that cannot be written with the vocabulary.
     """
 
     def __init__(self, text: str, vocabulary: Vocabulary, blank: int) -> None:
@@ -223,44 +204,32 @@ class TextAligner:
             self._pauses.append((self._pauses.pop()[0] if goes_on else start, end))
 
     def finish(self, stream: StreamState, min_score: float) -> Alignment:
-        """Return the alignment of the whole recording. Words below `min_score` are misfits.
+        """Return the alignment of the whole recording, after the last utterance. Words below `min_score` are misfits.
 
-        Call this after the last utterance.
-
-        Raises:
-            AlignmentError: no speech is heard, or the recording is too short for the text.
+        Raises AlignmentError if no speech is heard, or if the recording is too short for the text.
         """
         frame_s, duration, clock = stream.frame_s, stream.extractor.end_s, stream.clock()
-        num_frames, needed_s = self._aligner.num_frames, self._aligner.num_needed * frame_s
         aligned, heard = self._aligner.finish(), np.concatenate([np.zeros(0, bool), *self._heard])
         if not heard.any():
             raise AlignmentError(f"no speech was found in {duration:.1f} s of audio")
         if aligned is None:
+            needed_s = self._aligner.num_needed * frame_s
             raise AlignmentError(f"the text needs at least {needed_s:.1f} s of audio, found {duration:.1f} s")
         words = [word for _, words in self._sentences for word in words]
-        spans = word_spans(words, [token.peak for token in aligned], frame_s, self._pauses, num_frames=num_frames)
-        found = [
-            WordResult(word=word.text, start=clock(start), end=clock(end), confidence=score_of(aligned, word))
-            for word, (start, end) in zip(words, spans, strict=True)
-        ]
-        segments, rest = [], iter(found)
+        peaks = [token.peak for token in aligned]
+        spans = iter(word_spans(words, peaks, frame_s, self._pauses, num_frames=len(heard)))
+        segments = []
         for number, (text, own) in enumerate(self._sentences):
-            timed = list(islice(rest, len(own)))
-            scores = [word.confidence or 0.0 for word in timed]
-            segments.append(
-                Result(
-                    text=text,
-                    is_final=True,
-                    segment=number,
-                    start=timed[0].start,
-                    end=timed[-1].end,
-                    words=timed,
-                    confidence=sum(scores) / len(scores),
-                    committed=text,
-                    num_committed=len(timed),
-                    committed_end=timed[-1].end,
-                )
-            )
+            timed = [
+                WordResult(word=word.text, start=clock(start), end=clock(end), confidence=score_of(aligned, word))
+                for word, (start, end) in zip(own, spans, strict=False)
+            ]
+            segments.append(Result(
+                text=text, is_final=True, segment=number, start=timed[0].start, end=timed[-1].end, words=timed,
+                confidence=sum(word.confidence or 0.0 for word in timed) / len(timed),
+                committed=text, num_committed=len(timed), committed_end=timed[-1].end,
+            ))  # fmt: skip
+        found = [word for segment in segments for word in segment.words]
         unwritten = _unwritten(heard, aligned, round(_LEAST_UNWRITTEN_S / frame_s))
         return Alignment(
             text=join_texts([segment.text for segment in segments]),

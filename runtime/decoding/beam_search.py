@@ -55,8 +55,7 @@ class Prefix:
 
     def tokens(self, begin: int = 0) -> list[int]:
         """Return the token ids from position `begin` on."""
-        result = []
-        node = self
+        result, node = [], self
         while node.parent is not None and node.depth > begin:
             result.append(node.token)
             node = node.parent
@@ -64,10 +63,10 @@ class Prefix:
 
     def ancestor(self, depth: int) -> Prefix | None:
         """Return the prefix of the first `depth` tokens; None if there are fewer."""
-        node: Prefix | None = self
+        node: Prefix | None = self if self.depth >= depth else None
         while node is not None and node.depth > depth:
             node = node.parent
-        return node if node is not None and node.depth == depth else None
+        return node
 
 
 class Beam:
@@ -101,10 +100,7 @@ class Beam:
         self.token_times = None
 
     def earliest_peak(self, number: int) -> float:
-        """Return the first frame in which the token at index `number` peaks; infinity if it does not.
-
-        This is in the best alignment that ends in a blank, or the best that ends in a token.
-        """
+        """Return the first frame where the token at index `number` peaks in a best alignment; infinity if in none."""
         earliest = math.inf
         for times in (self.blank_times, self.token_times):
             node = times
@@ -135,21 +131,12 @@ class BeamSearch:
     """
 
     def __init__(
-        self,
-        beam_size: int,
-        blank: int,
-        context: ContextGraph | None = None,
-        fusion: Fusion | None = None,
-        *,
-        grammar: PhraseGraph | None = None,
-        ranks_by_bonus: bool = False,
-    ) -> None:
-        self.beam_size = beam_size
-        self.blank = blank
+        self, beam_size: int, blank: int, context: ContextGraph | None, fusion: Fusion | None, *,
+        grammar: PhraseGraph | None = None, ranks_by_bonus: bool = False,
+    ) -> None:  # fmt: skip
+        self.beam_size, self.blank = beam_size, blank
         self.num_frames = 0
-        self.context = context
-        self.fusion = fusion
-        self._grammar = grammar
+        self.context, self.fusion, self._grammar = context, fusion, grammar
         self._rest = None if grammar is None else grammar.rest
         self._rest_start = _NEVER
         self._ranking = context if ranks_by_bonus else None

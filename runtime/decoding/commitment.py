@@ -20,34 +20,28 @@ from operator import itemgetter
 
 from u2moe.runtime.decoding.beam_search import Beam, BeamSearch, Prefix
 
-_ROUNDING = 1e-6
-"""Margin by which the winner must be better, far larger than accumulated rounding errors."""
+_ROUNDING = 1e-6  # margin by which the winner must be better, far larger than accumulated rounding errors
 
 
 class Commitment:
-    """The committed tokens of a beam search. Every later best hypothesis begins with these tokens."""
+    """The committed tokens of a beam search, up to the prefix `last`. Every later best hypothesis begins with these."""
 
     def __init__(self, search: BeamSearch) -> None:
         self._search = search
-        self._last = search.beams[0].prefix
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of committed tokens."""
-        return self._last.depth
+        self.last = search.beams[0].prefix
 
     def holds_for(self, prefix: Prefix) -> bool:
         """Return whether a prefix of this search begins with the committed tokens."""
-        return prefix.ancestor(self._last.depth) is self._last
+        return prefix.ancestor(self.last.depth) is self.last
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Commit further settled tokens."""
-        self._last = self._search.extension(self._last, tokens) or self._last
+        self.last = self._search.extension(self.last, tokens) or self.last
 
     def next_peak(self) -> float:
         """Return the earliest frame at which a token after the committed ones peaks; infinity if there is none."""
         live = (beam for beam in self._search.beams if self.holds_for(beam.prefix))
-        return min((beam.earliest_peak(self.num_tokens) for beam in live), default=math.inf)
+        return min((beam.earliest_peak(self.last.depth) for beam in live), default=math.inf)
 
     def num_settled(self, tokens: Sequence[int], word_starts: bytes) -> float:
         """Return how many of `tokens`, which follow the committed tokens in the best hypothesis, can be committed.
@@ -70,7 +64,7 @@ class Commitment:
             line.reverse()
             first, most = line[0].prefix, own
             for theirs, rival in live:
-                if theirs > most and _have_same_future(rival.prefix, first) and self._beats(rival, line, beams):
+                if theirs > most and _future(rival.prefix) == _future(first) and self._beats(rival, line, beams):
                     most = theirs
             settled = min(settled, most)
         return settled
@@ -80,7 +74,7 @@ class Commitment:
 
         The number ends in .5 if the next tokens differ, but both begin a word.
         """
-        base, node = self._last.depth, self._last
+        base, node = self.last.depth, self.last
         numbers = {node: 0}
         for number, token in enumerate(tokens, start=1):
             longer = self._search.extension(node, (token,))
@@ -115,11 +109,6 @@ class Commitment:
         return True
 
 
-def _have_same_future(one: Prefix, other: Prefix) -> bool:
-    """Return whether further tokens get the same scores after both prefixes."""
-    mine, theirs = one.language, other.language
-    if one.token != other.token or one.state != other.state:
-        return False
-    if one.phrase and other.phrase and not one.phrase.equals(other.phrase):
-        return False
-    return mine is theirs or bool(mine and theirs and (mine.history, mine.begun) == (theirs.history, theirs.begun))
+def _future(prefix: Prefix) -> tuple[object, ...]:
+    """Return everything that the scores of further tokens depend on."""
+    return prefix.token, prefix.state, prefix.language, prefix.phrase

@@ -13,9 +13,8 @@ import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from u2moe.runtime.text.spelling import Spelling
-from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, is_syllabic, with_boundaries
-from u2moe.runtime.validation import checked_number
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Spelling, Vocabulary, is_syllabic, with_boundaries
+from u2moe.runtime.validation import checked_number, wrong
 
 Hotwords = Iterable[str | tuple[str, float]] | Mapping[str, float]
 """Phrases with or without weights, or a mapping from phrases to weights."""
@@ -28,8 +27,7 @@ LONGEST_PHRASE = 200
 """Longest phrase in characters, which bounds memory and time."""
 
 _MAX_MOVES = 1 << 18
-_ROUNDING = 1e-6
-"""Tolerance, far larger than rounding errors of sums."""
+_ROUNDING = 1e-6  # tolerance, far larger than rounding errors of sums
 
 
 class ContextGraph:
@@ -62,14 +60,12 @@ class ContextGraph:
         self.hotwords = tuple(_weighted(hotwords))
         self.symbols = vocabulary.symbols
         self._spellings = [with_boundaries(symbol, is_syllabic) for symbol in vocabulary.symbols]
-        self._next: list[dict[str, int]] = []
-        self._output: list[float] = []
-        self._partial: list[float] = []
-        self._add_state()
+        self._next: list[dict[str, int]] = [{}]
+        self._output, self._partial = [0.0], [0.0]
         spelling, bonuses = Spelling(vocabulary), dict[tuple[str, ...], float]()
         for phrase, weight in self.hotwords:
-            words = _words(phrase, spelling)
-            bonuses[words] = max(bonuses.get(words, 0.0), weight * _num_tokens(phrase, words, spelling))
+            words, num_tokens = _spelled(phrase, spelling)
+            bonuses[words] = max(bonuses.get(words, 0.0), weight * num_tokens)
         if not bonuses:
             raise ValueError("hotwords are empty: pass None to use no hotwords")
         for words, bonus in bonuses.items():
@@ -78,13 +74,9 @@ class ContextGraph:
         arcs_of = ((state, following) for state, arcs in enumerate(self._next) for following in arcs.values())
         step = max(self._output[after] + self._partial[after] - self._partial[state] for state, after in arcs_of)
         self.most_gain = step * max(map(len, self._spellings)) + _ROUNDING
-        # All phrases begin with a boundary. Therefore, `_after_boundary` is True for a state if and only if the last
-        # character was a boundary.
         self.start = self._next[0][WORD_BOUNDARY]
-        self._after_boundary = [False] * len(self._next)
-        for arcs in self._next:
-            if WORD_BOUNDARY in arcs:
-                self._after_boundary[arcs[WORD_BOUNDARY]] = True
+        # All phrases begin with a boundary. These are therefore exactly the states whose last character was a boundary.
+        self._after_boundary = {arcs[WORD_BOUNDARY] for arcs in self._next if WORD_BOUNDARY in arcs}
         self._moves: dict[tuple[int, int], tuple[int, float]] = {}
 
     def advance(self, state: int, token: int) -> tuple[int, float]:
@@ -116,7 +108,7 @@ class ContextGraph:
     def _read(self, state: int, characters: str) -> tuple[int, float]:
         bonus = 0.0
         for character in characters:
-            if character == WORD_BOUNDARY and self._after_boundary[state]:
+            if character == WORD_BOUNDARY and state in self._after_boundary:
                 continue
             while state and character not in self._next[state]:
                 state = self._fail[state]
@@ -126,18 +118,14 @@ class ContextGraph:
 
     def _grow(self, state: int, character: str) -> int:
         if character not in self._next[state]:
-            self._next[state][character] = self._add_state()
+            self._next[state][character] = len(self._next)
+            self._next.append({})
+            self._output.append(0.0)
+            self._partial.append(0.0)
         return self._next[state][character]
 
-    def _add_state(self) -> int:
-        self._next.append({})
-        self._output.append(0.0)
-        self._partial.append(0.0)
-        return len(self._next) - 1
-
     def _add_phrase(self, words: tuple[str, ...], bonus: float) -> None:
-        num_characters = sum(len(word) for word in words)
-        state, matched = 0, 0
+        num_characters, state, matched = sum(map(len, words)), 0, 0
         for character in WORD_BOUNDARY + WORD_BOUNDARY.join(words):
             state = self._grow(state, character)
             matched += character != WORD_BOUNDARY
@@ -166,11 +154,10 @@ class ContextGraph:
 
 def writable(phrases: Iterable[str], vocabulary: Vocabulary) -> list[str]:
     """Return the phrases that are not too long and can be written with the tokens of a vocabulary."""
-    spelling = Spelling(vocabulary)
-    found = []
+    spelling, found = Spelling(vocabulary), []
     for phrase in phrases:
         with contextlib.suppress(ValueError):
-            if len(phrase) <= LONGEST_PHRASE and _num_tokens(phrase, _words(phrase, spelling), spelling):
+            if len(phrase) <= LONGEST_PHRASE and _spelled(phrase, spelling):
                 found.append(phrase)
     return found
 
@@ -197,9 +184,7 @@ def parse_hotwords(content: str) -> list[str | tuple[str, float]]:
 def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
     """Yield phrases with their validated weights."""
     if isinstance(hotwords, str | bytes) or not isinstance(hotwords, Iterable):
-        raise ValueError(  # noqa: TRY004 - all wrong options raise ValueError
-            f"hotwords must be a list of phrases, or a mapping from phrases to weights, got {hotwords!r}"
-        )
+        raise wrong("hotwords", "a list of phrases, or a mapping from phrases to weights", hotwords)
     for hotword in hotwords.items() if isinstance(hotwords, Mapping) else hotwords:
         phrase, weight = hotword if isinstance(hotword, tuple) and len(hotword) == 2 else (hotword, DEFAULT_WEIGHT)
         if not isinstance(phrase, str):
@@ -210,13 +195,9 @@ def _weighted(hotwords: Hotwords) -> Iterator[tuple[str, float]]:
         yield phrase, checked_number(f"hotword {phrase!r}: weight", weight, above=0, most=MOST_WEIGHT)
 
 
-def _words(phrase: str, spelling: Spelling) -> tuple[str, ...]:
-    """Return the words of a phrase, in the letter case of the vocabulary."""
-    words = with_boundaries(phrase, is_syllabic).replace(WORD_BOUNDARY, " ").split()
+def _spelled(phrase: str, spelling: Spelling) -> tuple[tuple[str, ...], int]:
+    """Return the words of a phrase in the letter case of the vocabulary, and the number of their tokens."""
+    words, num_tokens = spelling.phrase(phrase, f"hotword {phrase!r}", is_syllabic)
     if not words:
         raise ValueError(f"hotword {phrase!r} is empty")
-    return tuple(spelling.word(word, f"hotword {phrase!r}") for word in words)
-
-
-def _num_tokens(phrase: str, words: Iterable[str], spelling: Spelling) -> int:
-    return sum(spelling.num_tokens(word, f"hotword {phrase!r}") for word in words)
+    return words, num_tokens

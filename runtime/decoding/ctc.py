@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,9 @@ from u2moe.runtime.decoding.beam_search import Beam, BeamSearch
 from u2moe.runtime.decoding.commitment import Commitment
 from u2moe.runtime.decoding.context import ContextGraph
 from u2moe.runtime.decoding.fusion import Fusion
-from u2moe.runtime.decoding.likely_tokens import most_probable
-from u2moe.runtime.decoding.phrases import PhraseGraph
+from u2moe.runtime.decoding.phrases import MIN_TOKENS, REST_PENALTY, PhraseGraph
+
+_NUM_BLOCKS = 8  # the vocabulary is divided into this many blocks per wanted token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +57,9 @@ def penalize_blank(log_probs: npt.NDArray[np.float32], penalty: float, blank: in
 
 
 def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0, *, blank_penalty: float = 0.0) -> Hypothesis:
-    """Return the most probable token of each frame, with repeats merged and blanks removed.
+    """Return the most probable token of each frame of log-probabilities [time, vocab].
 
-    Args:
-        log_probs: [time, vocab].
-        blank: id of the blank token.
-        blank_penalty: see `penalize_blank`.
+    Repeats are merged, and blanks (id `blank`) removed. `blank_penalty` is that of `penalize_blank`.
     """
     search = GreedySearch(blank, blank_penalty=blank_penalty)
     search.advance(log_probs)
@@ -69,15 +67,9 @@ def ctc_greedy_search(log_probs: npt.NDArray[np.float32], blank: int = 0, *, bla
 
 
 def ctc_prefix_beam_search(
-    log_probs: npt.NDArray[np.float32],
-    beam_size: int,
-    blank: int = 0,
-    context: ContextGraph | None = None,
-    fusion: Fusion | None = None,
-    *,
-    grammar: PhraseGraph | None = None,
-    blank_penalty: float = 0.0,
-) -> list[Hypothesis]:
+    log_probs: npt.NDArray[np.float32], beam_size: int, blank: int = 0, context: ContextGraph | None = None,
+    fusion: Fusion | None = None, *, grammar: PhraseGraph | None = None, blank_penalty: float = 0.0,
+) -> list[Hypothesis]:  # fmt: skip
     """Return the most probable token sequences, best first. The probability of each is the sum over all alignments.
 
     Returns at most `beam_size` sequences, or 2 * `beam_size` with hotwords.
@@ -97,24 +89,23 @@ def ctc_prefix_beam_search(
     return search.hypotheses()
 
 
+@dataclass(eq=False)
 class GreedySearch:
     """`ctc_greedy_search` frame by frame. The result does not depend on how frames are split across calls."""
 
-    def __init__(self, blank: int = 0, *, blank_penalty: float = 0.0) -> None:
-        self.blank = blank
-        self.blank_penalty = blank_penalty
-        self.num_frames = 0
-        self._last = -1
-        self._score = 0.0
-        self._tokens: list[int] = []
-        self._times: list[int] = []
-        self._probabilities: list[float] = []
-        self._num_committed = 0
+    blank: int = 0
+    _: KW_ONLY
+    blank_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.num_frames = self._num_committed = 0
+        self._last, self._score = -1, 0.0
+        self._tokens, self._times, self._probabilities = list[int](), list[int](), list[float]()
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
         """Continue the search with log-probabilities [time, vocab]."""
         check_log_probs(log_probs, self.blank)
-        if len(log_probs) == 0:
+        if not len(log_probs):
             return
         log_probs = penalize_blank(log_probs, self.blank_penalty, self.blank)
         best = log_probs.argmax(axis=1)
@@ -153,6 +144,7 @@ class GreedySearch:
         return [self.best()][:limit]
 
 
+@dataclass(eq=False)
 class PrefixBeamSearch:
     """`ctc_prefix_beam_search` frame by frame. The result does not depend on how frames are split across calls.
 
@@ -167,28 +159,22 @@ class PrefixBeamSearch:
     there may be none.
     """
 
-    def __init__(
-        self,
-        beam_size: int,
-        blank: int = 0,
-        context: ContextGraph | None = None,
-        fusion: Fusion | None = None,
-        *,
-        grammar: PhraseGraph | None = None,
-        blank_penalty: float = 0.0,
-    ) -> None:
-        if beam_size < 1:
-            raise ValueError(f"beam_size must be at least 1, got {beam_size}")
-        self.beam_size = beam_size
-        self.blank = blank
-        self.blank_penalty = blank_penalty
+    beam_size: int
+    blank: int = 0
+    context: ContextGraph | None = None
+    fusion: Fusion | None = None
+    _: KW_ONLY
+    grammar: PhraseGraph | None = None
+    blank_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.beam_size < 1:
+            raise ValueError(f"beam_size must be at least 1, got {self.beam_size}")
         self.num_frames = 0
-        self.context = context
-        self.fusion = fusion
-        self._grammar = grammar
-        self._searches = [BeamSearch(beam_size, blank, context, fusion, grammar=grammar)]
-        if context is not None:
-            self._searches.append(BeamSearch(beam_size, blank, context, fusion, ranks_by_bonus=True))
+        given = (self.beam_size, self.blank, self.context, self.fusion)
+        self._searches = [BeamSearch(*given, grammar=self.grammar)]
+        if self.context is not None:
+            self._searches.append(BeamSearch(*given, ranks_by_bonus=True))
         self._commitments = [Commitment(search) for search in self._searches]
 
     def advance(self, log_probs: npt.NDArray[np.float32]) -> None:
@@ -196,19 +182,14 @@ class PrefixBeamSearch:
         check_log_probs(log_probs, self.blank)
         if len(log_probs):
             log_probs = penalize_blank(log_probs, self.blank_penalty, self.blank)
-            source = most_probable if self._grammar is None else self._grammar.most_probable
-            self.advance_by(*source(log_probs, self.beam_size))
-
-    def advance_by(self, tokens: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], *more: list[float]) -> None:
-        """Continue the search with the most probable tokens of the next frames and their log-probabilities.
-
-        `tokens` and `scores` [time, n] come from `most_probable`, after any blank penalty. `more` contains the other
-        arguments of `BeamSearch.advance`, each as a list with one value per frame.
-        """
-        for frame in zip(tokens.tolist(), scores.tolist(), *more, strict=True):
-            for search in self._searches:
-                search.advance(*frame)
-            self.num_frames += 1
+            if self.grammar is None:
+                found = (*most_probable(log_probs, self.beam_size), np.full(len(log_probs), -math.inf))
+            else:
+                found = _of_grammar(self.grammar, log_probs, max(self.beam_size, MIN_TOKENS))
+            for frame in zip(*(part.tolist() for part in found), strict=True):
+                for search in self._searches:
+                    search.advance(*frame)
+            self.num_frames += len(log_probs)
 
     def finish(self) -> None:
         """End the input: complete phrases earn their bonus, and the language model scores the last word."""
@@ -225,12 +206,12 @@ class PrefixBeamSearch:
         No later frame changes settled tokens. With a grammar, if the last phrase is certain, hypotheses without it
         are dropped first (`BeamSearch.decide`).
         """
-        if self._grammar is not None:
+        if self.grammar is not None:
             self._searches[0].decide()
-        tokens = self._best().prefix.tokens(self._commitments[0].num_tokens)
+        tokens = self._best().prefix.tokens(self._commitments[0].last.depth)
         num = min(each.num_settled(tokens, word_starts) for each in self._commitments)
         phrase = self._searches[0].beams[0].prefix.phrase if num == len(tokens) else None
-        return tokens[: int(num)], num % 1 > 0 or bool(self._grammar and phrase and self._grammar.is_whole(phrase))
+        return tokens[: int(num)], num % 1 > 0 or bool(self.grammar and phrase and self.grammar.is_whole(phrase))
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Commit further settled tokens."""
@@ -264,16 +245,50 @@ class PrefixBeamSearch:
         return beams
 
 
+def most_probable(
+    log_probs: npt.NDArray[np.float32], num: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the most probable tokens of each frame and their scores, both [time, min(num, vocab)].
+
+    The best token comes first. Of tokens with equal scores, the lower id comes first.
+    """
+    num_frames, vocab = log_probs.shape
+    num = min(num, vocab)
+    width = max(vocab // (_NUM_BLOCKS * num), 1)
+    num_blocks = vocab // width
+    peaks = log_probs[:, : width * num_blocks].reshape(num_frames, width, num_blocks).max(axis=1)
+    if np.isnan(peaks.max()) or np.isnan(log_probs[:, width * num_blocks :]).any():
+        raise ValueError("log_probs contain NaN")
+    # A peak is the highest score in a block. The `num` highest peaks belong to different tokens, so at least `num`
+    # tokens score no lower than the lowest of these peaks. Usually, only a few more tokens do.
+    least = np.partition(peaks, num_blocks - num, axis=1)[:, num_blocks - num, np.newaxis]
+    places = np.flatnonzero(log_probs >= least)
+    frames, scores = places // vocab, log_probs.reshape(-1)[places]
+    order = np.lexsort((-scores, frames))
+    firsts = order[np.searchsorted(frames, np.arange(num_frames))[:, np.newaxis] + np.arange(num)]
+    return places[firsts] % vocab, scores[firsts]
+
+
+def _of_grammar(
+    grammar: PhraseGraph, log_probs: npt.NDArray[np.float32], num: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return each frame's `num` best tokens of a grammar, their scores, and that of `rest` at the start of a word."""
+    tokens, rows, starts = grammar.tokens, log_probs[:, grammar.tokens], np.full(len(log_probs), -np.inf, np.float32)
+    if grammar.rest is not None:
+        words = log_probs - np.float32(REST_PENALTY)
+        words[:, grammar.blank] = -np.inf
+        rows = np.concatenate([rows, words.max(axis=1, keepdims=True)], axis=1)
+        tokens, starts = np.append(tokens, grammar.rest), words[:, grammar.word_starts].max(axis=1)
+    places, scores = most_probable(rows, num)
+    return tokens[places], scores, starts
+
+
 def _hypothesis(beam: Beam) -> Hypothesis:
     times, probabilities = beam.peaks()
     return Hypothesis(
-        tokens=beam.prefix.tokens(),
-        score=_score_of(beam),
-        times=times,
-        context_score=beam.prefix.bonus,
-        probabilities=probabilities,
-        language_score=beam.prefix.language_score,
-    )
+        tokens=beam.prefix.tokens(), score=_score_of(beam), times=times, context_score=beam.prefix.bonus,
+        probabilities=probabilities, language_score=beam.prefix.language_score,
+    )  # fmt: skip
 
 
 def _score_of(beam: Beam) -> float:

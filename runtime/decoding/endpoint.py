@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from u2moe.runtime.decoding.ctc import Hypothesis
+from u2moe.runtime.decoding.feature_extractor import FeatureExtractor
 from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.pauses import first_pause
 from u2moe.runtime.options import EndpointConfig
@@ -55,17 +56,20 @@ class Endpointer:
         self._fusion = fusion if config.turn and fusion and fusion.ngrams.end is not None else None
         self._turn = config.turn or 1.0
 
-        # Whole frames: 1.2 s are 30 frames of 40 ms, although 30 * 0.04 < 1.2 in floating point.
-        def in_frames(factor: float) -> list[tuple[int, bool, int, int]]:
+        def in_frames(seconds: float) -> int:
+            # Whole frames: 1.2 s are 30 frames of 40 ms, although 30 * 0.04 < 1.2 in floating point.
+            return math.ceil(min(round(seconds / frame_s, 6), sys.maxsize))  # infinite silence is never reached
+
+        def rules(factor: float) -> list[tuple[int, bool, int, int]]:
             """Return the rules with times in frames. The minimum silence of rule 2 is multiplied by `factor`."""
             return [
                 (number, rule.must_contain_nonsilence,
-                 _frames(rule.min_trailing_silence * (factor if number == 2 else 1), frame_s),
-                 _frames(rule.min_utterance_length, frame_s))
+                 in_frames(rule.min_trailing_silence * (factor if number == 2 else 1)),
+                 in_frames(rule.min_utterance_length))
                 for number, rule in config.rules
             ]  # fmt: skip
 
-        self._early, self._late = (in_frames(factor if self._fusion else 1) for factor in (_EARLY, _LATE))
+        self._early, self._late = (rules(factor if self._fusion else 1) for factor in (_EARLY, _LATE))
         self._num_asked = next((silence for number, _, silence, _ in self._early if number == 2), 0)
         self.reset()
 
@@ -111,39 +115,32 @@ def end_probability(hypotheses: Sequence[Hypothesis], fusion: Fusion) -> float:
 class PauseRule:
     """With full context, ends a window and its utterance in the middle of the first pause in the window.
 
-    This takes two steps, because tokens are known only after a window is encoded. First, `end_of_window` finds the
+    This takes two steps, because tokens are known only after a window is encoded. First, `shorten_window` finds the
     pause by its loudness. Then, `endpoint` confirms it unless the CTC head has found tokens there. A recording that
     fits into one window is encoded as a whole, as in WeNet.
+
+    A pause lasts at least `min_pause` seconds; None: windows do not end at pauses. `frame_s` and `level_s` are seconds
+    per encoder frame and per loudness frame. Each recording needs a rule of its own.
     """
 
     def __init__(self, min_pause: float | None, frame_s: float, level_s: float) -> None:
-        """Prepare for one recording.
-
-        A pause lasts at least `min_pause` seconds; None: windows do not end at pauses. `frame_s` and `level_s` are
-        seconds per encoder frame and per loudness frame.
-        """
-        self._min_pause = min_pause
-        self._frame_s = frame_s
-        self._level_s = level_s
+        self._min_pause, self._frame_s, self._level_s = min_pause, frame_s, level_s
         self._is_long = False
         self._rejected_until = 0  # encoder frame up to which pauses were quiet speech
         self._pause_len = 0  # encoder frames of the pause in which the last window ends, if any
 
-    def end_of_window(self, levels: npt.NDArray[np.float32], start: int, *, is_full: bool, is_last: bool) -> int | None:
-        """Return the number of encoder frames up to the middle of a window's first pause; None: use the whole window.
-
-        `levels` is the loudness of the feature frames [frames]. `start` is the index in the recording of the window's
-        first encoder frame. `is_full`: the window has the maximum length. `is_last`: the recording ends with it.
-        """
+    def shorten_window(self, extractor: FeatureExtractor, start: int) -> None:
+        """End the last window in the middle of its first pause. Encoder frame `start` is the first of the window."""
         self._pause_len = 0
-        self._is_long |= is_full
+        self._is_long |= extractor.window_is_full
         if self._min_pause is None or not self._is_long:
-            return None
+            return
+        levels = extractor.levels(len(extractor.window))
         pause = first_pause(levels, self._level_s, self._min_pause, (self._rejected_until - start) * self._frame_s)
-        if pause is None or (is_last and pause[1] >= len(levels) * self._level_s):
-            return None
+        if pause is None or (extractor.is_exhausted and pause[1] >= len(levels) * self._level_s):
+            return
         self._pause_len = int((pause[1] - pause[0]) / self._frame_s)
-        return int(sum(pause) / 2 / self._frame_s)
+        extractor.shorten_window(int(sum(pause) / 2 / self._frame_s))
 
     def endpoint(self, num_frames: int, trailing_silence: int) -> Endpoint | None:
         """Return the end of the utterance if the window ends in a pause where the CTC head found no tokens.
@@ -157,7 +154,3 @@ class PauseRule:
             self._rejected_until = num_frames
             return None
         return Endpoint(num_frames=0, rule=PAUSE, trailing_silence=pause_len)
-
-
-def _frames(seconds: float, frame_s: float) -> int:
-    return math.ceil(min(round(seconds / frame_s, 6), sys.maxsize))  # infinite silence is never reached

@@ -20,58 +20,37 @@ class FeatureExtractor:
 
     If `chunk_size` is None, there is a single window. With `knows_last`, a window cannot be taken before it is known
     whether more windows follow; see `Windows`. Up to `padding_s` seconds of silence are added before and after the
-    samples; see `Padding`. `library` as in `fbank`.
-
-    Attributes:
-        num_samples: number of samples received, at the model's rate, without the added silence.
-        is_finished: whether the input is finished.
-        window: features [frames, mel] of the last window taken.
+    samples; see `Padding`. `library` as in `fbank`. `num_samples` counts the samples received, at the model's rate,
+    without the added silence. `window` is the last window taken [frames, mel].
     """
 
     def __init__(
-        self,
-        manifest: Manifest,
-        chunk_size: int | None,
-        *,
-        knows_last: bool = False,
-        padding_s: float = 0.0,
-        library: Path | None = None,
+        self, manifest: Manifest, chunk_size: int | None, *, knows_last: bool, padding_s: float, library: Path | None
     ) -> None:
         self.num_samples = self._num_heard = 0
         self.is_finished = False
         self.window = np.zeros((0, manifest.model.feature_size), np.float32)
-        self._config = manifest.model
+        self._config, self._front_end = manifest.model, manifest.features
         self._sample_rate = manifest.features.sample_rate
-        self._padding = Padding(padding_s, manifest.features.sample_rate, manifest.features.frame_len)
+        self._padding = Padding(padding_s, self._sample_rate, manifest.features.frame_len)
         self._resampler: Resampler | None = None
-        self._front_end = manifest.features
         self._features = FeatureStream(manifest.features, library)
         self._windows = Windows(manifest.model, chunk_size, knows_last=knows_last)
         self._levels = array("f")  # loudness of feature frames from number `_levels_start` on
         self._levels_start = 0
 
     def accept(self, sample_rate: float, samples: npt.NDArray[np.float32]) -> None:
-        """Append samples, float32 [n]. The sample rate must stay the same.
-
-        Raises:
-            StreamError: the input is finished.
-            AudioError: the rate is invalid or has changed; nothing is appended.
-        """
+        """Append samples, float32 [n]. Raises StreamError after `finish`, AudioError for a wrong or changed rate."""
         if self.is_finished:
             raise StreamError("the input is finished: reset the stream, or create another")
         if self._resampler is None:
             self._resampler = Resampler(sample_rate, self._sample_rate)
-        source_rate = self._resampler.source_rate
-        if sample_rate != source_rate:
-            raise AudioError(f"sample rate changed from {source_rate} to {sample_rate} Hz in a stream")
+        if sample_rate != (before := self._resampler.source_rate):
+            raise AudioError(f"sample rate changed from {before} to {sample_rate} Hz in a stream")
         self._accept(self._resampler.accept(samples))
 
     def finish(self) -> None:
-        """Finish the input; the last window may then be short.
-
-        Raises:
-            StreamError: the input is already finished.
-        """
+        """Finish the input; the last window may then be short. Raises StreamError if it is already finished."""
         if self.is_finished:
             raise StreamError("the input of this stream is already finished")
         if self._resampler is not None:

@@ -10,47 +10,37 @@ import contextlib
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.language.ngrams import LN10, Ngrams
 from u2moe.runtime.text.vocabulary import UNREADABLE, WORD_BOUNDARY, Vocabulary, is_special, with_boundaries
 
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
-
 _LAST = "\U0010ffff"
 _MAX_STATES = 1 << 17
-_SLACK = 1e-9
-"""Tolerance, larger than the rounding errors of sums of scores."""
+_SLACK = 1e-9  # tolerance, larger than the rounding errors of sums of scores
 
 
-_NO_MOVES: dict[int, tuple[FusionState, float]] = {}
-"""Shared by states without cached moves. Never modified."""
+_NO_MOVES: dict[int, tuple[FusionState, float]] = {}  # shared by states without cached moves. Never modified
 
 
+@dataclass(slots=True)
 class FusionState:
     """Everything that the scores of further tokens depend on: the history and the prefix of the current word.
 
-    Attributes:
-        history: node of the model for the history before the current word.
-        begun: letters of the current word so far; empty between words.
-        open: score of the best completion of the current word; 0 between words.
-        moves: cache that maps a token to the next state and the score of the words that the token ends.
-        ended: cached score of the current word if it ends here, and the next history.
-        losses: cached result of `Fusion.losses`.
+    `history` is the model's node for the history before the current word, `begun` the letters of that word so far, and
+    `open` the score of its best completion; "" and 0 between words. Caches: `moves` maps a token to the next state and
+    the score of the words that it ends. `ended` is the score of the word if it ends here, and the next history.
     """
 
-    __slots__ = ("begun", "ended", "history", "losses", "moves", "open")
-
-    def __init__(self, history: int, begun: str, score: float) -> None:
-        self.history = history
-        self.begun = begun
-        self.open = score
-        self.ended: tuple[float, int] | None = None
-        self.losses: tuple[float, float, float] | None = None
-        self.moves = _NO_MOVES
+    history: int
+    begun: str
+    open: float = field(compare=False)
+    moves: dict[int, tuple[FusionState, float]] = field(default_factory=lambda: _NO_MOVES, compare=False)
+    ended: tuple[float, int] | None = field(default=None, compare=False)
+    losses: tuple[float, float, float] | None = field(default=None, compare=False)
 
 
 class Fusion:
@@ -73,17 +63,11 @@ class Fusion:
 
     def __init__(self, options: LanguageModelOptions, vocabulary: Vocabulary) -> None:
         # Keep no reference to the options: they are weak keys of the recogniser's cache.
-        self._scale = options.weight * LN10
-        self._word_bonus = options.word_bonus
-        self._unknown_score = options.unknown_score / LN10
-        self.rescoring_weight = options.rescoring_weight
+        self._scale, self._word_bonus = options.weight * LN10, options.word_bonus
+        self._unknown_score, self.rescoring_weight = options.unknown_score / LN10, options.rescoring_weight
         self.numbers = (options.weight, options.word_bonus, options.unknown_score, options.rescoring_weight)
         self.symbols = vocabulary.symbols
-        letters = "".join(symbol for symbol in vocabulary.symbols if not is_special(symbol))
-        # Converts words to the vocabulary's letter case, unless the vocabulary has both cases.
-        spell: Callable[[str], str] = str
-        if letters in (letters.upper(), letters.lower()):
-            spell = str.upper if letters == letters.upper() else str.lower
+        spell = vocabulary.convert_case
         self.ngrams, self._spelled = _sorted_words(options.model.ngrams, spell)
         words = self.ngrams.words
         self._classes: dict[str, list[tuple[int, float]]] = {}
@@ -93,11 +77,9 @@ class Fusion:
             for entry in listed:
                 self._classes.setdefault(spell(entry), []).append(share)
         self._listed = sorted(self._classes)
-        self._by_token: list[int | None] = []
         self.is_by_token = (options.level or options.model.level) == "token"
-        if self.is_by_token:
-            ids = {word: number for number, word in enumerate(words)}
-            self._by_token = [ids.get(symbol) for symbol in vocabulary.symbols]
+        ids = {word: number for number, word in enumerate(words)}
+        self._by_token = [ids.get(symbol) for symbol in vocabulary.symbols] if self.is_by_token else []
         self._spellings = [with_boundaries(symbol) for symbol in vocabulary.symbols]
         self._bonus = bonus = max(options.word_bonus, 0.0)
         self.ends_word = [not self._by_token and text.startswith(WORD_BOUNDARY) for text in self._spellings]
@@ -115,11 +97,7 @@ class Fusion:
         self.start = FusionState(self.ngrams.begin, "", 0.0)
 
     def check_words(self, source: str) -> None:
-        """Check that at least one word of the model can be spelled with the vocabulary.
-
-        Raises:
-            LanguageModelError: no word can be spelled with it; the message begins with `source`.
-        """
+        """Raise LanguageModelError, beginning with `source`, unless the vocabulary can spell a word of the model."""
         letters = set("".join(self._spellings))
         names = self.ngrams.words
         tokens = [word is not None and not is_special(names[word]) for word in self._by_token]
@@ -174,10 +152,9 @@ class Fusion:
     def losses(self, state: FusionState | None) -> tuple[float, float, float]:
         """Return upper bounds on what the next token adds to the score.
 
-        The first bound is for tokens that continue the current word. The second is for tokens that end the word
-        (`ends_word`): the score of the word then replaces the score of its best completion. Both bounds are at most 0,
-        and the token's entry in `gains` must be added to them. The third bound is for any token, and already includes
-        `gains`.
+        The first is for tokens that continue the current word. The second is for tokens that end it (`ends_word`): the
+        score of the word then replaces that of its best completion. Both are at most 0, and the token's entry in
+        `gains` must be added to them. The third is for any token, and includes `gains`.
         """
         if state is None:
             return 0.0, 0.0, self.most_gain
@@ -218,9 +195,8 @@ class Fusion:
         if beginning is not None:
             if beginning.low < beginning.high:
                 best = max(best, self.ngrams.best(history, beginning.low, beginning.high, beginning.best_alone))
-            for entry in beginning.entries:
-                for word, share in self._classes[entry]:
-                    best = max(best, self.ngrams.step(history, word)[0] + share)
+            for word, share in beginning.members:
+                best = max(best, self.ngrams.step(history, word)[0] + share)
         return self._scale * best + self._word_bonus
 
     def _word(self, history: int, spelled: str) -> tuple[float, int]:
@@ -244,7 +220,9 @@ class Fusion:
             if self.ngrams.unknown is not None:
                 score, after = self.ngrams.step(history, self.ngrams.unknown)
             found = score + self._unknown_score, after
-            _remember(self._unknowns, history, found)
+            if len(self._unknowns) >= _MAX_STATES:
+                self._unknowns.clear()
+            self._unknowns[history] = found
         return found
 
     def _beginning(self, begun: str) -> _Beginning | None:
@@ -258,31 +236,25 @@ class Fusion:
             alone = self.ngrams.best_alone(low, high) if low < high else 0.0
             whole = bisect_right(self._spelled, begun, low, high)
             words = [*((word, 0.0) for word in range(low, whole)), *self._classes.get(begun, ())]
-            found = _Beginning(low, high, alone, words, listed)
-        _remember(self._beginnings, begun, found)
+            found = _Beginning(low, high, alone, words, [share for entry in listed for share in self._classes[entry]])
+        if len(self._beginnings) >= _MAX_STATES:
+            self._beginnings.clear()
+        self._beginnings[begun] = found
         return found
 
 
 class _Beginning(NamedTuple):
-    """The words with a common prefix: the model's words from `low` to `high` (exclusive), and `entries` of classes.
+    """The words with a common prefix: the model's words from `low` to `high` (exclusive), and `members` of classes.
 
-    `best_alone` is the largest unigram log-probability of the former. `words` are (id, number) pairs for the words that
-    equal the prefix. The id belongs to the word itself, or to a class that contains it. The number is log10 of the
-    word's share of the class; 0 for the word itself.
+    `best_alone` is the largest unigram log-probability of the former. `words` equal the prefix. Words are pairs of an
+    id, that of the word itself or of a class that contains it, and log10 of the word's share of the class, or 0.
     """
 
     low: int
     high: int
     best_alone: float
     words: list[tuple[int, float]]
-    entries: list[str]
-
-
-def _remember(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:
-    """Add to a cache; clear the cache first if it is full."""
-    if len(cache) >= _MAX_STATES:
-        cache.clear()
-    cache[key] = value
+    members: list[tuple[int, float]]
 
 
 def _sorted_words(ngrams: Ngrams, spell: Callable[[str], str]) -> tuple[Ngrams, list[str]]:

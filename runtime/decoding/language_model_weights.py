@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Never
 
@@ -15,14 +15,12 @@ from u2moe.runtime.bundle.signature import SIGNATURE_FILE
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.bundle_writer import BundleWriter
 from u2moe.runtime.declarations import options_of
-from u2moe.runtime.decoding.ctc import PrefixBeamSearch, penalize_blank
 from u2moe.runtime.decoding.fusion import Fusion
-from u2moe.runtime.decoding.likely_tokens import most_probable
+from u2moe.runtime.decoding.native_search import new_search
 from u2moe.runtime.decoding.rescoring import attention_rescoring
 from u2moe.runtime.errors import BundleError, IntegrityError
 from u2moe.runtime.language.files import write_compact
 from u2moe.runtime.language.model import LanguageModelOptions
-from u2moe.runtime.model.device import joined
 from u2moe.runtime.model.features import fbank
 from u2moe.runtime.model.model import Model, TokenScores
 from u2moe.runtime.options import BundledOptions
@@ -46,39 +44,12 @@ length."""
 class EncodedRecording:
     """A recording that is encoded but not yet searched: its reference text, and encoder output [time, dim].
 
-    `tokens` are the most probable tokens of each frame [time, n], where n is the beam size plus one. `scores` [time, n]
-    are the log-probabilities of these tokens, and `blank_scores` [time] those of the blank.
+    `scores` caches the decoder scores of first-pass hypotheses, given their tokens.
     """
 
     transcript: str
     encoder_out: npt.NDArray[np.float32]
-    tokens: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float32]
-    blank_scores: npt.NDArray[np.float32]
-    _decoded: dict[tuple[int, ...], tuple[Any, Any]] = field(default_factory=dict)
-
-    def most_probable(
-        self, beam_size: int, penalty: float, blank: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Apply a blank penalty. Return the best tokens of each frame and their scores, both [time, beam]."""
-        rows = penalize_blank(np.column_stack([self.blank_scores, self.scores]), penalty)
-        scores = np.where(self.tokens == blank, rows[:, :1], rows[:, 1:])
-        order = np.lexsort((self.tokens, -scores))[:, :beam_size]
-        return np.take_along_axis(self.tokens, order, 1), np.take_along_axis(scores, order, 1)
-
-    def token_scores(self, model: Model, hypotheses: Sequence[Sequence[int]]) -> TokenScores:
-        """Return the decoder scores of hypotheses, and cache them."""
-        wanted = [tuple(tokens) for tokens in hypotheses]
-        new = [tokens for tokens in dict.fromkeys(wanted) if tokens not in self._decoded]
-        if new:
-            found = model.token_scores(self.encoder_out, new)
-            for row, tokens in enumerate(new):
-                end = len(tokens) + 1
-                right = None if found.right is None else found.right[row, :end]
-                self._decoded[tokens] = (found.left[row, :end], right)
-        lefts, rights = zip(*(self._decoded[tokens] for tokens in wanted), strict=True)
-        right = None if rights[0] is None else _padded(rights)
-        return TokenScores(left=_padded(lefts), right=right, next=np.zeros((0, 0), np.float32))
+    scores: dict[tuple[tuple[int, ...], ...], TokenScores] = field(default_factory=dict)
 
 
 class EncodedRecordings:
@@ -108,27 +79,28 @@ class EncodedRecordings:
     def add_encoded(self, transcript: str, encoder_out: npt.NDArray[np.float32]) -> None:
         """Add a recording, given encoder output [time, dim]."""
         if len(encoder_out):
-            log_probs = self._model.ctc(encoder_out)
-            found = most_probable(log_probs, self.decoding.beam_size + 1)
-            blank_scores = log_probs[:, self._model.config.blank].copy()
-            self.recordings.append(EncodedRecording(transcript, encoder_out, *found, blank_scores))
+            self.recordings.append(EncodedRecording(transcript, encoder_out))
 
     def texts(
         self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
     ) -> list[str]:
         """Return the text of every recording. Without `decoding`, the options used for encoding apply."""
-        vocabulary, decoding, blank = self._bundle.vocabulary, decoding or self.decoding, self._model.config.blank
+        vocabulary, decoding, model = self._bundle.vocabulary, decoding or self.decoding, self._model
+        library, size, penalty = model.search_library, decoding.beam_size, decoding.blank_penalty
         fusion = None if options is None else Fusion(options, vocabulary)
         weights = decoding.weights() if options is None else decoding.weights(options.rescoring_weight)
         texts = []
         for recording in self.recordings:
-            search = PrefixBeamSearch(decoding.beam_size, blank, fusion=fusion)
-            search.advance_by(*recording.most_probable(decoding.beam_size, decoding.blank_penalty, blank))
+            search = new_search(library, size, model.config.blank, fusion=fusion, blank_penalty=penalty)
+            search.advance(model.ctc(recording.encoder_out))
             search.finish()
             found = search.hypotheses()
             if second_pass:
-                scores = recording.token_scores(self._model, [hypothesis.tokens for hypothesis in found])
-                found = [attention_rescoring(found, scores, weights)[0].hypothesis]
+                key = tuple(tuple(hypothesis.tokens) for hypothesis in found)
+                if key not in recording.scores:
+                    scores = model.token_scores(recording.encoder_out, key)
+                    recording.scores[key] = dataclasses.replace(scores, next=np.zeros((0, 0), np.float32))
+                found = [attention_rescoring(found, recording.scores[key], weights)[0].hypothesis]
             texts.append(vocabulary.text(found[0].tokens))
         return texts
 
@@ -136,10 +108,8 @@ class EncodedRecordings:
         self, options: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *, second_pass: bool
     ) -> WordErrors:
         """Return the word errors of all recordings."""
-        errors = WordErrors()
-        for recording, text in zip(
-            self.recordings, self.texts(options, decoding, second_pass=second_pass), strict=True
-        ):
+        errors, texts = WordErrors(), self.texts(options, decoding, second_pass=second_pass)
+        for recording, text in zip(self.recordings, texts, strict=True):
             errors.add(recording.transcript, text)
         return errors
 
@@ -176,7 +146,7 @@ def tune(
     Returns:
         The best language model options, the best decoding options, and all trials, the first without language model.
     """
-    best, own = (start, decoding or recordings.decoding), options_of(BundledOptions)
+    own, initial = options_of(BundledOptions), decoding or recordings.decoding
     grid = {name: values for name, values in (grid or (SECOND_GRID if second_pass else FIRST_GRID)).items()
             if start is not None or name in own}  # fmt: skip
     trials: dict[tuple[float, ...], Trial] = {}
@@ -184,36 +154,27 @@ def tune(
     first = Trial(weights={}, num_errors=without.num_errors, num_words=without.num_words)
     on_trial(first)
 
-    def values_of(choice: Any) -> tuple[float, ...]:
-        return tuple(getattr(choice[1] if name in own else choice[0], name) for name in grid)
+    def chosen(weights: dict[str, float]) -> tuple[LanguageModelOptions | None, BundledOptions[Never]]:
+        of_model = {name: value for name, value in weights.items() if name not in own}
+        of_search: dict[str, Any] = {name: value for name, value in weights.items() if name in own}
+        return start and dataclasses.replace(start, **of_model), dataclasses.replace(initial, **of_search)
 
-    def changed(choice: Any, name: str, value: float) -> Any:
-        options, decoding = choice
-        if name in own:
-            return options, dataclasses.replace(decoding, **{name: value})
-        return dataclasses.replace(options, **{name: value}), decoding
-
-    def errors_of(choice: Any) -> int:
-        key = values_of(choice)
+    def errors_of(weights: dict[str, float]) -> int:
+        key = tuple(weights.values())
         if key not in trials:
-            errors = recordings.word_errors(*choice, second_pass=second_pass)
-            weights = dict(zip(grid, key, strict=True))
+            errors = recordings.word_errors(*chosen(weights), second_pass=second_pass)
             trials[key] = Trial(weights=weights, num_errors=errors.num_errors, num_words=errors.num_words)
             on_trial(trials[key])
         return trials[key].num_errors
 
+    best: dict[str, float] = {name: getattr(initial if name in own else start, name) for name in grid}
     for _ in range(2):
         before = best
         for name, values in grid.items():
-            best = min([best, *(changed(best, name, value) for value in values)], key=errors_of)
-        if values_of(before) == values_of(best):
+            best = min([best, *({**best, name: value} for value in values)], key=errors_of)
+        if before == best:
             break
-    return *best, [first, *trials.values()]
-
-
-def _padded(rows: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Return rows of different lengths as one array, padded with zeros."""
-    return np.asarray(joined([row[np.newaxis] for row in rows], 0, padded=1))
+    return *chosen(best), [first, *trials.values()]
 
 
 LANGUAGE_MODEL_FILE = "language.lm"

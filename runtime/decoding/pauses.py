@@ -13,15 +13,11 @@ from u2moe.runtime.text.vocabulary import Word
 
 _LONGEST_TOKEN_S = 1.0
 """Longest span of a token in seconds. A span extends at most half of this on either side of the peak."""
-_MIN_PAUSE_S = 0.08
-"""Shortest pause in seconds. Shorter silences are stop consonants within words."""
+_MIN_PAUSE_S = 0.08  # shortest pause in seconds. Shorter silences are stop consonants within words
 _POWER = 0.25
-_QUIETEST = 12.0
-"""The floor of the loudness is at most this far below the loud parts, in nats of energy (52 dB)."""
-_QUIET = 0.2
-"""Frames in the lowest fifth of the range between the floor and the loud parts are quiet."""
-_MIN_BEFORE_PAUSE_S = 0.2
-"""A recording is cut at a pause only if at least this many seconds of audio precede the pause."""
+_QUIETEST = 12.0  # the floor of the loudness is at most this far below the loud parts, in nats of energy (52 dB)
+_QUIET = 0.2  # frames in the lowest fifth of the range between the floor and the loud parts are quiet
+_MIN_BEFORE_PAUSE_S = 0.2  # a recording is cut at a pause only if at least this many seconds of audio precede the pause
 
 Span = tuple[float, float]
 """Start and end in seconds."""
@@ -42,11 +38,9 @@ def loudness(features: npt.NDArray[np.float32], config: FeatureConfig) -> npt.ND
 
 
 def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
-    """Return the quiet stretches of an utterance, in seconds from its first frame.
+    """Return the quiet stretches of an utterance with loudness [frames], in seconds from its first frame.
 
-    Args:
-        levels: loudness [frames].
-        frame_s: seconds from one frame to the next.
+    Frames are `frame_s` seconds apart.
     """
     if not len(levels):
         return []
@@ -61,11 +55,7 @@ def find_pauses(levels: npt.NDArray[np.float32], frame_s: float) -> list[Span]:
 def first_pause(levels: npt.NDArray[np.float32], frame_s: float, min_pause_s: float, after_s: float) -> Span | None:
     """Return the first pause that follows other audio and whose middle is after `after_s`; None if there is none.
 
-    Args:
-        levels: loudness [frames].
-        frame_s: seconds from one frame to the next.
-        min_pause_s: minimum length of the pause in seconds, counting only the part within the frames.
-        after_s: seconds from the first frame.
+    `levels` and `frame_s` as in `find_pauses`. The part of the pause within the frames has at least `min_pause_s`.
     """
     pauses = find_pauses(levels, frame_s)
     long = (pause for pause in pauses if pause[1] - pause[0] >= min_pause_s - 1e-9 and pause[0] >= _MIN_BEFORE_PAUSE_S)
@@ -89,23 +79,13 @@ def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[S
 
 
 def word_spans(
-    words: Sequence[Word],
-    times: Sequence[int],
-    frame_s: float,
-    pauses: Sequence[Span],
-    *,
-    start: int = 0,
+    words: Sequence[Word], times: Sequence[int], frame_s: float, pauses: Sequence[Span], *, start: int = 0,
     num_frames: int,
-) -> list[Span]:
+) -> list[Span]:  # fmt: skip
     """Return the start and end of each word in seconds, rounded to milliseconds. Boundaries are moved to pauses.
 
-    Args:
-        words: tokens of each word.
-        times: encoder frames at which the tokens peak.
-        frame_s: seconds per encoder frame.
-        pauses: pauses in order, in seconds from the same origin as the returned times.
-        start: position of frame 0 of `times`, in encoder frames from that origin.
-        num_frames: number of frames from `start` to the end of the audio.
+    Tokens peak at the encoder frames `times`, each of `frame_s` seconds. Frame 0 of `times` is frame `start` of the
+    source, and `num_frames` frames from there is the end of the audio. `pauses` are in order, in seconds of the source.
     """
     begin, spans = start * frame_s, token_spans(times, frame_s, num_frames * frame_s)
     meeting = [(begin + spans[word.begin][0], begin + spans[word.end - 1][1]) for word in words]
@@ -118,18 +98,12 @@ def end_at_pauses(words: Sequence[Span], peaks: Sequence[Span], pauses: Sequence
 
     A word then ends where this pause begins, and the next word begins where the pause ends. A word's end or start is
     kept if there is no pause, or if the pause is so far from the word's peak that other speech must lie between them.
-
-    Args:
-        words: start and end of each word, in order.
-        peaks: peaks of the first and last token of each word.
-        pauses: pauses in order.
+    `peaks` are those of the first and last token of each word. Words and pauses are in order.
     """
     starts, ends = [start for start, _ in words], [end for _, end in words]
     for place in range(len(words) + 1):
-        before = peaks[place - 1][1] if place else -np.inf
-        after = peaks[place][0] if place < len(words) else np.inf
-        earliest = starts[place - 1] if place else -np.inf
-        latest = ends[place] if place < len(words) else np.inf
+        before, earliest = (peaks[place - 1][1], starts[place - 1]) if place else (-math.inf, -math.inf)
+        after, latest = (peaks[place][0], ends[place]) if place < len(words) else (math.inf, math.inf)
         # A token may peak slightly before or after its word, within the pause.
         near = pauses[bisect_left(pauses, before, key=_end_of) : bisect_right(pauses, after, key=_start_of)]
         between = [(start, end) for start, end in near if start > earliest and end < latest]

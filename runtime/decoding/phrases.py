@@ -9,18 +9,14 @@ Deterministic states are built when a search reaches them. Phrases that begin al
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from u2moe.runtime.decoding.likely_tokens import most_probable
 from u2moe.runtime.errors import GrammarError
 from u2moe.runtime.text.grammar import UNKNOWN, Expression, Grammar, check_nested
-from u2moe.runtime.text.spelling import Spelling
-from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Vocabulary, with_boundaries
+from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, Spelling, Vocabulary, with_boundaries
 
 REST_PENALTY, REST_COST = 0.5, 3.0
 """Costs of `[unk]`. Its log-probability in a frame is that of the most probable token except blank, minus
@@ -31,48 +27,34 @@ MOST_PLACES = 1 << 18
 begin alike."""
 MIN_TOKENS = 32
 """Number of the grammar's tokens to consider in each frame; the beam size if that is larger."""
-
 _MAX_STATES = 1 << 16
 _ROOT = 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class PhraseState:
-    """The state of a hypothesis in the grammar.
+    """The state of a hypothesis in the grammar. Equal states may be different objects.
 
-    Attributes:
-        places: places in phrases that the last characters of the hypothesis may have reached.
-        is_apart: whether the hypothesis ends at a word boundary.
-        accepts: whether the hypothesis may end here, that is, after a complete phrase or before the first one.
-        moves: cache that maps a token to the next state; None: the token is not allowed.
+    `places` are the places in phrases that its last characters may have reached. `is_apart`: it ends at a word
+    boundary. `accepts`: it may end here, that is, after a complete phrase or before the first one. `moves` caches the
+    next state by token; None: the token is not allowed.
     """
 
     places: frozenset[int]
     is_apart: bool
     accepts: bool
-    moves: dict[int, PhraseState | None] = field(default_factory=dict)
-
-    def equals(self, other: PhraseState) -> bool:
-        """Return whether the same tokens may follow both states. Equal states may be different objects."""
-        mine = (self.places, self.is_apart, self.accepts)
-        return self is other or mine == (other.places, other.is_apart, other.accepts)
+    moves: dict[int, PhraseState | None] = field(default_factory=dict, compare=False)
 
 
 class PhraseGraph:
     """The automaton of a grammar for a vocabulary. Thread-safe: at worst, two threads compute the same state.
 
-    Attributes:
-        start: state of an empty hypothesis.
-        lines: lines of the grammar.
-        rest: id of the token for other words, one above the vocabulary's last id; None: other words are not allowed.
-        vocabulary: the vocabulary, including `rest` if there is one.
-        blank: id of the blank token.
-        tokens: ids of the blank and of all tokens that may be part of a phrase, in ascending order.
-        word_starts: ids of tokens that begin a word.
+    `start` is the state of an empty hypothesis. `rest` is the id of the token for other words, one above the
+    vocabulary's last id; None: other words are not allowed. `vocabulary` includes `rest`. `tokens` are the ids of the
+    blank and of all tokens that may be part of a phrase, in ascending order; `word_starts` those that begin a word.
 
-    Raises:
-        GrammarError: the grammar is too large, a slot is undefined or contains itself, or a phrase may be empty or has
-            characters that the vocabulary lacks.
+    Raises GrammarError if the grammar is too large, a slot is undefined or contains itself, or a phrase may be empty or
+    has characters that the vocabulary lacks.
     """
 
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary, blank: int = 0) -> None:
@@ -84,7 +66,7 @@ class PhraseGraph:
         self._spellings = [with_boundaries(symbol) for symbol in vocabulary.symbols]
         self._slots = grammar.slots
         self._spelling = Spelling(vocabulary)
-        self._words: dict[str, list[str]] = {}
+        self._words: dict[str, tuple[str, ...]] = {}
         self._arcs: list[dict[str, list[int]]] = [{}]
         self._single = {_ROOT}  # places with a single predecessor
         self._ends: set[int] = set()
@@ -96,8 +78,8 @@ class PhraseGraph:
             self._ends |= ends
         self._states: dict[tuple[frozenset[int], bool, bool], PhraseState] = {}
         root = frozenset((_ROOT,))
-        self.start = PhraseState(self._after(root, WORD_BOUNDARY), True, True)  # noqa: FBT003
-        self._outside = PhraseState(root, False, True)  # noqa: FBT003
+        self.start = PhraseState(self._after(root, WORD_BOUNDARY), is_apart=True, accepts=True)
+        self._outside = PhraseState(root, is_apart=False, accepts=True)
         words = {word for words in self._words.values() for word in words}
         longest = max(map(len, self._spellings))
         parts = {word[i : i + size] for word in words for i in range(len(word)) for size in range(longest + 1)}
@@ -107,33 +89,15 @@ class PhraseGraph:
 
     def advance(self, state: PhraseState, token: int) -> PhraseState | None:
         """Return the state after `token`; None if the grammar does not allow `token`."""
-        try:
-            return state.moves[token]
-        except KeyError:
-            pass
-        following: PhraseState | None = state
-        if token == self.rest:
-            following = self._outside if state.accepts and state is not self._outside else None
-        else:
-            for character in self._spellings[token]:
-                following = following and self._step(following, character)
-        state.moves[token] = following
-        return following
-
-    def most_probable(
-        self, log_probs: npt.NDArray[np.float32], beam_size: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[float]]:
-        """Return each frame's best tokens of the grammar, their scores, and that of `rest` at the start of a word."""
-        tokens, starts = self.tokens, [-math.inf] * len(log_probs)
-        rows = log_probs[:, tokens]
-        if self.rest is not None:
-            words = log_probs - np.float32(REST_PENALTY)
-            words[:, self.blank] = -math.inf
-            rows = np.concatenate([rows, words.max(axis=1, keepdims=True)], axis=1)
-            tokens = np.append(tokens, self.rest)
-            starts = words[:, self.word_starts].max(axis=1).tolist()
-        places, scores = most_probable(rows, max(beam_size, MIN_TOKENS))
-        return tokens[places], scores, starts
+        if token not in state.moves:
+            following: PhraseState | None = state
+            if token == self.rest:
+                following = self._outside if state.accepts and state is not self._outside else None
+            else:
+                for character in self._spellings[token]:
+                    following = following and self._step(following, character)
+            state.moves[token] = following
+        return state.moves[token]
 
     def is_whole(self, state: PhraseState) -> bool:
         """Return whether the last word is complete, whatever token follows."""
@@ -190,12 +154,11 @@ class PhraseGraph:
         places = self._after(state.places, character)
         if places & self._ends:
             places |= {_ROOT}
-        return self._state(places, is_apart, _ROOT in places or (is_apart and state.accepts)) if places else None
-
-    def _state(self, places: frozenset[int], is_apart: bool, accepts: bool) -> PhraseState:
         if len(self._states) >= _MAX_STATES:
             self._states = {}
-        return self._states.setdefault((places, is_apart, accepts), PhraseState(places, is_apart, accepts))
+        accepts = _ROOT in places or (is_apart and state.accepts)
+        new = PhraseState(places, is_apart, accepts)
+        return self._states.setdefault((places, is_apart, accepts), new) if places else None
 
     def _after(self, places: Iterable[int], character: str) -> frozenset[int]:
         return frozenset(following for place in places for following in self._arcs[place].get(character, ()))
@@ -239,14 +202,11 @@ class PhraseGraph:
             places = frozenset(shared[:1])
         return places
 
-    def _spelled(self, text: str, what: str) -> list[str]:
+    def _spelled(self, text: str, what: str) -> tuple[str, ...]:
         """Return the words of a text, spelled with the characters of the vocabulary."""
         if text not in self._words:
             try:
-                words = with_boundaries(text).replace(WORD_BOUNDARY, " ").split()
-                self._words[text] = [self._spelling.word(word, what) for word in words]
-                for word in self._words[text]:
-                    self._spelling.num_tokens(word, what)
+                self._words[text], _ = self._spelling.phrase(text, what)
             except ValueError as error:
                 raise GrammarError(str(error)) from None
         return self._words[text]

@@ -8,13 +8,11 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.decoding.alignment import find_cut
-from u2moe.runtime.decoding.ctc import Hypothesis
-from u2moe.runtime.decoding.second_pass import SecondPass
+from u2moe.runtime.decoding.second_pass import Ended, final_results
 from u2moe.runtime.decoding.stream_state import StreamState
-from u2moe.runtime.decoding.utterance import Frames, Phase
-from u2moe.runtime.model.device import Value, joined
+from u2moe.runtime.decoding.utterance import Frames
+from u2moe.runtime.model.device import joined
 from u2moe.runtime.model.encoder import CacheRow, join_rows, required_cache_size, split_rows
 from u2moe.runtime.model.model import Model, batches_of
 from u2moe.runtime.options import SHORTEST_PAUSE_S
@@ -26,14 +24,11 @@ _MAX_WHOLE = 8
 _MAX_WHOLE_FRAMES = 6000
 """Largest batch of windows with full context, in windows and in feature frames (a minute of audio). The memory of
 attention is quadratic in the length, and larger batches save no more time."""
-_MOST_PADDING = 1.1
-"""Largest ratio of the longest to the shortest window of such a batch."""
+_MOST_PADDING = 1.1  # largest ratio of the longest to the shortest window of such a batch
 
-Chunk = tuple["StreamState", npt.NDArray[np.float32]]
+Chunk = tuple[StreamState, npt.NDArray[np.float32]]
 """A stream and a window of its features [frames, mel]."""
-Ended = tuple["StreamState", "list[Hypothesis]"]
-"""A stream, and the first-pass hypotheses of its current utterance, which has ended."""
-T = TypeVar("T", bound="tuple[StreamState, Any]")
+T = TypeVar("T", bound=tuple[StreamState, Any])
 R = TypeVar("R")
 
 
@@ -55,10 +50,8 @@ class Concluded:
 class Observer:
     """Hooks for measurements, called in the decoding thread.
 
-    Attributes:
-        features: returns a context manager for the computation of features.
-        searching: returns a context manager for each step of the first pass, including hotwords and endpoints.
-        concluded: called with each finished utterance before the next one begins.
+    `features` returns a context manager for the computation of features, `searching` for each step of the first pass,
+    including hotwords and endpoints. `concluded` is called with each finished utterance before the next one begins.
     """
 
     features: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
@@ -67,19 +60,16 @@ class Observer:
 
 
 class Pipeline:
-    """Decodes any number of streams of one bundle together. Keeps no state of the streams."""
+    """Decodes any number of streams of one model together. Keeps no state of the streams."""
 
-    def __init__(self, bundle: Bundle, model: Model, observer: Observer | None = None) -> None:
+    def __init__(self, model: Model, observer: Observer | None = None) -> None:
         self._model = model
-        self._vocabulary = bundle.vocabulary
-        self._second_pass = SecondPass(bundle, model)
         self._observer = observer or Observer()
 
     def decode(self, streams: Sequence[StreamState]) -> None:
         """Do all work that is ready: every complete window, and the second pass of every finished utterance.
 
-        Raises:
-            Exception: a stream has failed. Its error (`StreamState.failure`) is raised once all other streams are done.
+        If a stream has failed, its error (`StreamState.failure`) is raised once all other streams are done.
         """
         with contextlib.ExitStack() as claims:
             for stream in streams:
@@ -99,7 +89,7 @@ class Pipeline:
 
     def _settle(self, streams: Sequence[StreamState]) -> None:
         """Conclude finished utterances. With full context, restart those that may continue; long ones are cut first."""
-        while ended := [stream for stream in _working(streams) if stream.phase is Phase.SEARCHED]:
+        while ended := [stream for stream in _working(streams) if stream.is_searched]:
             for stream in ended:
                 endpoint = stream.utterance.endpoint
                 # After such a short silence, the endpoint may split a word.
@@ -109,8 +99,7 @@ class Pipeline:
             self._conclude(_working(ended))
         for stream in (each for each in _working(streams) if each.may_go_on):
             with stream.failing():
-                # An utterance that may continue is encoded again with the next audio. If it fills most of the window,
-                # it is cut first.
+                # The utterance is encoded again with the next audio. If it fills most of the window, it is cut first.
                 if 2 * stream.utterance.num_frames > stream.extractor.num_window_frames:
                     self._cut(stream)
                     self._conclude([stream])
@@ -119,8 +108,8 @@ class Pipeline:
     def _cut(self, stream: StreamState) -> None:
         """Cut the current utterance between two of its words, if it has at least two."""
         log_probs = self._model.ctc(stream.utterance.encoder_out())
-        best, _ = stream.utterance.heard(stream.utterance.hypotheses()[0])
-        num_frames = find_cut(self._vocabulary, best.tokens, log_probs, self._model.config.blank)
+        best, _ = stream.utterance.heard(stream.utterance.search.hypotheses()[0])
+        num_frames = find_cut(stream.vocabulary, best.tokens, log_probs, self._model.config.blank)
         if num_frames is not None:
             stream.cut(num_frames, log_probs)
 
@@ -129,15 +118,13 @@ class Pipeline:
         ended: list[Ended] = []
         for stream in streams:
             with stream.failing(), self._observer.searching():
-                ended.append((stream, stream.utterance.finish_search()))
-        for (stream, _), result in _apart(self._results, ended):
+                stream.utterance.search.finish()
+                ended.append((stream, stream.utterance.search.hypotheses()))
+        for (stream, _), result in _apart(final_results, ended):
             own, window_len = stream.utterance, len(stream.extractor.window)
             self._observer.concluded(Concluded(own.start, own.num_frames, stream.window_start, window_len, result))
             with stream.failing():
                 stream.conclude(result)
-
-    def _results(self, ended: Sequence[Ended]) -> list[Result]:
-        return self._second_pass.results([stream for stream, _ in ended], [hypotheses for _, hypotheses in ended])
 
     def _search(self, chunks: Sequence[Chunk]) -> None:
         """Run a chunk of each stream through the encoder, the CTC head and the first pass."""
@@ -146,18 +133,7 @@ class Pipeline:
                 stream.advance(frames, row)
 
     def _frames(self, chunks: Sequence[Chunk]) -> list[tuple[Frames, CacheRow]]:
-        """Return the encoder frames and next caches of each stream."""
-        output, caches, log_probs = self._encode(chunks)
-        lens = [len(own) for own in output]
-        if log_probs is None:
-            parts = np.split(self._model.ctc(joined(output, 0)), np.cumsum(lens)[:-1])
-        else:
-            parts = [row[:num] for row, num in zip(log_probs, lens, strict=True)]
-        frames = (Frames(output=own.copy(), log_probs=part) for own, part in zip(output, parts, strict=True))
-        return list(zip(frames, caches, strict=True))
-
-    def _encode(self, chunks: Sequence[Chunk]) -> tuple[list[Value], list[CacheRow], npt.NDArray[np.float32] | None]:
-        """Encode all chunks in one call; return outputs [time, dim], next caches and `Caches.log_probs`."""
+        """Run the encoder and the CTC head, each once; return the encoder frames and next caches of each stream."""
         config, encoder, options = self._model.config, self._model.encoder, chunks[0][0].options
         lengths = np.array([len(window) for _, window in chunks])
         features = np.zeros((len(chunks), lengths.max(), chunks[0][1].shape[1]), np.float32)
@@ -169,18 +145,23 @@ class Pipeline:
             caches = join_rows([stream.caches for stream, _ in chunks])
             required = required_cache_size(options.chunk_size, options.num_left_chunks)
         output, following = encoder.step(features, caches, required_cache_size=required, chunk_lens=lengths)
-        num_frames = ((lengths - config.window) // config.subsampling_rate + 1).tolist()
-        num_cached = [stream.caches.num_cached + num for (stream, _), num in zip(chunks, num_frames, strict=True)]
+        lens = ((lengths - config.window) // config.subsampling_rate + 1).tolist()
+        num_cached = [stream.caches.num_cached + num for (stream, _), num in zip(chunks, lens, strict=True)]
         rows = split_rows(following, [min(num, required) if required >= 0 else num for num in num_cached])
-        return [output[row, :num] for row, num in enumerate(num_frames)], rows, following.log_probs
+        outputs = [output[row, :num] for row, num in enumerate(lens)]
+        if following.log_probs is None:
+            parts = np.split(self._model.ctc(joined(outputs, 0)), np.cumsum(lens)[:-1])
+        else:
+            parts = [row[:num] for row, num in zip(following.log_probs, lens, strict=True)]
+        frames = (Frames(output=own.copy(), log_probs=part) for own, part in zip(outputs, parts, strict=True))
+        return list(zip(frames, rows, strict=True))
 
 
 def _batches(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
     """Yield batches of limited size. The chunks of a batch have the same chunk size and left context."""
     groups: dict[tuple[int | None, int], list[Chunk]] = {}
-    for stream, window in chunks:
-        options = stream.options
-        groups.setdefault((options.chunk_size, options.num_left_chunks), []).append((stream, window))
+    for chunk in chunks:
+        groups.setdefault((chunk[0].options.chunk_size, chunk[0].options.num_left_chunks), []).append(chunk)
     for (chunk_size, _), group in groups.items():
         if chunk_size is None:
             yield from batches_of(sorted(group, key=lambda chunk: len(chunk[1])), _is_alike)
@@ -203,8 +184,7 @@ def _working(streams: Sequence[StreamState]) -> list[StreamState]:
 def _apart(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> Iterator[tuple[T, R]]:
     """Compute the results of all items in one call, and yield each item with its result.
 
-    If the call fails, bisect to find the items that cause the error. The streams of these items get a `failure`, and
-    the items are left out.
+    If the call fails, bisect to find the faulty items. Their streams get a `failure`, and they are left out.
     """
     try:
         results = compute(items)
@@ -212,8 +192,7 @@ def _apart(compute: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> Ite
         if len(items) == 1:
             items[0][0].failure = error
             return
-        middle = len(items) // 2
-        yield from _apart(compute, items[:middle])
-        yield from _apart(compute, items[middle:])
-        return
-    yield from zip(items, results, strict=True)
+        for half in (items[: len(items) // 2], items[len(items) // 2 :]):
+            yield from _apart(compute, half)
+    else:
+        yield from zip(items, results, strict=True)

@@ -1,4 +1,4 @@
-"""The second pass as pure arithmetic: attention rescoring of CTC hypotheses, and beam search with only the decoder.
+"""The second pass as arithmetic: attention rescoring, beam search with only the decoder, and confidences of words.
 
 This is WeNet's formula, with weights chosen at run time::
 
@@ -20,9 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from u2moe.runtime.bundle.manifest import Calibration
 from u2moe.runtime.decoding.ctc import Hypothesis
 from u2moe.runtime.model.model import TokenScores
 from u2moe.runtime.options import RescoringWeights
+
+_SMALLEST = 1e-6  # confidences are clipped to this distance from 0 and 1 to keep their odds finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,28 +79,18 @@ def attention_rescoring(
         if hypothesis.probabilities:
             pairs = zip(probabilities, hypothesis.probabilities, strict=True)
             mean = [(num_decoders * own + ctc) / (num_decoders + 1) for own, ctc in pairs]
-        rescored.append(
-            Rescored(
-                hypothesis=hypothesis,
-                score=attention + weights.ctc_weight * acoustic + hypothesis.context_score + language,
-                attention_score=attention,
-                confidence=math.exp(attention / (num + 1)),
-                token_confidences=probabilities,
-                token_probabilities=mean,
-            )
-        )
+        score = attention + weights.ctc_weight * acoustic + hypothesis.context_score + language
+        rescored.append(Rescored(
+            hypothesis=hypothesis, score=score, attention_score=attention, confidence=math.exp(attention / (num + 1)),
+            token_confidences=probabilities, token_probabilities=mean,
+        ))  # fmt: skip
     return sorted(rescored, key=lambda item: -item.score)
 
 
 def attention_beam_search(
-    next_log_probs: Callable[[list[list[int]]], npt.NDArray[np.float32]],
-    max_len: int,
-    *,
-    beam_size: int,
-    eos: int,
-    length_penalty: float = 0.0,
-    count_sos: bool = False,
-) -> list[Hypothesis]:
+    next_log_probs: Callable[[list[list[int]]], npt.NDArray[np.float32]], max_len: int, *, beam_size: int, eos: int,
+    length_penalty: float = 0.0, count_sos: bool = False,
+) -> list[Hypothesis]:  # fmt: skip
     """Return hypotheses of a beam search with only the left-to-right decoder, best first. They have no times.
 
     Args:
@@ -133,3 +126,18 @@ def attention_beam_search(
 
     found = sorted(((normalised(score, len(t)), score, t) for score, t, _ in beams), key=lambda beam: -beam[0])
     return [Hypothesis(tokens=t, score=own if math.isfinite(own) else score, times=[]) for own, score, t in found]
+
+
+def word_confidence(probabilities: Sequence[float], calibration: Calibration | None) -> float:
+    """Return the confidence of a word: the lowest probability of its tokens, calibrated by Platt scaling.
+
+    A word is correct only if all its tokens are. On real recordings, the minimum distinguished correct words from
+    incorrect ones better than the usual geometric mean did. The calibration scales and shifts the log-odds, to match
+    the share of correct words.
+    """
+    confidence = min(probabilities)
+    if calibration is None:
+        return confidence
+    clipped = min(max(confidence, _SMALLEST), 1 - _SMALLEST)
+    odds = calibration.scale * math.log(clipped / (1 - clipped)) + calibration.bias
+    return 1 / (1 + math.exp(-min(max(odds, -700.0), 700.0)))

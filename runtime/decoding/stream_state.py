@@ -1,14 +1,18 @@
-"""The state of a stream during recognition, behind the public `Stream`. `pipeline` runs the graphs."""
+"""The state of a stream, behind the public `Stream`, and the language models and grammars that streams share."""
 
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
 
-from u2moe.runtime.decoding.context import ContextGraph
+from u2moe.runtime.bundle.manifest import MANIFEST_FILE
+from u2moe.runtime.bundle_folder import Bundle
+from u2moe.runtime.decoding.context import ContextGraph, Hotwords, parse_hotwords
 from u2moe.runtime.decoding.ctc import GreedySearch
 from u2moe.runtime.decoding.endpoint import Endpointer, PauseRule
 from u2moe.runtime.decoding.feature_extractor import FeatureExtractor
@@ -16,14 +20,17 @@ from u2moe.runtime.decoding.fusion import Fusion
 from u2moe.runtime.decoding.native_search import new_search
 from u2moe.runtime.decoding.pauses import find_pauses
 from u2moe.runtime.decoding.phrases import PhraseGraph
-from u2moe.runtime.decoding.utterance import Frames, Phase, Search, Utterance
-from u2moe.runtime.errors import StreamError
+from u2moe.runtime.decoding.utterance import Frames, Search, Utterance
+from u2moe.runtime.errors import BundleError, StreamError
+from u2moe.runtime.language.model import LanguageModelOptions
 from u2moe.runtime.model.encoder import CacheRow, split_rows
 from u2moe.runtime.model.model import Model
 from u2moe.runtime.options import WITHOUT_BEAM, DefiniteOptions
 from u2moe.runtime.result import Alternative, Result
+from u2moe.runtime.text.grammar import Grammar
 from u2moe.runtime.text.vocabulary import Vocabulary
 from u2moe.runtime.text.written.formatter import formatter_of
+from u2moe.runtime.validation import refused_as
 
 LONGEST_WINDOW_S = 30.0
 """Maximum seconds encoded at once with full context, if there are endpoint rules."""
@@ -32,11 +39,11 @@ LONGEST_WINDOW_S = 30.0
 class StreamState:
     """The audio of a stream, its current utterance, the results of earlier ones, and the caches of the encoder.
 
-    The next utterance begins where the current one ends. The current one passes through these phases (`Phase`):
+    The next utterance begins where the current one ends. The current one passes through these phases:
 
-        RECEIVING  input                           -> WINDOWS
-        WINDOWS    take_window, then advance       -> RECEIVING, WINDOWS, or SEARCHED at an endpoint or the last window
-        SEARCHED   perhaps cut, then conclude      -> the next utterance; after the last one CONCLUDED
+        receiving audio    `input`                       -> windows ready
+        windows ready      `take_window`, then `advance` -> one of these, or at an endpoint or the last window: searched
+        searched           perhaps `cut`, then `conclude` -> the next utterance; after the last one, the end
 
     With full context, an utterance that may continue after its window is either cut and concluded, or restarted with
     the next window (`begin_again`).
@@ -44,51 +51,39 @@ class StreamState:
     One thread may feed audio (`input`), while another decodes (`claim` and the methods below it) and a third requests
     results.
 
-    Attributes:
-        lock: held while anything changes.
-        options: options with all defaults filled in; see `Stream.options`. `chunk_size` None means full context.
-        vocabulary: vocabulary of results.
-        caches: caches of the encoder for the next chunk.
-        extractor: converts the samples to windows of features.
-        segments: final results that have not been taken yet.
-        window_start: first encoder frame of the most recent window.
-        frame_s: seconds per encoder frame.
-        failure: error that made decoding fail, kept until `reset`; None: no failure.
+    `lock` is held while anything changes. `options` have all defaults filled in; see `Stream.options`. If `chunk_size`
+    is None, there is full context. `vocabulary` is that of results. `caches` are those of the encoder for the next
+    chunk. `segments` are final results that have not been taken yet. `window_start` is the first encoder frame of the
+    most recent window, and `frame_s` seconds per encoder frame. `failure` is the error that made decoding fail, kept
+    until `reset`; None: no failure.
     """
 
     def __init__(
-        self,
-        model: Model,
-        vocabulary: Vocabulary,
-        options: DefiniteOptions,
-        context: ContextGraph | None = None,
-        fusion: Fusion | None = None,
-        grammar: PhraseGraph | None = None,
-    ) -> None:
-        self.options = options
-        self.grammar = grammar
+        self, model: Model, vocabulary: Vocabulary, options: DefiniteOptions, context: ContextGraph | None = None,
+        fusion: Fusion | None = None, grammar: PhraseGraph | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.options = model, options
+        self.context, self.fusion, self.grammar = context, fusion, grammar
         self.vocabulary = vocabulary if grammar is None else grammar.vocabulary
-        self.context = context
-        self.fusion = fusion
         self.weights = options.weights() if fusion is None else options.weights(fusion.rescoring_weight)
         self._formatter = None if options.text_format is None else formatter_of(options.text_format)
-        self.frame_s = model.manifest.frame_s
-        self._level_s = model.manifest.features.frame_shift_ms / 1000
-        self.model = model
+        self.frame_s, self._level_s = model.manifest.frame_s, model.manifest.features.frame_shift_ms / 1000
         self.lock = threading.RLock()
         self._released = threading.Condition(self.lock)
         self._decoder: int | None = None
         self._num_resets = 0
-        blank, endpoint = model.config.blank, options.endpoint
+        blank, endpoint, penalty = model.config.blank, options.endpoint, options.blank_penalty
         self._endpointer = Endpointer(endpoint, self.frame_s, blank, fusion) if endpoint else None
+        # This does not refer to `self`: a reference from an utterance to its stream would keep the model in memory
+        # until garbage collection.
+        self._new_search: Callable[[], Search] = partial(GreedySearch, blank, blank_penalty=penalty)
+        if options.search not in WITHOUT_BEAM:
+            needs = (model.search_library, options.beam_size, blank, context, fusion)
+            self._new_search = partial(new_search, *needs, grammar=grammar, blank_penalty=penalty)
         self.reset()
 
     def reset(self) -> None:
-        """Discard everything and start a new source. Waits while another thread decodes this stream.
-
-        Raises:
-            StreamError: this thread is decoding the stream.
-        """
+        """Start a new source. Waits while another thread decodes the stream; raises StreamError if this one does."""
         with self.lock:
             if self._decoder == threading.get_ident():
                 raise StreamError("this stream cannot be reset by the thread that is decoding it")
@@ -99,17 +94,16 @@ class StreamState:
                 self._num_resets -= 1
                 self._released.notify_all()
             chunk_size, endpoint, padding_s = self.options.chunk_size, self.options.endpoint, self.options.padding_s
-            is_whole, model = chunk_size is None, self.model
+            is_whole, library = chunk_size is None, self.model.search_library
             if is_whole and endpoint is not None:
                 chunk_size = round((LONGEST_WINDOW_S + 2 * padding_s) / self.frame_s)
             self.extractor = FeatureExtractor(
-                model.manifest, chunk_size, knows_last=is_whole, padding_s=padding_s, library=model.search_library
+                self.model.manifest, chunk_size, knows_last=is_whole, padding_s=padding_s, library=library
             )
             self._pause_rule = PauseRule(endpoint.min_pause if endpoint else None, self.frame_s, self._level_s)
             self.failure: BaseException | None = None
             self.segments: list[Result] = []
-            self.caches = self._no_caches()
-            self.window_start = 0
+            self.caches, self.window_start = self._no_caches(), 0
             self._begin_utterance(0, 0)
 
     # Called by programs, through `Stream`.
@@ -128,9 +122,8 @@ class StreamState:
             if result.is_final:
                 return result
             nbest: dict[str, Alternative] = {}
-            for each in self.utterance.hypotheses(num_alternatives) if num_alternatives else ():
-                text = self.vocabulary.text(each.tokens)
-                score = each.score
+            for each in self.utterance.search.hypotheses(num_alternatives) if num_alternatives else ():
+                text, score = self.vocabulary.text(each.tokens), each.score
                 own = Alternative(text=text, tokens=each.tokens, score=score, ctc_score=score, attention_score=None)
                 nbest.setdefault(text, own)
             return self.presented(dataclasses.replace(result, nbest=list(nbest.values())) if nbest else result)
@@ -156,16 +149,11 @@ class StreamState:
             return segments
 
     @property
-    def phase(self) -> Phase:
-        """The phase of the current utterance."""
+    def is_searched(self) -> bool:
+        """Whether the utterance has ended and its first pass is complete, so that only the second pass is pending."""
         with self.lock:
-            if self.utterance.endpoint is not None:
-                return Phase.SEARCHED
-            if self.extractor.has_window:
-                return Phase.WINDOWS
-            if not self.extractor.is_finished:
-                return Phase.RECEIVING
-            return Phase.CONCLUDED if self.utterance.is_concluded else Phase.SEARCHED
+            is_last = self.extractor.is_exhausted and not self.utterance.is_concluded
+            return self.utterance.endpoint is not None or is_last
 
     # Called by the pipeline.
 
@@ -209,12 +197,7 @@ class StreamState:
                 return None
             self.window_start = self.utterance.end
             if self.options.chunk_size is None:
-                levels, start = extractor.levels(len(extractor.window)), self.utterance.start
-                num_frames = self._pause_rule.end_of_window(
-                    levels, start, is_full=extractor.window_is_full, is_last=extractor.is_exhausted
-                )
-                if num_frames is not None:
-                    extractor.shorten_window(num_frames)
+                self._pause_rule.shorten_window(extractor, self.utterance.start)
             return extractor.window
 
     def advance(self, frames: Frames, caches: CacheRow) -> None:
@@ -236,15 +219,13 @@ class StreamState:
             if result.text:
                 self.segments.append(result)
                 number += 1
-            if self.utterance.endpoint is None and self.phase is Phase.SEARCHED:
+            if self.utterance.endpoint is None and self.is_searched:
                 self.utterance.conclude(result)
                 self.caches = self._no_caches()
                 return
             config = self.model.config
-            surplus = self.utterance.surplus or Frames(
-                output=np.zeros((0, config.output_size), np.float32),
-                log_probs=np.zeros((0, config.vocab_size), np.float32),
-            )
+            nothing = [np.zeros((0, size), np.float32) for size in (config.output_size, config.vocab_size)]
+            surplus = self.utterance.surplus or Frames(output=nothing[0], log_probs=nothing[1])
             if self.options.chunk_size is not None:
                 self.caches.begin_anew(len(surplus) - len(surplus) % config.chunk_multiple)
             self._begin_utterance(number, self.utterance.end)
@@ -254,7 +235,8 @@ class StreamState:
     def may_go_on(self) -> bool:
         """Whether the current utterance has frames and may still continue, in a stream with full context."""
         is_begun = self.options.chunk_size is None and self.utterance.num_frames > 0
-        return is_begun and self.phase in (Phase.RECEIVING, Phase.WINDOWS)
+        with self.lock:
+            return is_begun and self.utterance.endpoint is None and not self.extractor.is_exhausted
 
     def begin_again(self) -> None:
         """Discard the encoder frames of the current utterance; its audio is encoded again with the next window."""
@@ -274,22 +256,12 @@ class StreamState:
             raise StreamError("decoding has failed, and audio was lost: reset the stream, or create another")
 
     def _begin_utterance(self, number: int, start: int) -> None:
-        # `search` does not refer to `self`: a reference from the utterance to its stream would keep the model in memory
-        # until garbage collection.
-        library, blank, options = self.model.search_library, self.model.config.blank, self.options
-        context, fusion, grammar, penalty = self.context, self.fusion, self.grammar, options.blank_penalty
-
-        def search() -> Search:
-            if options.search in WITHOUT_BEAM:
-                return GreedySearch(blank, blank_penalty=penalty)
-            size = options.beam_size
-            return new_search(library, size, blank, context, fusion, grammar=grammar, blank_penalty=penalty)
-
-        size, commits = self.model.config.output_size, options.chunk_size is not None
+        options, size = self.options, self.model.config.output_size
         keeps = options.search in ("attention_rescoring", "attention") or options.endpoint is not None
         self.utterance = Utterance(
-            number, start, search, output_size=size, keeps_output=keeps, commits=commits, grammar=grammar
-        )
+            number, start, self._new_search, output_size=size, keeps_output=keeps,
+            commits=options.chunk_size is not None, grammar=self.grammar,
+        )  # fmt: skip
         self.extractor.forget(start)
         if self._endpointer is not None:
             self._endpointer.reset()
@@ -303,3 +275,55 @@ class StreamState:
 
     def _no_caches(self) -> CacheRow:
         return split_rows(self.model.encoder.start(), [0])[0]
+
+
+class SearchWords:
+    """Language models and grammars that the streams of a bundle share."""
+
+    def __init__(self, bundle: Bundle, blank: int) -> None:
+        self._bundle = bundle
+        self._blank = blank
+        self._fusions: weakref.WeakKeyDictionary[LanguageModelOptions, Fusion] = weakref.WeakKeyDictionary()
+        self._graphs: weakref.WeakKeyDictionary[Grammar, PhraseGraph] = weakref.WeakKeyDictionary()
+
+    def context(self, hotwords: Hotwords | ContextGraph | None) -> ContextGraph | None:
+        """Return the automaton of `hotwords`, or of the bundle's hotwords if `hotwords` is None."""
+        vocabulary = self._bundle.vocabulary
+        if hotwords is None:
+            if not (lines := self._bundle.manifest.decoding.hotwords):
+                return None
+            with refused_as(BundleError, f"{self._bundle.path / MANIFEST_FILE}: decoding: hotwords"):
+                return ContextGraph(parse_hotwords("\n".join(lines)), vocabulary)
+        if isinstance(hotwords, ContextGraph):
+            if hotwords.symbols != vocabulary.symbols:
+                raise ValueError("hotwords are for the vocabulary of another bundle")
+            return hotwords
+        is_empty = isinstance(hotwords, list | tuple | Mapping) and not hotwords
+        return None if is_empty else ContextGraph(hotwords, vocabulary)
+
+    @cached_property
+    def language_model(self) -> LanguageModelOptions | None:
+        """The bundle's language model, or None."""
+        found = self._bundle.language_model() if self._bundle.manifest.decoding.language_model else None
+        if found is not None:
+            fusion = self._fusions[found] = Fusion(found, self._bundle.vocabulary)
+            fusion.check_words(f"{self._bundle.path / MANIFEST_FILE}: decoding: language_model")
+        return found
+
+    def fusion(self, options: DefiniteOptions) -> Fusion | None:
+        """Return the language model that the options select, prepared for the vocabulary; None: no language model."""
+        chosen = options.language_model
+        if isinstance(chosen, LanguageModelOptions) and chosen not in self._fusions:
+            self._fusions[chosen] = Fusion(chosen, self._bundle.vocabulary)
+        return self._fusions[chosen] if isinstance(chosen, LanguageModelOptions) else None
+
+    def graph(self, options: DefiniteOptions, hotwords: object) -> PhraseGraph | None:
+        """Return the automaton of the options' grammar, if any; raise ValueError if there are also hotwords."""
+        chosen = options.grammar
+        if chosen is None:
+            return None
+        if hotwords:
+            raise ValueError("a grammar replaces hotwords: pass only one of them")
+        if chosen not in self._graphs:
+            self._graphs[chosen] = PhraseGraph(chosen, self._bundle.vocabulary, self._blank)
+        return self._graphs[chosen]

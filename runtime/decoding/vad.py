@@ -100,14 +100,14 @@ class VoiceActivityDetector:
         if (set(inputs), len(self._outputs)) not in _LAYOUTS:
             found = f"inputs {', '.join(inputs)} and outputs {', '.join(self._outputs)}"
             raise BundleError(f"{path}: is not silero VAD 5 or 6: found {found}")
-        self._states = {
-            name: tuple(size if isinstance(size, int) else 1 for size in node.shape)
+        self._start = {
+            name: np.zeros([size if isinstance(size, int) else 1 for size in node.shape], np.float32)
             for name, node in inputs.items()
             if name not in ("input", "sr")
         }
         self._has_rate = "sr" in inputs
         try:
-            self._run(np.zeros((1, _CONTEXT + _WINDOW), np.float32), self._start())
+            self._run(np.zeros((1, _CONTEXT + _WINDOW), np.float32), self._start)
         except ProviderError as error:
             raise BundleError(f"{path}: is not silero VAD 5 or 6: {error}") from error
 
@@ -117,30 +117,20 @@ class VoiceActivityDetector:
         Args:
             blocks: consecutive samples at 16 kHz, float32 [n]. The split into blocks does not matter.
         """
-        states, context = self._start(), np.zeros(_CONTEXT, np.float32)
-        spans = _SpeechSpans(self.options)
-        for buffer in _whole_windows(blocks):
-            probabilities, states, context = self._probabilities(buffer, states, context)
-            yield from spans.accept(buffer, probabilities.tolist())
-        yield from spans.finish()
-
-    def _start(self) -> dict[str, npt.NDArray[np.float32]]:
-        return {name: np.zeros(shape, np.float32) for name, shape in self._states.items()}
+        yield from _speech_spans(self._probabilities(blocks), self.options)
 
     def _probabilities(
-        self, samples: npt.NDArray[np.float32], states: dict[str, npt.NDArray[np.float32]],
-        context: npt.NDArray[np.float32],
-    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]:  # fmt: skip
-        """Return the speech probability of each window, and the states and the context for the next call."""
-        if not len(samples):
-            return np.zeros(0, np.float32), states, context
-        whole = np.concatenate([context, samples])
-        windows = np.lib.stride_tricks.sliding_window_view(whole, _CONTEXT + _WINDOW)[::_WINDOW]
-        found = []
-        for rows in [windows] if "h" in states else windows[:, None]:
-            probabilities, states = self._run(rows, states)
-            found.append(probabilities)
-        return np.concatenate(found), states, whole[-_CONTEXT:]
+        self, blocks: Iterable[npt.NDArray[np.float32]]
+    ) -> Iterator[tuple[npt.NDArray[np.float32], list[float]]]:
+        """Yield whole windows of samples and their speech probabilities."""
+        states = self._start
+        for samples in _whole_windows(blocks):
+            windows = np.lib.stride_tricks.sliding_window_view(samples, _CONTEXT + _WINDOW)[::_WINDOW]
+            probabilities: list[float] = []
+            for rows in [windows] if "h" in states else windows[:, None]:
+                found, states = self._run(rows, states)
+                probabilities += found.tolist()
+            yield samples[_CONTEXT:], probabilities
 
     def _run(
         self, rows: npt.NDArray[np.float32], states: dict[str, npt.NDArray[np.float32]]
@@ -163,64 +153,56 @@ def _installed_file() -> Path:
     for file in (folder / name for name in _FILES for folder in folders):
         if file.is_file():
             return file
-    raise BundleError(
-        "silero-vad is not installed: run pip install --no-deps silero-vad, or give the path of its ONNX file"
-    )
+    remedy = "run pip install --no-deps silero-vad, or give the path of its ONNX file"
+    raise BundleError(f"silero-vad is not installed: {remedy}")
 
 
-class _SpeechSpans:
-    """Turns window probabilities into spans of speech. Samples are numbered from the start of the recording."""
-
-    def __init__(self, options: VadOptions) -> None:
-        self._options = options
-        self._min_silent = math.ceil(options.min_silence / (_WINDOW / _RATE))
-        self._padding = round(options.padding * _RATE)
-        self._held, self._held_start = np.zeros(0, np.float32), 0
-        self._given = 0  # everything before this has been returned or dropped
-        self._spoken = 0  # the end of the last window with speech
-        self._num_silent = 0
-        self._speaks = self._begins = False
-
-    def accept(self, buffer: npt.NDArray[np.float32], probabilities: list[float]) -> Iterator[Speech]:
-        """Add complete windows, and yield the speech that is now certain."""
-        end = self._held_start + len(self._held)
-        self._held = np.concatenate([self._held, buffer])
+def _speech_spans(
+    windows: Iterable[tuple[npt.NDArray[np.float32], list[float]]], options: VadOptions
+) -> Iterator[Speech]:
+    """Turn windows and their probabilities into spans of speech, each part as soon as it is certain."""
+    min_silent, padding = math.ceil(options.min_silence / (_WINDOW / _RATE)), round(options.padding * _RATE)
+    held, start = np.zeros(0, np.float32), 0  # the samples from number `start` of the recording on
+    given = 0  # everything before this has been yielded or dropped
+    spoken = num_silent = 0  # end of the last window with speech, and number of windows since
+    speaks = begins = False
+    for samples, probabilities in windows:
+        end = start + len(held)
+        held = np.concatenate([held, samples])
         for probability in probabilities:
             end += _WINDOW
-            going_on = self._speaks and not self._num_silent
-            if probability >= (self._options.end_threshold if going_on else self._options.threshold):
-                if not self._speaks:
-                    self._given = max(self._given, end - _WINDOW - self._padding)
-                    self._speaks = self._begins = True
-                self._spoken, self._num_silent = end, 0
+            if probability >= (options.end_threshold if speaks and not num_silent else options.threshold):
+                if not speaks:
+                    given = max(given, end - _WINDOW - padding)
+                    speaks = begins = True
+                spoken, num_silent = end, 0
                 continue
-            self._num_silent += 1
-            if self._speaks and self._num_silent >= self._min_silent:
-                yield self._take(self._spoken + self._padding, ends=True)
-        if self._speaks and self._spoken > self._given:
-            yield self._take(self._spoken, ends=False)
-        keep = self._given if self._speaks else max(self._given, end - self._padding)
-        self._held, self._held_start = self._held[keep - self._held_start :], keep
-
-    def finish(self) -> Iterator[Speech]:
-        """Yield the rest of the last span, if it has not ended."""
-        if self._speaks:
-            yield self._take(min(self._spoken + self._padding, self._held_start + len(self._held)), ends=True)
-
-    def _take(self, end: int, *, ends: bool) -> Speech:
-        samples = self._held[self._given - self._held_start : end - self._held_start]
-        speech = Speech(start=self._given, samples=samples, begins=self._begins, ends=ends)
-        self._given, self._begins, self._speaks = end, False, not ends
-        return speech
+            num_silent += 1
+            if speaks and num_silent >= min_silent:
+                last = spoken + padding
+                yield Speech(start=given, samples=held[given - start : last - start], begins=begins, ends=True)
+                given, begins, speaks = last, False, False
+        if speaks and spoken > given:
+            yield Speech(start=given, samples=held[given - start : spoken - start], begins=begins, ends=False)
+            given, begins = spoken, False
+        keep = given if speaks else max(given, end - padding)
+        held, start = held[keep - start :], keep
+    if speaks:
+        last = min(spoken + padding, start + len(held))
+        yield Speech(start=given, samples=held[given - start : last - start], begins=begins, ends=True)
 
 
 def _whole_windows(buffers: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the samples in complete windows, a limited number at a time. The last window is padded with silence."""
-    rest = np.zeros(0, np.float32)
+    """Yield complete windows, a limited number at a time, after the context of the first of them.
+
+    The context of the first window is silence, and so is what is missing in the last window.
+    """
+    rest = np.zeros(_CONTEXT, np.float32)
     for buffer in buffers:
         for start in range(0, len(buffer), _MAX_WINDOWS * _WINDOW):
             rest = np.concatenate([rest, buffer[start : start + _MAX_WINDOWS * _WINDOW]])
-            size = len(rest) // _WINDOW * _WINDOW
-            yield rest[:size]
-            rest = rest[size:]
-    yield np.concatenate([rest, np.zeros(-len(rest) % _WINDOW, np.float32)])
+            if size := (len(rest) - _CONTEXT) // _WINDOW * _WINDOW:
+                yield rest[: _CONTEXT + size]
+                rest = rest[size:]
+    if len(rest) > _CONTEXT:
+        yield np.concatenate([rest, np.zeros((_CONTEXT - len(rest)) % _WINDOW, np.float32)])

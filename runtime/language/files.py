@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -24,26 +24,18 @@ from u2moe.runtime.language.ngrams import MOST_LOG, MOST_ORDER, MOST_WORDS, Ngra
 from u2moe.runtime.text.lines import read_lines
 from u2moe.runtime.whole_file import replacing
 
-_ZERO = -99.0
-"""The logarithm of 0 in ARPA files."""
+_ZERO = -99.0  # the logarithm of 0 in ARPA files
 
 
 def read_arpa(path: Path) -> Ngrams:
-    """Read a model from an ARPA file.
-
-    Raises:
-        LanguageModelError: the file cannot be read or is malformed; the message names file and line.
-    """
+    """Read an ARPA file. Raises LanguageModelError with file and line if it cannot be read or is malformed."""
     return _Reader(path).model()
 
 
 def write_arpa(ngrams: Ngrams, path: Path) -> None:
-    """Write a model as an ARPA file, compressed if the file name ends in .gz.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    with replacing(path) as part, _create(part, is_compressed=path.suffix.lower() == ".gz") as file:
+    """Write an ARPA file, compressed if its name ends in .gz. Raises OSError if it cannot be written."""
+    create: Callable[..., IO[str]] = gzip.open if path.suffix.lower() == ".gz" else open
+    with replacing(path) as part, create(part, "wt", encoding="utf-8") as file:
         file.write("\\data\\\n")
         for length, count in enumerate(ngrams.num_ngrams, start=1):
             file.write(f"ngram {length}={count}\n")
@@ -55,10 +47,6 @@ def write_arpa(ngrams: Ngrams, path: Path) -> None:
                 end = f"\t{backoff!s}" if length < ngrams.order else ""
                 file.write(f"{log_prob!s}\t{text}{end}\n")
         file.write("\n\\end\\\n")
-
-
-def _create(path: Path, *, is_compressed: bool) -> IO[str]:
-    return gzip.open(path, "wt", encoding="utf-8") if is_compressed else path.open("w", encoding="utf-8")
 
 
 class _Reader:
@@ -158,18 +146,16 @@ _LENGTH_SIZE = 4
 def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
     """Write an n-gram model as a compact file that stores each probability and each backoff in `bits` bits.
 
-    Raises:
-        ValueError: `bits` is neither 8 nor 16.
-        OSError: the file cannot be written.
+    Raises ValueError if `bits` is neither 8 nor 16, and OSError if the file cannot be written.
     """
     if bits not in BITS:
         raise ValueError(f"bits must be 8 or 16, got {bits!r}")
-    tables, codes = [], []
-    for begin, end in pairwise(accumulate(ngrams.num_ngrams, initial=1)):
-        for column in (ngrams.log_prob, ngrams.backoff) if end < len(ngrams.word) else (ngrams.log_prob,):
-            table, code = _quantize(column[begin:end], bits)
-            tables.append(table)
-            codes.append(code)
+    columns = [
+        _quantize(column[begin:end], bits)
+        for begin, end in pairwise(accumulate(ngrams.num_ngrams, initial=1))
+        for column in ((ngrams.log_prob, ngrams.backoff) if end < len(ngrams.word) else (ngrams.log_prob,))
+    ]
+    tables, codes = zip(*columns, strict=True)
     counts = ngrams.num_children()[: -ngrams.num_ngrams[-1]]
     blocks = [_smallest(counts), _smallest(ngrams.word[1 + len(ngrams.words) :]), *tables, *codes]
     listed = [[block.dtype.str, len(block)] for block in blocks]
@@ -181,11 +167,7 @@ def write_compact(ngrams: Ngrams, path: Path, *, bits: int = 16) -> None:
 
 
 def parse_compact(content: bytes, source: str) -> Ngrams:
-    """Parse the content of a compact file. `source` names the file in errors.
-
-    Raises:
-        LanguageModelError: the file is not compact, has another version, or is damaged.
-    """
+    """Parse a compact file. Raises LanguageModelError, which names `source`, if it is another file or damaged."""
     start = len(MAGIC) + DIGEST_SIZE
     if not content.startswith(MAGIC):
         raise LanguageModelError(f"{source}: is not a compact language model that this version can read")

@@ -28,8 +28,7 @@ from u2moe.runtime.validation import checked_integer
 MARKERS = (UNKNOWN[0], BEGIN, END)
 """Special words, with ids 0, 1 and 2."""
 _BEGIN, _END = 1, 2
-_BLOCK = 1 << 20
-"""Number of words that are counted at a time."""
+_BLOCK = 1 << 20  # number of words that are counted at a time
 
 Rows = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]
@@ -137,9 +136,8 @@ class _Level:
     """The n-grams of one order, sorted by history and word.
 
     `occurrences` are raw counts. `counts` are raw counts in the highest order and for n-grams that begin with <s>, and
-    otherwise continuation counts. `parents` and `suffixes` are indices into the level one order below: `parents` locate
-    each n-gram without its last word, `suffixes` each n-gram without its first word. `keys` are sorted, for look-up by
-    parent and word.
+    otherwise continuation counts. `parents` and `suffixes` are the indices of each n-gram without its last or its first
+    word in the level one order below. `keys` are sorted, for look-up by parent and word.
     """
 
     rows: Rows
@@ -154,18 +152,12 @@ def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], o
     """Estimate a language model from the counts of the n-grams of the highest order.
 
     If the text is too small or too regular to estimate discounts, those of lmplz's `--discount_fallback` are used, and
-    `warn` is called with a message.
-
-    Raises:
-        ValueError: the text contains no words.
+    `warn` is called with a message. Raises ValueError if the text contains no words.
     """
     if not len(counts.rows):
         raise ValueError("the text has no words")
     levels = _levels(counts)
-    num_words = len(counts.words)
-    probabilities: list[Floats] = []
-    backoffs: list[Floats] = []
-    kept: list[npt.NDArray[np.bool_]] = []
+    probabilities, backoffs, kept = list[Floats](), list[Floats](), list[npt.NDArray[np.bool_]]()
     for number, level in enumerate(levels):
         discounts = _discounts(level.counts[level.counts > 0], number + 1, warn)
         keep = (level.occurrences > options.prune[min(number, len(options.prune) - 1)]) | (number == 0)
@@ -175,15 +167,14 @@ def train(counts: NgramCounts, options: TrainingOptions, warn: Callable[[str], o
         histories = len(levels[number - 1].rows) if number else 1
         totals = np.bincount(level.parents, weights=level.counts, minlength=histories)
         shares = np.bincount(level.parents, weights=freed, minlength=histories) / np.maximum(totals, 1)
-        if number == 0:
-            lower = np.full(num_words, 1 / (num_words - 1))  # all words but <s>
-        else:
+        if number:
             lower = probabilities[-1][level.suffixes]
             backoffs.append(np.where(totals > 0, shares, 1.0))
-        probability = discounted / totals[level.parents] + shares[level.parents] * lower
-        if number == 0:
-            probability[_BEGIN] = 1.0
-        probabilities.append(probability)
+        else:
+            lower = np.full(len(counts.words), 1 / (len(counts.words) - 1))  # all words but <s>
+        probabilities.append(discounted / totals[level.parents] + shares[level.parents] * lower)
+        if not number:
+            probabilities[0][_BEGIN] = 1.0
         kept.append(keep)
     backoffs.append(np.ones(len(levels[-1].rows)))
     orders = [

@@ -13,6 +13,7 @@ from u2moe.runtime.errors import LanguageModelError
 from u2moe.runtime.language.files import MAGIC, parse_compact, read_arpa
 from u2moe.runtime.language.ngrams import Ngrams
 from u2moe.runtime.text.vocabulary import WORD_BOUNDARY, is_special
+from u2moe.runtime.validation import wrong
 
 Level = Literal["word", "token"]
 
@@ -90,9 +91,7 @@ class ModelOrFile:
         if isinstance(value, str | os.PathLike):
             value = LanguageModel.open(value)
         elif not isinstance(value, LanguageModel):
-            raise ValueError(  # noqa: TRY004 - all wrong options raise ValueError
-                f"model must be a LanguageModel or the path of a file, got {value!r}"
-            )
+            raise wrong("model", "a LanguageModel or the path of a file", value)
         options.__dict__["model"] = value
 
 
@@ -147,7 +146,7 @@ class LanguageModelOptions(FusionWeights):
 def _checked_classes(classes: Any, model: LanguageModel) -> dict[str, tuple[str, ...]]:
     """Check `classes`, and return the distinct words of each class in the given order."""
     if not isinstance(classes, Mapping):
-        raise ValueError(f"classes must be a mapping from words of the model to lists of words, got {classes!r}")  # noqa: TRY004 - all wrong options raise ValueError
+        raise wrong("classes", "a mapping from words of the model to lists of words", classes)
     checked = {}
     for name, phrases in classes.items():
         if name not in model.ngrams.words:

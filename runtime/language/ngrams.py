@@ -7,12 +7,10 @@ The children of a node are thus consecutive, and a range of words is found by bi
 their upper-case spelling, so words with a common prefix form a range. Special words follow.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,34 +34,24 @@ Order = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32], npt.NDArray[np.fl
 class Ngrams:
     """An n-gram model. Immutable and thread-safe. A history (state) is the index of a node.
 
-    `num_children` is the number of children of each node. The root's `word` is ignored. `source` is for errors.
+    `num_children` is the number of children of each node. The root's `word` is ignored. `source` is for errors: raises
+    LanguageModelError if the arrays are not a trie, or if a number is not a log-probability.
 
     Attributes:
         words: words by id.
-        order: length of the longest n-grams.
-        num_ngrams: number of n-grams of each order.
+        order: length of the longest n-grams; `num_ngrams`: number of n-grams of each order.
         word: word id of each node [nodes].
         log_prob: log10 of the probability of each node's word given the rest of its n-gram [nodes].
         backoff: log10 of each node's backoff weight [nodes].
         first_child: index of each node's first child [nodes + 1].
         begin: history at the beginning of a sentence.
-        end: id of </s>; None: the model lacks it.
-        unknown: id of <unk>; None: the model lacks it.
-
-    Raises:
-        LanguageModelError: the arrays are not a trie, or a number is not a log-probability.
+        end, unknown: ids of </s> and <unk>; None: the model lacks it.
     """
 
     def __init__(
-        self,
-        words: Sequence[str],
-        num_children: npt.NDArray[np.integer],
-        word: npt.NDArray[np.uint32],
-        log_prob: npt.NDArray[np.float32],
-        backoff: npt.NDArray[np.float32],
-        *,
-        source: str = "language model",
-    ) -> None:
+        self, words: Sequence[str], num_children: npt.NDArray[np.integer], word: npt.NDArray[np.uint32],
+        log_prob: npt.NDArray[np.float32], backoff: npt.NDArray[np.float32], *, source: str = "language model",
+    ) -> None:  # fmt: skip
         self.words = tuple(words)
         num_nodes = len(word)
         self.first_child = np.empty(num_nodes + 1, np.uint32)
@@ -99,22 +87,16 @@ class Ngrams:
 
     @classmethod
     def of(
-        cls,
-        words: Sequence[str],
-        orders: Sequence[Order],
-        *,
-        source: str = "language model",
+        cls, words: Sequence[str], orders: Sequence[Order], *, source: str = "language model",
         spell: Callable[[str], str] = str.upper,
-    ) -> Ngrams:
+    ) -> Self:  # fmt: skip
         """Build a model from unsorted n-grams. Each word needs a unigram. Prefixes of n-grams must be included."""
-        places = sorted(
-            range(len(words)), key=lambda place: (is_special(words[place]), spell(words[place]), words[place])
-        )
+        order_of = [(is_special(word), spell(word), word) for word in words]
+        places = sorted(range(len(words)), key=order_of.__getitem__)
         rank = np.empty(len(words), np.uint32)
         rank[places] = np.arange(len(words), dtype=np.uint32)
-        keys, start = np.zeros(0, np.uint64), 0
-        parts, children = [], np.zeros(1, np.int64)
-        parent = np.zeros(0, np.int64)
+        keys, start, children = np.zeros(0, np.uint64), 0, np.zeros(1, np.int64)
+        parts = [(np.zeros(1, np.uint32), np.zeros(1, np.float32), np.zeros(1, np.float32))]  # the root
         for length, (rows, log_prob, backoff) in enumerate(orders, start=1):
             ranks = rank[rows].reshape(len(rows), length)
             parent = np.zeros(len(ranks), np.int64)
@@ -137,19 +119,22 @@ class Ngrams:
         if len(orders[0][0]) != len(words):
             expected = f"one for each of its {len(words)} words"
             raise LanguageModelError(f"{source}: has {len(orders[0][0])} unigrams, expected {expected}")
-        nothing = (np.zeros(1, np.uint32), np.zeros(1, np.float32), np.zeros(1, np.float32))
-        word, log_probs, backoffs = (np.concatenate(column) for column in zip(nothing, *parts, strict=True))
+        word, log_probs, backoffs = (np.concatenate(column) for column in zip(*parts, strict=True))
         return cls([words[place] for place in places], children, word, log_probs, backoffs, source=source)
 
     def step(self, history: int, word: int) -> tuple[float, int]:
         """Return the log10 probability of a word given a history, and the next history."""
-        penalty = 0.0
-        while True:
-            child = self._child(history, word)
-            if child:
-                return min(penalty + self._log_probs[child], 0.0), self._state(child)
+        penalty, words = 0.0, self._words
+        while history:
+            end = self._first[history + 1]
+            child = bisect_left(words, word, self._first[history], end)
+            if child < end and words[child] == word:
+                break
             penalty += self._backoffs[history]
             history = self._shorter[history]
+        else:
+            child = 1 + word
+        return min(penalty + self._log_probs[child], 0.0), self._state(child)
 
     def best_alone(self, low: int, high: int) -> float:
         """Return the largest unigram log10 probability of the words with `low` <= id < `high`. Needs `low` < `high`."""
@@ -190,14 +175,6 @@ class Ngrams:
             ids[:, column] = self.word[nodes]
             nodes = parent[nodes - 1]
         return ids, self.log_prob[start:end], self.backoff[start:end]
-
-    def _child(self, history: int, word: int) -> int:
-        """Return the child of node `history` for `word`; 0: none."""
-        if history == 0:
-            return 1 + word
-        end = self._first[history + 1]
-        place = bisect_left(self._words, word, self._first[history], end)
-        return place if place < end and self._words[place] == word else 0
 
     def _state(self, node: int) -> int:
         """Return the shortest equivalent history: a node that has children or backoff, or else its suffix link."""

@@ -34,11 +34,7 @@ class TextOptions:
 
 
 def read_sentences(files: Iterable[Path], options: TextOptions | None = None) -> Iterator[list[str]]:
-    """Yield the sentences of plain or .gz text files, reading line by line.
-
-    Raises:
-        LanguageModelError: a file cannot be read, or is not UTF-8.
-    """
+    """Yield the sentences of plain or .gz text files. Raises LanguageModelError if one cannot be read as UTF-8."""
     options = checked_options("options", options, TextOptions())
     for file in files:
         for _, line in read_lines(file, "text", LanguageModelError):
@@ -113,11 +109,9 @@ def _sentences(text: str) -> Iterator[list[tuple[str, int]]]:
 
 def _parts(word: str, start: int) -> Iterator[tuple[str, int, int]]:
     """Split a word around characters of scripts without spaces; yield each part with its start and end."""
-    begin = 0
-    for part in _split(word):
-        begin = word.index(part, begin)
-        yield part, start + begin, start + begin + len(part)
-        begin += len(part)
+    for part in _split(word):  # without spaces, so each part begins where the one before it ends
+        yield part, start, start + len(part)
+        start += len(part)
 
 
 def _plain(word: str) -> str:

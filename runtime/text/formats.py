@@ -15,13 +15,10 @@ from u2moe.runtime.text.subtitles import SubtitleOptions, make_cues, timed_words
 class OutputFormat:
     """A format of transcripts.
 
-    Attributes:
-        write: returns the content of a file, given a transcript, the name of the recording, and subtitle options.
-        segment: returns the lines of a segment, given the segment and the recording's name. None: segments cannot be
-            written one at a time.
-        header: first line of a file, such as column names, if all other lines come from `segment`. "": files have no
-            such line. None: files have another structure.
-        media_type: media type in responses of a server.
+    `write` returns the content of a file, given a transcript, the name of the recording, and subtitle options.
+    `segment` returns the lines of a segment, given the segment and the recording's name; None: segments cannot be
+    written one at a time. `header` is the first line of a file, such as column names, if all other lines come from
+    `segment`; "": there is none; None: files have another structure. `media_type` is that of a server's responses.
     """
 
     write: Callable[[Transcript, str, SubtitleOptions | None], str]
@@ -63,13 +60,9 @@ def _by_segment(segment: Callable[[Result, str], str], header: str = "") -> Outp
     return OutputFormat(write=write, segment=segment, header=header)
 
 
-def _json(transcript: Transcript, name: str, _options: SubtitleOptions | None) -> str:
-    """Return the whole transcript as a JSON object on one line."""
-    return json.dumps({"file": name, **dataclasses.asdict(transcript)}, ensure_ascii=False) + "\n"
-
-
-def _json_segment(segment: Result, _name: str) -> str:
-    return json.dumps(dataclasses.asdict(segment), ensure_ascii=False) + "\n"
+def _json(content: Transcript | Result, **more: str) -> str:
+    """Return a transcript or a segment as a JSON object on one line, after `more` fields."""
+    return json.dumps({**more, **dataclasses.asdict(content)}, ensure_ascii=False) + "\n"
 
 
 def _srt(transcript: Transcript, _name: str, options: SubtitleOptions | None) -> str:
@@ -88,13 +81,12 @@ def _vtt(transcript: Transcript, _name: str, options: SubtitleOptions | None) ->
 
 def _ctm(segment: Result, name: str) -> str:
     """Return CTM lines for NIST's tools, one per word: "file channel start duration word [confidence]", in seconds."""
-    recording = re.sub(r"\s+", "_", name) or "audio"
-    lines = []
+    recording, lines = re.sub(r"\s+", "_", name) or "audio", ""
     confidences = [word.confidence for word in segment.words] or [None] * len(segment.text.split())
     for (word, start, end), confidence in zip(timed_words(segment), confidences, strict=True):
-        line = f"{recording} 1 {_seconds(start)} {_seconds(end - start)} {''.join(word.split())}"
-        lines.append(line + ("\n" if confidence is None else f" {confidence:.3f}\n"))
-    return "".join(lines)
+        lines += f"{recording} 1 {_seconds(start)} {_seconds(end - start)} {''.join(word.split())}"
+        lines += "\n" if confidence is None else f" {confidence:.3f}\n"
+    return lines
 
 
 def _textgrid(transcript: Transcript, _name: str, _options: SubtitleOptions | None) -> str:
@@ -136,12 +128,15 @@ def _clock(ms: int, point: str) -> str:
 
 FORMATS: Mapping[str, OutputFormat] = {
     "txt": _by_segment(lambda segment, _: f"{segment.text}\n"),
-    "json": OutputFormat(write=_json, segment=_json_segment, media_type="application/json"),
+    "json": OutputFormat(
+        write=lambda transcript, name, _: _json(transcript, file=name),
+        segment=lambda segment, _: _json(segment),
+        media_type="application/json",
+    ),
     "srt": OutputFormat(write=_srt),
     "vtt": OutputFormat(write=_vtt, media_type="text/vtt"),
     "ctm": _by_segment(_ctm),
     "tsv": _by_segment(lambda each, _: f"{to_ms(each.start)}\t{to_ms(each.end)}\t{each.text}\n", "start\tend\ttext\n"),
     "TextGrid": OutputFormat(write=_textgrid),
 }
-"""The output formats by name, which is also the file suffix. To add one, write a function and add a line here; the
-command line and the server use this table."""
+"""The output formats by name, which is also the file suffix. The command line and the server use this table."""

@@ -7,12 +7,10 @@
 This module parses and checks grammars, without a vocabulary. `decoding/phrases.py` applies them in the search.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from u2moe.runtime.errors import GrammarError
 
@@ -55,9 +53,7 @@ class Grammar:
         given: object = self.lines
         if isinstance(given, str) or not isinstance(given, Iterable):
             raise GrammarError(f"grammar must be a list of phrases, got {given!r:.80}")
-        lines = tuple(given)
-        phrases: dict[str, Expression] = {}
-        slots: dict[str, Expression] = {}
+        lines, phrases, slots = tuple(given), dict[str, Expression](), dict[str, Expression]()
         for line in lines:
             if not isinstance(line, str) or len(line) > LONGEST_LINE:
                 expected = f"phrases of at most {LONGEST_LINE} characters"
@@ -77,7 +73,7 @@ class Grammar:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def parse(cls, content: str) -> Grammar:
+    def parse(cls, content: str) -> Self:
         """Parse the lines of a file; comments ("# ...") and empty lines are skipped."""
         lines = (line.strip() for line in content.removeprefix("\ufeff").splitlines())
         return cls(lines=tuple(line for line in lines if line and not line.startswith("#")))
@@ -114,8 +110,8 @@ def _alternatives(parts: Iterator[str], closing: str, what: str, num_around: int
             closing = ""
             break
         elif part in (*_CLOSING.values(), UNKNOWN):
-            expected = f"{closing!r} or words" if closing else "words"
-            expected = f"{UNKNOWN} on a line of its own" if part == UNKNOWN else expected
+            words = f"{closing!r} or words" if closing else "words"
+            expected = f"{UNKNOWN} on a line of its own" if part == UNKNOWN else words
             raise GrammarError(f"grammar: {what}: found {part!r}, expected {expected}")
         else:
             found[-1].append(part)

@@ -12,8 +12,7 @@ from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.result import Result
 from u2moe.runtime.validation import checked_options
 
-_MOST_S = 1e9
-"""Upper limit of durations in seconds, longer than any recording."""
+_MOST_S = 1e9  # upper limit of durations in seconds, longer than any recording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +27,8 @@ class SubtitleOptions(Checked):
         max_chars_per_s: reading speed in columns per second. A subtitle stays long enough to be read at this speed, if
             the next one leaves time.
         max_pause: maximum seconds of a pause within a subtitle.
-        gap: minimum seconds from the end of a subtitle to the next one, if the subtitle is still
-            shown after its last word. The default is two frames at 24 per second.
+        gap: minimum seconds from the end of a subtitle to the next one, if the subtitle is still shown after its last
+            word. The default is two frames at 24 per second.
     """
 
     max_line_width: int = option("integer", 42, least=2)
@@ -80,7 +79,7 @@ def make_cues(segments: Sequence[Result], options: SubtitleOptions | None = None
 
 def _cut(parts: list[_Part], options: SubtitleOptions) -> list[list[_Part]]:
     """Find the cheapest way to cut a segment: few subtitles that end at pauses, and none nearly empty."""
-    costs, begins = [0.0], [0]
+    best: list[tuple[float, int]] = [(0.0, 0)]  # by end: cost, and beginning of the last subtitle
     for end in range(1, len(parts) + 1):
         pause_s = max(parts[end].start_ms - parts[end - 1].end_ms, 0) / 1000 if end < len(parts) else math.inf
         ways: list[tuple[float, int]] = []
@@ -89,22 +88,19 @@ def _cut(parts: list[_Part], options: SubtitleOptions) -> list[list[_Part]]:
             if len(group) > 1 and not _fits(group, options):
                 break
             emptiness = 1 - _columns(group) / (options.max_line_width * options.max_lines)
-            ways.append((costs[begin] + (1 + max(emptiness, 0.0) ** 2) + 1 / (1 + 10 * pause_s), begin))
-        cost, begin = min(ways, key=itemgetter(0))
-        costs.append(cost)
-        begins.append(begin)
-    groups: list[list[_Part]] = []
-    end = len(parts)
+            ways.append((best[begin][0] + (1 + max(emptiness, 0.0) ** 2) + 1 / (1 + 10 * pause_s), begin))
+        best.append(min(ways, key=itemgetter(0)))
+    groups, end = list[list[_Part]](), len(parts)
     while end > 0:
-        groups.append(parts[begins[end] : end])
-        end = begins[end]
-    return groups[::-1]
+        groups.insert(0, parts[best[end][1] : end])
+        end = best[end][1]
+    return groups
 
 
 def _fits(group: list[_Part], options: SubtitleOptions) -> bool:
-    if group[-1].end_ms - group[0].start_ms > 1000 * options.max_duration:
-        return False
-    if group[1].start_ms - group[0].end_ms > 1000 * options.max_pause:  # later pauses were checked with shorter groups
+    is_short = group[-1].end_ms - group[0].start_ms <= 1000 * options.max_duration
+    # Later pauses were checked with shorter groups.
+    if not is_short or group[1].start_ms - group[0].end_ms > 1000 * options.max_pause:
         return False
     return len(_fill(group, options.max_line_width)) <= options.max_lines
 
@@ -119,8 +115,7 @@ def _wrap(group: list[_Part], options: SubtitleOptions) -> list[str]:
 
 def _fill(group: list[_Part], max_width: int) -> list[list[_Part]]:
     """Fill lines backwards from the last word, so that the first line gets the remaining words."""
-    starts = [len(group)]
-    width, space = 0, 0
+    starts, width, space = [len(group)], 0, 0
     for index in range(len(group) - 1, -1, -1):
         width += group[index].width + space
         space = len(group[index].space)
@@ -133,8 +128,7 @@ def _fill(group: list[_Part], max_width: int) -> list[list[_Part]]:
 
 def _parts(segment: Result, options: SubtitleOptions) -> list[_Part]:
     """Return the words of a segment with the spaces between them. Words wider than a line are split."""
-    parts: list[_Part] = []
-    position = 0
+    parts, position = list[_Part](), 0
     for word, start, end in timed_words(segment):
         found = segment.text.find(word, position)
         space = " " if found < 0 or segment.text[position:found].strip() != segment.text[position:found] else ""
@@ -142,8 +136,8 @@ def _parts(segment: Result, options: SubtitleOptions) -> list[_Part]:
         texts = _split(word, options.max_line_width)
         step = (end - start) / len(texts)
         for index, text in enumerate(texts):
-            part_start, part_end = round(start + index * step), round(start + (index + 1) * step)
-            parts.append(_Part(text, "" if index else space, _width(text), part_start, part_end))
+            times = round(start + index * step), round(start + (index + 1) * step)
+            parts.append(_Part(text, "" if index else space, _width(text), *times))
     return parts
 
 

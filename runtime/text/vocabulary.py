@@ -1,10 +1,11 @@
-"""The vocabulary: conversion of token ids to text and words. For the reverse, see `spelling`."""
+"""The vocabulary: conversion of token ids to text and words, and spelling of words with its symbols."""
 
 import functools
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from u2moe.runtime.errors import BundleError
@@ -15,19 +16,15 @@ UNREADABLE = "\0"
 """Replaces symbols that are not text, such as <unk>. It is neither part of a word nor a word boundary."""
 
 _SPACELESS = (
-    (0x2E80, 0x312F),  # radicals, kana, bopomofo
-    (0x3190, 0x9FFF),  # bopomofo, unified ideographs
-    (0xF900, 0xFAFF),  # compatibility ideographs
-    (0xFF66, 0xFF9F),  # half-width katakana
-    (0x1B000, 0x1B2FF),  # kana supplements
-    (0x20000, 0x3FFFF),  # ideographs of the supplementary planes
+    "\u2e80-\u312f"  # radicals, kana, bopomofo
+    "\u3190-\u9fff"  # bopomofo, unified ideographs
+    "\uf900-\ufaff"  # compatibility ideographs
+    "\uff66-\uff9f"  # half-width katakana
+    "\U0001b000-\U0001b2ff"  # kana supplements
+    "\U00020000-\U0003ffff"  # ideographs of the supplementary planes
 )
-_HANGUL = (
-    (0x1100, 0x11FF),  # Jamo
-    (0x3130, 0x318F),  # compatibility Jamo
-    (0xA960, 0xA97F),  # Jamo extended A
-    (0xAC00, 0xD7FF),  # syllables
-)
+_HANGUL = "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # Jamo, compatibility Jamo, Jamo extended A, syllables
+_STANDING_ALONE, _SYLLABIC = re.compile(f"[{_SPACELESS}]+"), re.compile(f"[{_SPACELESS}{_HANGUL}]+")
 
 
 def parse_tokens(
@@ -99,10 +96,10 @@ class Vocabulary:
         return any(stands_alone(character) for symbol in self.symbols for character in symbol)
 
     @functools.cached_property
-    def has_both_cases(self) -> bool:
-        """Whether the symbols contain both upper and lower case."""
+    def convert_case(self) -> Callable[[str], str]:
+        """Function that converts words to the letter case of the symbols; `str` if these contain both cases."""
         text = "".join(symbol for symbol in self.symbols if not is_special(symbol))
-        return text not in (text.upper(), text.lower())
+        return str.upper if text == text.upper() else str.lower if text == text.lower() else str
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, without leading and trailing spaces."""
@@ -115,9 +112,8 @@ class Vocabulary:
         text, begin, has_ended = "", 0, False
         for index, token in enumerate(tokens):
             part, begins, ends = self._parts[token]
-            if begins or has_ended:
-                if text:
-                    words.append(Word(text=text, begin=begin, end=index))
+            if text and (begins or has_ended):
+                words.append(Word(text=text, begin=begin, end=index))
                 text = ""
             if not text:
                 begin = index
@@ -162,7 +158,7 @@ def join_texts(texts: Sequence[str]) -> str:
 
 def stands_alone(symbol: str) -> bool:
     """Return whether a symbol belongs to a script without spaces, which makes it a word by itself."""
-    return _is_within(symbol, _SPACELESS)
+    return bool(_STANDING_ALONE.fullmatch(symbol))
 
 
 @functools.cache
@@ -191,8 +187,81 @@ def with_boundaries(symbol: str, is_word: Callable[[str], bool] = stands_alone) 
 
 def is_syllabic(symbol: str) -> bool:
     """Return whether a symbol belongs to a script without spaces, or to Hangul (Korean attaches endings to words)."""
-    return _is_within(symbol, _SPACELESS + _HANGUL)
+    return bool(_SYLLABIC.fullmatch(symbol))
 
 
-def _is_within(symbol: str, ranges: Sequence[tuple[int, int]]) -> bool:
-    return bool(symbol) and all(any(low <= ord(char) <= high for low, high in ranges) for char in symbol)
+class Spelling:
+    """Spells words with the symbols of a vocabulary: the reverse of `Vocabulary.text`.
+
+    Messages of its ValueErrors begin with the argument `what`.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        symbols = enumerate(vocabulary.symbols)
+        self._ids = {symbol.replace(" ", WORD_BOUNDARY): number for number, symbol in symbols if not is_special(symbol)}
+        self._is_bpe = vocabulary.config.tokenizer == "bpe"
+        self._characters = set("".join(self._ids)) - {WORD_BOUNDARY}
+        self._longest = max(map(len, self._ids), default=0)
+
+    def word(self, word: str, what: str) -> str:
+        """Return a word in the letter case of the vocabulary."""
+        found = ""
+        for character in word:
+            forms = [form for form in (character, character.upper(), character.lower()) if form in self._characters]
+            if not forms:
+                raise ValueError(f"{what}: the vocabulary has no {character!r}")
+            found += forms[0]
+        return found
+
+    def phrase(
+        self, phrase: str, what: str, is_word: Callable[[str], bool] = stands_alone
+    ) -> tuple[tuple[str, ...], int]:
+        """Return a phrase's words in the vocabulary's letter case, and their number of tokens if it is the smallest.
+
+        Characters that are words (`is_word`) are separate.
+        """
+        parts = with_boundaries(phrase, is_word).replace(WORD_BOUNDARY, " ").split()
+        words, num_tokens = tuple(self.word(part, what) for part in parts), 0
+        for word in words:
+            spelled = list(filter(None, map(self._shortest, (word, WORD_BOUNDARY + word))))
+            if not spelled:
+                raise ValueError(f"{what}: the vocabulary cannot spell {word!r}")
+            num_tokens += min(map(len, spelled))
+        return words, num_tokens
+
+    def tokens(self, each: str, before: str, what: str) -> list[int]:
+        """Return the token ids that a model outputs for a word, in any letter case, after the word `before` ("": none).
+
+        If the ids follow the order of BPE merges, words are split by BPE, as in SentencePiece. Otherwise, words are
+        split into as few tokens as possible.
+        """
+        word = self.word(each, what)
+        is_apart = self._is_bpe or bool(before and not stands_alone(word) and not stands_alone(before))
+        divide = self._merged if self._is_merged else self._shortest
+        is_marked = is_apart and not (stands_alone(word) and word in self._ids)
+        parts = (divide(WORD_BOUNDARY + word) if is_marked else None) or divide(word)
+        if not parts:
+            raise ValueError(f"{what}: the vocabulary cannot spell {word!r}")
+        return [self._ids[part] for part in parts]
+
+    @functools.cached_property
+    def _is_merged(self) -> bool:
+        """Whether ids are in BPE's merge order. Only then does BPE restore each symbol from its characters."""
+        return all(self._merged(symbol) == [symbol] for symbol in self._ids)
+
+    def _merged(self, text: str) -> list[str] | None:
+        """Divide a text into symbols by BPE, merging the pair with the lowest id first; None if that is impossible."""
+        parts = list(text)
+        while pairs := [(self._ids[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in self._ids]:
+            _, place = min(pairs)
+            parts[place : place + 2] = ["".join(parts[place : place + 2])]
+        return parts if all(part in self._ids for part in parts) else None
+
+    def _shortest(self, text: str) -> list[str] | None:
+        """Divide a text into as few symbols as possible. Return None if it cannot be divided."""
+        found: list[list[str] | None] = [[]]
+        for end in range(1, len(text) + 1):
+            begins = range(max(end - self._longest, 0), end)
+            ways = [[*way, text[i:end]] for i in begins if text[i:end] in self._ids and (way := found[i]) is not None]
+            found.append(min(ways, key=len, default=None))
+        return found[-1]

@@ -1,6 +1,5 @@
 """Word errors of recognised text."""
 
-import functools
 import re
 import unicodedata
 from collections import Counter
@@ -20,12 +19,8 @@ def words(text: str) -> list[str]:
     normal form C).
     """
     plain = unicodedata.normalize("NFC", text.upper()).replace("\u2019", "'")
-    return _word().findall(re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])", r" \1 ", plain))
-
-
-@functools.cache
-def _word() -> re.Pattern[str]:
-    return re.compile(rf"[\w'{combining_marks()}]+")
+    spaced = re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])", r" \1 ", plain)
+    return re.findall(rf"[\w'{combining_marks()}]+", spaced)
 
 
 def edit_distance(reference: Sequence[object], hypothesis: Sequence[object]) -> int:
@@ -38,14 +33,24 @@ def num_revised(words: Sequence[object], revised: Sequence[object]) -> int:
     return 0 if words == revised[: len(words)] else min(_distances(words, revised))
 
 
-def _distances(reference: Sequence[object], hypothesis: Sequence[object]) -> list[int]:
-    """Return the edit distances between a sequence and each prefix of another, starting with the empty prefix."""
+def _distances(
+    reference: Sequence[object], hypothesis: Sequence[object], steps: list[bytearray] | None = None
+) -> list[int]:
+    """Return the edit distances between a sequence and each prefix of another, starting with the empty prefix.
+
+    `steps` receives how each pair of prefixes is best reached.
+    """
     row = list(range(len(hypothesis) + 1))
     for number, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], number
-        for column, found in enumerate(hypothesis, 1):
-            best = min(row[column] + 1, row[column - 1] + 1, diagonal + (expected != found))
-            diagonal, row[column] = row[column], best
+        step = bytearray(len(hypothesis))  # bytes, since an hour of speech has 10,000 words
+        for column, found in enumerate(hypothesis):
+            same, deletion, insertion = diagonal + (expected != found), row[column + 1] + 1, row[column] + 1
+            best = min(same, deletion, insertion)
+            step[column] = _DIAGONAL if best == same else _DELETION if best == deletion else _INSERTION
+            diagonal, row[column + 1] = row[column + 1], best
+        if steps is not None:
+            steps.append(step)
     return row
 
 
@@ -54,35 +59,23 @@ def alignment(reference: Sequence[object], hypothesis: Sequence[object]) -> list
 
     (index, None) is a deletion, (None, index) an insertion. All other pairs are matches or substitutions.
     """
-    above = list(range(len(hypothesis) + 1))
-    steps: list[bytearray] = []  # how each cell is reached; bytes, since an hour of speech has 10,000 words
-    for number, expected in enumerate(reference, 1):
-        row, step = [number], bytearray(len(hypothesis))
-        for column, found in enumerate(hypothesis):
-            diagonal, deletion, insertion = above[column] + (expected != found), above[column + 1] + 1, row[-1] + 1
-            best = min(diagonal, deletion, insertion)
-            step[column] = _DIAGONAL if best == diagonal else _DELETION if best == deletion else _INSERTION
-            row.append(best)
-        above = row
-        steps.append(step)
+    steps: list[bytearray] = []
+    _distances(reference, hypothesis, steps)
     pairs: list[tuple[int | None, int | None]] = []
     place, column = len(reference), len(hypothesis)
     while place and column:
-        step_here = steps[place - 1][column - 1]
-        place -= step_here != _INSERTION
-        column -= step_here != _DELETION
-        pairs.append((None if step_here == _INSERTION else place, None if step_here == _DELETION else column))
+        step = steps[place - 1][column - 1]
+        place -= step != _INSERTION
+        column -= step != _DELETION
+        pairs.append((None if step == _INSERTION else place, None if step == _DELETION else column))
     pairs += [(index, None) for index in reversed(range(place))] + [(None, index) for index in reversed(range(column))]
     return pairs[::-1]
 
 
 def matches(reference: Sequence[object], hypothesis: Sequence[object]) -> list[tuple[int, int]]:
     """Align two sequences with the fewest edits. Return the index pairs of equal items, in order."""
-    return [
-        (place, column)
-        for place, column in alignment(reference, hypothesis)
-        if place is not None and column is not None and reference[place] == hypothesis[column]
-    ]
+    pairs = alignment(reference, hypothesis)
+    return [(i, j) for i, j in pairs if i is not None and j is not None and reference[i] == hypothesis[j]]
 
 
 @dataclass(kw_only=True)
@@ -102,11 +95,9 @@ class WordErrors:
     def add(self, transcript: str, text: str) -> None:
         """Compare a recognised text with its transcript, and add the errors to the counts."""
         reference, hypothesis = words(transcript), words(text)
-        pairs = [
-            ("" if place is None else reference[place], "" if column is None else hypothesis[column])
-            for place, column in alignment(reference, hypothesis)
-        ]
-        errors = [pair for pair in pairs if pair[0] != pair[1]]
+        pairs = alignment(reference, hypothesis)
+        found = [("" if i is None else reference[i], "" if j is None else hypothesis[j]) for i, j in pairs]
+        errors = [pair for pair in found if pair[0] != pair[1]]
         self.confusions.update(errors)
         self.num_texts += 1
         self.num_wrong_texts += bool(errors)
@@ -137,13 +128,8 @@ class WordErrors:
         """Return all numbers, and the most frequent confusions, as JSON."""
         most = sorted(self.confusions.items(), key=lambda item: (-item[1], item[0]))[:num_confusions]
         return {
-            "texts": self.num_texts,
-            "wrong_texts": self.num_wrong_texts,
-            "words": self.num_words,
-            "errors": self.num_errors,
-            "rate": round(self.rate, 6),
-            "insertions": self.num_insertions,
-            "deletions": self.num_deletions,
-            "substitutions": self.num_substitutions,
+            "texts": self.num_texts, "wrong_texts": self.num_wrong_texts, "words": self.num_words,
+            "errors": self.num_errors, "rate": round(self.rate, 6), "insertions": self.num_insertions,
+            "deletions": self.num_deletions, "substitutions": self.num_substitutions,
             "confusions": [{"expected": pair[0], "found": pair[1], "count": count} for pair, count in most],
-        }
+        }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from dialects import START
 
-from u2moe.runtime.decoding.words import SearchWords
+from u2moe.runtime.decoding.stream_state import SearchWords
 from u2moe.runtime.server.admission import Admission, Lateness, measure_capacity, measure_costs
 from u2moe.runtime.server.errors import StoppingError, UnavailableError
 from u2moe.runtime.server.log import Incidents

@@ -7,6 +7,25 @@ Three or more digits that are spoken one by one are joined.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+UNITS = dict(zip(("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), range(1, 10), strict=True))
+_TEENS = (
+    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+TEENS = dict(zip(_TEENS, range(10, 20), strict=True))
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+TENS = dict(zip(_TENS, range(20, 100, 10), strict=True))
+SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_ZEROS = ("zero", "oh")
+_NUMBERS = {*UNITS, *TEENS, *TENS, *SCALES, *_ZEROS, "hundred"}
+_ORDINALS = {
+    **{f"{word}th": word for word in (*UNITS, *TEENS, *SCALES, "hundred")},
+    **{f"{word[:-1]}ieth": word for word in TENS},
+    "first": "one", "second": "two", "third": "three", "fifth": "five", "eighth": "eight", "ninth": "nine",
+    "twelfth": "twelve",
+}  # fmt: skip
+"""For each last word of an ordinal, the cardinal: "three" for "third"."""
+_MOST_WORDS = 20  # maximum number of words in an ordinal below a billion, including "and"
+
 MONTHS = (
     "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
     "december",
@@ -14,8 +33,9 @@ MONTHS = (
 VERBS = ("march", "may")
 """Month names that usually mean something else, unless an ordinal follows."""
 _CURRENCIES = {"dollar": "$", "dollars": "$", "euro": "\u20ac", "euros": "\u20ac"}
-_WITHIN = ("and", "point", "of", "hundred", "thousand", "million", "billion", "trillion", "p", *_CURRENCIES)
+_WITHIN = ("and", "point", "of", "hundred", *SCALES, "p", *_CURRENCIES)
 """Words that no rule begins with, but that a rule may read after other words."""
+_READ_ON = {*_NUMBERS, *_ORDINALS, *MONTHS, *_WITHIN, "a"}  # words after which a rule may read the next word
 _AFTER_DATES = (
     "", "and", "or", "but", "so", "then", "at", "on", "in", "to", "from", "until", "till", "by", "for", "with", "as",
     "the", "i", "you", "he", "she", "it", "we", "they", "this", "that", "there", "is", "was", "will", "would", "if",
@@ -26,15 +46,19 @@ _AFTER_DATES = (
 the text."""
 _COUNTED = ("percent", "cent", "cents", "degrees", *_CURRENCIES)
 _HALVES = ("half", "quarter", "quarters")
-_PLURALS = (
-    "twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties", "nineties", "hundreds",
-    "thousands", "millions", "billions",
-)  # fmt: skip
+_PLURALS = (*(f"{word[:-1]}ies" for word in TENS), "hundreds", "thousands", "millions", "billions")
+_HALVES_OF_DAY = {"am": "a.m.", "a.m.": "a.m.", "pm": "p.m.", "p.m.": "p.m."}
 _BEFORE_TIMES = ("at", "by", "until", "till", "from", "to", "around", "before", "after", "since")
+
+Found = tuple[int, int] | None
+"""A number, and the position after its words; None if there is no number."""
 
 
 class Written(NamedTuple):
-    """A written word, and the range of spoken words, `begin` to `end` (exclusive), that it replaces."""
+    """A written word, and the range of spoken words, `begin` to `end` (exclusive), that it replaces.
+
+    In scripts without spaces: a written text, and the range of characters that it replaces.
+    """
 
     text: str
     begin: int
@@ -63,16 +87,11 @@ def num_settled(words: Sequence[str]) -> int:
     words at the end are not settled.
     """
     begin = len(words)
-    while begin and _is_read_on(words[begin - 1]):
+    while begin and words[begin - 1] in _READ_ON:
         begin -= 1
     while begin < len(words) and words[begin] in _WITHIN:
         begin += 1
     return begin
-
-
-def _is_read_on(word: str) -> bool:
-    """Return whether a rule that reads this word may continue with the next word."""
-    return _is_number((word,), 0) or word in MONTHS or word in _WITHIN or word == "a" or bool(ordinal((word,), 0))
 
 
 def _date(words: Sequence[str], place: int) -> list[Written] | None:
@@ -80,7 +99,11 @@ def _date(words: Sequence[str], place: int) -> list[Written] | None:
     month = words[place]
     if month not in MONTHS:
         return None
-    day = ordinal(words, place + 1) or (None if month in VERBS else _day(words, place + 1))
+    day = ordinal(words, place + 1)
+    if day is None and month not in VERBS:
+        day = below_hundred(words, place + 1)
+        if day and word_at(words, day[1]) not in _AFTER_DATES and not _year(words, day[1]):
+            day = None  # the number may count what follows: "in june two people"
     if day is None and month not in VERBS:
         found = _year(words, place + 1)
         return found and [Written(month, place, place + 1), Written(str(found[0]), place + 1, found[1])]
@@ -91,24 +114,20 @@ def _date(words: Sequence[str], place: int) -> list[Written] | None:
     return [*written, Written(str(found[0]), day[1], found[1])] if found else written
 
 
-def _day(words: Sequence[str], place: int) -> tuple[int, int] | None:
-    """Read a day of the month such as "twenty five", unless the number may count what follows: "in june two people"."""
-    found = below_hundred(words, place)
-    return found if found and (word_at(words, found[1]) in _AFTER_DATES or _year(words, found[1])) else None
-
-
 def _time(words: Sequence[str], place: int) -> list[Written] | None:
     """Convert a time followed by "a.m.", "p.m." or "o'clock", or a time with minutes after a word such as "at"."""
     hour = below_hundred(words, place)
     if hour is None or not 1 <= hour[0] <= 12:
         return None
     minutes, end = _minutes(words, hour[1])
-    half, after = _half_of_day(words, end)
+    before, following = word_at(words, place - 1), word_at(words, end)
+    half, after = _HALVES_OF_DAY.get(following, ""), end + 1
+    if not half and word_at(words, after) == "m":  # two words: "a m"
+        half, after = _HALVES_OF_DAY.get(f"{following}m", ""), end + 2
     if half:
         return [Written(f"{hour[0]}{minutes}", place, end), Written(half, end, after)]
-    if not minutes and word_at(words, end) == "o'clock":
+    if not minutes and following == "o'clock":
         return [Written(str(hour[0]), place, end), Written("o'clock", end, end + 1)]
-    before, following = word_at(words, place - 1), word_at(words, end)
     is_open = following not in _COUNTED and not _goes_on(words, end) if before == "at" else following in _AFTER_DATES
     return [Written(f"{hour[0]}{minutes}", place, end)] if minutes and before in _BEFORE_TIMES and is_open else None
 
@@ -119,16 +138,6 @@ def _minutes(words: Sequence[str], place: int) -> tuple[str, int]:
         return f":0{UNITS[words[place + 1]]}", place + 2
     found = below_hundred(words, place)
     return (f":{found[0]}", found[1]) if found and 10 <= found[0] <= 59 else ("", place)
-
-
-def _half_of_day(words: Sequence[str], place: int) -> tuple[str, int]:
-    """Return "a.m." or "p.m." (spoken as one word or two letters) and the position after it; ("", place) if none."""
-    for letter in "ap":
-        if word_at(words, place) in (f"{letter}m", f"{letter}.m."):
-            return f"{letter}.m.", place + 1
-        if word_at(words, place) == letter and word_at(words, place + 1) == "m":
-            return f"{letter}.m.", place + 2
-    return "", place
 
 
 def _year(words: Sequence[str], place: int) -> tuple[int, int] | None:
@@ -158,8 +167,9 @@ def _quantity(words: Sequence[str], place: int) -> list[Written] | None:
     if is_decimal and number == 1 and before == "at" and word_at(words, end) not in (*_COUNTED, *SCALES):
         return None  # "at one point two of them"
     scale = word_at(words, end) if is_decimal and word_at(words, end) in SCALES else ""
-    if not is_decimal and number >= 10**6:
-        scale, text, end = _scaled(words, place, number, text, end)
+    last = words[end - 1]
+    if number >= 10**6 and last in SCALES and last != "thousand" and number % SCALES[last] == 0 and end - 1 > place:
+        scale, text, end = last, f"{number // SCALES[last]:,}", end - 1  # "2 million"
     after = end + bool(scale)
     following = word_at(words, after)
     if _goes_on(words, after) or following in _PLURALS:
@@ -175,23 +185,13 @@ def _quantity(words: Sequence[str], place: int) -> list[Written] | None:
 
 def _decimal(words: Sequence[str], number: int, end: int) -> tuple[str, int]:
     """Return a number in digits, with any decimals after "point", and the position after the number."""
-    if word_at(words, end) != "point":
-        return f"{number:,}" if number >= 10_000 else str(number), end
-    if spoken := digits(words, end + 1):
-        return f"{number}.{spoken[0]}", spoken[1]
-    following = word_at(words, end + 1)
-    if following in UNITS or following in ("zero", "oh"):
-        return f"{number}.{UNITS.get(following, 0)}", end + 2
-    found = below_hundred(words, end + 1)  # "three point fourteen"
-    return (f"{number}.{found[0]}", found[1]) if found else (f"{number:,}" if number >= 10_000 else str(number), end)
-
-
-def _scaled(words: Sequence[str], place: int, number: int, text: str, end: int) -> tuple[str, str, int]:
-    """Return scale ("": write all digits), digits and the position after them: "million", "2", 1 for "two million"."""
-    scale = words[end - 1]
-    if scale in SCALES and scale != "thousand" and number % SCALES[scale] == 0 and end - 1 > place:
-        return scale, f"{number // SCALES[scale]:,}", end - 1
-    return "", text, end
+    if word_at(words, end) == "point":
+        if spoken := digits(words, end + 1):
+            return f"{number}.{spoken[0]}", spoken[1]
+        found = (0, end + 2) if word_at(words, end + 1) in _ZEROS else below_hundred(words, end + 1)
+        if found:  # "three point fourteen"
+            return f"{number}.{found[0]}", found[1]
+    return f"{number:,}" if number >= 10_000 else str(number), end
 
 
 def _money(words: Sequence[str], place: int, text: str, end: int, scale: str) -> list[Written]:
@@ -248,32 +248,11 @@ def _goes_on(words: Sequence[str], place: int) -> bool:
 
 
 def _is_number(words: Sequence[str], place: int) -> bool:
-    word = word_at(words, place)
-    return word in UNITS or word in TEENS or word in TENS or word in SCALES or word in ("hundred", "zero", "oh")
+    return word_at(words, place) in _NUMBERS
 
 
 RULES: tuple[Rule, ...] = (_date, _time, _spoken_year, _digits, _ordinal, _quantity)
 """All rules. The first that applies wins."""
-
-
-_UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TEENS = (
-    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-)  # fmt: skip
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-UNITS = {word: number for number, word in enumerate(_UNITS, start=1)}
-TEENS = {word: number for number, word in enumerate(_TEENS, start=10)}
-TENS = {word: 10 * number for number, word in enumerate(_TENS, start=2)}
-SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_IRREGULAR = {
-    "first": "one", "second": "two", "third": "three", "fifth": "five", "eighth": "eight", "ninth": "nine",
-    "twelfth": "twelve",
-}  # fmt: skip
-_ZEROS = ("zero", "oh")
-_MOST_WORDS = 20
-"""Maximum number of words in an ordinal below a billion, including "and"."""
-
-Found = tuple[int, int] | None
 
 
 def word_at(words: Sequence[str], place: int) -> str:
@@ -295,37 +274,31 @@ def cardinal(words: Sequence[str], place: int, *, with_and: bool = True) -> Foun
     """Read a whole number, optionally with "and": "two thousand five hundred and six", "a hundred", "zero"."""
     if word_at(words, place) == "zero":
         return 0, place + 1
-    total, scale, end = 0, 10**15, None
-    while True:
-        begins = place + (end is not None and with_and and word_at(words, place) == "and")
+    found: Found = None
+    scale = 10**15
+    while scale > 1:
+        begins = place + (found is not None and with_and and word_at(words, place) == "and")
         group = _group(words, begins, with_and=with_and)
         if group is None or (begins > place and group[0] >= 100):
-            return None if end is None else (total, end)
+            break
         number, after = group
         following = SCALES.get(word_at(words, after), 1)
-        if following >= scale or (following == 1 and end is not None and number >= 1000):
-            return None if end is None else (total, end)
-        total += number * following
-        place = end = after + (following > 1)
-        scale = following
-        if following == 1:
-            return total, end
+        if following >= scale or (following == 1 and found is not None and number >= 1000):
+            break
+        place, scale = after + (following > 1), following
+        found = (found[0] if found else 0) + number * following, place
+    return found
 
 
 def ordinal(words: Sequence[str], place: int) -> Found:
     """Read an ordinal of one or more words, such as "third", "twenty first" or "hundredth"."""
     for end in range(min(len(words), place + _MOST_WORDS), place, -1):
-        last = _of_ordinal(words[end - 1])
-        if last is None:
-            continue
-        found = cardinal([*words[place : end - 1], last], 0)
-        if found is None and last in ("hundred", *SCALES):
-            found = cardinal(["one", last], 0)
-            if found and end - 1 == place:
+        if last := _ORDINALS.get(words[end - 1]):
+            is_short = end - 1 == place and last in ("hundred", *SCALES)  # "hundredth"
+            spoken = ["one", last] if is_short else [*words[place : end - 1], last]
+            found = cardinal(spoken, 0)
+            if found and found[1] == len(spoken):
                 return found[0], end
-            continue
-        if found and found[1] == end - place:
-            return found[0], end
     return None
 
 
@@ -363,14 +336,3 @@ def _group(words: Sequence[str], place: int, *, with_and: bool) -> Found:
     rest = below_hundred(words, end + (with_and and word_at(words, end) == "and"))
     # unless it begins another number: "five hundred and six hundred"
     return (number + rest[0], rest[1]) if rest and word_at(words, rest[1]) != "hundred" else (number, end)
-
-
-def _of_ordinal(word: str) -> str | None:
-    """Return the cardinal for a word that ends an ordinal, such as "three" for "third"; None for other words."""
-    if word in _IRREGULAR:
-        return _IRREGULAR[word]
-    if word.endswith("ieth") and word[:-4] + "y" in TENS:
-        return word[:-4] + "y"
-    regular = word.removesuffix("th")
-    is_regular = regular != word and (regular in UNITS or regular in TEENS or regular in ("hundred", *SCALES))
-    return regular if is_regular else None

@@ -1,20 +1,18 @@
 """Formats results for reading: numbers as digits and, in English, sentence case. Scores and times are kept."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.result import Alternative, Result, Transcript, WordResult
 from u2moe.runtime.text.vocabulary import Vocabulary, join_texts, stands_alone
 from u2moe.runtime.text.written.english import MONTHS, VERBS, Written, num_settled, write
-from u2moe.runtime.validation import checked_options
+from u2moe.runtime.validation import checked_options, wrong
 
 LANGUAGES = ("en", "zh", "ja")
 
@@ -41,17 +39,11 @@ class TextFormat(Checked):
         super().__post_init__()
         words: Any = self.capitalized
         if isinstance(words, str) or not isinstance(words, Iterable):
-            raise ValueError(f"capitalized must be a list of words, got {words!r}")  # noqa: TRY004
+            raise wrong("capitalized", "a list of words", words)
         listed = tuple(words)
         if not all(isinstance(word, str) for word in listed):
             raise ValueError("capitalized must be a list of words, got an item that is not text")
         object.__setattr__(self, "capitalized", listed)
-
-
-@lru_cache(maxsize=16)
-def formatter_of(text_format: TextFormat) -> TextFormatter:
-    """Return the formatter for a text format. Streams with the same format share one."""
-    return TextFormatter(text_format)
 
 
 class TextFormatter:
@@ -65,13 +57,13 @@ class TextFormatter:
         self.format = checked_options("text_format", text_format, TextFormat())
         self._casing = Casing(self.format.capitalized)
         has_grammars = self.format.language != "en" and self.format.numbers
-        self._grammars = Grammars(self.format.language) if has_grammars else None
+        self._replaced = Grammars(self.format.language).replaced if has_grammars else lambda _: []
 
     def text(self, text: str) -> str:
         """Format a text."""
         if self.format.language != "en":
             for part in reversed(self._replaced(text)):
-                text = text[: part.start] + part.text + text[part.end :]
+                text = text[: part.begin] + part.text + text[part.end :]
             return text
         spoken = text.split()
         return " ".join(part.text for part in self._written(spoken)) if _is_english(spoken) else text
@@ -92,26 +84,22 @@ class TextFormatter:
             own = self.text(alternative.text)
             nbest.setdefault(own, dataclasses.replace(alternative, text=own))
         result = dataclasses.replace(result, nbest=list(nbest.values()))
+        words, spoken = result.words, result.text.split()
         if self.format.language != "en":
-            covered = _covered(self._replaced(result.text), result.text, [word.word for word in result.words])
-            words, text = [_joined(part, result.words) for part in covered], self.text(result.text)
+            covered = _covered(self._replaced(result.text), result.text, [word.word for word in words])
+            words, text = [_joined(part, words) for part in covered], self.text(result.text)
             # Nothing is committed, because later words may continue a number.
             committed, num = (text, len(words)) if result.is_final else ("", 0)
-            return dataclasses.replace(result, text=text, words=words, committed=committed, num_committed=num)
-        spoken = result.text.split()
-        if not _is_english(spoken):
+        elif _is_english(spoken):
+            written = self._written(spoken)
+            text = " ".join(part.text for part in written)
+            if " ".join(spoken) == result.text and spoken == [word.word for word in words]:
+                words = [_joined(part, words) for part in written]
+            num = len(written) if result.is_final else self._num_settled(result.committed.split(), vocabulary)
+            committed = " ".join(part.text for part in written[:num])
+        else:
             return result
-        written = self._written(spoken)
-        text = " ".join(part.text for part in written)
-        words = result.words
-        if " ".join(spoken) == result.text and spoken == [word.word for word in words]:
-            words = [_joined(part, words) for part in written]
-        num = len(written) if result.is_final else self._num_settled(result.committed.split(), vocabulary)
-        committed = " ".join(part.text for part in written[:num])
         return dataclasses.replace(result, text=text, words=words, committed=committed, num_committed=num)
-
-    def _replaced(self, text: str) -> list[Replaced]:
-        return self._grammars.replaced(text) if self._grammars else []
 
     def transcript(self, transcript: Transcript) -> Transcript:
         """Format the segments of a transcript."""
@@ -122,7 +110,7 @@ class TextFormatter:
     def _num_settled(self, spoken: Sequence[str], vocabulary: Vocabulary | None) -> int:
         """Return how many written words come from committed words and cannot be changed by later words."""
         is_capital = self.format.casing and all(word == word.upper() for word in spoken)
-        if vocabulary and (vocabulary.has_spaceless or (vocabulary.has_both_cases and is_capital)):
+        if vocabulary and (vocabulary.has_spaceless or (vocabulary.convert_case is str and is_capital)):
             return 0  # another script, or another letter case, may still follow
         plain = [word.lower() for word in spoken]
         if self.format.numbers:
@@ -133,7 +121,8 @@ class TextFormatter:
         plain = [word.lower() for word in spoken]
         written = write(plain) if self.format.numbers else [Written(w, i, i + 1) for i, w in enumerate(plain)]
         if not (self.format.casing and all(word == word.upper() for word in spoken)):
-            return [part._replace(text=_kept(part, spoken)) for part in written]
+            unchanged = {Written(word.lower(), place, place + 1): word for place, word in enumerate(spoken)}
+            return [part._replace(text=unchanged.get(part, part.text)) for part in written]
         texts = self._casing.of([part.text for part in written])
         for place, text in enumerate(texts):  # in a date, March and May are also months
             is_before_day = texts[place + 1 : place + 2] and texts[place + 1][0].isdigit()
@@ -143,7 +132,11 @@ class TextFormatter:
         return [part._replace(text=text) for part, text in zip(written, texts, strict=True)]
 
 
-def _covered(parts: Sequence[Replaced], text: str, spoken: Sequence[str]) -> Iterator[Written]:
+formatter_of = lru_cache(maxsize=16)(TextFormatter)
+"""Formatter for a text format. Streams with the same format share one."""
+
+
+def _covered(parts: Sequence[Written], text: str, spoken: Sequence[str]) -> Iterator[Written]:
     """Yield the written words of a text, given the parts that change and the spoken words."""
     position, places = 0, []
     for word in spoken:
@@ -151,16 +144,10 @@ def _covered(parts: Sequence[Replaced], text: str, spoken: Sequence[str]) -> Ite
         position = places[-1] + len(word)
     begin = 0
     while begin < len(spoken):
-        part = next((part for part in parts if part.start <= places[begin] < part.end), None)
+        part = next((part for part in parts if part.begin <= places[begin] < part.end), None)
         end = begin + 1 if part is None else bisect_left(places, part.end)
         yield Written(spoken[begin] if part is None else part.text.strip(), begin, end)
         begin = end
-
-
-def _kept(part: Written, spoken: Sequence[str]) -> str:
-    """Return the text of a part. If it is just a spoken word in lower case, return that word in its original case."""
-    is_same = part.end == part.begin + 1 and part.text == spoken[part.begin].lower()
-    return spoken[part.begin] if is_same else part.text
 
 
 def _joined(part: Written, words: Sequence[WordResult]) -> WordResult:
@@ -191,13 +178,9 @@ class Casing:
     """Capitalizes words as in a sentence, and `phrases` as they are listed: "Kowalski", "McDonald", "New York"."""
 
     def __init__(self, phrases: Iterable[str] = ()) -> None:
-        self._phrases: dict[str, list[tuple[str, ...]]] = {}
-        for phrase in (*COMMON, *phrases):
-            words = tuple(phrase.split())
-            if words:
-                self._phrases.setdefault(words[0].lower(), []).append(words)
-        for listed in self._phrases.values():
-            listed.sort(key=len)
+        self._phrases: dict[str, list[list[str]]] = {}
+        for words in sorted(filter(None, map(str.split, (*COMMON, *phrases))), key=len):
+            self._phrases.setdefault(words[0].lower(), []).append(words)
 
     def of(self, words: Sequence[str]) -> list[str]:
         """Capitalize lower-case words as in a sentence."""
@@ -205,9 +188,10 @@ class Casing:
         small = [word.lower() for word in words]
         while len(cased) < len(words):
             place = len(cased)
-            for phrase in reversed(self._phrases.get(_bare(small[place]), [])):  # longest first, then the last listed
+            # Longest first, then the last listed. A phrase may end with a possessive "'s".
+            for phrase in reversed(self._phrases.get(small[place].removesuffix("'s"), [])):
                 following = small[place : place + len(phrase)]
-                if [word.lower() for word in phrase] == [*following[:-1], _bare(following[-1])]:
+                if [word.lower() for word in phrase] == [*following[:-1], following[-1].removesuffix("'s")]:
                     cased += [*phrase[:-1], phrase[-1] + words[place + len(phrase) - 1][len(phrase[-1]) :]]
                     break
             else:
@@ -220,16 +204,10 @@ class Casing:
         """Return how many words keep their case whatever follows: all except last ones that may begin a phrase."""
         small = [word.lower() for word in words]
         for place, word in enumerate(small):
-            rest = small[place:]
-            for phrase in self._phrases.get(word, []):
-                if len(phrase) > len(rest) and [each.lower() for each in phrase[: len(rest)]] == rest:
-                    return place
+            longer = (phrase for phrase in self._phrases.get(word, []) if len(phrase) > len(words) - place)
+            if any([each.lower() for each in phrase[: len(words) - place]] == small[place:] for phrase in longer):
+                return place
         return len(words)
-
-
-def _bare(word: str) -> str:
-    """Return a word without the possessive ending "'s"."""
-    return word.removesuffix("'s")
 
 
 _AS_SPOKEN = {
@@ -241,23 +219,12 @@ of a time it is converted."""
 _QUARTER = re.compile("点[一三]刻")
 
 
-class Replaced(NamedTuple):
-    """Characters `start` to `end` (exclusive) of a spoken text, and their replacement."""
-
-    start: int
-    end: int
-    text: str
-
-
 class Grammars:
     """Finds the parts of a text in "zh" or "ja" that wetext's grammars (extra `written`) write with digits.
 
     Single numerals (as in 千葉), approximate numbers (五六个人), quarter hours, and some words and names stay as
     spoken. The standard GB/T 15835 requires characters for approximate numbers. Quarter hours stay because the grammars
-    mistake them for decimals.
-
-    Raises:
-        ModuleNotFoundError: wetext is not installed.
+    mistake them for decimals. Raises ModuleNotFoundError if wetext is not installed.
     """
 
     def __init__(self, language: str) -> None:
@@ -266,10 +233,10 @@ class Grammars:
         self._normalizer = Normalizer(lang=language, operator="itn")
         self._as_spoken = re.compile("|".join(_AS_SPOKEN[language]))
 
-    def replaced(self, text: str) -> list[Replaced]:
+    def replaced(self, text: str) -> list[Written]:
         """Return the parts of a text that change, in order."""
         kept = [found.span() for found in self._as_spoken.finditer(text)]
-        parts: list[Replaced] = []
+        parts: list[Written] = []
         for each in self._normalizer.normalize_with_mapping(text).mappings:
             start, end, spoken, written = each.input_start, each.input_end, each.input_text, each.output_text
             if each.token_type == "time":  # noqa: S105 - the mapping pads times with zeros
@@ -277,5 +244,5 @@ class Grammars:
             is_number = end - start > 1 and "~" not in written and not _QUARTER.search(spoken)
             if is_number and not any(first <= start and end <= last for first, last in kept):
                 is_next = parts and parts[-1].end == start and parts[-1].text[-1].isalnum()  # a time after a date
-                parts.append(Replaced(start, end, f" {written}" if is_next else written))
+                parts.append(Written(f" {written}" if is_next else written, start, end))
         return parts
