@@ -124,14 +124,10 @@ class Trial:
 
 
 def tune(
-    recordings: EncodedRecordings,
-    start: LanguageModelOptions | None,
-    decoding: BundledOptions[Never] | None = None,
-    *,
-    second_pass: bool,
-    grid: dict[str, tuple[float, ...]] | None = None,
+    recordings: EncodedRecordings, start: LanguageModelOptions | None, decoding: BundledOptions[Never] | None = None, *,
+    second_pass: bool, grid: dict[str, tuple[float, ...]] | None = None,
     on_trial: Callable[[Trial], object] = lambda _: None,
-) -> tuple[LanguageModelOptions | None, BundledOptions[Never], list[Trial]]:
+) -> tuple[LanguageModelOptions | None, BundledOptions[Never], list[Trial]]:  # fmt: skip
     """Find the weights and decoding options with the fewest word errors, by coordinate descent in at most two rounds.
 
     Args:
@@ -155,7 +151,7 @@ def tune(
     on_trial(first)
 
     def chosen(weights: dict[str, float]) -> tuple[LanguageModelOptions | None, BundledOptions[Never]]:
-        of_model = {name: value for name, value in weights.items() if name not in own}
+        of_model: dict[str, Any] = {name: value for name, value in weights.items() if name not in own}
         of_search: dict[str, Any] = {name: value for name, value in weights.items() if name in own}
         return start and dataclasses.replace(start, **of_model), dataclasses.replace(initial, **of_search)
 

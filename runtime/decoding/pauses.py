@@ -68,14 +68,11 @@ def token_spans(times: Sequence[int], frame_s: float, duration: float) -> list[S
     As in WeNet's `gen_timestamps_from_peak`, tokens meet halfway between their peaks, extend at most half a second from
     their own peak, and stay within the audio.
     """
-    spans = []
-    for index, time in enumerate(times):
-        peak = time * frame_s
-        start, end = peak - _LONGEST_TOKEN_S / 2, peak + _LONGEST_TOKEN_S / 2
-        start = max(start, (times[index - 1] + time) / 2 * frame_s if index > 0 else 0.0)
-        end = min(end, (time + times[index + 1]) / 2 * frame_s if index + 1 < len(times) else duration)
-        spans.append((start, end))
-    return spans
+    peaks = np.array(times) * frame_s
+    middles = (np.array(times[:-1]) + np.array(times[1:])) / 2 * frame_s
+    starts = np.maximum(peaks - _LONGEST_TOKEN_S / 2, [0.0, *middles])
+    ends = np.minimum(peaks + _LONGEST_TOKEN_S / 2, [*middles, duration])
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
 def word_spans(
