@@ -162,15 +162,14 @@ def _is_english(words: Sequence[str]) -> bool:
     return not any(stands_alone(character) for word in words for character in word)
 
 
-_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = (month.capitalize() for month in MONTHS if month not in VERBS)  # in a date, the day shows what those mean
-_OTHERS = (
+COMMON = (
+    "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday",
+    *(month.capitalize() for month in MONTHS if month not in VERBS),  # in a date, the day shows what those mean
     "I", "I'm", "I've", "I'll", "I'd", "Christmas", "Easter", "English", "American", "British", "French", "German",
     "Spanish", "Chinese", "Japanese", "America", "Europe", "Africa", "Asia", "England", "Britain", "France", "Germany",
     "Spain", "China", "Japan", "India", "London", "Paris", "New York", "United States", "Internet", "OK", "TV", "PC",
     "Mr", "Mrs", "Ms", "Dr",
 )  # fmt: skip
-COMMON = (*_DAYS, *_MONTHS, *_OTHERS)
 """Words that always have capitals."""
 
 
