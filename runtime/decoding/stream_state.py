@@ -30,7 +30,6 @@ from u2moe.runtime.result import Alternative, Result
 from u2moe.runtime.text.grammar import Grammar
 from u2moe.runtime.text.vocabulary import Vocabulary
 from u2moe.runtime.text.written.formatter import formatter_of
-from u2moe.runtime.validation import refused_as
 
 LONGEST_WINDOW_S = 30.0
 """Maximum seconds encoded at once with full context, if there are endpoint rules."""
@@ -290,10 +289,11 @@ class SearchWords:
         """Return the automaton of `hotwords`, or of the bundle's hotwords if `hotwords` is None."""
         vocabulary = self._bundle.vocabulary
         if hotwords is None:
-            if not (lines := self._bundle.manifest.decoding.hotwords):
-                return None
-            with refused_as(BundleError, f"{self._bundle.path / MANIFEST_FILE}: decoding: hotwords"):
-                return ContextGraph(parse_hotwords("\n".join(lines)), vocabulary)
+            lines = self._bundle.manifest.decoding.hotwords
+            try:
+                return ContextGraph(parse_hotwords("\n".join(lines)), vocabulary) if lines else None
+            except ValueError as error:
+                raise BundleError(f"{self._bundle.path / MANIFEST_FILE}: decoding: hotwords: {error}") from error
         if isinstance(hotwords, ContextGraph):
             if hotwords.symbols != vocabulary.symbols:
                 raise ValueError("hotwords are for the vocabulary of another bundle")
