@@ -123,25 +123,20 @@ class TranscriberThread:
         self.on_change()
 
     def _recognize(self) -> None:
-        while (item := self._take()) is not None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self._items or self._input_finished)
+                if not self._items:
+                    break
+                item = self._items.popleft()
+                self.num_queued -= 0 if isinstance(item, Exception) else len(item)
+            self.on_change()
             if isinstance(item, Exception):
                 self._fail(item)
             else:
                 self._tell(self.live.accept(self.sample_rate, item))
         if not self._is_abandoned:
             self._tell(self.live.finish())
-
-    def _take(self) -> npt.NDArray[np.float32] | Exception | None:
-        """Return the next item from the queue, either samples or a reported error; None at the end of the input."""
-        with self.changed:
-            self.changed.wait_for(lambda: self._items or self._input_finished)
-            if not self._items:
-                return None
-            item = self._items.popleft()
-            if not isinstance(item, Exception):
-                self.num_queued -= len(item)
-        self.on_change()
-        return item
 
     def _tell(self, results: Iterator[Result]) -> None:
         """Pass results to the callbacks one by one. If the iterator `results` raises an error, decoding has failed."""

@@ -33,8 +33,7 @@ class StaticRate(Checked):
 
     step: int = option("integer", 1, least=1)  # Distance between consecutive keys, in frames after the subsampling
     mask: str = "mask"  # Name of the input [1, 1, 1, keys]: 0 for keys that exist, `MASKED` for others
-    positions: str = ""
-    """Name of the input with the encodings of the keys' positions [1, keys, dim]; "": the graph has no such input."""
+    positions: str = ""  # Name of the input with the encodings of the keys' positions [1, keys, dim]; "": no such input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +72,21 @@ class StaticForm(Checked):
             output: encoder output [1, chunk, dim].
             r_<name>: the caches for the next chunk.
         """
-        inputs = [_float("chunk", config.num_features(self.chunk_size), "feature_size")]
+
+        def tensor(name: str, *axes: str | int) -> contract.Tensor:
+            return contract.Tensor(name=name, dtype="float32", axes=(1, *axes))
+
+        inputs = [tensor("chunk", config.num_features(self.chunk_size), "feature_size")]
         for rate in self.rates:
             num_keys = self.left_frames(config, rate.step) + self.frames(config, rate.step)
-            inputs.append(_float(rate.mask, 1, 1, num_keys))
+            inputs.append(tensor(rate.mask, 1, 1, num_keys))
             if rate.positions:
-                inputs.append(_float(rate.positions, num_keys, 2 * len(self.frequencies)))
-        outputs = [_float("log_probs", self.chunk_size, "vocab_size"), _float("output", self.chunk_size, "output_size")]
+                inputs.append(tensor(rate.positions, num_keys, 2 * len(self.frequencies)))
+        outputs = [tensor("log_probs", self.chunk_size, "vocab_size"), tensor("output", self.chunk_size, "output_size")]
         for cache in config.caches:
             shape = self.cache_shape(config, cache)
-            inputs.append(_float(cache.name, *shape[1:]))
-            outputs.append(_float(f"r_{cache.name}", *shape[1:]))
+            inputs.append(tensor(cache.name, *shape[1:]))
+            outputs.append(tensor(f"r_{cache.name}", *shape[1:]))
         return contract.Graph(name="static", inputs=tuple(inputs), outputs=tuple(outputs))
 
     def frames(self, config: ModelConfig, step: int) -> int:
@@ -108,16 +111,9 @@ def step_of(config: ModelConfig, cache: contract.Cache) -> int:
     return round(config.frame_reduction / cache.rate)
 
 
-def _float(name: str, *axes: str | int) -> contract.Tensor:
-    return contract.Tensor(name=name, dtype="float32", axes=(1, *axes))
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-    """Sizes and types that the runtime needs to run the graphs.
-
-    In `contract`, the size of an axis that is named after a field is the field's value.
-    """
+    """Sizes and types for running the graphs. In `contract`, an axis named after a field has the field's value."""
 
     streaming: bool  # Whether the encoder can stream; not if it looks ahead or was not trained on chunks
     decoder: Decoder = option("choice", MISSING, choices=get_args(Decoder))
@@ -259,8 +255,7 @@ class DecodingConfig(Definite, BundledOptions[Never]):
     """
 
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)  # Rules that end utterances
-    hotwords: tuple[str, ...] = ()
-    """Lines of a hotword file: "phrase" or "phrase :weight"."""
+    hotwords: tuple[str, ...] = ()  # Lines of a hotword file: "phrase" or "phrase :weight"
     language_model: BundledLanguageModel | None = None
 
 

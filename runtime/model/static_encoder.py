@@ -51,33 +51,28 @@ class StaticEncoder(Encoder):
         chunk_lens: npt.NDArray[np.int64] | None = None,
     ) -> tuple[npt.NDArray[np.float32], Caches]:
         """Encode a chunk; see `Encoder`. The caches also contain the log-probabilities [batch, time, vocab]."""
-        rows = []
+        rows, offsets = list[dict[str, Array]](), list[int]()
+        reduction = self.config.frame_reduction
         for row, features in enumerate(chunk):
             length = len(features) if chunk_lens is None else int(chunk_lens[row])
             own = {name: np.asarray(tensor[:, row]) for name, tensor in caches.tensors.items()}
-            rows.append(self._one(features[:length], int(caches.offset[row]), own))
-        found = {name: np.stack([outputs[name] for outputs, _ in rows], axis=1) for name in rows[0][0]}
-        offset = np.array([offset for _, offset in rows], np.int64)
+            frames = (length - self.config.window) // self._rate + 1
+            position = self.position(int(caches.offset[row]), frames)
+            given: object = self.runner.run(self.feeds(features[:length], position, own))
+            if not isinstance(given, Mapping):
+                raise ProviderError(f"static: found {type(given).__name__}, expected a dict of outputs by name")
+            outputs = {name: _checked(name, given.get(name), shape) for name, shape in self._outputs.items()}
+            rows.append(outputs | {f"r_{name}": self._taken(outputs[f"r_{name}"], own[name]) for name in own})
+            offsets.append(position // reduction + -(-frames // reduction))
+        found = {name: np.stack([outputs[name] for outputs in rows], axis=1) for name in self._outputs}
+        offset, log_probs = np.array(offsets, np.int64), found["log_probs"][0]
         tensors: dict[str, Value] = {name: found[f"r_{name}"] for name in caches.tensors}
-        following = replace(caches, offset=offset, tensors=tensors, log_probs=found["log_probs"][0])
         output: npt.NDArray[np.float32] = found["output"][0]
-        return output, following
+        return output, replace(caches, offset=offset, tensors=tensors, log_probs=log_probs)
 
     def whole(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:  # noqa: ARG002 - always fails
         """Raise StreamError, because the graph supports only one chunk size."""
         raise StreamError(f"this bundle supports only chunks of {self.form.chunk_size} frames, not full context")
-
-    def _one(self, features: Array, offset: int, tensors: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-        """Encode a window [frames, mel] of a stream. Return outputs (with caches [blocks, ...]) and the next offset."""
-        reduction = self.config.frame_reduction
-        frames = (len(features) - self.config.window) // self._rate + 1
-        position = self.position(offset, frames)
-        given: object = self.runner.run(self.feeds(features, position, tensors))
-        if not isinstance(given, Mapping):
-            raise ProviderError(f"static: found {type(given).__name__}, expected a dict of outputs by name")
-        outputs = {name: _checked(name, given.get(name), shape) for name, shape in self._outputs.items()}
-        outputs |= {f"r_{name}": self._taken(outputs[f"r_{name}"], tensor) for name, tensor in tensors.items()}
-        return outputs, position // reduction + -(-frames // reduction)
 
     def position(self, offset: int, frames: int) -> int:
         """Return the position of a chunk of `frames` frames; see `contract.encoder`.
