@@ -1,11 +1,13 @@
 """WeNet's directories are read strictly: missing, damaged, foreign or unused parts are errors that name them."""
 
+import functools
 import io
 import json
 import lzma
 import os
 import pickle
 import re
+import shutil
 from collections import OrderedDict
 
 import numpy as np
@@ -34,7 +36,6 @@ class Directory:
     def __init__(self, path, config):
         self.path = path
         self.config = config
-        write_random_checkpoint(path, config)
 
     def open(self, weights=None):
         return Checkpoint.open(self.path, weights)
@@ -61,11 +62,26 @@ class Directory:
         (self.path / name).write_text(text, encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Return a function from a configuration in JSON to the folder of its checkpoint, written once."""
+
+    @functools.cache
+    def write(config):
+        folder = tmp_path_factory.mktemp("written")
+        write_random_checkpoint(folder, json.loads(config))
+        return folder
+
+    return write
+
+
 @pytest.fixture
-def make(tmp_path):
+def make(written, tmp_path):
     def make(*, old=False, **arguments):
-        config = random_config(**arguments)
-        return Directory(tmp_path / "checkpoint", old_layout(config) if old else config)
+        config = old_layout(random_config(**arguments)) if old else random_config(**arguments)
+        return Directory(
+            shutil.copytree(written(json.dumps(config)), tmp_path / "checkpoint", dirs_exist_ok=True), config
+        )
 
     return make
 

@@ -247,17 +247,17 @@ def test_bundled_model_and_clips_are_the_default(bundle, clips, capsys, monkeypa
     assert capsys.readouterr() == (out, "")
 
 
-def test_demo_is_a_bundle_for_every_command(bundle, tmp_path, capsys, monkeypatch):
+def test_demo_is_a_bundle_for_every_command(small_bundle, tmp_path, capsys, monkeypatch):
     """Of all commands that accept a bundle."""
-    monkeypatch.setattr(bundle_location, "DEMO_FOLDER", bundle.path)
+    monkeypatch.setattr(bundle_location, "DEMO_FOLDER", small_bundle.path)
     monkeypatch.setattr("u2moe.runtime.cli.bundle.push_bundle", lambda folder, *_, **__: str(folder))
     for arguments in (["inspect", "demo"], ["validate", "demo"], ["push", "demo", "org/name"]):
         assert cli.main(arguments) == 0
-        assert str(bundle.path) in "".join(capsys.readouterr())
+        assert str(small_bundle.path) in "".join(capsys.readouterr())
     assert cli.main(["quantize", "demo", str(tmp_path / "out"), "--no-report"]) == 0
     assert cli.main(["convert", "demo", str(tmp_path / "ort"), "--profile", "ort"]) == 0
     monkeypatch.setattr(bundle_location, "DEMO_FOLDER", tmp_path / "own")
-    shutil.copytree(bundle.path, tmp_path / "own")  # it is replaced
+    shutil.copytree(small_bundle.path, tmp_path / "own")  # it is replaced
     assert cli.main(["lm", "attach", "demo", "none"]) == 0
 
 
@@ -410,7 +410,7 @@ def test_an_extra_that_is_missing_is_named(bundle, tmp_path):
     assert not out.exists()
 
 
-def test_what_works_on_graphs_needs_no_torch(bundle, tmp_path):
+def test_what_works_on_graphs_needs_no_torch(small_bundle, tmp_path):
     """As after pip install 'u2moe[cpu,tools]'."""
     program = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'yaml')))\n"
@@ -419,7 +419,7 @@ def test_what_works_on_graphs_needs_no_torch(bundle, tmp_path):
         "sys.exit(main(['inspect', bundle]) or main(['quantize', bundle, f'{out}/int8', '--no-report'])\n"
         "         or main(['convert', bundle, f'{out}/one', '--profile', 'streaming']))"
     )
-    command = [sys.executable, "-c", program, str(bundle.path), str(tmp_path)]
+    command = [sys.executable, "-c", program, str(small_bundle.path), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "wrote" in done.stdout

@@ -95,6 +95,7 @@ def test_actors_that_are_killed_and_files_that_kill_them(cluster, corpus, tmp_pa
     assert [row["error"] is None for row in rows_in(tmp_path / "rest")] == [True, True, False, True, True, True]
 
 
+@pytest.mark.endurance
 def test_a_driver_that_is_killed(corpus, undisturbed, tmp_path):
     """It is killed with all Ray processes; a second run does the missing blocks."""
     needed("ray")

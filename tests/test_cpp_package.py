@@ -8,7 +8,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from compiled import CHECKS, NEEDED, ONNXRUNTIME_FOLDER, built_kernels, cmake, installed_library
+from compiled import (
+    CHECKS,
+    NEEDED,
+    ONNXRUNTIME_FOLDER,
+    SIGNATURES,
+    built_kernels,
+    cmake,
+    installed_library,
+    shared_library,
+)
 
 pytestmark = NEEDED
 LIBRARIES = f"lib/{platform.machine()}-linux-gnu"
@@ -21,9 +30,10 @@ def prefix(request, tmp_path_factory):
     """Return the folder to which the installed library was moved, after its build tree was removed."""
     folder = tmp_path_factory.mktemp("package")
     kind = f"-DBUILD_SHARED_LIBS={'ON' if request.param == 'shared' else 'OFF'}"
-    installed = installed_library(
-        folder, kind, f"-DCMAKE_INSTALL_LIBDIR={LIBRARIES}", f"-DU2MOE_KERNELS={built_kernels()}", flags="-O0"
-    )
+    settings, flags = [f"-DU2MOE_KERNELS={built_kernels()}", SIGNATURES], "-O1"
+    compiled = shared_library(tmp_path_factory, *settings, flags=flags)  # as test_cpp
+    place = f"-DCMAKE_INSTALL_LIBDIR={LIBRARIES}"
+    installed = installed_library(folder, kind, place, *settings, flags=flags, compiled=compiled)
     shutil.rmtree(folder / "library")
     return installed.rename(folder / "moved")
 

@@ -40,22 +40,6 @@ def test_people_are_recognised(chunk_size, kernels, recordings):
     assert errors.rate <= LARGEST_RATE
 
 
-def test_partial_results_grow_into_the_final_one(recordings):
-    recognizer = Recognizer.from_pretrained()
-    samples, rate = soundfile.read(recordings[0].path, dtype="float32")
-    stream = recognizer.create_stream()
-    partial = []
-    for start in range(0, len(samples), 1600):
-        stream.accept_waveform(rate, samples[start : start + 1600])
-        recognizer.decode_streams([stream])
-        partial.append(stream.get_result().text)
-    stream.input_finished()
-    recognizer.decode_streams([stream])
-    assert stream.get_result().is_final
-    assert stream.get_result().text
-    assert len(set(partial)) > 1
-
-
 def test_the_demo_is_small_and_needs_no_arguments(capsys):
     assert main(["transcribe", "-f", "json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

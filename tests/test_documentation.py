@@ -137,7 +137,7 @@ def surroundings(tmp_path, monkeypatch):
     # As many tokens as it takes to show that few of them change.
     (tmp_path / "speech").mkdir()
     samples, rate = soundfile.read(clips[0])
-    soundfile.write(tmp_path / "speech" / "long.flac", np.tile(samples, 40), rate)
+    soundfile.write(tmp_path / "speech" / "long.flac", np.tile(samples, 16), rate)
     for name in ("talk.wav", "talk.mp3", "meeting.flac"):  # the suffix does not matter
         shutil.copy(clips[1], tmp_path / name)
     for name in ("talk.txt", "lectures/first.txt"):

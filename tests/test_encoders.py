@@ -240,16 +240,17 @@ def test_encoders_that_the_online_client_of_sherpa_onnx_cannot_hold(exported, na
     ),
 ])  # fmt: skip
 def test_quantization_reads_layers_and_no_names_of_encoders(exported, sound, tmp_path, name, recipe):
-    """All large weights are quantized, and the report shows that the output stays close to float32."""
+    """All large weights are quantized, and outputs stay close to float32; a report of each encoder shows it."""
     _, bundle = exported(name)
     soundfile.write(tmp_path / "sound.wav", sound[:16_000], 16_000)
-    path, audio = tmp_path / "quantized", [tmp_path / "sound.wav"]
+    path, audio = tmp_path / "quantized", [tmp_path / "sound.wav"] * (recipe == "int8")
     quantized, report = quantize_bundle(bundle.path, path, RECIPES[recipe], audio=audio)
     assert quantized.manifest.quantization["num_weights"]["feed_forward"] >= 4
     frames, config = features(203), bundle.manifest.model
-    shown = ["full context", *([f"chunk {config.stream_chunk_size}, left 4"] if config.streaming else [])]
-    assert list(report["speed"]["encoder"]) == shown
-    assert max(each["relative"] for each in report["weight_error"].values()) < 0.2
+    if audio:
+        shown = ["full context", *([f"chunk {config.stream_chunk_size}, left 4"] if config.streaming else [])]
+        assert list(report["speed"]["encoder"]) == shown
+        assert max(each["relative"] for each in report["weight_error"].values()) < 0.2
     for chunk in (None, config.whole_chunk(8)) if config.streaming else (None,):
         found, expected = (each.load().encode(frames, chunk) for each in (quantized, bundle))
         assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9

@@ -20,7 +20,7 @@ from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.corpus.results import read_outcomes
 from u2moe.runtime.corpus.run_folder import OutputFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals")]
+pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.skipif(os.name != "posix", reason="signals")]
 
 RATE = 16_000
 VICTIMS = ("worker", "driver", "machine")
@@ -87,11 +87,9 @@ def disturbed(listed, output, num_kills):
     return kills
 
 
-@pytest.mark.parametrize(
-    ("num_files", "num_kills"),
-    [(160, 2), pytest.param(6000, 60, marks=[pytest.mark.endurance, pytest.mark.timeout(7200)])],
-)
-def test_every_utterance_is_there_once(num_files, num_kills, tmp_path):
+@pytest.mark.timeout(7200)
+def test_every_utterance_is_there_once(tmp_path):
+    num_files, num_kills = 6000, 60
     listed = make_corpus(tmp_path / "corpus", num_files)
     assert start(listed, tmp_path / "undisturbed").wait() == 0
     assert 0 < disturbed(listed, tmp_path / "disturbed", num_kills).total() <= num_kills

@@ -58,10 +58,15 @@ def shared_library(factory, *settings, flags):
     return folder
 
 
-def installed_library(folder, *settings, flags="-O1"):
-    """Compile the library in a folder, install it beside it in `prefix`, and return that."""
+def installed_library(folder, *settings, flags, compiled=None):
+    """Compile the library in a folder, install it beside it in `prefix`, and return that. If `compiled` is the folder
+    of a library with the same flags, its objects are used: those of a static and a shared library are the same."""
     common = [*QUICK, ONNXRUNTIME, "-DCMAKE_INSTALL_LIBDIR=lib", f"-DCMAKE_CXX_FLAGS={flags}"]
     cmake("-B", folder / "library", *common, *settings, SOURCE)
+    for file in (compiled / "library" / "CMakeFiles" / "u2moe.dir").rglob("*.o") if compiled else ():
+        target = folder / "library" / file.relative_to(compiled / "library")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)  # newer than its sources, so make does not compile it
     cmake("--build", folder / "library", "--target", "u2moe")
     cmake("--install", folder / "library", "--prefix", folder / "prefix")
     return folder / "prefix"
