@@ -69,19 +69,15 @@ def initial_cache(g: GraphBuilder, modules: Sequence[ConvolutionModule]) -> ir.V
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The frames around a convolution's input. All blocks share one instance for each kind of convolution.
-
-    Attributes:
-        histories: frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that
-            stands for all frames before the first [blocks, 1, 1, channels]. None: convolutions do not see earlier
-            frames.
-        valid: 1 for frames that exist, 0 for padding [batch, time, 1]; None if this call processes a chunk.
-        kept: frames to cache for the next call, one entry for each block built so far.
-    """
+    """The frames around a convolution's input. All blocks share one instance for each kind of convolution."""
 
     histories: ir.Value | None
+    """Frames before a chunk [blocks, batch, kernel - 1, channels]. For whole utterances, one frame that stands for all
+    frames before the first [blocks, 1, 1, channels]. None: convolutions do not see earlier frames."""
     valid: ir.Value | None
+    """1 for frames that exist, 0 for padding [batch, time, 1]; None if this call processes a chunk."""
     kept: list[ir.Value] = field(default_factory=list)
+    """Frames to cache for the next call, one entry for each block built so far."""
 
     def convolved(
         self, g: GraphBuilder, form: DepthwiseConvolution, inputs: Values, weights: Values, row: int, *,

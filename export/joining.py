@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from u2moe.runtime.bundle.contract import Graph
+from u2moe.runtime.bundle.contract import Graph, Tensor
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.graph.builder import GraphBuilder, build_model, define
 
@@ -15,6 +15,11 @@ Joined = tuple[dict[str, ir.Value], tuple[ir.Model, ...]]
 """Values by name, and the partial graphs that compute them."""
 Body = Callable[[GraphBuilder, dict[str, ir.Value]], Joined]
 """Adds nodes, which compute values from inputs by name."""
+
+
+def tensor(name: str, *axes: str, dtype: str = "float32") -> Tensor:
+    """Return an input or output of a graph."""
+    return Tensor(name=name, dtype=dtype, axes=axes)
 
 
 def joined_model(
@@ -40,9 +45,9 @@ def joined(bundle: Bundle, feeds: dict[str, ir.Value], encoder: ir.Model | None 
     encoder = encoder or ir.load(bundle.path / "encoder.onnx")
     ctc = ir.load(bundle.path / "ctc.onnx")
     for value in encoder.graph.inputs:
-        ir.convenience.replace_all_uses_with(value, feeds[str(value.name)])
-    output = next(value for value in encoder.graph.outputs if value.name == "output")
-    ir.convenience.replace_all_uses_with(ctc.graph.inputs[0], output)
+        value.replace_all_uses_with(feeds[str(value.name)])
+    (output,) = (value for value in encoder.graph.outputs if value.name == "output")
+    ctc.graph.inputs[0].replace_all_uses_with(output)
     return {str(value.name): value for part in (encoder, ctc) for value in part.graph.outputs}, (encoder, ctc)
 
 
@@ -64,7 +69,14 @@ def closed(model: ir.Model, *parts: ir.Model) -> ir.Model:
             if node.op_identifier() in called:
                 node.op_type = called[node.op_identifier()].name
         part.graph.outputs.clear()
-        _take_weights(graph, part.graph)
+        for name, value in list(part.graph.initializers.items()):  # equal weights with the same name are shared
+            del part.graph.initializers[name]
+            mine = graph.initializers.get(name)
+            if mine is not None and _bytes(mine) == _bytes(value):
+                value.replace_all_uses_with(mine)
+            else:
+                value.name = name if mine is None else f"{part.graph.name}/{name}"
+                graph.register_initializer(value)
         for node in list(part.graph):
             part.graph.remove(node)
             _rename(node, nodes, part.graph.name)
@@ -90,18 +102,6 @@ def _rename(item: ir.Node | ir.Value, taken: set[str | None], prefix: str | None
     if item.name in taken:
         item.name = f"{prefix}/{item.name}"
     taken.add(item.name)
-
-
-def _take_weights(graph: ir.Graph, part: ir.Graph) -> None:
-    """Move the part's initializers to `graph`. Equal initializers with the same name are shared."""
-    for name, value in list(part.initializers.items()):
-        del part.initializers[name]
-        mine = graph.initializers.get(name)
-        if mine is not None and _bytes(mine) == _bytes(value):
-            ir.convenience.replace_all_uses_with(value, mine)
-        else:
-            value.name = name if mine is None else f"{part.name}/{name}"
-            graph.register_initializer(value)
 
 
 def _bytes(value: ir.Value) -> bytes:

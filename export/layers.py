@@ -1,5 +1,6 @@
-"""The layers of the network, with their weights, as calls to the ONNX functions in `runtime.graph.layers`."""
+"""The layers of the network, with their weights, as calls to the ONNX functions in `runtime.graph`. Also positions."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -8,16 +9,22 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from u2moe.export.attention import RMSNorm, inverse_frequencies
+from u2moe.export.architecture import EncoderArchitecture
+from u2moe.export.attention import MultiHeadAttention, RMSNorm, inverse_frequencies, positional_encoding
 from u2moe.export.moe import DenseFeedForward, GatedFeedForward, MixtureOfExperts
 from u2moe.runtime.bundle.mixture import Mixture
 from u2moe.runtime.graph import layers
+from u2moe.runtime.graph.attention import Heads, PositionUse, attention, cached_attention
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.dispatch import float_mixture
 
 Values = Sequence[ir.Value]
 MASKED = float(np.finfo(np.float32).min)
 """Added to masked scores. Its exponential is exactly zero, yet a fully masked row does not become NaN."""
+TABLE_LENGTHS = {"rel_pos": 5000, "abs_pos": 5000, "abs_pos_whisper": 1500, "rope_pos": 3000}
+"""Number of positions in the tables that WeNet saves. Here encodings are computed, so positions are unlimited."""
+NUM_LEARNED = 448
+"""Number of positions that can be learned. WeNet has no setting for it."""
 
 
 def parameter(g: GraphBuilder, name: str, shape: Sequence[int], read: Callable[[], torch.Tensor]) -> ir.Value:
@@ -124,26 +131,21 @@ def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name
     """
     with g.scope(name, group="feed_forward"):
         if isinstance(layer, MixtureOfExperts):
-            return mixture_of_experts(g, x, layer, kind, scale)
+            experts = [cast("DenseFeedForward", expert) for expert in layer.experts]
+            num, top_k, bias = len(experts), layer.num_experts_per_token, experts[0].w_1.bias is not None
+            with g.scope(group="routers"):
+                weights = [transposed(g, "gate.weight", layer.gate.weight)]
+            with g.scope(group="experts"):
+                for index, expert in enumerate(experts):
+                    weights += affine(g, expert.w_1, f"experts.{index}.w_1.")
+                    weights += affine(g, expert.w_2, f"experts.{index}.w_2.", scale)
+            mixture = Mixture(num_experts=num, top_k=top_k, activation=kind, bias=bias)
+            return g.call(float_mixture(mixture), x, *weights)[0]
         inner = cast("DenseFeedForward", layer)
         bias = inner.w_1.bias is not None
         weights = [*affine(g, inner.w_1, "w_1."), *affine(g, inner.w_2, "w_2.", scale)]
         gates = affine(g, inner.gate, "gate.") if isinstance(inner, GatedFeedForward) else []
         return g.call(layers.feed_forward(kind, bias=bias, gated=bool(gates)), x, *gates, *weights)[0]
-
-
-def mixture_of_experts(g: GraphBuilder, x: ir.Value, layer: MixtureOfExperts, kind: str, scale: float) -> ir.Value:
-    """Apply the router and all experts in one call."""
-    experts = [cast("DenseFeedForward", expert) for expert in layer.experts]
-    num, top_k, bias = len(experts), layer.num_experts_per_token, experts[0].w_1.bias is not None
-    mixture = Mixture(num_experts=num, top_k=top_k, activation=kind, bias=bias)
-    with g.scope(group="routers"):
-        weights = [transposed(g, "gate.weight", layer.gate.weight)]
-    with g.scope(group="experts"):
-        for index, expert in enumerate(experts):
-            weights += affine(g, expert.w_1, f"experts.{index}.w_1.")
-            weights += affine(g, expert.w_2, f"experts.{index}.w_2.", scale)
-    return g.call(float_mixture(mixture), x, *weights)[0]
 
 
 def sinusoids(g: GraphBuilder, positions: ir.Value, dim: int) -> ir.Value:
@@ -155,3 +157,180 @@ def sinusoids(g: GraphBuilder, positions: ir.Value, dim: int) -> ir.Value:
 def mask_bias(g: GraphBuilder, visible: ir.Value) -> ir.Value:
     """Return the bias to add to scores: 0 where `visible` is true, `MASKED` elsewhere."""
     return g.op("Where", visible, 0.0, MASKED)
+
+
+class AttentionNodes:
+    """One attention layer. The encoder or decoder that contains it supplies the caches and masks.
+
+    WeNet computes the scores of relative attention as ((q_i + u) k_j + (q_i + v) p_j) / s with p_j = W_pos pe_j. Here
+    they are (q_i + u) / s * (k_j + p_j) + (v - u) / s * p_j. This form needs one product with the queries instead of
+    two. Its second term depends only on the position of the key (see `position_biases`). u and the division by s are
+    folded into the query projection.
+    """
+
+    def __init__(self, g: GraphBuilder, layer: MultiHeadAttention) -> None:
+        self.g, self.layer, self.config = g, layer, (config := layer.config)
+        self.heads = Heads(num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, size=config.head_dim)
+
+    def attend(
+        self, x: ir.Value, memory: ir.Value, bias: ir.Value, positions: Values = (), cache: Values = ()
+    ) -> tuple[ir.Value, ...]:
+        """Attend from `x` [batch, time, dim] to `memory` [batch, keys, dim]; return the output and what to cache.
+
+        `bias` is added to the scores. `positions` is the result of `positions.encoding_nodes` for the keys. `cache`
+        contains the inputs `cache`, `block` and `first_kept` of `cached_attention`; if it is empty, nothing is cached.
+        """
+        key_value = self.key_value(memory)
+        use: PositionUse = ""
+        if self.config.relative and positions:
+            use, positions = "relative", [linear(self.g, positions[0], self.layer.linear_pos, "linear_pos")]
+        elif self.config.rotary:
+            use = "rotary"
+        elif self.config.by_distance:
+            use, positions = "distance", [vector(self.g, "rel_k_embed.weight", self.layer.rel_k_embed.weight)]
+        else:
+            positions = []
+        function = (cached_attention if cache else attention)(self.heads, use)
+        context, *kept = self.g.call(function, self._query(x), key_value, *cache, bias, *positions)
+        return linear(self.g, context, self.layer.linear_out, "linear_out"), *kept
+
+    def gathered(
+        self, x: ir.Value, memory: ir.Value | None, bias: ir.Value, rows: ir.Value, places: ir.Value
+    ) -> ir.Value:
+        """Attend from vectors `x` [n, dim]; return [n, dim].
+
+        `rows` [batch, time] contains the index of the vector that forms each query. `places` [n] contains the index of
+        each vector in the flattened queries. Without `memory`, the queries attend to each other.
+        """
+        g = self.g
+        query = g.op("Gather", self._query(x), rows, axis=0)
+        key_value = self.key_value(x if memory is None else memory)
+        if memory is None:
+            key_value = g.op("Gather", key_value, rows, axis=0)
+        (context,) = g.call(attention(self.heads), query, key_value, bias)
+        flat = g.op("Reshape", context, [-1, self.heads.num_heads * self.heads.size])
+        return linear(g, g.op("Gather", flat, places, axis=0), self.layer.linear_out, "linear_out")
+
+    def _query(self, x: ir.Value) -> ir.Value:
+        g, layer, scale = self.g, self.layer, 1 / math.sqrt(self.config.head_dim)
+        parts = [] if layer.linear_q.bias is None else [layer.linear_q.bias]
+        parts += [layer.pos_bias_u] if self.config.relative else []
+
+        def bias() -> torch.Tensor:
+            return torch.stack([part.flatten() for part in parts]).sum(dim=0) * scale
+
+        with g.scope("linear_q"):
+            weight = transposed(g, "weight", layer.linear_q.weight, scale)
+            biases = [parameter(g, "bias", (layer.linear_q.out_features,), bias)] if parts else []
+            return product(g, x, weight, *biases)
+
+    def key_value(self, x: ir.Value) -> ir.Value:
+        """Return keys and values [batch, time, kv_heads * 2 * head_dim], head by head, in the layout of the cache."""
+        g, layer, config = self.g, self.layer, self.config
+        width = 2 * config.num_kv_heads * config.head_dim
+
+        def joined(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            heads = (config.num_kv_heads, config.head_dim)
+            parts = [part.reshape(*heads, *part.shape[1:]) for part in (keys, values)]
+            return torch.cat(parts, dim=1).flatten(0, 1)
+
+        def bias() -> torch.Tensor:
+            none = torch.zeros(width // 2)
+            parts = [part.bias for part in (layer.linear_k, layer.linear_v)]
+            return joined(*(none if part is None else part.float() for part in parts))
+
+        with g.scope("linear_kv"):
+            shape = (layer.linear_k.in_features, width)
+            weights = [parameter(g, "weight", shape, lambda: joined(layer.linear_k.weight, layer.linear_v.weight).T)]
+            if any(part.bias is not None for part in (layer.linear_k, layer.linear_v)):
+                weights.append(parameter(g, "bias", (width,), bias))
+            return product(g, x, *weights)
+
+
+def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[MultiHeadAttention]) -> ir.Value:
+    """Return the query-independent part of relative attention's scores: [batch, layers * heads, 1, keys].
+
+    This is the last term of the sum in `AttentionNodes`. One product with the sinusoids [batch, keys, dim] yields it
+    for all layers.
+    """
+    shape = (layers[0].linear_pos.in_features, len(layers) * layers[0].config.num_heads)
+    with g.scope("position_biases", group="positions"):
+        weight = parameter(g, "weight", shape, lambda: torch.cat(list(map(_position_bias, layers))).T)
+        biases = product(g, positions, weight)
+        return g.op("Unsqueeze", g.op("Transpose", biases, perm=[0, 2, 1]), [2])
+
+
+def _position_bias(layer: MultiHeadAttention) -> torch.Tensor:
+    """Return (v - u)^T W_pos / sqrt(head_dim) of each head [heads, dim]."""
+    # in a fixed order of summation, because the order in torch's products depends on the processor
+    difference = (layer.pos_bias_v.double() - layer.pos_bias_u.double()) / math.sqrt(layer.config.head_dim)
+    projection = layer.linear_pos.weight.double().reshape(*difference.shape, -1)
+    total = torch.zeros_like(projection[:, 0])
+    for index in range(layer.config.head_dim):
+        total = total + difference[:, index, None] * projection[:, index]
+    return total.float()
+
+
+class LearnedPositions(nn.Module):
+    """A learned encoding for each of `NUM_LEARNED` positions. A longer utterance is an error."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.pe = nn.Parameter(torch.zeros(1, NUM_LEARNED, dim))
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return encodings [..., dim] of positions [...]."""
+        return self.pe[0][positions]
+
+    def nodes(self, g: GraphBuilder, positions: ir.Value) -> ir.Value:
+        """Build `forward` in a graph. Negative positions are padding that no frame sees, and get the first encoding."""
+        with g.scope(group="positions"):
+            table = parameter(g, "pe", tuple(self.pe.shape[1:]), lambda: self.pe[0])
+        with g.scope(f"REFUSED: there are {NUM_LEARNED} learned positions"):  # onnxruntime's error names this node
+            return g.op("Gather", table, g.op("Max", positions, 0), axis=0)
+
+
+def encodings(config: EncoderArchitecture, positions: torch.Tensor) -> torch.Tensor:
+    """Return encodings [..., dim] of positions [...], or angles [..., size] of rotary positions."""
+    if config.positions == "no_pos":
+        return torch.zeros(*positions.shape, config.dim, device=positions.device)
+    if config.positions in ("rel_pos", "abs_pos"):
+        return positional_encoding(positions, config.dim)
+    angles = positions.float().unsqueeze(-1) * torch.tensor(_frequencies(config), device=positions.device)
+    return angles if config.positions == "rope_pos" else torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def encoding_nodes(g: GraphBuilder, config: EncoderArchitecture, positions: ir.Value) -> Sequence[ir.Value]:
+    """Return encodings of int64 positions [batch, keys]. For `rope_pos`: cosines and sines. For `no_pos`: []."""
+    if config.positions == "no_pos":
+        return []
+    with g.scope("positional_encoding"):
+        if config.positions in ("rel_pos", "abs_pos"):
+            return g.call(layers.sinusoids(inverse_frequencies(config.dim).tolist()), positions)
+        frequencies = _frequencies(config)
+        halves = g.call(layers.sines_and_cosines(frequencies), positions)
+        if config.positions == "abs_pos_whisper":
+            return halves
+        sines, cosines = g.ops("Split", halves[0], [len(frequencies)] * 2, axis=-1, num_outputs=2)
+        return [cosines, sines]
+
+
+def position_table(config: EncoderArchitecture, length: int) -> torch.Tensor | None:
+    """Return the table that WeNet saves, if any: [1, length, dim], or [1, length, size, 2] for rotary positions."""
+    if config.positions == "no_pos" or config.learned_positions:
+        return None
+    table = encodings(config, torch.arange(length)).unsqueeze(0)
+    return torch.stack((table.cos(), table.sin()), dim=-1) if config.positions == "rope_pos" else table
+
+
+def _frequencies(config: EncoderArchitecture) -> list[float]:
+    """Return angular frequencies, computed in Python: the last bit of torch's results depends on the processor."""
+
+    def single(value: float) -> float:
+        return torch.tensor(value, dtype=torch.float32).item()
+
+    if config.positions == "rope_pos":
+        number = config.attention.head_dim // 2
+        return [1 / single(10000.0 ** single(index / number)) for index in range(number)]
+    number = config.dim // 2  # abs_pos_whisper
+    return [math.exp(single(-(math.log(10000) / (number - 1)) * index)) for index in range(number)]

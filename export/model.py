@@ -9,11 +9,18 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import Architecture, Decoder
 from u2moe.export.attention import MultiHeadAttention, added, norm, positional_encoding
-from u2moe.export.attention_nodes import AttentionNodes
 from u2moe.export.encoders.kinds import KINDS
-from u2moe.export.layers import Residual, feed_forward, linear, mask_bias, sinusoids, vector
+from u2moe.export.layers import (
+    AttentionNodes,
+    LearnedPositions,
+    Residual,
+    feed_forward,
+    linear,
+    mask_bias,
+    sinusoids,
+    vector,
+)
 from u2moe.export.moe import feed_forward as torch_feed_forward
-from u2moe.export.positions import LearnedPositions
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.builder import GraphBuilder
 from u2moe.runtime.graph.layers import Prefixes, shared_prefixes
@@ -179,9 +186,19 @@ class DecoderNodes:
         with g.scope("memory"):
             frames = g.op("Range", 0, g.op("Squeeze", g.op("Shape", self.memory, start=1, end=2), [0]), 1)
             valid = g.op("Less", frames, g.op("Unsqueeze", inputs["encoder_lens"], [1]))
-        visible = self._without_blanks(valid) if model.config.non_blank_memory else valid
+        if model.config.non_blank_memory:
+            # Only frames whose most likely token is not 0 are visible, or all valid frames if an utterance has no such
+            # frames. The graph has its own CTC head, so callers need not find blanks. Cross-attention does not depend
+            # on the positions of frames, so hiding a frame has the same effect as removing it.
+            with g.scope("ctc", group="output_layers"):
+                logits = linear(g, self.memory, model.ctc.ctc_lo, "ctc_lo")
+            with g.scope("memory"):
+                spoken = g.op("Greater", g.op("ArgMax", logits, axis=-1, keepdims=0), 0)
+                number = g.op("Cast", g.op("And", valid, spoken), to=ir.DataType.INT64)
+                is_silent = g.op("Equal", g.op("ReduceSum", number, [1], keepdims=1), 0)
+                valid = g.op("And", valid, g.op("Or", spoken, is_silent))
         with g.scope("memory"):
-            self.memory_bias = mask_bias(g, g.op("Unsqueeze", visible, [1, 2]))
+            self.memory_bias = mask_bias(g, g.op("Unsqueeze", valid, [1, 2]))
 
     def build(self) -> dict[str, ir.Value]:
         """Build all nodes and return the outputs by name."""
@@ -204,22 +221,6 @@ class DecoderNodes:
             with g.scope("decoder", "right_decoder", "scores"):
                 outputs["r_score"] = g.op("GatherElements", scores, mirror, axis=2)
         return outputs
-
-    def _without_blanks(self, valid: ir.Value) -> ir.Value:
-        """Return a mask [batch, time] of the valid frames whose most likely token is not 0.
-
-        If an utterance has no such frames, the mask contains all its valid frames. The graph has its own CTC head for
-        this, so callers need not find blanks. Cross-attention does not depend on the positions of frames, so hiding a
-        frame has the same effect as removing it.
-        """
-        g = self.g
-        with g.scope("ctc", group="output_layers"):
-            logits = linear(g, self.memory, self.model.ctc.ctc_lo, "ctc_lo")
-        with g.scope("memory"):
-            spoken = g.op("Greater", g.op("ArgMax", logits, axis=-1, keepdims=0), 0)
-            number = g.op("Cast", g.op("And", valid, spoken), to=ir.DataType.INT64)
-            is_silent = g.op("Equal", g.op("ReduceSum", number, [1], keepdims=1), 0)
-            return g.op("And", valid, g.op("Or", spoken, is_silent))
 
     def _scores(self, decoder: AttentionDecoder, targets: ir.Value, name: str) -> tuple[ir.Value, ir.Value, Prefixes]:
         """Score `targets` [batch, nbest, length+1].

@@ -43,9 +43,8 @@ class GatedFeedForward(DenseFeedForward):
 class MixtureOfExperts(nn.Module):
     """For each token, the weighted sum of the outputs of its top-k experts.
 
-    The weights are a softmax over the k selected router logits. Routing has no noise and no capacity limit: every token
-    reaches its k experts (arXiv 2404.16407). Assignments are sorted by expert, so each expert runs once, on all of its
-    tokens together.
+    The weights are a softmax over the k selected router logits. There is no noise and no capacity limit: every token
+    reaches its k experts (arXiv 2404.16407). Each expert runs once, on all of its tokens together.
     """
 
     def __init__(self, dim: int, config: FeedForward) -> None:

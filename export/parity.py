@@ -1,8 +1,8 @@
 """Compares torch with onnxruntime for every graph of a bundle: chunk by chunk, batch by batch, expert by expert."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from u2moe.export.comparison import Array, Comparison, ParityReport, compare_features, compared
+from u2moe.export.layers import NUM_LEARNED
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
-from u2moe.export.positions import NUM_LEARNED
 from u2moe.runtime.bundle import contract
 from u2moe.runtime.bundle.manifest import Manifest
 from u2moe.runtime.errors import ParityError
@@ -44,31 +44,6 @@ CHUNKS = ((16, -1), (16, 4), (16, 0), (8, 2), (4, 1), (1, 8), (25, -1))
 """(chunk size, left chunks) for the comparison of streams: WeNet's usual values and some unusual ones."""
 
 
-class RouterWatch:
-    """Counts each expert's tokens and keeps the smallest margin of any routing decision."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.layers = {name: part for name, part in network.named_modules() if isinstance(part, MixtureOfExperts)}
-        self.counts = {name: np.zeros(len(part.experts), np.int64) for name, part in self.layers.items()}
-        self.margin = np.inf
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Record routing decisions inside this context."""
-        with ExitStack() as stack:
-            for name, layer in self.layers.items():
-                stack.callback(layer.register_forward_pre_hook(partial(self._record, name)).remove)
-            yield
-
-    def _record(self, name: str, layer: MixtureOfExperts, inputs: tuple[Tensor, ...]) -> None:
-        tokens = inputs[0].reshape(-1, inputs[0].shape[-1])
-        logits = layer.gate(tokens).sort(dim=-1, descending=True)
-        k = layer.num_experts_per_token
-        self.counts[name] += torch.bincount(logits.indices[:, :k].flatten(), minlength=len(layer.experts)).numpy()
-        if k < len(layer.experts) and len(tokens):
-            self.margin = min(self.margin, float((logits.values[:, k - 1] - logits.values[:, k]).min()))
-
-
 class Parity:
     """Compares one network with the graphs in one folder.
 
@@ -83,7 +58,10 @@ class Parity:
         self.encoder = Encoder(self.sessions["encoder"], manifest.model)
         self.saved = {graph.name: ir.load(file) for graph, file in graphs.items()}
         self.random = np.random.default_rng(seed)
-        self.report, self.watch = ParityReport(), RouterWatch(network)
+        self.report = ParityReport()
+        self.routers = {name: part for name, part in network.named_modules() if isinstance(part, MixtureOfExperts)}
+        self.counts = {name: np.zeros(len(part.experts), np.int64) for name, part in self.routers.items()}
+        self.margin = np.inf  # the smallest of any routing decision
         self.features = (folder / contract.features().file, manifest)
 
     @torch.inference_mode()
@@ -108,31 +86,41 @@ class Parity:
             self._case("batch of streams at different positions", self._stream_batch, progress)
         if config.decoder != "none":
             self._case("decoder, two utterances", self._decoder, progress)
-        for name in self.watch.layers:
+        for name in self.routers:
             self._case(f"experts of {name}", partial(self._experts, name), progress)
-        self.report.tokens_per_expert = {name: counts.tolist() for name, counts in self.watch.counts.items()}
+        self.report.tokens_per_expert = {name: counts.tolist() for name, counts in self.counts.items()}
         return self.report
 
     def _case(self, case: str, compare: Callable[[], Pairs], progress: Callable[[str], None]) -> None:
         """Run one case; repeat it with new inputs if a difference exceeds its limit and a router has a near tie."""
         progress(case)
         for draw in range(MAX_DRAWS):
-            self.watch.margin, drawn = np.inf, self.random.bit_generator.state
-            with self.watch.watching():
+            self.margin, drawn = np.inf, self.random.bit_generator.state
+            with ExitStack() as stack:
+                for name, layer in self.routers.items():
+                    stack.enter_context(layer.register_forward_pre_hook(partial(self._record, name)))
                 pairs = compare()
             comparisons = [compared(case, tensor, parts) for tensor, parts in pairs.items()]
             if all(item.is_equal for item in comparisons):
                 break
-            if not self.watch.margin < NEAR_TIE or draw + 1 == MAX_DRAWS:
+            if not self.margin < NEAR_TIE or draw + 1 == MAX_DRAWS:
                 comparisons = self._compared_exactly(compare, drawn, pairs, comparisons)
                 break
             self.report.num_redrawn += 1
-        is_tie, sides = self.watch.margin < NEAR_TIE, self.report.sides
+        is_tie, sides = self.margin < NEAR_TIE, self.report.sides
         tie = f"; a router has near ties between experts for all {MAX_DRAWS} inputs" if is_tie else ""
         for item in sorted(comparisons, key=lambda item: item.difference / item.limit, reverse=True):
             self.report.add(item, self.subject, sides, tie)
             if item.rounding is not None:
                 progress(f"{item.tensor}: equal within rounding: {item.told(sides)}")
+
+    def _record(self, name: str, layer: MixtureOfExperts, inputs: tuple[Tensor, ...]) -> None:
+        """Count each expert's tokens, and keep the smallest margin of a routing decision."""
+        tokens = inputs[0].reshape(-1, inputs[0].shape[-1])
+        logits, k = layer.gate(tokens).sort(dim=-1, descending=True), layer.num_experts_per_token
+        self.counts[name] += torch.bincount(logits.indices[:, :k].flatten(), minlength=len(layer.experts)).numpy()
+        if k < len(layer.experts) and len(tokens):
+            self.margin = min(self.margin, float((logits.values[:, k - 1] - logits.values[:, k]).min()))
 
     def _compared_exactly(
         self, compare: Callable[[], Pairs], drawn: Any, pairs: Pairs, comparisons: list[Comparison]

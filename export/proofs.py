@@ -36,12 +36,9 @@ def settings(architecture: Architecture) -> dict[str, list[Setting]]:
     kinds["selfattn"] = True
     found: dict[str, dict[str, object]] = {
         "encoder": {
-            "encoder": encoder.kind,
-            "input_layer": encoder.subsampling,
-            "pos_enc_layer_type": encoder.positions,
+            "encoder": encoder.kind, "input_layer": encoder.subsampling, "pos_enc_layer_type": encoder.positions,
             "selfattention_layer_type": next(kind for kind, is_used in kinds.items() if is_used),
-            "macaron_style": encoder.macaron,
-            "final_norm": encoder.final_norm,
+            "macaron_style": encoder.macaron, "final_norm": encoder.final_norm,
             "chunks": "any" if encoder.dynamic_chunk else "fixed" if encoder.static_chunk_size else "none",
             "cnn_module_norm": convolution.norm.kind if convolution else "none",
             **({"conv_bias": convolution.bias} if convolution else {}),
@@ -49,7 +46,7 @@ def settings(architecture: Architecture) -> dict[str, list[Setting]]:
             **_of_blocks(encoder, heads),
             **{name: getattr(each, field) for each in own for field, name in OWN.items() if hasattr(each, field)},
         }
-    }
+    }  # fmt: skip
     if left is not None:
         found["decoder"] = {
             "decoder": "bitransformer" if architecture.right_decoder else "transformer",
@@ -57,23 +54,20 @@ def settings(architecture: Architecture) -> dict[str, list[Setting]]:
             **_of_blocks(left, left.self_attention),
             **{f"src_{key}": getattr(left.cross_attention, key) for key in BIASES},
         }
-    return {part: [(key, _text(value)) for key, value in own.items()] for part, own in found.items()}
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return {
+        part: [(key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in own.items()]
+        for part, own in found.items()
+    }
 
 
 def _of_blocks(network: EncoderArchitecture | Decoder, attention: Attention) -> dict[str, object]:
+    feed_forward = network.feed_forward
     return {
-        "normalize_before": network.pre_norm,
-        "activation_type": network.feed_forward.activation,
-        "mlp_type": network.feed_forward.kind,
-        "mlp_bias": network.feed_forward.bias,
-        "layer_norm_type": network.norm.kind,
+        "normalize_before": network.pre_norm, "activation_type": feed_forward.activation,
+        "mlp_type": feed_forward.kind, "mlp_bias": feed_forward.bias, "layer_norm_type": network.norm.kind,
         "n_kv_head": "fewer" if attention.num_kv_heads < attention.num_heads else "all",
         **{key: getattr(attention, key) for key in BIASES},
-    }
+    }  # fmt: skip
 
 
 @cache

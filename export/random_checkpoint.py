@@ -1,15 +1,9 @@
 """Makes networks of any size and kind with seeded random weights, as checkpoints in WeNet's layout or as bundles.
 
-The published U2++ MoE models (arXiv 2404.16407) have 225 million parameters without experts and a billion with them,
-but their layer sizes are not public. The presets use sizes of our own. dense-225m has 223 million parameters. moe-1b is
-the same network with 8 experts in place of each feed-forward layer, and has 1.06 billion parameters. dense-1b has no
-experts, but as many parameters as moe-1b.
-
-The same seed yields the same bytes. Values are uniform, with 24 random bits each, because uniform numbers are exact on
-every processor. Normal numbers would depend on the processor's logarithm and cosine.
-
 Checkpoints are for tests and benchmarks. Bundles need just a train.yaml, and measure a network's cost before training.
-Their tensors are drawn again for each use and never kept, so even a billion parameters need little memory.
+Their tensors are drawn again for each use and never kept, so even a billion parameters need little memory. The same
+seed yields the same bytes. Values are uniform, with 24 random bits each, because uniform numbers are exact on every
+processor. Normal numbers would depend on the processor's logarithm and cosine.
 """
 
 import hashlib
@@ -30,14 +24,13 @@ from torch.utils._pytree import tree_map_only
 from u2moe.export.architecture import Architecture
 from u2moe.export.attention import RMSNorm, positional_encoding
 from u2moe.export.checkpoint import Checkpoint
+from u2moe.export.layers import TABLE_LENGTHS, position_table
 from u2moe.export.model import SpeechModel
 from u2moe.export.moe import MixtureOfExperts
-from u2moe.export.positions import TABLE_LENGTHS, position_table
 from u2moe.export.subsampling import KINDS as SUBSAMPLINGS
-from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN, read_cmvn, read_yaml
+from u2moe.export.text_files import CMVN_ISTD, CMVN_MEAN, Section, read_cmvn, read_yaml
 from u2moe.export.training_config import CONFIG_FILE, parse_training_config, read_features
 from u2moe.export.weights import expected_shapes
-from u2moe.export.yaml_section import Section
 from u2moe.runtime.errors import CheckpointError
 from u2moe.runtime.text.vocabulary import TextConfig
 from u2moe.runtime.validation import refused_as
@@ -83,7 +76,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "moe-1b": {**_with_experts(_DENSE), "vocab_size": 5000},
     "dense-1b": {**_sizes(1280, 4256, 16, blocks=24, decoder_blocks=(3, 3)), "vocab_size": 5000},
 }
-"""Arguments of `random_config`."""
+"""Arguments of `random_config`. The layer sizes of the published U2++ MoE models (arXiv 2404.16407) are not public, so
+these are our own. moe-1b is dense-225m with 8 experts for each feed-forward layer; dense-1b has as many parameters."""
 ENCODER_DEFAULTS: dict[str, dict[str, Any]] = {
     "conformer": {"cnn_module_kernel": 8, "causal": True, "cnn_module_norm": "layer_norm"},
     "e_branchformer": {"causal": True, "cgmlp_linear_units": 48, "cgmlp_conv_kernel": 7, "merge_conv_kernel": 3},

@@ -1,8 +1,7 @@
 """Combines a bundle's encoder and CTC head into one graph for sherpa-onnx's WeNet clients, online and offline.
 
-The bundle's graphs, quantized or not, are used unchanged. The combined graph has different inputs and outputs. A
-network that a client cannot run is refused, and the reason is given. Otherwise the client would end the whole process
-when it loads the file.
+The graphs are used unchanged, except for inputs and outputs. Networks that a client cannot run are refused, because the
+client would end the whole process when it loads the file.
 """
 
 from collections.abc import Callable
@@ -13,44 +12,33 @@ import numpy as np
 import onnx_ir as ir
 
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE
-from u2moe.export.joining import Body, Joined, inlined, joined, joined_model, zeros
-from u2moe.runtime.bundle.contract import Graph, Tensor
+from u2moe.export.joining import Body, Joined, inlined, joined, joined_model, tensor, zeros
+from u2moe.runtime.bundle.contract import Graph
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
 from u2moe.runtime.bundle_folder import Bundle
 from u2moe.runtime.declarations import Checked, option
 from u2moe.runtime.errors import UnsupportedError
 from u2moe.runtime.graph.builder import GraphBuilder
 
-_CACHE = ("num_blocks", "num_kv_heads", "cache_time", "kv_dim")
-_HISTORY = ("num_blocks", "one", "conv_dim", "conv_cache")
+_CACHE, _HISTORY = ("num_blocks", "num_kv_heads"), ("num_blocks", "one", "conv_dim", "conv_cache")
 ONLINE = Graph(
     name="model-streaming",
     inputs=(
-        Tensor(name="x", dtype="float32", axes=("one", "frames", "feature_size")),
-        Tensor(name="offset", dtype="int64", axes=("one",)),
-        Tensor(name="required_cache_size", dtype="int64", axes=("one",)),
-        Tensor(name="attn_cache", dtype="float32", axes=_CACHE),
-        Tensor(name="conv_cache", dtype="float32", axes=_HISTORY),
-        Tensor(name="attn_mask", dtype="bool", axes=("one", "one", "keys")),
+        tensor("x", "one", "frames", "feature_size"), tensor("offset", "one", dtype="int64"),
+        tensor("required_cache_size", "one", dtype="int64"), tensor("attn_cache", *_CACHE, "cache_time", "kv_dim"),
+        tensor("conv_cache", *_HISTORY), tensor("attn_mask", "one", "one", "keys", dtype="bool"),
     ),
     outputs=(
-        Tensor(name="log_probs", dtype="float32", axes=("one", "time", "vocab_size")),
-        Tensor(name="next_att_cache", dtype="float32", axes=(*_CACHE[:2], "next_cache_time", "kv_dim")),
-        Tensor(name="next_conv_cache", dtype="float32", axes=_HISTORY),
+        tensor("log_probs", "one", "time", "vocab_size"),
+        tensor("next_att_cache", *_CACHE, "next_cache_time", "kv_dim"), tensor("next_conv_cache", *_HISTORY),
     ),
-)
+)  # fmt: skip
 """One chunk of one stream. The client binds tensors by position, not by name. It starts with zero caches. Its first
 offset is the size of the attention cache. It marks valid keys in `attn_mask`."""
 OFFLINE = Graph(
     name="model",
-    inputs=(
-        Tensor(name="x", dtype="float32", axes=("batch", "frames", "feature_size")),
-        Tensor(name="x_lens", dtype="int64", axes=("batch",)),
-    ),
-    outputs=(
-        Tensor(name="log_probs", dtype="float32", axes=("batch", "time", "vocab_size")),
-        Tensor(name="log_probs_lens", dtype="int64", axes=("batch",)),
-    ),
+    inputs=(tensor("x", "batch", "frames", "feature_size"), tensor("x_lens", "batch", dtype="int64")),
+    outputs=(tensor("log_probs", "batch", "time", "vocab_size"), tensor("log_probs_lens", "batch", dtype="int64")),
 )
 """Whole utterances, padded at the end."""
 
@@ -152,11 +140,7 @@ def _check_symbols(tokens: list[str], blank: int, where: str) -> None:
 
 
 def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
-    """Return the streaming graph.
-
-    No node reads the input `attn_mask`, because `offset` already determines which cached frames precede the stream's
-    start.
-    """
+    """Return the streaming graph. No node reads `attn_mask`: `offset` shows which cached frames precede the stream."""
 
     def body(g: GraphBuilder, inputs: dict[str, ir.Value]) -> Joined:
         required = inputs["required_cache_size"]
@@ -177,14 +161,10 @@ def online_graph(bundle: Bundle, options: SherpaOptions) -> ir.Model:
 
     config = bundle.manifest.model
     values = {
-        "head": _sizes(config, ATT_CACHE)[0],
-        "num_blocks": config.num_blocks,
-        "output_size": config.output_size,
-        "cnn_module_kernel": _sizes(config, CNN_CACHE)[1] + 1,
-        "right_context": config.right_context,
-        "chunk_size": options.chunk_size,
-        "left_chunks": options.num_left_chunks,
-    }
+        "head": _sizes(config, ATT_CACHE)[0], "num_blocks": config.num_blocks, "output_size": config.output_size,
+        "cnn_module_kernel": _sizes(config, CNN_CACHE)[1] + 1, "right_context": config.right_context,
+        "chunk_size": options.chunk_size, "left_chunks": options.num_left_chunks,
+    }  # fmt: skip
     return _graph(ONLINE, bundle, {name: str(value) for name, value in values.items()}, body)
 
 

@@ -1,18 +1,24 @@
-"""Reads the text files of a checkpoint, with limits on memory and time.
+"""Reads the text files of a checkpoint, with limits on memory and time. A `Section` reads yaml key by key.
 
 Feature statistics are in WeNet's global_cmvn, as JSON or Kaldi text. They are needed only if the state dict has none.
 """
 
+from __future__ import annotations
+
 import json
+import re
 import stat
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
-from u2moe.runtime.errors import CheckpointError
+from u2moe.runtime.errors import CheckpointError, UnsupportedError
+from u2moe.runtime.validation import Record, quoted, shortened
 
 LARGEST_TEXT = 1 << 26
 """Maximum number of characters in a vocabulary or a file of statistics. It is enough for a million symbols."""
@@ -91,13 +97,96 @@ def read_cmvn(path: Path, size: int) -> tuple[Tensor, Tensor]:
     if not (np.isfinite(count) and count > 0 and np.isfinite(sums).all() and np.isfinite(squares).all()):
         raise CheckpointError(f"{path}: has feature sums that are not finite, or has no frames (frame count {count})")
     with np.errstate(over="ignore", invalid="ignore"):
-        mean = sums / count
-        mean_square = squares / count
+        mean, mean_square = sums / count, squares / count
         variance = mean_square - mean * mean
         if (variance < -ROUNDING * mean_square).any():
             raise CheckpointError(f"{path}: the sums of squares are too small for the sums (frame count {count:g})")
         variance = np.maximum(variance, SMALLEST_VARIANCE)
         statistics = mean.astype(np.float32), (1.0 / np.sqrt(variance)).astype(np.float32)
-    if not all(np.isfinite(values).all() for values in statistics):
+    if not np.isfinite(statistics).all():
         raise CheckpointError(f"{path}: has means or variances that are not finite in float32")
     return torch.from_numpy(statistics[0]), torch.from_numpy(statistics[1])
+
+
+Choice = TypeVar("Choice", bound=str)
+MOST_NAMES = 10
+LARGEST_SIZE = 1 << 20
+"""Default limit for whole numbers in the file. The product of three such sizes fits in 64 bits."""
+NAMEABLE = re.compile("[^\0\ud800-\udfff]*")
+
+
+class Section(Record):
+    """A mapping in a file; the top level if `name` is empty. If `is_whole` is false, keys may remain unread."""
+
+    def __init__(self, file: str, values: object, name: str = "", *, is_whole: bool = True) -> None:
+        super().__init__(values, name)
+        self.file = file
+        self._is_whole = is_whole
+        self._sections: list[Section] = []
+
+    def unsupported(self, key: str, found: object, supported: Iterable[str]) -> UnsupportedError:
+        """Return the error for a value that WeNet supports and this project does not."""
+        told = f"{self.file}: {self.field(key)} is {quoted(found)}, which is not supported; supported: "
+        return UnsupportedError(told + ", ".join(supported))
+
+    def refuse(self, keys: Iterable[str], reason: str) -> None:
+        """Refuse each of `keys` that is present and not null."""
+        for key in keys:
+            if self.value(key) is not None:
+                raise self.unsupported(key, self.value(key), (f"none, because {reason}",))
+
+    def section(self, key: str, *, is_whole: bool = True) -> Section:
+        """Return the mapping under `key`; an empty section if there is none."""
+        value = self.value(key)
+        self._sections.append(Section(self.file, {} if value is None else value, self.field(key), is_whole=is_whole))
+        return self._sections[-1]
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = LARGEST_SIZE) -> int:
+        """Return the whole number under `key`. Without a default, the key is required."""
+        return super().integer(key, default, least=least, most=most)
+
+    def optional_text(self, key: str) -> str | None:
+        """Return the string under `key`; None if it is null or missing. It must be possible as a file name."""
+        value = self.value(key)
+        if value is not None and not (isinstance(value, str) and NAMEABLE.fullmatch(value)):
+            raise self.wrong(key, value, "a string or null")
+        return value
+
+    def choice(self, key: str, default: Choice, supported: tuple[Choice, ...]) -> Choice:
+        """Return the name under `key`; `default` if it is missing. A name that is not in `supported` is refused."""
+        value = self.value(key, default)
+        for name in supported:
+            if value == name:
+                return name
+        raise self.unsupported(key, value, supported)
+
+    def finish(
+        self, without_effect: Mapping[str, Iterable[str]], one_value: Mapping[str, Mapping[str, object]]
+    ) -> None:
+        """Refuse unknown keys here and in the sections below, because they may change the network.
+
+        By section, `without_effect` are keys that have no effect, and `one_value` are keys with their only supported
+        value, which is also the default.
+        """
+        for section in self._sections:
+            section.finish(without_effect, one_value)
+        if not self._is_whole:
+            return
+        for key, only in one_value.get(self.name, {}).items():
+            value = self.value(key, only)
+            if value != only or isinstance(value, bool) != isinstance(only, bool):
+                raise self.unsupported(key, value, (repr(only),))
+        self.known.update(without_effect.get(self.name, ()))
+        unknown = sorted(map(_key, self.unread()))
+        if unknown:
+            where = f"{self.file}: {self.name}" if self.name else self.file
+            more = f" and {len(unknown) - MOST_NAMES} more" if len(unknown) > MOST_NAMES else ""
+            raise UnsupportedError(
+                f"{where} has unknown keys {', '.join(unknown[:MOST_NAMES])}{more}, which may change the network: "
+                f"remove those that have no effect; known keys: {', '.join(sorted(map(_key, self.known))) or 'none'}"
+            )
+
+
+def _key(key: object) -> str:
+    """Return a key for use in a message, in quotes only if it needs them."""
+    return shortened(key) if isinstance(key, str) and key.isprintable() else quoted(key)

@@ -5,12 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from u2moe.export.architecture import Architecture
+from u2moe.export.architecture import Architecture, read_decoders
 from u2moe.export.encoders.kinds import KINDS
-from u2moe.export.layer_config import read_decoders
-from u2moe.export.text_files import read_yaml
+from u2moe.export.text_files import Section, read_yaml
 from u2moe.export.weights import Adapters
-from u2moe.export.yaml_section import Section
 from u2moe.runtime.bundle.manifest import WINDOWS, DecodingConfig, FeatureConfig
 from u2moe.runtime.errors import BundleError, CheckpointError, UnsupportedError
 from u2moe.runtime.model.features import constants_of
@@ -150,7 +148,7 @@ def _parsed(top: Section) -> TrainingConfig:
     blank = _blank(top, vocab_size, special_tokens)
     decoding, non_blank_memory = _decoding(top)
     lora, adapters = top.section("lora_conf"), None
-    if lora.names():
+    if lora.values:
         adapters = Adapters(rank=lora.integer("lora_rank"), alpha=lora.number("lora_alpha", 8.0))
     trained_decoder = decoding.ctc_weight < 1
     new = ("model", "tokenizer", "tokenizer_conf", "ctc", "ctc_conf", "cmvn", "cmvn_conf")
@@ -226,7 +224,8 @@ def _tokenizer(top: Section, vocab_size: int) -> tuple[Literal["char", "bpe"] | 
     if connect not in (("", " ") if kind == "char" else ("",)):
         raise conf.unsupported("connect_symbol", connect, ("''", "' ' with tokenizer char"))
     specials = conf.section("special_tokens")
-    return kind, connect == " ", {name: _token(specials, name, vocab_size) for name in specials.names()}, symbol_table
+    ids = {name: _token(specials, name, vocab_size) for name in specials.values if isinstance(name, str)}
+    return kind, connect == " ", ids, symbol_table
 
 
 def _blank(top: Section, vocab_size: int, special_tokens: dict[str, int]) -> int | None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from u2moe.export.architecture import Architecture
 from u2moe.export.attention import positional_encoding
+from u2moe.export.layers import position_table
 from u2moe.export.model import SpeechModel
-from u2moe.export.positions import position_table
 from u2moe.export.text_files import CMVN_ISTD
 from u2moe.runtime.errors import CheckpointError, UnsupportedError
 
@@ -36,8 +36,6 @@ POSITION_ERRORS = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-
 """Supported tensor types, each with the largest accepted difference of a position table from our sinusoids. The angle
 5000 has an error of 3e-4 in float32. A value near 1 has an error of 2.4e-4 in float16 and of 2e-3 in bfloat16. Other
 kinds of table differ by about 1."""
-
-
 AdapterUse = Literal["add", "contained"]
 """add: add the adapters, because the weights in the file do not include them. contained: the weights include them."""
 DOWN, UP = ".lora_A", ".lora_B"
@@ -46,20 +44,15 @@ CONTAINED = "an adapter that its weight already contains"
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters:
-    """The settings of low-rank adapters (LoRA, arXiv 2106.09685) in `lora_conf` of train.yaml.
-
-    An adapted weight is weight + alpha / rank * up @ down.
-    """
+    """LoRA adapters (arXiv 2106.09685) as in `lora_conf`. An adapted weight is weight + alpha / rank * up @ down."""
 
     rank: int
     alpha: float
 
 
 def linked_weights(path: Path) -> Path:
-    """Return the file with the weights: `path`, the same name with .xz, or the file that a broken link should point to.
-
-    WeNet's training links final.pt to N.pt but writes epoch_N.pt.
-    """
+    """Return the file with the weights: `path`, the same name with .xz, or the file that a broken link means."""
+    # WeNet's training links final.pt to N.pt but writes epoch_N.pt
     if not path.is_symlink() or path.exists():
         packed = path.with_name(f"{path.name}.xz")
         return packed if packed.is_file() and not path.exists() else path
@@ -138,19 +131,15 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             # only the zip format of torch 1.6 and later can be mapped
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\x03\x04"))
     except Exception as error:  # damaged files can raise any exception
-        raise CheckpointError(f"{path}: {_refusal(error)}") from error
+        told = f"is damaged, truncated or not written by torch.save: {error}"
+        if "TorchScript" in str(error):
+            told = "is a TorchScript program, as written by WeNet's export_jit.py: expected the state dict"
+        elif isinstance(error, pickle.UnpicklingError):  # torch's own message would advise running code from the file
+            foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = f"it refers to {foreign[1]}" if foreign else "it cannot be unpickled without running code"
+            told = f"is not a plain state dict of tensors: {reason}"
+        raise CheckpointError(f"{path}: {told}") from error
     return _checked_state_dict(path, state)
-
-
-def _refusal(error: Exception) -> str:
-    """Return why torch cannot load a file. Torch's own message would advise running code from the file."""
-    if "TorchScript" in str(error):
-        return "is a TorchScript program, as written by WeNet's export_jit.py: expected the state dict"
-    if isinstance(error, pickle.UnpicklingError):
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it refers to {foreign[1]}" if foreign else "it cannot be unpickled without running code"
-        return f"is not a plain state dict of tensors: {reason}"
-    return f"is damaged, truncated or not written by torch.save: {error}"
 
 
 def _choice(directory: Path) -> str:
@@ -182,14 +171,9 @@ def _checked_state_dict(path: Path, state: object) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: {name} {told}")
     if not state:
         raise CheckpointError(f"{path}: contains no tensors")
-    return {name: tensor.detach() for name, tensor in _unwrapped(state).items()}
-
-
-def _unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in state):
-            return _unwrapped({name.removeprefix(wrapper): tensor for name, tensor in state.items()})
-    return state
+    while wrapper := next((part for part in WRAPPERS if all(name.startswith(part) for name in state)), None):
+        state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -230,25 +214,19 @@ def _reason(path: Path, name: str, tensor: Tensor, sources: Mapping[str, str], a
         return "count of training batches"
     if CONCATENATION.fullmatch(name):
         return "belongs to concat_after, which is off; until 2022 WeNet saved it anyway"
-    if POSITION_TABLE.fullmatch(name):
-        _check_position_table(path, name, tensor, architecture)
-        kind = "" if tensor.dtype == torch.float32 else f", not rounded to {tensor.dtype} as in the file"
-        return f"sinusoids, computed from positions{kind}"
-    return ""
-
-
-def _check_position_table(path: Path, name: str, table: Tensor, architecture: Architecture) -> None:
-    """Check that a checkpoint's table, which WeNet would use, equals the positional encodings computed here."""
-    _check_type(path, name, table)
-    length, kind = table.shape[1] if table.ndim > 1 else 0, "abs_pos"
+    if not POSITION_TABLE.fullmatch(name):
+        return ""
+    # WeNet would use this table, so it must equal the positional encodings computed here
+    _check_type(path, name, tensor)
+    length, kind = tensor.shape[1] if tensor.ndim > 1 else 0, "abs_pos"
     expected: Tensor | None = positional_encoding(torch.arange(length), architecture.encoder.dim).unsqueeze(0)
     if ENCODER_POSITIONS.fullmatch(name):
         kind, expected = architecture.encoder.positions, position_table(architecture.encoder, length)
-    if expected is not None and length > 0 and table.shape == expected.shape:
-        difference = (table.float() - expected).abs().max().item()
-        if difference <= POSITION_ERRORS[table.dtype]:
-            return
-    raise UnsupportedError(f"{path}: {name} {tuple(table.shape)} is not the sinusoid table of {kind}")
+    is_like = expected is not None and length > 0 and tensor.shape == expected.shape
+    if expected is None or not is_like or not (tensor.float() - expected).abs().max() <= POSITION_ERRORS[tensor.dtype]:
+        raise UnsupportedError(f"{path}: {name} {tuple(tensor.shape)} is not the sinusoid table of {kind}")
+    rounded = "" if tensor.dtype == torch.float32 else f", not rounded to {tensor.dtype} as in the file"
+    return f"sinusoids, computed from positions{rounded}"
 
 
 def _loaded(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -5,15 +5,14 @@ from typing import ClassVar, cast
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from u2moe.export.architecture import EncoderArchitecture
+from u2moe.export.architecture import EncoderArchitecture, encoder_architecture
 from u2moe.export.attention import MultiHeadAttention, added, norm
 from u2moe.export.convolution import ConvolutionModule, convolution, initial_cache
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder
 from u2moe.export.encoders.nodes import EncoderNodes
-from u2moe.export.layer_config import encoder_architecture
 from u2moe.export.layers import Residual
 from u2moe.export.moe import feed_forward
-from u2moe.export.yaml_section import Section
+from u2moe.export.text_files import Section
 
 
 def read(top: Section) -> EncoderArchitecture:

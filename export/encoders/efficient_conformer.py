@@ -1,12 +1,10 @@
 """The Efficient Conformer encoder (arXiv 2109.01163): strided convolutions and attention over groups of frames.
 
-At commit 0154699, WeNet's forward_chunk fails for this encoder. The attention expects each cache as a pair of tensors,
-but receives one tensor. With corrected caches, WeNet's output equals the output of this module. So does WeNet's output
-for the whole utterance with a chunk mask.
+At commit 0154699, WeNet's forward_chunk fails for this encoder, because its attention expects each cache as a pair of
+tensors. With corrected caches, and for whole utterances with a chunk mask, WeNet's output equals that of this module.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -14,16 +12,14 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.architecture import Attention, Convolution, EncoderArchitecture
+from u2moe.export.architecture import Attention, Convolution, EncoderArchitecture, encoder_architecture
 from u2moe.export.attention import MultiHeadAttention, attended
-from u2moe.export.attention_nodes import AttentionNodes
 from u2moe.export.convolution import ConvolutionModule, convolution_parts, initial_cache
 from u2moe.export.encoders.conformer import ConformerBlock, ConformerNodes
-from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder, attention_cache
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, Context, SpeechEncoder, attention_cache
 from u2moe.export.encoders.nodes import FrameNodes, next_history
-from u2moe.export.layer_config import encoder_architecture
-from u2moe.export.layers import Residual, linear, parameter, product
-from u2moe.export.yaml_section import Section
+from u2moe.export.layers import AttentionNodes, Residual, linear, parameter, product
+from u2moe.export.text_files import Section
 from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.graph.attention import END, Heads, attention, to_heads
 from u2moe.runtime.graph.convolution import ReducingConvolution
@@ -188,25 +184,11 @@ class EfficientConformerEncoder(SpeechEncoder):
             found += [Cache(name=history, num_blocks=len(blocks), shape=shape)] if shape[1] else []
         return tuple(found)
 
-    def run_blocks(
-        self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
-    ) -> tuple[Tensor, list[BlockCaches]]:
-        """See `SpeechEncoder`."""
-        following = []
-        for block, own in zip(self.encoders, caches, strict=True):
-            x, cache = block(x, context, own)
-            following.append(cache)
-            context = context.strided(cast("EfficientBlock", block).stride)
-        return x, following
-
 
 class EfficientConformerNodes(ConformerNodes):
     """Builds the encoder as layers of a graph."""
 
-    @property
-    def own(self) -> Strided:
-        """Settings that only this encoder has."""
-        return cast("Strided", self.config.own)
+    own: Strided
 
     @property
     def longest_history(self) -> int:
@@ -237,10 +219,8 @@ class EfficientConformerNodes(ConformerNodes):
             self.exists = g.op("Unsqueeze", g.op("Cast", self.frames.visible, to=ir.DataType.FLOAT), [2])
             self.valid = g.op("Slice", self.exists, self.frames.cache_time, [END], [1])
             self.encodings = self.frames.sinusoids(self.config.dim)
-            if not blocks or self.own.kernels[blocks.start] == 1:
-                start = None
-            if start is not None:
-                start = g.op("Slice", start, [blocks.start], [blocks.stop], [0])
+            has_history = blocks and self.own.kernels[blocks.start] > 1 and start is not None
+            start = g.op("Slice", start, [blocks.start], [blocks.stop], [0]) if has_history else None
             self.seen = self.frames.surroundings(start, history)
 
     def _leave(self) -> None:
@@ -263,8 +243,14 @@ class EfficientConformerNodes(ConformerNodes):
             super().add_convolution(residual, block, module, row)
             return
         branch = residual.normalized(block.norm_conv, "norm_conv") if pre_norm else residual.total
-        branch = self._reduced(branch, module, row)
-        average = self._averaged(residual.total, stride)
+        branch, x = self._reduced(branch, module, row), residual.total
+
+        def total(values: ir.Value, width: int) -> ir.Value:
+            frames = g.op("Reshape", self._padded(values, stride), [0, -1, stride, width])
+            return g.op("ReduceSum", frames, [2], keepdims=0)
+
+        number = g.op("Max", total(self.valid, 1), 1.0)  # only existing frames count
+        average = g.op("Div", total(g.op("Mul", x, self.valid), self.config.dim), number)
         self.output_lens = g.op("Div", g.op("Add", self.output_lens, stride - 1), stride)
         self._leave()
         self._enter(g.op("Div", g.op("Add", self.time, stride - 1), stride), self.step * stride)
@@ -287,22 +273,10 @@ class EfficientConformerNodes(ConformerNodes):
                 self.seen.kept.extend([kept] if self.streaming else [])
         return finish(g.call(form.function(config.channels), seen, valid, *taps)[0])
 
-    def _averaged(self, x: ir.Value, stride: int) -> ir.Value:
-        """Return averages [batch, ceil(time / stride), dim] of `stride` frames each; only existing frames count."""
-        g, valid = self.g, self.valid
-
-        def total(values: ir.Value, width: int) -> ir.Value:
-            padded = self._padded(values, stride)
-            return g.op("ReduceSum", g.op("Reshape", padded, [0, -1, stride, width]), [2], keepdims=0)
-
-        number = g.op("Max", total(valid, 1), 1.0)
-        return g.op("Div", total(g.op("Mul", x, valid), self.config.dim), number)
-
     def _padded(self, x: ir.Value, size: int) -> ir.Value:
         """Pad [batch, time, ...] with zeros at the end, until the number of frames is a multiple of `size`."""
-        g = self.g
-        missing = g.op("Mod", g.op("Sub", [0], self.time), [size])
-        return g.op("Pad", x, g.op("Concat", [0, 0, 0, 0], missing, [0], axis=0))
+        missing = self.g.op("Mod", self.g.op("Sub", [0], self.time), [size])
+        return self.g.op("Pad", x, self.g.op("Concat", [0, 0, 0, 0], missing, [0], axis=0))
 
     def self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
         """See `EncoderNodes`."""

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from u2moe.export.architecture import EncoderArchitecture
-from u2moe.export.encoders import branchformer, conformer, e_branchformer, efficient_conformer, squeezeformer
+from u2moe.export.encoders import branchformer as branch
+from u2moe.export.encoders import conformer, squeezeformer
+from u2moe.export.encoders import efficient_conformer as efficient
 from u2moe.export.encoders.network import SpeechEncoder
 from u2moe.export.encoders.nodes import EncoderNodes
 from u2moe.export.encoders.squeezeformer_nodes import SqueezeformerNodes
-from u2moe.export.yaml_section import Section
+from u2moe.export.text_files import Section
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,10 @@ class Kind:
 
 
 KINDS = {
-    "efficientConformer": Kind(
-        efficient_conformer.read,
-        efficient_conformer.EfficientConformerEncoder,
-        efficient_conformer.EfficientConformerNodes,
-    ),
+    "efficientConformer": Kind(efficient.read, efficient.EfficientConformerEncoder, efficient.EfficientConformerNodes),
     "squeezeformer": Kind(squeezeformer.read, squeezeformer.SqueezeformerEncoder, SqueezeformerNodes),
-    "branchformer": Kind(branchformer.read, branchformer.BranchformerEncoder, branchformer.BranchformerNodes),
-    "e_branchformer": Kind(e_branchformer.read, e_branchformer.EBranchformerEncoder, e_branchformer.EBranchformerNodes),
+    "branchformer": Kind(branch.read_branchformer, branch.BranchformerEncoder, branch.BranchformerNodes),
+    "e_branchformer": Kind(branch.read_e_branchformer, branch.EBranchformerEncoder, branch.EBranchformerNodes),
     "conformer": Kind(conformer.read, conformer.ConformerEncoder, conformer.ConformerNodes),
     "transformer": Kind(conformer.read_transformer, conformer.TransformerEncoder, conformer.ConformerNodes),
 }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from u2moe.export.architecture import EncoderArchitecture
 from u2moe.export.attention import norm
-from u2moe.export.positions import encodings
+from u2moe.export.layers import encodings
 from u2moe.export.subsampling import KINDS, Subsampling
 from u2moe.runtime.bundle.contract import Cache
 
@@ -97,12 +97,9 @@ class SpeechEncoder(nn.Module):
     @classmethod
     def caches(cls, config: EncoderArchitecture) -> tuple[Cache, ...]:
         """Return the caches that a stream keeps from chunk to chunk."""
-        histories = (
-            Cache(name=name, num_blocks=config.num_blocks, shape=(channels, kernel - 1))
-            for name, channels, kernel in cls.convolutions(config)
-            if kernel > 1
-        )
-        return attention_cache(config, config.num_blocks), *histories
+        num, found = config.num_blocks, [item for item in cls.convolutions(config) if item[2] > 1]
+        histories = (Cache(name=name, num_blocks=num, shape=(size, kernel - 1)) for name, size, kernel in found)
+        return attention_cache(config, num), *histories
 
     def run_blocks(
         self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
@@ -112,7 +109,8 @@ class SpeechEncoder(nn.Module):
         for block, own in zip(self.encoders, caches, strict=True):
             x, cache = block(x, context, own)
             following.append(cache)
-        return x, following
+            context = context.strided(getattr(block, "stride", 1))  # some blocks lower the frame rate
+        return self.after_norm(x) if self.config.pre_norm and self.config.final_norm else x, following
 
     def _embed(self, features: Tensor, lengths: Tensor) -> Tensor:
         x = features if self.global_cmvn is None else self.global_cmvn(features)
@@ -122,9 +120,6 @@ class SpeechEncoder(nn.Module):
         """Return the encodings [1, time, dim] of positions [time]."""
         learned = self.embed.learned
         return (encodings(self.config, positions) if learned is None else learned(positions)).unsqueeze(0)
-
-    def _finish(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.after_norm(x)) if self.config.pre_norm and self.config.final_norm else x
 
     def forward(
         self, features: Tensor, lengths: Tensor, chunk_size: int | None = None, num_left_chunks: int = -1
@@ -147,7 +142,7 @@ class SpeechEncoder(nn.Module):
         positions = self._encodings(torch.arange(time, device=x.device))
         x = x + positions if self.config.absolute_positions else x
         x, _ = self.run_blocks(x, Context(mask, valid, positions.to(x.dtype)), [{} for _ in self.encoders])
-        return self._finish(x), (lengths + self.config.frame_reduction - 1) // self.config.frame_reduction
+        return x, (lengths + self.config.frame_reduction - 1) // self.config.frame_reduction
 
     def forward_chunk(
         self, chunk: Tensor, offset: int, caches: list[BlockCaches] | None, required_cache_size: int
@@ -165,7 +160,7 @@ class SpeechEncoder(nn.Module):
         x = x + positions[:, cached:] if self.config.absolute_positions else x
         context = Context(torch.ones(1, 1, 1, 1, dtype=torch.bool), torch.ones(1, time, dtype=torch.bool), positions)
         x, following = self.run_blocks(x, context, caches)
-        return self._finish(x), [self._last(own, required_cache_size) for own in following]
+        return x, [self._last(own, required_cache_size) for own in following]
 
     def _last(self, caches: BlockCaches, required: int) -> BlockCaches:
         """Return the caches. Growing caches keep the last `required` encoder frames; all if `required` is negative."""

@@ -1,17 +1,24 @@
 """Graph layers that all encoders share. Each kind of encoder supplies its blocks."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import onnx_ir as ir
 from torch import nn
 
 from u2moe.export.attention import MultiHeadAttention
-from u2moe.export.attention_nodes import AttentionNodes, position_biases
 from u2moe.export.convolution import Surroundings
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, SpeechEncoder
-from u2moe.export.layers import Residual, feed_forward, mask_bias, sinusoids, vector
-from u2moe.export.positions import encoding_nodes
+from u2moe.export.layers import (
+    AttentionNodes,
+    Residual,
+    encoding_nodes,
+    feed_forward,
+    mask_bias,
+    position_biases,
+    sinusoids,
+    vector,
+)
 from u2moe.runtime.graph.attention import END, next_cache
 from u2moe.runtime.graph.builder import GraphBuilder, Operand
 
@@ -19,14 +26,10 @@ from u2moe.runtime.graph.builder import GraphBuilder, Operand
 class FrameNodes:
     """The frames that all blocks of one frame rate share, and the cached frames before them.
 
-    Args:
-        g: builds the nodes.
-        time: number of frames of this call [1].
-        lens: number of valid frames in each row [batch]; the others are padding.
-        offset: position of the first frame [batch]; for whole utterances, the constant [0].
-        step: distance from one frame to the next, in subsampled frames.
-        cache: keys and values of earlier frames [blocks, batch, heads, cache, channels]; None: there are none.
-        required: number of subsampled frames to cache for the next call (negative: all); None for whole utterances.
+    `time` [1] is the number of frames of this call, `lens` [batch] of valid frames in each row, and `offset` [batch]
+    the position of the first frame ([0] for whole utterances). Frames are `step` subsampled frames apart. `cache` has
+    the keys and values of earlier frames [blocks, batch, heads, cache, channels], if any. `required` is the number of
+    subsampled frames to cache for the next call (negative: all); None for whole utterances.
 
     Attributes:
         positions: positions of the keys [batch, keys].
@@ -116,12 +119,14 @@ class EncoderNodes:
 
     ATTENTION: ClassVar[str] = "self_attn"
     """WeNet's name for a block's attention."""
+    own: Any
+    """Settings that only this kind of encoder has."""
     seen: Surroundings
     """The frames around the convolutions with the cache `CNN_CACHE`."""
 
     def __init__(self, g: GraphBuilder, encoder: SpeechEncoder, inputs: dict[str, ir.Value], max_position: int) -> None:
         self.g, self.inputs, self.max_position = g, inputs, max_position
-        self.encoder, self.config = encoder, encoder.config
+        self.encoder, self.config, self.own = encoder, encoder.config, encoder.config.own
         self.streaming = "offset" in inputs
 
     @property

@@ -11,15 +11,25 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from u2moe.export.architecture import Attention, Convolution, EncoderArchitecture, FeedForward, Norm, NormKind
+from u2moe.export.architecture import (
+    MOST_BLOCKS,
+    Attention,
+    Convolution,
+    EncoderArchitecture,
+    FeedForward,
+    Norm,
+    NormKind,
+    checked_encoder,
+    read_chunks,
+    read_kernel,
+)
 from u2moe.export.attention import MultiHeadAttention, added, attended
 from u2moe.export.convolution import ConvolutionModule
 from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder, attention_cache
-from u2moe.export.layer_config import MOST_BLOCKS, checked_encoder, read_chunks, read_kernel
 from u2moe.export.layers import parameter, transposed, vector, weight_and_bias
 from u2moe.export.moe import DenseFeedForward
 from u2moe.export.subsampling import Convolutions
-from u2moe.export.yaml_section import Section
+from u2moe.export.text_files import Section
 from u2moe.runtime.bundle.contract import Cache
 from u2moe.runtime.graph import layers
 from u2moe.runtime.graph.activation import ACTIVATIONS

@@ -10,7 +10,6 @@ from typing import TypeVar, cast
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from u2moe.export.attention_nodes import AttentionNodes
 from u2moe.export.convolution import convolution, initial_cache
 from u2moe.export.encoders.network import CNN_CACHE
 from u2moe.export.encoders.nodes import EncoderNodes, FrameNodes
@@ -22,7 +21,7 @@ from u2moe.export.encoders.squeezeformer import (
     SqueezeformerBlock,
     SqueezeformerEncoder,
 )
-from u2moe.export.layers import Residual, affine, linear, normalization, parameter, product, vector
+from u2moe.export.layers import AttentionNodes, Residual, affine, linear, normalization, parameter, product, vector
 from u2moe.runtime.graph.attention import END, shifted_attention, shifted_places
 from u2moe.runtime.graph.convolution import ReducingConvolution
 
@@ -33,10 +32,7 @@ Scaled = TypeVar("Scaled", bound=Scaling)
 class SqueezeformerNodes(EncoderNodes):
     """Builds the encoder as layers of a graph."""
 
-    @property
-    def own(self) -> Squeezed:
-        """Settings that only this encoder has."""
-        return cast("Squeezed", self.config.own)
+    own: Squeezed
 
     @property
     def longest_history(self) -> int:

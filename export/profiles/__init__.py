@@ -1,4 +1,1 @@
-"""Joins graphs of a bundle. Each joined graph maps features, samples or bytes to log-probabilities or text.
-
-Needs onnx-ir, not torch.
-"""
+"""Joins graphs of a bundle, to map features, samples or bytes to log-probabilities or text. Does not need torch."""

@@ -145,6 +145,8 @@ def write_ort(
     files: Sequence[Path], folder: Path, bundle: Bundle, report: ParityReport, progress: Callable[[str], None]
 ) -> None:
     """Write graphs in ORT format and a list of their operators. Compare each with its original on the same inputs."""
+    from onnxruntime.tools.ort_format_model import create_config_from_models  # noqa: PLC0415 - loads slowly
+
     outputs: Feeds = {}
     for file in files:
         converted, session = folder / f"{file.stem}.ort", partial(session_of, extensions=file.stem == "clip")
@@ -156,17 +158,11 @@ def write_ort(
             raise ParityError(f"{converted.name}: its output text differs from that of {file.name}")
         for name, value in outputs.items():
             report.add(compared(converted.name, name, [(value, found[name])]), file.parent, f"it and {file.name}")
-    _write_operators([folder / f"{file.stem}.ort" for file in files], folder / OPERATORS_FILE)
-
-
-def _write_operators(files: list[Path], target: Path) -> None:
-    """Write the list of operators that graphs in ORT format use."""
-    from onnxruntime.tools.ort_format_model import create_config_from_models  # noqa: PLC0415 - loads slowly
-
+    target, written = folder / OPERATORS_FILE, [folder / f"{file.stem}.ort" for file in files]
     with warnings.catch_warnings():
         logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
         warnings.simplefilter("ignore", ResourceWarning)  # onnxruntime leaves files open until garbage collection
-        create_config_from_models(files, target, enable_type_reduction=False)
+        create_config_from_models(written, target, enable_type_reduction=False)
     lines = target.read_text(encoding="utf-8").splitlines(keepends=True)
     target.write_text("".join(line for line in lines if not line.startswith("#")), encoding="utf-8")  # no local paths
 

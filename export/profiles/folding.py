@@ -55,7 +55,14 @@ def folded(model: ir.Model) -> ir.Model:
                 if found is not None and found not in variable and found.const_value is None:
                     node.replace_input_with(index, _constant(graph, f"{found.name}/constant", arrays[str(found.name)]))
             _simplify(graph, node)
-    _name_outputs(graph)
+    for output in list(graph.outputs):  # a node that only copies a value to an output gives its name to the value
+        copy = output.producer()
+        source = copy.inputs[0] if copy is not None and copy.op_type == "Identity" else None
+        if copy is not None and source is not None and source.producer() is not None and source not in graph.outputs:
+            name = output.name
+            output.replace_all_uses_with(source, replace_graph_outputs=True)
+            graph.remove(copy, safe=True)
+            source.name = name
     model.functions.clear()
     RemoveUnusedNodesPass()(model)
     DeduplicateInitializersPass(size_limit=_SHARED)(model)
@@ -128,19 +135,6 @@ def _passed_on(node: ir.Node) -> ir.Value | None:
                 found.append(value)
     same = (value for value in found if value is not None and value.const_value is None)
     return next((value for value in same if value.shape == node.outputs[0].shape), None)
-
-
-def _name_outputs(graph: ir.Graph) -> None:
-    """Remove nodes that only copy a value to an output, and give the output's name to the value."""
-    for output in list(graph.outputs):
-        node = output.producer()
-        value = node.inputs[0] if node is not None and node.op_type == "Identity" else None
-        if node is None or value is None or value.producer() is None or value in graph.outputs:
-            continue
-        name = output.name
-        ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-        value.name = name
 
 
 def _name_nodes(graph: ir.Graph) -> None:

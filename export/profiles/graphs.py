@@ -1,8 +1,4 @@
-"""Joins a bundle's graphs into one.
-
-The profile `streaming` is for a chunk of samples, `offline` for the samples of a recording, and `clip` for an
-audio file.
-"""
+"""Joins a bundle's graphs into one: for a chunk of samples (`streaming`), a recording (`offline`), a file (`clip`)."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx_ir as ir
 
-from u2moe.export.joining import Joined, joined, joined_model, zeros
+from u2moe.export.joining import Joined, joined, joined_model, tensor, zeros
 from u2moe.runtime.audio.padding import SOUND
 from u2moe.runtime.bundle.contract import METADATA_PREFIX, Graph, Tensor
 from u2moe.runtime.bundle.manifest import FeatureConfig, Manifest, ModelConfig
@@ -26,25 +22,15 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 
 EXTENSIONS = "ai.onnx.contrib"
 """Domain of the operators of onnxruntime-extensions."""
-LONGEST_CLIP_S = 30
-"""Limit of a clip in seconds, because AudioDecoder silently truncates longer files."""
-_LONGEST_CLIP = 480_000
-"""Limit of a clip in samples, at any sample rate."""
-
-
-def _float(name: str, *axes: str) -> Tensor:
-    return Tensor(name=name, dtype="float32", axes=axes)
-
-
-def _int(name: str, *axes: str) -> Tensor:
-    return Tensor(name=name, dtype="int64", axes=axes)
+LONGEST_CLIP_S, _LONGEST_CLIP = 30, 480_000
+"""Limits of a clip in seconds and in samples at any rate, because AudioDecoder silently truncates longer files."""
 
 
 def _results(rows: str) -> tuple[Tensor, Tensor]:
-    return _float("log_probs", rows, "time", "vocab_size"), _float("encoder_out", rows, "time", "output_size")
+    return tensor("log_probs", rows, "time", "vocab_size"), tensor("encoder_out", rows, "time", "output_size")
 
 
-_TEXT = Tensor(name="text", dtype="str", axes=("one",))
+_TEXT = tensor("text", "one", dtype="str")
 
 
 def streaming_contract(config: ModelConfig) -> Graph:
@@ -65,58 +51,41 @@ def streaming_contract(config: ModelConfig) -> Graph:
         next_offset: [batch]; it never exceeds `max_position` if the left context is limited.
         caches: the new caches.
     """
-    inputs = _float("samples", "batch", "samples"), _int("offset", "batch")
-    return Graph(
-        name="streaming",
-        inputs=(*inputs, _int("required_cache_size"), *(cache.tensor() for cache in config.caches)),
-        outputs=(*_results("batch"), _int("next_offset", "batch"), *(cache.tensor("r_") for cache in config.caches)),
-    )
+    offset, required = tensor("offset", "batch", dtype="int64"), tensor("required_cache_size", dtype="int64")
+    inputs = tensor("samples", "batch", "samples"), offset, required
+    outputs = *_results("batch"), tensor("next_offset", "batch", dtype="int64")
+    before, after = ([cache.tensor(prefix) for cache in config.caches] for prefix in ("", "r_"))
+    return Graph(name="streaming", inputs=(*inputs, *before), outputs=(*outputs, *after))
 
 
-def offline_contract() -> Graph:
-    """Return the contract of the graph for a recording with full context.
+_TOKENS = tensor("tokens", "tokens", dtype="int64")
+_TIMED = _TOKENS, tensor("times", "tokens")
+OFFLINE = Graph(name="offline", inputs=(tensor("samples", "one", "samples"),), outputs=(*_TIMED, *_results("one")))
+"""Contract of the graph for a recording with full context.
 
-    The graph maps samples [1, samples] to the greedy tokens, their start times in seconds, the log-probabilities, and
-    the encoder's output. Any number of samples is allowed; too few yield no tokens and no frames. If the bundle
-    specifies padding, frames are those of the padded recording, but times refer to the original.
-    """
-    return Graph(
-        name="offline",
-        inputs=(_float("samples", "one", "samples"),),
-        outputs=(_int("tokens", "tokens"), _float("times", "tokens"), *_results("one")),
-    )
+The graph maps samples [1, samples] to the greedy tokens, their start times in seconds, the log-probabilities, and the
+encoder's output. Any number of samples is allowed; too few yield no tokens and no frames. If the bundle specifies
+padding, frames are those of the padded recording, but times refer to the original."""
+CLIP = Graph(name="clip", inputs=(tensor("audio", "one", "bytes", dtype="uint8"),), outputs=(_TEXT, *_TIMED))
+"""Contract of the graph for a short file.
 
-
-def clip_contract() -> Graph:
-    """Return the contract for a short file.
-
-    The graph maps the file's bytes [1, bytes] to its text [1], its tokens, and the tokens' start times in seconds.
-
-    Channels are averaged. Files must be WAV, FLAC or MP3, shorter than 30 seconds, and at the model's rate. Other files
-    are refused: the run fails, and the name of the failing node states why.
-    """
-    return Graph(
-        name="clip",
-        inputs=(Tensor(name="audio", dtype="uint8", axes=("one", "bytes")),),
-        outputs=(_TEXT, _int("tokens", "tokens"), _float("times", "tokens")),
-    )
+The graph maps the file's bytes [1, bytes] to its text [1], its tokens, and the tokens' start times in seconds. Channels
+are averaged. Files must be WAV, FLAC or MP3, shorter than 30 seconds, and at the model's rate. Other files are refused:
+the run fails, and the name of the failing node states why."""
 
 
 def profile_graph(bundle: Bundle, profile: Profile) -> ir.Model:
     """Return the graph of a profile that has a single graph; UnsupportedError if the encoder does not support it."""
     contract, nodes = {
         "streaming": (streaming_contract(bundle.manifest.model), _streaming),
-        "offline": (offline_contract(), lambda g, bundle, inputs: _offline(g, bundle, inputs["samples"])),
-        "clip": (clip_contract(), _clip),
+        "offline": (OFFLINE, lambda g, bundle, inputs: _offline(g, bundle, inputs["samples"])),
+        "clip": (CLIP, _clip),
     }[profile]
-    values: dict[str, Any] = {
-        "profile": profile,
-        "window_samples": window_samples(bundle.manifest, bundle.manifest.model.num_features(1)),
-        "samples_per_frame": samples_per_frame(bundle.manifest),
-    }
-    metadata = bundle.manifest.metadata() | {f"{METADATA_PREFIX}{name}": str(value) for name, value in values.items()}
-    axes = _axis(bundle.manifest.model)
-    return joined_model(contract, profile, axes, metadata, lambda g, inputs: nodes(g, bundle, inputs))
+    manifest = bundle.manifest
+    values: dict[str, Any] = {"profile": profile, "samples_per_frame": samples_per_frame(manifest)}
+    values["window_samples"] = window_samples(manifest, manifest.model.num_features(1))
+    metadata = manifest.metadata() | {f"{METADATA_PREFIX}{name}": str(value) for name, value in values.items()}
+    return joined_model(contract, profile, _axis(manifest.model), metadata, lambda g, inputs: nodes(g, bundle, inputs))
 
 
 def _streaming(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joined:
@@ -129,7 +98,7 @@ def _streaming(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> 
 
 
 def _clip(g: GraphBuilder, bundle: Bundle, inputs: dict[str, ir.Value]) -> Joined:
-    """Build a file decoder, then the graph of `_offline`, then a detokenizer; see `clip_contract`."""
+    """Build a file decoder, then the graph of `_offline`, then a detokenizer; see `CLIP`."""
     samples = _decoded(g, inputs["audio"], bundle.manifest.features.sample_rate)
     outputs, parts = _offline(g, bundle, samples)
     return {**outputs, "text": _text(g, outputs["tokens"], bundle.tokens)}, parts
@@ -142,7 +111,7 @@ def _front_end(g: GraphBuilder, samples: ir.Value, config: FeatureConfig) -> dic
 
 
 def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
-    """Build the whole graph for a recording [1, samples], including the greedy search; see `offline_contract`."""
+    """Build the whole graph for a recording [1, samples], including the greedy search; see `OFFLINE`."""
     config, features = bundle.manifest.model, bundle.manifest.features
     if config.streaming and config.static_chunk_size:
         raise UnsupportedError(
@@ -181,8 +150,8 @@ def _offline(g: GraphBuilder, bundle: Bundle, samples: ir.Value) -> Joined:
 
 def _padded(g: GraphBuilder, manifest: Manifest, samples: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Return samples [1, samples] padded as in `audio.padding`, and the number [1] of samples added at the start."""
-    frame_len, rate = manifest.features.frame_len, manifest.features.sample_rate
-    num_silence = math.floor(manifest.decoding.padding_s * rate + 0.5)
+    frame_len = manifest.features.frame_len
+    num_silence = math.floor(manifest.decoding.padding_s * manifest.features.sample_rate + 0.5)
     if not num_silence:
         return samples, g.constant([0])
     with g.scope("padding"):
@@ -226,7 +195,7 @@ def _refused(g: GraphBuilder, condition: ir.Value, value: ir.Value, reason: str)
 
 def detokenizer_graph(bundle: Bundle) -> ir.Model:
     """Return the last part of the profile `clip` as a graph, which maps token ids [tokens] to text [1]."""
-    contract = Graph(name="detokenizer", inputs=(_int("tokens", "tokens"),), outputs=(_TEXT,))
+    contract = Graph(name="detokenizer", inputs=(_TOKENS,), outputs=(_TEXT,))
     axes, symbols = _axis(bundle.manifest.model), bundle.tokens
     return build_model(contract, axes, {}, lambda g, inputs: {"text": _text(g, inputs["tokens"], symbols)})
 
@@ -244,8 +213,8 @@ def _text(g: GraphBuilder, tokens: ir.Value, symbols: list[str]) -> ir.Value:
         axis = g.constant([0])
         text = g.op("StringJoin", g.op("Gather", table, ids), g.constant_strings([""]), axis, domain=EXTENSIONS)
         text = g.op("Reshape", text, [1])
-        for replaced in ((_SPACES, " "), (r"^ | $", "")):
-            strings = [g.constant_strings([each]) for each in replaced]
+        for pattern, new in ((_SPACES, " "), (r"^ | $", "")):
+            strings = g.constant_strings([pattern]), g.constant_strings([new])
             text = g.op("StringRegexReplace", text, *strings, domain=EXTENSIONS)
         return text
 

@@ -33,12 +33,10 @@ DECODER_FILE = "decoder_fixed.onnx"
 DECODER_SIZES = {"batch": 1, "nbest": 10, "length": 32, "time": 256}
 """Sizes of the axes of the decoder with fixed shapes."""
 LAYOUTS = {
-    "frames": "batch, time, channels",
-    "mask": "batch, 1, 1, keys",
-    "positions": "batch, keys, channels",
+    "frames": "batch, time, channels", "mask": "batch, 1, 1, keys", "positions": "batch, keys, channels",
     "keys": "batch, blocks * heads, frames with the newest last, keys and values",
     "history": "batch, blocks * frames, channels",
-}
+}  # fmt: skip
 EXPERIMENTAL = 100_000_000
 """No graph with more weights than this has been tried on a device."""
 SETTINGS = SessionSettings(kernels="onnxruntime")
@@ -181,8 +179,7 @@ def _calibrate(
 
 def _about(manifest: Manifest, form: StaticForm, graph: ir.Model, folder: Path) -> dict[str, Any]:
     """Return the content of `static.json`."""
-    config, features = manifest.model, manifest.features
-    contract = form.graph(config)
+    config, contract = manifest.model, form.graph(manifest.model)
     layouts = {cache.name: LAYOUTS["history" if cache.time_axis is None else "keys"] for cache in config.caches}
     layouts |= {f"r_{name}": layout for name, layout in layouts.items()}
     for rate in form.rates:
@@ -194,32 +191,24 @@ def _about(manifest: Manifest, form: StaticForm, graph: ir.Model, folder: Path) 
         shape, layout = [config.axis(axis) for axis in each.axes], layouts.get(each.name, LAYOUTS["frames"])
         return {"name": each.name, "shape": shape, "dtype": each.dtype, "layout": layout}
 
+    positions = {rate.positions: rate.step for rate in form.rates if rate.positions}
     return {
-        "graph": "static.onnx",
-        "opset": OPSET,
-        "inputs": list(map(listed, contract.inputs)),
-        "outputs": list(map(listed, contract.outputs)),
-        "chunk_size": form.chunk_size,
-        "num_left_chunks": form.num_left_chunks,
-        "left_frames": form.chunk_size * form.num_left_chunks,
-        "window": config.num_features(form.chunk_size),
-        "hop": form.chunk_size * config.subsampling_rate,
-        "sample_rate": features.sample_rate,
+        "graph": "static.onnx", "opset": OPSET,
+        "inputs": list(map(listed, contract.inputs)), "outputs": list(map(listed, contract.outputs)),
+        "chunk_size": form.chunk_size, "num_left_chunks": form.num_left_chunks,
+        "left_frames": form.chunk_size * form.num_left_chunks, "window": config.num_features(form.chunk_size),
+        "hop": form.chunk_size * config.subsampling_rate, "sample_rate": manifest.features.sample_rate,
         "mask": {"exists": 0.0, "masked": MASKED, "steps": {rate.mask: rate.step for rate in form.rates}},
         "positions": {
-            "mode": "input" if form.frequencies else "none",
-            "steps": {rate.positions: rate.step for rate in form.rates if rate.positions},
-            "frequencies": form.frequencies,
-            "interleaved": form.interleaved,
-            "most": config.max_position,
-            "then": form.first_position,
+            "mode": "input" if form.frequencies else "none", "steps": positions, "frequencies": form.frequencies,
+            "interleaved": form.interleaved, "most": config.max_position, "then": form.first_position,
         },
         "first_caches": {cache.name: starts.get(cache.name, "zeros") for cache in config.caches},
         # nodes that must not be quantized: routers, whose choice could flip, and the last softmax
         "float": [name for name, op_type in nodes if "/router/" in name or op_type == "LogSoftmax"],
         "decoder": DECODER_FILE if config.decoder != "none" else None,
         "sha256": {file.name: FileDigest.of(file).sha256 for file in sorted(folder.iterdir()) if file.is_file()},
-    }
+    }  # fmt: skip
 
 
 class StaticParity:
@@ -273,11 +262,10 @@ class StaticParity:
             chunk = window[np.newaxis]
             expected, caches[0] = self.dynamic.encoder.step(chunk, caches[0], required_cache_size=required)
             found, caches[1] = self.static.encoder.step(chunk, caches[1], required_cache_size=required)
-            num = expected.shape[1]
-            log_probs = caches[1].log_probs
+            num, log_probs = expected.shape[1], cast("Array", caches[1].log_probs)
             values: dict[str, tuple[Array, Array]] = {
                 "output": (np.asarray(expected), np.asarray(found[:, :num])),
-                "log_probs": (self.dynamic.ctc(expected[0]), np.zeros(0) if log_probs is None else log_probs[0, :num]),
+                "log_probs": (self.dynamic.ctc(expected[0]), log_probs[0, :num]),
                 "next_offset": (caches[0].offset, caches[1].offset),
             }
             if num == form.chunk_size:

@@ -51,12 +51,12 @@ class StaticGraph:
         is_rotary = any(_kind(node) == "RotaryCachedAttention" for node in self._nodes)
         kinds = ("Sinusoids",) if is_rotary else ("Sinusoids", "SinesAndCosines")
         self._encodings = {_step(_value(node.inputs[0])): node for node in self._nodes if _kind(node) in kinds}
-        positions = {step: _named("positions", step) for step in self._encodings}
+        ends = {step: "" if step == 1 else f"_{step}" for step in sorted(self._masks)}
         self.form = replace(
             form,
             rates=tuple(
-                StaticRate(step=step, mask=_named("mask", step), positions=positions.get(step, ""))
-                for step in sorted(self._masks)
+                StaticRate(step=step, mask=f"mask{end}", positions=f"positions{end}" if step in self._encodings else "")
+                for step, end in ends.items()
             ),
             frequencies=next((self._frequencies(call) for call in self._encodings.values()), ()),
             interleaved=all(_kind(call) == "Sinusoids" for call in self._encodings.values()),
@@ -77,7 +77,7 @@ class StaticGraph:
         for rate in form.rates:
             self._mask(self._masks[rate.step], inputs[rate.mask])
             if rate.positions:
-                _replace(self._encodings[rate.step].outputs[0], inputs[rate.positions])
+                self._encodings[rate.step].outputs[0].replace_all_uses_with(inputs[rate.positions])
         pieces = {cache.name: self._split(cache) for cache in caches}
         for node in self._nodes:
             with g.scope(str(node.name)):
@@ -139,8 +139,8 @@ class StaticGraph:
         for reader in _readers(_origin(node.inputs[0], "Unsqueeze")):
             if reader.op_type == "Cast":
                 exists = g.op("Add", g.op("Div", g.op("Squeeze", mask, [1, 2]), -MASKED), 1.0)
-                _replace(reader.outputs[0], exists)
-        _replace(node.outputs[0], mask)
+                reader.outputs[0].replace_all_uses_with(exists)
+        node.outputs[0].replace_all_uses_with(mask)
 
     def _rebuild(self, node: ir.Node, pieces: Mapping[str, Sequence[ir.Value]]) -> None:
         """Replace the outputs of a node if its layer has a different form in the graph of fixed shape."""
@@ -148,19 +148,19 @@ class StaticGraph:
         read = next((value for value in node.inputs if value in self._reads), None)
         if (mixture := mixture_of(node)) is not None:
             x, gate, *weights = (_value(each) for each in node.inputs)
-            _replace(node.outputs[0], fixed_mixture(g, mixture, x, gate, weights))
+            node.outputs[0].replace_all_uses_with(fixed_mixture(g, mixture, x, gate, weights))
         elif read is None:
             return
         elif kind == "Shape":
             for cache in self.config.caches:
                 if cache.name == self._reads[read]:
                     size = self.form.cache_shape(self.config, cache)[2] if cache.time_axis else cache.shape[1]
-                    _replace(node.outputs[0], g.constant([size]))
+                    node.outputs[0].replace_all_uses_with(g.constant([size]))
         elif kind in (*_ATTENTIONS, *_CONVOLUTIONS, "Gather"):
             piece = pieces[self._reads[read]][_row(node, read)]
             found = (piece,) if kind == "Gather" else self._layer(node, kind, piece, self._reads[read])
             for old, new in zip(node.outputs, found, strict=True):
-                _replace(old, new)
+                old.replace_all_uses_with(new)
 
     def _layer(self, node: ir.Node, kind: str, past: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
         """Build an attention layer or a convolution that reads a cache; return its output and the frames to cache."""
@@ -201,25 +201,21 @@ def decoder_graph(bundle: Bundle, sizes: Mapping[str, int], metadata: Mapping[st
             if (mixture := mixture_of(node)) is not None:
                 with g.scope(str(node.name)):
                     x, gate, *weights = (_value(each) for each in node.inputs)
-                    _replace(node.outputs[0], fixed_mixture(g, mixture, x, gate, weights))
+                    node.outputs[0].replace_all_uses_with(fixed_mixture(g, mixture, x, gate, weights))
             if _kind(node) == "SharedPrefixes":  # the number of shared prefixes would not be fixed, so none are shared
                 batch, nbest, length = sizes["batch"], sizes["nbest"], sizes["length"] + 1
                 every = np.arange(batch * nbest * length)
                 of_tokens, of_utterances = every.reshape(batch, nbest, length), every.reshape(batch, -1)
                 for value, fixed in zip(node.outputs, (every, of_tokens, of_utterances, every), strict=True):
-                    _replace(value, g.constant(fixed))
+                    value.replace_all_uses_with(g.constant(fixed))
         for value in decoder.graph.inputs:
-            _replace(value, inputs[str(value.name)])
+            value.replace_all_uses_with(inputs[str(value.name)])
         return {str(value.name): value for value in decoder.graph.outputs}, (decoder,)
 
     def axis(name: str | int) -> int | None:
         return {**sizes, "length_and_eos": sizes["length"] + 1}.get(str(name), config.axis(name))
 
     return folded(joined_model(contract, "decoder_fixed", axis, dict(metadata), body))
-
-
-def _named(name: str, step: int) -> str:
-    return name if step == 1 else f"{name}_{step}"
 
 
 def _kind(node: ir.Node) -> str:
@@ -286,7 +282,3 @@ def _number(value: ir.Value | None) -> int:
 
 def _readers(value: ir.Value) -> list[ir.Node]:
     return [use.node for use in value.uses()]
-
-
-def _replace(old: ir.Value, new: ir.Value) -> None:
-    ir.convenience.replace_all_uses_with(old, new)

@@ -13,11 +13,16 @@ sys.path.append(str(FOLDER.parents[1] / "toys"))
 
 from wenet_directories import CONFIGURATIONS, PAIRS, configured  # noqa: E402 - in the folder above
 
-from u2moe.export.architecture import NormKind  # noqa: E402
+from u2moe.export.architecture import (  # noqa: E402
+    FEED_FORWARDS,
+    LAYER_NORMS,
+    POSITIONS,
+    SUBSAMPLING_KINDS,
+    NormKind,
+)
 from u2moe.export.encoders.branchformer import MERGE_METHODS  # noqa: E402
 from u2moe.export.encoders.kinds import KINDS  # noqa: E402
 from u2moe.export.encoders.squeezeformer import NORMS, REDUCTIONS  # noqa: E402
-from u2moe.export.layer_config import FEED_FORWARDS, LAYER_NORMS, POSITIONS, SUBSAMPLING_KINDS  # noqa: E402
 from u2moe.export.proofs import FILE, settings  # noqa: E402
 from u2moe.export.training_config import parse_training_config  # noqa: E402
 from u2moe.runtime.errors import CheckpointError, UnsupportedError  # noqa: E402
