@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from u2moe.export.exporter import export_bundle, export_random, validate_bundle
     from u2moe.export.profiles.conversion import Conversion, convert_bundle
     from u2moe.export.profiles.static import convert_static
-    from u2moe.export.sherpa import SherpaExport, export_sherpa
-    from u2moe.export.sherpa_graphs import SherpaOptions
+    from u2moe.export.sherpa import SherpaExport, SherpaOptions, export_sherpa
 
 __all__ = [
     "Checkpoint", "Comparison", "Conversion", "ParityReport", "SherpaExport", "SherpaOptions", "convert_bundle",
@@ -19,7 +18,7 @@ __all__ = [
 
 _HOMES = {
     "Checkpoint": "checkpoint", "Comparison": "comparison", "Conversion": "profiles.conversion",
-    "ParityReport": "comparison", "SherpaExport": "sherpa", "SherpaOptions": "sherpa_graphs",
+    "ParityReport": "comparison", "SherpaExport": "sherpa", "SherpaOptions": "sherpa",
     "convert_bundle": "profiles.conversion", "convert_static": "profiles.static", "export_bundle": "exporter",
     "export_random": "exporter", "export_sherpa": "sherpa", "validate_bundle": "exporter",
 }  # fmt: skip

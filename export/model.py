@@ -82,15 +82,6 @@ class AttentionDecoder(nn.Module):
         return cast("Tensor", self.output_layer(self.after_norm(x) if self.config.pre_norm else x))
 
 
-class BidirectionalDecoder(nn.Module):
-    """The decoders of both directions, with the tensor names of WeNet's state dict."""
-
-    def __init__(self, left: Decoder, right: Decoder) -> None:
-        super().__init__()
-        self.left_decoder = AttentionDecoder(left)
-        self.right_decoder = AttentionDecoder(right)
-
-
 class CTCHead(nn.Module):
     """Projection to log-probabilities over the vocabulary."""
 
@@ -112,24 +103,25 @@ class SpeechModel(nn.Module):
         self.encoder = KINDS[config.encoder.kind].network(config.encoder)
         self.ctc = CTCHead(config.encoder.dim, config.vocab_size)
         self.decoder: nn.Module | None = None
-        if config.left_decoder is not None and config.right_decoder is not None:
-            self.decoder = BidirectionalDecoder(config.left_decoder, config.right_decoder)
-        elif config.left_decoder is not None:
-            self.decoder = AttentionDecoder(config.left_decoder)
+        if config.left_decoder is not None:
+            self.decoder = left = AttentionDecoder(config.left_decoder)
+            if config.right_decoder is not None:
+                right = AttentionDecoder(config.right_decoder)
+                self.decoder = nn.ModuleDict({"left_decoder": left, "right_decoder": right})
 
     @property
     def left_decoder(self) -> AttentionDecoder:
         """The left-to-right decoder; ValueError if the checkpoint has none."""
-        if isinstance(self.decoder, BidirectionalDecoder):
-            return self.decoder.left_decoder
-        if isinstance(self.decoder, AttentionDecoder):
-            return self.decoder
+        left = self.decoder["left_decoder"] if isinstance(self.decoder, nn.ModuleDict) else self.decoder
+        if isinstance(left, AttentionDecoder):
+            return left
         raise ValueError("this model has no attention decoder")
 
     @property
     def right_decoder(self) -> AttentionDecoder | None:
         """The right-to-left decoder, if there is one."""
-        return self.decoder.right_decoder if isinstance(self.decoder, BidirectionalDecoder) else None
+        both = self.decoder
+        return cast("AttentionDecoder", both["right_decoder"]) if isinstance(both, nn.ModuleDict) else None
 
     def score(
         self, hypotheses: Tensor, lengths: Tensor, encoder_out: Tensor, encoder_lengths: Tensor

@@ -14,8 +14,7 @@ from u2moe.export import parity
 from u2moe.export.checkpoint import Checkpoint
 from u2moe.export.parity import Parity
 from u2moe.export.random_checkpoint import random_config
-from u2moe.export.sherpa import export_sherpa
-from u2moe.export.sherpa_graphs import OFFLINE, SherpaOptions, supported_graphs
+from u2moe.export.sherpa import OFFLINE, SherpaOptions, export_sherpa, supported_graphs
 from u2moe.export.training_config import parse_training_config
 from u2moe.quantize import RECIPES, quantize_bundle
 from u2moe.quantize.inspection import describe, inspect_bundle

@@ -17,8 +17,7 @@ from u2moe.benchmarks.studies.shared.programs import engine, write_wav
 from u2moe.export import SherpaOptions, export_sherpa, sherpa
 from u2moe.export.comparison import LIMIT, parity_features
 from u2moe.export.random_checkpoint import random_config, write_random_checkpoint
-from u2moe.export.sherpa import OnlineClient
-from u2moe.export.sherpa_graphs import OFFLINE, ONLINE, offline_graph, online_graph, supported_graphs
+from u2moe.export.sherpa import OFFLINE, ONLINE, OnlineClient, offline_graph, online_graph, supported_graphs
 from u2moe.runtime import Bundle, BundleError, ParityError, UnsupportedError, ctc_greedy_search
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.cli import main

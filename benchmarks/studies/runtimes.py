@@ -25,7 +25,7 @@ from u2moe.benchmarks.results.markdown import Target, table
 from u2moe.benchmarks.studies.shared.programs import Line, Program, engine, sherpa_graphs, sherpa_lines, write_wav
 from u2moe.benchmarks.studies.shared.script import named, script, study_parser
 from u2moe.export.profiles.conversion import convert_bundle
-from u2moe.export.sherpa_graphs import ONLINE
+from u2moe.export.sherpa import ONLINE
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle_location import DEMO_FOLDER
 from u2moe.runtime.corpus.lists import read_recordings

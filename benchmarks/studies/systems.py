@@ -29,7 +29,7 @@ from u2moe.benchmarks.studies.shared import programs
 from u2moe.benchmarks.studies.shared.programs import Line, make_environment, sherpa_graphs
 from u2moe.benchmarks.studies.shared.random_models import SMALL, make_bundle
 from u2moe.benchmarks.studies.shared.script import script, study_parser
-from u2moe.export.sherpa_graphs import OFFLINE, ONLINE
+from u2moe.export.sherpa import OFFLINE, ONLINE
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import TOKENS_FILE, Manifest
 from u2moe.runtime.model.native import CPU, choose_kernels

@@ -231,15 +231,14 @@ class ProfileParity:
     def compare(self, profile: Profile, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
         """Run all comparisons of a profile. Raises ParityError, which names the case, tensor, difference and limit."""
         if profile == "streaming":
-            config = self.config
-            cases: dict[str, tuple[int, int, int]] = {}
-            for size, left in CHUNKS:
-                chunk = config.whole_chunk(size)
-                cases[f"stream, chunk {chunk}, left {left if left >= 0 else 'all'}"] = chunk, left, 0
-            cases["stream, where positions are moved back"] = config.whole_chunk(16), 4, config.max_position - 20
-            for case, stream in cases.items():
-                progress(case)
-                self._stream(case, *stream)
+            whole = self.config.whole_chunk
+            streams = [
+                (f"chunk {whole(size)}, left {'all' if left < 0 else left}", size, left, 0) for size, left in CHUNKS
+            ]
+            streams.append(("where positions are moved back", 16, 4, self.config.max_position - 20))
+            for name, size, left, start in streams:
+                progress(case := f"stream, {name}")
+                self._stream(case, whole(size), left, start)
         if profile == "offline":
             for num_samples in (0, 1, window_samples(self.bundle.manifest, self.config.window), len(self.samples)):
                 progress(case := f"recording of {num_samples} samples")

@@ -27,7 +27,7 @@ from websockets.exceptions import WebSocketException
 
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
 from u2moe.benchmarks.studies.shared.programs import make_environment, sherpa_graphs
-from u2moe.export.sherpa_graphs import ONLINE
+from u2moe.export.sherpa import ONLINE
 from u2moe.runtime.audio.reading import read_audio
 from u2moe.runtime.bundle.manifest import TOKENS_FILE
 from u2moe.runtime.bundle_location import DEMO_FOLDER

@@ -22,8 +22,7 @@ from u2moe.benchmarks.instruments.host import status_bytes
 from u2moe.benchmarks.instruments.statistics import show_progress
 from u2moe.benchmarks.instruments.workload import CHUNK_SIZE, NUM_LEFT_CHUNKS
 from u2moe.benchmarks.results.files import read_json, write_json
-from u2moe.export.sherpa import export_sherpa
-from u2moe.export.sherpa_graphs import SherpaOptions
+from u2moe.export.sherpa import SherpaOptions, export_sherpa
 
 ENGINES = Path(__file__).with_name("engines.py")
 BUFFER_S = 0.1  # seconds of audio that a live source delivers at once
