@@ -121,14 +121,14 @@ class Checkpoint:
     def model_config(self) -> ModelConfig:
         """Return the description of the model for the bundle's manifest."""
         encoder = self.architecture.encoder
-        kind, reduction = KINDS[encoder.kind].network, encoder.frame_reduction
+        block, reduction = KINDS[encoder.kind].block, encoder.frame_reduction
         left, right = self.architecture.left_decoder, self.architecture.right_decoder
         return ModelConfig(
             streaming=encoder.streaming, feature_size=encoder.input_size, output_size=encoder.dim,
             decoder="none" if left is None else "transformer" if right is None else "bitransformer",
             num_blocks=encoder.num_blocks, vocab_size=self.architecture.vocab_size,
             subsampling_rate=encoder.subsampling_rate, right_context=encoder.right_context,
-            caches=kind.caches(encoder) if encoder.streaming else (), chunk_multiple=encoder.chunk_multiple,
+            caches=block.caches(encoder) if encoder.streaming else (), chunk_multiple=encoder.chunk_multiple,
             max_position=(NUM_LEARNED if encoder.learned_positions else ModelConfig.max_position) // reduction,
             static_chunk_size=0 if encoder.dynamic_chunk else encoder.static_chunk_size // reduction,
             frame_reduction=reduction, blank=self.architecture.blank, sos=self.architecture.sos,

@@ -100,7 +100,8 @@ class SpeechModel(nn.Module):
     def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.config = config
-        self.encoder = KINDS[config.encoder.kind].network(config.encoder)
+        kind = KINDS[config.encoder.kind]
+        self.encoder = kind.network(config.encoder, kind.block)
         self.ctc = CTCHead(config.encoder.dim, config.vocab_size)
         self.decoder: nn.Module | None = None
         if config.left_decoder is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from u2moe.export.architecture import EncoderArchitecture, FeedForward, encoder_architecture, read_kernel
 from u2moe.export.attention import MultiHeadAttention
 from u2moe.export.convolution import Surroundings, TimeDepthwise
-from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, Block, BlockCaches, Context
 from u2moe.export.encoders.nodes import EncoderNodes, next_history
 from u2moe.export.layers import Residual, half, linear, normalization, parameter
 from u2moe.export.moe import activation, feed_forward
@@ -127,7 +127,7 @@ def gating(g: GraphBuilder, x: ir.Value, module: ConvolutionalGatingMLP, around:
         return linear(g, y, module.channel_proj2, "channel_proj2")
 
 
-class TwoBranchBlock(nn.Module):
+class TwoBranchBlock(Block):
     """The common base of blocks that run attention in parallel with a gating MLP."""
 
     def __init__(self, config: EncoderArchitecture, gates: Gating) -> None:
@@ -222,6 +222,12 @@ class BranchformerBlock(TwoBranchBlock):
         self.weight_proj1, self.weight_proj2 = nn.Linear(dim, 1), nn.Linear(dim, 1)
         self.merge_proj = nn.Linear(2 * dim if own.merge == "concat" else dim, dim)
 
+    @staticmethod
+    def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
+        """See `Block`."""
+        gates = cast("Branches", config.own).gating
+        return [(CNN_CACHE, gates.channels, gates.kernel)] if gates.causal else []
+
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
         """Apply the block to `x` [batch, time, dim]. Also return the caches, updated with this call's frames."""
         attended, gated, following = self.branches(x, context, caches)
@@ -240,18 +246,6 @@ class BranchformerBlock(TwoBranchBlock):
             logits.append(weight((shares * branch).sum(dim=1)))
         weights = torch.softmax(torch.cat(logits, dim=-1), dim=-1)
         return weights[:, 0, None, None] * attended + weights[:, 1, None, None] * gated
-
-
-class BranchformerEncoder(SpeechEncoder):
-    """Branchformer blocks."""
-
-    BLOCK = BranchformerBlock
-
-    @staticmethod
-    def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
-        """See `SpeechEncoder`."""
-        gates = cast("Branches", config.own).gating
-        return [(CNN_CACHE, gates.channels, gates.kernel)] if gates.causal else []
 
 
 class BranchformerNodes(TwoBranchNodes):
@@ -328,6 +322,13 @@ class EBranchformerBlock(TwoBranchBlock):
         self.merge_proj = nn.Linear(2 * dim, dim)
         self.scale = 0.5 if config.macaron else 1.0
 
+    @staticmethod
+    def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
+        """See `Block`."""
+        own = cast("Merged", config.own)
+        caches = [(CNN_CACHE, own.gating.channels, own.gating.kernel), (MERGE_CACHE, 2 * config.dim, own.merge_kernel)]
+        return caches if own.gating.causal else []
+
     def forward(self, x: Tensor, context: Context, caches: BlockCaches) -> tuple[Tensor, BlockCaches]:
         """Apply the block to `x` [batch, time, dim]. Also return the caches, updated with this call's frames."""
         if self.feed_forward_macaron is not None:
@@ -341,19 +342,6 @@ class EBranchformerBlock(TwoBranchBlock):
         if self.feed_forward is not None:
             x = x + self.scale * self.feed_forward(self.norm_ff(x))
         return self.norm_final(x), following | ({} if kept is None else {MERGE_CACHE: kept})
-
-
-class EBranchformerEncoder(SpeechEncoder):
-    """E-Branchformer blocks."""
-
-    BLOCK = EBranchformerBlock
-
-    @staticmethod
-    def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
-        """See `SpeechEncoder`."""
-        own = cast("Merged", config.own)
-        caches = [(CNN_CACHE, own.gating.channels, own.gating.kernel), (MERGE_CACHE, 2 * config.dim, own.merge_kernel)]
-        return caches if own.gating.causal else []
 
 
 class EBranchformerNodes(TwoBranchNodes):

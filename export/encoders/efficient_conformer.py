@@ -16,7 +16,7 @@ from u2moe.export.architecture import Attention, Convolution, EncoderArchitectur
 from u2moe.export.attention import MultiHeadAttention, attended
 from u2moe.export.convolution import ConvolutionModule, convolution_parts, initial_cache
 from u2moe.export.encoders.conformer import ConformerBlock, ConformerNodes
-from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, Context, SpeechEncoder, attention_cache
+from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, Context, attention_cache
 from u2moe.export.encoders.nodes import FrameNodes, next_history
 from u2moe.export.layers import AttentionNodes, Residual, linear, parameter, product
 from u2moe.export.text_files import Section
@@ -143,8 +143,7 @@ class EfficientBlock(ConformerBlock):
         super().__init__(replace(config, convolution=convolution))
         self.stride, group_size = own.strides[index], own.group_sizes[index]
         self.attention_cache, self.convolution_cache = (cache_name(each, own.step(index)) for each in CACHES)
-        self.is_grouped = group_size > 1
-        if self.is_grouped:
+        if group_size > 1:
             self.self_attn = GroupedAttention(dim, config.attention, group_size)
         if self.stride > 1:
             self.conv_module = ConvolutionModule(dim, convolution, self.stride)
@@ -162,20 +161,9 @@ class EfficientBlock(ConformerBlock):
 
         return total(x * exists) / total(exists).clamp(min=1)
 
-
-def cache_name(name: str, step: int) -> str:
-    """Return the name of the cache for blocks whose frames each cover `step` subsampled frames."""
-    return name if step == 1 else f"{name}_{step}"
-
-
-class EfficientConformerEncoder(SpeechEncoder):
-    """Conformer blocks; some lower the frame rate."""
-
-    BLOCK = EfficientBlock
-
     @classmethod
     def caches(cls, config: EncoderArchitecture) -> tuple[Cache, ...]:
-        """See `SpeechEncoder`."""
+        """See `Block`."""
         own, found = cast("Strided", config.own), []
         for step, blocks in own.rates().items():
             attention, history = (cache_name(each, step) for each in CACHES)
@@ -183,6 +171,11 @@ class EfficientConformerEncoder(SpeechEncoder):
             shape = (cast("Convolution", config.convolution).channels, own.kernels[blocks[0]] - 1)
             found += [Cache(name=history, num_blocks=len(blocks), shape=shape)] if shape[1] else []
         return tuple(found)
+
+
+def cache_name(name: str, step: int) -> str:
+    """Return the name of the cache for blocks whose frames each cover `step` subsampled frames."""
+    return name if step == 1 else f"{name}_{step}"
 
 
 class EfficientConformerNodes(ConformerNodes):

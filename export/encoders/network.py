@@ -68,25 +68,15 @@ def chunk_mask(time: int, chunk_size: int, num_left_chunks: int) -> Tensor:
     return visible if num_left_chunks < 0 else visible & (distance <= num_left_chunks)
 
 
-class SpeechEncoder(nn.Module):
-    """Normalisation, subsampling and the blocks. Each kind of encoder supplies its blocks."""
-
-    BLOCK: ClassVar[type[nn.Module]]
-    """Class of the blocks, constructed from a configuration and the index of the block.
+class Block(nn.Module):
+    """Base of the blocks, which are constructed from a configuration and the index of the block.
 
     A block is called with [batch, time, dim], the `Context` and its caches, which are empty at the start. It returns
     [batch, time, dim] and its caches with the frames of this call appended.
     """
-    SUBSAMPLING: ClassVar[type[Subsampling] | None] = None
-    """Class of the layers before the blocks; None: as in the configuration."""
 
-    def __init__(self, config: EncoderArchitecture) -> None:
-        super().__init__()
-        self.config = config
-        self.global_cmvn = GlobalCMVN(config.input_size) if config.normalized_input else None
-        self.embed = (self.SUBSAMPLING or KINDS[config.subsampling])(config)
-        self.encoders = nn.ModuleList(self.BLOCK(config, index) for index in range(config.num_blocks))
-        self.after_norm = norm(config.dim, config.norm)
+    stride = 1
+    """Number of frames that become one frame of the next block."""
 
     @staticmethod
     def convolutions(config: EncoderArchitecture) -> list[tuple[str, int, int]]:
@@ -101,6 +91,21 @@ class SpeechEncoder(nn.Module):
         histories = (Cache(name=name, num_blocks=num, shape=(size, kernel - 1)) for name, size, kernel in found)
         return attention_cache(config, num), *histories
 
+
+class SpeechEncoder(nn.Module):
+    """Normalisation, subsampling and the blocks, which are instances of `block`."""
+
+    SUBSAMPLING: ClassVar[type[Subsampling] | None] = None
+    """Class of the layers before the blocks; None: as in the configuration."""
+
+    def __init__(self, config: EncoderArchitecture, block: type[Block]) -> None:
+        super().__init__()
+        self.config, self.block = config, block
+        self.global_cmvn = GlobalCMVN(config.input_size) if config.normalized_input else None
+        self.embed = (self.SUBSAMPLING or KINDS[config.subsampling])(config)
+        self.encoders = nn.ModuleList(block(config, index) for index in range(config.num_blocks))
+        self.after_norm = norm(config.dim, config.norm)
+
     def run_blocks(
         self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
     ) -> tuple[Tensor, list[BlockCaches]]:
@@ -109,7 +114,7 @@ class SpeechEncoder(nn.Module):
         for block, own in zip(self.encoders, caches, strict=True):
             x, cache = block(x, context, own)
             following.append(cache)
-            context = context.strided(getattr(block, "stride", 1))  # some blocks lower the frame rate
+            context = context.strided(cast("Block", block).stride)
         return self.after_norm(x) if self.config.pre_norm and self.config.final_norm else x, following
 
     def _embed(self, features: Tensor, lengths: Tensor) -> Tensor:
@@ -165,7 +170,7 @@ class SpeechEncoder(nn.Module):
     def _last(self, caches: BlockCaches, required: int) -> BlockCaches:
         """Return the caches. Growing caches keep the last `required` encoder frames; all if `required` is negative."""
         kept = dict(caches)
-        for cache in self.caches(self.config):
+        for cache in self.block.caches(self.config):
             if cache.time_axis is not None and cache.name in kept and required >= 0:
                 size = kept[cache.name].shape[cache.time_axis - 1]
                 num = min(cache.num_frames(required), size)

@@ -132,7 +132,7 @@ class EncoderNodes:
     @property
     def longest_history(self) -> int:
         """The largest number of subsampled frames that a convolution sees before a chunk, as whole output frames."""
-        return max((kernel - 1 for _, _, kernel in self.encoder.convolutions(self.config)), default=0)
+        return max((kernel - 1 for _, _, kernel in self.encoder.block.convolutions(self.config)), default=0)
 
     def block(self, residual: Residual, block: nn.Module, index: int) -> None:
         """Build one block, whose layers read the residual and add to it."""

@@ -25,7 +25,15 @@ from u2moe.export.architecture import (
 )
 from u2moe.export.attention import MultiHeadAttention, added, attended
 from u2moe.export.convolution import ConvolutionModule
-from u2moe.export.encoders.network import ATT_CACHE, CNN_CACHE, BlockCaches, Context, SpeechEncoder, attention_cache
+from u2moe.export.encoders.network import (
+    ATT_CACHE,
+    CNN_CACHE,
+    Block,
+    BlockCaches,
+    Context,
+    SpeechEncoder,
+    attention_cache,
+)
 from u2moe.export.layers import parameter, transposed, vector, weight_and_bias
 from u2moe.export.moe import DenseFeedForward
 from u2moe.export.subsampling import Convolutions
@@ -205,7 +213,7 @@ class SqueezeConvolution(Scaling, ConvolutionModule):
     """A convolution module on a scaled input."""
 
 
-class SqueezeformerBlock(nn.Module):
+class SqueezeformerBlock(Block):
     """Residual layers: attention, feed-forward, convolution, and feed-forward."""
 
     def __init__(self, config: EncoderArchitecture, index: int) -> None:
@@ -237,6 +245,15 @@ class SqueezeformerBlock(nn.Module):
         x = added(x, convolved, self.layer_norm3, self.pre_norm)
         return added(x, self.ffn2, self.layer_norm4, self.pre_norm), following
 
+    @classmethod
+    def caches(cls, config: EncoderArchitecture) -> tuple[Cache, ...]:
+        """See `Block`."""
+        own = cast("Squeezed", config.own)
+        num_half = own.recover - own.reduce
+        _, *histories = super().caches(config)
+        half = attention_cache(config, num_half, HALF_ATT_CACHE, rate=0.5)
+        return attention_cache(config, config.num_blocks - num_half), half, *histories
+
 
 class TimeReduction(nn.Module):
     """A layer that halves the frame rate: a depthwise convolution with stride 2, and a projection."""
@@ -261,11 +278,10 @@ class TimeReduction(nn.Module):
 class SqueezeformerEncoder(SpeechEncoder):
     """Squeezeformer blocks; the middle ones run at half the frame rate."""
 
-    BLOCK = SqueezeformerBlock
     SUBSAMPLING = SqueezeSubsampling
 
-    def __init__(self, config: EncoderArchitecture) -> None:
-        super().__init__(config)
+    def __init__(self, config: EncoderArchitecture, block: type[Block]) -> None:
+        super().__init__(config, block)
         del self.after_norm
         self.own = cast("Squeezed", config.own)
         self.preln = nn.LayerNorm(config.dim)
@@ -287,12 +303,3 @@ class SqueezeformerEncoder(SpeechEncoder):
             x, cache = block(x, half if self.own.is_half(index) else context, own)
             following.append(cache)
         return x, following
-
-    @classmethod
-    def caches(cls, config: EncoderArchitecture) -> tuple[Cache, ...]:
-        """See `SpeechEncoder`."""
-        own = cast("Squeezed", config.own)
-        num_half = own.recover - own.reduce
-        _, *histories = super().caches(config)
-        half = attention_cache(config, num_half, HALF_ATT_CACHE, rate=0.5)
-        return attention_cache(config, config.num_blocks - num_half), half, *histories
