@@ -67,11 +67,8 @@ class Checkpoint:
     ) -> Checkpoint:
         """Read a directory in WeNet's layout.
 
-        Args:
-            directory: the directory with train.yaml, or with a yaml file named after the weights, such as epoch_9.yaml.
-            weights: the state dict, such as avg_30.pt, as a name in the directory or as the path of a file elsewhere.
-            units: the vocabulary, as a name or a path; default: the file named in train.yaml, or units.txt.
-            lora: whether to add the adapters in the state dict to its weights; None: decide by its file name.
+        It has a train.yaml, or a yaml file named after the weights, such as epoch_9.yaml. For the other arguments, see
+        `exporter.export_bundle`.
 
         Raises:
             CheckpointError: a file is missing or damaged, or does not match the others.
@@ -184,8 +181,8 @@ def read_vocabulary(path: Path, config: TrainingConfig) -> list[str]:
 def _text_config(directory: Path, config: TrainingConfig, tokens: list[str]) -> TextConfig:
     """Return the tokenizer and the id of `<unk>`.
 
-    An old train.yaml does not name the tokenizer. BPE is assumed if the directory has a sentencepiece model, or if the
-    vocabulary has symbols that begin with the word-start mark.
+    An old train.yaml does not name the tokenizer. It is BPE if the directory has a sentencepiece model, or if symbols
+    begin with the word-start mark.
     """
     pieces = any(len(token) > 1 and token.startswith(WORD_START) for token in tokens)
     known = "bpe" if config.separate else config.tokenizer
@@ -212,10 +209,8 @@ def as_trained(path: Path, config: TrainingConfig, state: Mapping[str, Tensor]) 
     """Return the architecture as built by the WeNet release that wrote this train.yaml and state dict.
 
     Until 2023 a conformer's `selfattention_layer_type` had no effect. Attention was relative with `rel_pos` (until
-    2022, also with `abs_pos`); otherwise it was plain.
-
-    Raises:
-        CheckpointError: two releases with different epsilons could have written these files.
+    2022, also with `abs_pos`); otherwise it was plain. If two releases with different epsilons could have written the
+    files, the error is a CheckpointError.
     """
     architecture, encoder = config.architecture, config.architecture.encoder
     if config.layout == "present" or encoder.kind not in OLD_KINDS:

@@ -66,11 +66,9 @@ class ParityReport:
     """Number of inputs that were drawn again because of a near tie in a router."""
 
     def add(self, found: Comparison, where: object, sides: str, reason: str = "") -> None:
-        """Add a comparison, which must be within its limit; `sides` names the two programs that were compared.
+        """Add a comparison of two programs, named by `sides`, which must be within its limit.
 
-        Raises:
-            ParityError: the difference exceeds its limit; the message names `where`, the case, the tensor, the
-                difference and the limit.
+        The ParityError names `where`, the case, the tensor, the difference and the limit.
         """
         if not found.is_equal:
             raise ParityError(f"{where}: {found.case}: {found.tensor}: {found.told(sides)}{reason}")

@@ -38,10 +38,7 @@ def joined_model(
 
 
 def joined(bundle: Bundle, feeds: dict[str, ir.Value], encoder: ir.Model | None = None) -> Joined:
-    """Connect the bundle's encoder to `feeds`, and the CTC head to the encoder. Return their outputs and both graphs.
-
-    `encoder` is the bundle's encoder, if it has already been read.
-    """
+    """Connect the bundle's encoder (or the given one) to `feeds`, and the CTC head to it. Return outputs and graphs."""
     encoder = encoder or ir.load(bundle.path / "encoder.onnx")
     ctc = ir.load(bundle.path / "ctc.onnx")
     for value in encoder.graph.inputs:

@@ -125,10 +125,7 @@ def weight_and_bias(g: GraphBuilder, layer: nn.Module, prefix: str = "") -> list
 
 
 def feed_forward(g: GraphBuilder, x: ir.Value, layer: nn.Module, kind: str, name: str, scale: float = 1.0) -> ir.Value:
-    """Apply a dense, gated or mixture-of-experts feed-forward layer to [..., dim].
-
-    Its output is multiplied by `scale`, which becomes part of the last weights.
-    """
+    """Apply a feed-forward layer of any kind to [..., dim]. `scale`, a factor of the output, is part of its weights."""
     with g.scope(name, group="feed_forward"):
         if isinstance(layer, MixtureOfExperts):
             experts = [cast("DenseFeedForward", expert) for expert in layer.experts]
@@ -250,8 +247,7 @@ class AttentionNodes:
 def position_biases(g: GraphBuilder, positions: ir.Value, layers: Sequence[MultiHeadAttention]) -> ir.Value:
     """Return the query-independent part of relative attention's scores: [batch, layers * heads, 1, keys].
 
-    This is the last term of the sum in `AttentionNodes`. One product with the sinusoids [batch, keys, dim] yields it
-    for all layers.
+    This is the last term in `AttentionNodes`, for all layers by one product with the sinusoids [batch, keys, dim].
     """
     shape = (layers[0].linear_pos.in_features, len(layers) * layers[0].config.num_heads)
     with g.scope("position_biases", group="positions"):

@@ -45,10 +45,7 @@ CHUNKS = ((16, -1), (16, 4), (16, 0), (8, 2), (4, 1), (1, 8), (25, -1))
 
 
 class Parity:
-    """Compares one network with the graphs in one folder.
-
-    Error messages name `subject` instead of the folder, because a folder of new graphs is deleted after an error.
-    """
+    """Compares a network with the graphs in a folder. Errors name `subject`, because the folder may be deleted then."""
 
     def __init__(self, network: SpeechModel, folder: Path, manifest: Manifest, seed: int = 0, *, subject: Path) -> None:
         self.subject, self.network, self.config = subject, network, manifest.model
@@ -244,10 +241,9 @@ class Parity:
         return self._encoded([(each, found[row : row + 1, : each.shape[1]]) for row, each in enumerate(expected)])
 
     def _decoder(self) -> Pairs:
-        """Compare scores of hypotheses for two utterances of different lengths. torch scores one utterance at a time.
+        """Compare scores for two utterances of different lengths, which torch scores one at a time.
 
-        Hypotheses have 0 to 24 tokens. With learned positions, each utterance has two hypotheses: one is empty, and one
-        has as many tokens as fit after sos.
+        Hypotheses have 0 to 24 tokens; with learned positions, each utterance has an empty and the longest possible one.
         """
         is_learned = self.network.left_decoder.config.learned_positions
         frames, num, longest = (40, 23), *((2, NUM_LEARNED - 1) if is_learned else (6, 24))

@@ -74,8 +74,8 @@ def _of_blocks(network: EncoderArchitecture | Decoder, attention: Attention) -> 
 def proved() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
     """Return the pairs of settings proved by a comparison with WeNet.
 
-    The three levels of keys are the part of the network, the first setting ("key value"), and the key of the second
-    setting. The innermost value lists all proved values of the second setting, separated by spaces.
+    The keys are the part of the network, the first setting ("key value"), and the key of the second setting. The values
+    are all proved values of the second setting, separated by spaces.
     """
     text = resources.files("u2moe.export").joinpath(FILE).read_text(encoding="utf-8")
     table: dict[str, dict[str, dict[str, str]]] = json.loads(text)

@@ -297,17 +297,7 @@ class DrawnTensor(Tensor):
 
 
 def random_source(config_file: str | os.PathLike[str], *, vocab_size: int | None = None, seed: int = 0) -> Checkpoint:
-    """Return a `Checkpoint` with random weights for the network that a train.yaml describes.
-
-    Args:
-        config_file: a train.yaml (from a recipe or from training), or its folder.
-        vocab_size: number of tokens; None: as in the file, or 5000 if it states none.
-        seed: the same seed yields the same weights.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or contradicts itself or `vocab_size`.
-        UnsupportedError: this kind of network is not supported.
-    """
+    """Return a `Checkpoint` with random weights; for the arguments and errors, see `exporter.export_random`."""
     path = Path(config_file)
     path = path / CONFIG_FILE if path.is_dir() else path
     values = read_yaml(path, purpose="it describes the network")
@@ -336,11 +326,10 @@ def random_source(config_file: str | os.PathLike[str], *, vocab_size: int | None
 
 
 def spread_routers(network: SpeechModel, seed: int = 0) -> None:
-    """Adjust random routers so that they spread tokens evenly over their experts.
+    """Adjust random routers so that they spread tokens evenly: the worst case, because most experts' weights are read.
 
-    An even spread is the worst case, because the weights of as many experts as possible are read. Random routers favour
-    some experts because the mean of all tokens is not zero. Removing the direction of that mean from a router's weights
-    spreads the tokens.
+    Random routers favour some experts because the mean of all tokens is not zero. Removing the direction of that mean
+    from a router's weights spreads the tokens.
     """
 
     def turn(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -69,11 +69,8 @@ def load_weights(
     """Return all tensors of a file, with adapters merged, and the reasons for ignoring other tensors, both by name.
 
     After an epoch, WeNet saves weights that include the adapters. Within an epoch, it saves weights without them. The
-    file name shows which kind of file it is; `use` overrides the file name.
-
-    Raises:
-        CheckpointError: the file is damaged, it is unknown whether the weights contain the adapters, or an adapter does
-            not fit its weight.
+    file name shows which kind of file it is; `use` overrides the file name. If neither does, or if the file is damaged
+    or an adapter does not fit its weight, the error is a CheckpointError.
     """
     state = load_state_dict(path)
     names = sorted(name.removesuffix(DOWN) for name in state if name.endswith(DOWN))

@@ -195,14 +195,12 @@ def _feeds(graph: str, bundle: Bundle, before: Feeds) -> Feeds:
 def session_of(
     file: Path | bytes, *, extensions: bool = False, portable: bool = False, target: Path | None = None
 ) -> Run:
-    """Return a function that runs a graph in ONNX or ORT format.
+    """Return a function that runs the graph `file` in ONNX or ORT format, or its content.
 
-    Args:
-        file: the graph, or its content.
-        extensions: register the operators of onnxruntime-extensions; ModuleNotFoundError if it is not installed.
-        portable: use only the optimisations that ORT format allows. Others may add the products of a convolution in
-            another order, which changes the rounding. In a quantized network, this can change a value by a whole step.
-        target: file to write the optimized graph to, in ORT format.
+    `extensions` registers the operators of onnxruntime-extensions; ModuleNotFoundError if it is not installed.
+    `portable` allows only the optimisations of ORT format. Others may add the products of a convolution in another
+    order, which changes the rounding, in a quantized network by a whole step. The optimized graph is written to
+    `target`, in ORT format.
     """
     options = SessionSettings(kernels="onnxruntime").session_options()  # as in programs in other languages
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # otherwise 8 bits for activations

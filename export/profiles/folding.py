@@ -155,11 +155,10 @@ def _name_nodes(graph: ir.Graph) -> None:
 
 
 def check_fixed(model: ir.Model, where: object) -> None:
-    """Check that NPU compilers can read a graph.
+    """Check that NPU compilers can read a graph. The UnsupportedError names the node.
 
-    Raises:
-        UnsupportedError: a node has an operator that is not in `OPERATORS`, a number beyond `LARGEST`, more than
-            `MOST_AXES` axes, or an axis of unknown size; the message names the node.
+    They cannot read operators that are not in `OPERATORS`, numbers beyond `LARGEST`, more than `MOST_AXES` axes, or
+    axes of unknown size.
     """
     for node in model.graph:
         told = f"{where}: node {node.name} ({node.op_type}):"
