@@ -243,7 +243,7 @@ class Parity:
     def _decoder(self) -> Pairs:
         """Compare scores for two utterances of different lengths, which torch scores one at a time.
 
-        Hypotheses have 0 to 24 tokens; with learned positions, each utterance has an empty and the longest possible one.
+        Hypotheses have 0 to 24 tokens. With learned positions, there are two: an empty and the longest possible one.
         """
         is_learned = self.network.left_decoder.config.learned_positions
         frames, num, longest = (40, 23), *((2, NUM_LEARNED - 1) if is_learned else (6, 24))

@@ -53,20 +53,20 @@ class Subsampling(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Map [batch, frames, bins] to [batch, time, dim]; `lengths` [batch] are the numbers of valid frames."""
-        return cast("Tensor", self.reduced(x, lengths)) * self.scale
+        return cast("Tensor", self._reduced(x, lengths)) * self.scale
 
     def nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
         """Add the layers that compute `forward` to the graph, and return their output."""
         with g.scope("embed", group="subsampling"):
-            x = self.reduced_nodes(g, features, lens)
+            x = self._reduced_nodes(g, features, lens)
             return x if self.scale == 1 else g.op("Mul", x, self.scale)
 
-    def reduced(self, x: Tensor, lengths: Tensor) -> Any:
+    def _reduced(self, x: Tensor, lengths: Tensor) -> Any:
         """Return the output of `forward` before it is scaled."""
         raise NotImplementedError
 
-    def reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
-        """Return `reduced` as nodes."""
+    def _reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
+        """Return `_reduced` as nodes."""
         raise NotImplementedError
 
 
@@ -95,8 +95,7 @@ class Convolutions(Subsampling):
         self.out = nn.Sequential(projection) if old_name else None
         self.linear = None if old_name else projection
 
-    def reduced(self, x: Tensor, lengths: Tensor) -> Any:  # noqa: ARG002 - no frame depends on padding
-        """See `Subsampling`."""
+    def _reduced(self, x: Tensor, lengths: Tensor) -> Any:  # noqa: ARG002 - no frame depends on padding
         return self.projection[0](self.conv(x.unsqueeze(1)).transpose(1, 2).flatten(2))
 
     @property
@@ -113,8 +112,7 @@ class Convolutions(Subsampling):
                 lengths = g.op("Div", g.op("Max", g.op("Sub", lengths, kernel - stride), 0), stride)
         return lengths
 
-    def reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
-        """See `Subsampling`."""
+    def _reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
         projection, name = self.projection
         kernels, strides = zip(*self.layers, strict=True)
         form = layers.SubsamplingLayer(kernels=kernels, strides=strides, bins=self.input_size)
@@ -135,12 +133,10 @@ class Projection(Subsampling):
         norm = nn.LayerNorm(config.dim, eps=config.embed_eps)
         self.out = nn.Sequential(nn.Linear(config.input_size, config.dim), norm)
 
-    def reduced(self, x: Tensor, lengths: Tensor) -> Any:  # noqa: ARG002 - frames are independent
-        """See `Subsampling`."""
+    def _reduced(self, x: Tensor, lengths: Tensor) -> Any:  # noqa: ARG002 - frames are independent
         return self.out(x)
 
-    def reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
-        """See `Subsampling`."""
+    def _reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
         return normalization(g, linear(g, features, cast("nn.Linear", self.out[0]), "out.0"), self.out[1], "out.1")
 
 
@@ -155,13 +151,11 @@ class StackedFrames(Subsampling):
         self.norm = nn.LayerNorm(size, eps=config.embed_eps)
         self.out = nn.Linear(size, config.dim)
 
-    def reduced(self, x: Tensor, lengths: Tensor) -> Any:  # noqa: ARG002 - no frame depends on padding
-        """See `Subsampling`."""
+    def _reduced(self, x: Tensor, lengths: Tensor) -> Any:  # noqa: ARG002 - no frame depends on padding
         time = x.shape[1] // self.rate
         return self.out(self.norm(x[:, : time * self.rate].reshape(len(x), time, -1)))
 
-    def reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
-        """See `Subsampling`."""
+    def _reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:  # noqa: ARG002 - as above
         (x,) = g.call(layers.stacked_frames(self.rate, self.input_size), features)
         return linear(g, normalization(g, x, self.norm, "norm"), self.out, "out")
 
@@ -175,13 +169,11 @@ class TimeConvolutions(Subsampling):
         second = nn.Conv1d(config.dim, config.dim, 3, stride=2, padding=1)
         self.conv = nn.Sequential(first, nn.GELU(), second, nn.GELU())
 
-    def reduced(self, x: Tensor, lengths: Tensor) -> Any:
-        """See `Subsampling`."""
+    def _reduced(self, x: Tensor, lengths: Tensor) -> Any:
         valid = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)).unsqueeze(1)
         return self.conv[2:](self.conv[:2](x.transpose(1, 2) * valid) * valid).transpose(1, 2)
 
-    def reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
-        """See `Subsampling`."""
+    def _reduced_nodes(self, g: GraphBuilder, features: ir.Value, lens: ir.Value) -> ir.Value:
         frames = g.op("Range", 0, g.op("Squeeze", g.op("Shape", features, start=1, end=2), [0]), 1)
         valid = g.op("Cast", g.op("Less", frames, g.op("Unsqueeze", lens, [1])), to=ir.DataType.FLOAT)
         x, valid = features, g.op("Unsqueeze", valid, [2])

@@ -150,9 +150,8 @@ class TwoBranchNodes(EncoderNodes):
 
     ATTENTION = "attn"
 
-    def share(self, x: ir.Value) -> None:
-        """See `EncoderNodes`."""
-        super().share(x)
+    def _share(self, x: ir.Value) -> None:
+        super()._share(x)
         modules = [cast("TwoBranchBlock", block).cgmlp for block in self.encoder.encoders]
         gates, config = None, modules[0].config
         if config.causal and config.kernel > 1:
@@ -165,7 +164,7 @@ class TwoBranchNodes(EncoderNodes):
 
     def branches(self, residual: Residual, block: TwoBranchBlock, index: int) -> tuple[ir.Value, ir.Value]:
         """Return the outputs of attention and of the gating MLP."""
-        attended = self.self_attention(residual.normalized(block.norm_mha, "norm_mha"), block, index)
+        attended = self._self_attention(residual.normalized(block.norm_mha, "norm_mha"), block, index)
         y = residual.normalized(block.norm_mlp, "norm_mlp")
         return attended, gating(self.g, y, block.cgmlp, self.seen, index)
 
@@ -251,8 +250,7 @@ class BranchformerBlock(TwoBranchBlock):
 class BranchformerNodes(TwoBranchNodes):
     """Builds the encoder as layers of a graph."""
 
-    def block(self, residual: Residual, block: nn.Module, index: int) -> None:
-        """See `EncoderNodes`."""
+    def _block(self, residual: Residual, block: nn.Module, index: int) -> None:
         own = cast("BranchformerBlock", block)
         branches = self.branches(residual, own, index)
         with self.g.scope(group="feed_forward"):
@@ -347,16 +345,14 @@ class EBranchformerBlock(TwoBranchBlock):
 class EBranchformerNodes(TwoBranchNodes):
     """Builds the encoder as layers of a graph."""
 
-    def share(self, x: ir.Value) -> None:
-        """See `EncoderNodes`."""
-        super().share(x)
+    def _share(self, x: ir.Value) -> None:
+        super()._share(x)
         initial = None
         if self.own.gating.causal and self.own.merge_kernel > 1:
             initial = self.g.constant(np.zeros((self.config.num_blocks, 1, 1, 2 * self.config.dim), np.float32))
         self.merges = self.around(initial, MERGE_CACHE)
 
-    def block(self, residual: Residual, block: nn.Module, index: int) -> None:
-        """See `EncoderNodes`."""
+    def _block(self, residual: Residual, block: nn.Module, index: int) -> None:
         g, own = self.g, cast("EBranchformerBlock", block)
         if own.feed_forward_macaron is not None:
             layer = self.feed_forward(own.feed_forward_macaron, "feed_forward_macaron", own.scale)
@@ -369,8 +365,7 @@ class EBranchformerNodes(TwoBranchNodes):
             residual.add(self.feed_forward(own.feed_forward, "feed_forward", own.scale), own.norm_ff, "norm_ff")
         residual.normalize(own.norm_final, "norm_final")
 
-    def next_caches(self) -> dict[str, ir.Value]:
-        """See `EncoderNodes`."""
+    def _next_caches(self) -> dict[str, ir.Value]:
         kept = self.merges.kept
         merges = {f"r_{MERGE_CACHE}": next_history(self.g, kept)} if kept else {}
-        return super().next_caches() | merges
+        return super()._next_caches() | merges

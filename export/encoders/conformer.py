@@ -95,27 +95,25 @@ class TransformerBlock(ConformerBlock):
 class ConformerNodes(EncoderNodes):
     """Builds a conformer or transformer encoder as layers of a graph."""
 
-    def share(self, x: ir.Value) -> None:
-        """See `EncoderNodes`."""
-        super().share(x)
+    def _share(self, x: ir.Value) -> None:
+        super()._share(x)
         modules = [cast("ConformerBlock", block).conv_module for block in self.encoder.encoders]
         self.seen = self.around(initial_cache(self.g, [module for module in modules if module is not None]))
 
-    def block(self, residual: Residual, block: nn.Module, index: int) -> None:
-        """See `EncoderNodes`."""
+    def _block(self, residual: Residual, block: nn.Module, index: int) -> None:
         own = cast("ConformerBlock", block)
         macaron, module = own.feed_forward_macaron, own.conv_module
         norms = ((own.get_submodule(name), name) for name in own.NORMS)
         if macaron is not None:
             layer = self.feed_forward(macaron, "feed_forward_macaron", own.scale)
             residual.add(layer, own.norm_ff_macaron, "norm_ff_macaron")
-        residual.add(lambda x: self.self_attention(x, own, index), *next(norms))
+        residual.add(lambda x: self._self_attention(x, own, index), *next(norms))
         if module is not None:
-            self.add_convolution(residual, own, module, index)
+            self._convolve(residual, own, module, index)
         residual.add(self.feed_forward(own.feed_forward, "feed_forward", own.scale), *next(norms))
         if module is not None:
             residual.normalize(own.norm_final, "norm_final")
 
-    def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
+    def _convolve(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
         """Add the convolution of block `index` to the residual."""
         residual.add(lambda x: convolution(self.g, x, module, self.seen, index), block.norm_conv, "norm_conv")

@@ -184,13 +184,11 @@ class EfficientConformerNodes(ConformerNodes):
     own: Strided
 
     @property
-    def longest_history(self) -> int:
-        """See `EncoderNodes`."""
+    def _longest_history(self) -> int:
         longest = max((kernel - 1) * self.own.step(index) for index, kernel in enumerate(self.own.kernels))
         return longest + -longest % self.config.frame_reduction
 
-    def share(self, x: ir.Value) -> None:
-        """See `EncoderNodes`."""
+    def _share(self, x: ir.Value) -> None:
         modules = [cast("ConvolutionModule", block.conv_module) for block in self.encoder.encoders]
         self.start = initial_cache(self.g, modules)
         self.following: dict[str, ir.Value] = {}
@@ -224,16 +222,15 @@ class EfficientConformerNodes(ConformerNodes):
         if self.seen.kept:
             self.following[history] = next_history(self.g, self.seen.kept)
 
-    def next_caches(self) -> dict[str, ir.Value]:
-        """See `EncoderNodes`."""
+    def _next_caches(self) -> dict[str, ir.Value]:
         self._leave()
         return self.following
 
-    def add_convolution(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
+    def _convolve(self, residual: Residual, block: ConformerBlock, module: ConvolutionModule, index: int) -> None:
         """See `ConformerNodes`. For a strided convolution, residual frames are averaged before its output is added."""
         g, row, stride, pre_norm = self.g, index - self.blocks.start, module.stride, self.config.pre_norm
         if stride == 1:
-            super().add_convolution(residual, block, module, row)
+            super()._convolve(residual, block, module, row)
             return
         branch = residual.normalized(block.norm_conv, "norm_conv") if pre_norm else residual.total
         branch, x = self._reduced(branch, module, row), residual.total
@@ -271,8 +268,7 @@ class EfficientConformerNodes(ConformerNodes):
         missing = self.g.op("Mod", self.g.op("Sub", [0], self.time), [size])
         return self.g.op("Pad", x, self.g.op("Concat", [0, 0, 0, 0], missing, [0], axis=0))
 
-    def self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
-        """See `EncoderNodes`."""
+    def _self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
         layer, row = self.attention_of(block), index - self.blocks.start
         with self.g.scope(self.ATTENTION, group="attention"):
             if isinstance(layer, GroupedAttention):

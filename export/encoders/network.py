@@ -106,7 +106,7 @@ class SpeechEncoder(nn.Module):
         self.encoders = nn.ModuleList(block(config, index) for index in range(config.num_blocks))
         self.after_norm = norm(config.dim, config.norm)
 
-    def run_blocks(
+    def _run_blocks(
         self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
     ) -> tuple[Tensor, list[BlockCaches]]:
         """Run all blocks on `x` [batch, time, dim]; return the output and the caches for the next call."""
@@ -146,7 +146,7 @@ class SpeechEncoder(nn.Module):
             mask = mask & chunk_mask(time, size, num_left_chunks).to(x.device)
         positions = self._encodings(torch.arange(time, device=x.device))
         x = x + positions if self.config.absolute_positions else x
-        x, _ = self.run_blocks(x, Context(mask, valid, positions.to(x.dtype)), [{} for _ in self.encoders])
+        x, _ = self._run_blocks(x, Context(mask, valid, positions.to(x.dtype)), [{} for _ in self.encoders])
         return x, (lengths + self.config.frame_reduction - 1) // self.config.frame_reduction
 
     def forward_chunk(
@@ -164,7 +164,7 @@ class SpeechEncoder(nn.Module):
         positions = self._encodings(torch.arange(offset - cached, offset + time)).to(x.dtype)
         x = x + positions[:, cached:] if self.config.absolute_positions else x
         context = Context(torch.ones(1, 1, 1, 1, dtype=torch.bool), torch.ones(1, time, dtype=torch.bool), positions)
-        x, following = self.run_blocks(x, context, caches)
+        x, following = self._run_blocks(x, context, caches)
         return x, [self._last(own, required_cache_size) for own in following]
 
     def _last(self, caches: BlockCaches, required: int) -> BlockCaches:

@@ -130,11 +130,11 @@ class EncoderNodes:
         self.streaming = "offset" in inputs
 
     @property
-    def longest_history(self) -> int:
+    def _longest_history(self) -> int:
         """The largest number of subsampled frames that a convolution sees before a chunk, as whole output frames."""
         return max((kernel - 1 for _, _, kernel in self.encoder.block.convolutions(self.config)), default=0)
 
-    def block(self, residual: Residual, block: nn.Module, index: int) -> None:
+    def _block(self, residual: Residual, block: nn.Module, index: int) -> None:
         """Build one block, whose layers read the residual and add to it."""
         raise NotImplementedError
 
@@ -157,18 +157,18 @@ class EncoderNodes:
                     x = g.op("Mul", g.op("Sub", x, vector(g, "mean", cmvn.mean)), vector(g, "istd", cmvn.istd))
             x = self.encoder.embed.nodes(g, x, lens)
             self.output_lens = self.encoder.embed.output_lengths_nodes(g, lens)
-            self.share(x)
-            x = self.run_blocks(x)
+            self._share(x)
+            x = self._run_blocks(x)
             outputs = {"output": x, "output_lens": self.output_lens}
             if self.streaming:
                 with g.scope("caches"):
                     reduction = self.config.frame_reduction
                     first = self.offset if reduction == 1 else g.op("Div", self.offset, reduction)
                     outputs["next_offset"] = g.op("Add", first, self.output_lens)
-                    outputs |= self.next_caches()
+                    outputs |= self._next_caches()
             return outputs
 
-    def share(self, x: ir.Value) -> None:
+    def _share(self, x: ir.Value) -> None:
         """Build the positions and masks that every block uses, for subsampled features [batch, time, dim]."""
         g, cache, required = self.g, self.inputs.get(ATT_CACHE), self.inputs.get("required_cache_size")
         with g.scope("frames"):
@@ -190,7 +190,7 @@ class EncoderNodes:
         offset = offset if reduction == 1 else g.op("Mul", offset, reduction)
         limit = [self.max_position * reduction]
         cache_time = g.op("Shape", self.inputs[ATT_CACHE], start=3, end=4)
-        base = g.op("Max", cache_time, [self.longest_history])
+        base = g.op("Max", cache_time, [self._longest_history])
         # With chunks of equal size, positions run from 0 to `first`, then cycle from `base` to `base` + `length`.
         first = g.op("Mul", g.op("Div", limit, time), time)
         length = g.op("Max", g.op("Mul", g.op("Div", g.op("Sub", limit, base), time), time), [1])
@@ -200,7 +200,7 @@ class EncoderNodes:
         is_limited = g.op("GreaterOrEqual", self.inputs["required_cache_size"], 0)
         return g.op("Where", g.op("And", is_late, is_limited), moved, offset)
 
-    def run_blocks(self, x: ir.Value) -> ir.Value:
+    def _run_blocks(self, x: ir.Value) -> ir.Value:
         """Run the blocks on subsampled features [batch, time, dim] and return the encoder's output."""
         g = self.g
         if self.config.absolute_positions:
@@ -208,12 +208,12 @@ class EncoderNodes:
         residual = Residual(g, x, pre_norm=self.config.pre_norm)
         for index, block in enumerate(self.encoder.encoders):
             with g.scope(f"encoders.{index}"):
-                self.block(residual, block, index)
+                self._block(residual, block, index)
         if self.config.pre_norm and self.config.final_norm:
             residual.normalize(self.encoder.after_norm, "after_norm")
         return residual.total
 
-    def next_caches(self) -> dict[str, ir.Value]:
+    def _next_caches(self) -> dict[str, ir.Value]:
         """Return the caches for the next call, by the names of their outputs."""
         caches, kept = {f"r_{ATT_CACHE}": self.frames.next_attention_cache()}, self.seen.kept
         return caches | ({f"r_{CNN_CACHE}": next_history(self.g, kept)} if kept else {})
@@ -222,7 +222,7 @@ class EncoderNodes:
         """Return a function that applies a feed-forward layer and multiplies its output by `scale`."""
         return lambda x: feed_forward(self.g, x, layer, self.config.feed_forward.activation, name, scale)
 
-    def self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
+    def _self_attention(self, x: ir.Value, block: nn.Module, index: int) -> ir.Value:
         """Apply the attention of block `index` to `x` [batch, time, dim], and record the frames that must be cached."""
         with self.g.scope(self.ATTENTION, group="attention"):
             nodes = AttentionNodes(self.g, self.attention_of(block))

@@ -288,10 +288,9 @@ class SqueezeformerEncoder(SpeechEncoder):
         self.time_reduction_layer = TimeReduction(config.dim, self.own.reduction)
         self.time_recover_layer = nn.Linear(config.dim, config.dim)
 
-    def run_blocks(
+    def _run_blocks(
         self, x: Tensor, context: Context, caches: Sequence[BlockCaches]
     ) -> tuple[Tensor, list[BlockCaches]]:
-        """See `SpeechEncoder`."""
         x, following = self.preln(x), []
         valid, half, full = context.valid, context.strided(2), x
         for index, (block, own) in enumerate(zip(self.encoders, caches, strict=True)):

@@ -35,14 +35,13 @@ class SqueezeformerNodes(EncoderNodes):
     own: Squeezed
 
     @property
-    def longest_history(self) -> int:
+    def _longest_history(self) -> int:
         """See `EncoderNodes`. The blocks at half the frame rate have the longest history."""
-        return 2 * super().longest_history
+        return 2 * super()._longest_history
 
-    def share(self, x: ir.Value) -> None:
-        """See `EncoderNodes`."""
+    def _share(self, x: ir.Value) -> None:
         g = self.g
-        super().share(x)
+        super()._share(x)
         start = initial_cache(g, [cast("SqueezeformerBlock", block).conv_module for block in self.encoder.encoders])
         with g.scope("half_frames"):
             self.time = g.op("Shape", x, start=1, end=2)
@@ -53,8 +52,7 @@ class SqueezeformerNodes(EncoderNodes):
         self.seen, reduced = (rate.seen for rate in self.rates)
         self.rates[1].seen = replace(reduced, kept=self.seen.kept)  # one cache for the blocks of both rates
 
-    def run_blocks(self, x: ir.Value) -> ir.Value:
-        """See `EncoderNodes`."""
+    def _run_blocks(self, x: ir.Value) -> ir.Value:
         g, own, encoder = self.g, self.own, cast("SqueezeformerEncoder", self.encoder)
         full = x = normalization(g, x, encoder.preln, "preln")
         for index, block in enumerate(encoder.encoders):
@@ -67,11 +65,11 @@ class SqueezeformerNodes(EncoderNodes):
                 x = g.op("Add", full, g.op("Slice", twice, [0], self.time, [1]))
             rate, residual = self.rates[own.is_half(index)], Residual(g, x, pre_norm=self.config.pre_norm)
             with g.scope(f"encoders.{index}"):
-                self._block(residual, cast("SqueezeformerBlock", block), rate, index)
+                self._layers(residual, cast("SqueezeformerBlock", block), rate, index)
             x = residual.total
         return x
 
-    def _block(self, residual: Residual, block: SqueezeformerBlock, rate: Rate, index: int) -> None:
+    def _layers(self, residual: Residual, block: SqueezeformerBlock, rate: Rate, index: int) -> None:
         g = self.g
         residual.add(lambda x: rate.attend(x, block.self_attn), block.layer_norm1, "layer_norm1")
         residual.add(self.feed_forward(folded(block.ffn1, "w_1"), "ffn1"), block.layer_norm2, "layer_norm2")
@@ -95,9 +93,8 @@ class SqueezeformerNodes(EncoderNodes):
             valid = cast("ir.Value", self.frames.valid)
             return linear(g, g.call(form.function(self.config.dim), x, valid, *taps)[0], layer.pw_conv, "pw_conv")
 
-    def next_caches(self) -> dict[str, ir.Value]:
-        """See `EncoderNodes`."""
-        return super().next_caches() | {f"r_{HALF_ATT_CACHE}": self.rates[1].frames.next_attention_cache()}
+    def _next_caches(self) -> dict[str, ir.Value]:
+        return super()._next_caches() | {f"r_{HALF_ATT_CACHE}": self.rates[1].frames.next_attention_cache()}
 
 
 class Rate:
